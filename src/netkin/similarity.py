@@ -1,0 +1,209 @@
+"""The similarity score and its uncertainty: pure functions of outcomes.
+
+Source: "Similarity of Neural Architectures based on Input Gradient Transferability", Eq. 1.
+For models A and B, label y, adversarial images x_A and x_B, and X, the images that both classify
+correctly:
+
+    p(A, B) = 1 / (2 |X|) * sum over X of [B(x_A) != y] + [A(x_B) != y]
+    s(A, B) = ln max(eps_s, 100 p)
+
+Intervals are two-sided at 95 %. They are computed from one value an image,
+z = ([B(x_A) != y] + [A(x_B) != y]) / 2, so that the covariance of the two directions is in them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from netkin.errors import UserError
+
+EPS_S = 0.01
+Z_95 = 1.959963984540054
+ALWAYS = float(np.log(100.0))
+"""The score of a pair whose every adversarial image transfers: ln 100 = 4.605."""
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Who was fooled by what.
+
+    Attributes:
+        members: N model names.
+        image_ids: I image ids, the axis that bootstrap draws resample.
+        correct: [N, I] bool, the model classifies the clean image correctly.
+        fooled: [N, N, I] bool, fooled[a, b, i]: b errs on the adversarial image that a made of
+            image i. Only read where a and b are both correct.
+    """
+
+    members: tuple[str, ...]
+    image_ids: tuple[str, ...]
+    correct: NDArray[np.bool_]
+    fooled: NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        n, images = len(self.members), len(self.image_ids)
+        if self.correct.shape != (n, images) or self.fooled.shape != (n, n, images):
+            raise ValueError(
+                f"expected correct {(n, images)} and fooled {(n, n, images)}, "
+                f"got {self.correct.shape} and {self.fooled.shape}"
+            )
+
+    def both_correct(self, a: int, b: int) -> NDArray[np.bool_]:
+        """X as a mask, [I] bool. Raises UserError, naming the pair, when no image is in it."""
+        mask = self.correct[a] & self.correct[b]
+        if not mask.any():
+            pair = " and ".join(dict.fromkeys((self.members[a], self.members[b])))
+            raise UserError(
+                f"no image is classified correctly by {pair}: their similarity is undefined; "
+                "check the models' clean accuracy, labels and preprocessing, or use more images"
+            )
+        return mask
+
+    def per_image(self, a: int, b: int) -> NDArray[np.float64]:
+        """z of each image in X, [|X|] in {0, 0.5, 1}."""
+        mask = self.both_correct(a, b)
+        return (self.fooled[a, b, mask].astype(float) + self.fooled[b, a, mask]) / 2
+
+
+@dataclass(frozen=True)
+class Score:
+    """s = ln(100 p) of a pair with its 95 % interval (all in nats), and n = |X|."""
+
+    score: float
+    low: float
+    high: float
+    n: int
+
+
+def score(p: float | NDArray, eps_s: float = EPS_S) -> NDArray[np.float64]:
+    """ln max(eps_s, 100 p) for a fooling rate p in [0, 1] (a number or an array)."""
+    if not eps_s > 0:
+        raise UserError(f"eps_s must be above 0, got {eps_s}")
+    return np.log(np.maximum(eps_s, 100.0 * np.asarray(p, dtype=float)))
+
+
+def with_interval(z: NDArray[np.float64], eps_s: float = EPS_S) -> Score:
+    """The score of per-image values z ([n], in {0, 0.5, 1}) with its 95 % interval.
+
+    The delta method, SE(s) = sd(z) / (p sqrt(n)). Where all z are equal (p = 0 among them) it
+    would claim certainty; there the interval is exact instead: with n equal draws, less than
+    1 - 0.05^(1/n) (about 3/n) of the probability lies elsewhere, at 95 % confidence. For p = 0
+    that is the bound s <= ln(100 (1 - 0.05^(1/n))), about ln(300 / n).
+    """
+    n = len(z)
+    if n == 0:
+        raise ValueError("the score of no images is undefined")
+    p = float(np.mean(z))
+    s = float(score(p, eps_s))
+    if np.all(z == z[0]):
+        elsewhere = 1.0 - 0.05 ** (1.0 / n)
+        low, high = score(np.array([p * (1 - elsewhere), p + (1 - p) * elsewhere]), eps_s)
+    else:
+        half = Z_95 * float(np.std(z, ddof=1)) / (p * np.sqrt(n))
+        low, high = max(s - half, float(np.log(eps_s))), min(s + half, ALWAYS)
+    return Score(s, float(low), float(high), n)
+
+
+def matrix(outcomes: Outcomes, eps_s: float = EPS_S) -> NDArray[np.float64]:
+    """All scores, [N, N], symmetric; the diagonal is ln(100 x white-box success)."""
+    members = range(len(outcomes.members))
+    s = np.empty((len(members), len(members)))
+    for a in members:
+        for b in range(a + 1):
+            s[a, b] = s[b, a] = score(float(outcomes.per_image(a, b).mean()), eps_s)
+    return s
+
+
+def pairs(outcomes: Outcomes, eps_s: float = EPS_S) -> pl.DataFrame:
+    """One row a pair a < b: a, b, n, a_fools_b, b_fools_a (rates over X), score, low, high."""
+    rows = []
+    for a, name_a in enumerate(outcomes.members):
+        for b in range(a + 1, len(outcomes.members)):
+            mask = outcomes.both_correct(a, b)
+            result = with_interval(outcomes.per_image(a, b), eps_s)
+            rows.append(
+                {
+                    "a": name_a,
+                    "b": outcomes.members[b],
+                    "n": result.n,
+                    "a_fools_b": float(outcomes.fooled[a, b, mask].mean()),
+                    "b_fools_a": float(outcomes.fooled[b, a, mask].mean()),
+                    "score": result.score,
+                    "low": result.low,
+                    "high": result.high,
+                }
+            )
+    return pl.DataFrame(rows)
+
+
+def bootstrap(
+    outcomes: Outcomes, draws: int = 1000, seed: int = 0, eps_s: float = EPS_S
+) -> NDArray[np.float64]:
+    """Matrices of resampled images, [draws, N, N]; one draw of images is shared by all pairs.
+
+    So anything computed from a matrix (a cluster, a family mean, a correlation) gets an interval
+    that knows that pairs share images. A draw that leaves a pair without images is NaN there.
+    """
+    n, images = len(outcomes.members), len(outcomes.image_ids)
+    counts = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), draws)
+    counts = counts.astype(float)  # [draws, I]
+    result = np.empty((draws, n, n))
+    for a in range(n):
+        for b in range(a + 1):
+            mask = outcomes.both_correct(a, b)
+            weights = counts[:, mask]  # [draws, |X|]
+            with np.errstate(invalid="ignore"):
+                p = weights @ outcomes.per_image(a, b) / weights.sum(axis=1)
+            result[:, a, b] = result[:, b, a] = score(p, eps_s)
+    return result
+
+
+def interval(draws: NDArray[np.float64]) -> tuple[float, float]:
+    """The 95 % percentile interval of bootstrap draws, [draws]."""
+    low, high = np.nanquantile(draws, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def family_means(
+    scores: NDArray[np.float64],
+    families: Sequence[str],
+    draws: NDArray[np.float64] | None = None,
+) -> pl.DataFrame:
+    """Mean similarity within and between families: family_a, family_b, pairs, mean, low, high.
+
+    A model's score with itself never counts, so a family of one has no row with itself. low and
+    high are the 95 % interval over bootstrap draws ([draws, N, N]) of images, or null without.
+    """
+    family = np.array(families)
+    names = list(dict.fromkeys(families))
+    other = ~np.eye(len(family), dtype=bool)
+    rows = []
+    for i, first in enumerate(names):
+        for second in names[i:]:
+            block = np.outer(family == first, family == second) & other
+            block |= block.T
+            block &= np.tri(len(family), k=-1, dtype=bool)
+            if block.any():
+                low, high = (None, None) if draws is None else interval(draws[:, block].mean(1))
+                rows.append(
+                    {
+                        "family_a": first,
+                        "family_b": second,
+                        "pairs": int(block.sum()),
+                        "mean": float(scores[block].mean()),
+                        "low": low,
+                        "high": high,
+                    }
+                )
+    schema = {
+        "family_a": pl.String,
+        "family_b": pl.String,
+        "pairs": pl.Int64,
+        "mean": pl.Float64,
+        "low": pl.Float64,
+        "high": pl.Float64,
+    }
+    return pl.DataFrame(rows, schema=schema)

@@ -1,0 +1,210 @@
+"""The score: properties, a naive second implementation, and the coverage of its intervals."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from netkin.errors import UserError
+from netkin.similarity import (
+    ALWAYS,
+    Outcomes,
+    bootstrap,
+    family_means,
+    interval,
+    matrix,
+    pairs,
+    score,
+    with_interval,
+)
+
+
+@st.composite
+def outcomes(draw: st.DrawFn) -> Outcomes:
+    """2 to 4 models on 1 to 30 images, at least one of which all classify correctly."""
+    n, images = draw(st.integers(2, 4)), draw(st.integers(1, 30))
+    correct = draw(arrays(bool, (n, images)))
+    correct[:, draw(st.integers(0, images - 1))] = True
+    fooled = draw(arrays(bool, (n, n, images)))
+    return Outcomes(tuple("abcd"[:n]), tuple(map(str, range(images))), correct, fooled)
+
+
+def naive_score(o: Outcomes, a: int, b: int, eps_s: float = 0.01) -> float:
+    """Eq. 1 word by word."""
+    errors = 0
+    images = 0
+    for i in range(len(o.image_ids)):
+        if o.correct[a, i] and o.correct[b, i]:
+            images += 1
+            if o.fooled[a, b, i]:
+                errors += 1
+            if o.fooled[b, a, i]:
+                errors += 1
+    return math.log(max(eps_s, 100 * errors / (2 * images)))
+
+
+@given(outcomes(), st.sampled_from([0.01, 0.5]))
+def test_matrix_equals_the_formula_word_by_word(o: Outcomes, eps_s: float) -> None:
+    n = len(o.members)
+    expected = [[naive_score(o, a, b, eps_s) for b in range(n)] for a in range(n)]
+    np.testing.assert_allclose(matrix(o, eps_s), expected, rtol=1e-12)
+
+
+@given(outcomes())
+def test_symmetric_and_bounded(o: Outcomes) -> None:
+    s = matrix(o)
+    assert (s == s.T).all()
+    assert s.min() >= math.log(0.01) and s.max() <= ALWAYS + 1e-12
+
+
+@given(outcomes(), st.randoms(use_true_random=False))
+def test_order_of_images_does_not_matter(o: Outcomes, random) -> None:
+    order = list(range(len(o.image_ids)))
+    random.shuffle(order)
+    shuffled = Outcomes(
+        o.members, tuple(o.image_ids[i] for i in order), o.correct[:, order], o.fooled[:, :, order]
+    )
+    np.testing.assert_allclose(matrix(shuffled), matrix(o))
+    a, b = pairs(shuffled), pairs(o)
+    for column in ("n", "a_fools_b", "b_fools_a", "score", "low", "high"):
+        np.testing.assert_allclose(a[column], b[column])
+
+
+@given(outcomes())
+def test_images_that_one_of_a_pair_gets_wrong_do_not_count(o: Outcomes) -> None:
+    both = o.correct[:, None] & o.correct[None]
+    flipped = Outcomes(o.members, o.image_ids, o.correct, np.where(both, o.fooled, ~o.fooled))
+    assert (matrix(flipped) == matrix(o)).all()
+
+
+def test_diagonal_of_a_perfect_attack_is_ln_100() -> None:
+    o = Outcomes(("a", "b"), ("1", "2"), np.ones((2, 2), bool), np.ones((2, 2, 2), bool))
+    np.testing.assert_allclose(np.diag(matrix(o)), 4.605170, atol=1e-6)
+
+
+def test_diagonal_is_white_box_success() -> None:
+    correct = np.array([[True, True, True, True, False]] * 2)
+    fooled = np.zeros((2, 2, 5), bool)
+    fooled[0, 0, [0, 4]] = True  # one of the four correct images
+    fooled[1, 1, :2] = True
+    o = Outcomes(("a", "b"), tuple("12345"), correct, fooled)
+    np.testing.assert_allclose(np.diag(matrix(o)), np.log([25, 50]))
+
+
+def test_both_directions_are_kept_apart() -> None:
+    correct = np.array([[True, True, True, True, False], [True] * 5])
+    fooled = np.zeros((2, 2, 5), bool)
+    fooled[0, 1, :3] = True  # a's images fool b on three of four
+    fooled[1, 0, 0] = True
+    fooled[1, 0, 4] = True  # outside X
+    (row,) = pairs(Outcomes(("a", "b"), tuple("12345"), correct, fooled)).to_dicts()
+    assert (row["a"], row["b"], row["n"]) == ("a", "b", 4)
+    assert (row["a_fools_b"], row["b_fools_a"]) == (0.75, 0.25)
+    assert row["score"] == pytest.approx(math.log(50))
+    assert row["low"] < row["score"] < row["high"]
+
+
+@given(st.floats(1e-6, 1.0), st.floats(0, 1))
+def test_floor(eps_s: float, p: float) -> None:
+    assert float(score(p, eps_s)) == pytest.approx(math.log(max(eps_s, 100 * p)))
+
+
+@pytest.mark.parametrize("eps_s", [0, -1])
+def test_floor_must_be_positive(eps_s: float) -> None:
+    with pytest.raises(UserError, match="eps_s must be above 0"):
+        score(0.5, eps_s)
+
+
+@given(st.integers(1, 2000))
+def test_bound_is_exact_when_nothing_transfers(n: int) -> None:
+    result = with_interval(np.zeros(n))
+    assert result.score == pytest.approx(math.log(0.01))
+    # The rate at which seeing n failures in a row has a probability of 5 %.
+    rate = math.exp(result.high) / 100
+    assert (1 - rate) ** n == pytest.approx(0.05)
+    if n >= 50:
+        assert result.high == pytest.approx(math.log(300 / n), abs=0.04)
+
+
+@given(st.integers(1, 500), st.sampled_from([0.5, 1.0]))
+def test_no_interval_claims_certainty(n: int, value: float) -> None:
+    result = with_interval(np.full(n, value))
+    assert result.low < result.score <= ALWAYS + 1e-12
+    assert result.score <= result.high
+
+
+def test_delta_method_by_hand() -> None:
+    z = np.array([0, 0.5, 1, 0.5, 0.0])
+    half = 1.959964 * z.std(ddof=1) / (0.4 * math.sqrt(5))
+    result = with_interval(z)
+    assert result.score == pytest.approx(math.log(40))
+    assert result.low == pytest.approx(math.log(40) - half, abs=1e-5)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+@pytest.mark.parametrize("correlation", [0.0, 0.7])
+def test_coverage_is_95_per_cent(p: float, correlation: float) -> None:
+    """At n = 500, with directions that are independent, and that mostly agree on an image."""
+    rng = np.random.default_rng(1)
+    n, repeats, truth, hits = 500, 4000, math.log(100 * p), 0
+    for _ in range(repeats):
+        first, second = rng.random(n) < p, rng.random(n) < p
+        second = np.where(rng.random(n) < correlation, first, second)
+        result = with_interval((first.astype(float) + second) / 2)
+        hits += result.low <= truth <= result.high
+    assert 0.93 <= hits / repeats <= 0.97
+
+
+def test_bootstrap_agrees_with_the_delta_method_and_shares_its_draws() -> None:
+    rng = np.random.default_rng(0)
+    fooled = rng.random((3, 3, 400)) < 0.3
+    fooled[2] = fooled[1]  # a third model that is the second's twin
+    fooled[:, 2] = fooled[:, 1]
+    o = Outcomes(("a", "b", "c"), tuple(map(str, range(400))), np.ones((3, 400), bool), fooled)
+    draws = bootstrap(o, draws=2000, seed=0)
+    low, high = interval(draws[:, 0, 1])
+    exact = with_interval(o.per_image(0, 1))
+    assert low == pytest.approx(exact.low, abs=0.02)
+    assert high == pytest.approx(exact.high, abs=0.02)
+    np.testing.assert_array_equal(draws[:, 0, 1], draws[:, 0, 2])
+    np.testing.assert_array_equal(draws, bootstrap(o, draws=2000, seed=0))
+
+
+@given(outcomes())
+@settings(max_examples=30)
+def test_bootstrap_is_symmetric_and_bounded(o: Outcomes) -> None:
+    draws = bootstrap(o, draws=20)
+    known = draws[~np.isnan(draws)]
+    assert known.min(initial=0) >= math.log(0.01) and known.max(initial=0) <= ALWAYS + 1e-12
+    np.testing.assert_array_equal(draws, draws.transpose(0, 2, 1))
+
+
+def test_an_empty_x_names_the_pair() -> None:
+    correct = np.array([[True, False], [False, True], [True, True]])
+    o = Outcomes(("left", "right", "both"), ("1", "2"), correct, np.zeros((3, 3, 2), bool))
+    with pytest.raises(UserError, match="no image is classified correctly by right and left"):
+        matrix(o)
+    with pytest.raises(UserError, match="left and right"):
+        pairs(o)
+
+
+def test_shapes_must_agree() -> None:
+    with pytest.raises(ValueError, match=r"expected correct \(2, 3\)"):
+        Outcomes(("a", "b"), tuple("123"), np.ones((2, 2), bool), np.ones((2, 2, 3), bool))
+
+
+def test_family_means_leave_out_a_model_with_itself() -> None:
+    s = np.array([[9, 1, 2], [1, 9, 4], [2, 4, 9.0]])
+    table = family_means(s, ["CNN", "ViT", "ViT"], np.stack([s, s + 1]))
+    rows = {(r["family_a"], r["family_b"]): r for r in table.to_dicts()}
+    assert rows.keys() == {("CNN", "ViT"), ("ViT", "ViT")}
+    assert (rows["CNN", "ViT"]["mean"], rows["CNN", "ViT"]["pairs"]) == (1.5, 2)
+    assert rows["ViT", "ViT"]["mean"] == 4
+    assert rows["ViT", "ViT"]["low"] == pytest.approx(4.025)
+
+
+def test_family_means_without_families_of_two() -> None:
+    assert family_means(np.eye(2), ["a", "b"]).height == 1
