@@ -1,0 +1,20 @@
+"""Random numbers that belong to an image, not to its batch, its device or the order of work."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def generator(seed: int, key: str) -> np.random.Generator:
+    """A generator fixed by a seed and a text such as an image's id."""
+    digest = hashlib.sha256(f"{seed}\n{key}".encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+
+def uniform(shape: Sequence[int], bound: float, seed: int, keys: Sequence[str]) -> Tensor:
+    """Noise in [-bound, bound), [len(keys), *shape] float32 on the CPU, one stream a key."""
+    draws = [generator(seed, key).random(shape, dtype=np.float32) for key in keys]
+    return torch.from_numpy(np.stack(draws)).mul_(2 * bound).sub_(bound)

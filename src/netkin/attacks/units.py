@@ -1,0 +1,26 @@
+"""Eps and step sizes as people write them: 8/255, 0.03, "1e-2"."""
+
+import math
+from fractions import Fraction
+
+from netkin.errors import UserError
+
+
+def fraction(value: float | str, name: str) -> float:
+    """A number in (0, 1], in pixels of [0, 1]. Raises UserError, with the parameter's name."""
+    try:
+        number = float(math.prod(_parts(str(value))))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise UserError(
+            f"{name}={value} is not a number; write a fraction such as 8/255 or a decimal"
+        ) from None
+    if not 0 < number <= 1:
+        hint = f"; did you mean {value}/255?" if number > 1 else ""
+        raise UserError(f"{name}={value} is outside (0, 1], the range of pixels{hint}")
+    return number
+
+
+def _parts(text: str) -> tuple[Fraction, Fraction]:
+    """A number or a quotient of two as (numerator, 1 / denominator), exactly."""
+    numerator, _, denominator = text.replace(" ", "").partition("/")
+    return Fraction(numerator), 1 / Fraction(denominator or 1)
