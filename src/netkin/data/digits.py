@@ -1,0 +1,76 @@
+"""scikit-learn's digits: 1,797 real scans of handwritten digits, shipped with the package."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from netkin.data.decode import stamp
+from netkin.errors import UserError
+
+SIDE = 32
+"""Pixels a side, up from 8: four pixels for each of the scan's."""
+
+
+@cache
+def _scans() -> tuple[list[Image.Image], np.ndarray]:
+    """(1,797 images as they are shown; labels, [1797])."""
+    digits: Any = load_digits()
+    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # [1797, 8, 8] in 0..255
+    scans = [Image.fromarray(scan) for scan in grey]
+    size = (SIDE, SIDE)
+    return [s.resize(size, Image.Resampling.BICUBIC).convert("RGB") for s in scans], digits.target
+
+
+@dataclass(frozen=True)
+class Digits:
+    """The train or test part of the digits as 32 x 32 8-bit RGB images.
+
+    The split is stratified by class and fixed by `seed`. An id is the image's number in
+    scikit-learn's own order, such as ``digits/0042``.
+    """
+
+    split: str = "test"
+    test_size: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.split not in ("train", "test"):
+            raise UserError(f"the digits have the splits train and test, not {self.split!r}")
+        if not 10 <= self.test_size <= 1787:
+            raise UserError(f"test_size of the digits must be in 10..1787, got {self.test_size}")
+
+    @property
+    def classes(self) -> list[str]:
+        return [str(digit) for digit in range(10)]
+
+    @property
+    def _numbers(self) -> list[int]:
+        return _split(self.test_size, self.seed)[self.split == "test"]
+
+    @property
+    def ids(self) -> list[str]:
+        return [f"digits/{number:04d}" for number in self._numbers]
+
+    @property
+    def labels(self) -> list[int]:
+        return [int(_scans()[1][number]) for number in self._numbers]
+
+    def stamp(self, index: int) -> str:
+        return stamp(self.load(index).tobytes())
+
+    def load(self, index: int) -> Image.Image:
+        return _scans()[0][self._numbers[index]].copy()
+
+
+@cache
+def _split(test_size: int, seed: int) -> tuple[list[int], list[int]]:
+    labels = _scans()[1]
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=test_size, stratify=labels, random_state=seed
+    )
+    return sorted(map(int, train)), sorted(map(int, test))

@@ -1,0 +1,225 @@
+"""Which images are scored: a stratified sample, written down as a manifest that others can use."""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from netkin.data.images import Images
+from netkin.errors import UserError
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The images of a run: their ids, labels and positions in the dataset, in a fixed order.
+
+    `classes` are the names of all the dataset's classes, `stamps` tell each image from another of
+    its id (see `Images.stamp`), and `skipped` are images that were drawn but could not be read:
+    (id, reason).
+    """
+
+    name: str
+    ids: tuple[str, ...]
+    labels: tuple[int, ...]
+    positions: tuple[int, ...]
+    classes: tuple[str, ...] = ()
+    stamps: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Hash of ids, labels, classes and stamps: one digest, the very same images."""
+        return _sha256([self.ids, self.labels, self.classes, self.stamps])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def manifest(self) -> dict:
+        """What is written beside the results, and what `from_manifest` reads."""
+        return {
+            "name": self.name,
+            "sha256": self.digest,
+            "classes": list(self.classes),
+            "ids": list(self.ids),
+            "labels": list(self.labels),
+            "stamps": list(self.stamps),
+            "skipped": [{"id": image, "reason": reason} for image, reason in self.skipped],
+        }
+
+    def without(self, unreadable: Mapping[str, str]) -> "Subset":
+        """The subset less some images, id to reason, which it goes on to name."""
+        kept = [i for i, image in enumerate(self.ids) if image not in unreadable]
+        return Subset(
+            self.name,
+            ids=tuple(self.ids[i] for i in kept),
+            labels=tuple(self.labels[i] for i in kept),
+            positions=tuple(self.positions[i] for i in kept),
+            classes=self.classes,
+            stamps=tuple(self.stamps[i] for i in kept),
+            skipped=(*self.skipped, *sorted(unreadable.items())),
+        )
+
+
+def draw(
+    images: Images,
+    name: str,
+    per_class: int | None = None,
+    seed: int = 0,
+    fraction: float | None = None,
+    stamped: bool = True,
+) -> Subset:
+    """A stratified sample without replacement, drawn with `seed`, or all images.
+
+    Args:
+        images: the dataset.
+        name: what the subset goes by.
+        per_class: how many of each class.
+        seed: of the draw, which depends on ids, not on the order in which a dataset lists them.
+        fraction: instead of per_class, what share of each class, in (0, 1], rounded, at least one.
+        stamped: whether to look at each image's file, to tell it from another of its id.
+
+    Raises UserError when a class holds fewer images than asked for, and for an id listed twice.
+    """
+    ids, labels = list(images.ids), list(images.labels)
+    _check(ids, labels, images.classes)
+    if per_class is not None and fraction is not None:
+        raise UserError("subset takes per_class or fraction, not both")
+    if per_class is not None and per_class < 1:
+        raise UserError(f"subset.per_class must be 1 or more, got {per_class}")
+    if fraction is not None and not 0 < fraction <= 1:
+        raise UserError(f"subset.fraction must be in (0, 1], got {fraction}")
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    if per_class is not None:
+        order = _stratified(order, labels, images.classes, lambda n: per_class, seed)
+    elif fraction is not None:
+        order = _stratified(
+            order, labels, images.classes, lambda n: min(n, max(1, round(fraction * n))), seed
+        )
+    return Subset(
+        name,
+        ids=tuple(ids[i] for i in order),
+        labels=tuple(labels[i] for i in order),
+        positions=tuple(order),
+        classes=tuple(images.classes),
+        stamps=tuple(images.stamp(i) for i in order) if stamped else (),
+    )
+
+
+def from_manifest(images: Images, file: str | Path, dataset: str) -> Subset:
+    """The subset that a manifest names, as `Subset.manifest` or the store wrote it.
+
+    Raises UserError when the file is no manifest, was changed, is of another dataset, names images
+    that are not there, or labels them otherwise.
+    """
+    path = Path(file).expanduser()
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        subset = Subset(
+            str(content["name"]),
+            tuple(content["ids"]),
+            tuple(content["labels"]),
+            (),
+            tuple(content["classes"]),
+            tuple(content["stamps"]),
+            tuple((entry["id"], entry["reason"]) for entry in content["skipped"]),
+        )
+        written, of = content["sha256"], content.get("dataset", dataset)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"subset.file={path} cannot be read as a manifest ({type(error).__name__}: {error}); "
+            "expected a manifest.json that netkin wrote, from <store>/<dataset>/<subset>/"
+        ) from None
+    if of != dataset:
+        raise UserError(f"subset.file={path} is a manifest of dataset {of!r}, not {dataset!r}")
+    if subset.digest != written:
+        raise UserError(
+            f"subset.file={path} does not fit its own hash; was it cut or edited after it was made?"
+        )
+    ids, labels = list(images.ids), list(images.labels)
+    _check(ids, labels, images.classes)
+    if tuple(images.classes) != subset.classes:
+        raise UserError(
+            f"subset.file={path} has classes {list(subset.classes[:3])} ({len(subset.classes)} in "
+            f"all), the dataset {list(images.classes[:3])} ({len(images.classes)}); labels are "
+            "their indices, so they must be the same"
+        )
+    place = {image: i for i, image in enumerate(ids)}
+    missing = [image for image in subset.ids if image not in place]
+    if missing:
+        raise UserError(
+            f"subset.file={path} names {len(missing)} images that are not in the dataset, such as "
+            f"{missing[0]}"
+        )
+    positions = tuple(place[image] for image in subset.ids)
+    for image, label, i in zip(subset.ids, subset.labels, positions, strict=True):
+        if labels[i] != label:
+            raise UserError(
+                f"subset.file={path} labels {image} as class {label}, the dataset as {labels[i]}"
+            )
+    for image, stamp, i in zip(subset.ids, subset.stamps, positions, strict=True):
+        if images.stamp(i) != stamp:
+            raise UserError(
+                f"subset.file={path}: {image} is another image, or another file of it, than the "
+                "manifest was made with"
+            )
+    return replace(subset, positions=positions)
+
+
+def fingerprint(images: Images, looked_at: int = 1000) -> str:
+    """Hash of a dataset's ids, labels and classes, and of some of its images, evenly spread."""
+    whole = draw(images, "all", stamped=False)
+    some = whole.positions[:: max(1, len(whole) // looked_at)]
+    return _sha256([whole.digest, [images.stamp(i) for i in some]])
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+
+
+def _check(ids: list[str], labels: list[int], classes: Sequence[str]) -> None:
+    for image in ids:
+        try:
+            image.encode()
+        except UnicodeEncodeError:
+            shown = image.encode("utf-8", "backslashreplace").decode()
+            raise UserError(f"the name of image {shown} is not UTF-8; rename the file") from None
+    if len(set(ids)) != len(ids):
+        twice = next(image for i, image in enumerate(ids) if image in ids[:i])
+        raise UserError(f"the dataset lists image {twice} twice; ids must be unique")
+    for image, label in zip(ids, labels, strict=True):
+        if not 0 <= label < len(classes):
+            raise UserError(
+                f"label {label} of image {image} is out of range: the dataset has "
+                f"{len(classes)} classes, 0 to {len(classes) - 1}"
+            )
+
+
+def _stratified(
+    order: list[int],
+    labels: list[int],
+    classes: Sequence[str],
+    wanted: Callable[[int], int],
+    seed: int,
+) -> list[int]:
+    """Positions of `wanted(n)` images of each class that holds n."""
+    by_class = defaultdict(list)
+    for position in order:
+        by_class[labels[position]].append(position)
+    rng = np.random.default_rng(seed)
+    chosen = set()
+    for label, name in enumerate(classes):
+        members = by_class[label]
+        size = wanted(len(members)) if members else 0  # a part of ImageNet may lack whole classes
+        if len(members) < size:
+            fewest = min(len(found) for found in by_class.values())
+            raise UserError(
+                f"subset.per_class={size} asks for more images than class {name!r} has "
+                f"({len(members)}); take subset.per_class={fewest}, or subset=full"
+            )
+        chosen.update(rng.choice(members, size, replace=False).tolist())
+    return [position for position in order if position in chosen]
