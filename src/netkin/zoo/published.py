@@ -1,0 +1,187 @@
+"""Published weights: what timm knows of them, and where their files are."""
+
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+
+import timm
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+)
+from timm.models import load_model_config_from_hf, split_model_name_tag
+from timm.models._factory import parse_model_name
+from timm.models._hub import (
+    download_cached_file,
+    get_cache_dir,
+    hf_split,
+    load_model_config_from_path,
+)
+
+from netkin.errors import UserError, near
+from netkin.store import file_sha256
+
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are not our user's
+
+FILES = ("model.safetensors", "pytorch_model.bin")
+"""What a repository of the hub calls its weights, in the order in which timm looks for them."""
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A file of weights and the hash of its bytes."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A timm name resolved: architecture, pretrained config (a dict) and further arguments."""
+
+    architecture: str
+    config: dict[str, Any]
+    arguments: dict[str, Any]
+
+
+@cache
+def origin(name: str) -> Origin:
+    """What timm knows of `architecture.tag`, `hf-hub:org/name` or `local-dir:folder`.
+
+    Raises UserError when the hub's or the folder's config.json cannot be had.
+    """
+    try:
+        source, rest = parse_model_name(name)
+        if source is None:
+            config = timm.get_pretrained_cfg(rest)
+            assert config is not None
+            return Origin(split_model_name_tag(rest)[0], config.to_dict(), {})
+        load = load_model_config_from_hf if source == "hf-hub" else load_model_config_from_path
+        found, architecture, arguments = load(rest)
+        resolved = Origin(str(architecture), dict(found or {}), dict(arguments or {}))
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        EntryNotFoundError,
+    ) as error:
+        raise UserError(
+            f"{name}: its config.json cannot be had ({type(error).__name__}: {first_line(error)}); "
+            "expected a model in timm's format, on the hub or in a local folder"
+        ) from None
+    if not timm.is_model(resolved.architecture):
+        raise UserError(
+            f"{name}: timm has no architecture {resolved.architecture!r}, which its config.json "
+            f"names{near(resolved.architecture, timm.list_models())}"
+        )
+    if "num_classes" not in resolved.config:
+        raise UserError(f"{name}: its config.json lacks num_classes in pretrained_cfg")
+    return resolved
+
+
+def cached(name: str) -> Path | None:
+    """The weights file of a name, if it is on this machine."""
+    config = origin(name).config
+    if config.get("source") == "local-dir":
+        folder = Path(config["file"])
+        return next((folder / file for file in FILES if (folder / file).is_file()), None)
+    if repository := config.get("hf_hub_id"):
+        repo, revision = hf_split(repository)
+        for file in _hub_files(config):
+            path = try_to_load_from_cache(repo, file, revision=revision)
+            if isinstance(path, str):
+                return Path(path)
+    if url := config.get("url"):
+        path = Path(get_cache_dir()) / url.rsplit("/", 1)[-1]
+        return path if path.is_file() else None
+    return None
+
+
+def download(name: str) -> Path:
+    """Fetch a name's weights into the cache of the hub's client or of torch.
+
+    Raises what those libraries raise: OSError and its kin.
+    """
+    config = origin(name).config
+    if config.get("source") == "local-dir":
+        raise FileNotFoundError(f"{config['file']} holds no {' or '.join(FILES)}")
+    if repository := config.get("hf_hub_id"):
+        repo, revision = hf_split(repository)
+        *first, last = _hub_files(config)
+        for file in first:
+            try:
+                return Path(hf_hub_download(repo, file, revision=revision))
+            except LocalEntryNotFoundError:  # no network: another file's name will not help
+                raise
+            except EntryNotFoundError:
+                continue
+        return Path(hf_hub_download(repo, last, revision=revision))
+    if url := config.get("url"):
+        return Path(download_cached_file(url, check_hash=True))
+    raise FileNotFoundError("timm knows no published weights of it")
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file; the hub's cache names large files by it."""
+    name = path.resolve().name
+    return name if re.fullmatch(r"[0-9a-f]{64}", name) else file_sha256(path)
+
+
+def fetch(names: dict[str, str]) -> Iterator[tuple[str, WeightsFile]]:
+    """The weights of many members (member's name to timm's), one after another.
+
+    Raises one UserError at the end that lists all members whose weights cannot be had. After one
+    download has failed for want of a network, only the caches are looked at.
+    """
+    missing: dict[str, str] = {}
+    offline = None
+    for member, name in names.items():
+        path = cached(name)
+        if path is None and offline is None:
+            try:
+                path = download(name)
+            except Exception as error:  # the hub's client, urllib and the disk have their own
+                missing[member] = first_line(error)
+                offline = error if _no_network(error) else None
+                continue
+        if path is None:
+            missing[member] = "not tried: the network failed before"
+            continue
+        yield member, WeightsFile(path, sha256(path))
+    if missing:
+        reason = next(iter(missing.values()))
+        raise UserError(
+            f"the weights of {len(missing)} of {len(names)} members cannot be had: "
+            f"{', '.join(f'{member} ({names[member]})' for member in missing)}; the first failed "
+            f"with: {reason}. Fetch them on a machine with a network (they are then in "
+            f"{HF_HUB_CACHE} and {get_cache_dir()}; copy those, or set HF_HUB_CACHE and TORCH_HOME "
+            "to them), or name local files: {name: ..., timm: ..., checkpoint: PATH}"
+        )
+
+
+def _hub_files(config: dict[str, Any]) -> tuple[str, ...]:
+    named = config.get("hf_hub_filename")
+    return (named,) if named else FILES
+
+
+def _no_network(error: BaseException) -> bool:
+    """Whether an error says that nothing can be fetched, rather than that one file is not there."""
+    if isinstance(error, LocalEntryNotFoundError):
+        return True
+    return not isinstance(error, HfHubHTTPError | HTTPError | FileNotFoundError)
+
+
+def first_line(error: BaseException | None) -> str:
+    """The first line of an error's message, or its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

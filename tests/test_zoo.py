@@ -1,0 +1,312 @@
+"""Members as users write them, and the classifiers built of them."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.data import ImageNetInfo
+
+from netkin.errors import UserError
+from netkin.transfer.transfer import resized
+from netkin.zoo.build import Task, build, identity, knows_more, preprocessing
+from netkin.zoo.member import Member, parse_members
+from netkin.zoo.published import fetch, origin
+
+DIGITS = Task(
+    "digits",
+    num_classes=10,
+    input_size=32,
+    fit=({"img_size": 32, "patch_size": 8}, {"img_size": 32}, {}),
+)
+
+
+def test_names_and_mappings() -> None:
+    members = parse_members(
+        ["test_vit", {"name": "mine", "timm": "resnet18.a1_in1k", "family": "R"}, "vit_ti"],
+        known={"vit_ti": {"timm": "vit_tiny_patch16_224", "kwargs": {"depth": 2}}},
+    )
+    assert [m.name for m in members] == ["test_vit", "mine", "vit_ti"]
+    assert [m.family for m in members] == ["vision_transformer", "R", "vision_transformer"]
+    assert members[2].kwargs == {"depth": 2}
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (["resnet5O", "test_vit"], r"no model 'resnet5O'; did you mean resnet50"),
+        (["tset_vit", "test_vit"], r"did you mean test_vit"),
+        (["resnet50.a1_in2k", "test_vit"], r"no weights tagged 'a1_in2k'; did you mean a1_in1k"),
+        (["test_vit"], r"names 1 model, expected 2 or more"),
+        ([], r"names 0 models"),
+        (["test_vit", "test_resnet", "test_vit"], r"names test_vit more than once"),
+        ([{"name": "x"}, "test_vit"], r"'x' lacks `timm`"),
+        ([{"timm": "test_vit", "kwarg": {}}, "test_resnet"], r"no field 'kwarg'; did you mean"),
+        ([3, "test_vit"], r"a member is a name or a mapping .* got 3"),
+    ],
+)
+def test_mistakes(entries: list, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_members(entries)
+
+
+@pytest.mark.parametrize(
+    "name", ["test_vit", "test_coatnet", "test_resnet", "swin_tiny_patch4_window7_224"]
+)
+def test_any_architecture_takes_small_images(name: str) -> None:
+    (member,) = parse_members([name], at_least=1)
+    classifier = build(member, DIGITS).eval()
+    assert classifier(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_pixels_are_normalised_inside() -> None:
+    classifier = build(Member("m", "test_resnet"), DIGITS).eval()
+    pixels = torch.rand(2, 3, 32, 32)
+    own = preprocessing(Member("m", "test_resnet"), DIGITS)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (own.mean, own.std))
+    assert torch.equal(classifier(pixels), classifier.net((pixels - mean) / std))
+
+
+def test_pretrained_members_keep_their_own_preprocessing() -> None:
+    task = Task("imagenet", num_classes=1000, weights="pretrained")
+    (member,) = parse_members(["convnext_tiny.in12k_ft_in1k"], at_least=1)
+    own = preprocessing(member, task)
+    cfg = timm.get_pretrained_cfg(member.timm)
+    assert cfg is not None
+    assert own.view.input_size == cfg.input_size[-1]
+    assert (own.view.crop_pct, own.view.interpolation) == (cfg.crop_pct, cfg.interpolation)
+    assert own.mean == cfg.mean
+
+
+def test_the_seed_decides_the_initialisation() -> None:
+    a, b, c = (build(Member("m", "test_vit"), DIGITS, seed=seed) for seed in (0, 0, 1))
+    first = [next(iter(m.net.state_dict().values())) for m in (a, b, c)]
+    assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
+
+
+def test_an_architecture_that_cannot_take_the_images() -> None:
+    with pytest.raises(UserError, match=r"bad \(test_vit\) cannot be built for 32 x 32 images"):
+        build(Member("bad", "test_vit", kwargs={"depths": 3}), DIGITS)
+
+
+def test_another_number_of_classes_is_refused() -> None:
+    member = Member("many", "test_resnet", kwargs={"num_classes": 1000})
+    with pytest.raises(UserError, match="many tells 1000 classes apart, digits has 10"):
+        build(member, DIGITS)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth", "module.pth", "ema.pth"])
+def test_local_checkpoints(tmp_path: Path, kind: str) -> None:
+    """safetensors, plain torch files, DataParallel's prefix and timm's EMA wrapping."""
+    trained = build(Member("a", "test_resnet"), DIGITS, seed=5)
+    state = trained.net.state_dict()
+    file = tmp_path / f"weights.{kind}"
+    if kind == "safetensors":
+        save_file(state, file)
+    elif kind == "pth":
+        torch.save(state, file)
+    elif kind == "module.pth":
+        torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, file)
+    else:
+        other = build(Member("a", "test_resnet"), DIGITS, seed=6).net.state_dict()
+        torch.save({"state_dict": other, "state_dict_ema": state}, file)
+    loaded = build(Member("a", "test_resnet"), DIGITS, weights=file)
+    assert all(torch.equal(state[k], v) for k, v in loaded.net.state_dict().items())
+
+
+def test_misfits_name_the_first_key_and_both_shapes(tmp_path: Path) -> None:
+    file = tmp_path / "vit.safetensors"
+    save_file(build(Member("a", "test_vit"), DIGITS).net.state_dict(), file)
+    with pytest.raises(UserError, match=r"a: weights .*vit.safetensors do not fit: conv1"):
+        build(Member("a", "test_resnet"), DIGITS, weights=file)
+    twenty = Task("other", num_classes=20, input_size=32, fit=DIGITS.fit)
+    with pytest.raises(UserError, match=r"head.weight is \[20, 64\] in the model and \[10, 64\]"):
+        build(Member("a", "test_vit"), twenty, weights=file)
+
+
+def test_unreadable_checkpoints(tmp_path: Path) -> None:
+    missing, noise = tmp_path / "no.pth", tmp_path / "noise.safetensors"
+    noise.write_bytes(b"not weights" * 50)
+    with pytest.raises(UserError, match=r"there is no weights file .*no\.pth"):
+        build(Member("a", "test_vit"), DIGITS, weights=missing)
+    with pytest.raises(UserError, match=r"noise\.safetensors cannot be read as weights"):
+        build(Member("a", "test_vit"), DIGITS, weights=noise)
+
+
+def test_code_in_a_torch_file_is_not_run(tmp_path: Path) -> None:
+    file = tmp_path / "evil.pth"
+    torch.save({"state_dict": {}, "hook": Path}, file)
+    with pytest.raises(UserError, match=r"evil\.pth cannot be read as weights"):
+        build(Member("a", "test_vit"), DIGITS, weights=file)
+
+
+def test_identity_tells_weights_arguments_and_preprocessing_apart() -> None:
+    base = identity(Member("a", "test_vit"), DIGITS, "0" * 64)
+    assert base == identity(Member("other name", "test_vit"), DIGITS, "0" * 64)
+    for other in (
+        identity(Member("a", "test_vit2"), DIGITS, "0" * 64),
+        identity(Member("a", "test_vit", kwargs={"depth": 2}), DIGITS, "0" * 64),
+        identity(Member("a", "test_vit"), DIGITS, "1" * 64),
+        identity(Member("a", "test_vit", input_size=64), DIGITS, "0" * 64),
+    ):
+        assert other != base
+
+
+def folders_of(*wnids: str) -> Task:
+    return Task("part", len(wnids), weights="pretrained", classes=wnids)
+
+
+def test_a_part_of_imagenet_is_read_at_its_classes(tmp_path: Path) -> None:
+    wnids = ImageNetInfo().label_names()
+    net = timm.create_model("test_resnet").eval()
+    save_file(net.state_dict(), tmp_path / "weights.safetensors")
+    member = Member("r", "test_resnet.r160_in1k")
+    classifier = build(member, folders_of(wnids[7], wnids[3]), tmp_path / "weights.safetensors")
+    pixels = torch.rand(2, 3, 160, 160)
+    with torch.no_grad():
+        logits = classifier.eval()(pixels)
+        wanted = net((pixels - classifier.mean) / classifier.std)
+    torch.testing.assert_close(logits, wanted[:, [7, 3]])
+    assert knows_more(member, folders_of(wnids[7], wnids[3]))
+    whole = build(member, folders_of(*wnids), tmp_path / "weights.safetensors")
+    assert whole.columns is None and not knows_more(member, folders_of(*wnids))
+
+
+@pytest.mark.parametrize("classes", [("cat", "dog"), ("n01440764", "n99999999")])
+def test_other_classes_are_refused(classes: tuple[str, str]) -> None:
+    with pytest.raises(UserError, match=r"r tells 1000 classes apart, part has 2: .* WordNet id"):
+        build(Member("r", "test_resnet.r160_in1k"), folders_of(*classes))
+
+
+def test_an_old_checkpoint_without_counters_of_batches_fits(tmp_path: Path) -> None:
+    net = timm.create_model("test_resnet", num_classes=10)
+    state = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
+    save_file(state, tmp_path / "old.safetensors")
+    build(Member("r", "test_resnet"), DIGITS, tmp_path / "old.safetensors")
+
+
+def test_the_original_authors_keys_are_converted(tmp_path: Path) -> None:
+    """timm's filter for ConvNeXt turns Facebook's names into its own."""
+    net = timm.create_model("test_convnext", num_classes=10).eval()
+    theirs = {}
+    for key, value in net.state_dict().items():
+        key = key.replace("stem.", "downsample_layers.0.")
+        key = re.sub(r"stages.([0-9]+).blocks.([0-9]+)", r"stages.\1.\2", key)
+        key = re.sub(r"stages.([0-9]+).downsample.([0-9]+)", r"downsample_layers.\1.\2", key)
+        for ours, original in (
+            ("conv_dw", "dwconv"),
+            ("mlp.fc1", "pwconv1"),
+            ("mlp.fc2", "pwconv2"),
+            ("head.fc.", "head."),
+            ("head.norm.", "norm."),
+        ):
+            key = key.replace(ours, original)
+        theirs[key] = value
+    assert theirs.keys() != net.state_dict().keys()
+    torch.save({"model": theirs}, tmp_path / "facebook.pth")
+    classifier = build(Member("c", "test_convnext"), DIGITS, tmp_path / "facebook.pth").eval()
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(classifier.net(images), net(images))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [224, 299])
+def test_a_160_px_source_and_larger_targets(size: int, interpolation: str) -> None:
+    """Whole images in [0, 1] of the target's size: a bright edge stays on every side."""
+    images = torch.zeros(2, 3, 160, 160, dtype=torch.uint8)
+    images[..., :8, :] = images[..., -8:, :] = images[..., :8] = images[..., -8:] = 255
+    pixels = resized(images, size, interpolation)
+    assert pixels.shape == (2, 3, size, size)
+    assert pixels.min() >= 0 and pixels.max() <= 1
+    edge, width = 8 * size // 160 - 3, 8 * size / 160
+    for side in (pixels[..., :edge, :], pixels[..., -edge:, :], pixels[..., :edge]):
+        assert (side > 0.99).all()
+    # As much of each row is bright as before: nothing was cropped, nothing was stretched.
+    assert pixels[0, 0, size // 2].sum().item() == pytest.approx(2 * width, abs=0.5)
+    assert torch.equal(resized(images, 160, interpolation), images / 255)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("name", 3, "name must be a name, got 3"),
+        ("kwargs", [1], "kwargs must be a mapping"),
+        ("checkpoint", 3, "checkpoint must be a file"),
+        ("input_size", "abc", "input_size must be a whole number"),
+        ("input_size", 0, "input_size must be a whole number"),
+    ],
+)
+def test_fields_of_the_wrong_kind(field: str, value: object, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        parse_members([{"timm": "test_vit", field: value}], at_least=1)
+
+
+def local_dir(folder: Path, **changes: object) -> str:
+    """A model in timm's format, as `local-dir:`, its config changed."""
+    net = timm.create_model("test_resnet", num_classes=10)
+    config = {
+        "architecture": "test_resnet",
+        "num_classes": 10,
+        "pretrained_cfg": {"input_size": [3, 64, 64], "num_classes": 10},
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    save_file(net.state_dict(), folder / "model.safetensors")
+    origin.cache_clear()
+    return f"local-dir:{folder}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"architecture": "test_foo"}, "timm has no architecture 'test_foo'"),
+        ({"pretrained_cfg": [], "num_classes": 1}, r"config\.json cannot be had"),
+    ],
+)
+def test_a_wrong_config_of_a_local_model(tmp_path: Path, changes: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        parse_members([local_dir(tmp_path / "mine", **changes)], at_least=1)
+
+
+def test_a_local_model_without_weights_does_not_turn_to_the_hub(tmp_path: Path) -> None:
+    name = local_dir(tmp_path / "mine")
+    origin(name).config["hf_hub_id"] = "timm/test_resnet.r160_in1k"
+    (tmp_path / "mine" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"holds no model\.safetensors or pytorch_model\.bin"):
+        dict(fetch({"mine": name}))
+
+
+def test_published_weights_keep_their_classes(tmp_path: Path) -> None:
+    name = local_dir(tmp_path / "mine")
+    weights = tmp_path / "mine" / "model.safetensors"
+    task = Task("three", 3, weights="pretrained")
+    with pytest.raises(UserError, match=r"kwargs\.num_classes=3 would put a layer of random"):
+        build(Member("m", name, {"num_classes": 3}), task, weights)
+
+
+def test_the_arguments_in_a_config_are_part_of_a_model(tmp_path: Path) -> None:
+    task = Task("ten", 10, weights="pretrained")
+    before = identity(Member("m", local_dir(tmp_path / "mine")), task, "same")
+    name = local_dir(tmp_path / "mine", model_args={"global_pool": "max"})
+    assert identity(Member("m", name), task, "same") != before
+
+
+def test_another_input_size_of_published_weights(tmp_path: Path) -> None:
+    task = Task("imagenet", 1000, weights="pretrained")
+    for name, size, fits in (
+        ("test_resnet", 96, True),
+        ("test_vit", 96, True),
+        ("test_vit", 95, False),
+    ):
+        member = Member("m", name, checkpoint="x", input_size=size)
+        file = tmp_path / f"{name}.safetensors"
+        kwargs = {"img_size": size} if name == "test_vit" and fits else {}
+        save_file(timm.create_model(name, **kwargs).state_dict(), file)
+        if fits:
+            assert build(member, task, file)(torch.rand(1, 3, size, size)).shape == (1, 1000)
+        else:
+            with pytest.raises(UserError, match=r"m \(test_vit\) cannot be built"):
+                build(member, task, file)
