@@ -1,0 +1,1 @@
+"""Training members on a dataset's own training images."""
