@@ -1,0 +1,1 @@
+"""The passes over a zoo: clean predictions, crafting, transfer."""

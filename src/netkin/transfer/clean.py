@@ -1,0 +1,59 @@
+"""The clean pass: what a member says of the images before anyone attacks them."""
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from netkin.errors import UserError
+from netkin.jobs import Advance
+from netkin.store import write_tensors
+from netkin.transfer.batches import Batches
+from netkin.transfer.engine import Work, predict
+from netkin.transfer.setting import Setting, names
+from netkin.zoo.build import Classifier
+from netkin.zoo.member import Member
+
+
+class CleanPass(pl.LightningModule):
+    """Logits of one member on all images of the subset."""
+
+    def __init__(self, classifier: Classifier, setting: Setting, advance: Advance):
+        super().__init__()
+        self.classifier, self.setting, self.advance = classifier.eval(), setting, advance
+        self.batches = Batches(setting.batch_size, classifier.name)
+        self.logits: list[Tensor] = []
+
+    def predict_step(self, shard: dict) -> None:
+        pixels = shard["pixels"]
+        for logits in self.batches.run(len(pixels), lambda b: self.classifier(pixels[b] / 255)):
+            self.logits.append(logits.float().cpu())
+        self.advance(len(pixels))
+
+    def result(self) -> Tensor:
+        """[I, K] float32, every value finite."""
+        logits = torch.cat(self.logits)
+        bad = (~logits.isfinite().all(dim=1)).nonzero().flatten().tolist()
+        if bad:
+            raise UserError(
+                f"{self.classifier.name} gives NaN or infinite logits on {len(bad)} of "
+                f"{len(logits)} clean images ({names(self.setting, bad)}); are its weights whole?"
+            )
+        return logits
+
+
+def clean_pass(setting: Setting, member: Member, advance: Advance) -> dict[str, Any]:
+    """Store a member's clean logits; returns images and seconds."""
+    start = time.perf_counter()
+    classifier = setting.build(member)
+    view = setting.view(member)
+    module = CleanPass(classifier, setting, advance)
+    shards = list(range(len(setting.shards)))
+    predict(setting, module, Work([shards], lambda shard: {"pixels": setting.pixels(view, shard)}))
+    parameters = sum(parameter.numel() for parameter in classifier.parameters())
+    logits = module.result()  # before the entry is claimed, which a broken model must not do
+    entry = setting.clean_entry(member).claim()
+    write_tensors(entry.path / "logits.safetensors", {"logits": logits}, params=str(parameters))
+    return {"images": len(logits), "seconds": time.perf_counter() - start}

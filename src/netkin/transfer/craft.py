@@ -1,0 +1,101 @@
+"""Crafting: a source's adversarial images, shard by shard."""
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from netkin.attacks.frozen import frozen
+from netkin.attacks.grid import to_grid
+from netkin.errors import UserError
+from netkin.jobs import Advance
+from netkin.store import Entry, shard_path, write_tensors
+from netkin.transfer.batches import Batches
+from netkin.transfer.engine import Work, predict
+from netkin.transfer.setting import Setting, names
+from netkin.transfer.stored import correct, missing_shards
+from netkin.zoo.build import Classifier
+from netkin.zoo.member import Member
+
+
+class Craft(pl.LightningModule):
+    """One source's attack on the images that it classifies correctly.
+
+    A shard is stored as `images` [n, 3, H, W] and `index` [n], the images' positions in the
+    subset; n is the number of correct ones.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        setting: Setting,
+        member: Member,
+        entry: Entry,
+        advance: Advance,
+    ):
+        super().__init__()
+        self.classifier, self.setting, self.member = classifier, setting, member
+        self.entry, self.advance = entry, advance
+        self.batches = Batches(setting.batch_size, member.name)
+
+    def predict_step(self, shard: dict) -> None:
+        images = []
+        index, pixels, labels = shard["index"], shard["pixels"], shard["labels"]
+        for made in self.batches.run(
+            len(index), lambda b: self._perturb(index[b], pixels[b], labels[b])
+        ):
+            images.append(made.cpu())
+            self.advance(len(made))
+        stored = torch.cat(images) if images else shard["pixels"]
+        write_tensors(
+            shard_path(self.entry, shard["shard"]), {"images": stored, "index": shard["index"]}
+        )
+
+    def _perturb(self, index: Tensor, clean: Tensor, labels: Tensor) -> Tensor:
+        """Adversarial images of a batch as they are stored: uint8, or float32 in [0, 1]."""
+        setting = self.setting
+        attack = setting.attack.attack
+        pixels = clean.float() / 255
+        keys = [f"{self.member.name}\n{setting.subset.ids[i]}" for i in index.tolist()]
+        with frozen(self.classifier) as model:
+            adversarial = attack.perturb(model, pixels, labels, keys).detach()
+        if adversarial.shape != pixels.shape:
+            raise UserError(
+                f"attack {setting.attack.name} returned shape {tuple(adversarial.shape)} for "
+                f"images of shape {tuple(pixels.shape)}; they must be the same"
+            )
+        bad = ~((adversarial >= 0) & (adversarial <= 1)).flatten(1).all(dim=1)  # NaN is bad, too
+        if bad.any():
+            raise UserError(
+                f"attack {setting.attack.name} on {self.member.name} left [0, 1] or gave NaN on "
+                f"{names(setting, index[bad].tolist())}; are the model's gradients finite?"
+            )
+        eps = getattr(attack, "eps", None)
+        if setting.dtype == "uint8":
+            return to_grid(adversarial, clean, eps)
+        if eps is None:
+            return adversarial
+        return (pixels + (adversarial - pixels).clamp(-eps, eps)).clamp(0, 1)
+
+
+def craft(setting: Setting, member: Member, advance: Advance) -> dict[str, Any]:
+    """Craft and store a source's missing shards; returns images and seconds."""
+    start = time.perf_counter()
+    entry = setting.adversarial_entry(member).claim()
+    view, labels = setting.view(member), setting.labels
+    attackable = correct(setting, member)
+
+    def load(shard: int) -> dict:
+        positions = torch.tensor(setting.shards[shard])
+        right = attackable[positions]
+        index = positions[right]
+        pixels = setting.pixels(view, shard)[right]
+        return {"shard": shard, "index": index, "pixels": pixels, "labels": labels[index]}
+
+    missing = missing_shards(setting, member)
+    module = Craft(setting.build(member), setting, member, entry, advance)
+    predict(setting, module, Work([[shard] for shard in missing], load))
+    images = sum(int(attackable[torch.tensor(setting.shards[shard])].sum()) for shard in missing)
+    return {"images": images, "seconds": time.perf_counter() - start}

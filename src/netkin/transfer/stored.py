@@ -1,0 +1,111 @@
+"""What the store knows of a setting: what is done, what is missing, and the results."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from netkin.similarity import Outcomes
+from netkin.store import OutcomeStore, digest, read_tensors, shard_path
+from netkin.transfer.setting import Setting
+from netkin.zoo.member import Member
+
+
+@dataclass(frozen=True)
+class Target:
+    """A member and the sources whose images it has not seen yet."""
+
+    member: Member
+    sources: tuple[Member, ...]
+
+    @property
+    def name(self) -> str:
+        return self.member.name
+
+
+def is_clean(setting: Setting, member: Member) -> bool:
+    """Whether the member's clean logits are stored; an error when another model made them."""
+    entry = setting.clean_entry(member)
+    return entry.path.exists() and (entry.claim().path / "logits.safetensors").is_file()
+
+
+def logits(setting: Setting, member: Member) -> Tensor:
+    """A member's stored clean logits, [I, K] float32."""
+    return read_tensors(setting.clean_entry(member).path / "logits.safetensors")["logits"]
+
+
+def correct(setting: Setting, member: Member) -> Tensor:
+    """Which clean images the member classifies correctly, [I] bool."""
+    return logits(setting, member).argmax(dim=1) == setting.labels
+
+
+def params(setting: Setting, member: Member) -> int:
+    """Number of parameters of a member whose clean pass is done."""
+    with safe_open(setting.clean_entry(member).path / "logits.safetensors", "pt") as file:
+        return int(file.metadata()["params"])
+
+
+def missing_shards(setting: Setting, member: Member) -> list[int]:
+    """Shards still to be crafted; an error when another model or attack made the others."""
+    entry = setting.adversarial_entry(member)
+    shards = range(len(setting.shards))
+    if not entry.path.exists():
+        return list(shards)
+    entry.claim()
+    return [shard for shard in shards if not shard_path(entry, shard).is_file()]
+
+
+def adversarial(setting: Setting, member: Member, shard: int) -> tuple[Tensor, Tensor]:
+    """A stored shard: (images [n, 3, H, W], their positions in the subset [n])."""
+    tensors = read_tensors(shard_path(setting.adversarial_entry(member), shard))
+    return tensors["images"], tensors["index"]
+
+
+def outcome_store(setting: Setting) -> OutcomeStore:
+    return setting.stored_attack.outcomes({"interpolation": setting.interpolation})
+
+
+def maker(setting: Setting, source: Member, target: Member) -> str:
+    """Hashes of the source's images and of the target, as outcomes carry them."""
+    return f"{_source_hash(setting, source)} {_target_hash(setting, target)}"
+
+
+def _source_hash(setting: Setting, source: Member) -> str:
+    return digest(setting.adversarial_entry(source).identity)
+
+
+def _target_hash(setting: Setting, target: Member) -> str:
+    return digest(setting.model(target))
+
+
+def missing_sources(setting: Setting, members: Sequence[Member]) -> list[Target]:
+    """Each target with the sources that it has still to be run on, targets without any left out."""
+    table = outcome_store(setting)
+    sources = [(source, _source_hash(setting, source)) for source in members]
+    targets = []
+    for target in members:
+        own = _target_hash(setting, target)
+        lacking = [s for s, made in sources if not table.has(s.name, target.name, f"{made} {own}")]
+        targets.append(Target(target, tuple(lacking)))
+    return [target for target in targets if target.sources]
+
+
+def outcomes(setting: Setting, members: Sequence[Member]) -> Outcomes:
+    """Everything that is stored about these members as arrays."""
+    position = {image: i for i, image in enumerate(setting.subset.ids)}
+    place = {member.name: i for i, member in enumerate(members)}
+    fooled = torch.zeros(len(members), len(members), len(position), dtype=torch.bool).numpy()
+    table = outcome_store(setting).read(place)
+    fooled[
+        table["source"].replace_strict(place).to_numpy(),
+        table["target"].replace_strict(place).to_numpy(),
+        table["image_id"].replace_strict(position).to_numpy(),
+    ] = table["fooled"].to_numpy()
+    return Outcomes(
+        members=tuple(place),
+        image_ids=setting.subset.ids,
+        correct=torch.stack([correct(setting, member) for member in members]).numpy(),
+        fooled=fooled,
+    )

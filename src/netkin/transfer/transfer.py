@@ -1,0 +1,104 @@
+"""Transfer: whom a source's adversarial images fool."""
+
+import time
+from typing import Any
+
+import polars
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from netkin.errors import UserError
+from netkin.jobs import Advance
+from netkin.transfer.batches import Batches
+from netkin.transfer.engine import Work, predict
+from netkin.transfer.setting import Setting, names
+from netkin.transfer.stored import Target, adversarial, correct, maker, outcome_store
+from netkin.zoo.build import Classifier
+from netkin.zoo.member import Member
+
+
+def resized(images: Tensor, size: int, interpolation: str) -> Tensor:
+    """Stored images [n, 3, H, W] as pixels in [0, 1] of a target's size, [n, 3, size, size].
+
+    Antialiased, whole (no crop), and clamped, since bicubic overshoots.
+    """
+    pixels = images.float() / 255 if images.dtype == torch.uint8 else images
+    if pixels.shape[-2:] == (size, size):
+        return pixels
+    return interpolate(pixels, (size, size), mode=interpolation, antialias=True).clamp(0, 1)
+
+
+class Transfer(pl.LightningModule):
+    """One target's predictions on other members' adversarial images."""
+
+    def __init__(self, classifier: Classifier, setting: Setting, target: Target, advance: Advance):
+        super().__init__()
+        self.classifier, self.setting, self.advance = classifier.eval(), setting, advance
+        self.target = target
+        self.size = setting.view(target.member).input_size
+        self.images = 0
+        self.table = outcome_store(setting)
+        self.batches = Batches(setting.batch_size, classifier.name)
+        self.predictions: list[tuple[Tensor, Tensor]] = []
+
+    def predict_step(self, batch: dict) -> None:
+        source = self.target.sources[batch["source"]]
+        index, images = batch["index"], batch["images"]
+        self.images += len(index)
+        logits = list(self.batches.run(len(index), lambda b: self._logits(images[b])))
+        if logits:
+            found = torch.cat(logits)
+            bad = ~found.isfinite().all(dim=1)
+            if bad.any():
+                raise UserError(
+                    f"{self.target.name} gives NaN or infinite logits on {source.name}'s "
+                    f"adversarial images of {names(self.setting, index[bad].tolist())}"
+                )
+            self.predictions.append((index.cpu(), found.argmax(dim=1).cpu()))
+        if batch["last"]:
+            self._write(source)
+            self.advance(1)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        return self.classifier(resized(images, self.size, self.setting.interpolation))
+
+    def _write(self, source: Member) -> None:
+        index = [i for index, _ in self.predictions for i in index.tolist()]
+        predictions = [k for _, prediction in self.predictions for k in prediction.tolist()]
+        subset = self.setting.subset
+        rows = polars.DataFrame(
+            {
+                "image_id": [subset.ids[i] for i in index],
+                "label": [subset.labels[i] for i in index],
+                "prediction": predictions,
+            },
+            schema={"image_id": polars.String, "label": polars.Int32, "prediction": polars.Int32},
+        )
+        made_by = maker(self.setting, source, self.target.member)
+        self.table.write(source.name, self.target.name, made_by, rows)
+        self.predictions.clear()
+
+
+def transfer(setting: Setting, target: Target, advance: Advance) -> dict[str, Any]:
+    """Run a target on its missing sources' images; returns images and seconds."""
+    start = time.perf_counter()
+    mine = correct(setting, target.member)
+    last = len(setting.shards) - 1
+
+    def load(item: tuple[int, int]) -> dict:
+        source, shard = item
+        pixels, index = adversarial(setting, target.sources[source], shard)
+        both = mine[index]
+        return {
+            "source": source,
+            "images": pixels[both],
+            "index": index[both],
+            "last": shard == last,
+        }
+
+    items = [[(i, shard) for shard in range(last + 1)] for i in range(len(target.sources))]
+    module = Transfer(setting.build(target.member), setting, target, advance)
+    predict(setting, module, Work(items, load))
+    return {"images": module.images, "seconds": time.perf_counter() - start}

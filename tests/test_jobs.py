@@ -1,0 +1,110 @@
+"""Work in this process and in others: results, progress, errors, a killed worker."""
+
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from netkin.errors import UserError
+from netkin.jobs import Advance, Jobs
+
+
+@dataclass(frozen=True)
+class Item:
+    name: str
+    number: int
+
+
+@dataclass
+class Log:
+    """A display that remembers."""
+
+    said: list[tuple] = field(default_factory=list)
+
+    def start(self, stage: str, names: Sequence[str], units: int) -> None:
+        self.said.append(("start", stage, tuple(names), units))
+
+    def advance(self, stage: str, units: int) -> None:
+        self.said.append(("advance", stage, units))
+
+    def finish(self, stage: str, name: str, result: Any) -> None:
+        self.said.append(("finish", stage, name, result))
+
+    def end(self, stage: str) -> None:
+        self.said.append(("end", stage))
+
+
+def times(context: int, item: Item, advance: Advance) -> dict[str, Any]:
+    for _ in range(item.number):
+        advance(1)
+    return {
+        "product": context * item.number,
+        "threads": torch.get_num_threads(),
+        "pid": os.getpid(),
+    }
+
+
+def fail(context: int, item: Item, advance: Advance) -> None:
+    raise UserError(f"{item.name} is wrong")
+
+
+def die(context: int, item: Item, advance: Advance) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+ITEMS = [Item("a", 1), Item("b", 2), Item("c", 3)]
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_and_progress(workers: int) -> None:
+    log = Log()
+    with Jobs(10, workers, threads=1, display=log) as jobs:
+        found = {item.name: result for item, result in jobs.run("stage", times, ITEMS, units=6)}
+        again = list(jobs.run("second", times, ITEMS[:1], units=1))
+    assert {name: result["product"] for name, result in found.items()} == {
+        "a": 10,
+        "b": 20,
+        "c": 30,
+    }
+    assert {result["threads"] for result in found.values()} == {1}
+    assert (os.getpid() in {result["pid"] for result in found.values()}) == (workers == 1)
+    assert len(again) == 1
+    assert log.said[0] == ("start", "stage", ("a", "b", "c"), 6)
+    assert log.said.count(("advance", "stage", 1)) == 6
+    assert ("end", "stage") in log.said and ("end", "second") in log.said
+
+
+def test_no_items_no_workers_and_nothing_shown() -> None:
+    log = Log()
+    with Jobs(None, 2, 1, log) as jobs:
+        assert list(jobs.run("stage", times, [], 0)) == []
+        assert jobs._pool is None
+    assert log.said == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_jobs_error_is_the_callers(workers: int) -> None:
+    with (
+        pytest.raises(UserError, match=r"^a is wrong$"),
+        Jobs(None, workers, 1, Log()) as jobs,
+    ):
+        list(jobs.run("stage", fail, ITEMS[:1], 1))
+
+
+def test_a_killed_worker_is_one_clear_error() -> None:
+    with (
+        pytest.raises(UserError, match="a worker process died during stage"),
+        Jobs(None, 2, 1, Log()) as jobs,
+    ):
+        list(jobs.run("stage", die, ITEMS, 1))
