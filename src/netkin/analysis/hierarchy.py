@@ -1,0 +1,54 @@
+"""Average-linkage clustering of a similarity matrix, in the order that figures and pages show."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
+
+from netkin.errors import UserError
+
+
+class Hierarchy(NamedTuple):
+    """A tree over N models.
+
+    Attributes:
+        linkage: [N - 1, 4], as SciPy has it: row i joins clusters linkage[i, 0] and linkage[i, 1]
+            (below N: a model) at height linkage[i, 2] into cluster N + i of linkage[i, 3] models.
+        order: [N] int, the leaves from first to last: a permutation in which every cluster is
+            contiguous and, of all such, neighbours are as similar as they can be.
+        top: the highest off-diagonal score in nats (0 where no pair has one); top - height is the
+            mean score between the two clusters that a row joins.
+    """
+
+    linkage: NDArray[np.float64]
+    order: NDArray[np.intp]
+    top: float
+
+
+def off_diagonal(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The known scores of pairs of different models, each once: [at most N (N - 1) / 2]."""
+    pairs = scores[np.tril_indices(len(scores), k=-1)]
+    return pairs[~np.isnan(pairs)]
+
+
+def hierarchy(scores: NDArray[np.float64]) -> Hierarchy:
+    """Cluster N >= 2 models by distance = (highest off-diagonal score) - score.
+
+    Args:
+        scores: [N, N], symmetric, in nats. The diagonal is not read: a model's distance to itself
+            is zero however weak its attack was. A pair without a score (NaN) counts as far apart
+            as the mean pair, so that it neither joins nor splits anything.
+    """
+    n = len(scores)
+    if scores.shape != (n, n) or not np.allclose(scores, scores.T, equal_nan=True):
+        raise ValueError(f"expected a symmetric matrix of scores, got shape {scores.shape}")
+    if n < 2:
+        raise UserError(f"clustering takes at least 2 models, got {n}; add model.members")
+    pairs = off_diagonal(scores)
+    top = float(pairs.max()) if pairs.size else 0.0
+    distance = top - np.where(np.isnan(scores), pairs.mean() if pairs.size else 0.0, scores)
+    # The condensed form leaves the diagonal out, so that it counts as zero.
+    tree = linkage(squareform(distance, checks=False), method="average", optimal_ordering=True)
+    return Hierarchy(tree, leaves_list(tree).astype(np.intp), top)

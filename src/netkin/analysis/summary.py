@@ -1,0 +1,156 @@
+"""A similarity matrix in words and tables."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from netkin.similarity import Outcomes, interval
+
+WEAK_ATTACK = 0.95
+"""White-box success below which a source's scores say more of the attack than of the models."""
+
+
+def model_table(
+    outcomes: Outcomes,
+    scores: NDArray[np.float64],
+    families: list[str],
+    params: list[int],
+    input_sizes: list[int],
+) -> pl.DataFrame:
+    """One row a model.
+
+    Columns: model, family, params, input_size (pixels a side), clean_accuracy, white_box_success
+    (rates), white_box_score (the diagonal), mean_similarity (to the others), nearest (the most
+    similar other), nearest_score.
+    """
+    n = len(outcomes.members)
+    others = np.where(np.eye(n, dtype=bool), np.nan, scores)
+    nearest = np.nanargmax(others, axis=1)
+    return pl.DataFrame(
+        {
+            "model": outcomes.members,
+            "family": families,
+            "params": params,
+            "input_size": input_sizes,
+            "clean_accuracy": outcomes.correct.mean(axis=1),
+            "white_box_success": [float(outcomes.per_image(i, i).mean()) for i in range(n)],
+            "white_box_score": np.diag(scores),
+            "mean_similarity": np.nanmean(others, axis=1),
+            "nearest": [outcomes.members[i] for i in nearest],
+            "nearest_score": others[np.arange(n), nearest],
+        }
+    )
+
+
+def answer(
+    pairs: pl.DataFrame,
+    models: pl.DataFrame,
+    family_means: pl.DataFrame,
+    scores: NDArray[np.float64],
+    draws: NDArray[np.float64],
+) -> list[str]:
+    """The findings as sentences, a paragraph each.
+
+    Args:
+        pairs: of `netkin.similarity.pairs`.
+        models: of `model_table`.
+        family_means: of `netkin.similarity.family_means`.
+        scores: [N, N], in the order of `models`.
+        draws: bootstrap matrices, [draws, N, N], for the interval of within against between.
+    """
+    ranked = pairs.sort("score", descending=True)
+    best, worst = ranked.row(0, named=True), ranked.row(-1, named=True)
+    said = [f"Most alike are {_pair(best)}" + ("." if ranked.height == 1 else "")]
+    if ranked.height > 1:
+        said[0] += (
+            f"; least alike are {_pair(worst)}. The mean of all {ranked.height} pairs is s = "
+        )
+        said[0] += f"{ranked['score'].mean():.2f}."
+    said += _families(family_means)
+    said += _within_or_between(models["family"].to_list(), scores, draws)
+    weak = models.filter(pl.col("white_box_success") < WEAK_ATTACK)
+    if weak.height:
+        names = ", ".join(f"{r['model']} ({r['white_box_success']:.1%})" for r in weak.to_dicts())
+        said.append(
+            f"The attack is weak on {names}: white-box success below {WEAK_ATTACK:.0%}, so scores "
+            "in these rows are lower than the models' kinship. Use more steps or a larger eps."
+        )
+    return said
+
+
+def resize(errors: pl.DataFrame) -> list[str]:
+    """What crop and resize alone do, from `netkin.transfer.resize.resize_errors`, if anything."""
+    if errors.is_empty():
+        return []
+    worst = errors.row(0, named=True)
+    mean = errors["resize_error"].mean()
+    return [
+        f"Models see the images in {errors['target_view'].n_unique()} geometries. Without any "
+        f"attack, crop and resize alone make a target err on {mean:.1%} of another geometry's "
+        f"images (at most {worst['resize_error']:.1%}: {worst['source_view']} shown to "
+        f"{worst['target_view']}); a score between geometries holds that much of it."
+    ]
+
+
+def left_out(skipped: Sequence[tuple[str, str]]) -> list[str]:
+    """Which images no model saw, because they could not be read: (id, reason)."""
+    if not skipped:
+        return []
+    named = ", ".join(f"{image} ({reason})" for image, reason in skipped[:5])
+    more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+    return [f"{len(skipped)} images could not be read and were left out: {named}{more}."]
+
+
+def part_of_imagenet(names: Sequence[str], classes: int) -> list[str]:
+    """Which models were read at some of their classes only."""
+    if not names:
+        return []
+    listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return [
+        f"Of all the classes that they know, {listed} had to choose among the {classes} of this "
+        "dataset, matched by WordNet id."
+    ]
+
+
+def _pair(row: dict) -> str:
+    return (
+        f"{row['a']} and {row['b']} (s = {row['score']:.2f}, 95% interval {row['low']:.2f} to "
+        f"{row['high']:.2f})"
+    )
+
+
+def _families(family_means: pl.DataFrame) -> list[str]:
+    """For each family with a mean within: how that compares with its closest other family."""
+    between = family_means.filter(pl.col("family_a") != pl.col("family_b"))
+    said = []
+    for row in family_means.filter(pl.col("family_a") == pl.col("family_b")).to_dicts():
+        family = row["family_a"]
+        mine = between.filter((pl.col("family_a") == family) | (pl.col("family_b") == family))
+        if mine.is_empty():
+            continue
+        closest = mine.sort("mean", descending=True).row(0, named=True)
+        other = ({closest["family_a"], closest["family_b"]} - {family}).pop()
+        verb = "more" if row["mean"] > closest["mean"] else "less"
+        said.append(
+            f"{family} models are {verb} alike among themselves (mean s = {row['mean']:.2f}) than "
+            f"to their closest other family, {other} ({closest['mean']:.2f})."
+        )
+    return [" ".join(said)] if said else []
+
+
+def _within_or_between(
+    families: list[str], scores: NDArray[np.float64], draws: NDArray[np.float64]
+) -> list[str]:
+    """Pairs within a family against pairs between families, with a shared bootstrap of images."""
+    pair = np.tri(len(families), k=-1, dtype=bool)
+    same = np.equal.outer(np.array(families), np.array(families))
+    if not (pair & same).any() or not (pair & ~same).any():
+        return []
+    within, between = scores[pair & same].mean(), scores[pair & ~same].mean()
+    low, high = interval(draws[:, pair & same].mean(axis=1) - draws[:, pair & ~same].mean(axis=1))
+    return [
+        f"Within a family the mean is {within:.2f}, between families {between:.2f}: a difference "
+        f"of {within - between:.2f} (95% interval over images {low:.2f} to {high:.2f})."
+    ]

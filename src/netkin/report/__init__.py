@@ -1,0 +1,1 @@
+"""What a person reads: the figures and the HTML page of a run."""

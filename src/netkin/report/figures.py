@@ -1,0 +1,221 @@
+"""The similarity matrix as a figure for a paper: clustered, with its dendrogram, as PNG and PDF."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from netkin.analysis.hierarchy import Hierarchy, hierarchy, off_diagonal
+
+# Perceptually uniform, and readable with any colour blindness and in grey. What lies outside the
+# range goes on getting lighter or darker, so that it is not mistaken for its end.
+COLOURS = mpl.colormaps["viridis"].with_extremes(under="#1e0027", over="#fdf7b8")
+VALUES_UP_TO = 16  # models; beyond it a cell is too small for its number
+FAMILIES_UP_TO = 12  # more colours than these cannot be told apart
+# Okabe and Ito's palette first, then Tol's "muted".
+_FAMILY_COLOURS = (
+    *("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9"),
+    *("#f0e442", "#332288", "#999933", "#882255", "#999999", "#000000"),
+)
+_INK = "#222222"
+_SAVING = Lock()
+
+
+def colour_range(scores: NDArray[np.float64]) -> tuple[float, float]:
+    """The scores that the two ends of the colour map stand for, from [N, N] scores in nats.
+
+    It is the range off the diagonal: the diagonal (about 4.6) lies outside. So does a far outlier
+    below (Tukey's outer fence): a pair that was never fooled has s = ln 0.01 = -4.6 and would
+    leave one colour to all the others.
+    """
+    pairs = off_diagonal(scores)
+    if not pairs.size:
+        return 0.0, float(np.log(100.0))
+    q1, q3 = np.quantile(pairs, (0.25, 0.75))
+    low, high = pairs[pairs >= q1 - max(3 * (q3 - q1), 1.0)].min(), pairs.max()
+    if high - low < 1e-9:  # one pair, or all alike: any range serves, if it has a width
+        low, high = low - 0.5, high + 0.5
+    return float(low), float(high)
+
+
+def cell_colours(
+    values: NDArray[np.float64], limits: tuple[float, float]
+) -> tuple[NDArray[np.float64], list[str]]:
+    """RGBA of each score ([n] -> [n, 4] in [0, 1]) and the ink that is legible on it."""
+    rgba = COLOURS(Normalize(*limits)(values))
+    linear = np.where(rgba <= 0.04045, rgba / 12.92, ((rgba + 0.055) / 1.055) ** 2.4)
+    luminance = linear[:, :3] @ (0.2126, 0.7152, 0.0722)
+    # 0.179 is where black and white have the same WCAG contrast.
+    return rgba, ["black" if y > 0.179 else "white" for y in luminance]
+
+
+def heatmap_figure(
+    scores: NDArray[np.float64], names: Sequence[str], families: Sequence[str]
+) -> Figure:
+    """The figure that `similarity_heatmap` saves. Same arguments; safe in any thread."""
+    n = len(names)
+    if scores.shape != (n, n) or len(families) != n:
+        raise ValueError(f"{n} names, {len(families)} families and scores {scores.shape} disagree")
+    tree = hierarchy(scores)
+    cell = float(np.clip(5.2 / n, 0.1, 0.7))  # inches
+    font = min(9.0, 72 * cell * 0.8)  # points, so that a line of text always fits its cell
+    side = n * cell
+    # A layout in inches; names and legend stick out of it and are kept by bbox_inches="tight".
+    figure = Figure(figsize=(side + 2, side + 2))
+    FigureCanvasAgg(figure)
+
+    def axes(left: float, bottom: float, width: float, height: float) -> Axes:
+        made = figure.add_axes(
+            (left / (side + 2), bottom / (side + 2), width / (side + 2), height / (side + 2))
+        )
+        made.tick_params(length=0, pad=3, labelsize=font, colors=_INK)
+        for spine in made.spines.values():
+            spine.set_visible(False)
+        return made
+
+    strip = 0.14 if 1 < len(set(families)) <= FAMILIES_UP_TO else 0.0
+    tree_width = float(np.clip(0.22 * side, 0.7, 1.3))
+    left, bottom = 1.6, 0.2
+    _cells(axes(left, bottom, side, side), scores, names, tree, font)
+    _bar(axes(left, bottom + side + 0.1, side, 0.13), scores)
+    tree_axes = axes(left - tree_width - strip - 0.06, bottom, tree_width, side)
+    _dendrogram(tree_axes, tree)
+    if strip:
+        _families(axes(left - strip - 0.03, bottom, strip - 0.03, side), families, tree, side)
+    return figure
+
+
+def similarity_heatmap(
+    scores: NDArray[np.float64], names: Sequence[str], families: Sequence[str], stem: Path
+) -> list[Path]:
+    """Write the clustered matrix to stem.png and stem.pdf; the same input gives the same bytes.
+
+    Args:
+        scores: [N, N], symmetric, in nats, N >= 2. NaN is drawn hatched.
+        names: N model names.
+        families: the family of each model: a strip of colours with a legend where there are 2 to
+            12 families, and left out otherwise.
+        stem: path without a suffix (a dot in it is kept).
+    """
+    figure = heatmap_figure(scores, names, families)
+    png, pdf = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".pdf")
+    # TrueType, which journals ask for, can only be chosen through matplotlib's global settings.
+    with _SAVING, mpl.rc_context({"pdf.fonttype": 42}):
+        box = {"bbox_inches": "tight", "pad_inches": 0.05}
+        figure.savefig(png, dpi=300, **box)
+        figure.savefig(pdf, metadata={"CreationDate": None}, **box)
+    return [png, pdf]
+
+
+def _cells(
+    ax: Axes, scores: NDArray[np.float64], names: Sequence[str], tree: Hierarchy, font: float
+) -> None:
+    n = len(names)
+    ordered = scores[np.ix_(tree.order, tree.order)]
+    gap = n <= VALUES_UP_TO
+    ax.pcolormesh(
+        np.ma.masked_invalid(ordered),
+        cmap=COLOURS,
+        norm=Normalize(*colour_range(scores)),
+        # Edges of the cell's own colour close the hairlines that PDF viewers show between cells.
+        edgecolors="white" if gap else "face",
+        linewidth=1.0 if gap else 0.1,
+    )
+    for row, column in np.argwhere(np.isnan(ordered)):
+        ax.add_patch(
+            Rectangle((column, row), 1, 1, fc="#e6e6e6", ec="#8c8c8c", hatch="////", lw=0.3)
+        )
+    if gap:
+        _, inks = cell_colours(np.nan_to_num(ordered.ravel()), colour_range(scores))
+        for (row, column), value, ink in zip(np.ndindex(n, n), ordered.flat, inks, strict=True):
+            if not np.isnan(value):
+                ax.text(
+                    column + 0.5,
+                    row + 0.53,
+                    f"{value:.2f}",
+                    color=ink,
+                    fontsize=min(font, 8) * (0.8 if n > 8 else 1.0),
+                    ha="center",
+                    va="center",
+                )
+    ax.set(xlim=(0, n), ylim=(n, 0))
+    ax.yaxis.tick_right()
+    labels = [names[i] for i in map(int, tree.order)]
+    ticks = np.arange(n) + 0.5
+    # A name is text, not mathematics, even with a $ in it.
+    ax.set_xticks(ticks, labels, rotation=90, parse_math=False)
+    ax.set_yticks(ticks, labels, parse_math=False)
+    ax.tick_params(length=0)
+
+
+def _bar(ax: Axes, scores: NDArray[np.float64]) -> None:
+    low, high = colour_range(scores)
+    known = scores[~np.isnan(scores)]
+    below, above = bool((known < low).any()), bool((known > high).any())
+    extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[below, above]
+    bar = ax.figure.colorbar(
+        ScalarMappable(Normalize(low, high), COLOURS),
+        cax=ax,
+        orientation="horizontal",
+        extend=extend,
+        extendfrac=0.03,
+    )
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.set_label("similarity  $s = \\ln(100\\,p)$", fontsize=9, color=_INK, labelpad=4)
+    bar.locator = MaxNLocator(6 if len(scores) > 4 else 3)
+    ax.xaxis.set_ticks_position("top")
+    ax.xaxis.set_label_position("top")
+    ax.tick_params(length=2, width=0.6, labelsize=8, colors=_INK)
+
+
+def _dendrogram(ax: Axes, tree: Hierarchy) -> None:
+    n = len(tree.order)
+    similarity = tree.top - tree.linkage[:, 2]
+    # The most similar pair joins at the very end of the axis: leaves start a little beyond it.
+    span = max(float(np.ptp(similarity)), 0.3)  # a width also for a single join
+    stub = max(0.06, 0.4 / n) * span
+    where = {int(leaf): (tree.top + stub, i + 0.5) for i, leaf in enumerate(tree.order)}
+    lines = []
+    for i, (a, b) in enumerate(tree.linkage[:, :2].astype(int)):
+        (x_a, y_a), (x_b, y_b), x = where[a], where[b], float(similarity[i])
+        lines.append([(x_a, y_a), (x, y_a), (x, y_b), (x_b, y_b)])
+        where[n + i] = (x, (y_a + y_b) / 2)
+    width = 1.1 if n <= VALUES_UP_TO else 0.7
+    ax.add_collection(LineCollection(lines, colors=_INK, linewidths=width, capstyle="projecting"))
+    ax.set(xlim=(tree.top - span - stub, tree.top + stub), ylim=(n, 0), yticks=[])
+    ax.xaxis.set_major_locator(MaxNLocator(3 if n > 4 else 2, min_n_ticks=1))
+    ax.spines["bottom"].set(visible=True, color=_INK, linewidth=0.6)
+    ax.tick_params(axis="x", length=2, width=0.6, labelsize=7)
+    ax.set_xlabel("mean $s$ where joined", fontsize=7, color=_INK, labelpad=2, loc="right")
+
+
+def _families(ax: Axes, families: Sequence[str], tree: Hierarchy, side: float) -> None:
+    n = len(families)
+    colour = dict(zip(dict.fromkeys(families), _FAMILY_COLOURS, strict=False))
+    for row, model in enumerate(map(int, tree.order)):
+        ax.add_patch(Rectangle((0, row), 1, 1, color=colour[families[model]], lw=0))
+    ax.set(xlim=(0, 1), ylim=(n, 0), xticks=[], yticks=[])
+    legend = ax.legend(
+        handles=[Patch(color=c, label=family, lw=0) for family, c in colour.items()],
+        loc="upper right",
+        # Under the dendrogram, in the corner that the names of the columns leave free.
+        bbox_to_anchor=(1.0, -0.45 / side),
+        borderaxespad=0,
+        frameon=False,
+        fontsize=8,
+        handlelength=1.0,
+        handleheight=1.0,
+    )
+    for text in legend.get_texts():
+        text.set(parse_math=False, color=_INK)

@@ -1,0 +1,342 @@
+"""The hierarchy, the heatmap and the HTML page, on made-up scores."""
+
+import re
+from dataclasses import replace
+from html import escape
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from netkin.analysis.hierarchy import hierarchy
+from netkin.errors import UserError
+from netkin.report.figures import cell_colours, colour_range, heatmap_figure, similarity_heatmap
+from netkin.report.page import Example, Page, count, difference, render
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+def random_scores(n: int, seed: int = 0) -> np.ndarray:
+    s = np.random.default_rng(seed).uniform(1.5, 4.0, (n, n))
+    s = (s + s.T) / 2
+    np.fill_diagonal(s, np.log(100.0))
+    return s
+
+
+def make_page(n: int = 3) -> Page:
+    """n models; the last one is a family of its own."""
+    names = [f"model_{i}" for i in range(n)]
+    families = ["CNN"] * (n - 1) + ["ViT"]
+    scores = random_scores(n)
+    pairs = [
+        {
+            "a": names[i],
+            "b": names[j],
+            "n": 100 + i + j,
+            "a_fools_b": 0.125 + i / 100,
+            "b_fools_a": 0.375 + j / 100,
+            "score": float(scores[i, j]),
+            "low": float(scores[i, j]) - 0.25,
+            "high": float(scores[i, j]) + 0.25,
+        }
+        for i in range(n)
+        for j in range(i + 1, n)
+    ]
+    models = pl.DataFrame(
+        {
+            "model": names,
+            "family": families,
+            "params": [25_600_000 + i for i in range(n)],
+            "input_size": [224] * n,
+            "clean_accuracy": [0.9] * n,
+            "white_box_success": [0.8125] + [1.0] * (n - 1),
+            "white_box_score": np.diag(scores),
+            "mean_similarity": [2.5] * n,
+            "nearest": names[1:] + names[:1],
+        }
+    )
+    means = [("CNN", "ViT", n - 1, 2.25)] + ([("CNN", "CNN", 1, 3.125)] if n > 2 else [])
+    clean = np.full((8, 8, 3), 100, np.uint8)
+    return Page(
+        title="How related?",
+        question="Asked so.",
+        answer=["First finding.", "Second finding."],
+        scores=scores,
+        names=names,
+        families=families,
+        pairs=pl.DataFrame(pairs),
+        models=models,
+        family_means=pl.DataFrame(
+            means, schema=["family_a", "family_b", "pairs", "mean"], orient="row"
+        ),
+        examples=[Example(names[0], "digits/7", "seven", "two", clean, clean + np.uint8(8))],
+        eps=8 / 255,
+        config="seed: 0\n",
+        versions={"python": "3.11"},
+        files=["scores.csv"],
+    )
+
+
+def unplotly(html: str) -> str:
+    """The heatmap's data with plotly's JSON escapes undone."""
+    data = html.split('id="heatmap"')[1].split("</script>")[0]
+    return re.sub(r"\\u00(\w\w)", lambda match: chr(int(match[1], 16)), data)
+
+
+class Parsed(HTMLParser):
+    """Start tags, style text and visible text of a page, as a browser would see them."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.style, self.text, self.scripts = "", [], []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        inside = self.open[-1] if self.open else ""
+        if inside == "style":
+            self.style += data
+        elif inside == "script":
+            self.scripts.append(data)
+        elif data.strip():
+            self.text.append(data.strip())
+
+
+@pytest.mark.parametrize("n", [2, 3, 9])
+def test_order_is_a_permutation_in_which_every_cluster_is_contiguous(n: int) -> None:
+    tree = hierarchy(random_scores(n))
+    assert tree.linkage.shape == (n - 1, 4)
+    assert sorted(tree.order) == list(range(n))
+    place = {leaf: i for i, leaf in enumerate(tree.order)}
+    clusters = [[i] for i in range(n)]
+    for a, b, _, size in tree.linkage:
+        joined = clusters[int(a)] + clusters[int(b)]
+        places = [place[leaf] for leaf in joined]
+        assert len(joined) == size == max(places) - min(places) + 1
+        clusters.append(joined)
+
+
+def test_height_is_the_mean_distance_and_the_diagonal_is_not_read() -> None:
+    s = np.array([[9.0, 3.0, 1.0], [3.0, 0.1, 2.0], [1.0, 2.0, np.nan]])
+    tree = hierarchy(s)
+    assert tree.top == 3.0
+    np.testing.assert_allclose(tree.linkage[:, 2], [0.0, 3.0 - 1.5])
+
+
+def test_two_blocks_stay_apart_however_models_are_listed() -> None:
+    block = np.random.default_rng(1).permutation([0] * 5 + [1] * 6)
+    s = np.where(block[:, None] == block, 3.5, 1.5) + random_scores(11) / 100
+    ordered = block[hierarchy(s).order]
+    assert np.count_nonzero(np.diff(ordered)) == 1
+
+
+def test_neighbours_are_as_similar_as_the_tree_allows() -> None:
+    x = np.array([2.0, 0.0, 3.0, 1.0])  # models on a line, alike where near
+    order = hierarchy(4 - np.abs(x[:, None] - x)).order
+    assert x[order].tolist() in ([0, 1, 2, 3], [3, 2, 1, 0])
+
+
+def test_hierarchy_survives_a_pair_without_a_score() -> None:
+    s = random_scores(4)
+    s[0, 1] = s[1, 0] = np.nan
+    assert np.isfinite(hierarchy(s).linkage).all()
+    assert np.isfinite(hierarchy(np.full((2, 2), np.nan)).linkage).all()
+
+
+def test_hierarchy_refuses_one_model_and_an_asymmetric_matrix() -> None:
+    with pytest.raises(UserError, match="at least 2 models, got 1"):
+        hierarchy(np.ones((1, 1)))
+    with pytest.raises(ValueError, match="symmetric"):
+        hierarchy(np.array([[1.0, 2.0], [3.0, 1.0]]))
+
+
+def test_colours_span_the_scores_of_different_models() -> None:
+    s = random_scores(8)
+    pairs = s[~np.eye(8, dtype=bool)]
+    assert colour_range(s) == (pairs.min(), pairs.max())
+    s[0, 1] = s[1, 0] = np.log(0.01)  # never fooled: must not take the range of the others
+    low, high = colour_range(s)
+    assert low >= 1.5 and high == pairs.max()
+    low, high = colour_range(random_scores(2))
+    assert low < high
+
+
+def test_ink_is_dark_on_light_and_light_on_dark() -> None:
+    assert cell_colours(np.array([1.0, 2.0, 9.0]), (1.0, 2.0))[1] == ["white", "black", "black"]
+
+
+@pytest.mark.parametrize(("n", "holes"), [(2, 0), (13, 1)])
+def test_heatmap_is_written_twice_alike(tmp_path: Path, n: int, holes: int) -> None:
+    s = random_scores(n)
+    if holes:
+        s[0, 1] = s[1, 0] = np.nan
+    names, families = [f"net_{i}" for i in range(n)], ["CNN", "ViT"] + ["CNN"] * (n - 2)
+    png, pdf = similarity_heatmap(s, names, families, tmp_path / "digits.v1")
+    assert (png.name, pdf.name) == ("digits.v1.png", "digits.v1.pdf")
+    with Image.open(png) as image:
+        assert min(image.size) > 400
+        assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 50
+    again = similarity_heatmap(s, names, families, tmp_path / "again")
+    assert [p.read_bytes() for p in again] == [png.read_bytes(), pdf.read_bytes()]
+    assert b"/CIDFontType2" in pdf.read_bytes() and b"/Type3" not in pdf.read_bytes()
+
+
+def test_heatmap_marks_holes_and_writes_the_other_cells() -> None:
+    s = random_scores(4)
+    s[0, 1] = s[1, 0] = np.nan
+    cells = heatmap_figure(s, list("abcd"), ["f"] * 4).axes[0]
+    assert [p.get_hatch() for p in cells.patches] == ["////"] * 2
+    written = sorted(t.get_text() for t in cells.texts)
+    assert written == sorted(f"{v:.2f}" for v in s.flat if not np.isnan(v))
+
+
+@pytest.mark.parametrize("n", [2, 13, 69])
+def test_names_do_not_overlap(n: int) -> None:
+    names = [f"vit_base_patch16_{i}.tag_in1k" for i in range(n)]
+    figure = heatmap_figure(random_scores(n), names, [f"family {i % 12}" for i in range(n)])
+    figure.draw_without_rendering()
+    cells = figure.axes[0]
+    for labels in (cells.get_xticklabels(), cells.get_yticklabels()):
+        boxes = [label.get_window_extent() for label in labels]
+        assert sorted(label.get_text() for label in labels) == sorted(names)
+        assert not any(a.overlaps(b) for a, b in pairwise(boxes))
+
+
+def test_legend_goes_where_families_are_too_many_to_tell_apart() -> None:
+    def legends(families: list[str]) -> int:
+        n = len(families)
+        figure = heatmap_figure(random_scores(n), [str(i) for i in range(n)], families)
+        return sum(ax.get_legend() is not None for ax in figure.axes)
+
+    assert legends([f"{i}" for i in range(12)]) == 1
+    assert legends([f"{i}" for i in range(13)]) == 0
+
+
+def test_dollars_in_names_are_text(tmp_path: Path) -> None:
+    names = ["$x^{$", "a$b$"]  # the first is an error as mathematics
+    assert similarity_heatmap(random_scores(2), names, names, tmp_path / "h")
+
+
+def test_page_tells_of_each_pair_both_directions_interval_and_n() -> None:
+    page = make_page()
+    html = render(page)
+    row = page.pairs.row(0, named=True)
+    s = row["score"]
+    for said in (
+        f"s = {s:.3f} (95% interval {s - 0.25:.3f} to {s + 0.25:.3f})",
+        f"n = {row['n']} images",
+        "model_0 fools model_1: 12.5%",
+        "model_1 fools model_0: 38.5%",
+        "white-box success 81.2%",
+    ):
+        assert said in html
+    text = Parsed(html).text
+    for said in ("How related?", "Asked so.", "First finding.", "Second finding.", "25.6M"):
+        assert said in text
+    assert "Weak attack." in text
+    assert any(re.search(r"below 95% for model_0:", t) for t in text)
+
+
+def test_page_loads_nothing_from_a_network() -> None:
+    parsed = Parsed(render(make_page()))
+    loads = [v for _, attrs in parsed.tags for k, v in attrs.items() if k in ("src", "href") and v]
+    assert sum(v.startswith("data:image/png;base64,") for v in loads) == 3
+    assert {v for v in loads if not v.startswith("data:")} == {"./scores.csv"}
+    assert not re.search(r"url\(|@import", parsed.style)
+    assert any("default-src 'none'" in (a.get("content") or "") for _, a in parsed.tags)
+    assert any("plotly.js" in s[:100] for s in parsed.scripts)
+
+
+def test_page_escapes_what_it_is_given() -> None:
+    page, evil = make_page(), "<script>alert(1)</script>"
+    renamed = page.pairs.with_columns(pl.col("a", "b").str.replace("model_0", evil, literal=True))
+    models = page.models.with_columns(
+        pl.col("model", "nearest").str.replace("model_0", evil, literal=True)
+    )
+    html = render(
+        replace(
+            page,
+            title=evil,
+            answer=[evil],
+            config=f"name: {evil}",
+            names=[evil, *page.names[1:]],
+            pairs=renamed,
+            models=models,
+            versions={evil: evil},
+            files=[evil],
+        )
+    )
+    assert evil not in html
+    assert evil not in unplotly(html)  # plotly reads tags too, after the browser
+    assert escape(evil) + "</b> and <b>" in unplotly(html)
+    assert html.count("<script") == render(page).count("<script")
+    assert Parsed(html).text.count(evil) >= 5
+
+
+def test_family_of_one_has_a_dash_within_and_families_of_two_a_mean() -> None:
+    text = Parsed(render(make_page())).text
+    assert text.count("-") == 1
+    assert text.count("2.25") == 2 and text.count("3.12") == 1
+
+
+def test_page_of_two_models_has_one_pair_and_says_so_once() -> None:
+    text = Parsed(render(make_page(2))).text
+    assert "The only pair" in text and "Least similar" not in text
+    cells = text[text.index("The only pair") : text.index("Families")]
+    assert cells[-3:] == ["101", "12.5%", "38.5%"]  # n, A fools B, B fools A
+
+
+def test_no_pair_is_both_most_and_least_similar() -> None:
+    page = make_page(4)  # 6 pairs
+    text = Parsed(render(page)).text
+    most, least, end = (text.index(t) for t in ("Most similar", "Least similar", "Families"))
+    scores = [f"{s:.2f}" for s in sorted(page.pairs["score"], reverse=True)]
+    assert [t for t in text[most:least] if t in scores] == scores[:3]
+    assert [t for t in text[least:end] if t in scores] == scores[:2:-1]
+
+
+def test_page_survives_unknown_values() -> None:
+    page = make_page(4)
+    scores = page.scores.copy()
+    scores[0, 1] = scores[1, 0] = np.nan
+    unknown = (pl.col("a") == "model_0") & (pl.col("b") == "model_1")
+    pairs = page.pairs.with_columns(
+        pl.when(unknown).then(float("nan")).otherwise(pl.col(c)).alias(c)
+        for c in ("score", "low", "high")
+    )
+    models = page.models.with_columns(clean_accuracy=pl.lit(None, pl.Float64))
+    html = render(replace(page, scores=scores, pairs=pairs, models=models, examples=[]))
+    assert "null" in html.split('id="heatmap"')[1]
+    text = Parsed(html).text
+    assert not any(re.search(r"\bnan\b", t, re.IGNORECASE) for t in text)
+    assert "Images under attack" not in text
+
+
+def test_difference_maps_eps_to_black_and_white() -> None:
+    clean = np.full((1, 3, 3), 100, np.uint8)
+    adversarial = clean + np.array([-8, 0, 8])[None, :, None]
+    shown = difference(clean, adversarial.astype(np.uint8), 8 / 255)
+    assert shown.dtype == np.uint8
+    assert shown[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize(
+    ("params", "shown"),
+    [(None, "–"), (950, "950"), (1234, "1.23k"), (25_557_032, "25.6M"), (10**9, "1G")],  # noqa: RUF001
+)
+def test_count(params: int | None, shown: str) -> None:
+    assert count(params) == shown
