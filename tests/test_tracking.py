@@ -1,0 +1,136 @@
+"""What W&B is told, read back from the offline run's own file."""
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from conftest import SMALL, run_command
+from wandb.proto import wandb_internal_pb2 as protobuf
+
+from netkin.errors import UserError
+from netkin.tracking import CSV, RunInfo, track
+
+Record = protobuf.Record  # pyright: ignore[reportAttributeAccessIssue]  # made when imported
+
+
+def records(folder: Path) -> Iterator[Any]:
+    """The protobuf records of the one run below a folder.
+
+    The file is a LevelDB log after a header of 7 bytes: blocks of 32 KiB, in which each chunk has
+    a CRC (4 bytes), a length (2), and a type (1): whole, first, middle or last of its record.
+    """
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    data = file.read_bytes()
+    assert data[:4] == b":W&B"
+    position, record = 7, b""
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        if left < 7:  # a trailer too short for a header
+            position += left
+            continue
+        checksum, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        chunk = data[position + 7 : position + 7 + length]
+        assert checksum == zlib.crc32(bytes([kind]) + chunk)
+        position += 7 + length
+        record = chunk if kind in (1, 2) else record + chunk
+        if kind in (1, 4):
+            yield Record.FromString(record)
+
+
+def history(folder: Path) -> dict[str, list]:
+    """Everything that was logged: name -> values."""
+    found: dict[str, list] = {}
+    for record in records(folder):
+        for item in record.history.item:
+            name = item.key or "/".join(item.nested_key)
+            found.setdefault(name, []).append(json.loads(item.value_json))
+    return found
+
+
+def test_wandb_is_told_everything(small_run: Path) -> None:
+    run = small_run / "first"
+    logged = history(run)
+    models = pl.read_csv(run / "models.csv")
+    for row in models.to_dicts():
+        name = row["model"]
+        assert logged[f"clean_accuracy/{name}"] == [pytest.approx(row["clean_accuracy"])]
+        assert logged[f"white_box_success/{name}"] == [pytest.approx(row["white_box_success"])]
+        for stage in ("clean", "craft", "transfer"):
+            assert logged[f"{stage}/images_per_second/{name}"][0] > 0
+        assert logged[f"train/{name}/epoch"] == [1, 2, 3, 4]
+        losses = logged[f"train/{name}/train_loss"]
+        assert len(losses) == 4 and losses[-1] < losses[0]
+    for stage in ("train", "clean", "craft", "transfer"):
+        assert logged[f"{stage}/seconds"][0] > 0
+    s = pl.read_csv(run / "pairs.csv")["score"].item()
+    assert logged["similarity/mean"] == [pytest.approx(s)]
+    for table in ("similarity", "pairs", "models", "families"):
+        assert logged[f"tables/{table}/_type"] == ["table-file"]
+    assert logged["figures/similarity/_type"] == ["image-file"]
+
+
+def test_wandb_run_is_grouped_named_and_finished(small_run: Path) -> None:
+    found = list(records(small_run / "first"))
+    (run,) = (record.run for record in found if record.HasField("run"))
+    assert (run.run_group, run.job_type) == ("pairwise-digits", "pairwise")
+    assert run.display_name == "digits-2-models-pgd"
+    assert list(run.tags) == ["pairwise", "digits", "quick", "pgd"]
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert config["attack"]["steps"] == 8
+    artifacts = [record.artifact for record in found if record.HasField("artifact")]
+    (matrix,) = (a for a in artifacts if a.type == "similarity")
+    assert {entry.path for entry in matrix.manifest.contents} >= {"similarity.csv", "pairs.csv"}
+    (end,) = (record.exit for record in found if record.HasField("exit"))
+    assert end.exit_code == 0
+
+
+def test_a_failed_job_finishes_its_run_as_failed(small_run: Path, tmp_path: Path) -> None:
+    weights = small_run / "store" / "weights" / "digits" / "vit_ti.safetensors"
+    bad = f"{{name: bad, timm: test_resnet, checkpoint: {weights}}}"
+    done = run_command(
+        f"model.members=[vit_ti,{bad}]",
+        *SMALL[1:],
+        f"store.dir={small_run / 'store'}",
+        "hydra.run.dir=run",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1 and "do not fit" in done.stderr
+    (end,) = (r.exit for r in records(tmp_path / "run") if r.HasField("exit"))
+    assert end.exit_code == 1
+
+
+def info(folder: Path) -> RunInfo:
+    return RunInfo(folder, {}, "group", "job", "name", ())
+
+
+def test_csv(tmp_path: Path) -> None:
+    with track({"kind": "csv"}, info(tmp_path)) as tracker:
+        assert isinstance(tracker, CSV)
+        tracker.metrics({"a": 1.5})
+        tracker.curve("train/x", [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}], "epoch")
+    rows = pl.read_csv(tmp_path / "metrics.csv").rows()
+    assert rows == [("a", None, 1.5), ("train/x/loss", 1, 2.0), ("train/x/loss", 2, 1.0)]
+
+
+def test_no_logger_writes_nothing(tmp_path: Path) -> None:
+    with track({"kind": "none"}, info(tmp_path)) as tracker:
+        tracker.metrics({"a": 1})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("logger", "message"),
+    [
+        ({"kind": "tensorboard"}, "logger.kind must be wandb, csv or none"),
+        ({"kind": "wandb", "mode": "ofline"}, "logger.mode must be online or offline"),
+    ],
+)
+def test_mistakes(tmp_path: Path, logger: dict, message: str, monkeypatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with pytest.raises(UserError, match=message), track(logger, info(tmp_path)):
+        raise AssertionError
