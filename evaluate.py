@@ -1,0 +1,19 @@
+"""python evaluate.py [experiment=pairwise] [group=option] [name=value]; see --help."""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from experiments.launch import launch, run_study
+
+CONF = str(Path(__file__).parent / "conf")
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="evaluate")
+def main(config: DictConfig) -> None:
+    run_study(config)
+
+
+if __name__ == "__main__":
+    launch(main)

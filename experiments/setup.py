@@ -1,0 +1,244 @@
+"""From a composed config to the library's objects. Everything a user can get wrong is met here."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from netkin.attacks.grid import levels
+from netkin.attacks.units import fraction
+from netkin.data import subset
+from netkin.data.images import Images, Part
+from netkin.data.subset import Subset
+from netkin.errors import UserError
+from netkin.jobs import Display, Jobs
+from netkin.pipeline import PRELOAD
+from netkin.store import Store
+from netkin.tracking import RunInfo
+from netkin.training.recipe import Recipe
+from netkin.training.weights import Training
+from netkin.transfer.decode import skipping, unreadable_images
+from netkin.transfer.setting import AttackSpec, Loader, Setting
+from netkin.zoo import published
+from netkin.zoo.build import Task
+from netkin.zoo.member import Member, parse_members
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The config as plain values, interpolations resolved."""
+    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def run_folder() -> Path:
+    """Where this run's own outputs go; made if need be."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def build_setting(config: DictConfig) -> Setting:
+    """The evaluation that a config describes."""
+    values = resolved(config)
+    for name in ("store.shard_size", "batch_size", "threads"):
+        _whole(OmegaConf.select(config, name), name)
+    _one_of(values["store"]["dtype"], ("uint8", "float32"), "store.dtype")
+    _check_dataset(values["dataset"])
+    _one_of(values["transfer"]["interpolation"], ("bilinear", "bicubic"), "transfer.interpolation")
+    positive(values["score"]["eps_s"], "score.eps_s")
+    _whole(values["score"]["bootstrap"], "score.bootstrap")
+    attack = build_attack(config)
+    eps = getattr(attack.attack, "eps", None)
+    if values["store"]["dtype"] == "uint8" and eps is not None:
+        levels(eps)
+    dataset = values["dataset"]
+    images: Images = instantiate(config.dataset.images)
+    return Setting(
+        images=images,
+        subset=_subset(images, values),
+        task=Task(
+            dataset=dataset["name"],
+            num_classes=len(images.classes),
+            weights=dataset["weights"],
+            input_size=dataset["input_size"],
+            fit=tuple(dataset["fit"]),
+            classes=tuple(images.classes),
+        ),
+        attack=attack,
+        store=Store(values["store"]["dir"]),
+        shard_size=values["store"]["shard_size"],
+        batch_size=values["batch_size"],
+        dtype=values["store"]["dtype"],
+        interpolation=values["transfer"]["interpolation"],
+        accelerator=values["accelerator"],
+        loader=_loader(config),
+    )
+
+
+def _check_dataset(dataset: dict[str, Any]) -> None:
+    if not isinstance(dataset["name"], str) or not dataset["name"]:
+        raise UserError(f"dataset.name must be a name, got {dataset['name']!r}")
+    _one_of(dataset["weights"], ("train", "pretrained"), "dataset.weights")
+    _one_of(dataset.get("on_error", "stop"), ("stop", "skip"), "dataset.on_error")
+    if dataset["input_size"] is not None or dataset["weights"] == "train":
+        _whole(dataset["input_size"], "dataset.input_size")
+
+
+def prepare(
+    config: DictConfig, setting: Setting, members: list[Member], display: Display
+) -> Setting:
+    """The setting with what has to be had before any work: weights, and images that can be read.
+
+    Raises UserError that lists every member whose weights are missing.
+    """
+    absent = [m for m in members if m.checkpoint and not Path(m.checkpoint).expanduser().is_file()]
+    if absent:
+        raise UserError(
+            "there is no checkpoint "
+            + ", ".join(f"{member.checkpoint} (of {member.name})" for member in absent)
+        )
+    if setting.task.weights == "pretrained":
+        names = {member.name: member.timm for member in members if not member.checkpoint}
+        display.start("weights", list(names), len(names))
+        files = {}
+        for member, file in published.fetch(names):
+            files[member] = file
+            display.advance("weights", 1)
+        display.end("weights")
+        setting = replace(setting, published=files)
+    if config.dataset.get("on_error") == "skip":
+        display.start("check", ["images"], len(setting.subset))
+        setting = skipping(setting, lambda n: display.advance("check", n))
+        display.end("check")
+    return setting
+
+
+def check(images: Images, positions: Sequence[int], what: str, display: Display) -> dict[str, str]:
+    """Which of some images cannot be read: id to reason."""
+    display.start("check", [what], len(positions))
+    bad = unreadable_images(images, positions, lambda n: display.advance("check", n))
+    display.end("check")
+    return bad
+
+
+def _subset(images: Images, values: dict[str, Any]) -> Subset:
+    chosen = values["subset"]
+    if "file" in chosen:
+        return subset.from_manifest(images, chosen["file"], values["dataset"]["name"])
+    return subset.draw(images, **chosen)
+
+
+def _loader(config: DictConfig) -> Loader:
+    """Shards load in the model's process on a CPU, ahead of it in two processes beside a GPU."""
+    values, gpu = resolved(config.loader), not on_cpu(config)
+    workers = 2 * gpu if values["workers"] == "auto" else values["workers"]
+    if not isinstance(workers, int) or workers < 0:
+        raise UserError(f"loader.workers must be auto or a whole number, got {workers!r}")
+    pin = gpu if values["pin_memory"] == "auto" else bool(values["pin_memory"])
+    threads = values["decode_threads"]
+    if threads == "auto":
+        threads = len(os.sched_getaffinity(0)) if gpu else 1
+    _whole(threads, "loader.decode_threads")
+    _whole(values["prefetch"], "loader.prefetch")
+    return Loader(workers, values["prefetch"], pin, threads)
+
+
+def on_cpu(config: DictConfig) -> bool:
+    """Whether models run on the CPU."""
+    return config.accelerator == "cpu" or not torch.cuda.is_available()
+
+
+def build_attack(config: DictConfig) -> AttackSpec:
+    """The attack; its identity is its resolved config, with fractions as numbers."""
+    values = resolved(config.attack)
+    name = values.pop("name", None) or HydraConfig.get().runtime.choices["attack"]
+    identity = {
+        key: fraction(value, f"attack.{key}") if _is_fraction(value) else value
+        for key, value in values.items()
+    }
+    return AttackSpec(str(name), instantiate(config.attack), identity)
+
+
+def build_members(config: DictConfig, at_least: int = 2) -> list[Member]:
+    """The zoo; see `netkin.zoo.member.parse_members`."""
+    model = resolved(config.model)
+    if not isinstance(model["members"], list):
+        raise UserError(f"model.members must be a list such as [test_vit], got {model['members']}")
+    return parse_members(model["members"], model.get("known"), at_least)
+
+
+def build_training(
+    config: DictConfig, setting: Setting, members: list[Member], display: Display
+) -> Training | None:
+    """How members without weights get them; None where all bring their own.
+
+    With `dataset.on_error=skip` unreadable training images are left out, too.
+    """
+    if setting.task.weights != "train" or all(member.checkpoint for member in members):
+        return None
+    values = resolved(config)
+    images: Images = instantiate(config.dataset.train_images)
+    if config.dataset.get("on_error") == "skip":
+        bad = check(images, range(len(images.ids)), "training images", display)
+        kept = tuple(i for i, image in enumerate(images.ids) if image not in bad)
+        images = Part(images, kept) if bad else images
+    return Training(setting, images, Recipe(**values["recipe"]))
+
+
+def build_jobs(
+    config: DictConfig, context: Any, display: Display, preload: Sequence[str] = PRELOAD
+) -> Jobs:
+    """Processes for the work, which find `preload` imported."""
+    return Jobs(context, workers(config), config.threads, display, preload)
+
+
+def workers(config: DictConfig) -> int:
+    """As many as the config says, by default one a CPU core, or one on a GPU."""
+    number = config.workers
+    if number == "auto":
+        number = len(os.sched_getaffinity(0)) if on_cpu(config) else 1
+    _whole(number, "workers")
+    return number
+
+
+def run_info(config: DictConfig, setting: Setting, members: int) -> RunInfo:
+    """Group by experiment and dataset, so that a dashboard over many runs compares like."""
+    experiment, dataset = config.experiment.name, config.dataset.name
+    attack = setting.attack.name
+    return RunInfo(
+        folder=run_folder(),
+        config=resolved(config),
+        group=f"{experiment}-{dataset}",
+        job_type=experiment,
+        name=f"{dataset}-{members}-models-{attack}",
+        tags=(experiment, dataset, setting.subset.name, attack),
+    )
+
+
+def _is_fraction(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"\s*[\d.]+\s*/\s*[\d.]+\s*", value) is not None
+
+
+def _whole(value: Any, name: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{name} must be a whole number of 1 or more, got {value!r}")
+
+
+def positive(value: Any, name: str) -> float:
+    """A value that must be a number above 0. Raises UserError that names its key."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise UserError(f"{name} must be above 0, got {value!r}")
+    return value
+
+
+def _one_of(value: Any, allowed: tuple[str, ...], name: str) -> None:
+    if value not in allowed:
+        raise UserError(f"{name} must be {' or '.join(allowed)}, got {value!r}")

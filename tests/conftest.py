@@ -1,0 +1,37 @@
+"""A small zoo that is trained once a session, and the real command as a process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["model.members=[test_byobnet,vit_ti]", "recipe.epochs=4", "attack.steps=8", "subset=quick"]
+"""Overrides for a run of seconds: two members, few epochs, few steps, few images."""
+
+
+def run_command(
+    *overrides: str, cwd: Path, script: str = "evaluate.py", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """The real command in a process of its own, as a user would start it."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *overrides],
+        cwd=cwd,
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the small zoo ran once: `store/`, and the run's outputs in `first/`."""
+    folder = tmp_path_factory.mktemp("small")
+    done = run_command(*SMALL, "hydra.run.dir=first", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout.txt").write_text(done.stdout)
+    return folder

@@ -1,0 +1,398 @@
+"""Every experiment, by the real command. A config without an entry here fails a test.
+
+The small zoo runs once (`small_run`); what can reuse its store does.
+"""
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from conftest import ROOT, SMALL, run_command
+
+from netkin.data.digits import Digits
+from netkin.data.subset import draw
+from netkin.similarity import with_interval
+from netkin.store import read_tensors
+
+RUN = "hydra.run.dir=run"
+MEMBERS = ["test_byobnet", "vit_ti"]
+
+
+def check_pairwise(folder: Path) -> None:
+    """The matrix, from the bytes in the store: nothing that is written may disagree with them."""
+    run = folder / "first"
+    table = pl.read_csv(run / "similarity.csv")
+    assert table.columns == ["", *MEMBERS] and table[""].to_list() == MEMBERS
+    s = table.drop("").to_numpy()
+    assert (s == s.T).all()
+    (row,) = pl.read_csv(run / "pairs.csv").to_dicts()
+    assert list(row) == ["a", "b", "n", "a_fools_b", "b_fools_a", "score", "low", "high"]
+    outcomes = pl.read_parquet(
+        folder / "store/digits/*/pgd-*/outcomes/**/*.parquet", hive_schema={"source": pl.String}
+    )
+    a_b = outcomes.filter(source=row["a"], target=row["b"]).sort("image_id")
+    b_a = outcomes.filter(source=row["b"], target=row["a"]).sort("image_id")
+    assert a_b["image_id"].to_list() == b_a["image_id"].to_list()
+    assert row["n"] == a_b.height
+    assert row["a_fools_b"] == pytest.approx(a_b["fooled"].mean())
+    z = (a_b["fooled"].cast(float) + b_a["fooled"].cast(float)).to_numpy() / 2
+    expected = with_interval(z)
+    assert (row["score"], row["low"], row["high"]) == pytest.approx(
+        (expected.score, expected.low, expected.high)
+    )
+    assert s[0, 1] == pytest.approx(expected.score)
+    for i, name in enumerate(MEMBERS):
+        success = outcomes.filter(source=name, target=name)["fooled"].to_numpy().mean()
+        assert s[i, i] == pytest.approx(math.log(100 * success))
+    models = pl.read_csv(run / "models.csv")
+    assert models["params"].to_list() == [202426, 214218]
+    assert (models["clean_accuracy"] > 0.2).all()
+
+
+def check_benchmark(folder: Path) -> None:
+    overrides = ",".join(repr(o) for o in [*SMALL[1:], SMALL[0], "logger=csv", "workers=1"])
+    done = run_command(
+        "experiment=benchmark",
+        f"benchmark.overrides=[{overrides}]",
+        "hydra.run.dir=benchmark",
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    table = pl.read_csv(folder / "benchmark" / "benchmark.csv")
+    assert table["state"].to_list() == ["nothing cached", "weights cached", "everything cached"]
+    assert (table["seconds"] > 0).all()
+    assert (table["peak_memory_gib"] > 0.1).all()
+
+
+def check_plan(folder: Path) -> None:
+    """What is left is counted exactly, and nothing is attacked."""
+    before = {*(folder / "store").rglob("*.safetensors")}
+    correct = {}
+    for name in MEMBERS:
+        (file,) = (folder / "store" / "digits").glob(f"quick-*/clean/{name}/logits.safetensors")
+        logits = read_tensors(file)["logits"]
+        labels = json.loads((file.parents[2] / "manifest.json").read_text())["labels"]
+        correct[name] = int((logits.argmax(1) == torch.tensor(labels)).sum())
+    arguments = ("experiment=plan", *SMALL, "logger=csv", "plan.seconds=0.05", "workers=1", RUN)
+    done = run_command(*arguments, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "In all: 0.0 s on 1 device, 0.0 s on 4 devices" in done.stdout
+    done = run_command(*arguments, "attack.steps=2000", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "Weights, labels and all 100 images are there." in done.stdout
+    table = pl.read_csv(folder / "run" / "plan.csv")
+    assert table["images_to_craft"].to_list() == [correct[name] for name in MEMBERS]
+    assert table["adversarial_bytes"].to_list() == [3072 * correct[name] for name in MEMBERS]
+    assert table["sources_to_see"].to_list() == [2, 2]
+    # A thousand times the two steps that are timed, which take at least a forward pass each.
+    assert (table["craft_ms_per_image"] > 500 * table["transfer_ms_per_image"]).all()
+    assert (table["peak_memory_bytes"] > 1e8).all()
+    assert {*(folder / "store").rglob("*.safetensors")} == before
+
+
+CHECKS: dict[str, Callable[[Path], None]] = {
+    "pairwise": check_pairwise,
+    "benchmark": check_benchmark,
+    "plan": check_plan,
+}
+
+
+def test_every_experiment_config_has_a_check() -> None:
+    configs = {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")}
+    assert configs == set(CHECKS)
+
+
+@pytest.mark.parametrize("experiment", CHECKS)
+def test_experiment(experiment: str, small_run: Path) -> None:
+    CHECKS[experiment](small_run)
+
+
+def test_what_a_run_says_and_writes(small_run: Path) -> None:
+    said = (small_run / "stdout.txt").read_text()
+    for stage in ("train", "clean", "craft", "transfer"):
+        assert re.search(rf"^{stage} 2/2: \w+", said, re.M)
+    assert "s left)" in said
+    assert "Most alike are test_byobnet and vit_ti" in said
+    run = small_run / "first"
+    assert str(run.resolve() / "report.html") in said
+    for name in ("similarity.png", "similarity.pdf", "report.html", "families.csv"):
+        assert (run / name).stat().st_size > 50
+    page = (run / "report.html").read_text()
+    assert "test_byobnet" in page and "data:image/png;base64" in page
+    assert (run / ".hydra" / "config.yaml").is_file()
+
+
+def test_adversarial_images_are_in_the_ball_and_of_correct_images(small_run: Path) -> None:
+    (subset,) = (small_run / "store" / "digits").glob("quick-*")
+    manifest = json.loads((subset / "manifest.json").read_text())
+    labels = torch.tensor(manifest["labels"])
+    for name in MEMBERS:
+        logits = read_tensors(subset / "clean" / name / "logits.safetensors")["logits"]
+        correct = (logits.argmax(1) == labels).nonzero().flatten()
+        (folder,) = subset.glob(f"pgd-*/adversarial/{name}")
+        shards = [read_tensors(path) for path in sorted(folder.glob("*.safetensors"))]
+        assert torch.cat([shard["index"] for shard in shards]).tolist() == correct.tolist()
+        images = torch.cat([shard["images"] for shard in shards])
+        assert images.dtype == torch.uint8 and images.shape[1:] == (3, 32, 32)
+        from netkin.data import views
+
+        positions = draw(Digits(), "quick", 10).positions
+        clean = views.load(Digits(), positions, views.View(32))[correct]
+        difference = (images.int() - clean.int()).abs()
+        assert difference.amax(dim=(1, 2, 3)).min() >= 10  # every image is attacked
+        assert difference.max() <= 48
+
+
+def test_nothing_is_computed_twice(small_run: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (small_run / "store").rglob("*") if p.is_file()}
+    done = run_command(*SMALL, "hydra.run.dir=again", "logger=none", cwd=small_run)
+    assert done.returncode == 0, done.stderr
+    assert not re.search(r"^(train|clean|craft|transfer) ", done.stdout, re.M)
+    after = {p: p.stat().st_mtime_ns for p in (small_run / "store").rglob("*") if p.is_file()}
+    assert after == before
+    for name in ("similarity.csv", "pairs.csv", "models.csv", "families.csv", "similarity.png"):
+        assert (small_run / "again" / name).read_bytes() == (
+            small_run / "first" / name
+        ).read_bytes()
+
+
+def test_only_missing_parts_are_computed_and_come_out_the_same(
+    small_run: Path, tmp_path: Path
+) -> None:
+    """A lost shard and a lost outcome are made again, with the same bytes, in other numbers of
+    processes and with another batch size; nothing else is touched."""
+    shutil.copytree(small_run / "store", tmp_path / "store")
+    (shard,) = (tmp_path / "store").glob("digits/*/pgd-*/adversarial/vit_ti/00000.safetensors")
+    outcome = next((tmp_path / "store").glob("digits/*/pgd-*/outcomes/*/target=vit_ti.parquet"))
+    lost = {file: file.read_bytes() for file in (shard, outcome)}
+    for file in lost:
+        file.unlink()
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "store").rglob("*") if p.is_file()}
+    done = run_command(*SMALL, "workers=1", "logger=csv", "hydra.run.dir=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^(\w+) \d/\d: (\w+)", done.stdout, re.M) == [
+        ("craft", "vit_ti"),
+        ("transfer", "vit_ti"),
+    ]
+    assert {file: file.read_bytes() for file in lost} == lost
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+    names = pl.read_csv(tmp_path / "run" / "metrics.csv")["name"].to_list()
+    assert "craft/images_per_second/vit_ti" in names and "similarity/mean" in names
+
+
+def test_another_attack_another_model_and_a_local_checkpoint(
+    small_run: Path, tmp_path: Path
+) -> None:
+    """The same store serves them; the local copy of a member is its twin."""
+    shutil.copytree(small_run / "store", tmp_path / "store")
+    weights = tmp_path / "store" / "weights" / "digits" / "test_byobnet.safetensors"
+    twin = f"{{name: twin, timm: test_byobnet, checkpoint: {weights}}}"
+    done = run_command(
+        f"model.members=[test_byobnet,vit_ti,test_convnext,{twin}]",
+        "recipe.epochs=4",
+        "subset=quick",
+        "attack.steps=5",
+        "attack.eps=16/255",
+        "logger=none",
+        "hydra.run.dir=run",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^train \d/\d: (\w+)", done.stdout, re.M) == ["test_convnext"]
+    s = pl.read_csv(tmp_path / "run" / "similarity.csv").drop("").to_numpy()
+    # Not equal: the twin draws its own random start.
+    assert s[0, 3] > max(s[0, 1], s[0, 2])
+    assert np.isfinite(s).all()
+
+
+def crafted(store: Path, dataset: str) -> dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """(clean logits, adversarial image) by member and number of the scan."""
+    (subset,) = (store / dataset).glob("*-*")
+    ids = json.loads((subset / "manifest.json").read_text())["ids"]
+    scans = [Path(image).stem for image in ids]
+    found = {}
+    for name in MEMBERS:
+        logits = read_tensors(subset / "clean" / name / "logits.safetensors")["logits"]
+        (shard,) = subset.glob(f"pgd-*/adversarial/{name}/00000.safetensors")
+        made = read_tensors(shard)
+        pairs = zip(made["index"].tolist(), made["images"], strict=True)
+        found[name] = {scans[i]: (logits[i], image) for i, image in pairs}
+    return found
+
+
+@pytest.fixture(scope="module")
+def without_start(
+    small_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """The small run's members attacked without random start, which depends on an image's id."""
+    folder = tmp_path_factory.mktemp("digits")
+    shutil.copytree(small_run / "store" / "weights", folder / "store" / "weights")
+    arguments = (*SMALL, "attack.random_start=false", "logger=none", "workers=1", RUN)
+    done = run_command(*arguments, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return crafted(folder / "store", "digits")
+
+
+@pytest.mark.parametrize("layout", ["class folders", "flat with labels"])
+def test_images_as_files_give_the_same_bytes(
+    layout: str, small_run: Path, tmp_path: Path, without_start: dict
+) -> None:
+    """The digits as PNG files: the same clean predictions and adversarial images, bit for bit."""
+    digits = Digits()
+    chosen = set(draw(digits, "quick", 10).ids)
+    folders, lines = layout == "class folders", []
+    for i, image in enumerate(digits.ids):
+        if image in chosen:
+            label, file = str(digits.labels[i]), f"{image.split('/')[1]}.png"
+            lines.append(f"{file} {label}")
+            path = tmp_path / "mine" / "val" / (label if folders else "") / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            digits.load(i).save(path)
+    (tmp_path / "labels.txt").write_text("\n".join(lines))
+    weights = small_run / "store" / "weights" / "digits"
+    members = ",".join(
+        f"{{name: {name}, timm: {timm}, checkpoint: {weights / name}.safetensors, "
+        f"kwargs: {kwargs}}}"
+        for name, timm, kwargs in (
+            ("test_byobnet", "test_byobnet", "{num_classes: 10}"),
+            (
+                "vit_ti",
+                "vit_tiny_patch16_224",
+                "{embed_dim: 64, depth: 4, num_heads: 4, num_classes: 10}",
+            ),
+        )
+    )
+    done = run_command(
+        "dataset=folder",
+        "dataset.name=mine",
+        f"dataset.root={tmp_path / 'mine'}",
+        "dataset.input_size=32",
+        *([] if folders else [f"dataset.labels={tmp_path / 'labels.txt'}"]),
+        "attack.eps=48/255",
+        "attack.step_size=6/255",
+        "attack.random_start=false",
+        f"model.members=[{members}]",
+        "workers=1",
+        "attack.steps=8",
+        "logger=none",
+        "hydra.run.dir=run",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    ours = crafted(tmp_path / "store", "mine")
+    for name in MEMBERS:
+        assert ours[name].keys() == without_start[name].keys()
+        for scan, (logits, image) in ours[name].items():
+            wanted_logits, wanted = without_start[name][scan]
+            torch.testing.assert_close(logits, wanted_logits, atol=1e-5, rtol=1e-5)
+            assert logits.argmax() == wanted_logits.argmax()
+            assert torch.equal(image, wanted), (name, scan)
+
+
+def test_unreadable_images_stop_the_run_or_are_skipped(small_run: Path, tmp_path: Path) -> None:
+    """Two of a hundred files are broken: named, before anything is trained; or left out."""
+    digits = Digits()
+    for i in draw(digits, "quick", 10).positions:
+        path = tmp_path / "mine" / "val" / str(digits.labels[i]) / f"{digits.ids[i][7:]}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digits.load(i).save(path)
+    broken = sorted((tmp_path / "mine" / "val" / "4").iterdir())[:2]
+    broken[0].write_bytes(broken[0].read_bytes()[:60])
+    broken[1].write_text("not an image")
+    weights = small_run / "store" / "weights" / "digits" / "test_byobnet.safetensors"
+    members = ",".join(
+        f"{{name: {name}, timm: test_byobnet, checkpoint: {weights}}}" for name in ("a", "b")
+    )
+    arguments = (
+        "dataset=folder",
+        f"dataset.root={tmp_path / 'mine'}",
+        f"model.members=[{members}]",
+        "workers=1",
+        "attack.steps=4",
+        "logger=none",
+        "hydra.run.dir=run",
+    )
+    done = run_command(*arguments, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert "error: 2 images are unreadable: " in done.stderr
+    assert all(f"4/{file.name} (" in done.stderr for file in broken)
+    assert not list((tmp_path / "store").rglob("*.safetensors"))
+    for _ in range(2):  # the second run remembers which
+        done = run_command(*arguments, "dataset.on_error=skip", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "2 images could not be read and were left out" in done.stdout
+    (row,) = pl.read_csv(tmp_path / "run" / "pairs.csv").to_dicts()
+    assert row["n"] <= 98
+    manifests = [json.loads(f.read_text()) for f in tmp_path.glob("store/folder/*/manifest.json")]
+    (skipping,) = [m for m in manifests if m["skipped"]]
+    assert len(skipping["ids"]) == 98
+    assert [s["id"] for s in skipping["skipped"]] == [f"4/{file.name}" for file in broken]
+
+
+OWN_ATTACK = """
+class Brighten:
+    def __init__(self, by):
+        self.eps = by
+
+    def perturb(self, model, pixels, labels, keys):
+        return (pixels + self.eps).clamp(0, 1)
+"""
+
+
+def test_an_attack_of_ones_own(small_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "my_module.py").write_text(OWN_ATTACK)
+    (tmp_path / "my_conf" / "attack").mkdir(parents=True)
+    config = "_target_: my_module.Brighten\nby: 0.2\n"
+    (tmp_path / "my_conf" / "attack" / "mine.yaml").write_text(config)
+    shutil.copytree(small_run / "store", tmp_path / "store")
+    arguments = [o for o in SMALL if not o.startswith("attack.")]
+    done = run_command(
+        *("--config-dir", str(tmp_path / "my_conf"), "attack=mine", *arguments),
+        *("logger=none", "hydra.run.dir=run"),
+        cwd=tmp_path,
+        PYTHONPATH=str(tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^(\w+) 1/2", done.stdout, re.M) == ["craft", "transfer"]
+    (folder,) = (tmp_path / "store").glob("digits/*/mine-*/adversarial/vit_ti")
+    shard = read_tensors(folder / "00000.safetensors")["images"]
+    assert shard.min() == 51  # 0.2 of 255 brighter
+
+
+def test_the_clean_attack_fools_by_resizing_alone(small_run: Path, tmp_path: Path) -> None:
+    """Between 32 and 48 px, `attack=clean` errs just where the resize control says it does."""
+    shutil.copytree(small_run / "store", tmp_path / "store")
+    arguments = [o for o in SMALL[1:] if not o.startswith("attack.")]
+    members = "[test_byobnet,{name: big, timm: test_byobnet, input_size: 48}]"
+    done = run_command(
+        *(f"model.members={members}", "attack=clean", "logger=none", "hydra.run.dir=run"),
+        *arguments,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "resize_errors.csv" in done.stdout
+    errors = pl.read_csv(tmp_path / "run" / "resize_errors.csv")
+    assert sorted(errors["target_view"].str.slice(0, 5)) == ["32 px", "48 px"]
+    subset = next((tmp_path / "store" / "digits").glob("quick-*"))
+    labels = np.array(json.loads((subset / "manifest.json").read_text())["labels"])
+    clean = {
+        name: read_tensors(subset / "clean" / name / "logits.safetensors")["logits"].argmax(1)
+        for name in ("test_byobnet", "big")
+    }
+    both = (clean["test_byobnet"].numpy() == labels) & (clean["big"].numpy() == labels)
+    for target, source in (("big", "test_byobnet"), ("test_byobnet", "big")):
+        (seen,) = (subset / "clean" / target).glob("seen-as-*.safetensors")
+        wrong = read_tensors(seen)["predictions"].numpy() != labels
+        (file,) = subset.glob(f"clean-*/outcomes/source={source}/target={target}.parquet")
+        assert pl.read_parquet(file)["fooled"].to_list() == wrong[both].tolist()
+        right = clean[target].numpy() == labels
+        size = "48 px" if target == "big" else "32 px"
+        (row,) = errors.filter(pl.col("target_view").str.starts_with(size)).to_dicts()
+        assert row["resize_error"] == pytest.approx(wrong[right].mean())
