@@ -338,13 +338,13 @@ def test_a_tar_of_splits_keeps_them_apart(imagenet: Path) -> None:
     assert len(open_imagenet(str(imagenet / "both.tar")).ids) == 6
     train = open_folder(str(imagenet / "both.tar"), "train", ids_are="name")
     assert train.ids == ["train_1.JPEG", "train_2.JPEG"]
-    with pytest.raises(UserError, match="has no train/ beside val/|holds no folder train"):
+    with pytest.raises(UserError, match=r"has no train/ beside val/|holds no folder train"):
         open_folder(str(imagenet / "val.tar"), "train")
 
 
 def test_classes_that_are_no_wordnet_ids(imagenet: Path) -> None:
     (imagenet / "bare" / WNIDS[3]).rename(imagenet / "bare" / "goldfish")
-    with pytest.raises(UserError, match="1 class folders that are no WordNet ids .* 'goldfish'"):
+    with pytest.raises(UserError, match=r"1 class folders that are no WordNet ids .* 'goldfish'"):
         open_imagenet(str(imagenet / "bare"))
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -303,7 +304,7 @@ def test_another_input_size_of_published_weights(tmp_path: Path) -> None:
     ):
         member = Member("m", name, checkpoint="x", input_size=size)
         file = tmp_path / f"{name}.safetensors"
-        kwargs = {"img_size": size} if name == "test_vit" and fits else {}
+        kwargs: dict[str, Any] = {"img_size": size} if name == "test_vit" and fits else {}
         save_file(timm.create_model(name, **kwargs).state_dict(), file)
         if fits:
             assert build(member, task, file)(torch.rand(1, 3, size, size)).shape == (1, 1000)
