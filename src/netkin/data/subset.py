@@ -216,7 +216,7 @@ def _stratified(
         members = by_class[label]
         size = wanted(len(members)) if members else 0  # a part of ImageNet may lack whole classes
         if len(members) < size:
-            fewest = min(len(found) for found in by_class.values())
+            fewest = min(len(found) for found in by_class.values() if found)
             raise UserError(
                 f"subset.per_class={size} asks for more images than class {name!r} has "
                 f"({len(members)}); take subset.per_class={fewest}, or subset=full"
