@@ -1,6 +1,7 @@
 """What is kept between runs: weights, clean predictions, adversarial images and outcomes.
 
     <root>/weights/<dataset>/<member>.safetensors + .json + .curves.csv
+    <root>/training/<dataset>/<member>/                   last.safetensors (to go on), best, ema
     <root>/<dataset>/<subset>-<hash>/
         manifest.json                                     the image ids and labels
         views/<hash>/              identity.json, 00000.safetensors, ...: images as models see them
@@ -23,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import polars as pl
 from safetensors import SafetensorError, safe_open
@@ -87,6 +88,11 @@ def folder(name: str) -> str:
     return f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
 
 
+def unfolded(component: str) -> str:
+    """The name that `folder` made a path component of."""
+    return unquote(component)
+
+
 @dataclass(frozen=True)
 class Entry:
     """A folder that belongs to one identity."""
@@ -145,6 +151,10 @@ class Store:
 
     def weights(self, dataset: str, member: str) -> Path:
         return self.root / "weights" / folder(dataset) / f"{folder(member)}.safetensors"
+
+    def training(self, dataset: str, member: str) -> Path:
+        """The folder of a member's training: where it stands, and its best weights."""
+        return self.root / "training" / folder(dataset) / folder(member)
 
     def subset(self, dataset: str, subset: Subset) -> "SubsetStore":
         path = self.root / folder(dataset) / f"{folder(subset.name)}-{subset.digest[:8]}"

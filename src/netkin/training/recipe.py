@@ -1,52 +1,121 @@
 """How a member is trained."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from netkin.errors import UserError
 
+LATER = (
+    *("lr_per", "sched_args", "step_on_epochs", "warmup_lr", "min_lr", "repeats", "erasing"),
+    *("mixup", "cutmix", "model_args", "ema_decay", "accumulate", "keep"),
+)
+"""Fields that an identity names only where they differ from their default."""
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of timm's optimisers, schedules and augmentation.
+    """Settings of timm's optimisers, schedules, augmentation and mixing.
 
     Attributes:
         epochs: passes over the training images.
-        batch_size: images a step; the last incomplete batch of an epoch is dropped.
-        opt, weight_decay, opt_args: as `timm.optim.create_optimizer_v2`; norms and biases do not
-            decay.
-        lr: peak learning rate.
-        sched, warmup_epochs: as `timm.scheduler.create_scheduler_v2`, updated every step.
+        batch_size: images a step and device; the last incomplete batch of an epoch is dropped.
+        opt, weight_decay, opt_args: as `timm.optim.create_optimizer_v2`; norms, biases and tokens
+            do not decay.
+        lr: peak learning rate, for `lr_per` images a step where that is given: it is scaled
+            linearly to the images that a step really has, over all devices and accumulated batches.
+        sched, warmup_epochs, sched_args: as `timm.scheduler.create_scheduler_v2`.
+        step_on_epochs: whether the rate changes from epoch to epoch, else from step to step.
+        warmup_lr, min_lr: where warm-up starts (by default a hundredth of the peak) and the
+            schedule ends; not scaled.
         label_smoothing: of the cross-entropy.
-        clip_grad: largest gradient norm.
+        clip_grad: largest gradient norm; None does not clip.
         augmentation: arguments of `timm.data.create_transform(is_training=True)`.
-        seed: of the initialisation, the order of images and their augmentation.
-        validate_every: epochs between two looks at the test accuracy (for the curves alone).
+        repeats: how many differently augmented copies of an image an epoch holds (Hoffer et al.
+            2020); it then holds fewer images, as many copies in all.
+        erasing: probability of random erasing by normal noise (Zhong et al. 2020).
+        mixup, cutmix: alpha of timm's Mixup and CutMix, 0 for none; with both, each batch takes
+            either at random.
+        model_args: further arguments of `timm.create_model` in training, such as drop_path_rate.
+        ema_decay: of a moving average of the weights; None for none.
+        accumulate: batches a step.
+        keep: which weights are the result: the "last" epoch's, those "best" on the test images
+            (chosen by what they are judged on: a little too good), or the "ema".
+        seed: of the initialisation, the order of images, their augmentation and mixing, dropout.
+        validate_every: epochs between two looks at the test accuracy.
     """
 
     epochs: int
     batch_size: int
     lr: float
+    lr_per: int | None = None
     opt: str = "adamw"
     weight_decay: float = 0.05
     opt_args: Mapping[str, Any] = field(default_factory=dict)
     sched: str = "cosine"
+    sched_args: Mapping[str, Any] = field(default_factory=dict)
+    step_on_epochs: bool = False
     warmup_epochs: int = 0
+    warmup_lr: float | None = None
+    min_lr: float = 0.0
     label_smoothing: float = 0.0
-    clip_grad: float = 1.0
+    clip_grad: float | None = 1.0
     augmentation: Mapping[str, Any] = field(default_factory=dict)
+    repeats: int = 1
+    erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    ema_decay: float | None = None
+    accumulate: int = 1
+    keep: str = "last"
     seed: int = 0
     validate_every: int = 5
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "validate_every"):
+        for name in ("epochs", "batch_size", "validate_every", "repeats", "accumulate"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(f"recipe.{name} must be a whole number of 1 or more, got {value!r}")
-        if not self.lr > 0:
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
+            raise UserError(f"the seed must be a whole number of 0 or more, got {self.seed!r}")
+        if not isinstance(self.lr, int | float) or not self.lr > 0:
             raise UserError(f"recipe.lr must be above 0, got {self.lr}")
+        for name in ("weight_decay", "mixup", "cutmix", "warmup_epochs", "min_lr"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"recipe.{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("label_smoothing", "erasing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"recipe.{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UserError(f"recipe.ema_decay must be in (0, 1) or null, got {self.ema_decay}")
+        if self.keep not in ("last", "best", "ema"):
+            raise UserError(f"recipe.keep must be last, best or ema, got {self.keep!r}")
+        if self.keep == "ema" and self.ema_decay is None:
+            raise UserError("recipe.keep=ema needs recipe.ema_decay, such as 0.9999")
+        if self.mixes and self.batch_size % 2:
+            raise UserError(
+                f"recipe.mixup and recipe.cutmix mix pairs: recipe.batch_size={self.batch_size} "
+                "must be even"
+            )
+
+    @property
+    def mixes(self) -> bool:
+        return self.mixup > 0 or self.cutmix > 0
+
+    def peak_lr(self, devices: int = 1) -> float:
+        """The learning rate for the images that a step has on so many devices."""
+        images = self.batch_size * devices * self.accumulate
+        return self.lr if self.lr_per is None else self.lr * images / self.lr_per
 
     def identity(self) -> dict[str, Any]:
         """The settings that the weights depend on."""
-        return {key: value for key, value in asdict(self).items() if key != "validate_every"}
+        found = {}
+        for of in fields(self):
+            value = getattr(self, of.name)
+            default = of.default_factory() if of.default_factory is not MISSING else of.default
+            if of.name != "validate_every" and (of.name not in LATER or value != default):
+                found[of.name] = dict(value) if isinstance(value, Mapping) else value
+        if self.keep == "best":
+            found["validate_every"] = self.validate_every
+        return found

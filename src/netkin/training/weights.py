@@ -1,14 +1,18 @@
 """Weights that a dataset's members need: what they are made of, and whether they are there."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from netkin.data.images import Images
 from netkin.data.subset import fingerprint
-from netkin.errors import UserError
-from netkin.store import differences
+from netkin.errors import UserError, near
+from netkin.store import Store, differences, unfolded
+from netkin.training.distillation import Distillation
 from netkin.training.recipe import Recipe
 from netkin.transfer.setting import Setting
 from netkin.zoo.member import Member
@@ -33,11 +37,28 @@ class Training:
                 f"images {theirs[:5]} ({len(theirs)}); they must be the same"
             )
 
+    def file(self, member: Member) -> Path:
+        """Where the member's trained weights are, or will be."""
+        return self.setting.store.weights(self.setting.task.dataset, member.name)
 
-def made_of(training: Training, member: Member) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class Teaching:
+    """A teacher, with its weights ready, and how it teaches."""
+
+    teacher: Member
+    distillation: Distillation
+
+
+def made_of(
+    training: Training,
+    member: Member,
+    teaching: Teaching | None = None,
+    precision: str = "32-true",
+) -> dict[str, Any]:
     """What trained weights depend on, as JSON."""
     task = training.setting.task
-    return {
+    made = {
         "timm": member.timm,
         "kwargs": dict(member.kwargs),
         "fit": [dict(fit) for fit in task.fit],
@@ -46,6 +67,15 @@ def made_of(training: Training, member: Member) -> dict[str, Any]:
         "images_sha256": _images_sha256(training.images),
         "recipe": training.recipe.identity(),
     }
+    if teaching is not None:
+        made["distillation"] = {
+            **asdict(teaching.distillation),
+            "teacher": teaching.teacher.name,
+            "teacher_sha256": training.setting.model(teaching.teacher)["weights_sha256"],
+        }
+    if precision != "32-true":
+        made["precision"] = precision
+    return made
 
 
 @cache
@@ -53,27 +83,72 @@ def _images_sha256(images: Images) -> str:
     return fingerprint(images)
 
 
-def is_trained(training: Training, member: Member) -> bool:
-    """Whether the member's weights are there; an error when they were made otherwise."""
-    setting = training.setting
-    file = setting.weights(member)
-    if member.checkpoint or file is None:
-        if file is not None and not file.is_file():
-            raise UserError(f"{member.name}: there is no checkpoint {file}")
-        return True
-    notes = file.with_suffix(".json")
-    if not file.is_file() or not notes.is_file():
-        return False
+def notes(weights: Path) -> dict[str, Any] | None:
+    """What is written beside trained weights; None where they are not there, or not whole.
+
+    Keys: made_of, member, test_accuracy, test_images, seconds. Raises UserError when the file is
+    damaged.
+    """
+    file = weights.with_suffix(".json")
+    if not weights.is_file() or not file.is_file():
+        return None
     try:
-        found = json.loads(notes.read_text())["made_of"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{notes} is damaged ({error!r}); remove it to train again") from None
-    wanted = json.loads(json.dumps(made_of(training, member)))
-    differ = next(differences(found, wanted), None)
+        found = json.loads(file.read_text())
+        assert isinstance(found["made_of"], dict)
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise UserError(f"{file} is damaged ({error!r}); remove it to train again") from None
+    return found
+
+
+def check_made_of(weights: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises UserError when weights were made of something else than they are wanted of."""
+    differ = next(differences(found, json.loads(json.dumps(wanted))), None)
     if differ:
         key, theirs, ours = differ
         raise UserError(
-            f"weights {file} were trained with {key} = {theirs}, now it is {ours}: give the model "
-            "another name ({name: ..., timm: ...}), choose another store.dir, or remove the file"
+            f"weights {weights} were trained with {key} = {theirs}, now it is {ours}: give the "
+            "model another name (name=NAME of train.py, {name: ..., timm: ...} of evaluate.py), "
+            "choose another store.dir, or remove the file"
         )
+
+
+def is_trained(training: Training, member: Member) -> bool:
+    """Whether the member's weights are there; an error when they were made otherwise."""
+    if member.checkpoint:
+        if not Path(member.checkpoint).expanduser().is_file():
+            raise UserError(f"{member.name}: there is no checkpoint {member.checkpoint}")
+        return True
+    file = training.file(member)
+    found = notes(file)
+    if found is None:
+        return False
+    check_made_of(file, found["made_of"], made_of(training, member))
     return True
+
+
+def trained_members(store: Store, dataset: str, pattern: str) -> list[dict[str, Any]]:
+    """Trained models of a dataset, as mappings of `netkin.zoo.member.Member`'s fields.
+
+    Args:
+        pattern: a name such as vit_ti@regnety_032, or with * and ? (as in file names) several, in
+            the order of their names.
+
+    Raises UserError when there is none.
+    """
+    names = {
+        unfolded(file.stem): file for file in store.weights(dataset, "x").parent.glob("*.json")
+    }
+    wanted = sorted(name for name in names if fnmatchcase(name, pattern))
+    found = []
+    for name in wanted:
+        weights = names[name].with_suffix(".safetensors")
+        if noted := notes(weights):
+            fields = {key: value for key, value in noted["member"].items() if value is not None}
+            found.append({**fields, "name": name, "checkpoint": str(weights)})
+    if not found:
+        raise UserError(
+            f"{store.root} has no trained model {dataset}/{pattern}{near(pattern, names)} "
+            f"({', '.join(sorted(names)[:8]) or 'none'}{' ...' if len(names) > 8 else ''} are there); "
+            "train.py makes them"
+        )
+    return found

@@ -37,14 +37,13 @@ def quiet() -> Iterator[None]:
 
 
 def trainer(accelerator: str, **kwargs: Any) -> pl.Trainer:
-    """A Trainer on one device that writes nothing of its own."""
+    """A Trainer, on one device unless told otherwise, that writes nothing of its own."""
     return pl.Trainer(
         accelerator=accelerator,
-        devices=1,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **{"enable_checkpointing": False, **kwargs},
+        **{"devices": 1, "enable_checkpointing": False, **kwargs},
     )
 
 

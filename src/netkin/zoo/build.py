@@ -110,6 +110,7 @@ def build(member: Member, task: Task, weights: Path | None = None, seed: int = 0
     """
     own = preprocessing(member, task)
     if task.weights == "pretrained":
+        torch.manual_seed(seed)
         net = _pretrained(member, weights)
     else:
         net = _fitted(member, task, own.view.input_size, seed)
