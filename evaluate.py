@@ -12,7 +12,7 @@ CONF = str(Path(__file__).parent / "conf")
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="evaluate")
 def main(config: DictConfig) -> None:
-    run_study(config)
+    run_study(config, "evaluate")
 
 
 if __name__ == "__main__":

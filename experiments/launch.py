@@ -2,9 +2,11 @@
 
 import importlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 from hydra.core.hydra_config import HydraConfig
@@ -20,13 +22,30 @@ OUTPUTS = "; if it is the run's folder, choose another with hydra.run.dir=PATH, 
 STOPPED = "stopped; what was finished is kept: run the same command again to go on"
 
 
-def run_study(config: DictConfig) -> None:
-    """Run the study that the experiment names.
+def one_model() -> None:
+    """Have `model=NAME` on the command line, for a NAME that is no zoo in conf/model, stand for
+    `model.members=[NAME]`; several names separated by commas are a sweep."""
+    zoos = {path.stem for path in (Path(__file__).parent.parent / "conf" / "model").glob("*.yaml")}
+    for i, word in enumerate(sys.argv[1:], start=1):
+        found = re.fullmatch(r"model=([\w.@/:*-]+(?:,[\w.@/:*-]+)*)", word)
+        if found and found[1] not in zoos:
+            names = found[1].split(",")
+            sys.argv[i] = "model.members=" + ",".join(f"[{name}]" for name in names)
+
+
+def run_study(config: DictConfig, script: str) -> None:
+    """Run the study that the experiment names; `script` is whose config this is.
 
     A user's mistake ends a single run here, before Hydra adds its own lines to it. In a multirun
     it goes on to Hydra, which finishes the other jobs first.
     """
     try:
+        of = config.experiment.get("script", "evaluate")
+        if of != script:
+            raise UserError(
+                f"experiment={config.experiment.name} is run by {of}.py: "
+                f"python {of}.py experiment={config.experiment.name}"
+            )
         importlib.import_module(config.experiment.study).run(config)
     except ERRORS as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:

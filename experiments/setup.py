@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from netkin.attacks import Clean
 from netkin.attacks.grid import levels
 from netkin.attacks.units import fraction
 from netkin.data import subset
@@ -23,7 +24,7 @@ from netkin.pipeline import PRELOAD
 from netkin.store import Store
 from netkin.tracking import RunInfo
 from netkin.training.recipe import Recipe
-from netkin.training.weights import Training
+from netkin.training.weights import Training, trained_members
 from netkin.transfer.decode import skipping, unreadable_images
 from netkin.transfer.setting import AttackSpec, Loader, Setting
 from netkin.zoo import published
@@ -48,14 +49,16 @@ def run_folder() -> Path:
 def build_setting(config: DictConfig) -> Setting:
     """The evaluation that a config describes."""
     values = resolved(config)
-    for name in ("store.shard_size", "batch_size", "threads"):
-        _whole(OmegaConf.select(config, name), name)
-    _one_of(values["store"]["dtype"], ("uint8", "float32"), "store.dtype")
+    for name in ("store.shard_size", "batch_size"):
+        whole(OmegaConf.select(config, name), name)
+    one_of(values["store"]["dtype"], ("uint8", "float32"), "store.dtype")
     _check_dataset(values["dataset"])
-    _one_of(values["transfer"]["interpolation"], ("bilinear", "bicubic"), "transfer.interpolation")
-    positive(values["score"]["eps_s"], "score.eps_s")
-    _whole(values["score"]["bootstrap"], "score.bootstrap")
-    attack = build_attack(config)
+    one_of(values["transfer"]["interpolation"], ("bilinear", "bicubic"), "transfer.interpolation")
+    if "score" in values:
+        positive(values["score"]["eps_s"], "score.eps_s")
+        whole(values["score"]["bootstrap"], "score.bootstrap")
+    # Training looks at clean images alone.
+    attack = build_attack(config) if "attack" in values else AttackSpec("clean", Clean(), {})
     eps = getattr(attack.attack, "eps", None)
     if values["store"]["dtype"] == "uint8" and eps is not None:
         levels(eps)
@@ -86,10 +89,10 @@ def build_setting(config: DictConfig) -> Setting:
 def _check_dataset(dataset: dict[str, Any]) -> None:
     if not isinstance(dataset["name"], str) or not dataset["name"]:
         raise UserError(f"dataset.name must be a name, got {dataset['name']!r}")
-    _one_of(dataset["weights"], ("train", "pretrained"), "dataset.weights")
-    _one_of(dataset.get("on_error", "stop"), ("stop", "skip"), "dataset.on_error")
+    one_of(dataset["weights"], ("train", "pretrained"), "dataset.weights")
+    one_of(dataset.get("on_error", "stop"), ("stop", "skip"), "dataset.on_error")
     if dataset["input_size"] is not None or dataset["weights"] == "train":
-        _whole(dataset["input_size"], "dataset.input_size")
+        whole(dataset["input_size"], "dataset.input_size")
 
 
 def prepare(
@@ -146,8 +149,8 @@ def _loader(config: DictConfig) -> Loader:
     threads = values["decode_threads"]
     if threads == "auto":
         threads = len(os.sched_getaffinity(0)) if gpu else 1
-    _whole(threads, "loader.decode_threads")
-    _whole(values["prefetch"], "loader.prefetch")
+    whole(threads, "loader.decode_threads")
+    whole(values["prefetch"], "loader.prefetch")
     return Loader(workers, values["prefetch"], pin, threads)
 
 
@@ -168,35 +171,52 @@ def build_attack(config: DictConfig) -> AttackSpec:
 
 
 def build_members(config: DictConfig, at_least: int = 2) -> list[Member]:
-    """The zoo; see `netkin.zoo.member.parse_members`."""
+    """The zoo; see `netkin.zoo.member.parse_members` and `with_trained`."""
     model = resolved(config.model)
     if not isinstance(model["members"], list):
         raise UserError(f"model.members must be a list such as [test_vit], got {model['members']}")
-    return parse_members(model["members"], model.get("known"), at_least)
+    return parse_members(with_trained(config, model["members"]), model.get("known"), at_least)
+
+
+def with_trained(config: DictConfig, entries: list[Any]) -> list[Any]:
+    """Members with the names of trained models, such as digits/vit_ti@seed1 or digits/vit_ti@*,
+    replaced by what the store notes of them."""
+    dataset = config.dataset.name
+    found: list[Any] = []
+    for entry in entries:
+        if isinstance(entry, str) and entry.startswith(f"{dataset}/"):
+            store = Store(resolved(config.store)["dir"])
+            found += trained_members(store, dataset, entry.removeprefix(f"{dataset}/"))
+        else:
+            found.append(entry)
+    return found
 
 
 def build_training(
     config: DictConfig, setting: Setting, members: list[Member], display: Display
 ) -> Training | None:
-    """How members without weights get them; None where all bring their own.
-
-    With `dataset.on_error=skip` unreadable training images are left out, too.
-    """
+    """How members without weights get them; None where all bring their own."""
     if setting.task.weights != "train" or all(member.checkpoint for member in members):
         return None
-    values = resolved(config)
+    recipe = Recipe(**resolved(config.recipe))
+    return Training(setting, training_images(config, display), recipe)
+
+
+def training_images(config: DictConfig, display: Display) -> Images:
+    """What models are trained on; with `dataset.on_error=skip` without what cannot be read."""
     images: Images = instantiate(config.dataset.train_images)
     if config.dataset.get("on_error") == "skip":
         bad = check(images, range(len(images.ids)), "training images", display)
         kept = tuple(i for i, image in enumerate(images.ids) if image not in bad)
         images = Part(images, kept) if bad else images
-    return Training(setting, images, Recipe(**values["recipe"]))
+    return images
 
 
 def build_jobs(
     config: DictConfig, context: Any, display: Display, preload: Sequence[str] = PRELOAD
 ) -> Jobs:
     """Processes for the work, which find `preload` imported."""
+    whole(config.threads, "threads")
     return Jobs(context, workers(config), config.threads, display, preload)
 
 
@@ -205,7 +225,7 @@ def workers(config: DictConfig) -> int:
     number = config.workers
     if number == "auto":
         number = len(os.sched_getaffinity(0)) if on_cpu(config) else 1
-    _whole(number, "workers")
+    whole(number, "workers")
     return number
 
 
@@ -227,7 +247,8 @@ def _is_fraction(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"\s*[\d.]+\s*/\s*[\d.]+\s*", value) is not None
 
 
-def _whole(value: Any, name: str) -> None:
+def whole(value: Any, name: str) -> None:
+    """A value that must be a whole number of 1 or more. Raises UserError that names its key."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"{name} must be a whole number of 1 or more, got {value!r}")
 
@@ -239,6 +260,7 @@ def positive(value: Any, name: str) -> float:
     return value
 
 
-def _one_of(value: Any, allowed: tuple[str, ...], name: str) -> None:
+def one_of(value: Any, allowed: tuple[Any, ...], name: str) -> None:
+    """A value that must be one of some. Raises UserError that names its key."""
     if value not in allowed:
-        raise UserError(f"{name} must be {' or '.join(allowed)}, got {value!r}")
+        raise UserError(f"{name} must be {' or '.join(map(str, allowed))}, got {value!r}")

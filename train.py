@@ -1,0 +1,20 @@
+"""python train.py [experiment=distill teacher=NAME] [group=option] [name=value]; see --help."""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from experiments.launch import launch, one_model, run_study
+
+CONF = str(Path(__file__).parent / "conf")
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="train")
+def main(config: DictConfig) -> None:
+    run_study(config, "train")
+
+
+if __name__ == "__main__":
+    one_model()
+    launch(main)
