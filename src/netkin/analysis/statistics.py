@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-Z_95 = 1.959963984540054
+from netkin.similarity import Z_95
+
 PERMUTATIONS = 9999
 _CHUNK = 4_000_000
 """Values of permuted matrices that are held at once: 32 MB."""
