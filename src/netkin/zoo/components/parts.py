@@ -1,0 +1,127 @@
+"""Components that are counted anywhere in a network: norms, activations, kinds of convolution."""
+
+import re
+from collections.abc import Callable
+
+from netkin.zoo.components.trace import Op, Trace
+
+NORMS = {
+    "native_layer_norm": "LN",
+    "native_batch_norm": "BN",
+    "cudnn_batch_norm": "BN",
+    "native_group_norm": "GN",
+    "_fused_rms_norm": "RMSNorm",
+    "rms_norm": "RMSNorm",
+}
+NORM_CLASSES = (  # computed step by step from elementary operations
+    (r"evonorm", "EvoNorm"),
+    (r"rms_?norm|simple_?norm", "RMSNorm"),
+    (r"filterresponsenorm", "FRN"),
+    (r"frozenbatchnorm|inplaceabn", "BN"),
+    (r"instancenorm", "IN"),
+    (r"^dyt$|dynamictanh", "DyT"),
+)
+NORM_ORDER = ("LN", "BN", "GN", "IN", "RMSNorm", "EvoNorm", "FRN", "DyT")
+
+ACTIVATIONS = {
+    "gelu": "GeLU",
+    "relu": "ReLU",
+    "silu": "SiLU",
+    "hardtanh": "ReLU6",
+    "leaky_relu": "Leaky ReLU",
+    "hardswish": "HardSwish",
+    "mish": "Mish",
+    "elu": "ELU",
+    "prelu": "PReLU",
+    "_prelu_kernel": "PReLU",
+    "softplus": "Softplus",
+}
+ACTIVATION_CLASSES = {  # computed step by step, or around another activation
+    "QuickGELU": "QuickGeLU",
+    "StarReLU": "StarReLU",
+    "ReLUSquared": "ReLU²",
+    "ReluSquared": "ReLU²",
+    "Swish": "SiLU",
+    "HardMish": "HardMish",
+    "PReLU": "PReLU",
+}
+ACTIVATION_ORDER = ("GeLU", "ReLU", "Leaky ReLU", "SiLU", "HardSwish", "ReLU6")
+
+
+def is_norm(op: Op) -> bool:
+    return op.name in NORMS
+
+
+def is_activation(op: Op) -> bool:
+    return op.name in ACTIVATIONS
+
+
+def normalization(trace: Trace) -> str:
+    """Such as "LN + BN"; "Affine transform" for learned scales and shifts in place of a norm, and
+    "Norm-free" without either."""
+    found = {NORMS[op.name] for op in trace.ops if is_norm(op)}
+    for name in trace.classes.values():
+        found |= {norm for pattern, norm in NORM_CLASSES if re.search(pattern, name, re.I)}
+    if found:
+        return _joined(found, NORM_ORDER)
+    return "Affine transform" if any(map(_is_affine, trace.ops)) else "Norm-free"
+
+
+def _is_affine(op: Op) -> bool:
+    """A learned scale and shift in one: beta + alpha * x, as in ResMLP."""
+    return op.name == "addcmul" and bool(op.weight) and op.positions > 1
+
+
+def activation(trace: Trace) -> str:
+    """Such as "ReLU + SiLU", those inside channel attention among them; gates are not. "-" where
+    there is none, as when it is part of the norm."""
+    found = {_activation(op, trace.classes.get(op.path, "")) for op in trace.ops} - {""}
+    return _joined(found, ACTIVATION_ORDER) if found else "-"
+
+
+def _activation(op: Op, module: str) -> str:
+    if op.name in ACTIVATIONS or op.name in ("sigmoid", "hardsigmoid", "pow"):
+        return ACTIVATION_CLASSES.get(module, ACTIVATIONS.get(op.name, ""))
+    return ""
+
+
+def any_op(trace: Trace, test: Callable[[Op], bool]) -> str:
+    """Yes or No."""
+    return "Yes" if any(map(test, trace.ops)) else "No"
+
+
+def final_pooling(trace: Trace) -> str:
+    """How places become one before the classifier: GAP, CLS token, or another way by its name."""
+    ops = trace.ops
+    dense = False
+    for i in trace.upstream(trace.output, lambda _: False):
+        op = ops[i]
+        dense = dense or op.is_dense
+        before = _places(op, trace)
+        # Fewer than four are not places but heads whose logits are averaged.
+        if op.positions == 1 and before > 3:
+            if op.name in ("mean", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "avg_pool2d"):
+                return "GAP"
+            if op.name in ("amax", "max_pool2d_with_indices", "_adaptive_max_pool2d"):
+                return "Max"
+            if op.name in ("select", "slice"):
+                return "CLS token"
+            if op.is_product:
+                return "Attention"
+            if op.is_conv:
+                return "Flatten"
+            if op.name == "sum":
+                return "Sum"
+        if op.name in ("view", "_unsafe_view", "reshape") and before > 3 and op.positions == 1:
+            return "Flatten"
+    pools = any("pool" in op.name or op.name == "mean" for op in ops[-12:])
+    return "GAP" if pools else "None"
+
+
+def _places(op: Op, trace: Trace) -> int:
+    return max((trace.ops[i].positions for i in op.inputs), default=0)
+
+
+def _joined(found: set[str], order: tuple[str, ...]) -> str:
+    known = [name for name in order if name in found]
+    return " + ".join([*known, *sorted(found - set(order))])
