@@ -17,7 +17,8 @@ from experiments import setup
 from netkin.errors import UserError
 from netkin.progress import Bars
 from netkin.report.curves import curves_figure
-from netkin.store import Store, write
+from netkin.report.study import Outputs
+from netkin.store import Store
 from netkin.tracking import RunInfo, Tracker
 from netkin.training.fit import Hardware
 from netkin.training.recipe import Recipe
@@ -124,7 +125,7 @@ def train_member(
     teaching: Teaching | None = None,
     main: bool = True,
 ) -> dict[str, Any]:
-    """What is noted of a member's weights (see `netkin.training.weights.notes`), trained if need be.
+    """What `netkin.training.weights.notes` says of a member's weights, trained if need be.
 
     Args:
         main: whether `resume` of the config is for this training.
@@ -139,7 +140,7 @@ def train_member(
         return found
     start = _start(session, member) if main else None
     epochs = training.recipe.epochs
-    stage = f"train {member.name}"
+    stage = "train"
     bars.start(stage, [member.name], epochs)
 
     def report(row: Any) -> None:
@@ -170,18 +171,36 @@ def _start(session: Session, member: Member) -> Path | None:
     return None if wanted in ("auto", "never") else Path(str(wanted)).expanduser()
 
 
-def write_curves(session: Session, member: Member, tracker: Tracker) -> list[Path]:
-    """Copy a member's curves into the run's folder, and draw them."""
+def draw_curves(session: Session, member: Member, outputs: Outputs) -> None:
+    """A member's curves, in the run's folder."""
     table = pl.read_csv(session.training.file(member).with_suffix(".curves.csv"))
-    stem = session.folder / "curves"
-    write(stem.with_suffix(".csv"), table.write_csv)
-    png, pdf = curves_figure(table, member.name, stem)
-    tracker.figure("figures/curves", png)
-    return [png, pdf]
+    caption = f"Training of {member.name}: losses and accuracies over the epochs."
+    outputs.figure("curves", curves_figure(table), table, caption)
 
 
-def right(session: Session, classifier: Classifier, member: Member) -> NDArray[np.bool_]:
-    """Which test images a classifier gets right, [I]."""
+def named(config: DictConfig, member: Member) -> Member:
+    """The member under the name that its weights go by: of the config, or with its seed."""
+    if config.name is not None:
+        return replace(member, name=str(config.name))
+    seed = "" if not config.seed else f"seed{config.seed}"
+    joint = "-" if "@" in member.name else "@"
+    return replace(member, name=f"{member.name}{joint}{seed}") if seed else member
+
+
+def print_where(session: Session, member: Member, console: Console) -> None:
+    """Where everything lies, and how the model is used."""
+    dataset = session.setting.task.dataset
+    console.print(f"\nWeights  {session.training.file(member)}", highlight=False)
+    console.print(f"Figure   {session.folder / 'curves.png'}, .pdf", highlight=False)
+    console.print(f"Tables   {session.folder}/curves.csv, result.csv", highlight=False)
+    if session.hardware.fast_dev_run:
+        console.print("This was trainer.fast_dev_run: nothing is in the store.", highlight=False)
+    else:
+        console.print(f"Member   {dataset}/{member.name} of evaluate.py", highlight=False)
+
+
+def predictions(session: Session, classifier: Classifier, member: Member) -> NDArray[np.intp]:
+    """What a classifier takes the test images for, [I]."""
     setting = session.setting
     device = torch.device("cpu" if setup.on_cpu(session.config) else "cuda")
     classifier = classifier.eval().to(device)
@@ -192,7 +211,7 @@ def right(session: Session, classifier: Classifier, member: Member) -> NDArray[n
             with torch.inference_mode():
                 shown = pixels[start : start + setting.batch_size].to(device).float() / 255
                 found.append(classifier(shown).argmax(dim=1).cpu())
-    return (torch.cat(found) == setting.labels).numpy()
+    return torch.cat(found).numpy()
 
 
 def trained_classifier(session: Session, member: Member) -> Classifier:

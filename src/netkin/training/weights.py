@@ -147,8 +147,8 @@ def trained_members(store: Store, dataset: str, pattern: str) -> list[dict[str, 
             found.append({**fields, "name": name, "checkpoint": str(weights)})
     if not found:
         raise UserError(
-            f"{store.root} has no trained model {dataset}/{pattern}{near(pattern, names)} "
-            f"({', '.join(sorted(names)[:8]) or 'none'}{' ...' if len(names) > 8 else ''} are there); "
+            f"{store.root} has no trained model {dataset}/{pattern}{near(pattern, names)} (there "
+            f"are {', '.join(sorted(names)[:8]) or 'none'}{' ...' if len(names) > 8 else ''}); "
             "train.py makes them"
         )
     return found
