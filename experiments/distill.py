@@ -62,14 +62,14 @@ def with_teacher(
     """The session with a teacher whose weights are there: published, given, or trained now.
 
     A teacher that is there already is taken as it is; one that is missing is trained by
-    `teacher_recipe`.
+    `recipes.teacher`.
     """
     setting = setup.prepare(config, session.setting, [teacher], bars)
     session = replace(session, setting=setting, training=replace(session.training, setting=setting))
     if teacher.checkpoint or setting.task.weights == "pretrained":
         return session
     if notes(session.training.file(teacher)) is None:
-        recipe = Recipe(**setup.resolved(config.teacher_recipe))
+        recipe = Recipe(**setup.resolved(config.recipes.teacher))
         if session.hardware.fast_dev_run:
             recipe = replace(recipe, epochs=1)
         own = replace(session, training=replace(session.training, recipe=recipe))

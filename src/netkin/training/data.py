@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from timm.data import create_transform
+from PIL import Image, ImageOps
+from timm.data import auto_augment, create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
@@ -23,6 +24,21 @@ from netkin.training.recipe import Recipe
 
 SELECTED = 256
 """With repeats, an epoch's length is rounded down to a multiple of it, as by DeiT's authors."""
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
+    return ImageOps.posterize(image, bits_to_keep) if bits_to_keep else image.point(lambda _: 0)
+
+
+# At its highest magnitude timm's RandAugment keeps no bit at all: a black image, which Pillow 12
+# refuses to make.
+auto_augment.NAME_TO_OP.update(
+    {
+        name: _posterize
+        for name, op in auto_augment.NAME_TO_OP.items()
+        if op is auto_augment.posterize
+    }
+)
 
 
 def seeded(*key: int) -> int:

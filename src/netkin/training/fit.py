@@ -15,7 +15,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -149,24 +149,8 @@ class Fit(pl.LightningModule):
         recipe = self.recipe
         self.trainer.fit_loop.setup_data()  # else the number of batches is not known yet
         lr = recipe.peak_lr(self.trainer.world_size)
-        optimizer = create_optimizer_v2(
-            self.classifier.net,
-            opt=recipe.opt,
-            lr=lr,
-            weight_decay=recipe.weight_decay,
-            **recipe.opt_args,
-        )
-        self.schedule, _ = create_scheduler_v2(
-            optimizer,
-            sched=recipe.sched,
-            num_epochs=recipe.epochs,
-            warmup_epochs=recipe.warmup_epochs,
-            warmup_lr=lr / 100 if recipe.warmup_lr is None else recipe.warmup_lr,
-            min_lr=recipe.min_lr,
-            step_on_epochs=recipe.step_on_epochs,
-            updates_per_epoch=self.updates,
-            **recipe.sched_args,
-        )
+        optimizer = make_optimizer(self.classifier.net, recipe, lr)
+        self.schedule = make_schedule(optimizer, recipe, self.updates)
         if self._start is not None:
             optimizer.load_state_dict(self._start.optimizer)
             if self._start.scaler:
@@ -331,6 +315,31 @@ class Fit(pl.LightningModule):
                 if self.job.hardware.fast_dev_run:
                     return right / len(labels)
         return right / len(images)
+
+
+def make_optimizer(net: nn.Module, recipe: Recipe, lr: float) -> torch.optim.Optimizer:
+    """timm's optimiser, with weight decay for what it decays: not norms, biases and tokens."""
+    return create_optimizer_v2(
+        net, opt=recipe.opt, lr=lr, weight_decay=recipe.weight_decay, **recipe.opt_args
+    )
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, updates: int) -> Scheduler:
+    """timm's schedule around the optimiser's rates, with so many updates an epoch."""
+    peak = max(group["lr"] for group in optimizer.param_groups)
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        sched=recipe.sched,
+        num_epochs=recipe.epochs,
+        warmup_epochs=recipe.warmup_epochs,
+        warmup_lr=peak / 100 if recipe.warmup_lr is None else recipe.warmup_lr,
+        min_lr=recipe.min_lr,
+        step_on_epochs=recipe.step_on_epochs,
+        updates_per_epoch=updates,
+        **recipe.sched_args,
+    )
+    assert schedule is not None
+    return schedule
 
 
 def own_checkpoint(path: Path, identity: Mapping[str, Any]) -> checkpoint.Checkpoint | None:

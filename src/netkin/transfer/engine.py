@@ -16,6 +16,8 @@ OURS = (
     ".*does not have many workers.*",
     # The passes store what they make and return nothing.
     "predict returned None.*",
+    # So is a moving average of the weights while they are trained.
+    r".*module\(s\) in eval mode.*",
     # Lightning 2.6 calls what later releases of torch have renamed.
     ".*isinstance.treespec, LeafSpec.*",
 )
