@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from timm.data import auto_augment, create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.random_erasing import RandomErasing
@@ -26,19 +26,17 @@ SELECTED = 256
 """With repeats, an epoch's length is rounded down to a multiple of it, as by DeiT's authors."""
 
 
-def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
-    return ImageOps.posterize(image, bits_to_keep) if bits_to_keep else image.point(lambda _: 0)
+_posterize = auto_augment.posterize
 
 
-# At its highest magnitude timm's RandAugment keeps no bit at all: a black image, which Pillow 12
-# refuses to make.
-auto_augment.NAME_TO_OP.update(
-    {
-        name: _posterize
-        for name, op in auto_augment.NAME_TO_OP.items()
-        if op is auto_augment.posterize
-    }
-)
+def posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
+    """timm's, but with no bit to keep, as RandAugment asks for at its highest magnitude, a black
+    image: Pillow refuses that from version 12 on."""
+    return _posterize(image, bits_to_keep) if bits_to_keep else image.point(lambda _: 0)
+
+
+for _name in ("Posterize", "PosterizeIncreasing", "PosterizeOriginal"):
+    auto_augment.NAME_TO_OP[_name] = posterize
 
 
 def seeded(*key: int) -> int:
