@@ -67,14 +67,7 @@ def build_setting(config: DictConfig) -> Setting:
     return Setting(
         images=images,
         subset=_subset(images, values),
-        task=Task(
-            dataset=dataset["name"],
-            num_classes=len(images.classes),
-            weights=dataset["weights"],
-            input_size=dataset["input_size"],
-            fit=tuple(dataset["fit"]),
-            classes=tuple(images.classes),
-        ),
+        task=build_task(config, images.classes),
         attack=attack,
         store=Store(values["store"]["dir"]),
         shard_size=values["store"]["shard_size"],
@@ -83,6 +76,19 @@ def build_setting(config: DictConfig) -> Setting:
         interpolation=values["transfer"]["interpolation"],
         accelerator=values["accelerator"],
         loader=_loader(config),
+    )
+
+
+def build_task(config: DictConfig, classes: Sequence[str]) -> Task:
+    """What models are built for."""
+    dataset = resolved(config.dataset)
+    return Task(
+        dataset=dataset["name"],
+        num_classes=len(classes),
+        weights=dataset["weights"],
+        input_size=dataset["input_size"],
+        fit=tuple(dataset["fit"]),
+        classes=tuple(classes),
     )
 
 

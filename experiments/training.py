@@ -55,7 +55,8 @@ def session(config: DictConfig, recipe: Recipe | None = None) -> Session:
     if hardware.fast_dev_run:
         setting = replace(setting, store=Store(folder / "fast_dev_run"))
         recipe = replace(recipe, epochs=1)
-    torch.set_num_threads(_threads(config))
+    setup.whole(config.threads, "threads")
+    torch.set_num_threads(config.threads)
     images = setup.training_images(config, Bars(Console(soft_wrap=True)))
     return Session(config, setting, Training(setting, images, recipe), hardware, folder)
 
@@ -78,13 +79,6 @@ def _hardware(config: DictConfig) -> Hardware:
     if not isinstance(workers, int) or workers < 0:
         raise UserError(f"trainer.workers must be auto or a whole number, got {workers!r}")
     return Hardware(**{**values, "accelerator": config.accelerator, "workers": workers})
-
-
-def _threads(config: DictConfig) -> int:
-    if config.threads == "auto":
-        return max(1, _cores() // config.trainer.devices)
-    setup.whole(config.threads, "threads")
-    return config.threads
 
 
 def _cores() -> int:

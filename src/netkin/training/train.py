@@ -88,6 +88,7 @@ def train(
         {
             "made_of": made,
             "member": asdict(member),
+            **({"teacher": asdict(teaching.teacher)} if teaching else {}),
             "test_accuracy": accuracy,
             "test_images": len(job.test),
             "test_subset": setting.subset.name,

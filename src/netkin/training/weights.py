@@ -152,3 +152,16 @@ def trained_members(store: Store, dataset: str, pattern: str) -> list[dict[str, 
             "train.py makes them"
         )
     return found
+
+
+def students_of(store: Store, dataset: str, student: str) -> list[dict[str, Any]]:
+    """What is noted (see `notes`) of each trained <student>@<teacher> that had a teacher, with
+    `teacher`, its Member's fields, and `teacher_accuracy`: in [0, 1], None where it is unknown."""
+    found = []
+    for file in sorted(store.weights(dataset, "x").parent.glob("*.json")):
+        noted = notes(file.with_suffix(".safetensors"))
+        name = unfolded(file.stem)
+        if noted and "teacher" in noted and name.startswith(f"{student}@"):
+            of = notes(store.weights(dataset, noted["teacher"]["name"]))
+            found.append({**noted, "teacher_accuracy": of["test_accuracy"] if of else None})
+    return found
