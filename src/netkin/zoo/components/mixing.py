@@ -50,7 +50,7 @@ def _in_bottleneck(trace: Trace, product: int) -> bool:
 def _kind(trace: Trace, product: int) -> str:
     def stop(i: int) -> bool:
         op = trace.ops[i]
-        return op.is_dense or op.is_product or trace.is_residual(i)
+        return op.is_dense or op.is_product
 
     softmax = any("softmax" in trace.ops[i].name for i in trace.downstream(product, stop))
     if not softmax:
