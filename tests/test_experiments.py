@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 import torch
 from conftest import ROOT, SMALL, run_command
+from test_ensemble import check_ensemble, check_ensemble_benchmark
 
 from netkin.data.digits import Digits
 from netkin.data.subset import draw
@@ -101,6 +102,8 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "pairwise": check_pairwise,
     "benchmark": check_benchmark,
     "plan": check_plan,
+    "ensemble": check_ensemble,
+    "ensemble_benchmark": check_ensemble_benchmark,
 }
 
 
