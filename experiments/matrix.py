@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from timm.models import split_model_name_tag
+from timm.models._registry import get_deprecated_models
 
 from experiments import setup
 from netkin import pipeline, similarity
@@ -191,7 +192,7 @@ def said(setting: Setting, models: int) -> str:
 
 def family(name: str) -> str:
     """The group of architectures that a name counts to: timm's module, or "unknown"."""
-    architecture, _ = split_model_name_tag(name)
+    architecture, _ = split_model_name_tag(get_deprecated_models().get(name, name))
     if not timm.is_model(architecture):
         return "unknown"
     return timm.model_entrypoint(architecture).__module__.split(".")[-1]
