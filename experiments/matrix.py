@@ -14,17 +14,20 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from timm.models import split_model_name_tag
+from timm.models._registry import get_deprecated_models
 
 from experiments import setup
 from netkin import pipeline, similarity
 from netkin.analysis import matrix
 from netkin.analysis.matrix import Matrix
+from netkin.errors import UserError
 from netkin.progress import Bars
 from netkin.report.page import fraction_text
 from netkin.report.study import Outputs, Section
 from netkin.similarity import Outcomes
 from netkin.tracking import RunInfo, Tracker, track
 from netkin.transfer.setting import Setting
+from netkin.transfer.stored import is_clean
 from netkin.zoo.member import Member
 
 MEASURING = (
@@ -133,6 +136,35 @@ def study(config: DictConfig) -> Iterator[Study]:
         )
 
 
+def with_logits(s: Study) -> tuple[Setting, list[Member], Matrix]:
+    """The members' setting, whose clean logits are stored, and the matrix in their order.
+
+    With a matrix from a file the members are those of the config, all of which it must have.
+    Raises UserError where logits are missing, with the command that makes them.
+    """
+    if s.measured is not None:
+        return s.measured.setting, s.measured.members, s.matrix
+    setting = setup.build_setting(s.config)
+    members = setup.build_members(s.config)
+    found = s.matrix.of(tuple(member.name for member in members), str(s.config.similarity))
+    with Bars(s.console) as bars:
+        setting = setup.prepare(s.config, setting, members, bars)
+    without = [member.name for member in members if not _has_logits(setting, member)]
+    if without:
+        raise UserError(
+            f"{len(without)} of {len(members)} models have no clean logits in {setting.store.root} "
+            f"for these images ({', '.join(without[:3])}{' ...' if len(without) > 3 else ''}); "
+            "`python evaluate.py experiment=pairwise` with the same dataset, subset and model "
+            "makes them"
+        )
+    return setting, members, found
+
+
+def _has_logits(setting: Setting, member: Member) -> bool:
+    weights = setting.weights(member)
+    return weights is not None and weights.is_file() and is_clean(setting, member)
+
+
 def measure(
     config: DictConfig, setting: Setting, members: list[Member], tracker: Tracker, bars: Bars
 ) -> tuple[Setting, Outcomes]:
@@ -160,7 +192,7 @@ def said(setting: Setting, models: int) -> str:
 
 def family(name: str) -> str:
     """The group of architectures that a name counts to: timm's module, or "unknown"."""
-    architecture, _ = split_model_name_tag(name)
+    architecture, _ = split_model_name_tag(get_deprecated_models().get(name, name))
     if not timm.is_model(architecture):
         return "unknown"
     return timm.model_entrypoint(architecture).__module__.split(".")[-1]

@@ -259,6 +259,12 @@ def whole(value: Any, name: str) -> None:
         raise UserError(f"{name} must be a whole number of 1 or more, got {value!r}")
 
 
+def whole(value: Any, name: str) -> int:
+    """A value that must be a whole number of 1 or more. Raises UserError that names its key."""
+    _whole(value, name)
+    return value
+
+
 def positive(value: Any, name: str) -> float:
     """A value that must be a number above 0. Raises UserError that names its key."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:

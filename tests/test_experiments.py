@@ -15,6 +15,8 @@ import polars as pl
 import pytest
 import torch
 from conftest import ROOT, SMALL, run_command
+from test_ensemble import check_ensemble, check_ensemble_benchmark
+from test_within import check_within
 
 from netkin.data.digits import Digits
 from netkin.data.subset import draw
@@ -101,6 +103,9 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "pairwise": check_pairwise,
     "benchmark": check_benchmark,
     "plan": check_plan,
+    "ensemble": check_ensemble,
+    "ensemble_benchmark": check_ensemble_benchmark,
+    "within": check_within,
 }
 
 

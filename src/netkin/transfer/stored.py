@@ -1,9 +1,12 @@
 """What the store knows of a setting: what is done, what is missing, and the results."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
@@ -34,6 +37,22 @@ def is_clean(setting: Setting, member: Member) -> bool:
 def logits(setting: Setting, member: Member) -> Tensor:
     """A member's stored clean logits, [I, K] float32."""
     return read_tensors(setting.clean_entry(member).path / "logits.safetensors")["logits"]
+
+
+@contextmanager
+def logits_by_block(
+    setting: Setting, members: Sequence[Member]
+) -> Iterator[Callable[[slice], NDArray[np.float32]]]:
+    """Reads some images' stored clean logits of all M members: slice -> [M, images, K] float32."""
+    with ExitStack() as stack:
+        files = [
+            stack.enter_context(
+                safe_open(setting.clean_entry(member).path / "logits.safetensors", "np")
+            )
+            for member in members
+        ]
+        parts = [file.get_slice("logits") for file in files]
+        yield lambda block: np.stack([part[block] for part in parts])
 
 
 def correct(setting: Setting, member: Member) -> Tensor:

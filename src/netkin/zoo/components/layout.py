@@ -5,7 +5,6 @@ by views and transposes. Whether a linear layer mixes channels or places, and at
 can be told only with this in hand.
 """
 
-from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -29,9 +28,9 @@ def channel_axis(
         after: the shape of its result.
         over_positions: whether it is a linear layer over places instead of channels.
     """
-    if name in ("convolution", "native_group_norm"):
-        return 1
-    if name == "native_batch_norm":
+    if name == "convolution" and len(after) == 3 and axis == 2:
+        return 2  # along channels, as in ECA
+    if name in ("convolution", "native_group_norm", "native_batch_norm"):
         return 1
     if name == "native_layer_norm":
         return len(after) - 1 if len(arguments["normalized_shape"]) == 1 else axis
@@ -85,8 +84,3 @@ def _resized(
     if axis in gone:
         return None
     return axis - sum(d < axis for d in gone)
-
-
-def spatial(shape: Sequence[int]) -> int:
-    """Places of a [B, C, ...] feature map of one image."""
-    return prod(shape[2:])

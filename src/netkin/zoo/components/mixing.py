@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from netkin.zoo.components.parts import is_activation
 from netkin.zoo.components.searched import is_searched, windows_differ
 from netkin.zoo.components.stem import Stem
-from netkin.zoo.components.trace import Op, Trace
+from netkin.zoo.components.trace import PLUMBING, Op, Trace
 
 PATCHES = ("patch_embed",)
 
@@ -31,26 +31,46 @@ def attentions(trace: Trace) -> list[Attention]:
     """The self-attention of a network, without that of a pooling head."""
     last = max((i for i in range(len(trace.ops)) if trace.is_residual(i)), default=-1)
     found = []
-    for i, op in enumerate(trace.ops):
-        if op.is_product and min(op.shape[-2:]) > 1 and i < last and len(op.inputs) > 1:
+    for i, op in enumerate(trace.ops[:last]):
+        product = op.is_product and min(op.shape[-2:]) > 1 and len(op.inputs) > 1
+        if product or _weighs_places(trace, i):
             found.append(Attention(_in_bottleneck(trace, i), _kind(trace, i), i))
     return found
 
 
+def _weighs_places(trace: Trace, i: int) -> bool:
+    """A softmax over places by which features are multiplied, without any matrix product."""
+    op = trace.ops[i]
+    if "softmax" not in op.name or op.shape[op.dims[0]] < 5:
+        return False
+
+    def stop(j: int) -> bool:
+        return trace.ops[j].name not in PLUMBING
+
+    return any(trace.ops[j].name == "mul" for j in trace.downstream(i, stop))
+
+
 def _in_bottleneck(trace: Trace, product: int) -> bool:
-    """Whether queries and keys are made of the output of an activation."""
+    """Whether queries, keys and values are all made of the output of an activation."""
 
     def stop(i: int) -> bool:
         return trace.ops[i].is_dense or trace.ops[i].is_depthwise
 
-    maps = [i for i in trace.upstream(product, stop) if trace.ops[i].is_dense]
-    return any(is_activation(trace.ops[trace.source(i)]) for i in maps)
+    maps = [i for i in trace.upstream(product, stop) if _is_map(trace, trace.ops[i])]
+    return bool(maps) and all(is_activation(trace.ops[trace.source(i)]) for i in maps)
+
+
+def _is_map(trace: Trace, op: Op) -> bool:
+    """A layer across channels: not a product with a table of relative positions, for instance."""
+    if op.is_conv:
+        return len(op.shape) == 4 and bool(op.weight)
+    return op.is_dense and "Linear" in trace.classes.get(op.path, "")
 
 
 def _kind(trace: Trace, product: int) -> str:
     def stop(i: int) -> bool:
         op = trace.ops[i]
-        return op.is_dense or op.is_product or trace.is_residual(i)
+        return op.is_dense or op.is_product
 
     softmax = any("softmax" in trace.ops[i].name for i in trace.downstream(product, stop))
     if not softmax:
@@ -64,12 +84,19 @@ def attention_2d(trace: Trace) -> str:
     inside = [a for a in attentions(trace) if a.in_bottleneck]
     if not inside or not _is_convolutional(trace):
         return "No"
-    # Products of one module: those without a map of queries by keys in any are lambdas.
-    modules: dict[str, set[str]] = {}
+    modules: dict[str, set[str]] = {}  # the products of one module are one attention
     for attention in inside:
         modules.setdefault(trace.ops[attention.at].path, set()).add(attention.kind)
-    kinds = {next(iter(kinds - {""}), "Lambda") for kinds in modules.values()}
-    return f"Yes ({', '.join(k for k in ('Lambda', 'Halo', 'BoT') if k in kinds)})"
+    kinds = {next(iter(kinds - {""}), _without_map(trace, m)) for m, kinds in modules.items()}
+    known = [kind for kind in ("Lambda", "Halo", "BoT") if kind in kinds]
+    return f"Yes ({', '.join([*known, *sorted(kinds - set(known))])})"
+
+
+def _without_map(trace: Trace, module: str) -> str:
+    """The kind of an attention without a map of queries by keys: Lambda if it takes a softmax of
+    its keys, else the name of its class."""
+    softmax = any("softmax" in op.name for op in trace.ops if op.path == module)
+    return "Lambda" if softmax else trace.classes.get(module, "?")
 
 
 def _is_convolutional(trace: Trace) -> bool:
@@ -124,11 +151,10 @@ def hierarchy(trace: Trace, stem: Stem) -> str:
     places = [
         op.positions
         for i, op in enumerate(trace.ops)
-        if i > stem.end and _counts(op) and not op.path.startswith(PATCHES)
+        if i > stem.end
+        and _is_map(trace, op)
+        and not op.mixes_positions
+        and op.positions > 3
+        and not op.path.startswith(PATCHES)
     ]
     return "Yes" if places and max(places) > 1.5 * min(places) else "No"
-
-
-def _counts(op: Op) -> bool:
-    convolves = op.is_conv and len(op.shape) == 4 and bool(op.weight)
-    return (convolves or op.is_dense) and not op.mixes_positions and op.positions > 3

@@ -91,31 +91,50 @@ def any_op(trace: Trace, test: Callable[[Op], bool]) -> str:
 
 
 def final_pooling(trace: Trace) -> str:
-    """How places become one before the classifier: GAP, CLS token, or another way by its name."""
+    """How places become one before the classifier: GAP, CLS token, Attention, Max, Sum, Flatten
+    (a linear layer or convolution over all of them), or None."""
     ops = trace.ops
-    dense = False
-    for i in trace.upstream(trace.output, lambda _: False):
-        op = ops[i]
-        dense = dense or op.is_dense
-        before = _places(op, trace)
-        # Fewer than four are not places but heads whose logits are averaged.
-        if op.positions == 1 and before > 3:
-            if op.name in ("mean", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "avg_pool2d"):
-                return "GAP"
-            if op.name in ("amax", "max_pool2d_with_indices", "_adaptive_max_pool2d"):
-                return "Max"
-            if op.name in ("select", "slice"):
-                return "CLS token"
-            if op.is_product:
-                return "Attention"
-            if op.is_conv:
-                return "Flatten"
-            if op.name == "sum":
-                return "Sum"
-        if op.name in ("view", "_unsafe_view", "reshape") and before > 3 and op.positions == 1:
-            return "Flatten"
-    pools = any("pool" in op.name or op.name == "mean" for op in ops[-12:])
-    return "GAP" if pools else "None"
+    for i in (trace.output, *trace.upstream(trace.output, lambda _: False)):
+        found = _pooling(trace, i)
+        if found == "CLS token" and _attends_before(trace, i):
+            return "Attention"
+        if found:
+            return found
+    # A feature map of one place: a pool over it is seen by its name only.
+    return "GAP" if any("pool" in op.name or op.name == "mean" for op in ops[-12:]) else "None"
+
+
+def _pooling(trace: Trace, i: int) -> str:
+    op = trace.ops[i]
+    if op.is_product and len(op.inputs) > 1 and op.shape[-2] == 1 and "softmax" in _factor(trace, i):
+        return "Attention"
+    if op.positions != 1 or _places(op, trace) < 4:  # fewer are heads, whose logits are averaged
+        return ""
+    if op.name in ("mean", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "avg_pool2d"):
+        return "GAP"
+    if op.name in ("amax", "max_pool2d_with_indices", "_adaptive_max_pool2d"):
+        return "Max"
+    if op.name in ("select", "slice"):
+        return "CLS token"
+    if op.name == "sum":
+        return "Sum"
+    flattened = op.name in ("view", "_unsafe_view", "reshape") and len(op.input_shapes[0]) == 4
+    return "Flatten" if op.is_conv or (flattened and len(op.shape) == 2) else ""
+
+
+def _factor(trace: Trace, product: int) -> str:
+    """The operation that made a product's first factor."""
+    return trace.ops[trace.source(product)].name
+
+
+def _attends_before(trace: Trace, i: int) -> bool:
+    """Whether attention lies between a token and the last block: it pools, the token only reads."""
+
+    def stop(j: int) -> bool:
+        op = trace.ops[j]
+        return op.name == "add" and len(op.inputs) == 2 and len(set(op.input_shapes)) == 1
+
+    return any(trace.ops[j].is_product for j in trace.upstream(i, stop))
 
 
 def _places(op: Op, trace: Trace) -> int:

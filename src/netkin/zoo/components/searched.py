@@ -9,13 +9,14 @@ were searched. So a network counts as searched when it is
   MixNet, ReXNet; but not MobileNetV2, which repeats one block;
 - of grouped bottlenecks that do not narrow, with one group width over all stages: the RegNet
   design spaces;
-- of cells that join many separable convolutions of several sizes: NASNet;
+- of cells that join many separable convolutions of three sizes or more: NASNet;
 - a windowed transformer whose window differs between stages: S3.
 """
 
 from collections import defaultdict
 
 from netkin.zoo.components.gates import gates
+from netkin.zoo.components.parts import is_activation
 from netkin.zoo.components.stem import Stem
 from netkin.zoo.components.trace import Op, Trace
 
@@ -41,6 +42,15 @@ def _layers_after(trace: Trace, i: int) -> list[int]:
     return [j for j in trace.downstream(i, stop) if _is_layer(trace.ops[j])]
 
 
+def _ends_block(trace: Trace, i: int) -> bool:
+    """Whether a layer is the last of its branch."""
+
+    def stop(j: int) -> bool:
+        return _is_layer(trace.ops[j]) or trace.is_residual(j)
+
+    return any(trace.is_residual(j) for j in trace.downstream(i, stop))
+
+
 def _is_layer(op: Op) -> bool:
     return op.is_conv and len(op.weight) == 4 and op.positions > 1
 
@@ -56,7 +66,7 @@ def _inverted(trace: Trace, stem: Stem) -> bool:
     for i, op in enumerate(ops):
         if i > stem.end and op.is_depthwise and max(op.kernel) > 1:
             before = _layers_before(trace, i)
-            if before and all(_is_pointwise(ops[j]) for j in before):
+            if all(_is_pointwise(ops[j]) for j in before) and is_activation(ops[trace.source(i)]):
                 spatial[tuple(sorted(before))].append(i)
     blocks = []
     for before, depthwise in spatial.items():
@@ -67,11 +77,12 @@ def _inverted(trace: Trace, stem: Stem) -> bool:
         wide = sum(ops[j].weight[0] for j in before)
         ins = max(ops[j].weight[1] * ops[j].groups for j in before)
         outs = max(ops[j].weight[0] for j in after)
-        if wide == middle and ins < middle > outs:
+        enter = sum(ops[j].weight[1] * ops[j].groups for j in after)
+        if wide == middle == enter and ins < middle > outs:
             held = any(max(depthwise) < g < min(after) for g in gated)
             kernel = tuple(sorted(ops[i].kernel for i in depthwise))
             blocks.append((kernel, middle / ins, held))
-    if len(blocks) < 3:
+    if len(blocks) < 2:
         return False
     ratios = [ratio for _, ratio, _ in blocks]
     return (
@@ -92,6 +103,8 @@ def _design_space(trace: Trace) -> bool:
             continue
         if not all(_is_pointwise(ops[j]) for j in after) or ops[before[0]].width != op.width:
             continue
+        if not all(_ends_block(trace, j) for j in after):
+            continue
         if max(ops[j].weight[0] for j in after) > op.width:
             return False
         widths.add(op.weight[1])
@@ -104,7 +117,7 @@ def _cells(trace: Trace) -> bool:
         op for op in trace.ops if op.name == "cat" and len(op.inputs) >= 4 and op.positions > 1
     ]
     kernels = {op.kernel for op in trace.ops if op.is_depthwise and len(set(op.kernel)) == 1}
-    return len(joins) > 3 and len(kernels) > 1
+    return len(joins) > 3 and len(kernels) > 2
 
 
 def windows_differ(trace: Trace) -> bool:

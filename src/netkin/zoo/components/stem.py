@@ -54,7 +54,8 @@ def stem(trace: Trace) -> Stem:
         (at,) = ahead
         op = trace.ops[at]
         if op.is_pool:
-            pooled = _belongs(trace, op, inside, layers)
+            top = op.path.split(".")[0]
+            pooled = top == inside or _is_single(trace, top)
             end = at if pooled else end
             break
         if op.is_conv and not op.weight:  # a blur belongs to the layer before it

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 import torch
@@ -144,15 +145,18 @@ class Trace:
         neighbours: Callable[[int], Sequence[int]],
         backwards: bool,
     ) -> Iterator[int]:
-        ahead, seen = set(neighbours(start)), set(neighbours(start))
+        sign = -1 if backwards else 1
+        ahead = [sign * i for i in set(neighbours(start))]
+        seen = set(ahead)
+        heapify(ahead)
         while ahead:
-            i = max(ahead) if backwards else min(ahead)
-            ahead.remove(i)
+            i = sign * heappop(ahead)
             yield i
             if not stop(i):
-                new = set(neighbours(i)) - seen
-                seen |= new
-                ahead |= new
+                for j in neighbours(i):
+                    if sign * j not in seen:
+                        seen.add(sign * j)
+                        heappush(ahead, sign * j)
 
     def source(self, i: int) -> int:
         """The operation that computed what `i` takes, through those that only move values."""
