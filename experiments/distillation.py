@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from matplotlib.figure import Figure
 from hydra.utils import instantiate
+from matplotlib.figure import Figure
 from omegaconf import DictConfig, open_dict
 
 from experiments import setup

@@ -62,7 +62,6 @@ def build_setting(config: DictConfig) -> Setting:
     eps = getattr(attack.attack, "eps", None)
     if values["store"]["dtype"] == "uint8" and eps is not None:
         levels(eps)
-    dataset = values["dataset"]
     images: Images = instantiate(config.dataset.images)
     return Setting(
         images=images,
@@ -253,15 +252,10 @@ def _is_fraction(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"\s*[\d.]+\s*/\s*[\d.]+\s*", value) is not None
 
 
-def whole(value: Any, name: str) -> None:
+def whole(value: Any, name: str) -> int:
     """A value that must be a whole number of 1 or more. Raises UserError that names its key."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"{name} must be a whole number of 1 or more, got {value!r}")
-
-
-def whole(value: Any, name: str) -> int:
-    """A value that must be a whole number of 1 or more. Raises UserError that names its key."""
-    _whole(value, name)
     return value
 
 

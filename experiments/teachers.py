@@ -25,9 +25,8 @@ def run(config: DictConfig) -> None:
     setup.whole(wanted["number"], "teachers.number")
     with study(config) as s:
         student = place_of(config.student, s.names)
-        kept = [
-            i for i in range(len(s.names)) if i != student and s.families[i] not in wanted["exclude"]
-        ]
+        others = wanted["exclude"]
+        kept = [i for i, of in enumerate(s.families) if i != student and of not in others]
         names = [s.names[i] for i in kept]
         similarities = s.scores[student, kept]
         number = min(wanted["number"], len(names)) if s.measured else wanted["number"]

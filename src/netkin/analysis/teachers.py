@@ -1,4 +1,4 @@
-"""Which teachers to distil from, so that similarity to the student can be seen at work (Sec. 4.2)."""
+"""Which teachers to distil from, to see what their similarity to the student does (Sec. 4.2)."""
 
 from collections.abc import Sequence
 
