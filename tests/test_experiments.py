@@ -13,9 +13,17 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import test_train_studies
 import torch
 from conftest import ROOT, SMALL, run_command
 from test_ensemble import check_ensemble, check_ensemble_benchmark
+from test_train_studies import (
+    check_distill,
+    check_hparams,
+    check_scratch,
+    check_seeds,
+    check_teachers,
+)
 from test_within import check_within
 
 from netkin.data.digits import Digits
@@ -106,12 +114,18 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "ensemble": check_ensemble,
     "ensemble_benchmark": check_ensemble_benchmark,
     "within": check_within,
+    "scratch": check_scratch,
+    "distill": check_distill,
+    "seeds": check_seeds,
+    "hparams": check_hparams,
+    "teachers": check_teachers,
 }
+ELSEWHERE = {"distillation": test_train_studies.test_distillation}  # on a store of its own
 
 
 def test_every_experiment_config_has_a_check() -> None:
     configs = {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")}
-    assert configs == set(CHECKS)
+    assert configs == {*CHECKS, *ELSEWHERE}
 
 
 @pytest.mark.parametrize("experiment", CHECKS)

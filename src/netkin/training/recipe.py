@@ -50,7 +50,7 @@ class Recipe:
     lr: float
     lr_per: int | None = None
     opt: str = "adamw"
-    weight_decay: float = 0.05
+    weight_decay: float = 0.0
     opt_args: Mapping[str, Any] = field(default_factory=dict)
     sched: str = "cosine"
     sched_args: Mapping[str, Any] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Recipe:
     warmup_lr: float | None = None
     min_lr: float = 0.0
     label_smoothing: float = 0.0
-    clip_grad: float | None = 1.0
+    clip_grad: float | None = None
     augmentation: Mapping[str, Any] = field(default_factory=dict)
     repeats: int = 1
     erasing: float = 0.0
