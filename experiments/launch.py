@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -13,11 +14,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from netkin.errors import UserError
+from netkin.errors import Stopped, UserError
 
 ERRORS = (UserError, HydraException, OmegaConfBaseException)
 OUTPUTS = "; if it is the run's folder, choose another with hydra.run.dir=PATH, or make room"
-STOPPED = "stopped; what was finished is kept: run the same command again to go on"
 
 
 def run_study(config: DictConfig) -> None:
@@ -43,7 +43,8 @@ def run_study(config: DictConfig) -> None:
 def launch(main: Callable[[], None]) -> None:
     """Run a Hydra main function and exit: 1 with one line for an error, 130 or 143 if stopped."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors up to here instead of printing traces
-    signal.signal(signal.SIGTERM, _stop)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         main()
     except ERRORS as error:
@@ -53,12 +54,25 @@ def launch(main: Callable[[], None]) -> None:
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:  # a folder for outputs that cannot be made, a full disk
         fail(f"{error}{OUTPUTS}", 1)
-    except KeyboardInterrupt:
-        fail(STOPPED, 130)
+    except Stopped as stop:
+        fail(_stopped(stop), stop.code)
 
 
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    raise SystemExit(fail(STOPPED, 143))
+def _stop(number: int, _frame: FrameType | None) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, _at_once)
+    raise Stopped(128 + number)
+
+
+def _at_once(number: int, _frame: FrameType | None) -> None:
+    """What a second Ctrl-C does."""
+    os._exit(128 + number)
+
+
+def _stopped(stop: Stopped) -> str:
+    done = f" {stop.done}" if stop.done else ""
+    command = shlex.join(["python", *sys.argv])
+    return f"stopped{done}; what is finished is kept. To go on: {command}"
 
 
 def fail(message: str, code: int) -> None:

@@ -197,15 +197,44 @@ def build_jobs(
     config: DictConfig, context: Any, display: Display, preload: Sequence[str] = PRELOAD
 ) -> Jobs:
     """Processes for the work, which find `preload` imported."""
-    return Jobs(context, workers(config), config.threads, display, preload)
+    return Jobs(
+        context,
+        workers(config),
+        config.threads,
+        display,
+        preload,
+        devices=devices(config),
+        gpus=not on_cpu(config),
+    )
 
 
 def workers(config: DictConfig) -> int:
-    """As many as the config says, by default one a CPU core, or one on a GPU."""
-    number = config.workers
+    """As many as the config says, by default one a CPU core, or one a GPU."""
+    number, split = config.workers, devices(config)
+    if split > 1:
+        if number not in ("auto", 1, split):
+            raise UserError(
+                f"workers={number} does not go with trainer.devices={split}, which is as many "
+                "workers, one a device: leave workers=auto"
+            )
+        return split
     if number == "auto":
         number = len(os.sched_getaffinity(0)) if on_cpu(config) else 1
     _whole(number, "workers")
+    return number
+
+
+def devices(config: DictConfig) -> int:
+    """Over how many devices each member's work is split."""
+    number = config.trainer.devices
+    if number == "auto":
+        return 1 if on_cpu(config) else torch.cuda.device_count()
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise UserError(f"trainer.devices must be auto or a whole number, got {number!r}")
+    if not on_cpu(config) and number > torch.cuda.device_count():
+        raise UserError(
+            f"trainer.devices={number}, but this machine shows {torch.cuda.device_count()} GPU(s)"
+        )
     return number
 
 

@@ -15,6 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from netkin.errors import Stopped
+
 
 class Bars:
     """A bar a stage; see `netkin.jobs.Display`. Use as a context manager."""
@@ -37,13 +39,29 @@ class Bars:
         self._tasks: dict[str, TaskID] = {}
         self._started: dict[str, float] = {}
         self._done: dict[str, tuple[int, int]] = {}
+        self._waiting: set[str] = set()
 
     def __enter__(self) -> "Bars":
         self._bars.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: object, _trace: object) -> None:
+        if isinstance(error, Stopped):
+            error.done = self.done()
         self._bars.stop()
+
+    def done(self) -> str:
+        """How far the last stage has come, in words; nothing before the first."""
+        if not self._tasks:
+            return ""
+        stage, task = list(self._tasks.items())[-1]
+        done, total = self._done[stage]
+        bar = next(t for t in self._bars.tasks if t.id == task)
+        text = f"during {stage}, with {done} of {total} done"
+        unit = UNITS.get(stage, "")
+        if unit and bar.total:
+            text += f" ({bar.completed:.0f} of {bar.total:.0f} {unit})"
+        return text
 
     def start(self, stage: str, names: Sequence[str], units: int) -> None:
         self._started[stage] = time.perf_counter()
@@ -68,6 +86,16 @@ class Bars:
                 f"({seconds:.0f} s, about {left:.0f} s left)",
                 highlight=False,
             )
+
+    def wait(self, stage: str, name: str) -> None:
+        """Another process on the store has the rest of an item in hand."""
+        self._bars.update(self._tasks[stage], last=f"{name}: waiting for another process")
+        if not self._live and stage not in self._waiting:
+            self.console.print(
+                f"{stage}: waiting for another process on this store, which is at {name}",
+                highlight=False,
+            )
+        self._waiting.add(stage)
 
     def end(self, stage: str) -> None:
         task = self._tasks[stage]

@@ -1,28 +1,62 @@
 """What the store knows of a setting: what is done, what is missing, and the results."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from netkin.similarity import Outcomes
-from netkin.store import OutcomeStore, digest, read_tensors, shard_path
+from netkin.store import OutcomeStore, digest, read_metadata, read_tensors, shard_path
 from netkin.transfer.setting import Setting
 from netkin.zoo.member import Member
 
 
 @dataclass(frozen=True)
-class Target:
-    """A member and the sources whose images it has not seen yet."""
+class Source:
+    """A member and its shards that are not stored yet; `part` says which, where they were split."""
 
     member: Member
-    sources: tuple[Member, ...]
+    shards: tuple[int, ...]
+    part: str = ""
 
     @property
     def name(self) -> str:
-        return self.member.name
+        return self.member.name + self.part
+
+    def split(self, parts: int) -> "list[Source]":
+        """The shards dealt to at most `parts` processes, each to one."""
+        dealt = [self.shards[i::parts] for i in range(min(parts, len(self.shards)))]
+        return [
+            replace(self, shards=shards, part=_part(i, len(dealt)))
+            for i, shards in enumerate(dealt)
+        ]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A member and the sources whose images it has not seen yet; `part` as of a Source."""
+
+    member: Member
+    sources: tuple[Member, ...]
+    part: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.member.name + self.part
+
+    def split(self, parts: int) -> "list[Target]":
+        """The sources dealt to at most `parts` processes, each to one."""
+        dealt = [self.sources[i::parts] for i in range(min(parts, len(self.sources)))]
+        return [
+            replace(self, sources=sources, part=_part(i, len(dealt)))
+            for i, sources in enumerate(dealt)
+        ]
+
+
+def _part(number: int, parts: int) -> str:
+    return f", part {number + 1} of {parts}" if parts > 1 else ""
 
 
 def is_clean(setting: Setting, member: Member) -> bool:
@@ -31,9 +65,13 @@ def is_clean(setting: Setting, member: Member) -> bool:
     return entry.path.exists() and (entry.claim().path / "logits.safetensors").is_file()
 
 
+def logits_path(setting: Setting, member: Member) -> Path:
+    return setting.clean_entry(member).path / "logits.safetensors"
+
+
 def logits(setting: Setting, member: Member) -> Tensor:
     """A member's stored clean logits, [I, K] float32."""
-    return read_tensors(setting.clean_entry(member).path / "logits.safetensors")["logits"]
+    return read_tensors(logits_path(setting, member))["logits"]
 
 
 def correct(setting: Setting, member: Member) -> Tensor:
@@ -43,8 +81,7 @@ def correct(setting: Setting, member: Member) -> Tensor:
 
 def params(setting: Setting, member: Member) -> int:
     """Number of parameters of a member whose clean pass is done."""
-    with safe_open(setting.clean_entry(member).path / "logits.safetensors", "pt") as file:
-        return int(file.metadata()["params"])
+    return int(read_metadata(logits_path(setting, member))["params"])
 
 
 def missing_shards(setting: Setting, member: Member) -> list[int]:
@@ -80,14 +117,19 @@ def _target_hash(setting: Setting, target: Member) -> str:
     return digest(setting.model(target))
 
 
-def missing_sources(setting: Setting, members: Sequence[Member]) -> list[Target]:
-    """Each target with the sources that it has still to be run on, targets without any left out."""
+def missing_sources(
+    setting: Setting, members: Sequence[Member], sources: Sequence[Member] | None = None
+) -> list[Target]:
+    """Each target with the sources that it has still to be run on, targets without any left out.
+
+    The sources are the members themselves, unless given.
+    """
     table = outcome_store(setting)
-    sources = [(source, _source_hash(setting, source)) for source in members]
+    made_of = [(source, _source_hash(setting, source)) for source in sources or members]
     targets = []
     for target in members:
         own = _target_hash(setting, target)
-        lacking = [s for s, made in sources if not table.has(s.name, target.name, f"{made} {own}")]
+        lacking = [s for s, made in made_of if not table.has(s.name, target.name, f"{made} {own}")]
         targets.append(Target(target, tuple(lacking)))
     return [target for target in targets if target.sources]
 
