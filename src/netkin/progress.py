@@ -58,16 +58,17 @@ class Bars:
         done, total = self._done[stage]
         bar = next(t for t in self._bars.tasks if t.id == task)
         text = f"during {stage}, with {done} of {total} done"
-        unit = UNITS.get(stage, "")
+        unit = bar.fields["unit"]
         if unit and bar.total:
             text += f" ({bar.completed:.0f} of {bar.total:.0f} {unit})"
         return text
 
-    def start(self, stage: str, names: Sequence[str], units: int) -> None:
+    def start(self, stage: str, names: Sequence[str], units: int, unit: str | None = None) -> None:
+        """Begin a stage on named items, of `units` in all; `unit` is their name, if not known."""
         self._started[stage] = time.perf_counter()
         self._done[stage] = (0, len(names))
         self._tasks[stage] = self._bars.add_task(
-            stage, total=units, unit=UNITS.get(stage, ""), last=""
+            stage, total=units, unit=unit or UNITS.get(stage, ""), last=""
         )
 
     def advance(self, stage: str, units: int) -> None:
