@@ -6,6 +6,7 @@ writes similarity.csv, pairs.csv, models.csv, families.csv, the heatmap and repo
 On the 12 digits members (500 images, PGD-50): see the README and experiments/RESULTS.md.
 """
 
+import itertools
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -108,7 +109,7 @@ def report(
     columns = pl.DataFrame({name: matrix[:, i] for i, name in enumerate(everyone)})
     tables = {
         "similarity": columns.fill_nan(None).insert_column(0, pl.Series("", everyone)),
-        "pairs": similarity.pairs(outcomes, eps_s),
+        "pairs": all_pairs(similarity.pairs(outcomes, eps_s), everyone),
         "models": pl.DataFrame({"model": everyone, "family": everyones}).join(
             models.drop("family"), on="model", how="left", maintain_order="left"
         ),
@@ -129,7 +130,8 @@ def report(
         tracker.table(f"tables/{name}", table)
     png, pdf = similarity_heatmap(matrix, everyone, everyones, folder / "similarity")
     tracker.figure("figures/similarity", png)
-    said = summary.answer(tables["pairs"], models, tables["families"], scores, draws)
+    known = tables["pairs"].drop_nulls("score")
+    said = summary.answer(known, models, tables["families"], scores, draws)
     said += summary.resize(resize)
     task = setting.task
     partly = [m.name for m in members if knows_more(m, task)]
@@ -178,6 +180,13 @@ def with_gaps(scores: NDArray[np.float64], places: list[int], n: int) -> NDArray
     matrix = np.full((n, n), np.nan)
     matrix[np.ix_(places, places)] = scores
     return matrix
+
+
+def all_pairs(known: pl.DataFrame, names: list[str]) -> pl.DataFrame:
+    """The rows of known pairs, and in their places rows without score of all others: n = 0."""
+    pairs = pl.DataFrame(list(itertools.combinations(names, 2)), schema=["a", "b"], orient="row")
+    table = pairs.join(known, on=["a", "b"], how="left", maintain_order="left")
+    return table.with_columns(pl.col("n").fill_null(0))
 
 
 def _failed(failures: Incomplete | None) -> list[str]:
