@@ -6,14 +6,17 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
+import psutil
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments import sweep
 from netkin.errors import Stopped, UserError
 
 ERRORS = (UserError, HydraException, OmegaConfBaseException)
@@ -45,7 +48,9 @@ def launch(main: Callable[[], None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors up to here instead of printing traces
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    command = shlex.join(["python", *sys.argv])
     try:
+        sys.argv[1:] = sweep.arguments(sys.argv[0], sys.argv[1:])
         main()
     except ERRORS as error:
         fail(one_line(error), 1)
@@ -55,7 +60,9 @@ def launch(main: Callable[[], None]) -> None:
     except OSError as error:  # a folder for outputs that cannot be made, a full disk
         fail(f"{error}{OUTPUTS}", 1)
     except Stopped as stop:
-        fail(_stopped(stop), stop.code)
+        _end_children()
+        done = f" {stop.done}" if stop.done else ""
+        fail(f"stopped{done}; what is finished is kept. To go on: {command}", stop.code)
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
@@ -69,10 +76,11 @@ def _at_once(number: int, _frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
-def _stopped(stop: Stopped) -> str:
-    done = f" {stop.done}" if stop.done else ""
-    command = shlex.join(["python", *sys.argv])
-    return f"stopped{done}; what is finished is kept. To go on: {command}"
+def _end_children() -> None:
+    """The jobs of a sweep: at its exit, Python would wait for them."""
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            child.terminate()
 
 
 def fail(message: str, code: int) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.sweep import take_gpu
 from netkin.attacks.grid import levels
 from netkin.attacks.units import fraction
 from netkin.data import subset
@@ -20,7 +22,7 @@ from netkin.data.subset import Subset
 from netkin.errors import UserError
 from netkin.jobs import Display, Jobs
 from netkin.pipeline import PRELOAD
-from netkin.store import Store
+from netkin.store import Store, digest
 from netkin.tracking import RunInfo
 from netkin.training.recipe import Recipe
 from netkin.training.weights import Training
@@ -175,6 +177,13 @@ def build_members(config: DictConfig, at_least: int = 2) -> list[Member]:
     return parse_members(model["members"], model.get("known"), at_least)
 
 
+def build_member(config: DictConfig, entry: Any) -> Member:
+    """A model beside the members, named as one of them."""
+    if OmegaConf.is_config(entry):
+        entry = OmegaConf.to_container(entry, resolve=True)
+    return parse_members([entry], resolved(config.model).get("known"), at_least=1)[0]
+
+
 def build_training(
     config: DictConfig, setting: Setting, members: list[Member], display: Display
 ) -> Training | None:
@@ -194,16 +203,23 @@ def build_training(
 
 
 def build_jobs(
-    config: DictConfig, context: Any, display: Display, preload: Sequence[str] = PRELOAD
+    config: DictConfig,
+    context: Any,
+    display: Display,
+    preload: Sequence[str] = PRELOAD,
+    members: int | None = None,
 ) -> Jobs:
-    """Processes for the work, which find `preload` imported."""
+    """Processes for the work, which find `preload` imported; no more than `members`, if given."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN and not on_cpu(config):
+        take_gpu(Path(config.store.dir).expanduser().resolve())
+    number, split = workers(config), devices(config)
     return Jobs(
         context,
-        workers(config),
+        number if members is None or split > 1 else min(number, members),
         config.threads,
         display,
         preload,
-        devices=devices(config),
+        devices=split,
         gpus=not on_cpu(config),
     )
 
@@ -238,17 +254,28 @@ def devices(config: DictConfig) -> int:
     return number
 
 
-def run_info(config: DictConfig, setting: Setting, members: int) -> RunInfo:
-    """Group by experiment and dataset, so that a dashboard over many runs compares like."""
+def run_info(
+    config: DictConfig, setting: Setting, members: int, names: Sequence[str] = ()
+) -> RunInfo:
+    """Group by experiment and dataset, so that a dashboard over many runs compares like.
+
+    Jobs of one sweep have a group of their own. Of few members the run is named by their `names`.
+    """
     experiment, dataset = config.experiment.name, config.dataset.name
-    attack = setting.attack.name
+    attack, hydra = setting.attack.name, HydraConfig.get()
+    group = f"{experiment}-{dataset}"
+    if hydra.mode == RunMode.MULTIRUN:
+        group += f"-{Path(hydra.sweep.dir).name}"
+    what = ", ".join(names) if len(names) == 1 else f"{members}-models"
+    values = resolved(config)
     return RunInfo(
         folder=run_folder(),
-        config=resolved(config),
-        group=f"{experiment}-{dataset}",
+        config=values,
+        group=group,
         job_type=experiment,
-        name=f"{dataset}-{members}-models-{attack}",
+        name=f"{dataset}-{what}-{attack}",
         tags=(experiment, dataset, setting.subset.name, attack),
+        note=setting.store.root / ".runs" / f"{digest(values)[:16]}.json",
     )
 
 

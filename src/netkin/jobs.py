@@ -158,6 +158,10 @@ class Jobs:
             # forkserver: one clean process imports torch once, and the workers are its forks.
             method = "forkserver" if hasattr(os, "fork") else "spawn"
             processes = multiprocessing.get_context(method)
+            default = multiprocessing.get_start_method(allow_none=True)
+            if default not in (None, "fork", "forkserver", "spawn"):
+                # joblib's processes have one of their own, which ours would ask Python for in vain.
+                multiprocessing.set_start_method(method, force=True)
             if method == "forkserver":
                 processes.set_forkserver_preload(list(self.preload))
             self._events = processes.Queue()

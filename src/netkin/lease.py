@@ -48,8 +48,10 @@ class Holder:
     started: float
     product: str = ""
 
-    def runs(self) -> bool:
-        """Whether the process, one of this machine, is still there."""
+    def runs_here(self) -> bool:
+        """Whether this is a process of this machine that is still there."""
+        if self.machine != this_machine():
+            return False
         try:
             process = psutil.Process(self.pid)
             # What nobody has waited for is dead, too. Start times move with the system's clock.
@@ -78,7 +80,8 @@ def _token(machine: str, pid: int) -> str:
     return f"{hashlib.sha256(machine.encode()).hexdigest()[:8]}-{pid}"
 
 
-def _me(product: str) -> Holder:
+def me(product: str = "") -> Holder:
+    """This process as the holder of a lease."""
     pid = os.getpid()
     started = psutil.Process(pid).create_time()
     return Holder(this_machine(), platform.node(), pid, started, product)
@@ -172,7 +175,7 @@ def _acquire(folder: Path, key: str, product: str) -> Path | None:
         ) from None
     try:
         with os.fdopen(file, "w") as out:
-            json.dump(asdict(_me(product)), out)
+            json.dump(asdict(me(product)), out)
     except OSError as error:
         mine.unlink(missing_ok=True)
         raise StoreError(
@@ -201,7 +204,7 @@ def _holder(file: Path) -> tuple[Holder | None, bool]:
         holder = Holder(**json.loads(content))
     except (ValueError, TypeError):  # created this moment, or on a disk that was full
         holder = None
-    if holder is not None and holder.machine == this_machine() and not holder.runs():
+    if holder is not None and holder.machine == this_machine() and not holder.runs_here():
         return holder, False
     now = time.monotonic()
     last, since = _seen.get(file, (touched, now))

@@ -56,6 +56,10 @@ class Incomplete(UserError):
             "leave out what failed, and run the same command again"
         )
 
+    def __reduce__(self) -> tuple:
+        """To another process go the words."""
+        return UserError, (str(self),)
+
 
 class Pipeline:
     """The passes over one setting, and the members that have failed so far.

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from netkin.similarity import Outcomes
@@ -132,6 +135,22 @@ def missing_sources(
         lacking = [s for s, made in made_of if not table.has(s.name, target.name, f"{made} {own}")]
         targets.append(Target(target, tuple(lacking)))
     return [target for target in targets if target.sources]
+
+
+def fooled_by(setting: Setting, source: Member, targets: Sequence[Member]) -> NDArray[np.bool_]:
+    """Which of a source's adversarial images fool each target, [targets, I].
+
+    Only to be read where source and target are both correct: elsewhere nobody was asked.
+    """
+    position = {image: i for i, image in enumerate(setting.subset.ids)}
+    place = {target.name: i for i, target in enumerate(targets)}
+    fooled = np.zeros((len(targets), len(position)), dtype=bool)
+    table = outcome_store(setting).read([source.name], place)
+    fooled[
+        table["target"].replace_strict(place, return_dtype=pl.Int64).to_numpy(),
+        table["image_id"].replace_strict(position, return_dtype=pl.Int64).to_numpy(),
+    ] = table["fooled"].to_numpy()
+    return fooled
 
 
 def outcomes(setting: Setting, members: Sequence[Member]) -> Outcomes:
