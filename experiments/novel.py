@@ -19,11 +19,10 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from rich.console import Console
-from scipy.cluster.hierarchy import fcluster
+from sklearn.cluster import SpectralClustering
 
 from experiments import setup
 from netkin import similarity
-from netkin.analysis.hierarchy import hierarchy
 from netkin.analysis.summary import WEAK_ATTACK
 from netkin.errors import UserError
 from netkin.pipeline import Incomplete, Pipeline
@@ -103,16 +102,21 @@ def _clusters_wanted(k: int | None, members: int) -> int:
 def stored_clusters(
     setting: Setting, members: list[Member], k: int, eps_s: float
 ) -> list[int] | None:
-    """Each member's cluster, 1..k, by average linkage of the stored two-sided matrix.
+    """Each member's cluster, 1..k, by spectral clustering of the stored two-sided matrix (App. C).
 
-    None where the store does not hold all of that matrix, or of fewer than two members.
+    None where the store does not hold all of that matrix.
     """
-    if len(members) < 2 or any(missing_shards(setting, member) for member in members):
+    if any(missing_shards(setting, member) for member in members):
         return None
     if missing_sources(setting, members):
         return None
-    tree = hierarchy(similarity.matrix(outcomes(setting, members), eps_s))
-    return [int(number) for number in fcluster(tree.linkage, k, criterion="maxclust")]
+    if k in (1, len(members)):
+        return [1] * len(members) if k == 1 else list(range(1, k + 1))
+    scores = similarity.matrix(outcomes(setting, members), eps_s)
+    graph = scores - min(0.0, float(scores.min()))  # of a small eps, scores may be negative
+    np.fill_diagonal(graph, 0.0)
+    spectral = SpectralClustering(k, affinity="precomputed", n_init=100, random_state=0)
+    return [int(number) + 1 for number in spectral.fit_predict(graph)]
 
 
 def one_sided(
@@ -178,7 +182,7 @@ def answer(table: pl.DataFrame, candidate: str, success: float) -> list[str]:
         said.append(
             f"It falls in the cluster of {', '.join(best['model'])} (mean s1 = {best['score']:.2f}"
             + (f"; the next has {means['score'][1]:.2f}" if means.height > 1 else "")
-            + f"), one of {means.height} by average linkage of the members' two-sided scores."
+            + f"), one of {means.height} by spectral clustering of the members' two-sided scores."
         )
     said.append(
         f"These scores are one-sided: {candidate} was attacked and the members were shown the "
