@@ -99,27 +99,22 @@ def in_hand(store: Path) -> list[str]:
     return found
 
 
-def at(moment: str, store: Path) -> bool:
-    if moment == "write":
-        return any(store.glob("digits/*/pgd-*/adversarial/*/.*.tmp"))
-    return any(f"{moment}/" in product for product in in_hand(store))
-
-
 def kill_at(process: subprocess.Popen[str], moment: str, store: Path, delay: float) -> bool:
     """SIGKILL to a process and its children, when it has come to a moment; False if it ended."""
-    stale = set(in_hand(store)) if moment != "write" else set()
-    before = {p for p in store.glob("digits/*/pgd-*/adversarial/*/.*.tmp")}
-    while process.poll() is None:
+
+    def reached() -> set[str]:
         if moment == "write":
-            reached = {p for p in store.glob("digits/*/pgd-*/adversarial/*/.*.tmp")} - before
-        else:
-            # The lease of one that was killed before this one is swept away at the start.
-            stale &= set(in_hand(store))
-            reached = {p for p in in_hand(store) if f"{moment}/" in p} - stale
-        if reached:
+            return set(map(str, store.glob("digits/*/pgd-*/adversarial/*/.*.tmp")))
+        return {product for product in in_hand(store) if f"{moment}/" in product}
+
+    left = reached()  # by the one that was killed before, until this one sweeps it away
+    while process.poll() is None:
+        now = reached()
+        left &= now
+        if now - left:
             time.sleep(delay)
             break
-        time.sleep(0.0005 if moment == "write" else 0.005)
+        time.sleep(0 if moment == "write" else 0.005)
     alive = process.poll() is None
     if alive:
         os.killpg(process.pid, signal.SIGKILL)
@@ -149,5 +144,77 @@ def test_ten_kills_change_no_byte(uninterrupted: Path, tmp_path: Path) -> None:
     assert not in_hand(tmp_path / "store")
 
 
+def test_two_processes_at_once_share_the_work(uninterrupted: Path, trained: Path) -> None:
+    runs = [start(trained, "workers=1", f"hydra.run.dir=run{i}") for i in (1, 2)]
+    for run in runs:
+        _, errors = run.communicate(timeout=600)
+        assert run.returncode == 0, errors
+    shards = 0
+    for i in (1, 2):
+        metrics = pl.read_csv(trained / f"run{i}" / "metrics.csv")
+        shards += metrics.filter(pl.col("name").str.starts_with("craft/shards/"))["value"].sum()
+        found = result(trained, f"run{i}")
+        assert found == result(uninterrupted)
+    assert 18 <= shards <= 19
+
+
+def test_two_devices_give_the_bytes_of_one(uninterrupted: Path, trained: Path) -> None:
+    """Nine shards a member over two processes, of which one does five and the other four."""
+    process = start(trained, "accelerator=cpu", "trainer.devices=2", "hydra.run.dir=run")
+    said, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    assert re.search(r"^craft 4/4: \w+, part \d of 2", said, re.M)
+    assert result(trained) == result(uninterrupted)
+    metrics = dict(pl.read_csv(trained / "run" / "metrics.csv").select("name", "value").iter_rows())
+    assert [metrics[f"craft/shards/{name}"] for name in ("test_byobnet", "vit_ti")] == [9, 9]
+    assert len(list((trained / "run").glob("*.html"))) == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_says_what_is_done_and_how_to_go_on(
+    trained: Path, number: signal.Signals, code: int
+) -> None:
+    """To the whole group, as a terminal and SLURM do it."""
+    process = start(trained, "workers=2", "attack.steps=3000", "hydra.run.dir=run")
+    while process.poll() is None and not any(
+        "adversarial/" in p for p in in_hand(trained / "store")
+    ):
+        time.sleep(0.01)
+    stopped = time.monotonic()
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - stopped < 20  # "within seconds", on a busy machine
+    assert process.returncode == code
+    assert errors.count("\n") == 1, errors
+    assert re.match(r"stopped during craft, with 0 of 2 done \(\d+ of \d+ images\); ", errors)
+    command = errors.split("To go on: ")[1]
+    assert shlex.split(command)[0] == "python" and "attack.steps=3000" in shlex.split(command)
+    assert not in_hand(trained / "store")  # given up, not only abandoned
+
+
+def main(kills: int) -> None:
+    """Kill the command many times, in small shards and two workers, and compare."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as scratch:
+        one, other = Path(scratch) / "one", Path(scratch) / "other"
+        one.mkdir()
+        other.mkdir()
+        small = ("store.shard_size=3", "workers=2")
+        done = run_command(*TINY, *small, "hydra.run.dir=run", cwd=one)
+        assert done.returncode == 0, done.stderr
+        shares = {
+            "weights": 0.3,
+            "clean": 0.06,
+            "adversarial": 0.3,
+            "write": 0.26,
+            "outcomes": 0.08,
+        }
+        moments = [m for m, share in shares.items() for _ in range(round(share * kills))]
+        killed = killed_run(other, moments, 1, *small)
+        same = result(other) == result(one)
+    print(f"{killed.total()} kills ({dict(killed)}): {'the same bytes' if same else 'OTHER BYTES'}")
+
+
 if __name__ == "__main__":
-    print("see test_ten_kills_change_no_byte")
+    main(int(sys.argv[1]))
