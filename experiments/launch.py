@@ -3,23 +3,26 @@
 import importlib
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+import psutil
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from netkin.errors import UserError
+from experiments import sweep
+from netkin.errors import Stopped, UserError
 
 ERRORS = (UserError, HydraException, OmegaConfBaseException)
 OUTPUTS = "; if it is the run's folder, choose another with hydra.run.dir=PATH, or make room"
-STOPPED = "stopped; what was finished is kept: run the same command again to go on"
 
 
 def one_model() -> None:
@@ -62,8 +65,11 @@ def run_study(config: DictConfig, script: str) -> None:
 def launch(main: Callable[[], None]) -> None:
     """Run a Hydra main function and exit: 1 with one line for an error, 130 or 143 if stopped."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors up to here instead of printing traces
-    signal.signal(signal.SIGTERM, _stop)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    command = shlex.join(["python", *sys.argv])
     try:
+        sys.argv[1:] = sweep.arguments(sys.argv[0], sys.argv[1:])
         main()
     except ERRORS as error:
         fail(one_line(error), 1)
@@ -72,12 +78,28 @@ def launch(main: Callable[[], None]) -> None:
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:  # a folder for outputs that cannot be made, a full disk
         fail(f"{error}{OUTPUTS}", 1)
-    except KeyboardInterrupt:
-        fail(STOPPED, 130)
+    except Stopped as stop:
+        _end_children()
+        done = f" {stop.done}" if stop.done else ""
+        fail(f"stopped{done}; what is finished is kept. To go on: {command}", stop.code)
 
 
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    raise SystemExit(fail(STOPPED, 143))
+def _stop(number: int, _frame: FrameType | None) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, _at_once)
+    raise Stopped(128 + number)
+
+
+def _at_once(number: int, _frame: FrameType | None) -> None:
+    """What a second Ctrl-C does."""
+    os._exit(128 + number)
+
+
+def _end_children() -> None:
+    """The jobs of a sweep: at its exit, Python would wait for them."""
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            child.terminate()
 
 
 def fail(message: str, code: int) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.sweep import take_gpu
 from netkin.attacks import Clean
 from netkin.attacks.grid import levels
 from netkin.attacks.units import fraction
@@ -21,7 +23,7 @@ from netkin.data.subset import Subset
 from netkin.errors import UserError
 from netkin.jobs import Display, Jobs
 from netkin.pipeline import PRELOAD
-from netkin.store import Store
+from netkin.store import Store, digest
 from netkin.tracking import RunInfo
 from netkin.training.recipe import Recipe
 from netkin.training.weights import Training, trained_members
@@ -197,6 +199,13 @@ def with_trained(config: DictConfig, entries: list[Any]) -> list[Any]:
     return found
 
 
+def build_member(config: DictConfig, entry: Any) -> Member:
+    """A model beside the members, named as one of them."""
+    if OmegaConf.is_config(entry):
+        entry = OmegaConf.to_container(entry, resolve=True)
+    return parse_members([entry], resolved(config.model).get("known"), at_least=1)[0]
+
+
 def build_training(
     config: DictConfig, setting: Setting, members: list[Member], display: Display
 ) -> Training | None:
@@ -218,33 +227,80 @@ def training_images(config: DictConfig, display: Display) -> Images:
 
 
 def build_jobs(
-    config: DictConfig, context: Any, display: Display, preload: Sequence[str] = PRELOAD
+    config: DictConfig,
+    context: Any,
+    display: Display,
+    preload: Sequence[str] = PRELOAD,
+    members: int | None = None,
 ) -> Jobs:
-    """Processes for the work, which find `preload` imported."""
+    """Processes for the work, which find `preload` imported; no more than `members`, if given."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN and not on_cpu(config):
+        take_gpu(Path(config.store.dir).expanduser().resolve())
     whole(config.threads, "threads")
-    return Jobs(context, workers(config), config.threads, display, preload)
+    number, split = workers(config), devices(config)
+    return Jobs(
+        context,
+        number if members is None or split > 1 else min(number, members),
+        config.threads,
+        display,
+        preload,
+        devices=split,
+        gpus=not on_cpu(config),
+    )
 
 
 def workers(config: DictConfig) -> int:
-    """As many as the config says, by default one a CPU core, or one on a GPU."""
-    number = config.workers
+    """As many as the config says, by default one a CPU core, or one a GPU."""
+    number, split = config.workers, devices(config)
+    if split > 1:
+        if number not in ("auto", 1, split):
+            raise UserError(
+                f"workers={number} does not go with trainer.devices={split}, which is as many "
+                "workers, one a device: leave workers=auto"
+            )
+        return split
     if number == "auto":
         number = len(os.sched_getaffinity(0)) if on_cpu(config) else 1
     whole(number, "workers")
     return number
 
 
-def run_info(config: DictConfig, setting: Setting, members: int) -> RunInfo:
-    """Group by experiment and dataset, so that a dashboard over many runs compares like."""
+def devices(config: DictConfig) -> int:
+    """Over how many devices each member's work is split."""
+    number = config.trainer.devices
+    if number == "auto":
+        return 1 if on_cpu(config) else torch.cuda.device_count()
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise UserError(f"trainer.devices must be auto or a whole number, got {number!r}")
+    if not on_cpu(config) and number > torch.cuda.device_count():
+        raise UserError(
+            f"trainer.devices={number}, but this machine shows {torch.cuda.device_count()} GPU(s)"
+        )
+    return number
+
+
+def run_info(
+    config: DictConfig, setting: Setting, members: int, names: Sequence[str] = ()
+) -> RunInfo:
+    """Group by experiment and dataset, so that a dashboard over many runs compares like.
+
+    Jobs of one sweep have a group of their own. Of few members the run is named by their `names`.
+    """
     experiment, dataset = config.experiment.name, config.dataset.name
-    attack = setting.attack.name
+    attack, hydra = setting.attack.name, HydraConfig.get()
+    group = f"{experiment}-{dataset}"
+    if hydra.mode == RunMode.MULTIRUN:
+        group += f"-{Path(hydra.sweep.dir).name}"
+    what = ", ".join(names) if len(names) == 1 else f"{members}-models"
+    values = resolved(config)
     return RunInfo(
         folder=run_folder(),
-        config=resolved(config),
-        group=f"{experiment}-{dataset}",
+        config=values,
+        group=group,
         job_type=experiment,
-        name=f"{dataset}-{members}-models-{attack}",
+        name=f"{dataset}-{what}-{attack}",
         tags=(experiment, dataset, setting.subset.name, attack),
+        note=setting.store.root / ".runs" / f"{digest(values)[:16]}.json",
     )
 
 

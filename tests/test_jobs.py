@@ -34,6 +34,9 @@ class Log:
     def finish(self, stage: str, name: str, result: Any) -> None:
         self.said.append(("finish", stage, name, result))
 
+    def wait(self, stage: str, name: str) -> None:
+        self.said.append(("wait", stage, name))
+
     def end(self, stage: str) -> None:
         self.said.append(("end", stage))
 

@@ -17,7 +17,7 @@ from conftest import ROOT, run_command
 import train
 from experiments.distill import paired_gain
 from experiments.launch import launch, one_model
-from experiments.sweep import changed, label
+from experiments.variants import changed, label
 from netkin.analysis.statistics import pearson
 from netkin.analysis.teachers import choose
 from netkin.errors import UserError

@@ -1,4 +1,4 @@
-"""The one kind of error that is shown to a user as a single line, without a stack trace."""
+"""Errors that are shown as a single line, without a stack trace; what stops a run from outside."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,6 +6,23 @@ from collections.abc import Iterable
 
 class UserError(ValueError):
     """Something a user gave is wrong: says what was expected, what came and what to do."""
+
+
+class StoreError(UserError):
+    """The store is full, cannot be written, or is damaged: no use to go on with another member."""
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM. Not a KeyboardInterrupt, which Lightning turns into exit code 1.
+
+    Attributes:
+        code: the exit code, 128 + the signal's number.
+        done: how far the work had come, in words.
+    """
+
+    def __init__(self, code: int, done: str = ""):
+        super().__init__(code)
+        self.code, self.done = code, done
 
 
 def near(name: str, known: Iterable[str], n: int = 3) -> str:

@@ -1,10 +1,14 @@
 """From members to outcomes, pass by pass, each only where it is missing."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from netkin.errors import UserError
 from netkin.jobs import Advance, Jobs
+from netkin.lease import lease, sweep
 from netkin.similarity import Outcomes
 from netkin.tracking import Tracker
 from netkin.training.weights import Training, is_trained
@@ -12,6 +16,7 @@ from netkin.transfer.decode import Undecoded, decode, undecoded
 from netkin.transfer.resize import Visitor, missing_views
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import (
+    Source,
     Target,
     correct,
     is_clean,
@@ -21,6 +26,135 @@ from netkin.transfer.stored import (
 )
 from netkin.zoo.member import Member
 
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A member that could not be finished: in which stage, and why."""
+
+    member: Member
+    stage: str
+    error: Exception
+
+    @property
+    def reason(self) -> str:
+        text = " ".join(str(self.error).split())
+        if isinstance(self.error, UserError):
+            return text
+        return f"{type(self.error).__name__}: {text[:300]}; its trace is in the run's log"
+
+
+class Incomplete(UserError):
+    """Some members failed. What could be done without them is done: `outcomes`, of the others."""
+
+    def __init__(self, failures: Sequence[Failure], outcomes: Outcomes | None, members: int):
+        self.failures, self.outcomes = list(failures), outcomes
+        named = "; ".join(f"{f.member.name} ({f.stage}: {f.reason})" for f in failures)
+        super().__init__(
+            f"{len(failures)} of {members} members failed: {named}. The others are done: mend or "
+            "leave out what failed, and run the same command again"
+        )
+
+    def __reduce__(self) -> tuple:
+        """To another process go the words."""
+        return UserError, (str(self),)
+
+
+class Pipeline:
+    """The passes over one setting, and the members that have failed so far.
+
+    Each method does what the store lacks for some members, and returns those that did not fail.
+    What another process on the store has in hand is waited for, after all else.
+
+    Args:
+        setting: images, attack and store.
+        training: how members without weights get them; None where they bring their own.
+        jobs: runs the work; its context is (setting, training).
+        tracker: told of each stage's and member's metrics.
+    """
+
+    def __init__(self, setting: Setting, training: Training | None, jobs: Jobs, tracker: Tracker):
+        self.setting, self.training, self.jobs, self.tracker = setting, training, jobs, tracker
+        self.failures: list[Failure] = []
+        sweep(setting.store.root)
+
+    def see(self, members: Sequence[Member]) -> list[Member]:
+        """Train members and run them on the clean images, in their own view and the others'."""
+        setting, training = self.setting, self.training
+        untrained = [member for member in members if training and not is_trained(training, member)]
+        todo = undecoded(setting, members) if _work_left(setting, members, untrained) else []
+        shown = sum(len(setting.shards[item.shard]) for item in todo)
+        self._stage("decode", _decode, todo, shown)
+        if training is not None:
+            self._stage("train", _train, untrained, len(untrained) * training.recipe.epochs)
+        members = self._well(members)
+        unseen = [member for member in members if not is_clean(setting, member)]
+        self._stage("clean", _clean, unseen, len(unseen) * len(setting.subset))
+        members = self._well(members)
+        rates = {m.name: float(correct(setting, m).float().mean()) for m in members}
+        self.tracker.metrics({f"clean_accuracy/{name}": rate for name, rate in rates.items()})
+        visitors = missing_views(setting, members)
+        self._stage("resize", _resize, visitors, sum(len(v.views) for v in visitors))
+        return self._well(members)
+
+    def craft(self, members: Sequence[Member]) -> list[Member]:
+        """Make the adversarial images of members that have been seen."""
+        setting = self.setting
+        parts, units = [], 0
+        for member in members:
+            source = Source(member, tuple(missing_shards(setting, member)))
+            parts += source.split(self.jobs.devices)
+            if source.shards:
+                right = correct(setting, member)
+                units += sum(int(right[list(setting.shards[i])].sum()) for i in source.shards)
+        self._stage("craft", _craft, parts, units)
+        return self._well(members)
+
+    def transfer(
+        self, members: Sequence[Member], sources: Sequence[Member] | None = None
+    ) -> list[Member]:
+        """Run members on the sources' adversarial images; on each other's, unless given."""
+        targets = missing_sources(self.setting, members, sources)
+        units = sum(len(target.sources) for target in targets)
+        parts = [part for target in targets for part in target.split(self.jobs.devices)]
+        self._stage("transfer", _transfer, parts, units)
+        return self._well(members)
+
+    def _well(self, members: Sequence[Member]) -> list[Member]:
+        failed = {failure.member.name for failure in self.failures}
+        return [member for member in members if member.name not in failed]
+
+    def _stage(self, stage: str, work: Callable, items: Sequence[Any], units: int) -> None:
+        """Run a stage. A member's failure is noted; the images concern all, so theirs is raised."""
+        start = time.perf_counter()
+
+        def failed(item: Any, error: Exception) -> None:
+            member = item if isinstance(item, Member) else item.member
+            log.error("%s failed in %s", member.name, stage, exc_info=error)
+            if member.name not in {failure.member.name for failure in self.failures}:
+                self.failures.append(Failure(member, stage, error))
+
+        done: dict[str, dict[str, float]] = {}
+        on_failure = None if stage == "decode" else failed
+        for item, result in self.jobs.run(stage, work, items, units, on_failure):
+            if "curves" in result:
+                self.tracker.curve(f"train/{item.name}", result["curves"], step="epoch")
+            if stage != "decode":
+                name = item.name if isinstance(item, Member) else item.member.name
+                sums = done.setdefault(name, {"images": 0, "shards": 0, "seconds": 0.0})
+                for key in sums:
+                    sums[key] += result.get(key, 0)
+        for name, sums in done.items():  # of all parts of a member's work
+            self.tracker.metrics({f"{stage}/seconds/{name}": sums["seconds"]})
+            if sums["images"]:
+                rate = sums["images"] / sums["seconds"]
+                self.tracker.metrics({f"{stage}/images_per_second/{name}": rate})
+            if sums["shards"]:
+                self.tracker.metrics({f"{stage}/shards/{name}": sums["shards"]})
+        if items:
+            self.tracker.metrics({f"{stage}/seconds": time.perf_counter() - start})
+
 
 def measure(
     setting: Setting,
@@ -29,50 +163,26 @@ def measure(
     jobs: Jobs,
     tracker: Tracker,
 ) -> Outcomes:
-    """Everything that scores need, computed where the store lacks it.
+    """Everything that scores need, computed where the store lacks it; see `Pipeline`.
 
-    Args:
-        setting: images, attack and store.
-        members: the zoo.
-        training: how members without weights get them; None where they bring their own.
-        jobs: runs the work; its context is (setting, training).
-        tracker: told of each stage's and member's metrics.
+    Raises Incomplete, with the outcomes of the others, when members failed.
     """
-    untrained = [member for member in members if training and not is_trained(training, member)]
-    todo = undecoded(setting, members) if _work_left(setting, members, untrained) else []
-    shown = sum(len(setting.shards[item.shard]) for item in todo)
-    _stage(jobs, tracker, "decode", _decode, todo, shown)
-    if training is not None:
-        _stage(jobs, tracker, "train", _train, untrained, len(untrained) * training.recipe.epochs)
-    images = len(setting.subset)
-    unseen = [member for member in members if not is_clean(setting, member)]
-    _stage(jobs, tracker, "clean", _clean, unseen, len(unseen) * images)
-    right = {member.name: correct(setting, member) for member in members}
-    tracker.metrics(
-        {f"clean_accuracy/{name}": float(r.float().mean()) for name, r in right.items()}
-    )
-
-    visitors = missing_views(setting, members)
-    _stage(jobs, tracker, "resize", _resize, visitors, sum(len(v.views) for v in visitors))
-
-    uncrafted = [(member, missing_shards(setting, member)) for member in members]
-    units = sum(
-        int(right[member.name][list(setting.shards[shard])].sum())
-        for member, shards in uncrafted
-        for shard in shards
-    )
-    sources = [member for member, shards in uncrafted if shards]
-    _stage(jobs, tracker, "craft", _craft, sources, units)
-    targets = missing_sources(setting, members)
-    _stage(jobs, tracker, "transfer", _transfer, targets, sum(len(t.sources) for t in targets))
-
-    found = outcomes(setting, members)
-    tracker.metrics(
-        {
-            f"white_box_success/{member.name}": float(found.per_image(i, i).mean())
-            for i, member in enumerate(members)
-        }
-    )
+    pipeline = Pipeline(setting, training, jobs, tracker)
+    well = pipeline.transfer(pipeline.craft(pipeline.see(members)))
+    found = outcomes(setting, well) if len(well) >= 2 else None
+    if found is not None:
+        tracker.metrics(
+            {
+                f"white_box_success/{member.name}": float(found.per_image(i, i).mean())
+                for i, member in enumerate(well)
+            }
+        )
+    if pipeline.failures:
+        first = pipeline.failures[0].error
+        if found is None and len(pipeline.failures) == 1 and isinstance(first, UserError):
+            raise first  # of two members, the other has no one to be compared with
+        raise Incomplete(pipeline.failures, found, len(members))
+    assert found is not None
     return found
 
 
@@ -86,22 +196,6 @@ def _work_left(setting: Setting, members: Sequence[Member], untrained: Sequence[
     )
 
 
-def _stage(
-    jobs: Jobs, tracker: Tracker, stage: str, work: Callable, items: Sequence[Any], units: int
-) -> None:
-    start = time.perf_counter()
-    for item, result in jobs.run(stage, work, items, units):
-        if "curves" in result:
-            tracker.curve(f"train/{item.name}", result["curves"], step="epoch")
-        if result.get("images") and stage != "decode":
-            rate = result["images"] / result["seconds"]
-            tracker.metrics({f"{stage}/images_per_second/{item.name}": rate})
-        if stage != "decode":
-            tracker.metrics({f"{stage}/seconds/{item.name}": result["seconds"]})
-    if items:
-        tracker.metrics({f"{stage}/seconds": time.perf_counter() - start})
-
-
 # What workers run: module-level functions of (context, item, advance). They import what trains and
 # attacks only when there is work, so that a run with everything in the store starts sooner.
 
@@ -113,9 +207,18 @@ def _decode(context: tuple[Setting, Any], item: Undecoded, advance: Advance) -> 
 
 
 def _train(context: tuple[Setting, Training], member: Member, advance: Advance) -> dict[str, Any]:
-    from netkin.training.train import train
+    setting, training = context
+    file = setting.weights(member)
+    assert file is not None
+    with lease(setting.store.root, file) as mine:
+        if not mine:
+            return {"busy": member}
+        if is_trained(training, member):
+            advance(training.recipe.epochs)
+            return {"seconds": 0.0}
+        from netkin.training.train import train
 
-    return train(context[1], member, advance)
+        return train(training, member, advance)
 
 
 def _clean(context: tuple[Setting, Any], member: Member, advance: Advance) -> dict[str, Any]:
@@ -130,10 +233,10 @@ def _resize(context: tuple[Setting, Any], visitor: Visitor, advance: Advance) ->
     return resize_pass(context[0], visitor, advance)
 
 
-def _craft(context: tuple[Setting, Any], member: Member, advance: Advance) -> dict[str, Any]:
+def _craft(context: tuple[Setting, Any], source: Source, advance: Advance) -> dict[str, Any]:
     from netkin.transfer.craft import craft
 
-    return craft(context[0], member, advance)
+    return craft(context[0], source, advance)
 
 
 def _transfer(context: tuple[Setting, Any], target: Target, advance: Advance) -> dict[str, Any]:

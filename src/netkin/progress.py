@@ -15,6 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from netkin.errors import Stopped
+
 
 class Bars:
     """A bar a stage; see `netkin.jobs.Display`. Use as a context manager."""
@@ -37,19 +39,36 @@ class Bars:
         self._tasks: dict[str, TaskID] = {}
         self._started: dict[str, float] = {}
         self._done: dict[str, tuple[int, int]] = {}
+        self._waiting: set[str] = set()
 
     def __enter__(self) -> "Bars":
         self._bars.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: object, _trace: object) -> None:
+        if isinstance(error, Stopped):
+            error.done = self.done()
         self._bars.stop()
 
-    def start(self, stage: str, names: Sequence[str], units: int) -> None:
+    def done(self) -> str:
+        """How far the last stage has come, in words; nothing before the first."""
+        if not self._tasks:
+            return ""
+        stage, task = list(self._tasks.items())[-1]
+        done, total = self._done[stage]
+        bar = next(t for t in self._bars.tasks if t.id == task)
+        text = f"during {stage}, with {done} of {total} done"
+        unit = bar.fields["unit"]
+        if unit and bar.total:
+            text += f" ({bar.completed:.0f} of {bar.total:.0f} {unit})"
+        return text
+
+    def start(self, stage: str, names: Sequence[str], units: int, unit: str | None = None) -> None:
+        """Begin a stage on named items, of `units` in all; `unit` is their name, if not known."""
         self._started[stage] = time.perf_counter()
         self._done[stage] = (0, len(names))
         self._tasks[stage] = self._bars.add_task(
-            stage, total=units, unit=UNITS.get(stage, ""), last=""
+            stage, total=units, unit=unit or UNITS.get(stage, ""), last=""
         )
 
     def advance(self, stage: str, units: int) -> None:
@@ -68,6 +87,16 @@ class Bars:
                 f"({seconds:.0f} s, about {left:.0f} s left)",
                 highlight=False,
             )
+
+    def wait(self, stage: str, name: str) -> None:
+        """Another process on the store has the rest of an item in hand."""
+        self._bars.update(self._tasks[stage], last=f"{name}: waiting for another process")
+        if not self._live and stage not in self._waiting:
+            self.console.print(
+                f"{stage}: waiting for another process on this store, which is at {name}",
+                highlight=False,
+            )
+        self._waiting.add(stage)
 
     def end(self, stage: str) -> None:
         task = self._tasks[stage]

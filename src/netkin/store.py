@@ -10,15 +10,19 @@
             adversarial/<source>/  identity.json, 00000.safetensors, 00001.safetensors, ...
             outcomes/              identity.json, source=<A>/target=<B>.parquet
 
-A file under its own name is complete: it is written under a temporary name in the same folder and
-renamed, which is atomic on a POSIX file system. Every folder carries the identity of what made it;
-something else under the same name is an error, never a reuse. `views/` only saves time: it may be
-removed at any moment.
+A file under its own name is complete: it is written under a temporary name in the same folder,
+flushed to the disk and renamed, which is atomic on a POSIX file system. Every folder carries the
+identity of what made it; something else under the same name is an error, never a reuse. Tensors and
+outcomes carry a checksum (XXH3, 128 bits) of their own content, which is checked whenever they are
+read. `views/` only saves time: it may be removed at any moment. `.leases/` says who is at work; see
+`netkin.lease`.
 """
 
 import hashlib
+import io
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,12 +31,22 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import polars as pl
+import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from netkin.data.subset import Subset
-from netkin.errors import UserError
+from netkin.errors import StoreError, UserError
+from netkin.lease import token
+
+METADATA = "netkin"
+"""The one key of a safetensors file's metadata (JSON): of several the order would be random."""
+MEND = (
+    "remove it, or all that is damaged: `python evaluate.py experiment=store remove=damaged "
+    "confirm=true`; then run the same command again"
+)
 
 
 def digest(identity: Mapping[str, Any]) -> str:
@@ -48,18 +62,35 @@ def file_sha256(path: Path) -> str:
 
 def write(path: Path, save: Callable[[Path], object]) -> None:
     """Have `save` write a temporary file beside `path`, then rename it: all of it or nothing."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = path.with_name(f".{path.name}.{token()}-{uuid.uuid4().hex[:4]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save(temporary)
+        _flush(temporary)
         os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path} ({error.strerror or error}); what was finished before is kept: "
+    except (OSError, SafetensorError, pl.exceptions.PolarsError) as error:
+        raise StoreError(
+            f"cannot write {path} ({reason(error)}); what was finished before is kept: "
             "make room or permission, or choose another store.dir, and run the same command again"
         ) from None
     finally:
         temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
+
+
+def _flush(file: Path) -> None:
+    """To the disk, before the rename: so it outlives a power cut, and a full disk shows now."""
+    handle = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def reason(error: Exception) -> str:
+    """The operating system's word for an error, also where a library wraps it in its own."""
+    text = getattr(error, "strerror", None) or str(error)
+    known = re.search(r"I/?O error: (.*?)(?: \(os error \d+\))?$", text, re.IGNORECASE)
+    return known.group(1) if known else text
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -67,19 +98,77 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write(path, lambda temporary: temporary.write_text(text))
 
 
+def create_json(path: Path, content: Mapping[str, Any]) -> bool:
+    """Write a file unless it exists; whether it did not. Of several at once, one succeeds."""
+    temporary = path.with_name(f".{path.name}.{token()}-{uuid.uuid4().hex[:4]}.new")
+    write_json(temporary, content)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
+    """Tensors with their checksum; `read_tensors` checks it, `read_metadata` has the metadata."""
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write(path, lambda temporary: save_file(content, temporary, metadata))
+    notes = {**metadata, "xxh3": checksum(content, metadata)}
+    header = {METADATA: json.dumps(notes, sort_keys=True)}
+    write(path, lambda temporary: save_file(content, temporary, header))
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, ours: bool = True) -> dict[str, Tensor]:
+    """Raises StoreError where the file is cut, altered or not there.
+
+    Not `ours`: the file may be another library's, which has no checksum.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}); remove it and run the same command again"
-        ) from None
+            header = file.metadata() or {}
+            notes = _notes(header) if ours or METADATA in header else {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        wanted = notes.pop("xxh3", None)  # which files of netkin's first days lack
+        if wanted is not None and checksum(tensors, notes) != wanted:
+            raise ValueError("its bytes do not fit their checksum")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise StoreError(f"{path} is damaged ({error}); {MEND}") from None
+    return tensors
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What `write_tensors` was given beside the tensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _notes(file.metadata())
+    except (SafetensorError, OSError, ValueError) as error:
+        raise StoreError(f"{path} is damaged ({error}); {MEND}") from None
+
+
+def _notes(header: Mapping[str, str] | None) -> dict[str, str]:
+    """The metadata in a file's header. Raises ValueError where it is not ours."""
+    header = dict(header or {})
+    if METADATA not in header:
+        if header.keys() - {"params"}:
+            raise ValueError(f"its header holds {', '.join(header)}")
+        return header
+    notes = json.loads(header[METADATA])
+    if not isinstance(notes, dict) or "xxh3" not in notes:
+        raise ValueError("its header lacks the checksum")
+    return notes
+
+
+def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """XXH3 (128 bits) of names, types, shapes, bytes and metadata: fast, not against malice."""
+    state = xxhash.xxh3_128(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        state.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()
 
 
 def folder(name: str) -> str:
@@ -103,13 +192,12 @@ class Entry:
     def claim(self) -> "Entry":
         """Make the folder, or check that it is of this identity; returns itself."""
         file = self.path / "identity.json"
+        if not file.exists() and create_json(file, self.identity):
+            return self
         try:
             found = json.loads(file.read_text())
-        except FileNotFoundError:
-            write_json(file, self.identity)
-            return self
         except (OSError, ValueError) as error:
-            raise UserError(
+            raise StoreError(
                 f"{file} cannot be read ({error}); remove the folder {self.path}"
             ) from None
         differ = next(differences(found, json.loads(json.dumps(self.identity))), None)
@@ -158,9 +246,28 @@ class Store:
 
     def subset(self, dataset: str, subset: Subset) -> "SubsetStore":
         path = self.root / folder(dataset) / f"{folder(subset.name)}-{subset.digest[:8]}"
-        if not (path / "manifest.json").is_file():
-            write_json(path / "manifest.json", {"dataset": dataset, **subset.manifest()})
+        manifest = path / "manifest.json"
+        if not manifest.is_file():
+            write_json(manifest, {"dataset": dataset, **subset.manifest()})
+        elif problem := manifest_problem(manifest, subset.digest):
+            raise StoreError(f"{manifest} is damaged ({problem}); {MEND}")
         return SubsetStore(path, {"dataset": dataset, "subset_sha256": subset.digest})
+
+
+def manifest_problem(file: Path, digest: str | None = None) -> str | None:
+    """What is wrong with a manifest, if anything: by its own hash, and the one that is expected."""
+    try:
+        content = json.loads(file.read_text())
+        ids, labels = tuple(content["ids"]), tuple(content["labels"])
+        classes, stamps = tuple(content["classes"]), tuple(content["stamps"])
+        found = Subset("", ids, labels, (), classes, stamps).digest
+        if found != content["sha256"]:
+            return "its images do not fit its own hash"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"it cannot be read: {type(error).__name__}: {error}"
+    if digest is not None and found != digest:
+        return "it lists other images than its folder is for"
+    return None
 
 
 @dataclass(frozen=True)
@@ -225,16 +332,11 @@ class OutcomeStore:
         path = self.file(source, target)
         if not path.is_file():
             return False
-        try:
-            found = pl.read_parquet_metadata(path).get("made_by")
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise UserError(
-                f"{path} is damaged ({error}); remove it and run the same command again"
-            ) from None
-        if found != made_by:
+        if parquet_metadata(path).get("made_by") != made_by:
             raise UserError(
                 f"{path} was made by other models of these names, or another version of them; "
-                "remove it and run the same command again, or choose another store.dir"
+                f"remove it with `python evaluate.py experiment=store remove=[{folder(target)}]`, "
+                "or choose another store.dir"
             )
         return True
 
@@ -246,15 +348,55 @@ class OutcomeStore:
             "prediction",
             (pl.col("prediction") != pl.col("label")).alias("fooled"),
         )
-        write(
-            self.file(source, target),
-            lambda temporary: table.write_parquet(temporary, metadata={"made_by": made_by}),
-        )
+        data = io.BytesIO()
+        table.write_parquet(data, metadata={"made_by": made_by, "xxh3": BLANK.decode()})
+        sealed = _seal(data.getvalue())
+        write(self.file(source, target), lambda temporary: temporary.write_bytes(sealed))
 
-    def read(self, members: Iterable[str]) -> pl.DataFrame:
-        """The outcomes between members, with the columns above."""
-        members = list(members)
-        files = [self.file(source, target) for source in members for target in members]
-        return pl.scan_parquet(
-            files, hive_partitioning=True, hive_schema={"source": pl.String}
-        ).collect()
+    def read(self, sources: Iterable[str], targets: Iterable[str] | None = None) -> pl.DataFrame:
+        """The outcomes of targets (the sources, if not given) on sources' images, as above.
+
+        Raises StoreError, naming the file, where one was cut or altered.
+        """
+        sources = list(sources)
+        targets = sources if targets is None else list(targets)
+        files = [self.file(source, target) for source in sources for target in targets]
+        for file in files:
+            check_seal(file)
+        rows = pl.scan_parquet(files, hive_partitioning=True, hive_schema={"source": pl.String})
+        return rows.collect()
+
+
+def parquet_metadata(path: Path) -> dict[str, str]:
+    """An outcome file's made_by and xxh3. Raises StoreError where it was cut or altered."""
+    try:
+        found = pl.read_parquet_metadata(path)
+        if found.keys() - {"made_by", "xxh3", "ARROW:schema"}:
+            raise ValueError(f"its footer holds {', '.join(found)}")
+        return found
+    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+        raise StoreError(f"{path} is damaged ({error}); {MEND}") from None
+
+
+BLANK = b"xxh3:" + 32 * b"0"
+"""Where a file's checksum goes; it is taken while this stands there, so no byte is left out."""
+
+
+def _seal(data: bytes) -> bytes:
+    """A file's bytes with their checksum in the place of BLANK."""
+    assert data.count(BLANK) == 1
+    return data.replace(BLANK, b"xxh3:" + xxhash.xxh3_128_hexdigest(data).encode())
+
+
+def check_seal(file: Path) -> None:
+    """Raise StoreError where a sealed file was cut or altered."""
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise StoreError(f"{file} is damaged ({reason(error)}); {MEND}") from None
+    seal = re.search(rb"xxh3:[0-9a-f]{32}", data)
+    if seal is None:
+        if "xxh3" in parquet_metadata(file):  # which files of netkin's first days lack
+            raise StoreError(f"{file} is damaged (its checksum cannot be read); {MEND}")
+    elif _seal(data.replace(seal.group(), BLANK)) != data:
+        raise StoreError(f"{file} is damaged (its bytes do not fit their checksum); {MEND}")

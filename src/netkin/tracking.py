@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import polars as pl
 
+from netkin import resume
 from netkin.errors import UserError
 
 
@@ -34,7 +35,7 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a dashboard over many runs sorts by."""
+    """What a dashboard over many runs sorts by; `note` tells a run which one it goes on from."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -42,6 +43,7 @@ class RunInfo:
     job_type: str
     name: str
     tags: tuple[str, ...]
+    note: Path | None = None
 
 
 @contextmanager
@@ -58,8 +60,10 @@ def track(logger: Mapping[str, Any], info: RunInfo) -> Iterator[Tracker]:
         import wandb
 
         tracker = WandB(logger, info)
+        mine = {"wandb": tracker.run.id, "folder": str(info.folder)}
         try:
-            yield tracker
+            with resume.note(info.note, mine):
+                yield tracker
         except BaseException:
             tracker.run.finish(exit_code=1)
             raise
@@ -77,6 +81,8 @@ class WandB:
         if mode not in ("online", "offline", "disabled", "shared"):
             raise UserError(f"logger.mode must be online or offline, got {mode!r}")
         self.wandb = wandb
+        # Not W&B's own resuming, which needs the server, while most runs are offline.
+        earlier = resume.unfinished(info.note)
         try:
             self.run = wandb.init(
                 project=logger["project"],
@@ -84,8 +90,9 @@ class WandB:
                 group=logger["group"] or info.group,
                 job_type=info.job_type,
                 name=info.name,
-                tags=[*info.tags, *logger["tags"]],
-                config=dict(info.config),
+                tags=[*info.tags, *logger["tags"], *(["resumed"] if earlier else [])],
+                notes=f"Goes on from run {earlier['wandb']}." if earlier else None,
+                config={**info.config, **({"resumes": earlier} if earlier else {})},
                 dir=info.folder,
                 mode=mode,
                 settings=wandb.Settings(silent=True, console="off", disable_git=True),

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from netkin.errors import UserError
 from netkin.jobs import Advance
+from netkin.lease import lease
 from netkin.store import write_tensors
 from netkin.transfer.batches import Batches
 from netkin.transfer.engine import Work, predict
 from netkin.transfer.setting import Setting, names
+from netkin.transfer.stored import is_clean, logits_path
 from netkin.zoo.build import Classifier
 from netkin.zoo.member import Member
 
@@ -45,15 +47,26 @@ class CleanPass(pl.LightningModule):
 
 
 def clean_pass(setting: Setting, member: Member, advance: Advance) -> dict[str, Any]:
-    """Store a member's clean logits; returns images and seconds."""
+    """Store a member's clean logits; returns images and seconds, or that the member is `busy`."""
+    with lease(setting.store.root, logits_path(setting, member)) as mine:
+        if not mine:
+            return {"busy": member}
+        if is_clean(setting, member):
+            advance(len(setting.subset))
+            return {"images": 0, "seconds": 0.0}
+        return _clean_pass(setting, member, advance)
+
+
+def _clean_pass(setting: Setting, member: Member, advance: Advance) -> dict[str, Any]:
     start = time.perf_counter()
     classifier = setting.build(member)
     view = setting.view(member)
     module = CleanPass(classifier, setting, advance)
     shards = list(range(len(setting.shards)))
-    predict(setting, module, Work([shards], lambda shard: {"pixels": setting.pixels(view, shard)}))
+    predict(setting, module, Work(shards, lambda shard: {"pixels": setting.pixels(view, shard)}))
     parameters = sum(parameter.numel() for parameter in classifier.parameters())
     logits = module.result()  # before the entry is claimed, which a broken model must not do
     entry = setting.clean_entry(member).claim()
-    write_tensors(entry.path / "logits.safetensors", {"logits": logits}, params=str(parameters))
+    file = entry.path / "logits.safetensors"
+    write_tensors(file, {"logits": logits}, params=str(parameters))
     return {"images": len(logits), "seconds": time.perf_counter() - start}

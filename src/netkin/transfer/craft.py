@@ -1,6 +1,9 @@
 """Crafting: a source's adversarial images, shard by shard."""
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,11 +14,12 @@ from netkin.attacks.frozen import frozen
 from netkin.attacks.grid import to_grid
 from netkin.errors import UserError
 from netkin.jobs import Advance
+from netkin.lease import is_held, lease
 from netkin.store import Entry, shard_path, write_tensors
 from netkin.transfer.batches import Batches
 from netkin.transfer.engine import Work, predict
 from netkin.transfer.setting import Setting, names
-from netkin.transfer.stored import correct, missing_shards
+from netkin.transfer.stored import Source, correct
 from netkin.zoo.build import Classifier
 from netkin.zoo.member import Member
 
@@ -39,8 +43,16 @@ class Craft(pl.LightningModule):
         self.classifier, self.setting, self.member = classifier, setting, member
         self.entry, self.advance = entry, advance
         self.batches = Batches(setting.batch_size, member.name)
+        self.made: list[int] = []
 
     def predict_step(self, shard: dict) -> None:
+        """Attack a shard and store it, unless another process does that, or has done it."""
+        file = shard_path(self.entry, shard["shard"])
+        with lease(self.setting.store.root, file) as mine:
+            if mine and not file.is_file():
+                self._make(shard, file)
+
+    def _make(self, shard: dict, file: Path) -> None:
         images = []
         index, pixels, labels = shard["index"], shard["pixels"], shard["labels"]
         for made in self.batches.run(
@@ -49,9 +61,8 @@ class Craft(pl.LightningModule):
             images.append(made.cpu())
             self.advance(len(made))
         stored = torch.cat(images) if images else shard["pixels"]
-        write_tensors(
-            shard_path(self.entry, shard["shard"]), {"images": stored, "index": shard["index"]}
-        )
+        write_tensors(file, {"images": stored, "index": shard["index"]})
+        self.made.append(shard["shard"])
 
     def _perturb(self, index: Tensor, clean: Tensor, labels: Tensor) -> Tensor:
         """Adversarial images of a batch as they are stored: uint8, or float32 in [0, 1]."""
@@ -80,9 +91,10 @@ class Craft(pl.LightningModule):
         return (pixels + (adversarial - pixels).clamp(-eps, eps)).clamp(0, 1)
 
 
-def craft(setting: Setting, member: Member, advance: Advance) -> dict[str, Any]:
-    """Craft and store a source's missing shards; returns images and seconds."""
+def craft(setting: Setting, source: Source, advance: Advance) -> dict[str, Any]:
+    """Craft and store a source's shards; returns images, shards and seconds, and what is `busy`."""
     start = time.perf_counter()
+    member = source.member
     entry = setting.adversarial_entry(member).claim()
     view, labels = setting.view(member), setting.labels
     attackable = correct(setting, member)
@@ -94,8 +106,21 @@ def craft(setting: Setting, member: Member, advance: Advance) -> dict[str, Any]:
         pixels = setting.pixels(view, shard)[right]
         return {"shard": shard, "index": index, "pixels": pixels, "labels": labels[index]}
 
-    missing = missing_shards(setting, member)
-    module = Craft(setting.build(member), setting, member, entry, advance)
-    predict(setting, module, Work([[shard] for shard in missing], load))
-    images = sum(int(attackable[torch.tensor(setting.shards[shard])].sum()) for shard in missing)
-    return {"images": images, "seconds": time.perf_counter() - start}
+    def images(shards: Sequence[int]) -> int:
+        return sum(int(attackable[list(setting.shards[shard])].sum()) for shard in shards)
+
+    lacking = [shard for shard in source.shards if not shard_path(entry, shard).is_file()]
+    free = [s for s in lacking if not is_held(setting.store.root, shard_path(entry, s))]
+    made: list[int] = []
+    if free:
+        module = Craft(setting.build(member), setting, member, entry, advance)
+        predict(setting, module, Work(free, load))
+        made = module.made
+    left = tuple(shard for shard in lacking if not shard_path(entry, shard).is_file())
+    advance(images([s for s in source.shards if s not in made and s not in left]))
+    result = {
+        "images": images(made),
+        "shards": len(made),
+        "seconds": time.perf_counter() - start,
+    }
+    return {**result, "busy": replace(source, shards=left)} if left else result

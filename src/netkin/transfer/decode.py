@@ -16,6 +16,7 @@ from netkin.data.images import Images
 from netkin.data.views import View
 from netkin.errors import UserError
 from netkin.jobs import Advance
+from netkin.lease import lease
 from netkin.store import shard_path, write_json, write_tensors
 from netkin.transfer.setting import Setting
 from netkin.zoo.member import Member
@@ -44,10 +45,21 @@ def undecoded(setting: Setting, members: Sequence[Member]) -> list[Undecoded]:
 
 
 def decode(setting: Setting, item: Undecoded, advance: Advance) -> dict[str, Any]:
-    """Store a shard in all views that lack it; returns images and seconds.
+    """Store a shard in all views that lack it; returns images and seconds, or that it is `busy`.
 
     Raises UserError that names every image of the shard that cannot be read.
     """
+    files = [shard_path(setting.view_entry(view), item.shard) for view in item.views]
+    with lease(setting.store.root, files[0]) as mine:
+        if not mine:
+            return {"busy": item}
+        if all(file.is_file() for file in files):
+            advance(len(setting.shards[item.shard]))
+            return {"images": 0, "seconds": 0.0}
+        return _decode(setting, item, advance)
+
+
+def _decode(setting: Setting, item: Undecoded, advance: Advance) -> dict[str, Any]:
     start = time.perf_counter()
     transforms = [view.transform() for view in item.views]
     positions = setting.shards[item.shard]

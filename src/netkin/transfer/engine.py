@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch.utils.data import DataLoader, Dataset
 
 from netkin.transfer.setting import Loader, Setting
@@ -39,9 +40,15 @@ def quiet() -> Iterator[None]:
 
 
 def trainer(accelerator: str, **kwargs: Any) -> pl.Trainer:
-    """A Trainer, on one device unless told otherwise, that writes nothing of its own."""
+    """A Trainer, on one device unless told otherwise, that writes nothing of its own.
+
+    The passes use several devices as several processes with one each: see `netkin.jobs`. A
+    cluster's scheduler is no business of theirs: Lightning would take over its signals and mistrust
+    its variables.
+    """
     return pl.Trainer(
         accelerator=accelerator,
+        plugins=[LightningEnvironment()],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -63,23 +70,17 @@ class Items(Dataset):
 
 
 class Work(pl.LightningDataModule):
-    """Groups of work items dealt to ranks in turn, so that each is done once, by one rank.
+    """Work items, each loaded by a function."""
 
-    A distributed sampler would pad: it repeats items until ranks have equally many.
-    """
-
-    def __init__(self, groups: list[list], load: Callable[[Any], dict]):
+    def __init__(self, items: list, load: Callable[[Any], dict]):
         super().__init__()
-        self.groups, self.load = groups, load
+        self.items, self.load = items, load
         self.loader = Loader()
 
     def predict_dataloader(self) -> DataLoader:
-        assert self.trainer is not None
-        mine = self.groups[self.trainer.global_rank :: self.trainer.world_size]
-        items = [item for group in mine for item in group]
         loader = self.loader
         return DataLoader(
-            Items(items, self.load),
+            Items(self.items, self.load),
             batch_size=None,
             num_workers=loader.workers,
             prefetch_factor=loader.prefetch if loader.workers else None,
@@ -91,6 +92,6 @@ def predict(setting: Setting, module: pl.LightningModule, work: Work) -> None:
     """Have `module.predict_step` do each work item; it stores what it makes."""
     work.loader = setting.loader
     with quiet():
-        trainer(setting.accelerator, inference_mode=False, use_distributed_sampler=False).predict(
+        trainer(setting.accelerator, inference_mode=False).predict(
             module, datamodule=work, return_predictions=False
         )

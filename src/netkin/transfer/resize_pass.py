@@ -1,6 +1,7 @@
 """The pass behind `netkin.transfer.resize`: a member's predictions on others' views."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from netkin.jobs import Advance
+from netkin.lease import lease
 from netkin.store import write_tensors
 from netkin.transfer.batches import Batches
 from netkin.transfer.engine import Work, predict
@@ -37,17 +39,25 @@ class ResizePass(pl.LightningModule):
 
 
 def resize_pass(setting: Setting, visitor: Visitor, advance: Advance) -> dict[str, Any]:
-    """Store a member's predictions on views that it lacks; returns images and seconds."""
+    """Store a member's predictions on views that it lacks; returns images and seconds, and what is
+    `busy`."""
     start = time.perf_counter()
     classifier = setting.build(visitor.member)
     size = setting.view(visitor.member).input_size
+    done, left = 0, []
     for view in visitor.views:
-        module = ResizePass(classifier, setting, size)
-        shards = [[shard] for shard in range(len(setting.shards))]
-        work = Work(shards, lambda s, view=view: {"images": setting.pixels(view, s)})
-        predict(setting, module, work)
         path = seen_path(setting, visitor.member, view)
-        write_tensors(path, {"predictions": torch.cat(module.predictions)})
-        advance(1)
-    images = len(setting.subset) * len(visitor.views)
-    return {"images": images, "seconds": time.perf_counter() - start}
+        with lease(setting.store.root, path) as mine:
+            if not mine:
+                left.append(view)
+                continue
+            if not path.is_file():
+                module = ResizePass(classifier, setting, size)
+                shards = list(range(len(setting.shards)))
+                work = Work(shards, lambda s, view=view: {"images": setting.pixels(view, s)})
+                predict(setting, module, work)
+                write_tensors(path, {"predictions": torch.cat(module.predictions)})
+                done += 1
+            advance(1)
+    result = {"images": len(setting.subset) * done, "seconds": time.perf_counter() - start}
+    return {**result, "busy": replace(visitor, views=tuple(left))} if left else result

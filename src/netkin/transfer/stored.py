@@ -2,30 +2,66 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
 from netkin.similarity import Outcomes
-from netkin.store import OutcomeStore, digest, read_tensors, shard_path
+from netkin.store import OutcomeStore, digest, read_metadata, read_tensors, shard_path
 from netkin.transfer.setting import Setting
 from netkin.zoo.member import Member
 
 
 @dataclass(frozen=True)
-class Target:
-    """A member and the sources whose images it has not seen yet."""
+class Source:
+    """A member and its shards that are not stored yet; `part` says which, where they were split."""
 
     member: Member
-    sources: tuple[Member, ...]
+    shards: tuple[int, ...]
+    part: str = ""
 
     @property
     def name(self) -> str:
-        return self.member.name
+        return self.member.name + self.part
+
+    def split(self, parts: int) -> "list[Source]":
+        """The shards dealt to at most `parts` processes, each to one."""
+        dealt = [self.shards[i::parts] for i in range(min(parts, len(self.shards)))]
+        return [
+            replace(self, shards=shards, part=_part(i, len(dealt)))
+            for i, shards in enumerate(dealt)
+        ]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A member and the sources whose images it has not seen yet; `part` as of a Source."""
+
+    member: Member
+    sources: tuple[Member, ...]
+    part: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.member.name + self.part
+
+    def split(self, parts: int) -> "list[Target]":
+        """The sources dealt to at most `parts` processes, each to one."""
+        dealt = [self.sources[i::parts] for i in range(min(parts, len(self.sources)))]
+        return [
+            replace(self, sources=sources, part=_part(i, len(dealt)))
+            for i, sources in enumerate(dealt)
+        ]
+
+
+def _part(number: int, parts: int) -> str:
+    return f", part {number + 1} of {parts}" if parts > 1 else ""
 
 
 def is_clean(setting: Setting, member: Member) -> bool:
@@ -34,9 +70,13 @@ def is_clean(setting: Setting, member: Member) -> bool:
     return entry.path.exists() and (entry.claim().path / "logits.safetensors").is_file()
 
 
+def logits_path(setting: Setting, member: Member) -> Path:
+    return setting.clean_entry(member).path / "logits.safetensors"
+
+
 def logits(setting: Setting, member: Member) -> Tensor:
     """A member's stored clean logits, [I, K] float32."""
-    return read_tensors(setting.clean_entry(member).path / "logits.safetensors")["logits"]
+    return read_tensors(logits_path(setting, member))["logits"]
 
 
 @contextmanager
@@ -46,10 +86,7 @@ def logits_by_block(
     """Reads some images' stored clean logits of all M members: slice -> [M, images, K] float32."""
     with ExitStack() as stack:
         files = [
-            stack.enter_context(
-                safe_open(setting.clean_entry(member).path / "logits.safetensors", "np")
-            )
-            for member in members
+            stack.enter_context(safe_open(logits_path(setting, member), "np")) for member in members
         ]
         parts = [file.get_slice("logits") for file in files]
         yield lambda block: np.stack([part[block] for part in parts])
@@ -62,8 +99,7 @@ def correct(setting: Setting, member: Member) -> Tensor:
 
 def params(setting: Setting, member: Member) -> int:
     """Number of parameters of a member whose clean pass is done."""
-    with safe_open(setting.clean_entry(member).path / "logits.safetensors", "pt") as file:
-        return int(file.metadata()["params"])
+    return int(read_metadata(logits_path(setting, member))["params"])
 
 
 def missing_shards(setting: Setting, member: Member) -> list[int]:
@@ -99,16 +135,37 @@ def _target_hash(setting: Setting, target: Member) -> str:
     return digest(setting.model(target))
 
 
-def missing_sources(setting: Setting, members: Sequence[Member]) -> list[Target]:
-    """Each target with the sources that it has still to be run on, targets without any left out."""
+def missing_sources(
+    setting: Setting, members: Sequence[Member], sources: Sequence[Member] | None = None
+) -> list[Target]:
+    """Each target with the sources that it has still to be run on, targets without any left out.
+
+    The sources are the members themselves, unless given.
+    """
     table = outcome_store(setting)
-    sources = [(source, _source_hash(setting, source)) for source in members]
+    made_of = [(source, _source_hash(setting, source)) for source in sources or members]
     targets = []
     for target in members:
         own = _target_hash(setting, target)
-        lacking = [s for s, made in sources if not table.has(s.name, target.name, f"{made} {own}")]
+        lacking = [s for s, made in made_of if not table.has(s.name, target.name, f"{made} {own}")]
         targets.append(Target(target, tuple(lacking)))
     return [target for target in targets if target.sources]
+
+
+def fooled_by(setting: Setting, source: Member, targets: Sequence[Member]) -> NDArray[np.bool_]:
+    """Which of a source's adversarial images fool each target, [targets, I].
+
+    Only to be read where source and target are both correct: elsewhere nobody was asked.
+    """
+    position = {image: i for i, image in enumerate(setting.subset.ids)}
+    place = {target.name: i for i, target in enumerate(targets)}
+    fooled = np.zeros((len(targets), len(position)), dtype=bool)
+    table = outcome_store(setting).read([source.name], place)
+    fooled[
+        table["target"].replace_strict(place, return_dtype=pl.Int64).to_numpy(),
+        table["image_id"].replace_strict(position, return_dtype=pl.Int64).to_numpy(),
+    ] = table["fooled"].to_numpy()
+    return fooled
 
 
 def outcomes(setting: Setting, members: Sequence[Member]) -> Outcomes:

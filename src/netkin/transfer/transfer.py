@@ -1,6 +1,9 @@
 """Transfer: whom a source's adversarial images fool."""
 
 import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import polars
@@ -11,6 +14,7 @@ from torch.nn.functional import interpolate
 
 from netkin.errors import UserError
 from netkin.jobs import Advance
+from netkin.lease import is_held, lease
 from netkin.transfer.batches import Batches
 from netkin.transfer.engine import Work, predict
 from netkin.transfer.setting import Setting, names
@@ -42,9 +46,23 @@ class Transfer(pl.LightningModule):
         self.table = outcome_store(setting)
         self.batches = Batches(setting.batch_size, classifier.name)
         self.predictions: list[tuple[Tensor, Tensor]] = []
+        self.leases = ExitStack()
+        self.mine = False
+        self.made: list[str] = []
 
     def predict_step(self, batch: dict) -> None:
+        """See a shard of a source, unless another process does that source, or has done it."""
         source = self.target.sources[batch["source"]]
+        if batch["first"]:
+            file = self.table.file(source.name, self.target.member.name)
+            held = self.leases.enter_context(lease(self.setting.store.root, file))
+            self.mine = held and not file.is_file()
+        if self.mine:
+            self._see(source, batch)
+        if batch["last"]:
+            self.leases.close()
+
+    def _see(self, source: Member, batch: dict) -> None:
         index, images = batch["index"], batch["images"]
         self.images += len(index)
         logits = list(self.batches.run(len(index), lambda b: self._logits(images[b])))
@@ -53,7 +71,7 @@ class Transfer(pl.LightningModule):
             bad = ~found.isfinite().all(dim=1)
             if bad.any():
                 raise UserError(
-                    f"{self.target.name} gives NaN or infinite logits on {source.name}'s "
+                    f"{self.target.member.name} gives NaN or infinite logits on {source.name}'s "
                     f"adversarial images of {names(self.setting, index[bad].tolist())}"
                 )
             self.predictions.append((index.cpu(), found.argmax(dim=1).cpu()))
@@ -77,28 +95,45 @@ class Transfer(pl.LightningModule):
             schema={"image_id": polars.String, "label": polars.Int32, "prediction": polars.Int32},
         )
         made_by = maker(self.setting, source, self.target.member)
-        self.table.write(source.name, self.target.name, made_by, rows)
+        self.table.write(source.name, self.target.member.name, made_by, rows)
         self.predictions.clear()
+        self.made.append(source.name)
 
 
 def transfer(setting: Setting, target: Target, advance: Advance) -> dict[str, Any]:
-    """Run a target on its missing sources' images; returns images and seconds."""
+    """Run a target on sources' images; returns images and seconds, and what is `busy`."""
     start = time.perf_counter()
     mine = correct(setting, target.member)
     last = len(setting.shards) - 1
+    table = outcome_store(setting)
+
+    def file(source: Member) -> Path:
+        return table.file(source.name, target.member.name)
+
+    lacking = [source for source in target.sources if not file(source).is_file()]
+    free = [source for source in lacking if not is_held(setting.store.root, file(source))]
 
     def load(item: tuple[int, int]) -> dict:
         source, shard = item
-        pixels, index = adversarial(setting, target.sources[source], shard)
+        pixels, index = adversarial(setting, free[source], shard)
         both = mine[index]
         return {
             "source": source,
             "images": pixels[both],
             "index": index[both],
+            "first": shard == 0,
             "last": shard == last,
         }
 
-    items = [[(i, shard) for shard in range(last + 1)] for i in range(len(target.sources))]
-    module = Transfer(setting.build(target.member), setting, target, advance)
-    predict(setting, module, Work(items, load))
-    return {"images": module.images, "seconds": time.perf_counter() - start}
+    images, made = 0, []
+    if free:
+        now = replace(target, sources=tuple(free))
+        module = Transfer(setting.build(target.member), setting, now, advance)
+        items = [(i, shard) for i in range(len(free)) for shard in range(last + 1)]
+        with module.leases:
+            predict(setting, module, Work(items, load))
+        images, made = module.images, module.made
+    left = tuple(source for source in lacking if not file(source).is_file())
+    advance(len([s for s in target.sources if s.name not in made and s not in left]))
+    result = {"images": images, "seconds": time.perf_counter() - start}
+    return {**result, "busy": replace(target, sources=left)} if left else result
