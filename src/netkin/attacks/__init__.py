@@ -7,7 +7,7 @@ One of your own, in my_module.py:
 
     class OneStep:
         def __init__(self, eps):
-            self.eps = eps  # `eps` is the ball in which the 8-bit image is kept; leave it out for none
+            self.eps = eps  # the ball that the 8-bit image is kept in; without it, there is none
 
         def perturb(self, model, pixels, labels, keys):
             x = pixels.clone().requires_grad_()

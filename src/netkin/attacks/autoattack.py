@@ -90,7 +90,7 @@ class AutoAttack:
                 left = resists.nonzero().flatten()
                 if not len(left):
                     break
-                those = [keys[i] for i in left.tolist()]
+                those = [str(keys[i]) for i in left.tolist()]
                 tried = attempt(pixels[left], labels[left], those, ranks[left])
                 logits = model(tried)
                 fools = logits.argmax(dim=1) != labels[left]
@@ -187,14 +187,15 @@ class Square(SquareAttack):
 
     def __init__(self, model: nn.Module, eps: float, queries: int, seed: int, keys: Sequence[str]):
         super().__init__(model, n_queries=queries, eps=eps, seed=seed, resc_schedule=False)
-        self._keys = [f"{key}\nsquare" for key in keys]
+        self._stripes = seed, [f"{key}\nsquare" for key in keys]
         self.common = generator(seed, "squares")
 
     def random_choice(self, shape: Sequence[int]) -> Tensor:
         """Signs: [n, C, 1, W] for the stripes of n images, [C, 1, 1] for a square."""
         if len(shape) == 4:
-            assert shape[0] == len(self._keys)
-            return uniform(shape[1:], 1.0, self.seed, self._keys).sign().to(self.device)
+            seed, keys = self._stripes
+            assert shape[0] == len(keys)
+            return uniform(shape[1:], 1.0, seed, keys).sign().to(self.device)
         return torch.from_numpy(self.common.choice((-1.0, 1.0), shape)).float().to(self.device)
 
     def random_int(self, low: int = 0, high: int = 1, shape: Sequence[int] = (1,)) -> Tensor:

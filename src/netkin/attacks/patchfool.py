@@ -173,9 +173,7 @@ class PatchFool:
         radius = 1.0 if self.eps is None else self.eps
         return (pixels - radius).clamp_min(0), (pixels + radius).clamp_max(1)
 
-    def _direction(
-        self, loss: Tensor, maps: Sequence[Tensor], tokens: Tensor, z: Tensor
-    ) -> Tensor:
+    def _direction(self, loss: Tensor, maps: Sequence[Tensor], tokens: Tensor, z: Tensor) -> Tensor:
         """The gradient that Adam climbs, [B, 3, H, W]."""
         (ascent,) = torch.autograd.grad(loss, z, retain_graph=True)
         total = ascent.clone()

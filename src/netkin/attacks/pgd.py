@@ -1,4 +1,4 @@
-"""Projected gradient descent (Madry et al. 2018), L-infinity, untargeted; FGSM and MIM are cases."""
+"""Projected gradient descent (Madry et al. 2018), L-infinity, untargeted, with FGSM and MIM."""
 
 from collections.abc import Sequence
 
@@ -54,7 +54,7 @@ class PGD:
         self, model: nn.Module, pixels: Tensor, labels: Tensor, keys: Sequence[str]
     ) -> Tensor:
         """See `netkin.attacks.Attack`. The loss is summed, so no image weighs on another's."""
-        x = pixels
+        x = pixels.detach()
         velocity = torch.zeros_like(pixels)
         if self.random_start:
             noise = uniform(pixels.shape[1:], self.eps, self.seed, keys)
