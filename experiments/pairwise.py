@@ -43,6 +43,7 @@ def run(config: DictConfig) -> None:
     console = Console(soft_wrap=True)
     with track(setup.resolved(config.logger), info) as tracker:
         with Bars(console) as bars:
+            setup.check_sources(setting, members, members)
             setting = setup.prepare(config, setting, members, bars)
             training = setup.build_training(config, setting, members, bars)
             with setup.build_jobs(config, (setting, training), bars) as jobs:

@@ -140,7 +140,8 @@ def configured(config: DictConfig, name: str, **changes: Any) -> Any:
         raise UserError(
             f"there is no attack {name!r} (attacks: {', '.join(known)}){near(name, known)}"
         )
-    own = OmegaConf.merge(OmegaConf.load(path), changes)
+    theirs = config.parity.changes.get(name) or {}
+    own = OmegaConf.merge(OmegaConf.load(path), theirs, changes)
     return instantiate(OmegaConf.create({"dataset": config.dataset, "attack": own}).attack)
 
 

@@ -168,6 +168,7 @@ def authors(model: nn.Module, pixels: Tensor, labels: Tensor, eps: float, querie
     from pyautoattack import AutoAttack as Theirs
 
     attack = Theirs(model, eps=eps, seed=0, device=pixels.device)
+    pixels = pixels.contiguous()  # their code takes views that other layouts do not allow
     attack.square.n_queries = queries
     with torch.random.fork_rng(devices=[]):
         return attack.run_standard_evaluation(pixels, labels, batch_size=len(pixels))[0]

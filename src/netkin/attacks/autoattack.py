@@ -82,6 +82,7 @@ class AutoAttack:
     ) -> Tensor:
         """See `netkin.attacks.Attack`."""
         with torch.no_grad(), torch.random.fork_rng(devices=[]):  # the authors draw on the CPU
+            pixels = pixels.contiguous()  # their code takes views that other layouts do not allow
             logits = model(pixels)
             ranks = logits.argsort(dim=1)  # [B, K], the likeliest class last
             resists = logits.argmax(dim=1) == labels
