@@ -2,7 +2,6 @@
 
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +37,7 @@ UNBOUNDED = ("clean", "patchfool")
 DRAWN = ("pgd", "apgd", "autoattack", "noise", "patchfool")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny batches gain nothing from a second thread, and lose much to a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 Batch = tuple[Classifier, Tensor, Tensor, list[str]]
@@ -180,7 +173,9 @@ def test_fgsm_and_mim_are_cases_of_pgd(zoo: dict[str, Batch]) -> None:
     mim = attack_of("mim", eps=eps, steps=10)
     assert mim.step_size == without.step_size
     assert not torch.equal(made(mim, batch), made(without, batch))
-    assert torch.equal(made(attack_of("mim", eps=eps, steps=10, momentum=0), batch), made(without, batch))
+    assert torch.equal(
+        made(attack_of("mim", eps=eps, steps=10, momentum=0), batch), made(without, batch)
+    )
 
 
 def test_noise_is_fair_and_of_full_length() -> None:

@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 import torch
 from conftest import ROOT, SMALL, run_command
+from test_parity import check_parity
 
 from netkin.data.digits import Digits
 from netkin.data.subset import draw
@@ -101,6 +102,7 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "pairwise": check_pairwise,
     "benchmark": check_benchmark,
     "plan": check_plan,
+    "parity": check_parity,
 }
 
 

@@ -118,7 +118,10 @@ class AutoAttack:
                     for k in targets
                 )
             elif name == "apgd-dlr" and classes < 3:
-                _say(f"the DLR loss needs 3 classes, here are {classes}: apgd-dlr is left out")
+                raise UserError(
+                    f"the DLR loss needs 3 classes, here are {classes}: leave apgd-dlr out of "
+                    "attack.attacks"
+                )
             else:
                 yield lambda x, y, keys, _, name=name: self._apgd(model, x, y, keys, name)
 

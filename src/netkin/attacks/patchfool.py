@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from timm.layers import PatchEmbed
 from timm.layers.attention import Attention
@@ -159,7 +160,7 @@ class PatchFool:
             )
             for key in keys
         ]
-        return torch.tensor(draws, device=pixels.device)
+        return torch.from_numpy(np.stack(draws)).to(pixels.device)
 
     def _content(self, pixels: Tensor, keys: Sequence[str]) -> Tensor:
         """What the patches begin with, [B, 3, H, W]: any pixels, or a point of the ball."""
