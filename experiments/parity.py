@@ -140,8 +140,10 @@ def configured(config: DictConfig, name: str, **changes: Any) -> Any:
         raise UserError(
             f"there is no attack {name!r} (attacks: {', '.join(known)}){near(name, known)}"
         )
-    theirs = config.parity.changes.get(name) or {}
-    own = OmegaConf.merge(OmegaConf.load(path), theirs, changes)
+    theirs = OmegaConf.from_dotlist(list(config.parity.changes)).get(name) or {}
+    own = OmegaConf.load(path)
+    OmegaConf.set_struct(own, True)  # so that a key that it lacks is an error
+    own = OmegaConf.merge(own, theirs, changes)
     return instantiate(OmegaConf.create({"dataset": config.dataset, "attack": own}).attack)
 
 

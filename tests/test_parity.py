@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 from conftest import SMALL, run_command
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from experiments.parity import VARIANTS, configured
 from netkin.errors import UserError
@@ -16,11 +17,11 @@ NAMES = ["noise", "fgsm", "patchfool"]
 
 def check_parity(folder: Path) -> None:
     """Tables whose rows are complete, of the right images, and equal where they must be."""
-    shorter = "{patchfool: {steps: 4}, autoattack: {queries: 20, targets: 2}, pgd: {steps: 4}}"
+    shorter = '"patchfool.steps=4","autoattack.queries=20","autoattack.targets=2","pgd.steps=4"'
     done = run_command(
         *("experiment=parity", SMALL[0], *SMALL[1:2], *SMALL[3:], "logger=csv", "workers=1"),
         *("parity.images=4", "parity.rounds=1", "parity.patches=[2]"),
-        *(f"parity.attacks=[{','.join(NAMES)}]", f"parity.changes={shorter}"),
+        *(f"parity.attacks=[{','.join(NAMES)}]", f"parity.changes=[{shorter}]"),
         "hydra.run.dir=parity",
         cwd=folder,
     )
@@ -48,13 +49,15 @@ def check_parity(folder: Path) -> None:
     assert (clean["label"] == clean["prediction"]).all()
     for name in ("attacks.png", "attacks.pdf"):
         assert (run / name).stat().st_size > 10_000
-    assert "check 20/20" in done.stdout and "images/s" in done.stdout
+    assert "check 14/14" in done.stdout and "images/s" in done.stdout
 
 
-def test_an_unknown_attack_lists_the_known() -> None:
-    config = OmegaConf.create({"parity": {"changes": {}}})
+def test_unknown_attacks_and_keys() -> None:
+    config = OmegaConf.create({"parity": {"changes": ["pgd.stepz=3"]}, "dataset": {}})
     with pytest.raises(UserError, match=r"no attack 'pgs' .*apgd, autoattack.*did you mean pgd"):
         configured(config, "pgs")
+    with pytest.raises(OmegaConfBaseException, match="stepz"):
+        configured(config, "pgd")
 
 
 def test_sources_that_do_not_fit_are_named_before_any_work(tmp_path: Path) -> None:
