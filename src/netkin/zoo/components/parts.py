@@ -106,7 +106,12 @@ def final_pooling(trace: Trace) -> str:
 
 def _pooling(trace: Trace, i: int) -> str:
     op = trace.ops[i]
-    if op.is_product and len(op.inputs) > 1 and op.shape[-2] == 1 and "softmax" in _factor(trace, i):
+    if (
+        op.is_product
+        and len(op.inputs) > 1
+        and op.shape[-2] == 1
+        and "softmax" in _factor(trace, i)
+    ):
         return "Attention"
     if op.positions != 1 or _places(op, trace) < 4:  # fewer are heads, whose logits are averaged
         return ""
