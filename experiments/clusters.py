@@ -138,8 +138,8 @@ def _shifted(s: Study) -> list[str]:
         return []
     negative = int((off_diagonal(s.scores) < 0).sum())
     return [
-        f"{negative} pairs score below 0 (they fool each other on under 1% of images). An edge of "
-        f"the graph cannot: {shift:.2f} was added to all scores before clustering."
+        f"{negative} of the pairs' scores are below 0 (they fool each other on under 1% of images). "
+        f"An edge of the graph cannot be: {shift:.2f} was added to all scores before clustering."
     ]
 
 
