@@ -156,10 +156,14 @@ def on_cpu(config: DictConfig) -> bool:
     return config.accelerator == "cpu" or not torch.cuda.is_available()
 
 
-def build_attack(config: DictConfig) -> AttackSpec:
-    """The attack; its identity is its resolved config, with fractions as numbers."""
+def build_attack(config: DictConfig, option: str | None = None) -> AttackSpec:
+    """The attack; its identity is its resolved config, with fractions as numbers.
+
+    Its name is that of the option of the attack group, the run's own unless given.
+    """
     values = resolved(config.attack)
-    name = values.pop("name", None) or HydraConfig.get().runtime.choices["attack"]
+    own = option or HydraConfig.get().runtime.choices["attack"]
+    name = values.pop("name", None) or own
     identity = {
         key: fraction(value, f"attack.{key}") if _is_fraction(value) else value
         for key, value in values.items()

@@ -15,7 +15,9 @@ import polars as pl
 import pytest
 import torch
 from conftest import ROOT, SMALL, run_command
+from test_comparison import check_attacks
 from test_ensemble import check_ensemble, check_ensemble_benchmark
+from test_select import check_select
 from test_within import check_within
 
 from netkin.data.digits import Digits
@@ -106,6 +108,8 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "ensemble": check_ensemble,
     "ensemble_benchmark": check_ensemble_benchmark,
     "within": check_within,
+    "attacks": check_attacks,
+    "select": check_select,
 }
 
 
