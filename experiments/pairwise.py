@@ -6,8 +6,6 @@ writes similarity.csv, pairs.csv, models.csv, families.csv, the heatmap and repo
 On the 12 digits members (500 images, PGD-50): see the README and experiments/RESULTS.md.
 """
 
-import platform
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +14,14 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from experiments import setup
+from experiments.matrix import measure
 from netkin import similarity
 from netkin.analysis import summary
-from netkin.pipeline import measure
 from netkin.progress import Bars
 from netkin.report.examples import examples
 from netkin.report.figures import similarity_heatmap
 from netkin.report.page import Page, fraction_text, render
+from netkin.report.study import versions
 from netkin.similarity import Outcomes
 from netkin.store import write
 from netkin.tracking import Tracker, track
@@ -31,8 +30,6 @@ from netkin.transfer.setting import Setting
 from netkin.transfer.stored import params
 from netkin.zoo.build import knows_more, preprocessing
 from netkin.zoo.member import Member
-
-PACKAGES = ("netkin", "torch", "timm", "pytorch-lightning", "numpy", "hydra-core", "wandb")
 
 
 def run(config: DictConfig) -> None:
@@ -43,11 +40,7 @@ def run(config: DictConfig) -> None:
     console = Console(soft_wrap=True)
     with track(setup.resolved(config.logger), info) as tracker:
         with Bars(console) as bars:
-            setup.check_sources(setting, members, members)
-            setting = setup.prepare(config, setting, members, bars)
-            training = setup.build_training(config, setting, members, bars)
-            with setup.build_jobs(config, (setting, training), bars) as jobs:
-                outcomes = measure(setting, members, training, jobs, tracker)
+            setting, outcomes = measure(config, setting, members, tracker, bars)
         said = report(config, setting, members, outcomes, info.folder, tracker)
     for paragraph in said:
         console.print(f"\n{paragraph}", highlight=False)
@@ -112,11 +105,7 @@ def report(
         examples=examples(setting, members),
         eps=getattr(setting.attack.attack, "eps", None) or 1.0,
         config=OmegaConf.to_yaml(config, resolve=True),
-        versions={
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            **{package: version(package) for package in PACKAGES},
-        },
+        versions=versions(),
         files=[*(f"{name}.csv" for name in tables), png.name, pdf.name],
     )
     write(folder / "report.html", lambda file: file.write_text(render(page), encoding="utf-8"))

@@ -157,10 +157,14 @@ def on_cpu(config: DictConfig) -> bool:
     return config.accelerator == "cpu" or not torch.cuda.is_available()
 
 
-def build_attack(config: DictConfig) -> AttackSpec:
-    """The attack; its identity is its resolved config, with fractions as numbers."""
+def build_attack(config: DictConfig, option: str | None = None) -> AttackSpec:
+    """The attack; its identity is its resolved config, with fractions as numbers.
+
+    Its name is that of the option of the attack group, the run's own unless given.
+    """
     values = resolved(config.attack)
-    name = values.pop("name", None) or HydraConfig.get().runtime.choices["attack"]
+    own = option or HydraConfig.get().runtime.choices["attack"]
+    name = values.pop("name", None) or own
     identity = {
         key: fraction(value, f"attack.{key}") if _is_fraction(value) else value
         for key, value in values.items()
@@ -262,6 +266,12 @@ def _is_fraction(value: Any) -> bool:
 def _whole(value: Any, name: str) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"{name} must be a whole number of 1 or more, got {value!r}")
+
+
+def whole(value: Any, name: str) -> int:
+    """A value that must be a whole number of 1 or more. Raises UserError that names its key."""
+    _whole(value, name)
+    return value
 
 
 def positive(value: Any, name: str) -> float:

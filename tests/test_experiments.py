@@ -15,7 +15,11 @@ import polars as pl
 import pytest
 import torch
 from conftest import ROOT, SMALL, run_command
+from test_comparison import check_attacks
+from test_ensemble import check_ensemble, check_ensemble_benchmark
 from test_parity import check_parity
+from test_select import check_select
+from test_within import check_within
 
 from netkin.data.digits import Digits
 from netkin.data.subset import draw
@@ -102,6 +106,11 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "pairwise": check_pairwise,
     "benchmark": check_benchmark,
     "plan": check_plan,
+    "ensemble": check_ensemble,
+    "ensemble_benchmark": check_ensemble_benchmark,
+    "within": check_within,
+    "attacks": check_attacks,
+    "select": check_select,
     "parity": check_parity,
 }
 

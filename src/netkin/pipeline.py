@@ -28,6 +28,7 @@ def measure(
     training: Training | None,
     jobs: Jobs,
     tracker: Tracker,
+    sources: Sequence[Member] | None = None,
 ) -> Outcomes:
     """Everything that scores need, computed where the store lacks it.
 
@@ -37,7 +38,9 @@ def measure(
         training: how members without weights get them; None where they bring their own.
         jobs: runs the work; its context is (setting, training).
         tracker: told of each stage's and member's metrics.
+        sources: those of the members that are attacked; all, unless given.
     """
+    attacked = members if sources is None else sources
     untrained = [member for member in members if training and not is_trained(training, member)]
     todo = undecoded(setting, members) if _work_left(setting, members, untrained) else []
     shown = sum(len(setting.shards[item.shard]) for item in todo)
@@ -55,22 +58,23 @@ def measure(
     visitors = missing_views(setting, members)
     _stage(jobs, tracker, "resize", _resize, visitors, sum(len(v.views) for v in visitors))
 
-    uncrafted = [(member, missing_shards(setting, member)) for member in members]
+    uncrafted = [(member, missing_shards(setting, member)) for member in attacked]
     units = sum(
         int(right[member.name][list(setting.shards[shard])].sum())
         for member, shards in uncrafted
         for shard in shards
     )
-    sources = [member for member, shards in uncrafted if shards]
-    _stage(jobs, tracker, "craft", _craft, sources, units)
-    targets = missing_sources(setting, members)
+    crafting = [member for member, shards in uncrafted if shards]
+    _stage(jobs, tracker, "craft", _craft, crafting, units)
+    targets = missing_sources(setting, members, attacked)
     _stage(jobs, tracker, "transfer", _transfer, targets, sum(len(t.sources) for t in targets))
 
-    found = outcomes(setting, members)
+    found = outcomes(setting, members, attacked)
     tracker.metrics(
         {
             f"white_box_success/{member.name}": float(found.per_image(i, i).mean())
             for i, member in enumerate(members)
+            if member in attacked
         }
     )
     return found

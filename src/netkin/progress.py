@@ -85,4 +85,5 @@ UNITS = {
     "resize": "views",
     "craft": "images",
     "transfer": "pairs",
+    "ensemble": "images",
 }

@@ -241,10 +241,11 @@ class OutcomeStore:
             lambda temporary: table.write_parquet(temporary, metadata={"made_by": made_by}),
         )
 
-    def read(self, members: Iterable[str]) -> pl.DataFrame:
-        """The outcomes between members, with the columns above."""
+    def read(self, members: Iterable[str], sources: Iterable[str] | None = None) -> pl.DataFrame:
+        """The outcomes of members on each other's images, or on those of some sources."""
         members = list(members)
-        files = [self.file(source, target) for source in members for target in members]
+        made_on = members if sources is None else sources
+        files = [self.file(source, target) for source in made_on for target in members]
         return pl.scan_parquet(
             files, hive_partitioning=True, hive_schema={"source": pl.String}
         ).collect()

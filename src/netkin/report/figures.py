@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Lock
 
 import matplotlib as mpl
 import numpy as np
@@ -17,19 +16,13 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from netkin.analysis.hierarchy import Hierarchy, hierarchy, off_diagonal
+from netkin.report.style import INK, PALETTE, save
 
 # Perceptually uniform, and readable with any colour blindness and in grey. What lies outside the
 # range goes on getting lighter or darker, so that it is not mistaken for its end.
 COLOURS = mpl.colormaps["viridis"].with_extremes(under="#1e0027", over="#fdf7b8")
 VALUES_UP_TO = 16  # models; beyond it a cell is too small for its number
 FAMILIES_UP_TO = 12  # more colours than these cannot be told apart
-# Okabe and Ito's palette first, then Tol's "muted".
-_FAMILY_COLOURS = (
-    *("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9"),
-    *("#f0e442", "#332288", "#999933", "#882255", "#999999", "#000000"),
-)
-_INK = "#222222"
-_SAVING = Lock()
 
 
 def colour_range(scores: NDArray[np.float64]) -> tuple[float, float]:
@@ -79,7 +72,7 @@ def heatmap_figure(
         made = figure.add_axes(
             (left / (side + 2), bottom / (side + 2), width / (side + 2), height / (side + 2))
         )
-        made.tick_params(length=0, pad=3, labelsize=font, colors=_INK)
+        made.tick_params(length=0, pad=3, labelsize=font, colors=INK)
         for spine in made.spines.values():
             spine.set_visible(False)
         return made
@@ -108,14 +101,7 @@ def similarity_heatmap(
             12 families, and left out otherwise.
         stem: path without a suffix (a dot in it is kept).
     """
-    figure = heatmap_figure(scores, names, families)
-    png, pdf = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".pdf")
-    # TrueType, which journals ask for, can only be chosen through matplotlib's global settings.
-    with _SAVING, mpl.rc_context({"pdf.fonttype": 42}):
-        box = {"bbox_inches": "tight", "pad_inches": 0.05}
-        figure.savefig(png, dpi=300, **box)
-        figure.savefig(pdf, metadata={"CreationDate": None}, **box)
-    return [png, pdf]
+    return save(heatmap_figure(scores, names, families), stem)
 
 
 def _cells(
@@ -172,11 +158,11 @@ def _bar(ax: Axes, scores: NDArray[np.float64]) -> None:
         extendfrac=0.03,
     )
     bar.outline.set_visible(False)  # type: ignore[operator]
-    bar.set_label("similarity  $s = \\ln(100\\,p)$", fontsize=9, color=_INK, labelpad=4)
+    bar.set_label("similarity  $s = \\ln(100\\,p)$", fontsize=9, color=INK, labelpad=4)
     bar.locator = MaxNLocator(6 if len(scores) > 4 else 3)
     ax.xaxis.set_ticks_position("top")
     ax.xaxis.set_label_position("top")
-    ax.tick_params(length=2, width=0.6, labelsize=8, colors=_INK)
+    ax.tick_params(length=2, width=0.6, labelsize=8, colors=INK)
 
 
 def _dendrogram(ax: Axes, tree: Hierarchy) -> None:
@@ -192,17 +178,17 @@ def _dendrogram(ax: Axes, tree: Hierarchy) -> None:
         lines.append([(x_a, y_a), (x, y_a), (x, y_b), (x_b, y_b)])
         where[n + i] = (x, (y_a + y_b) / 2)
     width = 1.1 if n <= VALUES_UP_TO else 0.7
-    ax.add_collection(LineCollection(lines, colors=_INK, linewidths=width, capstyle="projecting"))
+    ax.add_collection(LineCollection(lines, colors=INK, linewidths=width, capstyle="projecting"))
     ax.set(xlim=(tree.top - span - stub, tree.top + stub), ylim=(n, 0), yticks=[])
     ax.xaxis.set_major_locator(MaxNLocator(3 if n > 4 else 2, min_n_ticks=1))
-    ax.spines["bottom"].set(visible=True, color=_INK, linewidth=0.6)
+    ax.spines["bottom"].set(visible=True, color=INK, linewidth=0.6)
     ax.tick_params(axis="x", length=2, width=0.6, labelsize=7)
-    ax.set_xlabel("mean $s$ where joined", fontsize=7, color=_INK, labelpad=2, loc="right")
+    ax.set_xlabel("mean $s$ where joined", fontsize=7, color=INK, labelpad=2, loc="right")
 
 
 def _families(ax: Axes, families: Sequence[str], tree: Hierarchy, side: float) -> None:
     n = len(families)
-    colour = dict(zip(dict.fromkeys(families), _FAMILY_COLOURS, strict=False))
+    colour = dict(zip(dict.fromkeys(families), PALETTE, strict=False))
     for row, model in enumerate(map(int, tree.order)):
         ax.add_patch(Rectangle((0, row), 1, 1, color=colour[families[model]], lw=0))
     ax.set(xlim=(0, 1), ylim=(n, 0), xticks=[], yticks=[])
@@ -218,4 +204,4 @@ def _families(ax: Axes, families: Sequence[str], tree: Hierarchy, side: float) -
         handleheight=1.0,
     )
     for text in legend.get_texts():
-        text.set(parse_math=False, color=_INK)
+        text.set(parse_math=False, color=INK)

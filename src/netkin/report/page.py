@@ -92,8 +92,8 @@ class Page:
     files: list[str]
 
 
-def render(page: Page) -> str:
-    """The HTML of a page."""
+def environment() -> Environment:
+    """Jinja as all pages use it: everything escaped, an unknown name an error."""
     env = Environment(
         loader=PackageLoader("netkin.report", ""),
         autoescape=True,  # whatever the suffix of the template
@@ -102,6 +102,12 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
     )
     env.filters |= {"num": number, "pct": percent, "count": count}
+    return env
+
+
+def render(page: Page) -> str:
+    """The HTML of a page."""
+    env = environment()
     known = page.pairs.filter(pl.col("score").is_not_null() & pl.col("score").is_not_nan())
     ranked = known.sort(["score", "a", "b"], descending=[True, False, False])
     shown = min(EXTREMES, max(ranked.height // 2, 1))  # no pair is in both tables

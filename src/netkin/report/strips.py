@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import polars as pl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from netkin.report.figures import _INK, _SAVING
+from netkin.report.style import INK, save, style
 from netkin.store import write
 
 WRONG = "#d55e00"  # Okabe and Ito's vermilion
+CELL = 0.95  # inches
 
 
 def attack_strips(images: Tensor, attacks: Sequence[str], said: pl.DataFrame, stem: Path) -> Path:
@@ -28,10 +28,17 @@ def attack_strips(images: Tensor, attacks: Sequence[str], said: pl.DataFrame, st
     columns, rows = images.shape[:2]
     if len(attacks) != columns or said.height != columns * rows:
         raise ValueError(f"{len(attacks)} attacks, {said.height} rows and images {images.shape}")
-    cell = 0.95  # inches
-    figure = Figure(figsize=(columns * cell, rows * (cell + 0.15) + 0.2), layout="constrained")
+    png, _ = save(_figure(images, attacks, said), stem)
+    write(stem.with_name(stem.name + ".csv"), said.write_csv)
+    return png
+
+
+@style()
+def _figure(images: Tensor, attacks: Sequence[str], said: pl.DataFrame) -> Figure:
+    columns, rows = images.shape[:2]
+    figure = Figure(figsize=(columns * CELL, rows * (CELL + 0.15) + 0.2))
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)  # type: ignore[union-attr]
+    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     grid = figure.subplots(rows, columns, squeeze=False)
     for i, row in enumerate(said.to_dicts()):
         column, line = divmod(i, rows)
@@ -41,14 +48,7 @@ def attack_strips(images: Tensor, attacks: Sequence[str], said: pl.DataFrame, st
         for spine in ax.spines.values():
             spine.set_visible(False)
         if line == 0:
-            ax.set_title(attacks[column], fontsize=8, color=_INK, pad=3, parse_math=False)
-        right = row["prediction"] == row["label"]
-        colour = _INK if right else WRONG
+            ax.set_title(attacks[column], fontsize=8, weight="normal", loc="center", pad=3)
+        colour = INK if row["prediction"] == row["label"] else WRONG
         ax.set_xlabel(f"{row['prediction']}", fontsize=8, color=colour, labelpad=1)
-    png = stem.with_name(stem.name + ".png")
-    with _SAVING, mpl.rc_context({"pdf.fonttype": 42}):
-        box = {"bbox_inches": "tight", "pad_inches": 0.03}
-        figure.savefig(png, dpi=300, **box)
-        figure.savefig(stem.with_name(stem.name + ".pdf"), metadata={"CreationDate": None}, **box)
-    write(stem.with_name(stem.name + ".csv"), said.write_csv)
-    return png
+    return figure

@@ -1,9 +1,12 @@
 """What the store knows of a setting: what is done, what is missing, and the results."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
@@ -34,6 +37,22 @@ def is_clean(setting: Setting, member: Member) -> bool:
 def logits(setting: Setting, member: Member) -> Tensor:
     """A member's stored clean logits, [I, K] float32."""
     return read_tensors(setting.clean_entry(member).path / "logits.safetensors")["logits"]
+
+
+@contextmanager
+def logits_by_block(
+    setting: Setting, members: Sequence[Member]
+) -> Iterator[Callable[[slice], NDArray[np.float32]]]:
+    """Reads some images' stored clean logits of all M members: slice -> [M, images, K] float32."""
+    with ExitStack() as stack:
+        files = [
+            stack.enter_context(
+                safe_open(setting.clean_entry(member).path / "logits.safetensors", "np")
+            )
+            for member in members
+        ]
+        parts = [file.get_slice("logits") for file in files]
+        yield lambda block: np.stack([part[block] for part in parts])
 
 
 def correct(setting: Setting, member: Member) -> Tensor:
@@ -80,24 +99,35 @@ def _target_hash(setting: Setting, target: Member) -> str:
     return digest(setting.model(target))
 
 
-def missing_sources(setting: Setting, members: Sequence[Member]) -> list[Target]:
-    """Each target with the sources that it has still to be run on, targets without any left out."""
+def missing_sources(
+    setting: Setting, members: Sequence[Member], sources: Sequence[Member] | None = None
+) -> list[Target]:
+    """Each target with the sources that it has still to be run on, targets without any left out.
+
+    The sources are the members themselves, unless given.
+    """
     table = outcome_store(setting)
-    sources = [(source, _source_hash(setting, source)) for source in members]
+    made_of = [(source, _source_hash(setting, source)) for source in sources or members]
     targets = []
     for target in members:
         own = _target_hash(setting, target)
-        lacking = [s for s, made in sources if not table.has(s.name, target.name, f"{made} {own}")]
+        lacking = [s for s, made in made_of if not table.has(s.name, target.name, f"{made} {own}")]
         targets.append(Target(target, tuple(lacking)))
     return [target for target in targets if target.sources]
 
 
-def outcomes(setting: Setting, members: Sequence[Member]) -> Outcomes:
-    """Everything that is stored about these members as arrays."""
+def outcomes(
+    setting: Setting, members: Sequence[Member], sources: Sequence[Member] | None = None
+) -> Outcomes:
+    """Everything that is stored about these members as arrays.
+
+    Where only some of them are sources, nobody is fooled by the images of the others: read the
+    sources' rows alone.
+    """
     position = {image: i for i, image in enumerate(setting.subset.ids)}
     place = {member.name: i for i, member in enumerate(members)}
     fooled = torch.zeros(len(members), len(members), len(position), dtype=torch.bool).numpy()
-    table = outcome_store(setting).read(place)
+    table = outcome_store(setting).read(place, [member.name for member in sources or members])
     fooled[
         table["source"].replace_strict(place).to_numpy(),
         table["target"].replace_strict(place).to_numpy(),

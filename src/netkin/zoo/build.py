@@ -119,6 +119,26 @@ def build(member: Member, task: Task, weights: Path | None = None, seed: int = 0
     return Classifier(net, member.name, own.mean, own.std, columns)
 
 
+def blueprint(member: Member, task: Task) -> nn.Module:
+    """A member's architecture, as `build` makes it, on torch's meta device: shapes, no weights.
+
+    Where timm cannot build it there, it is on the CPU with random weights. Raises UserError when
+    the architecture cannot take the dataset's images.
+    """
+
+    def made() -> nn.Module:
+        if task.weights == "pretrained":
+            return _pretrained(member, None)
+        return _fitted(member, task, preprocessing(member, task).view.input_size, 0)
+
+    try:
+        with torch.device("meta"):
+            return made()
+    except UserError as error:
+        log.info("%s on the meta device: %s", member.name, error)
+        return made()
+
+
 def _columns(net: nn.Module, member: Member, task: Task) -> list[int] | None:
     """Which of the model's classes are the dataset's; None where they are the same."""
     classes = getattr(net, "num_classes", task.num_classes)

@@ -1,0 +1,229 @@
+"""Ensembles by the mean of logits, from logits that were stored once (Sec. 4.1).
+
+The mean's largest class is the sum's, so an ensemble costs one addition and one argmax an image
+and class. Logits are read in blocks of images: 69 models' never lie in memory together.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import combinations, product
+
+import numpy as np
+from numpy.typing import NDArray
+
+READ = 256
+"""Images whose logits are read at once: 71 MB for 69 models and 1,000 classes."""
+_CACHED = 16
+"""Images that are added up at once: what 69 models say of them fits a core's cache."""
+
+Read = Callable[[slice], NDArray[np.float32]]
+"""Logits of all M models on some images: slice(start, stop) -> [M, stop - start, K]."""
+
+
+def ensembles_correct(
+    read: Read,
+    labels: NDArray[np.int64],
+    groups: Sequence[Sequence[int]],
+    threads: int = 1,
+    advance: Callable[[int], None] = lambda images: None,
+) -> NDArray[np.bool_]:
+    """Which images each ensemble classifies correctly, [G, I].
+
+    Args:
+        read: gives the models' logits.
+        labels: [I].
+        groups: G ensembles, each the positions of its models; a group of one is the model.
+        threads: blocks of images at once.
+        advance: called with the number of images after every block.
+    """
+    images = len(labels)
+    correct = np.empty((len(groups), images), dtype=bool)
+
+    def block(start: int) -> int:
+        stop = min(start + READ, images)
+        logits = read(slice(start, stop))
+        for first in range(start, stop, _CACHED):
+            last = min(first + _CACHED, stop)
+            part = np.ascontiguousarray(logits[:, first - start : last - start])
+            total = np.empty_like(part[0])
+            for i, group in enumerate(groups):
+                if len(group) == 1:
+                    total[:] = part[group[0]]
+                else:
+                    np.add(part[group[0]], part[group[1]], out=total)
+                for model in group[2:]:
+                    total += part[model]
+                correct[i, first:last] = total.argmax(axis=1) == labels[first:last]
+        return stop - start
+
+    with ThreadPoolExecutor(threads) as pool:
+        for done in pool.map(block, range(0, images, READ)):
+            advance(done)
+    return correct
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What G ensembles of the same kind do, an entry each, and with bootstrap draws of images.
+
+    Attributes:
+        error: [G] share of images that the ensemble gets wrong.
+        reduction: [G] ERR = 1 - error / (mean error of its members), Sec. 4.1; NaN where no
+            member errs.
+        all_wrong: [G] share of images that all its members get wrong.
+        draws: of the means over the G ensembles, [draws, 3], in that order.
+    """
+
+    error: NDArray[np.float64]
+    reduction: NDArray[np.float64]
+    all_wrong: NDArray[np.float64]
+    draws: NDArray[np.float64]
+
+
+def metrics(
+    wrong: NDArray[np.bool_],
+    groups: Sequence[Sequence[int]],
+    ensemble_wrong: NDArray[np.bool_],
+    counts: NDArray[np.float64],
+) -> Metrics:
+    """The metrics of G ensembles.
+
+    Args:
+        wrong: [M, I] which images each model gets wrong.
+        groups: G ensembles of the M models, all of one size.
+        ensemble_wrong: [G, I].
+        counts: [draws, I] bootstrap draws of images (`netkin.analysis.statistics.resample`).
+    """
+    images = wrong.shape[1]
+    every = np.stack([wrong[list(group)].all(axis=0) for group in groups])
+    weights = counts.astype(np.float32) / np.float32(images)
+    ensembles = weights @ ensemble_wrong.mean(axis=0, dtype=np.float32)
+    reduction = mean_known(reduction_draws(wrong, groups, ensemble_wrong, counts))
+    alone = wrong.mean(axis=1)
+    error = ensemble_wrong.mean(axis=1)
+    means = np.array([alone[list(group)].mean() for group in groups])
+    return Metrics(
+        error,
+        _reduction(error, means),
+        every.mean(axis=1),
+        np.column_stack([ensembles, reduction, weights @ every.mean(axis=0)]),
+    )
+
+
+def _reduction(error: NDArray, members: NDArray) -> NDArray[np.float64]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(members > 0, 1 - error / members, np.nan).astype(float)
+
+
+def mean_known(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean of each row without its NaN; NaN where a row has nothing else."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(axis=1) / known.sum(axis=1)
+
+
+def reduction_draws(
+    wrong: NDArray[np.bool_],
+    groups: Sequence[Sequence[int]],
+    ensemble_wrong: NDArray[np.bool_],
+    counts: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """ERR of each ensemble in each bootstrap draw of images, [draws, G]; see `metrics`."""
+    weights = counts.astype(np.float32)
+    members = weights @ wrong.T.astype(np.float32)
+    ensembles = weights @ ensemble_wrong.T.astype(np.float32)
+    index = np.array(groups)
+    return _reduction(ensembles, members[:, index].mean(axis=2))
+
+
+def pairs_of(n: int) -> list[tuple[int, int]]:
+    """All pairs of n models, (a, b) with b < a: in the order of `numpy.tril_indices(n, -1)`."""
+    return [(a, b) for a in range(n) for b in range(a)]
+
+
+def count(sizes: Sequence[int], n: int, k: int) -> int:
+    """How many ensembles of n models there are that take models of exactly k clusters.
+
+    sizes are the clusters' numbers of models.
+    """
+    return _ways(tuple(sizes), n, k)[0][n][k]
+
+
+def _ways(sizes: tuple[int, ...], n: int, k: int) -> list[list[list[int]]]:
+    """ways[c][m][j]: how to take m models of exactly j of the clusters c, c + 1, ..."""
+    ways = [[[0] * (k + 1) for _ in range(n + 1)] for _ in range(len(sizes) + 1)]
+    ways[-1][0][0] = 1
+    for c in reversed(range(len(sizes))):
+        for m, j in product(range(n + 1), range(k + 1)):
+            ways[c][m][j] = ways[c + 1][m][j] + sum(
+                math.comb(sizes[c], take) * ways[c + 1][m - take][j - 1]
+                for take in range(1, min(m, sizes[c]) + 1)
+                if j
+            )
+    return ways
+
+
+def sample(
+    labels: Sequence[int], n: int, k: int, samples: int, seed: int = 0
+) -> tuple[list[tuple[int, ...]], bool]:
+    """Different ensembles of n models from exactly k clusters, all equally likely.
+
+    Args:
+        labels: the cluster of each model.
+        n, k: models, and clusters that they come from.
+        samples: how many ensembles; where there are no more, all of them.
+        seed: of the draws.
+
+    Returns:
+        The ensembles, as sorted positions of models, and whether they are all that there are.
+    """
+    clusters: dict[int, list[int]] = {}
+    for model, label in enumerate(labels):
+        clusters.setdefault(int(label), []).append(model)
+    members = [clusters[label] for label in sorted(clusters)]
+    sizes = tuple(len(cluster) for cluster in members)
+    ways = _ways(sizes, n, k)
+    if ways[0][n][k] <= samples:
+        return sorted(_every(members, n, k)), True
+    rng = np.random.default_rng([seed, n, k])
+    drawn: set[tuple[int, ...]] = set()
+    while len(drawn) < samples:
+        drawn.add(_one(members, sizes, ways, n, k, rng))
+    return sorted(drawn), False
+
+
+def _every(members: Sequence[Sequence[int]], n: int, k: int) -> Iterator[tuple[int, ...]]:
+    if not members:
+        if n == k == 0:
+            yield ()
+        return
+    for take in range(min(n, len(members[0])) + 1):
+        if take and not k:
+            break
+        for rest in _every(members[1:], n - take, k - (take > 0)):
+            for chosen in combinations(members[0], take):
+                yield tuple(sorted((*chosen, *rest)))
+
+
+def _one(
+    members: Sequence[Sequence[int]],
+    sizes: tuple[int, ...],
+    ways: list[list[list[int]]],
+    n: int,
+    k: int,
+    rng: np.random.Generator,
+) -> tuple[int, ...]:
+    """How many of each cluster, by the share of all ensembles that go on so; then which."""
+    chosen: list[int] = []
+    for c, cluster in enumerate(members):
+        options = [ways[c + 1][n][k]] + [
+            math.comb(sizes[c], take) * ways[c + 1][n - take][k - 1] if k else 0
+            for take in range(1, min(n, sizes[c]) + 1)
+        ]
+        total = sum(options)
+        take = int(rng.choice(len(options), p=[option / total for option in options]))
+        chosen += rng.choice(cluster, take, replace=False).tolist()
+        n, k = n - take, k - (take > 0)
+    return tuple(sorted(chosen))

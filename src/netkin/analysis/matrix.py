@@ -1,0 +1,126 @@
+"""A similarity matrix by name: ours, or someone's CSV file, checked before it is used."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from netkin.analysis.hierarchy import off_diagonal
+from netkin.errors import UserError, near
+
+SYMMETRIC = 1e-6
+"""How far s(A, B) and s(B, A) may be apart in a file, in nats."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Scores [N, N] of N named models, in nats, symmetric and without NaN."""
+
+    names: tuple[str, ...]
+    scores: NDArray[np.float64]
+
+    def table(self) -> pl.DataFrame:
+        """As it is written: the names in a first column without a name, then a column a model."""
+        columns = {name: self.scores[:, i] for i, name in enumerate(self.names)}
+        return pl.DataFrame({"": self.names, **columns})
+
+    def of(self, names: tuple[str, ...], what: str = "the matrix") -> "Matrix":
+        """The part of it for some models, in their order. Raises UserError for a name it lacks."""
+        place = {name: i for i, name in enumerate(self.names)}
+        for name in names:
+            if name not in place:
+                raise UserError(f"{what} has no model {name!r}{near(name, self.names)}")
+        index = [place[name] for name in names]
+        return Matrix(names, self.scores[np.ix_(index, index)])
+
+
+def read(path: str | Path, symmetrise: bool = False, one_sided: bool = False) -> Matrix:
+    """A square matrix from a CSV file: a header of names, and each row's name in its first cell.
+
+    Rows may be in another order than columns. Raises UserError for a file that is not square, has
+    other names on its two axes, holds something that is no number, is not symmetric within 1e-6,
+    or whose scores of different models are all equal.
+
+    Args:
+        path: of the file.
+        symmetrise: replace s(A, B) and s(B, A) by their mean rather than refuse them.
+        one_sided: the two directions are meant to differ, and are kept.
+    """
+    file = Path(path).expanduser()
+    names, rows, cells = _cells(file)
+    if len(rows) != len(names):
+        raise UserError(
+            f"{file} is not square: {len(rows)} rows and {len(names)} columns of scores; expected "
+            "a header of model names, and the same names in the first column"
+        )
+    for axis, given in (("row", rows), ("column", names)):
+        if twice := sorted({name for name in given if given.count(name) > 1}):
+            raise UserError(f"{file} has more than one {axis} named {', '.join(twice)}")
+    if missing := [name for name in names if name not in rows]:
+        other = [name for name in rows if name not in names]
+        raise UserError(
+            f"{file} names different models in its header and its first column: "
+            f"{', '.join(missing[:3])} in the header only, {', '.join(other[:3])} in the column "
+            "only"
+        )
+    place = {name: i for i, name in enumerate(rows)}
+    scores = np.array([[_number(file, cells, place, row, k) for k in names] for row in names])
+    apart = np.abs(scores - scores.T)
+    if not one_sided and apart.max() > SYMMETRIC and not symmetrise:
+        a, b = np.unravel_index(int(apart.argmax()), apart.shape)
+        raise UserError(
+            f"{file} is not symmetric: {names[a]}, {names[b]} is {scores[a, b]:.6g} and "
+            f"{names[b]}, {names[a]} is {scores[b, a]:.6g}; add symmetrise=true to take the mean"
+        )
+    if not one_sided:
+        scores = (scores + scores.T) / 2
+    return checked(Matrix(tuple(names), scores), str(file))
+
+
+def checked(matrix: Matrix, what: str) -> Matrix:
+    """The matrix itself; a UserError where it has fewer than 2 models or says nothing."""
+    n = len(matrix.names)
+    if n < 2:
+        raise UserError(f"{what} has {n} model, expected 2 or more: similarity is between models")
+    pairs = off_diagonal(matrix.scores)
+    if len(pairs) > 1 and np.ptp(pairs) < 1e-12:
+        raise UserError(
+            f"{what} is constant: all {len(pairs)} pairs have the score {pairs[0]:.4g}, which "
+            "tells no model from another"
+        )
+    return matrix
+
+
+def _cells(file: Path) -> tuple[list[str], list[str], dict[str, list[str]]]:
+    """Column names, row names, and each column's texts."""
+    try:
+        table = pl.read_csv(file, has_header=False, infer_schema=False, truncate_ragged_lines=False)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"the similarity file {file} cannot be read ({reason})") from None
+    if table.height < 2 or table.width < 2:
+        raise UserError(
+            f"{file} holds {table.height} rows and {table.width} columns; expected a header of "
+            "model names, and a row of scores a model"
+        )
+    header = [name or "" for name in table.row(0)[1:]]
+    body = table.slice(1)
+    rows = [name or "" for name in body.to_series(0).to_list()]
+    columns = [body.to_series(k + 1).to_list() for k in range(len(header))]
+    return header, rows, dict(zip(header, columns, strict=True))
+
+
+def _number(file: Path, cells: dict, place: dict[str, int], row: str, column: str) -> float:
+    text = cells[column][place[row]]
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        value = np.nan
+    if not np.isfinite(value):
+        raise UserError(
+            f"{file}: the score of {row} and {column} is {text!r}, expected a number (a study "
+            "needs every pair: leave models without scores out)"
+        )
+    return value

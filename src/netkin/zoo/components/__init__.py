@@ -1,0 +1,97 @@
+"""What a network is made of: the 13 components of the paper (Tab. 1, B.2 and B.3), for any model.
+
+They are read off the model itself, from what a traced forward pass does to an image's shape
+(`netkin.zoo.components.trace`) and from the tree of its modules; no name of a model is known here.
+The words are those of the paper's table: "7s2" is a 7 x 7 convolution of stride 2, "3s2/3/3" three
+of 3 x 3, "~" means not applicable, "-" none.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import polars as pl
+from torch import nn
+
+from netkin.zoo.build import Task, blueprint, preprocessing
+from netkin.zoo.components import gates, mixing, parts
+from netkin.zoo.components.stem import stem
+from netkin.zoo.components.trace import Op, trace
+from netkin.zoo.member import Member
+
+log = logging.getLogger(__name__)
+
+COMPONENTS = (
+    "Base architecture",
+    "Hierarchical structure",
+    "Stem layer",
+    "Input resolution",
+    "Normalization",
+    "Activation",
+    "Pooling (stem)",
+    "Pooling (final)",
+    "2D SA",
+    "CW attention",
+    "Location of CW attention",
+    "DW conv",
+    "Group conv",
+)
+"""Names of the components, in the order of the published table."""
+
+
+def read(net: nn.Module, size: tuple[int, int, int]) -> dict[str, str]:
+    """The 13 components of a classifier of images of size (channels, height, width).
+
+    The network may be on any device; on torch's meta device it costs a tenth of a second.
+    """
+    found = trace(net, size)
+    first = stem(found)
+    attention, location = gates.channel_attention(found)
+    return dict(
+        zip(
+            COMPONENTS,
+            (
+                mixing.base_architecture(found, first),
+                mixing.hierarchy(found, first),
+                first.layers,
+                f"{size[1]} x {size[2]}",
+                parts.normalization(found),
+                parts.activation(found),
+                "Yes" if first.pooled else "No",
+                parts.final_pooling(found),
+                mixing.attention_2d(found),
+                attention,
+                location,
+                parts.any_op(found, lambda op: op.is_depthwise),
+                parts.any_op(found, Op.is_grouped.fget),  # type: ignore[union-attr]
+            ),
+            strict=True,
+        )
+    )
+
+
+def components(member: Member, task: Task) -> dict[str, str]:
+    """The 13 components of a member, as it is built for a dataset.
+
+    Raises UserError when it cannot be built.
+    """
+    net = blueprint(member, task)
+    side = preprocessing(member, task).view.input_size
+    return read(net, (3, side, side))
+
+
+def base_architecture(member: Member, task: Task) -> str:
+    """CNN, Transformer, Hybrid, MLP-Mixer, NAS (CNN), NAS (TFM) or RNN."""
+    return components(member, task)["Base architecture"]
+
+
+def component_table(
+    members: Sequence[Member], task: Task, done: Callable[[str], None] = lambda name: None
+) -> pl.DataFrame:
+    """One row a member: "Model name" and the components. `done` hears of each as it is read."""
+    rows = []
+    for member in members:
+        rows.append({"Model name": member.name, **components(member, task)})
+        done(member.name)
+    return pl.DataFrame(
+        rows, schema={"Model name": pl.String, **dict.fromkeys(COMPONENTS, pl.String)}
+    )

@@ -1,0 +1,64 @@
+"""Studies run in this process, on a store of four members that takes seconds to make."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import evaluate
+
+MEMBERS = ("test_byobnet", "vit_ti", "twin", "other")
+"""A twin has a member's weights; the other is small_run's vit_ti in another dress, too."""
+
+
+def overrides(folder: Path) -> list[str]:
+    """What makes a run of four members on the small run's store."""
+    weights = folder / "store" / "weights" / "digits"
+    vit = "{embed_dim: 64, depth: 4, num_heads: 4}"
+    members = [
+        "test_byobnet",
+        "vit_ti",
+        f"{{name: twin, timm: test_byobnet, family: ByobNet, "
+        f"checkpoint: {weights / 'test_byobnet.safetensors'}}}",
+        f"{{name: other, timm: vit_tiny_patch16_224, family: ViT, kwargs: {vit}, "
+        f"checkpoint: {weights / 'vit_ti.safetensors'}}}",
+    ]
+    return [
+        f"model.members=[{','.join(members)}]",
+        "recipe.epochs=4",
+        "attack.steps=8",
+        "subset=quick",
+        "logger=csv",
+        "workers=1",
+        "score.bootstrap=50",
+        f"store.dir={folder / 'store'}",
+    ]
+
+
+def run(experiment: str, to: Path, arguments: Sequence[str]) -> Path:
+    """The command in this process; returns the folder of its outputs."""
+    argv, cwd = sys.argv, Path.cwd()
+    sys.argv = ["evaluate.py", f"experiment={experiment}", f"hydra.run.dir={to}", *arguments]
+    to.parent.mkdir(parents=True, exist_ok=True)
+    os.chdir(to.parent)
+    try:
+        evaluate.main()
+    finally:
+        sys.argv = argv
+        os.chdir(cwd)
+    return to
+
+
+def on_four(experiment: str, folder: Path, *arguments: str) -> Path:
+    """A study of the four members, in a folder of its own beside the small run's."""
+    return run(experiment, folder / experiment, [*overrides(folder), *arguments])
+
+
+def has_figures(run: Path, *names: str) -> None:
+    """Each figure as PNG and PDF with its table, and all of them on the page."""
+    page = (run / "report.html").read_text()
+    assert page.count('<img src="data:image/png') == len(names)
+    for name in names:
+        for suffix in (".png", ".pdf", ".csv"):
+            assert (run / f"{name}{suffix}").stat().st_size > 50, name
+            assert f"./{name}{suffix}" in page
