@@ -1,5 +1,6 @@
 """experiment=parity, and what is refused before any work: see `CHECKS` in test_experiments.py."""
 
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -8,6 +9,8 @@ from conftest import SMALL, run_command
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import evaluate
+from experiments.launch import launch
 from experiments.parity import VARIANTS, configured
 from netkin.errors import UserError
 
@@ -60,15 +63,30 @@ def test_unknown_attacks_and_keys() -> None:
         configured(config, "pgd")
 
 
-def test_sources_that_do_not_fit_are_named_before_any_work(tmp_path: Path) -> None:
-    """By the real command: nothing is decoded or trained, and it says what would work."""
-    done = run_command(
-        *("attack=patchfool", "model.members=[test_resnet,vit_ti,vit_s]", "logger=none"),
-        cwd=tmp_path,
-    )
-    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
-    assert "patchfool does not fit all sources: test_resnet is no timm VisionTr" in done.stderr
-    assert "model.members=[vit_ti,vit_s]" in done.stderr
-    assert "experiment=attacks attacks=[pgd,patchfool] sources=[vit_ti,vit_s]" in done.stderr
-    assert done.stdout == ""
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("attack=patchfool",),
+        ("experiment=attacks", "attacks=[pgd,patchfool]"),
+        ("experiment=attacks", "attacks=[pgd,patchfool]", "sources=[vit_ti,test_resnet]"),
+    ],
+)
+def test_sources_that_do_not_fit_are_named_before_any_work(
+    overrides: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Nothing is decoded or trained, and it says what would work."""
+    members = "model.members=[test_resnet,vit_ti,vit_s]"
+    arguments = ["evaluate.py", "hydra.run.dir=run", "logger=none", members, *overrides]
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        launch(evaluate.main)
+    out, err = capfd.readouterr()
+    assert stop.value.code == 1 and out == "" and err.count("\n") == 1, err
+    assert "patchfool does not fit all sources: test_resnet is no timm VisionTr" in err
+    assert "model.members=[vit_ti,vit_s]" in err
+    assert "experiment=attacks attacks=[pgd,patchfool] sources=[vit_ti,vit_s]" in err
     assert not list((tmp_path / "store").rglob("*.safetensors"))

@@ -213,7 +213,7 @@ def attention_maps(vit: Any) -> Iterator[list[Tensor]]:
 
 
 def attention_loss(attention: Tensor, tokens: Tensor) -> Tensor:
-    """How much attention one layer pays to a token (Fu et al. 2022, Eq. 4, as in their code).
+    """How much attention one layer pays to a token (Fu et al. 2022, as in their code).
 
     Args:
         attention: [B, heads, N, N], rows (queries) sum to 1.
