@@ -45,13 +45,13 @@ from netkin.zoo.member import Member
 CONFIGS = Path(__file__).parent.parent / "conf" / "attack"
 VARIANTS: dict[str, dict[str, Any]] = {
     "attention": {},
-    "random choice": {"choice": "random"},
-    "random content": {"steps": 0},
-    "random choice, random content": {"choice": "random", "steps": 0},
-    "published surgery": {"surgery": "published"},
-    "in the ball": {"eps": None},  # the dataset's eps
+    "random_choice": {"choice": "random"},
+    "random_content": {"steps": 0},
+    "random_choice_and_content": {"choice": "random", "steps": 0},
+    "published_surgery": {"surgery": "published"},
+    "in_the_ball": {"eps": None},  # the dataset's eps
 }
-"""Of Patch-Fool, as changes to conf/attack/patchfool.yaml."""
+"""Of Patch-Fool: changes to conf/attack/patchfool.yaml, by the names in parity.variants."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,15 @@ def vits(config: DictConfig, setting: Setting, members: list[Member]) -> list[Me
 
 def checks(config: DictConfig, members: list[Member], fitting: list[Member]) -> list[Check]:
     """Everything that is run, what takes longest first."""
+    for variant in config.parity.variants:
+        if variant not in VARIANTS:
+            raise UserError(
+                f"parity.variants knows {', '.join(VARIANTS)}, not {variant!r}"
+                f"{near(str(variant), VARIANTS)}"
+            )
     patchfool = [
         Check("patchfool", member, patches, variant)
-        for variant in VARIANTS
+        for variant in config.parity.variants
         for patches in config.parity.patches
         for member in fitting
     ]
