@@ -6,7 +6,7 @@ the members of the config are, on its images, by its attack, and only what the s
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import timm
@@ -26,7 +26,7 @@ from netkin.report.page import fraction_text
 from netkin.report.study import Outputs, Section
 from netkin.similarity import Outcomes
 from netkin.tracking import RunInfo, Tracker, track
-from netkin.transfer.setting import Setting
+from netkin.transfer.setting import AttackSpec, Setting
 from netkin.transfer.stored import is_clean
 from netkin.zoo.member import Member
 
@@ -101,10 +101,11 @@ class Study:
 
 
 @contextmanager
-def study(config: DictConfig) -> Iterator[Study]:
+def study(config: DictConfig, attack: AttackSpec | None = None) -> Iterator[Study]:
     """The matrix of a config, measured or read, for the time of a study.
 
     Reads the keys `similarity` (a path, or null) and `symmetrise`, which the config must have.
+    Measures by the config's attack, unless another is given.
     """
     console = Console(soft_wrap=True)
     if config.similarity is not None:
@@ -117,6 +118,8 @@ def study(config: DictConfig) -> Iterator[Study]:
             yield Study(config, found, families, None, outputs, tracker, console, source)
         return
     setting = setup.build_setting(config)
+    if attack is not None:
+        setting = replace(setting, attack=attack)
     members = setup.build_members(config)
     info = setup.run_info(config, setting, len(members))
     with track(setup.resolved(config.logger), info) as tracker:
@@ -170,10 +173,23 @@ def measure(
 ) -> tuple[Setting, Outcomes]:
     """Outcomes of all members, computed where the store lacks them, and the setting as prepared
     (with the files of published weights, less unreadable images)."""
+    setup.check_sources(setting, members, members)
     setting = setup.prepare(config, setting, members, bars)
+    return setting, measure_prepared(config, setting, members, tracker, bars)
+
+
+def measure_prepared(
+    config: DictConfig,
+    setting: Setting,
+    members: list[Member],
+    tracker: Tracker,
+    bars: Bars,
+    sources: list[Member] | None = None,
+) -> Outcomes:
+    """`measure` for a setting that has been prepared; only `sources` are attacked, if given."""
     training = setup.build_training(config, setting, members, bars)
     with setup.build_jobs(config, (setting, training), bars) as jobs:
-        return setting, pipeline.measure(setting, members, training, jobs, tracker)
+        return pipeline.measure(setting, members, training, jobs, tracker, sources)
 
 
 def said(setting: Setting, models: int) -> str:
@@ -192,7 +208,7 @@ def said(setting: Setting, models: int) -> str:
 
 def family(name: str) -> str:
     """The group of architectures that a name counts to: timm's module, or "unknown"."""
-    architecture, _ = split_model_name_tag(get_deprecated_models().get(name, name))
+    architecture, _ = split_model_name_tag(get_deprecated_models().get(name) or name)
     if not timm.is_model(architecture):
         return "unknown"
     return timm.model_entrypoint(architecture).__module__.split(".")[-1]

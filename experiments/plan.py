@@ -37,6 +37,7 @@ def run(config: DictConfig) -> None:
     console = Console(soft_wrap=True)
     with track(setup.resolved(config.logger), info) as tracker:
         with Bars(console) as bars:
+            setup.check_sources(setting, members, members)
             setting = setup.prepare(config, setting, members, bars)
             bad = setup.check(setting.images, setting.subset.positions, "images", bars)
             readable = replace(setting, subset=setting.subset.without(bad))

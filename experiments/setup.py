@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.sweep import take_gpu
-from netkin.attacks import Clean
+from netkin.attacks import Clean, Selective
 from netkin.attacks.grid import levels
 from netkin.attacks.units import fraction
 from netkin.data import subset
@@ -30,7 +30,7 @@ from netkin.training.weights import Training, trained_members
 from netkin.transfer.decode import skipping, unreadable_images
 from netkin.transfer.setting import AttackSpec, Loader, Setting
 from netkin.zoo import published
-from netkin.zoo.build import Task
+from netkin.zoo.build import Classifier, Task, build
 from netkin.zoo.member import Member, parse_members
 
 
@@ -166,15 +166,50 @@ def on_cpu(config: DictConfig) -> bool:
     return config.accelerator == "cpu" or not torch.cuda.is_available()
 
 
-def build_attack(config: DictConfig) -> AttackSpec:
-    """The attack; its identity is its resolved config, with fractions as numbers."""
+def build_attack(config: DictConfig, option: str | None = None) -> AttackSpec:
+    """The attack; its identity is its resolved config, with fractions as numbers.
+
+    Its name is that of the option of the attack group, the run's own unless given.
+    """
     values = resolved(config.attack)
-    name = values.pop("name", None) or HydraConfig.get().runtime.choices["attack"]
+    own = option or HydraConfig.get().runtime.choices["attack"]
+    name = values.pop("name", None) or own
     identity = {
         key: fraction(value, f"attack.{key}") if _is_fraction(value) else value
         for key, value in values.items()
     }
     return AttackSpec(str(name), instantiate(config.attack), identity)
+
+
+def check_sources(setting: Setting, sources: Sequence[Member], members: Sequence[Member]) -> None:
+    """Refuse sources that the attack does not fit, before any work starts.
+
+    Raises UserError that lists those of the members that it fits.
+    """
+    attack = setting.attack.attack
+    if not isinstance(attack, Selective):
+        return
+    problems = {m.name: attack.unfit(_architecture(m, setting.task)) for m in members}
+    refused = [f"{m.name} {problems[m.name]}" for m in sources if problems[m.name]]
+    if refused:
+        fit = ",".join(name for name, problem in problems.items() if not problem)
+        name = setting.attack.name
+        ways = (
+            f"those of these members that do: model.members=[{fit}], or, with all others as "
+            f"targets, experiment=attacks attacks=[pgd,{name}] sources=[{fit}]"
+            if fit
+            else "none of these members does"
+        )
+        raise UserError(f"attack {name} does not fit all sources: {'; '.join(refused)}; {ways}")
+
+
+def _architecture(member: Member, task: Task) -> Classifier:
+    """A member without weights, and where that is possible without memory for them."""
+    try:
+        with torch.device("meta"):
+            return build(member, task)
+    except UserError:
+        return build(member, task)
 
 
 def build_members(config: DictConfig, at_least: int = 2) -> list[Member]:

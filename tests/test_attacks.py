@@ -22,6 +22,7 @@ from netkin.data.digits import Digits
 from netkin.data.subset import draw
 from netkin.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 KEYS = [f"image {i}" for i in range(16)]
 
 

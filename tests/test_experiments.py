@@ -16,7 +16,10 @@ import pytest
 import test_train_studies
 import torch
 from conftest import ROOT, SMALL, run_command
+from test_comparison import check_attacks
 from test_ensemble import check_ensemble, check_ensemble_benchmark
+from test_parity import check_parity
+from test_select import check_select
 from test_train_studies import (
     check_distill,
     check_hparams,
@@ -119,6 +122,9 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "seeds": check_seeds,
     "hparams": check_hparams,
     "teachers": check_teachers,
+    "attacks": check_attacks,
+    "select": check_select,
+    "parity": check_parity,
 }
 ELSEWHERE = {"distillation": test_train_studies.test_distillation}  # on a store of its own
 

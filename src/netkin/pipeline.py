@@ -88,15 +88,15 @@ class Pipeline:
         self._stage("decode", _decode, todo, shown)
         if training is not None:
             self._stage("train", _train, untrained, len(untrained) * training.recipe.epochs)
-        members = self._well(members)
+        members = self.well(members)
         unseen = [member for member in members if not is_clean(setting, member)]
         self._stage("clean", _clean, unseen, len(unseen) * len(setting.subset))
-        members = self._well(members)
+        members = self.well(members)
         rates = {m.name: float(correct(setting, m).float().mean()) for m in members}
         self.tracker.metrics({f"clean_accuracy/{name}": rate for name, rate in rates.items()})
         visitors = missing_views(setting, members)
         self._stage("resize", _resize, visitors, sum(len(v.views) for v in visitors))
-        return self._well(members)
+        return self.well(members)
 
     def craft(self, members: Sequence[Member]) -> list[Member]:
         """Make the adversarial images of members that have been seen."""
@@ -109,7 +109,7 @@ class Pipeline:
                 right = correct(setting, member)
                 units += sum(int(right[list(setting.shards[i])].sum()) for i in source.shards)
         self._stage("craft", _craft, parts, units)
-        return self._well(members)
+        return self.well(members)
 
     def transfer(
         self, members: Sequence[Member], sources: Sequence[Member] | None = None
@@ -119,9 +119,10 @@ class Pipeline:
         units = sum(len(target.sources) for target in targets)
         parts = [part for target in targets for part in target.split(self.jobs.devices)]
         self._stage("transfer", _transfer, parts, units)
-        return self._well(members)
+        return self.well(members)
 
-    def _well(self, members: Sequence[Member]) -> list[Member]:
+    def well(self, members: Sequence[Member]) -> list[Member]:
+        """Those that have not failed."""
         failed = {failure.member.name for failure in self.failures}
         return [member for member in members if member.name not in failed]
 
@@ -162,19 +163,33 @@ def measure(
     training: Training | None,
     jobs: Jobs,
     tracker: Tracker,
+    sources: Sequence[Member] | None = None,
 ) -> Outcomes:
     """Everything that scores need, computed where the store lacks it; see `Pipeline`.
+
+    Args:
+        setting: images, attack and store.
+        members: the zoo.
+        training: how members without weights get them; None where they bring their own.
+        jobs: runs the work; its context is (setting, training).
+        tracker: told of each stage's and member's metrics.
+        sources: those of the members that are attacked; all, unless given.
 
     Raises Incomplete, with the outcomes of the others, when members failed.
     """
     pipeline = Pipeline(setting, training, jobs, tracker)
-    well = pipeline.transfer(pipeline.craft(pipeline.see(members)))
-    found = outcomes(setting, well) if len(well) >= 2 else None
-    if found is not None:
+    seen = pipeline.see(members)
+    crafted = pipeline.craft([m for m in seen if sources is None or m in sources])
+    well = pipeline.transfer(pipeline.well(seen), crafted) if crafted else []
+    attacked = [m for m in crafted if m in well]
+    found = None
+    if len(well) >= 2 and attacked:
+        found = outcomes(setting, well, attacked)
         tracker.metrics(
             {
                 f"white_box_success/{member.name}": float(found.per_image(i, i).mean())
                 for i, member in enumerate(well)
+                if member in attacked
             }
         )
     if pipeline.failures:

@@ -117,6 +117,27 @@ def matrix(outcomes: Outcomes, eps_s: float = EPS_S) -> NDArray[np.float64]:
     return s
 
 
+def one_sided(
+    outcomes: Outcomes, eps_s: float = EPS_S, counts: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """Scores of one direction each, [N, N] (Appendix G): [a, b] is how often a's images fool b,
+    ln max(eps_s, 100 p) over the images that both classify correctly.
+
+    With counts [draws, I], how often each image is in each bootstrap draw: [draws, N, N], NaN
+    where a draw leaves a pair without images.
+    """
+    n, images = len(outcomes.members), len(outcomes.image_ids)
+    weights = np.ones((1, images)) if counts is None else counts
+    result = np.empty((len(weights), n, n))
+    for a in range(n):
+        for b in range(n):
+            mask = outcomes.both_correct(a, b)
+            with np.errstate(invalid="ignore"):
+                p = weights[:, mask] @ outcomes.fooled[a, b, mask] / weights[:, mask].sum(axis=1)
+            result[:, a, b] = score(p, eps_s)
+    return result[0] if counts is None else result
+
+
 def pairs(outcomes: Outcomes, eps_s: float = EPS_S) -> pl.DataFrame:
     """One row a pair a < b: a, b, n, a_fools_b, b_fools_a (rates over X), score, low, high."""
     rows = []

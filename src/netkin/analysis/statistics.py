@@ -131,15 +131,17 @@ def _square(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np
 def pair_values(
     a: NDArray[np.float64], b: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Two matrices over the same models, pair by pair: each unordered pair once, [N (N - 1) / 2],
-    where both are symmetric, otherwise each ordered pair, [N (N - 1)]. Diagonals are left out."""
-    rows, columns = _pairs(a, b)
+    """Two matrices over the same models, pair by pair; see `pair_positions`."""
+    rows, columns = pair_positions(a, b)
     return a[rows, columns], b[rows, columns]
 
 
-def _pairs(
+def pair_positions(
     a: NDArray[np.float64], b: NDArray[np.float64]
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows and columns of the pairs that two matrices over the same models have: each unordered
+    pair once, [N (N - 1) / 2], where both are symmetric, otherwise each ordered pair,
+    [N (N - 1)]. Diagonals are left out."""
     n = len(a)
     if all(np.allclose(m, m.T, equal_nan=True) for m in (a, b)):
         rows, columns = np.tril_indices(n, k=-1)
@@ -165,7 +167,7 @@ def mantel(
     """
     x, y = _square(a, b)
     n = len(x)
-    rows, columns = _pairs(x, y)
+    rows, columns = pair_positions(x, y)
     r = pearson(x[rows, columns], y[rows, columns]).r
     if np.isnan(r):
         return np.nan, np.nan
@@ -208,6 +210,23 @@ def permutation_p(
         moved = rng.permuted(np.tile(b, (m, 1)), axis=1)
         count += int((np.abs(correlations(a, moved)) >= abs(r) - 1e-12).sum())
         done += m
+    return (count + 1) / (permutations + 1)
+
+
+def target_p(x: ArrayLike, y: ArrayLike, permutations: int = PERMUTATIONS, seed: int = 0) -> float:
+    """Two-sided p of Pearson's r of two matrices of some sources against N targets, [S, N], by
+    permuting the targets of y, alike for all sources. NaN (such as a source with itself) is left
+    out; NaN where r is undefined.
+    """
+    a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    r = pearson(a.ravel(), b.ravel()).r
+    if np.isnan(r):
+        return np.nan
+    rng = np.random.default_rng(seed)
+    count = 0
+    for _ in range(permutations):
+        moved = b[:, rng.permutation(b.shape[1])]
+        count += int(abs(correlations(a.ravel(), moved.ravel())[0]) >= abs(r) - 1e-12)
     return (count + 1) / (permutations + 1)
 
 

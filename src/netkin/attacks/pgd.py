@@ -1,4 +1,4 @@
-"""Projected gradient descent (Madry et al. 2018), L-infinity, untargeted."""
+"""Projected gradient descent (Madry et al. 2018), L-infinity, untargeted, with FGSM and MIM."""
 
 from collections.abc import Sequence
 
@@ -14,28 +14,39 @@ from netkin.errors import UserError
 class PGD:
     """Steps along the sign of the cross-entropy's gradient, each projected onto the eps ball.
 
+    One step of length eps from the image itself is FGSM (Goodfellow et al. 2015); a momentum of 1
+    and steps of eps / steps from the image itself are MI-FGSM (Dong et al. 2018, Eq. 6 and 7).
+
     Args:
         eps: radius of the ball, in pixels of [0, 1]; a number or a text such as "8/255".
-        step_size: length of one step, likewise.
+        step_size: length of one step, likewise; None takes eps / steps.
         steps: how many.
         random_start: begin at a uniform point of the ball, drawn per image from `seed` and the
             image's key, else at the image.
         seed: of the random start.
+        momentum: how much of the sum of earlier gradients, each over its mean absolute value, is
+            kept from step to step; 0 follows the gradient alone.
     """
 
     def __init__(
         self,
         eps: float | str = "8/255",
-        step_size: float | str = "2/255",
+        step_size: float | str | None = "2/255",
         steps: int = 50,
         random_start: bool = True,
         seed: int = 0,
+        momentum: float = 0.0,
     ):
         self.eps = fraction(eps, "attack.eps")
-        self.step_size = fraction(step_size, "attack.step_size")
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
             raise UserError(f"attack.steps must be a whole number of 1 or more, got {steps!r}")
         self.steps = steps
+        self.step_size = (
+            self.eps / steps if step_size is None else fraction(step_size, "attack.step_size")
+        )
+        if not isinstance(momentum, int | float) or isinstance(momentum, bool) or momentum < 0:
+            raise UserError(f"attack.momentum must be a number of 0 or more, got {momentum!r}")
+        self.momentum = momentum
         self.random_start = random_start
         self.seed = seed
 
@@ -43,7 +54,8 @@ class PGD:
         self, model: nn.Module, pixels: Tensor, labels: Tensor, keys: Sequence[str]
     ) -> Tensor:
         """See `netkin.attacks.Attack`. The loss is summed, so no image weighs on another's."""
-        x = pixels
+        x = pixels.detach()
+        velocity = torch.zeros_like(pixels)
         if self.random_start:
             noise = uniform(pixels.shape[1:], self.eps, self.seed, keys)
             x = (pixels + noise.to(pixels.device)).clamp_(0, 1)
@@ -53,8 +65,16 @@ class PGD:
                 loss = cross_entropy(model(x), labels, reduction="sum")
                 (gradient,) = torch.autograd.grad(loss, x)
                 with torch.no_grad():
+                    if self.momentum:
+                        scale = gradient.abs().mean(dim=(1, 2, 3), keepdim=True)
+                        velocity = self.momentum * velocity + gradient / scale.clamp_min(TINY)
+                        gradient = velocity
                     delta = (x + self.step_size * gradient.sign() - pixels).clamp_(
                         -self.eps, self.eps
                     )
                     x = (pixels + delta).clamp_(0, 1)
         return x
+
+
+TINY = torch.finfo(torch.float32).tiny
+"""Keeps the quotient of a gradient that vanished at zero."""

@@ -102,7 +102,7 @@ def probe(setting: Setting, member: Member, seconds: float, advance: Advance) ->
 def _few_steps(attack: Any) -> tuple[Any, float]:
     """An attack of a few of its steps, and how many times longer the whole one takes."""
     steps = getattr(attack, "steps", None)
-    if steps is None:
+    if not steps:
         return attack, 1.0
     few = copy.copy(attack)
     few.steps = min(STEPS, steps)

@@ -168,12 +168,18 @@ def fooled_by(setting: Setting, source: Member, targets: Sequence[Member]) -> ND
     return fooled
 
 
-def outcomes(setting: Setting, members: Sequence[Member]) -> Outcomes:
-    """Everything that is stored about these members as arrays."""
+def outcomes(
+    setting: Setting, members: Sequence[Member], sources: Sequence[Member] | None = None
+) -> Outcomes:
+    """Everything that is stored about these members as arrays.
+
+    Where only some of them are sources, nobody is fooled by the images of the others: read the
+    sources' rows alone.
+    """
     position = {image: i for i, image in enumerate(setting.subset.ids)}
     place = {member.name: i for i, member in enumerate(members)}
     fooled = torch.zeros(len(members), len(members), len(position), dtype=torch.bool).numpy()
-    table = outcome_store(setting).read(place)
+    table = outcome_store(setting).read([member.name for member in sources or members], place)
     fooled[
         table["source"].replace_strict(place).to_numpy(),
         table["target"].replace_strict(place).to_numpy(),

@@ -92,4 +92,6 @@ def component_table(
     for member in members:
         rows.append({"Model name": member.name, **components(member, task)})
         done(member.name)
-    return pl.DataFrame(rows, schema={"Model name": pl.String, **dict.fromkeys(COMPONENTS, pl.String)})
+    return pl.DataFrame(
+        rows, schema={"Model name": pl.String, **dict.fromkeys(COMPONENTS, pl.String)}
+    )

@@ -1,6 +1,5 @@
 """Channel-wise attention: a feature map scaled (or shifted) by what is pooled from it."""
 
-from collections import Counter
 from dataclasses import dataclass
 
 from netkin.zoo.components.trace import Trace
@@ -35,13 +34,13 @@ def gates(trace: Trace) -> list[Gate]:
 
 
 def channel_attention(trace: Trace) -> tuple[str, str]:
-    """What, such as "Yes (SE)", and where, such as "Middle"; ("No", "~") without."""
+    """What, such as "Yes (SE)", and where: "Middle", "End" or both; ("No", "~") without."""
     found = gates(trace)
     if not found:
         return "No", "~"
     kinds = ", ".join(dict.fromkeys(gate.kind for gate in found))
-    (where, _), *_ = Counter(gate.location for gate in found).most_common()
-    return f"Yes ({kinds})", where
+    locations = {gate.location for gate in found}
+    return f"Yes ({kinds})", " + ".join(where for where in ("Middle", "End") if where in locations)
 
 
 def _pooled_input(trace: Trace, i: int) -> int | None:

@@ -21,6 +21,7 @@ NORM_CLASSES = (  # computed step by step from elementary operations
     (r"instancenorm", "IN"),
     (r"^dyt$|dynamictanh", "DyT"),
 )
+AVERAGES = ("mean", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "avg_pool2d")
 NORM_ORDER = ("LN", "BN", "GN", "IN", "RMSNorm", "EvoNorm", "FRN", "DyT")
 
 ACTIVATIONS = {
@@ -93,25 +94,37 @@ def any_op(trace: Trace, test: Callable[[Op], bool]) -> str:
 def final_pooling(trace: Trace) -> str:
     """How places become one before the classifier: GAP, CLS token, Attention, Max, Sum, Flatten
     (a linear layer or convolution over all of them), or None."""
-    ops = trace.ops
     for i in (trace.output, *trace.upstream(trace.output, lambda _: False)):
         found = _pooling(trace, i)
         if found == "CLS token" and _attends_before(trace, i):
             return "Attention"
         if found:
             return found
-    # A feature map of one place: a pool over it is seen by its name only.
-    return "GAP" if any("pool" in op.name or op.name == "mean" for op in ops[-12:]) else "None"
+    return "None"
 
 
 def _pooling(trace: Trace, i: int) -> str:
     op = trace.ops[i]
-    if op.is_product and len(op.inputs) > 1 and op.shape[-2] == 1 and "softmax" in _factor(trace, i):
+    if (
+        op.is_product
+        and len(op.inputs) > 1
+        and op.shape[-2] == 1
+        and "softmax" in _factor(trace, i)
+    ):
         return "Attention"
-    if op.positions != 1 or _places(op, trace) < 4:  # fewer are heads, whose logits are averaged
+    if op.positions != 1:
         return ""
-    if op.name in ("mean", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "avg_pool2d"):
-        return "GAP"
+    if op.is_conv:
+        return "Flatten" if _sees_all(op) else ""
+    places = _places(op, trace)
+    if op.name in AVERAGES:
+        if places > 3:
+            return "GAP"
+        # Of a map of one place: the pool is there, but only its axes tell it from averaged heads.
+        if _over_space(op):
+            return "Flatten" if _flattened_before(trace, i) else "GAP"
+    if places < 4:  # fewer are heads, whose logits are averaged
+        return ""
     if op.name in ("amax", "max_pool2d_with_indices", "_adaptive_max_pool2d"):
         return "Max"
     if op.name in ("select", "slice"):
@@ -119,7 +132,23 @@ def _pooling(trace: Trace, i: int) -> str:
     if op.name == "sum":
         return "Sum"
     flattened = op.name in ("view", "_unsafe_view", "reshape") and len(op.input_shapes[0]) == 4
-    return "Flatten" if op.is_conv or (flattened and len(op.shape) == 2) else ""
+    return "Flatten" if flattened and len(op.shape) == 2 else ""
+
+
+def _sees_all(op: Op) -> bool:
+    """A convolution of a whole feature map, as VGG's first fully connected layer."""
+    return max(op.kernel) > 3 and op.kernel == op.input_shapes[0][2:]
+
+
+def _over_space(op: Op) -> bool:
+    ndim = len(op.input_shapes[0])
+    dims = tuple(sorted(d % ndim for d in op.dims))
+    return "pool" in op.name or (ndim, dims) in ((4, (2, 3)), (4, (1, 2)), (3, (1,)))
+
+
+def _flattened_before(trace: Trace, i: int) -> bool:
+    above = trace.upstream(i, trace.is_residual)
+    return any(trace.ops[j].is_conv and _sees_all(trace.ops[j]) for j in above)
 
 
 def _factor(trace: Trace, product: int) -> str:

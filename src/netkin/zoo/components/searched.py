@@ -14,6 +14,7 @@ were searched. So a network counts as searched when it is
 """
 
 from collections import defaultdict
+from itertools import pairwise
 
 from netkin.zoo.components.gates import gates
 from netkin.zoo.components.parts import is_activation
@@ -129,4 +130,4 @@ def windows_differ(trace: Trace) -> bool:
         biased = op.name == "add" and len(op.shape) == 4 and bool(op.weight) and op.weight[0] == 1
         if biased and op.shape[-1] == op.shape[-2] and (not sizes or sizes[-1] != op.shape[-1]):
             sizes.append(op.shape[-1])
-    return any(later > earlier for earlier, later in zip(sizes, sizes[1:], strict=False))
+    return any(later > earlier for earlier, later in pairwise(sizes))

@@ -18,9 +18,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from netkin.zoo.components.layout import channel_axis
 
 PLUMBING = frozenset(
-    "view _unsafe_view reshape expand clone transpose permute t contiguous alias slice select split "
-    "split_with_sizes unbind unsqueeze squeeze flatten detach _to_copy copy_ stack cat chunk "
-    "constant_pad_nd roll as_strided index movedim unflatten".split()
+    (
+        *(
+            "view",
+            "_unsafe_view",
+            "reshape",
+            "flatten",
+            "unflatten",
+            "expand",
+            "clone",
+            "contiguous",
+        ),
+        *("transpose", "permute", "t", "movedim", "alias", "detach", "_to_copy", "copy_"),
+        *("slice", "select", "index", "split", "split_with_sizes", "chunk", "unbind"),
+        *("unsqueeze", "squeeze", "stack", "cat", "constant_pad_nd", "roll", "as_strided"),
+    )
 )
 """Operations that move values and compute none."""
 PARTING = frozenset(("split", "split_with_sizes", "chunk", "unbind"))

@@ -1,0 +1,136 @@
+"""Which components set models apart: gradient boosting of similarity on component differences.
+
+Source: Sec. 3.1 and Appendix B. A pair of models is one row: a bit for each component, 1 where the
+two differ, and their similarity. A component matters as much as R^2 drops when its bits are
+shuffled among the pairs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.ensemble import GradientBoostingRegressor
+from sklearn.inspection import permutation_importance
+from sklearn.metrics import r2_score
+
+from netkin.errors import UserError
+
+HELD_OUT_PAIRS = 6
+"""Fewer pairs of held-out models give an R^2 that says nothing."""
+
+
+@dataclass(frozen=True)
+class Boosting:
+    """Gradient boosting's settings; the defaults are the paper's (Appendix B)."""
+
+    stages: int = 500
+    depth: int = 12
+    min_samples: int = 4
+    learning_rate: float = 0.02
+    repeats: int = 10
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How well similarity follows from C components, and how much each adds.
+
+    Attributes:
+        r2: coefficient of determination, at most 1; below 0 worse than the mean.
+        drops: [C, repeats], how much r2 drops when a component is shuffled.
+    """
+
+    r2: float
+    drops: NDArray[np.float64]
+
+
+class _Boosted(RegressorMixin, BaseEstimator):
+    """Gradient boosting that predicts each pattern of bits once: there are few, and a shuffle
+    hardly makes new ones, so that shuffling costs a fortieth."""
+
+    def __init__(self, options: Boosting | None = None):
+        self.options = options
+
+    def fit(self, x: NDArray[np.bool_], y: NDArray[np.float64]) -> "_Boosted":
+        options = self.options or Boosting()
+        self.model_ = GradientBoostingRegressor(
+            n_estimators=options.stages,
+            max_depth=options.depth,
+            min_samples_split=options.min_samples,
+            learning_rate=options.learning_rate,
+            random_state=options.seed,
+        ).fit(x, y)
+        self.known_: dict[bytes, float] = {}
+        return self
+
+    def predict(self, x: NDArray[np.bool_]) -> NDArray[np.float64]:
+        keys = [row.tobytes() for row in np.ascontiguousarray(x, dtype=bool)]
+        fresh = {key: i for i, key in enumerate(keys) if key not in self.known_}
+        if fresh:
+            found = self.model_.predict(np.asarray(x)[list(fresh.values())])
+            self.known_ |= dict(zip(fresh, found.tolist(), strict=True))
+        return np.array([self.known_[key] for key in keys])
+
+
+def boosted(
+    x: NDArray[np.bool_],
+    y: NDArray[np.float64],
+    test_x: NDArray[np.bool_] | None = None,
+    test_y: NDArray[np.float64] | None = None,
+    options: Boosting | None = None,
+) -> Importance:
+    """Fit on pairs ([P, C] bits, [P] scores in nats), and judge on other pairs or on the same."""
+    options = options or Boosting()
+    if test_x is None or test_y is None:
+        test_x, test_y = x, y
+    model = _Boosted(options).fit(x, y)
+    found = permutation_importance(
+        model, test_x, test_y, n_repeats=options.repeats, random_state=options.seed
+    )
+    drops = np.asarray(found["importances"], dtype=float)
+    return Importance(float(r2_score(test_y, model.predict(test_x))), drops)
+
+
+def pairs(
+    differ: NDArray[np.bool_], scores: NDArray[np.float64]
+) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.intp], NDArray[np.intp]]:
+    """Rows for `boosted` from differences [N, N, C] and scores [N, N]: bits, scores, and the two
+    models of each pair. Raises UserError for fewer than 4 models."""
+    if len(scores) < 4:
+        raise UserError(
+            f"importance takes at least 4 models, got {len(scores)}: their pairs are its samples"
+        )
+    a, b = np.triu_indices(len(scores), k=1)
+    return differ[a, b], scores[a, b], a, b
+
+
+def held_out(
+    differ: NDArray[np.bool_],
+    scores: NDArray[np.float64],
+    splits: int = 20,
+    share: float = 0.25,
+    options: Boosting | None = None,
+    done: Callable[[], None] = lambda: None,
+) -> list[Importance]:
+    """Fit on the pairs of some models, judge on the pairs of all others; once a split.
+
+    Pairs share models, so a split of pairs would put each model on both sides. Here a share of the
+    models is held out, at least the 4 that make 6 pairs. Empty where that leaves fewer than 4 to
+    fit on. `done` is called after each split.
+    """
+    options = options or Boosting()
+    x, y, a, b = pairs(differ, scores)
+    n = len(scores)
+    out = max(4, round(share * n))
+    if n - out < 4:
+        return []
+    rng = np.random.default_rng(options.seed)
+    found = []
+    for _ in range(splits):
+        held = np.isin(np.arange(n), rng.permutation(n)[:out])
+        fit, test = ~held[a] & ~held[b], held[a] & held[b]
+        found.append(boosted(x[fit], y[fit], x[test], y[test], options))
+        done()
+    return found

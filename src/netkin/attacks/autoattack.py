@@ -1,0 +1,234 @@
+"""AutoAttack (Croce & Hein 2020), L-infinity: the authors' four attacks, one after the other.
+
+The attacks are the authors' own code (pyautoattack, MIT). What is ours is the loop around them:
+it stops at the first that fools an image, as theirs does, but draws the random numbers of an image
+from its key, so that they depend neither on its batch nor on which other images still resist.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+
+import torch
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+from pyautoattack.fab_pt import FABAttack_PT
+from pyautoattack.square import SquareAttack
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from netkin.attacks.noise import generator, uniform
+from netkin.attacks.units import fraction
+from netkin.errors import UserError, near
+
+log = logging.getLogger(__name__)
+authors_log = log.getChild("authors")
+authors_log.setLevel(logging.ERROR)  # they warn of every batch with a gradient of zero
+
+ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square")
+STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+
+Try = Callable[[Tensor, Tensor, list[str], Tensor], Tensor]
+"""(pixels, labels, keys, classes by rank) of n images to a try for each, within the ball."""
+
+
+class AutoAttack:
+    """Four attacks in turn, each on the images that the ones before have not fooled.
+
+    The standard version: APGD on the cross-entropy; APGD on the targeted DLR loss and FAB, each
+    for the `targets` likeliest wrong classes in turn; Square. With fewer than 4 classes there is no
+    targeted DLR loss (it divides by differences of the four highest logits): the targeted
+    cross-entropy takes its place, which the log says. With K classes there are at most K - 1
+    targets.
+
+    Images that nothing fools come back, by default, as the strongest try: the one of the highest
+    cross-entropy. The authors hand back the clean image, because they count robust accuracy, to
+    which it makes no difference. To transfer it does: a clean image fools no other model of the
+    same view either, so that the score of a source that resists would be a score of its robustness.
+    `unfooled="clean"` is the authors' way.
+
+    Args:
+        eps: radius of the ball, in pixels of [0, 1]; a number or a text such as "8/255".
+        attacks: which, in order: "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square".
+        steps: of APGD and FAB, each.
+        targets: classes that a targeted attack aims at.
+        queries: of Square.
+        unfooled: "strongest" or "clean": what becomes of an image that nothing fools.
+        seed: of the random starts and squares.
+    """
+
+    def __init__(
+        self,
+        eps: float | str = "8/255",
+        attacks: Sequence[str] = STANDARD,
+        steps: int = 100,
+        targets: int = 9,
+        queries: int = 5000,
+        unfooled: str = "strongest",
+        seed: int = 0,
+    ):
+        self.eps = fraction(eps, "attack.eps")
+        self.attacks = _known(attacks)
+        # Not `steps`: the cost is no multiple of them, since most images are fooled at once.
+        self.iterations = _whole(steps, "attack.steps")
+        self.targets = _whole(targets, "attack.targets")
+        self.queries = _whole(queries, "attack.queries")
+        if unfooled not in ("strongest", "clean"):
+            raise UserError(f"attack.unfooled must be strongest or clean, got {unfooled!r}")
+        self.unfooled = unfooled
+        self.seed = seed
+
+    def perturb(
+        self, model: nn.Module, pixels: Tensor, labels: Tensor, keys: Sequence[str]
+    ) -> Tensor:
+        """See `netkin.attacks.Attack`."""
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # the authors draw on the CPU
+            pixels = pixels.contiguous()  # their code takes views that other layouts do not allow
+            logits = model(pixels)
+            ranks = logits.argsort(dim=1)  # [B, K], the likeliest class last
+            resists = logits.argmax(dim=1) == labels
+            found, loss = pixels.clone(), _loss(logits, labels)
+            for attempt in self._tries(model, logits.shape[1], pixels.device):
+                left = resists.nonzero().flatten()
+                if not len(left):
+                    break
+                those = [str(keys[i]) for i in left.tolist()]
+                tried = attempt(pixels[left], labels[left], those, ranks[left])
+                logits = model(tried)
+                fools = logits.argmax(dim=1) != labels[left]
+                stronger = _loss(logits, labels[left]) > loss[left]
+                kept = fools | stronger if self.unfooled == "strongest" else fools
+                found[left[kept]] = tried[kept]
+                loss[left[kept]] = _loss(logits, labels[left])[kept]
+                resists[left[fools]] = False
+        return found
+
+    def _tries(self, model: nn.Module, classes: int, device: torch.device) -> Iterator[Try]:
+        """The attacks in turn, a targeted one once for each target."""
+        targets = range(1, 1 + min(self.targets, classes - 1))
+        for name in self.attacks:
+            if name == "square":
+                yield lambda x, y, keys, _: self._square(model, x, y, keys)
+            elif name == "fab-t":
+                yield from (
+                    lambda x, y, keys, ranks, k=k: self._fab(model, x, y, k) for k in targets
+                )
+            elif name == "apgd-t":
+                yield from (
+                    lambda x, y, keys, ranks, k=k: self._apgd_t(model, x, y, keys, ranks, k)
+                    for k in targets
+                )
+            elif name == "apgd-dlr" and classes < 3:
+                raise UserError(
+                    f"the DLR loss needs 3 classes, here are {classes}: leave apgd-dlr out of "
+                    "attack.attacks"
+                )
+            else:
+                yield lambda x, y, keys, _, name=name: self._apgd(model, x, y, keys, name)
+
+    def _apgd(self, model: nn.Module, x: Tensor, y: Tensor, keys: list[str], name: str) -> Tensor:
+        attack = APGDAttack(
+            model,
+            n_iter=self.iterations,
+            eps=self.eps,
+            loss=name.removeprefix("apgd-"),
+            device=x.device,
+            logger=authors_log,
+        )
+        return self._run_apgd(attack, x, y, keys, name)
+
+    def _apgd_t(
+        self, model: nn.Module, x: Tensor, y: Tensor, keys: list[str], ranks: Tensor, target: int
+    ) -> Tensor:
+        attack = APGDAttack_targeted(
+            model, n_iter=self.iterations, eps=self.eps, device=x.device, logger=authors_log
+        )
+        attack.y_target = ranks[:, -1 - target]
+        if ranks.shape[1] < 4:
+            attack.loss = "ce-targeted"
+            _say(
+                f"the targeted DLR loss needs 4 classes, here are {ranks.shape[1]}: apgd-t takes "
+                "the targeted cross-entropy instead"
+            )
+        return self._run_apgd(attack, x, y, keys, f"apgd-t {target}")
+
+    def _run_apgd(
+        self, attack: APGDAttack, x: Tensor, y: Tensor, keys: list[str], name: str
+    ) -> Tensor:
+        """Where it was fooled, the last point that did; else the point of the highest loss."""
+        attack.init_hyperparam(x)
+        start = self._start(x, keys, name)
+        strongest, right, _, fooling = attack.attack_single_run(x, y, x_init=start)
+        return torch.where(right.bool().view(-1, 1, 1, 1), strongest, fooling)
+
+    def _start(self, x: Tensor, keys: list[str], name: str) -> Tensor | None:
+        """Where APGD begins, a point on the ball's surface; None leaves it to the authors."""
+        noise = uniform(x.shape[1:], 1.0, self.seed, [f"{key}\n{name}" for key in keys]).to(x)
+        return x + self.eps * noise / noise.abs().amax(dim=(1, 2, 3), keepdim=True)
+
+    def _fab(self, model: nn.Module, x: Tensor, y: Tensor, target: int) -> Tensor:
+        """FAB's nearest adversarial image, or the clean one where that lies outside the ball."""
+        attack = FABAttack_PT(model, n_iter=self.iterations, eps=self.eps, device=x.device)
+        attack.target_class = target + 1  # they count from the likeliest class, as 1
+        found = attack.attack_single_run(x, y, is_targeted=True)
+        outside = (found - x).abs().amax(dim=(1, 2, 3)) > self.eps
+        return torch.where(outside.view(-1, 1, 1, 1), x, found)
+
+    def _square(self, model: nn.Module, x: Tensor, y: Tensor, keys: list[str]) -> Tensor:
+        attack = self._square_attack(model, keys)
+        attack.init_hyperparam(x)
+        return attack.attack_single_run(x, y)[1]
+
+    def _square_attack(self, model: nn.Module, keys: list[str]) -> SquareAttack:
+        return Square(model, self.eps, self.queries, self.seed, keys)
+
+
+class Square(SquareAttack):
+    """The authors' Square Attack on random numbers of ours.
+
+    The stripes it begins with are drawn per image; the squares' places and signs are the same for
+    all images, as theirs are for all images of a batch.
+    """
+
+    def __init__(self, model: nn.Module, eps: float, queries: int, seed: int, keys: Sequence[str]):
+        super().__init__(model, n_queries=queries, eps=eps, seed=seed, resc_schedule=False)
+        self._stripes = seed, [f"{key}\nsquare" for key in keys]
+        self.common = generator(seed, "squares")
+
+    def random_choice(self, shape: Sequence[int]) -> Tensor:
+        """Signs: [n, C, 1, W] for the stripes of n images, [C, 1, 1] for a square."""
+        if len(shape) == 4:
+            seed, keys = self._stripes
+            assert shape[0] == len(keys)
+            return uniform(shape[1:], 1.0, seed, keys).sign().to(self.device)
+        return torch.from_numpy(self.common.choice((-1.0, 1.0), shape)).float().to(self.device)
+
+    def random_int(self, low: int = 0, high: int = 1, shape: Sequence[int] = (1,)) -> Tensor:
+        """A place in [low, high), as the authors draw it: the last one never, unless it is low."""
+        return torch.from_numpy(self.common.integers(low, max(high, low + 1), shape))
+
+
+@cache
+def _say(message: str) -> None:
+    """Once a process."""
+    log.warning(message)
+
+
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return cross_entropy(logits, labels, reduction="none")
+
+
+def _known(attacks: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(attacks, str) or not attacks:
+        raise UserError(f"attack.attacks must be a list such as [apgd-ce, square], got {attacks!r}")
+    for name in attacks:
+        if name not in ATTACKS:
+            raise UserError(
+                f"attack.attacks knows {', '.join(ATTACKS)}, not {name!r}{near(str(name), ATTACKS)}"
+            )
+    return tuple(attacks)
+
+
+def _whole(value: int, name: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{name} must be a whole number of 1 or more, got {value!r}")
+    return value
