@@ -212,7 +212,7 @@ def test_tables_of_ones_own(tmp_path: Path) -> None:
     table = read_components(file)
     assert table.rows() == [("a", "red", "4"), ("b", "blue", "")]
     assert rows_of(table, ["b", "a"], "it")["name"].to_list() == ["b", "a"]
-    with pytest.raises(UserError, match=r"it lacks 1 of the matrix's 2 models: c"):
+    with pytest.raises(UserError, match=r"it lacks 1 of the 2 models: c"):
         rows_of(table, ["a", "c"], "it")
     counts, differ = agreement(table, table.with_columns(pl.lit("4").alias("legs")))
     assert counts["agree"].to_list() == [2, 1]
