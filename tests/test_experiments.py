@@ -17,8 +17,8 @@ import torch
 from conftest import ROOT, SMALL, run_command
 from test_comparison import check_attacks
 from test_ensemble import check_ensemble, check_ensemble_benchmark
-from test_measures import check_measures
 from test_meaning import check_clusters, check_components, check_importance
+from test_measures import check_measures
 from test_select import check_select
 from test_within import check_within
 
