@@ -30,7 +30,7 @@ def check_clusters(folder: Path) -> None:
     words = pl.read_csv(done / "keywords.csv")
     assert words["rank"].to_list() == [1, 2, 3, 4, 5] * 2
     vit = words.filter(cluster=of["vit_ti"])
-    assert {"Stem layer", "Pooling (final)"} <= set(vit["component"])
+    assert {"Base architecture", "Stem layer"} <= set(vit["component"])
     assert (vit["share"] == 1).all() and (vit["share_of_all"] >= 0.5).all()
     stability = pl.read_csv(done / "stability.csv")
     assert (stability["seeds"] == 1).all() and (stability["images"] > 0.5).all()
