@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from experiments import setup
 from experiments.matrix import Study, study, with_logits
@@ -44,9 +44,9 @@ PANELS = (
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    sizes = list(config.ensemble.sizes)
-    if not sizes or any(not isinstance(n, int) or n < 2 for n in sizes):
-        raise UserError(f"ensemble.sizes must be whole numbers of 2 or more, got {sizes}")
+    sizes = config.ensemble.sizes
+    if not isinstance(sizes, ListConfig) or any(not isinstance(n, int) or n < 2 for n in sizes):
+        raise UserError(f"ensemble.sizes must list whole numbers of 2 or more, got {sizes}")
     setup.whole(config.ensemble.samples, "ensemble.samples")
     setup.whole(config.ensemble.permutations, "ensemble.permutations")
     with study(config) as s:
