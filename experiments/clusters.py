@@ -114,6 +114,7 @@ def _tab_2(table: pl.DataFrame, words: pl.DataFrame | None) -> dict[str, pl.Data
         said = words.with_columns(word=pl.format("{}: {}", "component", "value"))
         said = said.group_by("cluster", maintain_order=True).agg(pl.col("word").str.join("; "))
         rows = rows.join(said.rename({"word": "keywords"}), on="cluster")
+        rows = rows.select("cluster", "keywords", "model")
     return {"": rows.rename({"model": "models"})}
 
 
