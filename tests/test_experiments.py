@@ -18,6 +18,8 @@ import torch
 from conftest import ROOT, SMALL, run_command
 from test_comparison import check_attacks
 from test_ensemble import check_ensemble, check_ensemble_benchmark
+from test_meaning import check_clusters, check_components, check_importance
+from test_measures import check_measures
 from test_parity import check_parity
 from test_select import check_select
 from test_train_studies import (
@@ -125,6 +127,10 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "attacks": check_attacks,
     "select": check_select,
     "parity": check_parity,
+    "clusters": check_clusters,
+    "components": check_components,
+    "importance": check_importance,
+    "measures": check_measures,
 }
 ELSEWHERE = {"distillation": test_train_studies.test_distillation}  # on a store of its own
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from netkin.zoo.components.layout import channel_axis
@@ -201,13 +202,29 @@ def trace(net: nn.Module, size: tuple[int, int, int]) -> Trace:
     training = net.training
     net.eval()
     try:
-        with torch.no_grad(), _paths(net, recorder), recorder:
+        # A fused attention would hide its products.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _paths(net, recorder), recorder:
             output = net(image)
     finally:
         net.train(training)
     while not isinstance(output, Tensor):
         output = output[0]
-    return Trace(tuple(recorder.ops), recorder.classes, recorder.made[id(output)])
+    return _unwrapped(Trace(tuple(recorder.ops), recorder.classes, recorder.made[id(output)]))
+
+
+def _unwrapped(found: Trace) -> Trace:
+    """Without the names of modules around the network in which all of it happens."""
+    tops = {op.path.partition(".")[0] for op in found.ops if op.weight}
+    if len(tops) != 1 or tops == {""}:
+        return found
+    (top,) = tops
+
+    def inner(path: str) -> str:
+        return "" if path == top else path.removeprefix(f"{top}.")
+
+    ops = tuple(replace(op, path=inner(op.path)) for op in found.ops)
+    classes = {inner(path): name for path, name in found.classes.items()}
+    return _unwrapped(Trace(ops, classes, found.output))
 
 
 @contextmanager
