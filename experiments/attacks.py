@@ -210,6 +210,9 @@ def compare(
     """The scatters, the table of correlations, and the page."""
     rows = [correlation(s, first, other, sources) for other in others]
     table = s.outputs.table("correlations", pl.DataFrame(rows, infer_schema_length=None))
+    s.tracker.metrics(
+        {f"attacks/r/{row['other']}": row["r"] for row in rows if not np.isnan(row["r"])}
+    )
     long = pl.concat([pairs_table(names, first, other) for other in others])
     texts = [
         f"r = {row['r']:.2f}, {row['test']} p {statistics.p_text(row['p'], s.config.permutations)}"

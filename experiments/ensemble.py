@@ -159,6 +159,8 @@ def pair_section(
     rows, columns = np.tril_indices(n, k=-1)
     square[rows, columns] = square[columns, rows] = found.reduction
     link = associate(scores, square, s.config.ensemble.permutations)
+    if not np.isnan(link.pairs.r):
+        s.tracker.metrics({"ensemble/r": link.pairs.r, "ensemble/mantel_p": link.p})
     table = pl.DataFrame(
         {
             "a": [names[a] for a, _ in pairs],

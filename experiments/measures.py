@@ -259,6 +259,8 @@ def report(s: Study, found: list[Measure], sample: Sample) -> None:
         [link(a, b, s.config.measures.permutations) for a, b in combinations(found, 2)],
         infer_schema_length=None,
     )
+    known = links.filter(a="similarity").drop_nulls("r").drop_nans("r")
+    s.tracker.metrics({f"measures/r/{r['b']}": r["r"] for r in known.iter_rows(named=True)})
     rows, columns = np.tril_indices(n, k=-1)
     pairs = pl.DataFrame(
         {

@@ -44,7 +44,7 @@ def run(config: DictConfig) -> None:
             raise UserError(f"groups and within.matrices both name {', '.join(clash)}")
         table = means(s, chosen, apart)
         named = table.filter(~pl.col("group").is_in([ALL, BETWEEN]))
-        s.outputs.table("within", table)
+        s.tracker.metrics({f"within/{r['group']}": r["mean"] for r in table.to_dicts()})
         figure = s.outputs.figure(
             "within",
             intervals_figure(

@@ -41,7 +41,7 @@ COMPONENTS = (
 def read(net: nn.Module, size: tuple[int, int, int]) -> dict[str, str]:
     """The 13 components of a classifier of images of size (channels, height, width).
 
-    The network may be on any device; on torch's meta device it costs a tenth of a second.
+    The network may be on any device; on torch's meta device nothing is computed but shapes.
     """
     found = trace(net, size)
     first = stem(found)

@@ -1,7 +1,8 @@
 """What a network does to one image, operation by operation, without doing it.
 
-A forward pass on torch's meta device computes shapes only: a trace of a large model takes a tenth
-of a second and no memory. Whatever a component is called in the code, here it is what it does.
+A forward pass on torch's meta device computes shapes only: it takes no memory and, with building
+the network and reading its components, a quarter of a second (18 s on one core for the paper's 69
+models). Whatever a component is called in the code, here it is what it does.
 """
 
 from collections.abc import Callable, Iterator, Sequence
