@@ -36,7 +36,7 @@ from netkin.jobs import Advance
 from netkin.progress import Bars
 from netkin.report.strips import attack_strips
 from netkin.store import write
-from netkin.tracking import track
+from netkin.tracking import Tracker, track
 from netkin.training.weights import is_trained
 from netkin.transfer.setting import Setting
 from netkin.zoo.build import Classifier
@@ -72,6 +72,7 @@ class Check:
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     require_foolbox()
+    check_config(config)
     setting = setup.build_setting(config)
     members = setup.build_members(config)
     info = setup.run_info(config, setting, len(members))
@@ -89,29 +90,52 @@ def run(config: DictConfig) -> None:
                 ran = jobs.run("check", _check, todo, len(todo))
                 done = {item.name: result["rows"] for item, result in ran}
                 rows = [row for item in todo for row in done[item.name]]
+            tables = {
+                "parity": table_of(row for row in rows if "reference" in row),
+                "patchfool": table_of(row for row in rows if "reference" not in row),
+            }
+            keep(tables, info.folder, tracker)
             pair = [m for m in members if m not in fitting][:1] + fitting[:1]
-            costs = cost_table(config, setting, pair, bars)
-        tables = {
-            "parity": table_of(row for row in rows if "reference" in row),
-            "patchfool": table_of(row for row in rows if "reference" not in row),
-            "cost": costs,
-        }
-        for name, table in tables.items():
-            write(info.folder / f"{name}.csv", table.write_csv)
-            tracker.table(f"tables/{name}", table)
+            tables["cost"] = cost_table(config, setting, pair, bars)
+            keep({"cost": tables["cost"]}, info.folder, tracker)
         images, said = examples(config, setting, (fitting or members)[0])
         names = said["attack"].unique(maintain_order=True).to_list()
-        tracker.figure(
-            "figures/attacks", attack_strips(images, names, said, info.folder / "attacks")
-        )
+        png = attack_strips(images, names, said, info.folder / "attacks")
+        tracker.figure("figures/attacks", png)
     for table in shown(tables):
         console.print(table)
-    names = ", ".join(f"{name}.csv" for name in tables)
+    names = ", ".join(f"{name}.csv" for name, table in tables.items() if table.height)
     console.print(f"Tables   {info.folder}/{names}", highlight=False)
     console.print(f"Figure   {info.folder}/attacks.png, .pdf", highlight=False)
 
 
 PRELOAD = ("netkin.training.train", "netkin.attacks")
+
+
+def check_config(config: DictConfig) -> None:
+    """Raises UserError for what is wrong with the study's own keys, before any work starts."""
+    parity = config.parity
+    setup.whole(parity.images, "parity.images")
+    setup.whole(parity.rounds, "parity.rounds")
+    fraction(parity.autoattack_eps, "parity.autoattack_eps")
+    for patches in parity.patches:
+        setup.whole(patches, "parity.patches")
+    for variant in parity.variants:
+        if variant not in VARIANTS:
+            raise UserError(
+                f"parity.variants knows {', '.join(VARIANTS)}, not {variant!r}"
+                f"{near(str(variant), VARIANTS)}"
+            )
+    for name in (*parity.attacks, *COMPARISONS, "patchfool"):
+        configured(config, name)
+
+
+def keep(tables: dict[str, pl.DataFrame], folder: Path, tracker: Tracker) -> None:
+    """Write the tables that have rows."""
+    for name, table in tables.items():
+        if table.height:
+            write(folder / f"{name}.csv", table.write_csv)
+            tracker.table(f"tables/{name}", table)
 
 
 def vits(config: DictConfig, setting: Setting, members: list[Member]) -> list[Member]:
@@ -122,12 +146,6 @@ def vits(config: DictConfig, setting: Setting, members: list[Member]) -> list[Me
 
 def checks(config: DictConfig, members: list[Member], fitting: list[Member]) -> list[Check]:
     """Everything that is run, what takes longest first."""
-    for variant in config.parity.variants:
-        if variant not in VARIANTS:
-            raise UserError(
-                f"parity.variants knows {', '.join(VARIANTS)}, not {variant!r}"
-                f"{near(str(variant), VARIANTS)}"
-            )
     patchfool = [
         Check("patchfool", member, patches, variant)
         for variant in config.parity.variants
