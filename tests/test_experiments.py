@@ -16,6 +16,8 @@ import pytest
 import torch
 from conftest import ROOT, SMALL, run_command
 
+from test_sweep import check_craft, check_novel, check_store
+
 from netkin.data.digits import Digits
 from netkin.data.subset import draw
 from netkin.similarity import with_interval
@@ -101,6 +103,9 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "pairwise": check_pairwise,
     "benchmark": check_benchmark,
     "plan": check_plan,
+    "craft": check_craft,
+    "store": check_store,
+    "novel": check_novel,
 }
 
 
