@@ -15,7 +15,6 @@ import polars as pl
 import pytest
 import torch
 from conftest import ROOT, SMALL, run_command
-
 from test_sweep import check_craft, check_novel, check_store
 
 from netkin.data.digits import Digits

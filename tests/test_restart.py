@@ -176,14 +176,18 @@ def test_a_stop_says_what_is_done_and_how_to_go_on(
     trained: Path, number: signal.Signals, code: int
 ) -> None:
     """To the whole group, as a terminal and SLURM do it."""
+    store = trained / "store"
     process = start(trained, "workers=2", "attack.steps=3000", "hydra.run.dir=run")
-    while process.poll() is None and not any(
-        "adversarial/" in p for p in in_hand(trained / "store")
-    ):
+    while process.poll() is None and not any("adversarial/" in p for p in in_hand(store)):
         time.sleep(0.01)
     stopped = time.monotonic()
     os.killpg(process.pid, number)
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
     assert time.monotonic() - stopped < 20  # "within seconds", on a busy machine
     assert process.returncode == code
     assert errors.count("\n") == 1, errors
