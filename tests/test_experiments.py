@@ -70,6 +70,9 @@ def check_benchmark(folder: Path) -> None:
     assert table["state"].to_list() == ["nothing cached", "weights cached", "everything cached"]
     assert (table["seconds"] > 0).all()
     assert (table["peak_memory_gib"] > 0.1).all()
+    (row,) = pl.read_csv(folder / "benchmark" / "store_overhead.csv").to_dicts()
+    assert (row["model"], row["shards"]) == ("test_byobnet", 1)
+    assert 0 < row["share_in_store"] < 1
 
 
 def check_plan(folder: Path) -> None:

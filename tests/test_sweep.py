@@ -94,7 +94,7 @@ def check_store(folder: Path) -> None:
         flipped: "do not fit their checksum",
         altered: "do not fit their checksum",
         logits: "do not fit their checksum",
-        cut: "PAR1",
+        cut: "do not fit their checksum",
         identity: "another attack than its folder",
         manifest: "do not fit its own hash",
     }
