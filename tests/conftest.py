@@ -1,9 +1,12 @@
 """A small zoo that is trained once a session, and the real command as a process."""
 
+import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,29 @@ def run_command(
         text=True,
         timeout=600,
     )
+
+
+def run_here(*overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command in this process, which has imported everything: for tests of what it does."""
+    import evaluate
+    from experiments.launch import launch
+
+    out, err, threads = io.StringIO(), io.StringIO(), torch.get_num_threads()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["evaluate.py", *overrides, "workers=1"])
+        patch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+        try:
+            launch(evaluate.main)
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        finally:
+            torch.set_num_threads(threads)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return subprocess.CompletedProcess(list(overrides), code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="session")

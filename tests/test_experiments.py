@@ -22,6 +22,7 @@ from test_meaning import check_clusters, check_components, check_importance
 from test_measures import check_measures
 from test_parity import check_parity
 from test_select import check_select
+from test_sweep import check_craft, check_novel, check_store
 from test_train_studies import (
     check_distill,
     check_hparams,
@@ -84,6 +85,9 @@ def check_benchmark(folder: Path) -> None:
     assert table["state"].to_list() == ["nothing cached", "weights cached", "everything cached"]
     assert (table["seconds"] > 0).all()
     assert (table["peak_memory_gib"] > 0.1).all()
+    (row,) = pl.read_csv(folder / "benchmark" / "store_overhead.csv").to_dicts()
+    assert (row["model"], row["shards"]) == ("test_byobnet", 1)
+    assert 0 < row["share_in_store"] < 1
 
 
 def check_plan(folder: Path) -> None:
@@ -131,6 +135,9 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "components": check_components,
     "importance": check_importance,
     "measures": check_measures,
+    "craft": check_craft,
+    "store": check_store,
+    "novel": check_novel,
 }
 ELSEWHERE = {"distillation": test_train_studies.test_distillation}  # on a store of its own
 

@@ -4,12 +4,14 @@ import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from netkin.errors import UserError
+from netkin import jobs as jobs_module
+from netkin.errors import StoreError, UserError
 from netkin.jobs import Advance, Jobs
 
 
@@ -111,3 +113,49 @@ def test_a_killed_worker_is_one_clear_error() -> None:
         Jobs(None, 2, 1, Log()) as jobs,
     ):
         list(jobs.run("stage", die, ITEMS, 1))
+
+
+def busy_once(context: str, item: Item, advance: Advance) -> dict[str, Any]:
+    """Another process has the item in hand, until it has been asked for the second time."""
+    asked = Path(context) / item.name
+    if asked.exists() or item.name == "c":
+        return {"done": item.name}
+    asked.touch()
+    return {"busy": item}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_others_have_in_hand_is_tried_again_after_the_rest(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs_module, "PATIENCE", 0.05)
+    log = Log()
+    with Jobs(str(tmp_path), workers, 1, log) as jobs:
+        found = [result for _, result in jobs.run("stage", busy_once, ITEMS, 3)]
+    assert sorted(r["done"] for r in found if "done" in r) == ["a", "b", "c"]
+    assert sorted(said[2] for said in log.said if said[0] == "wait") == ["a", "b"]
+    assert sorted(said[2] for said in log.said if said[0] == "finish") == ["a", "b", "c"]
+
+
+def wrong_a(context: type[Exception], item: Item, advance: Advance) -> dict[str, Any]:
+    if item.name == "a":
+        raise context("a is wrong")
+    return {}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_item_fails_and_the_others_go_on(workers: int) -> None:
+    failed: list[tuple[str, str]] = []
+    with Jobs(RuntimeError, workers, 1, Log()) as jobs:
+        done = [
+            item.name
+            for item, _ in jobs.run(
+                "stage", wrong_a, ITEMS, 3, lambda item, e: failed.append((item.name, str(e)))
+            )
+        ]
+    assert sorted(done) == ["b", "c"] and failed == [("a", "a is wrong")]
+
+
+def test_a_store_that_fails_ends_the_stage() -> None:
+    with pytest.raises(StoreError), Jobs(StoreError, 1, 1, Log()) as jobs:
+        list(jobs.run("stage", wrong_a, ITEMS, 3, lambda *_: None))

@@ -33,8 +33,11 @@ def test_commands_compose(command: str) -> None:
     overrides = [word for word in shlex.split(command)[2:] if not word.startswith("-")]
     # A sweep's first value stands for the others.
     overrides = [re.sub(r"^([^\[{]*?=[^,\[{]*),.*", r"\1", word) for word in overrides]
+    overrides = [re.sub(r"^model=(test_\w+)$", r"model.members=[\1]", word) for word in overrides]
+    script = Path(shlex.split(command)[1]).stem
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("evaluate", overrides=overrides)
+        config = compose(script, overrides=overrides)
+    assert config.experiment.get("script", "evaluate") == script
     assert config.experiment.study.startswith("experiments.")
 
 

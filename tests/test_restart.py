@@ -149,10 +149,11 @@ def test_two_processes_at_once_share_the_work(uninterrupted: Path, trained: Path
     for run in runs:
         _, errors = run.communicate(timeout=600)
         assert run.returncode == 0, errors
-    shards = 0
+    shards = 0.0
     for i in (1, 2):
         metrics = pl.read_csv(trained / f"run{i}" / "metrics.csv")
-        shards += metrics.filter(pl.col("name").str.starts_with("craft/shards/"))["value"].sum()
+        made = metrics.filter(pl.col("name").str.starts_with("craft/shards/"))
+        shards += float(made["value"].sum())
         found = result(trained, f"run{i}")
         assert found == result(uninterrupted)
     assert 18 <= shards <= 19
@@ -175,21 +176,25 @@ def test_a_stop_says_what_is_done_and_how_to_go_on(
     trained: Path, number: signal.Signals, code: int
 ) -> None:
     """To the whole group, as a terminal and SLURM do it."""
+    store = trained / "store"
     process = start(trained, "workers=2", "attack.steps=3000", "hydra.run.dir=run")
-    while process.poll() is None and not any(
-        "adversarial/" in p for p in in_hand(trained / "store")
-    ):
+    while process.poll() is None and not any("adversarial/" in p for p in in_hand(store)):
         time.sleep(0.01)
     stopped = time.monotonic()
     os.killpg(process.pid, number)
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
     assert time.monotonic() - stopped < 20  # "within seconds", on a busy machine
     assert process.returncode == code
     assert errors.count("\n") == 1, errors
     assert re.match(r"stopped during craft, with 0 of 2 done \(\d+ of \d+ images\); ", errors)
     command = errors.split("To go on: ")[1]
     assert shlex.split(command)[0] == "python" and "attack.steps=3000" in shlex.split(command)
-    assert not in_hand(trained / "store")  # given up, not only abandoned
+    assert not in_hand(store)  # given up, not only abandoned
 
 
 def main(kills: int) -> None:

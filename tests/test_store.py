@@ -1,18 +1,25 @@
 """Files that are whole or not there, and entries that are what they say."""
 
 import json
+import tempfile
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from netkin.data.subset import Subset
-from netkin.errors import UserError
+from netkin.errors import StoreError, UserError
 from netkin.store import (
     Entry,
     OutcomeStore,
     Store,
+    check_seal,
     digest,
     folder,
     read_tensors,
@@ -134,3 +141,76 @@ def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"store\.dir=.*file/store cannot be written"):
         Store(tmp_path / "file" / "store")
+
+
+@given(st.data())
+def test_no_byte_of_a_shard_or_table_goes_unnoticed(data: st.DataObject) -> None:
+    """Flip any bits of any byte: the file is refused, or says what it said (in JSON's blanks)."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file, table = Path(scratch) / "t.safetensors", OutcomeStore(Path(scratch))
+        tensors = {"images": torch.arange(60, dtype=torch.uint8), "index": torch.tensor([3, 4])}
+        write_tensors(file, tensors, params="5")
+        table.write("a", "b", "x", rows(0, 1))
+        for path in (file, table.file("a", "b")):
+            content = bytearray(path.read_bytes())
+            place = data.draw(st.integers(0, len(content) - 1))
+            content[place] ^= data.draw(st.integers(1, 255))
+            path.write_bytes(content)
+        with suppress(StoreError):
+            found = read_tensors(file)
+            assert found.keys() == tensors.keys()
+            assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+        with pytest.raises(StoreError):
+            check_seal(table.file("a", "b"))
+
+
+@pytest.mark.parametrize("wrap", ["os", "safetensors", "polars"])
+def test_a_full_disk_is_named_whoever_notices(tmp_path: Path, wrap: str) -> None:
+    """As the libraries that write here say it."""
+
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        if wrap == "os":
+            raise OSError(28, "No space left on device")
+        if wrap == "safetensors":
+            text = "Error while serializing: I/O error: No space left on device (os error 28)"
+            raise SafetensorError(text)
+        raise pl.exceptions.ComputeError("IO error: No space left on device (os error 28)")
+
+    with pytest.raises(StoreError, match=r"\(No space left on device\); what was finished"):
+        write(tmp_path / "file", fail)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_manifest_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    file = store.subset("digits", SUBSET).path / "manifest.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "labels": [1, 1]}))
+    with pytest.raises(StoreError, match="its images do not fit its own hash"):
+        store.subset("digits", SUBSET)
+    file.write_text("{")
+    with pytest.raises(StoreError, match="it cannot be read"):
+        store.subset("digits", SUBSET)
+
+
+def test_of_two_claims_at_once_one_is_refused(tmp_path: Path) -> None:
+    """Many entries of one name and two identities: every folder belongs to the first."""
+    outcomes = []
+
+    def claim(steps: int) -> None:
+        ready.wait()
+        try:
+            outcomes.append(Entry(tmp_path / "e", {"steps": steps}).claim().identity["steps"])
+        except UserError:
+            outcomes.append(None)
+
+    ready = threading.Barrier(8)
+    threads = [threading.Thread(target=claim, args=(i % 2,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    winner = json.loads((tmp_path / "e" / "identity.json").read_text())["steps"]
+    assert sorted(outcomes, key=str) == sorted([winner] * 4 + [None] * 4, key=str)
+    assert [path.name for path in (tmp_path / "e").iterdir()] == ["identity.json"]

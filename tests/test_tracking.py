@@ -4,14 +4,19 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
 import pytest
 from conftest import SMALL, run_command
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 from wandb.proto import wandb_internal_pb2 as protobuf
 
+from experiments import setup
 from netkin.errors import UserError
 from netkin.tracking import CSV, RunInfo, track
 
@@ -115,6 +120,65 @@ def test_csv(tmp_path: Path) -> None:
         tracker.curve("train/x", [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}], "epoch")
     rows = pl.read_csv(tmp_path / "metrics.csv").rows()
     assert rows == [("a", None, 1.5), ("train/x/loss", 1, 2.0), ("train/x/loss", 2, 1.0)]
+
+
+def test_a_run_goes_on_from_one_that_did_not_finish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The note outlives a failure, counts only when its process is gone, and ends with success."""
+    import wandb
+
+    started: list[dict[str, Any]] = []
+
+    class Run:
+        def __init__(self, **arguments: Any):
+            started.append(arguments)
+            self.id = f"id{len(started)}"
+
+        def finish(self, exit_code: int) -> None: ...
+
+    monkeypatch.setattr(wandb, "init", Run)
+    monkeypatch.setattr(wandb, "teardown", lambda: None)
+    logger = {"kind": "wandb", "mode": "offline", "project": "p", "entity": None, "group": None}
+    note = tmp_path / "store" / ".runs" / "key.json"
+
+    def run(fail: bool = False) -> None:
+        with track({**logger, "tags": []}, replace(info(tmp_path), note=note)):
+            assert note.is_file()
+            if fail:
+                raise UserError("stopped")
+
+    with pytest.raises(UserError):
+        run(fail=True)
+    run()  # by a process that is still there: another run at the same time
+    assert not note.exists() and not any("resumed" in each["tags"] for each in started)
+    with pytest.raises(UserError):
+        run(fail=True)
+    content = json.loads(note.read_text())
+    content["holder"]["started"] -= 1000  # of a process that is gone
+    note.write_text(json.dumps(content))
+    run()
+    assert started[-1]["config"] == {"resumes": {"wandb": "id3", "folder": str(tmp_path)}}
+    assert started[-1]["tags"] == ["resumed"] and "id3" in started[-1]["notes"]
+    assert not note.exists()
+
+
+def test_a_sweeps_jobs_share_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hydra = SimpleNamespace(
+        mode=RunMode.MULTIRUN,
+        sweep=SimpleNamespace(dir="outputs/craft/2026-01-01_12-00"),
+        runtime=SimpleNamespace(output_dir=str(tmp_path / "0")),
+    )
+    monkeypatch.setattr(setup.HydraConfig, "get", lambda: hydra)
+    config = OmegaConf.create({"experiment": {"name": "craft"}, "dataset": {"name": "digits"}})
+    setting: Any = SimpleNamespace(
+        attack=SimpleNamespace(name="pgd"),
+        subset=SimpleNamespace(name="full"),
+        store=SimpleNamespace(root=tmp_path),
+    )
+    found = setup.run_info(config, setting, 1, ["vit_s"])
+    assert found.group == "craft-digits-2026-01-01_12-00"
+    assert found.name == "digits-vit_s-pgd"
 
 
 def test_no_logger_writes_nothing(tmp_path: Path) -> None:

@@ -137,8 +137,8 @@ class Jobs:
                     for due, item in [entry for entry in later if entry[0] <= now]:
                         jobs[pool.submit(_work, stage, work, item)] = item
                         later.remove((due, item))
-                    pause = PATIENCE / 4 if later else None
-                    for job in wait(jobs, pause, FIRST_COMPLETED).done:
+                    # Not for longer: the signal that stops us may wake another thread than this.
+                    for job in wait(jobs, PATIENCE / 4, FIRST_COMPLETED).done:
                         item = jobs.pop(job)
                         outcome = _result(job)
                         yield item, outcome

@@ -143,7 +143,9 @@ class Pipeline:
                 self.tracker.curve(f"train/{item.name}", result["curves"], step="epoch")
             if stage != "decode":
                 name = item.name if isinstance(item, Member) else item.member.name
-                sums = done.setdefault(name, {"images": 0, "shards": 0, "seconds": 0.0})
+                sums = done.setdefault(
+                    name, {"images": 0, "shards": 0, "seconds": 0.0, "storing": 0.0}
+                )
                 for key in sums:
                     sums[key] += result.get(key, 0)
         for name, sums in done.items():  # of all parts of a member's work
@@ -152,7 +154,9 @@ class Pipeline:
                 rate = sums["images"] / sums["seconds"]
                 self.tracker.metrics({f"{stage}/images_per_second/{name}": rate})
             if sums["shards"]:
+                share = sums["storing"] / sums["seconds"]
                 self.tracker.metrics({f"{stage}/shards/{name}": sums["shards"]})
+                self.tracker.metrics({f"{stage}/share_in_store/{name}": share})
         if items:
             self.tracker.metrics({f"{stage}/seconds": time.perf_counter() - start})
 

@@ -44,15 +44,20 @@ class Craft(pl.LightningModule):
         self.entry, self.advance = entry, advance
         self.batches = Batches(setting.batch_size, member.name)
         self.made: list[int] = []
+        self.storing = 0.0  # seconds in the store: leases, checksums, writes
 
     def predict_step(self, shard: dict) -> None:
         """Attack a shard and store it, unless another process does that, or has done it."""
+        start, made = time.perf_counter(), 0.0
         file = shard_path(self.entry, shard["shard"])
         with lease(self.setting.store.root, file) as mine:
             if mine and not file.is_file():
-                self._make(shard, file)
+                made = self._make(shard, file)
+        self.storing += time.perf_counter() - start - made
 
-    def _make(self, shard: dict, file: Path) -> None:
+    def _make(self, shard: dict, file: Path) -> float:
+        """Attack and store a shard; returns the seconds that the attack took."""
+        start = time.perf_counter()
         images = []
         index, pixels, labels = shard["index"], shard["pixels"], shard["labels"]
         for made in self.batches.run(
@@ -61,8 +66,10 @@ class Craft(pl.LightningModule):
             images.append(made.cpu())
             self.advance(len(made))
         stored = torch.cat(images) if images else shard["pixels"]
+        seconds = time.perf_counter() - start
         write_tensors(file, {"images": stored, "index": shard["index"]})
         self.made.append(shard["shard"])
+        return seconds
 
     def _perturb(self, index: Tensor, clean: Tensor, labels: Tensor) -> Tensor:
         """Adversarial images of a batch as they are stored: uint8, or float32 in [0, 1]."""
@@ -111,16 +118,17 @@ def craft(setting: Setting, source: Source, advance: Advance) -> dict[str, Any]:
 
     lacking = [shard for shard in source.shards if not shard_path(entry, shard).is_file()]
     free = [s for s in lacking if not is_held(setting.store.root, shard_path(entry, s))]
-    made: list[int] = []
+    made, storing = list[int](), 0.0
     if free:
         module = Craft(setting.build(member), setting, member, entry, advance)
         predict(setting, module, Work(free, load))
-        made = module.made
+        made, storing = module.made, module.storing
     left = tuple(shard for shard in lacking if not shard_path(entry, shard).is_file())
     advance(images([s for s in source.shards if s not in made and s not in left]))
     result = {
         "images": images(made),
         "shards": len(made),
+        "storing": storing,
         "seconds": time.perf_counter() - start,
     }
     return {**result, "busy": replace(source, shards=left)} if left else result
