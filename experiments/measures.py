@@ -38,12 +38,23 @@ from netkin.report.scatter import scatter
 from netkin.report.study import Section
 from netkin.report.style import INK, panels, style
 from netkin.similarity import Outcomes
-from netkin.transfer.features import Kind, Sample, draw_sample, kinds, missing, read
+from netkin.transfer.features import (
+    Kind,
+    Sample,
+    draw_sample,
+    kinds,
+    missing,
+    read,
+    read_some,
+    shards,
+)
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import logits
 from netkin.zoo.member import Member
 
 PRELOAD = ("netkin.transfer.features",)
+AT_ONCE = 10
+"""Images whose gradients are compared at once: 415 MB for 69 models of 224 x 224 pixels."""
 TITLES = {
     "similarity": "similarity s (nats)",
     "prediction_agreement": "prediction agreement",
@@ -93,9 +104,9 @@ def run(config: DictConfig) -> None:
 
 def gather(
     config: DictConfig, s: Study, setting: Setting, members: list[Member], sample: Sample
-) -> dict[str, tuple[float, float]]:
-    """Make what the store lacks, and time a batch of each member: name -> (seconds to attack an
-    image, seconds to classify one)."""
+) -> dict[str, float]:
+    """Make what the store lacks, and time a batch of each member; returns the sums over members of
+    the seconds an image of a forward pass, an attack (craft), features and gradients."""
     with Bars(s.console) as bars:
         context = (setting, sample, config.measures.seconds)
         with setup.build_jobs(config, context, bars, PRELOAD) as jobs:
@@ -112,7 +123,8 @@ def gather(
                 if todo:
                     s.tracker.metrics({f"{kind.name}/seconds": time.perf_counter() - start})
             timed = jobs.run("cost", _cost, members, len(members))
-            return {member.name: result["cost"] for member, result in timed}
+            costs = [result["cost"] for _, result in timed]
+            return {name: sum(cost[name] for cost in costs) for name in costs[0]}
 
 
 @dataclass(frozen=True)
@@ -128,8 +140,6 @@ class Todo:
         return self.member.name
 
     def units(self, setting: Setting, sample: Sample) -> int:
-        from netkin.transfer.features import shards
-
         parts = shards(setting, sample, self.kind)
         return sum(len(parts[i]) for i in self.shards)
 
@@ -141,21 +151,24 @@ def _measure(context: tuple, item: Todo, advance: Advance) -> dict[str, Any]:
 
 
 def _cost(context: tuple, member: Member, advance: Advance) -> dict[str, Any]:
+    from netkin.transfer.features import time_passes
     from netkin.transfer.probe import probe
 
     start = time.perf_counter()
     found = probe(context[0], member, context[2], advance)
-    return {"cost": (found.craft, found.transfer), "seconds": time.perf_counter() - start}
+    cost = {"craft": found.craft, "forward": found.transfer}
+    cost |= time_passes(context[0], member, found.batch)
+    return {"cost": cost, "seconds": time.perf_counter() - start}
 
 
 def all_measures(
-    s: Study, measured: Measured, sample: Sample, costs: dict[str, tuple[float, float]]
+    s: Study, measured: Measured, sample: Sample, costs: dict[str, float]
 ) -> list[Measure]:
     """The six matrices with their draws, of the same models and images."""
     setting, members = measured.setting, measured.members
     chosen, eps_s = list(sample.positions), s.config.score.eps_s
     n, images = len(members), len(chosen)
-    outcomes = part(measured.outcomes, chosen)
+    outcomes = on_images(measured.outcomes, chosen)
     weights = np.vstack([np.ones(images), statistics.resample(images, s.config.measures.bootstrap)])
     planes = np.vstack(
         [
@@ -164,8 +177,8 @@ def all_measures(
         ]
     )
     features_of, gradients_of, planes_of = kinds(sample)
-    craft = sum(cost for cost, _ in costs.values()) * images
-    forward = sum(cost for _, cost in costs.values()) * images
+    forward = costs["forward"] * images
+    points = len(sample.triplets) * sample.grid**2
 
     predictions = np.stack([logits(setting, m).argmax(1).numpy() for m in members])[:, chosen]
     found = [
@@ -173,7 +186,7 @@ def all_measures(
             "similarity",
             similarity.matrix(outcomes, eps_s),
             similarity.bootstrap(outcomes, s.config.measures.bootstrap, eps_s=eps_s),
-            forward + craft + n * forward,
+            forward + costs["craft"] * images + n * forward,
             n * forward,
         ),
         measure(
@@ -183,15 +196,21 @@ def all_measures(
             "error_consistency", measures.error_consistency(outcomes.correct, weights), forward
         ),
     ]
-    cosines, seconds = gradient_cosines(setting, members, sample, gradients_of)
-    found.append(measure("gradient_cosine", measures.mean_cosine(cosines, weights), seconds))
-    grams, seconds = feature_grams(setting, members, sample, features_of)
-    found.append(measure("linear_cka", measures.linear_cka(grams, weights), seconds))
-    read_planes = [read(setting, sample, member, planes_of) for member in members]
-    agreement = measures.boundary_agreement(
-        np.stack([tensor.numpy() for tensor, _ in read_planes]), planes
+    cosines = gradient_cosines(setting, members, sample, gradients_of)
+    grams = np.stack(
+        [measures.gram(read(setting, sample, m, features_of).numpy()) for m in members]
     )
-    found.append(measure("boundary_agreement", agreement, sum(t for _, t in read_planes)))
+    planes_seen = np.stack([read(setting, sample, m, planes_of).numpy() for m in members])
+    for name, with_draws, taken in (
+        ("gradient_cosine", measures.mean_cosine(cosines, weights), costs["gradients"] * images),
+        ("linear_cka", measures.linear_cka(grams, weights), costs["features"] * images),
+        (
+            "boundary_agreement",
+            measures.boundary_agreement(planes_seen, planes),
+            costs["forward"] * points,
+        ),
+    ):
+        found.append(measure(name, with_draws, taken))
     return found
 
 
@@ -200,7 +219,7 @@ def measure(name: str, with_draws: Matrices, seconds: float) -> Measure:
     return Measure(name, with_draws[0], with_draws[1:], seconds)
 
 
-def part(outcomes: Outcomes, images: list[int]) -> Outcomes:
+def on_images(outcomes: Outcomes, images: list[int]) -> Outcomes:
     """The outcomes on some of the images."""
     return Outcomes(
         outcomes.members,
@@ -210,43 +229,28 @@ def part(outcomes: Outcomes, images: list[int]) -> Outcomes:
     )
 
 
-def feature_grams(
-    setting: Setting, members: list[Member], sample: Sample, kind: Kind
-) -> tuple[NDArray[np.float32], float]:
-    """[N, I, I], and the seconds that the features took."""
-    grams, seconds = [], 0.0
-    for member in members:
-        features, taken = read(setting, sample, member, kind)
-        grams.append(measures.gram(features.numpy()))
-        seconds += taken
-    return np.stack(grams), seconds
-
-
 def gradient_cosines(
     setting: Setting, members: list[Member], sample: Sample, kind: Kind
-) -> tuple[NDArray[np.float32], float]:
-    """Cosines of the members' gradients at each image, [I, N, N], and the seconds these took.
+) -> NDArray[np.float32]:
+    """Cosines of the members' gradients at each image, [I, N, N].
 
-    Gradients of members of larger inputs are resized to the smallest input size first.
+    Gradients of members of larger inputs are resized to the smallest input size first. A few
+    images are in memory at a time.
     """
     size = min(setting.view(member).input_size for member in members)
-    images, n = len(sample.positions), len(members)
-    flat = np.empty((n, images, 3 * size * size), dtype=np.float16)
-    total = 0.0
-    for i, member in enumerate(members):
-        found, seconds = read(setting, sample, member, kind)
-        total += seconds
-        for start in range(0, images, 100):
-            part_ = found[start : start + 100].float()
-            if part_.shape[-1] != size:
-                part_ = interpolate(part_, (size, size), mode="bilinear", antialias=True)
-            flat[i, start : start + 100] = part_.flatten(1).half().numpy()
-    cosines = np.empty((images, n, n), dtype=np.float32)
-    for image in range(images):
-        x = torch.from_numpy(flat[:, image]).float()
-        x = x / x.norm(dim=1, keepdim=True).clamp_min(1e-20)
-        cosines[image] = (x @ x.T).numpy()
-    return cosines, total
+    cosines = []
+    for shard, images in enumerate(shards(setting, sample, kind)):
+        for start in range(0, len(images), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            rows = []
+            for member in members:
+                found = read_some(setting, member, kind, shard, part).float()
+                if found.shape[-1] != size:
+                    found = interpolate(found, (size, size), mode="bilinear", antialias=True)
+                rows.append(torch.nn.functional.normalize(found.flatten(1), eps=1e-20))
+            x = torch.stack(rows, dim=1)  # [images, N, 3 * size * size]
+            cosines.append((x @ x.mT).numpy())
+    return np.concatenate(cosines)
 
 
 def report(s: Study, found: list[Measure], sample: Sample) -> None:
@@ -299,10 +303,9 @@ def report(s: Study, found: list[Measure], sample: Sample) -> None:
                     "Noise is the standard deviation of a pair over bootstrap draws of images (of "
                     "triplets, for boundaries), spread that over the pairs; agreement is the mean "
                     "correlation of a draw's matrix with the whole one's. Seconds are for all "
-                    "models on this device, one after another: timed as they were made for "
-                    "gradients, features and planes, and worked out from a timed batch for the "
-                    "others (similarity counts its attacks, and a pass of every model over every "
-                    "other's images: seconds for pairs)."
+                    "models on this device, one after another, worked out from a timed batch of "
+                    "each; similarity counts its attacks, and a pass of every model over every "
+                    "other's images (seconds for pairs)."
                 ],
                 {"Measures": table},
                 (),

@@ -55,8 +55,8 @@ def run(config: DictConfig) -> None:
                 "mean similarity s of the pairs (nats)",
             ),
             table,
-            "Mean similarity of the pairs of each group. Thick: 95% interval over images; thin: "
-            "over models (jackknife).",
+            "Mean similarity of the pairs of each group. Thin: 95% interval over models "
+            f"(jackknife, from 3 models on){'; thick: over images' if s.measured else ''}.",
         )
         blocks, shown = sampled(s, chosen, apart)
         picture = s.outputs.figure(

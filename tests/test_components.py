@@ -62,6 +62,8 @@ mobilevitv2_050                | Hybrid      | Yes | 3s2             | BN + GN  
 maxvit_tiny_tf_224             | Hybrid      | Yes | 3s2/3           | LN + BN   | GeLU + SiLU      | No  | GAP       | No        | Yes (SE)    | Middle | Yes | No
 edgenext_xx_small              | Hybrid      | Yes | 4s4             | LN        | GeLU             | No  | GAP       | No        | No          | ~      | Yes | No
 pvt_v2_b0                      | Hybrid      | Yes | 7s4             | LN        | GeLU             | No  | GAP       | No        | No          | ~      | Yes | No
+swiftformer_xs                 | Hybrid      | Yes | 3s2/3s2         | BN        | GeLU + ReLU      | No  | GAP       | No        | No          | ~      | Yes | No
+pit_xs_distilled_224           | Transformer | Yes | 16s8            | LN        | GeLU             | No  | CLS token | No        | No          | ~      | Yes | No
 efficientformer_l1             | Hybrid      | Yes | 3s2/3s2         | LN + BN   | GeLU + ReLU      | No  | GAP       | No        | No          | ~      | No  | No
 """  # noqa: E501
 SPLIT = [[cell.strip() for cell in line.split("|")] for line in UNSEEN.splitlines() if line]

@@ -108,16 +108,17 @@ def missing(setting: Setting, sample: Sample, member: Member, kind: Kind) -> lis
     return [shard for shard in count if not shard_path(found, shard).is_file()]
 
 
-def read(setting: Setting, sample: Sample, member: Member, kind: Kind) -> tuple[Tensor, float]:
-    """What is kept of a member, whole, and the seconds that it took."""
+def read(setting: Setting, sample: Sample, member: Member, kind: Kind) -> Tensor:
+    """What is kept of a member, whole."""
     found = entry(setting, member, kind)
-    parts, seconds = [], 0.0
-    for shard in range(len(shards(setting, sample, kind))):
-        path = shard_path(found, shard)
-        parts.append(read_tensors(path)[kind.name])
-        with safe_open(path, "pt") as file:
-            seconds += float(file.metadata()["seconds"])
-    return torch.cat(parts), seconds
+    paths = [shard_path(found, i) for i in range(len(shards(setting, sample, kind)))]
+    return torch.cat([read_tensors(path)[kind.name] for path in paths])
+
+
+def read_some(setting: Setting, member: Member, kind: Kind, shard: int, part: slice) -> Tensor:
+    """A part of a shard of what is kept of a member."""
+    with safe_open(shard_path(entry(setting, member, kind), shard), "pt") as file:
+        return file.get_slice(kind.name)[part]
 
 
 class MeasurePass(pl.LightningModule):
@@ -138,7 +139,6 @@ class MeasurePass(pl.LightningModule):
         self.batches = Batches(setting.batch_size, classifier.name)
 
     def predict_step(self, batch: dict) -> None:
-        start = time.perf_counter()
         n = batch["units"]
         parts = self.batches.run(
             n, lambda b: self.made_of(self.classifier, {k: v[b] for k, v in batch["of"].items()})
@@ -149,9 +149,7 @@ class MeasurePass(pl.LightningModule):
                 f"{self.classifier.name} gives NaN or infinite {self.kind.name}; are its weights "
                 "whole?"
             )
-        seconds = time.perf_counter() - start
-        path = shard_path(self.into, batch["shard"])
-        write_tensors(path, {self.kind.name: made}, seconds=f"{seconds:.4f}")
+        write_tensors(shard_path(self.into, batch["shard"]), {self.kind.name: made})
         self.advance(n)
 
 
@@ -184,6 +182,25 @@ def measure_pass(
         module = MeasurePass(classifier, setting, kind, made_of, into, advance)
         predict(setting, module, Work([[shard] for shard in todo], load))
     return {"images": sum(len(parts[s]) for s in todo), "seconds": time.perf_counter() - start}
+
+
+def time_passes(setting: Setting, member: Member, images: int) -> dict[str, float]:
+    """Seconds an image of features and gradients, in a batch of so many: the best of three."""
+    gpu = setting.accelerator != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    classifier = setting.build(member).to(device)
+    pixels = _pixels(setting, setting.view(member), range(images)).to(device)
+    of = {"pixels": pixels, "labels": setting.labels[:images].to(device)}
+    best = {}
+    with frozen(classifier):
+        for name, made_of in (("features", features), ("gradients", gradients)):
+            taken = []
+            for _ in range(3):
+                start = time.perf_counter()
+                made_of(classifier, of).cpu()  # waits for the device
+                taken.append(time.perf_counter() - start)
+            best[name] = min(taken) / images
+    return best
 
 
 def _pixels(setting: Setting, view: View, positions: Sequence[int]) -> Tensor:

@@ -19,23 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from netkin.zoo.components.layout import channel_axis
 
-PLUMBING = frozenset(
-    (
-        *(
-            "view",
-            "_unsafe_view",
-            "reshape",
-            "flatten",
-            "unflatten",
-            "expand",
-            "clone",
-            "contiguous",
-        ),
-        *("transpose", "permute", "t", "movedim", "alias", "detach", "_to_copy", "copy_"),
-        *("slice", "select", "index", "split", "split_with_sizes", "chunk", "unbind"),
-        *("unsqueeze", "squeeze", "stack", "cat", "constant_pad_nd", "roll", "as_strided"),
-    )
-)
+_VIEWS = ("view", "_unsafe_view", "reshape", "flatten", "unflatten", "expand", "contiguous")
+_TURNS = ("transpose", "permute", "t", "movedim", "alias", "detach", "clone", "_to_copy", "copy_")
+_PARTS = ("slice", "select", "index", "split", "split_with_sizes", "chunk", "unbind")
+_JOINS = ("unsqueeze", "squeeze", "stack", "cat", "constant_pad_nd", "roll", "as_strided")
+PLUMBING = frozenset((*_VIEWS, *_TURNS, *_PARTS, *_JOINS))
 """Operations that move values and compute none."""
 PARTING = frozenset(("split", "split_with_sizes", "chunk", "unbind"))
 
