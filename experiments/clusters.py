@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from sklearn.manifold import TSNE
 from sklearn.metrics import adjusted_rand_score
+from threadpoolctl import threadpool_limits
 
 from experiments import setup
 from experiments.components import components_of
@@ -113,6 +114,7 @@ def _tab_2(table: pl.DataFrame, words: pl.DataFrame | None) -> dict[str, pl.Data
         said = words.with_columns(word=pl.format("{}: {}", "component", "value"))
         said = said.group_by("cluster", maintain_order=True).agg(pl.col("word").str.join("; "))
         rows = rows.join(said.rename({"word": "keywords"}), on="cluster")
+        rows = rows.select("cluster", "keywords", "model")
     return {"": rows.rename({"model": "models"})}
 
 
@@ -138,8 +140,9 @@ def _shifted(s: Study) -> list[str]:
         return []
     negative = int((off_diagonal(s.scores) < 0).sum())
     return [
-        f"{negative} of the pairs' scores are below 0 (they fool each other on under 1% of images). "
-        f"An edge of the graph cannot be: {shift:.2f} was added to all scores before clustering."
+        f"{negative} of the pairs' scores are below 0 (they fool each other on under 1% of "
+        f"images). An edge of the graph cannot be: {shift:.2f} was added to all scores before "
+        "clustering."
     ]
 
 
@@ -250,9 +253,11 @@ def _map(s: Study, labels: NDArray) -> Picture:
     distance = off_diagonal(s.scores).max() - s.scores
     np.fill_diagonal(distance, 0.0)
     perplexity = min(float(options.perplexity), (n - 1) / 3)
-    points = TSNE(
+    tsne = TSNE(
         perplexity=perplexity, metric="precomputed", init="random", random_state=options.seed
-    ).fit_transform(distance)
+    )
+    with threadpool_limits(1):  # so few points are not worth the wait for other threads
+        points = tsne.fit_transform(distance)
     table = pl.DataFrame(
         {"model": s.names, "cluster": labels + 1, "x": points[:, 0], "y": points[:, 1]}
     )

@@ -76,7 +76,7 @@ def run(config: DictConfig) -> None:
             f"similarity of a pair, of {s.source}, from which of {len(names)} components differ.",
             said,
             [
-                Section("Importance (Fig. 1)", said, {"": table}, [picture]),
+                Section("Importance (Fig. 1)", (), {"": table}, [picture]),
                 Section("Fit", (), {"R²": r2}),
                 Section("Components", (), {"": components}),
             ],

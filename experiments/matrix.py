@@ -92,12 +92,13 @@ class Study:
         """Write report.html, and tell the answer and where everything lies."""
         report = self.outputs.report(title, question, answer, sections, described(self.config))
         for paragraph in answer:
-            self.console.print(f"\n{paragraph}", highlight=False)
-        self.console.print(f"\nReport   {report}", highlight=False)
+            self.console.print(f"\n{paragraph}", highlight=False, markup=False)
+        self.console.print(f"\nReport   {report}", highlight=False, markup=False)
         folder, files = self.outputs.folder, self.outputs.files
         for kind, suffix in (("Tables", ".csv"), ("Figures", ".png")):
             if names := sorted(file for file in files if file.endswith(suffix)):
-                self.console.print(f"{kind:<8} {folder}/{', '.join(names)}", highlight=False)
+                text = f"{kind:<8} {folder}/{', '.join(names)}"
+                self.console.print(text, highlight=False, markup=False)
 
 
 @contextmanager

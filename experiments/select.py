@@ -320,6 +320,7 @@ def teacher_section(s: Study, matrix: Matrix) -> tuple[Section, list[str]]:
             "teacher": [matrix.names[t.model] for t in ranked],
             "base_architecture": [bases[t.model] for t in ranked],
             "similarity": [t.similarity for t in ranked],
+            "fit": [t.fit for t in ranked],
             "reason": [t.reason for t in ranked],
         }
     )
@@ -336,7 +337,7 @@ def teacher_section(s: Study, matrix: Matrix) -> tuple[Section, list[str]]:
         said[0] += f" Among {bases[student]}s it is {alike['teacher'][0]}."
     note = (
         "The guideline (Sec. 4.2): of the student's own base architecture the more similar teacher "
-        "is the better one, of another the more dissimilar. It comes from 25 DeiT-Ti students on "
+        "is the better one, of another the more dissimilar. It comes from 25 ViT-Ti students on "
         "ImageNet; the teacher's accuracy hardly mattered there (r = 0.05)."
     )
     return Section(f"Teachers for {name}", [*said, note], {"Teachers": table}, [picture]), said

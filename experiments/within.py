@@ -44,7 +44,7 @@ def run(config: DictConfig) -> None:
             raise UserError(f"groups and within.matrices both name {', '.join(clash)}")
         table = means(s, chosen, apart)
         named = table.filter(~pl.col("group").is_in([ALL, BETWEEN]))
-        s.outputs.table("within", table)
+        s.tracker.metrics({f"within/{r['group']}": r["mean"] for r in table.to_dicts()})
         figure = s.outputs.figure(
             "within",
             intervals_figure(
@@ -55,8 +55,8 @@ def run(config: DictConfig) -> None:
                 "mean similarity s of the pairs (nats)",
             ),
             table,
-            "Mean similarity of the pairs of each group. Thick: 95% interval over images; thin: "
-            "over models (jackknife).",
+            "Mean similarity of the pairs of each group. Thin: 95% interval over models "
+            f"(jackknife, from 3 models on){'; thick: over images' if s.measured else ''}.",
         )
         blocks, shown = sampled(s, chosen, apart)
         picture = s.outputs.figure(
@@ -178,7 +178,7 @@ def sampled(
         parts.append((own, picked))
         edges.append(len(names))
     together = np.full((len(names), len(names)), np.nan)
-    starts = [0, *edges[:-1]]
+    starts = [0, *edges][:-1]
     for (a, rows), top in zip(parts, starts, strict=True):
         for (b, columns), left_edge in zip(parts, starts, strict=True):
             if a is b:
@@ -207,7 +207,8 @@ def sampled(
 def answer(table: pl.DataFrame, named: pl.DataFrame) -> list[str]:
     """The findings in words."""
     everything = table.filter(group=ALL).row(0, named=True)
-    said = [f"The mean similarity of all {everything['pairs']} pairs is {everything['mean']:.3f}."]
+    all_pairs = f"all {everything['pairs']} pairs" if everything["pairs"] > 1 else "the only pair"
+    said = [f"The mean similarity of {all_pairs} is {everything['mean']:.3f}."]
     if named.is_empty():
         return [*said, "No group has two models; name some with groups={name: [members]}."]
     ranked = named.sort("mean", descending=True)

@@ -17,6 +17,8 @@ import torch
 from conftest import ROOT, SMALL, run_command
 from test_comparison import check_attacks
 from test_ensemble import check_ensemble, check_ensemble_benchmark
+from test_meaning import check_clusters, check_components, check_importance
+from test_measures import check_measures
 from test_parity import check_parity
 from test_select import check_select
 from test_within import check_within
@@ -111,6 +113,10 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "within": check_within,
     "attacks": check_attacks,
     "select": check_select,
+    "clusters": check_clusters,
+    "components": check_components,
+    "importance": check_importance,
+    "measures": check_measures,
     "parity": check_parity,
 }
 

@@ -59,12 +59,12 @@ def test_teachers_by_the_guideline() -> None:
     names = ["student", "vit near", "vit far", "cnn far", "cnn middle", "cnn near"]
     bases = ["Transformer"] * 3 + ["CNN"] * 3
     s = np.zeros((6, 6))
-    s[0, 1:] = [4, 2, 1, 2.5, 3]
+    s[0, 1:] = [4, 1.8, 1, 2.5, 3]
     ranked = select.teachers(s, 0, bases, names)
     order = [names[t.model] for t in ranked]
     assert order == ["cnn far", "vit near", "cnn middle", "cnn near", "vit far"]
     assert ranked[0].reason.startswith("CNN, unlike the student (Transformer), s = 1.00, and diss")
-    assert "same base architecture (Transformer), s = 2.00, but not similar" in ranked[-1].reason
+    assert "same base architecture (Transformer), s = 1.80, but not similar" in ranked[-1].reason
     assert [t.same for t in ranked] == [False, True, False, False, True]
 
 

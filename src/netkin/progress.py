@@ -86,4 +86,8 @@ UNITS = {
     "craft": "images",
     "transfer": "pairs",
     "ensemble": "images",
+    "features": "images",
+    "gradients": "images",
+    "planes": "planes",
+    "cost": "models",
 }

@@ -130,11 +130,10 @@ def one_sided(
     weights = np.ones((1, images)) if counts is None else counts
     result = np.empty((len(weights), n, n))
     for a in range(n):
-        for b in range(n):
-            mask = outcomes.both_correct(a, b)
-            with np.errstate(invalid="ignore"):
-                p = weights[:, mask] @ outcomes.fooled[a, b, mask] / weights[:, mask].sum(axis=1)
-            result[:, a, b] = score(p, eps_s)
+        both = np.stack([outcomes.both_correct(a, b) for b in range(n)]).astype(float)  # [N, I]
+        with np.errstate(invalid="ignore"):
+            p = weights @ (both * outcomes.fooled[a]).T / (weights @ both.T)
+        result[:, a] = score(p, eps_s)
     return result[0] if counts is None else result
 
 
@@ -173,12 +172,11 @@ def bootstrap(
     counts = counts.astype(float)  # [draws, I]
     result = np.empty((draws, n, n))
     for a in range(n):
-        for b in range(a + 1):
-            mask = outcomes.both_correct(a, b)
-            weights = counts[:, mask]  # [draws, |X|]
-            with np.errstate(invalid="ignore"):
-                p = weights @ outcomes.per_image(a, b) / weights.sum(axis=1)
-            result[:, a, b] = result[:, b, a] = score(p, eps_s)
+        both = np.stack([outcomes.both_correct(a, b) for b in range(a + 1)])  # [a + 1, I]
+        z = (outcomes.fooled[a, : a + 1].astype(float) + outcomes.fooled[: a + 1, a]) / 2
+        with np.errstate(invalid="ignore"):  # sums of halves are exact, in whatever order
+            p = counts @ (z * both).T / (counts @ both.T.astype(float))
+        result[:, a, : a + 1] = result[:, : a + 1, a] = score(p, eps_s)
     return result
 
 

@@ -5,6 +5,7 @@
         manifest.json                                     the image ids and labels
         views/<hash>/              identity.json, 00000.safetensors, ...: images as models see them
         clean/<member>/            identity.json, logits.safetensors
+        measures/<kind>-<hash>/<member>/  identity.json, 00000.safetensors, ...
         <attack>-<hash>/           identity.json
             adversarial/<source>/  identity.json, 00000.safetensors, 00001.safetensors, ...
             outcomes/              identity.json, source=<A>/target=<B>.parquet
@@ -168,6 +169,14 @@ class SubsetStore:
     def clean(self, member: str, model: Mapping[str, Any]) -> Entry:
         """The folder of a member's logits on the clean images."""
         return Entry(self.path / "clean" / folder(member), {**self.identity, "model": model})
+
+    def measure(
+        self, kind: str, measure: Mapping[str, Any], member: str, model: Mapping[str, Any]
+    ) -> Entry:
+        """The folder of what another measure of similarity needs of a member."""
+        identity = {**self.identity, "measure": measure, "model": model}
+        path = self.path / "measures" / f"{kind}-{digest(measure)[:8]}" / folder(member)
+        return Entry(path, identity)
 
     def attack(self, name: str, attack: Mapping[str, Any]) -> "AttackStore":
         identity = {**self.identity, "attack": attack}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 
 from netkin.analysis.hierarchy import hierarchy
 from netkin.errors import UserError
@@ -118,7 +119,9 @@ def spectral(
     """
     # The features have rank k, so they are k points or more, as K-means needs.
     means = KMeans(k, n_init=restarts, random_state=seed)  # pyright: ignore[reportArgumentType]
-    labels = means.fit(features(scores, k)).labels_
+    points = features(scores, k)
+    with threadpool_limits(1):  # so few points are not worth the wait for other threads
+        labels = means.fit(points).labels_
     assert labels is not None
     return numbered(labels, scores)
 

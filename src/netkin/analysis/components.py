@@ -53,7 +53,7 @@ def rows_of(table: pl.DataFrame, names: Sequence[str], what: str) -> pl.DataFram
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise UserError(
-            f"{what} lacks {len(missing)} of the matrix's {len(names)} models: "
+            f"{what} lacks {len(missing)} of the {len(names)} models: "
             f"{', '.join(missing[:5])}{more}{near(missing[0], models)} (both must use one name for "
             "a model)"
         )

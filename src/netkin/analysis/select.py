@@ -128,14 +128,14 @@ class Teacher:
         model: its position.
         similarity: to the student, in nats.
         same: whether it has the student's base architecture.
-        better_than: share of the other teachers of its kind that suit the student less, in [0, 1].
+        fit: how near its similarity is to the wanted end of the range of all teachers', in [0, 1].
         reason: in words.
     """
 
     model: int
     similarity: float
     same: bool
-    better_than: float
+    fit: float
     reason: str
 
 
@@ -145,37 +145,32 @@ def teachers(
     """All other models as teachers of a student, the most promising first.
 
     Of teachers with the student's base architecture the more similar is the better, of others the
-    more dissimilar (Fig. 5b and c). Each list is ranked on its own; the two are merged by how far
-    up its own list a teacher stands, and at equal places the different one comes first: the best
-    of the paper's students had a very different teacher.
+    more dissimilar (Fig. 5b and c). The two are ranked together by how near to that end of the
+    range of all teachers' similarities each one is, and of equals the different one comes first:
+    the best of the paper's students had a very different teacher.
     """
     own = bases[student]
+    others = [i for i in range(len(names)) if i != student]
+    low, high = scores[student, others].min(), scores[student, others].max()
     found = []
-    for same in (False, True):
-        mine = [i for i, base in enumerate(bases) if i != student and (base == own) == same]
-        mine.sort(key=lambda i: -scores[student, i] if same else scores[student, i])
-        for place, model in enumerate(mine):
-            share = 1 - place / (len(mine) - 1) if len(mine) > 1 else 1.0
-            found.append(
-                Teacher(
-                    model,
-                    float(scores[student, model]),
-                    same,
-                    share,
-                    _reason(bases[model], own, same, share, float(scores[student, model])),
-                )
-            )
-    return sorted(found, key=lambda t: (-t.better_than, t.same, t.similarity, names[t.model]))
+    for model in others:
+        s, same = float(scores[student, model]), bases[model] == own
+        toward_high = (s - low) / (high - low) if high > low else 0.5
+        fit = float(toward_high if same else 1 - toward_high)
+        found.append(Teacher(model, s, same, fit, _reason(bases[model], own, same, fit, s)))
+    return sorted(found, key=lambda t: (-t.fit, t.same, names[t.model]))
 
 
-def _reason(base: str, own: str, same: bool, share: float, s: float) -> str:
+def _reason(base: str, own: str, same: bool, near: float, s: float) -> str:
     kind = f"same base architecture ({own})" if same else f"{base}, unlike the student ({own})"
     wanted = "similar" if same else "dissimilar"
-    if share >= 2 / 3:
+    if near >= 2 / 3:
         fit = f"and {wanted}: " + (
-            "easy to follow" if same else "regularises strongly, which gave the best students"
+            "easy to follow"
+            if same
+            else "a strong regulariser, as of the best students in the paper"
         )
-    elif share >= 1 / 3:
+    elif near >= 1 / 3:
         fit = f"but only moderately {wanted}"
     else:
         fit = f"but not {wanted}: " + (

@@ -68,7 +68,7 @@ class Association:
             f"Pearson r = {c.r:.3f} over {c.n} pairs of {self.models} models; Mantel p "
             f"{p_text(self.p, self.permutations)} ({self.permutations} permutations of the "
             f"models). Taking pairs for independent, which they are not: 95% interval {c.low:.3f} "
-            f"to {c.high:.3f}, p = {c.p:.2g}."
+            f"to {c.high:.3f}, p {naive_text(c.p)}."
         )
 
 
@@ -311,3 +311,8 @@ def p_text(p: float, permutations: int | None = None) -> str:
         return "undefined"
     least = permutations is not None and p <= 1.5 / (permutations + 1)
     return f"{'≤' if least else '='} {p:.2g}"
+
+
+def naive_text(p: float) -> str:
+    """ "= 1.7e-54" of a p-value of Student's t, or what is known of it where it underflows."""
+    return f"= {p:.2g}" if p > 0 else "< 1e-300"

@@ -59,14 +59,16 @@ def style() -> Iterator[None]:
         yield
 
 
-def panels(columns: int = 1, width: float = 3.4, height: float = 2.8) -> tuple[Figure, list[Axes]]:
-    """A figure of some axes side by side, each `width` by `height` inches. Draw within `style()`.
+def panels(
+    columns: int = 1, width: float = 3.4, height: float = 2.8, rows: int = 1
+) -> tuple[Figure, list[Axes]]:
+    """A figure of axes in rows, each `width` by `height` inches, row by row. Draw in `style()`.
 
     Unlike pyplot's it belongs to nobody else: no window, no global list, safe in any thread.
     """
-    figure = Figure(figsize=(width * columns, height))
+    figure = Figure(figsize=(width * columns, height * rows))
     FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+    return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

@@ -6,7 +6,6 @@ The words are those of the paper's table: "7s2" is a 7 x 7 convolution of stride
 of 3 x 3, "~" means not applicable, "-" none.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 
 import polars as pl
@@ -15,10 +14,8 @@ from torch import nn
 from netkin.zoo.build import Task, blueprint, preprocessing
 from netkin.zoo.components import gates, mixing, parts
 from netkin.zoo.components.stem import stem
-from netkin.zoo.components.trace import Op, trace
+from netkin.zoo.components.trace import trace
 from netkin.zoo.member import Member
-
-log = logging.getLogger(__name__)
 
 COMPONENTS = (
     "Base architecture",
@@ -41,32 +38,26 @@ COMPONENTS = (
 def read(net: nn.Module, size: tuple[int, int, int]) -> dict[str, str]:
     """The 13 components of a classifier of images of size (channels, height, width).
 
-    The network may be on any device; on torch's meta device it costs a tenth of a second.
+    The network may be on any device; on torch's meta device nothing is computed but shapes.
     """
     found = trace(net, size)
     first = stem(found)
     attention, location = gates.channel_attention(found)
-    return dict(
-        zip(
-            COMPONENTS,
-            (
-                mixing.base_architecture(found, first),
-                mixing.hierarchy(found, first),
-                first.layers,
-                f"{size[1]} x {size[2]}",
-                parts.normalization(found),
-                parts.activation(found),
-                "Yes" if first.pooled else "No",
-                parts.final_pooling(found),
-                mixing.attention_2d(found),
-                attention,
-                location,
-                parts.any_op(found, lambda op: op.is_depthwise),
-                parts.any_op(found, Op.is_grouped.fget),  # type: ignore[union-attr]
-            ),
-            strict=True,
-        )
-    )
+    return {
+        "Base architecture": mixing.base_architecture(found, first),
+        "Hierarchical structure": mixing.hierarchy(found, first),
+        "Stem layer": first.layers,
+        "Input resolution": f"{size[1]} x {size[2]}",
+        "Normalization": parts.normalization(found),
+        "Activation": parts.activation(found),
+        "Pooling (stem)": "Yes" if first.pooled else "No",
+        "Pooling (final)": parts.final_pooling(found),
+        "2D SA": mixing.attention_2d(found),
+        "CW attention": attention,
+        "Location of CW attention": location,
+        "DW conv": parts.any_op(found, lambda op: op.is_depthwise),
+        "Group conv": parts.any_op(found, lambda op: op.is_grouped),
+    }
 
 
 def components(member: Member, task: Task) -> dict[str, str]:

@@ -1,11 +1,12 @@
 """How a network mixes places: by attention, convolution, or a layer over tokens."""
 
 from dataclasses import dataclass
+from math import prod
 
 from netkin.zoo.components.parts import is_activation
 from netkin.zoo.components.searched import is_searched, windows_differ
 from netkin.zoo.components.stem import Stem
-from netkin.zoo.components.trace import PLUMBING, Op, Trace
+from netkin.zoo.components.trace import Op, Trace
 
 PATCHES = ("patch_embed",)
 
@@ -39,15 +40,18 @@ def attentions(trace: Trace) -> list[Attention]:
 
 
 def _weighs_places(trace: Trace, i: int) -> bool:
-    """A softmax over places by which features are multiplied, without any matrix product."""
+    """A sum of features over places, weighted by a map that came of the image: attention without
+    any matrix product, as in MobileViTv2 and SwiftFormer."""
     op = trace.ops[i]
-    if "softmax" not in op.name or op.shape[op.dims[0]] < 5:
+    source = trace.ops[op.inputs[0]] if op.name == "sum" and op.inputs else None
+    if source is None or source.name != "mul" or len(source.inputs) != 2 or op.positions < 1:
         return False
-
-    def stop(j: int) -> bool:
-        return trace.ops[j].name not in PLUMBING
-
-    return any(trace.ops[j].name == "mul" for j in trace.downstream(i, stop))
+    axis, large = source.channels, source.shape
+    small = min(source.input_shapes, key=prod)
+    if axis is None or len(small) != len(large) or small[axis] != 1 or large[axis] == 1:
+        return False
+    places = [n for d, n in enumerate(large) if d != axis]
+    return places == [n for d, n in enumerate(small) if d != axis] and prod(places) > 4
 
 
 def _in_bottleneck(trace: Trace, product: int) -> bool:
@@ -113,9 +117,10 @@ def base_architecture(trace: Trace, stem: Stem) -> str:
     layer norm, being built of convolutions with batch norm. A CNN whose bottleneck blocks hold
     attention stays a CNN. See `netkin.zoo.components.searched` for NAS.
     """
-    ops = trace.ops
-    local = [i for i in range(stem.end + 1, len(ops)) if _mixes_locally(trace, i)]
-    if attentions(trace) and not _is_convolutional(trace):
+    ops, found = trace.ops, attentions(trace)
+    if found and not _is_convolutional(trace):
+        # What follows the last attention makes features for others, as SAM's neck.
+        local = [i for i in range(stem.end + 1, found[-1].at) if _mixes_locally(trace, i)]
         names = {op.name for op in ops}
         classes = " ".join(trace.classes.values()).lower()
         layer_norm = "native_layer_norm" in names or "rms" in classes + " ".join(names)

@@ -112,6 +112,8 @@ def _pooling(trace: Trace, i: int) -> str:
         and "softmax" in _factor(trace, i)
     ):
         return "Attention"
+    if op.name == "slice" and op.positions == 2 and _places(op, trace) > 3:
+        return "CLS token"  # two of them: one for distillation
     if op.positions != 1:
         return ""
     if op.is_conv:

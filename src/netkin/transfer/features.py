@@ -1,0 +1,274 @@
+"""What other similarity measures need of a member, kept in the store shard by shard.
+
+Features are the input of the last layer; gradients are those of the loss with respect to pixels;
+plane predictions are the classes of points on planes through triplets of images.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from netkin.attacks.frozen import frozen
+from netkin.data.views import View
+from netkin.errors import UserError
+from netkin.jobs import Advance
+from netkin.store import Entry, read_tensors, shard_path, write_tensors
+from netkin.transfer.batches import Batches
+from netkin.transfer.engine import Work, predict
+from netkin.transfer.setting import Setting
+from netkin.zoo.build import Classifier
+from netkin.zoo.member import Member
+
+MARGIN = 0.1
+"""How far a plane's grid goes beyond the triplet, in lengths of its sides."""
+PER_SHARD = 20
+"""Triplets in a shard."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Which images and planes the measures are taken on.
+
+    Attributes:
+        positions: of images in the subset, in order.
+        triplets: of positions in the subset: planes through (x, y, z).
+        grid: points a side; grid * grid points a plane.
+    """
+
+    positions: tuple[int, ...]
+    triplets: tuple[tuple[int, int, int], ...]
+    grid: int
+
+
+def draw_sample(images: int, most: int, triplets: int, grid: int, seed: int) -> Sample:
+    """At most `most` of a subset's images, and triplets of different ones of these.
+
+    The first image of a triplet is another each time, until there are no more.
+    """
+    rng = np.random.default_rng(seed)
+    positions = np.sort(rng.permutation(images)[:most])
+    if len(positions) < 3:
+        raise UserError(f"planes go through 3 images, there are {len(positions)}; use more images")
+    first = np.concatenate(
+        [rng.permutation(positions) for _ in range(-(-triplets // len(positions)))]
+    )[:triplets]
+    chosen = []
+    for image in first.tolist():
+        others = rng.choice(positions[positions != image], 2, replace=False)
+        chosen.append((image, int(others[0]), int(others[1])))
+    return Sample(tuple(positions.tolist()), tuple(chosen), grid)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of the things that are kept of a member: its name, and what it depends on as JSON."""
+
+    name: str
+    identity: dict[str, Any]
+
+
+def kinds(sample: Sample) -> list[Kind]:
+    """What is kept for a sample: features, gradients, planes."""
+    images = {"images": list(sample.positions)}
+    planes = {"triplets": [list(t) for t in sample.triplets], "grid": sample.grid, "margin": MARGIN}
+    return [Kind("features", images), Kind("gradients", images), Kind("planes", planes)]
+
+
+def entry(setting: Setting, member: Member, kind: Kind) -> Entry:
+    """The folder of what is kept of a member."""
+    identity = {**kind.identity, "shard_size": setting.shard_size}
+    return setting.stored.measure(kind.name, identity, member.name, setting.model(member))
+
+
+def shards(setting: Setting, sample: Sample, kind: Kind) -> list[list[Any]]:
+    """The units of work: positions of images, or triplets."""
+    if kind.name == "planes":
+        t = list(sample.triplets)
+        return [t[i : i + PER_SHARD] for i in range(0, len(t), PER_SHARD)]
+    chosen = set(sample.positions)
+    parts = [[i for i in shard if i in chosen] for shard in setting.shards]
+    return [part for part in parts if part]
+
+
+def missing(setting: Setting, sample: Sample, member: Member, kind: Kind) -> list[int]:
+    """Shards still to be made; an error when another model made the others."""
+    found = entry(setting, member, kind)
+    count = range(len(shards(setting, sample, kind)))
+    if not found.path.exists():
+        return list(count)
+    found.claim()
+    return [shard for shard in count if not shard_path(found, shard).is_file()]
+
+
+def read(setting: Setting, sample: Sample, member: Member, kind: Kind) -> Tensor:
+    """What is kept of a member, whole."""
+    found = entry(setting, member, kind)
+    paths = [shard_path(found, i) for i in range(len(shards(setting, sample, kind)))]
+    return torch.cat([read_tensors(path)[kind.name] for path in paths])
+
+
+def read_some(setting: Setting, member: Member, kind: Kind, shard: int, part: slice) -> Tensor:
+    """A part of a shard of what is kept of a member."""
+    with safe_open(shard_path(entry(setting, member, kind), shard), "pt") as file:
+        return file.get_slice(kind.name)[part]
+
+
+class MeasurePass(pl.LightningModule):
+    """Makes and stores one kind for one member."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        setting: Setting,
+        kind: Kind,
+        made_of: Callable[[Classifier, dict], Tensor],
+        into: Entry,
+        advance: Advance,
+    ):
+        super().__init__()
+        self.classifier, self.setting, self.kind = classifier, setting, kind
+        self.made_of, self.into, self.advance = made_of, into, advance
+        self.batches = Batches(setting.batch_size, classifier.name)
+
+    def predict_step(self, batch: dict) -> None:
+        n = batch["units"]
+        parts = self.batches.run(
+            n, lambda b: self.made_of(self.classifier, {k: v[b] for k, v in batch["of"].items()})
+        )
+        made = torch.cat([part.cpu() for part in parts])
+        if made.is_floating_point() and not made.isfinite().all():
+            raise UserError(
+                f"{self.classifier.name} gives NaN or infinite {self.kind.name}; are its weights "
+                "whole?"
+            )
+        write_tensors(shard_path(self.into, batch["shard"]), {self.kind.name: made})
+        self.advance(n)
+
+
+def measure_pass(
+    setting: Setting, sample: Sample, member: Member, kind: Kind, advance: Advance
+) -> dict[str, Any]:
+    """Make and store a kind's missing shards; returns images and seconds."""
+    start = time.perf_counter()
+    into = entry(setting, member, kind).claim()
+    parts, view, labels = shards(setting, sample, kind), setting.view(member), setting.labels
+    todo = missing(setting, sample, member, kind)
+
+    def load(shard: int) -> dict:
+        units = parts[shard]
+        if kind.name == "planes":
+            flat = torch.tensor(units)  # [n, 3]
+            corners = _pixels(setting, view, flat.flatten().tolist())
+            of = {"corners": corners.unflatten(0, flat.shape)}
+        else:
+            of = {"pixels": _pixels(setting, view, units), "labels": labels[units]}
+        return {"shard": shard, "units": len(units), "of": of}
+
+    made_of = {
+        "features": features,
+        "gradients": gradients,
+        "planes": partial(planes, grid=sample.grid, most=setting.batch_size),
+    }[kind.name]
+    classifier = setting.build(member)
+    with frozen(classifier):
+        module = MeasurePass(classifier, setting, kind, made_of, into, advance)
+        predict(setting, module, Work([[shard] for shard in todo], load))
+    return {"images": sum(len(parts[s]) for s in todo), "seconds": time.perf_counter() - start}
+
+
+def time_passes(setting: Setting, member: Member, images: int) -> dict[str, float]:
+    """Seconds an image of features and gradients, in a batch of so many: the best of three."""
+    gpu = setting.accelerator != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    classifier = setting.build(member).to(device)
+    pixels = _pixels(setting, setting.view(member), range(images)).to(device)
+    of = {"pixels": pixels, "labels": setting.labels[:images].to(device)}
+    best = {}
+    with frozen(classifier):
+        for name, made_of in (("features", features), ("gradients", gradients)):
+            taken = []
+            for _ in range(3):
+                start = time.perf_counter()
+                made_of(classifier, of).cpu()  # waits for the device
+                taken.append(time.perf_counter() - start)
+            best[name] = min(taken) / images
+    return best
+
+
+def _pixels(setting: Setting, view: View, positions: Sequence[int]) -> Tensor:
+    """Images of the subset at any positions, [n, 3, H, W] uint8."""
+    size = setting.shard_size
+    loaded = {shard: setting.pixels(view, shard) for shard in {p // size for p in positions}}
+    return torch.stack([loaded[p // size][p % size] for p in positions])
+
+
+def features(classifier: Classifier, of: dict[str, Tensor]) -> Tensor:
+    """The input of the last layer, [n, D] float32: timm's pre-logits."""
+    x = (of["pixels"].float() / 255 - classifier.mean) / classifier.std
+    net: Any = classifier.net
+    with torch.inference_mode():
+        if hasattr(net, "forward_head"):
+            made = net.forward_head(net.forward_features(x), pre_logits=True)
+        else:
+            made = _input_of_last_linear(net, x)
+    return made.flatten(1).float()
+
+
+def _input_of_last_linear(net: nn.Module, x: Tensor) -> Tensor:
+    last = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
+    seen: list[Tensor] = []
+    handle = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        net(x)
+    finally:
+        handle.remove()
+    return seen[-1]
+
+
+def gradients(classifier: Classifier, of: dict[str, Tensor]) -> Tensor:
+    """The direction of the cross-entropy's gradient at each image, [n, 3, H, W] float16, length 1.
+
+    It is taken of the log-odds of the true class, z_y - ln sum over k != y of exp z_k, of which
+    the cross-entropy is a decreasing function: the same line, without the underflow that makes the
+    cross-entropy of a certain model flat. Zero where the gradient is.
+    """
+    pixels, labels = of["pixels"].float() / 255, of["labels"]
+    with torch.enable_grad():
+        pixels.requires_grad_(True)
+        logits = classifier(pixels)
+        own = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
+        rest = logits.masked_fill(own, -torch.inf).logsumexp(dim=1)
+        (found,) = torch.autograd.grad((rest - logits[own]).sum(), pixels)
+    length = found.flatten(1).norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+    return (found / length[:, None, None, None]).half()
+
+
+def planes(classifier: Classifier, of: dict[str, Tensor], grid: int, most: int) -> Tensor:
+    """Predicted classes on planes through triplets, [n, grid * grid] int32.
+
+    Points are x + a (y - x) + b (z - x), a and b from -0.1 to 1.1. Somepalli et al. take a
+    rectangle around the triplet instead; this parallelogram is the same plane without a need for
+    angles, which differ between models that see an image in different geometries. Points may leave
+    [0, 1], as theirs do.
+    """
+    x, y, z = (of["corners"].float() / 255).unbind(1)  # [n, 3, H, W] each
+    steps = torch.linspace(-MARGIN, 1 + MARGIN, grid, device=x.device)
+    a, b = torch.cartesian_prod(steps, steps).T
+    made = []
+    with torch.inference_mode():
+        for i in range(len(x)):
+            predictions = []
+            for start in range(0, len(a), most):
+                u, v = (c[start : start + most, None, None, None] for c in (a, b))
+                points = x[i] + u * (y[i] - x[i]) + v * (z[i] - x[i])
+                predictions.append(classifier(points).argmax(dim=1))
+            made.append(torch.cat(predictions).int())
+    return torch.stack(made)
