@@ -1,6 +1,7 @@
 """Studies run in this process, on a store of four members that takes seconds to make."""
 
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +12,18 @@ MEMBERS = ("test_byobnet", "vit_ti", "twin", "other")
 """A twin has a member's weights; the other is small_run's vit_ti in another dress, too."""
 
 
+def four_store(folder: Path) -> Path:
+    """The store of the four members: a copy of the small run's, made once, which others read."""
+    store = folder / "four" / "store"
+    if not store.is_dir():
+        shutil.copytree(folder / "store", store)
+    return store
+
+
 def overrides(folder: Path) -> list[str]:
-    """What makes a run of four members on the small run's store."""
-    weights = folder / "store" / "weights" / "digits"
+    """What makes a run of four members."""
+    store = four_store(folder)
+    weights = store / "weights" / "digits"
     vit = "{embed_dim: 64, depth: 4, num_heads: 4}"
     members = [
         "test_byobnet",
@@ -31,7 +41,7 @@ def overrides(folder: Path) -> list[str]:
         "logger=csv",
         "workers=1",
         "score.bootstrap=50",
-        f"store.dir={folder / 'store'}",
+        f"store.dir={store}",
     ]
 
 

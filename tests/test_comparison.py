@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 import studies
-from studies import MEMBERS, has_figures, on_four
+from studies import MEMBERS, four_store, has_figures, on_four
 
 from netkin import similarity
 from netkin.analysis.matrix import Matrix
@@ -70,13 +70,13 @@ def check_attacks(folder: Path) -> None:
     assert strength.height == 2
     (link,) = pl.read_csv(run / "correlations.csv").to_dicts()
     assert link["images_low"] <= link["r"] <= link["images_high"] and 0.01 <= link["p"] <= 1
-    steps = sorted(folder.glob("store/digits/quick-*/pgd-*/outcomes"))
+    steps = sorted(four_store(folder).glob("digits/quick-*/pgd-*/outcomes"))
 
     arguments = ("attacks=[pgd,{attack: pgd, steps: 3}]", "sources=[vit_ti]", "permutations=99")
     run = on_four("attacks", folder, *arguments)
     table = pl.read_csv(run / "attacks.csv")
     assert set(table["a"]) == {"vit_ti"} and set(table["b"]) == {*MEMBERS} - {"vit_ti"}
-    (new,) = {*folder.glob("store/digits/quick-*/pgd-*/outcomes")} - {*steps}
+    (new,) = {*four_store(folder).glob("digits/quick-*/pgd-*/outcomes")} - {*steps}
     assert [path.name for path in new.glob("source=*")] == ["source=vit_ti"]
     (link,) = pl.read_csv(run / "correlations.csv").to_dicts()
     assert link["test"] == "target permutation" and link["n"] == 3

@@ -10,7 +10,7 @@ import studies
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
-from studies import MEMBERS, has_figures, on_four
+from studies import MEMBERS, four_store, has_figures, on_four
 
 from netkin.analysis import ensemble
 from netkin.analysis.groups import groups
@@ -113,7 +113,7 @@ def check_ensemble(folder: Path) -> None:
     """The study's numbers from the logits in the store, by NumPy."""
     run = on_four("ensemble", folder)
     has_figures(run, "ensemble_pairs", "ensemble_clusters", "ensemble_groups")
-    (subset,) = (folder / "store" / "digits").glob("quick-*")
+    (subset,) = (four_store(folder) / "digits").glob("quick-*")
     labels = np.array(pl.read_json(subset / "manifest.json")["labels"][0])
     files = [subset / "clean" / name / "logits.safetensors" for name in MEMBERS]
     logits = [load_file(file)["logits"] for file in files]

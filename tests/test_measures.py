@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
-from studies import MEMBERS, has_figures, on_four
+from studies import MEMBERS, four_store, has_figures, on_four
 from torch.nn.functional import cross_entropy
 
 from netkin.analysis import measures
@@ -183,7 +183,7 @@ def check_measures(folder: Path) -> None:
     summary = pl.read_csv(run / "measures.csv")
     assert (summary["seconds"] > 0).all() and (summary["noise"] >= 0).all()
 
-    kept = sorted(folder.glob("store/digits/quick-*/measures/*/*/*.safetensors"))
+    kept = sorted(four_store(folder).glob("digits/quick-*/measures/*/*/*.safetensors"))
     assert len(kept) == 4 * (1 + 1 + 2)  # features and gradients in one shard, planes in two
     lost = next(path for path in kept if path.match("planes-*/vit_ti/00001.safetensors"))
     lost.unlink()

@@ -1,16 +1,19 @@
 """Correlations, their p-values, trends and bootstrap: properties, and parity with SciPy."""
 
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import stats as scipy_stats
 
 from netkin.analysis import statistics
 from netkin.analysis.statistics import associate, correlations, mantel, pearson, permutation_p
 from netkin.similarity import Z_95
+
+stats: Any = scipy_stats  # whose results are typed without their fields
 
 
 def normal(*shape: int, seed: int) -> np.ndarray:
