@@ -1,8 +1,8 @@
 """What does `python evaluate.py` cost? Wall time and peak memory, in three states of the store.
 
 Runs the real command as a process: with an empty store, with weights alone, and with everything.
-Then the first member (of the digits, the slowest) is attacked once more, for the share of that time
-that the store takes: leases, checksums, flushed writes.
+Then one member (of the digits, the slowest) is attacked once more, for the share of that time that
+the store takes: leases, checksums, flushed writes.
 Writes benchmark.csv and store_overhead.csv into the run's folder. Peak memory is that of all its
 processes together, as their proportional set sizes (a page that k processes share counts 1/k each).
 
@@ -55,8 +55,8 @@ def run(config: DictConfig) -> None:
 
 
 def store_overhead(config: DictConfig, store: str, folder: Path) -> pl.DataFrame:
-    """Craft the first member anew, with another seed: model, seconds, shards, share_in_store."""
-    name = setup.build_members(config)[0].name
+    """Craft benchmark.member anew, with another seed: model, seconds, shards, share_in_store."""
+    name = config.benchmark.member
     given = [o for o in config.benchmark.overrides if not o.startswith("logger")]
     craft = ["experiment=craft", f"source=['{name}']", "attack.seed=1", "logger=csv"]
     timed([*given, *craft, store, f"hydra.run.dir={folder}"])

@@ -77,6 +77,7 @@ def check_benchmark(folder: Path) -> None:
     done = run_command(
         "experiment=benchmark",
         f"benchmark.overrides=[{overrides}]",
+        "benchmark.member=test_byobnet",
         "hydra.run.dir=benchmark",
         cwd=folder,
     )

@@ -15,8 +15,8 @@ A file under its own name is complete: it is written under a temporary name in t
 flushed to the disk and renamed, which is atomic on a POSIX file system. Every folder carries the
 identity of what made it; something else under the same name is an error, never a reuse. Tensors and
 outcomes carry a checksum (XXH3, 128 bits) of their own content, which is checked whenever they are
-read. `views/` only saves time: it may be removed at any moment. `.leases/` says who is at work; see
-`netkin.lease`.
+read. `views/` only saves time: it may be removed at any moment. `.leases/` says who is at work
+(`netkin.lease`), `.runs/` which runs are not finished (`netkin.resume`).
 """
 
 import hashlib
