@@ -128,7 +128,11 @@ def test_a_read_only_store(mistake: Mistake, tmp_path: Path) -> None:
 def test_help_and_composition(tmp_path: Path) -> None:
     helped = run_command("--help", cwd=tmp_path)
     assert helped.returncode == 0, helped.stderr
-    for words in ("how related are two image classifiers", "experiment: ", "attack: apgd, autoattack, clean, fgsm, mim, noise, patchfool, pgd"):
+    for words in (
+        "how related are two image classifiers",
+        "experiment: ",
+        "attack: apgd, autoattack, clean, fgsm, mim, noise, patchfool, pgd",
+    ):
         assert words in helped.stdout
     assert helped.stdout.count("python evaluate.py") == 3
     composed = run_command("--cfg", "job", cwd=tmp_path)
