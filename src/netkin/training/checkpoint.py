@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from netkin.errors import UserError
-from netkin.store import write_tensors
+from netkin.store import read_metadata, read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,8 @@ def save(
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint. Raises UserError when it is none, or damaged."""
     try:
-        with safe_open(path, framework="pt") as file:
-            content = json.loads((file.metadata() or {})["training"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        content = json.loads(read_metadata(path)["training"])
+        tensors = read_tensors(path)
         state: dict[int, dict[str, Any]] = {
             int(index): dict(values) for index, values in content["numbers"].items()
         }
@@ -107,7 +105,7 @@ def load(path: Path) -> Checkpoint:
             {"state": state, "param_groups": content["groups"]},
             content["scaler"],
         )
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (UserError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is no training checkpoint, or a damaged one ({type(error).__name__}: "
             f"{error}); remove it and run the same command again to train from the start"
@@ -117,9 +115,8 @@ def load(path: Path) -> Checkpoint:
 def epochs_done(path: Path) -> int:
     """How many epochs a checkpoint holds; 0 where there is none (or none that can be read)."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return int(json.loads((file.metadata() or {})["training"])["epoch"])
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return int(json.loads(read_metadata(path)["training"])["epoch"])
+    except (UserError, ValueError, KeyError, TypeError):
         return 0
 
 
