@@ -161,7 +161,7 @@ def check_seeds(folder: Path) -> None:
 
 
 def check_hparams(folder: Path) -> None:
-    names = ["test_resnet@lr0.1-wd0.1-cosine", "vit_s@lr1-wd1"]
+    names = ["test_resnet@lr0.1-wd0.5-cosine", "vit_s@lr1-wd1"]
     _check_sweep("hparams", "0,36", folder, names)
 
 
