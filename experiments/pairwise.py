@@ -40,6 +40,7 @@ def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     setting = setup.build_setting(config)
     members = setup.build_members(config)
+    setup.check_sources(setting, members, members)
     info = setup.run_info(config, setting, len(members))
     console = Console(soft_wrap=True)
     with track(setup.resolved(config.logger), info) as tracker:

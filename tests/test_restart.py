@@ -23,7 +23,7 @@ from conftest import ROOT, run_command
 
 TINY = [
     "model.members=[test_byobnet,vit_ti]",
-    "recipe.epochs=1",
+    "recipe.epochs=3",
     "recipe.validate_every=1",
     "attack.steps=25",
     "subset=quick",

@@ -180,7 +180,7 @@ def measure_pass(
     classifier = setting.build(member)
     with frozen(classifier):
         module = MeasurePass(classifier, setting, kind, made_of, into, advance)
-        predict(setting, module, Work([[shard] for shard in todo], load))
+        predict(setting, module, Work(todo, load))
     return {"images": sum(len(parts[s]) for s in todo), "seconds": time.perf_counter() - start}
 
 
