@@ -36,6 +36,7 @@ def run(config: DictConfig) -> None:
     values = setup.resolved(config.distillation)
     setup.one_of(values["token"], (True, False), "distillation.token")
     student = with_token(plain) if values.pop("token") else plain
+    distillation = Distillation(**values)
     student = training.named(config, replace(student, name=f"{plain.name}@{teacher.name}"))
     console = Console(soft_wrap=True)
     info = training.run_info(config, session.folder, student.name)
@@ -44,7 +45,7 @@ def run(config: DictConfig) -> None:
             session = with_teacher(config, session, teacher, bars, tracker)
             alone = without_teacher(session, plain)
             train_member(session, alone, bars, tracker, main=False)
-            teaching = Teaching(teacher, Distillation(**values))
+            teaching = Teaching(teacher, distillation)
             train_member(session, student, bars, tracker, teaching)
         result = compare(session, student, alone, teaching)
         outputs = Outputs(session.folder, tracker)
