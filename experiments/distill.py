@@ -32,7 +32,7 @@ def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     session = training.session(config)
     teacher = one_member(config, config.teacher, "teacher")
-    plain = one_member(config, config.student, "student")
+    plain = training.to_train(session.setting, one_member(config, config.student, "student"))
     values = setup.resolved(config.distillation)
     setup.one_of(values["token"], (True, False), "distillation.token")
     student = with_token(plain) if values.pop("token") else plain

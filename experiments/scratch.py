@@ -25,7 +25,8 @@ def run(config: DictConfig) -> None:
             f"experiment=scratch trains one model, got {len(members)}; several are a sweep: "
             f"python train.py -m model={','.join(m.name for m in members[:3])}"
         )
-    train_and_report(config, session, training.named(config, members[0]))
+    member = training.to_train(session.setting, members[0])
+    train_and_report(config, session, training.named(config, member))
 
 
 def train_and_report(config: DictConfig, session: Session, member: Member) -> None:

@@ -26,6 +26,7 @@ from netkin.training.weights import Teaching, Training, check_made_of, made_of, 
 from netkin.transfer.setting import Setting
 from netkin.zoo.build import Classifier
 from netkin.zoo.member import Member, parse_members
+from netkin.zoo.published import origin
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _cores() -> int:
 
 
 def one_member(config: DictConfig, name: str, what: str) -> Member:
-    """A member by name: a timm model, one of this zoo, or a trained one (`digits/NAME`)."""
+    """A member by name: a timm model, one of this zoo, or a trained one (`imagenet/NAME`)."""
     if not isinstance(name, str) or not name:
         known = ", ".join(config.model.get("known") or {})
         raise UserError(
@@ -179,6 +180,15 @@ def named(config: DictConfig, member: Member) -> Member:
     seed = "" if not config.seed else f"seed{config.seed}"
     joint = "-" if "@" in member.name else "@"
     return replace(member, name=f"{member.name}{joint}{seed}") if seed else member
+
+
+def to_train(setting: Setting, member: Member) -> Member:
+    """The member with as many classes as the dataset, where its published weights have others."""
+    task = setting.task
+    own = {**origin(member.timm).config, **member.kwargs}.get("num_classes")
+    if task.weights == "train" or own == task.num_classes:
+        return member  # members of such datasets are built for their classes
+    return replace(member, kwargs={**member.kwargs, "num_classes": task.num_classes})
 
 
 def print_where(session: Session, member: Member, console: Console) -> None:

@@ -25,6 +25,7 @@ def run(config: DictConfig) -> None:
     recipe = Recipe(**setup.resolved(config.recipes[kind]))
     session = training.session(config, changed(recipe, entry))
     base = training.one_member(config, config.dataset.sweep[kind], f"dataset.sweep.{kind}")
+    base = training.to_train(session.setting, base)
     member = replace(base, name=config.name or f"{base.name}@{label(entry)}")
     train_and_report(config, session, member)
 

@@ -103,11 +103,8 @@ def train(
 def initial(training: Training, member: Member) -> Classifier:
     """The member as training begins: drawn from the recipe's seed, with its `model_args`."""
     kwargs = {**member.kwargs, **training.recipe.model_args}
-    task = training.setting.task
-    if task.weights == "pretrained":
-        kwargs = {"num_classes": task.num_classes, **kwargs}
     drawn = replace(member, kwargs=kwargs, checkpoint=None)
-    return build(drawn, task, seed=training.recipe.seed)
+    return build(drawn, training.setting.task, seed=training.recipe.seed)
 
 
 def test_images(training: Training, member: Member) -> TensorDataset:
