@@ -69,8 +69,8 @@ def check_store(folder: Path) -> None:
     assert attacked.filter(member="vit_ti")["bytes"].item() == held
 
     before = files(work / "store", "digits/**/*.*")
-    (subset,) = (work / "store" / "digits").iterdir()
-    (attack,) = subset.glob("pgd-*")
+    attack = (work / "store" / images).parents[1]
+    subset = attack.parent
     flipped = attack / "adversarial" / "vit_ti" / "00000.safetensors"
     cut = attack / "outcomes" / "source=vit_ti" / "target=vit_ti.parquet"
     altered = attack / "outcomes" / "source=vit_ti" / "target=test_byobnet.parquet"
