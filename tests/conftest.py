@@ -1,4 +1,7 @@
-"""A small zoo that is trained once a session, and the real command as a process."""
+"""A small zoo that is trained once a session, and the real command as a process.
+
+Test files run side by side, one a core (pytest-xdist): each process has one thread.
+"""
 
 import io
 import os
@@ -10,6 +13,9 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+
 import torch
 
 ROOT = Path(__file__).parent.parent
