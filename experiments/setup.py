@@ -29,8 +29,10 @@ from netkin.training.recipe import Recipe
 from netkin.training.weights import Training, trained_members
 from netkin.transfer.decode import skipping, unreadable_images
 from netkin.transfer.setting import AttackSpec, Loader, Setting
+from netkin.transfer.tune import AUTO, Choice
 from netkin.zoo import published
 from netkin.zoo.build import Classifier, Task, build
+from netkin.zoo.execution import MEMORY_FORMATS, PRECISIONS, Execution, check_execution
 from netkin.zoo.member import Member, parse_members
 
 
@@ -51,8 +53,9 @@ def run_folder() -> Path:
 def build_setting(config: DictConfig) -> Setting:
     """The evaluation that a config describes."""
     values = resolved(config)
-    for name in ("store.shard_size", "batch_size"):
-        whole(OmegaConf.select(config, name), name)
+    whole(values["store"]["shard_size"], "store.shard_size")
+    if values["batch_size"] != AUTO:
+        whole(values["batch_size"], "batch_size")
     one_of(values["store"]["dtype"], ("uint8", "float32"), "store.dtype")
     _check_dataset(values["dataset"])
     one_of(values["transfer"]["interpolation"], ("bilinear", "bicubic"), "transfer.interpolation")
@@ -72,12 +75,32 @@ def build_setting(config: DictConfig) -> Setting:
         attack=attack,
         store=Store(values["store"]["dir"]),
         shard_size=values["store"]["shard_size"],
-        batch_size=values["batch_size"],
+        batch_size=BATCH_SIZE if values["batch_size"] == AUTO else values["batch_size"],
+        choice=_choice(config),
         dtype=values["store"]["dtype"],
         interpolation=values["transfer"]["interpolation"],
         accelerator=values["accelerator"],
         loader=_loader(config),
     )
+
+
+BATCH_SIZE = 100
+"""Images at once where batch_size=auto leaves it open: in the passes without gradients."""
+
+
+def _choice(config: DictConfig) -> Choice:
+    """How sources are run while they are attacked; train.py's config says nothing of it."""
+    if "precision" not in config:
+        return Choice()
+    one_of(config.precision, tuple(PRECISIONS), "precision")
+    one_of(config.memory_format, (*MEMORY_FORMATS, AUTO), "memory_format")
+    for name in ("fuse", "compile"):
+        one_of(config[name], (True, False), name)
+    execution = Execution(config.precision, config.fuse, compile=config.compile)
+    if config.memory_format != AUTO:
+        execution = replace(execution, memory_format=config.memory_format)
+    check_execution(execution, gpu=not on_cpu(config))
+    return Choice(execution, config.memory_format, config.batch_size)
 
 
 def build_task(config: DictConfig, classes: Sequence[str]) -> Task:

@@ -44,6 +44,13 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == ["file.txt"]
 
 
+def test_others_may_read_what_they_may_read_of_any_file(tmp_path: Path) -> None:
+    """safetensors makes files for their owner alone, which a shared store must not."""
+    (tmp_path / "any").touch()
+    write_tensors(tmp_path / "t.safetensors", {"x": torch.zeros(2)})
+    assert (tmp_path / "t.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
 def test_tensors_come_back(tmp_path: Path) -> None:
     file = tmp_path / "t.safetensors"
     images = torch.arange(24, dtype=torch.uint8).view(2, 3, 2, 2)

@@ -151,6 +151,35 @@ def check_novel(folder: Path) -> None:
     assert (work / "run" / "novel.png").is_file() and (work / "run" / "novel.pdf").is_file()
 
 
+def test_what_auto_has_decided_holds_for_the_shards_that_were_lost(
+    store: Path, tmp_path: Path
+) -> None:
+    """Crafted by timing, in 16 bits; then with half of it gone, and timings that would differ."""
+    small = (*SMALL, "experiment=craft", "store.shard_size=25", f"store.dir={store}", *QUIET)
+    auto = ("precision=bf16-mixed", "memory_format=auto", "batch_size=auto")
+    done = run_here(*small, *auto, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    made = {
+        name: data
+        for name, data in files(store, "digits/*/pgd-*/adversarial/*/*.*").items()
+        if (store / name).with_name("execution.json").read_text().count("bf16-mixed")
+    }
+    shards = [name for name in made if name.endswith(".safetensors")]
+    assert len(shards) == 2 * 4
+    for name in shards[::2]:
+        (store / name).unlink()
+    for name in made:
+        if name.endswith("execution.json"):  # as if the other had been the faster one
+            kept = json.loads(made[name])
+            assert kept["timed"] and kept["batch_size"] <= 25
+    again = run_here(*small, *auto, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert {name: (store / name).read_bytes() for name in made} == made
+    fixed = run_here(*small, "precision=bf16-mixed", cwd=tmp_path)
+    assert fixed.returncode == 0, fixed.stderr
+    assert {name: (store / name).read_bytes() for name in made} == made
+
+
 def test_one_member_more_costs_a_row_and_a_column(store: Path, tmp_path: Path) -> None:
     before = set(files(store, "digits/*/pgd-*/**/*.*"))
     members = f"model.members=[test_byobnet,vit_ti,{twin_of(store)}]"

@@ -124,7 +124,7 @@ class Damage:
 
 def checked(root: Path) -> list[Path]:
     """The files that `damage` looks at."""
-    names = ("manifest.json", "identity.json", "*.safetensors", "*.parquet")
+    names = ("manifest.json", "identity.json", "execution.json", "*.safetensors", "*.parquet")
     return sorted({file for name in names for file in _files(root, f"**/{name}")})
 
 
@@ -136,7 +136,7 @@ def damage(root: Path, advance: Callable[[int], None]) -> list[Damage]:
         problem = _problem(root, file, known)
         if problem:
             # Whose images these are is not known any more; elsewhere the folder's name tells.
-            whole = file.name == "identity.json" and file.parents[1].name in (
+            whole = file.name in ("identity.json", "execution.json") and file.parents[1].name in (
                 "adversarial",
                 "clean",
             )
@@ -154,6 +154,8 @@ def _problem(root: Path, file: Path, known: Mapping[Path, SubsetFolder]) -> str 
         return problem or (None if fits else "it lists other images than its folder is for")
     if file.name == "identity.json":
         return _identity_problem(file, subset)
+    if file.name == "execution.json":
+        return None if _json(file) else "it cannot be read"
     try:
         if file.suffix == ".parquet":
             return _outcome_problem(file, subset)

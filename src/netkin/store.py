@@ -8,7 +8,7 @@
         clean/<member>/            identity.json, logits.safetensors
         measures/<kind>-<hash>/<member>/  identity.json, 00000.safetensors, ...
         <attack>-<hash>/           identity.json
-            adversarial/<source>/  identity.json, 00000.safetensors, 00001.safetensors, ...
+            adversarial/<source>/  identity.json, execution.json, 00000.safetensors, ...
             outcomes/              identity.json, source=<A>/target=<B>.parquet
 
 A file under its own name is complete: it is written under a temporary name in the same folder,
@@ -119,7 +119,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) ->
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     notes = {**metadata, "xxh3": checksum(content, metadata)}
     header = {METADATA: json.dumps(notes, sort_keys=True)}
-    write(path, lambda temporary: save_file(content, temporary, header))
+
+    def save(temporary: Path) -> None:
+        temporary.touch()  # with the permissions of any new file: safetensors makes its own 0600
+        mode = temporary.stat().st_mode
+        save_file(content, temporary, header)
+        temporary.chmod(mode)
+
+    write(path, save)
 
 
 def read_tensors(path: Path, ours: bool = True) -> dict[str, Tensor]:

@@ -48,6 +48,8 @@ class PatchFool:
         seed: of that content, and of a random choice; drawn per image.
     """
 
+    looks_inside = True  # hooks, which do not go with torch.compile
+
     def __init__(
         self,
         eps: float | str | None = None,

@@ -1,7 +1,10 @@
 """Crafting: a source's adversarial images, shard by shard."""
 
+import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +23,19 @@ from netkin.transfer.batches import Batches
 from netkin.transfer.engine import Work, predict
 from netkin.transfer.setting import Setting, names
 from netkin.transfer.stored import Source, correct
+from netkin.transfer.tune import decided
 from netkin.zoo.build import Classifier
+from netkin.zoo.execution import Prepared, exact_float32, prepare
 from netkin.zoo.member import Member
+
+log = logging.getLogger(__name__)
 
 
 class Craft(pl.LightningModule):
     """One source's attack on the images that it classifies correctly.
 
     A shard is stored as `images` [n, 3, H, W] and `index` [n], the images' positions in the
-    subset; n is the number of correct ones.
+    subset; n is the number of correct ones. It is written while the next one is crafted.
     """
 
     def __init__(
@@ -42,34 +49,55 @@ class Craft(pl.LightningModule):
         super().__init__()
         self.classifier, self.setting, self.member = classifier, setting, member
         self.entry, self.advance = entry, advance
-        self.batches = Batches(setting.batch_size, member.name)
+        self.model: Classifier | None = None  # as it is run, from the first shard on
+        self.batches = Batches(1, member.name)
+        self.writer = Writer()
         self.made: list[int] = []
-        self.storing = 0.0  # seconds in the store: leases, checksums, writes
+        self.storing = 0.0  # seconds that crafting waits for the store: leases, checksums, writes
 
     def predict_step(self, shard: dict) -> None:
         """Attack a shard and store it, unless another process does that, or has done it."""
         start, made = time.perf_counter(), 0.0
         file = shard_path(self.entry, shard["shard"])
-        with lease(self.setting.store.root, file) as mine:
+        with ExitStack() as held:
+            mine = held.enter_context(lease(self.setting.store.root, file))
             if mine and not file.is_file():
-                made = self._make(shard, file)
+                began = time.perf_counter()
+                stored = self._attack(shard)
+                made = time.perf_counter() - began
+                self.writer.write(file, stored, held.pop_all())
+                self.made.append(shard["shard"])
         self.storing += time.perf_counter() - start - made
 
-    def _make(self, shard: dict, file: Path) -> float:
-        """Attack and store a shard; returns the seconds that the attack took."""
-        start = time.perf_counter()
-        images = []
+    def _attack(self, shard: dict) -> dict[str, Tensor]:
+        """A shard as it is stored."""
         index, pixels, labels = shard["index"], shard["pixels"], shard["labels"]
+        if not len(index):
+            return {"images": pixels, "index": index}
+        if self.model is None:
+            self.model = self._prepared(pixels)
+        images = []
         for made in self.batches.run(
             len(index), lambda b: self._perturb(index[b], pixels[b], labels[b])
         ):
             images.append(made.cpu())
             self.advance(len(made))
-        stored = torch.cat(images) if images else shard["pixels"]
-        seconds = time.perf_counter() - start
-        write_tensors(file, {"images": stored, "index": shard["index"]})
-        self.made.append(shard["shard"])
-        return seconds
+        return {"images": torch.cat(images), "index": index}
+
+    def _prepared(self, clean: Tensor) -> Classifier:
+        """The source as it is run for all shards, tried on some of the first one's images."""
+        setting, choice = self.setting, self.setting.choice
+        if choice.execution.compile and getattr(setting.attack.attack, "looks_inside", False):
+            log.warning(
+                "%s: attack %s looks into the model, which is therefore not compiled",
+                self.member.name,
+                setting.attack.name,
+            )
+            choice = replace(choice, execution=replace(choice.execution, compile=False))
+        pixels = clean.float() / 255
+        execution, size = decided(self.entry, choice, self.classifier, pixels, setting.shard_size)
+        self.batches.size = size
+        return prepare(self.classifier, execution, pixels, size)
 
     def _perturb(self, index: Tensor, clean: Tensor, labels: Tensor) -> Tensor:
         """Adversarial images of a batch as they are stored: uint8, or float32 in [0, 1]."""
@@ -77,7 +105,10 @@ class Craft(pl.LightningModule):
         attack = setting.attack.attack
         pixels = clean.float() / 255
         keys = [f"{self.member.name}\n{setting.subset.ids[i]}" for i in index.tolist()]
-        with frozen(self.classifier) as model:
+        assert self.model is not None
+        if isinstance(self.model, Prepared) and self.model.size:
+            self.model.size = self.batches.size  # which shrinks when memory runs out
+        with frozen(self.model) as model, exact_float32(setting.choice.execution.precision):
             adversarial = attack.perturb(model, pixels, labels, keys).detach()
         if adversarial.shape != pixels.shape:
             raise UserError(
@@ -96,6 +127,43 @@ class Craft(pl.LightningModule):
         if eps is None:
             return adversarial
         return (pixels + (adversarial - pixels).clamp(-eps, eps)).clamp(0, 1)
+
+
+class Writer:
+    """Writes files one after another beside the work that makes them."""
+
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(1)
+        self.last: Future | None = None
+
+    def write(self, file: Path, tensors: dict[str, Tensor], held: ExitStack) -> None:
+        """Begin to write a file, once the one before is; `held` is closed afterwards.
+
+        Raises StoreError when the one before could not be written.
+        """
+        try:
+            self.wait()
+        except BaseException:
+            held.close()
+            raise
+
+        def work() -> None:
+            with held:
+                write_tensors(file, tensors)
+
+        self.last = self.thread.submit(work)
+
+    def wait(self) -> None:
+        """Until the last file is written. Raises StoreError when it could not be."""
+        last, self.last = self.last, None
+        if last is not None:
+            last.result()
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.thread.shutdown()  # what was begun is finished
 
 
 def craft(setting: Setting, source: Source, advance: Advance) -> dict[str, Any]:
@@ -121,8 +189,11 @@ def craft(setting: Setting, source: Source, advance: Advance) -> dict[str, Any]:
     made, storing = list[int](), 0.0
     if free:
         module = Craft(setting.build(member), setting, member, entry, advance)
-        predict(setting, module, Work(free, load))
-        made, storing = module.made, module.storing
+        with module.writer:
+            predict(setting, module, Work(free, load))
+            waited = time.perf_counter()
+            module.writer.wait()
+            made, storing = module.made, module.storing + time.perf_counter() - waited
     left = tuple(shard for shard in lacking if not shard_path(entry, shard).is_file())
     advance(images([s for s in source.shards if s not in made and s not in left]))
     result = {

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from netkin.transfer.batches import Batches
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import correct, is_clean, missing_shards
 from netkin.zoo.build import build
+from netkin.zoo.execution import exact_float32, prepare
 from netkin.zoo.member import Member
 
 FIRST_BATCH = 2
@@ -58,6 +59,8 @@ def probe(setting: Setting, member: Member, seconds: float, advance: Advance) ->
     classifier = build(member, setting.task, weights if trained else None)
     device = _device(setting)
     classifier.eval().to(device)
+    execution = replace(setting.choice.execution, compile=False)
+    prepared = prepare(classifier, execution, _first(setting, member, FIRST_BATCH).to(device))
     attack, scale = _few_steps(setting.attack.attack)
     most = min(setting.batch_size, len(setting.subset))
     size, craft, transfer, memory = min(FIRST_BATCH, most), 0.0, 0.0, None
@@ -74,7 +77,7 @@ def probe(setting: Setting, member: Member, seconds: float, advance: Advance) ->
         def attacked(
             batch: slice, pixels: Tensor = pixels, labels: Tensor = labels, keys: list[str] = keys
         ) -> None:
-            with frozen(classifier) as model:
+            with frozen(prepared) as model, exact_float32(execution.precision):
                 attack.perturb(model, pixels[batch], labels[batch], keys[batch])
 
         list(batches.run(size, classified))  # the first pass of a size also sets up kernels

@@ -23,7 +23,9 @@ from netkin.store import (
     read_tensors,
     shard_path,
 )
+from netkin.transfer.tune import Choice
 from netkin.zoo.build import Classifier, Task, build, identity, preprocessing
+from netkin.zoo.execution import DEFAULT_PRECISION
 from netkin.zoo.member import Member
 from netkin.zoo.published import WeightsFile
 
@@ -64,7 +66,9 @@ class Setting:
         attack: with what.
         store: where results are kept.
         shard_size: images in a unit of work; a shard is stored whole or not at all.
-        batch_size: images through a model at once.
+        batch_size: images through a model at once; craft's own may be another, see `choice`.
+        choice: how sources are run while they are attacked. Its precision is part of the attack's
+            identity; models are judged, on clean and adversarial images, in float32.
         dtype: of stored adversarial images, "uint8" or "float32".
         interpolation: for a target of another input size, "bilinear" or "bicubic" (antialiased).
         accelerator: as Lightning's Trainer takes it.
@@ -83,6 +87,7 @@ class Setting:
     interpolation: str = "bilinear"
     accelerator: str = "auto"
     loader: Loader = Loader()
+    choice: Choice = field(default_factory=Choice)
     published: Mapping[str, WeightsFile] = field(default_factory=dict)
 
     @cached_property
@@ -140,7 +145,10 @@ class Setting:
 
     @cached_property
     def stored_attack(self) -> AttackStore:
-        return self.stored.attack(self.attack.name, {**self.attack.identity, "dtype": self.dtype})
+        identity = {**self.attack.identity, "dtype": self.dtype}
+        if self.choice.execution.precision != DEFAULT_PRECISION:
+            identity["precision"] = self.choice.execution.precision
+        return self.stored.attack(self.attack.name, identity)
 
     def clean_entry(self, member: Member) -> Entry:
         return self.stored.clean(member.name, self.model(member))

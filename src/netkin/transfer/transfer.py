@@ -28,7 +28,7 @@ def resized(images: Tensor, size: int, interpolation: str) -> Tensor:
 
     Antialiased, whole (no crop), and clamped, since bicubic overshoots.
     """
-    pixels = images.float() / 255 if images.dtype == torch.uint8 else images
+    pixels = images.float().div_(255) if images.dtype == torch.uint8 else images
     if pixels.shape[-2:] == (size, size):
         return pixels
     return interpolate(pixels, (size, size), mode=interpolation, antialias=True).clamp(0, 1)

@@ -1,0 +1,257 @@
+"""How a classifier is run: the same function, faster.
+
+Crafting is steps x (forward + gradient to the input). What is done about it here changes rounding
+only (`fuse`, `memory_format`, `compile`), or the precision, which is part of a result's identity.
+"""
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers import Conv2dSame
+from torch import Tensor, nn
+
+from netkin.errors import UserError
+from netkin.zoo.build import Classifier
+from netkin.zoo.fold import fold_batch_norm
+from netkin.zoo.patches import PatchProduct, patches_by_product
+from netkin.zoo.published import first_line
+
+log = logging.getLogger(__name__)
+
+PRECISIONS = {
+    "32-true": None,
+    "tf32": None,
+    "bf16-mixed": torch.bfloat16,
+    "16-mixed": torch.float16,
+}
+"""Lightning's names, and the type that matrix products and convolutions are computed in."""
+DEFAULT_PRECISION = "32-true"
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a classifier is run.
+
+    Attributes:
+        precision: one of PRECISIONS. Mixed ones compute in 16 bits what gains by it, and take and
+            give float32; "tf32" rounds a GPU's float32 products to 10 bits of mantissa, which
+            "32-true" forbids.
+        fuse: batch normalisation folded into convolutions (`netkin.zoo.fold`), and on a CPU patches
+            embedded by a matrix product (`netkin.zoo.patches`).
+        memory_format: one of MEMORY_FORMATS. On a CPU channels_last was the faster, or as fast, for
+            all of 12 small and 5 full-size architectures (experiments/RESULTS_speed.md).
+        compile: by torch.compile, for batches of one size (others are padded to it).
+    """
+
+    precision: str = DEFAULT_PRECISION
+    fuse: bool = True
+    memory_format: str = "channels_last"
+    compile: bool = False
+
+
+class Prepared(Classifier):
+    """A classifier as an Execution says; takes and gives float32, and shares what is unchanged.
+
+    Its `net` is the network that runs: attacks may hook into it.
+    """
+
+    def __init__(self, classifier: Classifier, execution: Execution, images: Tensor, size: int):
+        """Images [B, 3, H, W] in [0, 1], on the classifier's device, are tried: to fold, and to
+        compile for batches of `size`."""
+        nn.Module.__init__(self)
+        self.name, self.columns = classifier.name, classifier.columns
+        self.register_buffer("mean", classifier.mean, persistent=False)
+        self.register_buffer("std", classifier.std, persistent=False)
+        self.execution, self.folded = execution, 0
+        net = classifier.net.eval()
+        few = self._normalised(images[:2])
+        if execution.fuse:
+            net, self.folded = fold_batch_norm(net, few, classifier.name)
+        if net is classifier.net:
+            net = copy.deepcopy(net)
+        cpu = images.device.type == "cpu"
+        if execution.fuse and cpu:
+            patches_by_product(net)
+        self.dtype = PRECISIONS[execution.precision]
+        if self.dtype is not None:
+            if cpu:
+                _without_fused_attention(net)
+                _strided_depthwise_in_float32(net)
+            _cast_weights(net, self.dtype)
+        self.format = MEMORY_FORMATS[execution.memory_format]
+        if execution.memory_format != "contiguous":
+            net = net.to(memory_format=self.format)
+        self.net = net.eval().requires_grad_(False)
+        self._run: Any = net.__call__  # no second submodule
+        self.size: int | None = None
+        if execution.compile:
+            self._compile(images, size)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """See `Classifier`."""
+        x, n = self._normalised(pixels), len(pixels)
+        scaler = _Scaler() if self.dtype is torch.float16 else None
+        if scaler:
+            x = scaler.at_input(x)
+        if self.size is not None and n < self.size:
+            x = torch.cat([x, x[:1].detach().expand(self.size - n, *x.shape[1:])])
+        if self.execution.memory_format != "contiguous":
+            x = x.contiguous(memory_format=self.format)
+        with self._autocast(x.device.type), warnings.catch_warnings():
+            # While it is compiled, dynamo looks for gradients where there are none.
+            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+            logits = self._run(x)
+        logits = logits[:n].float()
+        if scaler:
+            logits = scaler.at_logits(logits)
+        return logits if self.columns is None else logits[:, self.columns]
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        return (pixels - self.mean) / self.std
+
+    def _autocast(self, device: str) -> AbstractContextManager:
+        if self.dtype is None:
+            return nullcontext()
+        # Weights are cast already, once; a cache would keep what is cast beside them.
+        return torch.autocast(device, dtype=self.dtype, cache_enabled=False)
+
+    def _compile(self, images: Tensor, size: int) -> None:
+        """Compile, and run both directions; without it where that fails, with one line."""
+        self._run = torch.compile(self.net, dynamic=False).__call__
+        self.size = size
+        try:
+            with torch.enable_grad():
+                x = images[:size].detach().clone().requires_grad_()
+                torch.autograd.grad(self(x).sum(), x)
+        except Exception as error:  # dynamo, inductor and the C++ compiler each have their own
+            log.warning(
+                "%s is not compiled, and runs without: %s", self.name, first_line(error)[:200]
+            )
+            self._run, self.size = self.net.__call__, None
+
+
+def prepare(
+    classifier: Classifier, execution: Execution, images: Tensor, size: int | None = None
+) -> Prepared:
+    """The classifier, run as `execution` says.
+
+    Args:
+        classifier: in eval mode; it stays as it is.
+        execution: how to run it.
+        images: some [B, 3, H, W] in [0, 1], on its device, to be tried.
+        size: images in a batch, if it is compiled; B unless given.
+    """
+    return Prepared(classifier, execution, images, size or len(images))
+
+
+@contextmanager
+def exact_float32(precision: str) -> Iterator[None]:
+    """Whether a GPU may round float32 products to TF32, for the block's time: as "tf32" says."""
+    allowed = precision == "tf32"
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def check_execution(execution: Execution, gpu: bool) -> None:
+    """Raises UserError for a precision that the device does not have."""
+    if execution.precision in ("tf32", "16-mixed") and not gpu:
+        raise UserError(
+            f"precision={execution.precision} is a GPU's (a CPU has no units for it); here take "
+            "32-true, or bf16-mixed, which is faster"
+        )
+
+
+CAST = (nn.Conv1d, nn.Conv2d, Conv2dSame, PatchProduct, nn.Linear)
+"""Layers that keep no weights in float32 when autocast would cast these in every pass."""
+
+
+def _cast_weights(net: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the weights that autocast would cast in every pass: of convolutions and linear maps."""
+    for module in net.modules():
+        if type(module) in CAST:
+            module.to(dtype)
+
+
+class Float32Conv(nn.Conv2d):
+    """A convolution that stays in float32 among others in 16 bits."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float()).to(input.dtype)
+
+
+class Float32ConvSame(Conv2dSame):
+    """Likewise, with TensorFlow's padding."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float()).to(x.dtype)
+
+
+def _strided_depthwise_in_float32(net: nn.Module) -> None:
+    """A CPU takes 7 times as long for the gradient of a depthwise convolution of stride 2 in
+    bfloat16 as in float32 (96 channels of 128 x 128, torch 2.14)."""
+    kinds = {nn.Conv2d: Float32Conv, Conv2dSame: Float32ConvSame}
+    for module in net.modules():
+        if not isinstance(module, nn.Conv2d) or type(module) not in kinds:
+            continue
+        if 1 < module.groups == module.in_channels and max(module.stride) > 1:
+            module.__class__ = kinds[type(module)]
+
+
+def _without_fused_attention(net: nn.Module) -> None:
+    """torch's fused attention of 16-bit floats is slower on a CPU than matrix products and a
+    softmax: with its gradient by 1.2 (577 tokens) to 14 times (17 tokens), torch 2.14."""
+    for module in net.modules():
+        if getattr(module, "fused_attn", None) is True:
+            module.fused_attn = False  # type: ignore[assignment]
+
+
+class _Scaler:
+    """Keeps gradients of 16-bit floats in range: image by image, of largest size SCALE at the
+    logits, and back in their own size at the input. Attacks need not know."""
+
+    SCALE = 1024.0
+
+    def __init__(self) -> None:
+        self.scale: Tensor | None = None
+
+    def at_input(self, x: Tensor) -> Tensor:
+        return _Hooked.apply(x, self._restore)
+
+    def at_logits(self, logits: Tensor) -> Tensor:
+        return _Hooked.apply(logits, self._scale)
+
+    def _scale(self, gradient: Tensor) -> Tensor:
+        largest = gradient.abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
+        self.scale = self.SCALE / largest
+        return gradient * self.scale
+
+    def _restore(self, gradient: Tensor) -> Tensor:
+        assert self.scale is not None
+        scale = self.scale.view(-1, 1, 1, 1)
+        return gradient / scale
+
+
+class _Hooked(torch.autograd.Function):
+    """Identity, with a function of the gradient on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, backward: Any) -> Tensor:
+        ctx.change = backward
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return ctx.change(gradient), None

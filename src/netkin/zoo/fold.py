@@ -1,0 +1,148 @@
+"""The same function in fewer operations: batch normalisation folded into the layer before it.
+
+In eval mode batch normalisation is an affine map with constant coefficients, so a convolution
+followed by it is another convolution: gamma / sqrt(var + eps) goes into its weights, the rest into
+its bias. A third of the operations of a ResNet are gone, forwards and backwards. Which layers
+follow each other is read off one pass over a model, not off its code, so that it works for any
+control flow; what comes out is compared with the model before it is used.
+"""
+
+import copy
+import logging
+from collections import Counter
+from typing import Any
+
+import torch
+from timm.layers import BatchNormAct2d, Conv2dSame
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Linear, Conv2dSame)
+"""Layers that apply their weights as they are; those that standardise them first do not qualify."""
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, BatchNormAct2d)
+
+TOLERANCE = 1e-3
+"""Largest difference of a logit, relative to the largest logit."""
+
+
+def fold_batch_norm(model: nn.Module, images: Tensor, name: str) -> tuple[nn.Module, int]:
+    """A copy of a model with each batch normalisation in the convolution before it.
+
+    Folded are pairs of which the first layer's output goes to the second and nowhere else, and of
+    which each is used once a pass. timm's Conv + BN + activation keeps its activation.
+
+    Args:
+        model: takes `images`; in eval mode. It stays as it is.
+        images: a few [B, ...], on the model's device.
+        name: what messages call the model.
+
+    Returns:
+        The copy in eval mode and the number of normalisations that are gone; the model itself and
+        0 where there are none, or where the copy's logits were others (which is logged).
+    """
+    if not any(type(module) in NORMS for module in model.modules()):
+        return model, 0
+    folded = copy.deepcopy(model).eval().requires_grad_(False)
+    before, pairs = _pairs(folded, images)
+    for layer, norm in pairs:
+        _fold(folded, layer, norm)
+    if not pairs:
+        return model, 0
+    with torch.no_grad():
+        after = folded(images)
+    worst = ((after - before).abs().max() / before.abs().max().clamp_min(1e-6)).item()
+    if not worst <= TOLERANCE:  # nor is NaN
+        log.warning(
+            "batch normalisation of %s is not folded: a logit would change by %.1e of the largest",
+            name,
+            worst,
+        )
+        return model, 0
+    return folded, len(pairs)
+
+
+def _pairs(model: nn.Module, images: Tensor) -> tuple[Tensor, list[tuple[str, str]]]:
+    """The logits, and the names of layers and norms that can be folded, from one pass."""
+    made: dict[int, tuple[str, Tensor]] = {}  # by id of a layer's output, which is kept alive
+    followed: list[tuple[str, str, Tensor]] = []
+    names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    calls: Counter[str] = Counter()
+    hooks = []
+
+    def layer_hook(name: str) -> Any:
+        def hook(module: nn.Module, _args: Any, output: Tensor) -> None:
+            calls[name] += 1
+            if not isinstance(module, nn.Linear) or output.ndim == 2:  # channels come second
+                made[id(output)] = (name, output)
+
+        return hook
+
+    def norm_hook(name: str) -> Any:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            calls[name] += 1
+            if args and id(args[0]) in made:
+                layer, output = made[id(args[0])]
+                followed.append((layer, name, output))
+
+        return hook
+
+    for name, module in model.named_modules():
+        if names[id(module)] > 1:  # of two names, one would keep what the other has lost
+            continue
+        if type(module) in FOLDABLE:
+            hooks.append(module.register_forward_hook(layer_hook(name)))
+        elif type(module) in NORMS and module.running_mean is not None:
+            hooks.append(module.register_forward_pre_hook(norm_hook(name)))
+    try:
+        with torch.enable_grad():
+            logits = model(images.detach().clone().requires_grad_())
+        readers = _readers(logits)
+        pairs = [
+            (layer, norm)
+            for layer, norm, output in followed
+            if calls[layer] == calls[norm] == 1 and readers[output.grad_fn] == 1
+        ]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return logits.detach(), pairs
+
+
+def _readers(output: Tensor) -> Counter:
+    """How many operations read each one's result, in the graph that leads to an output."""
+    readers: Counter = Counter()
+    todo, seen = [output.grad_fn], {output.grad_fn}
+    while todo:
+        node = todo.pop()
+        assert node is not None
+        for before, _ in node.next_functions:
+            if before is not None:
+                readers[before] += 1
+                if before not in seen:
+                    seen.add(before)
+                    todo.append(before)
+    return readers
+
+
+def _fold(model: nn.Module, layer_name: str, norm_name: str) -> None:
+    """Fold one normalisation; in double precision, so that rounding is done once."""
+    layer: Any = model.get_submodule(layer_name)
+    norm: Any = model.get_submodule(norm_name)
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    shift = -norm.running_mean.double() * scale
+    if norm.affine:
+        scale, shift = scale * norm.weight.double(), shift * norm.weight.double()
+        shift = shift + norm.bias.double()
+    if layer.bias is not None:
+        shift = shift + layer.bias.double() * scale
+    weight = layer.weight.double() * scale.view(-1, *[1] * (layer.weight.ndim - 1))
+    kept = layer.weight.dtype
+    layer.weight = nn.Parameter(weight.to(kept), requires_grad=False)
+    layer.bias = nn.Parameter(shift.to(kept), requires_grad=False)
+    rest: nn.Module = nn.Identity()
+    if isinstance(norm, BatchNormAct2d):
+        after: list[Any] = [norm.drop, norm.act]
+        rest = nn.Sequential(*after)
+    model.set_submodule(norm_name, rest)
