@@ -28,11 +28,13 @@ from netkin.similarity import Outcomes
 from netkin.tracking import RunInfo, Tracker, track
 from netkin.transfer.setting import AttackSpec, Setting
 from netkin.transfer.stored import is_clean
+from netkin.zoo.execution import DEFAULT_PRECISION
 from netkin.zoo.member import Member
 
 MEASURING = (
     *("dataset", "subset", "model", "recipe", "attack", "store", "transfer", "score"),
-    *("accelerator", "workers", "threads", "batch_size", "loader"),
+    *("accelerator", "trainer", "workers", "threads", "loader"),
+    *("batch_size", "precision", "memory_format", "fuse", "compile"),
 )
 """Keys that say nothing of a study whose matrix comes from a file."""
 
@@ -195,16 +197,22 @@ def measure_prepared(
 
 def said(setting: Setting, models: int) -> str:
     """A setting in words: "12 models on digits (500 images) under pgd (eps = 48/255, ...)"."""
-    attack = setting.attack
-    settings = ", ".join(
+    images = f"{setting.task.dataset} ({len(setting.subset)} images)"
+    return f"{models} models on {images} under {attacked(setting)}"
+
+
+def attacked(setting: Setting) -> str:
+    """An attack with its settings in words: "pgd (eps = 48/255, steps = 50)"."""
+    settings = [
         f"{key} = {fraction_text(value) if isinstance(value, float) else value}"
-        for key, value in attack.identity.items()
+        for key, value in setting.attack.identity.items()
         if not key.startswith("_")
-    )
-    return (
-        f"{models} models on {setting.task.dataset} ({len(setting.subset)} images) under "
-        f"{attack.name}{f' ({settings})' if settings else ''}"
-    )
+    ]
+    precision = setting.choice.execution.precision
+    if precision != DEFAULT_PRECISION:
+        settings.append(f"computed in {precision}")
+    words = f" ({', '.join(settings)})" if settings else ""
+    return setting.attack.name + words
 
 
 def family(name: str) -> str:

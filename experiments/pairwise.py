@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from experiments import setup
+from experiments.matrix import attacked
 from netkin import similarity
 from netkin.analysis import summary
 from netkin.jobs import Jobs
@@ -23,7 +24,7 @@ from netkin.pipeline import Incomplete, measure
 from netkin.progress import Bars
 from netkin.report.examples import examples
 from netkin.report.figures import similarity_heatmap
-from netkin.report.page import Page, fraction_text, render
+from netkin.report.page import Page, render
 from netkin.report.study import versions
 from netkin.similarity import Outcomes
 from netkin.store import write
@@ -193,15 +194,9 @@ def _failed(failures: Incomplete | None) -> list[str]:
 
 
 def _question(setting: Setting) -> str:
-    attack = setting.attack
-    settings = ", ".join(
-        f"{key} = {fraction_text(value) if isinstance(value, float) else value}"
-        for key, value in attack.identity.items()
-        if not key.startswith("_")
-    )
     return (
         "Two networks are related when adversarial images made on one fool the other. Each model "
-        f"was attacked with {attack.name} ({settings}) on the images of {setting.task.dataset} "
+        f"was attacked with {attacked(setting)} on the images of {setting.task.dataset} "
         f"({len(setting.subset)} in all) that it classifies correctly, and every other model was "
         "run on the result, where it had been correct, too."
     )
