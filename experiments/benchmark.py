@@ -1,12 +1,17 @@
-"""What does `python evaluate.py` cost? Wall time and peak memory, in three states of the store.
+"""How fast are craft and transfer, and what does `python evaluate.py` cost?
 
-Runs the real command as a process: with an empty store, with weights alone, and with everything.
-Then one member (of the digits, the slowest) is attacked once more, for the share of that time that
-the store takes: leases, checksums, flushed writes.
-Writes benchmark.csv and store_overhead.csv into the run's folder. Peak memory is that of all its
-processes together, as their proportional set sizes (a page that k processes share counts 1/k each).
+`speed` (see `experiments.speed`) times the attack's step on full-size models with random weights
+and on members of the dataset with trained ones: a bare loop, netkin in each precision and memory
+format, and other libraries; then the target pass. Writes speed.csv, bytes.csv (what fusing and
+precision do to the stored images) and transfer.csv.
 
-Measured with the defaults (12 members, 500 images, PGD-50): see experiments/RESULTS.md.
+`evaluate` runs the real command as a process: with an empty store, with weights alone, and with
+everything. Then one member (of the digits, the slowest) is attacked once more, for the share of
+that time that the store takes: leases, checksums, flushed writes. Writes benchmark.csv and
+store_overhead.csv. Peak memory is that of all its processes together, as their proportional set
+sizes (a page that k processes share counts 1/k each).
+
+Measured with the defaults: see experiments/RESULTS_speed.md.
 """
 
 import os
@@ -19,20 +24,113 @@ from pathlib import Path
 
 import polars as pl
 import psutil
+import torch
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.table import Table
 
-from experiments import setup
+from experiments import setup, speed
+from netkin.attacks.units import fraction
 from netkin.errors import UserError
+from netkin.pipeline import Pipeline
+from netkin.progress import Bars
 from netkin.store import write
+from netkin.tracking import Tracker, track
+from netkin.transfer.stored import correct
 
 ROOT = Path(__file__).parent.parent
+PARTS = ("speed", "evaluate")
 
 
 def run(config: DictConfig) -> None:
-    """The study; `benchmark.overrides` go to every run that is timed."""
-    folder = setup.run_folder()
+    """The study, from a composed config."""
+    own = config.benchmark
+    for part in own.parts:
+        setup.one_of(part, PARTS, "benchmark.parts")
+    setup.whole(own.steps, "benchmark.steps")
+    setup.whole(own.rounds, "benchmark.rounds")
+    if own.images != "auto":
+        setup.whole(own.images, "benchmark.images")
+    setting = setup.build_setting(config)
     console = Console(soft_wrap=True)
+    tables: dict[str, pl.DataFrame] = {}
+    with track(setup.resolved(config.logger), setup.run_info(config, setting, 0)) as tracker:
+        if "speed" in own.parts:
+            tables |= time_steps(config, console, tracker)
+        if "evaluate" in own.parts:
+            tables |= time_runs(config, console)
+        folder = setup.run_folder()
+        for name, table in tables.items():
+            write(folder / f"{name}.csv", table.write_csv)
+            tracker.table(f"tables/{name}", table)
+            Console(width=max(console.width, 140)).print(_shown(table), "")
+        console.print(f"Tables   {folder}/{', '.join(f'{n}.csv' for n in tables)}", highlight=False)
+
+
+def time_steps(config: DictConfig, console: Console, tracker: Tracker) -> dict[str, pl.DataFrame]:
+    """speed, bytes and transfer: craft and transfer of one batch, in this process."""
+    own = config.benchmark
+    device = "cpu" if setup.on_cpu(config) else "cuda"
+    batch = (8 if device == "cpu" else 64) if own.images == "auto" else own.images
+    setting = setup.build_setting(config)
+    members = setup.build_members(config, at_least=0)
+    rows, stored, targets = [], [], []
+    eps = fraction(config.dataset.eps, "dataset.eps")
+    with Bars(console) as bars:
+        if members:
+            setting = setup.prepare(config, setting, members, bars)
+            training = setup.build_training(config, setting, members, bars)
+            with setup.build_jobs(config, (setting, training), bars) as jobs:
+                Pipeline(setting, training, jobs, tracker).see(members)
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        names = [*own.models, *(member.name for member in members)]
+        bars.start("speed", names, len(names), "models")
+        for name in [*own.models, *members]:
+            if isinstance(name, str):
+                classifier, size = speed.with_random_weights(name, device)
+                pixels = torch.rand(batch, 3, size, size, device=device)
+                labels = torch.arange(batch, device=device)
+            else:
+                right = correct(setting, name).nonzero().flatten()[: setting.batch_size]
+                view = setting.view(name)
+                positions = [setting.subset.positions[i] for i in right.tolist()]
+                clean = speed.views.load(setting.images, positions, view).to(device)
+                labels = setting.labels[right].to(device)
+                classifier = setting.build(name).eval().requires_grad_(False).to(device)
+                pixels, name = clean.float() / 255, name.name
+                stored.append(speed.differing(name, classifier, clean, labels, eps, speed.STEPS))
+            ways = speed.ways(classifier, pixels, labels, bool(own.compile))
+            taken = speed.timed(ways, own.rounds, own.steps)
+            rows.append(speed.rates(name, ways, taken, len(pixels)))
+            if name in own.models:
+                step = min(s for way, s in zip(ways, taken, strict=True) if way.who == "craft")
+                targets.append(speed.passes(name, classifier, size, batch, own.rounds, step))
+            bars.advance("speed", 1)
+            bars.finish("speed", name, {})
+        bars.end("speed")
+    found = {"speed": rows, "bytes": stored, "transfer": targets}
+    return {name: pl.concat(tables) for name, tables in found.items() if tables}
+
+
+HEADINGS = {
+    "memory_format": "format",
+    "images_per_second": "images/s",
+    "times_bare_loop": "x bare",
+    "times_torchattacks_style": "x torchattacks",
+}
+
+
+def _shown(table: pl.DataFrame) -> Table:
+    """A table for a terminal."""
+    names = [HEADINGS.get(name, name.replace("_", " ")) for name in table.columns]
+    out = Table(*names, box=None, pad_edge=False)
+    for row in table.rows():
+        out.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row))
+    return out
+
+
+def time_runs(config: DictConfig, console: Console) -> dict[str, pl.DataFrame]:
+    """benchmark and store_overhead; `benchmark.overrides` go to every run that is timed."""
     rows = []
     with tempfile.TemporaryDirectory(prefix="netkin-benchmark-") as scratch:
         store = Path(scratch) / "store"
@@ -49,9 +147,7 @@ def run(config: DictConfig) -> None:
         overhead = store_overhead(config, f"store.dir={store}", Path(scratch) / "craft")
     said = ", ".join(f"{row['model']} {row['share_in_store']:.2%}" for row in overhead.to_dicts())
     console.print(f"share of crafting that the store takes: {said}", highlight=False)
-    write(folder / "store_overhead.csv", overhead.write_csv)
-    write(folder / "benchmark.csv", pl.DataFrame(rows).write_csv)
-    console.print(f"Table    {folder / 'benchmark.csv'}", highlight=False)
+    return {"benchmark": pl.DataFrame(rows), "store_overhead": overhead}
 
 
 def store_overhead(config: DictConfig, store: str, folder: Path) -> pl.DataFrame:

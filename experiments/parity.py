@@ -40,6 +40,7 @@ from netkin.tracking import Tracker, track
 from netkin.training.weights import is_trained
 from netkin.transfer.setting import Setting
 from netkin.zoo.build import Classifier
+from netkin.zoo.execution import prepare
 from netkin.zoo.member import Member
 
 CONFIGS = Path(__file__).parent.parent / "conf" / "attack"
@@ -237,7 +238,8 @@ def _patchfool(
 def cost_table(
     config: DictConfig, setting: Setting, members: list[Member], bars: Bars
 ) -> pl.DataFrame:
-    """Images a second of each attack, timed in turn so that a busy machine slows all alike."""
+    """Images a second of each attack on a model as it is run for crafting, timed in turn so that a
+    busy machine slows all alike."""
     rounds, names = config.parity.rounds, list(config.parity.attacks)
     units = rounds * len(names) * len(members)
     torch.set_num_threads(config.threads)
@@ -246,13 +248,14 @@ def cost_table(
     for member in members:
         classifier, clean, labels, keys = attackable(config, setting, member)
         pixels = clean.float() / 255
+        fast = prepare(classifier, setting.choice.execution, pixels)
         seconds: dict[str, list[float]] = {}
         for _ in range(rounds):
             for name in names:
                 attack: Attack = configured(config, name)
                 if isinstance(attack, PatchFool) and attack.unfit(classifier):
                     continue
-                with frozen(classifier) as model:
+                with frozen(fast) as model:
                     seconds.setdefault(name, []).append(
                         _timed(attack, model, pixels, labels, keys, setting.batch_size)
                     )

@@ -21,6 +21,7 @@ from test_ensemble import check_ensemble, check_ensemble_benchmark
 from test_meaning import check_clusters, check_components, check_importance
 from test_measures import check_measures
 from test_parity import check_parity
+from test_precision import check_precision
 from test_select import check_select
 from test_sweep import check_craft, check_novel, check_store
 from test_train_studies import (
@@ -73,12 +74,17 @@ def check_pairwise(folder: Path) -> None:
 
 
 def check_benchmark(folder: Path) -> None:
+    """Every way to attack is timed, each against its bare loop; then the whole command."""
     overrides = ",".join(repr(o) for o in [*SMALL[1:], SMALL[0], "logger=csv", "workers=1"])
     done = run_command(
         "experiment=benchmark",
+        *("benchmark.models=[test_efficientnet]", "benchmark.images=2", "benchmark.rounds=1"),
+        *("benchmark.steps=1", "model.members=[test_byobnet]", *SMALL[1:], "workers=1"),
+        f"store.dir={folder / 'store'}",
         f"benchmark.overrides=[{overrides}]",
         "benchmark.member=test_byobnet",
         "hydra.run.dir=benchmark",
+        "logger=csv",
         cwd=folder,
     )
     assert done.returncode == 0, done.stderr
@@ -88,7 +94,35 @@ def check_benchmark(folder: Path) -> None:
     assert (table["peak_memory_gib"] > 0.1).all()
     (row,) = pl.read_csv(folder / "benchmark" / "store_overhead.csv").to_dicts()
     assert (row["model"], row["shards"]) == ("test_byobnet", 1)
-    assert 0 < row["share_in_store"] < 1
+    assert 0 <= row["share_in_store"] < 1
+
+    speed = pl.read_csv(folder / "benchmark" / "speed.csv")
+    assert speed["model"].unique(maintain_order=True).to_list() == [
+        "test_efficientnet",
+        "test_byobnet",
+    ]
+    ours = speed.filter(model="test_byobnet", who="craft")
+    assert sorted(ours.select("precision", "memory_format").rows()) == [
+        (p, f) for p in ("32-true", "bf16-mixed") for f in ("channels_last", "contiguous")
+    ]
+    assert {"foolbox", "torchattacks-style loop", "bare loop"} <= set(speed["who"])
+    for row in ours.to_dicts():
+        same = speed.filter(
+            model="test_byobnet",
+            who="bare loop",
+            precision=row["precision"],
+            memory_format=row["memory_format"],
+        )
+        assert row["times_bare_loop"] == pytest.approx(
+            same["ms_a_step"].item() / row["ms_a_step"], rel=1e-6
+        )
+    stored = pl.read_csv(folder / "benchmark" / "bytes.csv")
+    plain = stored.filter(fuse=False, precision="32-true", memory_format="contiguous")
+    assert plain["differing_pixels"].to_list() == [0.0]
+    fused = stored.filter(fuse=True, precision="32-true")
+    assert (fused["differing_pixels"] < 0.2).all() and (fused["fooled"] > 0.9).all()
+    (row,) = pl.read_csv(folder / "benchmark" / "transfer.csv").to_dicts()
+    assert row["model"] == "test_efficientnet" and row["images"] == 4
 
 
 def check_plan(folder: Path) -> None:
@@ -130,6 +164,7 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "hparams": check_hparams,
     "teachers": check_teachers,
     "attacks": check_attacks,
+    "precision": check_precision,
     "select": check_select,
     "parity": check_parity,
     "clusters": check_clusters,
