@@ -122,7 +122,7 @@ def check_benchmark(folder: Path) -> None:
     fused = stored.filter(fuse=True, precision="32-true")
     assert (fused["differing_pixels"] < 0.2).all() and (fused["fooled"] > 0.9).all()
     (row,) = pl.read_csv(folder / "benchmark" / "transfer.csv").to_dicts()
-    assert row["model"] == "test_efficientnet" and row["images"] == 4
+    assert row["model"] == "test_efficientnet" and row["images"] == 12
 
 
 def check_plan(folder: Path) -> None:

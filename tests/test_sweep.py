@@ -131,6 +131,7 @@ def check_novel(folder: Path) -> None:
     new = sorted(set(files(work / "store", "digits/*/pgd-*/**/*.*")) - before)
     assert [Path(name).name for name in new] == [
         "00000.safetensors",
+        "execution.json",
         "identity.json",
         "target=test_byobnet.parquet",
         "target=twin.parquet",
@@ -188,6 +189,7 @@ def test_one_member_more_costs_a_row_and_a_column(store: Path, tmp_path: Path) -
     new = sorted(set(files(store, "digits/*/pgd-*/**/*.*")) - before)
     assert ["/".join(Path(name).parts[-2:]) for name in new] == [
         "twin/00000.safetensors",
+        "twin/execution.json",
         "twin/identity.json",
         "source=test_byobnet/target=twin.parquet",
         "source=twin/target=test_byobnet.parquet",
