@@ -297,8 +297,11 @@ def figure(
     names: tuple[str, ...], first: Definition, others: list[Definition], texts: list[str]
 ) -> Figure:
     """A scatter for each comparison."""
-    made, axes = panels(len(others), 3.6, 3.3)
-    for ax, other, text in zip(axes, others, texts, strict=True):
+    across = 2 if len(others) == 4 else min(3, len(others))
+    made, axes = panels(across, 3.6, 3.3, rows=-(-len(others) // across))
+    for ax in axes[len(others) :]:
+        ax.remove()
+    for ax, other, text in zip(axes, others, texts, strict=False):
         rows, columns = cells(first.scores, other.scores)
         x, y = first.scores[rows, columns], other.scores[rows, columns]
         ends = [min(x.min(), y.min()), max(x.max(), y.max())]
