@@ -35,16 +35,19 @@ from netkin.transfer.clean import clean_pass
 from netkin.transfer.setting import AttackSpec, Setting
 from netkin.transfer.stored import Target, outcome_store
 from netkin.transfer.transfer import resized, transfer
+from netkin.transfer.tune import BEFORE
 from netkin.zoo.build import Classifier, Task
 from netkin.zoo.execution import (
     MEMORY_FORMATS,
     PRECISIONS,
     Execution,
     exact_float32,
+    precisions,
     prepare,
 )
 from netkin.zoo.member import Member
 
+DEFAULT = (BEFORE.precision, BEFORE.memory_format)
 EPS, STEP = 8 / 255, 2 / 255
 STEPS = 50
 """Of a whole attack, for images a second."""
@@ -66,17 +69,12 @@ class Way:
 
 def ways(classifier: Classifier, pixels: Tensor, labels: Tensor, compiled: bool) -> list[Way]:
     """All that is compared on one model. Libraries run as they come: float32, contiguous."""
-    gpu = pixels.device.type == "cuda"
-    precisions = list(PRECISIONS) if gpu else ["32-true", "bf16-mixed"]
-    plain = Execution(fuse=False, memory_format="contiguous")
     found = [
-        Way(
-            "torchattacks-style loop", *_default(), _torchattacks_style(classifier, pixels, labels)
-        ),
+        Way("torchattacks-style loop", *DEFAULT, _torchattacks_style(classifier, pixels, labels)),
         *_libraries(classifier, pixels, labels),
-        Way("craft, nothing fused", *_default(), _craft(classifier, plain, pixels, labels)),
+        Way("craft, nothing fused", *DEFAULT, _craft(classifier, BEFORE, pixels, labels)),
     ]
-    for precision in precisions:
+    for precision in precisions(gpu=pixels.device.type == "cuda"):
         for memory_format in MEMORY_FORMATS:
             execution = Execution(precision, memory_format=memory_format)
             how = (precision, memory_format)
@@ -89,10 +87,6 @@ def ways(classifier: Classifier, pixels: Tensor, labels: Tensor, compiled: bool)
             run = _craft(classifier, execution, pixels, labels)
             found.append(Way("craft, compiled", precision, execution.memory_format, run))
     return found
-
-
-def _default() -> tuple[str, str]:
-    return "32-true", "contiguous"
 
 
 def _bare(
@@ -168,7 +162,7 @@ def _libraries(classifier: Classifier, pixels: Tensor, labels: Tensor) -> Iterat
                 attack = foolbox.attacks.LinfPGD(abs_stepsize=STEP, steps=steps, random_start=False)
                 return attack.run(wrapped, pixels, goal, epsilon=EPS)
 
-            yield Way("foolbox", *_default(), with_foolbox)
+            yield Way("foolbox", *DEFAULT, with_foolbox)
         try:
             torchattacks = importlib.import_module("torchattacks")
             torchattacks.PGD  # noqa: B018  (a folder of that name is no package)
@@ -178,7 +172,7 @@ def _libraries(classifier: Classifier, pixels: Tensor, labels: Tensor) -> Iterat
     def with_torchattacks(steps: int) -> Tensor:
         return torchattacks.PGD(model, EPS, STEP, steps, random_start=False)(pixels, labels)
 
-    yield Way("torchattacks", *_default(), with_torchattacks)
+    yield Way("torchattacks", *DEFAULT, with_torchattacks)
 
 
 def timed(found: Sequence[Way], rounds: int, steps: int) -> list[float]:

@@ -49,7 +49,7 @@ class Craft(pl.LightningModule):
         super().__init__()
         self.classifier, self.setting, self.member = classifier, setting, member
         self.entry, self.advance = entry, advance
-        self.model: Classifier | None = None  # as it is run, from the first shard on
+        self.model: Prepared | None = None  # as it is run, from the first shard on
         self.batches = Batches(1, member.name)
         self.writer = Writer()
         self.made: list[int] = []
@@ -84,7 +84,7 @@ class Craft(pl.LightningModule):
             self.advance(len(made))
         return {"images": torch.cat(images), "index": index}
 
-    def _prepared(self, clean: Tensor) -> Classifier:
+    def _prepared(self, clean: Tensor) -> Prepared:
         """The source as it is run for all shards, tried on some of the first one's images."""
         setting, choice = self.setting, self.setting.choice
         if choice.execution.compile and getattr(setting.attack.attack, "looks_inside", False):
@@ -106,7 +106,7 @@ class Craft(pl.LightningModule):
         pixels = clean.float() / 255
         keys = [f"{self.member.name}\n{setting.subset.ids[i]}" for i in index.tolist()]
         assert self.model is not None
-        if isinstance(self.model, Prepared) and self.model.size:
+        if self.model.size is not None:
             self.model.size = self.batches.size  # which shrinks when memory runs out
         with frozen(self.model) as model, exact_float32(setting.choice.execution.precision):
             adversarial = attack.perturb(model, pixels, labels, keys).detach()

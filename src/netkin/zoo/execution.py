@@ -104,9 +104,7 @@ class Prepared(Classifier):
             x = torch.cat([x, x[:1].detach().expand(self.size - n, *x.shape[1:])])
         if self.execution.memory_format != "contiguous":
             x = x.contiguous(memory_format=self.format)
-        with self._autocast(x.device.type), warnings.catch_warnings():
-            # While it is compiled, dynamo looks for gradients where there are none.
-            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+        with self._autocast(x.device.type), nullcontext() if self.size is None else _compiling():
             logits = self._run(x)
         logits = logits[:n].float()
         if scaler:
@@ -137,6 +135,14 @@ class Prepared(Classifier):
             self._run, self.size = self.net.__call__, None
 
 
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """Without dynamo's warning: while it compiles, it looks for gradients where there are none."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+        yield
+
+
 def prepare(
     classifier: Classifier, execution: Execution, images: Tensor, size: int | None = None
 ) -> Prepared:
@@ -163,9 +169,14 @@ def exact_float32(precision: str) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
+def precisions(gpu: bool) -> list[str]:
+    """Those of PRECISIONS that a device computes in at a gain, or exactly."""
+    return [name for name in PRECISIONS if gpu or name not in ("tf32", "16-mixed")]
+
+
 def check_execution(execution: Execution, gpu: bool) -> None:
     """Raises UserError for a precision that the device does not have."""
-    if execution.precision in ("tf32", "16-mixed") and not gpu:
+    if execution.precision not in precisions(gpu):
         raise UserError(
             f"precision={execution.precision} is a GPU's (a CPU has no units for it); here take "
             "32-true, or bf16-mixed, which is faster"
