@@ -37,7 +37,9 @@ from netkin.pipeline import Pipeline
 from netkin.progress import Bars
 from netkin.store import write
 from netkin.tracking import Tracker, track
+from netkin.transfer.setting import Setting
 from netkin.transfer.stored import correct
+from netkin.zoo.member import parse_members
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("speed", "evaluate")
@@ -52,12 +54,13 @@ def run(config: DictConfig) -> None:
     setup.whole(own.rounds, "benchmark.rounds")
     if own.images != "auto":
         setup.whole(own.images, "benchmark.images")
+    parse_members(list(own.models), at_least=0)  # refuses what timm does not have
     setting = setup.build_setting(config)
     console = Console(soft_wrap=True)
     tables: dict[str, pl.DataFrame] = {}
     with track(setup.resolved(config.logger), setup.run_info(config, setting, 0)) as tracker:
         if "speed" in own.parts:
-            tables |= time_steps(config, console, tracker)
+            tables |= time_steps(config, setting, console, tracker)
         if "evaluate" in own.parts:
             tables |= time_runs(config, console)
         folder = setup.run_folder()
@@ -68,12 +71,13 @@ def run(config: DictConfig) -> None:
         console.print(f"Tables   {folder}/{', '.join(f'{n}.csv' for n in tables)}", highlight=False)
 
 
-def time_steps(config: DictConfig, console: Console, tracker: Tracker) -> dict[str, pl.DataFrame]:
+def time_steps(
+    config: DictConfig, setting: Setting, console: Console, tracker: Tracker
+) -> dict[str, pl.DataFrame]:
     """speed, bytes and transfer: craft and transfer of one batch, in this process."""
     own = config.benchmark
     device = "cpu" if setup.on_cpu(config) else "cuda"
     batch = (8 if device == "cpu" else 64) if own.images == "auto" else own.images
-    setting = setup.build_setting(config)
     members = setup.build_members(config, at_least=0)
     rows, stored, targets = [], [], []
     eps = fraction(config.dataset.eps, "dataset.eps")

@@ -27,6 +27,7 @@ from netkin.report.style import INK, MARKERS, PALETTE, panels, style
 from netkin.similarity import Outcomes
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import adversarial
+from netkin.zoo import execution
 from netkin.zoo.execution import PRECISIONS, Execution, check_execution
 
 
@@ -45,6 +46,8 @@ def run(config: DictConfig) -> None:
         raise UserError("experiment=precision measures; a file (similarity=) does not say enough")
     if "seed" not in config.attack:
         raise UserError("experiment=precision needs an attack that draws: attack=pgd has a seed")
+    if config.seed == config.attack.seed:
+        raise UserError(f"seed={config.seed} is the attack's own: another one says what it moves")
     with study(config) as s:
         assert s.measured is not None
         variants = [in_precision(s.measured.setting, name) for name in others]
@@ -64,8 +67,7 @@ def precisions(config: DictConfig) -> list[str]:
     """Those to compare with the run's own. Raises UserError for what this device lacks."""
     gpu = not setup.on_cpu(config)
     if config.precisions == "auto":
-        names = list(PRECISIONS) if gpu else ["32-true", "bf16-mixed"]
-        return [name for name in names if name != config.precision]
+        return [name for name in execution.precisions(gpu) if name != config.precision]
     if not isinstance(config.precisions, ListConfig) or not config.precisions:
         raise UserError(f"precisions must be auto or a list of them, got {config.precisions!r}")
     for name in config.precisions:
@@ -78,14 +80,13 @@ def precisions(config: DictConfig) -> list[str]:
 
 def in_precision(setting: Setting, name: str) -> Variant:
     """The setting in another precision."""
-    execution = replace(setting.choice.execution, precision=name)
-    return Variant(name, replace(setting, choice=replace(setting.choice, execution=execution)))
+    choice = setting.choice
+    changed = replace(choice, execution=replace(choice.execution, precision=name))
+    return Variant(name, replace(setting, choice=changed))
 
 
 def with_seed(config: DictConfig, setting: Setting) -> Setting:
     """The setting with another seed of the attack."""
-    if config.seed == config.attack.seed:
-        raise UserError(f"seed={config.seed} is the attack's own: another one says what it moves")
     changed = config.copy()
     OmegaConf.update(changed, "attack.seed", config.seed)
     return replace(setting, attack=setup.build_attack(changed))
@@ -144,7 +145,7 @@ def compare(s: Study, found: dict[str, Outcomes], pixels: dict[str, float]) -> N
         f"{s.source}, in {s.config.precision}; then the same in other precisions, and with another "
         "seed of the attack, whose effect is chance alone.",
         said,
-        [Section("Differences", said, {"Differences of scores (nats)": table}, [picture])],
+        [Section("Differences", (), {"Differences of scores (nats)": table}, [picture])],
     )
 
 

@@ -42,6 +42,7 @@ def mistake(
     [
         ("model.members=[resnet5O,test_vit]", "no model 'resnet5O'; did you mean resnet50"),
         ("model.members=[test_vit]", "names 1 model, expected 2 or more"),
+        ("experiment=benchmark benchmark.models=[resnet5O]", "did you mean resnet50"),
         ("model.members=[test_vit,test_vit]", "names test_vit more than once"),
         ("model.members=test_vit", "must be a list such as [test_vit]"),
         ("attack=pdg", "pgd"),

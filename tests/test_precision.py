@@ -57,6 +57,7 @@ def test_differences_are_of_the_same_pairs() -> None:
         (["precisions=[32-true]"], "precisions names 32-true, which is the run's own"),
         (["precisions=[tf32]"], "precision=tf32 is a GPU's"),
         (["precisions=[8-true]"], "precisions must be 32-true or tf32 or"),
+        (["seed=0"], "seed=0 is the attack's own"),
         (["precisions=[]"], "precisions must be auto or a list"),
         (["precision=bf16"], "precision must be 32-true or tf32 or bf16-mixed"),
         (["memory_format=nhwc"], "memory_format must be contiguous or channels_last or auto"),
