@@ -1,9 +1,9 @@
 """How fast are craft and transfer, and what does `python evaluate.py` cost?
 
-`speed` (see `experiments.speed`) times the attack's step on full-size models with random weights
-and on members of the dataset with trained ones: a bare loop, netkin in each precision and memory
-format, and other libraries; then the target pass. Writes speed.csv, bytes.csv (what fusing and
-precision do to the stored images) and transfer.csv.
+`speed` times the attack's step on full-size models with random weights and on members of the
+dataset with trained ones: a bare loop, netkin in each precision and memory format, and other
+libraries (`experiments.speed`); then the target pass (`experiments.passes`). Writes speed.csv,
+bytes.csv (what fusing and precision do to the stored images) and transfer.csv.
 
 `evaluate` runs the real command as a process: with an empty store, with weights alone, and with
 everything. Then one member (of the digits, the slowest) is attacked once more, for the share of
@@ -30,8 +30,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from experiments import setup, speed
+from experiments import passes, setup, speed
 from netkin.attacks.units import fraction
+from netkin.data import views
 from netkin.errors import UserError
 from netkin.pipeline import Pipeline
 from netkin.progress import Bars
@@ -99,7 +100,7 @@ def time_steps(
                 right = correct(setting, name).nonzero().flatten()[: setting.batch_size]
                 view = setting.view(name)
                 positions = [setting.subset.positions[i] for i in right.tolist()]
-                clean = speed.views.load(setting.images, positions, view).to(device)
+                clean = views.load(setting.images, positions, view).to(device)
                 labels = setting.labels[right].to(device)
                 classifier = setting.build(name).eval().requires_grad_(False).to(device)
                 pixels, name = clean.float() / 255, name.name
@@ -109,7 +110,7 @@ def time_steps(
             rows.append(speed.rates(name, ways, taken, len(pixels)))
             if name in own.models:
                 step = min(s for way, s in zip(ways, taken, strict=True) if way.who == "craft")
-                targets.append(speed.passes(name, classifier, size, batch, own.rounds, step))
+                targets.append(passes.target_pass(classifier, size, batch, own.rounds, step))
             bars.advance("speed", 1)
             bars.finish("speed", name, {})
         bars.end("speed")

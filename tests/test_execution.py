@@ -1,5 +1,6 @@
 """A classifier run faster is the same one: in its logits, its gradients, and its own state."""
 
+import copy
 import json
 import logging
 from collections.abc import Callable
@@ -11,7 +12,9 @@ import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from timm.layers import BatchNormAct2d, Conv2dSame, ScaledStdConv2d
+from timm.layers import BatchNormAct2d, Conv2dSame
+from timm.layers.squeeze_excite import EffectiveSEModule, SEModule
+from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -20,9 +23,10 @@ from netkin.errors import StoreError, UserError
 from netkin.store import Entry
 from netkin.transfer.tune import BEFORE, Choice, decided
 from netkin.zoo.build import Classifier
-from netkin.zoo.execution import Execution, Prepared, check_execution, prepare
-from netkin.zoo.fold import fold_batch_norm
+from netkin.zoo.execution import MEMORY_FORMATS, Execution, Prepared, check_execution, prepare
+from netkin.zoo.fold import STANDARDISING, fold_batch_norm, standardise_once
 from netkin.zoo.patches import PatchProduct, patches_by_product
+from netkin.zoo.squeeze import Excite, cheap_gradients
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -145,9 +149,52 @@ def test_a_linear_layer_is_folded_by_its_channels_alone() -> None:
     assert fold_batch_norm(tokens, images(8)[:2], "tokens") == (tokens, 0)
 
 
-def test_weights_that_are_standardised_first_are_left_alone() -> None:
-    net = lived_in(nn.Sequential(ScaledStdConv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten()))
-    assert fold_batch_norm(net, images(8)[:2], "std") == (net, 0)
+@pytest.mark.parametrize("layer", STANDARDISING, ids=lambda layer: layer.__name__)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_weights_are_standardised_once_to_the_bit(layer: type, stride: int) -> None:
+    """And can be folded into afterwards, not before."""
+    torch.manual_seed(0)
+    conv = layer(3, 8, 3, stride)
+    net = lived_in(nn.Sequential(conv, nn.BatchNorm2d(8), nn.Flatten()))
+    with torch.no_grad():
+        getattr(conv, "gain", torch.ones(1)).uniform_(0.5, 2)
+    assert fold_batch_norm(net, images(9)[:2], "std") == (net, 0)
+    once = copy.deepcopy(net)
+    assert standardise_once(once) == 1 and standardise_once(once) == 0
+    assert torch.equal(once(images(9)), net(images(9)))
+    folded, number = fold_batch_norm(once, images(9)[:2], "std")
+    assert number == 1 and torch.allclose(folded(images(9)), net(images(9)), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        SEModule(8, rd_channels=4),
+        SEModule(8, rd_channels=4, norm_layer=nn.BatchNorm2d, act_layer=nn.SiLU),
+        SEModule(8, rd_channels=4, add_maxpool=True),
+        EffectiveSEModule(8),
+        SqueezeExcite(8, rd_channels=4, act_layer=nn.SiLU),
+    ],
+    ids=["SE", "SE with norm", "SE with maximum", "effective", "EfficientNet's"],
+)
+@pytest.mark.parametrize("memory_format", list(MEMORY_FORMATS))
+def test_squeeze_and_excitation_has_the_same_gradient_to_the_bit(
+    module: nn.Module, memory_format: str
+) -> None:
+    """Also where its input goes on as well, and where activations stand in place."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(inplace=True), module, nn.SiLU(inplace=True))
+    net = lived_in(net).to(memory_format=MEMORY_FORMATS[memory_format])  # type: ignore[call-overload]
+    cheap = copy.deepcopy(net)
+    assert cheap_gradients(cheap) >= 2 and cheap_gradients(cheap) == 0
+    replaced = any(isinstance(one, Excite) for one in cheap.modules())
+    assert replaced != getattr(module, "add_maxpool", False)
+    found = []
+    for model in (net, cheap):
+        x = images(9).contiguous(memory_format=MEMORY_FORMATS[memory_format]).requires_grad_()
+        out = model(x)
+        found.append((out, *torch.autograd.grad(out.square().sum(), x)))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_a_fold_that_changes_logits_is_undone_and_said(caplog: pytest.LogCaptureFixture) -> None:

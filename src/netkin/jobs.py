@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from netkin.errors import Stopped, StoreError, UserError
+from netkin.memory import hand_back_freed, keep_freed
 
 Advance = Callable[[int], None]
 Failed = Callable[[Any, Exception], None]
@@ -113,7 +114,7 @@ class Jobs:
         self.display.end(stage)
 
     def _here(self, stage: str, work: Callable, items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-        _use_threads(self.threads)
+        _set_up(self.threads)
         todo, idle = list(items), 0
         while todo:
             item = todo.pop(0)
@@ -250,6 +251,8 @@ def _outcome(work: Callable, *arguments: Any) -> Any:
         return work(*arguments)
     except Exception as error:
         return error
+    finally:
+        hand_back_freed()
 
 
 _context: Any = None
@@ -268,7 +271,7 @@ def _start(context: Any, threads: int, events: Any, devices: Any) -> None:
     signal.signal(signal.SIGINT, lambda *_: None)
     signal.signal(signal.SIGTERM, _put_down)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    _use_threads(threads)
+    _set_up(threads)
 
 
 def _put_down(number: int, _frame: Any) -> None:
@@ -287,10 +290,12 @@ def _die_with_parent() -> None:
         os._exit(1)
 
 
-def _use_threads(threads: int) -> None:
+def _set_up(threads: int) -> None:
+    """Ready this process for models."""
     import torch
 
     torch.set_num_threads(threads)
+    keep_freed()
 
 
 def _work(stage: str, work: Callable, item: Any) -> Any:
@@ -307,4 +312,5 @@ def _work(stage: str, work: Callable, item: Any) -> Any:
             raise RuntimeError(f"{type(error).__name__}: {error}") from error
         raise
     finally:
+        hand_back_freed()
         _working = False

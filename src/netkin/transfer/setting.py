@@ -23,9 +23,9 @@ from netkin.store import (
     read_tensors,
     shard_path,
 )
-from netkin.transfer.tune import Choice
+from netkin.transfer.tune import AUTO, Choice
 from netkin.zoo.build import Classifier, Task, build, identity, preprocessing
-from netkin.zoo.execution import DEFAULT_PRECISION
+from netkin.zoo.execution import DEFAULT_PRECISION, Execution, Prepared, prepare
 from netkin.zoo.member import Member
 from netkin.zoo.published import WeightsFile
 
@@ -67,8 +67,8 @@ class Setting:
         store: where results are kept.
         shard_size: images in a unit of work; a shard is stored whole or not at all.
         batch_size: images through a model at once; craft's own may be another, see `choice`.
-        choice: how sources are run while they are attacked. Its precision is part of the attack's
-            identity; models are judged, on clean and adversarial images, in float32.
+        choice: how models are run. Its precision is that of attacks alone, and part of their
+            identity: what models say of clean and adversarial images, they say in float32.
         dtype: of stored adversarial images, "uint8" or "float32".
         interpolation: for a target of another input size, "bilinear" or "bicubic" (antialiased).
         accelerator: as Lightning's Trainer takes it.
@@ -123,6 +123,16 @@ class Setting:
 
     def build(self, member: Member) -> Classifier:
         return build(member, self.task, self.weights(member))
+
+    def judge(self, classifier: Classifier, images: Tensor) -> Prepared:
+        """A classifier as it is asked about images, clean or adversarial: in float32, by `choice`
+        for the rest. `images` [B, 3, H, W] in [0, 1], on its device, are tried."""
+        chosen = self.choice
+        memory_format = chosen.memory_format
+        if memory_format == AUTO:  # times the attack, source by source
+            memory_format = Execution.memory_format
+        execution = Execution(fuse=chosen.execution.fuse, memory_format=memory_format)
+        return prepare(classifier, execution, images)
 
     def view(self, member: Member) -> View:
         """What the member sees of an image."""

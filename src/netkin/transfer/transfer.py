@@ -20,6 +20,7 @@ from netkin.transfer.engine import Work, predict
 from netkin.transfer.setting import Setting, names
 from netkin.transfer.stored import Target, adversarial, correct, maker, outcome_store
 from netkin.zoo.build import Classifier
+from netkin.zoo.execution import DEFAULT_PRECISION, Prepared, exact_float32
 from netkin.zoo.member import Member
 
 
@@ -41,6 +42,7 @@ class Transfer(pl.LightningModule):
         super().__init__()
         self.classifier, self.setting, self.advance = classifier.eval(), setting, advance
         self.target = target
+        self.judge: Prepared | None = None  # from the first image on
         self.size = setting.view(target.member).input_size
         self.images = 0
         self.table = outcome_store(setting)
@@ -65,7 +67,8 @@ class Transfer(pl.LightningModule):
     def _see(self, source: Member, batch: dict) -> None:
         index, images = batch["index"], batch["images"]
         self.images += len(index)
-        logits = list(self.batches.run(len(index), lambda b: self._logits(images[b])))
+        with exact_float32(DEFAULT_PRECISION):
+            logits = list(self.batches.run(len(index), lambda b: self._logits(images[b])))
         if logits:
             found = torch.cat(logits)
             bad = ~found.isfinite().all(dim=1)
@@ -80,7 +83,10 @@ class Transfer(pl.LightningModule):
             self.advance(1)
 
     def _logits(self, images: Tensor) -> Tensor:
-        return self.classifier(resized(images, self.size, self.setting.interpolation))
+        pixels = resized(images, self.size, self.setting.interpolation)
+        if self.judge is None:
+            self.judge = self.setting.judge(self.classifier, pixels[:2])
+        return self.judge(pixels)
 
     def _write(self, source: Member) -> None:
         index = [i for index, _ in self.predictions for i in index.tolist()]

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from netkin.errors import UserError
 from netkin.zoo.build import Classifier
-from netkin.zoo.fold import fold_batch_norm
+from netkin.zoo.fold import fold_batch_norm, standardise_once
 from netkin.zoo.patches import PatchProduct, patches_by_product
 from netkin.zoo.published import first_line
+from netkin.zoo.squeeze import cheap_gradients
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,10 @@ class Execution:
         precision: one of PRECISIONS. Mixed ones compute in 16 bits what gains by it, and take and
             give float32; "tf32" rounds a GPU's float32 products to 10 bits of mantissa, which
             "32-true" forbids.
-        fuse: batch normalisation folded into convolutions (`netkin.zoo.fold`), and on a CPU patches
-            embedded by a matrix product (`netkin.zoo.patches`).
+        fuse: batch normalisation folded into convolutions and weights standardised once
+            (`netkin.zoo.fold`), squeeze-and-excitation with a cheaper gradient
+            (`netkin.zoo.squeeze`), and on a CPU patches embedded by a product
+            (`netkin.zoo.patches`).
         memory_format: one of MEMORY_FORMATS. On a CPU channels_last was the faster, or as fast, for
             all of 12 small and 5 full-size architectures (experiments/RESULTS_speed.md).
         compile: by torch.compile, for batches of one size (others are padded to it).
@@ -70,15 +73,15 @@ class Prepared(Classifier):
         self.register_buffer("mean", classifier.mean, persistent=False)
         self.register_buffer("std", classifier.std, persistent=False)
         self.execution, self.folded = execution, 0
-        net = classifier.net.eval()
-        few = self._normalised(images[:2])
-        if execution.fuse:
-            net, self.folded = fold_batch_norm(net, few, classifier.name)
-        if net is classifier.net:
-            net = copy.deepcopy(net)
+        net = copy.deepcopy(classifier.net).eval()
         cpu = images.device.type == "cpu"
-        if execution.fuse and cpu:
-            patches_by_product(net)
+        if execution.fuse:
+            standardise_once(net)
+            few = self._normalised(images[:2])
+            net, self.folded = fold_batch_norm(net, few, classifier.name)
+            cheap_gradients(net)
+            if cpu:
+                patches_by_product(net)
         self.dtype = PRECISIONS[execution.precision]
         if self.dtype is not None:
             if cpu:

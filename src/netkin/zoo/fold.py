@@ -5,6 +5,8 @@ followed by it is another convolution: gamma / sqrt(var + eps) goes into its wei
 its bias. A third of the operations of a ResNet are gone, forwards and backwards. Which layers
 follow each other is read off one pass over a model, not off its code, so that it works for any
 control flow; what comes out is compared with the model before it is used.
+
+Weights that are standardised in every pass (BiT, NFNets) are constant, too, and done with once.
 """
 
 import copy
@@ -13,17 +15,41 @@ from collections import Counter
 from typing import Any
 
 import torch
-from timm.layers import BatchNormAct2d, Conv2dSame
+from timm.layers import (
+    BatchNormAct2d,
+    Conv2dSame,
+    ScaledStdConv2d,
+    ScaledStdConv2dSame,
+    StdConv2d,
+    StdConv2dSame,
+)
 from torch import Tensor, nn
+from torch.nn.functional import batch_norm
 
 log = logging.getLogger(__name__)
 
 FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Linear, Conv2dSame)
-"""Layers that apply their weights as they are; those that standardise them first do not qualify."""
+"""Layers that apply their weights as they are."""
+STANDARDISING = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, BatchNormAct2d)
 
 TOLERANCE = 1e-3
 """Largest difference of a logit, relative to the largest logit."""
+
+
+def standardise_once(model: nn.Module) -> int:
+    """Have convolutions that standardise their weights keep the result, in place; returns how many.
+
+    To the bit what timm's layers compute.
+    """
+    convolutions: list[Any] = [layer for layer in model.modules() if type(layer) in STANDARDISING]
+    for conv in convolutions:
+        gain = (conv.gain * conv.scale).view(-1) if hasattr(conv, "gain") else None
+        rows = conv.weight.detach().reshape(1, conv.out_channels, -1)
+        weight = batch_norm(rows, None, None, gain, training=True, momentum=0.0, eps=conv.eps)
+        conv.weight = nn.Parameter(weight.detach().reshape_as(conv.weight), requires_grad=False)
+        conv.__class__ = Conv2dSame if getattr(conv, "same_pad", False) else nn.Conv2d
+    return len(convolutions)
 
 
 def fold_batch_norm(model: nn.Module, images: Tensor, name: str) -> tuple[nn.Module, int]:
@@ -45,6 +71,8 @@ def fold_batch_norm(model: nn.Module, images: Tensor, name: str) -> tuple[nn.Mod
         return model, 0
     folded = copy.deepcopy(model).eval().requires_grad_(False)
     before, pairs = _pairs(folded, images)
+    if not before.isfinite().all():  # a broken model, which is for others to say
+        return model, 0
     for layer, norm in pairs:
         _fold(folded, layer, norm)
     if not pairs:
@@ -95,7 +123,7 @@ def _pairs(model: nn.Module, images: Tensor) -> tuple[Tensor, list[tuple[str, st
         elif type(module) in NORMS and module.running_mean is not None:
             hooks.append(module.register_forward_pre_hook(norm_hook(name)))
     try:
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             logits = model(images.detach().clone().requires_grad_())
         readers = _readers(logits)
         pairs = [
