@@ -78,7 +78,7 @@ def target_pass(
     with tempfile.TemporaryDirectory(prefix="netkin-passes-") as scratch, torch.no_grad():
         said = torch.cat([classifier(part) for part in parts]).argmax(dim=1).tolist()
         images = RandomImages(number, size, said)  # so that all are classified correctly
-        setting, target, sources = _evaluation(Path(scratch), classifier, images, batch)
+        setting, target, sources = evaluation(Path(scratch), classifier, images, batch)
         clean_pass(setting, target, lambda _n: None)
         for source in sources:
             entry = setting.adversarial_entry(source).claim()
@@ -136,7 +136,7 @@ def target_pass(
     )
 
 
-def _evaluation(
+def evaluation(
     folder: Path, classifier: Classifier, images: RandomImages, batch: int
 ) -> tuple[Setting, Member, list[Member]]:
     """A setting in which a classifier's weights are four members: a target and its sources."""

@@ -105,8 +105,7 @@ class Prepared(Classifier):
             x = scaler.at_input(x)
         if self.size is not None and n < self.size:
             x = torch.cat([x, x[:1].detach().expand(self.size - n, *x.shape[1:])])
-        if self.execution.memory_format != "contiguous":
-            x = x.contiguous(memory_format=self.format)
+        x = x.contiguous(memory_format=self.format)  # decoded images come channels-last
         with self._autocast(x.device.type), nullcontext() if self.size is None else _compiling():
             logits = self._run(x)
         logits = logits[:n].float()
