@@ -4,16 +4,15 @@ foolbox for PGD and FGSM; the published algorithm, and torchattacks where it is 
 the authors' package, called directly, for AutoAttack.
 """
 
-import importlib
-import warnings
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from experiments.libraries import installed
 from netkin.attacks import PGD, AutoAttack
 from netkin.attacks.autoattack import SquareAttack
 from netkin.attacks.grid import to_grid
@@ -27,15 +26,11 @@ Images = tuple[nn.Module, Tensor, Tensor, list[str]]
 
 def require_foolbox() -> None:
     """Raises UserError without the packages that attacks are compared with."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # it imports SciPy by old names
-            importlib.import_module("foolbox")
-    except ImportError:
+    if installed("foolbox") is None:
         raise UserError(
             "experiment=parity compares with foolbox, which is not installed: "
             "pip install -e '.[test]'"
-        ) from None
+        )
 
 
 def _row(
@@ -78,10 +73,8 @@ def compare_fgsm(attacks: Attacks, images: Images, eps: float) -> list[dict[str,
 def foolbox_run(
     name: str, model: nn.Module, pixels: Tensor, labels: Tensor, attack: PGD, **arguments: Any
 ) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        import foolbox
-
+    foolbox = installed("foolbox")
+    assert foolbox is not None  # see require_foolbox
     their_model = foolbox.PyTorchModel(model, bounds=(0, 1), device=pixels.device)
     their_attack = getattr(foolbox.attacks, name)(random_start=False, **arguments)
     return their_attack.run(their_model, pixels, labels, epsilon=attack.eps)
@@ -95,10 +88,7 @@ def compare_mim(attacks: Attacks, images: Images, eps: float) -> list[dict[str, 
     ours = attack.perturb(model, pixels, labels, keys)
     theirs = mim_by_definition(model, pixels, labels, attack.eps, attack.steps, attack.momentum)
     rows = [_row("mim", "Dong et al., Alg. 1", attack.eps, clean, ours, theirs)]
-    try:
-        torchattacks = importlib.import_module("torchattacks")
-        version("torchattacks")
-    except (ImportError, PackageNotFoundError):
+    if (torchattacks := installed("torchattacks")) is None:
         return rows
     their_attack = torchattacks.MIFGSM(
         model, eps=attack.eps, alpha=attack.step_size, steps=attack.steps, decay=attack.momentum

@@ -96,11 +96,11 @@ def _choice(config: DictConfig) -> Choice:
     one_of(config.memory_format, (*MEMORY_FORMATS, AUTO), "memory_format")
     for name in ("fuse", "compile"):
         one_of(config[name], (True, False), name)
-    execution = Execution(config.precision, config.fuse, compile=config.compile)
-    if config.memory_format != AUTO:
-        execution = replace(execution, memory_format=config.memory_format)
+    timed = config.memory_format == AUTO
+    memory_format = Execution.memory_format if timed else config.memory_format
+    execution = Execution(config.precision, config.fuse, memory_format, config.compile)
     check_execution(execution, gpu=not on_cpu(config))
-    return Choice(execution, config.memory_format, config.batch_size)
+    return Choice(execution, timed, config.batch_size)
 
 
 def build_task(config: DictConfig, classes: Sequence[str]) -> Task:

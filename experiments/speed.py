@@ -6,10 +6,8 @@ Libraries run as they come, and so with glibc's own rules for freed memory; see 
 """
 
 import copy
-import importlib
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from experiments.libraries import installed
 from netkin.attacks import PGD
 from netkin.attacks.frozen import frozen
 from netkin.attacks.grid import to_grid
@@ -146,31 +145,21 @@ def _torchattacks_style(
 def _libraries(classifier: Classifier, pixels: Tensor, labels: Tensor) -> Iterator[Way]:
     """foolbox and torchattacks, where they are installed."""
     model = copy.deepcopy(classifier).eval()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # foolbox imports SciPy by old names
-        try:
-            foolbox = importlib.import_module("foolbox")
-        except ImportError:
-            pass
-        else:
-            wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=pixels.device)
-            goal = foolbox.criteria.Misclassification(labels)
+    if (foolbox := installed("foolbox")) is not None:
+        wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=pixels.device)
+        goal = foolbox.criteria.Misclassification(labels)
 
-            def with_foolbox(steps: int) -> Tensor:
-                attack = foolbox.attacks.LinfPGD(abs_stepsize=STEP, steps=steps, random_start=False)
-                return attack.run(wrapped, pixels, goal, epsilon=EPS)
+        def with_foolbox(steps: int) -> Tensor:
+            attack = foolbox.attacks.LinfPGD(abs_stepsize=STEP, steps=steps, random_start=False)
+            return attack.run(wrapped, pixels, goal, epsilon=EPS)
 
-            yield Way("foolbox", *DEFAULT, with_foolbox, keeps=False)
-        try:
-            torchattacks = importlib.import_module("torchattacks")
-            torchattacks.PGD  # noqa: B018  (a folder of that name is no package)
-        except (ImportError, AttributeError):
-            return
+        yield Way("foolbox", *DEFAULT, with_foolbox, keeps=False)
+    if (torchattacks := installed("torchattacks")) is not None:
 
-    def with_torchattacks(steps: int) -> Tensor:
-        return torchattacks.PGD(model, EPS, STEP, steps, random_start=False)(pixels, labels)
+        def with_torchattacks(steps: int) -> Tensor:
+            return torchattacks.PGD(model, EPS, STEP, steps, random_start=False)(pixels, labels)
 
-    yield Way("torchattacks", *DEFAULT, with_torchattacks, keeps=False)
+        yield Way("torchattacks", *DEFAULT, with_torchattacks, keeps=False)
 
 
 def timed(found: Sequence[Way], rounds: int, steps: int) -> list[float]:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from experiments import setup
 from netkin.errors import UserError
+from netkin.memory import keep_freed
 from netkin.progress import Bars
 from netkin.report.curves import curves_figure
 from netkin.report.study import Outputs
@@ -58,6 +59,7 @@ def session(config: DictConfig, recipe: Recipe | None = None) -> Session:
         recipe = replace(recipe, epochs=1)
     setup.whole(config.threads, "threads")
     torch.set_num_threads(config.threads)
+    keep_freed()
     images = setup.training_images(config, Bars(Console(soft_wrap=True)))
     return Session(config, setting, Training(setting, images, recipe), hardware, folder)
 

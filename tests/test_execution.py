@@ -363,7 +363,7 @@ def test_precisions_that_a_cpu_lacks(precision: str) -> None:
     check_execution(Execution(precision), gpu=True)
 
 
-AUTO = Choice(Execution(), "auto", "auto")
+AUTO = Choice(Execution(), time_formats=True, batch_size="auto")
 
 
 def test_what_auto_decides_is_kept_and_used_again(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from netkin.store import (
     read_tensors,
     shard_path,
 )
-from netkin.transfer.tune import AUTO, Choice
+from netkin.transfer.tune import Choice
 from netkin.zoo.build import Classifier, Task, build, identity, preprocessing
 from netkin.zoo.execution import DEFAULT_PRECISION, Execution, Prepared, prepare
 from netkin.zoo.member import Member
@@ -127,11 +127,8 @@ class Setting:
     def judge(self, classifier: Classifier, images: Tensor) -> Prepared:
         """A classifier as it is asked about images, clean or adversarial: in float32, by `choice`
         for the rest. `images` [B, 3, H, W] in [0, 1], on its device, are tried."""
-        chosen = self.choice
-        memory_format = chosen.memory_format
-        if memory_format == AUTO:  # times the attack, source by source
-            memory_format = Execution.memory_format
-        execution = Execution(fuse=chosen.execution.fuse, memory_format=memory_format)
+        chosen = self.choice.execution
+        execution = Execution(fuse=chosen.fuse, memory_format=chosen.memory_format)
         return prepare(classifier, execution, images)
 
     def view(self, member: Member) -> View:

@@ -38,13 +38,14 @@ class Choice:
     """What a config asks for.
 
     Attributes:
-        execution: how a source is run; its memory format holds where `memory_format` is fixed.
-        memory_format: one of MEMORY_FORMATS, or "auto", which times them.
+        execution: how a source is run.
+        time_formats: whether it is timed in each of MEMORY_FORMATS for the faster one, whichever
+            `execution` says.
         batch_size: images at once, or "auto", which times batches of more and more.
     """
 
     execution: Execution = field(default_factory=Execution)
-    memory_format: str = "channels_last"
+    time_formats: bool = False
     batch_size: int | str = 100
 
 
@@ -79,8 +80,8 @@ def decided(
         raise StoreError(
             f"{file} cannot be read ({type(error).__name__}: {error}); remove {entry.path}"
         ) from None
-    asked = replace(choice.execution, memory_format=choice.memory_format)
-    if choice.memory_format == AUTO:
+    asked = choice.execution
+    if choice.time_formats:
         asked = replace(asked, memory_format=fixed.memory_format)
     if fixed != asked:
         log.warning(
@@ -94,7 +95,7 @@ def decided(
 def _decide(
     choice: Choice, classifier: Classifier, pixels: Tensor, shard_size: int
 ) -> dict[str, Any]:
-    formats = list(MEMORY_FORMATS) if choice.memory_format == AUTO else [choice.memory_format]
+    formats = list(MEMORY_FORMATS) if choice.time_formats else [choice.execution.memory_format]
     if choice.batch_size == AUTO:
         sizes = [SMALLEST * 2**i for i in range(20) if SMALLEST * 2**i < shard_size] + [shard_size]
     else:
