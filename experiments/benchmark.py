@@ -100,7 +100,7 @@ def time_steps(
                 right = correct(setting, name).nonzero().flatten()[: setting.batch_size]
                 view = setting.view(name)
                 positions = [setting.subset.positions[i] for i in right.tolist()]
-                clean = views.load(setting.images, positions, view).to(device)
+                clean = views.load(setting.images, positions, view).contiguous().to(device)
                 labels = setting.labels[right].to(device)
                 classifier = setting.build(name).eval().requires_grad_(False).to(device)
                 pixels, name = clean.float() / 255, name.name
