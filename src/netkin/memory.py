@@ -2,7 +2,7 @@
 
 A step of an attack frees what it has computed and the next one asks for as much again. glibc hands
 large blocks back to the system each time, and the pages that come anew have to be cleared and
-mapped: 10,000 to 60,000 page faults a step of a full-size model, up to a third of its time
+mapped: 4,000 to 60,000 page faults a step of a full-size model, up to two fifths of its time
 (experiments/RESULTS_speed.md). So they are kept while a model is run, and handed back with it.
 """
 
