@@ -16,7 +16,6 @@ from netkin.transfer.engine import Work, predict
 from netkin.transfer.setting import Setting, names
 from netkin.transfer.stored import is_clean, logits_path
 from netkin.zoo.build import Classifier
-from netkin.zoo.execution import DEFAULT_PRECISION, Prepared, exact_float32
 from netkin.zoo.member import Member
 
 
@@ -25,22 +24,16 @@ class CleanPass(pl.LightningModule):
 
     def __init__(self, classifier: Classifier, setting: Setting, advance: Advance):
         super().__init__()
-        self.classifier, self.setting, self.advance = classifier.eval(), setting, advance
-        self.judge: Prepared | None = None  # from the first shard on
+        self.name, self.setting, self.advance = classifier.name, setting, advance
+        self.judge = setting.judge(classifier)
         self.batches = Batches(setting.batch_size, classifier.name)
         self.logits: list[Tensor] = []
 
     def predict_step(self, shard: dict) -> None:
         pixels = shard["pixels"]
-        with exact_float32(DEFAULT_PRECISION):
-            for logits in self.batches.run(len(pixels), lambda b: self._logits(pixels[b] / 255)):
-                self.logits.append(logits.cpu())
+        for logits in self.batches.run(len(pixels), lambda b: self.judge(pixels[b] / 255)):
+            self.logits.append(logits.cpu())
         self.advance(len(pixels))
-
-    def _logits(self, pixels: Tensor) -> Tensor:
-        if self.judge is None:
-            self.judge = self.setting.judge(self.classifier, pixels[:2])
-        return self.judge(pixels)
 
     def result(self) -> Tensor:
         """[I, K] float32, every value finite."""
@@ -48,7 +41,7 @@ class CleanPass(pl.LightningModule):
         bad = (~logits.isfinite().all(dim=1)).nonzero().flatten().tolist()
         if bad:
             raise UserError(
-                f"{self.classifier.name} gives NaN or infinite logits on {len(bad)} of "
+                f"{self.name} gives NaN or infinite logits on {len(bad)} of "
                 f"{len(logits)} clean images ({names(self.setting, bad)}); are its weights whole?"
             )
         return logits

@@ -16,7 +16,7 @@ from netkin.transfer.batches import Batches
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import correct, is_clean, missing_shards
 from netkin.zoo.build import build
-from netkin.zoo.execution import DEFAULT_PRECISION, exact_float32, prepare
+from netkin.zoo.execution import exact_float32, prepare
 from netkin.zoo.member import Member
 
 FIRST_BATCH = 2
@@ -60,8 +60,8 @@ def probe(setting: Setting, member: Member, seconds: float, advance: Advance) ->
     device = _device(setting)
     classifier.eval().to(device)
     execution = replace(setting.choice.execution, compile=False)
-    few = _first(setting, member, FIRST_BATCH).to(device)
-    prepared, judge = prepare(classifier, execution, few), setting.judge(classifier, few)
+    prepared = prepare(classifier, execution, _first(setting, member, FIRST_BATCH).to(device))
+    judge = setting.judge(classifier)
     attack, scale = _few_steps(setting.attack.attack)
     most = min(setting.batch_size, len(setting.subset))
     size, craft, transfer, memory = min(FIRST_BATCH, most), 0.0, 0.0, None
@@ -72,7 +72,7 @@ def probe(setting: Setting, member: Member, seconds: float, advance: Advance) ->
         batches = Batches(size, member.name)
 
         def classified(batch: slice, pixels: Tensor = pixels) -> None:
-            with torch.inference_mode(), exact_float32(DEFAULT_PRECISION):
+            with torch.no_grad():  # as the pass itself; to be tried, a model needs gradients
                 judge(pixels[batch])
 
         def attacked(

@@ -23,9 +23,10 @@ from netkin.store import (
     read_tensors,
     shard_path,
 )
+from netkin.transfer.judge import Judge
 from netkin.transfer.tune import Choice
 from netkin.zoo.build import Classifier, Task, build, identity, preprocessing
-from netkin.zoo.execution import DEFAULT_PRECISION, Execution, Prepared, prepare
+from netkin.zoo.execution import DEFAULT_PRECISION, Execution
 from netkin.zoo.member import Member
 from netkin.zoo.published import WeightsFile
 
@@ -124,12 +125,10 @@ class Setting:
     def build(self, member: Member) -> Classifier:
         return build(member, self.task, self.weights(member))
 
-    def judge(self, classifier: Classifier, images: Tensor) -> Prepared:
-        """A classifier as it is asked about images, clean or adversarial: in float32, by `choice`
-        for the rest. `images` [B, 3, H, W] in [0, 1], on its device, are tried."""
+    def judge(self, classifier: Classifier) -> Judge:
+        """A classifier as it is asked about images: in float32, by `choice` for the rest."""
         chosen = self.choice.execution
-        execution = Execution(fuse=chosen.fuse, memory_format=chosen.memory_format)
-        return prepare(classifier, execution, images)
+        return Judge(classifier, Execution(fuse=chosen.fuse, memory_format=chosen.memory_format))
 
     def view(self, member: Member) -> View:
         """What the member sees of an image."""

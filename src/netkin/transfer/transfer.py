@@ -20,7 +20,6 @@ from netkin.transfer.engine import Work, predict
 from netkin.transfer.setting import Setting, names
 from netkin.transfer.stored import Target, adversarial, correct, maker, outcome_store
 from netkin.zoo.build import Classifier
-from netkin.zoo.execution import DEFAULT_PRECISION, Prepared, exact_float32
 from netkin.zoo.member import Member
 
 
@@ -40,9 +39,8 @@ class Transfer(pl.LightningModule):
 
     def __init__(self, classifier: Classifier, setting: Setting, target: Target, advance: Advance):
         super().__init__()
-        self.classifier, self.setting, self.advance = classifier.eval(), setting, advance
+        self.judge, self.setting, self.advance = setting.judge(classifier), setting, advance
         self.target = target
-        self.judge: Prepared | None = None  # from the first image on
         self.size = setting.view(target.member).input_size
         self.images = 0
         self.table = outcome_store(setting)
@@ -67,8 +65,7 @@ class Transfer(pl.LightningModule):
     def _see(self, source: Member, batch: dict) -> None:
         index, images = batch["index"], batch["images"]
         self.images += len(index)
-        with exact_float32(DEFAULT_PRECISION):
-            logits = list(self.batches.run(len(index), lambda b: self._logits(images[b])))
+        logits = list(self.batches.run(len(index), lambda b: self._logits(images[b])))
         if logits:
             found = torch.cat(logits)
             bad = ~found.isfinite().all(dim=1)
@@ -83,10 +80,7 @@ class Transfer(pl.LightningModule):
             self.advance(1)
 
     def _logits(self, images: Tensor) -> Tensor:
-        pixels = resized(images, self.size, self.setting.interpolation)
-        if self.judge is None:
-            self.judge = self.setting.judge(self.classifier, pixels[:2])
-        return self.judge(pixels)
+        return self.judge(resized(images, self.size, self.setting.interpolation))
 
     def _write(self, source: Member) -> None:
         index = [i for index, _ in self.predictions for i in index.tolist()]

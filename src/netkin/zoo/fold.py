@@ -123,7 +123,7 @@ def _pairs(model: nn.Module, images: Tensor) -> tuple[Tensor, list[tuple[str, st
         elif type(module) in NORMS and module.running_mean is not None:
             hooks.append(module.register_forward_pre_hook(norm_hook(name)))
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.enable_grad():
             logits = model(images.detach().clone().requires_grad_())
         readers = _readers(logits)
         pairs = [

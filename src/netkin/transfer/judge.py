@@ -1,0 +1,21 @@
+"""A classifier as it is asked about images, clean or adversarial."""
+
+from torch import Tensor, nn
+
+from netkin.zoo.build import Classifier
+from netkin.zoo.execution import Execution, exact_float32, prepare
+
+
+class Judge(nn.Module):
+    """Runs a classifier as an Execution says; the first images that it sees are tried for that."""
+
+    def __init__(self, classifier: Classifier, execution: Execution):
+        super().__init__()
+        self.model, self.execution, self.prepared = classifier.eval(), execution, False
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[B, 3, H, W] in [0, 1] to logits [B, K], B > 0."""
+        with exact_float32(self.execution.precision):
+            if not self.prepared:
+                self.model, self.prepared = prepare(self.model, self.execution, pixels[:2]), True
+            return self.model(pixels)
