@@ -5,7 +5,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from experiments.launch import launch, run_study
+from experiments.common.launch import launch, run_study
 
 CONF = str(Path(__file__).parent / "conf")
 

@@ -41,7 +41,7 @@ def run_command(
 def run_here(*overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The command in this process, which has imported everything: for tests of what it does."""
     import evaluate
-    from experiments.launch import launch
+    from experiments.common.launch import launch
 
     out, err, threads = io.StringIO(), io.StringIO(), torch.get_num_threads()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

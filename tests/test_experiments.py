@@ -13,30 +13,30 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-import test_train_studies
 import torch
-from conftest import ROOT, SMALL, run_command
-from test_comparison import check_attacks
-from test_ensemble import check_ensemble, check_ensemble_benchmark
-from test_meaning import check_clusters, check_components, check_importance
-from test_measures import check_measures
-from test_parity import check_parity
-from test_precision import check_precision
-from test_select import check_select
-from test_sweep import check_craft, check_novel, check_store
-from test_train_studies import (
+
+from netkin.data.digits import Digits
+from netkin.data.subset import draw
+from netkin.similarity import with_interval
+from netkin.store.layout import read_tensors
+from tests.analysis.test_ensemble import check_ensemble, check_ensemble_benchmark
+from tests.analysis.test_measures import check_measures
+from tests.analysis.test_select import check_select
+from tests.analysis.test_within import check_within
+from tests.checks.test_parity import check_parity
+from tests.checks.test_precision import check_precision
+from tests.common.test_sweep import check_craft, check_novel, check_store
+from tests.conftest import ROOT, SMALL, run_command
+from tests.studies.test_comparison import check_attacks
+from tests.studies.test_meaning import check_clusters, check_components, check_importance
+from tests.train import test_train_studies
+from tests.train.test_train_studies import (
     check_distill,
     check_hparams,
     check_scratch,
     check_seeds,
     check_teachers,
 )
-from test_within import check_within
-
-from netkin.data.digits import Digits
-from netkin.data.subset import draw
-from netkin.similarity import with_interval
-from netkin.store import read_tensors
 
 RUN = "hydra.run.dir=run"
 MEMBERS = ["test_byobnet", "vit_ti"]

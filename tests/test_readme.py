@@ -5,8 +5,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_command
 from hydra import compose, initialize_config_dir
+
+from tests.conftest import ROOT, run_command
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [

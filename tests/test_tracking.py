@@ -11,14 +11,14 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conftest import SMALL, run_command
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from wandb.proto import wandb_internal_pb2 as protobuf
 
-from experiments import setup
+from experiments.common import setting as setup
 from netkin.errors import UserError
 from netkin.tracking import CSV, RunInfo, track
+from tests.conftest import SMALL, run_command
 
 Record = protobuf.Record  # pyright: ignore[reportAttributeAccessIssue]  # made when imported
 

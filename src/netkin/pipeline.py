@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from netkin.errors import UserError
-from netkin.jobs import Advance, Jobs
-from netkin.lease import lease, sweep
+from netkin.jobs.pool import Advance, Jobs
 from netkin.similarity import Outcomes
+from netkin.store.lease import lease, sweep
 from netkin.tracking import Tracker
 from netkin.training.weights import Training, is_trained
 from netkin.transfer.decode import Undecoded, decode, undecoded

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import polars as pl
 
-from netkin import resume
 from netkin.errors import UserError
+from netkin.store import unfinished as resume
 
 
 class Tracker(Protocol):

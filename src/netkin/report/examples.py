@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from netkin.report.page import Example
-from netkin.store import OutcomeStore
+from netkin.store.layout import OutcomeStore
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import adversarial, outcome_store
 from netkin.zoo.member import Member

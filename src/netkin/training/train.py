@@ -14,8 +14,8 @@ import torch
 from torch.utils.data import TensorDataset
 
 from netkin.errors import UserError
-from netkin.jobs import Advance
-from netkin.store import read_tensors, write, write_json, write_tensors
+from netkin.jobs.pool import Advance
+from netkin.store.layout import read_tensors, write, write_json, write_tensors
 from netkin.training import checkpoint
 from netkin.training.distillation import Teacher
 from netkin.training.fit import Hardware, Job, Report, fit, own_checkpoint

@@ -11,7 +11,7 @@ from typing import Any
 from netkin.data.images import Images
 from netkin.data.subset import fingerprint
 from netkin.errors import UserError, near
-from netkin.store import Store, differences, unfolded
+from netkin.store.layout import Store, differences, unfolded
 from netkin.training.distillation import Distillation
 from netkin.training.recipe import Recipe
 from netkin.transfer.setting import Setting

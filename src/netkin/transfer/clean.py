@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from netkin.errors import UserError
-from netkin.jobs import Advance
-from netkin.lease import lease
-from netkin.store import write_tensors
+from netkin.jobs.pool import Advance
+from netkin.store.layout import write_tensors
+from netkin.store.lease import lease
 from netkin.transfer.batches import Batches
 from netkin.transfer.engine import Work, predict
 from netkin.transfer.setting import Setting, names

@@ -16,9 +16,9 @@ from torch import Tensor
 from netkin.attacks.frozen import frozen
 from netkin.attacks.grid import to_grid
 from netkin.errors import UserError
-from netkin.jobs import Advance
-from netkin.lease import is_held, lease
-from netkin.store import Entry, shard_path, write_tensors
+from netkin.jobs.pool import Advance
+from netkin.store.layout import Entry, shard_path, write_tensors
+from netkin.store.lease import is_held, lease
 from netkin.transfer.batches import Batches
 from netkin.transfer.engine import Work, predict
 from netkin.transfer.setting import Setting, names

@@ -15,9 +15,9 @@ from netkin.data.decode import UnreadableImage
 from netkin.data.images import Images
 from netkin.data.views import View
 from netkin.errors import UserError
-from netkin.jobs import Advance
-from netkin.lease import lease
-from netkin.store import shard_path, write_json, write_tensors
+from netkin.jobs.pool import Advance
+from netkin.store.layout import shard_path, write_json, write_tensors
+from netkin.store.lease import lease
 from netkin.transfer.setting import Setting
 from netkin.zoo.member import Member
 

@@ -42,7 +42,7 @@ def quiet() -> Iterator[None]:
 def trainer(accelerator: str, **kwargs: Any) -> pl.Trainer:
     """A Trainer, on one device unless told otherwise, that writes nothing of its own.
 
-    The passes use several devices as several processes with one each: see `netkin.jobs`. A
+    The passes use several devices as several processes with one each: see `netkin.jobs.pool`. A
     cluster's scheduler is no business of theirs: Lightning would take over its signals and mistrust
     its variables.
     """

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from netkin.attacks.frozen import frozen
 from netkin.data.views import View
 from netkin.errors import UserError
-from netkin.jobs import Advance
-from netkin.store import Entry, read_tensors, shard_path, write_tensors
+from netkin.jobs.pool import Advance
+from netkin.store.layout import Entry, read_tensors, shard_path, write_tensors
 from netkin.transfer.batches import Batches
 from netkin.transfer.engine import Work, predict
 from netkin.transfer.setting import Setting

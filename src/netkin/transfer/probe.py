@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from netkin.attacks.frozen import frozen
-from netkin.jobs import Advance
+from netkin.jobs.pool import Advance
 from netkin.transfer.batches import Batches
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import correct, is_clean, missing_shards

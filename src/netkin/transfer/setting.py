@@ -14,7 +14,7 @@ from netkin.data import views
 from netkin.data.images import Images
 from netkin.data.subset import Subset
 from netkin.data.views import View
-from netkin.store import (
+from netkin.store.layout import (
     AttackStore,
     Entry,
     Store,

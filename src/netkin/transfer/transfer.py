@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from netkin.errors import UserError
-from netkin.jobs import Advance
-from netkin.lease import is_held, lease
+from netkin.jobs.pool import Advance
+from netkin.store.lease import is_held, lease
 from netkin.transfer.batches import Batches
 from netkin.transfer.engine import Work, predict
 from netkin.transfer.setting import Setting, names

@@ -49,7 +49,7 @@ class Execution:
             (`netkin.zoo.squeeze`), and on a CPU patches embedded by a product
             (`netkin.zoo.patches`).
         memory_format: one of MEMORY_FORMATS. On a CPU channels_last was the faster, or as fast, for
-            all of 12 small and 5 full-size architectures (experiments/RESULTS_speed.md).
+            all of 12 small and 5 full-size architectures (experiments/results/speed.md).
         compile: by torch.compile, for batches of one size (others are padded to it).
     """
 

@@ -1,0 +1,1 @@
+"""How fast, how right and how precise netkin is: not about models."""

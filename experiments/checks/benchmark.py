@@ -1,0 +1,198 @@
+"""How fast are craft and transfer, and what does `python evaluate.py` cost?
+
+`speed` times the attack's step on full-size models with random weights and on members of the
+dataset with trained ones: a bare loop, netkin in each precision and memory format, and other
+libraries (`checks.speed`); then the target pass (`checks.passes`). Writes speed.csv,
+bytes.csv (what fusing and precision do to the stored images) and transfer.csv.
+
+`evaluate` runs the real command as a process: with an empty store, with weights alone, and with
+everything. Then one member (of the digits, the slowest) is attacked once more, for the share of
+that time that the store takes: leases, checksums, flushed writes. Writes benchmark.csv and
+store_overhead.csv. Peak memory is that of all its processes together, as their proportional set
+sizes (a page that k processes share counts 1/k each).
+
+Measured with the defaults: see experiments/results/speed.md.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import polars as pl
+import psutil
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from experiments.checks import passes, speed
+from experiments.common import setting as setup
+from netkin.attacks.units import fraction
+from netkin.data import views
+from netkin.errors import UserError
+from netkin.jobs.progress import Bars
+from netkin.pipeline import Pipeline
+from netkin.store.layout import write
+from netkin.tracking import Tracker, track
+from netkin.transfer.setting import Setting
+from netkin.transfer.stored import correct
+from netkin.zoo.member import parse_members
+
+ROOT = Path(__file__).parents[2]
+PARTS = ("speed", "evaluate")
+
+
+def run(config: DictConfig) -> None:
+    """The study, from a composed config."""
+    own = config.benchmark
+    for part in own.parts:
+        setup.one_of(part, PARTS, "benchmark.parts")
+    setup.whole(own.steps, "benchmark.steps")
+    setup.whole(own.rounds, "benchmark.rounds")
+    if own.images != "auto":
+        setup.whole(own.images, "benchmark.images")
+    parse_members(list(own.models), at_least=0)  # refuses what timm does not have
+    setting = setup.build_setting(config)
+    console = Console(soft_wrap=True)
+    tables: dict[str, pl.DataFrame] = {}
+    with track(setup.resolved(config.logger), setup.run_info(config, setting, 0)) as tracker:
+        if "speed" in own.parts:
+            tables |= time_steps(config, setting, console, tracker)
+        if "evaluate" in own.parts:
+            tables |= time_runs(config, console)
+        folder = setup.run_folder()
+        for name, table in tables.items():
+            write(folder / f"{name}.csv", table.write_csv)
+            tracker.table(f"tables/{name}", table)
+            Console(width=max(console.width, 140)).print(_shown(table), "")
+        console.print(f"Tables   {folder}/{', '.join(f'{n}.csv' for n in tables)}", highlight=False)
+
+
+def time_steps(
+    config: DictConfig, setting: Setting, console: Console, tracker: Tracker
+) -> dict[str, pl.DataFrame]:
+    """speed, bytes and transfer: craft and transfer of one batch, in this process."""
+    own = config.benchmark
+    device = "cpu" if setup.on_cpu(config) else "cuda"
+    batch = (8 if device == "cpu" else 64) if own.images == "auto" else own.images
+    members = setup.build_members(config, at_least=0)
+    rows, stored, targets = [], [], []
+    eps = fraction(config.dataset.eps, "dataset.eps")
+    with Bars(console) as bars:
+        if members:
+            setting = setup.prepare(config, setting, members, bars)
+            training = setup.build_training(config, setting, members, bars)
+            with setup.build_jobs(config, (setting, training), bars) as jobs:
+                Pipeline(setting, training, jobs, tracker).see(members)
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        names = [*own.models, *(member.name for member in members)]
+        bars.start("speed", names, len(names), "models")
+        for name in [*own.models, *members]:
+            if isinstance(name, str):
+                classifier, size = speed.with_random_weights(name, device)
+                pixels = torch.rand(batch, 3, size, size, device=device)
+                labels = torch.arange(batch, device=device)
+            else:
+                right = correct(setting, name).nonzero().flatten()[: setting.batch_size]
+                view = setting.view(name)
+                positions = [setting.subset.positions[i] for i in right.tolist()]
+                clean = views.load(setting.images, positions, view).contiguous().to(device)
+                labels = setting.labels[right].to(device)
+                classifier = setting.build(name).eval().requires_grad_(False).to(device)
+                pixels, name = clean.float() / 255, name.name
+                stored.append(speed.differing(name, classifier, clean, labels, eps, speed.STEPS))
+            ways = speed.ways(classifier, pixels, labels, bool(own.compile))
+            taken = speed.timed(ways, own.rounds, own.steps)
+            rows.append(speed.rates(name, ways, taken, len(pixels)))
+            if name in own.models:
+                step = min(s for way, s in zip(ways, taken, strict=True) if way.who == "craft")
+                targets.append(passes.target_pass(classifier, size, batch, own.rounds, step))
+            bars.advance("speed", 1)
+            bars.finish("speed", name, {})
+        bars.end("speed")
+    found = {"speed": rows, "bytes": stored, "transfer": targets}
+    return {name: pl.concat(tables) for name, tables in found.items() if tables}
+
+
+HEADINGS = {
+    "memory_format": "format",
+    "images_per_second": "images/s",
+    "times_bare_loop": "x bare",
+    "times_torchattacks_style": "x torchattacks",
+}
+
+
+def _shown(table: pl.DataFrame) -> Table:
+    """A table for a terminal."""
+    names = [HEADINGS.get(name, name.replace("_", " ")) for name in table.columns]
+    out = Table(*names, box=None, pad_edge=False)
+    for row in table.rows():
+        out.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row))
+    return out
+
+
+def time_runs(config: DictConfig, console: Console) -> dict[str, pl.DataFrame]:
+    """benchmark and store_overhead; `benchmark.overrides` go to every run that is timed."""
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="netkin-benchmark-") as scratch:
+        store = Path(scratch) / "store"
+        for state in ("nothing cached", "weights cached", "everything cached"):
+            if state == "weights cached":
+                for entry in store.iterdir():
+                    if entry.name != "weights":
+                        shutil.rmtree(entry)
+            console.print(f"{state}: running ...", highlight=False)
+            overrides = [f"store.dir={store}", f"hydra.run.dir={scratch}/run"]
+            seconds, memory = timed([*config.benchmark.overrides, *overrides])
+            rows.append({"state": state, "seconds": seconds, "peak_memory_gib": memory})
+            console.print(f"{state}: {seconds:.1f} s, {memory:.2f} GiB", highlight=False)
+        overhead = store_overhead(config, f"store.dir={store}", Path(scratch) / "craft")
+    said = ", ".join(f"{row['model']} {row['share_in_store']:.2%}" for row in overhead.to_dicts())
+    console.print(f"share of crafting that the store takes: {said}", highlight=False)
+    return {"benchmark": pl.DataFrame(rows), "store_overhead": overhead}
+
+
+def store_overhead(config: DictConfig, store: str, folder: Path) -> pl.DataFrame:
+    """Craft benchmark.member anew, with another seed: model, seconds, shards, share_in_store."""
+    name = config.benchmark.member
+    given = [o for o in config.benchmark.overrides if not o.startswith("logger")]
+    craft = ["experiment=craft", f"source=['{name}']", "attack.seed=1", "logger=csv"]
+    timed([*given, *craft, store, f"hydra.run.dir={folder}"])
+    found = dict(pl.read_csv(folder / "metrics.csv").select("name", "value").iter_rows())
+    columns = ("seconds", "shards", "share_in_store")
+    return pl.DataFrame({"model": name, **{key: found[f"craft/{key}/{name}"] for key in columns}})
+
+
+def timed(overrides: list[str]) -> tuple[float, float]:
+    """Run evaluate.py with overrides: (wall seconds, peak GiB of all its processes)."""
+    start, peak = time.perf_counter(), 0
+    command = [sys.executable, str(ROOT / "evaluate.py"), *overrides]
+    with tempfile.TemporaryFile() as log:
+        environment = {**os.environ, "WANDB_MODE": "offline"}
+        process = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        while process.poll() is None:
+            peak = max(peak, memory(process))
+            with suppress(psutil.TimeoutExpired, subprocess.TimeoutExpired):  # a look takes 50 ms
+                process.wait(1.0)
+        seconds = time.perf_counter() - start
+        if process.returncode:
+            log.seek(0)
+            lines = log.read().decode(errors="replace").strip().splitlines()
+            raise UserError(f"the timed run failed ({process.returncode}): {lines[-1:]}")
+    return seconds, peak / 2**30
+
+
+def memory(process: psutil.Process) -> int:
+    """Bytes that a process and its descendants hold."""
+    total = 0
+    try:
+        for one in [process, *process.children(recursive=True)]:
+            total += one.memory_full_info().pss if psutil.LINUX else one.memory_info().rss
+    except psutil.Error:  # it ended while we looked
+        pass
+    return total

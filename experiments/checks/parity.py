@@ -1,0 +1,358 @@
+"""Are the attacks right by other people's code, what do they cost, and does Patch-Fool fool?
+
+Writes parity.csv (PGD and FGSM against foolbox, MIM against its published definition and, where it
+is installed, torchattacks, AutoAttack against its authors' package called directly), patchfool.csv
+(accuracy after so many patches, by choice and content), cost.csv (images a second) and a figure of
+what each attack does to an image.
+
+Measured on the digits zoo: see experiments/results/attacks.md.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from experiments.checks.references import COMPARISONS, require_foolbox
+from experiments.common import setting as setup
+from netkin.attacks import Attack, Clean, PatchFool
+from netkin.attacks.frozen import frozen
+from netkin.attacks.grid import to_grid
+from netkin.attacks.units import fraction
+from netkin.data.views import load
+from netkin.errors import UserError, near
+from netkin.jobs.pool import Advance
+from netkin.jobs.progress import Bars
+from netkin.report.strips import attack_strips
+from netkin.store.layout import write
+from netkin.tracking import Tracker, track
+from netkin.training.weights import is_trained
+from netkin.transfer.setting import Setting
+from netkin.zoo.build import Classifier
+from netkin.zoo.execution import prepare
+from netkin.zoo.member import Member
+
+CONFIGS = Path(__file__).parents[2] / "conf" / "attack"
+VARIANTS: dict[str, dict[str, Any]] = {
+    "attention": {},
+    "random_choice": {"choice": "random"},
+    "random_content": {"steps": 0},
+    "random_choice_and_content": {"choice": "random", "steps": 0},
+    "published_surgery": {"surgery": "published"},
+    "in_the_ball": {"eps": None},  # the dataset's eps
+}
+"""Of Patch-Fool: changes to conf/attack/patchfool.yaml, by the names in parity.variants."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison, or one Patch-Fool run, on one member."""
+
+    kind: str
+    member: Member
+    patches: int = 0
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        what = f"{self.kind} ({self.variant}, {self.patches})" if self.patches else self.kind
+        return f"{what} on {self.member.name}"
+
+
+def run(config: DictConfig) -> None:
+    """The study, from a composed config."""
+    require_foolbox()
+    check_config(config)
+    setting = setup.build_setting(config)
+    members = setup.build_members(config)
+    info = setup.run_info(config, setting, len(members))
+    console = Console(soft_wrap=True)
+    with track(setup.resolved(config.logger), info) as tracker:
+        with Bars(console) as bars:
+            setting = setup.prepare(config, setting, members, bars)
+            training = setup.build_training(config, setting, members, bars)
+            untrained = [m for m in members if training and not is_trained(training, m)]
+            with setup.build_jobs(config, (setting, training, config), bars, PRELOAD) as jobs:
+                epochs = training.recipe.epochs if training else 0
+                list(jobs.run("train", _train, untrained, len(untrained) * epochs))
+                fitting = vits(config, setting, members)
+                todo = checks(config, members, fitting)
+                ran = jobs.run("check", _check, todo, len(todo))
+                done = {item.name: result["rows"] for item, result in ran}
+                rows = [row for item in todo for row in done[item.name]]
+            tables = {
+                "parity": table_of(row for row in rows if "reference" in row),
+                "patchfool": table_of(row for row in rows if "reference" not in row),
+            }
+            keep(tables, info.folder, tracker)
+            pair = [m for m in members if m not in fitting][:1] + fitting[:1]
+            tables["cost"] = cost_table(config, setting, pair, bars)
+            keep({"cost": tables["cost"]}, info.folder, tracker)
+        images, said = examples(config, setting, (fitting or members)[0])
+        names = said["attack"].unique(maintain_order=True).to_list()
+        png = attack_strips(images, names, said, info.folder / "attacks")
+        tracker.figure("figures/attacks", png)
+    for table in shown(tables):
+        console.print(table)
+    names = ", ".join(f"{name}.csv" for name, table in tables.items() if table.height)
+    console.print(f"Tables   {info.folder}/{names}", highlight=False)
+    console.print(f"Figure   {info.folder}/attacks.png, .pdf", highlight=False)
+
+
+PRELOAD = ("netkin.training.train", "netkin.attacks")
+
+
+def check_config(config: DictConfig) -> None:
+    """Raises UserError for what is wrong with the study's own keys, before any work starts."""
+    parity = config.parity
+    setup.whole(parity.images, "parity.images")
+    setup.whole(parity.rounds, "parity.rounds")
+    fraction(parity.autoattack_eps, "parity.autoattack_eps")
+    for patches in parity.patches:
+        setup.whole(patches, "parity.patches")
+    for variant in parity.variants:
+        if variant not in VARIANTS:
+            raise UserError(
+                f"parity.variants knows {', '.join(VARIANTS)}, not {variant!r}"
+                f"{near(str(variant), VARIANTS)}"
+            )
+    for name in (*parity.attacks, *COMPARISONS, "patchfool"):
+        configured(config, name)
+
+
+def keep(tables: dict[str, pl.DataFrame], folder: Path, tracker: Tracker) -> None:
+    """Write the tables that have rows."""
+    for name, table in tables.items():
+        if table.height:
+            write(folder / f"{name}.csv", table.write_csv)
+            tracker.table(f"tables/{name}", table)
+
+
+def vits(config: DictConfig, setting: Setting, members: list[Member]) -> list[Member]:
+    """The members that Patch-Fool fits."""
+    attack: PatchFool = configured(config, "patchfool")
+    return [m for m in members if attack.unfit(setting.build(m)) is None]
+
+
+def checks(config: DictConfig, members: list[Member], fitting: list[Member]) -> list[Check]:
+    """Everything that is run, what takes longest first."""
+    patchfool = [
+        Check("patchfool", member, patches, variant)
+        for variant in config.parity.variants
+        for patches in config.parity.patches
+        for member in fitting
+    ]
+    patchfool.sort(key=lambda check: "steps" in VARIANTS[check.variant])
+    return patchfool + [Check(kind, member) for kind in COMPARISONS for member in members]
+
+
+def configured(config: DictConfig, name: str, **changes: Any) -> Any:
+    """The attack of conf/attack/<name>.yaml on this dataset."""
+    path = CONFIGS / f"{name}.yaml"
+    if not path.is_file():
+        known = [file.stem for file in sorted(CONFIGS.glob("*.yaml"))]
+        raise UserError(
+            f"there is no attack {name!r} (attacks: {', '.join(known)}){near(name, known)}"
+        )
+    theirs = OmegaConf.from_dotlist(list(config.parity.changes)).get(name) or {}
+    own = OmegaConf.load(path)
+    OmegaConf.set_struct(own, True)  # so that a key that it lacks is an error
+    own = OmegaConf.merge(own, theirs, changes)
+    return instantiate(OmegaConf.create({"dataset": config.dataset, "attack": own}).attack)
+
+
+def attackable(
+    config: DictConfig, setting: Setting, member: Member
+) -> tuple[Classifier, Tensor, Tensor, list[str]]:
+    """A member, and the first images that it classifies correctly: uint8 pixels, labels, keys."""
+    device = "cpu" if setup.on_cpu(config) else "cuda"
+    classifier = setting.build(member).eval().to(device)
+    most = min(2 * config.parity.images, len(setting.subset))
+    pixels = load(setting.images, setting.subset.positions[:most], setting.view(member)).to(device)
+    labels = setting.labels[:most].to(device)
+    with torch.no_grad():
+        parts = [classifier(part.float() / 255) for part in pixels.split(setting.batch_size)]
+    right = (torch.cat(parts).argmax(dim=1) == labels).nonzero().flatten()[: config.parity.images]
+    if not len(right):
+        raise UserError(f"{member.name} classifies none of the first {most} images correctly")
+    keys = [f"{member.name}\n{setting.subset.ids[i]}" for i in right.tolist()]
+    return classifier, pixels[right], labels[right], keys
+
+
+# What workers run.
+
+
+def _train(context: tuple[Setting, Any, Any], member: Member, advance: Advance) -> dict[str, Any]:
+    from netkin.training.train import train
+
+    return train(context[1], member, advance)
+
+
+def _check(
+    context: tuple[Setting, Any, DictConfig], check: Check, advance: Advance
+) -> dict[str, Any]:
+    setting, _, config = context
+    classifier, clean, labels, keys = attackable(config, setting, check.member)
+    with frozen(classifier) as model:
+        if check.kind == "patchfool":
+            rows = [_patchfool(config, check, model, clean, labels, keys)]
+        else:
+            eps = fraction(config.parity.autoattack_eps, "parity.autoattack_eps")
+            images = (model, clean, labels, keys)
+            rows = COMPARISONS[check.kind](partial(configured, config), images, eps)
+    advance(1)
+    return {"rows": [{"model": check.member.name, "images": len(clean), **row} for row in rows]}
+
+
+def _patchfool(
+    config: DictConfig, check: Check, model: nn.Module, clean: Tensor, labels: Tensor, keys: list
+) -> dict[str, Any]:
+    changes = dict(VARIANTS[check.variant])
+    if "eps" in changes:
+        changes["eps"] = config.dataset.eps
+    attack: PatchFool = configured(config, "patchfool", patches=check.patches, **changes)
+    made = attack.perturb(model, clean.float() / 255, labels, keys)
+    stored = to_grid(made, clean, attack.eps)
+    right = int((model(stored.float() / 255).argmax(dim=1) == labels).sum())
+    interval = binomtest(right, len(labels)).proportion_ci(method="wilson")
+    return {
+        "variant": check.variant,
+        "patches": check.patches,
+        "accuracy": right / len(labels),
+        "low": interval.low,
+        "high": interval.high,
+    }
+
+
+def cost_table(
+    config: DictConfig, setting: Setting, members: list[Member], bars: Bars
+) -> pl.DataFrame:
+    """Images a second of each attack on a model as it is run for crafting, timed in turn so that a
+    busy machine slows all alike."""
+    rounds, names = config.parity.rounds, list(config.parity.attacks)
+    units = rounds * len(names) * len(members)
+    torch.set_num_threads(config.threads)
+    bars.start("cost", names, units)
+    rows = []
+    for member in members:
+        classifier, clean, labels, keys = attackable(config, setting, member)
+        pixels = clean.float() / 255
+        fast = prepare(classifier, setting.choice.execution, pixels)
+        seconds: dict[str, list[float]] = {}
+        for _ in range(rounds):
+            for name in names:
+                attack: Attack = configured(config, name)
+                if isinstance(attack, PatchFool) and attack.unfit(classifier):
+                    continue
+                with frozen(fast) as model:
+                    seconds.setdefault(name, []).append(
+                        _timed(attack, model, pixels, labels, keys, setting.batch_size)
+                    )
+                bars.advance("cost", 1)
+        for name, taken in seconds.items():
+            rows.append(
+                {
+                    "attack": name,
+                    "model": member.name,
+                    "images": len(pixels),
+                    "images_per_second": len(pixels) / min(taken),
+                    "times_pgd": min(taken) / min(seconds["pgd"]) if "pgd" in seconds else None,
+                }
+            )
+    bars.end("cost")
+    return table_of(rows)
+
+
+def _timed(
+    attack: Attack, model: nn.Module, pixels: Tensor, labels: Tensor, keys: list[str], size: int
+) -> float:
+    start = time.perf_counter()
+    for i in range(0, len(pixels), size):
+        batch = slice(i, i + size)
+        attack.perturb(model, pixels[batch], labels[batch], keys[batch])
+    if pixels.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def examples(
+    config: DictConfig, setting: Setting, member: Member, images: int = 3
+) -> tuple[Tensor, pl.DataFrame]:
+    """Some images under each attack: [A, I, 3, H, W] uint8, and what the member says of each."""
+    classifier, clean, labels, keys = attackable(config, setting, member)
+    clean, labels, keys = clean[:images], labels[:images], keys[:images]
+    attacks: dict[str, Attack] = {"clean": Clean()}
+    attacks |= {name: configured(config, name) for name in config.parity.attacks}
+    strips, rows = [], []
+    with frozen(classifier) as model:
+        for name, attack in attacks.items():
+            if isinstance(attack, PatchFool) and attack.unfit(classifier):
+                continue
+            made = attack.perturb(model, clean.float() / 255, labels, keys)
+            strips.append(to_grid(made, clean, getattr(attack, "eps", None)))
+            said = model(strips[-1].float() / 255).argmax(dim=1)
+            rows += [
+                {"attack": name, "image": key.split("\n")[1], "label": y, "prediction": p}
+                for key, y, p in zip(keys, labels.tolist(), said.tolist(), strict=True)
+            ]
+    table = pl.DataFrame(rows).with_columns(pl.lit(member.name).alias("model"))
+    return torch.stack(strips).cpu(), table
+
+
+def table_of(rows: Iterable[dict[str, Any]]) -> pl.DataFrame:
+    return pl.DataFrame(list(rows), infer_schema_length=None)
+
+
+def shown(tables: dict[str, pl.DataFrame]) -> list[Table]:
+    """The tables as a terminal has room for them."""
+    columns = {
+        "parity": {
+            "attack": "attack",
+            "model": "model",
+            "reference": "reference",
+            "max_pixel_difference": "max. difference",
+            "images_of_equal_bytes": "equal bytes",
+            "robust_accuracy": "robust",
+            "robust_accuracy_of_reference": "theirs",
+        },
+        "patchfool": {
+            "variant": "Patch-Fool",
+            "model": "model",
+            "patches": "patches",
+            "accuracy": "accuracy",
+            "low": "low",
+            "high": "high",
+        },
+        "cost": {
+            "attack": "attack",
+            "model": "model",
+            "images_per_second": "images/s",
+            "times_pgd": "times PGD",
+        },
+    }
+    found = []
+    for name, table in tables.items():
+        if table.height:
+            kept = [column for column in columns[name] if column in table.columns]
+            out = Table(*(columns[name][column] for column in kept))
+            for row in table.select(kept).rows():
+                out.add_row(*map(_cell, row))
+            found.append(out)
+    return found
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

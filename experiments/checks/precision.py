@@ -1,0 +1,232 @@
+"""How much do scores move with the precision that images are crafted in, against other reasons?
+
+The same members are attacked anew in each precision, and once more with another seed: what a seed
+moves is chance, and a precision that moves no more than that costs nothing. Writes precision.csv
+(every pair), summary.csv, the figure and report.html.
+
+On the 12 digits members (500 images, PGD-50): see experiments/results/speed.md.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from experiments.common import setting as setup
+from experiments.common.study import Measured, Study, measure_prepared, study
+from netkin import similarity
+from netkin.errors import UserError
+from netkin.jobs.progress import Bars
+from netkin.report.study import Section
+from netkin.report.style import INK, MARKERS, PALETTE, panels, style
+from netkin.similarity import Outcomes
+from netkin.transfer.setting import Setting
+from netkin.transfer.stored import adversarial
+from netkin.zoo import execution
+from netkin.zoo.execution import PRECISIONS, Execution, check_execution
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The same attack otherwise: in another precision, or from another seed."""
+
+    name: str
+    setting: Setting
+
+
+def run(config: DictConfig) -> None:
+    """The study, from a composed config."""
+    others = precisions(config)
+    if config.similarity is not None:
+        raise UserError("experiment=precision measures; a file (similarity=) does not say enough")
+    if "seed" not in config.attack:
+        raise UserError("experiment=precision needs an attack that draws: attack=pgd has a seed")
+    if config.seed == config.attack.seed:
+        raise UserError(f"seed={config.seed} is the attack's own: another one says what it moves")
+    with study(config) as s:
+        assert s.measured is not None
+        variants = [in_precision(s.measured.setting, name) for name in others]
+        variants.append(Variant(f"seed {config.seed}", with_seed(config, s.measured.setting)))
+        members, found = s.measured.members, {}
+        for variant in variants:
+            with Bars(s.console) as bars:
+                s.console.print(f"\n{variant.name}", highlight=False)
+                found[variant.name] = measure_prepared(
+                    config, variant.setting, members, s.tracker, bars
+                )
+        pixels = {v.name: differing_pixels(s.measured, v.setting) for v in variants}
+        compare(s, found, pixels)
+
+
+def precisions(config: DictConfig) -> list[str]:
+    """Those to compare with the run's own. Raises UserError for what this device lacks."""
+    gpu = not setup.on_cpu(config)
+    if config.precisions == "auto":
+        return [name for name in execution.precisions(gpu) if name != config.precision]
+    if not isinstance(config.precisions, ListConfig) or not config.precisions:
+        raise UserError(f"precisions must be auto or a list of them, got {config.precisions!r}")
+    for name in config.precisions:
+        setup.one_of(name, tuple(PRECISIONS), "precisions")
+        check_execution(Execution(name), gpu)
+        if name == config.precision:
+            raise UserError(f"precisions names {name}, which is the run's own: leave it out")
+    return list(dict.fromkeys(config.precisions))
+
+
+def in_precision(setting: Setting, name: str) -> Variant:
+    """The setting in another precision."""
+    choice = setting.choice
+    changed = replace(choice, execution=replace(choice.execution, precision=name))
+    return Variant(name, replace(setting, choice=changed))
+
+
+def with_seed(config: DictConfig, setting: Setting) -> Setting:
+    """The setting with another seed of the attack."""
+    changed = config.copy()
+    OmegaConf.update(changed, "attack.seed", config.seed)
+    return replace(setting, attack=setup.build_attack(changed))
+
+
+def differing_pixels(measured: Measured, other: Setting) -> float:
+    """The share of stored pixels that differ from the run's own, over all sources."""
+    differ, total = 0, 0
+    for member in measured.members:
+        for shard in range(len(measured.setting.shards)):
+            ours, _ = adversarial(measured.setting, member, shard)
+            theirs, _ = adversarial(other, member, shard)
+            differ += int(torch.count_nonzero(ours != theirs))
+            total += ours.numel()
+    return differ / total
+
+
+def compare(s: Study, found: dict[str, Outcomes], pixels: dict[str, float]) -> None:
+    """The tables, the figure and the page."""
+    assert s.measured is not None
+    score = s.config.score
+    pairs = similarity.pairs(s.measured.outcomes, score.eps_s)
+    rows = pl.concat(
+        [differences(pairs, name, similarity.pairs(o, score.eps_s)) for name, o in found.items()]
+    )
+    s.outputs.table("precision", rows)
+    draws = s.draws()
+    assert draws is not None
+    table = pl.DataFrame(
+        [
+            {
+                **summary(name, rows.filter(variant=name)),
+                **shift(s.scores, draws, outcomes, score.bootstrap, score.eps_s),
+                "differing_pixels": pixels[name],
+            }
+            for name, outcomes in found.items()
+        ]
+    )
+    s.outputs.table("summary", table)
+    s.tracker.metrics(
+        {
+            f"precision/{row['variant']}/mean_difference": row["mean_difference"]
+            for row in table.to_dicts()
+        }
+    )
+    picture = s.outputs.figure(
+        "differences",
+        figure(rows, list(found)),
+        rows,
+        f"What each score moves by, against {s.config.precision} and the first seed. Grey: the "
+        "95% interval over images of each score itself.",
+    )
+    said = [sentence(row) for row in table.to_dicts()]
+    s.finish(
+        f"Does the precision of the attack move the scores of {len(s.names)} models?",
+        f"{s.source}, in {s.config.precision}; then the same in other precisions, and with another "
+        "seed of the attack, whose effect is chance alone.",
+        said,
+        [Section("Differences", (), {"Differences of scores (nats)": table}, [picture])],
+    )
+
+
+def differences(pairs: pl.DataFrame, name: str, other: pl.DataFrame) -> pl.DataFrame:
+    """One row a pair: variant, a, b, score, low, high, other, difference, inside (the interval)."""
+    joined = pairs.select("a", "b", "score", "low", "high").join(
+        other.select("a", "b", pl.col("score").alias("other")), on=["a", "b"], maintain_order="left"
+    )
+    return joined.with_columns(
+        (pl.col("other") - pl.col("score")).alias("difference"),
+        pl.col("other").is_between("low", "high").alias("inside"),
+    ).insert_column(0, pl.Series("variant", [name] * joined.height))
+
+
+def summary(name: str, rows: pl.DataFrame) -> dict[str, object]:
+    """Of one variant's differences over pairs."""
+    difference = rows["difference"].to_numpy()
+    half = (rows["high"] - rows["low"]).to_numpy() / 2
+    several = np.ptp(rows["score"].to_numpy()) > 0 and np.ptp(rows["other"].to_numpy()) > 0
+    r = np.corrcoef(rows["score"], rows["other"])[0, 1] if several else None
+    return {
+        "variant": name,
+        "pairs": rows.height,
+        "r": r,
+        "mean_absolute_difference": float(np.abs(difference).mean()),
+        "largest_difference": float(np.abs(difference).max()),
+        "mean_half_width": float(half.mean()),
+        "inside_interval": float(rows["inside"].to_numpy().mean()),
+    }
+
+
+def shift(
+    scores: NDArray[np.float64],
+    draws: NDArray[np.float64],
+    other: Outcomes,
+    bootstrap: int,
+    eps_s: float,
+) -> dict[str, float]:
+    """The mean difference over pairs, with its 95% interval over shared draws of images."""
+    pair = np.tril_indices(len(scores), -1)
+    theirs = similarity.bootstrap(other, bootstrap, eps_s=eps_s)
+    moved = (theirs - draws)[:, *pair].mean(axis=1)
+    low, high = similarity.interval(moved)
+    mean = float((similarity.matrix(other, eps_s) - scores)[pair].mean())
+    return {"mean_difference": mean, "mean_low": low, "mean_high": high}
+
+
+@style()
+def figure(rows: pl.DataFrame, variants: Sequence[str]) -> Figure:
+    """Differences against scores, with the intervals of the scores behind them."""
+    made, (ax,) = panels(1, 4.6, 3.2)
+    one = rows.filter(variant=variants[0]).sort("score")
+    s = one["score"].to_numpy()
+    ax.vlines(s, one["low"] - s, one["high"] - s, color="#d5d9dd", lw=2.2, zorder=1)
+    ax.axhline(0, color=INK, lw=0.6, zorder=2)
+    for name, colour, marker in zip(variants, PALETTE, MARKERS, strict=False):
+        mine = rows.filter(variant=name)
+        ax.scatter(
+            mine["score"],
+            mine["difference"],
+            s=12,
+            c=colour,
+            marker=marker,
+            lw=0,
+            label=name,
+            zorder=3,
+        )
+    ax.set_xlabel("s (nats)")
+    ax.set_ylabel("difference of s (nats)")
+    made.legend(loc="outside upper right", ncols=len(variants), handletextpad=0.2)
+    return made
+
+
+def sentence(row: dict) -> str:
+    """A variant in words."""
+    r = "" if row["r"] is None else f", r = {row['r']:.4f}"
+    return (
+        f"{row['variant']}: scores of {row['pairs']} pairs differ by "
+        f"{row['mean_absolute_difference']:.3f} in the mean and {row['largest_difference']:.3f} at "
+        f"most (half the width of a score's own interval is {row['mean_half_width']:.3f} in the "
+        f"mean{r}); {row['inside_interval']:.0%} stay inside their interval. All pairs together "
+        f"shift by {row['mean_difference']:+.4f} (95% interval over images {row['mean_low']:+.4f} "
+        f"to {row['mean_high']:+.4f}). {row['differing_pixels']:.1%} of stored pixels differ."
+    )

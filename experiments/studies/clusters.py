@@ -1,0 +1,270 @@
+"""Which models belong together, and what have they in common? (Sec. 3.1, Tab. 2; Appendix C.)
+
+Spectral clustering of the similarity matrix, the keywords of each cluster, and how far the
+clusters depend on K-means seeds and on which images were drawn. Writes clusters.csv, keywords.csv,
+stability.csv, eigenvalues.csv, and as figures with their tables the matrix by cluster (Fig. D.2),
+the spectral features (Fig. C.1), a t-SNE map and the co-assignment.
+
+On the published 69 x 69 matrix: see experiments/results/digits.md.
+"""
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from sklearn.manifold import TSNE
+from sklearn.metrics import adjusted_rand_score
+from threadpoolctl import threadpool_limits
+
+from experiments.common import setting as setup
+from experiments.common.study import Study, study
+from experiments.studies.components import components_of
+from netkin.analysis import clusters
+from netkin.analysis.components import keywords
+from netkin.analysis.hierarchy import off_diagonal
+from netkin.analysis.statistics import interval
+from netkin.errors import UserError
+from netkin.jobs.progress import Bars
+from netkin.report.clusters import blocks_figure, cluster_order, map_figure, score_blocks
+from netkin.report.study import Picture, Section
+
+PAPER_K = 10
+DRAW_RESTARTS = 10
+"""K-means runs of one bootstrap draw."""
+
+
+def run(config: DictConfig) -> None:
+    """The study, from a composed config."""
+    options = config.clusters
+    for key in ("restarts", "keywords", "seeds", "draws", "perplexity"):
+        setup.whole(options[key], f"clusters.{key}")
+    with study(config) as s:
+        k, reason = cluster_number(config.k, s.scores)
+        labels = clusters.spectral(s.scores, k, options.seed, options.restarts)
+        words, missing = _keywords(s, labels, options.keywords)
+        table = s.outputs.table(
+            "clusters", pl.DataFrame({"model": s.names, "cluster": labels + 1}).sort("cluster")
+        )
+        values, _ = clusters.spectrum(s.scores)
+        eigenvalues = s.outputs.table(
+            "eigenvalues", pl.DataFrame({"k": np.arange(len(values)) + 1, "eigenvalue": values})
+        )
+        stability, stable, co_assigned = _stability(s, labels)
+        said = [*_members(s, labels, reason), *_shifted(s), *stable]
+        sections = [
+            Section("Clusters (Tab. 2)", missing, _tab_2(table, words), [_matrix(s, labels)]),
+            Section(
+                "Stability",
+                stable,
+                {"How often a model is with its cluster's others": stability},
+                [co_assigned],
+            ),
+            Section(
+                "Spectral features (Fig. C.1)",
+                [f"k = {k}: {reason}."],
+                {"The smallest eigenvalues of the normalised Laplacian": eigenvalues.head(k + 5)},
+                [_features(s, labels, k)],
+            ),
+            Section("Map", (), {}, [_map(s, labels)]),
+        ]
+        if words is not None:
+            sections.insert(1, Section("Keywords", (), {"By TF-IDF, of each cluster": words}))
+        s.tracker.metrics(
+            {"clusters/k": k, "similarity/mean": float(off_diagonal(s.scores).mean())}
+        )
+        s.finish(
+            f"Which of {len(s.names)} models belong together?",
+            f"Spectral clustering (Ng et al. 2001) of {s.source}: K-means, the best of "
+            f"{options.restarts} runs, on the eigenvectors of the {k} smallest eigenvalues of the "
+            "normalised Laplacian, without self-loops.",
+            said,
+            sections,
+        )
+
+
+def cluster_number(chosen: int | str | None, scores: NDArray[np.float64]) -> tuple[int, str]:
+    """How many clusters, and why."""
+    n = len(scores)
+    if n < 3:
+        raise UserError(f"clusters take at least 3 models, got {n}; add model.members")
+    if chosen == "auto":
+        return clusters.eigengap(scores), "the largest gap between eigenvalues"
+    if chosen is not None:
+        return chosen, "as chosen"  # type: ignore[return-value]
+    k = min(PAPER_K, max(2, n // 3))
+    return k, "as in the paper" if k == PAPER_K else f"a third of {n} models; choose another by k"
+
+
+def _keywords(s: Study, labels: NDArray, top: int) -> tuple[pl.DataFrame | None, list[str]]:
+    """Keywords of each cluster, or the reason why there are none."""
+    try:
+        components = components_of(s)
+    except UserError as error:
+        if s.config.components is not None:
+            raise
+        return None, [f"No keywords: {error}."]
+    s.outputs.table("components", components)
+    return s.outputs.table("keywords", keywords(components, labels, top)), []
+
+
+def _tab_2(table: pl.DataFrame, words: pl.DataFrame | None) -> dict[str, pl.DataFrame]:
+    """As the paper's Tab. 2: a row a cluster."""
+    rows = table.group_by("cluster", maintain_order=True).agg(pl.col("model").str.join(", "))
+    if words is not None:
+        said = words.with_columns(word=pl.format("{}: {}", "component", "value"))
+        said = said.group_by("cluster", maintain_order=True).agg(pl.col("word").str.join("; "))
+        rows = rows.join(said.rename({"word": "keywords"}), on="cluster")
+        rows = rows.select("cluster", "keywords", "model")
+    return {"": rows.rename({"model": "models"})}
+
+
+def _members(s: Study, labels: NDArray, reason: str) -> list[str]:
+    names = np.array(s.names)
+    groups = [", ".join(names[labels == cluster]) for cluster in range(labels.max() + 1)]
+    within = labels[:, None] == labels
+    lower = np.tri(len(labels), k=-1, dtype=bool)
+    inside, between = s.scores[within & lower], s.scores[~within & lower]
+    means = f"The mean similarity of different models is {s.scores[lower].mean():.3f}"
+    if inside.size and between.size:
+        means += f": {inside.mean():.3f} within clusters and {between.mean():.3f} between them"
+    return [
+        f"{len(groups)} clusters ({reason}).",
+        *(f"Cluster {i}: {models}." for i, models in enumerate(groups, start=1)),
+        f"{means}.",
+    ]
+
+
+def _shifted(s: Study) -> list[str]:
+    shift = clusters.affinity(s.scores).shift
+    if not shift:
+        return []
+    negative = int((off_diagonal(s.scores) < 0).sum())
+    return [
+        f"{negative} of the pairs' scores are below 0 (they fool each other on under 1% of "
+        f"images). An edge of the graph cannot be: {shift:.2f} was added to all scores before "
+        "clustering."
+    ]
+
+
+def _stability(s: Study, labels: NDArray) -> tuple[pl.DataFrame, list[str], Picture]:
+    """Co-assignment over K-means seeds, and over draws of images where there are outcomes."""
+    options, k = s.config.clusters, int(labels.max()) + 1
+    draws = s.draws()
+    kept = [] if draws is None else [draw for draw in draws if np.isfinite(draw).all()]
+    kept = kept[: options.draws]
+    with Bars(s.console) as bars:
+        bars.start("cluster", ["stability"], options.seeds + len(kept))
+        by: dict[str, list[NDArray]] = {"seeds": []}
+        for seed in range(1, options.seeds + 1):
+            by["seeds"].append(
+                clusters.spectral(s.scores, k, options.seed + seed, options.restarts)
+            )
+            bars.advance("cluster", 1)
+        for draw in kept:
+            by.setdefault("images", []).append(_of_draw(draw, k, options.seed))
+            bars.advance("cluster", 1)
+        bars.end("cluster")
+    columns, said = {}, []
+    together = labels[:, None] == labels
+    np.fill_diagonal(together, False)
+    for what, found in by.items():
+        shares = clusters.co_assignment(np.stack(found))
+        mates = together.sum(axis=1)
+        with np.errstate(invalid="ignore"):
+            columns[what] = (shares * together).sum(axis=1) / mates
+        rand = np.array([adjusted_rand_score(labels, other) for other in found])
+        low, high = interval(rand)
+        noun = "K-means seeds" if what == "seeds" else "draws of images"
+        same = f"; {np.mean(rand == 1):.0%} give the very same clusters"
+        said.append(
+            f"Over {len(found)} {noun} the adjusted Rand index with these clusters is "
+            f"{rand.mean():.3f} on average (95% of them: {low:.3f} to {high:.3f}{same})."
+        )
+        s.tracker.metrics({f"clusters/rand_over_{what}": float(rand.mean())})
+    stability = pl.DataFrame({"model": s.names, "cluster": labels + 1, **columns})
+    stability = stability.with_columns(pl.col(list(columns)).fill_nan(None)).sort("cluster")
+    s.outputs.table("stability", stability)
+    what = list(by)[-1]
+    shares = clusters.co_assignment(np.stack(by[what]))
+    noun = "bootstrap draws of images" if what == "images" else "K-means seeds"
+    picture = s.outputs.figure(
+        "co_assignment",
+        blocks_figure(
+            shares, s.names, labels, cluster_order(s.scores, labels), f"share of {noun}", "cividis"
+        ),
+        _square(s, shares, labels),
+        f"How often two models share a cluster over {len(by[what])} {noun}.",
+    )
+    return stability, said, picture
+
+
+def _of_draw(scores: NDArray[np.float64], k: int, seed: int) -> NDArray[np.intp]:
+    return clusters.spectral(scores, k, seed, DRAW_RESTARTS)
+
+
+def _square(s: Study, values: NDArray[np.float64], labels: NDArray) -> pl.DataFrame:
+    """Values of pairs as a table, in the order of the figure."""
+    order = cluster_order(s.scores, labels)
+    names = [s.names[i] for i in order]
+    shown = values[np.ix_(order, order)]
+    return pl.DataFrame({"": names, **{name: shown[:, i] for i, name in enumerate(names)}})
+
+
+def _matrix(s: Study, labels: NDArray) -> Picture:
+    return s.outputs.figure(
+        "cluster_matrix",
+        score_blocks(s.scores, s.names, labels),
+        _square(s, s.scores, labels),
+        "The similarity of all pairs, by cluster (frames and numbers; Fig. D.2).",
+    )
+
+
+def _features(s: Study, labels: NDArray, k: int) -> Picture:
+    """The models' likeness in the space that K-means sees, and that space itself as a table."""
+    features = clusters.features(s.scores, k)
+    s.outputs.table(
+        "features",
+        pl.DataFrame({"model": s.names, "cluster": labels + 1})
+        .hstack(pl.DataFrame({f"eigenvector_{i + 1}": features[:, i] for i in range(k)}))
+        .sort("cluster"),
+    )
+    alike = np.clip(features @ features.T, -1, 1)
+    low = min(-0.05, float(alike.min()))
+    return s.outputs.figure(
+        "spectral_features",
+        blocks_figure(
+            alike,
+            s.names,
+            labels,
+            cluster_order(s.scores, labels),
+            "cosine similarity of spectral features",
+            "magma",
+            (low, 1.0),
+        ),
+        _square(s, alike, labels),
+        f"Cosine similarity of the models' spectral features: their rows in the {k} eigenvectors "
+        "(features.csv) that K-means clusters (Fig. C.1).",
+    )
+
+
+def _map(s: Study, labels: NDArray) -> Picture:
+    """t-SNE of distances: the highest score of a pair less the pair's own."""
+    n, options = len(s.names), s.config.clusters
+    distance = off_diagonal(s.scores).max() - s.scores
+    np.fill_diagonal(distance, 0.0)
+    perplexity = min(float(options.perplexity), (n - 1) / 3)
+    tsne = TSNE(
+        perplexity=perplexity, metric="precomputed", init="random", random_state=options.seed
+    )
+    with threadpool_limits(1):  # so few points are not worth the wait for other threads
+        points = tsne.fit_transform(distance)
+    table = pl.DataFrame(
+        {"model": s.names, "cluster": labels + 1, "x": points[:, 0], "y": points[:, 1]}
+    )
+    return s.outputs.figure(
+        "cluster_map",
+        map_figure(points.astype(float), s.names, labels),
+        table.sort("cluster"),
+        "Models whose pairs score high lie close together: t-SNE of the distances max(s) - s "
+        f"(perplexity {perplexity:.3g}); only neighbourhoods mean anything, not axes or gaps.",
+    )

@@ -1,0 +1,226 @@
+"""How alike are models of one architecture, against models of all kinds? (Tab. D.1, Fig. D.1.)
+
+Groups are families, or what `groups` names, or matrices of their own (`within.matrices`, such as
+those of `model=resnet50_regimes`). Writes within (Tab. D.1 as a figure, with its table), the block
+matrices within_blocks (Fig. D.1) and report.html.
+
+On the published matrix: mean of all 2,346 pairs 2.665.
+"""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+
+from experiments.common import setting as setup
+from experiments.common.study import Study, study
+from netkin.analysis import matrix
+from netkin.analysis.groups import groups
+from netkin.analysis.matrix import Matrix
+from netkin.analysis.statistics import interval
+from netkin.analysis.within import Mean, mean_between, mean_within
+from netkin.errors import UserError
+from netkin.report.blocks import Block, blocks_figure
+from netkin.report.intervals import intervals_figure
+from netkin.report.study import Section
+
+ALL = "all models"
+BETWEEN = "different groups"
+WORDS = 8
+"""Groups that the answer names."""
+SHOWN = 16
+"""Models that a sampled matrix shows at most; beyond them the largest groups are shown."""
+
+
+def run(config: DictConfig) -> None:
+    """The study, from a composed config."""
+    setup.whole(config.within.sample, "within.sample")
+    with study(config) as s:
+        chosen = groups(config.groups, s.names, s.families)
+        apart = own_matrices(config)
+        if clash := sorted({*chosen} & {*apart}):
+            raise UserError(f"groups and within.matrices both name {', '.join(clash)}")
+        table = means(s, chosen, apart)
+        named = table.filter(~pl.col("group").is_in([ALL, BETWEEN]))
+        s.tracker.metrics({f"within/{r['group']}": r["mean"] for r in table.to_dicts()})
+        figure = s.outputs.figure(
+            "within",
+            intervals_figure(
+                table["group"].to_list(),
+                table["mean"].to_numpy(),
+                _columns(table, "images"),
+                _columns(table, "models"),
+                "mean similarity s of the pairs (nats)",
+            ),
+            table,
+            "Mean similarity of the pairs of each group. Thin: 95% interval over models "
+            f"(jackknife, from 3 models on){'; thick: over images' if s.measured else ''}.",
+        )
+        blocks, shown = sampled(s, chosen, apart)
+        picture = s.outputs.figure(
+            "within_blocks",
+            blocks_figure(blocks),
+            shown,
+            f"Similarity of sampled models, at most {config.within.sample} of a group (right), and "
+            "of models of different groups (left). Grey: not measured together.",
+        )
+        s.finish(
+            "How alike are models of one architecture?",
+            f"Mean similarity of the pairs within each group, against all pairs, of {s.source}.",
+            answer(table, named),
+            [
+                Section("Within groups, and all (Tab. D.1)", (), {"Means": table}, [figure]),
+                Section("Sampled matrices (Fig. D.1)", (), {}, [picture]),
+            ],
+        )
+
+
+def own_matrices(config: DictConfig) -> dict[str, Matrix]:
+    """Groups that come as matrices of their own."""
+    return {
+        str(name): matrix.read(path, bool(config.symmetrise))
+        for name, path in (config.within.matrices or {}).items()
+    }
+
+
+def means(s: Study, chosen: dict[str, list[int]], apart: dict[str, Matrix]) -> pl.DataFrame:
+    """A row a group, and rows for all pairs and for pairs of different groups."""
+    draws = s.draws()
+    rows: list[dict[str, Any]] = []
+    everything = mean_within(s.scores, draws)
+    all_draws = None if draws is None else _pair_means(draws, range(len(s.names)))
+    for name, models in chosen.items():
+        block = np.ix_(models, models)
+        own = None if draws is None else draws[:, models][:, :, models]
+        row = _row(name, mean_within(s.scores[block], own))
+        row["minus_all"] = row["mean"] - everything.mean
+        if draws is not None and all_draws is not None:
+            ends = interval(_pair_means(draws, models) - all_draws)
+            row |= dict(zip(("minus_all_low", "minus_all_high"), ends, strict=True))
+        rows.append(row)
+    for name, own_matrix in apart.items():
+        row = _row(name, mean_within(own_matrix.scores))
+        rows.append({**row, "minus_all": row["mean"] - everything.mean})
+    kinds = np.arange(len(s.names)) + len(chosen)
+    for i, models in enumerate(chosen.values()):
+        kinds[models] = i
+    if chosen and (between := mean_between(s.scores, kinds, draws)) is not None:
+        rows.append(_row(BETWEEN, between))
+    rows.append(_row(ALL, everything))
+    ends = ("_low", "_high")
+    schema = {
+        **{"group": pl.String, "models": pl.Int64, "pairs": pl.Int64, "mean": pl.Float64},
+        **{f"{of}{end}": pl.Float64 for of in ("images", "models") for end in ends},
+        **{f"minus_all{end}": pl.Float64 for end in ("", *ends)},
+    }
+    return pl.DataFrame(rows, schema=schema)
+
+
+def _row(name: str, mean: Mean) -> dict[str, Any]:
+    return {
+        "group": name,
+        "models": mean.models,
+        "pairs": mean.pairs,
+        "mean": mean.mean,
+        **_ends("images", mean.images),
+        **_ends("models", mean.models_interval),
+    }
+
+
+def _ends(name: str, ends: tuple[float, float] | None) -> dict[str, float | None]:
+    low, high = ends or (None, None)
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
+def _pair_means(draws: NDArray, models: Any) -> NDArray:
+    block = draws[:, list(models)][:, :, list(models)]
+    rows, columns = np.tril_indices(block.shape[1], k=-1)
+    return block[:, rows, columns].mean(axis=1)
+
+
+def _columns(table: pl.DataFrame, name: str) -> NDArray:
+    """[rows, 2] interval ends, NaN where there is none."""
+    return table.select(f"{name}_low", f"{name}_high").to_numpy().astype(float)
+
+
+def sampled(
+    s: Study, chosen: dict[str, list[int]], apart: dict[str, Matrix]
+) -> tuple[list[Block], pl.DataFrame]:
+    """Fig. D.1: models of different groups, and some models of each group, as two blocks."""
+    rng = np.random.default_rng(s.config.within.seed)
+    size = s.config.within.sample
+
+    def some(models: list[int], n: int) -> list[int]:
+        return sorted(rng.choice(models, min(n, len(models)), replace=False).tolist())
+
+    grouped = {i for models in chosen.values() for i in models}
+    single = [models[int(rng.integers(len(models)))] for models in chosen.values()]
+    alone = [i for i in range(len(s.names)) if i not in grouped]
+    different = single[: 2 * size] + some(alone, max(2 * size - len(single), 0))
+    left = Block(
+        "models of different groups",
+        [s.names[i] for i in different],
+        s.scores[np.ix_(different, different)],
+        [],
+    )
+    names, parts, edges = [], [], []
+    largest = sorted(chosen.values(), key=len, reverse=True)[: max(SHOWN // size, 1)]
+    for models in (group for group in chosen.values() if group in largest):
+        picked = some(models, size)
+        names += [s.names[i] for i in picked]
+        parts.append((s.matrix, picked))
+        edges.append(len(names))
+    for own in apart.values():
+        picked = some(list(range(len(own.names))), size)
+        names += [own.names[i] for i in picked]
+        parts.append((own, picked))
+        edges.append(len(names))
+    together = np.full((len(names), len(names)), np.nan)
+    starts = [0, *edges][:-1]
+    for (a, rows), top in zip(parts, starts, strict=True):
+        for (b, columns), left_edge in zip(parts, starts, strict=True):
+            if a is b:
+                cells = a.scores[np.ix_(rows, columns)]
+                together[top : top + len(rows), left_edge : left_edge + len(columns)] = cells
+    blocks = [left]
+    if names:
+        blocks.append(Block("models within groups", names, together, edges[:-1]))
+    shown = pl.concat(
+        [
+            pl.DataFrame(
+                {
+                    "panel": [block.title] * len(block.names) ** 2,
+                    "a": np.repeat(block.names, len(block.names)),
+                    "b": np.tile(block.names, len(block.names)),
+                    "similarity": block.scores.ravel(),
+                }
+            )
+            for block in blocks
+            if len(block.names)
+        ]
+    )
+    return [block for block in blocks if len(block.names) > 1], shown
+
+
+def answer(table: pl.DataFrame, named: pl.DataFrame) -> list[str]:
+    """The findings in words."""
+    everything = table.filter(group=ALL).row(0, named=True)
+    all_pairs = f"all {everything['pairs']} pairs" if everything["pairs"] > 1 else "the only pair"
+    said = [f"The mean similarity of {all_pairs} is {everything['mean']:.3f}."]
+    if named.is_empty():
+        return [*said, "No group has two models; name some with groups={name: [members]}."]
+    ranked = named.sort("mean", descending=True)
+    for row in ranked.head(WORDS).iter_rows(named=True):
+        words = f"{row['group']}: {row['mean']:.2f} over {row['pairs']} pair"
+        words += "s" if row["pairs"] != 1 else ""
+        if row["minus_all_low"] is not None:
+            words += (
+                f", {row['minus_all']:+.2f} against all (95% interval over images "
+                f"{row['minus_all_low']:.2f} to {row['minus_all_high']:.2f})"
+            )
+        said.append(f"{words}.")
+    if ranked.height > WORDS:
+        said.append(f"And {ranked.height - WORDS} more groups.")
+    return [said[0], " ".join(said[1:])]

@@ -1,0 +1,1 @@
+"""What prepares and looks after runs: craft, plan, store."""

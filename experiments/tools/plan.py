@@ -1,0 +1,193 @@
+"""What will a run cost, and what is it missing? Answers before anything is attacked.
+
+Checks weights, labels and every image; then times one small batch of each member's craft and
+transfer steps on this device, and works out time, disk and memory for what the store lacks.
+"""
+
+import shutil
+import time
+from dataclasses import replace
+from typing import Any
+
+import polars as pl
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from experiments.common import setting as setup
+from netkin.jobs.pool import Advance
+from netkin.jobs.progress import Bars
+from netkin.store.layout import write
+from netkin.tracking import track
+from netkin.training.weights import is_trained
+from netkin.transfer.probe import Cost, probe
+from netkin.transfer.setting import Setting
+from netkin.transfer.stored import missing_sources
+from netkin.zoo.member import Member
+
+ROW_BYTES = 12
+"""Of an outcome in its parquet file, measured on digits: a hundred images a pair."""
+
+
+def run(config: DictConfig) -> None:
+    """The study, from a composed config."""
+    setting = setup.build_setting(config)
+    members = setup.build_members(config)
+    info = setup.run_info(config, setting, len(members))
+    console = Console(soft_wrap=True)
+    with track(setup.resolved(config.logger), info) as tracker:
+        with Bars(console) as bars:
+            setup.check_sources(setting, members, members)
+            setting = setup.prepare(config, setting, members, bars)
+            bad = setup.check(setting.images, setting.subset.positions, "images", bars)
+            readable = replace(setting, subset=setting.subset.without(bad))
+            training = setup.build_training(config, setting, members, bars)
+            untrained = [m.name for m in members if training and not is_trained(training, m)]
+            if training and untrained:
+                images = training.images
+                bad |= setup.check(images, range(len(images.ids)), "training images", bars)
+            costs = _costs(config, readable, members, bars)
+        pairs = _missing_pairs(setting, members, {*untrained} | {*bad})
+        table = cost_table(setting, members, costs, pairs)
+        write(info.folder / "plan.csv", table.write_csv)
+        tracker.table("tables/plan", table)
+        workers = setup.workers(config)
+        seconds = total(table, "craft_seconds") + total(table, "transfer_seconds")
+        tracker.metrics({"plan/seconds": seconds / workers})
+    console.print(_shown(table, workers))
+    for line in _said(config, setting, table, untrained, bad, workers):
+        console.print(line, highlight=False)
+    console.print(f"Table    {info.folder / 'plan.csv'}", highlight=False)
+
+
+def _costs(
+    config: DictConfig, setting: Setting, members: list[Member], bars: Bars
+) -> dict[str, Cost]:
+    seconds = setup.positive(config.plan.seconds, "plan.seconds")
+    context = (setting, seconds)
+    with setup.build_jobs(config, context, bars, ("netkin.transfer.probe",)) as jobs:
+        found = jobs.run("plan", _probe, members, len(members))
+        return {member.name: result["cost"] for member, result in found}
+
+
+def _probe(context: tuple[Setting, float], member: Member, advance: Advance) -> dict[str, Any]:
+    start = time.perf_counter()
+    cost = probe(context[0], member, context[1], advance)
+    return {"cost": cost, "seconds": time.perf_counter() - start}
+
+
+def _missing_pairs(setting: Setting, members: list[Member], new: set[str]) -> dict[str, int]:
+    """How many sources each target has still to be run on."""
+    if new:  # nothing is known of members without weights, nor of a subset that will change
+        return {member.name: len(members) for member in members}
+    found = {target.name: len(target.sources) for target in missing_sources(setting, members)}
+    return {member.name: found.get(member.name, 0) for member in members}
+
+
+def cost_table(
+    setting: Setting, members: list[Member], costs: dict[str, Cost], pairs: dict[str, int]
+) -> pl.DataFrame:
+    """A row a member: seconds and bytes for what the store lacks, on one device, one at a time."""
+    images, width = len(setting.subset), 1 if setting.dtype == "uint8" else 4
+    rows = []
+    for member in members:
+        cost = costs[member.name]
+        rows.append(
+            {
+                "model": member.name,
+                "params": cost.params,
+                "input_size": cost.input_size,
+                "batch": cost.batch,
+                "craft_ms_per_image": cost.craft * 1000,
+                "transfer_ms_per_image": cost.transfer * 1000,
+                "images_to_craft": cost.uncrafted,
+                "sources_to_see": pairs[member.name],
+                "craft_seconds": cost.craft * cost.uncrafted,
+                "transfer_seconds": cost.transfer * images * pairs[member.name],
+                "adversarial_bytes": 3 * cost.input_size**2 * width * cost.uncrafted,
+                "outcome_bytes": ROW_BYTES * images * pairs[member.name],
+                "peak_memory_bytes": cost.memory,
+            }
+        )
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _shown(table: pl.DataFrame, workers: int) -> Table:
+    shown = Table("model", title="What is left to do, on one such device")
+    for name in ("pixels", "params", "craft", "transfer", "disk", "memory"):
+        shown.add_column(name, justify="right")
+    for row in table.to_dicts():
+        memory = row["peak_memory_bytes"]
+        shown.add_row(
+            row["model"],
+            str(row["input_size"]),
+            f"{row['params'] / 1e6:.1f} M",
+            duration(row["craft_seconds"] / workers),
+            duration(row["transfer_seconds"] / workers),
+            size(row["adversarial_bytes"]),
+            size(memory) if memory else "?",
+        )
+    return shown
+
+
+def _said(
+    config: DictConfig,
+    setting: Setting,
+    table: pl.DataFrame,
+    untrained: list[str],
+    bad: dict[str, str],
+    workers: int,
+) -> list[str]:
+    craft = total(table, "craft_seconds") / workers
+    transfer = total(table, "transfer_seconds") / workers
+    views = {setting.view(m) for m in setup.build_members(config)}
+    seen = sum(3 * view.input_size**2 for view in views) * len(setting.subset)
+    need = total(table, "adversarial_bytes") + total(table, "outcome_bytes") + seen
+    free = shutil.disk_usage(setting.store.root).free
+    said = [
+        f"Crafting takes {duration(craft)}, transfer {duration(transfer)}"
+        f"{f' with {workers} workers' if workers > 1 else ''}. In all: "
+        + ", ".join(
+            f"{duration((craft + transfer) / n)} on {n} device{'s' * (n > 1)}"
+            for n in config.plan.devices
+        )
+        + ". At most: a model is attacked only on images that it classifies correctly.",
+        f"Disk: {size(need)} at most in {setting.store.root} ({size(seen)} of it the decoded "
+        f"images, for {len(views)} geometr{'y' if len(views) == 1 else 'ies'}); {size(free)} free.",
+    ]
+    if need > free:
+        said.append("That does not fit: choose another disk with store.dir=PATH, or fewer models.")
+    if untrained:
+        said.append(
+            f"{len(untrained)} of {table.height} models have yet to be trained, which comes on "
+            f"top: {', '.join(untrained[:8])}{' ...' if len(untrained) > 8 else ''}."
+        )
+    if bad:
+        image, reason = next(iter(bad.items()))
+        said.append(
+            f"{len(bad)} images are unreadable, such as {image} ({reason}): mend or remove them, "
+            "or leave such images out with dataset.on_error=skip."
+        )
+    elif not untrained:
+        said.append(f"Weights, labels and all {len(setting.subset)} images are there.")
+    return said
+
+
+def total(table: pl.DataFrame, column: str) -> float:
+    return float(table[column].sum())
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: "0.3 s", "12 min", "3.4 h", "2.1 days"."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def size(number: float) -> str:
+    """Bytes as people say them: "12 MB"."""
+    for unit, length in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if number >= length:
+            return f"{number / length:.1f} {unit}"
+    return f"{number / 1e3:.1f} kB"

@@ -1,0 +1,1 @@
+"""Worker processes, the memory that they free, and progress."""

@@ -1,0 +1,122 @@
+"""One display of what is being done: bars with time left on a terminal, lines elsewhere."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from netkin.errors import Stopped
+
+
+class Bars:
+    """A bar a stage; see `netkin.jobs.pool.Display`. Use as a context manager."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self._live = console.is_terminal
+        self._bars = Progress(
+            TextColumn("{task.description:<10}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[last]}"),
+            console=console,
+            disable=not self._live,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._started: dict[str, float] = {}
+        self._done: dict[str, tuple[int, int]] = {}
+        self._waiting: set[str] = set()
+
+    def __enter__(self) -> "Bars":
+        self._bars.start()
+        return self
+
+    def __exit__(self, _kind: object, error: object, _trace: object) -> None:
+        if isinstance(error, Stopped):
+            error.done = self.done()
+        self._bars.stop()
+
+    def done(self) -> str:
+        """How far the last stage has come, in words; nothing before the first."""
+        if not self._tasks:
+            return ""
+        stage, task = list(self._tasks.items())[-1]
+        done, total = self._done[stage]
+        bar = next(t for t in self._bars.tasks if t.id == task)
+        text = f"during {stage}, with {done} of {total} done"
+        unit = bar.fields["unit"]
+        if unit and bar.total:
+            text += f" ({bar.completed:.0f} of {bar.total:.0f} {unit})"
+        return text
+
+    def start(self, stage: str, names: Sequence[str], units: int, unit: str | None = None) -> None:
+        """Begin a stage on named items, of `units` in all; `unit` is their name, if not known."""
+        self._started[stage] = time.perf_counter()
+        self._done[stage] = (0, len(names))
+        self._tasks[stage] = self._bars.add_task(
+            stage, total=units, unit=unit or UNITS.get(stage, ""), last=""
+        )
+
+    def advance(self, stage: str, units: int) -> None:
+        self._bars.advance(self._tasks[stage], units)
+
+    def finish(self, stage: str, name: str, result: Any) -> None:
+        done, total = self._done[stage]
+        self._done[stage] = (done + 1, total)
+        self._bars.update(self._tasks[stage], last=name)
+        if not self._live:
+            seconds = time.perf_counter() - self._started[stage]
+            left = seconds / (done + 1) * (total - done - 1)
+            note = f"; test accuracy {a:.1%}" if (a := result.get("test_accuracy")) else ""
+            self.console.print(
+                f"{stage} {done + 1}/{total}: {name}{note} "
+                f"({seconds:.0f} s, about {left:.0f} s left)",
+                highlight=False,
+            )
+
+    def wait(self, stage: str, name: str) -> None:
+        """Another process on the store has the rest of an item in hand."""
+        self._bars.update(self._tasks[stage], last=f"{name}: waiting for another process")
+        if not self._live and stage not in self._waiting:
+            self.console.print(
+                f"{stage}: waiting for another process on this store, which is at {name}",
+                highlight=False,
+            )
+        self._waiting.add(stage)
+
+    def end(self, stage: str) -> None:
+        task = self._tasks[stage]
+        total = next(t.total for t in self._bars.tasks if t.id == task)
+        self._bars.update(task, completed=total, last="")
+
+
+UNITS = {
+    "weights": "files",
+    "check": "images",
+    "plan": "models",
+    "decode": "images",
+    "train": "epochs",
+    "clean": "images",
+    "resize": "views",
+    "craft": "images",
+    "transfer": "pairs",
+    "ensemble": "images",
+    "features": "images",
+    "gradients": "images",
+    "planes": "planes",
+    "cost": "models",
+}

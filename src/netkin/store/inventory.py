@@ -1,0 +1,305 @@
+"""What a store holds, whether its bytes are what was written, and how parts of it are removed.
+
+Read off the files alone: no config, model or dataset is needed.
+"""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import polars as pl
+
+from netkin.errors import StoreError, UserError, near
+from netkin.store.layout import (
+    check_seal,
+    digest,
+    folder,
+    manifest_problem,
+    parquet_metadata,
+    read_tensors,
+)
+from netkin.store.lease import Holder, holders, sweep
+
+YOUNG = 3600.0
+"""Seconds for which a temporary file may belong to a process that is still at work elsewhere."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a store.
+
+    Attributes:
+        path: its file or folder, below the store's root.
+        kind: views, clean, adversarial, outcomes, or a folder of the root such as weights.
+        member: the model, of outcomes the source; "" where there is none.
+        done, total: pieces that are there, and of the whole part: shards of images, targets that
+            have seen a source, files of clean logits. total is 0 where nobody can know.
+        size: bytes.
+    """
+
+    path: Path
+    kind: str
+    member: str
+    done: int
+    total: int
+    size: int
+
+
+@dataclass(frozen=True)
+class SubsetFolder:
+    """<dataset>/<subset>-<hash> of a store, and what its manifest says."""
+
+    path: Path
+    images: int
+    sha256: str
+
+    @property
+    def attacks(self) -> list[Path]:
+        return sorted(p for p in self.path.glob("*-*") if p.is_dir())
+
+
+def subsets(root: Path) -> list[SubsetFolder]:
+    """All subsets of a store; of one without a sound manifest nothing but the path is known."""
+    found = []
+    kinds = ("manifest.json", "views", "clean")
+    for path in sorted({path.parent for kind in kinds for path in root.glob(f"*/*/{kind}")}):
+        content = _json(path / "manifest.json")
+        images, sha256 = content.get("ids", ()), str(content.get("sha256", ""))
+        found.append(SubsetFolder(path, len(images), sha256))
+    return found
+
+
+def parts(root: Path) -> list[Part]:
+    """Everything that a store holds, in the order of its folders."""
+    found = []
+    datasets = {subset.path.parent for subset in subsets(root)}
+    for other in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        if other not in datasets:
+            found += [
+                Part(p, other.name, unquote(p.stem), 1, 0, _size(p))
+                for p in sorted(other.glob("*/*"))
+                if p.is_dir() or p.suffix == ".safetensors"
+            ]
+    for subset in subsets(root):
+        found += _parts_of(subset)
+    return found
+
+
+def _parts_of(subset: SubsetFolder) -> Iterator[Part]:
+    for path in sorted(subset.path.glob("views/*")):
+        yield _shards(path, "views", "", subset)
+    for path in sorted(subset.path.glob("clean/*")):
+        done = (path / "logits.safetensors").is_file()
+        yield Part(path, "clean", unquote(path.name), int(done), 1, _size(path))
+    for attack in subset.attacks:
+        sources = sorted(attack.glob("adversarial/*"))
+        for path in sources:
+            yield _shards(path, "adversarial", unquote(path.name), subset)
+        for path in sorted(attack.glob("outcomes*/source=*")):
+            seen = [file for file in path.glob("target=*.parquet") if file.name[0] != "."]
+            member = unquote(path.name.removeprefix("source="))
+            yield Part(path, "outcomes", member, len(seen), len(sources), _size(path))
+
+
+def _shards(path: Path, kind: str, member: str, subset: SubsetFolder) -> Part:
+    size = _json(path / "identity.json").get("shard_size", 0)
+    total = math.ceil(subset.images / size) if size else 0
+    return Part(path, kind, member, len(_files(path, "*.safetensors")), total, _size(path))
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file that is not what was written, and what to remove so that it is made again."""
+
+    path: Path
+    problem: str
+    remove: Path
+
+
+def checked(root: Path) -> list[Path]:
+    """The files that `damage` looks at."""
+    names = ("manifest.json", "identity.json", "execution.json", "*.safetensors", "*.parquet")
+    return sorted({file for name in names for file in _files(root, f"**/{name}")})
+
+
+def damage(root: Path, advance: Callable[[int], None]) -> list[Damage]:
+    """All damaged files of a store; `advance` is called with 1 after each of `checked`."""
+    found = []
+    known = {subset.path: subset for subset in subsets(root)}
+    for file in checked(root):
+        problem = _problem(root, file, known)
+        if problem:
+            # Whose images these are is not known any more; elsewhere the folder's name tells.
+            whole = file.name in ("identity.json", "execution.json") and file.parents[1].name in (
+                "adversarial",
+                "clean",
+            )
+            found.append(Damage(file, problem, file.parent if whole else file))
+        advance(1)
+    return found
+
+
+def _problem(root: Path, file: Path, known: Mapping[Path, SubsetFolder]) -> str | None:
+    subset = next((known[path] for path in file.parents if path in known), None)
+    if file.name == "manifest.json":
+        content = _json(file)
+        problem = manifest_problem(file)
+        fits = str(content.get("sha256", "")).startswith(file.parent.name.rpartition("-")[2])
+        return problem or (None if fits else "it lists other images than its folder is for")
+    if file.name == "identity.json":
+        return _identity_problem(file, subset)
+    if file.name == "execution.json":
+        return None if _json(file) else "it cannot be read"
+    try:
+        if file.suffix == ".parquet":
+            return _outcome_problem(file, subset)
+        read_tensors(file, ours=subset is not None)
+    except StoreError as error:
+        return str(error).partition(" is damaged (")[2].partition("); remove it")[0] or str(error)
+    return None
+
+
+def _identity_problem(file: Path, subset: SubsetFolder | None) -> str | None:
+    """What is wrong with an entry's identity: by its folder's name, and the folders around it."""
+    identity = _json(file)
+    if not identity:
+        return "it cannot be read"
+    if subset is None:
+        return None
+    if subset.sha256 and identity.get("subset_sha256") != subset.sha256:
+        return "it is of another subset of images"
+    entry, above = file.parent, file.parents[1]
+    if above.name == "views":
+        return None if digest(identity)[:12] == entry.name else "it does not fit its folder's name"
+    if "attack" in identity and above == subset.path:
+        fits = digest(identity["attack"])[:8] == entry.name.rpartition("-")[2]
+        return None if fits else "its attack does not fit its folder's name"
+    if above.name == "adversarial":
+        attack = _json(above.parent / "identity.json")
+        if attack and identity.get("attack") != attack.get("attack"):
+            return "it is of another attack than its folder"
+        clean = _json(subset.path / "clean" / entry.name / "identity.json")
+        if clean and identity.get("model") != clean.get("model"):
+            return "it is of another model than the clean predictions of that name"
+    return None
+
+
+def _outcome_problem(file: Path, subset: SubsetFolder | None) -> str | None:
+    """What is wrong with a table of outcomes: by its checksum, and by who made it.
+
+    Raises StoreError for the first.
+    """
+    check_seal(file)
+    try:
+        pl.read_parquet(file, hive_partitioning=False)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        return str(error).splitlines()[0]
+    source, target = file.parent.name.removeprefix("source="), file.stem.removeprefix("target=")
+    attack = file.parents[2]
+    images = attack / "adversarial" / source / "identity.json"
+    model = identity(attack.parent / "clean" / target).get("model")
+    by_source, _, by_target = parquet_metadata(file).get("made_by", "").partition(" ")
+    if model and by_target != digest(model):
+        return f"it was made by another model than {target} is now"
+    sound = images.is_file() and _identity_problem(images, subset) is None
+    if sound and by_source != digest(identity(images.parent)):
+        return f"it was made by another model than {source} is now"
+    return None
+
+
+def leftovers(root: Path) -> list[Path]:
+    """Half-written files that no living process can be writing any more."""
+    sweep(root)
+    now = time.time()
+    found = [*_files(root, "**/.*.tmp"), *_files(root, "**/.*.new")]
+    return [file for file in found if now - file.stat().st_mtime > YOUNG]
+
+
+def selected(root: Path, names: Sequence[str]) -> list[Path]:
+    """What a user means by names: paths below the root, or members (all but their weights).
+
+    Raises UserError for a name that fits nothing.
+    """
+    found: dict[Path, None] = {}
+    for name in names:
+        path = (root / name).resolve()
+        if name and path != root and root in path.parents and path.exists():
+            found[path] = None
+            continue
+        member = [path for subset in subsets(root) for path in _of_member(subset, folder(name))]
+        if not member:
+            members = {part.member for part in parts(root) if part.member}
+            raise UserError(
+                f"the store {root} holds nothing named {name!r}, which may be damaged, leftovers, "
+                f"a member, or a path below the store{near(name, members)}"
+            )
+        found |= dict.fromkeys(member)
+    return list(found)
+
+
+def _of_member(subset: SubsetFolder, name: str) -> Iterator[Path]:
+    yield from (path for path in [subset.path / "clean" / name] if path.exists())
+    for attack in subset.attacks:
+        yield from (path for path in [attack / "adversarial" / name] if path.exists())
+        for table in attack.glob("outcomes*"):
+            yield from (path for path in [table / f"source={name}"] if path.exists())
+            rows = sorted(table.glob(f"source=*/target={name}.parquet"))
+            yield from (path for path in rows if path.parent.name != f"source={name}")
+
+
+def remove(root: Path, paths: Sequence[Path]) -> None:
+    """Remove files and folders. Raises UserError when a living process is at work on one."""
+    for holder, lives, _ in holders(root):
+        if holder is not None and lives:
+            product = root / holder.product
+            for path in paths:
+                if path == product or path in product.parents:
+                    raise UserError(f"{path} is being made by {_who(holder)}; wait, or stop it")
+    for path in paths:
+        try:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{path} cannot be removed ({error.strerror})") from None
+
+
+def at_work(root: Path) -> list[str]:
+    """Who is at work on a store, and on what, in words."""
+    return [f"{_who(h)}: {h.product}" for h, lives, _ in holders(root) if h and lives]
+
+
+def _who(holder: Holder) -> str:
+    return f"process {holder.pid} on {holder.host}"
+
+
+def size_of(paths: Sequence[Path]) -> int:
+    return sum(map(_size, paths))
+
+
+def _files(root: Path, pattern: str) -> list[Path]:
+    return [p for p in root.glob(pattern) if p.is_file() and ("/." in pattern or p.name[0] != ".")]
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def identity(entry: Path) -> dict[str, Any]:
+    """What an entry's folder says of itself; empty where it says nothing."""
+    return _json(entry / "identity.json")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """A JSON mapping, or an empty one where there is none."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,145 @@
+"""Ensembles: every sum against NumPy's mean, every draw against enumeration, and the study."""
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from netkin.analysis import ensemble
+from netkin.analysis.groups import groups
+from netkin.analysis.matrix import Matrix
+from netkin.analysis.statistics import resample
+from netkin.errors import UserError
+from tests import helpers
+from tests.helpers import MEMBERS, four_store, has_figures, on_four
+
+
+def made_up(models: int, images: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(classes, size=images)
+    logits = rng.normal(size=(models, images, classes)).astype(np.float32)
+    logits[:, np.arange(images), labels] += 1.5
+    return logits, labels
+
+
+@pytest.mark.parametrize(("images", "threads"), [(1, 1), (300, 1), (513, 3)])
+def test_an_ensemble_is_the_mean_of_logits(images: int, threads: int) -> None:
+    logits, labels = made_up(6, images, 7)
+    chosen = [(0,), (1, 4), (0, 2, 5), (0, 1, 2, 3, 4, 5)]
+    seen: list[int] = []
+    found = ensemble.ensembles_correct(
+        lambda block: logits[:, block], labels, chosen, threads, seen.append
+    )
+    for row, group in zip(found, chosen, strict=True):
+        expected = logits[list(group)].astype(float).mean(axis=0).argmax(axis=1) == labels
+        np.testing.assert_array_equal(row, expected)
+    assert sum(seen) == images
+
+
+def test_metrics_by_hand() -> None:
+    """Two models that err on 1/2 and 1/4; together on 1/4: ERR = 1 - 1/4 / (3/8) = 1/3."""
+    wrong = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], dtype=bool)
+    together = np.array([[1, 0, 0, 0], [0, 0, 0, 0]], dtype=bool)
+    found = ensemble.metrics(wrong, [(0, 1), (1, 2)], together, np.ones((1, 4)))
+    assert found.error.tolist() == [0.25, 0]
+    np.testing.assert_allclose(found.reduction, [1 / 3, 1])
+    assert found.all_wrong.tolist() == [0.25, 0]
+    np.testing.assert_allclose(found.draws, [[0.125, 2 / 3, 0.125]], rtol=1e-6)
+    nobody = ensemble.metrics(wrong[2:], [(0, 0)], together[1:], np.ones((3, 4)))
+    assert np.isnan(nobody.reduction).all() and np.isnan(nobody.draws[:, 1]).all()
+
+
+def test_a_draw_of_images_is_a_run_on_those_images() -> None:
+    logits, labels = made_up(5, 60, 4)
+    chosen = [(0, 1), (2, 3), (1, 4)]
+    counts = resample(60, 8, seed=1)
+    wrong = ~ensemble.ensembles_correct(lambda b: logits[:, b], labels, [(i,) for i in range(5)])
+    joint = ~ensemble.ensembles_correct(lambda b: logits[:, b], labels, chosen)
+    draws = ensemble.metrics(wrong, chosen, joint, counts).draws
+    one_by_one = ensemble.reduction_draws(wrong, chosen, joint, counts)
+    for i, count in enumerate(counts.astype(int)):
+        picked = np.repeat(np.arange(60), count)
+        same = ensemble.metrics(wrong[:, picked], chosen, joint[:, picked], np.ones((1, 60)))
+        values = (same.error, same.reduction, same.all_wrong)
+        np.testing.assert_allclose(draws[i], [v.mean() for v in values], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(one_by_one[i], same.reduction, rtol=1e-4, atol=1e-6)
+
+
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=8), st.integers(1, 4), st.integers(1, 4))
+def test_all_ensembles_of_k_clusters_are_found(labels: list[int], n: int, k: int) -> None:
+    every = [
+        group
+        for group in combinations(range(len(labels)), n)
+        if len({labels[i] for i in group}) == k
+    ]
+    sizes = [labels.count(label) for label in set(labels)]
+    assert ensemble.count(sizes, n, k) == len(every)
+    assert ensemble.sample(labels, n, k, samples=10**6) == (every, True)
+    few, whole = ensemble.sample(labels, n, k, samples=3)
+    assert set(few) <= set(every) and len(few) == min(3, len(every)) == len(set(few))
+    assert whole == (len(every) <= 3)
+
+
+def test_draws_are_even_and_seeded() -> None:
+    labels = [0, 0, 0, 0, 0, 1, 2]  # by far the most pairs of two clusters take one of the five
+    every, _ = ensemble.sample(labels, 2, 2, samples=1000)
+    times = dict.fromkeys(every, 0)
+    for seed in range(1100):
+        (one,), _ = ensemble.sample(labels, 2, 2, samples=1, seed=seed)
+        times[one] += 1
+    assert min(times.values()) > 60 and max(times.values()) < 145  # 100 each; sd 9.5
+    assert ensemble.sample(labels, 2, 2, 5, seed=7) == ensemble.sample(labels, 2, 2, 5, seed=7)
+
+
+def test_groups_by_family_and_by_pattern() -> None:
+    names, families = ["a_1", "a_2", "b"], ["A", "A", "B"]
+    assert groups(None, names, families) == {"A": [0, 1]}
+    assert groups({"mine": ["b", "a_*"]}, names, families) == {"mine": [0, 1, 2]}
+    for chosen, expected in (
+        ({"x": ["c*"]}, "groups.x: no model is named 'c\\*'"),
+        ({"x": ["b"]}, "groups.x has one model, b; expected two"),
+        ({"x": 3}, "groups.x must be a list"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            groups(chosen, names, families)
+
+
+def check_ensemble(folder: Path) -> None:
+    """The study's numbers from the logits in the store, by NumPy."""
+    run = on_four("ensemble", folder)
+    has_figures(run, "ensemble_pairs", "ensemble_clusters", "ensemble_groups")
+    (subset,) = (four_store(folder) / "digits").glob("quick-*")
+    labels = np.array(pl.read_json(subset / "manifest.json")["labels"][0])
+    files = [subset / "clean" / name / "logits.safetensors" for name in MEMBERS]
+    logits = [load_file(file)["logits"] for file in files]
+    table = pl.read_csv(run / "ensemble_pairs.csv")
+    assert table.height == 6
+    scores = pl.read_csv(folder / "first" / "similarity.csv").drop("").to_numpy()
+    (row,) = table.filter(a="vit_ti", b="test_byobnet").to_dicts()
+    error = np.mean((logits[0] + logits[1]).argmax(1) != labels)
+    alone = np.mean([(x.argmax(1) != labels).mean() for x in logits[:2]])
+    assert row["top1_error"] == pytest.approx(error)
+    assert row["err"] == pytest.approx(1 - error / alone)
+    assert row["similarity"] == pytest.approx(scores[0, 1])
+    (twins,) = table.filter(a="twin", b="test_byobnet").to_dicts()
+    assert twins["err"] == pytest.approx(0)  # a model and itself gain nothing
+    said = (run / "report.html").read_text()
+    assert "Mantel p" in said and "Taking pairs for independent" in said
+    # A matrix of someone's own, with the members' logits.
+    mine = np.array([[9, 1, 2, 3], [1, 9, 4, 5], [2, 4, 9, 6], [3, 5, 6, 9.0]])
+    Matrix(MEMBERS, mine).table().write_csv(folder / "four.csv")
+    run = on_four("ensemble", folder, f"similarity={folder / 'four.csv'}", "ensemble.samples=3")
+    assert sorted(pl.read_csv(run / "ensemble_pairs.csv")["similarity"]) == [1, 2, 3, 4, 5, 6]
+
+
+def check_ensemble_benchmark(folder: Path) -> None:
+    sizes = {"models": 5, "images": 300, "classes": 10, "threads": 2}
+    arguments = [f"benchmark.{name}={value}" for name, value in sizes.items()]
+    out = helpers.run("ensemble_benchmark", folder / "ensemble_benchmark", arguments)
+    (row,) = pl.read_csv(out / "ensemble_benchmark.csv").to_dicts()
+    assert row["pairs"] == 10 and row["seconds"] > 0 and 0 < row["peak_memory_gib"] < 4

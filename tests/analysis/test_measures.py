@@ -1,0 +1,194 @@
+"""Other measures of similarity: parity with definitions and scikit-learn, and the study."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import cohen_kappa_score
+from torch.nn.functional import cross_entropy
+
+from netkin.analysis import measures
+from netkin.analysis.statistics import resample
+from netkin.errors import UserError
+from netkin.transfer import features
+from netkin.zoo.build import Classifier, Task, build
+from netkin.zoo.member import parse_members
+from tests.helpers import MEMBERS, four_store, has_figures, on_four
+
+ONES = np.ones((1, 50))
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@given(st.integers(0, 1000))
+def test_error_consistency_is_cohens_kappa(seed: int) -> None:
+    correct = rng(seed).random((4, 50)) < [[0.5], [0.8], [0.9], [1.0]]
+    found = measures.error_consistency(correct, ONES)[0]
+    for a in range(4):
+        for b in range(4):
+            if correct[a].all() and correct[b].all():
+                assert np.isnan(found[a, b])
+            else:
+                expected = cohen_kappa_score(correct[a], correct[b])
+                assert found[a, b] == pytest.approx(expected, abs=1e-9)
+
+
+def test_cka_is_its_definition_and_does_not_know_axes_or_scale() -> None:
+    x, y = rng().normal(size=(50, 7)).astype("f"), rng(1).normal(size=(50, 12)).astype("f")
+    y[:, :7] += x
+    turn = np.linalg.qr(rng(2).normal(size=(7, 7)))[0]
+    grams = np.stack([measures.gram(z) for z in (x, y, 3 * x @ turn.astype("f") + 5)])
+    found = measures.linear_cka(grams, ONES)[0]
+    xc, yc = x - x.mean(0), y - y.mean(0)
+    norm = np.linalg.norm
+    expected = norm(yc.T @ xc) ** 2 / (norm(xc.T @ xc) * norm(yc.T @ yc))
+    assert found[0, 1] == pytest.approx(expected, rel=1e-4)
+    assert found[0, 2] == pytest.approx(1, abs=1e-4)
+    np.testing.assert_allclose(found, found.T)
+
+
+def test_agreement_by_hand() -> None:
+    predictions = np.array([[0, 1, 2, 2], [0, 1, 0, 0]])
+    assert measures.prediction_agreement(predictions, np.ones((1, 4)))[0, 0, 1] == 0.5
+    planes = np.array([[[0, 0], [1, 1]], [[0, 1], [1, 1]]])  # two models, planes and points
+    assert measures.boundary_agreement(planes, np.ones((1, 2)))[0, 0, 1] == 0.75
+    assert measures.boundary_agreement(planes, np.array([[2, 0]]))[0, 0, 1] == 0.5
+
+
+def test_draws_are_the_measures_of_the_drawn_images() -> None:
+    images, counts = 30, resample(30, 4, seed=2)
+    predictions = rng().integers(3, size=(3, images))
+    correct = rng(1).random((3, images)) < 0.7
+    cosines = rng(2).normal(size=(images, 3, 3))
+    x = [rng(i).normal(size=(images, 5)).astype("f") for i in range(3)]
+    grams = np.stack([measures.gram(z) for z in x])
+    for draw, count in enumerate(counts.astype(int)):
+        picked, ones = np.repeat(np.arange(images), count), np.ones((1, images))
+        same = np.stack([measures.gram(z[picked]) for z in x])
+        for drawn, direct in (
+            (
+                measures.prediction_agreement(predictions, counts),
+                measures.prediction_agreement(predictions[:, picked], ones),
+            ),
+            (
+                measures.error_consistency(correct, counts),
+                measures.error_consistency(correct[:, picked], ones),
+            ),
+            (measures.mean_cosine(cosines, counts), measures.mean_cosine(cosines[picked], ones)),
+            (measures.linear_cka(grams, counts), measures.linear_cka(same, ones)),
+        ):
+            np.testing.assert_allclose(drawn[draw], direct[0], rtol=1e-4, atol=1e-5)
+
+
+def test_stability_tells_noise_from_models() -> None:
+    matrix = rng().normal(size=(6, 6))
+    matrix += matrix.T
+    small, large = (matrix + scale * rng(1).normal(size=(40, 6, 6)) for scale in (0.1, 3))
+    calm, wild = measures.stability(matrix, small), measures.stability(matrix, large)
+    assert calm.noise == pytest.approx(0.1, rel=0.2) and calm.agreement > 0.95
+    assert wild.agreement < 0.8 and wild.spread == calm.spread
+
+
+def test_a_sample_is_seeded_and_of_different_images() -> None:
+    sample = features.draw_sample(40, 25, 60, 10, seed=3)
+    assert sample == features.draw_sample(40, 25, 60, 10, seed=3)
+    assert len(set(sample.positions)) == 25 and [*sample.positions] == sorted(sample.positions)
+    assert len(sample.triplets) == 60
+    assert all(len({*t}) == 3 and {*t} <= {*sample.positions} for t in sample.triplets)
+    assert len({t[0] for t in sample.triplets[:25]}) == 25
+    with pytest.raises(UserError, match="planes go through 3 images, there are 2"):
+        features.draw_sample(2, 2, 1, 2, 0)
+
+
+@pytest.fixture(scope="module")
+def network() -> tuple[Classifier, torch.Tensor, torch.Tensor]:
+    """A small network, images and labels."""
+    (member,) = parse_members(["test_resnet"], at_least=1)
+    classifier = build(member, Task("digits", 10, "train", 32)).eval()
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (6, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    return classifier, pixels, torch.arange(6)
+
+
+def test_features_are_what_the_last_layer_sees(network: tuple) -> None:
+    classifier, pixels, _ = network
+    found = features.features(classifier, {"pixels": pixels})
+    with torch.no_grad():
+        logits = classifier(pixels / 255)
+        torch.testing.assert_close(classifier.net.get_classifier()(found), logits)
+        x = (pixels / 255 - classifier.mean) / classifier.std
+        seen = features._input_of_last_linear(classifier.net, x)
+    torch.testing.assert_close(found, seen)
+
+
+def test_gradients_point_along_the_cross_entropys(network: tuple) -> None:
+    classifier, pixels, labels = network
+    found = features.gradients(classifier, {"pixels": pixels, "labels": labels}).float()
+    x = (pixels / 255).requires_grad_(True)
+    cross_entropy(classifier(x), labels, reduction="sum").backward()
+    assert x.grad is not None
+    expected = torch.nn.functional.normalize(x.grad.flatten(1))
+    torch.testing.assert_close(
+        (found.flatten(1) * expected).sum(1), torch.ones(6), atol=2e-3, rtol=0
+    )
+    torch.testing.assert_close(found.flatten(1).norm(dim=1), torch.ones(6), atol=2e-3, rtol=0)
+
+
+def test_gradients_of_a_certain_model_have_a_direction(network: tuple) -> None:
+    """Where softmax is exactly 1 the cross-entropy is flat in float32."""
+
+    class Certain(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            score = 1e3 + x.flatten(1).sum(1)
+            return torch.stack([score, -score], dim=1)
+
+    certain = Classifier(Certain(), "certain", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    of = {"pixels": network[1], "labels": torch.zeros(6, dtype=torch.long)}
+    found = features.gradients(certain, of).flatten(1).float()
+    torch.testing.assert_close(found, torch.full_like(found, -(3072**-0.5)), atol=1e-4, rtol=0)
+
+
+def test_planes_go_through_their_triplets(network: tuple) -> None:
+    """13 points a side from -0.1 to 1.1 are a tenth apart: 0 and 1 are among them."""
+    classifier, pixels, _ = network
+    corners = torch.stack([pixels[:3], pixels[3:]])
+    found = features.planes(classifier, {"corners": corners}, grid=13, most=50).view(2, 13, 13)
+    with torch.no_grad():
+        expected = classifier(pixels / 255).argmax(1).view(2, 3)
+    for plane, (x, y, z) in zip(found, expected, strict=True):
+        assert (plane[1, 1], plane[11, 1], plane[1, 11]) == (x, y, z)
+
+
+def check_measures(folder: Path) -> None:
+    """A twin is its model by every measure; what is in the store is not made again."""
+    sizes = ("measures.triplets=25", "measures.grid=4", "measures.permutations=99")
+    fast = ("measures.seconds=0.01", "measures.bootstrap=20")
+    run = on_four("measures", folder, *sizes, *fast)
+    has_figures(run, "measures_scatter", "measures_correlations")
+    table = pl.read_csv(run / "measures_scatter.csv")
+    (twins,) = table.filter(a="twin", b="test_byobnet").to_dicts()
+    for name in ("prediction_agreement", "gradient_cosine", "linear_cka", "boundary_agreement"):
+        assert twins[name] == pytest.approx(1, abs=2e-3), name
+    assert twins["error_consistency"] == pytest.approx(1)
+    (others,) = table.filter(a="vit_ti", b="test_byobnet").to_dicts()
+    assert all(others[name] < twins[name] for name in others if name not in "ab")
+    scores = pl.read_csv(folder / "first" / "similarity.csv").drop("").to_numpy()
+    assert others["similarity"] == pytest.approx(scores[0, 1])  # 100 images: all of the subset
+    summary = pl.read_csv(run / "measures.csv")
+    assert (summary["seconds"] > 0).all() and (summary["noise"] >= 0).all()
+
+    kept = sorted(four_store(folder).glob("digits/quick-*/measures/*/*/*.safetensors"))
+    assert len(kept) == 4 * (1 + 1 + 2)  # features and gradients in one shard, planes in two
+    lost = next(path for path in kept if path.match("planes-*/vit_ti/00001.safetensors"))
+    lost.unlink()
+    before = {path: path.stat().st_mtime_ns for path in kept if path != lost}
+    again = on_four("measures", folder, *sizes, *fast)
+    assert lost.is_file() and {p: p.stat().st_mtime_ns for p in before} == before
+    assert pl.read_csv(again / "measures_scatter.csv").equals(table)
+    assert {path.parent.name for path in kept} == {*MEMBERS}

@@ -1,0 +1,123 @@
+"""Advice: the search against enumeration, the prediction against data, and the guideline."""
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netkin.analysis import select
+from netkin.analysis.matrix import Matrix
+from netkin.analysis.select import Prediction, mean_similarity
+from netkin.errors import UserError
+from tests import helpers
+from tests.helpers import MEMBERS, has_figures, on_four
+
+
+def scores(n: int, seed: int = 0) -> np.ndarray:
+    a = np.random.default_rng(seed).uniform(1, 4, (n, n))
+    return (a + a.T) / 2
+
+
+@given(st.integers(3, 8), st.integers(2, 4), st.integers(0, 100), st.booleans())
+def test_the_search_finds_the_best_of_all(n: int, size: int, seed: int, include: bool) -> None:
+    size = min(size, n)
+    s = scores(n, seed)
+    must = [n - 1] if include else []
+    found = select.search(lambda g: mean_similarity(s, g), n, size, must)
+    every = [g for g in combinations(range(n), size) if {*must} <= {*g}]
+    assert sorted(map(tuple, found.tolist())) == every
+    best = min(every, key=lambda g: np.mean([s[a, b] for a, b in combinations(g, 2)]))
+    assert tuple(found[0]) == best
+
+
+def test_a_narrow_beam_still_finds_good_ensembles_within_the_parameters() -> None:
+    s = scores(15)
+    params = np.arange(1.0, 16.0)
+    found = select.search(lambda g: mean_similarity(s, g), 15, 4, (), params, 20.0, keep=30)
+    assert (params[found].sum(axis=1) <= 20).all()
+    whole = select.search(lambda g: mean_similarity(s, g), 15, 4, (), params, 20.0)
+    assert mean_similarity(s, found[:1])[0] <= np.quantile(mean_similarity(s, whole), 0.05)
+    with pytest.raises(UserError, match="max_params=5 parameters"):
+        select.search(lambda g: mean_similarity(s, g), 15, 4, (), params, 5.0)
+
+
+def test_the_prediction_recovers_the_line_that_made_the_data() -> None:
+    s, errors = scores(9), np.linspace(0.1, 0.3, 9)
+    groups = np.array([*combinations(range(9), 3)])
+    truth = Prediction(0.6, -0.1, errors, s)
+    found = select.fit_prediction(s, errors, groups, truth(groups))
+    assert (found.intercept, found.slope) == pytest.approx((0.6, -0.1))
+    nobody = select.fit_prediction(s, np.zeros(9), groups, np.zeros(len(groups)))
+    assert (nobody(groups) == 0).all()
+
+
+def test_teachers_by_the_guideline() -> None:
+    names = ["student", "vit near", "vit far", "cnn far", "cnn middle", "cnn near"]
+    bases = ["Transformer"] * 3 + ["CNN"] * 3
+    s = np.zeros((6, 6))
+    s[0, 1:] = [4, 1.8, 1, 2.5, 3]
+    ranked = select.teachers(s, 0, bases, names)
+    order = [names[t.model] for t in ranked]
+    assert order == ["cnn far", "vit near", "cnn middle", "cnn near", "vit far"]
+    assert ranked[0].reason.startswith("CNN, unlike the student (Transformer), s = 1.00, and diss")
+    assert "same base architecture (Transformer), s = 1.80, but not similar" in ranked[-1].reason
+    assert [t.same for t in ranked] == [False, True, False, False, True]
+
+
+def check_select(folder: Path) -> None:
+    """Ensembles of two, whose errors ensemble_pairs.csv has; and teachers by base architecture."""
+    run = on_four("select", folder, "select.size=2", "select.student=vit_ti", "select.top=6")
+    has_figures(run, "select_ensembles", "select_teachers")
+    table = pl.read_csv(run / "select_ensembles.csv")
+    assert table.height == 6 and table["predicted_error"].is_sorted()
+    pairs = pl.read_csv(on_four("ensemble", folder) / "ensemble_pairs.csv")
+    measured = {frozenset(row["models"].split(" + ")): row for row in table.to_dicts()}
+    for row in pairs.to_dicts():
+        found = measured[frozenset((row["a"], row["b"]))]
+        assert found["measured_error"] == pytest.approx(row["top1_error"])
+        assert found["mean_similarity"] == pytest.approx(row["similarity"])
+        assert found["measured_low"] <= row["top1_error"] <= found["measured_high"]
+    teachers = pl.read_csv(run / "select_teachers.csv")
+    assert set(teachers["teacher"]) == {*MEMBERS} - {"vit_ti"}
+    (own,) = teachers.filter(teacher="other").to_dicts()
+    assert own["base_architecture"] == "Transformer" and own["reason"].startswith("same base")
+    twin = 202_426 + 214_218
+    with_limit = on_four("select", folder, "select.size=2", f"select.max_params={twin}")
+    assert (pl.read_csv(with_limit / "select_ensembles.csv")["params"] <= twin).all()
+
+    Matrix(tuple("abcd"), scores(4)).table().write_csv(folder / "abcd.csv")
+    (folder / "accuracies.csv").write_text("model,accuracy\na,0.9\nb,0.8\nc,0.7\nd,0.1\n")
+    arguments = [f"similarity={folder / 'abcd.csv'}", "logger=none", "select.include=[c]"]
+    blind = helpers.run("select", folder / "blind", arguments)
+    table = pl.read_csv(blind / "select_ensembles.csv")
+    assert table.height == 3 and table["models"].str.contains("c").all()
+    assert table["mean_similarity"].is_sorted() and "measured_error" not in table.columns
+    arguments += [f"select.accuracies={folder / 'accuracies.csv'}", "select.size=2"]
+    table = pl.read_csv(helpers.run("select", folder / "blind", arguments) / "select_ensembles.csv")
+    assert "d" not in table["models"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["select.size=5"], "select.size must be 2 to 4, the number of models, got 5"),
+        (["select.include=[x]"], "select.include: the matrix has no model 'x'"),
+        (["select.student=aa"], "select.student: the matrix has no model 'aa'"),
+        (["select.max_params=5"], "select.max_params needs the models themselves"),
+        (["select.accuracies=none.csv"], "select.accuracies=none.csv cannot be read"),
+        (["select.student=a"], "components"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str], expected: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Matrix(tuple("abcd"), scores(4)).table().write_csv(tmp_path / "m.csv")
+    given = [f"similarity={tmp_path / 'm.csv'}", *arguments, "logger=none"]
+    with pytest.raises(SystemExit):
+        helpers.run("select", tmp_path / "run", given)
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1 and expected in error, error

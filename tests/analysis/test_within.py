@@ -1,0 +1,71 @@
+"""Means within groups and their intervals, and the study."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from netkin.analysis.matrix import Matrix
+from netkin.analysis.within import mean_between, mean_within
+from tests import helpers
+from tests.analysis.test_matrix import PUBLISHED
+from tests.helpers import MEMBERS, has_figures, on_four
+
+
+def test_means_by_hand() -> None:
+    scores = np.array([[9, 1, 2], [1, 9, 6], [2, 6, 9.0]])
+    draws = np.stack([scores + shift for shift in np.linspace(-1, 1, 41)])
+    found = mean_within(scores, draws)
+    assert (found.mean, found.models, found.pairs) == (3, 3, 3)
+    assert found.images == pytest.approx((3 - 0.95, 3 + 0.95))
+    assert found.models_interval is not None
+    low, high = found.models_interval
+    # Leaving one out gives 6, 2 and 1: sum of squares 14, SE = sqrt(2 / 3 * 14), t(2) = 4.303.
+    assert (high - low) / 2 == pytest.approx(4.302653 * np.sqrt(28 / 3), rel=1e-5)
+    between = mean_between(scores, np.array([0, 0, 1]))
+    assert between is not None and (between.mean, between.pairs) == (4, 2)
+    assert mean_between(scores, np.zeros(3)) is None
+    assert mean_within(scores[:2, :2]).models_interval is None
+
+
+def test_jackknife_covers_the_mean_of_pairs_of_models() -> None:
+    """Scores s_ij = u_i + u_j of 12 random models: the interval holds the true mean, 0."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(300):
+        u = rng.normal(size=12)
+        ends = mean_within(u[:, None] + u).models_interval
+        assert ends is not None
+        held += ends[0] <= 0 <= ends[1]
+    assert held / 300 == pytest.approx(0.95, abs=0.04)
+
+
+@pytest.mark.skipif(not PUBLISHED.is_file(), reason="the published scores are not here")
+def test_on_the_published_matrix(tmp_path: Path) -> None:
+    run = helpers.run("within", tmp_path / "run", [f"similarity={PUBLISHED}", "logger=none"])
+    table = pl.read_csv(run / "within.csv")
+    row = table.row(by_predicate=pl.col("group") == "all models", named=True)
+    assert row["pairs"] == 2346 and row["mean"] == pytest.approx(2.665, abs=5e-4)
+    assert not table["group"].str.contains("_registry|unknown").any()
+    has_figures(run, "within", "within_blocks")
+
+
+def check_within(folder: Path) -> None:
+    """The twins are as alike as can be; a matrix of one's own is a group."""
+    Matrix(("x", "y", "z"), np.array([[9, 1, 2], [1, 9, 6], [2, 6, 9.0]])).table().write_csv(
+        folder / "own.csv"
+    )
+    run = on_four("within", folder, f"within.matrices={{own: {folder / 'own.csv'}}}")
+    has_figures(run, "within", "within_blocks")
+    table = {row["group"]: row for row in pl.read_csv(run / "within.csv").to_dicts()}
+    assert [*table] == ["ByobNet", "ViT", "own", "different groups", "all models"]
+    assert table["own"]["mean"] == 3 and table["own"]["images_low"] is None
+    assert table["different groups"]["pairs"] == 4 and table["all models"]["pairs"] == 6
+    for group in ("ByobNet", "ViT"):
+        assert table[group]["images_low"] <= table[group]["mean"] <= table[group]["images_high"]
+        assert table[group]["mean"] > table["different groups"]["mean"]
+    run = on_four("within", folder, f"groups={{mine: [{MEMBERS[0]}, vit*]}}")
+    first = pl.read_csv(run / "within.csv").row(0, named=True)
+    scores = pl.read_csv(folder / "first" / "similarity.csv").drop("").to_numpy()
+    assert first["group"] == "mine" and first["mean"] == pytest.approx(scores[0, 1])

@@ -1,0 +1,152 @@
+"""AutoAttack behind netkin's interface: byte for byte the authors' on their random numbers."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from experiments.checks.references import AuthorsDraws, authors, mim_by_definition
+from netkin.attacks import PGD, AutoAttack
+from netkin.attacks import autoattack as module
+from netkin.attacks.frozen import frozen
+from netkin.errors import UserError
+
+Problem = tuple[nn.Module, Tensor, Tensor, list[str]]
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def problem(classes: int = 10, images: int = 24, size: int = 8) -> Problem:
+    """A small smooth network, and random images with the labels that it gives them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.Tanh(), nn.Flatten()),
+        nn.Linear(8 * (size - 2) ** 2, classes),
+    ).requires_grad_(False)
+    pixels = torch.rand(images, 3, size, size)
+    return model, pixels, model(pixels).argmax(dim=1), [f"image {i}" for i in range(images)]
+
+
+EPS = 0.02
+"""At which some of the images resist, and each of the four attacks has some to work on."""
+
+
+@pytest.fixture(scope="module")
+def reference() -> Tensor:
+    """What the authors' package makes of the problem."""
+    model, pixels, labels, _ = problem()
+    return authors(model, pixels, labels, EPS, queries=200)
+
+
+def test_equals_the_authors_package_byte_for_byte(reference: Tensor) -> None:
+    """On the random numbers that it draws; the images that nothing fools are clean in both."""
+    model, pixels, labels, keys = problem()
+    ours = AuthorsDraws(EPS, queries=200, unfooled="clean").perturb(model, pixels, labels, keys)
+    assert torch.equal(ours, reference)
+    fooled = model(reference).argmax(dim=1) != labels
+    assert 3 <= fooled.sum() <= 21
+    assert torch.equal(ours[~fooled], pixels[~fooled])
+
+
+def test_as_many_resist_on_its_own_random_numbers(reference: Tensor) -> None:
+    model, pixels, labels, keys = problem()
+    ours = AutoAttack(EPS, queries=200).perturb(model, pixels, labels, keys)
+    assert not torch.equal(ours, reference)
+    robust = [(model(x).argmax(dim=1) == labels).sum().item() for x in (ours, reference)]
+    assert abs(robust[0] - robust[1]) <= 1
+
+
+@pytest.mark.parametrize("name", module.ATTACKS)
+def test_each_attack_alone_fools_and_stays_in_the_ball(name: str) -> None:
+    model, pixels, labels, keys = problem()
+    attack = AutoAttack(0.1, [name], steps=20, queries=200, targets=3, unfooled="clean")
+    found = attack.perturb(model, pixels, labels, keys)
+    assert (model(found).argmax(dim=1) != labels).float().mean() > 0.5
+    assert (found - pixels).abs().max() <= 0.1 + 1e-6
+    assert found.min() >= 0 and found.max() <= 1
+
+
+@pytest.mark.parametrize("name", module.ATTACKS)
+def test_an_image_does_not_depend_on_its_company(name: str) -> None:
+    """Nor, for Square, on which other images still resist while it is at work."""
+    model, pixels, labels, keys = problem()
+    attack = AutoAttack(EPS, [name], steps=5, queries=60, targets=2)
+    together = attack.perturb(model, pixels, labels, keys)
+    for chosen in ([7], [20, 3, 11]):
+        some = attack.perturb(model, pixels[chosen], labels[chosen], [keys[i] for i in chosen])
+        torch.testing.assert_close(some, together[chosen], atol=1e-5, rtol=0)
+
+
+def test_the_strongest_try_is_kept() -> None:
+    """For an image that nothing fools: no attack alone has found a higher loss in the ball."""
+    model, pixels, labels, keys = problem()
+    few: dict[str, Any] = {"steps": 10, "queries": 50, "targets": 2}
+    strongest = AutoAttack(EPS, **few).perturb(model, pixels, labels, keys)
+    clean = AutoAttack(EPS, unfooled="clean", **few).perturb(model, pixels, labels, keys)
+    resists = model(strongest).argmax(dim=1) == labels
+    assert 0 < resists.sum() < len(pixels)
+    assert torch.equal(clean[resists], pixels[resists])
+    assert torch.equal(clean[~resists], strongest[~resists])
+    loss = nn.CrossEntropyLoss(reduction="none")
+    for name in module.STANDARD:
+        alone = AutoAttack(EPS, [name], **few).perturb(model, pixels, labels, keys)
+        better = loss(model(alone), labels) - loss(model(strongest), labels)
+        assert better[resists].max() <= 1e-6
+    assert (loss(model(strongest), labels) > loss(model(pixels), labels)).all()
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_few_classes(classes: int, caplog: pytest.LogCaptureFixture) -> None:
+    """No DLR loss of too few logits, which is said once, and no targets that there are not."""
+    model, pixels, labels, keys = problem(classes)
+    module._say.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for name in ("apgd-t", "apgd-t", "fab-t"):
+            attack = AutoAttack(0.1, [name], steps=5, targets=9)
+            found = attack.perturb(model, pixels, labels, keys)
+            assert (model(found).argmax(dim=1) != labels).float().mean() > 0.5
+    said = f"the targeted DLR loss needs 4 classes, here are {classes}"
+    assert len(caplog.messages) == (classes < 4)
+    assert all(message.startswith(said) for message in caplog.messages)
+
+
+def test_two_classes_have_no_dlr_loss() -> None:
+    with pytest.raises(UserError, match="needs 3 classes, here are 2: leave apgd-dlr out"):
+        AutoAttack(0.1, ["apgd-dlr"]).perturb(*problem(2))
+
+
+def test_what_is_classified_wrongly_is_left_alone() -> None:
+    model, pixels, labels, keys = problem()
+    wrong = (labels + 1) % 10
+    assert torch.equal(AutoAttack(0.1).perturb(model, pixels, wrong, keys), pixels)
+
+
+def test_mim_equals_its_published_algorithm() -> None:
+    model, pixels, labels, keys = problem()
+    attack = PGD(0.05, None, steps=10, momentum=1.0, random_start=False)
+    with frozen(model):
+        ours = attack.perturb(model, pixels, labels, keys)
+        theirs = mim_by_definition(model, pixels, labels, 0.05, 10, 1.0)
+    # A sum of gradients of zero up to rounding may take either sign.
+    assert ((ours - theirs).abs() > 1e-6).float().mean() < 0.001
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"attacks": ["apgd"]}, r"attack\.attacks knows .* not 'apgd'; did you mean apgd-"),
+        ({"attacks": []}, r"attack\.attacks must be a list"),
+        ({"attacks": "square"}, r"attack\.attacks must be a list"),
+        ({"steps": 0}, r"attack\.steps must be a whole number of 1 or more, got 0"),
+        ({"targets": True}, r"attack\.targets must be a whole number"),
+        ({"queries": 0.5}, r"attack\.queries must be a whole number"),
+        ({"unfooled": "best"}, r"attack\.unfooled must be strongest or clean, got 'best'"),
+        ({"eps": 8}, "did you mean 8/255"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        AutoAttack(**arguments)

@@ -1,0 +1,77 @@
+"""What a precision and a seed move, and the mistakes of asking for it."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from experiments.checks.precision import differences
+from tests import helpers
+from tests.helpers import four_store, has_figures, on_four
+
+
+def check_precision(folder: Path) -> None:
+    """Four members in bfloat16 and from another seed, by the numbers of the pairwise study."""
+    run = on_four("precision", folder)
+    has_figures(run, "differences")
+    rows = pl.read_csv(run / "precision.csv")
+    assert rows["variant"].unique(maintain_order=True).to_list() == ["bf16-mixed", "seed 1"]
+    assert rows.height == 2 * 6
+    for row in rows.to_dicts():
+        assert row["difference"] == pytest.approx(row["other"] - row["score"])
+        assert row["inside"] == (row["low"] <= row["other"] <= row["high"])
+    table = pl.read_csv(run / "summary.csv")
+    for row in table.to_dicts():
+        mine = rows.filter(variant=row["variant"])["difference"].to_numpy()
+        assert row["mean_absolute_difference"] == pytest.approx(np.abs(mine).mean())
+        assert row["mean_low"] <= row["mean_high"]
+        assert 0 < row["differing_pixels"] < 1
+    # Each precision has images of its own, in a folder that says which.
+    identities = [
+        (file.parent.name, file.read_text())
+        for file in four_store(folder).glob("digits/quick-*/pgd-*/identity.json")
+    ]
+    assert sum('"precision": "bf16-mixed"' in text for _, text in identities) == 1
+
+
+def test_differences_are_of_the_same_pairs() -> None:
+    pairs = pl.DataFrame(
+        {
+            "a": ["x", "x"],
+            "b": ["y", "z"],
+            "score": [1.0, 2.0],
+            "low": [0.5, 1.9],
+            "high": [1.5, 2.1],
+        }
+    )
+    other = pl.DataFrame({"a": ["x", "x"], "b": ["z", "y"], "score": [2.5, 1.25]})
+    found = differences(pairs, "v", other)
+    assert found["difference"].to_list() == [0.25, 0.5]
+    assert found["inside"].to_list() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["precisions=[32-true]"], "precisions names 32-true, which is the run's own"),
+        (["precisions=[tf32]"], "precision=tf32 is a GPU's"),
+        (["precisions=[8-true]"], "precisions must be 32-true or tf32 or"),
+        (["seed=0"], "seed=0 is the attack's own"),
+        (["precisions=[]"], "precisions must be auto or a list"),
+        (["precision=bf16"], "precision must be 32-true or tf32 or bf16-mixed"),
+        (["memory_format=nhwc"], "memory_format must be contiguous or channels_last or auto"),
+        (["fuse=maybe"], "fuse must be True or False"),
+        (["batch_size=0"], "batch_size must be a whole number of 1 or more, got 0"),
+        (["attack=clean"], "needs an attack that draws"),
+        (["similarity=x.csv"], "experiment=precision measures"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str], expected: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        helpers.run("precision", tmp_path / "run", [*arguments, "logger=none"])
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1 and expected in error
+    assert not list(tmp_path.rglob("*.safetensors"))

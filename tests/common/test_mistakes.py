@@ -1,0 +1,141 @@
+"""What a user gets wrong: one clear line, exit code 1, nothing half-done."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import evaluate
+from experiments.common.launch import launch
+from tests.conftest import ROOT, SMALL, run_command
+
+Mistake = Callable[..., str]
+
+
+@pytest.fixture
+def mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Mistake:
+    """The one line that the command prints for overrides that are wrong."""
+
+    def line(*overrides: str) -> str:
+        arguments = ["evaluate.py", "hydra.run.dir=run", "logger=none", *overrides]
+        monkeypatch.setattr(sys, "argv", arguments)
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit) as stop:
+            launch(evaluate.main)
+        out, err = capfd.readouterr()
+        assert stop.value.code == 1
+        assert out == ""
+        assert err.startswith("error: ") and err.count("\n") == 1, err
+        return err
+
+    return line
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("model.members=[resnet5O,test_vit]", "no model 'resnet5O'; did you mean resnet50"),
+        ("model.members=[test_vit]", "names 1 model, expected 2 or more"),
+        ("experiment=benchmark benchmark.models=[resnet5O]", "did you mean resnet50"),
+        ("model.members=[test_vit,test_vit]", "names test_vit more than once"),
+        ("model.members=test_vit", "must be a list such as [test_vit]"),
+        ("attack=pdg", "pgd"),
+        ("experiment=pairwize", "pairwise"),
+        ("attack.stepz=3", "attack.stepz"),
+        ("attack.eps=-8/255", "attack.eps=-8/255 is outside (0, 1]"),
+        ("attack.eps=8", "did you mean 8/255"),
+        ("attack.eps=8of255", "attack.eps=8of255 is not a number"),
+        ("attack.eps=0.5/255", "below 1/255"),
+        ("attack.step_size=0", "attack.step_size=0 is outside (0, 1]"),
+        ("attack.steps=0", "attack.steps must be a whole number of 1 or more, got 0"),
+        ("recipe.epochs=0", "recipe.epochs must be a whole number of 1 or more, got 0"),
+        ("recipe.lr=0", "recipe.lr must be above 0"),
+        ("batch_size=0", "batch_size must be a whole number"),
+        ("workers=none", "workers must be a whole number"),
+        ("store.dtype=int4", "store.dtype must be uint8 or float32, got 'int4'"),
+        ("score.eps_s=0", "score.eps_s must be above 0"),
+        ("subset.per_class=1000", "asks for more images than class"),
+        ("dataset.weights=pretraind", "dataset.weights must be train or pretrained, got 'pretr"),
+        ("dataset.input_size=null", "dataset.input_size must be a whole number of 1 or more"),
+        ("dataset.name=null", "dataset.name must be a name, got None"),
+        ("dataset.images.split=val", "splits train and test, not 'val'"),
+        ("store.dir=/proc/store", "store.dir=/proc/store cannot be written"),
+        ("attack._target_=netkin.attacks.PDG", "PDG"),
+        ("logger=wandb logger.mode=ofline", "logger.mode must be online or offline"),
+    ],
+)
+def test_one_line(mistake: Mistake, override: str, expected: str) -> None:
+    assert expected in mistake(*override.split())
+
+
+def test_an_unwritable_store(mistake: Mistake, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "cannot be written (Not a directory)" in mistake("store.dir=file/store")
+
+
+def test_weights_trained_otherwise(small_run: Path, mistake: Mistake) -> None:
+    said = mistake(*SMALL, f"store.dir={small_run / 'store'}", "recipe.epochs=5")
+    assert "were trained with recipe.epochs = 4, now it is 5" in said
+
+
+def test_members_that_do_not_fit_the_dataset(small_run: Path, mistake: Mistake) -> None:
+    store = f"store.dir={small_run / 'store'}"
+    weights = small_run / "store" / "weights" / "digits" / "vit_ti.safetensors"
+    many = f"{{name: many, timm: test_vit, checkpoint: {weights}, kwargs: {{num_classes: 1000}}}}"
+    assert "many tells 1000 classes apart, digits has 10" in mistake(
+        f"model.members=[test_byobnet,{many}]", *SMALL[1:], store, "workers=1"
+    )
+    other = f"{{name: other, timm: test_resnet, checkpoint: {weights}}}"
+    said = mistake(f"model.members=[test_byobnet,{other}]", *SMALL[1:], store, "workers=1")
+    assert "other: weights" in said and "do not fit: conv1" in said
+    nowhere = "{name: none, timm: test_resnet, checkpoint: /nowhere.pth}"
+    said = mistake(f"model.members=[test_byobnet,{nowhere}]", *SMALL[1:], store)
+    assert "there is no checkpoint /nowhere.pth (of none)" in said
+
+
+def test_nan_logits_name_the_model_and_images(small_run: Path, tmp_path: Path) -> None:
+    """By the real command, in worker processes; what was computed before stays."""
+    state = load_file(small_run / "store" / "weights" / "digits" / "test_byobnet.safetensors")
+    state["head.fc.bias"] = torch.full_like(state["head.fc.bias"], float("nan"))
+    save_file(state, tmp_path / "nan.safetensors")
+    broken = f"{{name: broken, timm: test_byobnet, checkpoint: {tmp_path / 'nan.safetensors'}}}"
+    before = sorted((small_run / "store").rglob("*.safetensors"))
+    done = run_command(
+        f"model.members=[test_byobnet,{broken}]",
+        *SMALL[1:],
+        f"store.dir={small_run / 'store'}",
+        "logger=none",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "error: broken gives NaN or infinite logits on 100 of 100 clean images" in done.stderr
+    assert "digits/" in done.stderr
+    assert sorted((small_run / "store").rglob("*.safetensors")) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_store(mistake: Mistake, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir(mode=0o500)
+    assert "cannot be written (Permission denied)" in mistake()
+
+
+def test_help_and_composition(tmp_path: Path) -> None:
+    helped = run_command("--help", cwd=tmp_path)
+    assert helped.returncode == 0, helped.stderr
+    for words in (
+        "how related are two image classifiers",
+        "experiment: ",
+        "attack: apgd, autoattack, clean, fgsm, mim, noise, patchfool, pgd",
+    ):
+        assert words in helped.stdout
+    assert helped.stdout.count("python evaluate.py") == 3
+    composed = run_command("--cfg", "job", cwd=tmp_path)
+    assert composed.returncode == 0 and "steps: 50" in composed.stdout
+    assert ROOT.name not in os.listdir(tmp_path)

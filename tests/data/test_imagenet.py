@@ -1,0 +1,227 @@
+"""The paper's setting without its data: JPEG files, true sizes, published weights from the caches.
+
+The weights are random but for the last layer, which is solved for so that every model classifies
+the eight images as the label file says.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from timm.data import ImageNetInfo, create_transform
+
+from netkin.store.layout import read_tensors
+from netkin.zoo.member import Member
+from netkin.zoo.published import origin
+from tests.conftest import run_command
+
+WNIDS = ImageNetInfo().label_names()
+SIZES = {"rexnet_150": 224, "sehalonet33ts": 256, "gluon_xception65": 299}
+REPOSITORIES = {"rexnet_150": "rexnet_150.nav_in1k", "sehalonet33ts": "sehalonet33ts.ra2_in1k"}
+PARAMS = json.loads((Path(__file__).parents[1] / "zoo" / "params69.json").read_text())
+LABELS = [0, 7, 7, 281, 281, 500, 999, 3]
+
+
+def write_images(root: Path) -> list[Image.Image]:
+    """Eight JPEG files of several shapes, and their labels, as a flat ImageNet."""
+    rng = np.random.default_rng(0)
+    images, lines = [], []
+    (root / "val").mkdir(parents=True)
+    for i, label in enumerate(LABELS):
+        height, width = [(300, 400), (500, 333), (280, 280), (640, 300)][i % 4]
+        coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        name = f"ILSVRC2012_val_{i + 1:08d}.JPEG"
+        Image.fromarray(coarse).resize((width, height)).save(root / "val" / name, quality=92)
+        images.append(Image.open(root / "val" / name).convert("RGB"))
+        lines.append(f"{name} {WNIDS[label]}")
+    (root / "labels.txt").write_text("\n".join(lines) + "\n")
+    return images
+
+
+def solved(name: str, images: list[Image.Image]) -> dict[str, torch.Tensor]:
+    """Weights of an architecture whose head tells the images apart."""
+    torch.manual_seed(0)
+    net = timm.create_model(name).eval()
+    config = origin(name).config
+    transform = create_transform(
+        SIZES[name],
+        crop_pct=config["crop_pct"],
+        interpolation=config["interpolation"],
+        mean=config["mean"],
+        std=config["std"],
+    )
+    with torch.no_grad():
+        # Random features hardly differ between images; normalising by this batch's own statistics
+        # spreads them.
+        for module in net.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = None
+                module.reset_running_stats()
+        net.train()
+        seen: list[torch.Tensor] = []
+        head = next(m for m in reversed(list(net.modules())) if isinstance(m, torch.nn.Linear))
+        hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        batch = torch.stack([transform(image) for image in images])  # type: ignore[operator]
+        net(batch)
+        net.eval()
+        seen.clear()
+        net(batch)
+        hook.remove()
+        (features,) = seen  # [8, F]
+        wanted = torch.zeros(len(LABELS), 1000)
+        wanted[range(len(LABELS)), LABELS] = 10
+        head.weight.copy_((torch.linalg.pinv(features.double()) @ wanted.double()).T.float())
+        head.bias.zero_()
+        assert net(batch).argmax(1).tolist() == LABELS
+    return net.state_dict()
+
+
+def hub_file(cache: Path, repository: str, state: dict[str, torch.Tensor]) -> Path:
+    """Weights as the hub's client would have left them."""
+    repo = cache / f"models--timm--{repository}"
+    commit = "0" * 40
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(commit)
+    (repo / "snapshots" / commit).mkdir(parents=True)
+    file = repo / "snapshots" / commit / "model.safetensors"
+    save_file({key: value.contiguous() for key, value in state.items()}, file)
+    return file
+
+
+def environment(folder: Path) -> dict[str, str]:
+    return {
+        "HF_HUB_CACHE": str(folder / "hub"),
+        "HF_HUB_OFFLINE": "1",
+        "TORCH_HOME": str(folder / "torch"),
+    }
+
+
+@pytest.mark.slow
+def test_three_of_the_69_from_jpeg_to_similarity(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "imagenet")
+    for name, repository in REPOSITORIES.items():
+        hub_file(tmp_path / "hub", repository, solved(name, images))
+    checkpoints = tmp_path / "torch" / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    state = solved("gluon_xception65", images)
+    torch.save(state, checkpoints / "gluon_xception-7015a15c.pth")
+    command = (
+        "experiment=pairwise",
+        "attack=pgd",
+        "dataset=imagenet",
+        f"dataset.root={tmp_path / 'imagenet'}",
+        f"dataset.labels={tmp_path / 'imagenet' / 'labels.txt'}",
+        f"model.members=[{','.join(SIZES)}]",
+        "subset=full",
+        "attack.steps=2",
+        "batch_size=4",
+        "hydra.run.dir=run",
+        "logger=none",
+    )
+    done = run_command(*command, cwd=tmp_path, **environment(tmp_path))
+    assert done.returncode == 0, done.stderr
+    models = pl.read_csv(tmp_path / "run" / "models.csv")
+    assert models["input_size"].to_list() == list(SIZES.values())
+    assert models["clean_accuracy"].to_list() == [1, 1, 1]
+    assert models["params"].to_list() == [PARAMS[name] for name in SIZES]
+    similarity = pl.read_csv(tmp_path / "run" / "similarity.csv").drop("").to_numpy()
+    assert np.isfinite(similarity).all() and (similarity == similarity.T).all()
+    assert (pl.read_csv(tmp_path / "run" / "pairs.csv")["n"] == 8).all()
+    (subset,) = (tmp_path / "store" / "imagenet").glob("full-*")
+    for name, size in SIZES.items():
+        (file,) = subset.glob(f"pgd-*/adversarial/{name}/00000.safetensors")
+        made = read_tensors(file)["images"]
+        assert made.shape == (8, 3, size, size) and made.dtype == torch.uint8
+    views = {tuple(read_tensors(f)["pixels"].shape) for f in subset.glob("views/*/*.safetensors")}
+    assert views == {(8, 3, size, size) for size in SIZES.values()}
+    (identity,) = subset.glob("clean/gluon_xception65/identity.json")
+    made_of = json.loads(identity.read_text())["model"]
+    assert made_of["preprocessing"]["view"]["crop_pct"] == 0.903
+    assert re.fullmatch("[0-9a-f]{64}", made_of["weights_sha256"])
+    errors = pl.read_csv(tmp_path / "run" / "resize_errors.csv")
+    assert errors.height == 6
+
+    # Other bytes under the same name are told apart.
+    state["fc.bias"] += 1
+    torch.save(state, checkpoints / "gluon_xception-7015a15c.pth")
+    done = run_command(*command, cwd=tmp_path, **environment(tmp_path))
+    assert done.returncode == 1
+    assert "was made with model.weights_sha256" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_all_missing_weights_are_listed_before_any_work(tmp_path: Path) -> None:
+    write_images(tmp_path / "imagenet")
+    done = run_command(
+        "dataset=imagenet",
+        f"dataset.root={tmp_path / 'imagenet'}",
+        f"dataset.labels={tmp_path / 'imagenet' / 'labels.txt'}",
+        "logger=none",
+        "hydra.run.dir=run",
+        cwd=tmp_path,
+        **environment(tmp_path),
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "the weights of 69 of 69 members cannot be had" in done.stderr
+    for name in ("nfnet_l0", "gluon_xception65", "tnt_s_patch16_224"):
+        assert f"{name} (" in done.stderr
+    assert str(tmp_path / "hub") in done.stderr and str(tmp_path / "torch") in done.stderr
+    assert not list((tmp_path / "store").rglob("*.safetensors"))
+
+
+def test_a_local_dir_and_the_hub_name_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same weights and preprocessing by both names."""
+    from netkin.zoo import published
+    from netkin.zoo.build import Task, build, preprocessing
+
+    net = timm.create_model("test_resnet", num_classes=10)
+    file = hub_file(tmp_path / "hub", "mine", net.state_dict())
+    config = {
+        "architecture": "test_resnet",
+        "num_classes": 10,
+        "pretrained_cfg": {
+            "input_size": [3, 64, 64],
+            "crop_pct": 0.9,
+            "interpolation": "bilinear",
+            "mean": [0.1, 0.2, 0.3],
+            "std": [0.4, 0.5, 0.6],
+            "num_classes": 10,
+        },
+        "model_args": {"num_classes": 10},
+    }
+    (file.parent / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(published, "try_to_load_from_cache", _cached_in(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    published.origin.cache_clear()
+    pixels = torch.rand(2, 3, 64, 64)
+    for name in (f"local-dir:{file.parent}", "hf-hub:timm/mine"):
+        member = Member("mine", name)
+        task = Task("digits", 10, weights="pretrained")
+        (found,) = dict(published.fetch({"mine": name})).values()
+        assert found.path.resolve() == file.resolve()
+        classifier = build(member, task, found.path).eval()
+        own = preprocessing(member, task)
+        assert (own.view.input_size, own.view.interpolation) == (64, "bilinear")
+        mean, std = torch.tensor(own.mean), torch.tensor(own.std)
+        with torch.no_grad():
+            wanted = net.eval()((pixels - mean.view(-1, 1, 1)) / std.view(-1, 1, 1))
+            torch.testing.assert_close(classifier(pixels), wanted)
+    published.origin.cache_clear()
+
+
+def _cached_in(cache: Path):
+    from huggingface_hub import try_to_load_from_cache
+
+    def find(repo: str, file: str, revision: str | None = None):
+        return try_to_load_from_cache(repo, file, cache_dir=cache, revision=revision)
+
+    return find

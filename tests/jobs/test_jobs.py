@@ -1,0 +1,161 @@
+"""Work in this process and in others: results, progress, errors, a killed worker."""
+
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from netkin.errors import StoreError, UserError
+from netkin.jobs import pool as jobs_module
+from netkin.jobs.pool import Advance, Jobs
+
+
+@dataclass(frozen=True)
+class Item:
+    name: str
+    number: int
+
+
+@dataclass
+class Log:
+    """A display that remembers."""
+
+    said: list[tuple] = field(default_factory=list)
+
+    def start(self, stage: str, names: Sequence[str], units: int) -> None:
+        self.said.append(("start", stage, tuple(names), units))
+
+    def advance(self, stage: str, units: int) -> None:
+        self.said.append(("advance", stage, units))
+
+    def finish(self, stage: str, name: str, result: Any) -> None:
+        self.said.append(("finish", stage, name, result))
+
+    def wait(self, stage: str, name: str) -> None:
+        self.said.append(("wait", stage, name))
+
+    def end(self, stage: str) -> None:
+        self.said.append(("end", stage))
+
+
+def times(context: int, item: Item, advance: Advance) -> dict[str, Any]:
+    for _ in range(item.number):
+        advance(1)
+    return {
+        "product": context * item.number,
+        "threads": torch.get_num_threads(),
+        "pid": os.getpid(),
+    }
+
+
+def fail(context: int, item: Item, advance: Advance) -> None:
+    raise UserError(f"{item.name} is wrong")
+
+
+def die(context: int, item: Item, advance: Advance) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+ITEMS = [Item("a", 1), Item("b", 2), Item("c", 3)]
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_and_progress(workers: int) -> None:
+    log = Log()
+    with Jobs(10, workers, threads=1, display=log) as jobs:
+        found = {item.name: result for item, result in jobs.run("stage", times, ITEMS, units=6)}
+        again = list(jobs.run("second", times, ITEMS[:1], units=1))
+    assert {name: result["product"] for name, result in found.items()} == {
+        "a": 10,
+        "b": 20,
+        "c": 30,
+    }
+    assert {result["threads"] for result in found.values()} == {1}
+    assert (os.getpid() in {result["pid"] for result in found.values()}) == (workers == 1)
+    assert len(again) == 1
+    assert log.said[0] == ("start", "stage", ("a", "b", "c"), 6)
+    assert log.said.count(("advance", "stage", 1)) == 6
+    assert ("end", "stage") in log.said and ("end", "second") in log.said
+
+
+def test_no_items_no_workers_and_nothing_shown() -> None:
+    log = Log()
+    with Jobs(None, 2, 1, log) as jobs:
+        assert list(jobs.run("stage", times, [], 0)) == []
+        assert jobs._pool is None
+    assert log.said == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_jobs_error_is_the_callers(workers: int) -> None:
+    with (
+        pytest.raises(UserError, match=r"^a is wrong$"),
+        Jobs(None, workers, 1, Log()) as jobs,
+    ):
+        list(jobs.run("stage", fail, ITEMS[:1], 1))
+
+
+def test_a_killed_worker_is_one_clear_error() -> None:
+    with (
+        pytest.raises(UserError, match="a worker process died during stage"),
+        Jobs(None, 2, 1, Log()) as jobs,
+    ):
+        list(jobs.run("stage", die, ITEMS, 1))
+
+
+def busy_once(context: str, item: Item, advance: Advance) -> dict[str, Any]:
+    """Another process has the item in hand, until it has been asked for the second time."""
+    asked = Path(context) / item.name
+    if asked.exists() or item.name == "c":
+        return {"done": item.name}
+    asked.touch()
+    return {"busy": item}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_others_have_in_hand_is_tried_again_after_the_rest(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs_module, "PATIENCE", 0.05)
+    log = Log()
+    with Jobs(str(tmp_path), workers, 1, log) as jobs:
+        found = [result for _, result in jobs.run("stage", busy_once, ITEMS, 3)]
+    assert sorted(r["done"] for r in found if "done" in r) == ["a", "b", "c"]
+    assert sorted(said[2] for said in log.said if said[0] == "wait") == ["a", "b"]
+    assert sorted(said[2] for said in log.said if said[0] == "finish") == ["a", "b", "c"]
+
+
+def wrong_a(context: type[Exception], item: Item, advance: Advance) -> dict[str, Any]:
+    if item.name == "a":
+        raise context("a is wrong")
+    return {}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_item_fails_and_the_others_go_on(workers: int) -> None:
+    failed: list[tuple[str, str]] = []
+    with Jobs(RuntimeError, workers, 1, Log()) as jobs:
+        done = [
+            item.name
+            for item, _ in jobs.run(
+                "stage", wrong_a, ITEMS, 3, lambda item, e: failed.append((item.name, str(e)))
+            )
+        ]
+    assert sorted(done) == ["b", "c"] and failed == [("a", "a is wrong")]
+
+
+def test_a_store_that_fails_ends_the_stage() -> None:
+    with pytest.raises(StoreError), Jobs(StoreError, 1, 1, Log()) as jobs:
+        list(jobs.run("stage", wrong_a, ITEMS, 3, lambda *_: None))

@@ -1,0 +1,226 @@
+"""Nothing is lost: the real command killed, stopped, run twice at once, split over devices, and on
+a disk that fills up ends with the bytes of a run that nothing happened to.
+
+`python tests/test_restart.py 50` kills it fifty times instead of ten.
+"""
+
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from tests.conftest import ROOT, run_command
+
+TINY = [
+    "model.members=[test_byobnet,vit_ti]",
+    "recipe.epochs=3",
+    "recipe.validate_every=1",
+    "attack.steps=25",
+    "subset=quick",
+    "store.shard_size=12",
+    "logger=csv",
+]
+"""Two members and nine shards, the last of them smaller than the others."""
+
+MOMENTS = (
+    *("weights", "weights", "weights", "clean"),
+    *("adversarial", "adversarial", "write", "adversarial", "write", "outcomes"),
+)
+"""What is in hand when a process is killed: training, the clean pass, crafting, writing a shard,
+and transfer."""
+
+
+def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    """The command as a process, at the head of a group of its own."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "evaluate.py"), *TINY, *overrides],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def result(folder: Path, run: str = "run") -> dict[str, bytes]:
+    """The bytes that must not depend on what happened on the way: by file."""
+    store = folder / "store"
+    files = [
+        *store.glob("weights/**/*.safetensors"),
+        *store.glob("digits/**/logits.safetensors"),
+        *store.glob("digits/**/adversarial/*/*.safetensors"),
+        *store.glob("digits/**/*.parquet"),
+    ]
+    found = {str(file.relative_to(store)): file.read_bytes() for file in files}
+    for name in ("similarity.csv", "pairs.csv", "models.csv"):
+        found[name] = (folder / run / name).read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the tiny zoo was trained and scored, in one go."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    done = run_command(*TINY, "workers=1", "hydra.run.dir=run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def trained(uninterrupted: Path, tmp_path: Path) -> Path:
+    """A folder whose store holds what comes before crafting."""
+    for name in ("weights", "digits"):
+        shutil.copytree(uninterrupted / "store" / name, tmp_path / "store" / name)
+    for attack in (tmp_path / "store" / "digits").glob("*/pgd-*"):
+        shutil.rmtree(attack)
+    return tmp_path
+
+
+def in_hand(store: Path) -> list[str]:
+    """What living processes have in hand, as their leases say."""
+    found = []
+    for file in (store / ".leases").glob("*.*"):
+        try:
+            found.append(json.loads(file.read_text())["product"])
+        except (OSError, ValueError, KeyError):
+            continue
+    return found
+
+
+def kill_at(process: subprocess.Popen[str], moment: str, store: Path, delay: float) -> bool:
+    """SIGKILL to a process and its children, when it has come to a moment; False if it ended."""
+
+    def reached() -> set[str]:
+        if moment == "write":
+            return set(map(str, store.glob("digits/*/pgd-*/adversarial/*/.*.tmp")))
+        return {product for product in in_hand(store) if f"{moment}/" in product}
+
+    left = reached()  # by the one that was killed before, until this one sweeps it away
+    while process.poll() is None:
+        now = reached()
+        left &= now
+        if now - left:
+            time.sleep(delay)
+            break
+        time.sleep(0 if moment == "write" else 0.005)
+    alive = process.poll() is None
+    if alive:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    return alive
+
+
+def killed_run(folder: Path, moments: list[str], seed: int, *overrides: str) -> Counter[str]:
+    """Run the command, kill it at each moment in turn, run it again; how often at which."""
+    draw, killed = random.Random(seed), Counter()
+    for moment in moments:
+        longest = {"weights": 1.0, "adversarial": 0.3}.get(moment, 0.0)
+        process = start(folder, "hydra.run.dir=run", *overrides)
+        killed[moment] += kill_at(process, moment, folder / "store", draw.uniform(0, longest))
+    process = start(folder, "hydra.run.dir=run", *overrides)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    return killed
+
+
+@pytest.mark.slow
+def test_ten_kills_change_no_byte(uninterrupted: Path, tmp_path: Path) -> None:
+    killed = killed_run(tmp_path, list(MOMENTS), 0, "workers=1")
+    assert killed == Counter(MOMENTS)
+    assert result(tmp_path) == result(uninterrupted)
+    assert not list((tmp_path / "store").rglob("*.tmp"))
+    assert not in_hand(tmp_path / "store")
+
+
+def test_two_processes_at_once_share_the_work(uninterrupted: Path, trained: Path) -> None:
+    runs = [start(trained, "workers=1", f"hydra.run.dir=run{i}") for i in (1, 2)]
+    for run in runs:
+        _, errors = run.communicate(timeout=600)
+        assert run.returncode == 0, errors
+    shards = 0.0
+    for i in (1, 2):
+        metrics = pl.read_csv(trained / f"run{i}" / "metrics.csv")
+        made = metrics.filter(pl.col("name").str.starts_with("craft/shards/"))
+        shards += float(made["value"].sum())
+        found = result(trained, f"run{i}")
+        assert found == result(uninterrupted)
+    assert 18 <= shards <= 19
+
+
+def test_two_devices_give_the_bytes_of_one(uninterrupted: Path, trained: Path) -> None:
+    """Nine shards a member over two processes, of which one does five and the other four."""
+    process = start(trained, "accelerator=cpu", "trainer.devices=2", "hydra.run.dir=run")
+    said, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    assert re.search(r"^craft 4/4: \w+, part \d of 2", said, re.M)
+    assert result(trained) == result(uninterrupted)
+    metrics = dict(pl.read_csv(trained / "run" / "metrics.csv").select("name", "value").iter_rows())
+    assert [metrics[f"craft/shards/{name}"] for name in ("test_byobnet", "vit_ti")] == [9, 9]
+    assert len(list((trained / "run").glob("*.html"))) == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_says_what_is_done_and_how_to_go_on(
+    trained: Path, number: signal.Signals, code: int
+) -> None:
+    """To the whole group, as a terminal and SLURM do it."""
+    store = trained / "store"
+    process = start(trained, "workers=2", "attack.steps=3000", "hydra.run.dir=run")
+    while process.poll() is None and not any("adversarial/" in p for p in in_hand(store)):
+        time.sleep(0.01)
+    stopped = time.monotonic()
+    os.killpg(process.pid, number)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    assert time.monotonic() - stopped < 20  # "within seconds", on a busy machine
+    assert process.returncode == code
+    assert errors.count("\n") == 1, errors
+    assert re.match(r"stopped during craft, with 0 of 2 done \(\d+ of \d+ images\); ", errors)
+    command = errors.split("To go on: ")[1]
+    assert shlex.split(command)[0] == "python" and "attack.steps=3000" in shlex.split(command)
+    assert not in_hand(store)  # given up, not only abandoned
+
+
+def main(kills: int) -> None:
+    """Kill the command many times, in small shards and two workers, and compare."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as scratch:
+        one, other = Path(scratch) / "one", Path(scratch) / "other"
+        one.mkdir()
+        other.mkdir()
+        small = ("store.shard_size=3", "workers=2")
+        done = run_command(*TINY, *small, "hydra.run.dir=run", cwd=one)
+        assert done.returncode == 0, done.stderr
+        shares = {
+            "weights": 0.3,
+            "clean": 0.06,
+            "adversarial": 0.3,
+            "write": 0.26,
+            "outcomes": 0.08,
+        }
+        moments = [m for m, share in shares.items() for _ in range(round(share * kills))]
+        killed = killed_run(other, moments, 1, *small)
+        same = result(other) == result(one)
+    print(f"{killed.total()} kills ({dict(killed)}): {'the same bytes' if same else 'OTHER BYTES'}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

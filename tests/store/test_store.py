@@ -1,0 +1,223 @@
+"""Files that are whole or not there, and entries that are what they say."""
+
+import json
+import tempfile
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import SafetensorError
+
+from netkin.data.subset import Subset
+from netkin.errors import StoreError, UserError
+from netkin.store.layout import (
+    Entry,
+    OutcomeStore,
+    Store,
+    check_seal,
+    digest,
+    folder,
+    read_tensors,
+    write,
+    write_tensors,
+)
+
+SUBSET = Subset("some", ("a", "b"), (0, 1), (0, 1))
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "file.txt"
+    write(file, lambda path: path.write_text("old"))
+
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"file\.txt \(No space left on device\).*is kept"):
+        write(file, fail)
+    assert file.read_text() == "old"
+    assert [path.name for path in file.parent.iterdir()] == ["file.txt"]
+
+
+def test_others_may_read_what_they_may_read_of_any_file(tmp_path: Path) -> None:
+    """safetensors makes files for their owner alone, which a shared store must not."""
+    (tmp_path / "any").touch()
+    write_tensors(tmp_path / "t.safetensors", {"x": torch.zeros(2)})
+    assert (tmp_path / "t.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
+def test_tensors_come_back(tmp_path: Path) -> None:
+    file = tmp_path / "t.safetensors"
+    images = torch.arange(24, dtype=torch.uint8).view(2, 3, 2, 2)
+    write_tensors(file, {"images": images[:, :, ::2], "index": torch.tensor([3, 4])})
+    found = read_tensors(file)
+    assert torch.equal(found["images"], images[:, :, ::2])
+    assert found["index"].tolist() == [3, 4]
+
+
+def test_damaged_tensors_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "t.safetensors"
+    write_tensors(file, {"x": torch.zeros(100)})
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"t\.safetensors is damaged .* remove it"):
+        read_tensors(file)
+
+
+def test_an_entry_is_claimed_once_and_checked_ever_after(tmp_path: Path) -> None:
+    mine = {"model": {"timm": "test_vit", "kwargs": {"depth": 2}}, "attack": {"steps": 50}}
+    Entry(tmp_path / "e", mine).claim().claim()
+    other = {"model": {"timm": "test_vit", "kwargs": {"depth": 3}}, "attack": {"steps": 50}}
+    with pytest.raises(UserError, match=r"made with model\.kwargs\.depth = 2, now it is 3"):
+        Entry(tmp_path / "e", other).claim()
+    with pytest.raises(UserError, match=r"made with attack = .* now it is nothing"):
+        Entry(tmp_path / "e", {"model": mine["model"]}).claim()
+
+
+def test_a_damaged_identity_is_named(tmp_path: Path) -> None:
+    Entry(tmp_path / "e", {}).claim()
+    (tmp_path / "e" / "identity.json").write_text("{")
+    with pytest.raises(UserError, match=r"identity\.json cannot be read"):
+        Entry(tmp_path / "e", {}).claim()
+
+
+def test_attacks_of_other_settings_live_side_by_side(tmp_path: Path) -> None:
+    subset = Store(tmp_path).subset("digits", SUBSET)
+    a, b = subset.attack("pgd", {"steps": 50}), subset.attack("pgd", {"steps": 20})
+    assert a.path != b.path
+    assert json.loads((a.path / "identity.json").read_text())["attack"] == {"steps": 50}
+    manifest = json.loads((subset.path / "manifest.json").read_text())
+    assert (manifest["ids"], manifest["sha256"]) == (["a", "b"], SUBSET.digest)
+
+
+def test_digests_do_not_depend_on_order() -> None:
+    assert digest({"a": 1, "b": {"c": 2, "d": 3}}) == digest({"b": {"d": 3, "c": 2}, "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})
+
+
+@pytest.mark.parametrize("name", ["resnet50.a1_in1k", "hf-hub:org/name", "a=b", "..", "x y"])
+def test_any_name_is_one_folder(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "root" / folder(name)
+    assert path.parent == tmp_path / "root"
+    path.mkdir(parents=True)
+    assert (tmp_path / "root").exists() and path.resolve().parent == (tmp_path / "root").resolve()
+
+
+def rows(*predictions: int) -> pl.DataFrame:
+    return pl.DataFrame(
+        {"image_id": ["a", "b"][: len(predictions)], "label": 1, "prediction": predictions}
+    )
+
+
+def test_outcomes_are_one_table(tmp_path: Path) -> None:
+    table = OutcomeStore(tmp_path)
+    for source, target, predictions in (
+        ("m/1", "m/1", (0, 0)),
+        ("m/1", "7", (1, 0)),
+        ("7", "m/1", ()),
+        ("7", "7", (1,)),
+    ):
+        table.write(source, target, "x", rows(*predictions))
+    found = table.read(["m/1", "7"])
+    assert found.columns == ["target", "image_id", "label", "prediction", "fooled", "source"]
+    assert found.filter(source="m/1", target="7")["fooled"].to_list() == [False, True]
+    assert set(found["source"]) == {"m/1", "7"}
+    # Another reader: polars itself, over the whole folder.
+    glob = pl.read_parquet(tmp_path / "**/*.parquet", hive_schema={"source": pl.String})
+    assert glob.height == found.height == 5
+
+
+def test_outcomes_of_other_models_are_refused(tmp_path: Path) -> None:
+    table = OutcomeStore(tmp_path)
+    assert not table.has("a", "b", "x")
+    table.write("a", "b", "x", rows(0, 1))
+    assert table.has("a", "b", "x")
+    with pytest.raises(UserError, match="made by other models of these names"):
+        table.has("a", "b", "y")
+    file = table.file("a", "b")
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(UserError, match=r"target=b\.parquet is damaged"):
+        table.has("a", "b", "x")
+
+
+def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"store\.dir=.*file/store cannot be written"):
+        Store(tmp_path / "file" / "store")
+
+
+@given(st.data())
+def test_no_byte_of_a_shard_or_table_goes_unnoticed(data: st.DataObject) -> None:
+    """Flip any bits of any byte: the file is refused, or says what it said (in JSON's blanks)."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file, table = Path(scratch) / "t.safetensors", OutcomeStore(Path(scratch))
+        tensors = {"images": torch.arange(60, dtype=torch.uint8), "index": torch.tensor([3, 4])}
+        write_tensors(file, tensors, params="5")
+        table.write("a", "b", "x", rows(0, 1))
+        for path in (file, table.file("a", "b")):
+            content = bytearray(path.read_bytes())
+            place = data.draw(st.integers(0, len(content) - 1))
+            content[place] ^= data.draw(st.integers(1, 255))
+            path.write_bytes(content)
+        with suppress(StoreError):
+            found = read_tensors(file)
+            assert found.keys() == tensors.keys()
+            assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+        with pytest.raises(StoreError):
+            check_seal(table.file("a", "b"))
+
+
+@pytest.mark.parametrize("wrap", ["os", "safetensors", "polars"])
+def test_a_full_disk_is_named_whoever_notices(tmp_path: Path, wrap: str) -> None:
+    """As the libraries that write here say it."""
+
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        if wrap == "os":
+            raise OSError(28, "No space left on device")
+        if wrap == "safetensors":
+            text = "Error while serializing: I/O error: No space left on device (os error 28)"
+            raise SafetensorError(text)
+        raise pl.exceptions.ComputeError("IO error: No space left on device (os error 28)")
+
+    with pytest.raises(StoreError, match=r"\(No space left on device\); what was finished"):
+        write(tmp_path / "file", fail)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_manifest_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    file = store.subset("digits", SUBSET).path / "manifest.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "labels": [1, 1]}))
+    with pytest.raises(StoreError, match="its images do not fit its own hash"):
+        store.subset("digits", SUBSET)
+    file.write_text("{")
+    with pytest.raises(StoreError, match="it cannot be read"):
+        store.subset("digits", SUBSET)
+
+
+def test_of_two_claims_at_once_one_is_refused(tmp_path: Path) -> None:
+    """Many entries of one name and two identities: every folder belongs to the first."""
+    outcomes = []
+
+    def claim(steps: int) -> None:
+        ready.wait()
+        try:
+            outcomes.append(Entry(tmp_path / "e", {"steps": steps}).claim().identity["steps"])
+        except UserError:
+            outcomes.append(None)
+
+    ready = threading.Barrier(8)
+    threads = [threading.Thread(target=claim, args=(i % 2,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    winner = json.loads((tmp_path / "e" / "identity.json").read_text())["steps"]
+    assert sorted(outcomes, key=str) == sorted([winner] * 4 + [None] * 4, key=str)
+    assert [path.name for path in (tmp_path / "e").iterdir()] == ["identity.json"]

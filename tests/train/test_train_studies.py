@@ -1,0 +1,314 @@
+"""train.py: its studies, what they leave in the store, and what becomes of it in evaluate.py."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+import train
+from experiments.common.launch import launch, one_model
+from experiments.train.distill import paired_gain
+from experiments.train.variants import changed, label
+from netkin.analysis.statistics import pearson
+from netkin.analysis.teachers import choose
+from netkin.errors import UserError
+from netkin.store.layout import file_sha256
+from netkin.training.checkpoint import epochs_done
+from netkin.training.recipe import Recipe
+from tests import helpers
+from tests.conftest import ROOT, run_command
+
+QUICK = ("recipe.epochs=2", "recipes.teacher.epochs=2", "logger=csv")
+TEACHERS = ("test_byobnet", "test_resnet", "test_vit", "test_convnext")
+
+
+def run(to: Path, *arguments: str, store: Path | None = None) -> Path:
+    """train.py in this process; returns the folder of its outputs."""
+    folder = to.parent if store is None else store.parent
+    words = [f"hydra.run.dir={to}", f"store.dir={folder / 'store'}", *arguments]
+    argv, cwd = sys.argv, Path.cwd()
+    sys.argv = ["train.py", *words]
+    os.chdir(to.parent)
+    try:
+        one_model()
+        train.main()
+    finally:
+        sys.argv = argv
+        os.chdir(cwd)
+    return to
+
+
+@pytest.fixture(scope="module")
+def students(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose store holds students of four teachers, each trained for two epochs."""
+    folder = tmp_path_factory.mktemp("students")
+    for teacher in TEACHERS:
+        run(folder / teacher, "experiment=distill", f"teacher={teacher}", *QUICK)
+    return folder
+
+
+def test_distill(students: Path) -> None:
+    table = pl.concat([pl.read_csv(students / t / "result.csv") for t in TEACHERS])
+    assert table["student"].to_list() == [f"vit_ti@{teacher}" for teacher in TEACHERS]
+    assert table["alone_accuracy"].n_unique() == 1  # one student without a teacher serves all
+    assert (table["n"] == 500).all()
+    gain = table["student_accuracy"] - table["alone_accuracy"]
+    np.testing.assert_allclose(table["gain"], gain, atol=1e-12)
+    assert ((table["gain_low"] <= table["gain"]) & (table["gain"] <= table["gain_high"])).all()
+    weights = students / "store" / "weights" / "digits"
+    names = {file.stem for file in weights.glob("*.json")}
+    assert names == {*TEACHERS, *(f"vit_ti@{teacher}" for teacher in TEACHERS), "vit_ti@none"}
+    curves = pl.read_csv(students / "test_vit" / "curves.csv")
+    assert {"label_loss", "teacher_loss", "teacher_agreement", "test_accuracy"} <= {*curves.columns}
+    for suffix in (".png", ".pdf"):
+        assert (students / "test_vit" / f"curves{suffix}").stat().st_size > 1000
+    metrics = pl.read_csv(students / "test_vit" / "metrics.csv")["name"].to_list()
+    assert "train/vit_ti@test_vit/teacher_loss" in metrics and "gain" in metrics
+
+
+def test_what_is_trained_is_not_trained_again(students: Path) -> None:
+    weights = students / "store" / "weights"
+    before = {file: file.stat().st_mtime_ns for file in weights.rglob("*")}
+    run(students / "again", "experiment=distill", "teacher=test_vit", *QUICK)
+    assert {file: file.stat().st_mtime_ns for file in weights.rglob("*")} == before
+    first, again = (students / name / "result.csv" for name in ("test_vit", "again"))
+    assert first.read_bytes() == again.read_bytes()
+
+
+def test_distillation(students: Path) -> None:
+    out = helpers.run(
+        "distillation",
+        students / "distillation",
+        [
+            *("recipe.epochs=2", "attack.steps=1", "workers=1", "logger=none"),
+            f"store.dir={students / 'store'}",
+        ],
+    )
+    table = pl.read_csv(out / "distillation.csv")
+    assert sorted(table["teacher"]) == sorted(TEACHERS)
+    bases = dict(zip(table["teacher"], table["base"], strict=True))
+    assert bases["test_vit"] == "Transformer" and bases["test_resnet"] == "CNN"
+    assert table.filter("same_base")["teacher"].to_list() == ["test_vit"]
+    for row in table.to_dicts():
+        of = pl.read_csv(students / row["teacher"] / "result.csv").to_dicts()[0]
+        assert row["student_accuracy"] == pytest.approx(of["student_accuracy"])
+    helpers.has_figures(out, "distillation_similarity", "distillation_accuracy")
+    page = (out / "report.html").read_text()
+    r = pearson(table["similarity"], 100 * table["student_accuracy"]).r
+    assert f"r = {r:.2f}" in page
+
+
+def test_students_are_members(students: Path) -> None:
+    """By name and by pattern, next to any other; and of evaluate.py as a command."""
+    done = run_command(
+        "model.members=[digits/vit_ti@test_v*,test_resnet,digits/vit_ti@none]",
+        *("recipe.epochs=2", "attack.steps=1", "logger=none", "workers=1"),
+        "hydra.run.dir=members",
+        cwd=students,
+    )
+    assert done.returncode == 0, done.stderr
+    table = pl.read_csv(students / "members" / "models.csv")
+    assert table["model"].to_list() == ["vit_ti@test_vit", "test_resnet", "vit_ti@none"]
+    assert table["params"][0] > table["params"][2]  # the token, its position and its head
+    assert table["family"].to_list() == ["ViT", "ResNet", "ViT"]
+
+
+def own(folder: Path) -> Path:
+    """A folder with a copy of the small run's weights, which these studies add to."""
+    mine = folder / "trained"
+    if not mine.exists():
+        weights = Path("store") / "weights"
+        shutil.copytree(folder / weights, mine / weights)
+    return mine
+
+
+def check_distill(folder: Path) -> None:
+    """On the small run's weights: teacher and student without one are there, and are taken."""
+    folder = own(folder)
+    weights = folder / "store" / "weights" / "digits"
+    before = {*weights.iterdir()}
+    arguments = ("experiment=distill", "teacher=test_byobnet", "distillation=soft")
+    out = run(folder / "soft", *arguments, "recipe.epochs=4", "logger=none")
+    assert {file.stem for file in {*weights.iterdir()} - before if file.suffix == ".json"} == {
+        "vit_ti@test_byobnet"
+    }
+    assert pl.read_csv(out / "result.csv")["kind"].to_list() == ["soft"]
+
+
+def check_scratch(folder: Path) -> None:
+    """The zoo's own training under the zoo's name; a seed has a name of its own."""
+    folder = own(folder)
+    weights = folder / "store" / "weights" / "digits"
+    before = file_sha256(weights / "vit_ti.safetensors")
+    run(folder / "scratch", "experiment=scratch", "recipe.epochs=4", "logger=none")
+    assert file_sha256(weights / "vit_ti.safetensors") == before
+    run(folder / "other", "recipe.epochs=1", "model=test_resnet", "seed=2", "logger=none")
+    result = pl.read_csv(folder / "other" / "result.csv").to_dicts()[0]
+    assert result["model"] == "test_resnet@seed2" and result["seed"] == 2
+    assert (weights / "test_resnet@seed2.safetensors").is_file()
+
+
+def _check_sweep(experiment: str, runs: str, folder: Path, names: Sequence[str]) -> None:
+    folder = own(folder)
+    to = folder / experiment
+    run(
+        folder / "unused",
+        *(f"experiment={experiment}", f"run={runs}", f"hydra.sweep.dir={to}"),
+        *("trainer.fast_dev_run=true", "logger=none"),
+    )
+    found = [pl.read_csv(to / f"{i}" / "result.csv")["model"][0] for i in range(len(names))]
+    assert found == list(names)
+    assert not (folder / "store" / "weights" / "digits" / f"{names[0]}.json").exists()
+
+
+def check_seeds(folder: Path) -> None:
+    _check_sweep("seeds", "20,21", folder, ["test_resnet@seed20", "vit_s@seed0"])
+
+
+def check_hparams(folder: Path) -> None:
+    names = ["test_resnet@lr0.1-wd0.5-cosine", "vit_s@lr1-wd1"]
+    _check_sweep("hparams", "0,36", folder, names)
+
+
+def check_teachers(folder: Path) -> None:
+    names = [f"m{i}" for i in range(8)]
+    s = np.full((8, 8), 4.6)
+    s[0, 1:] = s[1:, 0] = [3.0, 2.6, 2.4, 2.0, 1.5, 1.0, 0.5]
+    path = folder / "matrix.csv"
+    pl.DataFrame({"": names, **{n: s[:, i] for i, n in enumerate(names)}}).write_csv(path)
+    arguments = (f"similarity={path}", "student=m0", "teachers.number=4", "logger=none")
+    out = helpers.run("teachers", folder / "teachers", arguments)
+    table = pl.read_csv(out / "teachers.csv")
+    assert table.filter(chosen="above")["teacher"].to_list() == ["m1", "m2"]
+    assert table.filter(chosen="sampled").height == 2
+    page = (out / "report.html").read_text()
+    assert "python train.py -m experiment=distill teacher=m1,m2," in page
+    helpers.has_figures(out, "teachers")
+
+
+def test_the_sample_follows_the_distribution() -> None:
+    rng = np.random.default_rng(0)
+    similarities = np.concatenate([rng.normal(1.0, 0.3, 300), rng.uniform(2.6, 3, 5)])
+    names = [str(i) for i in range(305)]
+    table = choose(names, similarities, 25, 2.5, seed=1)
+    assert table.filter(chosen="above").height == 5
+    sampled = np.sort(table.filter(chosen="sampled")["similarity"].to_numpy())
+    assert len(sampled) == 20
+    quantiles = np.quantile(similarities[:300], (np.arange(20) + 0.5) / 20)
+    assert np.abs(sampled - quantiles).mean() < 0.1
+    assert table.equals(choose(names, similarities, 25, 2.5, seed=1))
+    assert not table.equals(choose(names, similarities, 25, 2.5, seed=2))
+    with pytest.raises(UserError, match="30 teachers are wanted of 5 candidates"):
+        choose(names[:5], similarities[:5], 30)
+
+
+def test_a_sweeps_settings() -> None:
+    recipe = Recipe(epochs=90, batch_size=8, lr=0.1, weight_decay=1e-4, sched="step")
+    entry = {"lr": 0.2, "weight_decay": 5, "sched": "cosine"}
+    found = changed(recipe, entry)
+    assert (found.lr, found.weight_decay, found.sched) == (pytest.approx(0.02), 5e-4, "cosine")
+    assert label(entry) == "lr0.2-wd5-cosine" and label({"seed": 3}) == "seed3"
+    step = changed(recipe, {**entry, "sched": "step"})
+    assert step.sched_args == {"decay_epochs": 30, "decay_rate": 0.1}
+    assert changed(recipe, {"seed": 3}).seed == 3
+
+
+def test_gain_by_hand() -> None:
+    student, alone = np.array([1, 1, 1, 0], bool), np.array([1, 0, 0, 0], bool)
+    gain, low, high = paired_gain(student, alone)
+    assert gain == 0.5
+    half = 1.959963984540054 * np.sqrt(1 / 3) / 2  # sd of (0, 1, 1, 0) over sqrt(4)
+    assert (low, high) == pytest.approx((0.5 - half, 0.5 + half))
+
+
+def test_a_killed_training_goes_on(tmp_path: Path) -> None:
+    """kill -9 in the middle; the same command ends in the bytes of an undisturbed run."""
+    arguments = ["recipe.epochs=5", "logger=none", "hydra.run.dir=run"]
+    last = tmp_path / "store" / "training" / "digits" / "vit_ti" / "last.safetensors"
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 300
+    while epochs_done(last) < 2 and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 2 <= epochs_done(last) < 5
+    done = run_command(*arguments, cwd=tmp_path, script="train.py")
+    assert done.returncode == 0, done.stderr
+    assert not last.exists()
+    (tmp_path / "whole").mkdir()
+    run(tmp_path / "whole" / "run", "recipe.epochs=5", "logger=none")
+    files = [
+        folder / "store" / "weights" / "digits" / "vit_ti.safetensors"
+        for folder in (tmp_path, tmp_path / "whole")
+    ]
+    assert file_sha256(files[0]) == file_sha256(files[1])
+
+
+Mistake = Callable[[str], str]
+
+
+@pytest.fixture
+def mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Mistake:
+    """The one line that the command prints for overrides that are wrong."""
+
+    def line(overrides: str) -> str:
+        words = ["train.py", "hydra.run.dir=run", "hydra.sweep.dir=sweep", "logger=none"]
+        monkeypatch.setattr(sys, "argv", [*words, *overrides.split()])
+        monkeypatch.chdir(tmp_path)
+        one_model()
+        with pytest.raises(SystemExit) as stop:
+            launch(train.main)
+        err = capfd.readouterr().err
+        assert stop.value.code == 1
+        assert err.startswith("error: ") and err.count("\n") == 1, err
+        return err
+
+    return line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ("experiment=distill", "name a teacher with teacher=NAME"),
+        ("experiment=distill teacher=regnety_O32", "no model 'regnety_O32'; did you mean regnety"),
+        ("experiment=distill teacher=digits/nobody", "has no trained model digits/nobody"),
+        ("experiment=distill teacher=test_vit student=test_resnet", "is no plain ViT with a class"),
+        ("experiment=distill teacher=test_vit distillation=firm", "hard"),
+        ("experiment=distill teacher=test_vit distillation.alpha=0", "must be in (0, 1]"),
+        ("recipe.lr=0", "recipe.lr must be above 0"),
+        ("recipe.batch_size=2000", "is larger than the training set (1297 images)"),
+        ("recipe.mixup=0.8 recipe.batch_size=31", "batch_size=31 must be even"),
+        ("model=resnet5O", "no model 'resnet5O'; did you mean resnet50"),
+        ("seed=-1", "the seed must be a whole number"),
+        ("resume=nowhere.safetensors", "there is no checkpoint nowhere.safetensors"),
+        ("trainer.precision=8", "trainer.precision must be 32-true or bf16-mixed or 16-mixed"),
+        ("trainer.devices=0", "trainer.devices must be a whole number"),
+        ("experiment=pairwise", "experiment=pairwise is run by evaluate.py"),
+    ],
+)
+def test_one_line(mistake: Mistake, overrides: str, expected: str) -> None:
+    assert expected in mistake(overrides)
+
+
+def test_checkpoints_and_weights_of_others(students: Path, mistake: Mistake) -> None:
+    """Weights are no checkpoint of a training; weights of another recipe are not used."""
+    store = f"store.dir={students / 'store'}"
+    best = students / "store" / "training" / "digits" / "test_vit" / "best.safetensors"
+    assert "is no training checkpoint" in mistake(f"{store} resume={best} name=resumed")
+    said = mistake(f"{store} model=test_vit recipe.epochs=3")
+    assert "were trained with recipe.epochs = 2, now it is 3" in said

@@ -1,0 +1,370 @@
+"""Training: it learns, it is kept, it goes on, and its settings are what they say."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch.utils.data import TensorDataset
+
+from netkin.attacks import PGD
+from netkin.data import views
+from netkin.data.digits import Digits
+from netkin.data.subset import draw
+from netkin.errors import UserError
+from netkin.store.layout import Store, file_sha256, read_tensors
+from netkin.training import checkpoint
+from netkin.training.checkpoint import Checkpoint
+from netkin.training.fit import Hardware, Job, fit, make_optimizer, make_schedule
+from netkin.training.recipe import Recipe
+from netkin.training.train import train
+from netkin.training.weights import Training, is_trained, trained_members
+from netkin.transfer.setting import AttackSpec, Setting
+from netkin.zoo.build import Task, build
+from netkin.zoo.member import Member, parse_members
+from tests.conftest import ROOT
+
+RECIPE = Recipe(epochs=2, batch_size=64, lr=2e-3, warmup_epochs=1, validate_every=1)
+TASK = Task("digits", num_classes=10, input_size=32)
+MEMBER = Member("small", "test_byobnet")
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def training(store: Path, recipe: Recipe = RECIPE) -> Training:
+    images = Digits()
+    attack = AttackSpec("pgd", PGD(), {})
+    setting = Setting(images, draw(images, "quick", 5), TASK, attack, Store(store))
+    return Training(setting, Digits("train", test_size=1000), recipe)
+
+
+def test_it_learns_is_reproducible_and_is_kept(tmp_path: Path) -> None:
+    epochs = []
+    results = []
+    for run in ("a", "b"):
+        job = training(tmp_path / run)
+        assert not is_trained(job, MEMBER)
+        results.append(train(job, MEMBER, epochs.append))
+        assert is_trained(job, MEMBER)
+    assert epochs == [1, 1, 1, 1]
+    curves = results[0]["curves"]
+    assert [row["epoch"] for row in curves] == [1, 2]
+    assert curves[1]["train_loss"] < curves[0]["train_loss"]
+    assert curves[1]["train_accuracy"] > 0.15  # of ten classes, after 24 steps
+    assert {"train_loss", "lr", "grad_norm", "images_per_second", "seconds"} <= curves[0].keys()
+    assert results[0]["test_accuracy"] == curves[1]["test_accuracy"]
+    files = [tmp_path / run / "weights" / "digits" / "small.safetensors" for run in ("a", "b")]
+    assert file_sha256(files[0]) == file_sha256(files[1])
+    notes = json.loads(files[0].with_suffix(".json").read_text())
+    assert notes["made_of"]["recipe"]["epochs"] == 2
+    assert notes["test_accuracy"] == results[0]["test_accuracy"]
+    assert files[0].with_suffix(".curves.csv").read_text().startswith("epoch,lr,train_loss")
+
+
+def test_the_kept_weights_are_the_trained_ones(tmp_path: Path) -> None:
+    job = training(tmp_path)
+    result = train(job, MEMBER, lambda n: None)
+    classifier = job.setting.build(MEMBER).eval()
+    setting = job.setting
+    seen = [setting.pixels(setting.view(MEMBER), i) for i in range(len(setting.shards))]
+    with torch.no_grad():
+        predictions = classifier(torch.cat(seen).float() / 255).argmax(1)
+    accuracy = (predictions == job.setting.labels).float().mean().item()
+    assert accuracy == pytest.approx(result["test_accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"epochs": 3}, r"recipe\.epochs = 2, now it is 3"),
+        ({"augmentation": {"hflip": 0.5}}, r"recipe\.augmentation\.hflip = nothing, now it is 0.5"),
+        ({"seed": 1}, r"recipe\.seed = 0, now it is 1"),
+    ],
+)
+def test_weights_of_another_recipe_are_not_used(tmp_path: Path, change: dict, said: str) -> None:
+    train(training(tmp_path), MEMBER, lambda n: None)
+    with pytest.raises(UserError, match=said):
+        is_trained(training(tmp_path, replace(RECIPE, **change)), MEMBER)
+    with pytest.raises(UserError, match=r"kwargs\.num_classes = nothing"):
+        is_trained(training(tmp_path), Member("small", "test_byobnet", {"num_classes": 10}))
+    assert is_trained(training(tmp_path, replace(RECIPE, validate_every=2)), MEMBER)
+
+
+def test_weights_without_their_notes_are_trained_again(tmp_path: Path) -> None:
+    """The notes are written last: without them the member is not complete."""
+    job = training(tmp_path)
+    train(job, MEMBER, lambda n: None)
+    notes = tmp_path / "weights" / "digits" / "small.json"
+    notes.unlink()
+    assert not is_trained(job, MEMBER)
+    notes.write_text("{")
+    with pytest.raises(UserError, match=r"small\.json is damaged"):
+        is_trained(job, MEMBER)
+
+
+def job_of(recipe: Recipe, folder: Path, images: int = 97, **further: Any) -> Job:
+    """A training on some of the digits, tested on one image a class."""
+    digits = Digits()
+    subset = draw(digits, "quick", 1)
+    pixels = views.load(digits, subset.positions, views.View(32))
+    test = TensorDataset(pixels, torch.tensor(subset.labels))
+    train_images = Digits("train", test_size=1797 - images)
+    return Job({"name": "small"}, recipe, train_images, test, folder, Hardware("cpu"), **further)
+
+
+def rates(recipe: Recipe, updates: int = 10) -> list[float]:
+    """The learning rate at each update."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe.peak_lr())
+    schedule = make_schedule(optimizer, recipe, updates)
+    found = []
+    for update in range(recipe.epochs * updates):
+        if recipe.step_on_epochs and update % updates == 0:
+            schedule.step(update // updates)
+        elif not recipe.step_on_epochs:
+            schedule.step_update(update)
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+def test_schedule_step_by_step() -> None:
+    recipe = replace(RECIPE, epochs=4)
+    found = rates(recipe)
+    assert found[0] == pytest.approx(recipe.lr / 100)
+    # After 10 steps of linear warm-up, a cosine over all 40: timm counts the warm-up in.
+    assert found[5] == pytest.approx(recipe.lr / 100 + 0.5 * (recipe.lr - recipe.lr / 100))
+    cosine = recipe.lr * 0.5 * (1 + np.cos(np.pi * np.arange(10, 40) / 40))
+    np.testing.assert_allclose(found[10:], cosine, rtol=1e-6)
+
+
+def composed(name: str) -> Recipe:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", overrides=[f"recipe={name}"])
+    return Recipe(**{**OmegaConf.to_container(config.recipe), "seed": 0})  # type: ignore
+
+
+def test_schedule_of_deit() -> None:
+    """With DeiT's 1,024 images a step: 1e-6 up to 1e-3 in 5 epochs, a cosine down to 1e-5."""
+    recipe = replace(composed("deit"), batch_size=1024)
+    assert recipe.peak_lr() == pytest.approx(1e-3)
+    found = rates(recipe, updates=2)[::2]
+    for epoch in range(5):
+        assert found[epoch] == pytest.approx(1e-6 + epoch * (1e-3 - 1e-6) / 5)
+    for epoch in (5, 100, 299):
+        cosine = 1e-5 + 0.5 * (1e-3 - 1e-5) * (1 + np.cos(np.pi * epoch / 300))
+        assert found[epoch] == pytest.approx(cosine)
+
+
+def test_schedule_of_resnet50() -> None:
+    found = rates(composed("resnet50"), updates=1)
+    assert found[0] == found[29] == 0.1
+    assert found[30] == found[59] == pytest.approx(0.01)
+    assert found[60] == found[89] == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize("name", ["test_byobnet", "test_vit"])
+def test_weight_decay_spares_norms_biases_and_tokens(name: str) -> None:
+    net = build(Member("small", name), TASK).net
+    optimizer = make_optimizer(net, replace(RECIPE, weight_decay=0.1), 1e-3)
+    decays = {
+        name: group["weight_decay"]
+        for group in optimizer.param_groups
+        for name, parameter in net.named_parameters()
+        if any(parameter is other for other in group["params"])
+    }
+    assert len(decays) == len(list(net.parameters()))
+    for name, parameter in net.named_parameters():
+        token = name in ("cls_token", "pos_embed", "reg_token", "dist_token")
+        assert decays[name] == (0.1 if parameter.ndim > 1 and not token else 0.0), name
+
+
+def small_fit(recipe: Recipe, folder: Path) -> Checkpoint:
+    return fit(build(MEMBER, TASK), job_of(recipe, folder))
+
+
+def test_divergence_names_epoch_and_step_and_what_is_kept(tmp_path: Path) -> None:
+    wild = replace(RECIPE, epochs=5, batch_size=32, lr=1e30, warmup_epochs=0, clip_grad=1e9)
+    with pytest.raises(UserError, match=r"training of small diverged: loss nan in epoch \d, step"):
+        small_fit(wild, tmp_path)
+    # One good epoch, then a weight that is NaN: the good one is kept, and can be read.
+    job = job_of(replace(RECIPE, batch_size=32), tmp_path / "late")
+    classifier = build(MEMBER, TASK)
+
+    def break_it(row: Mapping[str, float]) -> None:
+        with torch.no_grad():
+            next(classifier.parameters()).fill_(float("nan"))
+
+    with pytest.raises(UserError, match=r"in epoch 2, step 1; epoch 1 is kept in .*last\.safet"):
+        fit(classifier, job, break_it)
+    assert checkpoint.load(job.last).epoch == 1
+
+
+def test_a_batch_larger_than_the_images(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"batch_size=98 is larger than the training set \(97 im"):
+        small_fit(replace(RECIPE, batch_size=98), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"batch_size": 33, "mixup": 0.8}, "batch_size=33 must be even"),
+        ({"keep": "ema"}, "needs recipe.ema_decay"),
+        ({"keep": "first"}, "must be last, best or ema"),
+        ({"lr": 0}, "recipe.lr must be above 0"),
+        ({"erasing": 2}, r"recipe.erasing must be in \[0, 1\]"),
+        ({"ema_decay": 1.5}, r"recipe.ema_decay must be in \(0, 1\)"),
+        ({"seed": -1}, "the seed must be a whole number"),
+    ],
+)
+def test_recipes_that_cannot_be(change: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        replace(RECIPE, **change)
+
+
+def test_an_identity_names_what_differs_from_the_defaults() -> None:
+    assert "mixup" not in RECIPE.identity()
+    assert replace(RECIPE, mixup=0.8).identity()["mixup"] == 0.8
+    assert replace(RECIPE, validate_every=3).identity() == RECIPE.identity()
+    best = replace(RECIPE, keep="best")  # which epochs are looked at chooses the weights
+    assert best.identity() != replace(best, validate_every=3).identity()
+
+
+FULL = replace(
+    RECIPE,
+    epochs=3,
+    batch_size=24,
+    augmentation={"auto_augment": "rand-m9-mstd0.5-inc1", "hflip": 0.5},
+    erasing=0.25,
+    mixup=0.8,
+    cutmix=1.0,
+    label_smoothing=0.1,
+    model_args={"drop_path_rate": 0.2},
+    ema_decay=0.9,
+    accumulate=2,
+    repeats=3,
+)
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        replace(RECIPE, epochs=3, batch_size=32, opt_args={"fused": True}),
+        FULL,
+        replace(FULL, opt="momentum", lr=0.01, sched="step", step_on_epochs=True, keep="ema"),
+    ],
+    ids=["digits", "deit", "momentum"],
+)
+def test_training_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path, recipe: Recipe) -> None:
+    """The same bytes: weights, moving average, optimiser and curves."""
+    ends = []
+    for stops in ((), (1,), (1, 2)):
+        job = job_of(recipe, tmp_path / str(len(ends)), images=200)
+        for stop in (*stops, None):
+
+            def tell(row: Mapping[str, float], stop: int | None = stop) -> None:
+                if row["epoch"] == stop:
+                    raise Stopped
+
+            classifier = build(Member("small", "test_vit", recipe.model_args), TASK)
+            if stop is None:
+                ends.append(fit(classifier, job, tell))
+            else:
+                with pytest.raises(Stopped):
+                    fit(classifier, job, tell)
+                assert checkpoint.epochs_done(job.last) == stop
+    whole = ends[0]
+    assert len(whole.curves) == 3
+    for end in ends[1:]:
+        assert end.model.keys() == whole.model.keys() and end.ema.keys() == whole.ema.keys()
+        for key, value in whole.model.items():
+            assert torch.equal(end.model[key], value), key
+        for key, value in whole.ema.items():
+            assert torch.equal(end.ema[key], value), key
+        for index, state in whole.optimizer["state"].items():
+            for key, value in state.items():
+                other = end.optimizer["state"][index][key]
+                assert torch.equal(other, value) if torch.is_tensor(value) else other == value
+        for row, other in zip(whole.curves, end.curves, strict=True):
+            timed = {"seconds", "images_per_second"}
+            assert {k: v for k, v in row.items() if k not in timed} == {
+                k: v for k, v in other.items() if k not in timed
+            }
+
+
+def test_two_processes_train_as_one_with_the_same_images_a_step(tmp_path: Path) -> None:
+    """DDP over two CPU processes, with augmentation; without mixing, which pairs within a process,
+    and with layer norm, since batch norm looks at each process's images alone."""
+    member = Member("small", "test_vit", {"num_heads": 4})
+    ends = []
+    for devices in (1, 2):
+        recipe = replace(RECIPE, batch_size=32 // devices, augmentation={"hflip": 0.5})
+        job = job_of(recipe, tmp_path / str(devices), images=128)
+        job = replace(job, hardware=Hardware("cpu", devices))
+        ends.append(fit(build(member, TASK), job))
+    one, two = ends
+    for key, value in one.model.items():
+        torch.testing.assert_close(two.model[key], value, atol=2e-4, rtol=1e-3, msg=key)
+    for row, other in zip(one.curves, two.curves, strict=True):
+        assert other["train_loss"] == pytest.approx(row["train_loss"], abs=1e-4)
+
+
+def test_best_and_average_are_kept(tmp_path: Path) -> None:
+    job = training(tmp_path, replace(RECIPE, ema_decay=0.5, keep="best"))
+    result = train(job, MEMBER, lambda n: None)
+    folder = job.setting.store.training("digits", "small")
+    assert {file.name for file in folder.iterdir()} == {"best.safetensors", "ema.safetensors"}
+    best = max(row["test_accuracy"] for row in result["curves"])
+    assert result["test_accuracy"] == best
+    kept, weights = read_tensors(folder / "best.safetensors"), read_tensors(job.file(MEMBER))
+    assert all(torch.equal(kept[key], value) for key, value in weights.items())
+
+
+def test_a_checkpoint_of_another_training(tmp_path: Path) -> None:
+    job = job_of(replace(RECIPE, epochs=1), tmp_path)
+    fit(build(MEMBER, TASK), job)
+    with pytest.raises(UserError, match=r"training with name = small, now it is other: go on"):
+        fit(build(MEMBER, TASK), replace(job, identity={"name": "other"}))
+    job.last.write_bytes(job.last.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"is no training checkpoint, or a damaged one"):
+        fit(build(MEMBER, TASK), job)
+    assert checkpoint.epochs_done(job.last) == 0
+
+
+def test_trained_models_by_name(tmp_path: Path) -> None:
+    job = training(tmp_path)
+    for name in ("small", "small@seed1", "small@seed2"):
+        member = Member(name, "test_byobnet", family="ByobNet")
+        train(replace(job, recipe=replace(RECIPE, epochs=1)), member, lambda n: None)
+    store = job.setting.store
+    (found,) = trained_members(store, "digits", "small@seed1")
+    (member,) = parse_members([found], at_least=1)
+    assert (member.name, member.family) == ("small@seed1", "ByobNet")
+    assert job.setting.build(member).name == "small@seed1"
+    names = [entry["name"] for entry in trained_members(store, "digits", "small@*")]
+    assert names == ["small@seed1", "small@seed2"]
+    with pytest.raises(UserError, match=r"no trained model digits/smal; did you mean small"):
+        trained_members(store, "digits", "smal")
+
+
+def test_other_classes_in_training(tmp_path: Path) -> None:
+    class Other(Digits):
+        classes = property(lambda self: ["cat", "dog"])  # type: ignore[assignment]
+
+    job = training(tmp_path)
+    with pytest.raises(UserError, match=r"training images have classes \['cat', 'dog'\]"):
+        Training(job.setting, Other("train"), RECIPE)

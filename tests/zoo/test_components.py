@@ -1,0 +1,232 @@
+"""Components against the published table, and against what is known of models outside it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import timm
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from netkin.analysis.components import agreement, read_components, rows_of
+from netkin.errors import UserError
+from netkin.zoo.build import Task
+from netkin.zoo.components import COMPONENTS, base_architecture, component_table, components, read
+from netkin.zoo.components.trace import trace
+from netkin.zoo.member import Member, parse_members
+from tests.conftest import ROOT
+
+REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
+PUBLISHED = Task("imagenet", 1000, "pretrained")
+
+# What their papers and code say of models that the published table does not have. Columns as in
+# it, without the input size, which is timm's own.
+UNSEEN = """
+resnet18                       | CNN         | Yes | 7s2             | BN        | ReLU             | Yes | GAP       | No        | No          | ~      | No  | No
+vgg16_bn                       | CNN         | Yes | 3s1/3           | BN        | ReLU             | Yes | Flatten   | No        | No          | ~      | No  | No
+densenet121                    | CNN         | Yes | 7s2             | BN        | ReLU             | Yes | GAP       | No        | No          | ~      | No  | No
+inception_v3                   | CNN         | Yes | 3s2/3/3         | BN        | ReLU             | Yes | GAP       | No        | No          | ~      | No  | No
+res2net50_26w_4s               | CNN         | Yes | 7s2             | BN        | ReLU             | Yes | GAP       | No        | No          | ~      | No  | No
+ecaresnet26t                   | CNN         | Yes | 3s2/3/3         | BN        | ReLU             | Yes | GAP       | No        | Yes (ECA)   | End    | No  | No
+skresnet18                     | CNN         | Yes | 7s2             | BN        | ReLU             | Yes | GAP       | No        | Yes (Split) | Middle | No  | No
+resnet50_clip                  | CNN         | Yes | 3s2/3/3         | BN        | ReLU             | Yes | Attention | No        | No          | ~      | No  | No
+resnetv2_50x1_bit              | CNN         | Yes | 7s2             | GN        | ReLU             | Yes | GAP       | No        | No          | ~      | No  | No
+halonet26t                     | CNN         | Yes | 3s2/3/3         | BN        | ReLU             | Yes | GAP       | Yes (Halo)| No          | ~      | No  | No
+lambda_resnet26t               | CNN         | Yes | 3s2/3/3         | BN        | ReLU             | Yes | GAP       | Yes (Lambda) | No       | ~      | No  | No
+repvgg_b0                      | CNN         | Yes | 3s2             | BN        | ReLU             | No  | GAP       | No        | No          | ~      | No  | No
+nfnet_f0                       | CNN         | Yes | 3s2/3/3/3s2     | Norm-free | GeLU + ReLU      | No  | GAP       | No        | Yes (SE)    | End    | No  | Yes
+convnextv2_atto                | CNN         | Yes | 4s4             | LN        | GeLU             | No  | GAP       | No        | No          | ~      | Yes | No
+mambaout_femto                 | CNN         | Yes | 3s2/3s2         | LN        | GeLU             | No  | GAP       | No        | No          | ~      | Yes | No
+mobilenetv2_100                | CNN         | Yes | 3s2             | BN        | ReLU6            | No  | GAP       | No        | No          | ~      | Yes | No
+ghostnet_100                   | CNN         | Yes | 3s2             | BN        | ReLU             | No  | GAP       | No        | Yes (SE)    | Middle | Yes | No
+mobilenetv3_large_100          | NAS (CNN)   | Yes | 3s2             | BN        | ReLU + HardSwish | No  | GAP       | No        | Yes (SE)    | Middle | Yes | No
+tf_efficientnetv2_b0           | NAS (CNN)   | Yes | 3s2             | BN        | SiLU             | No  | GAP       | No        | Yes (SE)    | Middle | Yes | No
+mnasnet_100                    | NAS (CNN)   | Yes | 3s2             | BN        | ReLU             | No  | GAP       | No        | No          | ~      | Yes | No
+regnety_002                    | NAS (CNN)   | Yes | 3s2             | BN        | ReLU             | No  | GAP       | No        | Yes (SE)    | Middle | No  | Yes
+pnasnet5large                  | NAS (CNN)   | Yes | 3s2             | BN        | ReLU             | No  | GAP       | No        | No          | ~      | Yes | No
+deit3_small_patch16_224        | Transformer | No  | 16s16           | LN        | GeLU             | No  | CLS token | No        | No          | ~      | No  | No
+vit_base_patch16_clip_quickgelu_224 | Transformer | No | 16s16        | LN        | QuickGeLU        | No  | CLS token | No        | No          | ~      | No  | No
+vit_base_patch16_siglip_224    | Transformer | No  | 16s16           | LN        | GeLU             | No  | Attention | No        | No          | ~      | No  | No
+beit_base_patch16_224          | Transformer | No  | 16s16           | LN        | GeLU             | No  | GAP       | No        | No          | ~      | No  | No
+cait_xxs24_224                 | Transformer | No  | 16s16           | LN        | GeLU             | No  | CLS token | No        | No          | ~      | No  | No
+swinv2_tiny_window8_256        | Transformer | Yes | 4s4             | LN        | GeLU             | No  | GAP       | No        | No          | ~      | No  | No
+hiera_tiny_224                 | Transformer | Yes | 7s4             | LN        | GeLU             | No  | GAP       | No        | No          | ~      | No  | No
+swin_s3_base_224               | NAS (TFM)   | Yes | 4s4             | LN        | GeLU             | No  | GAP       | No        | No          | ~      | No  | No
+mixer_s32_224                  | MLP-Mixer   | No  | 32s32           | LN        | GeLU             | No  | GAP       | No        | No          | ~      | No  | No
+levit_128s                     | Hybrid      | Yes | 3s2/3s2/3s2/3s2 | BN        | HardSwish        | No  | GAP       | No        | No          | ~      | No  | No
+mobilevit_xxs                  | Hybrid      | Yes | 3s2             | LN + BN   | SiLU             | No  | GAP       | No        | No          | ~      | Yes | No
+mobilevitv2_050                | Hybrid      | Yes | 3s2             | BN + GN   | ReLU + SiLU      | No  | GAP       | No        | No          | ~      | Yes | No
+maxvit_tiny_tf_224             | Hybrid      | Yes | 3s2/3           | LN + BN   | GeLU + SiLU      | No  | GAP       | No        | Yes (SE)    | Middle | Yes | No
+edgenext_xx_small              | Hybrid      | Yes | 4s4             | LN        | GeLU             | No  | GAP       | No        | No          | ~      | Yes | No
+pvt_v2_b0                      | Hybrid      | Yes | 7s4             | LN        | GeLU             | No  | GAP       | No        | No          | ~      | Yes | No
+swiftformer_xs                 | Hybrid      | Yes | 3s2/3s2         | BN        | GeLU + ReLU      | No  | GAP       | No        | No          | ~      | Yes | No
+pit_xs_distilled_224           | Transformer | Yes | 16s8            | LN        | GeLU             | No  | CLS token | No        | No          | ~      | Yes | No
+efficientformer_l1             | Hybrid      | Yes | 3s2/3s2         | LN + BN   | GeLU + ReLU      | No  | GAP       | No        | No          | ~      | No  | No
+"""  # noqa: E501
+SPLIT = [[cell.strip() for cell in line.split("|")] for line in UNSEEN.splitlines() if line]
+ROWS = {name: cells for name, *cells in SPLIT}
+WRITTEN = [component for component in COMPONENTS if component != "Input resolution"]
+
+
+def blank(name: str) -> nn.Module:
+    with torch.device("meta"):
+        return timm.create_model(name)
+
+
+def own_size(net: nn.Module) -> tuple[int, int, int]:
+    cfg: Any = net.pretrained_cfg
+    return cfg["input_size"]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_models_that_the_table_does_not_have(name: str) -> None:
+    net = blank(name)
+    found = read(net, own_size(net))
+    assert found.pop("Input resolution") == "{} x {}".format(*own_size(net)[1:])
+    assert found == dict(zip(WRITTEN, ROWS[name], strict=True))
+
+
+def documented() -> set[tuple[str, ...]]:
+    """The disagreements that experiments/results/components.md explains."""
+    text = (ROOT / "experiments" / "results" / "components.md").read_text()
+    _, table = text.split("The ten that differ:")
+    lines = re.findall(r"^\| (\w+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \| [^|]+ \|$", table, re.M)
+    return {row for row in lines if row[0] != "model"}
+
+
+@pytest.mark.skipif(not REFERENCE.is_dir(), reason="the published data are not beside the project")
+def test_the_published_table() -> None:
+    """Its 897 cells: all agree but those that are listed, each with its reason."""
+    config = OmegaConf.load(ROOT / "conf" / "model" / "imagenet69.yaml")
+    members = parse_members(list(config.members), OmegaConf.to_container(config.known))  # type: ignore[arg-type]
+    read_names: list[str] = []
+    ours = component_table(members, PUBLISHED, read_names.append)
+    names = [member.name for member in members]
+    assert read_names == names == ours["Model name"].to_list()
+    theirs = rows_of(read_components(REFERENCE / "components69.csv"), names, "the table")
+    counts, differ = agreement(ours, theirs)
+    assert set(differ.iter_rows()) == documented()
+    assert counts["cells"].sum() == 897
+    assert counts["agree"].sum() == 897 - len(documented()) >= 0.95 * 897
+
+
+class Wrapped(nn.Module):
+    """A network inside others, under names that say nothing."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.thing = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.thing((x - 0.5) / 0.25)
+
+
+@pytest.mark.parametrize(
+    "name", ["dla34", "hrnet_w18_small", "vit_tiny_r_s16_p8_224", "halonet26t"]
+)
+def test_what_is_around_a_network_changes_nothing(name: str) -> None:
+    net = blank(name)
+    assert read(Wrapped(Wrapped(net)), own_size(net)) == read(net, own_size(net))
+
+
+class Squeeze(nn.Module):
+    """A block of one's own, without a telling name: convolution, gate, convolution, shortcut."""
+
+    def __init__(self, width: int, groups: int, kernel: int):
+        super().__init__()
+        self.a = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=groups)
+        self.b, self.c = nn.Linear(width, 4), nn.Linear(4, width)
+        self.d = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        gate = self.c(torch.nn.functional.mish(self.b(y.mean((2, 3))))).sigmoid()
+        return x + self.d(y * gate[:, :, None, None])
+
+
+class Own(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(3, 8, 5, 3)
+        self.two = nn.Sequential(Squeeze(8, 8, 3), nn.AvgPool2d(2), Squeeze(8, 4, 3))
+        self.three = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.three(self.two(nn.functional.instance_norm(self.one(x))).amax((2, 3)))
+
+
+def test_a_network_of_ones_own_on_the_cpu() -> None:
+    net = Own().train()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    assert read(net, (3, 48, 48)) == {
+        "Base architecture": "CNN",
+        "Hierarchical structure": "Yes",
+        "Stem layer": "5s3",
+        "Input resolution": "48 x 48",
+        "Normalization": "BN",  # what PyTorch makes of an instance norm without a module
+        "Activation": "Mish",
+        "Pooling (stem)": "No",
+        "Pooling (final)": "Max",
+        "2D SA": "No",
+        "CW attention": "Yes (SE)",
+        "Location of CW attention": "Middle",
+        "DW conv": "Yes",
+        "Group conv": "Yes",
+    }
+    assert net.training and all(not m._forward_hooks for m in net.modules())
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+def test_the_meta_device_and_the_cpu_agree() -> None:
+    for name in ("test_vit", "test_coatnet", "test_nfnet"):
+        assert read(timm.create_model(name), (3, 160, 160)) == read(blank(name), (3, 160, 160))
+
+
+def test_a_trace_knows_channels_and_places() -> None:
+    found = trace(blank("mixer_s32_224"), (3, 224, 224))
+    mixing = [op for op in found.ops if op.mixes_positions]
+    assert len(mixing) == 2 * 8 and {op.path.split(".")[2] for op in mixing} == {"mlp_tokens"}
+    (stem, *_) = [op for op in found.ops if op.is_conv]
+    assert (stem.width, stem.positions, stem.kernel, stem.stride) == (512, 49, (32, 32), (32, 32))
+    assert found.ops[found.output].shape == (1, 1000)
+    swin = trace(blank("swin_tiny_patch4_window7_224"), (3, 224, 224))
+    layers = [op for op in swin.ops if op.path.endswith("mlp.fc1") and op.is_dense]
+    assert [op.positions for op in layers] == [3136] * 2 + [784] * 2 + [196] * 6 + [49] * 2
+
+
+def test_members_are_read_as_they_are_built_for_a_dataset() -> None:
+    digits = Task(
+        "digits", 10, "train", 32, ({"img_size": 32, "patch_size": 8}, {"img_size": 32}, {})
+    )
+    found = components(Member("vit", "vit_tiny_patch16_224"), digits)
+    assert (found["Stem layer"], found["Input resolution"]) == ("8s8", "32 x 32")
+    assert base_architecture(Member("cnn", "test_resnet"), digits) == "CNN"
+    with pytest.raises(UserError, match="cannot be built for 32 x 32 images"):
+        components(Member("no", "test_resnet", {"depth": 3}), digits)
+
+
+def test_tables_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "components.csv"
+    file.write_text("name,colour,legs\na, red,4\nb,blue,\n")
+    table = read_components(file)
+    assert table.rows() == [("a", "red", "4"), ("b", "blue", "")]
+    assert rows_of(table, ["b", "a"], "it")["name"].to_list() == ["b", "a"]
+    with pytest.raises(UserError, match=r"it lacks 1 of the 2 models: c"):
+        rows_of(table, ["a", "c"], "it")
+    counts, differ = agreement(table, table.with_columns(pl.lit("4").alias("legs")))
+    assert counts["agree"].to_list() == [2, 1]
+    assert differ.rows() == [("b", "legs", "", "4")]
+    for text, said in (
+        ("", "cannot be read as a CSV file"),
+        ("name\na\n", "has 1 models and 0 components"),
+        ("name,colour\na,red\na,blue\n", "has more than one row of a"),
+        ("name,colour\na,red\n,blue\n", "row 3 has no model"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=said):
+            read_components(file)
+    with pytest.raises(UserError, match="cannot be read as a CSV file"):
+        read_components(tmp_path / "none.csv")

@@ -1,0 +1,421 @@
+"""A classifier run faster is the same one: in its logits, its gradients, and its own state."""
+
+import copy
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from timm.layers import BatchNormAct2d, Conv2dSame
+from timm.layers.squeeze_excite import EffectiveSEModule, SEModule
+from timm.models._efficientnet_blocks import SqueezeExcite
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from netkin.attacks import PGD, PatchFool
+from netkin.errors import StoreError, UserError
+from netkin.store.layout import Entry
+from netkin.transfer.tune import BEFORE, Choice, decided
+from netkin.zoo.build import Classifier
+from netkin.zoo.execution import MEMORY_FORMATS, Execution, Prepared, check_execution, prepare
+from netkin.zoo.fold import STANDARDISING, fold_batch_norm, standardise_once
+from netkin.zoo.patches import PatchProduct, patches_by_product
+from netkin.zoo.squeeze import Excite, cheap_gradients
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def lived_in(net: nn.Module) -> nn.Module:
+    """Statistics and affine maps as training would leave them, and eval mode."""
+    generator = torch.Generator().manual_seed(1)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
+            module.running_mean.normal_(0, 0.3, generator=generator)
+            module.running_var.uniform_(0.3, 2, generator=generator)
+            if module.affine:
+                with torch.no_grad():
+                    module.weight.uniform_(-1.5, 1.5, generator=generator)
+                    module.bias.normal_(0, 0.3, generator=generator)
+    return net.eval()
+
+
+def classifier(name: str, **kwargs: Any) -> Classifier:
+    torch.manual_seed(0)
+    net = lived_in(timm.create_model(name, num_classes=10, **kwargs))
+    return Classifier(net, name, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)).eval().requires_grad_(False)
+
+
+def images(size: int = 32, number: int = 6) -> Tensor:
+    return torch.rand(number, 3, size, size, generator=torch.Generator().manual_seed(2))
+
+
+def gradient(model: nn.Module, pixels: Tensor) -> Tensor:
+    x = pixels.clone().requires_grad_()
+    labels = torch.arange(len(x)) % 10
+    (found,) = torch.autograd.grad(cross_entropy(model(x), labels, reduction="sum"), x)
+    return found
+
+
+@given(
+    layers=st.lists(
+        st.tuples(
+            st.sampled_from([nn.Conv2d, Conv2dSame]),
+            st.sampled_from([1, 2]),
+            st.booleans(),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_any_chain_is_folded_whole_and_stays_the_same_function(layers: list) -> None:
+    """Convolutions with or without bias and groups, norms with or without affine and activation."""
+    torch.manual_seed(0)
+    net = nn.Sequential()
+    for number, (kind, groups, bias, act) in enumerate(layers):
+        inside = 4 if number else 3
+        groups = groups if number else 1
+        net.append(kind(inside, 4, 3, padding=1, groups=groups, bias=bias))
+        net.append(BatchNormAct2d(4) if act else nn.BatchNorm2d(4, affine=bias))
+    net.append(nn.Flatten())
+    net = lived_in(net).double()
+    x = images(8).double()
+    folded, number = fold_batch_norm(net, x[:2], "chain")
+    assert number == len(layers)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert torch.allclose(folded(x), net(x), rtol=1e-9, atol=1e-9)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+
+
+class Twice(nn.Module):
+    """What a normalised convolution's output is also used for elsewhere, and used twice."""
+
+    def __init__(self, use: str):
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+        self.other = nn.Conv2d(3, 3, 1)
+        self.same = self.norm if use == "shared norm" else nn.BatchNorm2d(3)
+        self.use = use
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        z = self.norm(y)
+        if self.use == "skip":
+            z = z + y
+        if self.use == "called twice":
+            z = self.norm(self.first(z))
+        if self.use == "norm twice":
+            z = self.norm(z)
+        if self.use == "function between":
+            z = self.same(self.other(z).relu())
+        else:
+            z = self.same(self.other(z))
+        return z.flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("use", "number"),
+    [
+        ("plain", 2),
+        ("skip", 1),
+        ("called twice", 1),
+        ("norm twice", 1),
+        ("shared norm", 0),
+        ("function between", 1),
+    ],
+)
+def test_only_what_is_used_once_and_nowhere_else_is_folded(use: str, number: int) -> None:
+    net = lived_in(Twice(use))
+    folded, found = fold_batch_norm(net, images(8)[:2], use)
+    assert found == number
+    assert torch.allclose(folded(images(8)), net(images(8)), atol=1e-5)
+    if not number:
+        assert folded is net
+
+
+def test_a_linear_layer_is_folded_by_its_channels_alone() -> None:
+    flat = lived_in(nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8)))
+    folded, number = fold_batch_norm(flat, images(8)[:2], "flat")
+    assert number == 1 and torch.allclose(folded(images(8)), flat(images(8)), atol=1e-5)
+    tokens = lived_in(nn.Sequential(nn.Flatten(2), nn.Linear(64, 3), nn.BatchNorm1d(3)))
+    assert fold_batch_norm(tokens, images(8)[:2], "tokens") == (tokens, 0)
+
+
+@pytest.mark.parametrize("layer", STANDARDISING, ids=lambda layer: layer.__name__)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_weights_are_standardised_once_to_the_bit(layer: type, stride: int) -> None:
+    """And can be folded into afterwards, not before."""
+    torch.manual_seed(0)
+    conv = layer(3, 8, 3, stride)
+    net = lived_in(nn.Sequential(conv, nn.BatchNorm2d(8), nn.Flatten()))
+    with torch.no_grad():
+        getattr(conv, "gain", torch.ones(1)).uniform_(0.5, 2)
+    assert fold_batch_norm(net, images(9)[:2], "std") == (net, 0)
+    once = copy.deepcopy(net)
+    assert standardise_once(once) == 1 and standardise_once(once) == 0
+    assert torch.equal(once(images(9)), net(images(9)))
+    folded, number = fold_batch_norm(once, images(9)[:2], "std")
+    assert number == 1 and torch.allclose(folded(images(9)), net(images(9)), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        SEModule(8, rd_channels=4),
+        SEModule(8, rd_channels=4, norm_layer=nn.BatchNorm2d, act_layer=nn.SiLU),
+        SEModule(8, rd_channels=4, add_maxpool=True),
+        EffectiveSEModule(8),
+        SqueezeExcite(8, rd_channels=4, act_layer=nn.SiLU),
+    ],
+    ids=["SE", "SE with norm", "SE with maximum", "effective", "EfficientNet's"],
+)
+@pytest.mark.parametrize("memory_format", list(MEMORY_FORMATS))
+def test_squeeze_and_excitation_has_the_same_gradient_to_the_bit(
+    module: nn.Module, memory_format: str
+) -> None:
+    """Also where its input goes on as well, and where activations stand in place."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(inplace=True), module, nn.SiLU(inplace=True))
+    net = lived_in(net).to(memory_format=MEMORY_FORMATS[memory_format])  # type: ignore[call-overload]
+    cheap = copy.deepcopy(net)
+    assert cheap_gradients(cheap) >= 2 and cheap_gradients(cheap) == 0
+    replaced = any(isinstance(one, Excite) for one in cheap.modules())
+    assert replaced != getattr(module, "add_maxpool", False)
+    found = []
+    for model in (net, cheap):
+        x = images(9).contiguous(memory_format=MEMORY_FORMATS[memory_format]).requires_grad_()
+        out = model(x)
+        found.append((out, *torch.autograd.grad(out.square().sum(), x)))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_fold_that_changes_logits_is_undone_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    """A hook that is lost with the normalisation."""
+    norm = nn.BatchNorm2d(4)
+
+    def more(_module: nn.Module, _args: object, out: Any) -> Any:
+        return 3 * out
+
+    norm.register_forward_hook(more)
+    net = lived_in(nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Flatten()))
+    with caplog.at_level(logging.WARNING):
+        assert fold_batch_norm(net, images(8)[:2], "liar") == (net, 0)
+    assert "batch normalisation of liar is not folded" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_byobnet", "test_efficientnet", "resnetv2_50", "densenet121"]
+)
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+def test_convolutional_networks_keep_logits_gradients_and_themselves(
+    name: str, memory_format: str
+) -> None:
+    model = classifier(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    fast = prepare(model, Execution(memory_format=memory_format), images())
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    assert fast.folded == norms if name.startswith("test_") else fast.folded >= 0
+    scale = model(images()).abs().max()
+    assert (fast(images()) - model(images())).abs().max() < 1e-4 * scale
+    g, h = gradient(model, images()), gradient(fast, images())
+    assert (g - h).abs().max() < 2e-3 * g.abs().max()
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+
+
+@given(
+    patch=st.tuples(st.integers(2, 5), st.integers(2, 5)),
+    size=st.tuples(st.integers(5, 13), st.integers(5, 13)),
+    bias=st.booleans(),
+)
+def test_patches_by_product_are_the_convolution(
+    patch: tuple[int, int], size: tuple[int, int], bias: bool
+) -> None:
+    conv = nn.Conv2d(3, 7, patch, patch, bias=bias)
+    x = torch.rand(2, 3, *size, requires_grad=True)
+    wanted = conv(x)
+    (wanted_gradient,) = torch.autograd.grad(wanted.square().sum(), x)
+    assert patches_by_product(conv) == 1
+    found = conv(x)
+    (found_gradient,) = torch.autograd.grad(found.square().sum(), x)
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert torch.allclose(found_gradient, wanted_gradient, atol=1e-5)
+
+
+def test_only_patches_of_images_are_products() -> None:
+    others = [
+        nn.Conv2d(3, 4, 4, 4, padding=1),
+        nn.Conv2d(3, 4, 4, 2),
+        nn.Conv2d(3, 4, 2, 2, dilation=2),
+        nn.Conv2d(3, 3, 2, 2, groups=3),
+        nn.Conv2d(96, 4, 2, 2),
+        nn.Conv2d(3, 4, 1),
+    ]
+    assert patches_by_product(nn.Sequential(*others)) == 0
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext"])
+def test_patch_embeddings_are_products_in_the_copy_alone(name: str) -> None:
+    model = classifier(name, **({"img_size": 32, "patch_size": 8} if name == "test_vit" else {}))
+    fast = prepare(model, Execution(), images())
+    assert sum(isinstance(m, PatchProduct) for m in fast.modules()) == 1
+    assert not any(isinstance(m, PatchProduct) for m in model.modules())
+    assert torch.allclose(fast(images()), model(images()), atol=1e-4)
+    plain = prepare(model, BEFORE, images())
+    assert torch.equal(plain(images()), model(images()))
+
+
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_vit", "test_convnext", "test_coatnet", "test_efficientnet"]
+)
+def test_mixed_precision_takes_and_gives_float32(name: str) -> None:
+    kwargs = {"img_size": 32} if name in ("test_vit", "test_coatnet") else {}
+    model = classifier(name, **kwargs)
+    fast = prepare(model, Execution("bf16-mixed"), images())
+    logits = fast(images())
+    assert logits.dtype == torch.float32
+    difference = (logits - model(images())).abs().max() / model(images()).abs().max()
+    assert 0 < difference < 0.1
+    g, h = gradient(model, images()), gradient(fast, images())
+    assert h.dtype == torch.float32
+    assert torch.cosine_similarity(g.flatten(1), h.flatten(1)).min() > 0.9
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_half_precision_keeps_gradients_that_it_could_not_hold() -> None:
+    """Of images that are classified with certainty, the gradients are far below float16."""
+    torch.manual_seed(0)
+    head = nn.Linear(8 * 900, 10)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), head).eval()
+    model = Classifier(net, "sure", (0.5,) * 3, (0.5,) * 3).eval().requires_grad_(False)
+    head.weight.mul_(1e-2)
+    with torch.no_grad():
+        head.bias.copy_(torch.tensor([22.0] + [0.0] * 9))
+    x = images(number=2).requires_grad_()
+    labels = torch.zeros(2, dtype=torch.int64)
+    fast = prepare(model, Execution("16-mixed"), images())
+    (wanted,) = torch.autograd.grad(cross_entropy(model(x), labels, reduction="sum"), x)
+    (found,) = torch.autograd.grad(cross_entropy(fast(x), labels, reduction="sum"), x)
+    assert 0 < wanted.abs().max() < 1e-8
+    assert (wanted.sign() == found.sign()).float().mean() > 0.97
+    assert (wanted - found).abs().max() < 0.01 * wanted.abs().max()
+
+
+@pytest.mark.slow
+def test_compiled_it_gives_the_same_for_any_number_of_images() -> None:
+    net = lived_in(nn.Sequential(nn.Conv2d(3, 8, 3), BatchNormAct2d(8), nn.Flatten()))
+    model = Classifier(net, "small", (0.5,) * 3, (0.5,) * 3).eval().requires_grad_(False)
+    fast = prepare(model, Execution(compile=True), images(), size=6)
+    assert fast.size == 6, "it was not compiled"
+    for number in (6, 4, 1):
+        x = images(number=number)
+        assert len(fast(x)) == number
+        assert torch.allclose(fast(x), model(x), atol=1e-4)
+        g, h = gradient(model, x), gradient(fast, x)
+        assert (g - h).abs().max() < 2e-3 * g.abs().max()
+
+
+def test_what_cannot_be_compiled_runs_without_and_says_so(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_args: object, **_kwargs: object) -> Callable:
+        def run(_x: Tensor) -> Tensor:
+            raise RuntimeError("no C++ compiler\nand much more")
+
+        return run
+
+    model = classifier("test_byobnet")
+    monkeypatch.setattr(torch, "compile", broken)
+    with caplog.at_level(logging.WARNING):
+        fast = prepare(model, Execution(compile=True), images())
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "test_byobnet is not compiled, and runs without: no C++ compiler"
+    )
+    assert fast.size is None and torch.allclose(fast(images()), model(images()), atol=1e-4)
+
+
+def test_attacks_see_a_classifier() -> None:
+    """PGD crafts within rounding of what it does on the model; Patch-Fool finds its layers."""
+    model = classifier("test_vit", img_size=32, patch_size=8)
+    x, labels = images(), model(images()).argmax(1)
+    keys = [str(i) for i in range(len(x))]
+    fast = prepare(model, Execution(), x)
+    plain, quick = (PGD(steps=3).perturb(m, x, labels, keys) for m in (model, fast))
+    assert ((plain - quick).abs() < 1e-6).float().mean() > 0.99
+    attack = PatchFool(steps=2)
+    assert attack.unfit(fast) is None and attack.looks_inside
+    assert attack.perturb(fast, x, labels, keys).shape == x.shape
+
+
+@pytest.mark.parametrize("precision", ["tf32", "16-mixed"])
+def test_precisions_that_a_cpu_lacks(precision: str) -> None:
+    with pytest.raises(UserError, match=f"precision={precision} is a GPU's"):
+        check_execution(Execution(precision), gpu=False)
+    check_execution(Execution(precision), gpu=True)
+
+
+AUTO = Choice(Execution(), time_formats=True, batch_size="auto")
+
+
+def test_what_auto_decides_is_kept_and_used_again(tmp_path: Path) -> None:
+    entry = Entry(tmp_path / "entry", {"model": "m"}).claim()
+    model = classifier("test_byobnet")
+    execution, size = decided(entry, AUTO, model, images(), shard_size=20)
+    kept = json.loads((entry.path / "execution.json").read_text())
+    rows = kept["timed"]
+    assert {row["memory_format"] for row in rows} == {"contiguous", "channels_last"}
+    assert {row["batch_size"] for row in rows} >= {8, 16}
+    best = min(rows, key=lambda row: row["ms_per_image"])
+    assert (execution.memory_format, size) == (best["memory_format"], best["batch_size"])
+    for memory_format, batch_size in (("channels_last", 8), ("contiguous", 20)):
+        changed = {**kept, "memory_format": memory_format, "batch_size": batch_size}
+        (entry.path / "execution.json").write_text(json.dumps(changed))
+        again = decided(entry, AUTO, model, images(), shard_size=20)
+        assert again == (Execution(memory_format=memory_format), batch_size)
+
+
+def test_the_defaults_time_nothing(tmp_path: Path) -> None:
+    entry = Entry(tmp_path / "entry", {"model": "m"}).claim()
+    found = decided(entry, Choice(), classifier("test_byobnet"), images(), shard_size=20)
+    assert found == (Execution(), 20)
+    assert json.loads((entry.path / "execution.json").read_text())["timed"] == []
+
+
+def test_what_was_begun_otherwise_goes_on_as_it_was(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = classifier("test_byobnet")
+    entry = Entry(tmp_path / "entry", {"model": "m"}).claim()
+    decided(entry, Choice(Execution(fuse=False)), model, images(), shard_size=20)
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        again = decided(entry, Choice(), model, images(), shard_size=20)
+    assert again[0] == Execution(fuse=False)
+    assert "test_byobnet goes on as it was begun, with fuse=False" in caplog.text
+
+
+def test_shards_of_before_there_was_a_choice(tmp_path: Path) -> None:
+    entry = Entry(tmp_path / "entry", {"model": "m"}).claim()
+    (entry.path / "00000.safetensors").touch()
+    found = decided(entry, AUTO, classifier("test_byobnet"), images(), shard_size=20)
+    assert found == (BEFORE, 20)
+
+
+def test_a_damaged_decision_is_named(tmp_path: Path) -> None:
+    entry = Entry(tmp_path / "entry", {"model": "m"}).claim()
+    (entry.path / "execution.json").write_text("{")
+    with pytest.raises(StoreError, match=r"execution\.json cannot be read"):
+        decided(entry, AUTO, classifier("test_byobnet"), images(), shard_size=20)
+
+
+def test_a_prepared_classifier_is_one() -> None:
+    assert isinstance(prepare(classifier("test_byobnet"), Execution(), images()), Prepared)
