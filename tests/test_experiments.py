@@ -18,7 +18,7 @@ import torch
 from netkin.data.digits import Digits
 from netkin.data.subset import draw
 from netkin.similarity import with_interval
-from netkin.store.layout import read_tensors
+from netkin.store.files import read_tensors
 from tests.analysis.test_ensemble import check_ensemble, check_ensemble_benchmark
 from tests.analysis.test_measures import check_measures
 from tests.analysis.test_select import check_select

@@ -17,8 +17,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from experiments.common import setting as setup
+from experiments.common.devices import on_cpu
+from experiments.common.setting import build_attack
 from experiments.common.study import Measured, Study, measure_prepared, study
+from experiments.common.values import one_of
 from netkin import similarity
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
@@ -65,13 +67,13 @@ def run(config: DictConfig) -> None:
 
 def precisions(config: DictConfig) -> list[str]:
     """Those to compare with the run's own. Raises UserError for what this device lacks."""
-    gpu = not setup.on_cpu(config)
+    gpu = not on_cpu(config)
     if config.precisions == "auto":
         return [name for name in execution.precisions(gpu) if name != config.precision]
     if not isinstance(config.precisions, ListConfig) or not config.precisions:
         raise UserError(f"precisions must be auto or a list of them, got {config.precisions!r}")
     for name in config.precisions:
-        setup.one_of(name, tuple(PRECISIONS), "precisions")
+        one_of(name, tuple(PRECISIONS), "precisions")
         check_execution(Execution(name), gpu)
         if name == config.precision:
             raise UserError(f"precisions names {name}, which is the run's own: leave it out")
@@ -89,7 +91,7 @@ def with_seed(config: DictConfig, setting: Setting) -> Setting:
     """The setting with another seed of the attack."""
     changed = config.copy()
     OmegaConf.update(changed, "attack.seed", config.seed)
-    return replace(setting, attack=setup.build_attack(changed))
+    return replace(setting, attack=build_attack(changed))
 
 
 def differing_pixels(measured: Measured, other: Setting) -> float:

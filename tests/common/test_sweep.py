@@ -233,7 +233,7 @@ def test_a_full_disk_loses_nothing(
     """The second shard does not fit: one line, and the first is kept and not made again."""
     for attack in store.glob("digits/*/pgd-*"):
         shutil.rmtree(attack)
-    from netkin.store import layout as module
+    from netkin.store import files as module
 
     real, written = module.save_file, []
 

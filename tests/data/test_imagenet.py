@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo, create_transform
 
-from netkin.store.layout import read_tensors
+from netkin.store.files import read_tensors
 from netkin.zoo.member import Member
 from netkin.zoo.published import origin
 from tests.conftest import run_command

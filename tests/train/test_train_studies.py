@@ -20,7 +20,7 @@ from experiments.train.variants import changed, label
 from netkin.analysis.statistics import pearson
 from netkin.analysis.teachers import choose
 from netkin.errors import UserError
-from netkin.store.layout import file_sha256
+from netkin.store.files import file_sha256
 from netkin.training.checkpoint import epochs_done
 from netkin.training.recipe import Recipe
 from tests import helpers

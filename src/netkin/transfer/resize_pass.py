@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from netkin.jobs.pool import Advance
-from netkin.store.layout import write_tensors
+from netkin.store.files import write_tensors
 from netkin.store.lease import lease
 from netkin.transfer.batches import Batches
 from netkin.transfer.engine import Work, predict

@@ -14,15 +14,8 @@ from netkin.data import views
 from netkin.data.images import Images
 from netkin.data.subset import Subset
 from netkin.data.views import View
-from netkin.store.layout import (
-    AttackStore,
-    Entry,
-    Store,
-    SubsetStore,
-    file_sha256,
-    read_tensors,
-    shard_path,
-)
+from netkin.store.files import file_sha256, read_tensors
+from netkin.store.layout import AttackStore, Entry, Store, SubsetStore, shard_path
 from netkin.transfer.judge import Judge
 from netkin.transfer.tune import Choice
 from netkin.zoo.build import Classifier, Task, build, identity, preprocessing

@@ -1,0 +1,43 @@
+"""Values of a config, checked; a mistake names its key."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from netkin.errors import UserError
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The config as plain values, interpolations resolved."""
+    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def run_folder() -> Path:
+    """Where this run's own outputs go; made if need be."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def positive_int(value: Any, name: str) -> int:
+    """A value that must be a whole number of 1 or more. Raises UserError that names its key."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{name} must be a whole number of 1 or more, got {value!r}")
+    return value
+
+
+def positive(value: Any, name: str) -> float:
+    """A value that must be a number above 0. Raises UserError that names its key."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise UserError(f"{name} must be above 0, got {value!r}")
+    return value
+
+
+def one_of(value: Any, allowed: tuple[Any, ...], name: str) -> None:
+    """A value that must be one of some. Raises UserError that names its key."""
+    if value not in allowed:
+        raise UserError(f"{name} must be {' or '.join(map(str, allowed))}, got {value!r}")
