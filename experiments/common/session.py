@@ -50,42 +50,45 @@ class Session:
 
 def session(config: DictConfig, recipe: Recipe | None = None) -> Session:
     """From a composed config of train.py; `recipe` instead of the config's."""
-    setting = setup.build_setting(config)
+    setting = setup.training_setting(config)
     folder = setup.run_folder()
     recipe = recipe or Recipe(**setup.resolved(config.recipe))
     hardware = _hardware(config)
     if hardware.fast_dev_run:
         setting = replace(setting, store=Store(folder / "fast_dev_run"))
         recipe = replace(recipe, epochs=1)
-    setup.whole(config.threads, "threads")
-    torch.set_num_threads(config.threads)
+    setup.whole(config.hardware.threads, "hardware.threads")
+    torch.set_num_threads(config.hardware.threads)
     keep_freed()
     images = setup.training_images(config, Bars(Console(soft_wrap=True)))
     return Session(config, setting, Training(setting, images, recipe), hardware, folder)
 
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+"""Of training, as Lightning names them."""
+
+
 def _hardware(config: DictConfig) -> Hardware:
-    values = setup.resolved(config.trainer)
-    setup.whole(values["devices"], "trainer.devices")
-    setup.one_of(values["precision"], ("32-true", "bf16-mixed", "16-mixed"), "trainer.precision")
-    for name in ("compile", "fast_dev_run"):
-        setup.one_of(values[name], (True, False), f"trainer.{name}")
-    cpu = setup.on_cpu(config)
-    if not cpu and values["devices"] > torch.cuda.device_count():
+    group = config.hardware
+    setup.one_of(group.train_precision, PRECISIONS, "hardware.train_precision")
+    setup.one_of(group.train_compile, (True, False), "hardware.train_compile")
+    setup.one_of(config.fast_dev_run, (True, False), "fast_dev_run")
+    devices, processes = setup.devices(config), group.loader_processes
+    if processes == "auto":
+        cores = len(os.sched_getaffinity(0))
+        processes = 0 if setup.on_cpu(config) else max(1, cores // devices - 1)
+    if not isinstance(processes, int) or isinstance(processes, bool) or processes < 0:
         raise UserError(
-            f"trainer.devices={values['devices']}, but this machine has "
-            f"{torch.cuda.device_count()} GPUs"
+            f"hardware.loader_processes must be auto or a whole number, got {processes!r}"
         )
-    workers = values["workers"]
-    if workers == "auto":
-        workers = 0 if cpu else max(1, _cores() // values["devices"] - 1)
-    if not isinstance(workers, int) or workers < 0:
-        raise UserError(f"trainer.workers must be auto or a whole number, got {workers!r}")
-    return Hardware(**{**values, "accelerator": config.accelerator, "workers": workers})
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+    return Hardware(
+        accelerator=group.accelerator,
+        devices=devices,
+        precision=group.train_precision,
+        compile=group.train_compile,
+        workers=processes,
+        fast_dev_run=config.fast_dev_run,
+    )
 
 
 def one_member(config: DictConfig, name: str, what: str) -> Member:
@@ -200,7 +203,7 @@ def print_where(session: Session, member: Member, console: Console) -> None:
     console.print(f"Figure   {session.folder / 'curves.png'}, .pdf", highlight=False)
     console.print(f"Tables   {session.folder}/curves.csv, result.csv", highlight=False)
     if session.hardware.fast_dev_run:
-        console.print("This was trainer.fast_dev_run: nothing is in the store.", highlight=False)
+        console.print("This was a fast_dev_run: nothing is in the store.", highlight=False)
     else:
         console.print(f"Member   {dataset}/{member.name} of evaluate.py", highlight=False)
 

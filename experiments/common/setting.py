@@ -59,11 +59,9 @@ def build_setting(config: DictConfig) -> Setting:
     one_of(values["store"]["dtype"], ("uint8", "float32"), "store.dtype")
     _check_dataset(values["dataset"])
     one_of(values["transfer"]["interpolation"], ("bilinear", "bicubic"), "transfer.interpolation")
-    if "score" in values:
-        positive(values["score"]["eps_s"], "score.eps_s")
-        whole(values["score"]["bootstrap"], "score.bootstrap")
-    # Training looks at clean images alone.
-    attack = build_attack(config) if "attack" in values else AttackSpec("clean", Clean(), {})
+    positive(values["score"]["eps_s"], "score.eps_s")
+    whole(values["score"]["bootstrap"], "score.bootstrap")
+    attack = build_attack(config)
     eps = getattr(attack.attack, "eps", None)
     if values["store"]["dtype"] == "uint8" and eps is not None:
         levels(eps)
@@ -84,14 +82,33 @@ def build_setting(config: DictConfig) -> Setting:
     )
 
 
+def training_setting(config: DictConfig) -> Setting:
+    """The test images of a training, and what its models are built for; nothing is attacked."""
+    values = resolved(config)
+    hardware = values["hardware"]
+    if hardware["batch_size"] != AUTO:
+        whole(hardware["batch_size"], "hardware.batch_size")
+    _check_dataset(values["dataset"])
+    images: Images = instantiate(config.dataset.images)
+    threads = _decode_threads(hardware["decode_threads"], "hardware.decode_threads", config)
+    return Setting(
+        images=images,
+        subset=_subset(images, values),
+        task=build_task(config, images.classes),
+        attack=AttackSpec("clean", Clean(), {}),
+        store=Store(values["store"]["dir"]),
+        batch_size=BATCH_SIZE if hardware["batch_size"] == AUTO else hardware["batch_size"],
+        accelerator=hardware["accelerator"],
+        loader=Loader(decode_threads=threads),
+    )
+
+
 BATCH_SIZE = 100
 """Images at once where batch_size=auto leaves it open: in the passes without gradients."""
 
 
 def _choice(config: DictConfig) -> Choice:
-    """How sources are run while they are attacked; train.py's config says nothing of it."""
-    if "precision" not in config:
-        return Choice()
+    """How sources are run while they are attacked."""
     one_of(config.precision, tuple(PRECISIONS), "precision")
     one_of(config.memory_format, (*MEMORY_FORMATS, AUTO), "memory_format")
     for name in ("fuse", "compile"):
@@ -176,17 +193,22 @@ def _loader(config: DictConfig) -> Loader:
     if not isinstance(workers, int) or workers < 0:
         raise UserError(f"loader.workers must be auto or a whole number, got {workers!r}")
     pin = gpu if values["pin_memory"] == "auto" else bool(values["pin_memory"])
-    threads = values["decode_threads"]
-    if threads == "auto":
-        threads = len(os.sched_getaffinity(0)) if gpu else 1
-    whole(threads, "loader.decode_threads")
+    threads = _decode_threads(values["decode_threads"], "loader.decode_threads", config)
     whole(values["prefetch"], "loader.prefetch")
     return Loader(workers, values["prefetch"], pin, threads)
 
 
+def _decode_threads(value: Any, key: str, config: DictConfig) -> int:
+    """How many image files a process decodes at once; by default 1 on a CPU, else one a core."""
+    if value == "auto":
+        value = 1 if on_cpu(config) else len(os.sched_getaffinity(0))
+    return whole(value, key)
+
+
 def on_cpu(config: DictConfig) -> bool:
     """Whether models run on the CPU."""
-    return config.accelerator == "cpu" or not torch.cuda.is_available()
+    accelerator = config.hardware.accelerator if "hardware" in config else config.accelerator
+    return accelerator == "cpu" or not torch.cuda.is_available()
 
 
 def build_attack(config: DictConfig, option: str | None = None) -> AttackSpec:
@@ -325,14 +347,15 @@ def workers(config: DictConfig) -> int:
 
 def devices(config: DictConfig) -> int:
     """Over how many devices each member's work is split."""
-    number = config.trainer.devices
+    key = "hardware.devices" if "hardware" in config else "trainer.devices"
+    number = OmegaConf.select(config, key)
     if number == "auto":
         return 1 if on_cpu(config) else torch.cuda.device_count()
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise UserError(f"trainer.devices must be auto or a whole number, got {number!r}")
+        raise UserError(f"{key} must be auto or a whole number of 1 or more, got {number!r}")
     if not on_cpu(config) and number > torch.cuda.device_count():
         raise UserError(
-            f"trainer.devices={number}, but this machine shows {torch.cuda.device_count()} GPU(s)"
+            f"{key}={number}, but this machine shows {torch.cuda.device_count()} GPU(s)"
         )
     return number
 

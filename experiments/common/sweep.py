@@ -12,7 +12,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from netkin.errors import UserError
 from netkin.store.lease import lease
@@ -36,11 +36,13 @@ def arguments(script: str, given: Sequence[str]) -> list[str]:
     )
     fixed = [text for text in found.overrides if not GLOB.fullmatch(text) and not _sweeps(text)]
     config = _composed(Path(script).stem, fixed, found.config_dir)
-    if config.get("trainer", {}).get("devices", 1) != 1:
+    key = "hardware.devices" if "hardware" in config else "trainer.devices"
+    devices = OmegaConf.select(config, key)
+    if devices != 1:
         command = shlex.join(["python", script, *fixed])
         raise UserError(
-            f"trainer.devices={config.trainer.devices} in a multirun: its jobs would all take the "
-            "same devices. Either give each job one device (leave out trainer.devices), or split "
+            f"{key}={devices} in a multirun: its jobs would all take the "
+            f"same devices. Either give each job one device (leave out {key}), or split "
             f"one run over the devices, without -m: {command}"
         )
     return [_expanded(text, config) for text in given]

@@ -162,7 +162,7 @@ def _check_sweep(experiment: str, runs: str, folder: Path, names: Sequence[str])
     run(
         folder / "unused",
         *(f"experiment={experiment}", f"run={runs}", f"hydra.sweep.dir={to}"),
-        *("trainer.fast_dev_run=true", "logger=none"),
+        *("fast_dev_run=true", "logger=none"),
     )
     found = [pl.read_csv(to / f"{i}" / "result.csv")["model"][0] for i in range(len(names))]
     assert found == list(names)
@@ -296,8 +296,10 @@ def mistake(
         ("model=resnet5O", "no model 'resnet5O'; did you mean resnet50"),
         ("seed=-1", "the seed must be a whole number"),
         ("resume=nowhere.safetensors", "there is no checkpoint nowhere.safetensors"),
-        ("trainer.precision=8", "trainer.precision must be 32-true or bf16-mixed or 16-mixed"),
-        ("trainer.devices=0", "trainer.devices must be a whole number"),
+        ("hardware.train_precision=8", "hardware.train_precision must be 32-true or bf16-mixed or"),
+        ("hardware.devices=0", "hardware.devices must be auto or a whole number of 1 or more"),
+        ("hardware.loader_processes=-1", "hardware.loader_processes must be auto or a whole numb"),
+        ("fast_dev_run=perhaps", "fast_dev_run must be True or False, got 'perhaps'"),
         ("experiment=pairwise", "experiment=pairwise is run by evaluate.py"),
     ],
 )
