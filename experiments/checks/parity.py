@@ -246,7 +246,7 @@ def cost_table(
     busy machine slows all alike."""
     rounds, names = config.parity.rounds, list(config.parity.attacks)
     units = rounds * len(names) * len(members)
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.hardware.threads)
     bars.start("cost", names, units)
     rows = []
     for member in members:

@@ -6,7 +6,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.common.values import resolved
+from experiments.common.values import naming_group, resolved
 from netkin.data.images import Images, Part
 from netkin.errors import UserError
 from netkin.jobs.pool import Display
@@ -66,8 +66,14 @@ def build_training(
     """How members without weights get them; None where all bring their own."""
     if setting.task.weights != "train" or all(member.checkpoint for member in members):
         return None
-    recipe = Recipe(**resolved(config.recipe))
-    return Training(setting, training_images(config, display), recipe)
+    return Training(setting, training_images(config, display), build_recipe(config, "recipe"))
+
+
+def build_recipe(config: DictConfig, key: str) -> Recipe:
+    """The recipe at a key of the config, such as "recipe" or "recipes.teacher"."""
+    group = OmegaConf.select(config, key)
+    with naming_group(key, group):
+        return Recipe(**resolved(group))
 
 
 def training_images(config: DictConfig, display: Display) -> Images:

@@ -1,6 +1,5 @@
 """What the studies of train.py share: a session, one training with its display, and its figures."""
 
-import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +12,10 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from rich.console import Console
 
-from experiments.common.devices import on_cpu
-from experiments.common.members import training_images
-from experiments.common.setting import build_setting
-from experiments.common.values import one_of, positive_int, resolved, run_folder
-from netkin.errors import UserError
+from experiments.common.devices import on_cpu, training_hardware
+from experiments.common.members import build_recipe, training_images
+from experiments.common.setting import training_setting
+from experiments.common.values import positive_int, run_folder
 from netkin.jobs.memory import keep_freed
 from netkin.jobs.progress import Bars
 from netkin.report.curves import curves_figure
@@ -53,42 +51,18 @@ class Session:
 
 def session(config: DictConfig, recipe: Recipe | None = None) -> Session:
     """From a composed config of train.py; `recipe` instead of the config's."""
-    setting = build_setting(config)
+    setting = training_setting(config)
     folder = run_folder()
-    recipe = recipe or Recipe(**resolved(config.recipe))
-    hardware = _hardware(config)
+    recipe = recipe or build_recipe(config, "recipe")
+    hardware = training_hardware(config)
     if hardware.fast_dev_run:
         setting = replace(setting, store=Store(folder / "fast_dev_run"))
         recipe = replace(recipe, epochs=1)
-    positive_int(config.threads, "threads")
-    torch.set_num_threads(config.threads)
+    positive_int(config.hardware.threads, "hardware.threads")
+    torch.set_num_threads(config.hardware.threads)
     keep_freed()
     images = training_images(config, Bars(Console(soft_wrap=True)))
     return Session(config, setting, Training(setting, images, recipe), hardware, folder)
-
-
-def _hardware(config: DictConfig) -> Hardware:
-    values = resolved(config.trainer)
-    positive_int(values["devices"], "trainer.devices")
-    one_of(values["precision"], ("32-true", "bf16-mixed", "16-mixed"), "trainer.precision")
-    for name in ("compile", "fast_dev_run"):
-        one_of(values[name], (True, False), f"trainer.{name}")
-    cpu = on_cpu(config)
-    if not cpu and values["devices"] > torch.cuda.device_count():
-        raise UserError(
-            f"trainer.devices={values['devices']}, but this machine has "
-            f"{torch.cuda.device_count()} GPUs"
-        )
-    workers = values["workers"]
-    if workers == "auto":
-        workers = 0 if cpu else max(1, _cores() // values["devices"] - 1)
-    if not isinstance(workers, int) or workers < 0:
-        raise UserError(f"trainer.workers must be auto or a whole number, got {workers!r}")
-    return Hardware(**{**values, "accelerator": config.accelerator, "workers": workers})
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def train_member(
@@ -177,7 +151,7 @@ def print_where(session: Session, member: Member, console: Console) -> None:
     console.print(f"Figure   {session.folder / 'curves.png'}, .pdf", highlight=False)
     console.print(f"Tables   {session.folder}/curves.csv, result.csv", highlight=False)
     if session.hardware.fast_dev_run:
-        console.print("This was trainer.fast_dev_run: nothing is in the store.", highlight=False)
+        console.print("This was a fast_dev_run: nothing is in the store.", highlight=False)
     else:
         console.print(f"Member   {dataset}/{member.name} of evaluate.py", highlight=False)
 

@@ -1,6 +1,5 @@
 """From a composed config to the library's objects. Everything a user can get wrong is met here."""
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,8 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.common.devices import on_cpu
-from experiments.common.values import one_of, positive, positive_int, resolved
+from experiments.common.devices import batch_size, execution_choice, loader
+from experiments.common.values import naming_group, one_of, positive, positive_int, resolved
 from netkin.attacks import Clean, Selective
 from netkin.attacks.grid import levels
 from netkin.attacks.units import fraction
@@ -24,65 +23,60 @@ from netkin.errors import UserError
 from netkin.jobs.pool import Display
 from netkin.store.layout import Store
 from netkin.transfer.decode import skipping
-from netkin.transfer.setting import AttackSpec, Loader, Setting
-from netkin.transfer.tune import AUTO, Choice
+from netkin.transfer.setting import AttackSpec, Setting
 from netkin.zoo import published
 from netkin.zoo.build import Classifier, Task, build
-from netkin.zoo.execution import MEMORY_FORMATS, PRECISIONS, Execution, check_execution
 from netkin.zoo.member import Member
 
 
 def build_setting(config: DictConfig) -> Setting:
-    """The evaluation that a config describes."""
+    """The evaluation that a config describes: images, subset, attack, store, and how models run.
+
+    Raises UserError that names the key of a value that cannot be used.
+    """
     values = resolved(config)
     positive_int(values["store"]["shard_size"], "store.shard_size")
-    if values["batch_size"] != AUTO:
-        positive_int(values["batch_size"], "batch_size")
     one_of(values["store"]["dtype"], ("uint8", "float32"), "store.dtype")
-    _check_dataset(values["dataset"])
     one_of(values["transfer"]["interpolation"], ("bilinear", "bicubic"), "transfer.interpolation")
-    if "score" in values:
-        positive(values["score"]["eps_s"], "score.eps_s")
-        positive_int(values["score"]["bootstrap"], "score.bootstrap")
-    # Training looks at clean images alone.
-    attack = build_attack(config) if "attack" in values else AttackSpec("clean", Clean(), {})
+    positive(values["score"]["eps_s"], "score.eps_s")
+    positive_int(values["score"]["bootstrap"], "score.bootstrap")
+    check_dataset(values["dataset"])
+    attack = build_attack(config)
     eps = getattr(attack.attack, "eps", None)
     if values["store"]["dtype"] == "uint8" and eps is not None:
         levels(eps)
     images: Images = instantiate(config.dataset.images)
     return Setting(
         images=images,
-        subset=_subset(images, values),
+        subset=_subset(config, images, values),
         task=build_task(config, images.classes),
         attack=attack,
         store=Store(values["store"]["dir"]),
         shard_size=values["store"]["shard_size"],
-        batch_size=BATCH_SIZE if values["batch_size"] == AUTO else values["batch_size"],
-        choice=_choice(config),
+        batch_size=batch_size(config),
+        choice=execution_choice(config),
         dtype=values["store"]["dtype"],
         interpolation=values["transfer"]["interpolation"],
-        accelerator=values["accelerator"],
-        loader=_loader(config),
+        accelerator=config.hardware.accelerator,
+        loader=loader(config),
     )
 
 
-BATCH_SIZE = 100
-"""Images at once where batch_size=auto leaves it open: in the passes without gradients."""
-
-
-def _choice(config: DictConfig) -> Choice:
-    """How sources are run while they are attacked; train.py's config says nothing of it."""
-    if "precision" not in config:
-        return Choice()
-    one_of(config.precision, tuple(PRECISIONS), "precision")
-    one_of(config.memory_format, (*MEMORY_FORMATS, AUTO), "memory_format")
-    for name in ("fuse", "compile"):
-        one_of(config[name], (True, False), name)
-    timed = config.memory_format == AUTO
-    memory_format = Execution.memory_format if timed else config.memory_format
-    execution = Execution(config.precision, config.fuse, memory_format, config.compile)
-    check_execution(execution, gpu=not on_cpu(config))
-    return Choice(execution, timed, config.batch_size)
+def training_setting(config: DictConfig) -> Setting:
+    """The test images of a training, and what its models are built for; nothing is attacked."""
+    values = resolved(config)
+    check_dataset(values["dataset"])
+    images: Images = instantiate(config.dataset.images)
+    return Setting(
+        images=images,
+        subset=_subset(config, images, values),
+        task=build_task(config, images.classes),
+        attack=AttackSpec("clean", Clean(), {}),
+        store=Store(values["store"]["dir"]),
+        batch_size=batch_size(config),
+        accelerator=config.hardware.accelerator,
+        loader=loader(config),
+    )
 
 
 def build_task(config: DictConfig, classes: Sequence[str]) -> Task:
@@ -98,7 +92,8 @@ def build_task(config: DictConfig, classes: Sequence[str]) -> Task:
     )
 
 
-def _check_dataset(dataset: dict[str, Any]) -> None:
+def check_dataset(dataset: dict[str, Any]) -> None:
+    """Raises UserError for a value of the dataset group that cannot be used."""
     if not isinstance(dataset["name"], str) or not dataset["name"]:
         raise UserError(f"dataset.name must be a name, got {dataset['name']!r}")
     one_of(dataset["weights"], ("train", "pretrained"), "dataset.weights")
@@ -136,26 +131,12 @@ def prepare(
     return setting
 
 
-def _subset(images: Images, values: dict[str, Any]) -> Subset:
+def _subset(config: DictConfig, images: Images, values: dict[str, Any]) -> Subset:
     chosen = values["subset"]
     if "file" in chosen:
         return subset.from_manifest(images, chosen["file"], values["dataset"]["name"])
-    return subset.draw(images, **chosen)
-
-
-def _loader(config: DictConfig) -> Loader:
-    """Shards load in the model's process on a CPU, ahead of it in two processes beside a GPU."""
-    values, gpu = resolved(config.loader), not on_cpu(config)
-    workers = 2 * gpu if values["workers"] == "auto" else values["workers"]
-    if not isinstance(workers, int) or workers < 0:
-        raise UserError(f"loader.workers must be auto or a whole number, got {workers!r}")
-    pin = gpu if values["pin_memory"] == "auto" else bool(values["pin_memory"])
-    threads = values["decode_threads"]
-    if threads == "auto":
-        threads = len(os.sched_getaffinity(0)) if gpu else 1
-    positive_int(threads, "loader.decode_threads")
-    positive_int(values["prefetch"], "loader.prefetch")
-    return Loader(workers, values["prefetch"], pin, threads)
+    with naming_group("subset", config.subset):
+        return subset.draw(images, **chosen)
 
 
 def build_attack(config: DictConfig, option: str | None = None) -> AttackSpec:
@@ -163,12 +144,16 @@ def build_attack(config: DictConfig, option: str | None = None) -> AttackSpec:
 
     Its name is that of the option of the attack group, the run's own unless given.
     """
+    with naming_group("attack", config.attack):
+        return _attack_spec(config, option)
+
+
+def _attack_spec(config: DictConfig, option: str | None) -> AttackSpec:
     values = resolved(config.attack)
     own = option or HydraConfig.get().runtime.choices["attack"]
     name = values.pop("name", None) or own
     identity = {
-        key: fraction(value, f"attack.{key}") if _is_fraction(value) else value
-        for key, value in values.items()
+        key: fraction(value, key) if _is_fraction(value) else value for key, value in values.items()
     }
     return AttackSpec(str(name), instantiate(config.attack), identity)
 

@@ -33,12 +33,13 @@ def arguments(script: str, given: Sequence[str]) -> list[str]:
     )
     fixed = [text for text in found.overrides if not GLOB.fullmatch(text) and not _sweeps(text)]
     config = _composed(Path(script).stem, fixed, found.config_dir)
-    if config.get("trainer", {}).get("devices", 1) != 1:
+    devices = config.hardware.devices
+    if devices != 1:
         command = shlex.join(["python", script, *fixed])
         raise UserError(
-            f"trainer.devices={config.trainer.devices} in a multirun: its jobs would all take the "
-            "same devices. Either give each job one device (leave out trainer.devices), or split "
-            f"one run over the devices, without -m: {command}"
+            f"hardware.devices={devices} in a multirun: its jobs would all take the same devices. "
+            "Either give each job one device (leave out hardware.devices), or split one run over "
+            f"the devices, without -m: {command}"
         )
     return [_expanded(text, config) for text in given]
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from experiments.common import session as training
-from experiments.common.members import one_member
+from experiments.common.members import build_recipe, one_member
 from experiments.common.runs import training_info
 from experiments.common.session import Session, percent, train_member
 from experiments.common.setting import prepare
@@ -26,7 +26,6 @@ from netkin.report.study import Outputs
 from netkin.similarity import Z_95
 from netkin.tracking import Tracker, track
 from netkin.training.distillation import Distillation
-from netkin.training.recipe import Recipe
 from netkin.training.students import with_token
 from netkin.training.weights import Teaching, made_of, notes
 from netkin.zoo.member import Member
@@ -74,7 +73,7 @@ def with_teacher(
     if teacher.checkpoint or setting.task.weights == "pretrained":
         return session
     if notes(session.training.file(teacher)) is None:
-        recipe = Recipe(**resolved(config.recipes.teacher))
+        recipe = build_recipe(config, "recipes.teacher")
         if session.hardware.fast_dev_run:
             recipe = replace(recipe, epochs=1)
         own = replace(session, training=replace(session.training, recipe=recipe))

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from experiments.common import session as training
-from experiments.common.members import one_member
+from experiments.common.members import build_recipe, one_member
 from experiments.common.values import resolved
 from experiments.train.scratch import train_and_report
 from netkin.errors import UserError
@@ -24,7 +24,7 @@ def run(config: DictConfig) -> None:
         raise UserError(f"run must be a whole number of 0 to {len(runs) - 1}, got {config.run!r}")
     entry = resolved(runs[config.run])
     kind = entry.pop("model")
-    recipe = Recipe(**resolved(config.recipes[kind]))
+    recipe = build_recipe(config, f"recipes.{kind}")
     session = training.session(config, changed(recipe, entry))
     base = one_member(config, config.dataset.sweep[kind], f"dataset.sweep.{kind}")
     base = training.to_train(session.setting, base)

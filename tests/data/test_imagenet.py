@@ -121,7 +121,7 @@ def test_three_of_the_69_from_jpeg_to_similarity(tmp_path: Path) -> None:
         f"model.members=[{','.join(SIZES)}]",
         "subset=full",
         "attack.steps=2",
-        "batch_size=4",
+        "hardware.batch_size=4",
         "hydra.run.dir=run",
         "logger=none",
     )
