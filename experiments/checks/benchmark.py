@@ -92,7 +92,7 @@ def time_steps(
             setting = prepare(config, setting, members, bars)
             training = build_training(config, setting, members, bars)
             with build_jobs(config, (setting, training), bars) as jobs:
-                Pipeline(setting, training, jobs, tracker).see(members)
+                Pipeline(setting, training, jobs, tracker).clean(members)
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         names = [*own.models, *(member.name for member in members)]
         bars.start("speed", names, len(names), "models")

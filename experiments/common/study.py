@@ -189,7 +189,7 @@ def measure_prepared(
     """`measure` for a setting that has been prepared; only `sources` are attacked, if given."""
     training = build_training(config, setting, members, bars)
     with build_jobs(config, (setting, training), bars) as jobs:
-        return pipeline.measure(setting, members, training, jobs, tracker, sources)
+        return pipeline.compute_outcomes(setting, members, training, jobs, tracker, sources)
 
 
 def said(setting: Setting, models: int) -> str:

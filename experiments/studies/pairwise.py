@@ -25,7 +25,7 @@ from netkin import similarity
 from netkin.analysis import summary
 from netkin.jobs.pool import Jobs
 from netkin.jobs.progress import Bars
-from netkin.pipeline import Incomplete, measure
+from netkin.pipeline import Incomplete, compute_outcomes
 from netkin.report.examples import examples
 from netkin.report.figures import similarity_heatmap
 from netkin.report.page import Page, render
@@ -74,7 +74,7 @@ def measured(
 ) -> tuple[Outcomes, Incomplete | None]:
     """The outcomes, of those members that did not fail, and what is to be said of the others."""
     try:
-        return measure(setting, members, training, jobs, tracker), None
+        return compute_outcomes(setting, members, training, jobs, tracker), None
     except Incomplete as error:
         if error.outcomes is None:
             raise

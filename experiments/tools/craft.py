@@ -38,7 +38,7 @@ def run(config: DictConfig) -> None:
             context = (setting, training)
             with build_jobs(config, context, bars, members=len(sources)) as jobs:
                 pipeline = Pipeline(setting, training, jobs, tracker)
-                well = pipeline.craft(pipeline.see(sources))
+                well = pipeline.craft(pipeline.clean(sources))
         for source in well:
             console.print(
                 f"{source.name}: {int(correct(setting, source).sum())} adversarial images in "

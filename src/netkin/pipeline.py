@@ -79,7 +79,7 @@ class Pipeline:
         self.failures: list[Failure] = []
         sweep(setting.store.root)
 
-    def see(self, members: Sequence[Member]) -> list[Member]:
+    def clean(self, members: Sequence[Member]) -> list[Member]:
         """Train members and run them on the clean images, in their own view and the others'."""
         setting, training = self.setting, self.training
         untrained = [member for member in members if training and not is_trained(training, member)]
@@ -88,15 +88,15 @@ class Pipeline:
         self._stage("decode", _decode, todo, shown)
         if training is not None:
             self._stage("train", _train, untrained, len(untrained) * training.recipe.epochs)
-        members = self.well(members)
+        members = self.remaining(members)
         unseen = [member for member in members if not is_clean(setting, member)]
         self._stage("clean", _clean, unseen, len(unseen) * len(setting.subset))
-        members = self.well(members)
+        members = self.remaining(members)
         rates = {m.name: float(correct(setting, m).float().mean()) for m in members}
         self.tracker.metrics({f"clean_accuracy/{name}": rate for name, rate in rates.items()})
         visitors = missing_views(setting, members)
         self._stage("resize", _resize, visitors, sum(len(v.views) for v in visitors))
-        return self.well(members)
+        return self.remaining(members)
 
     def craft(self, members: Sequence[Member]) -> list[Member]:
         """Make the adversarial images of members that have been seen."""
@@ -109,7 +109,7 @@ class Pipeline:
                 right = correct(setting, member)
                 units += sum(int(right[list(setting.shards[i])].sum()) for i in source.shards)
         self._stage("craft", _craft, parts, units)
-        return self.well(members)
+        return self.remaining(members)
 
     def transfer(
         self, members: Sequence[Member], sources: Sequence[Member] | None = None
@@ -119,9 +119,9 @@ class Pipeline:
         units = sum(len(target.sources) for target in targets)
         parts = [part for target in targets for part in target.split(self.jobs.devices)]
         self._stage("transfer", _transfer, parts, units)
-        return self.well(members)
+        return self.remaining(members)
 
-    def well(self, members: Sequence[Member]) -> list[Member]:
+    def remaining(self, members: Sequence[Member]) -> list[Member]:
         """Those that have not failed."""
         failed = {failure.member.name for failure in self.failures}
         return [member for member in members if member.name not in failed]
@@ -161,7 +161,7 @@ class Pipeline:
             self.tracker.metrics({f"{stage}/seconds": time.perf_counter() - start})
 
 
-def measure(
+def compute_outcomes(
     setting: Setting,
     members: Sequence[Member],
     training: Training | None,
@@ -182,9 +182,9 @@ def measure(
     Raises Incomplete, with the outcomes of the others, when members failed.
     """
     pipeline = Pipeline(setting, training, jobs, tracker)
-    seen = pipeline.see(members)
+    seen = pipeline.clean(members)
     crafted = pipeline.craft([m for m in seen if sources is None or m in sources])
-    well = pipeline.transfer(pipeline.well(seen), crafted) if crafted else []
+    well = pipeline.transfer(pipeline.remaining(seen), crafted) if crafted else []
     attacked = [m for m in crafted if m in well]
     found = None
     if len(well) >= 2 and attacked:

@@ -25,13 +25,13 @@ class CleanPass(pl.LightningModule):
     def __init__(self, classifier: Classifier, setting: Setting, advance: Advance):
         super().__init__()
         self.name, self.setting, self.advance = classifier.name, setting, advance
-        self.judge = setting.judge(classifier)
+        self.evaluator = setting.evaluator(classifier)
         self.batches = Batches(setting.batch_size, classifier.name)
         self.logits: list[Tensor] = []
 
     def predict_step(self, shard: dict) -> None:
         pixels = shard["pixels"]
-        for logits in self.batches.run(len(pixels), lambda b: self.judge(pixels[b] / 255)):
+        for logits in self.batches.run(len(pixels), lambda b: self.evaluator(pixels[b] / 255)):
             self.logits.append(logits.cpu())
         self.advance(len(pixels))
 

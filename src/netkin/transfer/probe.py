@@ -61,7 +61,7 @@ def probe(setting: Setting, member: Member, seconds: float, advance: Advance) ->
     classifier.eval().to(device)
     execution = replace(setting.choice.execution, compile=False)
     prepared = prepare(classifier, execution, _first(setting, member, FIRST_BATCH).to(device))
-    judge = setting.judge(classifier)
+    evaluator = setting.evaluator(classifier)
     attack, scale = _few_steps(setting.attack.attack)
     most = min(setting.batch_size, len(setting.subset))
     size, craft, transfer, memory = min(FIRST_BATCH, most), 0.0, 0.0, None
@@ -73,7 +73,7 @@ def probe(setting: Setting, member: Member, seconds: float, advance: Advance) ->
 
         def classified(batch: slice, pixels: Tensor = pixels) -> None:
             with torch.no_grad():  # as the pass itself; to be tried, a model needs gradients
-                judge(pixels[batch])
+                evaluator(pixels[batch])
 
         def attacked(
             batch: slice, pixels: Tensor = pixels, labels: Tensor = labels, keys: list[str] = keys

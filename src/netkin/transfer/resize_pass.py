@@ -13,7 +13,7 @@ from netkin.store.files import write_tensors
 from netkin.store.lease import lease
 from netkin.transfer.batches import Batches
 from netkin.transfer.engine import Work, predict
-from netkin.transfer.judge import Judge
+from netkin.transfer.evaluator import Evaluator
 from netkin.transfer.resize import Visitor, seen_path
 from netkin.transfer.setting import Setting
 from netkin.transfer.transfer import resized
@@ -23,9 +23,9 @@ from netkin.zoo.member import Member
 class ResizePass(pl.LightningModule):
     """One member's predictions on the clean images through another view, [I] int64."""
 
-    def __init__(self, judge: Judge, setting: Setting, member: Member):
+    def __init__(self, evaluator: Evaluator, setting: Setting, member: Member):
         super().__init__()
-        self.judge, self.setting = judge, setting
+        self.evaluator, self.setting = evaluator, setting
         self.size = setting.view(member).input_size
         self.batches = Batches(setting.batch_size, member.name)
         self.predictions: list[Tensor] = []
@@ -37,14 +37,14 @@ class ResizePass(pl.LightningModule):
 
     def _predict(self, images: Tensor) -> Tensor:
         pixels = resized(images, self.size, self.setting.interpolation)
-        return self.judge(pixels).argmax(dim=1)
+        return self.evaluator(pixels).argmax(dim=1)
 
 
 def resize_pass(setting: Setting, visitor: Visitor, advance: Advance) -> dict[str, Any]:
     """Store a member's predictions on views that it lacks; returns images and seconds, and what is
     `busy`."""
     start = time.perf_counter()
-    judge = setting.judge(setting.build(visitor.member))
+    evaluator = setting.evaluator(setting.build(visitor.member))
     done, left = 0, []
     for view in visitor.views:
         path = seen_path(setting, visitor.member, view)
@@ -53,7 +53,7 @@ def resize_pass(setting: Setting, visitor: Visitor, advance: Advance) -> dict[st
                 left.append(view)
                 continue
             if not path.is_file():
-                module = ResizePass(judge, setting, visitor.member)
+                module = ResizePass(evaluator, setting, visitor.member)
                 shards = list(range(len(setting.shards)))
                 work = Work(shards, lambda s, view=view: {"images": setting.pixels(view, s)})
                 predict(setting, module, work)

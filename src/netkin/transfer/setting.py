@@ -16,7 +16,7 @@ from netkin.data.subset import Subset
 from netkin.data.views import View
 from netkin.store.files import file_sha256, read_tensors
 from netkin.store.layout import AttackStore, Entry, Store, SubsetStore, shard_path
-from netkin.transfer.judge import Judge
+from netkin.transfer.evaluator import Evaluator
 from netkin.transfer.tune import Choice
 from netkin.zoo.build import Classifier, Task, build, identity, preprocessing
 from netkin.zoo.execution import DEFAULT_PRECISION, Execution
@@ -62,7 +62,7 @@ class Setting:
         shard_size: images in a unit of work; a shard is stored whole or not at all.
         batch_size: images through a model at once; craft's own may be another, see `choice`.
         choice: how models are run. Its precision is that of attacks alone, and part of their
-            identity: what models say of clean and adversarial images, they say in float32.
+            identity: targets are evaluated in float32.
         dtype: of stored adversarial images, "uint8" or "float32".
         interpolation: for a target of another input size, "bilinear" or "bicubic" (antialiased).
         accelerator: as Lightning's Trainer takes it.
@@ -118,10 +118,12 @@ class Setting:
     def build(self, member: Member) -> Classifier:
         return build(member, self.task, self.weights(member))
 
-    def judge(self, classifier: Classifier) -> Judge:
-        """A classifier as it is asked about images: in float32, by `choice` for the rest."""
+    def evaluator(self, classifier: Classifier) -> Evaluator:
+        """Runs a classifier on images: in float32, otherwise as `choice` says."""
         chosen = self.choice.execution
-        return Judge(classifier, Execution(fuse=chosen.fuse, memory_format=chosen.memory_format))
+        return Evaluator(
+            classifier, Execution(fuse=chosen.fuse, memory_format=chosen.memory_format)
+        )
 
     def view(self, member: Member) -> View:
         """What the member sees of an image."""

@@ -39,7 +39,7 @@ class Transfer(pl.LightningModule):
 
     def __init__(self, classifier: Classifier, setting: Setting, target: Target, advance: Advance):
         super().__init__()
-        self.judge, self.setting, self.advance = setting.judge(classifier), setting, advance
+        self.evaluator, self.setting, self.advance = setting.evaluator(classifier), setting, advance
         self.target = target
         self.size = setting.view(target.member).input_size
         self.images = 0
@@ -80,7 +80,7 @@ class Transfer(pl.LightningModule):
             self.advance(1)
 
     def _logits(self, images: Tensor) -> Tensor:
-        return self.judge(resized(images, self.size, self.setting.interpolation))
+        return self.evaluator(resized(images, self.size, self.setting.interpolation))
 
     def _write(self, source: Member) -> None:
         index = [i for index, _ in self.predictions for i in index.tolist()]
