@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
 from experiments.common import setting as setup
-from netkin.errors import UserError, near
+from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
 from netkin.pipeline import Incomplete, Pipeline
 from netkin.tracking import track
@@ -53,6 +53,6 @@ def chosen(members: list[Member], names: str | ListConfig) -> list[Member]:
         if name not in known:
             raise UserError(
                 f"source={name} is none of model.members{near(name, known)} (they are "
-                f"{', '.join(list(known)[:20])}{' ...' if len(known) > 20 else ''})"
+                f"{and_more(known, 20)})"
             )
     return [known[name] for name in wanted] or members

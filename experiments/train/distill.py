@@ -17,9 +17,10 @@ from rich.console import Console
 
 from experiments.common import session as training
 from experiments.common import setting as setup
-from experiments.common.session import Session, one_member, percent, train_member
+from experiments.common.session import Session, one_member, train_member
 from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs
+from netkin.report.text import percent
 from netkin.similarity import Z_95
 from netkin.tracking import Tracker, track
 from netkin.training.distillation import Distillation

@@ -9,10 +9,11 @@ from rich.console import Console
 
 from experiments.common import session as training
 from experiments.common import setting as setup
-from experiments.common.session import Session, percent, train_member
+from experiments.common.session import Session, train_member
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs
+from netkin.report.text import percent
 from netkin.tracking import track
 from netkin.zoo.member import Member
 
