@@ -177,7 +177,3 @@ def trained_classifier(session: Session, member: Member) -> Classifier:
 
     weights = str(session.training.file(member))
     return build(replace(member, checkpoint=weights), session.setting.task, Path(weights))
-
-
-def percent(rate: float) -> str:
-    return f"{100 * rate:.1f}%"

@@ -26,8 +26,8 @@ from netkin.analysis import matrix
 from netkin.analysis.matrix import Matrix
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
-from netkin.report.page import fraction_text
 from netkin.report.study import Outputs, Section
+from netkin.report.text import and_more, fraction_text
 from netkin.similarity import Outcomes
 from netkin.tracking import Tracker, track
 from netkin.transfer.setting import AttackSpec, Setting
@@ -156,7 +156,7 @@ def with_logits(s: Study) -> tuple[Setting, list[Member], Matrix]:
     if without:
         raise UserError(
             f"{len(without)} of {len(members)} models have no clean logits in {setting.store.root} "
-            f"for these images ({', '.join(without[:3])}{' ...' if len(without) > 3 else ''}); "
+            f"for these images ({and_more(without, 3)}); "
             "`python evaluate.py experiment=pairwise` with the same dataset, subset and model "
             "makes them"
         )

@@ -26,7 +26,7 @@ from experiments.common.values import positive_int
 from netkin import similarity
 from netkin.analysis import matrix, statistics
 from netkin.analysis.statistics import associate, correlations, interval, pearson, trend
-from netkin.errors import UserError, near
+from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
 from netkin.report.scatter import scatter
 from netkin.report.study import Section
@@ -107,7 +107,7 @@ def two(s: Study) -> tuple[tuple[str, ...], Definition, list[Definition]]:
     if len(common) < 3:
         raise UserError(
             f"{title} and {config.other} share {len(common)} models, expected 3 or more "
-            f"({', '.join(names[:3])} ... and {', '.join(theirs.names[:3])} ...)"
+            f"({and_more(names, 3)}; {and_more(theirs.names, 3)})"
         )
     return (
         common,

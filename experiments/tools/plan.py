@@ -21,6 +21,7 @@ from experiments.common.setting import build_setting, check_sources, prepare
 from experiments.common.values import positive, resolved
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
+from netkin.report.text import and_more, duration, size
 from netkin.store.files import write
 from netkin.tracking import track
 from netkin.training.weights import is_trained
@@ -164,7 +165,7 @@ def _said(
     if untrained:
         said.append(
             f"{len(untrained)} of {table.height} models have yet to be trained, which comes on "
-            f"top: {', '.join(untrained[:8])}{' ...' if len(untrained) > 8 else ''}."
+            f"top: {and_more(untrained, 8)}."
         )
     if bad:
         image, reason = next(iter(bad.items()))
@@ -179,19 +180,3 @@ def _said(
 
 def total(table: pl.DataFrame, column: str) -> float:
     return float(table[column].sum())
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: "0.3 s", "12 min", "3.4 h", "2.1 days"."""
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.1f} s"
-
-
-def size(number: float) -> str:
-    """Bytes as people say them: "12 MB"."""
-    for unit, length in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if number >= length:
-            return f"{number / length:.1f} {unit}"
-    return f"{number / 1e3:.1f} kB"

@@ -17,10 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.common.values import run_folder
-from experiments.tools.plan import size
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
-from netkin.report.page import fraction_text
+from netkin.report.text import fraction_text, size
 from netkin.store import inventory
 from netkin.store.files import write
 from netkin.store.inventory import Damage, Part
@@ -155,7 +154,7 @@ def _remove(root: Path, wanted: list[str], confirmed: bool, console: Console) ->
     verb = "Removed" if confirmed else "Would remove"
     for path in paths[:MANY]:
         console.print(f"{verb} {path.relative_to(root)}", highlight=False)
-    more = f" and {len(paths) - MANY} more" if len(paths) > MANY else ""
-    console.print(f"{verb} {len(paths)} parts{more and ','}{more} ({held}).", highlight=False)
+    parts = "1 part" if len(paths) == 1 else f"{len(paths)} parts"
+    console.print(f"{verb} {parts} in all ({held}).", highlight=False)
     if not confirmed:
         console.print("Nothing was removed: add confirm=true to do so.", highlight=False)

@@ -18,11 +18,12 @@ from rich.console import Console
 from experiments.common import session as training
 from experiments.common.members import build_recipe, one_member
 from experiments.common.runs import training_info
-from experiments.common.session import Session, percent, train_member
+from experiments.common.session import Session, train_member
 from experiments.common.setting import prepare
 from experiments.common.values import one_of, resolved
 from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs
+from netkin.report.text import percent
 from netkin.similarity import Z_95
 from netkin.tracking import Tracker, track
 from netkin.training.distillation import Distillation

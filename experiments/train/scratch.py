@@ -10,11 +10,12 @@ from rich.console import Console
 from experiments.common import session as training
 from experiments.common.members import build_members
 from experiments.common.runs import training_info
-from experiments.common.session import Session, percent, train_member
+from experiments.common.session import Session, train_member
 from experiments.common.values import resolved
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs
+from netkin.report.text import percent
 from netkin.tracking import track
 from netkin.zoo.member import Member
 

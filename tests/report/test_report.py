@@ -15,7 +15,7 @@ from PIL import Image
 from netkin.analysis.hierarchy import hierarchy
 from netkin.errors import UserError
 from netkin.report.figures import cell_colours, colour_range, heatmap_figure, similarity_heatmap
-from netkin.report.page import Example, Page, count, difference, render
+from netkin.report.page import Example, Page, difference, render
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -332,11 +332,3 @@ def test_difference_maps_eps_to_black_and_white() -> None:
     shown = difference(clean, adversarial.astype(np.uint8), 8 / 255)
     assert shown.dtype == np.uint8
     assert shown[0, :, 0].tolist() == [0, 128, 255]
-
-
-@pytest.mark.parametrize(
-    ("params", "shown"),
-    [(None, "–"), (950, "950"), (1234, "1.23k"), (25_557_032, "25.6M"), (10**9, "1G")],  # noqa: RUF001
-)
-def test_count(params: int | None, shown: str) -> None:
-    assert count(params) == shown

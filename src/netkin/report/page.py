@@ -25,10 +25,10 @@ from plotly.offline import get_plotlyjs
 from netkin.analysis.hierarchy import hierarchy
 from netkin.analysis.summary import WEAK_ATTACK
 from netkin.report.figures import COLOURS, VALUES_UP_TO, cell_colours, colour_range
+from netkin.report.text import count, fraction_text, number, percent
 
 EXTREMES = 5  # pairs in each of the tables of the most and the least similar
 ANCHORS = (0.01, 0.05, 0.10, 0.25, 0.50, 1.00)  # fooling rates p that explain the score
-_UNKNOWN = "–"  # noqa: RUF001
 
 
 @dataclass(frozen=True)
@@ -140,28 +140,6 @@ def render(page: Page) -> str:
     )
 
 
-def number(value: float | None, digits: int = 2) -> str:
-    """A number in a table, or a dash where it is unknown (None or NaN)."""
-    return _UNKNOWN if value is None or math.isnan(value) else f"{value:.{digits}f}"
-
-
-def percent(value: float | None) -> str:
-    """A rate in [0, 1] as per cent with one decimal."""
-    return _UNKNOWN if value is None or math.isnan(value) else f"{100 * value:.1f}%"
-
-
-def count(value: int | None) -> str:
-    """A number of parameters as 3 figures: 25.6M, 950, 1.23G."""
-    if value is None:
-        return _UNKNOWN
-    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if value >= size:
-            return (
-                f"{value / size:.3g}{unit}" if value < 999.5 * size else f"{value / size:.0f}{unit}"
-            )
-    return str(value)
-
-
 def difference(
     clean: NDArray[np.uint8], adversarial: NDArray[np.uint8], eps: float
 ) -> NDArray[np.uint8]:
@@ -175,12 +153,6 @@ def _png(image: NDArray[np.uint8]) -> str:
     out = io.BytesIO()
     Image.fromarray(image).save(out, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
-
-
-def fraction_text(eps: float) -> str:
-    """eps as the field writes it: 8/255 where it is one, or a decimal."""
-    steps = 255 * eps
-    return f"{round(steps)}/255" if abs(steps - round(steps)) < 1e-6 else f"{eps:.3g}"
 
 
 def _family_table(page: Page) -> dict[str, Any]:

@@ -15,13 +15,13 @@ from PIL import Image
 
 from netkin.report.page import environment
 from netkin.report.style import save
+from netkin.report.text import UNKNOWN
 from netkin.store.files import write
 from netkin.tracking import Tracker
 
 PACKAGES = ("netkin", "torch", "timm", "pytorch-lightning", "numpy", "hydra-core", "wandb")
 ROWS = 200
 """Of a table that a page shows; the CSV file has them all."""
-_UNKNOWN = "–"  # noqa: RUF001
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _table(caption: str, table: pl.DataFrame) -> dict[str, Any]:
 def _text(value: Any) -> str:
     """A cell: three decimals for a number, more digits where that would leave none."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        return _UNKNOWN
+        return UNKNOWN
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

@@ -14,7 +14,7 @@ import torch
 from netkin.data.decode import UnreadableImage
 from netkin.data.images import Images
 from netkin.data.views import View
-from netkin.errors import UserError
+from netkin.errors import UserError, and_more
 from netkin.jobs.pool import Advance
 from netkin.store.files import write_json, write_tensors
 from netkin.store.layout import shard_path
@@ -91,10 +91,9 @@ def unreadable(errors: Sequence[UnreadableImage]) -> UserError:
     """One error for some images."""
     if len(errors) == 1:
         return errors[0]
-    named = ", ".join(f"{error.image_id} ({error.reason})" for error in errors[:5])
-    more = f" and {len(errors) - 5} more" if len(errors) > 5 else ""
+    named = and_more(f"{error.image_id} ({error.reason})" for error in errors)
     return UserError(
-        f"{len(errors)} images are unreadable: {named}{more}; mend or remove them, or leave such "
+        f"{len(errors)} images are unreadable: {named}; mend or remove them, or leave such "
         "images out with dataset.on_error=skip"
     )
 

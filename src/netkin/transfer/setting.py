@@ -14,6 +14,7 @@ from netkin.data import views
 from netkin.data.images import Images
 from netkin.data.subset import Subset
 from netkin.data.views import View
+from netkin.errors import and_more
 from netkin.store.files import file_sha256, read_tensors
 from netkin.store.layout import AttackStore, Entry, Store, SubsetStore, shard_path
 from netkin.transfer.evaluator import Evaluator
@@ -165,5 +166,4 @@ def _sha256(path: Path) -> str:
 
 def names(setting: Setting, positions: Sequence[int]) -> str:
     """Some images by id, for a message."""
-    ids = [setting.subset.ids[i] for i in positions]
-    return ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+    return and_more(setting.subset.ids[i] for i in positions)
