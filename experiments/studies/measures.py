@@ -30,14 +30,14 @@ from netkin import similarity
 from netkin.analysis import measures, statistics
 from netkin.analysis.matrix import Matrix
 from netkin.analysis.measures import Matrices
-from netkin.analysis.statistics import associate, correlations, interval, trend
+from netkin.analysis.statistics import associate, correlations, trend
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
 from netkin.report.scatter import scatter
 from netkin.report.study import Section
 from netkin.report.style import INK, panels, style
-from netkin.similarity import Outcomes
+from netkin.similarity import Outcomes, interval
 from netkin.transfer.features import (
     Kind,
     Sample,
@@ -169,11 +169,11 @@ def all_measures(
     chosen, eps_s = list(sample.positions), s.config.score.eps_s
     n, images = len(members), len(chosen)
     outcomes = on_images(measured.outcomes, chosen)
-    weights = np.vstack([np.ones(images), statistics.resample(images, s.config.measures.bootstrap)])
+    weights = np.vstack([np.ones(images), similarity.resample(images, s.config.measures.bootstrap)])
     planes = np.vstack(
         [
             np.ones(len(sample.triplets)),
-            statistics.resample(len(sample.triplets), s.config.measures.bootstrap),
+            similarity.resample(len(sample.triplets), s.config.measures.bootstrap),
         ]
     )
     features_of, gradients_of, planes_of = kinds(sample)

@@ -21,12 +21,13 @@ from experiments.studies.components import components_of
 from netkin.analysis import ensemble, select
 from netkin.analysis.matrix import Matrix
 from netkin.analysis.select import Prediction, mean_similarity
-from netkin.analysis.statistics import interval, pearson, resample
+from netkin.analysis.statistics import pearson
 from netkin.errors import UserError, near
 from netkin.jobs.progress import Bars
 from netkin.report.scatter import scatter
 from netkin.report.study import Section
 from netkin.report.style import MARKERS, PALETTE, panels, style
+from netkin.similarity import interval, resample
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import logits_by_block, params
 from netkin.zoo.member import Member
