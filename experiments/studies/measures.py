@@ -31,7 +31,6 @@ from netkin.analysis import measures, statistics
 from netkin.analysis.matrix import Matrix
 from netkin.analysis.measures import Matrices
 from netkin.analysis.statistics import associate, correlations, trend
-from netkin.errors import UserError
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
 from netkin.report.scatter import scatter
@@ -85,11 +84,6 @@ def run(config: DictConfig) -> None:
     options = config.measures
     for name in ("images", "triplets", "grid", "bootstrap", "permutations"):
         setup.whole(options[name], f"measures.{name}")
-    if config.similarity is not None:
-        raise UserError(
-            "experiment=measures needs the models, not a file: leave similarity=null, and compare "
-            "a file with experiment=attacks similarity=a.csv other=b.csv"
-        )
     with study(config) as s:
         assert s.measured is not None
         setting, members = s.measured.setting, s.measured.members

@@ -64,7 +64,6 @@ def test_differences_are_of_the_same_pairs() -> None:
         (["fuse=maybe"], "fuse must be True or False"),
         (["batch_size=0"], "batch_size must be a whole number of 1 or more, got 0"),
         (["attack=clean"], "needs an attack that draws"),
-        (["similarity=x.csv"], "experiment=precision measures"),
     ],
 )
 def test_mistakes(
