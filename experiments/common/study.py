@@ -88,27 +88,46 @@ class Study:
     def finish(
         self, title: str, question: str, answer: Sequence[str], sections: Sequence[Section]
     ) -> None:
-        """Write report.html, and tell the answer and where everything lies."""
-        report = self.outputs.report(title, question, answer, sections, described(self.config))
-        for paragraph in answer:
-            self.console.print(f"\n{paragraph}", highlight=False, markup=False)
-        self.console.print(f"\nReport   {report}", highlight=False, markup=False)
-        folder, files = self.outputs.folder, self.outputs.files
-        for kind, suffix in (("Tables", ".csv"), ("Figures", ".png")):
-            if names := sorted(file for file in files if file.endswith(suffix)):
-                text = f"{kind:<8} {folder}/{', '.join(names)}"
-                self.console.print(text, highlight=False, markup=False)
+        """Write report.html, and print the answer and where everything lies; see `finish`."""
+        finish(self.config, self.outputs, self.console, title, question, answer, sections)
+
+
+def finish(
+    config: DictConfig,
+    outputs: Outputs,
+    console: Console,
+    title: str,
+    question: str,
+    answer: Sequence[str],
+    sections: Sequence[Section],
+) -> None:
+    """Write report.html, and print the answer and where everything lies.
+
+    Args:
+        config: as composed; the report shows the keys that the study used.
+        outputs: the run's folder.
+        console: where the answer is printed.
+        title, question, answer, sections: of `netkin.report.study.Outputs.report`.
+    """
+    report = outputs.report(title, question, answer, sections, described(config))
+    for paragraph in answer:
+        console.print(f"\n{paragraph}", highlight=False, markup=False)
+    console.print(f"\nReport   {report}", highlight=False, markup=False)
+    for kind, suffix in (("Tables", ".csv"), ("Figures", ".png")):
+        if names := sorted(file for file in outputs.files if file.endswith(suffix)):
+            text = f"{kind:<8} {outputs.folder}/{', '.join(names)}"
+            console.print(text, highlight=False, markup=False)
 
 
 @contextmanager
 def study(config: DictConfig, attack: AttackSpec | None = None) -> Iterator[Study]:
     """The matrix of a config, measured or read, for the time of a study.
 
-    Reads the keys `similarity` (a path, or null) and `symmetrise`, which the config must have.
-    Measures by the config's attack, unless another is given.
+    Reads a matrix from the file that the key `similarity` names, if any (`symmetrise` goes with
+    it). Otherwise measures by the config's attack, unless another is given.
     """
     console = Console(soft_wrap=True)
-    if config.similarity is not None:
+    if config.get("similarity") is not None:
         found = matrix.read(config.similarity, bool(config.symmetrise))
         info = file_info(config, len(found.names))
         with track(resolved(config.logger), info) as tracker:

@@ -31,6 +31,7 @@ from netkin.jobs.progress import Bars
 from netkin.report.scatter import scatter
 from netkin.report.study import Section
 from netkin.report.style import panels, style
+from netkin.similarity import interval
 from netkin.transfer.setting import AttackSpec
 from netkin.zoo.member import Member
 
@@ -90,7 +91,7 @@ def two(s: Study) -> tuple[tuple[str, ...], Definition, list[Definition]]:
     if config.other is None:
         assert s.measured is not None
         found, score = s.measured.outcomes, config.score
-        counts = statistics.resample(len(found.image_ids), score.bootstrap)
+        counts = similarity.resample(len(found.image_ids), score.bootstrap)
         return (
             names,
             Definition(title, scores, s.draws()),
@@ -177,7 +178,7 @@ def definition(
     if sources is None:
         draws = similarity.bootstrap(outcomes, score.bootstrap, eps_s=score.eps_s)
         return Definition(label, similarity.matrix(outcomes, score.eps_s), draws)
-    counts = statistics.resample(len(outcomes.image_ids), score.bootstrap)
+    counts = similarity.resample(len(outcomes.image_ids), score.bootstrap)
     scores = similarity.one_sided(outcomes, score.eps_s)
     draws = similarity.one_sided(outcomes, score.eps_s, counts)
     named = {member.name for member in sources}

@@ -31,14 +31,13 @@ from netkin import similarity
 from netkin.analysis import measures, statistics
 from netkin.analysis.matrix import Matrix
 from netkin.analysis.measures import Matrices
-from netkin.analysis.statistics import associate, correlations, interval, trend
-from netkin.errors import UserError
+from netkin.analysis.statistics import associate, correlations, trend
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
 from netkin.report.scatter import scatter
 from netkin.report.study import Section
 from netkin.report.style import INK, panels, style
-from netkin.similarity import Outcomes
+from netkin.similarity import Outcomes, interval
 from netkin.transfer.features import (
     Kind,
     Sample,
@@ -86,11 +85,6 @@ def run(config: DictConfig) -> None:
     options = config.measures
     for name in ("images", "triplets", "grid", "bootstrap", "permutations"):
         positive_int(options[name], f"measures.{name}")
-    if config.similarity is not None:
-        raise UserError(
-            "experiment=measures needs the models, not a file: leave similarity=null, and compare "
-            "a file with experiment=attacks similarity=a.csv other=b.csv"
-        )
     with study(config) as s:
         assert s.measured is not None
         setting, members = s.measured.setting, s.measured.members
@@ -170,11 +164,11 @@ def all_measures(
     chosen, eps_s = list(sample.positions), s.config.score.eps_s
     n, images = len(members), len(chosen)
     outcomes = on_images(measured.outcomes, chosen)
-    weights = np.vstack([np.ones(images), statistics.resample(images, s.config.measures.bootstrap)])
+    weights = np.vstack([np.ones(images), similarity.resample(images, s.config.measures.bootstrap)])
     planes = np.vstack(
         [
             np.ones(len(sample.triplets)),
-            statistics.resample(len(sample.triplets), s.config.measures.bootstrap),
+            similarity.resample(len(sample.triplets), s.config.measures.bootstrap),
         ]
     )
     features_of, gradients_of, planes_of = kinds(sample)

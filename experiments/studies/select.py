@@ -28,6 +28,7 @@ from netkin.jobs.progress import Bars
 from netkin.report.scatter import scatter
 from netkin.report.study import Section
 from netkin.report.style import MARKERS, PALETTE, panels, style
+from netkin.similarity import interval, resample
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import logits_by_block, params
 from netkin.zoo.member import Member

@@ -19,12 +19,12 @@ from experiments.common.values import positive_int
 from netkin.analysis import matrix
 from netkin.analysis.groups import groups
 from netkin.analysis.matrix import Matrix
-from netkin.analysis.statistics import interval
 from netkin.analysis.within import Mean, mean_between, mean_within
 from netkin.errors import UserError
 from netkin.report.blocks import Block, blocks_figure
 from netkin.report.intervals import intervals_figure
 from netkin.report.study import Section
+from netkin.similarity import interval
 
 ALL = "all models"
 BETWEEN = "different groups"
