@@ -25,7 +25,7 @@ from experiments.common.study import Measured, Study, measure_prepared, study
 from experiments.common.values import positive_int
 from netkin import similarity
 from netkin.analysis import matrix, statistics
-from netkin.analysis.statistics import associate, correlations, interval, pearson, trend
+from netkin.analysis.statistics import associate, correlations, pearson, trend
 from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
 from netkin.report.scatter import scatter

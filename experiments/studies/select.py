@@ -22,7 +22,7 @@ from experiments.studies.components import components_of
 from netkin.analysis import ensemble, select
 from netkin.analysis.matrix import Matrix
 from netkin.analysis.select import Prediction, mean_similarity
-from netkin.analysis.statistics import interval, pearson, resample
+from netkin.analysis.statistics import pearson
 from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
 from netkin.report.scatter import scatter
