@@ -9,18 +9,20 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.common.sweep import take_gpu
-from netkin.attacks import Clean, Selective
+from netkin.attacks import Attack, Clean, as_attack
 from netkin.attacks.grid import levels
 from netkin.attacks.units import fraction
 from netkin.data import subset
 from netkin.data.images import Images, Part
 from netkin.data.subset import Subset
 from netkin.errors import UserError
+from netkin.jobs.devices import device_of
 from netkin.jobs.pool import Display, Jobs
 from netkin.pipeline import PRELOAD
 from netkin.store.layout import Store, digest
@@ -64,7 +66,7 @@ def build_setting(config: DictConfig) -> Setting:
         whole(values["score"]["bootstrap"], "score.bootstrap")
     # Training looks at clean images alone.
     attack = build_attack(config) if "attack" in values else AttackSpec("clean", Clean(), {})
-    eps = getattr(attack.attack, "eps", None)
+    eps = attack.attack.eps
     if values["store"]["dtype"] == "uint8" and eps is not None:
         levels(eps)
     images: Images = instantiate(config.dataset.images)
@@ -186,7 +188,7 @@ def _loader(config: DictConfig) -> Loader:
 
 def on_cpu(config: DictConfig) -> bool:
     """Whether models run on the CPU."""
-    return config.accelerator == "cpu" or not torch.cuda.is_available()
+    return device_of(config.accelerator).type == "cpu"
 
 
 def build_attack(config: DictConfig, option: str | None = None) -> AttackSpec:
@@ -201,7 +203,17 @@ def build_attack(config: DictConfig, option: str | None = None) -> AttackSpec:
         key: fraction(value, f"attack.{key}") if _is_fraction(value) else value
         for key, value in values.items()
     }
-    return AttackSpec(str(name), instantiate(config.attack), identity)
+    return AttackSpec(str(name), make_attack(config.attack), identity)
+
+
+def make_attack(config: DictConfig) -> Attack:
+    """The attack of a config. Raises UserError with the key of what is wrong."""
+    try:
+        return as_attack(instantiate(config))
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, UserError):
+            raise
+        raise UserError(f"attack.{error.__cause__}") from None  # it begins with the argument
 
 
 def check_sources(setting: Setting, sources: Sequence[Member], members: Sequence[Member]) -> None:
@@ -210,7 +222,7 @@ def check_sources(setting: Setting, sources: Sequence[Member], members: Sequence
     Raises UserError that lists those of the members that it fits.
     """
     attack = setting.attack.attack
-    if not isinstance(attack, Selective):
+    if not attack.selective:
         return
     problems = {m.name: attack.unfit(_architecture(m, setting.task)) for m in members}
     refused = [f"{m.name} {problems[m.name]}" for m in sources if problems[m.name]]

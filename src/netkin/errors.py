@@ -1,7 +1,7 @@
 """Errors that are shown as a single line, without a stack trace; what stops a run from outside."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -29,3 +29,9 @@ def near(name: str, known: Iterable[str], n: int = 3) -> str:
     """A hint such as ``; did you mean resnet50, resnet51q?``, or nothing when no name is near."""
     matches = difflib.get_close_matches(name, list(known), n=n, cutoff=0.6)
     return f"; did you mean {', '.join(matches)}?" if matches else ""
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a list, and how many there are beside them: "a, b and 3 more"."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
