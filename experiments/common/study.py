@@ -16,7 +16,11 @@ from rich.console import Console
 from timm.models import split_model_name_tag
 from timm.models._registry import get_deprecated_models
 
-from experiments.common import setting as setup
+from experiments.common.devices import build_jobs
+from experiments.common.members import build_members, build_training
+from experiments.common.runs import file_info, run_info, used
+from experiments.common.setting import build_setting, check_sources, prepare
+from experiments.common.values import resolved
 from netkin import pipeline, similarity
 from netkin.analysis import matrix
 from netkin.analysis.matrix import Matrix
@@ -25,18 +29,11 @@ from netkin.jobs.progress import Bars
 from netkin.report.page import fraction_text
 from netkin.report.study import Outputs, Section
 from netkin.similarity import Outcomes
-from netkin.tracking import RunInfo, Tracker, track
+from netkin.tracking import Tracker, track
 from netkin.transfer.setting import AttackSpec, Setting
 from netkin.transfer.stored import is_clean
 from netkin.zoo.execution import DEFAULT_PRECISION
 from netkin.zoo.member import Member
-
-MEASURING = (
-    *("dataset", "subset", "model", "recipe", "attack", "store", "transfer", "score"),
-    *("accelerator", "trainer", "workers", "threads", "loader"),
-    *("batch_size", "precision", "memory_format", "fuse", "compile"),
-)
-"""Keys that say nothing of a study whose matrix comes from a file."""
 
 
 @dataclass(frozen=True)
@@ -114,18 +111,18 @@ def study(config: DictConfig, attack: AttackSpec | None = None) -> Iterator[Stud
     if config.similarity is not None:
         found = matrix.read(config.similarity, bool(config.symmetrise))
         info = file_info(config, len(found.names))
-        with track(setup.resolved(config.logger), info) as tracker:
+        with track(resolved(config.logger), info) as tracker:
             families = [family(name) for name in found.names]
             source = f"the {len(found.names)} models of {Path(config.similarity).name}"
             outputs = Outputs(info.folder, tracker)
             yield Study(config, found, families, None, outputs, tracker, console, source)
         return
-    setting = setup.build_setting(config)
+    setting = build_setting(config)
     if attack is not None:
         setting = replace(setting, attack=attack)
-    members = setup.build_members(config)
-    info = setup.run_info(config, setting, len(members))
-    with track(setup.resolved(config.logger), info) as tracker:
+    members = build_members(config)
+    info = run_info(config, setting, len(members))
+    with track(resolved(config.logger), info) as tracker:
         with Bars(console) as bars:
             setting, outcomes = measure(config, setting, members, tracker, bars)
         scores = similarity.matrix(outcomes, config.score.eps_s)
@@ -150,11 +147,11 @@ def with_logits(s: Study) -> tuple[Setting, list[Member], Matrix]:
     """
     if s.measured is not None:
         return s.measured.setting, s.measured.members, s.matrix
-    setting = setup.build_setting(s.config)
-    members = setup.build_members(s.config)
+    setting = build_setting(s.config)
+    members = build_members(s.config)
     found = s.matrix.of(tuple(member.name for member in members), str(s.config.similarity))
     with Bars(s.console) as bars:
-        setting = setup.prepare(s.config, setting, members, bars)
+        setting = prepare(s.config, setting, members, bars)
     without = [member.name for member in members if not _has_logits(setting, member)]
     if without:
         raise UserError(
@@ -176,8 +173,8 @@ def measure(
 ) -> tuple[Setting, Outcomes]:
     """Outcomes of all members, computed where the store lacks them, and the setting as prepared
     (with the files of published weights, less unreadable images)."""
-    setup.check_sources(setting, members, members)
-    setting = setup.prepare(config, setting, members, bars)
+    check_sources(setting, members, members)
+    setting = prepare(config, setting, members, bars)
     return setting, measure_prepared(config, setting, members, tracker, bars)
 
 
@@ -190,8 +187,8 @@ def measure_prepared(
     sources: list[Member] | None = None,
 ) -> Outcomes:
     """`measure` for a setting that has been prepared; only `sources` are attacked, if given."""
-    training = setup.build_training(config, setting, members, bars)
-    with setup.build_jobs(config, (setting, training), bars) as jobs:
+    training = build_training(config, setting, members, bars)
+    with build_jobs(config, (setting, training), bars) as jobs:
         return pipeline.compute_outcomes(setting, members, training, jobs, tracker, sources)
 
 
@@ -223,25 +220,6 @@ def family(name: str) -> str:
     return timm.model_entrypoint(architecture).__module__.split(".")[-1]
 
 
-def file_info(config: DictConfig, models: int) -> RunInfo:
-    """What a dashboard sorts a run by whose matrix comes from a file."""
-    experiment, stem = config.experiment.name, Path(config.similarity).stem
-    return RunInfo(
-        folder=setup.run_folder(),
-        config=OmegaConf.to_container(_used(config), resolve=True),  # type: ignore[arg-type]
-        group=f"{experiment}-{stem}",
-        job_type=experiment,
-        name=f"{stem}-{models}-models",
-        tags=(experiment, stem),
-    )
-
-
 def described(config: DictConfig) -> str:
     """The config as YAML, resolved, less what was not used."""
-    return OmegaConf.to_yaml(_used(config), resolve=True)
-
-
-def _used(config: DictConfig) -> DictConfig:
-    if config.similarity is None:
-        return config
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key not in MEASURING])
+    return OmegaConf.to_yaml(used(config), resolve=True)

@@ -16,8 +16,8 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
-from experiments.common import setting as setup
 from experiments.common.study import Study, study
+from experiments.common.values import positive_int
 from experiments.studies.components import components_of
 from netkin.analysis import clusters
 from netkin.analysis.components import keywords
@@ -37,7 +37,7 @@ def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     options = config.clusters
     for key in ("restarts", "keywords", "seeds", "draws", "perplexity"):
-        setup.whole(options[key], f"clusters.{key}")
+        positive_int(options[key], f"clusters.{key}")
     with study(config) as s:
         k, reason = cluster_number(config.k, s.scores)
         labels = clusters.spectral(s.scores, k, options.seed, options.restarts)

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch.nn.functional import interpolate
 
-from experiments.common import setting as setup
+from experiments.common.devices import build_jobs
 from experiments.common.study import Measured, Study, study
+from experiments.common.values import positive_int
 from netkin import similarity
 from netkin.analysis import measures, statistics
 from netkin.analysis.matrix import Matrix
@@ -85,7 +86,7 @@ def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     options = config.measures
     for name in ("images", "triplets", "grid", "bootstrap", "permutations"):
-        setup.whole(options[name], f"measures.{name}")
+        positive_int(options[name], f"measures.{name}")
     if config.similarity is not None:
         raise UserError(
             "experiment=measures needs the models, not a file: leave similarity=null, and compare "
@@ -110,7 +111,7 @@ def gather(
     the seconds an image of a forward pass, an attack (craft), features and gradients."""
     with Bars(s.console) as bars:
         context = (setting, sample, config.measures.seconds)
-        with setup.build_jobs(config, context, bars, PRELOAD) as jobs:
+        with build_jobs(config, context, bars, PRELOAD) as jobs:
             for kind in kinds(sample):
                 todo = [
                     Todo(member, kind, tuple(lacking))

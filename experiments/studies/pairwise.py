@@ -15,8 +15,12 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from experiments.common import setting as setup
+from experiments.common.devices import build_jobs
+from experiments.common.members import build_members, build_training
+from experiments.common.runs import run_info
+from experiments.common.setting import build_setting, check_sources, prepare
 from experiments.common.study import attacked
+from experiments.common.values import resolved
 from netkin import similarity
 from netkin.analysis import summary
 from netkin.jobs.pool import Jobs
@@ -27,7 +31,7 @@ from netkin.report.figures import similarity_heatmap
 from netkin.report.page import Page, render
 from netkin.report.study import versions
 from netkin.similarity import Outcomes
-from netkin.store.layout import write
+from netkin.store.files import write
 from netkin.tracking import Tracker, track
 from netkin.training.weights import Training
 from netkin.transfer.resize import resize_errors
@@ -39,16 +43,16 @@ from netkin.zoo.member import Member
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    setting = setup.build_setting(config)
-    members = setup.build_members(config)
-    setup.check_sources(setting, members, members)
-    info = setup.run_info(config, setting, len(members))
+    setting = build_setting(config)
+    members = build_members(config)
+    check_sources(setting, members, members)
+    info = run_info(config, setting, len(members))
     console = Console(soft_wrap=True)
-    with track(setup.resolved(config.logger), info) as tracker:
+    with track(resolved(config.logger), info) as tracker:
         with Bars(console) as bars:
-            setting = setup.prepare(config, setting, members, bars)
-            training = setup.build_training(config, setting, members, bars)
-            with setup.build_jobs(config, (setting, training), bars) as jobs:
+            setting = prepare(config, setting, members, bars)
+            training = build_training(config, setting, members, bars)
+            with build_jobs(config, (setting, training), bars) as jobs:
                 outcomes, failures = measured(setting, members, training, jobs, tracker)
         said = report(config, setting, members, outcomes, failures, info.folder, tracker)
     for paragraph in said:

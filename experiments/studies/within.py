@@ -14,8 +14,8 @@ import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from experiments.common import setting as setup
 from experiments.common.study import Study, study
+from experiments.common.values import positive_int
 from netkin.analysis import matrix
 from netkin.analysis.groups import groups
 from netkin.analysis.matrix import Matrix
@@ -36,7 +36,7 @@ SHOWN = 16
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    setup.whole(config.within.sample, "within.sample")
+    positive_int(config.within.sample, "within.sample")
     with study(config) as s:
         chosen = groups(config.groups, s.names, s.families)
         apart = own_matrices(config)

@@ -13,11 +13,15 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import setting as setup
+from experiments.common.devices import build_jobs, members_at_once
+from experiments.common.members import build_members, build_training, unreadable
+from experiments.common.runs import run_info
+from experiments.common.setting import build_setting, check_sources, prepare
+from experiments.common.values import positive, resolved
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
 from netkin.jobs.results import Result
-from netkin.store.layout import write
+from netkin.store.files import write
 from netkin.tracking import track
 from netkin.training.weights import is_trained
 from netkin.transfer.probe import Cost, probe
@@ -31,27 +35,27 @@ ROW_BYTES = 12
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    setting = setup.build_setting(config)
-    members = setup.build_members(config)
-    info = setup.run_info(config, setting, len(members))
+    setting = build_setting(config)
+    members = build_members(config)
+    info = run_info(config, setting, len(members))
     console = Console(soft_wrap=True)
-    with track(setup.resolved(config.logger), info) as tracker:
+    with track(resolved(config.logger), info) as tracker:
         with Bars(console) as bars:
-            setup.check_sources(setting, members, members)
-            setting = setup.prepare(config, setting, members, bars)
-            bad = setup.check(setting.images, setting.subset.positions, "images", bars)
+            check_sources(setting, members, members)
+            setting = prepare(config, setting, members, bars)
+            bad = unreadable(setting.images, setting.subset.positions, "images", bars)
             readable = replace(setting, subset=setting.subset.without(bad))
-            training = setup.build_training(config, setting, members, bars)
+            training = build_training(config, setting, members, bars)
             untrained = [m.name for m in members if training and not is_trained(training, m)]
             if training and untrained:
                 images = training.images
-                bad |= setup.check(images, range(len(images.ids)), "training images", bars)
+                bad |= unreadable(images, range(len(images.ids)), "training images", bars)
             costs = _costs(config, readable, members, bars)
         pairs = _missing_pairs(setting, members, {*untrained} | {*bad})
         table = cost_table(setting, members, costs, pairs)
         write(info.folder / "plan.csv", table.write_csv)
         tracker.table("tables/plan", table)
-        workers = setup.workers(config)
+        workers = members_at_once(config)
         seconds = total(table, "craft_seconds") + total(table, "transfer_seconds")
         tracker.metrics({"plan/seconds": seconds / workers})
     console.print(_shown(table, workers))
@@ -63,9 +67,9 @@ def run(config: DictConfig) -> None:
 def _costs(
     config: DictConfig, setting: Setting, members: list[Member], bars: Bars
 ) -> dict[str, Cost]:
-    seconds = setup.positive(config.plan.seconds, "plan.seconds")
+    seconds = positive(config.plan.seconds, "plan.seconds")
     context = (setting, seconds)
-    with setup.build_jobs(config, context, bars, ("netkin.transfer.probe",)) as jobs:
+    with build_jobs(config, context, bars, ("netkin.transfer.probe",)) as jobs:
         found = jobs.run("plan", _probe, members, len(members))
         return {member.name: result.cost for member, result in found}
 
@@ -147,7 +151,7 @@ def _said(
 ) -> list[str]:
     craft = total(table, "craft_seconds") / workers
     transfer = total(table, "transfer_seconds") / workers
-    views = {setting.view(m) for m in setup.build_members(config)}
+    views = {setting.view(m) for m in build_members(config)}
     seen = sum(3 * view.input_size**2 for view in views) * len(setting.subset)
     need = total(table, "adversarial_bytes") + total(table, "outcome_bytes") + seen
     free = shutil.disk_usage(setting.store.root).free

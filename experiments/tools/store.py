@@ -16,14 +16,14 @@ from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import setting as setup
+from experiments.common.values import run_folder
 from experiments.tools.plan import size
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.page import fraction_text
 from netkin.store import inventory
+from netkin.store.files import write
 from netkin.store.inventory import Damage, Part
-from netkin.store.layout import write
 
 MANY = 8
 """Paths that are named one by one."""
@@ -39,7 +39,7 @@ def run(config: DictConfig) -> None:
         raise UserError(f"there is no store {root}; choose another with store.dir=PATH")
     wanted = config.remove if isinstance(config.remove, ListConfig) else [config.remove]
     wanted = [str(name) for name in wanted]
-    console, folder = Console(soft_wrap=True), setup.run_folder()
+    console, folder = Console(soft_wrap=True), run_folder()
     if wanted:
         _remove(root, wanted, config.confirm, console)
         return

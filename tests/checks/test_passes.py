@@ -11,7 +11,8 @@ from experiments.checks.passes import RandomImages, evaluation
 from experiments.checks.speed import with_random_weights
 from netkin.data import views
 from netkin.data.views import View
-from netkin.store.layout import read_tensors, shard_path, write_tensors
+from netkin.store.files import read_tensors, write_tensors
+from netkin.store.layout import shard_path
 from netkin.transfer.clean import clean_pass
 from netkin.transfer.stored import Target, logits_path, outcome_store
 from netkin.transfer.transfer import transfer

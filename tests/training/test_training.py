@@ -18,7 +18,8 @@ from netkin.data import views
 from netkin.data.digits import Digits
 from netkin.data.subset import draw
 from netkin.errors import UserError
-from netkin.store.layout import Store, file_sha256, read_tensors
+from netkin.store.files import file_sha256, read_tensors
+from netkin.store.layout import Store
 from netkin.training import checkpoint
 from netkin.training.checkpoint import Checkpoint
 from netkin.training.fit import Hardware, Job, fit, make_optimizer, make_schedule

@@ -15,7 +15,7 @@ from PIL import Image
 
 from netkin.report.page import environment
 from netkin.report.style import save
-from netkin.store.layout import write
+from netkin.store.files import write
 from netkin.tracking import Tracker
 
 PACKAGES = ("netkin", "torch", "timm", "pytorch-lightning", "numpy", "hydra-core", "wandb")

@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance
 from netkin.jobs.results import Trained
-from netkin.store.layout import read_tensors, write, write_json, write_tensors
+from netkin.store.files import read_tensors, write, write_json, write_tensors
 from netkin.training import checkpoint
 from netkin.training.distillation import Teacher
 from netkin.training.fit import Hardware, Job, Report, fit, own_checkpoint

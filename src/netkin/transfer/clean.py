@@ -9,7 +9,7 @@ from torch import Tensor
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance
 from netkin.jobs.results import Result
-from netkin.store.layout import write_tensors
+from netkin.store.files import write_tensors
 from netkin.store.lease import lease
 from netkin.transfer.batches import Batches
 from netkin.transfer.engine import Work, predict

@@ -17,7 +17,8 @@ from netkin.attacks.grid import to_grid
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance
 from netkin.jobs.results import Crafted
-from netkin.store.layout import Entry, shard_path, write_tensors
+from netkin.store.files import write_tensors
+from netkin.store.layout import Entry, shard_path
 from netkin.store.lease import is_held, lease
 from netkin.transfer.batches import Batches
 from netkin.transfer.engine import Work, predict

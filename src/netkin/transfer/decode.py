@@ -16,7 +16,8 @@ from netkin.data.views import View
 from netkin.errors import UserError, some
 from netkin.jobs.pool import Advance
 from netkin.jobs.results import Result
-from netkin.store.layout import shard_path, write_json, write_tensors
+from netkin.store.files import write_json, write_tensors
+from netkin.store.layout import shard_path
 from netkin.store.lease import lease
 from netkin.transfer.setting import Setting
 from netkin.zoo.member import Member

@@ -21,7 +21,8 @@ from netkin.errors import UserError
 from netkin.jobs.devices import fastest
 from netkin.jobs.pool import Advance
 from netkin.jobs.results import Result
-from netkin.store.layout import Entry, read_tensors, shard_path, write_tensors
+from netkin.store.files import read_tensors, write_tensors
+from netkin.store.layout import Entry, shard_path
 from netkin.transfer.batches import Batches
 from netkin.transfer.engine import Work, predict
 from netkin.transfer.setting import Setting

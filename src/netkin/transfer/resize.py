@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from netkin.data.views import View
-from netkin.store.layout import digest, read_tensors
+from netkin.store.files import digest, read_tensors
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import correct
 from netkin.zoo.member import Member

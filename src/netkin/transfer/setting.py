@@ -16,15 +16,8 @@ from netkin.data.subset import Subset
 from netkin.data.views import View
 from netkin.errors import some
 from netkin.jobs.devices import device_of
-from netkin.store.layout import (
-    AttackStore,
-    Entry,
-    Store,
-    SubsetStore,
-    file_sha256,
-    read_tensors,
-    shard_path,
-)
+from netkin.store.files import file_sha256, read_tensors
+from netkin.store.layout import AttackStore, Entry, Store, SubsetStore, shard_path
 from netkin.transfer.evaluator import Evaluator
 from netkin.transfer.tune import Choice
 from netkin.zoo.build import Classifier, Task, build, identity, preprocessing

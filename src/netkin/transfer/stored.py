@@ -13,7 +13,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from netkin.similarity import Outcomes
-from netkin.store.layout import OutcomeStore, digest, read_metadata, read_tensors, shard_path
+from netkin.store.files import digest, read_metadata, read_tensors
+from netkin.store.layout import OutcomeStore, shard_path
 from netkin.transfer.setting import Setting
 from netkin.zoo.member import Member
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from netkin.errors import StoreError
 from netkin.jobs.devices import seconds_of
-from netkin.store.layout import Entry, create_json
+from netkin.store.files import create_json
+from netkin.store.layout import Entry
 from netkin.transfer.batches import out_of_memory
 from netkin.zoo.build import Classifier
 from netkin.zoo.execution import MEMORY_FORMATS, Execution, prepare
