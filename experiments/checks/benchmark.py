@@ -40,6 +40,7 @@ from netkin.attacks.units import fraction
 from netkin.data import views
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
+from netkin.jobs.results import Result
 from netkin.pipeline import Pipeline
 from netkin.store.files import write
 from netkin.tracking import Tracker, track
@@ -117,7 +118,7 @@ def time_steps(
                 step = min(s for way, s in zip(ways, taken, strict=True) if way.who == "craft")
                 targets.append(passes.target_pass(classifier, size, batch, own.rounds, step))
             bars.advance("speed", 1)
-            bars.finish("speed", name, {})
+            bars.finish("speed", name, Result())
         bars.end("speed")
     found = {"speed": rows, "bytes": stored, "transfer": targets}
     return {name: pl.concat(tables) for name, tables in found.items() if tables}

@@ -34,6 +34,7 @@ from netkin.analysis.measures import Matrices
 from netkin.analysis.statistics import associate, correlations, trend
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
+from netkin.jobs.results import Result
 from netkin.report.scatter import scatter
 from netkin.report.study import Section
 from netkin.report.style import INK, panels, style
@@ -114,11 +115,11 @@ def gather(
                 units = sum(item.units(setting, sample) for item in todo)
                 start = time.perf_counter()
                 for item, result in jobs.run(kind.name, _measure, todo, units):
-                    s.tracker.metrics({f"{kind.name}/seconds/{item.name}": result["seconds"]})
+                    s.tracker.metrics({f"{kind.name}/seconds/{item.name}": result.seconds})
                 if todo:
                     s.tracker.metrics({f"{kind.name}/seconds": time.perf_counter() - start})
             timed = jobs.run("cost", _cost, members, len(members))
-            costs = [result["cost"] for _, result in timed]
+            costs = [result.cost for _, result in timed]
             return {name: sum(cost[name] for cost in costs) for name in costs[0]}
 
 
@@ -139,13 +140,20 @@ class Todo:
         return sum(len(parts[i]) for i in self.shards)
 
 
-def _measure(context: tuple, item: Todo, advance: Advance) -> dict[str, Any]:
+def _measure(context: tuple, item: Todo, advance: Advance) -> Result:
     from netkin.transfer.features import measure_pass
 
     return measure_pass(context[0], context[1], item.member, item.kind, advance)
 
 
-def _cost(context: tuple, member: Member, advance: Advance) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Timed(Result):
+    """Seconds an image of each kind of pass."""
+
+    cost: dict[str, float]
+
+
+def _cost(context: tuple, member: Member, advance: Advance) -> Timed:
     from netkin.transfer.features import time_passes
     from netkin.transfer.probe import probe
 
@@ -153,7 +161,7 @@ def _cost(context: tuple, member: Member, advance: Advance) -> dict[str, Any]:
     found = probe(context[0], member, context[2], advance)
     cost = {"craft": found.craft, "forward": found.transfer}
     cost |= time_passes(context[0], member, found.batch)
-    return {"cost": cost, "seconds": time.perf_counter() - start}
+    return Timed(cost=cost, seconds=time.perf_counter() - start)
 
 
 def all_measures(

@@ -152,7 +152,7 @@ def report(
         models=tables["models"],
         family_means=tables["families"],
         examples=examples(setting, members),
-        eps=getattr(setting.attack.attack, "eps", None) or 1.0,
+        eps=setting.attack.attack.eps or 1.0,
         config=OmegaConf.to_yaml(config, resolve=True),
         versions=versions(),
         files=[*(f"{name}.csv" for name in tables), png.name, pdf.name],

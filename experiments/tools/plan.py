@@ -6,8 +6,7 @@ transfer steps on this device, and works out time, disk and memory for what the 
 
 import shutil
 import time
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import polars as pl
 from omegaconf import DictConfig
@@ -21,6 +20,7 @@ from experiments.common.setting import build_setting, check_sources, prepare
 from experiments.common.values import positive, resolved
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
+from netkin.jobs.results import Result
 from netkin.report.text import and_more, duration, size
 from netkin.store.files import write
 from netkin.tracking import track
@@ -72,13 +72,20 @@ def _costs(
     context = (setting, seconds)
     with build_jobs(config, context, bars, ("netkin.transfer.probe",)) as jobs:
         found = jobs.run("plan", _probe, members, len(members))
-        return {member.name: result["cost"] for member, result in found}
+        return {member.name: result.cost for member, result in found}
 
 
-def _probe(context: tuple[Setting, float], member: Member, advance: Advance) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Probed(Result):
+    """A member's cost."""
+
+    cost: Cost
+
+
+def _probe(context: tuple[Setting, float], member: Member, advance: Advance) -> Probed:
     start = time.perf_counter()
     cost = probe(context[0], member, context[1], advance)
-    return {"cost": cost, "seconds": time.perf_counter() - start}
+    return Probed(cost=cost, seconds=time.perf_counter() - start)
 
 
 def _missing_pairs(setting: Setting, members: list[Member], new: set[str]) -> dict[str, int]:
