@@ -1,7 +1,6 @@
 """The similarity matrix as a figure for a paper: clustered, with its dendrogram, as PNG and PDF."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -16,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from netkin.analysis.hierarchy import Hierarchy, hierarchy, off_diagonal
-from netkin.report.style import INK, PALETTE, save
+from netkin.report.style import INK, PALETTE
 
 # Perceptually uniform, and readable with any colour blindness and in grey. What lies outside the
 # range goes on getting lighter or darker, so that it is not mistaken for its end.
@@ -56,7 +55,16 @@ def cell_colours(
 def heatmap_figure(
     scores: NDArray[np.float64], names: Sequence[str], families: Sequence[str]
 ) -> Figure:
-    """The figure that `similarity_heatmap` saves. Same arguments; safe in any thread."""
+    """The clustered matrix with its dendrogram; safe in any thread.
+
+    Args:
+        scores: [N, N], symmetric, in nats, N >= 2. NaN is drawn hatched.
+        names: N model names.
+        families: the family of each model: a strip of colours with a legend where there are 2 to
+            12 families, and left out otherwise.
+
+    Raises UserError for fewer than 2 models, ValueError where the arguments disagree.
+    """
     n = len(names)
     if scores.shape != (n, n) or len(families) != n:
         raise ValueError(f"{n} names, {len(families)} families and scores {scores.shape} disagree")
@@ -87,21 +95,6 @@ def heatmap_figure(
     if strip:
         _families(axes(left - strip - 0.03, bottom, strip - 0.03, side), families, tree, side)
     return figure
-
-
-def similarity_heatmap(
-    scores: NDArray[np.float64], names: Sequence[str], families: Sequence[str], stem: Path
-) -> list[Path]:
-    """Write the clustered matrix to stem.png and stem.pdf; the same input gives the same bytes.
-
-    Args:
-        scores: [N, N], symmetric, in nats, N >= 2. NaN is drawn hatched.
-        names: N model names.
-        families: the family of each model: a strip of colours with a legend where there are 2 to
-            12 families, and left out otherwise.
-        stem: path without a suffix (a dot in it is kept).
-    """
-    return save(heatmap_figure(scores, names, families), stem)
 
 
 def _cells(
