@@ -25,7 +25,7 @@ from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.pipeline import Incomplete
 from netkin.report.study import Outputs, Section
-from netkin.report.text import and_more, fraction_text
+from netkin.report.text import and_more, settings_text
 from netkin.similarity import Outcomes
 from netkin.tracking import RunInfo, Tracker, track
 from netkin.transfer.setting import AttackSpec, Setting
@@ -227,16 +227,12 @@ def said(setting: Setting, models: int) -> str:
 
 def attacked(setting: Setting) -> str:
     """An attack with its settings in words: "pgd (eps = 48/255, steps = 50)"."""
-    settings = [
-        f"{key} = {fraction_text(value) if isinstance(value, float) else value}"
-        for key, value in setting.attack.identity.items()
-        if not key.startswith("_")
-    ]
+    words = [settings_text(setting.attack.identity)]
     precision = setting.choice.execution.precision
     if precision != DEFAULT_PRECISION:
-        settings.append(f"computed in {precision}")
-    words = f" ({', '.join(settings)})" if settings else ""
-    return setting.attack.name + words
+        words.append(f"computed in {precision}")
+    settings = ", ".join(filter(None, words))
+    return f"{setting.attack.name} ({settings})" if settings else setting.attack.name
 
 
 def family(name: str) -> str:
