@@ -352,6 +352,13 @@ def test_columns_of_seconds_and_bytes_have_a_unit_and_sort_by_number() -> None:
     assert 'data-value="12000000"' in html and "<caption>" not in html
 
 
+def test_columns_of_numbers_names_and_prose_differ() -> None:
+    table = pl.DataFrame({"k": [1, 2], "model": ["vit_s", "m"], "words": ["long " * 20, "short"]})
+    html = render("t", "q", [], [Section("s", (), {"": table})], "")
+    for style, text in (("n", "1"), ("name", "vit_s"), ("long", "short")):
+        assert re.search(rf'<td class="{style}" data-value="[^"]*">{text}</td>', html), text
+
+
 def test_examples_without_a_bound_claim_none() -> None:
     notes = [
         " ".join(Parsed(render("t", "q", [], [example(eps=eps)], "")).text)

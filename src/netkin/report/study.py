@@ -28,6 +28,8 @@ from netkin.tracking import Tracker
 PACKAGES = ("netkin", "torch", "timm", "pytorch-lightning", "numpy", "hydra-core", "wandb")
 ROWS = 200
 """Rows of a table on the page; the CSV file has them all."""
+LONG = 60
+"""Characters; a column with a longer text is set as prose, with line breaks."""
 
 
 @dataclass(frozen=True)
@@ -190,19 +192,22 @@ def _picture(picture: Picture) -> dict[str, Any]:
 
 
 def _table(caption: str, table: pl.DataFrame) -> dict[str, Any]:
+    rows = [
+        [
+            {"text": _text(name, value), "value": "" if value is None else value}
+            for name, value in zip(table.columns, row, strict=True)
+        ]
+        for row in table.head(ROWS).iter_rows()
+    ]
+    columns = []
+    for i, (name, kind) in enumerate(table.schema.items()):
+        prose = any(len(row[i]["text"]) > LONG for row in rows)
+        style = "n" if kind.is_numeric() else "long" if prose else "name"
+        columns.append({"name": _heading(name), "style": style})
     return {
         "caption": caption,
-        "columns": [
-            {"name": _heading(name), "numeric": kind.is_numeric()}
-            for name, kind in table.schema.items()
-        ],
-        "rows": [
-            [
-                {"text": _text(name, value), "value": "" if value is None else value}
-                for name, value in zip(table.columns, row, strict=True)
-            ]
-            for row in table.head(ROWS).iter_rows()
-        ],
+        "columns": columns,
+        "rows": rows,
         "left_out": max(table.height - ROWS, 0),
     }
 
