@@ -78,7 +78,7 @@ def run(config: DictConfig) -> None:
             setting = replace(s.measured.setting, attack=spec)
             with Bars(s.console) as bars:
                 outcomes = measure_prepared(config, setting, members, s.tracker, bars, sources)
-            measured.append((label, Measured(setting, members, outcomes)))
+            measured.append((label, replace(s.measured, setting=setting, outcomes=outcomes)))
         definitions = [definition(s, label, m, sources) for label, m in measured]
         white_box(s, measured, sources)
         compare(s, s.names, definitions[0], definitions[1:], sources)

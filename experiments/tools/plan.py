@@ -14,15 +14,17 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.common.devices import build_jobs, members_at_once
+from experiments.common.finish import finish
 from experiments.common.members import build_members, build_training, unreadable
 from experiments.common.runs import run_info
 from experiments.common.setting import build_setting, check_sources, prepare
+from experiments.common.study import described, said
 from experiments.common.values import positive, resolved
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
 from netkin.jobs.results import Result
+from netkin.report.study import Outputs, Section
 from netkin.report.text import and_more, duration, size
-from netkin.store.files import write
 from netkin.tracking import track
 from netkin.training.weights import is_trained
 from netkin.transfer.probe import Cost, probe
@@ -54,15 +56,36 @@ def run(config: DictConfig) -> None:
             costs = _costs(config, readable, members, bars)
         pairs = _missing_pairs(setting, members, {*untrained} | {*bad})
         table = cost_table(setting, members, costs, pairs)
-        write(info.folder / "plan.csv", table.write_csv)
-        tracker.table("tables/plan", table)
+        outputs = Outputs(info.folder, tracker)
+        outputs.table("plan", table)
         workers = members_at_once(config)
         seconds = total(table, "craft_seconds") + total(table, "transfer_seconds")
         tracker.metrics({"plan/seconds": seconds / workers})
-    console.print(_shown(table, workers))
-    for line in _said(config, setting, table, untrained, bad, workers):
-        console.print(line, highlight=False)
-    console.print(f"Table    {info.folder / 'plan.csv'}", highlight=False)
+        console.print(_shown(table, workers))
+        finish(
+            outputs,
+            console,
+            f"What would {len(members)} models on {setting.task.dataset} cost?",
+            f"For {said(setting, len(members))}: a small batch of each model's crafting and "
+            "transfer was timed on this device, and multiplied by what the store lacks.",
+            _said(config, setting, table, untrained, bad, workers),
+            _sections(table),
+            described(config),
+        )
+
+
+def _sections(table: pl.DataFrame) -> list[Section]:
+    """What is left to do, and the timings that it is computed from."""
+    left = ("craft_seconds", "transfer_seconds", "adversarial_bytes", "outcome_bytes")
+    timed = ("batch", "craft_ms_per_image", "transfer_ms_per_image", "peak_memory_bytes")
+    return [
+        Section(
+            "What is left to do",
+            ["Time and disk for what the store lacks, one model at a time on one such device."],
+            {"": table.select("model", "images_to_craft", "sources_to_see", *left)},
+        ),
+        Section("Timings", (), {"": table.select("model", "params", "input_size", *timed)}),
+    ]
 
 
 def _costs(
@@ -186,4 +209,5 @@ def _said(
 
 
 def total(table: pl.DataFrame, column: str) -> float:
+    """The sum of a column."""
     return float(table[column].sum())

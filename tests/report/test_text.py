@@ -2,7 +2,16 @@
 
 import pytest
 
-from netkin.report.text import and_more, count, duration, fraction_text, number, percent, size
+from netkin.report.text import (
+    and_more,
+    count,
+    duration,
+    fraction_text,
+    number,
+    percent,
+    settings_text,
+    size,
+)
 
 
 @pytest.mark.parametrize(
@@ -20,6 +29,8 @@ def test_unknown_values_are_a_dash() -> None:
 
 def test_bounds_are_fractions_where_they_are_one() -> None:
     assert (fraction_text(8 / 255), fraction_text(0.1)) == ("8/255", "0.1")
+    settings = {"_target_": "a.B", "eps": 8 / 255, "steps": 50, "random_start": True}
+    assert settings_text(settings) == "eps = 8/255, steps = 50, random_start = True"
 
 
 def test_durations_and_sizes_have_a_unit_that_suits_them() -> None:

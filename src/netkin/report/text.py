@@ -1,6 +1,8 @@
 """Numbers and lists as tables, pages and messages write them."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 # Messages of the lower layers list names, too, so this function lies below all of them.
 from netkin.errors import and_more as and_more
@@ -33,6 +35,15 @@ def fraction_text(eps: float) -> str:
     """A bound in pixels of [0, 1] as the field writes it: 8/255 where it is one, or a decimal."""
     steps = 255 * eps
     return f"{round(steps)}/255" if abs(steps - round(steps)) < 1e-6 else f"{eps:.3g}"
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """An attack's settings: "eps = 48/255, steps = 50"; keys that start with _ are left out."""
+    return ", ".join(
+        f"{key} = {fraction_text(value) if isinstance(value, float) else value}"
+        for key, value in settings.items()
+        if not key.startswith("_")
+    )
 
 
 def duration(seconds: float) -> str:
