@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig
 
 from experiments.common import setting as setup
+from experiments.common.keys import prefixed
 from experiments.common.study import Study, study, with_logits
 from netkin.analysis import ensemble
-from netkin.analysis.clusters import spectral
+from netkin.analysis.clusters import choose_k, spectral
 from netkin.analysis.groups import groups
 from netkin.analysis.matrix import Matrix
 from netkin.analysis.statistics import associate, correlations, pair_values, trend
@@ -51,8 +52,9 @@ def run(config: DictConfig) -> None:
         families = [member.family for member in members]
         n = len(members)
         sizes = [size for size in sizes if size <= n]
-        clusters = cluster_number(config.ensemble.clusters, n)
-        labels = spectral(matrix.scores, clusters, config.ensemble.seed) if n > 2 else np.arange(n)
+        with prefixed("ensemble.clusters: "):
+            clusters, _ = choose_k(config.ensemble.clusters, matrix.scores)
+        labels = spectral(matrix.scores, clusters, config.ensemble.seed)
         drawn = by_clusters(labels.tolist(), sizes, config)
         chosen = groups(config.groups, matrix.names, families)
         drawn |= by_groups(chosen, sizes, config)
@@ -97,16 +99,6 @@ def run(config: DictConfig) -> None:
             [*said_2, *said_3[:1]],
             sections,
         )
-
-
-def cluster_number(chosen: int | str, n: int) -> int:
-    """How many clusters: as chosen, or the paper's 10, but at most one for three models."""
-    if chosen == "auto":
-        return min(10, max(2, n // 3))
-    setup.whole(chosen, "ensemble.clusters")
-    if int(chosen) > n:
-        raise UserError(f"ensemble.clusters={chosen} are more than the {n} models")
-    return int(chosen)
 
 
 Drawn = dict[tuple[str, int, int], tuple[list[tuple[int, ...]], bool]]
