@@ -17,8 +17,8 @@ from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
 from experiments.common import setting as setup
+from experiments.common.components import components_of
 from experiments.common.study import Study, study
-from experiments.studies.components import components_of
 from netkin.analysis import clusters
 from netkin.analysis.components import keywords
 from netkin.analysis.hierarchy import off_diagonal

@@ -56,7 +56,8 @@ def run(config: DictConfig) -> None:
             clusters, _ = choose_k(config.ensemble.clusters, matrix.scores)
         labels = spectral(matrix.scores, clusters, config.ensemble.seed)
         drawn = by_clusters(labels.tolist(), sizes, config)
-        chosen = groups(config.groups, matrix.names, families)
+        with prefixed("groups: "):
+            chosen = groups(config.groups, matrix.names, families)
         drawn |= by_groups(chosen, sizes, config)
         pairs = ensemble.pairs_of(n)
         every = [(i,) for i in range(n)] + pairs

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from experiments.common import setting as setup
+from experiments.common.components import components_of
 from experiments.common.study import Study, study
-from experiments.studies.components import components_of
 from netkin.analysis.components import differences
 from netkin.analysis.importance import Boosting, Importance, boosted, held_out, pairs
 from netkin.errors import UserError

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from experiments.common import setting as setup
+from experiments.common.components import components_of
 from experiments.common.study import Study, study, with_logits
-from experiments.studies.components import components_of
 from netkin.analysis import ensemble, select
 from netkin.analysis.matrix import Matrix
 from netkin.analysis.select import Prediction, mean_similarity

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from experiments.common import setting as setup
+from experiments.common.keys import prefixed
 from experiments.common.study import Study, study
 from netkin.analysis import matrix
 from netkin.analysis.groups import groups
@@ -38,7 +39,8 @@ def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     setup.whole(config.within.sample, "within.sample")
     with study(config) as s:
-        chosen = groups(config.groups, s.names, s.families)
+        with prefixed("groups: "):
+            chosen = groups(config.groups, s.names, s.families)
         apart = own_matrices(config)
         if clash := sorted({*chosen} & {*apart}):
             raise UserError(f"groups and within.matrices both name {', '.join(clash)}")
