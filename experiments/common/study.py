@@ -16,8 +16,12 @@ from rich.console import Console
 from timm.models import split_model_name_tag
 from timm.models._registry import get_deprecated_models
 
-from experiments.common import setting as setup
-from experiments.common.finish import finish
+from experiments.common import finish as ending
+from experiments.common.devices import build_jobs
+from experiments.common.members import build_members, build_training
+from experiments.common.runs import file_info, run_info, used
+from experiments.common.setting import build_setting, check_sources, prepare
+from experiments.common.values import resolved
 from netkin import pipeline, similarity
 from netkin.analysis import matrix
 from netkin.analysis.matrix import Matrix
@@ -27,18 +31,11 @@ from netkin.pipeline import Incomplete
 from netkin.report.study import Outputs, Section
 from netkin.report.text import and_more, settings_text
 from netkin.similarity import Outcomes
-from netkin.tracking import RunInfo, Tracker, track
+from netkin.tracking import Tracker, track
 from netkin.transfer.setting import AttackSpec, Setting
 from netkin.transfer.stored import is_clean
 from netkin.zoo.execution import DEFAULT_PRECISION
 from netkin.zoo.member import Member
-
-MEASURING = (
-    *("dataset", "subset", "model", "recipe", "attack", "store", "transfer", "score"),
-    *("accelerator", "trainer", "workers", "threads", "loader"),
-    *("batch_size", "precision", "memory_format", "fuse", "compile"),
-)
-"""Keys that say nothing of a study whose matrix comes from a file."""
 
 
 @dataclass(frozen=True)
@@ -103,27 +100,46 @@ class Study:
     def finish(
         self, title: str, question: str, answer: Sequence[str], sections: Sequence[Section]
     ) -> None:
-        """Write report.html, print the answer, and name the files of the run."""
-        text = described(self.config)
-        finish(self.outputs, self.console, title, question, answer, sections, text)
+        """Write report.html, and print the answer and where everything lies; see `finish`."""
+        finish(self.config, self.outputs, self.console, title, question, answer, sections)
+
+
+def finish(
+    config: DictConfig,
+    outputs: Outputs,
+    console: Console,
+    title: str,
+    question: str,
+    answer: Sequence[str],
+    sections: Sequence[Section],
+) -> None:
+    """Write report.html, and print the answer and where everything lies.
+
+    Args:
+        config: as composed; the report shows the keys that the study used.
+        outputs: the run's folder.
+        console: where the answer is printed.
+        title, question, answer, sections: of `netkin.report.study.Outputs.report`.
+    """
+    ending.finish(outputs, console, title, question, answer, sections, described(config))
 
 
 @contextmanager
 def study(config: DictConfig, attack: AttackSpec | None = None) -> Iterator[Study]:
     """The matrix of a config, computed or read, for the time of a study.
 
-    Reads the keys `similarity` (a path, or null) and `symmetrise`, which the config must have.
-    Computes it by the config's attack, unless another is given. Raises Incomplete where a member
+    Reads the file that the key `similarity` names, if any (`symmetrise` goes with it). Otherwise
+    computes it by the config's attack, unless another is given; raises Incomplete where a member
     failed.
     """
-    if config.similarity is None:
+    if config.get("similarity") is None:
         with measured(config, attack) as s:
             matrix.checked(s.matrix, "the measured matrix")
             yield s
         return
     given = matrix.read(config.similarity, bool(config.symmetrise))
     info = file_info(config, len(given.names))
-    with track(setup.resolved(config.logger), info) as tracker:
+    with track(resolved(config.logger), info) as tracker:
         families = [family(name) for name in given.names]
         source = f"the {len(given.names)} models of {Path(config.similarity).name}"
         outputs, console = Outputs(info.folder, tracker), Console(soft_wrap=True)
@@ -140,16 +156,16 @@ def measured(
     `Measured.failures` has the others; else a failure raises Incomplete.
     """
     console = Console(soft_wrap=True)
-    setting = setup.build_setting(config)
+    setting = build_setting(config)
     if attack is not None:
         setting = replace(setting, attack=attack)
-    requested = setup.build_members(config)
-    setup.check_sources(setting, requested, requested)
-    info = setup.run_info(config, setting, len(requested))
-    with track(setup.resolved(config.logger), info) as tracker:
+    requested = build_members(config)
+    check_sources(setting, requested, requested)
+    info = run_info(config, setting, len(requested))
+    with track(resolved(config.logger), info) as tracker:
         failures = None
         with Bars(console) as bars:
-            setting = setup.prepare(config, setting, requested, bars)
+            setting = prepare(config, setting, requested, bars)
             try:
                 outcomes = measure_prepared(config, setting, requested, tracker, bars)
             except Incomplete as error:
@@ -177,11 +193,11 @@ def with_logits(s: Study) -> tuple[Setting, list[Member], Matrix]:
     """
     if s.measured is not None:
         return s.measured.setting, s.measured.members, s.matrix
-    setting = setup.build_setting(s.config)
-    members = setup.build_members(s.config)
+    setting = build_setting(s.config)
+    members = build_members(s.config)
     found = s.matrix.of(tuple(member.name for member in members), str(s.config.similarity))
     with Bars(s.console) as bars:
-        setting = setup.prepare(s.config, setting, members, bars)
+        setting = prepare(s.config, setting, members, bars)
     without = [member.name for member in members if not _has_logits(setting, member)]
     if without:
         raise UserError(
@@ -209,14 +225,14 @@ def measure_prepared(
     """Outcomes of all members, computed where the store lacks them.
 
     Args:
-        setting: after `setup.prepare`: with the files of published weights, less unreadable images.
+        setting: after `prepare`: with the files of published weights, less unreadable images.
         sources: the members that are attacked; all, unless given.
 
     Raises Incomplete where a member failed.
     """
-    training = setup.build_training(config, setting, members, bars)
-    with setup.build_jobs(config, (setting, training), bars) as jobs:
-        return pipeline.measure(setting, members, training, jobs, tracker, sources)
+    training = build_training(config, setting, members, bars)
+    with build_jobs(config, (setting, training), bars) as jobs:
+        return pipeline.compute_outcomes(setting, members, training, jobs, tracker, sources)
 
 
 def said(setting: Setting, models: int) -> str:
@@ -243,25 +259,6 @@ def family(name: str) -> str:
     return timm.model_entrypoint(architecture).__module__.split(".")[-1]
 
 
-def file_info(config: DictConfig, models: int) -> RunInfo:
-    """What a dashboard sorts a run by whose matrix comes from a file."""
-    experiment, stem = config.experiment.name, Path(config.similarity).stem
-    return RunInfo(
-        folder=setup.run_folder(),
-        config=OmegaConf.to_container(_used(config), resolve=True),  # type: ignore[arg-type]
-        group=f"{experiment}-{stem}",
-        job_type=experiment,
-        name=f"{stem}-{models}-models",
-        tags=(experiment, stem),
-    )
-
-
 def described(config: DictConfig) -> str:
     """The config as YAML, resolved, less what was not used."""
-    return OmegaConf.to_yaml(_used(config), resolve=True)
-
-
-def _used(config: DictConfig) -> DictConfig:
-    if config.get("similarity") is None:
-        return config
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key not in MEASURING])
+    return OmegaConf.to_yaml(used(config), resolve=True)

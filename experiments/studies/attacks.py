@@ -19,16 +19,19 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from experiments.common import setting as setup
+from experiments.common.members import build_members
+from experiments.common.setting import build_attack, build_setting, check_sources
 from experiments.common.study import Measured, Study, measure_prepared, study
+from experiments.common.values import positive_int
 from netkin import similarity
 from netkin.analysis import matrix, statistics
-from netkin.analysis.statistics import associate, correlations, interval, pearson, trend
+from netkin.analysis.statistics import associate, correlations, pearson, trend
 from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
 from netkin.report.scatter import scatter
 from netkin.report.study import Section
 from netkin.report.style import panels, style
+from netkin.similarity import interval
 from netkin.transfer.setting import AttackSpec
 from netkin.zoo.member import Member
 
@@ -52,7 +55,7 @@ class Definition:
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    setup.whole(config.permutations, "permutations")
+    positive_int(config.permutations, "permutations")
     if config.similarity is not None and config.other is None:
         raise UserError("similarity=path.csv is to be compared with other=path.csv, which is null")
     if config.similarity is not None or config.other is not None or config.one_sided:
@@ -61,12 +64,12 @@ def run(config: DictConfig) -> None:
             compare(s, names, first, others)
         return
     specs = attack_specs(config)
-    members = setup.build_members(config)
+    members = build_members(config)
     sources = chosen_sources(config, members)
-    setting = setup.build_setting(config)
+    setting = build_setting(config)
     for i, (_, spec) in enumerate(specs):
         attacked = members if i == 0 or sources is None else sources
-        setup.check_sources(replace(setting, attack=spec), attacked, members)
+        check_sources(replace(setting, attack=spec), attacked, members)
     label, spec = specs[0]
     with study(config, spec) as s:
         assert s.measured is not None
@@ -88,7 +91,7 @@ def two(s: Study) -> tuple[tuple[str, ...], Definition, list[Definition]]:
     if config.other is None:
         assert s.measured is not None
         found, score = s.measured.outcomes, config.score
-        counts = statistics.resample(len(found.image_ids), score.bootstrap)
+        counts = similarity.resample(len(found.image_ids), score.bootstrap)
         return (
             names,
             Definition(title, scores, s.draws()),
@@ -144,7 +147,7 @@ def attack_specs(config: DictConfig) -> list[tuple[str, AttackSpec]]:
         label = f"{option} ({said})" if said else option
         if label in specs:
             raise UserError(f"attacks lists {label} twice")
-        specs[label] = setup.build_attack(composed, option)
+        specs[label] = build_attack(composed, option)
     return list(specs.items())
 
 
@@ -175,7 +178,7 @@ def definition(
     if sources is None:
         draws = similarity.bootstrap(outcomes, score.bootstrap, eps_s=score.eps_s)
         return Definition(label, similarity.matrix(outcomes, score.eps_s), draws)
-    counts = statistics.resample(len(outcomes.image_ids), score.bootstrap)
+    counts = similarity.resample(len(outcomes.image_ids), score.bootstrap)
     scores = similarity.one_sided(outcomes, score.eps_s)
     draws = similarity.one_sided(outcomes, score.eps_s, counts)
     named = {member.name for member in sources}

@@ -16,17 +16,17 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
-from experiments.common import setting as setup
 from experiments.common.study import Study, study
+from experiments.common.values import positive_int
 from experiments.studies.components import components_of
 from netkin.analysis import clusters
 from netkin.analysis.components import keywords
 from netkin.analysis.hierarchy import off_diagonal
-from netkin.analysis.statistics import interval
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.clusters import blocks_figure, cluster_order, map_figure, score_blocks
 from netkin.report.study import Picture, Section
+from netkin.similarity import interval
 
 PAPER_K = 10
 DRAW_RESTARTS = 10
@@ -37,7 +37,7 @@ def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     options = config.clusters
     for key in ("restarts", "keywords", "seeds", "draws", "perplexity"):
-        setup.whole(options[key], f"clusters.{key}")
+        positive_int(options[key], f"clusters.{key}")
     with study(config) as s:
         k, reason = cluster_number(config.k, s.scores)
         labels = clusters.spectral(s.scores, k, options.seed, options.restarts)

@@ -10,8 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import setting as setup
+from experiments.common.members import build_members
 from experiments.common.study import Study
+from experiments.common.values import positive_int, resolved, run_folder
 from netkin.analysis.components import agreement, read_components, rows_of
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
@@ -30,15 +31,15 @@ ACROSS_UP_TO = 4
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    members = setup.build_members(config, at_least=1)
+    members = build_members(config, at_least=1)
     theirs = None if config.components is None else read_components(config.components)
     names = [member.name for member in members]
     if theirs is not None:
         theirs = rows_of(theirs, names, f"components={config.components}")
     console = Console(soft_wrap=True)
     used = OmegaConf.masked_copy(config, list(USED))
-    with track(setup.resolved(config.logger), _info(config, used, len(names))) as tracker:
-        outputs = Outputs(setup.run_folder(), tracker)
+    with track(resolved(config.logger), _info(config, used, len(names))) as tracker:
+        outputs = Outputs(run_folder(), tracker)
         with Bars(console) as bars:
             ours = outputs.table("components", _read(members, _task(config), bars))
         Console(width=WIDE).print(_printed(ours))
@@ -88,7 +89,7 @@ def components_of(s: Study) -> pl.DataFrame:
     if s.measured is not None:
         members, task = s.measured.members, s.measured.setting.task
     else:
-        known = setup.resolved(s.config.model).get("known")
+        known = resolved(s.config.model).get("known")
         try:
             members, task = parse_members(s.names, known, at_least=1), PUBLISHED
         except UserError as error:
@@ -116,7 +117,7 @@ def _task(config: DictConfig) -> Task:
         dataset.name,
         1000,  # how many classes changes no component
         dataset.weights,
-        setup.whole(dataset.input_size, "dataset.input_size"),
+        positive_int(dataset.input_size, "dataset.input_size"),
         tuple(OmegaConf.to_container(dataset.fit, resolve=True)),  # type: ignore[arg-type]
     )
 
@@ -124,8 +125,8 @@ def _task(config: DictConfig) -> Task:
 def _info(config: DictConfig, used: DictConfig, models: int) -> RunInfo:
     name = config.experiment.name
     return RunInfo(
-        folder=setup.run_folder(),
-        config=setup.resolved(used),
+        folder=run_folder(),
+        config=resolved(used),
         group=f"{name}-{config.dataset.name}",
         job_type=name,
         name=f"{models}-models",

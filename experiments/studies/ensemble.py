@@ -16,25 +16,19 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig
 
-from experiments.common import setting as setup
 from experiments.common.study import Study, study, with_logits
+from experiments.common.values import positive_int
 from netkin.analysis import ensemble
 from netkin.analysis.clusters import spectral
 from netkin.analysis.groups import groups
 from netkin.analysis.matrix import Matrix
-from netkin.analysis.statistics import (
-    associate,
-    correlations,
-    interval,
-    pair_values,
-    resample,
-    trend,
-)
+from netkin.analysis.statistics import associate, correlations, pair_values, trend
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.lines import Line, lines_figure
 from netkin.report.scatter import scatter_figure
 from netkin.report.study import Picture, Section
+from netkin.similarity import interval, resample
 from netkin.transfer.stored import logits_by_block
 
 PANELS = (
@@ -50,8 +44,8 @@ def run(config: DictConfig) -> None:
     sizes = config.ensemble.sizes
     if not isinstance(sizes, ListConfig) or any(not isinstance(n, int) or n < 2 for n in sizes):
         raise UserError(f"ensemble.sizes must list whole numbers of 2 or more, got {sizes}")
-    setup.whole(config.ensemble.samples, "ensemble.samples")
-    setup.whole(config.ensemble.permutations, "ensemble.permutations")
+    positive_int(config.ensemble.samples, "ensemble.samples")
+    positive_int(config.ensemble.permutations, "ensemble.permutations")
     with study(config) as s:
         setting, members, matrix = with_logits(s)
         families = [member.family for member in members]
@@ -109,7 +103,7 @@ def cluster_number(chosen: int | str, n: int) -> int:
     """How many clusters: as chosen, or the paper's 10, but at most one for three models."""
     if chosen == "auto":
         return min(10, max(2, n // 3))
-    setup.whole(chosen, "ensemble.clusters")
+    positive_int(chosen, "ensemble.clusters")
     if int(chosen) > n:
         raise UserError(f"ensemble.clusters={chosen} are more than the {n} models")
     return int(chosen)

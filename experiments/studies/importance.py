@@ -13,16 +13,16 @@ import polars as pl
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from experiments.common import setting as setup
 from experiments.common.study import Study, study
+from experiments.common.values import positive, positive_int
 from experiments.studies.components import components_of
 from netkin.analysis.components import differences
 from netkin.analysis.importance import Boosting, Importance, boosted, held_out, pairs
-from netkin.analysis.statistics import interval
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.bars import Bar, bars_figure
 from netkin.report.study import Section
+from netkin.similarity import interval
 
 LABEL = "drop in R² when shuffled"
 
@@ -86,8 +86,8 @@ def run(config: DictConfig) -> None:
 def _options(config: DictConfig) -> Boosting:
     chosen = config.importance
     for key in ("stages", "depth", "min_samples", "repeats", "splits"):
-        setup.whole(chosen[key], f"importance.{key}")
-    setup.positive(chosen.learning_rate, "importance.learning_rate")
+        positive_int(chosen[key], f"importance.{key}")
+    positive(chosen.learning_rate, "importance.learning_rate")
     if chosen.min_samples < 2:
         raise UserError(f"importance.min_samples must be 2 or more, got {chosen.min_samples}")
     if not isinstance(chosen.held_out, float) or not 0 < chosen.held_out < 1:

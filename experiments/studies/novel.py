@@ -21,13 +21,17 @@ from omegaconf import DictConfig
 from rich.console import Console
 from sklearn.cluster import SpectralClustering
 
-from experiments.common import setting as setup
+from experiments.common.devices import build_jobs
+from experiments.common.members import build_member, build_members, build_training
+from experiments.common.runs import run_info
+from experiments.common.setting import build_setting, prepare
+from experiments.common.values import resolved
 from netkin import similarity
 from netkin.analysis.summary import WEAK_ATTACK
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.pipeline import Incomplete, Pipeline
-from netkin.store.layout import write
+from netkin.store.files import write
 from netkin.tracking import track
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import (
@@ -48,9 +52,9 @@ COLOURS = (  # no cluster, then Okabe and Ito's palette, then some of Tol's
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    setting = setup.build_setting(config)
-    members = setup.build_members(config, at_least=1)
-    candidate = setup.build_member(config, config.model.candidate)
+    setting = build_setting(config)
+    members = build_members(config, at_least=1)
+    candidate = build_member(config, config.model.candidate)
     members = [member for member in members if member.name != candidate.name]
     if not members:
         raise UserError(
@@ -58,15 +62,15 @@ def run(config: DictConfig) -> None:
         )
     k = _clusters_wanted(config.novel.clusters, len(members))
     everyone = [*members, candidate]
-    info = setup.run_info(config, setting, len(everyone), [candidate.name])
+    info = run_info(config, setting, len(everyone), [candidate.name])
     console = Console(soft_wrap=True)
-    with track(setup.resolved(config.logger), info) as tracker:
+    with track(resolved(config.logger), info) as tracker:
         with Bars(console) as bars:
-            setting = setup.prepare(config, setting, everyone, bars)
-            training = setup.build_training(config, setting, everyone, bars)
-            with setup.build_jobs(config, (setting, training), bars) as jobs:
+            setting = prepare(config, setting, everyone, bars)
+            training = build_training(config, setting, everyone, bars)
+            with build_jobs(config, (setting, training), bars) as jobs:
                 pipeline = Pipeline(setting, training, jobs, tracker)
-                pipeline.craft([m for m in pipeline.see(everyone) if m.name == candidate.name])
+                pipeline.craft([m for m in pipeline.clean(everyone) if m.name == candidate.name])
                 if any(f.member.name == candidate.name for f in pipeline.failures):
                     raise Incomplete(pipeline.failures, None, len(everyone))
                 failed = {failure.member.name for failure in pipeline.failures}

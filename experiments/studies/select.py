@@ -15,18 +15,20 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from experiments.common import setting as setup
+from experiments.common.members import build_members
 from experiments.common.study import Study, study, with_logits
+from experiments.common.values import positive, positive_int
 from experiments.studies.components import components_of
 from netkin.analysis import ensemble, select
 from netkin.analysis.matrix import Matrix
 from netkin.analysis.select import Prediction, mean_similarity
-from netkin.analysis.statistics import interval, pearson, resample
+from netkin.analysis.statistics import pearson
 from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
 from netkin.report.scatter import scatter
 from netkin.report.study import Section
 from netkin.report.style import MARKERS, PALETTE, panels, style
+from netkin.similarity import interval, resample
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import logits_by_block, params
 from netkin.zoo.member import Member
@@ -37,7 +39,7 @@ BASE = "Base architecture"
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     for name in ("size", "top", "samples"):
-        setup.whole(config.select[name], f"select.{name}")
+        positive_int(config.select[name], f"select.{name}")
     with study(config) as s:
         known = logits_if_any(s)
         matrix = s.matrix if known is None else known[2]
@@ -77,7 +79,7 @@ def position(matrix: Matrix, name: str, key: str) -> int:
 def logits_if_any(s: Study) -> tuple[Setting, list[Member], Matrix] | None:
     """Members with stored logits, where the matrix is theirs; None where it is someone else's."""
     if s.measured is None:
-        names = {member.name for member in setup.build_members(s.config)}
+        names = {member.name for member in build_members(s.config)}
         if not names <= {*s.names}:
             return None
     return with_logits(s)
@@ -261,7 +263,7 @@ def _z(values: NDArray) -> NDArray:
 def _max_params(options: DictConfig) -> float | None:
     if options.max_params is None:
         return None
-    return setup.positive(options.max_params, "select.max_params")
+    return positive(options.max_params, "select.max_params")
 
 
 def read_accuracies(path: str, matrix: Matrix) -> NDArray[np.float64]:

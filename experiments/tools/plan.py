@@ -6,19 +6,22 @@ transfer steps on this device, and works out time, disk and memory for what the 
 
 import shutil
 import time
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import polars as pl
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import setting as setup
-from experiments.common.finish import finish
-from experiments.common.study import described, said
+from experiments.common.devices import build_jobs, members_at_once
+from experiments.common.members import build_members, build_training, unreadable
+from experiments.common.runs import run_info
+from experiments.common.setting import build_setting, check_sources, prepare
+from experiments.common.study import finish, said
+from experiments.common.values import positive, resolved
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
+from netkin.jobs.results import Result
 from netkin.report.study import Outputs, Section
 from netkin.report.text import and_more, duration, size
 from netkin.tracking import track
@@ -34,31 +37,32 @@ ROW_BYTES = 12
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    setting = setup.build_setting(config)
-    members = setup.build_members(config)
-    info = setup.run_info(config, setting, len(members))
+    setting = build_setting(config)
+    members = build_members(config)
+    info = run_info(config, setting, len(members))
     console = Console(soft_wrap=True)
-    with track(setup.resolved(config.logger), info) as tracker:
+    with track(resolved(config.logger), info) as tracker:
         with Bars(console) as bars:
-            setup.check_sources(setting, members, members)
-            setting = setup.prepare(config, setting, members, bars)
-            bad = setup.check(setting.images, setting.subset.positions, "images", bars)
+            check_sources(setting, members, members)
+            setting = prepare(config, setting, members, bars)
+            bad = unreadable(setting.images, setting.subset.positions, "images", bars)
             readable = replace(setting, subset=setting.subset.without(bad))
-            training = setup.build_training(config, setting, members, bars)
+            training = build_training(config, setting, members, bars)
             untrained = [m.name for m in members if training and not is_trained(training, m)]
             if training and untrained:
                 images = training.images
-                bad |= setup.check(images, range(len(images.ids)), "training images", bars)
+                bad |= unreadable(images, range(len(images.ids)), "training images", bars)
             costs = _costs(config, readable, members, bars)
         pairs = _missing_pairs(setting, members, {*untrained} | {*bad})
         table = cost_table(setting, members, costs, pairs)
         outputs = Outputs(info.folder, tracker)
         outputs.table("plan", table)
-        workers = setup.workers(config)
+        workers = members_at_once(config)
         seconds = total(table, "craft_seconds") + total(table, "transfer_seconds")
         tracker.metrics({"plan/seconds": seconds / workers})
         console.print(_shown(table, workers))
         finish(
+            config,
             outputs,
             console,
             f"What would {len(members)} models on {setting.task.dataset} cost?",
@@ -66,7 +70,6 @@ def run(config: DictConfig) -> None:
             "transfer was timed on this device, and multiplied by what the store lacks.",
             _said(config, setting, table, untrained, bad, workers),
             _sections(table),
-            described(config),
         )
 
 
@@ -87,17 +90,24 @@ def _sections(table: pl.DataFrame) -> list[Section]:
 def _costs(
     config: DictConfig, setting: Setting, members: list[Member], bars: Bars
 ) -> dict[str, Cost]:
-    seconds = setup.positive(config.plan.seconds, "plan.seconds")
+    seconds = positive(config.plan.seconds, "plan.seconds")
     context = (setting, seconds)
-    with setup.build_jobs(config, context, bars, ("netkin.transfer.probe",)) as jobs:
+    with build_jobs(config, context, bars, ("netkin.transfer.probe",)) as jobs:
         found = jobs.run("plan", _probe, members, len(members))
-        return {member.name: result["cost"] for member, result in found}
+        return {member.name: result.cost for member, result in found}
 
 
-def _probe(context: tuple[Setting, float], member: Member, advance: Advance) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Probed(Result):
+    """A member's cost."""
+
+    cost: Cost
+
+
+def _probe(context: tuple[Setting, float], member: Member, advance: Advance) -> Probed:
     start = time.perf_counter()
     cost = probe(context[0], member, context[1], advance)
-    return {"cost": cost, "seconds": time.perf_counter() - start}
+    return Probed(cost=cost, seconds=time.perf_counter() - start)
 
 
 def _missing_pairs(setting: Setting, members: list[Member], new: set[str]) -> dict[str, int]:
@@ -164,7 +174,7 @@ def _said(
 ) -> list[str]:
     craft = total(table, "craft_seconds") / workers
     transfer = total(table, "transfer_seconds") / workers
-    views = {setting.view(m) for m in setup.build_members(config)}
+    views = {setting.view(m) for m in build_members(config)}
     seen = sum(3 * view.input_size**2 for view in views) * len(setting.subset)
     need = total(table, "adversarial_bytes") + total(table, "outcome_bytes") + seen
     free = shutil.disk_usage(setting.store.root).free

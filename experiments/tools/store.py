@@ -17,9 +17,8 @@ from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import setting as setup
-from experiments.common.finish import finish
-from experiments.common.study import described
+from experiments.common.study import finish
+from experiments.common.values import run_folder
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs, Section
@@ -41,7 +40,7 @@ def run(config: DictConfig) -> None:
         raise UserError(f"there is no store {root}; choose another with store.dir=PATH")
     wanted = config.remove if isinstance(config.remove, ListConfig) else [config.remove]
     wanted = [str(name) for name in wanted]
-    console, folder = Console(soft_wrap=True), setup.run_folder()
+    console, folder = Console(soft_wrap=True), run_folder()
     if wanted:
         _remove(root, wanted, config.confirm, console)
         return
@@ -59,13 +58,13 @@ def run(config: DictConfig) -> None:
         if damage:
             sections.insert(0, Section("Damage", (), {"": table}))
     finish(
+        config,
         outputs,
         console,
         "What does the store hold?",
         "The parts of the store as its files show them: no model or dataset was loaded.",
         answer,
         sections,
-        described(config),
     )
     if damage:
         raise _damaged(root, damage)

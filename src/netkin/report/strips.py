@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from netkin.report.style import INK, save, style
-from netkin.store.layout import write
+from netkin.store.files import write
 
 WRONG = "#d55e00"  # Okabe and Ito's vermilion
 CELL = 0.95  # inches

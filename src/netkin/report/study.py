@@ -22,7 +22,7 @@ from PIL import Image
 
 from netkin.report.style import save
 from netkin.report.text import UNKNOWN, count, duration, number, percent, size
-from netkin.store.layout import write
+from netkin.store.files import write
 from netkin.tracking import Tracker
 
 PACKAGES = ("netkin", "torch", "timm", "pytorch-lightning", "numpy", "hydra-core", "wandb")
