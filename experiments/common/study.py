@@ -16,8 +16,8 @@ from rich.console import Console
 from timm.models import split_model_name_tag
 from timm.models._registry import get_deprecated_models
 
-from experiments.common import finish as ending
 from experiments.common.devices import build_jobs
+from experiments.common.finish import finish
 from experiments.common.members import build_members, build_training
 from experiments.common.runs import file_info, run_info, used
 from experiments.common.setting import build_setting, check_sources, prepare
@@ -100,37 +100,19 @@ class Study:
     def finish(
         self, title: str, question: str, answer: Sequence[str], sections: Sequence[Section]
     ) -> None:
-        """Write report.html, and print the answer and where everything lies; see `finish`."""
-        finish(self.config, self.outputs, self.console, title, question, answer, sections)
-
-
-def finish(
-    config: DictConfig,
-    outputs: Outputs,
-    console: Console,
-    title: str,
-    question: str,
-    answer: Sequence[str],
-    sections: Sequence[Section],
-) -> None:
-    """Write report.html, and print the answer and where everything lies.
-
-    Args:
-        config: as composed; the report shows the keys that the study used.
-        outputs: the run's folder.
-        console: where the answer is printed.
-        title, question, answer, sections: of `netkin.report.study.Outputs.report`.
-    """
-    ending.finish(outputs, console, title, question, answer, sections, described(config))
+        """Write report.html, print the answer, and name the files of the run."""
+        text = described(self.config)
+        finish(self.outputs, self.console, title, question, answer, sections, text)
 
 
 @contextmanager
 def study(config: DictConfig, attack: AttackSpec | None = None) -> Iterator[Study]:
     """The matrix of a config, computed or read, for the time of a study.
 
-    Reads the file that the key `similarity` names, if any (`symmetrise` goes with it). Otherwise
-    computes it by the config's attack, unless another is given; raises Incomplete where a member
-    failed.
+    Reads a matrix from the file that the key `similarity` names, if any (`symmetrise` goes with
+    it). Otherwise computes it by the config's attack, unless another is given.
+
+    Raises Incomplete where a member failed.
     """
     if config.get("similarity") is None:
         with measured(config, attack) as s:

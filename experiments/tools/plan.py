@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.common.devices import build_jobs, members_at_once
+from experiments.common.finish import finish
 from experiments.common.members import build_members, build_training, unreadable
 from experiments.common.runs import run_info
 from experiments.common.setting import build_setting, check_sources, prepare
-from experiments.common.study import finish, said
+from experiments.common.study import described, said
 from experiments.common.values import positive, resolved
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
@@ -62,7 +63,6 @@ def run(config: DictConfig) -> None:
         tracker.metrics({"plan/seconds": seconds / workers})
         console.print(_shown(table, workers))
         finish(
-            config,
             outputs,
             console,
             f"What would {len(members)} models on {setting.task.dataset} cost?",
@@ -70,6 +70,7 @@ def run(config: DictConfig) -> None:
             "transfer was timed on this device, and multiplied by what the store lacks.",
             _said(config, setting, table, untrained, bad, workers),
             _sections(table),
+            described(config),
         )
 
 

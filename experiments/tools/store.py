@@ -17,7 +17,8 @@ from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common.study import finish
+from experiments.common.finish import finish
+from experiments.common.study import described
 from experiments.common.values import run_folder
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
@@ -58,13 +59,13 @@ def run(config: DictConfig) -> None:
         if damage:
             sections.insert(0, Section("Damage", (), {"": table}))
     finish(
-        config,
         outputs,
         console,
         "What does the store hold?",
         "The parts of the store as its files show them: no model or dataset was loaded.",
         answer,
         sections,
+        described(config),
     )
     if damage:
         raise _damaged(root, damage)
