@@ -31,13 +31,13 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.checks import passes, speed
-from experiments.common.devices import build_jobs, on_cpu
+from experiments.checks.batch import correct_batch
+from experiments.common.devices import build_jobs, cores, device
 from experiments.common.members import build_members, build_training
 from experiments.common.runs import run_info
 from experiments.common.setting import build_setting, prepare
 from experiments.common.values import one_of, positive_int, resolved, run_folder
 from netkin.attacks.units import fraction
-from netkin.data import views
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.jobs.results import Result
@@ -45,8 +45,7 @@ from netkin.pipeline import Pipeline
 from netkin.store.files import write
 from netkin.tracking import Tracker, track
 from netkin.transfer.setting import Setting
-from netkin.transfer.stored import correct
-from netkin.zoo.member import parse_members
+from netkin.zoo.member import Member, parse_members
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("speed", "evaluate")
@@ -61,7 +60,7 @@ def run(config: DictConfig) -> None:
     positive_int(own.rounds, "benchmark.rounds")
     if own.images != "auto":
         positive_int(own.images, "benchmark.images")
-    parse_members(list(own.models), at_least=0)  # refuses what timm does not have
+    check_models(config)
     setting = build_setting(config)
     console = Console(soft_wrap=True)
     tables: dict[str, pl.DataFrame] = {}
@@ -78,50 +77,78 @@ def run(config: DictConfig) -> None:
         console.print(f"Tables   {folder}/{', '.join(f'{n}.csv' for n in tables)}", highlight=False)
 
 
+def check_models(config: DictConfig) -> None:
+    """Raises UserError for a model that timm does not have, or that is a member, too."""
+    models = parse_members(list(config.benchmark.models), at_least=0)
+    names = {member.name for member in build_members(config, at_least=0)}
+    for model in models:
+        if model.name in names:
+            raise UserError(
+                f"{model.name} is in benchmark.models and in model.members: rows of one name "
+                "cannot be told apart, so leave it out of one, or give the member another name"
+            )
+
+
 def time_steps(
     config: DictConfig, setting: Setting, console: Console, tracker: Tracker
 ) -> dict[str, pl.DataFrame]:
     """speed, bytes and transfer: craft and transfer of one batch, in this process."""
-    own = config.benchmark
-    device = "cpu" if on_cpu(config) else "cuda"
-    batch = (8 if device == "cpu" else 64) if own.images == "auto" else own.images
+    own, on = config.benchmark, device(config)
+    images = (8 if on.type == "cpu" else 64) if own.images == "auto" else own.images
     members = build_members(config, at_least=0)
-    rows, stored, targets = [], [], []
-    eps = fraction(config.dataset.eps, "dataset.eps")
+    tables: dict[str, list[pl.DataFrame]] = {"speed": [], "bytes": [], "transfer": []}
     with Bars(console) as bars:
         if members:
             setting = prepare(config, setting, members, bars)
             training = build_training(config, setting, members, bars)
             with build_jobs(config, (setting, training), bars) as jobs:
                 Pipeline(setting, training, jobs, tracker).clean(members)
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(cores())
         names = [*own.models, *(member.name for member in members)]
         bars.start("speed", names, len(names), "models")
-        for name in [*own.models, *members]:
-            if isinstance(name, str):
-                classifier, size = speed.with_random_weights(name, device)
-                pixels = torch.rand(batch, 3, size, size, device=device)
-                labels = torch.arange(batch, device=device)
-            else:
-                right = correct(setting, name).nonzero().flatten()[: setting.batch_size]
-                view = setting.view(name)
-                positions = [setting.subset.positions[i] for i in right.tolist()]
-                clean = views.load(setting.images, positions, view).contiguous().to(device)
-                labels = setting.labels[right].to(device)
-                classifier = setting.build(name).eval().requires_grad_(False).to(device)
-                pixels, name = clean.float() / 255, name.name
-                stored.append(speed.differing(name, classifier, clean, labels, eps, speed.STEPS))
-            ways = speed.ways(classifier, pixels, labels, bool(own.compile))
-            taken = speed.timed(ways, own.rounds, own.steps)
-            rows.append(speed.rates(name, ways, taken, len(pixels)))
-            if name in own.models:
-                step = min(s for way, s in zip(ways, taken, strict=True) if way.who == "craft")
-                targets.append(passes.target_pass(classifier, size, batch, own.rounds, step))
+        for name in own.models:
+            rows, transfer = time_model(config, name, images, on)
+            tables["speed"].append(rows)
+            tables["transfer"].append(transfer)
             bars.advance("speed", 1)
             bars.finish("speed", name, Result())
+        for member in members:
+            rows, stored = time_member(config, setting, member, on)
+            tables["speed"].append(rows)
+            tables["bytes"].append(stored)
+            bars.advance("speed", 1)
+            bars.finish("speed", member.name, Result())
         bars.end("speed")
-    found = {"speed": rows, "bytes": stored, "transfer": targets}
-    return {name: pl.concat(tables) for name, tables in found.items() if tables}
+    return {name: pl.concat(parts) for name, parts in tables.items() if parts}
+
+
+def time_model(
+    config: DictConfig, name: str, images: int, on: torch.device
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """A full-size timm model with random weights on random images: rows of speed and transfer."""
+    own = config.benchmark
+    classifier, size = speed.with_random_weights(name, on.type)
+    pixels = torch.rand(images, 3, size, size, device=on)
+    labels = torch.arange(images, device=on)
+    ways = speed.ways(classifier, pixels, labels, bool(own.compile))
+    seconds = speed.timed(ways, own.rounds, own.steps)
+    step = min(s for way, s in zip(ways, seconds, strict=True) if way.who == "craft")
+    rows = speed.rates(name, ways, seconds, images)
+    return rows, passes.target_pass(classifier, size, images, own.rounds, step)
+
+
+def time_member(
+    config: DictConfig, setting: Setting, member: Member, on: torch.device
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """A member of the dataset on images that it classifies correctly: rows of speed and bytes."""
+    own, eps = config.benchmark, fraction(config.dataset.eps, "dataset.eps")
+    batch = correct_batch(setting, member, setting.batch_size, on)
+    ways = speed.ways(batch.classifier, batch.pixels, batch.labels, bool(own.compile))
+    seconds = speed.timed(ways, own.rounds, own.steps)
+    stored = speed.differing(
+        member.name, batch.classifier, batch.clean, batch.labels, eps, speed.STEPS
+    )
+    return speed.rates(member.name, ways, seconds, len(batch.labels)), stored
 
 
 HEADINGS = {

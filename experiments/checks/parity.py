@@ -8,7 +8,6 @@ what each attack does to an image.
 Measured on the digits zoo: see experiments/results/attacks.md.
 """
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +23,9 @@ from rich.table import Table
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
+from experiments.checks.batch import Batch, correct_batch
 from experiments.checks.references import COMPARISONS, require_foolbox
-from experiments.common.devices import build_jobs, on_cpu
+from experiments.common.devices import build_jobs, device
 from experiments.common.keys import naming_group
 from experiments.common.members import build_members, build_training
 from experiments.common.runs import run_info
@@ -35,18 +35,17 @@ from netkin.attacks import Attack, Clean, PatchFool
 from netkin.attacks.frozen import frozen
 from netkin.attacks.grid import to_grid
 from netkin.attacks.units import fraction
-from netkin.data.views import load
 from netkin.errors import UserError, near
+from netkin.jobs.devices import seconds_of
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
-from netkin.jobs.results import Result, Trained
+from netkin.jobs.results import Result
+from netkin.pipeline import Pipeline
 from netkin.report.strips import attack_strips
 from netkin.store.files import write
 from netkin.tracking import Tracker, track
-from netkin.training.weights import is_trained
 from netkin.transfer.setting import Setting
 from netkin.zoo import execution
-from netkin.zoo.build import Classifier
 from netkin.zoo.member import Member
 
 CONFIGS = Path(__file__).parents[2] / "conf" / "attack"
@@ -72,6 +71,7 @@ class Check:
 
     @property
     def name(self) -> str:
+        """What the display calls it."""
         what = f"{self.kind} ({self.variant}, {self.patches})" if self.patches else self.kind
         return f"{what} on {self.member.name}"
 
@@ -88,10 +88,9 @@ def run(config: DictConfig) -> None:
         with Bars(console) as bars:
             setting = prepare(config, setting, members, bars)
             training = build_training(config, setting, members, bars)
-            untrained = [m for m in members if training and not is_trained(training, m)]
-            with build_jobs(config, (setting, training, config), bars, PRELOAD) as jobs:
-                epochs = training.recipe.epochs if training else 0
-                list(jobs.run("train", _train, untrained, len(untrained) * epochs))
+            with build_jobs(config, (setting, training), bars) as jobs:
+                members = Pipeline(setting, training, jobs, tracker).clean(members)
+            with build_jobs(config, (setting, config), bars, PRELOAD) as jobs:
                 fitting = vits(config, setting, members)
                 todo = checks(config, members, fitting)
                 ran = jobs.run("check", _check, todo, len(todo))
@@ -116,7 +115,7 @@ def run(config: DictConfig) -> None:
     console.print(f"Figure   {info.folder}/attacks.png, .pdf", highlight=False)
 
 
-PRELOAD = ("netkin.training.train", "netkin.attacks")
+PRELOAD = ("netkin.attacks",)
 
 
 def check_config(config: DictConfig) -> None:
@@ -180,22 +179,9 @@ def configured(config: DictConfig, name: str, **changes: Any) -> Any:
         return instantiate(attack)
 
 
-def attackable(
-    config: DictConfig, setting: Setting, member: Member
-) -> tuple[Classifier, Tensor, Tensor, list[str]]:
-    """A member, and the first images that it classifies correctly: uint8 pixels, labels, keys."""
-    device = "cpu" if on_cpu(config) else "cuda"
-    classifier = setting.build(member).eval().to(device)
-    most = min(2 * config.parity.images, len(setting.subset))
-    pixels = load(setting.images, setting.subset.positions[:most], setting.view(member)).to(device)
-    labels = setting.labels[:most].to(device)
-    with torch.no_grad():
-        parts = [classifier(part.float() / 255) for part in pixels.split(setting.batch_size)]
-    right = (torch.cat(parts).argmax(dim=1) == labels).nonzero().flatten()[: config.parity.images]
-    if not len(right):
-        raise UserError(f"{member.name} classifies none of the first {most} images correctly")
-    keys = setting.keys(member, right.tolist())
-    return classifier, pixels[right], labels[right], keys
+def batch_of(config: DictConfig, setting: Setting, member: Member) -> Batch:
+    """The first parity.images images that a member classifies correctly."""
+    return correct_batch(setting, member, config.parity.images, device(config))
 
 
 # What workers run.
@@ -208,42 +194,34 @@ class Checked(Result):
     rows: list[dict[str, Any]]
 
 
-def _train(context: tuple[Setting, Any, Any], member: Member, advance: Advance) -> Trained:
-    from netkin.training.train import train
-
-    return train(context[1], member, advance)
-
-
-def _check(context: tuple[Setting, Any, DictConfig], check: Check, advance: Advance) -> Checked:
-    setting, _, config = context
-    classifier, clean, labels, keys = attackable(config, setting, check.member)
-    with frozen(classifier) as model:
+def _check(context: tuple[Setting, DictConfig], check: Check, advance: Advance) -> Checked:
+    setting, config = context
+    batch = batch_of(config, setting, check.member)
+    with frozen(batch.classifier) as model:
         if check.kind == "patchfool":
-            rows = [_patchfool(config, check, model, clean, labels, keys)]
+            rows = [_patchfool(config, check, model, batch)]
         else:
             eps = fraction(config.parity.autoattack_eps, "parity.autoattack_eps")
-            images = (model, clean, labels, keys)
+            images = (model, batch.clean, batch.labels, batch.keys)
             rows = COMPARISONS[check.kind](partial(configured, config), images, eps)
     advance(1)
-    named = [{"model": check.member.name, "images": len(clean), **row} for row in rows]
+    named = [{"model": check.member.name, "images": len(batch.keys), **row} for row in rows]
     return Checked(rows=named)
 
 
-def _patchfool(
-    config: DictConfig, check: Check, model: nn.Module, clean: Tensor, labels: Tensor, keys: list
-) -> dict[str, Any]:
+def _patchfool(config: DictConfig, check: Check, model: nn.Module, batch: Batch) -> dict[str, Any]:
     changes = dict(VARIANTS[check.variant])
     if "eps" in changes:
         changes["eps"] = config.dataset.eps
     attack: PatchFool = configured(config, "patchfool", patches=check.patches, **changes)
-    made = attack.perturb(model, clean.float() / 255, labels, keys)
-    stored = to_grid(made, clean, attack.eps)
-    right = int((model(stored.float() / 255).argmax(dim=1) == labels).sum())
-    interval = binomtest(right, len(labels)).proportion_ci(method="wilson")
+    adversarial = attack.perturb(model, batch.pixels, batch.labels, batch.keys)
+    stored = to_grid(adversarial, batch.clean, attack.eps)
+    right = int((model(stored.float() / 255).argmax(dim=1) == batch.labels).sum())
+    interval = binomtest(right, len(batch.labels)).proportion_ci(method="wilson")
     return {
         "variant": check.variant,
         "patches": check.patches,
-        "accuracy": right / len(labels),
+        "accuracy": right / len(batch.labels),
         "low": interval.low,
         "high": interval.high,
     }
@@ -260,27 +238,25 @@ def cost_table(
     bars.start("cost", names, units)
     rows = []
     for member in members:
-        classifier, clean, labels, keys = attackable(config, setting, member)
-        pixels = clean.float() / 255
-        fast = execution.prepare(classifier, setting.choice.execution, pixels)
+        batch = batch_of(config, setting, member)
+        fast = execution.prepare(batch.classifier, setting.choice.execution, batch.pixels)
         seconds: dict[str, list[float]] = {}
         for _ in range(rounds):
             for name in names:
                 attack: Attack = configured(config, name)
-                if isinstance(attack, PatchFool) and attack.unfit(classifier):
+                if isinstance(attack, PatchFool) and attack.unfit(batch.classifier):
                     continue
                 with frozen(fast) as model:
-                    seconds.setdefault(name, []).append(
-                        _timed(attack, model, pixels, labels, keys, setting.batch_size)
-                    )
+                    attacking = partial(_perturb, attack, model, batch, setting.batch_size)
+                    seconds.setdefault(name, []).append(seconds_of(attacking, device(config)))
                 bars.advance("cost", 1)
         for name, taken in seconds.items():
             rows.append(
                 {
                     "attack": name,
                     "model": member.name,
-                    "images": len(pixels),
-                    "images_per_second": len(pixels) / min(taken),
+                    "images": len(batch.keys),
+                    "images_per_second": len(batch.keys) / min(taken),
                     "times_pgd": min(taken) / min(seconds["pgd"]) if "pgd" in seconds else None,
                 }
             )
@@ -288,43 +264,38 @@ def cost_table(
     return table_of(rows)
 
 
-def _timed(
-    attack: Attack, model: nn.Module, pixels: Tensor, labels: Tensor, keys: list[str], size: int
-) -> float:
-    start = time.perf_counter()
-    for i in range(0, len(pixels), size):
-        batch = slice(i, i + size)
-        attack.perturb(model, pixels[batch], labels[batch], keys[batch])
-    if pixels.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+def _perturb(attack: Attack, model: nn.Module, batch: Batch, size: int) -> None:
+    for i in range(0, len(batch.keys), size):
+        part = slice(i, i + size)
+        attack.perturb(model, batch.pixels[part], batch.labels[part], batch.keys[part])
 
 
 def examples(
     config: DictConfig, setting: Setting, member: Member, images: int = 3
 ) -> tuple[Tensor, pl.DataFrame]:
-    """Some images under each attack: [A, I, 3, H, W] uint8, and what the member says of each."""
-    classifier, clean, labels, keys = attackable(config, setting, member)
-    clean, labels, keys = clean[:images], labels[:images], keys[:images]
+    """Some images under each attack: [A, I, 3, H, W] uint8, and what the member predicts for each."""
+    batch = batch_of(config, setting, member)
+    clean, labels, keys = batch.clean[:images], batch.labels[:images], batch.keys[:images]
     attacks: dict[str, Attack] = {"clean": Clean()}
     attacks |= {name: configured(config, name) for name in config.parity.attacks}
     strips, rows = [], []
-    with frozen(classifier) as model:
+    with frozen(batch.classifier) as model:
         for name, attack in attacks.items():
-            if isinstance(attack, PatchFool) and attack.unfit(classifier):
+            if isinstance(attack, PatchFool) and attack.unfit(batch.classifier):
                 continue
-            made = attack.perturb(model, clean.float() / 255, labels, keys)
-            strips.append(to_grid(made, clean, attack.eps))
-            said = model(strips[-1].float() / 255).argmax(dim=1)
+            adversarial = attack.perturb(model, clean.float() / 255, labels, keys)
+            strips.append(to_grid(adversarial, clean, attack.eps))
+            predictions = model(strips[-1].float() / 255).argmax(dim=1)
             rows += [
                 {"attack": name, "image": key.split("\n")[1], "label": y, "prediction": p}
-                for key, y, p in zip(keys, labels.tolist(), said.tolist(), strict=True)
+                for key, y, p in zip(keys, labels.tolist(), predictions.tolist(), strict=True)
             ]
     table = pl.DataFrame(rows).with_columns(pl.lit(member.name).alias("model"))
     return torch.stack(strips).cpu(), table
 
 
 def table_of(rows: Iterable[dict[str, Any]]) -> pl.DataFrame:
+    """Rows of different columns as one table, null where a row has no such column."""
     return pl.DataFrame(list(rows), infer_schema_length=None)
 
 

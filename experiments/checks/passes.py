@@ -18,11 +18,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from experiments.checks.speed import STEPS, clocked
+from experiments.checks.speed import STEPS
 from netkin.attacks import Clean
 from netkin.data import views
 from netkin.data.subset import draw
 from netkin.data.views import View
+from netkin.jobs.devices import device_of, seconds_of
 from netkin.store.files import read_tensors, write_tensors
 from netkin.store.layout import Store, shard_path
 from netkin.transfer.clean import clean_pass
@@ -111,7 +112,7 @@ def target_pass(
         taken: list[list[float]] = [[] for _ in works]
         for round_ in range(rounds + 1):
             for work, mine in zip(works, taken, strict=True):
-                seconds = clocked(work)
+                seconds = seconds_of(work, device)
                 if round_:  # the first one sets up kernels
                     mine.append(seconds)
     one, loop, three, as_it_comes = map(statistics.median, taken)
@@ -160,4 +161,4 @@ def evaluation(
 
 
 def _median(work: Callable[[], Any], rounds: int) -> float:
-    return statistics.median(clocked(work) for _ in range(rounds))
+    return statistics.median(seconds_of(work, device_of("auto")) for _ in range(rounds))

@@ -4,15 +4,16 @@ foolbox for PGD and FGSM; the published algorithm, and torchattacks where it is 
 the authors' package, called directly, for AutoAttack.
 """
 
+import importlib
+import warnings
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from experiments.checks.libraries import installed
 from netkin.attacks import PGD, AutoAttack
 from netkin.attacks.autoattack import SquareAttack
 from netkin.attacks.grid import to_grid
@@ -22,6 +23,17 @@ Attacks = Callable[..., Any]
 """(name, **changes) to the attack of conf/attack/<name>.yaml with these changes."""
 Images = tuple[nn.Module, Tensor, Tensor, list[str]]
 """A frozen model, and what it classifies correctly: uint8 pixels [n, 3, H, W], labels, keys."""
+
+
+def installed(package: str) -> Any | None:
+    """An installed package, imported; None where there is none (a folder of its name is none)."""
+    try:
+        version(package)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # foolbox uses SciPy's old names
+            return importlib.import_module(package)
+    except (ImportError, PackageNotFoundError):
+        return None
 
 
 def require_foolbox() -> None:

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from experiments.checks.libraries import installed
+from experiments.checks.references import installed
 from netkin.attacks import PGD
 from netkin.attacks.frozen import frozen
 from netkin.attacks.grid import to_grid
+from netkin.jobs.devices import device_of, seconds_of
 from netkin.jobs.memory import as_glibc_does, keep_freed
 from netkin.zoo.build import Classifier
 from netkin.zoo.execution import (
@@ -172,25 +173,11 @@ def timed(found: Sequence[Way], rounds: int, steps: int) -> list[float]:
                 kept = way.keeps
                 (keep_freed if kept else as_glibc_does)()
                 way.run(1)
-            seconds = clocked(lambda way=way: way.run(steps))
+            seconds = seconds_of(lambda way=way: way.run(steps), device_of("auto"))
             if number:
                 mine.append(seconds / steps)
     keep_freed()
     return [statistics.median(mine) for mine in taken]
-
-
-def clocked(work: Callable[[], Any]) -> float:
-    """Seconds of some work, to its end on the device."""
-    synchronize()
-    start = time.perf_counter()
-    work()
-    synchronize()
-    return time.perf_counter() - start
-
-
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def rates(name: str, found: Sequence[Way], seconds: Sequence[float], images: int) -> pl.DataFrame:

@@ -35,6 +35,11 @@ def on_cpu(config: DictConfig) -> bool:
     return device_of(config.hardware.accelerator).type == "cpu"
 
 
+def device(config: DictConfig) -> torch.device:
+    """The device of work that is not split over several."""
+    return device_of(config.hardware.accelerator)
+
+
 def device_count(config: DictConfig) -> int:
     """Over how many devices each member's work is split."""
     number = config.hardware.devices
