@@ -5,7 +5,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from experiments.common.launch import launch, one_model, run_study
+from experiments.common.launch import launch, run_study
 
 CONF = str(Path(__file__).parent / "conf")
 
@@ -16,5 +16,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    one_model()
     launch(main)

@@ -47,7 +47,7 @@ def run_here(*overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.chdir(cwd)
-        patch.setattr(sys, "argv", ["evaluate.py", *overrides, "workers=1"])
+        patch.setattr(sys, "argv", ["evaluate.py", *overrides, "hardware.members_at_once=1"])
         patch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
         try:
             launch(evaluate.main)

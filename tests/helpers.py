@@ -39,7 +39,7 @@ def overrides(folder: Path) -> list[str]:
         "attack.steps=8",
         "subset=quick",
         "logger=csv",
-        "workers=1",
+        "hardware.members_at_once=1",
         "score.bootstrap=50",
         f"store.dir={store}",
     ]

@@ -18,7 +18,7 @@ import torch
 from netkin.data.digits import Digits
 from netkin.data.subset import draw
 from netkin.similarity import with_interval
-from netkin.store.layout import read_tensors
+from netkin.store.files import read_tensors
 from tests.analysis.test_ensemble import check_ensemble, check_ensemble_benchmark
 from tests.analysis.test_measures import check_measures
 from tests.analysis.test_select import check_select
@@ -75,11 +75,18 @@ def check_pairwise(folder: Path) -> None:
 
 def check_benchmark(folder: Path) -> None:
     """Every way to attack is timed, each against its bare loop; then the whole command."""
-    overrides = ",".join(repr(o) for o in [*SMALL[1:], SMALL[0], "logger=csv", "workers=1"])
+    overrides = ",".join(
+        repr(o) for o in [*SMALL[1:], SMALL[0], "logger=csv", "hardware.members_at_once=1"]
+    )
     done = run_command(
         "experiment=benchmark",
         *("benchmark.models=[test_efficientnet]", "benchmark.images=2", "benchmark.rounds=1"),
-        *("benchmark.steps=1", "model.members=[test_byobnet]", *SMALL[1:], "workers=1"),
+        *(
+            "benchmark.steps=1",
+            "model.members=[test_byobnet]",
+            *SMALL[1:],
+            "hardware.members_at_once=1",
+        ),
         f"store.dir={folder / 'store'}",
         f"benchmark.overrides=[{overrides}]",
         "benchmark.member=test_byobnet",
@@ -134,7 +141,14 @@ def check_plan(folder: Path) -> None:
         logits = read_tensors(file)["logits"]
         labels = json.loads((file.parents[2] / "manifest.json").read_text())["labels"]
         correct[name] = int((logits.argmax(1) == torch.tensor(labels)).sum())
-    arguments = ("experiment=plan", *SMALL, "logger=csv", "plan.seconds=0.05", "workers=1", RUN)
+    arguments = (
+        "experiment=plan",
+        *SMALL,
+        "logger=csv",
+        "plan.seconds=0.05",
+        "hardware.members_at_once=1",
+        RUN,
+    )
     done = run_command(*arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "In all: 0.0 s on 1 device, 0.0 s on 4 devices" in done.stdout
@@ -148,6 +162,8 @@ def check_plan(folder: Path) -> None:
     # A thousand times the two steps that are timed, which take at least a forward pass each.
     assert (table["craft_ms_per_image"] > 500 * table["transfer_ms_per_image"]).all()
     assert (table["peak_memory_bytes"] > 1e8).all()
+    page = (folder / "run" / "report.html").read_text()
+    assert "images to craft" in page and "Weights, labels and all 100 images are there." in page
     assert {*(folder / "store").rglob("*.safetensors")} == before
 
 
@@ -249,7 +265,9 @@ def test_only_missing_parts_are_computed_and_come_out_the_same(
     for file in lost:
         file.unlink()
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "store").rglob("*") if p.is_file()}
-    done = run_command(*SMALL, "workers=1", "logger=csv", "hydra.run.dir=run", cwd=tmp_path)
+    done = run_command(
+        *SMALL, "hardware.members_at_once=1", "logger=csv", "hydra.run.dir=run", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert re.findall(r"^(\w+) \d/\d: (\w+)", done.stdout, re.M) == [
         ("craft", "vit_ti"),
@@ -308,7 +326,13 @@ def without_start(
     """The small run's members attacked without random start, which depends on an image's id."""
     folder = tmp_path_factory.mktemp("digits")
     shutil.copytree(small_run / "store" / "weights", folder / "store" / "weights")
-    arguments = (*SMALL, "attack.random_start=false", "logger=none", "workers=1", RUN)
+    arguments = (
+        *SMALL,
+        "attack.random_start=false",
+        "logger=none",
+        "hardware.members_at_once=1",
+        RUN,
+    )
     done = run_command(*arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
     return crafted(folder / "store", "digits")
@@ -353,7 +377,7 @@ def test_images_as_files_give_the_same_bytes(
         "attack.step_size=6/255",
         "attack.random_start=false",
         f"model.members=[{members}]",
-        "workers=1",
+        "hardware.members_at_once=1",
         "attack.steps=8",
         "logger=none",
         "hydra.run.dir=run",
@@ -388,7 +412,7 @@ def test_unreadable_images_stop_the_run_or_are_skipped(small_run: Path, tmp_path
         "dataset=folder",
         f"dataset.root={tmp_path / 'mine'}",
         f"model.members=[{members}]",
-        "workers=1",
+        "hardware.members_at_once=1",
         "attack.steps=4",
         "logger=none",
         "hydra.run.dir=run",

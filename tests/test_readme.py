@@ -1,46 +1,115 @@
-"""Every command that the README shows runs, or composes where it needs more than a test has."""
+"""Every command of README.md and docs/ runs, or composes where it needs more than a test has."""
 
+import importlib
 import re
 import shlex
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 
-from tests.conftest import ROOT, run_command
+import experiments.studies
+from netkin.data.subset import draw
+from tests.conftest import ROOT, run_command, run_here
 
-README = (ROOT / "README.md").read_text()
-COMMANDS = [
-    re.sub(r"\s{2,}#.*", "", line)
-    for block in re.findall(r"```bash\n(.*?)```", README, re.S)
-    for line in block.strip().splitlines()
-    if line.startswith("python ")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TOPICS = [
+    *("attacks", "clusters-and-restarts", "data", "extending", "models"),
+    *("reading-the-score", "speed", "studies", "training"),
 ]
 RUN = {  # what a test can afford; the rest is composed
     "python evaluate.py --help",
     "python evaluate.py model.members=[resnet10t,test_vit2,test_mambaout] subset=quick logger=csv",
 }
+FLAGS = {"--config-dir": True, "--cfg": True, "--help": False, "-m": False}
+"""The flags of commands, and whether a value follows."""
 
 
-def test_the_readme_shows_commands() -> None:
-    assert len(COMMANDS) >= 7
+def commands_of(page: Path) -> list[str]:
+    """The commands of a page's bash blocks, without their comments."""
+    lines = [
+        re.sub(r"\s+#\s.*", "", line)
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.S)
+        for line in block.strip().splitlines()
+    ]
+    return [line for line in lines if line.startswith("python ")]
+
+
+COMMANDS = sorted({command for page in PAGES for command in commands_of(page)})
+
+
+def example_files(page: Path) -> dict[str, str]:
+    """The files that a page shows in full: "`path`:", and a block. Path to content."""
+    pattern = r"^`([^`\n]+)`:\n\n```\w+\n(.*?)```"
+    return dict(re.findall(pattern, page.read_text(), re.S | re.M))
+
+
+@pytest.fixture
+def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with the files of docs/extending.md, as if they lay in the repository."""
+    for name, content in example_files(ROOT / "docs" / "extending.md").items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    shutil.copytree(tmp_path / "conf", tmp_path / "my_conf", dirs_exist_ok=True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(
+        experiments.studies,
+        "__path__",
+        [*experiments.studies.__path__, str(tmp_path / "experiments" / "studies")],
+    )
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for name in ("my_attack", "my_data", "experiments.studies.extremes"):
+        sys.modules.pop(name, None)
+
+
+def overrides_of(command: str) -> list[str]:
+    """What a command changes in the config; a sweep's first value stands for the others."""
+    words, overrides = iter(shlex.split(command)[2:]), []
+    for word in words:
+        if word in FLAGS:
+            if FLAGS[word]:
+                next(words)
+            continue
+        word = re.sub(r"^([^\[{]*?=[^,\[{(]*),.*", r"\1", word)
+        word = re.sub(r"^model=(test_\w+|vit_\w+)$", r"model.members=[\1]", word)
+        word = re.sub(r"^(\w+)=(?:glob|range)\(.*\)$", r"\1=0", word)
+        overrides.append(word)
+    return overrides
+
+
+def composed(command: str, extra_configs: Path) -> DictConfig:
+    """The config of a command; groups are searched in `extra_configs`, too."""
+    script = Path(shlex.split(command)[1]).stem
+    search = [f"hydra.searchpath=[file://{extra_configs}]"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose(script, overrides=[*overrides_of(command), *search])
+
+
+def test_every_page_shows_commands() -> None:
+    assert [page.stem for page in PAGES[1:]] == TOPICS
+    for page in PAGES:
+        assert commands_of(page), page
+    for page in PAGES[1:]:  # each starts with one
+        assert re.match(r"# [^\n]+\n\n```bash\npython ", page.read_text()), page
     assert set(COMMANDS) >= RUN
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_compose(command: str) -> None:
-    if "--config-dir" in command:
-        pytest.skip("needs a config of the user's; test_experiments runs one")
-    overrides = [word for word in shlex.split(command)[2:] if not word.startswith("-")]
-    # A sweep's first value stands for the others.
-    overrides = [re.sub(r"^([^\[{]*?=[^,\[{]*),.*", r"\1", word) for word in overrides]
-    overrides = [re.sub(r"^model=(test_\w+)$", r"model.members=[\1]", word) for word in overrides]
+def test_commands_compose(command: str, examples: Path) -> None:
+    config = composed(command, examples / "my_conf")
     script = Path(shlex.split(command)[1]).stem
-    overrides = [re.sub(r"^source=glob\(.*\)$", "source=x", word) for word in overrides]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose(script, overrides=overrides)
     assert config.experiment.get("script", "evaluate") == script
-    assert config.experiment.study.startswith("experiments.")
+    module = config.experiment.study
+    assert callable(importlib.import_module(module).run), module
 
 
 @pytest.mark.parametrize("command", sorted(RUN))
@@ -51,9 +120,75 @@ def test_commands_run(command: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_example_study_runs(examples: Path) -> None:
+    scores = ROOT / "experiments" / "results" / "figures" / "digits_similarity.csv"
+    arguments = ["experiment=extremes", f"similarity={scores}", "logger=none", "hydra.run.dir=run"]
+    done = run_here("--config-dir", str(examples / "my_conf"), *arguments, cwd=examples)
+    assert done.returncode == 0, done.stderr
+    assert "Most similar: vit_s and test_vit (s = 4.59)." in done.stdout
+    assert (examples / "run" / "extremes.csv").read_text().count("\n") == 67
+    assert (examples / "run" / "report.html").is_file()
+
+
+def test_the_example_attack_stays_in_its_ball(examples: Path) -> None:
+    attack = instantiate(composed("python evaluate.py attack=mine", examples / "my_conf").attack)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 4, 2))
+    pixels = torch.rand(5, 3, 4, 4)
+    labels = model(pixels).argmax(1)
+    changed = attack.perturb(model, pixels, labels, list("abcde"))
+    assert 0 < (changed - pixels).abs().max() <= attack.eps + 1e-6
+    loss = torch.nn.functional.cross_entropy
+    assert loss(model(changed), labels) > loss(model(pixels), labels)
+
+
+def test_the_example_dataset_gives_images(examples: Path) -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(6, 8, 8, 3), dtype=np.uint8)
+    np.savez(examples / "test.npz", images=pixels, labels=[0, 1, 2, 0, 1, 2])
+    config = composed(
+        "python evaluate.py dataset=arrays subset=full model=digits recipe=digits",
+        examples / "my_conf",
+    )
+    images = instantiate(config.dataset.images)
+    subset = draw(images, **config.subset)
+    assert subset.classes == ("0", "1", "2") and sorted(subset.labels) == [0, 0, 1, 1, 2, 2]
+    for position, label in zip(subset.positions, subset.labels, strict=True):
+        assert images.labels[position] == label
+        assert (np.asarray(images.load(position)) == pixels[position]).all()
+
+
+def test_links_and_anchors_lead_somewhere() -> None:
+    for page in [*PAGES, *(ROOT / "experiments" / "results").glob("*.md"), ROOT / "CHANGELOG.md"]:
+        for target in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", page.read_text()):
+            link = "".join(target)
+            if link.startswith("https://"):
+                continue
+            name, _, anchor = link.partition("#")
+            file = page.parent / name if name else page
+            assert file.is_file(), f"{page.name}: {link}"
+            if anchor:
+                assert anchor in anchors_of(file), f"{page.name}: {link}"
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in headings}
+
+
+def test_the_readme_is_short() -> None:
+    """At most 900 words: the prose, the tables, the commands and their comments."""
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)|<[^>]+>", r"\1", (ROOT / "README.md").read_text())
+    words = [word for word in text.split() if re.search(r"\w", word)]
+    assert len(words) <= 900, len(words)
+
+
 def test_every_file_on_the_map_exists() -> None:
-    rows = re.findall(r"^\| ((?:`[^|]*`,? ?)+) \|", README, re.M)
-    folder = Path()
+    table = (ROOT / "README.md").read_text().partition("## Map")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| ((?:`[^|]*`,? ?)+) \|", table, re.M)
+    assert len(rows) > 15
+    folder, named = Path(), set()
     for row in rows:
         for name in re.findall(r"`([^`]+)`", row):
             path = Path(name)
@@ -61,3 +196,8 @@ def test_every_file_on_the_map_exists() -> None:
             path = path if (ROOT / path).exists() else folder / path
             assert (ROOT / path).exists(), name
             folder = path.parent
+            named.add(path)
+    for parent in ("src/netkin", "experiments"):  # every folder has its row
+        for path in (ROOT / parent).iterdir():
+            if path.is_dir() and not path.name.startswith(("_", ".")):
+                assert path.relative_to(ROOT) in named, path

@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from wandb.proto import wandb_internal_pb2 as protobuf
 
-from experiments.common import setting as setup
+from experiments.common import runs
 from netkin.errors import UserError
 from netkin.tracking import CSV, RunInfo, track
 from tests.conftest import SMALL, run_command
@@ -169,14 +169,14 @@ def test_a_sweeps_jobs_share_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyP
         sweep=SimpleNamespace(dir="outputs/craft/2026-01-01_12-00"),
         runtime=SimpleNamespace(output_dir=str(tmp_path / "0")),
     )
-    monkeypatch.setattr(setup.HydraConfig, "get", lambda: hydra)
+    monkeypatch.setattr(runs.HydraConfig, "get", lambda: hydra)
     config = OmegaConf.create({"experiment": {"name": "craft"}, "dataset": {"name": "digits"}})
     setting: Any = SimpleNamespace(
         attack=SimpleNamespace(name="pgd"),
         subset=SimpleNamespace(name="full"),
         store=SimpleNamespace(root=tmp_path),
     )
-    found = setup.run_info(config, setting, 1, ["vit_s"])
+    found = runs.run_info(config, setting, 1, ["vit_s"])
     assert found.group == "craft-digits-2026-01-01_12-00"
     assert found.name == "digits-vit_s-pgd"
 

@@ -31,13 +31,18 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.checks import passes, speed
-from experiments.common import setting as setup
+from experiments.common.devices import build_jobs, on_cpu
+from experiments.common.members import build_members, build_training
+from experiments.common.runs import run_info
+from experiments.common.setting import build_setting, prepare
+from experiments.common.values import one_of, positive_int, resolved, run_folder
 from netkin.attacks.units import fraction
 from netkin.data import views
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
+from netkin.jobs.results import Result
 from netkin.pipeline import Pipeline
-from netkin.store.layout import write
+from netkin.store.files import write
 from netkin.tracking import Tracker, track
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import correct
@@ -51,21 +56,21 @@ def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     own = config.benchmark
     for part in own.parts:
-        setup.one_of(part, PARTS, "benchmark.parts")
-    setup.whole(own.steps, "benchmark.steps")
-    setup.whole(own.rounds, "benchmark.rounds")
+        one_of(part, PARTS, "benchmark.parts")
+    positive_int(own.steps, "benchmark.steps")
+    positive_int(own.rounds, "benchmark.rounds")
     if own.images != "auto":
-        setup.whole(own.images, "benchmark.images")
+        positive_int(own.images, "benchmark.images")
     parse_members(list(own.models), at_least=0)  # refuses what timm does not have
-    setting = setup.build_setting(config)
+    setting = build_setting(config)
     console = Console(soft_wrap=True)
     tables: dict[str, pl.DataFrame] = {}
-    with track(setup.resolved(config.logger), setup.run_info(config, setting, 0)) as tracker:
+    with track(resolved(config.logger), run_info(config, setting, 0)) as tracker:
         if "speed" in own.parts:
             tables |= time_steps(config, setting, console, tracker)
         if "evaluate" in own.parts:
             tables |= time_runs(config, console)
-        folder = setup.run_folder()
+        folder = run_folder()
         for name, table in tables.items():
             write(folder / f"{name}.csv", table.write_csv)
             tracker.table(f"tables/{name}", table)
@@ -78,17 +83,17 @@ def time_steps(
 ) -> dict[str, pl.DataFrame]:
     """speed, bytes and transfer: craft and transfer of one batch, in this process."""
     own = config.benchmark
-    device = "cpu" if setup.on_cpu(config) else "cuda"
+    device = "cpu" if on_cpu(config) else "cuda"
     batch = (8 if device == "cpu" else 64) if own.images == "auto" else own.images
-    members = setup.build_members(config, at_least=0)
+    members = build_members(config, at_least=0)
     rows, stored, targets = [], [], []
     eps = fraction(config.dataset.eps, "dataset.eps")
     with Bars(console) as bars:
         if members:
-            setting = setup.prepare(config, setting, members, bars)
-            training = setup.build_training(config, setting, members, bars)
-            with setup.build_jobs(config, (setting, training), bars) as jobs:
-                Pipeline(setting, training, jobs, tracker).see(members)
+            setting = prepare(config, setting, members, bars)
+            training = build_training(config, setting, members, bars)
+            with build_jobs(config, (setting, training), bars) as jobs:
+                Pipeline(setting, training, jobs, tracker).clean(members)
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         names = [*own.models, *(member.name for member in members)]
         bars.start("speed", names, len(names), "models")
@@ -113,7 +118,7 @@ def time_steps(
                 step = min(s for way, s in zip(ways, taken, strict=True) if way.who == "craft")
                 targets.append(passes.target_pass(classifier, size, batch, own.rounds, step))
             bars.advance("speed", 1)
-            bars.finish("speed", name, {})
+            bars.finish("speed", name, Result())
         bars.end("speed")
     found = {"speed": rows, "bytes": stored, "transfer": targets}
     return {name: pl.concat(tables) for name, tables in found.items() if tables}

@@ -19,17 +19,17 @@ from omegaconf import DictConfig
 from rich.console import Console
 from safetensors import safe_open
 
-from experiments.common import setting as setup
+from experiments.common.values import positive_int, run_folder
 from netkin.analysis import ensemble
 from netkin.jobs.progress import Bars
-from netkin.store.layout import write, write_tensors
+from netkin.store.files import write, write_tensors
 
 
 def run(config: DictConfig) -> None:
     """The study: how long, and how much memory."""
     options, console = config.benchmark, Console(soft_wrap=True)
     for name in ("models", "images", "classes", "threads"):
-        setup.whole(options[name], f"benchmark.{name}")
+        positive_int(options[name], f"benchmark.{name}")
     with tempfile.TemporaryDirectory(prefix="netkin-ensemble-") as scratch:
         files = []
         generator = torch.Generator().manual_seed(0)
@@ -50,7 +50,7 @@ def run(config: DictConfig) -> None:
         "seconds": seconds,
         "peak_memory_gib": memory,
     }
-    folder = setup.run_folder()
+    folder = run_folder()
     write(folder / "ensemble_benchmark.csv", pl.DataFrame([row]).write_csv)
     console.print(
         f"{pairs} pairs of {options.models} models, {options.images} images, {options.classes} "

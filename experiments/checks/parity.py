@@ -25,7 +25,11 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from experiments.checks.references import COMPARISONS, require_foolbox
-from experiments.common import setting as setup
+from experiments.common.devices import build_jobs, on_cpu
+from experiments.common.members import build_members, build_training
+from experiments.common.runs import run_info
+from experiments.common.setting import build_setting, prepare
+from experiments.common.values import naming_group, positive_int, resolved
 from netkin.attacks import Attack, Clean, PatchFool
 from netkin.attacks.frozen import frozen
 from netkin.attacks.grid import to_grid
@@ -34,13 +38,14 @@ from netkin.data.views import load
 from netkin.errors import UserError, near
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
+from netkin.jobs.results import Result, Trained
 from netkin.report.strips import attack_strips
-from netkin.store.layout import write
+from netkin.store.files import write
 from netkin.tracking import Tracker, track
 from netkin.training.weights import is_trained
 from netkin.transfer.setting import Setting
+from netkin.zoo import execution
 from netkin.zoo.build import Classifier
-from netkin.zoo.execution import prepare
 from netkin.zoo.member import Member
 
 CONFIGS = Path(__file__).parents[2] / "conf" / "attack"
@@ -74,22 +79,22 @@ def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     require_foolbox()
     check_config(config)
-    setting = setup.build_setting(config)
-    members = setup.build_members(config)
-    info = setup.run_info(config, setting, len(members))
+    setting = build_setting(config)
+    members = build_members(config)
+    info = run_info(config, setting, len(members))
     console = Console(soft_wrap=True)
-    with track(setup.resolved(config.logger), info) as tracker:
+    with track(resolved(config.logger), info) as tracker:
         with Bars(console) as bars:
-            setting = setup.prepare(config, setting, members, bars)
-            training = setup.build_training(config, setting, members, bars)
+            setting = prepare(config, setting, members, bars)
+            training = build_training(config, setting, members, bars)
             untrained = [m for m in members if training and not is_trained(training, m)]
-            with setup.build_jobs(config, (setting, training, config), bars, PRELOAD) as jobs:
+            with build_jobs(config, (setting, training, config), bars, PRELOAD) as jobs:
                 epochs = training.recipe.epochs if training else 0
                 list(jobs.run("train", _train, untrained, len(untrained) * epochs))
                 fitting = vits(config, setting, members)
                 todo = checks(config, members, fitting)
                 ran = jobs.run("check", _check, todo, len(todo))
-                done = {item.name: result["rows"] for item, result in ran}
+                done = {item.name: result.rows for item, result in ran}
                 rows = [row for item in todo for row in done[item.name]]
             tables = {
                 "parity": table_of(row for row in rows if "reference" in row),
@@ -116,11 +121,11 @@ PRELOAD = ("netkin.training.train", "netkin.attacks")
 def check_config(config: DictConfig) -> None:
     """Raises UserError for what is wrong with the study's own keys, before any work starts."""
     parity = config.parity
-    setup.whole(parity.images, "parity.images")
-    setup.whole(parity.rounds, "parity.rounds")
+    positive_int(parity.images, "parity.images")
+    positive_int(parity.rounds, "parity.rounds")
     fraction(parity.autoattack_eps, "parity.autoattack_eps")
     for patches in parity.patches:
-        setup.whole(patches, "parity.patches")
+        positive_int(patches, "parity.patches")
     for variant in parity.variants:
         if variant not in VARIANTS:
             raise UserError(
@@ -169,14 +174,16 @@ def configured(config: DictConfig, name: str, **changes: Any) -> Any:
     own = OmegaConf.load(path)
     OmegaConf.set_struct(own, True)  # so that a key that it lacks is an error
     own = OmegaConf.merge(own, theirs, changes)
-    return instantiate(OmegaConf.create({"dataset": config.dataset, "attack": own}).attack)
+    attack = OmegaConf.create({"dataset": config.dataset, "attack": own}).attack
+    with naming_group("attack", attack):
+        return instantiate(attack)
 
 
 def attackable(
     config: DictConfig, setting: Setting, member: Member
 ) -> tuple[Classifier, Tensor, Tensor, list[str]]:
     """A member, and the first images that it classifies correctly: uint8 pixels, labels, keys."""
-    device = "cpu" if setup.on_cpu(config) else "cuda"
+    device = "cpu" if on_cpu(config) else "cuda"
     classifier = setting.build(member).eval().to(device)
     most = min(2 * config.parity.images, len(setting.subset))
     pixels = load(setting.images, setting.subset.positions[:most], setting.view(member)).to(device)
@@ -186,22 +193,27 @@ def attackable(
     right = (torch.cat(parts).argmax(dim=1) == labels).nonzero().flatten()[: config.parity.images]
     if not len(right):
         raise UserError(f"{member.name} classifies none of the first {most} images correctly")
-    keys = [f"{member.name}\n{setting.subset.ids[i]}" for i in right.tolist()]
+    keys = setting.keys(member, right.tolist())
     return classifier, pixels[right], labels[right], keys
 
 
 # What workers run.
 
 
-def _train(context: tuple[Setting, Any, Any], member: Member, advance: Advance) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Checked(Result):
+    """The rows of a check."""
+
+    rows: list[dict[str, Any]]
+
+
+def _train(context: tuple[Setting, Any, Any], member: Member, advance: Advance) -> Trained:
     from netkin.training.train import train
 
     return train(context[1], member, advance)
 
 
-def _check(
-    context: tuple[Setting, Any, DictConfig], check: Check, advance: Advance
-) -> dict[str, Any]:
+def _check(context: tuple[Setting, Any, DictConfig], check: Check, advance: Advance) -> Checked:
     setting, _, config = context
     classifier, clean, labels, keys = attackable(config, setting, check.member)
     with frozen(classifier) as model:
@@ -212,7 +224,8 @@ def _check(
             images = (model, clean, labels, keys)
             rows = COMPARISONS[check.kind](partial(configured, config), images, eps)
     advance(1)
-    return {"rows": [{"model": check.member.name, "images": len(clean), **row} for row in rows]}
+    named = [{"model": check.member.name, "images": len(clean), **row} for row in rows]
+    return Checked(rows=named)
 
 
 def _patchfool(
@@ -242,13 +255,13 @@ def cost_table(
     busy machine slows all alike."""
     rounds, names = config.parity.rounds, list(config.parity.attacks)
     units = rounds * len(names) * len(members)
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.hardware.threads)
     bars.start("cost", names, units)
     rows = []
     for member in members:
         classifier, clean, labels, keys = attackable(config, setting, member)
         pixels = clean.float() / 255
-        fast = prepare(classifier, setting.choice.execution, pixels)
+        fast = execution.prepare(classifier, setting.choice.execution, pixels)
         seconds: dict[str, list[float]] = {}
         for _ in range(rounds):
             for name in names:
@@ -300,7 +313,7 @@ def examples(
             if isinstance(attack, PatchFool) and attack.unfit(classifier):
                 continue
             made = attack.perturb(model, clean.float() / 255, labels, keys)
-            strips.append(to_grid(made, clean, getattr(attack, "eps", None)))
+            strips.append(to_grid(made, clean, attack.eps))
             said = model(strips[-1].float() / 255).argmax(dim=1)
             rows += [
                 {"attack": name, "image": key.split("\n")[1], "label": y, "prediction": p}

@@ -23,7 +23,8 @@ from netkin.attacks import Clean
 from netkin.data import views
 from netkin.data.subset import draw
 from netkin.data.views import View
-from netkin.store.layout import Store, read_tensors, shard_path, write_tensors
+from netkin.store.files import read_tensors, write_tensors
+from netkin.store.layout import Store, shard_path
 from netkin.transfer.clean import clean_pass
 from netkin.transfer.setting import AttackSpec, Setting
 from netkin.transfer.stored import Target, outcome_store

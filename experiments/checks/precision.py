@@ -17,8 +17,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from experiments.common import setting as setup
+from experiments.common.devices import on_cpu
+from experiments.common.setting import build_attack
 from experiments.common.study import Measured, Study, measure_prepared, study
+from experiments.common.values import naming, one_of
 from netkin import similarity
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
@@ -63,15 +65,18 @@ def run(config: DictConfig) -> None:
 
 def precisions(config: DictConfig) -> list[str]:
     """Those to compare with the run's own. Raises UserError for what this device lacks."""
-    gpu = not setup.on_cpu(config)
+    gpu = not on_cpu(config)
     if config.precisions == "auto":
-        return [name for name in execution.precisions(gpu) if name != config.precision]
+        return [
+            name for name in execution.precisions(gpu) if name != config.hardware.craft_precision
+        ]
     if not isinstance(config.precisions, ListConfig) or not config.precisions:
         raise UserError(f"precisions must be auto or a list of them, got {config.precisions!r}")
     for name in config.precisions:
-        setup.one_of(name, tuple(PRECISIONS), "precisions")
-        check_execution(Execution(name), gpu)
-        if name == config.precision:
+        one_of(name, tuple(PRECISIONS), "precisions")
+        with naming({"precision": "precisions"}):
+            check_execution(Execution(name), gpu)
+        if name == config.hardware.craft_precision:
             raise UserError(f"precisions names {name}, which is the run's own: leave it out")
     return list(dict.fromkeys(config.precisions))
 
@@ -87,7 +92,7 @@ def with_seed(config: DictConfig, setting: Setting) -> Setting:
     """The setting with another seed of the attack."""
     changed = config.copy()
     OmegaConf.update(changed, "attack.seed", config.seed)
-    return replace(setting, attack=setup.build_attack(changed))
+    return replace(setting, attack=build_attack(changed))
 
 
 def differing_pixels(measured: Measured, other: Setting) -> float:
@@ -130,18 +135,19 @@ def compare(s: Study, found: dict[str, Outcomes], pixels: dict[str, float]) -> N
             for row in table.to_dicts()
         }
     )
+    own = s.config.hardware.craft_precision
     picture = s.outputs.figure(
         "differences",
         figure(rows, list(found)),
         rows,
-        f"What each score moves by, against {s.config.precision} and the first seed. Grey: the "
-        "95% interval over images of each score itself.",
+        f"The change of each score against {own} and the first seed. Grey: the 95% interval over "
+        "images of each score itself.",
     )
     said = [sentence(row) for row in table.to_dicts()]
     s.finish(
         f"Does the precision of the attack move the scores of {len(s.names)} models?",
-        f"{s.source}, in {s.config.precision}; then the same in other precisions, and with another "
-        "seed of the attack, whose effect is chance alone.",
+        f"{s.source}, in {own}; then the same in other precisions, and with another seed of the "
+        "attack, whose effect is chance alone.",
         said,
         [Section("Differences", (), {"Differences of scores (nats)": table}, [picture])],
     )

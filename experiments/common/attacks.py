@@ -5,7 +5,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from experiments.common import setting as setup
+from experiments.common.setting import build_attack
 from netkin.errors import UserError, near
 from netkin.transfer.setting import AttackSpec
 
@@ -47,7 +47,7 @@ def attack_specs(config: DictConfig) -> list[tuple[str, AttackSpec]]:
         settings = {k: v for k, v in shared.items() if k.split(".")[0] in known} | settings
         for key, value in settings.items():
             OmegaConf.update(composed.attack, str(key), value)
-        specs[label] = setup.build_attack(composed, option)
+        specs[label] = build_attack(composed, option)
     return list(specs.items())
 
 

@@ -6,7 +6,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -21,19 +21,61 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.common import sweep
 from netkin.errors import Stopped, UserError
 
+CONF = Path(__file__).parents[2] / "conf"
+NAME = r"[\w.@/:*-]+"
 ERRORS = (UserError, HydraException, OmegaConfBaseException)
 OUTPUTS = "; if it is the run's folder, choose another with hydra.run.dir=PATH, or make room"
 
 
-def one_model() -> None:
-    """Have `model=NAME` on the command line, for a NAME that is no zoo in conf/model, stand for
-    `model.members=[NAME]`; several names separated by commas are a sweep."""
-    zoos = {path.stem for path in (Path(__file__).parents[2] / "conf" / "model").glob("*.yaml")}
-    for i, word in enumerate(sys.argv[1:], start=1):
-        found = re.fullmatch(r"model=([\w.@/:*-]+(?:,[\w.@/:*-]+)*)", word)
-        if found and found[1] not in zoos:
-            names = found[1].split(",")
-            sys.argv[i] = "model.members=" + ",".join(f"[{name}]" for name in names)
+RENAMED = {
+    "accelerator": "hardware.accelerator",
+    "workers": "hardware.members_at_once",
+    "threads": "hardware.threads",
+    "batch_size": "hardware.batch_size",
+    "precision": "hardware.craft_precision",
+    "compile": "hardware.craft_compile",
+    "memory_format": "hardware.memory_format",
+    "fuse": "hardware.fuse",
+    "trainer.devices": "hardware.devices",
+    "trainer.precision": "hardware.train_precision",
+    "trainer.compile": "hardware.train_compile",
+    "trainer.workers": "hardware.loader_processes",
+    "trainer.fast_dev_run": "fast_dev_run",
+    "loader.workers": "hardware.loader_processes",
+    "loader.prefetch": "hardware.prefetch",
+    "loader.pin_memory": "hardware.pin_memory",
+    "loader.decode_threads": "hardware.decode_threads",
+}
+"""Old names of keys, and what they are now."""
+
+
+def refuse_old_names(overrides: Sequence[str]) -> None:
+    """Raises UserError for an override of a key under a name that it no longer has."""
+    for override in overrides:
+        key = override.lstrip("+~").split("=")[0]
+        if new := RENAMED.get(key):
+            typed = override.replace(key, new, 1)
+            raise UserError(f"{key} is now called {new}: type {typed}")
+
+
+def with_members(overrides: Sequence[str]) -> list[str]:
+    """Overrides in which model=NAME, for a NAME that is no list in conf/model, is spelled out.
+
+    model=NAME stands for model.members=[NAME], and model=[A,B] for model.members=[A,B]. With
+    --multirun, model=A,B is a sweep over two lists of one member.
+    """
+    lists = {path.stem for path in (CONF / "model").glob("*.yaml")}
+    spelled = []
+    for override in overrides:
+        names = re.fullmatch(rf"model=({NAME}(?:,{NAME})*|\[{NAME}(?:,{NAME})*\])", override)
+        if names is None or names[1] in lists:
+            spelled.append(override)
+        elif names[1].startswith("["):
+            spelled.append(f"model.members={names[1]}")
+        else:
+            several = ",".join(f"[{name}]" for name in names[1].split(","))
+            spelled.append(f"model.members={several}")
+    return spelled
 
 
 def run_study(config: DictConfig, script: str) -> None:
@@ -69,7 +111,8 @@ def launch(main: Callable[[], None]) -> None:
         signal.signal(number, _stop)
     command = shlex.join(["python", *sys.argv])
     try:
-        sys.argv[1:] = sweep.arguments(sys.argv[0], sys.argv[1:])
+        refuse_old_names(sys.argv[1:])
+        sys.argv[1:] = sweep.arguments(sys.argv[0], with_members(sys.argv[1:]))
         main()
     except ERRORS as error:
         fail(one_line(error), 1)

@@ -1,6 +1,5 @@
 """What the studies of train.py share: a session, one training with its display, and its figures."""
 
-import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,20 +12,22 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from rich.console import Console
 
-from experiments.common import setting as setup
-from netkin.errors import UserError
+from experiments.common.devices import on_cpu, training_hardware
+from experiments.common.members import build_recipe, training_images
+from experiments.common.setting import training_setting
+from experiments.common.values import positive_int, run_folder
 from netkin.jobs.memory import keep_freed
 from netkin.jobs.progress import Bars
 from netkin.report.curves import curves_figure
 from netkin.report.study import Outputs
 from netkin.store.layout import Store
-from netkin.tracking import RunInfo, Tracker
+from netkin.tracking import Tracker
 from netkin.training.fit import Hardware
 from netkin.training.recipe import Recipe
 from netkin.training.weights import Teaching, Training, check_made_of, made_of, notes
 from netkin.transfer.setting import Setting
 from netkin.zoo.build import Classifier
-from netkin.zoo.member import Member, parse_members
+from netkin.zoo.member import Member
 from netkin.zoo.published import origin
 
 
@@ -50,68 +51,18 @@ class Session:
 
 def session(config: DictConfig, recipe: Recipe | None = None) -> Session:
     """From a composed config of train.py; `recipe` instead of the config's."""
-    setting = setup.build_setting(config)
-    folder = setup.run_folder()
-    recipe = recipe or Recipe(**setup.resolved(config.recipe))
-    hardware = _hardware(config)
+    setting = training_setting(config)
+    folder = run_folder()
+    recipe = recipe or build_recipe(config, "recipe")
+    hardware = training_hardware(config)
     if hardware.fast_dev_run:
         setting = replace(setting, store=Store(folder / "fast_dev_run"))
         recipe = replace(recipe, epochs=1)
-    setup.whole(config.threads, "threads")
-    torch.set_num_threads(config.threads)
+    positive_int(config.hardware.threads, "hardware.threads")
+    torch.set_num_threads(config.hardware.threads)
     keep_freed()
-    images = setup.training_images(config, Bars(Console(soft_wrap=True)))
+    images = training_images(config, Bars(Console(soft_wrap=True)))
     return Session(config, setting, Training(setting, images, recipe), hardware, folder)
-
-
-def _hardware(config: DictConfig) -> Hardware:
-    values = setup.resolved(config.trainer)
-    setup.whole(values["devices"], "trainer.devices")
-    setup.one_of(values["precision"], ("32-true", "bf16-mixed", "16-mixed"), "trainer.precision")
-    for name in ("compile", "fast_dev_run"):
-        setup.one_of(values[name], (True, False), f"trainer.{name}")
-    cpu = setup.on_cpu(config)
-    if not cpu and values["devices"] > torch.cuda.device_count():
-        raise UserError(
-            f"trainer.devices={values['devices']}, but this machine has "
-            f"{torch.cuda.device_count()} GPUs"
-        )
-    workers = values["workers"]
-    if workers == "auto":
-        workers = 0 if cpu else max(1, _cores() // values["devices"] - 1)
-    if not isinstance(workers, int) or workers < 0:
-        raise UserError(f"trainer.workers must be auto or a whole number, got {workers!r}")
-    return Hardware(**{**values, "accelerator": config.accelerator, "workers": workers})
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
-def one_member(config: DictConfig, name: str, what: str) -> Member:
-    """A member by name: a timm model, one of this zoo, or a trained one (`imagenet/NAME`)."""
-    if not isinstance(name, str) or not name:
-        known = ", ".join(config.model.get("known") or {})
-        raise UserError(
-            f"name a {what} with {what}=NAME: any timm name, a trained model such as "
-            f"{config.dataset.name}/NAME, or one of this zoo ({known})"
-        )
-    entries = setup.with_trained(config, [name])
-    (member,) = parse_members(entries, setup.resolved(config.model).get("known"), at_least=1)
-    return member
-
-
-def run_info(config: DictConfig, folder: Path, name: str) -> RunInfo:
-    """Group by experiment and dataset: the jobs of a sweep are one group."""
-    experiment, dataset = config.experiment.name, config.dataset.name
-    return RunInfo(
-        folder=folder,
-        config=setup.resolved(config),
-        group=f"{experiment}-{dataset}",
-        job_type=experiment,
-        name=f"{dataset}/{name}",
-        tags=(experiment, dataset),
-    )
 
 
 def train_member(
@@ -200,7 +151,7 @@ def print_where(session: Session, member: Member, console: Console) -> None:
     console.print(f"Figure   {session.folder / 'curves.png'}, .pdf", highlight=False)
     console.print(f"Tables   {session.folder}/curves.csv, result.csv", highlight=False)
     if session.hardware.fast_dev_run:
-        console.print("This was trainer.fast_dev_run: nothing is in the store.", highlight=False)
+        console.print("This was a fast_dev_run: nothing is in the store.", highlight=False)
     else:
         console.print(f"Member   {dataset}/{member.name} of evaluate.py", highlight=False)
 
@@ -208,7 +159,7 @@ def print_where(session: Session, member: Member, console: Console) -> None:
 def predictions(session: Session, classifier: Classifier, member: Member) -> NDArray[np.intp]:
     """What a classifier takes the test images for, [I]."""
     setting = session.setting
-    device = torch.device("cpu" if setup.on_cpu(session.config) else "cuda")
+    device = torch.device("cpu" if on_cpu(session.config) else "cuda")
     classifier = classifier.eval().to(device)
     view, found = setting.view(member), []
     for shard in range(len(setting.shards)):
@@ -226,7 +177,3 @@ def trained_classifier(session: Session, member: Member) -> Classifier:
 
     weights = str(session.training.file(member))
     return build(replace(member, checkpoint=weights), session.setting.task, Path(weights))
-
-
-def percent(rate: float) -> str:
-    return f"{100 * rate:.1f}%"

@@ -1,7 +1,7 @@
-"""The similarity matrix that a study works on: measured as `studies.pairwise` does, or a file.
+"""The similarity matrix that a study works on: computed from the config's members, or a file.
 
-A study opens with `with study(config) as s:`. With `similarity=path.csv` nothing is measured; else
-the members of the config are, on its images, by its attack, and only what the store lacks.
+A study opens with `with study(config) as s:`. With `similarity=path.csv` it reads the file; else it
+computes what the store lacks for the config's members, on its images, by its attack.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,36 +16,45 @@ from rich.console import Console
 from timm.models import split_model_name_tag
 from timm.models._registry import get_deprecated_models
 
-from experiments.common import setting as setup
+from experiments.common.devices import build_jobs
+from experiments.common.finish import finish
+from experiments.common.members import build_members, build_training
+from experiments.common.runs import file_info, run_info, used
+from experiments.common.setting import build_setting, check_sources, prepare
+from experiments.common.values import resolved
 from netkin import pipeline, similarity
 from netkin.analysis import matrix
 from netkin.analysis.matrix import Matrix
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
-from netkin.report.page import fraction_text
+from netkin.pipeline import Incomplete
 from netkin.report.study import Outputs, Section
+from netkin.report.text import and_more, settings_text
 from netkin.similarity import Outcomes
-from netkin.tracking import RunInfo, Tracker, track
+from netkin.tracking import Tracker, track
 from netkin.transfer.setting import AttackSpec, Setting
 from netkin.transfer.stored import is_clean
 from netkin.zoo.execution import DEFAULT_PRECISION
 from netkin.zoo.member import Member
 
-MEASURING = (
-    *("dataset", "subset", "model", "recipe", "attack", "store", "transfer", "score"),
-    *("accelerator", "trainer", "workers", "threads", "loader"),
-    *("batch_size", "precision", "memory_format", "fuse", "compile"),
-)
-"""Keys that say nothing of a study whose matrix comes from a file."""
-
 
 @dataclass(frozen=True)
 class Measured:
-    """What a measured matrix was made of; its models are the members, in the same order."""
+    """What a matrix was computed from.
+
+    Attributes:
+        setting: as prepared, without unreadable images.
+        members: the models of the matrix, in the same order.
+        outcomes: of the members.
+        requested: the config's members, those that failed included.
+        failures: of the others; None where all are done.
+    """
 
     setting: Setting
     members: list[Member]
     outcomes: Outcomes
+    requested: list[Member]
+    failures: Incomplete | None = None
 
 
 @dataclass(frozen=True)
@@ -91,69 +100,66 @@ class Study:
     def finish(
         self, title: str, question: str, answer: Sequence[str], sections: Sequence[Section]
     ) -> None:
-        """Write report.html, and print the answer and where everything lies; see `finish`."""
-        finish(self.config, self.outputs, self.console, title, question, answer, sections)
-
-
-def finish(
-    config: DictConfig,
-    outputs: Outputs,
-    console: Console,
-    title: str,
-    question: str,
-    answer: Sequence[str],
-    sections: Sequence[Section],
-) -> None:
-    """Write report.html, and print the answer and where everything lies.
-
-    Args:
-        config: as composed; the report shows the keys that the study used.
-        outputs: the run's folder.
-        console: where the answer is printed.
-        title, question, answer, sections: of `netkin.report.study.Outputs.report`.
-    """
-    report = outputs.report(title, question, answer, sections, described(config))
-    for paragraph in answer:
-        console.print(f"\n{paragraph}", highlight=False, markup=False)
-    console.print(f"\nReport   {report}", highlight=False, markup=False)
-    for kind, suffix in (("Tables", ".csv"), ("Figures", ".png")):
-        if names := sorted(file for file in outputs.files if file.endswith(suffix)):
-            text = f"{kind:<8} {outputs.folder}/{', '.join(names)}"
-            console.print(text, highlight=False, markup=False)
+        """Write report.html, print the answer, and name the files of the run."""
+        text = described(self.config)
+        finish(self.outputs, self.console, title, question, answer, sections, text)
 
 
 @contextmanager
 def study(config: DictConfig, attack: AttackSpec | None = None) -> Iterator[Study]:
-    """The matrix of a config, measured or read, for the time of a study.
+    """The matrix of a config, computed or read, for the time of a study.
 
     Reads a matrix from the file that the key `similarity` names, if any (`symmetrise` goes with
-    it). Otherwise measures by the config's attack, unless another is given.
+    it). Otherwise computes it by the config's attack, unless another is given.
+
+    Raises Incomplete where a member failed.
+    """
+    if config.get("similarity") is None:
+        with measured(config, attack) as s:
+            matrix.checked(s.matrix, "the measured matrix")
+            yield s
+        return
+    given = matrix.read(config.similarity, bool(config.symmetrise))
+    info = file_info(config, len(given.names))
+    with track(resolved(config.logger), info) as tracker:
+        families = [family(name) for name in given.names]
+        source = f"the {len(given.names)} models of {Path(config.similarity).name}"
+        outputs, console = Outputs(info.folder, tracker), Console(soft_wrap=True)
+        yield Study(config, given, families, None, outputs, tracker, console, source)
+
+
+@contextmanager
+def measured(
+    config: DictConfig, attack: AttackSpec | None = None, partial: bool = False
+) -> Iterator[Study]:
+    """`study` without a file: the matrix of the config's members, as it was measured.
+
+    With `partial` the matrix is that of the members that did not fail, if there are two, and
+    `Measured.failures` has the others; else a failure raises Incomplete.
     """
     console = Console(soft_wrap=True)
-    if config.get("similarity") is not None:
-        found = matrix.read(config.similarity, bool(config.symmetrise))
-        info = file_info(config, len(found.names))
-        with track(setup.resolved(config.logger), info) as tracker:
-            families = [family(name) for name in found.names]
-            source = f"the {len(found.names)} models of {Path(config.similarity).name}"
-            outputs = Outputs(info.folder, tracker)
-            yield Study(config, found, families, None, outputs, tracker, console, source)
-        return
-    setting = setup.build_setting(config)
+    setting = build_setting(config)
     if attack is not None:
         setting = replace(setting, attack=attack)
-    members = setup.build_members(config)
-    info = setup.run_info(config, setting, len(members))
-    with track(setup.resolved(config.logger), info) as tracker:
+    requested = build_members(config)
+    check_sources(setting, requested, requested)
+    info = run_info(config, setting, len(requested))
+    with track(resolved(config.logger), info) as tracker:
+        failures = None
         with Bars(console) as bars:
-            setting, outcomes = measure(config, setting, members, tracker, bars)
-        scores = similarity.matrix(outcomes, config.score.eps_s)
-        found = matrix.checked(Matrix(outcomes.members, scores), "the measured matrix")
+            setting = prepare(config, setting, requested, bars)
+            try:
+                outcomes = measure_prepared(config, setting, requested, tracker, bars)
+            except Incomplete as error:
+                if not partial or error.outcomes is None:
+                    raise
+                outcomes, failures = error.outcomes, error
+        members = [member for member in requested if member.name in outcomes.members]
         yield Study(
             config,
-            found,
+            Matrix(outcomes.members, similarity.matrix(outcomes, config.score.eps_s)),
             [member.family for member in members],
-            Measured(setting, members, outcomes),
+            Measured(setting, members, outcomes, requested, failures),
             Outputs(info.folder, tracker),
             tracker,
             console,
@@ -169,16 +175,16 @@ def with_logits(s: Study) -> tuple[Setting, list[Member], Matrix]:
     """
     if s.measured is not None:
         return s.measured.setting, s.measured.members, s.matrix
-    setting = setup.build_setting(s.config)
-    members = setup.build_members(s.config)
+    setting = build_setting(s.config)
+    members = build_members(s.config)
     found = s.matrix.of(tuple(member.name for member in members), str(s.config.similarity))
     with Bars(s.console) as bars:
-        setting = setup.prepare(s.config, setting, members, bars)
+        setting = prepare(s.config, setting, members, bars)
     without = [member.name for member in members if not _has_logits(setting, member)]
     if without:
         raise UserError(
             f"{len(without)} of {len(members)} models have no clean logits in {setting.store.root} "
-            f"for these images ({', '.join(without[:3])}{' ...' if len(without) > 3 else ''}); "
+            f"for these images ({and_more(without, 3)}); "
             "`python evaluate.py experiment=pairwise` with the same dataset, subset and model "
             "makes them"
         )
@@ -190,16 +196,6 @@ def _has_logits(setting: Setting, member: Member) -> bool:
     return weights is not None and weights.is_file() and is_clean(setting, member)
 
 
-def measure(
-    config: DictConfig, setting: Setting, members: list[Member], tracker: Tracker, bars: Bars
-) -> tuple[Setting, Outcomes]:
-    """Outcomes of all members, computed where the store lacks them, and the setting as prepared
-    (with the files of published weights, less unreadable images)."""
-    setup.check_sources(setting, members, members)
-    setting = setup.prepare(config, setting, members, bars)
-    return setting, measure_prepared(config, setting, members, tracker, bars)
-
-
 def measure_prepared(
     config: DictConfig,
     setting: Setting,
@@ -208,10 +204,17 @@ def measure_prepared(
     bars: Bars,
     sources: list[Member] | None = None,
 ) -> Outcomes:
-    """`measure` for a setting that has been prepared; only `sources` are attacked, if given."""
-    training = setup.build_training(config, setting, members, bars)
-    with setup.build_jobs(config, (setting, training), bars) as jobs:
-        return pipeline.measure(setting, members, training, jobs, tracker, sources)
+    """Outcomes of all members, computed where the store lacks them.
+
+    Args:
+        setting: after `prepare`: with the files of published weights, less unreadable images.
+        sources: the members that are attacked; all, unless given.
+
+    Raises Incomplete where a member failed.
+    """
+    training = build_training(config, setting, members, bars)
+    with build_jobs(config, (setting, training), bars) as jobs:
+        return pipeline.compute_outcomes(setting, members, training, jobs, tracker, sources)
 
 
 def said(setting: Setting, models: int) -> str:
@@ -222,16 +225,12 @@ def said(setting: Setting, models: int) -> str:
 
 def attacked(setting: Setting) -> str:
     """An attack with its settings in words: "pgd (eps = 48/255, steps = 50)"."""
-    settings = [
-        f"{key} = {fraction_text(value) if isinstance(value, float) else value}"
-        for key, value in setting.attack.identity.items()
-        if not key.startswith("_")
-    ]
+    words = [settings_text(setting.attack.identity)]
     precision = setting.choice.execution.precision
     if precision != DEFAULT_PRECISION:
-        settings.append(f"computed in {precision}")
-    words = f" ({', '.join(settings)})" if settings else ""
-    return setting.attack.name + words
+        words.append(f"computed in {precision}")
+    settings = ", ".join(filter(None, words))
+    return f"{setting.attack.name} ({settings})" if settings else setting.attack.name
 
 
 def family(name: str) -> str:
@@ -242,25 +241,6 @@ def family(name: str) -> str:
     return timm.model_entrypoint(architecture).__module__.split(".")[-1]
 
 
-def file_info(config: DictConfig, models: int) -> RunInfo:
-    """What a dashboard sorts a run by whose matrix comes from a file."""
-    experiment, stem = config.experiment.name, Path(config.similarity).stem
-    return RunInfo(
-        folder=setup.run_folder(),
-        config=OmegaConf.to_container(_used(config), resolve=True),  # type: ignore[arg-type]
-        group=f"{experiment}-{stem}",
-        job_type=experiment,
-        name=f"{stem}-{models}-models",
-        tags=(experiment, stem),
-    )
-
-
 def described(config: DictConfig) -> str:
     """The config as YAML, resolved, less what was not used."""
-    return OmegaConf.to_yaml(_used(config), resolve=True)
-
-
-def _used(config: DictConfig) -> DictConfig:
-    if config.get("similarity") is None:
-        return config
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key not in MEASURING])
+    return OmegaConf.to_yaml(used(config), resolve=True)

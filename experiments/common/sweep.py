@@ -5,17 +5,14 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
-import torch
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from netkin.errors import UserError
-from netkin.store.lease import lease
+from netkin.errors import UserError, and_more
 
 ROOT = Path(__file__).parents[2]
 GLOB = re.compile(r"source=glob\((.*)\)")
@@ -36,12 +33,13 @@ def arguments(script: str, given: Sequence[str]) -> list[str]:
     )
     fixed = [text for text in found.overrides if not GLOB.fullmatch(text) and not _sweeps(text)]
     config = _composed(Path(script).stem, fixed, found.config_dir)
-    if config.get("trainer", {}).get("devices", 1) != 1:
+    devices = config.hardware.devices
+    if devices != 1:
         command = shlex.join(["python", script, *fixed])
         raise UserError(
-            f"trainer.devices={config.trainer.devices} in a multirun: its jobs would all take the "
-            "same devices. Either give each job one device (leave out trainer.devices), or split "
-            f"one run over the devices, without -m: {command}"
+            f"hardware.devices={devices} in a multirun: its jobs would all take the same devices. "
+            "Either give each job one device (leave out hardware.devices), or split one run over "
+            f"the devices, without -m: {command}"
         )
     return [_expanded(text, config) for text in given]
 
@@ -66,31 +64,5 @@ def _expanded(text: str, config: DictConfig) -> str:
     names = [m if isinstance(m, str) else str(m.get("name", m.get("timm"))) for m in members]
     matching = fnmatch.filter(names, pattern)
     if not matching:
-        raise UserError(f"{text}: no member matches (they are {', '.join(names[:20])})")
+        raise UserError(f"{text}: no member matches (they are {and_more(names, 20)})")
     return "source=" + ",".join(f"'{name}'" for name in matching)
-
-
-_mine = ExitStack()
-_has_device = False
-
-
-def take_gpu(store: Path) -> None:
-    """Give this process of a sweep a GPU of its own, where the machine shows it several.
-
-    For as long as the process lives: a lease in the store keeps the others off it.
-    """
-    global _has_device
-    if _has_device or torch.cuda.device_count() < 2:
-        return
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
-    host = os.uname().nodename
-    for gpu in gpus:
-        if _mine.enter_context(lease(store, store / "devices" / host / gpu)):
-            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-            _has_device = True
-            return
-    raise UserError(
-        f"all {len(gpus)} GPUs of {host} have a job of a sweep on this store: use at most "
-        f"hydra.launcher.n_jobs={len(gpus)}"
-    )

@@ -17,13 +17,15 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.common import setting as setup
 from experiments.common.attacks import attack_specs
+from experiments.common.members import build_members
+from experiments.common.setting import build_setting, check_sources
 from experiments.common.study import Measured, Study, measure_prepared, study
+from experiments.common.values import positive_int
 from netkin import similarity
 from netkin.analysis import matrix, statistics
 from netkin.analysis.statistics import associate, correlations, pearson, trend
-from netkin.errors import UserError, near
+from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
 from netkin.report.scatter import scatter
 from netkin.report.study import Section
@@ -51,7 +53,7 @@ class Definition:
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    setup.whole(config.permutations, "permutations")
+    positive_int(config.permutations, "permutations")
     if config.similarity is not None and config.other is None:
         raise UserError(
             "similarity=path.csv names one matrix; name the other one with other=path.csv"
@@ -61,12 +63,12 @@ def run(config: DictConfig) -> None:
             compare(s, *two(s))
         return
     specs = attack_specs(config)
-    members = setup.build_members(config)
+    members = build_members(config)
     sources = chosen_sources(config, members)
-    setting = setup.build_setting(config)
+    setting = build_setting(config)
     for i, (_, spec) in enumerate(specs):
         attacked = members if i == 0 or sources is None else sources
-        setup.check_sources(replace(setting, attack=spec), attacked, members)
+        check_sources(replace(setting, attack=spec), attacked, members)
     label, spec = specs[0]
     with study(config, spec) as s:
         assert s.measured is not None
@@ -75,7 +77,7 @@ def run(config: DictConfig) -> None:
             setting = replace(s.measured.setting, attack=spec)
             with Bars(s.console) as bars:
                 outcomes = measure_prepared(config, setting, members, s.tracker, bars, sources)
-            measured.append((label, Measured(setting, members, outcomes)))
+            measured.append((label, replace(s.measured, setting=setting, outcomes=outcomes)))
         definitions = [definition(s, label, m, sources) for label, m in measured]
         white_box(s, measured, sources)
         compare(s, s.names, definitions[0], definitions[1:], sources)
@@ -94,7 +96,7 @@ def two(s: Study) -> tuple[tuple[str, ...], Definition, list[Definition]]:
     if len(common) < 3:
         raise UserError(
             f"{title} and {config.other} share {len(common)} models, expected 3 or more "
-            f"({', '.join(names[:3])} ... and {', '.join(theirs.names[:3])} ...)"
+            f"({and_more(names, 3)}; {and_more(theirs.names, 3)})"
         )
     return (
         common,

@@ -16,9 +16,9 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
-from experiments.common import setting as setup
 from experiments.common.components import components_of
 from experiments.common.study import Study, study
+from experiments.common.values import positive_int
 from netkin.analysis import clusters
 from netkin.analysis.components import keywords
 from netkin.analysis.hierarchy import off_diagonal
@@ -36,7 +36,7 @@ def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     options = config.clusters
     for key in ("restarts", "keywords", "seeds", "draws", "perplexity"):
-        setup.whole(options[key], f"clusters.{key}")
+        positive_int(options[key], f"clusters.{key}")
     with study(config) as s:
         if len(s.names) < 3:
             raise UserError(

@@ -11,9 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import setting as setup
 from experiments.common.components import PUBLISHED, from_file, read_off
-from experiments.common.study import finish
+from experiments.common.finish import finish
+from experiments.common.members import build_members
+from experiments.common.values import positive_int, resolved, run_folder
 from netkin.analysis.components import agreement
 from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs, Section
@@ -28,13 +29,13 @@ ACROSS_UP_TO = 4
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    members = setup.build_members(config, at_least=1)
+    members = build_members(config, at_least=1)
     names = [member.name for member in members]
     theirs = None if config.components is None else from_file(config.components, names)
     console = Console(soft_wrap=True)
     used = OmegaConf.masked_copy(config, list(USED))
-    with track(setup.resolved(config.logger), _info(config, used, len(names))) as tracker:
-        outputs = Outputs(setup.run_folder(), tracker)
+    with track(resolved(config.logger), _info(config, used, len(names))) as tracker:
+        outputs = Outputs(run_folder(), tracker)
         with Bars(console) as bars:
             ours = outputs.table("components", read_off(members, _task(config), bars))
         Console(width=WIDE).print(_printed(ours))
@@ -57,7 +58,6 @@ def run(config: DictConfig) -> None:
                 values = f"{row['ours']}, in the file {row['theirs']}"
                 console.print(f"{row['model']}, {row['component']}: {values}", highlight=False)
         finish(
-            used,
             outputs,
             console,
             f"Which components do {len(names)} models have?",
@@ -65,6 +65,7 @@ def run(config: DictConfig) -> None:
             "and the tree of its modules.",
             answer,
             sections,
+            OmegaConf.to_yaml(used, resolve=True),
         )
 
 
@@ -77,7 +78,7 @@ def _task(config: DictConfig) -> Task:
         dataset.name,
         1000,  # the number of classes changes no component
         dataset.weights,
-        setup.whole(dataset.input_size, "dataset.input_size"),
+        positive_int(dataset.input_size, "dataset.input_size"),
         tuple(OmegaConf.to_container(dataset.fit, resolve=True)),  # type: ignore[arg-type]
     )
 
@@ -85,8 +86,8 @@ def _task(config: DictConfig) -> Task:
 def _info(config: DictConfig, used: DictConfig, models: int) -> RunInfo:
     name = config.experiment.name
     return RunInfo(
-        folder=setup.run_folder(),
-        config=setup.resolved(used),
+        folder=run_folder(),
+        config=resolved(used),
         group=f"{name}-{config.dataset.name}",
         job_type=name,
         name=f"{models}-models",

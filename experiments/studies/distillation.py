@@ -16,8 +16,9 @@ from hydra.utils import instantiate
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, open_dict
 
-from experiments.common import setting as setup
+from experiments.common.setting import build_task
 from experiments.common.study import Study, study
+from experiments.common.values import positive_int, resolved
 from experiments.studies.teachers import place_of
 from netkin.analysis.statistics import p_text, pearson, permutation_p, trend
 from netkin.errors import UserError
@@ -35,9 +36,9 @@ LEAST = 3
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    setup.whole(config.distillation.permutations, "distillation.permutations")
+    positive_int(config.distillation.permutations, "distillation.permutations")
     dataset, student = config.dataset.name, config.student
-    store = Store(setup.resolved(config.store)["dir"])
+    store = Store(resolved(config.store)["dir"])
     found = students_of(store, dataset, student)
     if not found:
         raise UserError(
@@ -67,8 +68,8 @@ def run(config: DictConfig) -> None:
 def base_architectures(config: DictConfig, entries: list[Any]) -> dict[str, str]:
     """The base architecture of each, such as CNN or Transformer, read off the model."""
     images = instantiate(config.dataset.images)
-    task = setup.build_task(config, images.classes)
-    members: list[Member] = parse_members(entries, setup.resolved(config.model).get("known"), 1)
+    task = build_task(config, images.classes)
+    members: list[Member] = parse_members(entries, resolved(config.model).get("known"), 1)
     return {member.name: base_architecture(member, task) for member in members}
 
 

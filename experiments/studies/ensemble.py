@@ -15,10 +15,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig
 
-from experiments.common import setting as setup
 from experiments.common.ensembles import ensembles_wrong
-from experiments.common.keys import prefixed
 from experiments.common.study import Study, study, with_logits
+from experiments.common.values import naming, positive_int
 from netkin.analysis import ensemble
 from netkin.analysis.clusters import choose_k, spectral
 from netkin.analysis.groups import groups
@@ -43,18 +42,18 @@ def run(config: DictConfig) -> None:
     sizes = config.ensemble.sizes
     if not isinstance(sizes, ListConfig) or any(not isinstance(n, int) or n < 2 for n in sizes):
         raise UserError(f"ensemble.sizes must list whole numbers of 2 or more, got {sizes}")
-    setup.whole(config.ensemble.samples, "ensemble.samples")
-    setup.whole(config.ensemble.permutations, "ensemble.permutations")
+    positive_int(config.ensemble.samples, "ensemble.samples")
+    positive_int(config.ensemble.permutations, "ensemble.permutations")
     with study(config) as s:
         setting, members, matrix = with_logits(s)
         families = [member.family for member in members]
         n = len(members)
         sizes = [size for size in sizes if size <= n]
-        with prefixed("ensemble.clusters: "):
+        with naming({"k": "ensemble.clusters"}):
             clusters, _ = choose_k(config.ensemble.clusters, matrix.scores)
         labels = spectral(matrix.scores, clusters, config.ensemble.seed)
         drawn = by_clusters(labels.tolist(), sizes, config)
-        with prefixed("groups: "):
+        with naming({"group": "groups: group"}):
             chosen = groups(config.groups, matrix.names, families)
         drawn |= by_groups(chosen, sizes, config)
         pairs = ensemble.pairs_of(n)

@@ -13,9 +13,9 @@ import polars as pl
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from experiments.common import setting as setup
 from experiments.common.components import components_of
 from experiments.common.study import Study, study
+from experiments.common.values import positive, positive_int
 from netkin.analysis.components import differences
 from netkin.analysis.importance import Boosting, Importance, boosted, held_out, pairs
 from netkin.errors import UserError
@@ -86,8 +86,8 @@ def run(config: DictConfig) -> None:
 def _options(config: DictConfig) -> Boosting:
     chosen = config.importance
     for key in ("stages", "depth", "min_samples", "repeats", "splits"):
-        setup.whole(chosen[key], f"importance.{key}")
-    setup.positive(chosen.learning_rate, "importance.learning_rate")
+        positive_int(chosen[key], f"importance.{key}")
+    positive(chosen.learning_rate, "importance.learning_rate")
     if chosen.min_samples < 2:
         raise UserError(f"importance.min_samples must be 2 or more, got {chosen.min_samples}")
     if not isinstance(chosen.held_out, float) or not 0 < chosen.held_out < 1:

@@ -15,20 +15,21 @@ p > 0.05.
 import time
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import polars as pl
 from omegaconf import DictConfig
 
-from experiments.common import setting as setup
+from experiments.common.devices import build_jobs
 from experiments.common.study import Measured, Study, study
+from experiments.common.values import positive_int
 from netkin import similarity
 from netkin.analysis import measures, statistics
 from netkin.analysis.matrix import Matrix
 from netkin.analysis.measures import Measure, correlate
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
+from netkin.jobs.results import Result
 from netkin.report.measures import TITLES, correlation_matrix, measures_scatter, short_title
 from netkin.report.study import Section
 from netkin.transfer.cosines import gradient_cosines
@@ -51,7 +52,7 @@ def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     options = config.measures
     for name in ("images", "triplets", "grid", "bootstrap", "permutations"):
-        setup.whole(options[name], f"measures.{name}")
+        positive_int(options[name], f"measures.{name}")
     with study(config) as s:
         assert s.measured is not None
         setting, members = s.measured.setting, s.measured.members
@@ -74,7 +75,7 @@ def gather(
     """
     with Bars(s.console) as bars:
         context = (setting, sample, config.measures.seconds)
-        with setup.build_jobs(config, context, bars, PRELOAD) as jobs:
+        with build_jobs(config, context, bars, PRELOAD) as jobs:
             for kind in kinds(sample):
                 todo = [
                     Todo(member, kind, tuple(lacking))
@@ -84,11 +85,11 @@ def gather(
                 units = sum(item.units(setting, sample) for item in todo)
                 start = time.perf_counter()
                 for item, result in jobs.run(kind.name, _measure, todo, units):
-                    s.tracker.metrics({f"{kind.name}/seconds/{item.name}": result["seconds"]})
+                    s.tracker.metrics({f"{kind.name}/seconds/{item.name}": result.seconds})
                 if todo:
                     s.tracker.metrics({f"{kind.name}/seconds": time.perf_counter() - start})
             timed = jobs.run("cost", _cost, members, len(members))
-            costs = [result["cost"] for _, result in timed]
+            costs = [result.cost for _, result in timed]
             return {name: sum(cost[name] for cost in costs) for name in costs[0]}
 
 
@@ -111,13 +112,20 @@ class Todo:
         return sum(len(parts[i]) for i in self.shards)
 
 
-def _measure(context: tuple, item: Todo, advance: Advance) -> dict[str, Any]:
+def _measure(context: tuple, item: Todo, advance: Advance) -> Result:
     from netkin.transfer.features import measure_pass
 
     return measure_pass(context[0], context[1], item.member, item.kind, advance)
 
 
-def _cost(context: tuple, member: Member, advance: Advance) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Timed(Result):
+    """The seconds per image of each kind of pass."""
+
+    cost: dict[str, float]
+
+
+def _cost(context: tuple, member: Member, advance: Advance) -> Timed:
     from netkin.transfer.features import time_passes
     from netkin.transfer.probe import probe
 
@@ -125,7 +133,7 @@ def _cost(context: tuple, member: Member, advance: Advance) -> dict[str, Any]:
     timing = probe(context[0], member, context[2], advance)
     cost = {"craft": timing.craft, "forward": timing.transfer}
     cost |= time_passes(context[0], member, timing.batch)
-    return {"cost": cost, "seconds": time.perf_counter() - start}
+    return Timed(cost=cost, seconds=time.perf_counter() - start)
 
 
 def all_measures(

@@ -20,9 +20,13 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from rich.console import Console
 
-from experiments.common import setting as setup
-from experiments.common.keys import prefixed
-from experiments.common.study import attacked, finish
+from experiments.common.devices import build_jobs
+from experiments.common.finish import finish
+from experiments.common.members import build_member, build_members, build_training
+from experiments.common.runs import run_info
+from experiments.common.setting import build_setting, prepare
+from experiments.common.study import attacked, described
+from experiments.common.values import naming, resolved
 from netkin import similarity
 from netkin.analysis import clusters
 from netkin.analysis.summary import WEAK_ATTACK
@@ -51,9 +55,9 @@ NO_SCORES = (
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    setting = setup.build_setting(config)
-    members = setup.build_members(config, at_least=1)
-    candidate = setup.build_member(config, config.model.candidate)
+    setting = build_setting(config)
+    members = build_members(config, at_least=1)
+    candidate = build_member(config, config.model.candidate)
     members = [member for member in members if member.name != candidate.name]
     if not members:
         raise UserError(
@@ -61,13 +65,13 @@ def run(config: DictConfig) -> None:
         )
     k = config.novel.clusters
     if len(members) > 1:
-        with prefixed("novel.clusters: "):
+        with naming({"k": "novel.clusters"}):
             clusters.check_k(k, len(members))
-    info = setup.run_info(config, setting, len(members) + 1, [candidate.name])
+    info = run_info(config, setting, len(members) + 1, [candidate.name])
     console = Console(soft_wrap=True)
-    with track(setup.resolved(config.logger), info) as tracker:
+    with track(resolved(config.logger), info) as tracker:
         with Bars(console) as bars:
-            setting = setup.prepare(config, setting, [*members, candidate], bars)
+            setting = prepare(config, setting, [*members, candidate], bars)
             failures = attack_one(config, setting, members, candidate, tracker, bars)
         failed = {failure.member.name for failure in failures.failures} if failures else set()
         members = [member for member in members if member.name not in failed]
@@ -88,7 +92,6 @@ def run(config: DictConfig) -> None:
         if failures:
             paragraphs += [f"{f.member.name} failed: {f.reason}." for f in failures.failures]
         finish(
-            config,
             outputs,
             console,
             f"Where does {candidate.name} belong among {len(members)} models?",
@@ -97,6 +100,7 @@ def run(config: DictConfig) -> None:
             "and every member that classifies them correctly was evaluated on the result.",
             paragraphs,
             [Section("Members by one-sided similarity", (), {"": table}, [picture])],
+            described(config),
         )
         if failures:
             raise failures
@@ -115,14 +119,14 @@ def attack_one(
     Returns the failures of members, if any. Raises Incomplete when the candidate failed.
     """
     everyone = [*members, candidate]
-    training = setup.build_training(config, setting, everyone, bars)
-    with setup.build_jobs(config, (setting, training), bars) as jobs:
+    training = build_training(config, setting, everyone, bars)
+    with build_jobs(config, (setting, training), bars) as jobs:
         pipeline = Pipeline(setting, training, jobs, tracker)
-        pipeline.craft([m for m in pipeline.see(everyone) if m.name == candidate.name])
-        if candidate in pipeline.well(everyone):
-            pipeline.transfer(pipeline.well(everyone), [candidate])
+        pipeline.craft([m for m in pipeline.clean(everyone) if m.name == candidate.name])
+        if candidate in pipeline.remaining(everyone):
+            pipeline.transfer(pipeline.remaining(everyone), [candidate])
     failures = Incomplete(pipeline.failures, None, len(everyone)) if pipeline.failures else None
-    if failures and candidate not in pipeline.well(everyone):
+    if failures and candidate not in pipeline.remaining(everyone):
         raise failures
     return failures
 

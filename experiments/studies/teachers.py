@@ -9,8 +9,8 @@ import polars as pl
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from experiments.common import setting as setup
 from experiments.common.study import Study, study
+from experiments.common.values import positive_int, resolved
 from netkin.analysis.teachers import choose
 from netkin.errors import UserError, near
 from netkin.report.study import Section
@@ -21,8 +21,8 @@ HOW = {"above": "above the threshold", "sampled": "sampled", None: "not chosen"}
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    wanted = setup.resolved(config.teachers)
-    setup.whole(wanted["number"], "teachers.number")
+    wanted = resolved(config.teachers)
+    positive_int(wanted["number"], "teachers.number")
     with study(config) as s:
         student = place_of(config.student, s.names)
         others = wanted["exclude"]

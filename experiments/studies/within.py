@@ -14,9 +14,8 @@ import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from experiments.common import setting as setup
-from experiments.common.keys import prefixed
 from experiments.common.study import Study, study
+from experiments.common.values import naming, positive_int
 from netkin.analysis import matrix
 from netkin.analysis.groups import groups
 from netkin.analysis.matrix import Matrix
@@ -37,9 +36,9 @@ SHOWN = 16
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    setup.whole(config.within.sample, "within.sample")
+    positive_int(config.within.sample, "within.sample")
     with study(config) as s:
-        with prefixed("groups: "):
+        with naming({"group": "groups: group"}):
             chosen = groups(config.groups, s.names, s.families)
         apart = own_matrices(config)
         if clash := sorted({*chosen} & {*apart}):

@@ -12,8 +12,12 @@ Members that lack weights or clean predictions get them first. All jobs share th
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
-from experiments.common import setting as setup
-from netkin.errors import UserError, near
+from experiments.common.devices import build_jobs
+from experiments.common.members import build_members, build_training
+from experiments.common.runs import run_info
+from experiments.common.setting import build_setting, prepare
+from experiments.common.values import resolved
+from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
 from netkin.pipeline import Incomplete, Pipeline
 from netkin.tracking import track
@@ -23,18 +27,18 @@ from netkin.zoo.member import Member
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    setting = setup.build_setting(config)
-    sources = chosen(setup.build_members(config, at_least=1), config.source)
-    info = setup.run_info(config, setting, len(sources), [source.name for source in sources])
+    setting = build_setting(config)
+    sources = chosen(build_members(config, at_least=1), config.source)
+    info = run_info(config, setting, len(sources), [source.name for source in sources])
     console = Console(soft_wrap=True)
-    with track(setup.resolved(config.logger), info) as tracker:
+    with track(resolved(config.logger), info) as tracker:
         with Bars(console) as bars:
-            setting = setup.prepare(config, setting, sources, bars)
-            training = setup.build_training(config, setting, sources, bars)
+            setting = prepare(config, setting, sources, bars)
+            training = build_training(config, setting, sources, bars)
             context = (setting, training)
-            with setup.build_jobs(config, context, bars, members=len(sources)) as jobs:
+            with build_jobs(config, context, bars, members=len(sources)) as jobs:
                 pipeline = Pipeline(setting, training, jobs, tracker)
-                well = pipeline.craft(pipeline.see(sources))
+                well = pipeline.craft(pipeline.clean(sources))
         for source in well:
             console.print(
                 f"{source.name}: {int(correct(setting, source).sum())} adversarial images in "
@@ -53,6 +57,6 @@ def chosen(members: list[Member], names: str | ListConfig) -> list[Member]:
         if name not in known:
             raise UserError(
                 f"source={name} is none of model.members{near(name, known)} (they are "
-                f"{', '.join(list(known)[:20])}{' ...' if len(known) > 20 else ''})"
+                f"{and_more(known, 20)})"
             )
     return [known[name] for name in wanted] or members

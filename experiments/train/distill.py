@@ -16,14 +16,17 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from experiments.common import session as training
-from experiments.common import setting as setup
-from experiments.common.session import Session, one_member, percent, train_member
+from experiments.common.members import build_recipe, one_member
+from experiments.common.runs import training_info
+from experiments.common.session import Session, train_member
+from experiments.common.setting import prepare
+from experiments.common.values import one_of, resolved
 from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs
+from netkin.report.text import percent
 from netkin.similarity import Z_95
 from netkin.tracking import Tracker, track
 from netkin.training.distillation import Distillation
-from netkin.training.recipe import Recipe
 from netkin.training.students import with_token
 from netkin.training.weights import Teaching, made_of, notes
 from netkin.zoo.member import Member
@@ -34,14 +37,14 @@ def run(config: DictConfig) -> None:
     session = training.session(config)
     teacher = one_member(config, config.teacher, "teacher")
     plain = training.to_train(session.setting, one_member(config, config.student, "student"))
-    values = setup.resolved(config.distillation)
-    setup.one_of(values["token"], (True, False), "distillation.token")
+    values = resolved(config.distillation)
+    one_of(values["token"], (True, False), "distillation.token")
     student = with_token(plain) if values.pop("token") else plain
     distillation = Distillation(**values)
     student = training.named(config, replace(student, name=f"{plain.name}@{teacher.name}"))
     console = Console(soft_wrap=True)
-    info = training.run_info(config, session.folder, student.name)
-    with track(setup.resolved(config.logger), info) as tracker:
+    info = training_info(config, session.folder, student.name)
+    with track(resolved(config.logger), info) as tracker:
         with Bars(console) as bars:
             session = with_teacher(config, session, teacher, bars, tracker)
             alone = without_teacher(session, plain)
@@ -66,12 +69,12 @@ def with_teacher(
     A teacher that is there already is taken as it is; one that is missing is trained by
     `recipes.teacher`.
     """
-    setting = setup.prepare(config, session.setting, [teacher], bars)
+    setting = prepare(config, session.setting, [teacher], bars)
     session = replace(session, setting=setting, training=replace(session.training, setting=setting))
     if teacher.checkpoint or setting.task.weights == "pretrained":
         return session
     if notes(session.training.file(teacher)) is None:
-        recipe = Recipe(**setup.resolved(config.recipes.teacher))
+        recipe = build_recipe(config, "recipes.teacher")
         if session.hardware.fast_dev_run:
             recipe = replace(recipe, epochs=1)
         own = replace(session, training=replace(session.training, recipe=recipe))

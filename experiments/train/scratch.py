@@ -8,11 +8,14 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from experiments.common import session as training
-from experiments.common import setting as setup
-from experiments.common.session import Session, percent, train_member
+from experiments.common.members import build_members
+from experiments.common.runs import training_info
+from experiments.common.session import Session, train_member
+from experiments.common.values import resolved
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs
+from netkin.report.text import percent
 from netkin.tracking import track
 from netkin.zoo.member import Member
 
@@ -20,7 +23,7 @@ from netkin.zoo.member import Member
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     session = training.session(config)
-    members = setup.build_members(config, at_least=1)
+    members = build_members(config, at_least=1)
     if len(members) != 1:
         raise UserError(
             f"experiment=scratch trains one model, got {len(members)}; several are a sweep: "
@@ -33,8 +36,8 @@ def run(config: DictConfig) -> None:
 def train_and_report(config: DictConfig, session: Session, member: Member) -> None:
     """Train a member, and write its curves and its accuracy into the run's folder."""
     console = Console(soft_wrap=True)
-    info = training.run_info(config, session.folder, member.name)
-    with track(setup.resolved(config.logger), info) as tracker:
+    info = training_info(config, session.folder, member.name)
+    with track(resolved(config.logger), info) as tracker:
         with Bars(console) as bars:
             noted = train_member(session, member, bars, tracker)
         outputs = Outputs(session.folder, tracker)

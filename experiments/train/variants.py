@@ -10,7 +10,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from experiments.common import session as training
-from experiments.common import setting as setup
+from experiments.common.members import build_recipe, one_member
+from experiments.common.values import resolved
 from experiments.train.scratch import train_and_report
 from netkin.errors import UserError
 from netkin.training.recipe import Recipe
@@ -21,11 +22,11 @@ def run(config: DictConfig) -> None:
     runs = config.sweep.runs
     if not isinstance(config.run, int) or not 0 <= config.run < len(runs):
         raise UserError(f"run must be a whole number of 0 to {len(runs) - 1}, got {config.run!r}")
-    entry = setup.resolved(runs[config.run])
+    entry = resolved(runs[config.run])
     kind = entry.pop("model")
-    recipe = Recipe(**setup.resolved(config.recipes[kind]))
+    recipe = build_recipe(config, f"recipes.{kind}")
     session = training.session(config, changed(recipe, entry))
-    base = training.one_member(config, config.dataset.sweep[kind], f"dataset.sweep.{kind}")
+    base = one_member(config, config.dataset.sweep[kind], f"dataset.sweep.{kind}")
     base = training.to_train(session.setting, base)
     member = replace(base, name=config.name or f"{base.name}@{label(entry)}")
     train_and_report(config, session, member)

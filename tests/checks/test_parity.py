@@ -20,7 +20,14 @@ def check_parity(folder: Path) -> None:
     """Tables whose rows are complete, of the right images, and equal where they must be."""
     shorter = '"patchfool.steps=4","autoattack.queries=20","autoattack.targets=2","pgd.steps=4"'
     done = run_command(
-        *("experiment=parity", SMALL[0], *SMALL[1:2], *SMALL[3:], "logger=csv", "workers=1"),
+        *(
+            "experiment=parity",
+            SMALL[0],
+            *SMALL[1:2],
+            *SMALL[3:],
+            "logger=csv",
+            "hardware.members_at_once=1",
+        ),
         *("parity.images=8", "parity.rounds=1", "parity.patches=[2]"),
         *(f"parity.attacks=[{','.join(NAMES)}]", f"parity.changes=[{shorter}]"),
         "hydra.run.dir=parity",

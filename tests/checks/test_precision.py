@@ -55,14 +55,23 @@ def test_differences_are_of_the_same_pairs() -> None:
     ("arguments", "expected"),
     [
         (["precisions=[32-true]"], "precisions names 32-true, which is the run's own"),
-        (["precisions=[tf32]"], "precision=tf32 is a GPU's"),
+        (["precisions=[tf32]"], "precisions=tf32 is a GPU's"),
         (["precisions=[8-true]"], "precisions must be 32-true or tf32 or"),
         (["seed=0"], "seed=0 is the attack's own"),
         (["precisions=[]"], "precisions must be auto or a list"),
-        (["precision=bf16"], "precision must be 32-true or tf32 or bf16-mixed"),
-        (["memory_format=nhwc"], "memory_format must be contiguous or channels_last or auto"),
-        (["fuse=maybe"], "fuse must be True or False"),
-        (["batch_size=0"], "batch_size must be a whole number of 1 or more, got 0"),
+        (
+            ["hardware.craft_precision=bf16"],
+            "hardware.craft_precision must be 32-true or tf32 or bf16-mixed",
+        ),
+        (
+            ["hardware.memory_format=nhwc"],
+            "hardware.memory_format must be contiguous or channels_last or auto",
+        ),
+        (["hardware.fuse=maybe"], "hardware.fuse must be True or False"),
+        (
+            ["hardware.batch_size=0"],
+            "hardware.batch_size must be auto or a whole number of 1 or more, got 0",
+        ),
         (["attack=clean"], "needs an attack that draws"),
     ],
 )

@@ -56,8 +56,11 @@ def mistake(
         ("attack.steps=0", "attack.steps must be a whole number of 1 or more, got 0"),
         ("recipe.epochs=0", "recipe.epochs must be a whole number of 1 or more, got 0"),
         ("recipe.lr=0", "recipe.lr must be above 0"),
-        ("batch_size=0", "batch_size must be a whole number"),
-        ("workers=none", "workers must be a whole number"),
+        ("hardware.batch_size=0", "hardware.batch_size must be auto or a whole number"),
+        (
+            "hardware.members_at_once=none",
+            "hardware.members_at_once must be auto or a whole number",
+        ),
         ("store.dtype=int4", "store.dtype must be uint8 or float32, got 'int4'"),
         ("score.eps_s=0", "score.eps_s must be above 0"),
         ("subset.per_class=1000", "asks for more images than class"),
@@ -89,10 +92,12 @@ def test_members_that_do_not_fit_the_dataset(small_run: Path, mistake: Mistake) 
     weights = small_run / "store" / "weights" / "digits" / "vit_ti.safetensors"
     many = f"{{name: many, timm: test_vit, checkpoint: {weights}, kwargs: {{num_classes: 1000}}}}"
     assert "many tells 1000 classes apart, digits has 10" in mistake(
-        f"model.members=[test_byobnet,{many}]", *SMALL[1:], store, "workers=1"
+        f"model.members=[test_byobnet,{many}]", *SMALL[1:], store, "hardware.members_at_once=1"
     )
     other = f"{{name: other, timm: test_resnet, checkpoint: {weights}}}"
-    said = mistake(f"model.members=[test_byobnet,{other}]", *SMALL[1:], store, "workers=1")
+    said = mistake(
+        f"model.members=[test_byobnet,{other}]", *SMALL[1:], store, "hardware.members_at_once=1"
+    )
     assert "other: weights" in said and "do not fit: conv1" in said
     nowhere = "{name: none, timm: test_resnet, checkpoint: /nowhere.pth}"
     said = mistake(f"model.members=[test_byobnet,{nowhere}]", *SMALL[1:], store)

@@ -92,6 +92,8 @@ def check_store(folder: Path) -> None:
     found = run_here("experiment=store", "check=true", "hydra.run.dir=run", cwd=work)
     assert found.returncode == 1 and found.stderr.count("\n") == 1
     damage = dict(pl.read_csv(work / "run" / "damage.csv").iter_rows())
+    page = (work / "run" / "report.html").read_text()
+    assert "6 files are damaged" in page and all(file in page for file in damage)
     problems = {
         flipped: "do not fit their checksum",
         altered: "do not fit their checksum",
@@ -159,7 +161,11 @@ def test_what_auto_has_decided_holds_for_the_shards_that_were_lost(
 ) -> None:
     """Crafted by timing, in 16 bits; then with half of it gone, and timings that would differ."""
     small = (*SMALL, "experiment=craft", "store.shard_size=25", f"store.dir={store}", *QUIET)
-    auto = ("precision=bf16-mixed", "memory_format=auto", "batch_size=auto")
+    auto = (
+        "hardware.craft_precision=bf16-mixed",
+        "hardware.memory_format=auto",
+        "hardware.batch_size=auto",
+    )
     done = run_here(*small, *auto, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     made = {
@@ -178,7 +184,7 @@ def test_what_auto_has_decided_holds_for_the_shards_that_were_lost(
     again = run_here(*small, *auto, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert {name: (store / name).read_bytes() for name in made} == made
-    fixed = run_here(*small, "precision=bf16-mixed", cwd=tmp_path)
+    fixed = run_here(*small, "hardware.craft_precision=bf16-mixed", cwd=tmp_path)
     assert fixed.returncode == 0, fixed.stderr
     assert {name: (store / name).read_bytes() for name in made} == made
 
@@ -235,7 +241,7 @@ def test_a_full_disk_loses_nothing(
     """The second shard does not fit: one line, and the first is kept and not made again."""
     for attack in store.glob("digits/*/pgd-*"):
         shutil.rmtree(attack)
-    from netkin.store import layout as module
+    from netkin.store import files as module
 
     real, written = module.save_file, []
 
@@ -272,7 +278,12 @@ def test_a_sweep_over_sources(launcher: str, small_run: Path, tmp_path: Path) ->
         shutil.rmtree(attack)
     overrides = (*SMALL, "experiment=craft", "source=glob(*)", f"hydra/launcher={launcher}")
     done = run_command(
-        "-m", *overrides, "logger=csv", "workers=1", "hydra.sweep.dir=sweep", cwd=tmp_path
+        "-m",
+        *overrides,
+        "logger=csv",
+        "hardware.members_at_once=1",
+        "hydra.sweep.dir=sweep",
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     assert files(store, pattern) == wanted
@@ -295,7 +306,7 @@ def test_a_sweep_names_the_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     assert some == [*given[:3], "source='test_vit','vit_ti'", "attack.steps=1,2"]
     with pytest.raises(UserError, match=r"source=glob\(x\): no member matches \(they are test_vit"):
         sweep.arguments("evaluate.py", [*given[:3], "source=glob(x)"])
-    single = ["experiment=craft", "source=[a]", "trainer.devices=2"]
+    single = ["experiment=craft", "source=[a]", "hardware.devices=2"]
     assert sweep.arguments("evaluate.py", single) == single
 
 
@@ -303,14 +314,16 @@ def test_a_sweep_over_several_devices_is_refused(tmp_path: Path) -> None:
     arguments = (
         "-m",
         "attack.eps=8/255,16/255",
-        "trainer.devices=2",
-        "accelerator=cpu",
+        "hardware.devices=2",
+        "hardware.accelerator=cpu",
         "hydra.sweep.dir=sweep",
     )
     done = run_here(*arguments, cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "trainer.devices=2 in a multirun: its jobs would all take the same" in done.stderr
-    assert "without -m: python evaluate.py trainer.devices=2 accelerator=cpu" in done.stderr
+    assert "hardware.devices=2 in a multirun: its jobs would all take the same" in done.stderr
+    assert (
+        "without -m: python evaluate.py hardware.devices=2 hardware.accelerator=cpu" in done.stderr
+    )
     assert not (tmp_path / "sweep").exists()
 
 

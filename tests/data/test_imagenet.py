@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo, create_transform
 
-from netkin.store.layout import read_tensors
+from netkin.store.files import read_tensors
 from netkin.zoo.member import Member
 from netkin.zoo.published import origin
 from tests.conftest import run_command
@@ -121,7 +121,7 @@ def test_three_of_the_69_from_jpeg_to_similarity(tmp_path: Path) -> None:
         f"model.members=[{','.join(SIZES)}]",
         "subset=full",
         "attack.steps=2",
-        "batch_size=4",
+        "hardware.batch_size=4",
         "hydra.run.dir=run",
         "logger=none",
     )

@@ -74,7 +74,7 @@ def result(folder: Path, run: str = "run") -> dict[str, bytes]:
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the tiny zoo was trained and scored, in one go."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    done = run_command(*TINY, "workers=1", "hydra.run.dir=run", cwd=folder)
+    done = run_command(*TINY, "hardware.members_at_once=1", "hydra.run.dir=run", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -138,7 +138,7 @@ def killed_run(folder: Path, moments: list[str], seed: int, *overrides: str) -> 
 
 @pytest.mark.slow
 def test_ten_kills_change_no_byte(uninterrupted: Path, tmp_path: Path) -> None:
-    killed = killed_run(tmp_path, list(MOMENTS), 0, "workers=1")
+    killed = killed_run(tmp_path, list(MOMENTS), 0, "hardware.members_at_once=1")
     assert killed == Counter(MOMENTS)
     assert result(tmp_path) == result(uninterrupted)
     assert not list((tmp_path / "store").rglob("*.tmp"))
@@ -146,7 +146,7 @@ def test_ten_kills_change_no_byte(uninterrupted: Path, tmp_path: Path) -> None:
 
 
 def test_two_processes_at_once_share_the_work(uninterrupted: Path, trained: Path) -> None:
-    runs = [start(trained, "workers=1", f"hydra.run.dir=run{i}") for i in (1, 2)]
+    runs = [start(trained, "hardware.members_at_once=1", f"hydra.run.dir=run{i}") for i in (1, 2)]
     for run in runs:
         _, errors = run.communicate(timeout=600)
         assert run.returncode == 0, errors
@@ -162,7 +162,7 @@ def test_two_processes_at_once_share_the_work(uninterrupted: Path, trained: Path
 
 def test_two_devices_give_the_bytes_of_one(uninterrupted: Path, trained: Path) -> None:
     """Nine shards a member over two processes, of which one does five and the other four."""
-    process = start(trained, "accelerator=cpu", "trainer.devices=2", "hydra.run.dir=run")
+    process = start(trained, "hardware.accelerator=cpu", "hardware.devices=2", "hydra.run.dir=run")
     said, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert re.search(r"^craft 4/4: \w+, part \d of 2", said, re.M)
@@ -178,7 +178,7 @@ def test_a_stop_says_what_is_done_and_how_to_go_on(
 ) -> None:
     """To the whole group, as a terminal and SLURM do it."""
     store = trained / "store"
-    process = start(trained, "workers=2", "attack.steps=3000", "hydra.run.dir=run")
+    process = start(trained, "hardware.members_at_once=2", "attack.steps=3000", "hydra.run.dir=run")
     while process.poll() is None and not any("adversarial/" in p for p in in_hand(store)):
         time.sleep(0.01)
     stopped = time.monotonic()
@@ -206,7 +206,7 @@ def main(kills: int) -> None:
         one, other = Path(scratch) / "one", Path(scratch) / "other"
         one.mkdir()
         other.mkdir()
-        small = ("store.shard_size=3", "workers=2")
+        small = ("store.shard_size=3", "hardware.members_at_once=2")
         done = run_command(*TINY, *small, "hydra.run.dir=run", cwd=one)
         assert done.returncode == 0, done.stderr
         shares = {

@@ -15,17 +15,8 @@ from safetensors import SafetensorError
 
 from netkin.data.subset import Subset
 from netkin.errors import StoreError, UserError
-from netkin.store.layout import (
-    Entry,
-    OutcomeStore,
-    Store,
-    check_seal,
-    digest,
-    folder,
-    read_tensors,
-    write,
-    write_tensors,
-)
+from netkin.store.files import check_seal, digest, read_tensors, write, write_tensors
+from netkin.store.layout import Entry, OutcomeStore, Store, folder
 
 SUBSET = Subset("some", ("a", "b"), (0, 1), (0, 1))
 

@@ -14,13 +14,13 @@ import polars as pl
 import pytest
 
 import train
-from experiments.common.launch import launch, one_model
+from experiments.common.launch import launch, with_members
 from experiments.train.distill import paired_gain
 from experiments.train.variants import changed, label
 from netkin.analysis.statistics import pearson
 from netkin.analysis.teachers import choose
 from netkin.errors import UserError
-from netkin.store.layout import file_sha256
+from netkin.store.files import file_sha256
 from netkin.training.checkpoint import epochs_done
 from netkin.training.recipe import Recipe
 from tests import helpers
@@ -38,7 +38,7 @@ def run(to: Path, *arguments: str, store: Path | None = None) -> Path:
     sys.argv = ["train.py", *words]
     os.chdir(to.parent)
     try:
-        one_model()
+        sys.argv[1:] = with_members(words)
         train.main()
     finally:
         sys.argv = argv
@@ -88,7 +88,7 @@ def test_distillation(students: Path) -> None:
         "distillation",
         students / "distillation",
         [
-            *("recipe.epochs=2", "attack.steps=1", "workers=1", "logger=none"),
+            *("recipe.epochs=2", "attack.steps=1", "hardware.members_at_once=1", "logger=none"),
             f"store.dir={students / 'store'}",
         ],
     )
@@ -110,7 +110,7 @@ def test_students_are_members(students: Path) -> None:
     """By name and by pattern, next to any other; and of evaluate.py as a command."""
     done = run_command(
         "model.members=[digits/vit_ti@test_v*,test_resnet,digits/vit_ti@none]",
-        *("recipe.epochs=2", "attack.steps=1", "logger=none", "workers=1"),
+        *("recipe.epochs=2", "attack.steps=1", "logger=none", "hardware.members_at_once=1"),
         "hydra.run.dir=members",
         cwd=students,
     )
@@ -162,7 +162,7 @@ def _check_sweep(experiment: str, runs: str, folder: Path, names: Sequence[str])
     run(
         folder / "unused",
         *(f"experiment={experiment}", f"run={runs}", f"hydra.sweep.dir={to}"),
-        *("trainer.fast_dev_run=true", "logger=none"),
+        *("fast_dev_run=true", "logger=none"),
     )
     found = [pl.read_csv(to / f"{i}" / "result.csv")["model"][0] for i in range(len(names))]
     assert found == list(names)
@@ -270,7 +270,6 @@ def mistake(
         words = ["train.py", "hydra.run.dir=run", "hydra.sweep.dir=sweep", "logger=none"]
         monkeypatch.setattr(sys, "argv", [*words, *overrides.split()])
         monkeypatch.chdir(tmp_path)
-        one_model()
         with pytest.raises(SystemExit) as stop:
             launch(train.main)
         err = capfd.readouterr().err
@@ -296,8 +295,10 @@ def mistake(
         ("model=resnet5O", "no model 'resnet5O'; did you mean resnet50"),
         ("seed=-1", "the seed must be a whole number"),
         ("resume=nowhere.safetensors", "there is no checkpoint nowhere.safetensors"),
-        ("trainer.precision=8", "trainer.precision must be 32-true or bf16-mixed or 16-mixed"),
-        ("trainer.devices=0", "trainer.devices must be a whole number"),
+        ("hardware.train_precision=8", "hardware.train_precision must be 32-true or bf16-mixed or"),
+        ("hardware.devices=0", "hardware.devices must be auto or a whole number of 1 or more"),
+        ("hardware.loader_processes=-1", "hardware.loader_processes must be auto or a whole numb"),
+        ("fast_dev_run=perhaps", "fast_dev_run must be True or False, got 'perhaps'"),
         ("experiment=pairwise", "experiment=pairwise is run by evaluate.py"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from netkin.errors import StoreError
-from netkin.store.layout import read_tensors, write_tensors
+from netkin.store.files import read_tensors, write_tensors
 from netkin.transfer import craft
 from netkin.transfer.craft import Writer
 

@@ -16,14 +16,8 @@ from urllib.parse import unquote
 import polars as pl
 
 from netkin.errors import StoreError, UserError, near
-from netkin.store.layout import (
-    check_seal,
-    digest,
-    folder,
-    manifest_problem,
-    parquet_metadata,
-    read_tensors,
-)
+from netkin.store.files import check_seal, digest, parquet_metadata, read_tensors
+from netkin.store.layout import folder, manifest_problem
 from netkin.store.lease import Holder, holders, sweep
 
 YOUNG = 3600.0

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from netkin.store.layout import write_json
+from netkin.store.files import write_json
 from netkin.store.lease import Holder, me
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from netkin.errors import UserError
-from netkin.store.layout import read_metadata, read_tensors, write_tensors
+from netkin.store.files import read_metadata, read_tensors, write_tensors
 
 
 @dataclass(frozen=True)

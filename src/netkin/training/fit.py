@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from netkin.data.images import Images
 from netkin.errors import UserError
-from netkin.store.layout import differences, write_tensors
+from netkin.store.files import write_tensors
+from netkin.store.layout import differences
 from netkin.training import checkpoint
 from netkin.training.data import Augmented, Draws, as_pixels, batches, seeded
 from netkin.training.distillation import Parts, Teacher, distillation_loss

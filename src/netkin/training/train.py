@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import torch
@@ -15,7 +14,8 @@ from torch.utils.data import TensorDataset
 
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance
-from netkin.store.layout import read_tensors, write, write_json, write_tensors
+from netkin.jobs.results import Trained
+from netkin.store.files import read_tensors, write, write_json, write_tensors
 from netkin.training import checkpoint
 from netkin.training.distillation import Teacher
 from netkin.training.fit import Hardware, Job, Report, fit, own_checkpoint
@@ -32,7 +32,7 @@ def train(
     hardware: Hardware | None = None,
     report: Report | None = None,
     start: Path | None = None,
-) -> dict[str, Any]:
+) -> Trained:
     """Train a member, or go on where its training stopped, and keep its weights.
 
     Beside the weights lie `<member>.json` (what they are made of, the member, and the accuracy)
@@ -47,7 +47,6 @@ def train(
         report: called with each epoch's row of the curves, those of earlier runs first.
         start: a checkpoint of this training to go on from, instead of the one that is kept.
 
-    Returns curves, test_accuracy (in [0, 1]) and seconds.
     """
     began = time.perf_counter()
     setting, recipe = training.setting, training.recipe
@@ -97,7 +96,7 @@ def train(
     )
     job.last.unlink(missing_ok=True)
     elapsed = time.perf_counter() - began
-    return {"curves": end.curves, "test_accuracy": accuracy, "seconds": elapsed}
+    return Trained(curves=end.curves, test_accuracy=accuracy, seconds=elapsed)
 
 
 def initial(training: Training, member: Member) -> Classifier:

@@ -27,7 +27,7 @@ from timm.models._hub import (
 )
 
 from netkin.errors import UserError, near
-from netkin.store.layout import file_sha256
+from netkin.store.files import file_sha256
 
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are not our user's
 

@@ -1,0 +1,78 @@
+"""What a run is called on a dashboard, and how runs are grouped there."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.common.values import resolved, run_folder
+from netkin.store.files import digest
+from netkin.tracking import RunInfo
+from netkin.transfer.setting import Setting
+
+MEASURING = (
+    *("dataset", "subset", "model", "recipe", "attack", "store", "transfer", "score"),
+    *("accelerator", "trainer", "workers", "threads", "loader"),
+    *("batch_size", "precision", "memory_format", "fuse", "compile"),
+)
+"""Keys that say nothing of a study whose matrix comes from a file."""
+
+
+def run_info(
+    config: DictConfig, setting: Setting, members: int, names: Sequence[str] = ()
+) -> RunInfo:
+    """Group by experiment and dataset, so that a dashboard over many runs compares like.
+
+    Jobs of one sweep have a group of their own. Of few members the run is named by their `names`.
+    """
+    experiment, dataset = config.experiment.name, config.dataset.name
+    attack, hydra = setting.attack.name, HydraConfig.get()
+    group = f"{experiment}-{dataset}"
+    if hydra.mode == RunMode.MULTIRUN:
+        group += f"-{Path(hydra.sweep.dir).name}"
+    what = ", ".join(names) if len(names) == 1 else f"{members}-models"
+    values = resolved(config)
+    return RunInfo(
+        folder=run_folder(),
+        config=values,
+        group=group,
+        job_type=experiment,
+        name=f"{dataset}-{what}-{attack}",
+        tags=(experiment, dataset, setting.subset.name, attack),
+        note=setting.store.root / ".runs" / f"{digest(values)[:16]}.json",
+    )
+
+
+def training_info(config: DictConfig, folder: Path, name: str) -> RunInfo:
+    """Group by experiment and dataset: the jobs of a sweep are one group."""
+    experiment, dataset = config.experiment.name, config.dataset.name
+    return RunInfo(
+        folder=folder,
+        config=resolved(config),
+        group=f"{experiment}-{dataset}",
+        job_type=experiment,
+        name=f"{dataset}/{name}",
+        tags=(experiment, dataset),
+    )
+
+
+def file_info(config: DictConfig, models: int) -> RunInfo:
+    """What a dashboard sorts a run by whose matrix comes from a file."""
+    experiment, stem = config.experiment.name, Path(config.similarity).stem
+    return RunInfo(
+        folder=run_folder(),
+        config=OmegaConf.to_container(used(config), resolve=True),  # type: ignore[arg-type]
+        group=f"{experiment}-{stem}",
+        job_type=experiment,
+        name=f"{stem}-{models}-models",
+        tags=(experiment, stem),
+    )
+
+
+def used(config: DictConfig) -> DictConfig:
+    """The config less the keys that a study of a matrix from a file does not read."""
+    if config.get("similarity") is None:
+        return config
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key not in MEASURING])
