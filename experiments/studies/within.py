@@ -1,6 +1,6 @@
-"""How alike are models of one architecture, against models of all kinds? (Tab. D.1, Fig. D.1.)
+"""How similar are models of one architecture, compared with all models? (Tab. D.1, Fig. D.1.)
 
-Groups are families, or what `groups` names, or matrices of their own (`within.matrices`, such as
+Groups are families, or those of the key `groups`, or separate matrices (`within.matrices`, such as
 those of `model=resnet50_regimes`). Writes within (Tab. D.1 as a figure, with its table), the block
 matrices within_blocks (Fig. D.1) and report.html.
 
@@ -29,9 +29,9 @@ from netkin.similarity import interval
 ALL = "all models"
 BETWEEN = "different groups"
 WORDS = 8
-"""Groups that the answer names."""
+"""Groups in the answer."""
 SHOWN = 16
-"""Models that a sampled matrix shows at most; beyond them the largest groups are shown."""
+"""Models of a sampled matrix at most; of more, the largest groups are used."""
 
 
 def run(config: DictConfig) -> None:
@@ -68,8 +68,8 @@ def run(config: DictConfig) -> None:
             "of models of different groups (left). Grey: not measured together.",
         )
         s.finish(
-            "How alike are models of one architecture?",
-            f"Mean similarity of the pairs within each group, against all pairs, of {s.source}.",
+            "How similar are models of one architecture?",
+            f"Mean similarity of the pairs within each group, compared with all pairs: {s.source}.",
             answer(table, named),
             [
                 Section("Within groups, and all (Tab. D.1)", (), {"Means": table}, [figure]),
@@ -79,7 +79,7 @@ def run(config: DictConfig) -> None:
 
 
 def own_matrices(config: DictConfig) -> dict[str, Matrix]:
-    """Groups that come as matrices of their own."""
+    """The groups that have separate matrices."""
     return {
         str(name): matrix.read(path, bool(config.symmetrise))
         for name, path in (config.within.matrices or {}).items()
@@ -87,7 +87,7 @@ def own_matrices(config: DictConfig) -> dict[str, Matrix]:
 
 
 def means(s: Study, chosen: dict[str, list[int]], apart: dict[str, Matrix]) -> pl.DataFrame:
-    """A row a group, and rows for all pairs and for pairs of different groups."""
+    """A row per group, and rows for all pairs and for pairs of different groups."""
     draws = s.draws()
     rows: list[dict[str, Any]] = []
     everything = mean_within(s.scores, draws)
@@ -209,19 +209,20 @@ def answer(table: pl.DataFrame, named: pl.DataFrame) -> list[str]:
     """The findings in words."""
     everything = table.filter(group=ALL).row(0, named=True)
     all_pairs = f"all {everything['pairs']} pairs" if everything["pairs"] > 1 else "the only pair"
-    said = [f"The mean similarity of {all_pairs} is {everything['mean']:.3f}."]
+    overall = f"The mean similarity of {all_pairs} is {everything['mean']:.3f}."
+    sentences = []
     if named.is_empty():
-        return [*said, "No group has two models; name some with groups={name: [members]}."]
+        return [overall, "No group has two models; name some with groups={name: [members]}."]
     ranked = named.sort("mean", descending=True)
     for row in ranked.head(WORDS).iter_rows(named=True):
         words = f"{row['group']}: {row['mean']:.2f} over {row['pairs']} pair"
         words += "s" if row["pairs"] != 1 else ""
         if row["minus_all_low"] is not None:
             words += (
-                f", {row['minus_all']:+.2f} against all (95% interval over images "
+                f", {row['minus_all']:+.2f} relative to all (95% interval over images "
                 f"{row['minus_all_low']:.2f} to {row['minus_all_high']:.2f})"
             )
-        said.append(f"{words}.")
+        sentences.append(f"{words}.")
     if ranked.height > WORDS:
-        said.append(f"And {ranked.height - WORDS} more groups.")
-    return [said[0], " ".join(said[1:])]
+        sentences.append(f"The table has {ranked.height - WORDS} more groups.")
+    return [overall, " ".join(sentences)]

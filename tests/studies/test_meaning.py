@@ -86,7 +86,7 @@ def check_components(folder: Path) -> None:
 
 
 def check_importance(folder: Path) -> None:
-    """Four members are enough to fit, and too few to hold any out, which is said."""
+    """Four members are enough to fit, and too few to hold any out, as the answer states."""
     done = on_four("importance", folder, "importance.stages=20")
     has_figures(done, "importance")
     table = pl.read_csv(done / "importance.csv")
