@@ -209,7 +209,7 @@ def test_what_a_run_says_and_writes(small_run: Path) -> None:
     for stage in ("train", "clean", "craft", "transfer"):
         assert re.search(rf"^{stage} 2/2: \w+", said, re.M)
     assert "s left)" in said
-    assert "Most alike are test_byobnet and vit_ti" in said
+    assert "The most similar models are test_byobnet and vit_ti" in said
     run = small_run / "first"
     assert str(run.resolve() / "report.html") in said
     for name in ("similarity.png", "similarity.pdf", "report.html", "families.csv"):

@@ -26,11 +26,10 @@ from torch import Tensor, nn
 from experiments.checks.batch import Batch, correct_batch
 from experiments.checks.references import COMPARISONS, require_foolbox
 from experiments.common.devices import build_jobs, device
-from experiments.common.keys import naming_group
 from experiments.common.members import build_members, build_training
 from experiments.common.runs import run_info
 from experiments.common.setting import build_setting, prepare
-from experiments.common.values import positive_int, resolved
+from experiments.common.values import naming_group, positive_int, resolved
 from netkin.attacks import Attack, Clean, PatchFool
 from netkin.attacks.frozen import frozen
 from netkin.attacks.grid import to_grid
@@ -273,7 +272,7 @@ def _perturb(attack: Attack, model: nn.Module, batch: Batch, size: int) -> None:
 def examples(
     config: DictConfig, setting: Setting, member: Member, images: int = 3
 ) -> tuple[Tensor, pl.DataFrame]:
-    """Some images under each attack: [A, I, 3, H, W] uint8, and what the member predicts for each."""
+    """Some images under each attack, [A, I, 3, H, W] uint8, and the member's predictions."""
     batch = batch_of(config, setting, member)
     clean, labels, keys = batch.clean[:images], batch.labels[:images], batch.keys[:images]
     attacks: dict[str, Attack] = {"clean": Clean()}

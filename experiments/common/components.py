@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from experiments.common.keys import prefixed
 from experiments.common.study import Study
 from experiments.common.values import resolved
 from netkin.analysis.components import read_components, rows_of
@@ -43,8 +42,7 @@ def components_of(s: Study) -> pl.DataFrame:
 
 def from_file(path: str, names: Sequence[str]) -> pl.DataFrame:
     """The components of some models from the file that the key `components` names."""
-    with prefixed("components="):
-        return rows_of(read_components(path), names, path)
+    return rows_of(read_components(path), names, f"components={path}")
 
 
 def read_off(members: list[Member], task: Task, bars: Bars) -> pl.DataFrame:

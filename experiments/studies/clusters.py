@@ -1,4 +1,4 @@
-"""Which models belong together, and what have they in common? (Sec. 3.1, Tab. 2; Appendix C.)
+"""Which models belong together, and what do they have in common? (Sec. 3.1, Tab. 2; Appendix C.)
 
 Spectral clustering of the similarity matrix, the keywords of each cluster, and how far the
 clusters depend on K-means seeds and on which images were drawn. Writes clusters.csv, keywords.csv,
@@ -53,7 +53,7 @@ def run(config: DictConfig) -> None:
             "eigenvalues", pl.DataFrame({"k": np.arange(len(values)) + 1, "eigenvalue": values})
         )
         stability, stable, co_assigned = _stability(s, labels)
-        said = [*_members(s, labels, reason), *_shifted(s), *stable]
+        answer = [*_members(s, labels, reason), *_shifted(s), *stable]
         sections = [
             Section("Clusters (Tab. 2)", missing, _tab_2(table, words), [_matrix(s, labels)]),
             Section(
@@ -80,7 +80,7 @@ def run(config: DictConfig) -> None:
             f"Spectral clustering (Ng et al. 2001) of {s.source}: K-means, the best of "
             f"{options.restarts} runs, on the eigenvectors of the {k} smallest eigenvalues of the "
             "normalised Laplacian, without self-loops.",
-            said,
+            answer,
             sections,
         )
 
@@ -98,12 +98,12 @@ def _keywords(s: Study, labels: NDArray, top: int) -> tuple[pl.DataFrame | None,
 
 
 def _tab_2(table: pl.DataFrame, words: pl.DataFrame | None) -> dict[str, pl.DataFrame]:
-    """As the paper's Tab. 2: a row a cluster."""
+    """As in the paper's Tab. 2: a row per cluster."""
     rows = table.group_by("cluster", maintain_order=True).agg(pl.col("model").str.join(", "))
     if words is not None:
-        said = words.with_columns(word=pl.format("{}: {}", "component", "value"))
-        said = said.group_by("cluster", maintain_order=True).agg(pl.col("word").str.join("; "))
-        rows = rows.join(said.rename({"word": "keywords"}), on="cluster")
+        texts = words.with_columns(word=pl.format("{}: {}", "component", "value"))
+        texts = texts.group_by("cluster", maintain_order=True).agg(pl.col("word").str.join("; "))
+        rows = rows.join(texts.rename({"word": "keywords"}), on="cluster")
         rows = rows.select("cluster", "keywords", "model")
     return {"": rows.rename({"model": "models"})}
 
@@ -130,9 +130,8 @@ def _shifted(s: Study) -> list[str]:
         return []
     negative = int((off_diagonal(s.scores) < 0).sum())
     return [
-        f"{negative} of the pairs' scores are below 0 (they fool each other on under 1% of "
-        f"images). An edge of the graph cannot be: {shift:.2f} was added to all scores before "
-        "clustering."
+        f"{negative} pairs score below 0 (they fool each other on under 1% of images). Edges of "
+        f"the graph cannot be negative, so {shift:.2f} was added to all scores before clustering."
     ]
 
 
@@ -140,34 +139,34 @@ def _stability(s: Study, labels: NDArray) -> tuple[pl.DataFrame, list[str], Pict
     """Co-assignment over K-means seeds, and over draws of images where there are outcomes."""
     options, k = s.config.clusters, int(labels.max()) + 1
     draws = s.draws()
-    kept = [] if draws is None else [draw for draw in draws if np.isfinite(draw).all()]
-    kept = kept[: options.draws]
+    complete = [] if draws is None else [draw for draw in draws if np.isfinite(draw).all()]
+    complete = complete[: options.draws]
     with Bars(s.console) as bars:
-        bars.start("cluster", ["stability"], options.seeds + len(kept))
+        bars.start("cluster", ["stability"], options.seeds + len(complete))
         by: dict[str, list[NDArray]] = {"seeds": []}
         for seed in range(1, options.seeds + 1):
             by["seeds"].append(
                 clusters.spectral(s.scores, k, options.seed + seed, options.restarts)
             )
             bars.advance("cluster", 1)
-        for draw in kept:
+        for draw in complete:
             by.setdefault("images", []).append(_of_draw(draw, k, options.seed))
             bars.advance("cluster", 1)
         bars.end("cluster")
-    columns, said = {}, []
+    columns, paragraphs = {}, []
     together = labels[:, None] == labels
     np.fill_diagonal(together, False)
-    for what, found in by.items():
-        shares = clusters.co_assignment(np.stack(found))
+    for what, clusterings in by.items():
+        shares = clusters.co_assignment(np.stack(clusterings))
         mates = together.sum(axis=1)
         with np.errstate(invalid="ignore"):
             columns[what] = (shares * together).sum(axis=1) / mates
-        rand = np.array([adjusted_rand_score(labels, other) for other in found])
+        rand = np.array([adjusted_rand_score(labels, other) for other in clusterings])
         low, high = interval(rand)
         noun = "K-means seeds" if what == "seeds" else "draws of images"
-        same = f"; {np.mean(rand == 1):.0%} give the very same clusters"
-        said.append(
-            f"Over {len(found)} {noun} the adjusted Rand index with these clusters is "
+        same = f"; {np.mean(rand == 1):.0%} give exactly the same clusters"
+        paragraphs.append(
+            f"Over {len(clusterings)} {noun} the adjusted Rand index with these clusters is "
             f"{rand.mean():.3f} on average (95% of them: {low:.3f} to {high:.3f}{same})."
         )
         s.tracker.metrics({f"clusters/rand_over_{what}": float(rand.mean())})
@@ -185,7 +184,7 @@ def _stability(s: Study, labels: NDArray) -> tuple[pl.DataFrame, list[str], Pict
         _square(s, shares, labels),
         f"How often two models share a cluster over {len(by[what])} {noun}.",
     )
-    return stability, said, picture
+    return stability, paragraphs, picture
 
 
 def _of_draw(scores: NDArray[np.float64], k: int, seed: int) -> NDArray[np.intp]:
@@ -210,7 +209,7 @@ def _matrix(s: Study, labels: NDArray) -> Picture:
 
 
 def _features(s: Study, labels: NDArray, k: int) -> Picture:
-    """The models' likeness in the space that K-means sees, and that space itself as a table."""
+    """The similarity of models in the feature space of K-means, and the features as a table."""
     features = clusters.features(s.scores, k)
     s.outputs.table(
         "features",
@@ -218,12 +217,12 @@ def _features(s: Study, labels: NDArray, k: int) -> Picture:
         .hstack(pl.DataFrame({f"eigenvector_{i + 1}": features[:, i] for i in range(k)}))
         .sort("cluster"),
     )
-    alike = np.clip(features @ features.T, -1, 1)
-    low = min(-0.05, float(alike.min()))
+    cosines = np.clip(features @ features.T, -1, 1)
+    low = min(-0.05, float(cosines.min()))
     return s.outputs.figure(
         "spectral_features",
         blocks_figure(
-            alike,
+            cosines,
             s.names,
             labels,
             cluster_order(s.scores, labels),
@@ -231,7 +230,7 @@ def _features(s: Study, labels: NDArray, k: int) -> Picture:
             "magma",
             (low, 1.0),
         ),
-        _square(s, alike, labels),
+        _square(s, cosines, labels),
         f"Cosine similarity of the models' spectral features: their rows in the {k} eigenvectors "
         "(features.csv) that K-means clusters (Fig. C.1).",
     )
@@ -246,7 +245,7 @@ def _map(s: Study, labels: NDArray) -> Picture:
     tsne = TSNE(
         perplexity=perplexity, metric="precomputed", init="random", random_state=options.seed
     )
-    with threadpool_limits(1):  # so few points are not worth the wait for other threads
+    with threadpool_limits(1):  # with so few points, waiting for other threads costs more
         points = tsne.fit_transform(distance)
     table = pl.DataFrame(
         {"model": s.names, "cluster": labels + 1, "x": points[:, 0], "y": points[:, 1]}
@@ -255,6 +254,6 @@ def _map(s: Study, labels: NDArray) -> Picture:
         "cluster_map",
         map_figure(points.astype(float), s.names, labels),
         table.sort("cluster"),
-        "Models whose pairs score high lie close together: t-SNE of the distances max(s) - s "
-        f"(perplexity {perplexity:.3g}); only neighbourhoods mean anything, not axes or gaps.",
+        "Similar models are close together: t-SNE of the distances max(s) - s (perplexity "
+        f"{perplexity:.3g}). Only neighbourhoods are meaningful, not axes or gaps.",
     )

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig
 
 from experiments.common.ensembles import ensembles_wrong
-from experiments.common.keys import prefixed
 from experiments.common.study import Study, study, with_logits
-from experiments.common.values import positive_int
+from experiments.common.values import naming, positive_int
 from netkin.analysis import ensemble
 from netkin.analysis.clusters import choose_k, spectral
 from netkin.analysis.groups import groups
@@ -50,11 +49,11 @@ def run(config: DictConfig) -> None:
         families = [member.family for member in members]
         n = len(members)
         sizes = [size for size in sizes if size <= n]
-        with prefixed("ensemble.clusters: "):
+        with naming({"k": "ensemble.clusters"}):
             clusters, _ = choose_k(config.ensemble.clusters, matrix.scores)
         labels = spectral(matrix.scores, clusters, config.ensemble.seed)
         drawn = by_clusters(labels.tolist(), sizes, config)
-        with prefixed("groups: "):
+        with naming({"group": "groups: group"}):
             chosen = groups(config.groups, matrix.names, families)
         drawn |= by_groups(chosen, sizes, config)
         pairs = ensemble.pairs_of(n)

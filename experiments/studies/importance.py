@@ -1,8 +1,8 @@
-"""Which components set models apart? (Sec. 3.1, Fig. 1; Appendix B.)
+"""Which components determine the similarity of models? (Sec. 3.1, Fig. 1; Appendix B.)
 
-Gradient boosting of the similarity of two models on which of their components differ, and how much
-R^2 drops when a component is shuffled: on all pairs, as the paper has it, and on the pairs of
-models that were held out. Writes importance.csv with its figure, r2.csv, components.csv and
+Gradient boosting predicts the similarity of two models from which of their components differ. The
+importance of a component is the drop in R^2 when it is shuffled: on all pairs, as in the paper, and
+on the pairs of held-out models. Writes importance.csv with its figure, r2.csv, components.csv and
 report.html.
 
 On the published matrix and components: see experiments/results/digits.md.
@@ -59,22 +59,20 @@ def run(config: DictConfig) -> None:
             "importance",
             _figure(table),
             table,
-            f"How much R² drops when a component is shuffled among pairs. Left: the {len(y)} pairs "
-            f"of {n} models that the regressor was fitted on (as the paper's Fig. 1); lines: range "
-            f"of {options.repeats} shuffles."
+            f"Drop in R² when a component is shuffled among pairs. Left: the {len(y)} pairs of {n} "
+            f"models that the regressor was fitted on (as in the paper's Fig. 1); lines: range of "
+            f"{options.repeats} shuffles."
             + (
-                f" Right: pairs of models that were held out; lines: 95% of {len(out)} splits."
-                if out
-                else ""
+                f" Right: pairs of held-out models; lines: 95% of {len(out)} splits." if out else ""
             ),
         )
-        said = _said(s, table, fitted, out)
+        paragraphs = _answer(s, table, fitted, out)
         s.tracker.metrics({"importance/r2": fitted.r2, **_held_out_metrics(out)})
         s.finish(
-            f"Which components set {n} models apart?",
+            f"Which components determine the similarity of {n} models?",
             f"Gradient boosting ({options.stages} stages, depth {options.depth}) predicts the "
             f"similarity of a pair, of {s.source}, from which of {len(names)} components differ.",
-            said,
+            paragraphs,
             [
                 Section("Importance (Fig. 1)", (), {"": table}, [picture]),
                 Section("Fit", (), {"R²": r2}),
@@ -109,7 +107,7 @@ def _order(fitted: Importance) -> np.ndarray:
 
 
 def _table(names: list[str], fitted: Importance, out: list[Importance]) -> pl.DataFrame:
-    """A row a component, the most important first."""
+    """A row per component, the most important first."""
     drops = fitted.drops
     columns = {
         "component": np.array(names),
@@ -134,41 +132,46 @@ def _r2(fitted: Importance, out: list[Importance], n: int) -> pl.DataFrame:
         values = np.array([split.r2 for split in out])
         what = f"pairs of held-out models, {len(out)} splits"
         rows.append((what, None, float(values.mean()), *interval(values)))
-    return pl.DataFrame(rows, schema=["judged_on", "pairs", "r2", "low", "high"], orient="row")
+    return pl.DataFrame(rows, schema=["evaluated_on", "pairs", "r2", "low", "high"], orient="row")
 
 
 def _figure(table: pl.DataFrame) -> Figure:
     def bar(title: str, *columns: str) -> Bar:
         return Bar(title, LABEL, *(table[column].to_numpy() for column in columns))
 
-    shown = [bar("All pairs", "importance", "lowest", "highest")]
+    bars = [bar("All pairs", "importance", "lowest", "highest")]
     if "held_out" in table.columns:
-        shown.append(bar("Held-out models", "held_out", "held_out_low", "held_out_high"))
-    return bars_figure(table["component"].to_list(), shown)
+        bars.append(bar("Held-out models", "held_out", "held_out_low", "held_out_high"))
+    return bars_figure(table["component"].to_list(), bars)
 
 
-def _said(s: Study, table: pl.DataFrame, fitted: Importance, out: list[Importance]) -> list[str]:
+def _answer(s: Study, table: pl.DataFrame, fitted: Importance, out: list[Importance]) -> list[str]:
+    """The findings in words."""
     ranked = table["component"].to_list()
-    said = [
-        f"What matters most is {ranked[0]}, then {', '.join(ranked[1:3])}; least {ranked[-1]} and "
-        f"{ranked[-2]}. On the pairs that it was fitted on R² is {fitted.r2:.2f}."
-    ]
+    first = (
+        f"The most important component is {ranked[0]}, followed by {', '.join(ranked[1:3])}; the "
+        f"least important are {ranked[-1]} and {ranked[-2]}. R² is {fitted.r2:.2f} on the pairs "
+        "that the regressor was fitted on."
+    )
     if not out:
-        return [*said, f"{len(s.names)} models are too few to hold any out: no more can be said."]
+        note = (
+            f"{len(s.names)} models are too few to hold any out, so this is not tested on others."
+        )
+        return [first, note]
     values = np.array([split.r2 for split in out])
     low, high = interval(values)
     best = table.sort("held_out", descending=True)["component"].to_list()
-    said.append(
-        f"On pairs of models that it has not seen R² is {values.mean():.2f} on average, 95% of "
-        f"{len(out)} splits {low:.2f} to {high:.2f}"
+    second = (
+        f"On pairs of held-out models R² is {values.mean():.2f} on average (95% of {len(out)} "
+        f"splits: {low:.2f} to {high:.2f})"
         + (
-            ": components do not tell the similarity of new models. "
+            ": components do not predict the similarity of new models. "
             if values.mean() < 0.1
             else ". "
         )
-        + f"There {best[0]} matters most, then {best[1]} and {best[2]}."
+        + f"The most important there are {best[0]}, {best[1]} and {best[2]}."
     )
-    return said
+    return [first, second]
 
 
 def _held_out_metrics(out: list[Importance]) -> dict[str, float]:

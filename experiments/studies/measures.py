@@ -120,7 +120,7 @@ def _measure(context: tuple, item: Todo, advance: Advance) -> Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Timed(Result):
-    """Seconds an image of each kind of pass."""
+    """The seconds per image of each kind of pass."""
 
     cost: dict[str, float]
 

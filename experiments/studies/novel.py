@@ -22,12 +22,11 @@ from rich.console import Console
 
 from experiments.common.devices import build_jobs
 from experiments.common.finish import finish
-from experiments.common.keys import prefixed
 from experiments.common.members import build_member, build_members, build_training
 from experiments.common.runs import run_info
 from experiments.common.setting import build_setting, prepare
 from experiments.common.study import attacked, described
-from experiments.common.values import resolved
+from experiments.common.values import naming, resolved
 from netkin import similarity
 from netkin.analysis import clusters
 from netkin.analysis.summary import WEAK_ATTACK
@@ -66,7 +65,7 @@ def run(config: DictConfig) -> None:
         )
     k = config.novel.clusters
     if len(members) > 1:
-        with prefixed("novel.clusters: "):
+        with naming({"k": "novel.clusters"}):
             clusters.check_k(k, len(members))
     info = run_info(config, setting, len(members) + 1, [candidate.name])
     console = Console(soft_wrap=True)

@@ -14,10 +14,9 @@ from omegaconf import DictConfig
 
 from experiments.common.components import components_of
 from experiments.common.ensembles import ensembles_wrong
-from experiments.common.keys import prefixed
 from experiments.common.members import build_members
 from experiments.common.study import Study, study, with_logits
-from experiments.common.values import positive, positive_int
+from experiments.common.values import naming_group, positive, positive_int
 from netkin.analysis import ensemble, select
 from netkin.analysis.matrix import Matrix, place_of
 from netkin.analysis.select import mean_similarity
@@ -48,9 +47,10 @@ def run(config: DictConfig) -> None:
     with study(config) as s:
         known = logits_if_any(s)
         matrix = s.matrix if known is None else known[2]
-        with prefixed("select.include: "):
-            include = list(dict.fromkeys(place_of(name, matrix.names) for name in options.include))
-        with prefixed("select."):
+        what = "select.include: the matrix"
+        places = [place_of(name, matrix.names, what) for name in options.include]
+        include = list(dict.fromkeys(places))
+        with naming_group("select", options):
             select.check_size(options.size, len(matrix.names), include)
         advice = [] if options.student is None else [teacher_section(s)]
         advice.append(
@@ -86,7 +86,7 @@ def measured_section(
     errors = ensembles_wrong(s, setting, members, [(i,) for i in range(n)]).mean(axis=1)
     sampled_errors = ensembles_wrong(s, setting, members, drawn).mean(axis=1)
     predict = select.fit_prediction(scores, errors, sampled, sampled_errors)
-    with prefixed("select.max_params: "):
+    with naming_group("select", options):
         best = select.search(predict, n, options.size, include, sizes, _max_params(options))
     best = best[: options.top]
     wrong = ensembles_wrong(s, setting, members, best.tolist())
@@ -147,8 +147,7 @@ def blind_section(s: Study, matrix: Matrix, include: list[int]) -> Advice:
         )
     accuracy = None
     if options.accuracies is not None:
-        with prefixed("select.accuracies="):
-            accuracy = select.read_accuracies(options.accuracies, matrix.names)
+        accuracy = select.read_accuracies(options.accuracies, matrix.names)
 
     def rank(groups: NDArray[np.intp]) -> NDArray[np.float64]:
         similarity = mean_similarity(scores, groups)
@@ -240,8 +239,7 @@ def ensemble_figure(x: NDArray, y: NDArray, best_x: NDArray, best_y: NDArray, la
 def teacher_section(s: Study) -> Advice:
     """Teachers of a student, ranked, with reasons."""
     name, names = s.config.select.student, s.names
-    with prefixed("select.student: "):
-        student = place_of(name, names)
+    student = place_of(name, names, "select.student: the matrix")
     bases = components_of(s)[BASE].to_list()
     ranked = select.teachers(s.scores, student, bases, names)
     table = pl.DataFrame(

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from experiments.common.study import Study, study
-from experiments.common.values import positive_int, resolved
+from experiments.common.values import naming, positive_int, resolved
 from netkin.analysis.teachers import choose
 from netkin.errors import UserError, near
 from netkin.report.study import Section
@@ -30,7 +30,8 @@ def run(config: DictConfig) -> None:
         names = [s.names[i] for i in kept]
         similarities = s.scores[student, kept]
         number = min(wanted["number"], len(names)) if s.measured else wanted["number"]
-        table = choose(names, similarities, number, wanted["above"], wanted["seed"])
+        with naming({"number": "teachers.number"}):
+            table = choose(names, similarities, number, wanted["above"], wanted["seed"])
         chosen = table.drop_nulls("chosen")
         caption = (
             f"Similarity of the candidates to {config.student}, and the {chosen.height} that are "

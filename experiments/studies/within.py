@@ -1,6 +1,6 @@
-"""How alike are models of one architecture, against models of all kinds? (Tab. D.1, Fig. D.1.)
+"""How similar are models of one architecture, compared with all models? (Tab. D.1, Fig. D.1.)
 
-Groups are families, or what `groups` names, or matrices of their own (`within.matrices`, such as
+Groups are families, or those of the key `groups`, or separate matrices (`within.matrices`, such as
 those of `model=resnet50_regimes`). Writes within (Tab. D.1 as a figure, with its table), the block
 matrices within_blocks (Fig. D.1) and report.html.
 
@@ -14,9 +14,8 @@ import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from experiments.common.keys import prefixed
 from experiments.common.study import Study, study
-from experiments.common.values import positive_int
+from experiments.common.values import naming, positive_int
 from netkin.analysis import matrix
 from netkin.analysis.groups import groups
 from netkin.analysis.matrix import Matrix
@@ -30,16 +29,16 @@ from netkin.similarity import interval
 ALL = "all models"
 BETWEEN = "different groups"
 WORDS = 8
-"""Groups that the answer names."""
+"""Groups in the answer."""
 SHOWN = 16
-"""Models that a sampled matrix shows at most; beyond them the largest groups are shown."""
+"""Models of a sampled matrix at most; of more, the largest groups are used."""
 
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     positive_int(config.within.sample, "within.sample")
     with study(config) as s:
-        with prefixed("groups: "):
+        with naming({"group": "groups: group"}):
             chosen = groups(config.groups, s.names, s.families)
         apart = own_matrices(config)
         if clash := sorted({*chosen} & {*apart}):
@@ -69,8 +68,8 @@ def run(config: DictConfig) -> None:
             "of models of different groups (left). Grey: not measured together.",
         )
         s.finish(
-            "How alike are models of one architecture?",
-            f"Mean similarity of the pairs within each group, against all pairs, of {s.source}.",
+            "How similar are models of one architecture?",
+            f"Mean similarity of the pairs within each group, compared with all pairs: {s.source}.",
             answer(table, named),
             [
                 Section("Within groups, and all (Tab. D.1)", (), {"Means": table}, [figure]),
@@ -80,7 +79,7 @@ def run(config: DictConfig) -> None:
 
 
 def own_matrices(config: DictConfig) -> dict[str, Matrix]:
-    """Groups that come as matrices of their own."""
+    """The groups that have separate matrices."""
     return {
         str(name): matrix.read(path, bool(config.symmetrise))
         for name, path in (config.within.matrices or {}).items()
@@ -88,7 +87,7 @@ def own_matrices(config: DictConfig) -> dict[str, Matrix]:
 
 
 def means(s: Study, chosen: dict[str, list[int]], apart: dict[str, Matrix]) -> pl.DataFrame:
-    """A row a group, and rows for all pairs and for pairs of different groups."""
+    """A row per group, and rows for all pairs and for pairs of different groups."""
     draws = s.draws()
     rows: list[dict[str, Any]] = []
     everything = mean_within(s.scores, draws)
@@ -154,13 +153,13 @@ def sampled(
     rng = np.random.default_rng(s.config.within.seed)
     size = s.config.within.sample
 
-    def and_more(models: list[int], n: int) -> list[int]:
+    def some(models: list[int], n: int) -> list[int]:
         return sorted(rng.choice(models, min(n, len(models)), replace=False).tolist())
 
     grouped = {i for models in chosen.values() for i in models}
     single = [models[int(rng.integers(len(models)))] for models in chosen.values()]
     alone = [i for i in range(len(s.names)) if i not in grouped]
-    different = single[: 2 * size] + and_more(alone, max(2 * size - len(single), 0))
+    different = single[: 2 * size] + some(alone, max(2 * size - len(single), 0))
     left = Block(
         "models of different groups",
         [s.names[i] for i in different],
@@ -170,12 +169,12 @@ def sampled(
     names, parts, edges = [], [], []
     largest = sorted(chosen.values(), key=len, reverse=True)[: max(SHOWN // size, 1)]
     for models in (group for group in chosen.values() if group in largest):
-        picked = and_more(models, size)
+        picked = some(models, size)
         names += [s.names[i] for i in picked]
         parts.append((s.matrix, picked))
         edges.append(len(names))
     for own in apart.values():
-        picked = and_more(list(range(len(own.names))), size)
+        picked = some(list(range(len(own.names))), size)
         names += [own.names[i] for i in picked]
         parts.append((own, picked))
         edges.append(len(names))
@@ -210,19 +209,20 @@ def answer(table: pl.DataFrame, named: pl.DataFrame) -> list[str]:
     """The findings in words."""
     everything = table.filter(group=ALL).row(0, named=True)
     all_pairs = f"all {everything['pairs']} pairs" if everything["pairs"] > 1 else "the only pair"
-    said = [f"The mean similarity of {all_pairs} is {everything['mean']:.3f}."]
+    overall = f"The mean similarity of {all_pairs} is {everything['mean']:.3f}."
+    sentences = []
     if named.is_empty():
-        return [*said, "No group has two models; name some with groups={name: [members]}."]
+        return [overall, "No group has two models; name some with groups={name: [members]}."]
     ranked = named.sort("mean", descending=True)
     for row in ranked.head(WORDS).iter_rows(named=True):
         words = f"{row['group']}: {row['mean']:.2f} over {row['pairs']} pair"
         words += "s" if row["pairs"] != 1 else ""
         if row["minus_all_low"] is not None:
             words += (
-                f", {row['minus_all']:+.2f} against all (95% interval over images "
+                f", {row['minus_all']:+.2f} relative to all (95% interval over images "
                 f"{row['minus_all_low']:.2f} to {row['minus_all_high']:.2f})"
             )
-        said.append(f"{words}.")
+        sentences.append(f"{words}.")
     if ranked.height > WORDS:
-        said.append(f"And {ranked.height - WORDS} more groups.")
-    return [said[0], " ".join(said[1:])]
+        sentences.append(f"The table has {ranked.height - WORDS} more groups.")
+    return [overall, " ".join(sentences)]

@@ -113,7 +113,7 @@ def test_co_assignment_counts() -> None:
 
 def test_what_cannot_be_clustered() -> None:
     scores = blocks([3, 3])
-    with pytest.raises(UserError, match="there are 6 models, fewer than k=10 clusters"):
+    with pytest.raises(UserError, match="k must be at most 6, the number of models, got 10"):
         clusters.spectral(scores, 10)
     with pytest.raises(UserError, match="k must be a whole number of 2 or more, or auto, got 1"):
         clusters.spectral(scores, 1)

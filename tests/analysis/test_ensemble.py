@@ -109,7 +109,7 @@ def test_groups_by_family_and_by_pattern() -> None:
     assert groups(None, names, families) == {"A": [0, 1]}
     assert groups({"mine": ["b", "a_*"]}, names, families) == {"mine": [0, 1, 2]}
     for chosen, expected in (
-        ({"x": ["c*"]}, "no model of group x is named 'c\\*'"),
+        ({"x": ["c*"]}, "group x: no model is named 'c\\*'"),
         ({"x": ["b"]}, "group x has one model, b; expected two"),
         ({"x": 3}, "group x must be a list"),
     ):

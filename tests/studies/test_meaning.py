@@ -86,7 +86,7 @@ def check_components(folder: Path) -> None:
 
 
 def check_importance(folder: Path) -> None:
-    """Four members are enough to fit, and too few to hold any out, which is said."""
+    """Four members are enough to fit, and too few to hold any out, as the answer states."""
     done = on_four("importance", folder, "importance.stages=20")
     has_figures(done, "importance")
     table = pl.read_csv(done / "importance.csv")
@@ -206,10 +206,10 @@ def test_what_a_user_gets_wrong(mistake: Mistake, tmp_path: Path) -> None:
     rest.write_csv(tmp_path / "c.csv")
     matrix = f"similarity={tmp_path / 's.csv'}"
     for overrides, said in (
-        ("experiment=clusters k=10", "there are 5 models, fewer than k=10 clusters"),
+        ("experiment=clusters k=10", "k must be at most 5, the number of models, got 10"),
         ("experiment=clusters k=none", "k must be a whole number of 2 or more, or auto, got"),
         ("experiment=clusters components=c.csv", "c.csv lacks 1 of the 5 models: m0"),
-        ("experiment=clusters components=no.csv", "components=no.csv cannot be read"),
+        ("experiment=clusters components=no.csv", "no.csv cannot be read as a CSV file"),
         ("experiment=clusters clusters.draws=0", "clusters.draws must be a whole number"),
         ("experiment=importance", "give them with components=path.csv"),
         ("experiment=importance importance.held_out=2", "importance.held_out must be a share"),

@@ -41,7 +41,7 @@ def line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., str
         ("within similarity=FOLDER/no.csv", "no.csv cannot be read"),
         (
             "within similarity=FOLDER/three.csv groups={x:[d]}",
-            "groups: no model of group x is named 'd'",
+            "groups: group x: no model is named 'd'",
         ),
         ("within similarity=FOLDER/three.csv within.sample=0", "within.sample must be a whole"),
         (

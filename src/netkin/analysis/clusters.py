@@ -33,7 +33,7 @@ def check_k(k: Any, n: int) -> None:
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 2:
         raise UserError(f"k must be a whole number of 2 or more, or auto, got {k!r}")
     if k > n:
-        raise UserError(f"there are {n} models, fewer than k={k} clusters; use a smaller k")
+        raise UserError(f"k must be at most {n}, the number of models, got {k}")
 
 
 def choose_k(k: int | str | None, scores: NDArray[np.float64]) -> tuple[int, str]:

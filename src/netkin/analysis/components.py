@@ -52,8 +52,7 @@ def rows_of(table: pl.DataFrame, names: Sequence[str], what: str) -> pl.DataFram
     if missing:
         raise UserError(
             f"{what} lacks {len(missing)} of the {len(names)} models: "
-            f"{and_more(missing)}{near(missing[0], models)} (names must be the same in "
-            "both)"
+            f"{and_more(missing)}{near(missing[0], models)} (names must be the same in both)"
         )
     place = {model: i for i, model in enumerate(models)}
     return table[[place[name] for name in names]]

@@ -39,7 +39,7 @@ def groups(
             matched = [i for i, name in enumerate(names) if fnmatchcase(name, pattern)]
             if not matched:
                 raise UserError(
-                    f"no model of group {group} is named {pattern!r}{near(pattern, names)}"
+                    f"group {group}: no model is named {pattern!r}{near(pattern, names)}"
                 )
             models |= dict.fromkeys(matched)
         if len(models) < 2:

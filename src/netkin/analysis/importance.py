@@ -1,7 +1,7 @@
-"""Which components set models apart: gradient boosting of similarity on component differences.
+"""The importance of components for similarity, by gradient boosting on component differences.
 
 Source: Sec. 3.1 and Appendix B. A pair of models is one row: a bit for each component, 1 where the
-two differ, and their similarity. A component matters as much as R^2 drops when its bits are
+two differ, and their similarity. The importance of a component is the drop in R^2 when its bits are
 shuffled among the pairs.
 """
 
@@ -16,9 +16,6 @@ from sklearn.inspection import permutation_importance
 from sklearn.metrics import r2_score
 
 from netkin.errors import UserError
-
-HELD_OUT_PAIRS = 6
-"""Fewer pairs of held-out models give an R^2 that says nothing."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +32,11 @@ class Boosting:
 
 @dataclass(frozen=True)
 class Importance:
-    """How well similarity follows from C components, and how much each adds.
+    """How well C components predict similarity, and the importance of each.
 
     Attributes:
-        r2: coefficient of determination, at most 1; below 0 worse than the mean.
-        drops: [C, repeats], how much r2 drops when a component is shuffled.
+        r2: coefficient of determination, at most 1; below 0 the prediction is worse than the mean.
+        drops: [C, repeats], the drop in r2 when a component is shuffled.
     """
 
     r2: float
@@ -47,8 +44,8 @@ class Importance:
 
 
 class _Boosted(RegressorMixin, BaseEstimator):
-    """Gradient boosting that predicts each pattern of bits once: there are few, and a shuffle
-    hardly makes new ones, so that shuffling costs a fortieth."""
+    """Gradient boosting that predicts each pattern of bits once. There are few patterns and
+    shuffling adds hardly any, which makes permutation importance about 40 times faster."""
 
     def __init__(self, options: Boosting | None = None):
         self.options = options
@@ -69,8 +66,8 @@ class _Boosted(RegressorMixin, BaseEstimator):
         keys = [row.tobytes() for row in np.ascontiguousarray(x, dtype=bool)]
         fresh = {key: i for i, key in enumerate(keys) if key not in self.known_}
         if fresh:
-            found = self.model_.predict(np.asarray(x)[list(fresh.values())])
-            self.known_ |= dict(zip(fresh, found.tolist(), strict=True))
+            values = self.model_.predict(np.asarray(x)[list(fresh.values())])
+            self.known_ |= dict(zip(fresh, values.tolist(), strict=True))
         return np.array([self.known_[key] for key in keys])
 
 
@@ -81,15 +78,21 @@ def boosted(
     test_y: NDArray[np.float64] | None = None,
     options: Boosting | None = None,
 ) -> Importance:
-    """Fit on pairs ([P, C] bits, [P] scores in nats), and judge on other pairs or on the same."""
+    """Fit on P pairs, and evaluate on other pairs, or on the same ones without test_x and test_y.
+
+    Args:
+        x, test_x: [P, C] bits.
+        y, test_y: [P] scores in nats.
+        options: of gradient boosting.
+    """
     options = options or Boosting()
     if test_x is None or test_y is None:
         test_x, test_y = x, y
     model = _Boosted(options).fit(x, y)
-    found = permutation_importance(
+    importance = permutation_importance(
         model, test_x, test_y, n_repeats=options.repeats, random_state=options.seed
     )
-    drops = np.asarray(found["importances"], dtype=float)
+    drops = np.asarray(importance["importances"], dtype=float)
     return Importance(float(r2_score(test_y, model.predict(test_x))), drops)
 
 
@@ -100,7 +103,7 @@ def pairs(
     models of each pair. Raises UserError for fewer than 4 models."""
     if len(scores) < 4:
         raise UserError(
-            f"importance takes at least 4 models, got {len(scores)}: their pairs are its samples"
+            f"importance takes at least 4 models, got {len(scores)}: their pairs are the samples"
         )
     a, b = np.triu_indices(len(scores), k=1)
     return differ[a, b], scores[a, b], a, b
@@ -114,11 +117,19 @@ def held_out(
     options: Boosting | None = None,
     done: Callable[[], None] = lambda: None,
 ) -> list[Importance]:
-    """Fit on the pairs of some models, judge on the pairs of all others; once a split.
+    """Fit on the pairs of some models, and evaluate on the pairs of all others, for each split.
 
-    Pairs share models, so a split of pairs would put each model on both sides. Here a share of the
-    models is held out, at least the 4 that make 6 pairs. Empty where that leaves fewer than 4 to
-    fit on. `done` is called after each split.
+    Pairs share models, so a split of pairs would put each model on both sides. Instead a share of
+    the models is held out, at least 4, which have 6 pairs. Empty where fewer than 4 models would be
+    left to fit on.
+
+    Args:
+        differ: [N, N, C], whether two models differ in each component.
+        scores: [N, N], in nats.
+        splits: number of splits.
+        share: of the models to hold out, in (0, 1).
+        options: of gradient boosting; its seed is that of the splits, too.
+        done: called after each split.
     """
     options = options or Boosting()
     x, y, a, b = pairs(differ, scores)
@@ -127,10 +138,10 @@ def held_out(
     if n - out < 4:
         return []
     rng = np.random.default_rng(options.seed)
-    found = []
+    results = []
     for _ in range(splits):
         held = np.isin(np.arange(n), rng.permutation(n)[:out])
         fit, test = ~held[a] & ~held[b], held[a] & held[b]
-        found.append(boosted(x[fit], y[fit], x[test], y[test], options))
+        results.append(boosted(x[fit], y[fit], x[test], y[test], options))
         done()
-    return found
+    return results

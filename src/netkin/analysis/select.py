@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from netkin.analysis.statistics import pearson
-from netkin.errors import UserError
+from netkin.errors import UserError, and_more
 
 KEEP = 20_000
 """Ensembles of one size that are extended to the next; with at most so many the search is exact."""
@@ -71,8 +71,8 @@ def search(
         groups = groups[params[groups].sum(axis=1) <= max_params]
     if not len(groups):
         raise UserError(
-            f"no ensemble of {size} models has at most max_params={max_params:g} parameters; "
-            "allow more parameters or fewer models"
+            f"max_params={max_params:g} is less than any ensemble of {size} models has; allow more "
+            "parameters or fewer models"
         )
     return groups[np.argsort(rank(groups), kind="stable")]
 
@@ -166,8 +166,7 @@ def read_accuracies(path: str | Path, names: Sequence[str]) -> NDArray[np.float6
         ) from None
     missing = [name for name in names if accuracies.get(name) is None]
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise UserError(f"{path} lacks {', '.join(missing[:3])}{more}")
+        raise UserError(f"{path} lacks {and_more(missing, 3)}")
     values = np.array([accuracies[name] for name in names])
     if not ((values >= 0) & (values <= 1)).all():
         raise UserError(f"{path}: accuracies must be rates in [0, 1]")

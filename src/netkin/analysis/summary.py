@@ -10,7 +10,7 @@ from netkin.errors import and_more
 from netkin.similarity import Outcomes, interval
 
 WEAK_ATTACK = 0.95
-"""White-box success below which a source's scores say more of the attack than of the models."""
+"""White-box success below which the attack, rather than the models, determines the scores."""
 
 
 def model_table(
@@ -20,7 +20,7 @@ def model_table(
     params: list[int],
     input_sizes: list[int],
 ) -> pl.DataFrame:
-    """One row a model.
+    """One row per model.
 
     Columns: model, family, params, input_size (pixels a side), clean_accuracy, white_box_success
     (rates), white_box_score (the diagonal), mean_similarity (to the others), nearest (the most
@@ -63,40 +63,41 @@ def answer(
     """
     ranked = pairs.sort("score", descending=True)
     best, worst = ranked.row(0, named=True), ranked.row(-1, named=True)
-    said = [f"Most alike are {_pair(best)}" + ("." if ranked.height == 1 else "")]
+    first = f"The most similar models are {_pair(best)}"
     if ranked.height > 1:
-        said[0] += (
-            f"; least alike are {_pair(worst)}. The mean of all {ranked.height} pairs is s = "
+        first += (
+            f"; the least similar are {_pair(worst)}. The mean of all {ranked.height} pairs is "
+            f"s = {ranked['score'].mean():.2f}"
         )
-        said[0] += f"{ranked['score'].mean():.2f}."
-    said += _families(family_means)
-    said += _within_or_between(models["family"].to_list(), scores, draws)
+    paragraphs = [f"{first}."]
+    paragraphs += _families(family_means)
+    paragraphs += _within_or_between(models["family"].to_list(), scores, draws)
     weak = models.filter(pl.col("white_box_success") < WEAK_ATTACK)
     if weak.height:
         names = ", ".join(f"{r['model']} ({r['white_box_success']:.1%})" for r in weak.to_dicts())
-        said.append(
+        paragraphs.append(
             f"The attack is weak on {names}: white-box success below {WEAK_ATTACK:.0%}, so scores "
-            "in these rows are lower than the models' kinship. Use more steps or a larger eps."
+            "in these rows understate similarity. Use more steps or a larger eps."
         )
-    return said
+    return paragraphs
 
 
 def resize(errors: pl.DataFrame) -> list[str]:
-    """What crop and resize alone do, from `netkin.transfer.resize.resize_errors`, if anything."""
+    """The errors that crop and resize alone cause, from `netkin.transfer.resize.resize_errors`."""
     if errors.is_empty():
         return []
     worst = errors.row(0, named=True)
     mean = errors["resize_error"].mean()
     return [
-        f"Models see the images in {errors['target_view'].n_unique()} geometries. Without any "
-        f"attack, crop and resize alone make a target err on {mean:.1%} of another geometry's "
-        f"images (at most {worst['resize_error']:.1%}: {worst['source_view']} shown to "
-        f"{worst['target_view']}); a score between geometries holds that much of it."
+        f"The models take images in {errors['target_view'].n_unique()} geometries. Without any "
+        f"attack, crop and resize alone make a target misclassify {mean:.1%} of another geometry's "
+        f"images (at most {worst['resize_error']:.1%}: {worst['source_view']} to "
+        f"{worst['target_view']}); scores between geometries include these errors."
     ]
 
 
 def left_out(skipped: Sequence[tuple[str, str]]) -> list[str]:
-    """Which images no model saw, because they could not be read: (id, reason)."""
+    """The images that were left out because they could not be read: (id, reason)."""
     if not skipped:
         return []
     named = and_more(f"{image} ({reason})" for image, reason in skipped)
@@ -104,12 +105,12 @@ def left_out(skipped: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def part_of_imagenet(names: Sequence[str], classes: int) -> list[str]:
-    """Which models were read at some of their classes only."""
+    """The models whose predictions were restricted to some of their classes."""
     if not names:
         return []
     return [
-        f"Of all the classes that they know, {and_more(names)} had to choose among the {classes} "
-        "of this dataset, matched by WordNet id."
+        f"Predictions of {and_more(names)} were restricted to the {classes} classes of this "
+        "dataset, matched by WordNet id."
     ]
 
 
@@ -123,26 +124,26 @@ def _pair(row: dict) -> str:
 def _families(family_means: pl.DataFrame) -> list[str]:
     """For each family with a mean within: how that compares with its closest other family."""
     between = family_means.filter(pl.col("family_a") != pl.col("family_b"))
-    said = []
+    sentences = []
     for row in family_means.filter(pl.col("family_a") == pl.col("family_b")).to_dicts():
         family = row["family_a"]
-        mine = between.filter((pl.col("family_a") == family) | (pl.col("family_b") == family))
-        if mine.is_empty():
+        others = between.filter((pl.col("family_a") == family) | (pl.col("family_b") == family))
+        if others.is_empty():
             continue
-        closest = mine.sort("mean", descending=True).row(0, named=True)
+        closest = others.sort("mean", descending=True).row(0, named=True)
         other = ({closest["family_a"], closest["family_b"]} - {family}).pop()
         verb = "more" if row["mean"] > closest["mean"] else "less"
-        said.append(
-            f"{family} models are {verb} alike among themselves (mean s = {row['mean']:.2f}) than "
-            f"to their closest other family, {other} ({closest['mean']:.2f})."
+        sentences.append(
+            f"{family} models are {verb} similar to each other (mean s = {row['mean']:.2f}) than "
+            f"to the closest other family, {other} ({closest['mean']:.2f})."
         )
-    return [" ".join(said)] if said else []
+    return [" ".join(sentences)] if sentences else []
 
 
 def _within_or_between(
     families: list[str], scores: NDArray[np.float64], draws: NDArray[np.float64]
 ) -> list[str]:
-    """Pairs within a family against pairs between families, with a shared bootstrap of images."""
+    """The mean within families less that between families, with an interval over images."""
     pair = np.tri(len(families), k=-1, dtype=bool)
     same = np.equal.outer(np.array(families), np.array(families))
     if not (pair & same).any() or not (pair & ~same).any():

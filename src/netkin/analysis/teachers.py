@@ -1,4 +1,4 @@
-"""Which teachers to distil from, to see what their similarity to the student does (Sec. 4.2)."""
+"""The choice of teachers for studying how similarity to the student matters (Sec. 4.2)."""
 
 from collections.abc import Sequence
 
@@ -16,33 +16,35 @@ def choose(
     above: float = 2.5,
     seed: int = 0,
 ) -> pl.DataFrame:
-    """All candidates above a similarity, and of the others a sample with their distribution.
+    """All candidates above a similarity, and a sample of the others with their distribution.
 
-    The others are sorted by similarity and cut into as many runs of (nearly) equal length as are
-    still wanted, and one of each is drawn: so the sample has their quantiles.
+    The others are sorted by similarity and split into as many runs of (nearly) equal length as
+    teachers are still needed, and one is drawn from each run.
 
     Args:
         names: of N candidates.
         similarities: of each to the student, [N], in nats.
-        number: how many teachers, where no more than these are above.
-        above: the similarity from which on every candidate is chosen.
+        number: of teachers, unless more candidates are above.
+        above: every candidate with a higher similarity is chosen, in nats.
         seed: of the draw.
 
     Returns:
-        A row a candidate, by falling similarity: teacher, similarity, chosen ("above", "sampled" or
-        null). Raises UserError when there are fewer candidates than wanted.
+        A row per candidate, in descending order of similarity: teacher, similarity, and chosen,
+        which is "above", "sampled" or null.
+
+    Raises UserError when there are fewer candidates than `number`.
     """
     if len(names) < number:
         raise UserError(
-            f"{number} teachers are wanted of {len(names)} candidates; take teachers.number="
-            f"{len(names)} or fewer, or more models"
+            f"number must be at most {len(names)}, the number of candidates, got {number}; choose "
+            "fewer teachers, or give more models"
         )
     order = np.argsort(-similarities, kind="stable")
     high = [int(i) for i in order if similarities[i] > above]
     rest = [int(i) for i in order if similarities[i] <= above]
-    wanted = max(0, number - len(high))
+    needed = max(0, number - len(high))
     rng = np.random.default_rng(seed)
-    sampled = {int(rng.choice(run)) for run in np.array_split(rest, wanted)} if wanted else set()
+    sampled = {int(rng.choice(run)) for run in np.array_split(rest, needed)} if needed else set()
     how = {**dict.fromkeys(high, "above"), **dict.fromkeys(sampled, "sampled")}
     return pl.DataFrame(
         {

@@ -1,4 +1,4 @@
-"""How alike models of one kind are, against models of all kinds (Sec. 3.2, Tab. D.1)."""
+"""The mean similarity of models of one kind and of different kinds (Sec. 3.2, Tab. D.1)."""
 
 from dataclasses import dataclass
 
@@ -15,9 +15,9 @@ class Mean:
 
     Attributes:
         mean: over `pairs` pairs of `models` models.
-        images: interval over bootstrap draws of images; None without outcomes.
-        models_interval: over models, by the jackknife: what other models of the kind would give;
-            None for fewer than 3 models.
+        images: interval over bootstrap draws of images; None without draws.
+        models_interval: interval over the choice of models, by the jackknife; None for fewer than 3
+            models.
     """
 
     mean: float
@@ -64,15 +64,15 @@ def _jackknife(
 ) -> tuple[float, float] | None:
     """The 95 % interval of a mean over pairs when models, not pairs, are the sample.
 
-    Student's, from the means that leave out one model at a time (Arvesen 1969, for U-statistics).
+    Student's, from the means without one model at a time (Arvesen 1969, for U-statistics).
     """
     without = []
     for model in models:
-        kept = pairs.copy()
-        kept[model], kept[:, model] = False, False
-        if not kept.any():
+        remaining = pairs.copy()
+        remaining[model], remaining[:, model] = False, False
+        if not remaining.any():
             return None
-        without.append(float(scores[kept].mean()))
+        without.append(float(scores[remaining].mean()))
     n = len(models)
     error = np.sqrt((n - 1) / n * np.sum((np.array(without) - np.mean(without)) ** 2))
     half = float(stats.t.ppf(0.975, n - 1) * error)
