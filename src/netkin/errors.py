@@ -12,6 +12,18 @@ class StoreError(UserError):
     """The store is full, cannot be written, or is damaged: no use to go on with another member."""
 
 
+class DamagedFile(StoreError):
+    """A file of the store is not what was written.
+
+    Attributes:
+        problem: what is wrong with it, without its path and what to do.
+    """
+
+    def __init__(self, message: str, problem: str = ""):
+        super().__init__(message)
+        self.problem = problem
+
+
 class Stopped(BaseException):
     """SIGINT or SIGTERM. Not a KeyboardInterrupt, which Lightning turns into exit code 1.
 

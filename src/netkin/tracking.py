@@ -9,33 +9,44 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import polars as pl
 
 from netkin.errors import UserError
-from netkin.store import unfinished as resume
+from netkin.store.unfinished import note, unfinished
 
 
-class Tracker(Protocol):
-    """Where a study reports to."""
+class Tracker:
+    """Logs what a study computes. What a kind of tracker does not log, it ignores."""
 
     def curve(self, name: str, rows: Sequence[Mapping[str, float]], step: str) -> None:
         """A series of metrics over the column `step`, as name/<column>."""
-        ...
 
     def metrics(self, values: Mapping[str, float]) -> None:
         """Single numbers, by name."""
-        ...
 
-    def table(self, name: str, table: pl.DataFrame) -> None: ...
-    def figure(self, name: str, png: Path) -> None: ...
-    def artifact(self, name: str, kind: str, files: Sequence[Path]) -> None: ...
+    def table(self, name: str, table: pl.DataFrame) -> None:
+        """A table."""
+
+    def figure(self, name: str, png: Path) -> None:
+        """A figure, from its PNG file."""
+
+    def artifact(self, name: str, kind: str, files: Sequence[Path]) -> None:
+        """Files to keep as they are, under a name and a type."""
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a dashboard over many runs sorts by; `note` tells a run which one it goes on from."""
+    """A run, as a dashboard over many runs sorts it.
+
+    Attributes:
+        folder: of the run's own outputs.
+        config: its resolved config.
+        group, job_type, name, tags: as W&B has them.
+        note: the file in the store that tells a run which earlier one it continues; None for a run
+            that cannot be continued.
+    """
 
     folder: Path
     config: Mapping[str, Any]
@@ -48,7 +59,15 @@ class RunInfo:
 
 @contextmanager
 def track(logger: Mapping[str, Any], info: RunInfo) -> Iterator[Tracker]:
-    """A tracker of the kind that `logger` names; it is told the block's exit state."""
+    """A tracker for the block; a W&B run ends as failed where the block raises.
+
+    Args:
+        logger: `kind` ("wandb", "csv" or "none"), and for W&B `mode`, `project`, `entity`, `group`
+            and `tags`.
+        info: the run.
+
+    Raises UserError for an unknown kind or mode, and where W&B does not start.
+    """
     kind = logger["kind"]
     if kind == "none":
         yield NullTracker()
@@ -60,9 +79,9 @@ def track(logger: Mapping[str, Any], info: RunInfo) -> Iterator[Tracker]:
         import wandb
 
         tracker = WandB(logger, info)
-        mine = {"wandb": tracker.run.id, "folder": str(info.folder)}
+        run = {"wandb": tracker.run.id, "folder": str(info.folder)}
         try:
-            with resume.note(info.note, mine):
+            with note(info.note, run):
                 yield tracker
         except BaseException:
             tracker.run.finish(exit_code=1)
@@ -71,8 +90,8 @@ def track(logger: Mapping[str, Any], info: RunInfo) -> Iterator[Tracker]:
         wandb.teardown()
 
 
-class WandB:
-    """Weights & Biases; offline unless `logger.mode` or WANDB_MODE says otherwise."""
+class WandB(Tracker):
+    """Weights & Biases, in the mode of WANDB_MODE or else of `logger`; see `Tracker`."""
 
     def __init__(self, logger: Mapping[str, Any], info: RunInfo):
         import wandb
@@ -81,8 +100,8 @@ class WandB:
         if mode not in ("online", "offline", "disabled", "shared"):
             raise UserError(f"logger.mode must be online or offline, got {mode!r}")
         self.wandb = wandb
-        # Not W&B's own resuming, which needs the server, while most runs are offline.
-        earlier = resume.unfinished(info.note)
+        # W&B's own resuming needs the server, while most runs are offline.
+        earlier = unfinished(info.note)
         try:
             self.run = wandb.init(
                 project=logger["project"],
@@ -100,33 +119,41 @@ class WandB:
         except wandb.Error as error:
             raise UserError(
                 f"W&B did not start ({str(error).splitlines()[0]}); log in with `wandb login`, or "
-                "use logger.mode=offline or logger=csv"
+                "use logger.mode=offline or logger.kind=csv"
             ) from None
 
     def curve(self, name: str, rows: Sequence[Mapping[str, float]], step: str) -> None:
+        """Rows over a step metric of their own."""
         self.run.define_metric(f"{name}/*", step_metric=f"{name}/{step}")
         for row in rows:
             self.run.log({f"{name}/{key}": value for key, value in row.items()})
 
     def metrics(self, values: Mapping[str, float]) -> None:
+        """Numbers of one W&B step."""
         self.run.log(dict(values))
 
     def table(self, name: str, table: pl.DataFrame) -> None:
+        """A W&B table."""
         rows: Any = [list(row) for row in table.iter_rows()]
         self.run.log({name: self.wandb.Table(columns=list[Any](table.columns), data=rows)})
 
     def figure(self, name: str, png: Path) -> None:
+        """A W&B image."""
         self.run.log({name: self.wandb.Image(str(png))})
 
     def artifact(self, name: str, kind: str, files: Sequence[Path]) -> None:
+        """A W&B artifact of this type."""
         artifact = self.wandb.Artifact(name, type=kind)
         for file in files:
             artifact.add_file(str(file))
         self.run.log_artifact(artifact)
 
 
-class CSV:
-    """One long table, metrics.csv: name, step, value. Tables and figures are files already."""
+class CSV(Tracker):
+    """One long table, metrics.csv: name, step, value. Tables and figures are files already.
+
+    See `Tracker`.
+    """
 
     def __init__(self, file: Path):
         self.file = file
@@ -139,6 +166,7 @@ class CSV:
             csv.writer(out).writerows(rows)
 
     def curve(self, name: str, rows: Sequence[Mapping[str, float]], step: str) -> None:
+        """Rows of name/<column>, step and value."""
         self._add(
             [
                 [f"{name}/{key}", row[step], value]
@@ -149,18 +177,9 @@ class CSV:
         )
 
     def metrics(self, values: Mapping[str, float]) -> None:
+        """Rows of name and value, without a step."""
         self._add([[name, "", value] for name, value in values.items()])
 
-    def table(self, name: str, table: pl.DataFrame) -> None: ...
-    def figure(self, name: str, png: Path) -> None: ...
-    def artifact(self, name: str, kind: str, files: Sequence[Path]) -> None: ...
 
-
-class NullTracker:
+class NullTracker(Tracker):
     """Logs nothing."""
-
-    def curve(self, name: str, rows: Sequence[Mapping[str, float]], step: str) -> None: ...
-    def metrics(self, values: Mapping[str, float]) -> None: ...
-    def table(self, name: str, table: pl.DataFrame) -> None: ...
-    def figure(self, name: str, png: Path) -> None: ...
-    def artifact(self, name: str, kind: str, files: Sequence[Path]) -> None: ...

@@ -250,13 +250,13 @@ def test_what_does_not_fit_is_refused(pixels: Tensor) -> None:
     labels = torch.zeros(2, dtype=torch.int64)
     cnn = Classifier(timm.create_model("test_resnet", num_classes=5), "cnn", (0, 0, 0), (1, 1, 1))
     hybrid = timm.create_model("vit_tiny_r_s16_p8_224", img_size=32, embed_dim=24, depth=2)
-    for model, said in (
+    for model, message in (
         (cnn, "is no timm VisionTransformer"),
         (vit(class_token=False, global_pool="avg"), "has no class token"),
         (hybrid, "has tokens that are no patches of pixels"),
         (nn.Linear(2, 2), "is no timm VisionTransformer"),
     ):
-        assert PatchFool().unfit(model) == said
+        assert PatchFool().unfit(model) == message
     with pytest.raises(UserError, match=r"Patch-Fool fits plain .* cnn is no timm Vis"):
         PatchFool().perturb(cnn, pixels.float(), labels, KEYS)
     assert PatchFool(layer=4).unfit(vit()) == "has no layer 4, only 0 to 3"
@@ -274,7 +274,7 @@ def test_fused_attention_is_back_after_an_error(source: Classifier) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"patches": 0}, r"^patches must be a whole number of 1 or more, got 0"),
         ({"steps": -1}, r"^steps must be a whole number of 0 or more, got -1"),
@@ -285,6 +285,6 @@ def test_fused_attention_is_back_after_an_error(source: Classifier) -> None:
         ({"eps": 8}, "did you mean 8/255"),
     ],
 )
-def test_bad_arguments(arguments: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         PatchFool(**arguments)

@@ -2,18 +2,21 @@
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from netkin.errors import StoreError, UserError
+from netkin.errors import Stopped, StoreError, UserError
 from netkin.jobs import pool as jobs_module
 from netkin.jobs.pool import Advance, Jobs
 from netkin.jobs.results import Crafted, Result, Trained
+from netkin.store.lease import is_held, lease, sweep
 
 
 @dataclass(frozen=True)
@@ -24,24 +27,24 @@ class Item:
 
 @dataclass
 class Log:
-    """A display that remembers."""
+    """A display that keeps its calls."""
 
-    said: list[tuple] = field(default_factory=list)
+    calls: list[tuple] = field(default_factory=list)
 
     def start(self, stage: str, names: Sequence[str], units: int) -> None:
-        self.said.append(("start", stage, tuple(names), units))
+        self.calls.append(("start", stage, tuple(names), units))
 
     def advance(self, stage: str, units: int) -> None:
-        self.said.append(("advance", stage, units))
+        self.calls.append(("advance", stage, units))
 
     def finish(self, stage: str, name: str, result: Any) -> None:
-        self.said.append(("finish", stage, name, result))
+        self.calls.append(("finish", stage, name, result))
 
     def wait(self, stage: str, name: str) -> None:
-        self.said.append(("wait", stage, name))
+        self.calls.append(("wait", stage, name))
 
     def end(self, stage: str) -> None:
-        self.said.append(("end", stage))
+        self.calls.append(("end", stage))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,17 +92,17 @@ def test_results_and_progress(workers: int) -> None:
     assert {result.threads for result in found.values()} == {1}
     assert (os.getpid() in {result.pid for result in found.values()}) == (workers == 1)
     assert len(again) == 1
-    assert log.said[0] == ("start", "stage", ("a", "b", "c"), 6)
-    assert log.said.count(("advance", "stage", 1)) == 6
-    assert ("end", "stage") in log.said and ("end", "second") in log.said
+    assert log.calls[0] == ("start", "stage", ("a", "b", "c"), 6)
+    assert log.calls.count(("advance", "stage", 1)) == 6
+    assert ("end", "stage") in log.calls and ("end", "second") in log.calls
 
 
-def test_no_items_no_workers_and_nothing_shown() -> None:
+def test_without_items_no_workers_and_no_display() -> None:
     log = Log()
     with Jobs(None, 2, 1, log) as jobs:
         assert list(jobs.run("stage", times, [], 0)) == []
         assert jobs._pool is None
-    assert log.said == []
+    assert log.calls == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -137,8 +140,8 @@ def test_what_others_have_taken_is_tried_again_after_the_rest(
     with Jobs(str(tmp_path), workers, 1, log) as jobs:
         found = [result for _, result in jobs.run("stage", taken_once, ITEMS, 3)]
     assert sorted(r.shards for r in found if r.remaining is None) == [1, 2, 3]
-    assert sorted(said[2] for said in log.said if said[0] == "wait") == ["a", "b"]
-    assert sorted(said[2] for said in log.said if said[0] == "finish") == ["a", "b", "c"]
+    assert sorted(call[2] for call in log.calls if call[0] == "wait") == ["a", "b"]
+    assert sorted(call[2] for call in log.calls if call[0] == "finish") == ["a", "b", "c"]
 
 
 def wrong_a(context: type[Exception], item: Item, advance: Advance) -> Result:
@@ -168,3 +171,29 @@ def test_a_store_that_fails_ends_the_stage() -> None:
 def test_a_test_accuracy_is_displayed() -> None:
     assert Trained(test_accuracy=0.976).note == "; test accuracy 97.6%"
     assert Trained().note == Result().note == ""
+
+
+def hold(context: str, item: Item, advance: Advance) -> Result:
+    """An item keeps a lease whatever signal comes; the other ends once it is held."""
+    root = Path(context)
+    if item.name == "b":
+        while not is_held(root, root / "a"):
+            time.sleep(0.01)
+        return Result()
+    with lease(root, root / "a"):
+        while True:
+            try:
+                time.sleep(60)
+            except Stopped:
+                continue
+
+
+def test_what_a_killed_worker_held_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs_module, "GRACE", 0.1)
+    with pytest.raises(Stopped), Jobs(str(tmp_path), 2, 1, Log()) as jobs:
+        jobs.stopped = partial(sweep, tmp_path)
+        for _ in jobs.run("stage", hold, ITEMS[:2], 2):
+            raise Stopped(130)
+    assert not list((tmp_path / ".leases").iterdir())

@@ -28,8 +28,8 @@ def dead_process() -> subprocess.Popen:
 
 def abandon(root: Path, product: Path, **changes: object) -> Path:
     """The lease of a process that was killed, or of one elsewhere, by `changes` of its holder."""
-    with lease(root, product) as mine:
-        assert mine
+    with lease(root, product) as held:
+        assert held
         file = leases._newest(root / ".leases", leases._key(root, product))
         assert file is not None
         content = file.read_text()
@@ -38,8 +38,8 @@ def abandon(root: Path, product: Path, **changes: object) -> Path:
 
 
 def test_one_holder_at_a_time(tmp_path: Path, product: Path) -> None:
-    with lease(tmp_path, product) as mine:
-        assert mine and is_held(tmp_path, product)
+    with lease(tmp_path, product) as held:
+        assert held and is_held(tmp_path, product)
         with lease(tmp_path, product) as second:
             assert not second
         with lease(tmp_path, product.with_name("00001.safetensors")) as other:
@@ -64,8 +64,8 @@ def test_many_threads_one_winner(tmp_path: Path, product: Path) -> None:
 
     def contend() -> None:
         ready.wait()
-        with lease(tmp_path, product) as mine:
-            won.append(mine)
+        with lease(tmp_path, product) as held:
+            won.append(held)
             done.wait()
 
     threads = [threading.Thread(target=contend) for _ in range(8)]
@@ -79,8 +79,8 @@ def test_many_threads_one_winner(tmp_path: Path, product: Path) -> None:
 
 def test_of_a_dead_process_here_it_is_taken_over_at_once(tmp_path: Path, product: Path) -> None:
     file = abandon(tmp_path, product)
-    with lease(tmp_path, product) as mine:
-        assert mine
+    with lease(tmp_path, product) as held:
+        assert held
         assert sorted(p.suffix for p in file.parent.iterdir()) == [".0", ".1"]
     assert not list(file.parent.iterdir())
 
@@ -102,11 +102,11 @@ def test_of_a_process_elsewhere_it_is_watched(
         now += leases.STALE - 1
         assert is_held(tmp_path, product)
     now += 2
-    with lease(tmp_path, product) as mine:
-        assert not mine  # the last beat has been seen only just before
+    with lease(tmp_path, product) as held:
+        assert not held  # the last beat has been seen only just before
     now += leases.STALE
-    with lease(tmp_path, product) as mine:
-        assert mine
+    with lease(tmp_path, product) as held:
+        assert held
 
 
 def test_a_holder_beats(tmp_path: Path, product: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
-"""Patch-Fool (Fu et al. 2022): one patch of a vision transformer, made to draw all attention.
+"""Patch-Fool (Fu et al. 2022): one patch of a vision transformer is changed to draw attention.
 
-The patch is the one that attention is on already; what is in it is learned, to raise both the
+The patch is the one with the most attention. Its content is optimised to raise both the
 cross-entropy and the attention that other tokens pay to it.
 """
 
@@ -26,12 +26,12 @@ TINY = torch.finfo(torch.float32).tiny
 
 
 class PatchFool(Attack):
-    """Learns the content of the patches that one layer of a ViT attends to most.
+    """Optimises the content of the patches that one layer of a ViT attends to most.
 
     Fits sources that are plain timm ViTs with a class token: vit, deit, deit3, also distilled.
 
     Args:
-        eps: None for the vanilla attack, whose patches may become anything; else the radius of the
+        eps: None for the vanilla attack, whose patches may take any pixels; else the radius of the
             L-infinity ball, in pixels of [0, 1], that they stay in (the paper's "mild" attack).
         patches: how many patches an image.
         choice: "attention" takes the patches that the attention of `layer` is on, in the mean over
@@ -41,12 +41,12 @@ class PatchFool(Attack):
         attention_layers: indices of the layers whose attention is raised, towards the first patch,
             as in the authors' code. None takes 1 to depth/2 - 1, as published, and at least 1.
         attention_weight: of each such layer's gradient beside the cross-entropy's.
-        surgery: what becomes of an attention gradient that opposes the cross-entropy's:
+        surgery: how an attention gradient that opposes the cross-entropy's is changed:
             "orthogonal" takes away its part along that one; "published" divides this part by the
             norm where the projection has the norm's square, as the authors' code does.
         lr, decay, decay_every: Adam's rate, in units of the model's normalised input, which is
             multiplied by `decay` every so many steps.
-        steps: how many; 0 leaves the random content that the patches begin with.
+        steps: how many; 0 leaves the random initial content.
         seed: of that content, and of a random choice; drawn per image.
 
     Raises UserError for an argument outside its range.
@@ -119,7 +119,7 @@ class PatchFool(Attack):
     def perturb(
         self, model: nn.Module, pixels: Tensor, labels: Tensor, keys: Sequence[str]
     ) -> Tensor:
-        """See `netkin.attacks.Attack`. Losses are summed, so no image weighs on another's."""
+        """See `netkin.attacks.Attack`. Losses are summed: images do not affect each other."""
         problem = self.unfit(model)
         if problem:
             name = getattr(model, "name", type(model).__name__)
@@ -173,7 +173,7 @@ class PatchFool(Attack):
         return torch.from_numpy(np.stack(draws)).to(pixels.device)
 
     def _content(self, pixels: Tensor, keys: Sequence[str]) -> Tensor:
-        """What the patches begin with, [B, 3, H, W]: any pixels, or a point of the ball."""
+        """The initial content of the patches, [B, 3, H, W]: any pixels, or a point of the ball."""
         low, high = self._bounds(pixels)
         if self.eps is None:
             return uniform(pixels.shape[1:], 0.5, self.seed, keys).to(pixels) + 0.5
@@ -202,7 +202,7 @@ CHOICES = {"choice": ("attention", "random"), "surgery": ("orthogonal", "publish
 def attention_maps(vit: Any) -> Iterator[list[Tensor]]:
     """A list to which each forward pass adds every block's attention, [B, heads, N, N].
 
-    Fused attention, which never forms these, is off until the end of the block.
+    Fused attention, which does not compute these, is off until the end of the block.
     """
     maps: list[Tensor] = []
     attentions = [block.attn for block in vit.blocks]
@@ -223,7 +223,7 @@ def attention_maps(vit: Any) -> Iterator[list[Tensor]]:
 
 
 def attention_loss(attention: Tensor, tokens: Tensor) -> Tensor:
-    """How much attention one layer pays to a token (Fu et al. 2022, as in their code).
+    """The attention that one layer pays to a token (Fu et al. 2022, as in their code).
 
     Args:
         attention: [B, heads, N, N], rows (queries) sum to 1.

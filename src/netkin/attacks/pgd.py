@@ -52,7 +52,7 @@ class PGD(Attack):
     def perturb(
         self, model: nn.Module, pixels: Tensor, labels: Tensor, keys: Sequence[str]
     ) -> Tensor:
-        """See `netkin.attacks.Attack`. The loss is summed, so no image weighs on another's."""
+        """See `netkin.attacks.Attack`. The loss is summed: images do not affect each other."""
         x = pixels.detach()
         velocity = torch.zeros_like(pixels)
         if self.random_start:
@@ -86,4 +86,4 @@ class PGD(Attack):
 
 
 TINY = torch.finfo(torch.float32).tiny
-"""Keeps the quotient of a gradient that vanished at zero."""
+"""Divides a gradient of zero in place of its own mean."""

@@ -45,11 +45,25 @@ log = logging.getLogger(__name__)
 class Display(Protocol):
     """Displays progress; see `netkin.jobs.progress`."""
 
-    def start(self, stage: str, names: Sequence[str], units: int) -> None: ...
-    def advance(self, stage: str, units: int) -> None: ...
-    def finish(self, stage: str, name: str, result: Result) -> None: ...
-    def wait(self, stage: str, name: str) -> None: ...
-    def end(self, stage: str) -> None: ...
+    def start(self, stage: str, names: Sequence[str], units: int) -> None:
+        """Begin a stage on named items, of `units` in all."""
+        ...
+
+    def advance(self, stage: str, units: int) -> None:
+        """Some more units are done."""
+        ...
+
+    def finish(self, stage: str, name: str, result: Result) -> None:
+        """An item is done."""
+        ...
+
+    def wait(self, stage: str, name: str) -> None:
+        """The rest of an item is done by another process on the store."""
+        ...
+
+    def end(self, stage: str) -> None:
+        """The stage is done."""
+        ...
 
 
 class Jobs:
@@ -210,7 +224,7 @@ class Jobs:
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         if self._pool is not None:
-            if kind is not None:  # do not wait for jobs whose results nobody will read
+            if kind is not None:  # results of running jobs are not needed
                 self._stop()
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
@@ -232,7 +246,7 @@ class Jobs:
 
 
 def _visible_gpus(number: int) -> list[str]:
-    """What CUDA calls the first GPUs that this process may see."""
+    """CUDA's names of the first GPUs that are visible to this process."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return (
         [name.strip() for name in visible.split(",")] if visible else list(map(str, range(number)))

@@ -53,4 +53,5 @@ class Trained(Result):
 
     @property
     def note(self) -> str:
+        """The test accuracy, in percent."""
         return f"; test accuracy {self.test_accuracy:.1%}" if self.test_accuracy else ""

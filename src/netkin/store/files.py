@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from netkin.errors import StoreError
+from netkin.errors import DamagedFile, StoreError
 from netkin.store.lease import token
 
 METADATA = "netkin"
@@ -26,6 +26,11 @@ REPAIR = (
     "remove it, or all that is damaged: `python evaluate.py experiment=store remove=damaged "
     "confirm=true`; then run the same command again"
 )
+
+
+def damaged(path: Path, problem: object) -> DamagedFile:
+    """The error of a file that is not what was written; `problem` says what is wrong."""
+    return DamagedFile(f"{path} is damaged ({problem}); {REPAIR}", str(problem))
 
 
 def digest(identity: Mapping[str, Any]) -> str:
@@ -121,7 +126,7 @@ def read_tensors(path: Path, ours: bool = True) -> dict[str, Tensor]:
         if wanted is not None and checksum(tensors, notes) != wanted:
             raise ValueError("its bytes do not fit their checksum")
     except (SafetensorError, OSError, ValueError) as error:
-        raise StoreError(f"{path} is damaged ({error}); {REPAIR}") from None
+        raise damaged(path, error) from None
     return tensors
 
 
@@ -131,7 +136,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return _notes(file.metadata())
     except (SafetensorError, OSError, ValueError) as error:
-        raise StoreError(f"{path} is damaged ({error}); {REPAIR}") from None
+        raise damaged(path, error) from None
 
 
 def _notes(header: Mapping[str, str] | None) -> dict[str, str]:
@@ -165,7 +170,7 @@ def parquet_metadata(path: Path) -> dict[str, str]:
             raise ValueError(f"its footer holds {', '.join(found)}")
         return found
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:
-        raise StoreError(f"{path} is damaged ({error}); {REPAIR}") from None
+        raise damaged(path, error) from None
 
 
 BLANK = b"xxh3:" + 32 * b"0"
@@ -183,13 +188,13 @@ def check_seal(file: Path) -> None:
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise StoreError(f"{file} is damaged ({reason(error)}); {REPAIR}") from None
+        raise damaged(file, reason(error)) from None
     seal = re.search(rb"xxh3:[0-9a-f]{32}", data)
     if seal is None:
         if "xxh3" in parquet_metadata(file):  # which files of netkin's first days lack
-            raise StoreError(f"{file} is damaged (its checksum cannot be read); {REPAIR}")
+            raise damaged(file, "its checksum cannot be read")
     elif _seal(data.replace(seal.group(), BLANK)) != data:
-        raise StoreError(f"{file} is damaged (its bytes do not fit their checksum); {REPAIR}")
+        raise damaged(file, "its bytes do not fit their checksum")
 
 
 def write_table(path: Path, table: pl.DataFrame, made_by: str) -> None:

@@ -1,6 +1,6 @@
-"""What a store holds, whether its bytes are what was written, and how parts of it are removed.
+"""What a store holds, which of its files are damaged, and how parts of it are removed.
 
-Read off the files alone: no config, model or dataset is needed.
+Only the files are read: no config, model or dataset is needed.
 """
 
 import json
@@ -15,13 +15,13 @@ from urllib.parse import unquote
 
 import polars as pl
 
-from netkin.errors import StoreError, UserError, near
+from netkin.errors import DamagedFile, UserError, near
 from netkin.store.files import check_seal, digest, parquet_metadata, read_tensors
 from netkin.store.layout import folder, manifest_problem
 from netkin.store.lease import Holder, holders, sweep
 
 YOUNG = 3600.0
-"""Seconds for which a temporary file may belong to a process that is still at work elsewhere."""
+"""Seconds for which a temporary file may belong to a running process of another machine."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Part:
         path: its file or folder, below the store's root.
         kind: views, clean, adversarial, outcomes, or a folder of the root such as weights.
         member: the model, of outcomes the source; "" where there is none.
-        done, total: pieces that are there, and of the whole part: shards of images, targets that
-            have seen a source, files of clean logits. total is 0 where nobody can know.
+        done, total: pieces that are stored, and of the complete part: shards of images, targets
+            that were evaluated on a source, files of clean logits. total is 0 where it is unknown.
         size: bytes.
     """
 
@@ -47,7 +47,7 @@ class Part:
 
 @dataclass(frozen=True)
 class SubsetFolder:
-    """<dataset>/<subset>-<hash> of a store, and what its manifest says."""
+    """<dataset>/<subset>-<hash> of a store, and its manifest's number and hash of images."""
 
     path: Path
     images: int
@@ -55,34 +55,35 @@ class SubsetFolder:
 
     @property
     def attacks(self) -> list[Path]:
+        """The folders of its attacks."""
         return sorted(p for p in self.path.glob("*-*") if p.is_dir())
 
 
 def subsets(root: Path) -> list[SubsetFolder]:
-    """All subsets of a store; of one without a sound manifest nothing but the path is known."""
-    found = []
+    """All subsets of a store. Without a readable manifest only the path of one is known."""
+    folders = []
     kinds = ("manifest.json", "views", "clean")
     for path in sorted({path.parent for kind in kinds for path in root.glob(f"*/*/{kind}")}):
         content = _json(path / "manifest.json")
         images, sha256 = content.get("ids", ()), str(content.get("sha256", ""))
-        found.append(SubsetFolder(path, len(images), sha256))
-    return found
+        folders.append(SubsetFolder(path, len(images), sha256))
+    return folders
 
 
 def parts(root: Path) -> list[Part]:
     """Everything that a store holds, in the order of its folders."""
-    found = []
+    everything = []
     datasets = {subset.path.parent for subset in subsets(root)}
     for other in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
         if other not in datasets:
-            found += [
+            everything += [
                 Part(p, other.name, unquote(p.stem), 1, 0, _size(p))
                 for p in sorted(other.glob("*/*"))
                 if p.is_dir() or p.suffix == ".safetensors"
             ]
     for subset in subsets(root):
-        found += _parts_of(subset)
-    return found
+        everything += _parts_of(subset)
+    return everything
 
 
 def _parts_of(subset: SubsetFolder) -> Iterator[Part]:
@@ -96,9 +97,9 @@ def _parts_of(subset: SubsetFolder) -> Iterator[Part]:
         for path in sources:
             yield _shards(path, "adversarial", unquote(path.name), subset)
         for path in sorted(attack.glob("outcomes*/source=*")):
-            seen = [file for file in path.glob("target=*.parquet") if file.name[0] != "."]
+            targets = [file for file in path.glob("target=*.parquet") if file.name[0] != "."]
             member = unquote(path.name.removeprefix("source="))
-            yield Part(path, "outcomes", member, len(seen), len(sources), _size(path))
+            yield Part(path, "outcomes", member, len(targets), len(sources), _size(path))
 
 
 def _shards(path: Path, kind: str, member: str, subset: SubsetFolder) -> Part:
@@ -109,7 +110,7 @@ def _shards(path: Path, kind: str, member: str, subset: SubsetFolder) -> Part:
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that is not what was written, and what to remove so that it is made again."""
+    """A file that is not what was written, and what to remove so that a run writes it again."""
 
     path: Path
     problem: str
@@ -117,26 +118,26 @@ class Damage:
 
 
 def checked(root: Path) -> list[Path]:
-    """The files that `damage` looks at."""
+    """The files that `damage` checks."""
     names = ("manifest.json", "identity.json", "execution.json", "*.safetensors", "*.parquet")
     return sorted({file for name in names for file in _files(root, f"**/{name}")})
 
 
 def damage(root: Path, advance: Callable[[int], None]) -> list[Damage]:
     """All damaged files of a store; `advance` is called with 1 after each of `checked`."""
-    found = []
+    damages = []
     known = {subset.path: subset for subset in subsets(root)}
     for file in checked(root):
         problem = _problem(root, file, known)
         if problem:
-            # Whose images these are is not known any more; elsewhere the folder's name tells.
-            whole = file.name in ("identity.json", "execution.json") and file.parents[1].name in (
+            # What the entry belongs to is unknown now; elsewhere the folder's name tells.
+            entire = file.name in ("identity.json", "execution.json") and file.parents[1].name in (
                 "adversarial",
                 "clean",
             )
-            found.append(Damage(file, problem, file.parent if whole else file))
+            damages.append(Damage(file, problem, file.parent if entire else file))
         advance(1)
-    return found
+    return damages
 
 
 def _problem(root: Path, file: Path, known: Mapping[Path, SubsetFolder]) -> str | None:
@@ -154,8 +155,8 @@ def _problem(root: Path, file: Path, known: Mapping[Path, SubsetFolder]) -> str 
         if file.suffix == ".parquet":
             return _outcome_problem(file, subset)
         read_tensors(file, ours=subset is not None)
-    except StoreError as error:
-        return str(error).partition(" is damaged (")[2].partition("); remove it")[0] or str(error)
+    except DamagedFile as error:
+        return error.problem
     return None
 
 
@@ -185,9 +186,9 @@ def _identity_problem(file: Path, subset: SubsetFolder | None) -> str | None:
 
 
 def _outcome_problem(file: Path, subset: SubsetFolder | None) -> str | None:
-    """What is wrong with a table of outcomes: by its checksum, and by who made it.
+    """What is wrong with a table of outcomes: by its contents, and by the models that made it.
 
-    Raises StoreError for the first.
+    Raises DamagedFile where its checksum does not fit.
     """
     check_seal(file)
     try:
@@ -201,30 +202,30 @@ def _outcome_problem(file: Path, subset: SubsetFolder | None) -> str | None:
     by_source, _, by_target = parquet_metadata(file).get("made_by", "").partition(" ")
     if model and by_target != digest(model):
         return f"it was made by another model than {target} is now"
-    sound = images.is_file() and _identity_problem(images, subset) is None
-    if sound and by_source != digest(identity(images.parent)):
+    readable = images.is_file() and _identity_problem(images, subset) is None
+    if readable and by_source != digest(identity(images.parent)):
         return f"it was made by another model than {source} is now"
     return None
 
 
 def leftovers(root: Path) -> list[Path]:
-    """Half-written files that no living process can be writing any more."""
+    """Half-written files that no running process can still be writing."""
     sweep(root)
     now = time.time()
-    found = [*_files(root, "**/.*.tmp"), *_files(root, "**/.*.new")]
-    return [file for file in found if now - file.stat().st_mtime > YOUNG]
+    files = [*_files(root, "**/.*.tmp"), *_files(root, "**/.*.new")]
+    return [file for file in files if now - file.stat().st_mtime > YOUNG]
 
 
 def selected(root: Path, names: Sequence[str]) -> list[Path]:
-    """What a user means by names: paths below the root, or members (all but their weights).
+    """The paths of names: paths below the root, or members (everything but their weights).
 
-    Raises UserError for a name that fits nothing.
+    Raises UserError for a name of nothing in the store.
     """
-    found: dict[Path, None] = {}
+    chosen: dict[Path, None] = {}
     for name in names:
         path = (root / name).resolve()
         if name and path != root and root in path.parents and path.exists():
-            found[path] = None
+            chosen[path] = None
             continue
         member = [path for subset in subsets(root) for path in _of_member(subset, folder(name))]
         if not member:
@@ -233,8 +234,8 @@ def selected(root: Path, names: Sequence[str]) -> list[Path]:
                 f"the store {root} holds nothing named {name!r}, which may be damaged, leftovers, "
                 f"a member, or a path below the store{near(name, members)}"
             )
-        found |= dict.fromkeys(member)
-    return list(found)
+        chosen |= dict.fromkeys(member)
+    return list(chosen)
 
 
 def _of_member(subset: SubsetFolder, name: str) -> Iterator[Path]:
@@ -248,13 +249,13 @@ def _of_member(subset: SubsetFolder, name: str) -> Iterator[Path]:
 
 
 def remove(root: Path, paths: Sequence[Path]) -> None:
-    """Remove files and folders. Raises UserError when a living process is at work on one."""
+    """Remove files and folders. Raises UserError while a running process writes to one."""
     for holder, lives, _ in holders(root):
         if holder is not None and lives:
             product = root / holder.product
             for path in paths:
                 if path == product or path in product.parents:
-                    raise UserError(f"{path} is being made by {_who(holder)}; wait, or stop it")
+                    raise UserError(f"{path} is being made by {_process(holder)}; wait, or stop it")
     for path in paths:
         try:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -263,15 +264,16 @@ def remove(root: Path, paths: Sequence[Path]) -> None:
 
 
 def at_work(root: Path) -> list[str]:
-    """Who is at work on a store, and on what, in words."""
-    return [f"{_who(h)}: {h.product}" for h, lives, _ in holders(root) if h and lives]
+    """Which processes are working on a store, and on what, in words."""
+    return [f"{_process(h)}: {h.product}" for h, lives, _ in holders(root) if h and lives]
 
 
-def _who(holder: Holder) -> str:
+def _process(holder: Holder) -> str:
     return f"process {holder.pid} on {holder.host}"
 
 
 def size_of(paths: Sequence[Path]) -> int:
+    """Bytes of files and folders."""
     return sum(map(_size, paths))
 
 
@@ -286,12 +288,12 @@ def _size(path: Path) -> int:
 
 
 def identity(entry: Path) -> dict[str, Any]:
-    """What an entry's folder says of itself; empty where it says nothing."""
+    """The identity in an entry's folder; empty where it cannot be read."""
     return _json(entry / "identity.json")
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """A JSON mapping, or an empty one where there is none."""
+    """A JSON mapping, or an empty one where the file holds none."""
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError):

@@ -32,9 +32,9 @@ import polars as pl
 from netkin.data.subset import Subset
 from netkin.errors import StoreError, UserError
 from netkin.store.files import (
-    REPAIR,
     check_seal,
     create_json,
+    damaged,
     digest,
     parquet_metadata,
     write_json,
@@ -121,7 +121,7 @@ class Store:
         if not manifest.is_file():
             write_json(manifest, {"dataset": dataset, **subset.manifest()})
         elif problem := manifest_problem(manifest, subset.digest):
-            raise StoreError(f"{manifest} is damaged ({problem}); {REPAIR}")
+            raise damaged(manifest, problem)
         return SubsetStore(path, {"dataset": dataset, "subset_sha256": subset.digest})
 
 

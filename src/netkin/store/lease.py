@@ -1,19 +1,19 @@
-"""Leases: which process is making what, so that several share one store and do nothing twice.
+"""Leases: which process works on what, so that several share a store and do nothing twice.
 
-A lease is a small file in `<store>/.leases/`. It only saves work: what is written is whole, and the
-same whoever writes it, so two processes that did the same work would waste time and nothing else.
+A lease is a small file in `<store>/.leases/`. Each process works on what no other has taken. Leases
+only save work: a file is written completely or not at all, and its bytes do not depend on who
+writes it, so two processes that did the same work would waste time and nothing else.
 
-What this asks of a shared file system: a rename within a folder is atomic, creating a file with
-O_EXCL fails where it exists, and opening a file shows when it was last modified. Local file
-systems, NFS from version 3 on, Lustre, GPFS and BeeGFS do all three. Locks and agreeing clocks are
-not needed.
+A shared file system must do three things: rename atomically within a folder, fail to create with
+O_EXCL a file that exists, and show on opening when a file was last modified. Local file systems,
+NFS from version 3 on, Lustre, GPFS and BeeGFS do. Locks and synchronised clocks are not needed.
 
 - A holder touches its leases every BEAT seconds.
-- A lease is dead when its holder was a process of this machine that is gone, or when an observer
-  has not seen it touched for STALE seconds of its own clock.
-- Generations `<key>.0`, `<key>.1`, ... settle who takes over a dead lease: the one who creates the
-  next. A holder that was only slow finds itself outdated, which does no harm: see above.
-- A new holder has to look whether the work was done in the meantime.
+- A lease is dead when its holder was a process of this machine that has ended, or when it was not
+  touched for STALE seconds by the observer's own clock.
+- The process that creates the next of the generations `<key>.0`, `<key>.1`, ... takes over a dead
+  lease. A holder that was only slow may finish its work: see above.
+- A new holder has to check whether the work was done in the meantime.
 """
 
 import glob
@@ -49,12 +49,12 @@ class Holder:
     product: str = ""
 
     def runs_here(self) -> bool:
-        """Whether this is a process of this machine that is still there."""
+        """Whether this is a process of this machine that is still running."""
         if self.machine != this_machine():
             return False
         try:
             process = psutil.Process(self.pid)
-            # What nobody has waited for is dead, too. Start times move with the system's clock.
+            # A zombie has ended, too. Start times change with the system's clock.
             return process.status() != psutil.STATUS_ZOMBIE and (
                 abs(process.create_time() - self.started) < 5
             )
@@ -64,6 +64,7 @@ class Holder:
 
 @cache
 def this_machine() -> str:
+    """What tells one boot of one computer (and container) from all others."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -72,7 +73,7 @@ def this_machine() -> str:
 
 
 def token() -> str:
-    """This process in a file's name."""
+    """What stands for this process in a file's name."""
     return _token(this_machine(), os.getpid())
 
 
@@ -90,43 +91,43 @@ def me(product: str = "") -> Holder:
 _beating: set[Path] = set()
 _beater: tuple[int, threading.Thread] | None = None
 _seen: dict[Path, tuple[int, float]] = {}
-"""When an observer has first seen a lease's present modification time, by its own clock."""
+"""A lease's modification time, and when this process first read it, by its own clock."""
 
 
 @contextmanager
 def lease(root: Path, product: Path) -> Iterator[bool]:
-    """Become the one who makes `product`, a path below the store's `root`, for the block's time.
+    """Take `product`, a path below the store's `root`, during the block.
 
-    Yields whether that worked; if not, another process has it in hand. Raises StoreError when the
+    Yields whether that worked; if not, another process has taken it. Raises StoreError when the
     store cannot be written.
     """
-    mine = _acquire(_folder(root), _key(root, product), _name(root, product))
-    if mine is None:
+    file = _acquire(_folder(root), _key(root, product), _name(root, product))
+    if file is None:
         yield False
         return
-    _beating.add(mine)
-    _start_beating()
     try:
+        _beating.add(file)
+        _start_beating()
         yield True
     finally:
-        _beating.discard(mine)
-        _release(mine)
+        _beating.discard(file)
+        _release(file)
 
 
 def is_held(root: Path, product: Path) -> bool:
-    """Whether a living process has a product in hand (at this moment)."""
+    """Whether a running process has taken a product, at this moment."""
     newest = _newest(_folder(root), _key(root, product))
     return newest is not None and _holder(newest)[1]
 
 
 def holders(root: Path) -> list[tuple[Holder | None, bool, Path]]:
-    """All leases of a store: (holder, where its file could be read; whether it lives; the file)."""
-    found = sorted(_folder(root).glob("*.*")) if _folder(root).is_dir() else []
-    return [(*_holder(file), file) for file in found]
+    """All leases of a store: (holder, None where unreadable; whether it runs; the file)."""
+    files = sorted(_folder(root).glob("*.*")) if _folder(root).is_dir() else []
+    return [(*_holder(file), file) for file in files]
 
 
 def sweep(root: Path) -> None:
-    """Remove what processes of this machine left in a store when they were killed."""
+    """Remove the leases and half-written files of processes of this machine that have ended."""
     for holder, lives, file in holders(root):
         if holder is None or lives or holder.machine != this_machine():
             continue
@@ -151,8 +152,8 @@ def _key(root: Path, product: Path) -> str:
 
 
 def _newest(folder: Path, key: str) -> Path | None:
-    found = folder.glob(f"{key}.*") if folder.is_dir() else ()
-    return max(found, key=_generation, default=None)
+    files = folder.glob(f"{key}.*") if folder.is_dir() else ()
+    return max(files, key=_generation, default=None)
 
 
 def _generation(file: Path) -> int:
@@ -163,46 +164,49 @@ def _acquire(folder: Path, key: str, product: str) -> Path | None:
     newest = _newest(folder, key)
     if newest is not None and _holder(newest)[1]:
         return None
-    mine = folder / f"{key}.{0 if newest is None else _generation(newest) + 1}"
+    file = folder / f"{key}.{0 if newest is None else _generation(newest) + 1}"
     try:
         folder.mkdir(exist_ok=True)
-        file = os.open(mine, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    except FileExistsError:  # another one was quicker
+        handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:  # another process was faster
         return None
     except OSError as error:
         raise StoreError(
-            f"cannot write {mine} ({error.strerror}); make room or permission"
+            f"cannot write {file} ({error.strerror}); make room or permission"
         ) from None
     try:
-        with os.fdopen(file, "w") as out:
+        with os.fdopen(handle, "w") as out:
             json.dump(asdict(me(product)), out)
     except OSError as error:
-        mine.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
         raise StoreError(
-            f"cannot write {mine} ({error.strerror}); what was finished before is kept: make room, "
+            f"cannot write {file} ({error.strerror}); what was finished before is kept: make room, "
             "and run the same command again"
         ) from None
-    return mine
+    except BaseException:  # stopped
+        file.unlink(missing_ok=True)
+        raise
+    return file
 
 
-def _release(mine: Path) -> None:
+def _release(file: Path) -> None:
     """Remove a lease and those that it took over."""
-    for generation in range(_generation(mine), -1, -1):
+    for generation in range(_generation(file), -1, -1):
         with suppress(OSError):
-            mine.with_suffix(f".{generation}").unlink()
+            file.with_suffix(f".{generation}").unlink()
 
 
 def _holder(file: Path) -> tuple[Holder | None, bool]:
-    """Who holds a lease, and whether that process lives, as far as one can see by now."""
+    """The holder of a lease, and whether it runs, as far as this process can tell by now."""
     try:
         with file.open() as opened:  # opened, so that NFS asks its server
             touched = os.fstat(opened.fileno()).st_mtime_ns
             content = opened.read()
-    except OSError:  # released meanwhile: whoever asks may look again
+    except OSError:  # released in the meantime
         return None, False
     try:
         holder = Holder(**json.loads(content))
-    except (ValueError, TypeError):  # created this moment, or on a disk that was full
+    except (ValueError, TypeError):  # not written yet, or the disk was full
         holder = None
     if holder is not None and holder.machine == this_machine() and not holder.runs_here():
         return holder, False

@@ -1,4 +1,4 @@
-"""Which earlier run a run goes on from: a note per command in the store, until one finishes it."""
+"""Which earlier run a run continues: a note per command in the store, until a run finishes it."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from netkin.store.lease import Holder, me
 
 @contextmanager
 def note(file: Path | None, run: Mapping[str, Any]) -> Iterator[None]:
-    """Keep a note of a run while it is not finished; a failed or stopped one stays."""
+    """Write a note of a run, and remove it once the block has ended without an error."""
     if file is None:
         yield
         return
@@ -23,11 +23,11 @@ def note(file: Path | None, run: Mapping[str, Any]) -> Iterator[None]:
 
 
 def unfinished(file: Path | None) -> dict[str, Any] | None:
-    """The run of a note, unless its process is still there."""
+    """The run of a note; None without one, and while that run's process is still running."""
     if file is None:
         return None
     with suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads(file.read_text())
-        if not Holder(**found["holder"]).runs_here():
-            return found["run"]
+        content = json.loads(file.read_text())
+        if not Holder(**content["holder"]).runs_here():
+            return content["run"]
     return None

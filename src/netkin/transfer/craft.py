@@ -167,7 +167,7 @@ class Writer:
 
 
 def craft(setting: Setting, source: Source, advance: Advance) -> Crafted:
-    """Craft and store a source's shards, save those that another process crafts.
+    """Craft and store a source's shards, except those that another process crafts.
 
     Raises UserError where the attack returns another shape, NaN or pixels outside [0, 1].
     """

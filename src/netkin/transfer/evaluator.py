@@ -7,7 +7,7 @@ from netkin.zoo.execution import Execution, exact_float32, prepare
 
 
 class Evaluator(nn.Module):
-    """A classifier run as an Execution says; the first two images it gets test that choice."""
+    """A classifier run by an Execution, which is tested on its first two images."""
 
     def __init__(self, classifier: Classifier, execution: Execution):
         super().__init__()

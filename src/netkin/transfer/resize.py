@@ -91,6 +91,6 @@ def resize_errors(setting: Setting, members: Sequence[Member]) -> pl.DataFrame:
 
 
 def words(view: View) -> str:
-    """A view as people say it: "224 px, crop 0.9, bicubic"."""
+    """A view in words: "224 px, crop 0.9, bicubic"."""
     crop = "" if view.crop_mode == "center" else f" {view.crop_mode}"
     return f"{view.input_size} px, crop {view.crop_pct:.4g}{crop}, {view.interpolation}"

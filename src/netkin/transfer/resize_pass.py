@@ -42,7 +42,7 @@ class ResizePass(pl.LightningModule):
 
 
 def resize_pass(setting: Setting, item: Unresized, advance: Advance) -> Result:
-    """Store a member's predictions through views, save those that another process makes."""
+    """Store a member's predictions through views, except those that another process computes."""
     start = time.perf_counter()
     evaluator = setting.evaluator(setting.build(item.member))
     done, taken = 0, []

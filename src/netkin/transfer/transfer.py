@@ -101,7 +101,7 @@ class Transfer(pl.LightningModule):
 
 
 def transfer(setting: Setting, target: Target, advance: Advance) -> Result:
-    """Run a target on sources' images, save the sources that another process evaluates it on.
+    """Run a target on sources' images, except sources that another process evaluates.
 
     Raises UserError where the target gives NaN or infinite logits.
     """
