@@ -12,6 +12,10 @@ class StoreError(UserError):
     """The store is full, cannot be written, or is damaged: no use to go on with another member."""
 
 
+class OtherTraining(UserError):
+    """Stored weights, or a checkpoint, are of another training than the one that is needed."""
+
+
 class Stopped(BaseException):
     """SIGINT or SIGTERM. Not a KeyboardInterrupt, which Lightning turns into exit code 1.
 
