@@ -101,11 +101,13 @@ class Study:
 
 
 @contextmanager
-def study(config: DictConfig, attack: AttackSpec | None = None) -> Iterator[Study]:
+def study(
+    config: DictConfig, attack: AttackSpec | None = None, members: list[Member] | None = None
+) -> Iterator[Study]:
     """The matrix of a config, measured or read, for the time of a study.
 
     Reads the keys `similarity` (a path, or null) and `symmetrise`, which the config must have.
-    Measures by the config's attack, unless another is given.
+    Measures the config's members by the config's attack, unless others are given.
     """
     console = Console(soft_wrap=True)
     if config.similarity is not None:
@@ -120,7 +122,7 @@ def study(config: DictConfig, attack: AttackSpec | None = None) -> Iterator[Stud
     setting = build_setting(config)
     if attack is not None:
         setting = replace(setting, attack=attack)
-    members = build_members(config)
+    members = build_members(config) if members is None else members
     info = run_info(config, setting, len(members))
     with track(resolved(config.logger), info) as tracker:
         with Bars(console) as bars:

@@ -1,5 +1,6 @@
 """A similarity matrix by name: ours, or someone's CSV file, checked before it is used."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,3 +125,13 @@ def _number(file: Path, cells: dict, place: dict[str, int], row: str, column: st
             "needs every pair: leave models without scores out)"
         )
     return value
+
+
+def place_of(name: str, names: Sequence[str], what: str = "the matrix") -> int:
+    """The position of a model among the names of `what`.
+
+    Raises UserError, with the names that are near, where it is not among them.
+    """
+    if name not in names:
+        raise UserError(f"{what} has no model {name!r}{near(name, names)}")
+    return names.index(name)
