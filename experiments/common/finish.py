@@ -1,0 +1,37 @@
+"""How every command ends: its page, the answer in the terminal, and where everything is."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from netkin.report.study import Outputs, Section
+
+
+def finish(
+    outputs: Outputs,
+    console: Console,
+    title: str,
+    question: str,
+    answer: Sequence[str],
+    sections: Sequence[Section],
+    config_text: str,
+) -> None:
+    """Write report.html, print the answer, and name the files of the run.
+
+    Args:
+        outputs: the run's folder with its tables and figures.
+        console: where the answer is printed.
+        title: the question in one line.
+        question: the question and how it was measured, in a sentence or two.
+        answer: the findings in words, a paragraph each.
+        sections: the evidence.
+        config_text: the resolved config as YAML.
+    """
+    report = outputs.report(title, question, answer, sections, config_text)
+    for paragraph in answer:
+        console.print(f"\n{paragraph}", highlight=False, markup=False)
+    console.print(f"\nReport   {report}", highlight=False, markup=False)
+    for kind, suffix in (("Tables", ".csv"), ("Figures", ".png")):
+        if names := sorted(file for file in outputs.files if file.endswith(suffix)):
+            text = f"{kind:<8} {outputs.folder}/{', '.join(names)}"
+            console.print(text, highlight=False, markup=False)
