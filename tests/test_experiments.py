@@ -162,6 +162,8 @@ def check_plan(folder: Path) -> None:
     # A thousand times the two steps that are timed, which take at least a forward pass each.
     assert (table["craft_ms_per_image"] > 500 * table["transfer_ms_per_image"]).all()
     assert (table["peak_memory_bytes"] > 1e8).all()
+    page = (folder / "run" / "report.html").read_text()
+    assert "images to craft" in page and "Weights, labels and all 100 images are there." in page
     assert {*(folder / "store").rglob("*.safetensors")} == before
 
 

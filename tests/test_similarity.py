@@ -11,12 +11,14 @@ from hypothesis.extra.numpy import arrays
 from netkin.errors import UserError
 from netkin.similarity import (
     ALWAYS,
+    Z_95,
     Outcomes,
     bootstrap,
     family_means,
     interval,
     matrix,
     pairs,
+    resample,
     score,
     with_interval,
 )
@@ -180,6 +182,38 @@ def test_bootstrap_is_symmetric_and_bounded(o: Outcomes) -> None:
     known = draws[~np.isnan(draws)]
     assert known.min(initial=0) >= math.log(0.01) and known.max(initial=0) <= ALWAYS + 1e-12
     np.testing.assert_array_equal(draws, draws.transpose(0, 2, 1))
+
+
+def test_the_same_seed_gives_the_same_draws() -> None:
+    counts = resample(50, 20, seed=3)
+    assert counts.shape == (20, 50) and (counts.sum(axis=1) == 50).all()
+    assert (counts == resample(50, 20, seed=3)).all()
+    assert (counts != resample(50, 20, seed=4)).any()
+
+
+def test_interval_ignores_undefined_draws() -> None:
+    draws = np.arange(201.0)
+    assert interval(draws) == interval(np.r_[draws, np.nan]) == pytest.approx((5, 195))
+    assert np.isnan(interval(np.full(5, np.nan))).all()
+
+
+def test_bootstrap_interval_of_a_mean_is_the_textbooks() -> None:
+    values = np.random.default_rng(0).normal(size=400)
+    low, high = interval(resample(400, 2000) @ values / 400)
+    half = Z_95 * values.std(ddof=1) / math.sqrt(400)
+    expected = (values.mean() - half, values.mean() + half)
+    assert (low, high) == pytest.approx(expected, abs=0.1 * half)
+
+
+def test_outcomes_on_some_images_are_a_run_on_those_images() -> None:
+    rng = np.random.default_rng(0)
+    o = Outcomes(
+        ("a", "b"), tuple("12345678"), rng.random((2, 8)) < 0.9, rng.random((2, 2, 8)) < 0.5
+    )
+    part = o.on([6, 1, 2])
+    assert part.image_ids == ("7", "2", "3") and part.members == o.members
+    assert (part.correct == o.correct[:, [6, 1, 2]]).all()
+    assert (part.fooled == o.fooled[:, :, [6, 1, 2]]).all()
 
 
 def test_an_empty_x_names_the_pair() -> None:

@@ -40,6 +40,7 @@ from netkin.attacks.units import fraction
 from netkin.data import views
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
+from netkin.jobs.results import Result
 from netkin.pipeline import Pipeline
 from netkin.store.files import write
 from netkin.tracking import Tracker, track
@@ -92,7 +93,7 @@ def time_steps(
             setting = prepare(config, setting, members, bars)
             training = build_training(config, setting, members, bars)
             with build_jobs(config, (setting, training), bars) as jobs:
-                Pipeline(setting, training, jobs, tracker).see(members)
+                Pipeline(setting, training, jobs, tracker).clean(members)
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         names = [*own.models, *(member.name for member in members)]
         bars.start("speed", names, len(names), "models")
@@ -117,7 +118,7 @@ def time_steps(
                 step = min(s for way, s in zip(ways, taken, strict=True) if way.who == "craft")
                 targets.append(passes.target_pass(classifier, size, batch, own.rounds, step))
             bars.advance("speed", 1)
-            bars.finish("speed", name, {})
+            bars.finish("speed", name, Result())
         bars.end("speed")
     found = {"speed": rows, "bytes": stored, "transfer": targets}
     return {name: pl.concat(tables) for name, tables in found.items() if tables}

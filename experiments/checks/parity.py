@@ -29,7 +29,7 @@ from experiments.common.devices import build_jobs, on_cpu
 from experiments.common.members import build_members, build_training
 from experiments.common.runs import run_info
 from experiments.common.setting import build_setting, prepare
-from experiments.common.values import positive_int, resolved
+from experiments.common.values import naming_group, positive_int, resolved
 from netkin.attacks import Attack, Clean, PatchFool
 from netkin.attacks.frozen import frozen
 from netkin.attacks.grid import to_grid
@@ -38,6 +38,7 @@ from netkin.data.views import load
 from netkin.errors import UserError, near
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
+from netkin.jobs.results import Result, Trained
 from netkin.report.strips import attack_strips
 from netkin.store.files import write
 from netkin.tracking import Tracker, track
@@ -93,7 +94,7 @@ def run(config: DictConfig) -> None:
                 fitting = vits(config, setting, members)
                 todo = checks(config, members, fitting)
                 ran = jobs.run("check", _check, todo, len(todo))
-                done = {item.name: result["rows"] for item, result in ran}
+                done = {item.name: result.rows for item, result in ran}
                 rows = [row for item in todo for row in done[item.name]]
             tables = {
                 "parity": table_of(row for row in rows if "reference" in row),
@@ -173,7 +174,9 @@ def configured(config: DictConfig, name: str, **changes: Any) -> Any:
     own = OmegaConf.load(path)
     OmegaConf.set_struct(own, True)  # so that a key that it lacks is an error
     own = OmegaConf.merge(own, theirs, changes)
-    return instantiate(OmegaConf.create({"dataset": config.dataset, "attack": own}).attack)
+    attack = OmegaConf.create({"dataset": config.dataset, "attack": own}).attack
+    with naming_group("attack", attack):
+        return instantiate(attack)
 
 
 def attackable(
@@ -190,22 +193,27 @@ def attackable(
     right = (torch.cat(parts).argmax(dim=1) == labels).nonzero().flatten()[: config.parity.images]
     if not len(right):
         raise UserError(f"{member.name} classifies none of the first {most} images correctly")
-    keys = [f"{member.name}\n{setting.subset.ids[i]}" for i in right.tolist()]
+    keys = setting.keys(member, right.tolist())
     return classifier, pixels[right], labels[right], keys
 
 
 # What workers run.
 
 
-def _train(context: tuple[Setting, Any, Any], member: Member, advance: Advance) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Checked(Result):
+    """The rows of a check."""
+
+    rows: list[dict[str, Any]]
+
+
+def _train(context: tuple[Setting, Any, Any], member: Member, advance: Advance) -> Trained:
     from netkin.training.train import train
 
     return train(context[1], member, advance)
 
 
-def _check(
-    context: tuple[Setting, Any, DictConfig], check: Check, advance: Advance
-) -> dict[str, Any]:
+def _check(context: tuple[Setting, Any, DictConfig], check: Check, advance: Advance) -> Checked:
     setting, _, config = context
     classifier, clean, labels, keys = attackable(config, setting, check.member)
     with frozen(classifier) as model:
@@ -216,7 +224,8 @@ def _check(
             images = (model, clean, labels, keys)
             rows = COMPARISONS[check.kind](partial(configured, config), images, eps)
     advance(1)
-    return {"rows": [{"model": check.member.name, "images": len(clean), **row} for row in rows]}
+    named = [{"model": check.member.name, "images": len(clean), **row} for row in rows]
+    return Checked(rows=named)
 
 
 def _patchfool(
@@ -304,7 +313,7 @@ def examples(
             if isinstance(attack, PatchFool) and attack.unfit(classifier):
                 continue
             made = attack.perturb(model, clean.float() / 255, labels, keys)
-            strips.append(to_grid(made, clean, getattr(attack, "eps", None)))
+            strips.append(to_grid(made, clean, attack.eps))
             said = model(strips[-1].float() / 255).argmax(dim=1)
             rows += [
                 {"attack": name, "image": key.split("\n")[1], "label": y, "prediction": p}

@@ -44,8 +44,6 @@ class Variant:
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     others = precisions(config)
-    if config.similarity is not None:
-        raise UserError("experiment=precision measures; a file (similarity=) does not say enough")
     if "seed" not in config.attack:
         raise UserError("experiment=precision needs an attack that draws: attack=pgd has a seed")
     if config.seed == config.attack.seed:

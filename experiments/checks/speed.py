@@ -23,7 +23,6 @@ from netkin.attacks import PGD
 from netkin.attacks.frozen import frozen
 from netkin.attacks.grid import to_grid
 from netkin.jobs.memory import as_glibc_does, keep_freed
-from netkin.transfer.tune import BEFORE
 from netkin.zoo.build import Classifier
 from netkin.zoo.execution import (
     MEMORY_FORMATS,
@@ -34,7 +33,8 @@ from netkin.zoo.execution import (
     prepare,
 )
 
-DEFAULT = (BEFORE.precision, BEFORE.memory_format)
+PLAIN = Execution(fuse=False, memory_format="contiguous")
+DEFAULT = (PLAIN.precision, PLAIN.memory_format)
 EPS, STEP = 8 / 255, 2 / 255
 STEPS = 50
 """Of a whole attack, for images a second."""
@@ -67,7 +67,7 @@ def ways(classifier: Classifier, pixels: Tensor, labels: Tensor, compiled: bool)
     found = [
         Way(REFERENCE, *DEFAULT, _torchattacks_style(classifier, pixels, labels), keeps=False),
         *_libraries(classifier, pixels, labels),
-        Way("craft, nothing fused", *DEFAULT, _craft(classifier, BEFORE, pixels, labels)),
+        Way("craft, nothing fused", *DEFAULT, _craft(classifier, PLAIN, pixels, labels)),
     ]
     for precision in precisions(gpu=pixels.device.type == "cuda"):
         for memory_format in MEMORY_FORMATS:

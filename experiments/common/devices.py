@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from experiments.common.values import naming, one_of, positive_int
 from netkin.errors import UserError
+from netkin.jobs.devices import device_of
 from netkin.jobs.pool import Display, Jobs
 from netkin.pipeline import PRELOAD
 from netkin.store.lease import lease
@@ -30,7 +31,7 @@ TRAIN_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 def on_cpu(config: DictConfig) -> bool:
     """Whether models run on the CPU."""
     one_of(config.hardware.accelerator, ("auto", "cpu", "gpu"), "hardware.accelerator")
-    return config.hardware.accelerator == "cpu" or not torch.cuda.is_available()
+    return device_of(config.hardware.accelerator).type == "cpu"
 
 
 def device_count(config: DictConfig) -> int:

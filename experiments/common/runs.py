@@ -73,6 +73,6 @@ def file_info(config: DictConfig, models: int) -> RunInfo:
 
 def used(config: DictConfig) -> DictConfig:
     """The config less the keys that a study of a matrix from a file does not read."""
-    if config.similarity is None:
+    if config.get("similarity") is None:
         return config
     return OmegaConf.masked_copy(config, [str(key) for key in config if key not in MEASURING])

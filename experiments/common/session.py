@@ -20,7 +20,7 @@ from netkin.jobs.memory import keep_freed
 from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs
 from netkin.store.layout import Store
-from netkin.tracking import track
+from netkin.tracking import Tracker, track
 from netkin.training.job import Hardware
 from netkin.training.recipe import Recipe
 from netkin.training.weights import Teaching, Training, check_identity, identity, notes
@@ -90,9 +90,22 @@ def build_session(config: DictConfig, recipe: Recipe | None = None) -> Session:
     return Session(config, training, hardware, folder, console).with_recipe(recipe)
 
 
+@dataclass(frozen=True)
+class Run:
+    """Where a run of train.py writes to.
+
+    Attributes:
+        outputs: its tables, figures and page.
+        tracker: its curves and metrics.
+    """
+
+    outputs: Outputs
+    tracker: Tracker
+
+
 @contextmanager
-def outputs_of(session: Session, name: str) -> Iterator[Outputs]:
-    """The outputs of a run, with its tracker, for the time of the run.
+def open_run(session: Session, name: str) -> Iterator[Run]:
+    """A run of the session, with its tracker open.
 
     Args:
         session: of the run.
@@ -100,13 +113,13 @@ def outputs_of(session: Session, name: str) -> Iterator[Outputs]:
     """
     info = training_info(session.config, session.folder, name)
     with track(resolved(session.config.logger), info) as tracker:
-        yield Outputs(session.folder, tracker)
+        yield Run(Outputs(session.folder, tracker), tracker)
 
 
 def train_member(
     session: Session,
     member: Member,
-    outputs: Outputs,
+    run: Run,
     teaching: Teaching | None = None,
     main: bool = True,
 ) -> dict[str, Any]:
@@ -115,7 +128,7 @@ def train_member(
     Args:
         session: with the recipe of this training.
         member: the model.
-        outputs: their tracker gets the curves.
+        run: its tracker gets the curves.
         teaching: of a distillation.
         main: whether the config's `resume` is for this training.
 
@@ -128,7 +141,7 @@ def train_member(
         needed = identity(session.training, member, teaching, session.hardware.precision)
         check_identity(file, stored["made_of"], needed)
         return stored
-    _train(session, member, outputs, teaching, _start(session, member) if main else None)
+    _train(session, member, run, teaching, _start(session, member) if main else None)
     stored = notes(file)
     assert stored is not None
     return stored
@@ -137,14 +150,14 @@ def train_member(
 def _train(
     session: Session,
     member: Member,
-    outputs: Outputs,
+    run: Run,
     teaching: Teaching | None,
     start: Path | None,
 ) -> None:
     from netkin.training.train import train  # slow to import, and often everything is trained
 
     def report(row: Mapping[str, float]) -> None:
-        outputs.tracker.curve(f"train/{member.name}", [row], step="epoch")
+        run.tracker.curve(f"train/{member.name}", [row], step="epoch")
 
     stage = "train"
     with Bars(session.console) as bars:

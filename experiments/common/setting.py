@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from experiments.common.devices import batch_size, execution_choice, loader
 from experiments.common.values import naming_group, one_of, positive, positive_int, resolved
-from netkin.attacks import Clean, Selective
+from netkin.attacks import Clean
 from netkin.attacks.grid import levels
 from netkin.attacks.units import fraction
 from netkin.data import subset
@@ -42,7 +42,7 @@ def build_setting(config: DictConfig) -> Setting:
     positive_int(values["score"]["bootstrap"], "score.bootstrap")
     check_dataset(values["dataset"])
     attack = build_attack(config)
-    eps = getattr(attack.attack, "eps", None)
+    eps = attack.attack.eps
     if values["store"]["dtype"] == "uint8" and eps is not None:
         levels(eps)
     images: Images = instantiate(config.dataset.images)
@@ -164,7 +164,7 @@ def check_sources(setting: Setting, sources: Sequence[Member], members: Sequence
     Raises UserError that lists those of the members that it fits.
     """
     attack = setting.attack.attack
-    if not isinstance(attack, Selective):
+    if not attack.selective:
         return
     problems = {m.name: attack.unfit(_architecture(m, setting.task)) for m in members}
     refused = [f"{m.name} {problems[m.name]}" for m in sources if problems[m.name]]

@@ -1,7 +1,7 @@
-"""The similarity matrix that a study works on: measured as `studies.pairwise` does, or a file.
+"""The similarity matrix that a study works on: computed from the config's members, or a file.
 
-A study opens with `with study(config) as s:`. With `similarity=path.csv` nothing is measured; else
-the members of the config are, on its images, by its attack, and only what the store lacks.
+A study opens with `with study(config) as s:`. With `similarity=path.csv` it reads the file; else it
+computes what the store lacks for the config's members, on its images, by its attack.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,6 +17,7 @@ from timm.models import split_model_name_tag
 from timm.models._registry import get_deprecated_models
 
 from experiments.common.devices import build_jobs
+from experiments.common.finish import finish
 from experiments.common.members import build_members, build_training
 from experiments.common.runs import file_info, run_info, used
 from experiments.common.setting import build_setting, check_sources, prepare
@@ -26,8 +27,9 @@ from netkin.analysis import matrix
 from netkin.analysis.matrix import Matrix
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
-from netkin.report.page import fraction_text
+from netkin.pipeline import Incomplete
 from netkin.report.study import Outputs, Section
+from netkin.report.text import and_more, settings_text
 from netkin.similarity import Outcomes
 from netkin.tracking import Tracker, track
 from netkin.transfer.setting import AttackSpec, Setting
@@ -38,11 +40,21 @@ from netkin.zoo.member import Member
 
 @dataclass(frozen=True)
 class Measured:
-    """What a measured matrix was made of; its models are the members, in the same order."""
+    """What a matrix was computed from.
+
+    Attributes:
+        setting: as prepared, without unreadable images.
+        members: the models of the matrix, in the same order.
+        outcomes: of the members.
+        requested: the config's members, those that failed included.
+        failures: of the others; None where all are done.
+    """
 
     setting: Setting
     members: list[Member]
     outcomes: Outcomes
+    requested: list[Member]
+    failures: Incomplete | None = None
 
 
 @dataclass(frozen=True)
@@ -88,56 +100,76 @@ class Study:
     def finish(
         self, title: str, question: str, answer: Sequence[str], sections: Sequence[Section]
     ) -> None:
-        """Write report.html, and tell the answer and where everything lies."""
-        report = self.outputs.report(title, question, answer, sections, described(self.config))
-        for paragraph in answer:
-            self.console.print(f"\n{paragraph}", highlight=False, markup=False)
-        self.console.print(f"\nReport   {report}", highlight=False, markup=False)
-        folder, files = self.outputs.folder, self.outputs.files
-        for kind, suffix in (("Tables", ".csv"), ("Figures", ".png")):
-            if names := sorted(file for file in files if file.endswith(suffix)):
-                text = f"{kind:<8} {folder}/{', '.join(names)}"
-                self.console.print(text, highlight=False, markup=False)
+        """Write report.html, print the answer, and name the files of the run."""
+        text = described(self.config)
+        finish(self.outputs, self.console, title, question, answer, sections, text)
 
 
 @contextmanager
 def study(
     config: DictConfig, attack: AttackSpec | None = None, members: list[Member] | None = None
 ) -> Iterator[Study]:
-    """The matrix of a config, measured or read, for the time of a study.
+    """The matrix of a config, computed or read, for the time of a study.
 
-    Reads the keys `similarity` (a path, or null) and `symmetrise`, which the config must have.
-    Measures the config's members by the config's attack, unless others are given.
+    Reads a matrix from the file that the key `similarity` names, if any (`symmetrise` goes with
+    it). Otherwise computes it for the config's members by the config's attack, unless others are
+    given.
+
+    Raises Incomplete where a member failed.
+    """
+    if config.get("similarity") is None:
+        with measured(config, attack, members=members) as s:
+            matrix.checked(s.matrix, "the measured matrix")
+            yield s
+        return
+    given = matrix.read(config.similarity, bool(config.symmetrise))
+    info = file_info(config, len(given.names))
+    with track(resolved(config.logger), info) as tracker:
+        families = [family(name) for name in given.names]
+        source = f"the {len(given.names)} models of {Path(config.similarity).name}"
+        outputs, console = Outputs(info.folder, tracker), Console(soft_wrap=True)
+        yield Study(config, given, families, None, outputs, tracker, console, source)
+
+
+@contextmanager
+def measured(
+    config: DictConfig,
+    attack: AttackSpec | None = None,
+    partial: bool = False,
+    members: list[Member] | None = None,
+) -> Iterator[Study]:
+    """`study` without a file: the matrix of the config's members, as it was measured.
+
+    With `partial` the matrix is that of the members that did not fail, if there are two, and
+    `Measured.failures` has the others; else a failure raises Incomplete.
     """
     console = Console(soft_wrap=True)
-    if config.similarity is not None:
-        found = matrix.read(config.similarity, bool(config.symmetrise))
-        info = file_info(config, len(found.names))
-        with track(resolved(config.logger), info) as tracker:
-            families = [family(name) for name in found.names]
-            source = f"the {len(found.names)} models of {Path(config.similarity).name}"
-            outputs = Outputs(info.folder, tracker)
-            yield Study(config, found, families, None, outputs, tracker, console, source)
-        return
     setting = build_setting(config)
     if attack is not None:
         setting = replace(setting, attack=attack)
-    members = build_members(config) if members is None else members
-    info = run_info(config, setting, len(members))
+    requested = build_members(config) if members is None else members
+    check_sources(setting, requested, requested)
+    info = run_info(config, setting, len(requested))
     with track(resolved(config.logger), info) as tracker:
+        failures = None
         with Bars(console) as bars:
-            setting, outcomes = measure(config, setting, members, tracker, bars)
-        scores = similarity.matrix(outcomes, config.score.eps_s)
-        found = matrix.checked(Matrix(outcomes.members, scores), "the measured matrix")
+            setting = prepare(config, setting, requested, bars)
+            try:
+                outcomes = measure_prepared(config, setting, requested, tracker, bars)
+            except Incomplete as error:
+                if not partial or error.outcomes is None:
+                    raise
+                outcomes, failures = error.outcomes, error
+        complete = [member for member in requested if member.name in outcomes.members]
         yield Study(
             config,
-            found,
-            [member.family for member in members],
-            Measured(setting, members, outcomes),
+            Matrix(outcomes.members, similarity.matrix(outcomes, config.score.eps_s)),
+            [member.family for member in complete],
+            Measured(setting, complete, outcomes, requested, failures),
             Outputs(info.folder, tracker),
             tracker,
             console,
-            said(setting, len(members)),
+            said(setting, len(complete)),
         )
 
 
@@ -158,7 +190,7 @@ def with_logits(s: Study) -> tuple[Setting, list[Member], Matrix]:
     if without:
         raise UserError(
             f"{len(without)} of {len(members)} models have no clean logits in {setting.store.root} "
-            f"for these images ({', '.join(without[:3])}{' ...' if len(without) > 3 else ''}); "
+            f"for these images ({and_more(without, 3)}); "
             "`python evaluate.py experiment=pairwise` with the same dataset, subset and model "
             "makes them"
         )
@@ -170,16 +202,6 @@ def _has_logits(setting: Setting, member: Member) -> bool:
     return weights is not None and weights.is_file() and is_clean(setting, member)
 
 
-def measure(
-    config: DictConfig, setting: Setting, members: list[Member], tracker: Tracker, bars: Bars
-) -> tuple[Setting, Outcomes]:
-    """Outcomes of all members, computed where the store lacks them, and the setting as prepared
-    (with the files of published weights, less unreadable images)."""
-    check_sources(setting, members, members)
-    setting = prepare(config, setting, members, bars)
-    return setting, measure_prepared(config, setting, members, tracker, bars)
-
-
 def measure_prepared(
     config: DictConfig,
     setting: Setting,
@@ -188,10 +210,17 @@ def measure_prepared(
     bars: Bars,
     sources: list[Member] | None = None,
 ) -> Outcomes:
-    """`measure` for a setting that has been prepared; only `sources` are attacked, if given."""
+    """Outcomes of all members, computed where the store lacks them.
+
+    Args:
+        setting: after `prepare`: with the files of published weights, less unreadable images.
+        sources: the members that are attacked; all, unless given.
+
+    Raises Incomplete where a member failed.
+    """
     training = build_training(config, setting, members, bars)
     with build_jobs(config, (setting, training), bars) as jobs:
-        return pipeline.measure(setting, members, training, jobs, tracker, sources)
+        return pipeline.compute_outcomes(setting, members, training, jobs, tracker, sources)
 
 
 def said(setting: Setting, models: int) -> str:
@@ -202,16 +231,12 @@ def said(setting: Setting, models: int) -> str:
 
 def attacked(setting: Setting) -> str:
     """An attack with its settings in words: "pgd (eps = 48/255, steps = 50)"."""
-    settings = [
-        f"{key} = {fraction_text(value) if isinstance(value, float) else value}"
-        for key, value in setting.attack.identity.items()
-        if not key.startswith("_")
-    ]
+    words = [settings_text(setting.attack.identity)]
     precision = setting.choice.execution.precision
     if precision != DEFAULT_PRECISION:
-        settings.append(f"computed in {precision}")
-    words = f" ({', '.join(settings)})" if settings else ""
-    return setting.attack.name + words
+        words.append(f"computed in {precision}")
+    settings = ", ".join(filter(None, words))
+    return f"{setting.attack.name} ({settings})" if settings else setting.attack.name
 
 
 def family(name: str) -> str:

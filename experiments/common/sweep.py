@@ -12,7 +12,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from netkin.errors import UserError
+from netkin.errors import UserError, and_more
 
 ROOT = Path(__file__).parents[2]
 GLOB = re.compile(r"source=glob\((.*)\)")
@@ -64,5 +64,5 @@ def _expanded(text: str, config: DictConfig) -> str:
     names = [m if isinstance(m, str) else str(m.get("name", m.get("timm"))) for m in members]
     matching = fnmatch.filter(names, pattern)
     if not matching:
-        raise UserError(f"{text}: no member matches (they are {', '.join(names[:20])})")
+        raise UserError(f"{text}: no member matches (they are {and_more(names, 20)})")
     return "source=" + ",".join(f"'{name}'" for name in matching)

@@ -13,10 +13,10 @@ from omegaconf import OmegaConf
 
 from experiments.common.devices import on_cpu
 from experiments.common.finish import finish
-from experiments.common.session import Session, outputs_of, train_member
+from experiments.common.session import Run, Session, open_run, train_member
 from netkin.report.curves import curves_figure
-from netkin.report.page import percent
 from netkin.report.study import Outputs, Picture, Section
+from netkin.report.text import percent
 from netkin.zoo.build import Classifier, build
 from netkin.zoo.member import Member
 
@@ -40,8 +40,8 @@ class Answer:
 
 def train_alone(session: Session, member: Member) -> None:
     """A run that trains one member from the labels alone: its weights, accuracy and page."""
-    with outputs_of(session, member.name) as outputs:
-        stored = train_member(session, member, outputs)
+    with open_run(session, member.name) as run:
+        stored = train_member(session, member, run)
         recipe, images = session.training.recipe, session.training.images
         accuracy, tested = stored["test_accuracy"], stored["test_images"]
         answer = Answer(
@@ -61,28 +61,28 @@ def train_alone(session: Session, member: Member) -> None:
                 "seconds": stored["seconds"],
             },
         )
-        report(session, member, outputs, answer)
+        report(session, member, run, answer)
 
 
-def report(session: Session, member: Member, outputs: Outputs, answer: Answer) -> None:
+def report(session: Session, member: Member, run: Run, answer: Answer) -> None:
     """Write curves, result.csv and report.html; print the answer and where the files are.
 
     Args:
         session: of the run.
         member: the trained model, whose curves are drawn.
-        outputs: of the run.
+        run: where they are written to.
         answer: what is written and printed.
     """
-    table = outputs.table("result", pl.DataFrame([answer.result]))
+    table = run.outputs.table("result", pl.DataFrame([answer.result]))
     floats = {key: value for key, value in answer.result.items() if isinstance(value, float)}
-    outputs.tracker.metrics(floats)
+    run.tracker.metrics(floats)
     sections = [
-        Section("Training", figures=[curves(session, member, outputs)]),
+        Section("Training", figures=[curves(session, member, run.outputs)]),
         Section("Result", tables={"Result": table}),
     ]
     config = OmegaConf.to_yaml(session.config, resolve=True)
     finish(
-        *(outputs, session.console, answer.title, answer.question),
+        *(run.outputs, session.console, answer.title, answer.question),
         *(answer.paragraphs, sections, config),
     )
     lines = [f"Weights  {session.training.file(member)}"]

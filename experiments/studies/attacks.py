@@ -25,12 +25,13 @@ from experiments.common.study import Measured, Study, measure_prepared, study
 from experiments.common.values import positive_int
 from netkin import similarity
 from netkin.analysis import matrix, statistics
-from netkin.analysis.statistics import associate, correlations, interval, pearson, trend
-from netkin.errors import UserError, near
+from netkin.analysis.statistics import associate, correlations, pearson, trend
+from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
 from netkin.report.scatter import scatter
 from netkin.report.study import Section
 from netkin.report.style import panels, style
+from netkin.similarity import interval
 from netkin.transfer.setting import AttackSpec
 from netkin.zoo.member import Member
 
@@ -77,7 +78,7 @@ def run(config: DictConfig) -> None:
             setting = replace(s.measured.setting, attack=spec)
             with Bars(s.console) as bars:
                 outcomes = measure_prepared(config, setting, members, s.tracker, bars, sources)
-            measured.append((label, Measured(setting, members, outcomes)))
+            measured.append((label, replace(s.measured, setting=setting, outcomes=outcomes)))
         definitions = [definition(s, label, m, sources) for label, m in measured]
         white_box(s, measured, sources)
         compare(s, s.names, definitions[0], definitions[1:], sources)
@@ -90,7 +91,7 @@ def two(s: Study) -> tuple[tuple[str, ...], Definition, list[Definition]]:
     if config.other is None:
         assert s.measured is not None
         found, score = s.measured.outcomes, config.score
-        counts = statistics.resample(len(found.image_ids), score.bootstrap)
+        counts = similarity.resample(len(found.image_ids), score.bootstrap)
         return (
             names,
             Definition(title, scores, s.draws()),
@@ -107,7 +108,7 @@ def two(s: Study) -> tuple[tuple[str, ...], Definition, list[Definition]]:
     if len(common) < 3:
         raise UserError(
             f"{title} and {config.other} share {len(common)} models, expected 3 or more "
-            f"({', '.join(names[:3])} ... and {', '.join(theirs.names[:3])} ...)"
+            f"({and_more(names, 3)}; {and_more(theirs.names, 3)})"
         )
     return (
         common,
@@ -177,7 +178,7 @@ def definition(
     if sources is None:
         draws = similarity.bootstrap(outcomes, score.bootstrap, eps_s=score.eps_s)
         return Definition(label, similarity.matrix(outcomes, score.eps_s), draws)
-    counts = statistics.resample(len(outcomes.image_ids), score.bootstrap)
+    counts = similarity.resample(len(outcomes.image_ids), score.bootstrap)
     scores = similarity.one_sided(outcomes, score.eps_s)
     draws = similarity.one_sided(outcomes, score.eps_s, counts)
     named = {member.name for member in sources}

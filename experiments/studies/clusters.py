@@ -22,11 +22,11 @@ from experiments.studies.components import components_of
 from netkin.analysis import clusters
 from netkin.analysis.components import keywords
 from netkin.analysis.hierarchy import off_diagonal
-from netkin.analysis.statistics import interval
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.clusters import blocks_figure, cluster_order, map_figure, score_blocks
 from netkin.report.study import Picture, Section
+from netkin.similarity import interval
 
 PAPER_K = 10
 DRAW_RESTARTS = 10

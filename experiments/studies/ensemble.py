@@ -22,19 +22,13 @@ from netkin.analysis import ensemble
 from netkin.analysis.clusters import spectral
 from netkin.analysis.groups import groups
 from netkin.analysis.matrix import Matrix
-from netkin.analysis.statistics import (
-    associate,
-    correlations,
-    interval,
-    pair_values,
-    resample,
-    trend,
-)
+from netkin.analysis.statistics import associate, correlations, pair_values, trend
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.lines import Line, lines_figure
 from netkin.report.scatter import scatter_figure
 from netkin.report.study import Picture, Section
+from netkin.similarity import interval, resample
 from netkin.transfer.stored import logits_by_block
 
 PANELS = (

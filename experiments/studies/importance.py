@@ -18,11 +18,11 @@ from experiments.common.values import positive, positive_int
 from experiments.studies.components import components_of
 from netkin.analysis.components import differences
 from netkin.analysis.importance import Boosting, Importance, boosted, held_out, pairs
-from netkin.analysis.statistics import interval
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.bars import Bar, bars_figure
 from netkin.report.study import Section
+from netkin.similarity import interval
 
 LABEL = "drop in R² when shuffled"
 

@@ -31,14 +31,14 @@ from netkin import similarity
 from netkin.analysis import measures, statistics
 from netkin.analysis.matrix import Matrix
 from netkin.analysis.measures import Matrices
-from netkin.analysis.statistics import associate, correlations, interval, trend
-from netkin.errors import UserError
+from netkin.analysis.statistics import associate, correlations, trend
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
+from netkin.jobs.results import Result
 from netkin.report.scatter import scatter
 from netkin.report.study import Section
 from netkin.report.style import INK, panels, style
-from netkin.similarity import Outcomes
+from netkin.similarity import Outcomes, interval
 from netkin.transfer.features import (
     Kind,
     Sample,
@@ -86,11 +86,6 @@ def run(config: DictConfig) -> None:
     options = config.measures
     for name in ("images", "triplets", "grid", "bootstrap", "permutations"):
         positive_int(options[name], f"measures.{name}")
-    if config.similarity is not None:
-        raise UserError(
-            "experiment=measures needs the models, not a file: leave similarity=null, and compare "
-            "a file with experiment=attacks similarity=a.csv other=b.csv"
-        )
     with study(config) as s:
         assert s.measured is not None
         setting, members = s.measured.setting, s.measured.members
@@ -120,11 +115,11 @@ def gather(
                 units = sum(item.units(setting, sample) for item in todo)
                 start = time.perf_counter()
                 for item, result in jobs.run(kind.name, _measure, todo, units):
-                    s.tracker.metrics({f"{kind.name}/seconds/{item.name}": result["seconds"]})
+                    s.tracker.metrics({f"{kind.name}/seconds/{item.name}": result.seconds})
                 if todo:
                     s.tracker.metrics({f"{kind.name}/seconds": time.perf_counter() - start})
             timed = jobs.run("cost", _cost, members, len(members))
-            costs = [result["cost"] for _, result in timed]
+            costs = [result.cost for _, result in timed]
             return {name: sum(cost[name] for cost in costs) for name in costs[0]}
 
 
@@ -145,13 +140,20 @@ class Todo:
         return sum(len(parts[i]) for i in self.shards)
 
 
-def _measure(context: tuple, item: Todo, advance: Advance) -> dict[str, Any]:
+def _measure(context: tuple, item: Todo, advance: Advance) -> Result:
     from netkin.transfer.features import measure_pass
 
     return measure_pass(context[0], context[1], item.member, item.kind, advance)
 
 
-def _cost(context: tuple, member: Member, advance: Advance) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Timed(Result):
+    """Seconds an image of each kind of pass."""
+
+    cost: dict[str, float]
+
+
+def _cost(context: tuple, member: Member, advance: Advance) -> Timed:
     from netkin.transfer.features import time_passes
     from netkin.transfer.probe import probe
 
@@ -159,7 +161,7 @@ def _cost(context: tuple, member: Member, advance: Advance) -> dict[str, Any]:
     found = probe(context[0], member, context[2], advance)
     cost = {"craft": found.craft, "forward": found.transfer}
     cost |= time_passes(context[0], member, found.batch)
-    return {"cost": cost, "seconds": time.perf_counter() - start}
+    return Timed(cost=cost, seconds=time.perf_counter() - start)
 
 
 def all_measures(
@@ -170,11 +172,11 @@ def all_measures(
     chosen, eps_s = list(sample.positions), s.config.score.eps_s
     n, images = len(members), len(chosen)
     outcomes = on_images(measured.outcomes, chosen)
-    weights = np.vstack([np.ones(images), statistics.resample(images, s.config.measures.bootstrap)])
+    weights = np.vstack([np.ones(images), similarity.resample(images, s.config.measures.bootstrap)])
     planes = np.vstack(
         [
             np.ones(len(sample.triplets)),
-            statistics.resample(len(sample.triplets), s.config.measures.bootstrap),
+            similarity.resample(len(sample.triplets), s.config.measures.bootstrap),
         ]
     )
     features_of, gradients_of, planes_of = kinds(sample)

@@ -70,7 +70,7 @@ def run(config: DictConfig) -> None:
             training = build_training(config, setting, everyone, bars)
             with build_jobs(config, (setting, training), bars) as jobs:
                 pipeline = Pipeline(setting, training, jobs, tracker)
-                pipeline.craft([m for m in pipeline.see(everyone) if m.name == candidate.name])
+                pipeline.craft([m for m in pipeline.clean(everyone) if m.name == candidate.name])
                 if any(f.member.name == candidate.name for f in pipeline.failures):
                     raise Incomplete(pipeline.failures, None, len(everyone))
                 failed = {failure.member.name for failure in pipeline.failures}

@@ -1,177 +1,116 @@
 """How related are the members of a zoo? (Sec. 2, Eq. 1; Fig. D.2.)
 
-Trains members that lack weights, attacks each, runs each on all others' adversarial images, and
-writes similarity.csv, pairs.csv, models.csv, families.csv, the heatmap and report.html.
+Trains members that lack weights, attacks each, evaluates each on all others' adversarial images,
+and writes similarity.csv, pairs.csv, models.csv, families.csv, the heatmap and report.html.
 
 On the 12 digits members (500 images, PGD-50): see the README and experiments/results/digits.md.
 """
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
+from omegaconf import DictConfig
 
-from experiments.common.devices import build_jobs
-from experiments.common.members import build_members, build_training
-from experiments.common.runs import run_info
-from experiments.common.setting import build_setting, check_sources, prepare
-from experiments.common.study import attacked
-from experiments.common.values import resolved
+from experiments.common.study import Measured, Study, attacked, measured
 from netkin import similarity
 from netkin.analysis import summary
-from netkin.jobs.pool import Jobs
-from netkin.jobs.progress import Bars
-from netkin.pipeline import Incomplete, measure
-from netkin.report.examples import examples
-from netkin.report.figures import similarity_heatmap
-from netkin.report.page import Page, render
-from netkin.report.study import versions
-from netkin.similarity import Outcomes
-from netkin.store.files import write
-from netkin.tracking import Tracker, track
-from netkin.training.weights import Training
+from netkin.analysis.hierarchy import off_diagonal
+from netkin.pipeline import Incomplete
+from netkin.report.examples import examples, examples_section
+from netkin.report.figures import heatmap_figure
+from netkin.report.matrix import Relations, matrix_sections
+from netkin.report.study import Section
 from netkin.transfer.resize import resize_errors
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import params
 from netkin.zoo.build import knows_more, preprocessing
-from netkin.zoo.member import Member
 
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    setting = build_setting(config)
-    members = build_members(config)
-    check_sources(setting, members, members)
-    info = run_info(config, setting, len(members))
-    console = Console(soft_wrap=True)
-    with track(resolved(config.logger), info) as tracker:
-        with Bars(console) as bars:
-            setting = prepare(config, setting, members, bars)
-            training = build_training(config, setting, members, bars)
-            with build_jobs(config, (setting, training), bars) as jobs:
-                outcomes, failures = measured(setting, members, training, jobs, tracker)
-        said = report(config, setting, members, outcomes, failures, info.folder, tracker)
-    for paragraph in said:
-        console.print(f"\n{paragraph}", highlight=False)
-    console.print(f"\nReport   {info.folder / 'report.html'}", highlight=False)
-    tables = ", ".join(sorted(file.name for file in info.folder.glob("*.csv")))
-    console.print(f"Tables   {info.folder}/{tables}", highlight=False)
-    console.print(f"Figure   {info.folder}/similarity.png, .pdf", highlight=False)
-    if failures:
+    with measured(config, partial=True) as s:
+        assert s.measured is not None
+        failures = s.measured.failures
+        report(s, s.measured)
+    if failures is not None:
         raise failures
 
 
-def measured(
-    setting: Setting,
-    members: list[Member],
-    training: Training | None,
-    jobs: Jobs,
-    tracker: Tracker,
-) -> tuple[Outcomes, Incomplete | None]:
-    """The outcomes, of those members that did not fail, and what is to be said of the others."""
-    try:
-        return measure(setting, members, training, jobs, tracker), None
-    except Incomplete as error:
-        if error.outcomes is None:
-            raise
-        return error.outcomes, error
+def report(s: Study, m: Measured) -> None:
+    """Write tables, figure and page, log them, and print the answer.
 
-
-def report(
-    config: DictConfig,
-    setting: Setting,
-    members: list[Member],
-    outcomes: Outcomes,
-    failures: Incomplete | None,
-    folder: Path,
-    tracker: Tracker,
-) -> list[str]:
-    """Write tables, figure and page, log them, and return the answer in words.
-
-    Members that failed have empty rows in similarity.csv and models.csv, and say why in
+    Members that failed have empty rows in similarity.csv and models.csv, and the reason in
     failures.csv.
     """
-    eps_s = config.score.eps_s
-    everyone, everyones = [member.name for member in members], [member.family for member in members]
-    members = [member for member in members if member.name in outcomes.members]
-    scores = similarity.matrix(outcomes, eps_s)
-    families = [member.family for member in members]
-    draws = similarity.bootstrap(outcomes, config.score.bootstrap, eps_s=eps_s)
-    models = summary.model_table(
-        outcomes,
-        scores,
-        families,
-        [params(setting, member) for member in members],
-        [preprocessing(member, setting.task).view.input_size for member in members],
-    )
-    matrix = with_gaps(scores, [everyone.index(name) for name in outcomes.members], len(everyone))
-    columns = pl.DataFrame({name: matrix[:, i] for i, name in enumerate(everyone)})
-    tables = {
-        "similarity": columns.fill_nan(None).insert_column(0, pl.Series("", everyone)),
-        "pairs": all_pairs(similarity.pairs(outcomes, eps_s), everyone),
-        "models": pl.DataFrame({"model": everyone, "family": everyones}).join(
-            models.drop("family"), on="model", how="left", maintain_order="left"
-        ),
-        "families": similarity.family_means(scores, families, draws),
-    }
-    resize = resize_errors(setting, members)
+    draws = s.draws()
+    assert draws is not None
+    models = _model_table(s, m)
+    relations = _relations(s, m, models, draws)
+    names = list(relations.names)
+    square = pl.DataFrame({name: relations.scores[:, i] for i, name in enumerate(names)})
+    s.outputs.table("similarity", square.fill_nan(None).insert_column(0, pl.Series("", names)))
+    s.outputs.table("pairs", relations.pairs)
+    s.outputs.table("models", relations.models)
+    s.outputs.table("families", relations.family_means)
+    resize = resize_errors(m.setting, m.members)
     if resize.height:  # there is more than one geometry
-        tables["resize_errors"] = resize
-    if failures:
-        tables["failures"] = pl.DataFrame(
-            [
-                {"model": failure.member.name, "stage": failure.stage, "reason": failure.reason}
-                for failure in failures.failures
-            ]
-        )
-    for name, table in tables.items():
-        write(folder / f"{name}.csv", table.write_csv)
-        tracker.table(f"tables/{name}", table)
-    png, pdf = similarity_heatmap(matrix, everyone, everyones, folder / "similarity")
-    tracker.figure("figures/similarity", png)
-    known = tables["pairs"].drop_nulls("score")
-    said = summary.answer(known, models, tables["families"], scores, draws)
-    said += summary.resize(resize)
-    task = setting.task
-    partly = [m.name for m in members if knows_more(m, task)]
-    said += summary.part_of_imagenet(partly, task.num_classes)
-    said += summary.left_out(setting.subset.skipped)
-    said += _failed(failures)
-    page = Page(
-        title=f"How related are {len(everyone)} models on {setting.task.dataset}?",
-        question=_question(setting),
-        answer=said,
-        scores=matrix,
-        names=everyone,
-        families=everyones,
-        pairs=tables["pairs"],
-        models=tables["models"],
-        family_means=tables["families"],
-        examples=examples(setting, members),
-        eps=getattr(setting.attack.attack, "eps", None) or 1.0,
-        config=OmegaConf.to_yaml(config, resolve=True),
-        versions=versions(),
-        files=[*(f"{name}.csv" for name in tables), png.name, pdf.name],
-    )
-    write(folder / "report.html", lambda file: file.write_text(render(page), encoding="utf-8"))
-    off_diagonal = scores[~np.eye(len(scores), dtype=bool)]
-    tracker.metrics(
+        s.outputs.table("resize_errors", resize)
+    if m.failures is not None:
+        s.outputs.table("failures", _failure_table(m.failures))
+    tables = [s.outputs.folder / name for name in s.outputs.files]
+    figure = heatmap_figure(relations.scores, names, relations.families)
+    s.outputs.figure("similarity", figure, square, "The similarity of every pair.")
+    scores = off_diagonal(s.scores)
+    s.tracker.metrics(
         {
-            "similarity/mean": float(off_diagonal.mean()),
-            "similarity/min": float(off_diagonal.min()),
-            "similarity/max": float(off_diagonal.max()),
+            "similarity/mean": float(scores.mean()),
+            "similarity/min": float(scores.min()),
+            "similarity/max": float(scores.max()),
         }
     )
-    tracker.artifact(
-        f"similarity-{setting.task.dataset}-{setting.attack.name}",
-        "similarity",
-        [folder / f"{name}.csv" for name in tables],
+    s.tracker.artifact(
+        f"similarity-{m.setting.task.dataset}-{m.setting.attack.name}", "similarity", tables
     )
-    return said
+    answer = summary.answer(
+        relations.pairs.drop_nulls("score"), models, relations.family_means, s.scores, draws
+    )
+    s.finish(
+        f"How related are {len(names)} models on {m.setting.task.dataset}?",
+        _question(m.setting),
+        [*answer, *_caveats(m, resize)],
+        [*matrix_sections(relations, ["similarity.pdf", "similarity.png"]), *_examples(m)],
+    )
+
+
+def _model_table(s: Study, m: Measured) -> pl.DataFrame:
+    return summary.model_table(
+        m.outcomes,
+        s.scores,
+        s.families,
+        [params(m.setting, member) for member in m.members],
+        [preprocessing(member, m.setting.task).view.input_size for member in m.members],
+    )
+
+
+def _relations(
+    s: Study, m: Measured, models: pl.DataFrame, draws: NDArray[np.float64]
+) -> Relations:
+    """Scores and tables of all requested members, empty where a member failed."""
+    names = [member.name for member in m.requested]
+    families = [member.family for member in m.requested]
+    places = [names.index(name) for name in s.names]
+    return Relations(
+        scores=with_gaps(s.scores, places, len(names)),
+        names=names,
+        families=families,
+        pairs=all_pairs(similarity.pairs(m.outcomes, s.config.score.eps_s), names),
+        models=pl.DataFrame({"model": names, "family": families}).join(
+            models.drop("family"), on="model", how="left", maintain_order="left"
+        ),
+        family_means=similarity.family_means(s.scores, s.families, draws),
+    )
 
 
 def with_gaps(scores: NDArray[np.float64], places: list[int], n: int) -> NDArray[np.float64]:
@@ -181,26 +120,48 @@ def with_gaps(scores: NDArray[np.float64], places: list[int], n: int) -> NDArray
     return matrix
 
 
-def all_pairs(known: pl.DataFrame, names: list[str]) -> pl.DataFrame:
-    """The rows of known pairs, and in their places rows without score of all others: n = 0."""
+def all_pairs(scored: pl.DataFrame, names: list[str]) -> pl.DataFrame:
+    """All pairs of the names, in their order; pairs that `scored` lacks have n = 0 and no score."""
     pairs = pl.DataFrame(list(itertools.combinations(names, 2)), schema=["a", "b"], orient="row")
-    table = pairs.join(known, on=["a", "b"], how="left", maintain_order="left")
+    table = pairs.join(scored, on=["a", "b"], how="left", maintain_order="left")
     return table.with_columns(pl.col("n").fill_null(0))
 
 
-def _failed(failures: Incomplete | None) -> list[str]:
-    if failures is None:
-        return []
+def _failure_table(failures: Incomplete) -> pl.DataFrame:
+    return pl.DataFrame(
+        [
+            {"model": failure.member.name, "stage": failure.stage, "reason": failure.reason}
+            for failure in failures.failures
+        ]
+    )
+
+
+def _caveats(m: Measured, resize: pl.DataFrame) -> list[str]:
+    """What a reader of the scores has to know: resizing, classes, images and members left out."""
+    task = m.setting.task
+    partly = [member.name for member in m.members if knows_more(member, task)]
+    failures = m.failures.failures if m.failures is not None else []
     return [
-        f"{failure.member.name} has no scores: it failed in {failure.stage}. {failure.reason}"
-        for failure in failures.failures
+        *summary.resize(resize),
+        *summary.part_of_imagenet(partly, task.num_classes),
+        *summary.left_out(m.setting.subset.skipped),
+        *(
+            f"{failure.member.name} has no scores: it failed in {failure.stage}. {failure.reason}"
+            for failure in failures
+        ),
     ]
+
+
+def _examples(m: Measured) -> list[Section]:
+    """Images under attack, where the store has any."""
+    items = examples(m.setting, m.members)
+    return [examples_section(items, getattr(m.setting.attack.attack, "eps", None))] if items else []
 
 
 def _question(setting: Setting) -> str:
     return (
-        "Two networks are related when adversarial images made on one fool the other. Each model "
-        f"was attacked with {attacked(setting)} on the images of {setting.task.dataset} "
-        f"({len(setting.subset)} in all) that it classifies correctly, and every other model was "
-        "run on the result, where it had been correct, too."
+        "Two networks are related when adversarial images crafted on one fool the other. Each "
+        f"model was attacked with {attacked(setting)} on those of the {len(setting.subset)} images "
+        f"of {setting.task.dataset} that it classifies correctly. Every other model was evaluated "
+        "on the adversarial images whose originals it classifies correctly, too."
     )

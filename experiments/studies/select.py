@@ -22,12 +22,13 @@ from experiments.studies.components import components_of
 from netkin.analysis import ensemble, select
 from netkin.analysis.matrix import Matrix
 from netkin.analysis.select import Prediction, mean_similarity
-from netkin.analysis.statistics import interval, pearson, resample
-from netkin.errors import UserError, near
+from netkin.analysis.statistics import pearson
+from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
 from netkin.report.scatter import scatter
 from netkin.report.study import Section
 from netkin.report.style import MARKERS, PALETTE, panels, style
+from netkin.similarity import interval, resample
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import logits_by_block, params
 from netkin.zoo.member import Member
@@ -277,10 +278,7 @@ def read_accuracies(path: str, matrix: Matrix) -> NDArray[np.float64]:
         ) from None
     missing = [name for name in matrix.names if found.get(name) is None]
     if missing:
-        raise UserError(
-            f"select.accuracies={path} lacks {', '.join(missing[:3])}"
-            f"{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}"
-        )
+        raise UserError(f"select.accuracies={path} lacks {and_more(missing, 3)}")
     values = np.array([found[name] for name in matrix.names])
     if not ((values >= 0) & (values <= 1)).all():
         raise UserError(f"select.accuracies={path}: accuracies must be rates in [0, 1]")

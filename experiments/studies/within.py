@@ -19,12 +19,12 @@ from experiments.common.values import positive_int
 from netkin.analysis import matrix
 from netkin.analysis.groups import groups
 from netkin.analysis.matrix import Matrix
-from netkin.analysis.statistics import interval
 from netkin.analysis.within import Mean, mean_between, mean_within
 from netkin.errors import UserError
 from netkin.report.blocks import Block, blocks_figure
 from netkin.report.intervals import intervals_figure
 from netkin.report.study import Section
+from netkin.similarity import interval
 
 ALL = "all models"
 BETWEEN = "different groups"
@@ -152,13 +152,13 @@ def sampled(
     rng = np.random.default_rng(s.config.within.seed)
     size = s.config.within.sample
 
-    def some(models: list[int], n: int) -> list[int]:
+    def and_more(models: list[int], n: int) -> list[int]:
         return sorted(rng.choice(models, min(n, len(models)), replace=False).tolist())
 
     grouped = {i for models in chosen.values() for i in models}
     single = [models[int(rng.integers(len(models)))] for models in chosen.values()]
     alone = [i for i in range(len(s.names)) if i not in grouped]
-    different = single[: 2 * size] + some(alone, max(2 * size - len(single), 0))
+    different = single[: 2 * size] + and_more(alone, max(2 * size - len(single), 0))
     left = Block(
         "models of different groups",
         [s.names[i] for i in different],
@@ -168,12 +168,12 @@ def sampled(
     names, parts, edges = [], [], []
     largest = sorted(chosen.values(), key=len, reverse=True)[: max(SHOWN // size, 1)]
     for models in (group for group in chosen.values() if group in largest):
-        picked = some(models, size)
+        picked = and_more(models, size)
         names += [s.names[i] for i in picked]
         parts.append((s.matrix, picked))
         edges.append(len(names))
     for own in apart.values():
-        picked = some(list(range(len(own.names))), size)
+        picked = and_more(list(range(len(own.names))), size)
         names += [own.names[i] for i in picked]
         parts.append((own, picked))
         edges.append(len(names))

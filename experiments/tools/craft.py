@@ -17,7 +17,7 @@ from experiments.common.members import build_members, build_training
 from experiments.common.runs import run_info
 from experiments.common.setting import build_setting, prepare
 from experiments.common.values import resolved
-from netkin.errors import UserError, near
+from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
 from netkin.pipeline import Incomplete, Pipeline
 from netkin.tracking import track
@@ -38,7 +38,7 @@ def run(config: DictConfig) -> None:
             context = (setting, training)
             with build_jobs(config, context, bars, members=len(sources)) as jobs:
                 pipeline = Pipeline(setting, training, jobs, tracker)
-                well = pipeline.craft(pipeline.see(sources))
+                well = pipeline.craft(pipeline.clean(sources))
         for source in well:
             console.print(
                 f"{source.name}: {int(correct(setting, source).sum())} adversarial images in "
@@ -57,6 +57,6 @@ def chosen(members: list[Member], names: str | ListConfig) -> list[Member]:
         if name not in known:
             raise UserError(
                 f"source={name} is none of model.members{near(name, known)} (they are "
-                f"{', '.join(list(known)[:20])}{' ...' if len(known) > 20 else ''})"
+                f"{and_more(known, 20)})"
             )
     return [known[name] for name in wanted] or members

@@ -6,8 +6,7 @@ transfer steps on this device, and works out time, disk and memory for what the 
 
 import shutil
 import time
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import polars as pl
 from omegaconf import DictConfig
@@ -15,13 +14,17 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.common.devices import build_jobs, members_at_once
+from experiments.common.finish import finish
 from experiments.common.members import build_members, build_training, unreadable
 from experiments.common.runs import run_info
 from experiments.common.setting import build_setting, check_sources, prepare
+from experiments.common.study import described, said
 from experiments.common.values import positive, resolved
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
-from netkin.store.files import write
+from netkin.jobs.results import Result
+from netkin.report.study import Outputs, Section
+from netkin.report.text import and_more, duration, size
 from netkin.tracking import track
 from netkin.training.weights import is_trained
 from netkin.transfer.probe import Cost, probe
@@ -53,15 +56,36 @@ def run(config: DictConfig) -> None:
             costs = _costs(config, readable, members, bars)
         pairs = _missing_pairs(setting, members, {*untrained} | {*bad})
         table = cost_table(setting, members, costs, pairs)
-        write(info.folder / "plan.csv", table.write_csv)
-        tracker.table("tables/plan", table)
+        outputs = Outputs(info.folder, tracker)
+        outputs.table("plan", table)
         workers = members_at_once(config)
         seconds = total(table, "craft_seconds") + total(table, "transfer_seconds")
         tracker.metrics({"plan/seconds": seconds / workers})
-    console.print(_shown(table, workers))
-    for line in _said(config, setting, table, untrained, bad, workers):
-        console.print(line, highlight=False)
-    console.print(f"Table    {info.folder / 'plan.csv'}", highlight=False)
+        console.print(_shown(table, workers))
+        finish(
+            outputs,
+            console,
+            f"What would {len(members)} models on {setting.task.dataset} cost?",
+            f"For {said(setting, len(members))}: a small batch of each model's crafting and "
+            "transfer was timed on this device, and multiplied by what the store lacks.",
+            _said(config, setting, table, untrained, bad, workers),
+            _sections(table),
+            described(config),
+        )
+
+
+def _sections(table: pl.DataFrame) -> list[Section]:
+    """What is left to do, and the timings that it is computed from."""
+    left = ("craft_seconds", "transfer_seconds", "adversarial_bytes", "outcome_bytes")
+    timed = ("batch", "craft_ms_per_image", "transfer_ms_per_image", "peak_memory_bytes")
+    return [
+        Section(
+            "What is left to do",
+            ["Time and disk for what the store lacks, one model at a time on one such device."],
+            {"": table.select("model", "images_to_craft", "sources_to_see", *left)},
+        ),
+        Section("Timings", (), {"": table.select("model", "params", "input_size", *timed)}),
+    ]
 
 
 def _costs(
@@ -71,13 +95,20 @@ def _costs(
     context = (setting, seconds)
     with build_jobs(config, context, bars, ("netkin.transfer.probe",)) as jobs:
         found = jobs.run("plan", _probe, members, len(members))
-        return {member.name: result["cost"] for member, result in found}
+        return {member.name: result.cost for member, result in found}
 
 
-def _probe(context: tuple[Setting, float], member: Member, advance: Advance) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Probed(Result):
+    """A member's cost."""
+
+    cost: Cost
+
+
+def _probe(context: tuple[Setting, float], member: Member, advance: Advance) -> Probed:
     start = time.perf_counter()
     cost = probe(context[0], member, context[1], advance)
-    return {"cost": cost, "seconds": time.perf_counter() - start}
+    return Probed(cost=cost, seconds=time.perf_counter() - start)
 
 
 def _missing_pairs(setting: Setting, members: list[Member], new: set[str]) -> dict[str, int]:
@@ -164,7 +195,7 @@ def _said(
     if untrained:
         said.append(
             f"{len(untrained)} of {table.height} models have yet to be trained, which comes on "
-            f"top: {', '.join(untrained[:8])}{' ...' if len(untrained) > 8 else ''}."
+            f"top: {and_more(untrained, 8)}."
         )
     if bad:
         image, reason = next(iter(bad.items()))
@@ -178,20 +209,5 @@ def _said(
 
 
 def total(table: pl.DataFrame, column: str) -> float:
+    """The sum of a column."""
     return float(table[column].sum())
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: "0.3 s", "12 min", "3.4 h", "2.1 days"."""
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.1f} s"
-
-
-def size(number: float) -> str:
-    """Bytes as people say them: "12 MB"."""
-    for unit, length in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if number >= length:
-            return f"{number / length:.1f} {unit}"
-    return f"{number / 1e3:.1f} kB"

@@ -6,7 +6,8 @@
     python evaluate.py experiment=store remove=leftovers confirm=true half-written files
     python evaluate.py experiment=store remove=[vit_ti] confirm=true  a member, but its weights
 
-What was removed is made again when it is needed. Writes store.csv, and damage.csv after a check.
+What was removed is made again when it is needed. Writes store.csv, report.html and, after a check,
+damage.csv.
 """
 
 from pathlib import Path
@@ -16,13 +17,14 @@ from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 from rich.table import Table
 
+from experiments.common.finish import finish
+from experiments.common.study import described
 from experiments.common.values import run_folder
-from experiments.tools.plan import size
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
-from netkin.report.page import fraction_text
+from netkin.report.study import Outputs, Section
+from netkin.report.text import and_more, settings_text, size
 from netkin.store import inventory
-from netkin.store.files import write
 from netkin.store.inventory import Damage, Part
 
 MANY = 8
@@ -43,14 +45,30 @@ def run(config: DictConfig) -> None:
     if wanted:
         _remove(root, wanted, config.confirm, console)
         return
-    parts = inventory.parts(root)
+    parts, outputs = inventory.parts(root), Outputs(folder)
     _show(root, parts, console)
-    write(folder / "store.csv", _table(root, parts).write_csv)
-    for line in inventory.at_work(root):
-        console.print(f"At work: {line}", highlight=False)
+    outputs.table("store", _table(root, parts))
+    sections = [Section("Parts", (), _page_tables(root, parts))]
+    held = size(sum(part.size for part in parts))
+    answer = [f"{root} holds {held} in {len(parts)} parts."]
+    answer += [f"At work: {line}" for line in inventory.at_work(root)]
+    damage = _damage(root, console) if config.check else []
     if config.check:
-        _check(root, folder, console)
-    console.print(f"Table    {folder / 'store.csv'}", highlight=False)
+        table = outputs.table("damage", _damage_table(root, damage))
+        answer.append(_verdict(damage))
+        if damage:
+            sections.insert(0, Section("Damage", (), {"": table}))
+    finish(
+        outputs,
+        console,
+        "What does the store hold?",
+        "The parts of the store as its files show them: no model or dataset was loaded.",
+        answer,
+        sections,
+        described(config),
+    )
+    if damage:
+        raise _damaged(root, damage)
 
 
 def _table(root: Path, parts: list[Part]) -> pl.DataFrame:
@@ -80,50 +98,67 @@ def _table(root: Path, parts: list[Part]) -> pl.DataFrame:
     )
 
 
-def _show(root: Path, parts: list[Part], console: Console) -> None:
-    console.print(f"{root}: {size(sum(part.size for part in parts))}", highlight=False)
+def _page_tables(root: Path, parts: list[Part]) -> dict[str, pl.DataFrame]:
+    """A table for each folder."""
+    return {
+        f"{members[0].kind}: {folder.relative_to(root)}{_attack(folder)}": pl.DataFrame(
+            {
+                "part": [part.member or part.path.name for part in members],
+                "done": [part.done for part in members],
+                "total": [part.total or None for part in members],
+                "size_bytes": [part.size for part in members],
+            },
+            schema_overrides={"total": pl.Int64},
+        )
+        for folder, members in _by_folder(parts).items()
+    }
+
+
+def _by_folder(parts: list[Part]) -> dict[Path, list[Part]]:
     groups: dict[Path, list[Part]] = {}
     for part in parts:
         groups.setdefault(part.path.parent, []).append(part)
-    for folder, members in groups.items():
-        shown = Table(
+    return groups
+
+
+def _show(root: Path, parts: list[Part], console: Console) -> None:
+    for folder, members in _by_folder(parts).items():
+        table = Table(
             members[0].kind,
             title=f"{folder.relative_to(root)}{_attack(folder)}",
             title_justify="left",
         )
         for name in ("there", "complete", "size"):
-            shown.add_column(name, justify="right")
+            table.add_column(name, justify="right")
         for part in members:
-            whole = f"{part.done} of {part.total}" if part.total else ""
+            done = f"{part.done} of {part.total}" if part.total else ""
             rate = f"{part.done / part.total:.0%}" if part.total else ""
-            shown.add_row(part.member or part.path.name, whole, rate, size(part.size))
-        console.print(shown)
+            table.add_row(part.member or part.path.name, done, rate, size(part.size))
+        console.print(table)
 
 
 def _attack(folder: Path) -> str:
     """The settings of the attack that a folder belongs to, in words."""
-    identity = inventory.identity(folder.parent).get("attack", {})
-    words = ", ".join(
-        f"{key} {fraction_text(value) if isinstance(value, float) else value}"
-        for key, value in identity.items()
-        if not key.startswith("_")
-    )
+    words = settings_text(inventory.identity(folder.parent).get("attack", {}))
     return f"  ({words})" if words else ""
 
 
-def _check(root: Path, folder: Path, console: Console) -> None:
-    found = _damage(root, console)
-    rows = [{"path": str(d.path.relative_to(root)), "problem": d.problem} for d in found]
-    table = pl.DataFrame(rows, schema={"path": pl.String, "problem": pl.String})
-    write(folder / "damage.csv", table.write_csv)
-    if not found:
-        console.print("Every file is what was written.", highlight=False)
-        return
-    for row in rows:
-        console.print(f"damaged: {row['path']}: {row['problem']}", highlight=False)
-    raise UserError(
-        f"{len(found)} file{'s are' if len(found) > 1 else ' is'} damaged, such as "
-        f"{found[0].path} ({found[0].problem}); `python evaluate.py experiment=store "
+def _damage_table(root: Path, damage: list[Damage]) -> pl.DataFrame:
+    rows = [{"path": str(d.path.relative_to(root)), "problem": d.problem} for d in damage]
+    return pl.DataFrame(rows, schema={"path": pl.String, "problem": pl.String})
+
+
+def _verdict(damage: list[Damage]) -> str:
+    if not damage:
+        return "Every file is what was written."
+    named = and_more((f"{d.path.name} ({d.problem})" for d in damage), MANY)
+    return f"{len(damage)} file{'s are' if len(damage) > 1 else ' is'} damaged: {named}."
+
+
+def _damaged(root: Path, damage: list[Damage]) -> UserError:
+    return UserError(
+        f"{len(damage)} file{'s are' if len(damage) > 1 else ' is'} damaged, such as "
+        f"{damage[0].path} ({damage[0].problem}); `python evaluate.py experiment=store "
         f"store.dir={root} remove=damaged confirm=true` removes what is damaged, and the next run "
         "makes it again"
     )
@@ -155,7 +190,7 @@ def _remove(root: Path, wanted: list[str], confirmed: bool, console: Console) ->
     verb = "Removed" if confirmed else "Would remove"
     for path in paths[:MANY]:
         console.print(f"{verb} {path.relative_to(root)}", highlight=False)
-    more = f" and {len(paths) - MANY} more" if len(paths) > MANY else ""
-    console.print(f"{verb} {len(paths)} parts{more and ','}{more} ({held}).", highlight=False)
+    parts = "1 part" if len(paths) == 1 else f"{len(paths)} parts"
+    console.print(f"{verb} {parts} in all ({held}).", highlight=False)
     if not confirmed:
         console.print("Nothing was removed: add confirm=true to do so.", highlight=False)

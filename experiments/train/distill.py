@@ -15,10 +15,11 @@ from omegaconf import DictConfig
 
 from experiments.common.members import build_recipe, one_member
 from experiments.common.session import (
+    Run,
     Session,
     build_session,
     named,
-    outputs_of,
+    open_run,
     to_train,
     train_member,
 )
@@ -27,8 +28,7 @@ from experiments.common.trained import Answer, predictions, report, trained_clas
 from experiments.common.values import naming_group, one_of, resolved
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
-from netkin.report.page import percent
-from netkin.report.study import Outputs
+from netkin.report.text import percent
 from netkin.similarity import Z_95
 from netkin.training.distillation import Distillation
 from netkin.training.students import with_token
@@ -43,14 +43,14 @@ def run(config: DictConfig) -> None:
     plain = to_train(session.setting, one_member(config, config.student, "student"))
     student, distillation = student_of(config, plain)
     student = named(config, replace(student, name=f"{plain.name}@{teacher.name}"))
-    with outputs_of(session, student.name) as outputs:
-        session = with_teacher(session, teacher, outputs)
+    with open_run(session, student.name) as run:
+        session = with_teacher(session, teacher, run)
         alone = without_teacher(session, plain)
-        train_member(session, alone, outputs, main=False)
+        train_member(session, alone, run, main=False)
         teaching = Teaching(teacher, distillation)
-        train_member(session, student, outputs, teaching)
+        train_member(session, student, run, teaching)
         result = compare(session, student, alone, teaching)
-        report(session, student, outputs, answer(session, plain, result))
+        report(session, student, run, answer(session, plain, result))
 
 
 def student_of(config: DictConfig, plain: Member) -> tuple[Member, Distillation]:
@@ -68,7 +68,7 @@ def student_of(config: DictConfig, plain: Member) -> tuple[Member, Distillation]
         raise UserError(f"{error} (distillation.token=false, or student=vit_ti)") from None
 
 
-def with_teacher(session: Session, teacher: Member, outputs: Outputs) -> Session:
+def with_teacher(session: Session, teacher: Member, run: Run) -> Session:
     """The session in which the teacher's weights exist: published, given, or trained now.
 
     A teacher in the store is used as it is; a missing one is trained with `recipes.teacher`.
@@ -79,7 +79,7 @@ def with_teacher(session: Session, teacher: Member, outputs: Outputs) -> Session
         return session
     if notes(session.training.file(teacher)) is None:
         recipe = build_recipe(session.config, "recipes.teacher")
-        train_member(session.with_recipe(recipe), teacher, outputs, main=False)
+        train_member(session.with_recipe(recipe), teacher, run, main=False)
     return session
 
 

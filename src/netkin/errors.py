@@ -33,3 +33,10 @@ def near(name: str, known: Iterable[str], n: int = 3) -> str:
     """A hint such as ``; did you mean resnet50, resnet51q?``, or nothing when no name is near."""
     matches = difflib.get_close_matches(name, list(known), n=n, cutoff=0.6)
     return f"; did you mean {', '.join(matches)}?" if matches else ""
+
+
+def and_more(names: Iterable[str], limit: int = 5) -> str:
+    """The first `limit` names, and how many more there are: "a, b, c and 5 more"."""
+    listed = list(names)
+    more = len(listed) - limit
+    return ", ".join(listed[:limit]) + (f" and {more} more" if more > 0 else "")

@@ -1,19 +1,21 @@
-"""From members to outcomes, pass by pass, each only where it is missing."""
+"""From members to outcomes, pass by pass; each pass does only what the store lacks."""
 
 import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance, Jobs
+from netkin.jobs.results import Crafted, Result, Trained
 from netkin.similarity import Outcomes
 from netkin.store.lease import lease, sweep
 from netkin.tracking import Tracker
 from netkin.training.weights import Training, is_trained
 from netkin.transfer.decode import Undecoded, decode, undecoded
-from netkin.transfer.resize import Visitor, missing_views
+from netkin.transfer.resize import Unresized, missing_views
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import (
     Source,
@@ -39,6 +41,7 @@ class Failure:
 
     @property
     def reason(self) -> str:
+        """The error in one line."""
         text = " ".join(str(self.error).split())
         if isinstance(self.error, UserError):
             return text
@@ -46,18 +49,18 @@ class Failure:
 
 
 class Incomplete(UserError):
-    """Some members failed. What could be done without them is done: `outcomes`, of the others."""
+    """Some members failed. The others are done, and `outcomes` are theirs; None for too few."""
 
     def __init__(self, failures: Sequence[Failure], outcomes: Outcomes | None, members: int):
         self.failures, self.outcomes = list(failures), outcomes
         named = "; ".join(f"{f.member.name} ({f.stage}: {f.reason})" for f in failures)
         super().__init__(
-            f"{len(failures)} of {members} members failed: {named}. The others are done: mend or "
+            f"{len(failures)} of {members} members failed: {named}. The others are done: fix or "
             "leave out what failed, and run the same command again"
         )
 
     def __reduce__(self) -> tuple:
-        """To another process go the words."""
+        """Pickled as its message alone."""
         return UserError, (str(self),)
 
 
@@ -65,41 +68,42 @@ class Pipeline:
     """The passes over one setting, and the members that have failed so far.
 
     Each method does what the store lacks for some members, and returns those that did not fail.
-    What another process on the store has in hand is waited for, after all else.
+    Each process works on what no other has taken, and waits for the rest at the end.
 
     Args:
         setting: images, attack and store.
         training: how members without weights get them; None where they bring their own.
         jobs: runs the work; its context is (setting, training).
-        tracker: told of each stage's and member's metrics.
+        tracker: logs metrics of each stage and member.
     """
 
     def __init__(self, setting: Setting, training: Training | None, jobs: Jobs, tracker: Tracker):
         self.setting, self.training, self.jobs, self.tracker = setting, training, jobs, tracker
         self.failures: list[Failure] = []
         sweep(setting.store.root)
+        jobs.stopped = partial(sweep, setting.store.root)
 
-    def see(self, members: Sequence[Member]) -> list[Member]:
-        """Train members and run them on the clean images, in their own view and the others'."""
+    def clean(self, members: Sequence[Member]) -> list[Member]:
+        """Train members and evaluate them on the clean images, in all members' views."""
         setting, training = self.setting, self.training
         untrained = [member for member in members if training and not is_trained(training, member)]
-        todo = undecoded(setting, members) if _work_left(setting, members, untrained) else []
-        shown = sum(len(setting.shards[item.shard]) for item in todo)
-        self._stage("decode", _decode, todo, shown)
+        shards = undecoded(setting, members) if _work_left(setting, members, untrained) else []
+        images = sum(len(setting.shards[item.shard]) for item in shards)
+        self._stage("decode", _decode, shards, images)
         if training is not None:
             self._stage("train", _train, untrained, len(untrained) * training.recipe.epochs)
-        members = self.well(members)
-        unseen = [member for member in members if not is_clean(setting, member)]
-        self._stage("clean", _clean, unseen, len(unseen) * len(setting.subset))
-        members = self.well(members)
+        members = self.remaining(members)
+        missing = [member for member in members if not is_clean(setting, member)]
+        self._stage("clean", _clean, missing, len(missing) * len(setting.subset))
+        members = self.remaining(members)
         rates = {m.name: float(correct(setting, m).float().mean()) for m in members}
         self.tracker.metrics({f"clean_accuracy/{name}": rate for name, rate in rates.items()})
-        visitors = missing_views(setting, members)
-        self._stage("resize", _resize, visitors, sum(len(v.views) for v in visitors))
-        return self.well(members)
+        unresized = missing_views(setting, members)
+        self._stage("resize", _resize, unresized, sum(len(item.views) for item in unresized))
+        return self.remaining(members)
 
     def craft(self, members: Sequence[Member]) -> list[Member]:
-        """Make the adversarial images of members that have been seen."""
+        """Craft the adversarial images of members whose clean pass is done."""
         setting = self.setting
         parts, units = [], 0
         for member in members:
@@ -109,25 +113,25 @@ class Pipeline:
                 right = correct(setting, member)
                 units += sum(int(right[list(setting.shards[i])].sum()) for i in source.shards)
         self._stage("craft", _craft, parts, units)
-        return self.well(members)
+        return self.remaining(members)
 
     def transfer(
         self, members: Sequence[Member], sources: Sequence[Member] | None = None
     ) -> list[Member]:
-        """Run members on the sources' adversarial images; on each other's, unless given."""
+        """Evaluate members on the sources' adversarial images; on each other's, unless given."""
         targets = missing_sources(self.setting, members, sources)
         units = sum(len(target.sources) for target in targets)
         parts = [part for target in targets for part in target.split(self.jobs.devices)]
         self._stage("transfer", _transfer, parts, units)
-        return self.well(members)
+        return self.remaining(members)
 
-    def well(self, members: Sequence[Member]) -> list[Member]:
-        """Those that have not failed."""
+    def remaining(self, members: Sequence[Member]) -> list[Member]:
+        """The members that have not failed."""
         failed = {failure.member.name for failure in self.failures}
         return [member for member in members if member.name not in failed]
 
     def _stage(self, stage: str, work: Callable, items: Sequence[Any], units: int) -> None:
-        """Run a stage. A member's failure is noted; the images concern all, so theirs is raised."""
+        """Run a stage. A member's failure is recorded; an image's concerns all, so it is raised."""
         start = time.perf_counter()
 
         def failed(item: Any, error: Exception) -> None:
@@ -136,32 +140,34 @@ class Pipeline:
             if member.name not in {failure.member.name for failure in self.failures}:
                 self.failures.append(Failure(member, stage, error))
 
-        done: dict[str, dict[str, float]] = {}
+        results: dict[str, list[Result]] = {}
         on_failure = None if stage == "decode" else failed
         for item, result in self.jobs.run(stage, work, items, units, on_failure):
-            if "curves" in result:
-                self.tracker.curve(f"train/{item.name}", result["curves"], step="epoch")
+            if isinstance(result, Trained) and result.curves:
+                self.tracker.curve(f"train/{item.name}", result.curves, step="epoch")
             if stage != "decode":
                 name = item.name if isinstance(item, Member) else item.member.name
-                sums = done.setdefault(
-                    name, {"images": 0, "shards": 0, "seconds": 0.0, "storing": 0.0}
-                )
-                for key in sums:
-                    sums[key] += result.get(key, 0)
-        for name, sums in done.items():  # of all parts of a member's work
-            self.tracker.metrics({f"{stage}/seconds/{name}": sums["seconds"]})
-            if sums["images"]:
-                rate = sums["images"] / sums["seconds"]
-                self.tracker.metrics({f"{stage}/images_per_second/{name}": rate})
-            if sums["shards"]:
-                share = sums["storing"] / sums["seconds"]
-                self.tracker.metrics({f"{stage}/shards/{name}": sums["shards"]})
-                self.tracker.metrics({f"{stage}/share_in_store/{name}": share})
+                results.setdefault(name, []).append(result)
+        for name, parts in results.items():
+            self.tracker.metrics(_rates(stage, name, parts))
         if items:
             self.tracker.metrics({f"{stage}/seconds": time.perf_counter() - start})
 
 
-def measure(
+def _rates(stage: str, name: str, parts: Sequence[Result]) -> dict[str, float]:
+    """A member's metrics in a stage, over all parts of its work."""
+    seconds, images = sum(part.seconds for part in parts), sum(part.images for part in parts)
+    rates = {f"{stage}/seconds/{name}": seconds}
+    if images:
+        rates[f"{stage}/images_per_second/{name}"] = images / seconds
+    crafted = [part for part in parts if isinstance(part, Crafted)]
+    if shards := sum(part.shards for part in crafted):
+        rates[f"{stage}/shards/{name}"] = shards
+        rates[f"{stage}/share_in_store/{name}"] = sum(part.storing for part in crafted) / seconds
+    return rates
+
+
+def compute_outcomes(
     setting: Setting,
     members: Sequence[Member],
     training: Training | None,
@@ -169,44 +175,44 @@ def measure(
     tracker: Tracker,
     sources: Sequence[Member] | None = None,
 ) -> Outcomes:
-    """Everything that scores need, computed where the store lacks it; see `Pipeline`.
+    """The outcomes that scores are computed from, where the store lacks them; see `Pipeline`.
 
     Args:
         setting: images, attack and store.
         members: the zoo.
         training: how members without weights get them; None where they bring their own.
         jobs: runs the work; its context is (setting, training).
-        tracker: told of each stage's and member's metrics.
+        tracker: logs metrics of each stage and member.
         sources: those of the members that are attacked; all, unless given.
 
     Raises Incomplete, with the outcomes of the others, when members failed.
     """
     pipeline = Pipeline(setting, training, jobs, tracker)
-    seen = pipeline.see(members)
-    crafted = pipeline.craft([m for m in seen if sources is None or m in sources])
-    well = pipeline.transfer(pipeline.well(seen), crafted) if crafted else []
-    attacked = [m for m in crafted if m in well]
-    found = None
-    if len(well) >= 2 and attacked:
-        found = outcomes(setting, well, attacked)
+    evaluated = pipeline.clean(members)
+    crafted = pipeline.craft([m for m in evaluated if sources is None or m in sources])
+    finished = pipeline.transfer(pipeline.remaining(evaluated), crafted) if crafted else []
+    attacked = [m for m in crafted if m in finished]
+    result = None
+    if len(finished) >= 2 and attacked:
+        result = outcomes(setting, finished, attacked)
         tracker.metrics(
             {
-                f"white_box_success/{member.name}": float(found.per_image(i, i).mean())
-                for i, member in enumerate(well)
+                f"white_box_success/{member.name}": float(result.per_image(i, i).mean())
+                for i, member in enumerate(finished)
                 if member in attacked
             }
         )
     if pipeline.failures:
         first = pipeline.failures[0].error
-        if found is None and len(pipeline.failures) == 1 and isinstance(first, UserError):
-            raise first  # of two members, the other has no one to be compared with
-        raise Incomplete(pipeline.failures, found, len(members))
-    assert found is not None
-    return found
+        if result is None and len(pipeline.failures) == 1 and isinstance(first, UserError):
+            raise first  # of two members, one alone cannot be compared
+        raise Incomplete(pipeline.failures, result, len(members))
+    assert result is not None
+    return result
 
 
 def _work_left(setting: Setting, members: Sequence[Member], untrained: Sequence[Member]) -> bool:
-    """Whether any model has still to be shown clean images."""
+    """Whether any model has still to be run on clean images."""
     return bool(
         untrained
         or not all(is_clean(setting, member) for member in members)
@@ -215,50 +221,50 @@ def _work_left(setting: Setting, members: Sequence[Member], untrained: Sequence[
     )
 
 
-# What workers run: module-level functions of (context, item, advance). They import what trains and
-# attacks only when there is work, so that a run with everything in the store starts sooner.
+# What workers run: module-level functions of (context, item, advance). They import the passes only
+# when there is work, so that a run with everything in the store starts sooner.
 
 PRELOAD = ("netkin.training.train", "netkin.transfer.craft", "netkin.transfer.transfer")
 
 
-def _decode(context: tuple[Setting, Any], item: Undecoded, advance: Advance) -> dict[str, Any]:
+def _decode(context: tuple[Setting, Any], item: Undecoded, advance: Advance) -> Result:
     return decode(context[0], item, advance)
 
 
-def _train(context: tuple[Setting, Training], member: Member, advance: Advance) -> dict[str, Any]:
+def _train(context: tuple[Setting, Training], member: Member, advance: Advance) -> Result:
     setting, training = context
     file = setting.weights(member)
     assert file is not None
-    with lease(setting.store.root, file) as mine:
-        if not mine:
-            return {"busy": member}
+    with lease(setting.store.root, file) as held:
+        if not held:
+            return Result(remaining=member)
         if is_trained(training, member):
             advance(training.recipe.epochs)
-            return {"seconds": 0.0}
+            return Result()
         from netkin.training.train import train
 
         return train(training, member, advance)
 
 
-def _clean(context: tuple[Setting, Any], member: Member, advance: Advance) -> dict[str, Any]:
+def _clean(context: tuple[Setting, Any], member: Member, advance: Advance) -> Result:
     from netkin.transfer.clean import clean_pass
 
     return clean_pass(context[0], member, advance)
 
 
-def _resize(context: tuple[Setting, Any], visitor: Visitor, advance: Advance) -> dict[str, Any]:
+def _resize(context: tuple[Setting, Any], item: Unresized, advance: Advance) -> Result:
     from netkin.transfer.resize_pass import resize_pass
 
-    return resize_pass(context[0], visitor, advance)
+    return resize_pass(context[0], item, advance)
 
 
-def _craft(context: tuple[Setting, Any], source: Source, advance: Advance) -> dict[str, Any]:
+def _craft(context: tuple[Setting, Any], source: Source, advance: Advance) -> Result:
     from netkin.transfer.craft import craft
 
     return craft(context[0], source, advance)
 
 
-def _transfer(context: tuple[Setting, Any], target: Target, advance: Advance) -> dict[str, Any]:
+def _transfer(context: tuple[Setting, Any], target: Target, advance: Advance) -> Result:
     from netkin.transfer.transfer import transfer
 
     return transfer(context[0], target, advance)

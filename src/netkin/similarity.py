@@ -7,8 +7,8 @@ correctly:
     p(A, B) = 1 / (2 |X|) * sum over X of [B(x_A) != y] + [A(x_B) != y]
     s(A, B) = ln max(eps_s, 100 p)
 
-Intervals are two-sided at 95 %. They are computed from one value an image,
-z = ([B(x_A) != y] + [A(x_B) != y]) / 2, so that the covariance of the two directions is in them.
+Intervals are two-sided at 95 %. They are computed from one value per image,
+z = ([B(x_A) != y] + [A(x_B) != y]) / 2, which includes the covariance of the two directions.
 """
 
 from collections.abc import Sequence
@@ -28,14 +28,16 @@ ALWAYS = float(np.log(100.0))
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Who was fooled by what.
+    """Predictions of N models on I clean images and on each other's adversarial images.
 
     Attributes:
         members: N model names.
         image_ids: I image ids, the axis that bootstrap draws resample.
-        correct: [N, I] bool, the model classifies the clean image correctly.
-        fooled: [N, N, I] bool, fooled[a, b, i]: b errs on the adversarial image that a made of
-            image i. Only read where a and b are both correct.
+        correct: [N, I] bool, whether the model classifies the clean image correctly.
+        fooled: [N, N, I] bool, fooled[a, b, i]: b misclassifies the adversarial image that was
+            crafted on a from image i. Read only where a and b are both correct.
+
+    Raises ValueError when the shapes disagree.
     """
 
     members: tuple[str, ...]
@@ -67,6 +69,15 @@ class Outcomes:
         mask = self.both_correct(a, b)
         return (self.fooled[a, b, mask].astype(float) + self.fooled[b, a, mask]) / 2
 
+    def on(self, images: Sequence[int]) -> "Outcomes":
+        """The outcomes on some of the images, given by their positions."""
+        return Outcomes(
+            self.members,
+            tuple(self.image_ids[i] for i in images),
+            self.correct[:, images],
+            self.fooled[:, :, images],
+        )
+
 
 @dataclass(frozen=True)
 class Score:
@@ -88,10 +99,12 @@ def score(p: float | NDArray, eps_s: float = EPS_S) -> NDArray[np.float64]:
 def with_interval(z: NDArray[np.float64], eps_s: float = EPS_S) -> Score:
     """The score of per-image values z ([n], in {0, 0.5, 1}) with its 95 % interval.
 
-    The delta method, SE(s) = sd(z) / (p sqrt(n)). Where all z are equal (p = 0 among them) it
-    would claim certainty; there the interval is exact instead: with n equal draws, less than
-    1 - 0.05^(1/n) (about 3/n) of the probability lies elsewhere, at 95 % confidence. For p = 0
-    that is the bound s <= ln(100 (1 - 0.05^(1/n))), about ln(300 / n).
+    The delta method, SE(s) = sd(z) / (p sqrt(n)). Where all z are equal, such as p = 0, its
+    interval would have no width. The interval is then exact instead: after n equal draws, less
+    than 1 - 0.05^(1/n) (about 3/n) of the probability lies elsewhere, at 95 % confidence. For
+    p = 0 this is the bound s <= ln(100 (1 - 0.05^(1/n))), about ln(300 / n).
+
+    Raises ValueError when z is empty.
     """
     n = len(z)
     if n == 0:
@@ -120,11 +133,11 @@ def matrix(outcomes: Outcomes, eps_s: float = EPS_S) -> NDArray[np.float64]:
 def one_sided(
     outcomes: Outcomes, eps_s: float = EPS_S, counts: NDArray[np.float64] | None = None
 ) -> NDArray[np.float64]:
-    """Scores of one direction each, [N, N] (Appendix G): [a, b] is how often a's images fool b,
-    ln max(eps_s, 100 p) over the images that both classify correctly.
+    """One-sided scores, [N, N] (Appendix G): entry [a, b] is ln max(eps_s, 100 p), where p is how
+    often a's adversarial images fool b, over the images that both classify correctly.
 
-    With counts [draws, I], how often each image is in each bootstrap draw: [draws, N, N], NaN
-    where a draw leaves a pair without images.
+    With counts [draws, I] of `resample`: [draws, N, N], NaN where a draw leaves a pair without
+    images.
     """
     n, images = len(outcomes.members), len(outcomes.image_ids)
     weights = np.ones((1, images)) if counts is None else counts
@@ -138,7 +151,7 @@ def one_sided(
 
 
 def pairs(outcomes: Outcomes, eps_s: float = EPS_S) -> pl.DataFrame:
-    """One row a pair a < b: a, b, n, a_fools_b, b_fools_a (rates over X), score, low, high."""
+    """One row per pair: a, b, n, a_fools_b, b_fools_a (rates over X), score, low, high."""
     rows = []
     for a, name_a in enumerate(outcomes.members):
         for b in range(a + 1, len(outcomes.members)):
@@ -162,14 +175,14 @@ def pairs(outcomes: Outcomes, eps_s: float = EPS_S) -> pl.DataFrame:
 def bootstrap(
     outcomes: Outcomes, draws: int = 1000, seed: int = 0, eps_s: float = EPS_S
 ) -> NDArray[np.float64]:
-    """Matrices of resampled images, [draws, N, N]; one draw of images is shared by all pairs.
+    """Matrices of resampled images, [draws, N, N]; all pairs share each draw of images.
 
-    So anything computed from a matrix (a cluster, a family mean, a correlation) gets an interval
-    that knows that pairs share images. A draw that leaves a pair without images is NaN there.
+    Whatever is computed from a matrix (a cluster, a family mean, a correlation) thereby gets an
+    interval that accounts for the images that pairs share. NaN where a draw leaves a pair without
+    images.
     """
-    n, images = len(outcomes.members), len(outcomes.image_ids)
-    counts = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), draws)
-    counts = counts.astype(float)  # [draws, I]
+    n = len(outcomes.members)
+    counts = resample(len(outcomes.image_ids), draws, seed)
     result = np.empty((draws, n, n))
     for a in range(n):
         both = np.stack([outcomes.both_correct(a, b) for b in range(a + 1)])  # [a + 1, I]
@@ -180,8 +193,23 @@ def bootstrap(
     return result
 
 
+def resample(n: int, draws: int = 1000, seed: int = 0) -> NDArray[np.float64]:
+    """How often each of n observations is in each bootstrap draw, [draws, n]; rows sum to n.
+
+    The same n, draws and seed give the same draws, so that two statistics of the same images can
+    be compared draw by draw.
+    """
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(n, np.full(n, 1 / n), draws).astype(float)
+
+
 def interval(draws: NDArray[np.float64]) -> tuple[float, float]:
-    """The 95 % percentile interval of bootstrap draws, [draws]."""
+    """The 95 % percentile interval of bootstrap draws [draws], ignoring NaN.
+
+    (NaN, NaN) where all draws are NaN.
+    """
+    if np.isnan(draws).all():
+        return np.nan, np.nan
     low, high = np.nanquantile(draws, (0.025, 0.975))
     return float(low), float(high)
 
@@ -193,8 +221,9 @@ def family_means(
 ) -> pl.DataFrame:
     """Mean similarity within and between families: family_a, family_b, pairs, mean, low, high.
 
-    A model's score with itself never counts, so a family of one has no row with itself. low and
-    high are the 95 % interval over bootstrap draws ([draws, N, N]) of images, or null without.
+    A model's score with itself is left out, so a family of one model has no row for itself. low
+    and high are the 95 % interval over bootstrap draws of images ([draws, N, N]); null without
+    draws.
     """
     family = np.array(families)
     names = list(dict.fromkeys(families))

@@ -51,7 +51,7 @@ def track(logger: Mapping[str, Any], info: RunInfo) -> Iterator[Tracker]:
     """A tracker of the kind that `logger` names; it is told the block's exit state."""
     kind = logger["kind"]
     if kind == "none":
-        yield Nothing()
+        yield NullTracker()
     elif kind == "csv":
         yield CSV(info.folder / "metrics.csv")
     elif kind != "wandb":
@@ -156,7 +156,7 @@ class CSV:
     def artifact(self, name: str, kind: str, files: Sequence[Path]) -> None: ...
 
 
-class Nothing:
+class NullTracker:
     """Logs nothing."""
 
     def curve(self, name: str, rows: Sequence[Mapping[str, float]], step: str) -> None: ...

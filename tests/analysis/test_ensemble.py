@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 from netkin.analysis import ensemble
 from netkin.analysis.groups import groups
 from netkin.analysis.matrix import Matrix
-from netkin.analysis.statistics import resample
 from netkin.errors import UserError
+from netkin.similarity import resample
 from tests import helpers
 from tests.helpers import MEMBERS, four_store, has_figures, on_four
 
@@ -129,7 +129,7 @@ def check_ensemble(folder: Path) -> None:
     (twins,) = table.filter(a="twin", b="test_byobnet").to_dicts()
     assert twins["err"] == pytest.approx(0)  # a model and itself gain nothing
     said = (run / "report.html").read_text()
-    assert "Mantel p" in said and "Taking pairs for independent" in said
+    assert "Mantel p" in said and "If pairs were independent" in said
     # A matrix of someone's own, with the members' logits.
     mine = np.array([[9, 1, 2, 3], [1, 9, 4, 5], [2, 4, 9, 6], [3, 5, 6, 9.0]])
     Matrix(MEMBERS, mine).table().write_csv(folder / "four.csv")

@@ -12,8 +12,8 @@ from sklearn.metrics import cohen_kappa_score
 from torch.nn.functional import cross_entropy
 
 from netkin.analysis import measures
-from netkin.analysis.statistics import resample
 from netkin.errors import UserError
+from netkin.similarity import resample
 from netkin.transfer import features
 from netkin.zoo.build import Classifier, Task, build
 from netkin.zoo.member import parse_members

@@ -11,7 +11,6 @@ from scipy import stats as scipy_stats
 
 from netkin.analysis import statistics
 from netkin.analysis.statistics import associate, correlations, mantel, pearson, permutation_p
-from netkin.similarity import Z_95
 
 stats: Any = scipy_stats  # whose results are typed without their fields
 
@@ -157,22 +156,6 @@ def test_trend_is_least_squares_with_students_band(n: int, seed: int) -> None:
 def test_there_is_no_trend_of_two_points_or_a_constant() -> None:
     assert statistics.trend([1, 2], [1, 2]) is None
     assert statistics.trend([1, 1, 1], [1, 2, 3]) is None
-
-
-def test_bootstrap_interval_of_a_mean_is_the_textbooks() -> None:
-    values = normal(400, seed=0)
-    low, high = statistics.bootstrap(values, lambda v: float(v.mean()), draws=2000)
-    half = Z_95 * values.std(ddof=1) / np.sqrt(400)
-    assert (low, high) == pytest.approx(
-        (values.mean() - half, values.mean() + half), abs=0.1 * half
-    )
-
-
-def test_draws_are_shared_by_whoever_asks_alike() -> None:
-    counts = statistics.resample(50, 20, seed=3)
-    assert counts.shape == (20, 50) and (counts.sum(axis=1) == 50).all()
-    assert (counts == statistics.resample(50, 20, seed=3)).all()
-    assert np.isnan(statistics.interval(np.full(5, np.nan))).all()
 
 
 def test_p_says_when_it_is_the_least_that_can_be() -> None:

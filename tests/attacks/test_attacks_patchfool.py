@@ -276,12 +276,12 @@ def test_fused_attention_is_back_after_an_error(source: Classifier) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"patches": 0}, r"attack\.patches must be a whole number of 1 or more, got 0"),
-        ({"steps": -1}, r"attack\.steps must be a whole number of 0 or more, got -1"),
-        ({"decay_every": 0.5}, r"attack\.decay_every must be a whole number"),
-        ({"choice": "saliency"}, r"attack\.choice must be attention or random, got saliency"),
-        ({"surgery": "none"}, r"attack\.surgery must be orthogonal or published, got none"),
-        ({"lr": "fast"}, r"attack\.lr must be a number of 0 or more, got 'fast'"),
+        ({"patches": 0}, r"^patches must be a whole number of 1 or more, got 0"),
+        ({"steps": -1}, r"^steps must be a whole number of 0 or more, got -1"),
+        ({"decay_every": 0.5}, r"^decay_every must be a whole number"),
+        ({"choice": "saliency"}, r"^choice must be attention or random, got .saliency"),
+        ({"surgery": "none"}, r"^surgery must be orthogonal or published, got .none"),
+        ({"lr": "fast"}, r"^lr must be a number of 0 or more, got 'fast'"),
         ({"eps": 8}, "did you mean 8/255"),
     ],
 )

@@ -16,7 +16,7 @@ from netkin.store.layout import shard_path
 from netkin.transfer.clean import clean_pass
 from netkin.transfer.stored import Target, logits_path, outcome_store
 from netkin.transfer.transfer import transfer
-from netkin.transfer.tune import AUTO, BEFORE, Choice
+from netkin.transfer.tune import AUTO, Choice
 from netkin.zoo.build import Classifier
 from netkin.zoo.execution import Execution
 
@@ -50,7 +50,8 @@ def seen(folder: Path, model: Classifier, choice: Choice) -> tuple[Tensor, list[
 
 
 def test_nothing_fused_is_the_model_to_the_bit(tmp_path: Path, model: Classifier) -> None:
-    logits, predictions, pixels = seen(tmp_path, model, Choice(BEFORE))
+    plain = Execution(fuse=False, memory_format="contiguous")
+    logits, predictions, pixels = seen(tmp_path, model, Choice(plain))
     with torch.no_grad():
         batches = [model(part.float() / 255) for part in pixels.split(BATCH)]
     wanted = torch.cat(batches)

@@ -73,7 +73,6 @@ def test_differences_are_of_the_same_pairs() -> None:
             "hardware.batch_size must be auto or a whole number of 1 or more, got 0",
         ),
         (["attack=clean"], "needs an attack that draws"),
-        (["similarity=x.csv"], "experiment=precision measures"),
     ],
 )
 def test_mistakes(

@@ -90,6 +90,8 @@ def check_store(folder: Path) -> None:
     found = run_here("experiment=store", "check=true", "hydra.run.dir=run", cwd=work)
     assert found.returncode == 1 and found.stderr.count("\n") == 1
     damage = dict(pl.read_csv(work / "run" / "damage.csv").iter_rows())
+    page = (work / "run" / "report.html").read_text()
+    assert "6 files are damaged" in page and all(file in page for file in damage)
     problems = {
         flipped: "do not fit their checksum",
         altered: "do not fit their checksum",

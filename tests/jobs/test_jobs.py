@@ -13,6 +13,7 @@ import torch
 from netkin.errors import StoreError, UserError
 from netkin.jobs import pool as jobs_module
 from netkin.jobs.pool import Advance, Jobs
+from netkin.jobs.results import Crafted, Result, Trained
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,17 @@ class Log:
         self.said.append(("end", stage))
 
 
-def times(context: int, item: Item, advance: Advance) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Product(Result):
+    value: int
+    threads: int
+    pid: int
+
+
+def times(context: int, item: Item, advance: Advance) -> Product:
     for _ in range(item.number):
         advance(1)
-    return {
-        "product": context * item.number,
-        "threads": torch.get_num_threads(),
-        "pid": os.getpid(),
-    }
+    return Product(value=context * item.number, threads=torch.get_num_threads(), pid=os.getpid())
 
 
 def fail(context: int, item: Item, advance: Advance) -> None:
@@ -77,13 +81,13 @@ def test_results_and_progress(workers: int) -> None:
     with Jobs(10, workers, threads=1, display=log) as jobs:
         found = {item.name: result for item, result in jobs.run("stage", times, ITEMS, units=6)}
         again = list(jobs.run("second", times, ITEMS[:1], units=1))
-    assert {name: result["product"] for name, result in found.items()} == {
+    assert {name: result.value for name, result in found.items()} == {
         "a": 10,
         "b": 20,
         "c": 30,
     }
-    assert {result["threads"] for result in found.values()} == {1}
-    assert (os.getpid() in {result["pid"] for result in found.values()}) == (workers == 1)
+    assert {result.threads for result in found.values()} == {1}
+    assert (os.getpid() in {result.pid for result in found.values()}) == (workers == 1)
     assert len(again) == 1
     assert log.said[0] == ("start", "stage", ("a", "b", "c"), 6)
     assert log.said.count(("advance", "stage", 1)) == 6
@@ -115,32 +119,32 @@ def test_a_killed_worker_is_one_clear_error() -> None:
         list(jobs.run("stage", die, ITEMS, 1))
 
 
-def busy_once(context: str, item: Item, advance: Advance) -> dict[str, Any]:
-    """Another process has the item in hand, until it has been asked for the second time."""
-    asked = Path(context) / item.name
-    if asked.exists() or item.name == "c":
-        return {"done": item.name}
-    asked.touch()
-    return {"busy": item}
+def taken_once(context: str, item: Item, advance: Advance) -> Result:
+    """Another process has taken the item, until it is tried for the second time."""
+    tried = Path(context) / item.name
+    if tried.exists() or item.name == "c":
+        return Crafted(shards=item.number)
+    tried.touch()
+    return Crafted(remaining=item)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_others_have_in_hand_is_tried_again_after_the_rest(
+def test_what_others_have_taken_is_tried_again_after_the_rest(
     workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs_module, "PATIENCE", 0.05)
     log = Log()
     with Jobs(str(tmp_path), workers, 1, log) as jobs:
-        found = [result for _, result in jobs.run("stage", busy_once, ITEMS, 3)]
-    assert sorted(r["done"] for r in found if "done" in r) == ["a", "b", "c"]
+        found = [result for _, result in jobs.run("stage", taken_once, ITEMS, 3)]
+    assert sorted(r.shards for r in found if r.remaining is None) == [1, 2, 3]
     assert sorted(said[2] for said in log.said if said[0] == "wait") == ["a", "b"]
     assert sorted(said[2] for said in log.said if said[0] == "finish") == ["a", "b", "c"]
 
 
-def wrong_a(context: type[Exception], item: Item, advance: Advance) -> dict[str, Any]:
+def wrong_a(context: type[Exception], item: Item, advance: Advance) -> Result:
     if item.name == "a":
         raise context("a is wrong")
-    return {}
+    return Result()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -159,3 +163,8 @@ def test_one_item_fails_and_the_others_go_on(workers: int) -> None:
 def test_a_store_that_fails_ends_the_stage() -> None:
     with pytest.raises(StoreError), Jobs(StoreError, 1, 1, Log()) as jobs:
         list(jobs.run("stage", wrong_a, ITEMS, 3, lambda *_: None))
+
+
+def test_a_test_accuracy_is_displayed() -> None:
+    assert Trained(test_accuracy=0.976).note == "; test accuracy 97.6%"
+    assert Trained().note == Result().note == ""

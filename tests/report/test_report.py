@@ -1,6 +1,7 @@
 """The hierarchy, the heatmap and the HTML page, on made-up scores."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
 from html.parser import HTMLParser
@@ -14,8 +15,11 @@ from PIL import Image
 
 from netkin.analysis.hierarchy import hierarchy
 from netkin.errors import UserError
-from netkin.report.figures import cell_colours, colour_range, heatmap_figure, similarity_heatmap
-from netkin.report.page import Example, Page, count, difference, render
+from netkin.report.examples import Example, difference, examples_section
+from netkin.report.figures import cell_colours, colour_range, heatmap_figure
+from netkin.report.matrix import Relations, matrix_sections
+from netkin.report.study import Section, render
+from netkin.report.style import save
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -27,7 +31,7 @@ def random_scores(n: int, seed: int = 0) -> np.ndarray:
     return s
 
 
-def make_page(n: int = 3) -> Page:
+def make_relations(n: int = 3) -> Relations:
     """n models; the last one is a family of its own."""
     names = [f"model_{i}" for i in range(n)]
     families = ["CNN"] * (n - 1) + ["ViT"]
@@ -60,11 +64,7 @@ def make_page(n: int = 3) -> Page:
         }
     )
     means = [("CNN", "ViT", n - 1, 2.25)] + ([("CNN", "CNN", 1, 3.125)] if n > 2 else [])
-    clean = np.full((8, 8, 3), 100, np.uint8)
-    return Page(
-        title="How related?",
-        question="Asked so.",
-        answer=["First finding.", "Second finding."],
+    return Relations(
         scores=scores,
         names=names,
         families=families,
@@ -73,11 +73,25 @@ def make_page(n: int = 3) -> Page:
         family_means=pl.DataFrame(
             means, schema=["family_a", "family_b", "pairs", "mean"], orient="row"
         ),
-        examples=[Example(names[0], "digits/7", "seven", "two", clean, clean + np.uint8(8))],
-        eps=8 / 255,
-        config="seed: 0\n",
-        versions={"python": "3.11"},
-        files=["scores.csv"],
+    )
+
+
+def page(relations: Relations, *others: Section, text: str = "", files: Sequence[str] = ()) -> str:
+    """The page of a matrix; `text` stands wherever a page takes plain text of its own."""
+    return render(
+        text or "How related?",
+        text or "Measured so.",
+        [text] if text else ["First finding.", "Second finding."],
+        [*matrix_sections(relations), *others],
+        f"seed: {text or 0}\n",
+        [text] if text else files,
+    )
+
+
+def example(text: str = "two", eps: float | None = 8 / 255) -> Section:
+    clean = np.full((8, 8, 3), 100, np.uint8)
+    return examples_section(
+        [Example("m", "digits/7", "seven", text, clean, clean + np.uint8(8))], eps
     )
 
 
@@ -185,12 +199,12 @@ def test_heatmap_is_written_twice_alike(tmp_path: Path, n: int, holes: int) -> N
     if holes:
         s[0, 1] = s[1, 0] = np.nan
     names, families = [f"net_{i}" for i in range(n)], ["CNN", "ViT"] + ["CNN"] * (n - 2)
-    png, pdf = similarity_heatmap(s, names, families, tmp_path / "digits.v1")
+    png, pdf = save(heatmap_figure(s, names, families), tmp_path / "digits.v1")
     assert (png.name, pdf.name) == ("digits.v1.png", "digits.v1.pdf")
     with Image.open(png) as image:
         assert min(image.size) > 400
         assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 50
-    again = similarity_heatmap(s, names, families, tmp_path / "again")
+    again = save(heatmap_figure(s, names, families), tmp_path / "again")
     assert [p.read_bytes() for p in again] == [png.read_bytes(), pdf.read_bytes()]
     assert b"/CIDFontType2" in pdf.read_bytes() and b"/Type3" not in pdf.read_bytes()
 
@@ -228,31 +242,31 @@ def test_legend_goes_where_families_are_too_many_to_tell_apart() -> None:
 
 def test_dollars_in_names_are_text(tmp_path: Path) -> None:
     names = ["$x^{$", "a$b$"]  # the first is an error as mathematics
-    assert similarity_heatmap(random_scores(2), names, names, tmp_path / "h")
+    assert save(heatmap_figure(random_scores(2), names, names), tmp_path / "h")
 
 
-def test_page_tells_of_each_pair_both_directions_interval_and_n() -> None:
-    page = make_page()
-    html = render(page)
-    row = page.pairs.row(0, named=True)
+def test_page_has_both_directions_interval_and_n_of_each_pair() -> None:
+    relations = make_relations()
+    html = page(relations)
+    row = relations.pairs.row(0, named=True)
     s = row["score"]
-    for said in (
+    for words in (
         f"s = {s:.3f} (95% interval {s - 0.25:.3f} to {s + 0.25:.3f})",
         f"n = {row['n']} images",
         "model_0 fools model_1: 12.5%",
         "model_1 fools model_0: 38.5%",
         "white-box success 81.2%",
     ):
-        assert said in html
+        assert words in html
     text = Parsed(html).text
-    for said in ("How related?", "Asked so.", "First finding.", "Second finding.", "25.6M"):
-        assert said in text
+    for words in ("How related?", "Measured so.", "First finding.", "Second finding.", "25.6M"):
+        assert words in text
     assert "Weak attack." in text
-    assert any(re.search(r"below 95% for model_0:", t) for t in text)
+    assert any(re.search(r"below 95% for model_0\.", t) for t in text)
 
 
 def test_page_loads_nothing_from_a_network() -> None:
-    parsed = Parsed(render(make_page()))
+    parsed = Parsed(page(make_relations(), example(), files=["scores.csv"]))
     loads = [v for _, attrs in parsed.tags for k, v in attrs.items() if k in ("src", "href") and v]
     assert sum(v.startswith("data:image/png;base64,") for v in loads) == 3
     assert {v for v in loads if not v.startswith("data:")} == {"./scores.csv"}
@@ -262,68 +276,96 @@ def test_page_loads_nothing_from_a_network() -> None:
 
 
 def test_page_escapes_what_it_is_given() -> None:
-    page, evil = make_page(), "<script>alert(1)</script>"
-    renamed = page.pairs.with_columns(pl.col("a", "b").str.replace("model_0", evil, literal=True))
-    models = page.models.with_columns(
-        pl.col("model", "nearest").str.replace("model_0", evil, literal=True)
+    relations, evil = make_relations(), "<script>alert(1)</script>"
+    renamed = replace(
+        relations,
+        names=[evil, *relations.names[1:]],
+        families=[evil, *relations.families[1:]],
+        pairs=relations.pairs.with_columns(
+            pl.col("a", "b").str.replace("model_0", evil, literal=True)
+        ),
+        models=relations.models.with_columns(
+            pl.col("model", "nearest").str.replace("model_0", evil, literal=True)
+        ),
     )
-    html = render(
-        replace(
-            page,
-            title=evil,
-            answer=[evil],
-            config=f"name: {evil}",
-            names=[evil, *page.names[1:]],
-            pairs=renamed,
-            models=models,
-            versions={evil: evil},
-            files=[evil],
-        )
-    )
+    own = Section(evil, [evil], {evil: pl.DataFrame({evil: [evil]})})
+    html = page(renamed, example(evil), own, text=evil)
     assert evil not in html
     assert evil not in unplotly(html)  # plotly reads tags too, after the browser
     assert escape(evil) + "</b> and <b>" in unplotly(html)
-    assert html.count("<script") == render(page).count("<script")
-    assert Parsed(html).text.count(evil) >= 5
+    assert html.count("<script") == page(relations).count("<script")
+    assert Parsed(html).text.count(evil) >= 14
 
 
 def test_family_of_one_has_a_dash_within_and_families_of_two_a_mean() -> None:
-    text = Parsed(render(make_page())).text
-    assert text.count("-") == 1
+    text = Parsed(page(make_relations())).text
+    assert text.count("–") == 1  # noqa: RUF001
     assert text.count("2.25") == 2 and text.count("3.12") == 1
 
 
 def test_page_of_two_models_has_one_pair_and_says_so_once() -> None:
-    text = Parsed(render(make_page(2))).text
+    text = Parsed(page(make_relations(2))).text
     assert "The only pair" in text and "Least similar" not in text
     cells = text[text.index("The only pair") : text.index("Families")]
-    assert cells[-3:] == ["101", "12.5%", "38.5%"]  # n, A fools B, B fools A
+    assert cells[-4:-1] == ["101", "12.5%", "38.5%"]  # n, A fools B, B fools A
 
 
 def test_no_pair_is_both_most_and_least_similar() -> None:
-    page = make_page(4)  # 6 pairs
-    text = Parsed(render(page)).text
+    relations = make_relations(4)  # 6 pairs
+    text = Parsed(page(relations)).text
     most, least, end = (text.index(t) for t in ("Most similar", "Least similar", "Families"))
-    scores = [f"{s:.2f}" for s in sorted(page.pairs["score"], reverse=True)]
+    scores = [f"{s:.2f}" for s in sorted(relations.pairs["score"], reverse=True)]
     assert [t for t in text[most:least] if t in scores] == scores[:3]
     assert [t for t in text[least:end] if t in scores] == scores[:2:-1]
 
 
 def test_page_survives_unknown_values() -> None:
-    page = make_page(4)
-    scores = page.scores.copy()
+    relations = make_relations(4)
+    scores = relations.scores.copy()
     scores[0, 1] = scores[1, 0] = np.nan
     unknown = (pl.col("a") == "model_0") & (pl.col("b") == "model_1")
-    pairs = page.pairs.with_columns(
+    pairs = relations.pairs.with_columns(
         pl.when(unknown).then(float("nan")).otherwise(pl.col(c)).alias(c)
         for c in ("score", "low", "high")
     )
-    models = page.models.with_columns(clean_accuracy=pl.lit(None, pl.Float64))
-    html = render(replace(page, scores=scores, pairs=pairs, models=models, examples=[]))
+    models = relations.models.with_columns(
+        clean_accuracy=pl.lit(None, pl.Float64), input_size=pl.lit(None, pl.Int64)
+    )
+    html = page(replace(relations, scores=scores, pairs=pairs, models=models))
     assert "null" in html.split('id="heatmap"')[1]
     text = Parsed(html).text
-    assert not any(re.search(r"\bnan\b", t, re.IGNORECASE) for t in text)
-    assert "Images under attack" not in text
+    assert not any(re.search(r"\b(nan|None)\b", t, re.IGNORECASE) for t in text)
+
+
+def test_page_without_any_score_says_so() -> None:
+    relations = make_relations()
+    pairs = relations.pairs.with_columns(pl.lit(None, pl.Float64).alias("score"))
+    empty = replace(relations, scores=np.full((3, 3), np.nan), pairs=pairs)
+    assert "No pair has a score." in Parsed(page(empty)).text
+
+
+def test_columns_of_seconds_and_bytes_have_a_unit_and_sort_by_number() -> None:
+    table = pl.DataFrame({"craft_seconds": [7200.0], "peak_bytes": [12_000_000], "p": [0.25]})
+    html = render("t", "q", [], [Section("s", (), {"": table})], "")
+    for heading, cell in (("craft", "2.0 h"), ("peak", "12.0 MB"), ("p", "0.250")):
+        assert heading in Parsed(html).text and cell in Parsed(html).text
+    assert 'data-value="12000000"' in html and "<caption>" not in html
+
+
+def test_columns_of_numbers_names_and_prose_differ() -> None:
+    table = pl.DataFrame({"k": [1, 2], "model": ["vit_s", "m"], "words": ["long " * 20, "short"]})
+    html = render("t", "q", [], [Section("s", (), {"": table})], "")
+    for style, text in (("n", "1"), ("name", "vit_s"), ("long", "short")):
+        assert re.search(rf'<td class="{style}" data-value="[^"]*">{text}</td>', html), text
+
+
+def test_examples_without_a_bound_claim_none() -> None:
+    notes = [
+        " ".join(Parsed(render("t", "q", [], [example(eps=eps)], "")).text)
+        for eps in (8 / 255, None)
+    ]
+    assert "more than eps = 8/255" in notes[0] and "15.9 times" in notes[0]
+    assert "eps" not in notes[1] and "0.5 times" in notes[1]
 
 
 def test_difference_maps_eps_to_black_and_white() -> None:
@@ -332,11 +374,3 @@ def test_difference_maps_eps_to_black_and_white() -> None:
     shown = difference(clean, adversarial.astype(np.uint8), 8 / 255)
     assert shown.dtype == np.uint8
     assert shown[0, :, 0].tolist() == [0, 128, 255]
-
-
-@pytest.mark.parametrize(
-    ("params", "shown"),
-    [(None, "–"), (950, "950"), (1234, "1.23k"), (25_557_032, "25.6M"), (10**9, "1G")],  # noqa: RUF001
-)
-def test_count(params: int | None, shown: str) -> None:
-    assert count(params) == shown

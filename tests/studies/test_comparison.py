@@ -8,8 +8,8 @@ import pytest
 
 from netkin import similarity
 from netkin.analysis.matrix import Matrix
-from netkin.analysis.statistics import resample, target_p
-from netkin.similarity import Outcomes
+from netkin.analysis.statistics import target_p
+from netkin.similarity import Outcomes, resample
 from tests import helpers
 from tests.helpers import MEMBERS, four_store, has_figures, on_four
 

@@ -8,6 +8,9 @@ import pytest
 
 from netkin.analysis.matrix import Matrix
 from tests import helpers
+from tests.common.test_mistakes import Mistake, mistake
+
+__all__ = ["mistake"]  # a fixture
 
 
 @pytest.fixture
@@ -49,13 +52,20 @@ def line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., str
         ),
         ("ensemble ensemble.sizes=3", "ensemble.sizes must list whole numbers of 2 or more, got 3"),
         ("ensemble ensemble.sizes=[1]", "ensemble.sizes must list whole numbers of 2 or more"),
-        ("measures similarity=FOLDER/three.csv", "experiment=measures needs the models"),
         ("measures measures.grid=0", "measures.grid must be a whole number"),
         ("attacks similarity=FOLDER/three.csv other=FOLDER/constant.csv", "is constant"),
     ],
 )
 def test_one_line(line: Callable[..., str], arguments: str, expected: str) -> None:
     assert expected in line(*arguments.split())
+
+
+@pytest.mark.parametrize("experiment", ["measures", "precision"])
+def test_studies_that_need_the_models_have_no_key_for_a_file(
+    experiment: str, mistake: Mistake
+) -> None:
+    error = mistake(f"experiment={experiment}", "similarity=x.csv")
+    assert "Key 'similarity' is not in struct" in error
 
 
 def test_missing_logits_name_the_command_that_makes_them(line: Callable[..., str]) -> None:

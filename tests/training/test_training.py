@@ -62,17 +62,17 @@ def test_it_learns_is_reproducible_and_is_stored(tmp_path: Path) -> None:
         results.append(train(job, MEMBER, epochs.append))
         assert is_trained(job, MEMBER)
     assert epochs == [1, 1, 1, 1]
-    curves = results[0]["curves"]
+    curves = results[0].curves
     assert [row["epoch"] for row in curves] == [1, 2]
     assert curves[1]["train_loss"] < curves[0]["train_loss"]
     assert curves[1]["train_accuracy"] > 0.15  # of ten classes, after 24 steps
     assert {"train_loss", "lr", "grad_norm", "images_per_second", "seconds"} <= curves[0].keys()
-    assert results[0]["test_accuracy"] == curves[1]["test_accuracy"]
+    assert results[0].test_accuracy == curves[1]["test_accuracy"]
     files = [tmp_path / run / "weights" / "digits" / "small.safetensors" for run in ("a", "b")]
     assert file_sha256(files[0]) == file_sha256(files[1])
     notes = json.loads(files[0].with_suffix(".json").read_text())
     assert notes["made_of"]["recipe"]["epochs"] == 2
-    assert notes["test_accuracy"] == results[0]["test_accuracy"]
+    assert notes["test_accuracy"] == results[0].test_accuracy
     assert files[0].with_suffix(".curves.csv").read_text().startswith("epoch,lr,train_loss")
 
 
@@ -85,7 +85,7 @@ def test_the_stored_weights_are_the_trained_ones(tmp_path: Path) -> None:
     with torch.no_grad():
         predictions = classifier(torch.cat(pixels).float() / 255).argmax(1)
     accuracy = (predictions == job.setting.labels).float().mean().item()
-    assert accuracy == pytest.approx(result["test_accuracy"])
+    assert accuracy == pytest.approx(result.test_accuracy)
 
 
 @pytest.mark.parametrize(
@@ -331,12 +331,10 @@ def test_best_and_average_are_kept(tmp_path: Path) -> None:
     result = train(job, MEMBER, lambda n: None)
     folder = job.setting.store.training("digits", "small")
     assert {file.name for file in folder.iterdir()} == {"best.safetensors", "ema.safetensors"}
-    best = max(row["test_accuracy"] for row in result["curves"])
-    assert result["test_accuracy"] == best
-    best_weights, weights = (
-        read_tensors(folder / "best.safetensors"),
-        read_tensors(job.file(MEMBER)),
-    )
+    best = max(row["test_accuracy"] for row in result.curves)
+    assert result.test_accuracy == best
+    best_weights = read_tensors(folder / "best.safetensors")
+    weights = read_tensors(job.file(MEMBER))
     assert all(torch.equal(best_weights[key], value) for key, value in weights.items())
 
 

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from netkin.attacks import PGD, PatchFool
 from netkin.errors import StoreError, UserError
 from netkin.store.layout import Entry
-from netkin.transfer.tune import BEFORE, Choice, decided
+from netkin.transfer.tune import Choice, decided
 from netkin.zoo.build import Classifier
 from netkin.zoo.execution import MEMORY_FORMATS, Execution, Prepared, check_execution, prepare
 from netkin.zoo.fold import STANDARDISING, fold_batch_norm, standardise_once
@@ -269,7 +269,7 @@ def test_patch_embeddings_are_products_in_the_copy_alone(name: str) -> None:
     assert sum(isinstance(m, PatchProduct) for m in fast.modules()) == 1
     assert not any(isinstance(m, PatchProduct) for m in model.modules())
     assert torch.allclose(fast(images()), model(images()), atol=1e-4)
-    plain = prepare(model, BEFORE, images())
+    plain = prepare(model, Execution(fuse=False, memory_format="contiguous"), images())
     assert torch.equal(plain(images()), model(images()))
 
 
@@ -403,11 +403,12 @@ def test_what_was_begun_otherwise_goes_on_as_it_was(
     assert "test_byobnet goes on as it was begun, with fuse=False" in caplog.text
 
 
-def test_shards_of_before_there_was_a_choice(tmp_path: Path) -> None:
+def test_a_first_shard_without_images_decides_nothing(tmp_path: Path) -> None:
+    """It is stored without running the model; the next one decides, by the choice."""
     entry = Entry(tmp_path / "entry", {"model": "m"}).claim()
     (entry.path / "00000.safetensors").touch()
-    found = decided(entry, AUTO, classifier("test_byobnet"), images(), shard_size=20)
-    assert found == (BEFORE, 20)
+    decision = decided(entry, Choice(), classifier("test_byobnet"), images(), shard_size=20)
+    assert decision == (Execution(), 20)
 
 
 def test_a_damaged_decision_is_named(tmp_path: Path) -> None:

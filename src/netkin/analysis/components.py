@@ -8,7 +8,7 @@ import polars as pl
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from netkin.errors import UserError, near
+from netkin.errors import UserError, and_more, near
 
 
 def read_components(path: str | Path) -> pl.DataFrame:
@@ -51,10 +51,9 @@ def rows_of(table: pl.DataFrame, names: Sequence[str], what: str) -> pl.DataFram
     models = table.to_series(0).to_list()
     missing = [name for name in names if name not in set(models)]
     if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise UserError(
             f"{what} lacks {len(missing)} of the {len(names)} models: "
-            f"{', '.join(missing[:5])}{more}{near(missing[0], models)} (both must use one name for "
+            f"{and_more(missing)}{near(missing[0], models)} (both must use one name for "
             "a model)"
         )
     place = {model: i for i, model in enumerate(models)}

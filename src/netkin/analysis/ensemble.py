@@ -94,7 +94,7 @@ def metrics(
         wrong: [M, I] which images each model gets wrong.
         groups: G ensembles of the M models, all of one size.
         ensemble_wrong: [G, I].
-        counts: [draws, I] bootstrap draws of images (`netkin.analysis.statistics.resample`).
+        counts: [draws, I] bootstrap draws of images (`netkin.similarity.resample`).
     """
     images = wrong.shape[1]
     every = np.stack([wrong[list(group)].all(axis=0) for group in groups])

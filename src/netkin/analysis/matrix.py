@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from netkin.analysis.hierarchy import off_diagonal
-from netkin.errors import UserError, near
+from netkin.errors import UserError, and_more, near
 
 SYMMETRIC = 1e-6
 """How far s(A, B) and s(B, A) may be apart in a file, in nats."""
@@ -63,7 +63,7 @@ def read(path: str | Path, symmetrise: bool = False, one_sided: bool = False) ->
         other = [name for name in rows if name not in names]
         raise UserError(
             f"{file} names different models in its header and its first column: "
-            f"{', '.join(missing[:3])} in the header only, {', '.join(other[:3])} in the column "
+            f"{and_more(missing, 3)} in the header only, {and_more(other, 3)} in the column "
             "only"
         )
     place = {name: i for i, name in enumerate(rows)}

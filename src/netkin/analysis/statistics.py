@@ -1,11 +1,11 @@
 """Correlations, trends and their uncertainty: pure functions of arrays.
 
-The N (N - 1) / 2 pairs of N models share models, so that a p-value which takes pairs for
-independent is far too small. A correlation between two matrices is tested by permuting models
-(Mantel 1967); the other p-value, which the paper prints, is kept beside it under its own name.
+The N (N - 1) / 2 pairs of N models share models, so a p-value that treats pairs as independent is
+far too small. A correlation between two matrices is therefore tested by permuting models (Mantel
+1967). The p-value for independent pairs, which the paper prints, is reported beside it under its
+own name.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,8 @@ class Correlation:
         r: in [-1, 1]; NaN where n < 3 or where x or y does not vary.
         low, high: 95 % interval by Fisher's transformation; NaN where r is, or n = 3.
         p: two-sided, by Student's t: valid for independent observations only. For pairs of models
-            print it, if at all, beside `mantel`, and call it "taking pairs for independent".
-        n: how many (x, y) without NaN.
+            print it, if at all, beside the p of `mantel`, labelled as for independent pairs.
+        n: number of (x, y) without NaN.
     """
 
     r: float
@@ -41,12 +41,12 @@ class Correlation:
 
 @dataclass(frozen=True)
 class Association:
-    """How two matrices over the same N models go together.
+    """The correlation of two matrices over the same N models.
 
     Attributes:
-        pairs: Pearson's r over the pairs of models, with the p that takes pairs for independent.
+        pairs: Pearson's r over the pairs of models, with the p for independent pairs.
         p: of the Mantel test, which permutes models.
-        permutations: how many of them.
+        permutations: their number.
         models: N.
     """
 
@@ -56,19 +56,19 @@ class Association:
     models: int
 
     def __str__(self) -> str:
-        """Such as "r = -0.31, Mantel p = 0.0012"; for a figure."""
+        """For a figure, such as "r = -0.31, Mantel p = 0.0012"."""
         return f"r = {self.pairs.r:.2f}, Mantel p {p_text(self.p, self.permutations)}"
 
     def sentence(self) -> str:
-        """Everything, the independent-pairs p labelled; for a report."""
+        """For a report: r, the Mantel p, and the interval and p for independent pairs."""
         c = self.pairs
         if np.isnan(c.r):
             return f"{c.n} pair{'s' * (c.n != 1)} of models: too few for a correlation."
         return (
             f"Pearson r = {c.r:.3f} over {c.n} pairs of {self.models} models; Mantel p "
             f"{p_text(self.p, self.permutations)} ({self.permutations} permutations of the "
-            f"models). Taking pairs for independent, which they are not: 95% interval {c.low:.3f} "
-            f"to {c.high:.3f}, p {naive_text(c.p)}."
+            f"models). If pairs were independent, which they are not: 95% interval {c.low:.3f} to "
+            f"{c.high:.3f}, p {naive_text(c.p)}."
         )
 
 
@@ -131,7 +131,7 @@ def _square(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np
 def pair_values(
     a: NDArray[np.float64], b: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Two matrices over the same models, pair by pair; see `pair_positions`."""
+    """The values of two matrices over the same models, pair by pair; see `pair_positions`."""
     rows, columns = pair_positions(a, b)
     return a[rows, columns], b[rows, columns]
 
@@ -139,9 +139,11 @@ def pair_values(
 def pair_positions(
     a: NDArray[np.float64], b: NDArray[np.float64]
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows and columns of the pairs that two matrices over the same models have: each unordered
-    pair once, [N (N - 1) / 2], where both are symmetric, otherwise each ordered pair,
-    [N (N - 1)]. Diagonals are left out."""
+    """Rows and columns of the pairs in two matrices over the same models.
+
+    Where both are symmetric each unordered pair once, [N (N - 1) / 2]; otherwise each ordered
+    pair, [N (N - 1)]. Diagonals are left out.
+    """
     n = len(a)
     if all(np.allclose(m, m.T, equal_nan=True) for m in (a, b)):
         rows, columns = np.tril_indices(n, k=-1)
@@ -159,11 +161,13 @@ def mantel(
         a, b: [N, N]; diagonals are not read. Where both are symmetric each pair counts once,
             otherwise each direction. Pairs with NaN in either are left out, in permutations too.
         permutations: m, drawn with replacement.
-        seed: of the draws.
+        seed: of the permutations.
 
     Returns:
-        r and the two-sided p = (k + 1) / (m + 1), k being the permutations with |r| at least as
+        r and the two-sided p = (k + 1) / (m + 1), where k of the permutations have |r| at least as
         large. Both NaN where r is undefined (N < 3, or a constant matrix).
+
+    Raises ValueError for matrices that are not square or differ in size.
     """
     x, y = _square(a, b)
     n = len(x)
@@ -177,8 +181,8 @@ def mantel(
     while done < permutations:
         m = min(permutations - done, max(_CHUNK // len(rows), 1))
         order = rng.permuted(np.tile(np.arange(n), (m, 1)), axis=1)
-        moved = y[order[:, rows], order[:, columns]]  # [m, pairs]
-        count += int((np.abs(correlations(fixed, moved)) >= abs(r) - 1e-12).sum())
+        permuted = y[order[:, rows], order[:, columns]]  # [m, pairs]
+        count += int((np.abs(correlations(fixed, permuted)) >= abs(r) - 1e-12).sum())
         done += m
     return r, (count + 1) / (permutations + 1)
 
@@ -188,8 +192,8 @@ def associate(
 ) -> Association:
     """Pearson's r over pairs of models with the Mantel p beside it; see `mantel`."""
     x, y = _square(a, b)
-    found = pearson(*pair_values(x, y))
-    return Association(found, mantel(x, y, permutations, seed)[1], permutations, len(x))
+    correlation = pearson(*pair_values(x, y))
+    return Association(correlation, mantel(x, y, permutations, seed)[1], permutations, len(x))
 
 
 def permutation_p(
@@ -207,16 +211,17 @@ def permutation_p(
     count, done = 0, 0
     while done < permutations:
         m = min(permutations - done, max(_CHUNK // len(a), 1))
-        moved = rng.permuted(np.tile(b, (m, 1)), axis=1)
-        count += int((np.abs(correlations(a, moved)) >= abs(r) - 1e-12).sum())
+        permuted = rng.permuted(np.tile(b, (m, 1)), axis=1)
+        count += int((np.abs(correlations(a, permuted)) >= abs(r) - 1e-12).sum())
         done += m
     return (count + 1) / (permutations + 1)
 
 
 def target_p(x: ArrayLike, y: ArrayLike, permutations: int = PERMUTATIONS, seed: int = 0) -> float:
-    """Two-sided p of Pearson's r of two matrices of some sources against N targets, [S, N], by
-    permuting the targets of y, alike for all sources. NaN (such as a source with itself) is left
-    out; NaN where r is undefined.
+    """Two-sided p of Pearson's r between two matrices of S sources and N targets, [S, N].
+
+    The targets of y are permuted, in the same way for all sources. Entries that are NaN, such as a
+    source with itself, are left out. NaN where r is undefined.
     """
     a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     r = pearson(a.ravel(), b.ravel()).r
@@ -225,15 +230,15 @@ def target_p(x: ArrayLike, y: ArrayLike, permutations: int = PERMUTATIONS, seed:
     rng = np.random.default_rng(seed)
     count = 0
     for _ in range(permutations):
-        moved = b[:, rng.permutation(b.shape[1])]
-        count += int(abs(correlations(a.ravel(), moved.ravel())[0]) >= abs(r) - 1e-12)
+        permuted = b[:, rng.permutation(b.shape[1])]
+        count += int(abs(correlations(a.ravel(), permuted.ravel())[0]) >= abs(r) - 1e-12)
     return (count + 1) / (permutations + 1)
 
 
 def correlations(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Pearson's r row by row: x and y [m, n], or [n] for the same in every row; NaN left out.
+    """Pearson's r row by row, [m], of x and y [m, n]; either may be [n], the same in every row.
 
-    [m]; NaN where a row of x or y does not vary.
+    Entries with NaN in either are left out. NaN where a row of x or y does not vary.
     """
     x, y = np.broadcast_arrays(np.atleast_2d(x), np.atleast_2d(y))
     known = ~np.isnan(x) & ~np.isnan(y)
@@ -252,9 +257,8 @@ def correlations(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.f
 def trend(x: ArrayLike, y: ArrayLike, level: float = 0.9, points: int = 100) -> Trend | None:
     """The least-squares line of y on x [n], with the `level` confidence band of its mean.
 
-    None where there is no line with a band: fewer than 3 points, or an x that does not vary.
-    The band is Student's, for independent observations: over pairs of models it is too narrow,
-    as is the paper's.
+    None for fewer than 3 points, or an x that does not vary. The band is Student's, for
+    independent observations: over pairs of models it is too narrow, as is the paper's.
     """
     a, b = _known(x, y)
     n = len(a)
@@ -271,48 +275,14 @@ def trend(x: ArrayLike, y: ArrayLike, level: float = 0.9, points: int = 100) -> 
     return Trend(slope, intercept, line_x, line_y, line_y - half, line_y + half, level)
 
 
-def resample(n: int, draws: int = 1000, seed: int = 0) -> NDArray[np.float64]:
-    """How often each of n observations is in each bootstrap draw, [draws, n]; rows sum to n.
-
-    The same n, draws and seed give the same draws, so that any two statistics of the same images
-    can be compared draw by draw.
-    """
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(n, np.full(n, 1 / n), draws).astype(float)
-
-
-def interval(draws: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
-    """The percentile interval of bootstrap draws [draws]; draws that are NaN are left out.
-
-    (NaN, NaN) where all are.
-    """
-    if np.isnan(draws).all():
-        return np.nan, np.nan
-    low, high = np.nanquantile(draws, ((1 - level) / 2, (1 + level) / 2))
-    return float(low), float(high)
-
-
-def bootstrap(
-    values: ArrayLike,
-    statistic: Callable[[NDArray[np.float64]], float],
-    draws: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> tuple[float, float]:
-    """The percentile interval of a statistic of independent observations [n] or [n, ...]."""
-    data = np.asarray(values, dtype=float)
-    picks = np.random.default_rng(seed).integers(len(data), size=(draws, len(data)))
-    return interval(np.array([statistic(data[pick]) for pick in picks]), level)
-
-
 def p_text(p: float, permutations: int | None = None) -> str:
-    """ "= 0.012", or "<= 0.0001" where it is the least that so many permutations can give."""
+    """A p-value such as "= 0.012", or "≤ 0.0001" at the least that so many permutations give."""
     if np.isnan(p):
         return "undefined"
-    least = permutations is not None and p <= 1.5 / (permutations + 1)
-    return f"{'≤' if least else '='} {p:.2g}"
+    smallest = permutations is not None and p <= 1.5 / (permutations + 1)
+    return f"{'≤' if smallest else '='} {p:.2g}"
 
 
 def naive_text(p: float) -> str:
-    """ "= 1.7e-54" of a p-value of Student's t, or what is known of it where it underflows."""
+    """A p-value of Student's t such as "= 1.7e-54", or "< 1e-300" where it underflows."""
     return f"= {p:.2g}" if p > 0 else "< 1e-300"

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from netkin.errors import and_more
 from netkin.similarity import Outcomes, interval
 
 WEAK_ATTACK = 0.95
@@ -98,19 +99,17 @@ def left_out(skipped: Sequence[tuple[str, str]]) -> list[str]:
     """Which images no model saw, because they could not be read: (id, reason)."""
     if not skipped:
         return []
-    named = ", ".join(f"{image} ({reason})" for image, reason in skipped[:5])
-    more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-    return [f"{len(skipped)} images could not be read and were left out: {named}{more}."]
+    named = and_more(f"{image} ({reason})" for image, reason in skipped)
+    return [f"{len(skipped)} images could not be read and were left out: {named}."]
 
 
 def part_of_imagenet(names: Sequence[str], classes: int) -> list[str]:
     """Which models were read at some of their classes only."""
     if not names:
         return []
-    listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return [
-        f"Of all the classes that they know, {listed} had to choose among the {classes} of this "
-        "dataset, matched by WordNet id."
+        f"Of all the classes that they know, {and_more(names)} had to choose among the {classes} "
+        "of this dataset, matched by WordNet id."
     ]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from netkin.analysis.statistics import interval
+from netkin.similarity import interval
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Attacks: from correctly classified pixels to adversarial ones.
 
-An attack is any object with the one method of `Attack`; a config names its class by `_target_`.
-One of your own, in my_module.py:
+An attack is any object with the method `perturb` of `Attack`, which lists what else it may state
+about itself; a config names its class by `_target_`. One of your own, in my_module.py:
 
     import torch
 
@@ -21,49 +21,20 @@ and, in my_conf/attack/mine.yaml, `_target_: my_module.OneStep` with `eps: 0.1`:
     python evaluate.py --config-dir my_conf attack=mine
 """
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
-
-from torch import Tensor, nn
-
 from netkin.attacks.autoattack import AutoAttack
+from netkin.attacks.base import Attack, Passes, as_attack
 from netkin.attacks.clean import Clean
 from netkin.attacks.patchfool import PatchFool
 from netkin.attacks.pgd import PGD
 from netkin.attacks.sign_noise import SignNoise
 
-__all__ = ["PGD", "Attack", "AutoAttack", "Clean", "PatchFool", "Selective", "SignNoise"]
-
-
-class Attack(Protocol):
-    """What netkin asks of an attack."""
-
-    def perturb(
-        self, model: nn.Module, pixels: Tensor, labels: Tensor, keys: Sequence[str]
-    ) -> Tensor:
-        """Adversarial images for a batch.
-
-        Args:
-            model: pixels [B, 3, H, W] in [0, 1] to logits [B, K]; in eval mode, its parameters
-                without gradients, for the time of the call.
-            pixels: [B, 3, H, W] in [0, 1], all classified correctly.
-            labels: [B] int64.
-            keys: one text an image, the same in every run. Random numbers drawn from
-                `netkin.attacks.noise.generator(seed, key)` do not depend on batch or device.
-
-        Returns:
-            [B, 3, H, W] in [0, 1], on the device of `pixels`.
-        """
-        ...
-
-
-@runtime_checkable
-class Selective(Protocol):
-    """An attack that fits some models only; one without this method fits all."""
-
-    def unfit(self, model: nn.Module) -> str | None:
-        """Why a model (a `netkin.zoo.build.Classifier`) cannot be a source, as in "is no ViT".
-
-        None if it can. Asked before any work starts, of a model that may have no weights yet.
-        """
-        ...
+__all__ = [
+    "PGD",
+    "Attack",
+    "AutoAttack",
+    "Clean",
+    "Passes",
+    "PatchFool",
+    "SignNoise",
+    "as_attack",
+]

@@ -1,7 +1,7 @@
 """AutoAttack (Croce & Hein 2020), L-infinity: the authors' four attacks, one after the other.
 
-The attacks are the authors' own code (pyautoattack, MIT). What is ours is the loop around them:
-it stops at the first that fools an image, as theirs does, but draws the random numbers of an image
+The attacks are the authors' own code (pyautoattack, MIT). The loop around them is ours: like
+theirs it stops at the first attack that fools an image, but it draws the random numbers of an image
 from its key, so that they depend neither on its batch nor on which other images still resist.
 """
 
@@ -16,8 +16,9 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from netkin.attacks.base import Attack, Passes
 from netkin.attacks.noise import generator, uniform
-from netkin.attacks.units import fraction
+from netkin.attacks.units import fraction, whole_number
 from netkin.errors import UserError, near
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ Try = Callable[[Tensor, Tensor, list[str], Tensor], Tensor]
 """(pixels, labels, keys, classes by rank) of n images to a try for each, within the ball."""
 
 
-class AutoAttack:
+class AutoAttack(Attack):
     """Four attacks in turn, each on the images that the ones before have not fooled.
 
     The standard version: APGD on the cross-entropy; APGD on the targeted DLR loss and FAB, each
@@ -40,21 +41,25 @@ class AutoAttack:
     cross-entropy takes its place, which the log says. With K classes there are at most K - 1
     targets.
 
-    Images that nothing fools come back, by default, as the strongest try: the one of the highest
-    cross-entropy. The authors hand back the clean image, because they count robust accuracy, to
-    which it makes no difference. To transfer it does: a clean image fools no other model of the
-    same view either, so that the score of a source that resists would be a score of its robustness.
+    An image that nothing fools is returned, by default, as the strongest try: the one of the
+    highest cross-entropy. The authors return the clean image, which makes no difference to the
+    robust accuracy that they count. It does to transfer: a clean image fools no other model of the
+    same view either, so the score of a source that resists would measure its robustness.
     `unfooled="clean"` is the authors' way.
 
     Args:
-        eps: radius of the ball, in pixels of [0, 1]; a number or a text such as "8/255".
+        eps: radius of the ball, in pixels of [0, 1]; a number or a string such as "8/255".
         attacks: which, in order: "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square".
         steps: of APGD and FAB, each.
         targets: classes that a targeted attack aims at.
         queries: of Square.
-        unfooled: "strongest" or "clean": what becomes of an image that nothing fools.
+        unfooled: "strongest" or "clean": which image is returned where nothing fools.
         seed: of the random starts and squares.
+
+    Raises UserError for an argument outside its range, and when apgd-dlr meets 2 classes.
     """
+
+    eps: float
 
     def __init__(
         self,
@@ -66,14 +71,13 @@ class AutoAttack:
         unfooled: str = "strongest",
         seed: int = 0,
     ):
-        self.eps = fraction(eps, "attack.eps")
+        self.eps = fraction(eps, "eps")
         self.attacks = _known(attacks)
-        # Not `steps`: the cost is no multiple of them, since most images are fooled at once.
-        self.iterations = _whole(steps, "attack.steps")
-        self.targets = _whole(targets, "attack.targets")
-        self.queries = _whole(queries, "attack.queries")
+        self.steps = whole_number(steps, "steps")
+        self.targets = whole_number(targets, "targets")
+        self.queries = whole_number(queries, "queries")
         if unfooled not in ("strongest", "clean"):
-            raise UserError(f"attack.unfooled must be strongest or clean, got {unfooled!r}")
+            raise UserError(f"unfooled must be strongest or clean, got {unfooled!r}")
         self.unfooled = unfooled
         self.seed = seed
 
@@ -86,21 +90,40 @@ class AutoAttack:
             logits = model(pixels)
             ranks = logits.argsort(dim=1)  # [B, K], the likeliest class last
             resists = logits.argmax(dim=1) == labels
-            found, loss = pixels.clone(), _loss(logits, labels)
+            strongest, loss = pixels.clone(), _loss(logits, labels)
             for attempt in self._tries(model, logits.shape[1], pixels.device):
                 left = resists.nonzero().flatten()
                 if not len(left):
                     break
-                those = [str(keys[i]) for i in left.tolist()]
-                tried = attempt(pixels[left], labels[left], those, ranks[left])
+                left_keys = [str(keys[i]) for i in left.tolist()]
+                tried = attempt(pixels[left], labels[left], left_keys, ranks[left])
                 logits = model(tried)
                 fools = logits.argmax(dim=1) != labels[left]
                 stronger = _loss(logits, labels[left]) > loss[left]
-                kept = fools | stronger if self.unfooled == "strongest" else fools
-                found[left[kept]] = tried[kept]
-                loss[left[kept]] = _loss(logits, labels[left])[kept]
+                better = fools | stronger if self.unfooled == "strongest" else fools
+                strongest[left[better]] = tried[better]
+                loss[left[better]] = _loss(logits, labels[left])[better]
                 resists[left[fools]] = False
-        return found
+        return strongest
+
+    def passes(self, model: nn.Module, classes: int) -> Passes:
+        """Those of an image that nothing fools; most images are fooled by the first attack.
+
+        That is why a few steps of it tell nothing of its time, and `shortened` returns it whole.
+        """
+        targets = min(self.targets, classes - 1)
+        forward, backward = 1, 0  # the clean image
+        for name in self.attacks:
+            times = targets if name in ("apgd-t", "fab-t") else 1
+            if name == "square":
+                own = Passes(self.queries + 1, 0)
+            elif name == "fab-t":
+                own = Passes(2 * self.steps + 2, self.steps)
+            else:
+                own = Passes(self.steps + 1, self.steps + 1)
+            forward += times * (own.forward + 1)  # each try is evaluated once
+            backward += times * own.backward
+        return Passes(forward, backward)
 
     def _tries(self, model: nn.Module, classes: int, device: torch.device) -> Iterator[Try]:
         """The attacks in turn, a targeted one once for each target."""
@@ -119,8 +142,8 @@ class AutoAttack:
                 )
             elif name == "apgd-dlr" and classes < 3:
                 raise UserError(
-                    f"the DLR loss needs 3 classes, here are {classes}: leave apgd-dlr out of "
-                    "attack.attacks"
+                    f"attacks has apgd-dlr, whose loss needs 3 classes; here are {classes}: leave "
+                    "it out"
                 )
             else:
                 yield lambda x, y, keys, _, name=name: self._apgd(model, x, y, keys, name)
@@ -128,7 +151,7 @@ class AutoAttack:
     def _apgd(self, model: nn.Module, x: Tensor, y: Tensor, keys: list[str], name: str) -> Tensor:
         attack = APGDAttack(
             model,
-            n_iter=self.iterations,
+            n_iter=self.steps,
             eps=self.eps,
             loss=name.removeprefix("apgd-"),
             device=x.device,
@@ -140,12 +163,12 @@ class AutoAttack:
         self, model: nn.Module, x: Tensor, y: Tensor, keys: list[str], ranks: Tensor, target: int
     ) -> Tensor:
         attack = APGDAttack_targeted(
-            model, n_iter=self.iterations, eps=self.eps, device=x.device, logger=authors_log
+            model, n_iter=self.steps, eps=self.eps, device=x.device, logger=authors_log
         )
         attack.y_target = ranks[:, -1 - target]
         if ranks.shape[1] < 4:
             attack.loss = "ce-targeted"
-            _say(
+            _warn_once(
                 f"the targeted DLR loss needs 4 classes, here are {ranks.shape[1]}: apgd-t takes "
                 "the targeted cross-entropy instead"
             )
@@ -167,11 +190,11 @@ class AutoAttack:
 
     def _fab(self, model: nn.Module, x: Tensor, y: Tensor, target: int) -> Tensor:
         """FAB's nearest adversarial image, or the clean one where that lies outside the ball."""
-        attack = FABAttack_PT(model, n_iter=self.iterations, eps=self.eps, device=x.device)
+        attack = FABAttack_PT(model, n_iter=self.steps, eps=self.eps, device=x.device)
         attack.target_class = target + 1  # they count from the likeliest class, as 1
-        found = attack.attack_single_run(x, y, is_targeted=True)
-        outside = (found - x).abs().amax(dim=(1, 2, 3)) > self.eps
-        return torch.where(outside.view(-1, 1, 1, 1), x, found)
+        nearest = attack.attack_single_run(x, y, is_targeted=True)
+        outside = (nearest - x).abs().amax(dim=(1, 2, 3)) > self.eps
+        return torch.where(outside.view(-1, 1, 1, 1), x, nearest)
 
     def _square(self, model: nn.Module, x: Tensor, y: Tensor, keys: list[str]) -> Tensor:
         attack = self._square_attack(model, keys)
@@ -208,7 +231,7 @@ class Square(SquareAttack):
 
 
 @cache
-def _say(message: str) -> None:
+def _warn_once(message: str) -> None:
     """Once a process."""
     log.warning(message)
 
@@ -219,16 +242,10 @@ def _loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _known(attacks: Sequence[str]) -> tuple[str, ...]:
     if isinstance(attacks, str) or not attacks:
-        raise UserError(f"attack.attacks must be a list such as [apgd-ce, square], got {attacks!r}")
+        raise UserError(f"attacks must be a list such as [apgd-ce, square], got {attacks!r}")
     for name in attacks:
         if name not in ATTACKS:
             raise UserError(
-                f"attack.attacks knows {', '.join(ATTACKS)}, not {name!r}{near(str(name), ATTACKS)}"
+                f"attacks must be of {', '.join(ATTACKS)}, got {name!r}{near(str(name), ATTACKS)}"
             )
     return tuple(attacks)
-
-
-def _whole(value: int, name: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{name} must be a whole number of 1 or more, got {value!r}")
-    return value

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from netkin.attacks.base import Attack, Passes
 
-class Clean:
-    """Hands the images back as they are.
 
-    Between models of one view nothing is ever fooled by it; between others it shows how often a
-    target errs on a source's view of the image, because of crop and resize alone.
+class Clean(Attack):
+    """Returns the images unchanged.
+
+    Between models of one view it fools no target. Between others it shows how often a target errs
+    on the source's view of the image, because of crop and resize alone.
     """
 
     def perturb(
@@ -17,3 +19,7 @@ class Clean:
     ) -> Tensor:
         """See `netkin.attacks.Attack`."""
         return pixels
+
+    def passes(self, model: nn.Module, classes: int) -> Passes:
+        """None: the model is not run."""
+        return Passes(forward=0, backward=0)

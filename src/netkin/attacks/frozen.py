@@ -1,4 +1,4 @@
-"""Leave a model as it was found."""
+"""A model in eval mode without gradients of its parameters, restored afterwards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch import nn
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """The model in eval mode with parameters that take no gradient, restored on leaving.
 
-    In eval mode no buffer changes, so mode and requires_grad are all the state there is.
+    In eval mode no buffer changes, so modes and requires_grad are all that has to be restored.
     """
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]

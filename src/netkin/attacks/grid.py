@@ -1,4 +1,4 @@
-"""The 8-bit grid: what is stored is what is scored."""
+"""The 8-bit grid: the images that are stored are those that targets are evaluated on."""
 
 import math
 
@@ -9,14 +9,17 @@ from netkin.errors import UserError
 
 
 def levels(eps: float) -> int:
-    """Grey levels (of 255) by which an 8-bit pixel may differ within the ball of radius eps."""
-    found = math.floor(eps * 255 + 1e-6)
-    if found < 1:
+    """Grey levels (of 255) by which an 8-bit pixel may differ within the ball of radius eps.
+
+    Raises UserError where that is none.
+    """
+    bound = math.floor(eps * 255 + 1e-6)
+    if bound < 1:
         raise UserError(
             f"eps={eps:.6g} is below 1/255, so 8-bit adversarial images would equal the clean "
-            "ones; use a larger eps, or store.dtype=float32"
+            "ones; use a larger eps, or dtype=float32"
         )
-    return found
+    return bound
 
 
 def to_grid(adversarial: Tensor, clean: Tensor, eps: float | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Random numbers that belong to an image, not to its batch, its device or the order of work."""
+"""Random numbers fixed by an image's key: independent of batch, device and order of work."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,6 +15,6 @@ def generator(seed: int, key: str) -> np.random.Generator:
 
 
 def uniform(shape: Sequence[int], bound: float, seed: int, keys: Sequence[str]) -> Tensor:
-    """Noise in [-bound, bound), [len(keys), *shape] float32 on the CPU, one stream a key."""
+    """Noise in [-bound, bound), [len(keys), *shape] float32 on the CPU, a generator a key."""
     draws = [generator(seed, key).random(shape, dtype=np.float32) for key in keys]
     return torch.from_numpy(np.stack(draws)).mul_(2 * bound).sub_(bound)

@@ -4,6 +4,7 @@ The patch is the one that attention is on already; what is in it is learned, to 
 cross-entropy and the attention that other tokens pay to it.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,14 +17,15 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from netkin.attacks.base import Attack, Passes
 from netkin.attacks.noise import generator, uniform
-from netkin.attacks.units import fraction
+from netkin.attacks.units import fraction, non_negative, whole_number
 from netkin.errors import UserError
 
 TINY = torch.finfo(torch.float32).tiny
 
 
-class PatchFool:
+class PatchFool(Attack):
     """Learns the content of the patches that one layer of a ViT attends to most.
 
     Fits sources that are plain timm ViTs with a class token: vit, deit, deit3, also distilled.
@@ -46,9 +48,12 @@ class PatchFool:
             multiplied by `decay` every so many steps.
         steps: how many; 0 leaves the random content that the patches begin with.
         seed: of that content, and of a random choice; drawn per image.
+
+    Raises UserError for an argument outside its range.
     """
 
-    looks_inside = True  # hooks, which do not go with torch.compile
+    looks_inside = True  # hooks, which torch.compile does not support
+    selective = True
 
     def __init__(
         self,
@@ -65,30 +70,20 @@ class PatchFool:
         steps: int = 250,
         seed: int = 0,
     ):
-        self.eps = None if eps is None else fraction(eps, "attack.eps")
+        self.eps = None if eps is None else fraction(eps, "eps")
         for name, value in (("choice", choice), ("surgery", surgery)):
             if value not in CHOICES[name]:
-                raise UserError(f"attack.{name} must be {' or '.join(CHOICES[name])}, got {value}")
-        for name, value, least in (
-            ("patches", patches, 1),
-            ("steps", steps, 0),
-            ("decay_every", decay_every, 1),
-        ):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise UserError(
-                    f"attack.{name} must be a whole number of {least} or more, got {value!r}"
-                )
-        for name, value in (("lr", lr), ("decay", decay), ("attention_weight", attention_weight)):
-            if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
-                raise UserError(f"attack.{name} must be a number of 0 or more, got {value!r}")
-        self.patches, self.choice, self.layer = patches, choice, layer
+                raise UserError(f"{name} must be {' or '.join(CHOICES[name])}, got {value!r}")
+        self.patches, self.choice, self.layer = whole_number(patches, "patches"), choice, layer
         self.attention_layers = None if attention_layers is None else tuple(attention_layers)
-        self.attention_weight, self.surgery = attention_weight, surgery
-        self.lr, self.decay, self.decay_every = lr, decay, decay_every
-        self.steps, self.seed = steps, seed
+        self.attention_weight = non_negative(attention_weight, "attention_weight")
+        self.surgery = surgery
+        self.lr, self.decay = non_negative(lr, "lr"), non_negative(decay, "decay")
+        self.decay_every = whole_number(decay_every, "decay_every")
+        self.steps, self.seed = whole_number(steps, "steps", least=0), seed
 
     def unfit(self, model: nn.Module) -> str | None:
-        """Why a model cannot be a source; None if it can."""
+        """See `netkin.attacks.Attack`."""
         net = getattr(model, "net", model)
         if not isinstance(net, VisionTransformer):
             return "is no timm VisionTransformer"
@@ -107,6 +102,19 @@ class PatchFool:
         if patches is not None and patches < self.patches:
             return f"has {patches} patches, not {self.patches}"
         return None
+
+    def passes(self, model: nn.Module, classes: int) -> Passes:
+        """One pass to choose patches; a step is one of each and one back from each raised layer."""
+        vit: Any = getattr(model, "net", model)
+        depth = len(vit.blocks)
+        back = 1 + sum((layer + 1) / depth for layer in self._attention_layers(depth))
+        return Passes(forward=1 + self.steps, backward=self.steps * back)
+
+    def shortened(self, steps: int) -> "PatchFool":
+        """See `netkin.attacks.Attack`."""
+        short = copy.copy(self)
+        short.steps = min(steps, self.steps)
+        return short
 
     def perturb(
         self, model: nn.Module, pixels: Tensor, labels: Tensor, keys: Sequence[str]

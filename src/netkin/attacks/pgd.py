@@ -1,24 +1,25 @@
 """Projected gradient descent (Madry et al. 2018), L-infinity, untargeted, with FGSM and MIM."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from netkin.attacks.base import Attack, Passes
 from netkin.attacks.noise import uniform
-from netkin.attacks.units import fraction
-from netkin.errors import UserError
+from netkin.attacks.units import fraction, non_negative, whole_number
 
 
-class PGD:
+class PGD(Attack):
     """Steps along the sign of the cross-entropy's gradient, each projected onto the eps ball.
 
     One step of length eps from the image itself is FGSM (Goodfellow et al. 2015); a momentum of 1
     and steps of eps / steps from the image itself are MI-FGSM (Dong et al. 2018, Eq. 6 and 7).
 
     Args:
-        eps: radius of the ball, in pixels of [0, 1]; a number or a text such as "8/255".
+        eps: radius of the ball, in pixels of [0, 1]; a number or a string such as "8/255".
         step_size: length of one step, likewise; None takes eps / steps.
         steps: how many.
         random_start: begin at a uniform point of the ball, drawn per image from `seed` and the
@@ -26,7 +27,11 @@ class PGD:
         seed: of the random start.
         momentum: how much of the sum of earlier gradients, each over its mean absolute value, is
             kept from step to step; 0 follows the gradient alone.
+
+    Raises UserError for an argument outside its range.
     """
+
+    eps: float
 
     def __init__(
         self,
@@ -37,16 +42,10 @@ class PGD:
         seed: int = 0,
         momentum: float = 0.0,
     ):
-        self.eps = fraction(eps, "attack.eps")
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise UserError(f"attack.steps must be a whole number of 1 or more, got {steps!r}")
-        self.steps = steps
-        self.step_size = (
-            self.eps / steps if step_size is None else fraction(step_size, "attack.step_size")
-        )
-        if not isinstance(momentum, int | float) or isinstance(momentum, bool) or momentum < 0:
-            raise UserError(f"attack.momentum must be a number of 0 or more, got {momentum!r}")
-        self.momentum = momentum
+        self.eps = fraction(eps, "eps")
+        self.steps = whole_number(steps, "steps")
+        self.step_size = self.eps / steps if step_size is None else fraction(step_size, "step_size")
+        self.momentum = non_negative(momentum, "momentum")
         self.random_start = random_start
         self.seed = seed
 
@@ -74,6 +73,16 @@ class PGD:
                     )
                     x = (pixels + delta).clamp_(0, 1)
         return x
+
+    def passes(self, model: nn.Module, classes: int) -> Passes:
+        """One of each a step."""
+        return Passes(forward=self.steps, backward=self.steps)
+
+    def shortened(self, steps: int) -> "PGD":
+        """See `netkin.attacks.Attack`."""
+        short = copy.copy(self)
+        short.steps = min(steps, self.steps)
+        return short
 
 
 TINY = torch.finfo(torch.float32).tiny

@@ -1,4 +1,4 @@
-"""Noise that is nobody's: the control for an attack without gradient."""
+"""Noise of the ball's full radius that uses no gradient: a control."""
 
 from collections.abc import Sequence
 
@@ -6,23 +6,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from netkin.attacks.base import Attack, Passes
 from netkin.attacks.noise import generator
 from netkin.attacks.units import fraction
 
 
-class SignNoise:
-    """Moves each channel of each pixel by eps up or down, by the toss of a coin.
+class SignNoise(Attack):
+    """Changes each channel of each pixel by eps up or down, by the toss of a coin.
 
-    As long in L-infinity as any attack's perturbation can be, and drawn without looking at the
-    model: what similarity remains under it is not of gradients, but of how brittle two models are.
+    The perturbation is as large in L-infinity as that of any attack of this eps, and independent of
+    the model. Similarity under it is due to how brittle two models are, not to their gradients.
 
     Args:
-        eps: length of the step, in pixels of [0, 1]; a number or a text such as "8/255".
+        eps: size of the change, in pixels of [0, 1]; a number or a string such as "8/255".
         seed: of the coins, which are tossed per image from `seed` and the image's key.
+
+    Raises UserError for an eps outside (0, 1].
     """
 
+    eps: float
+
     def __init__(self, eps: float | str = "8/255", seed: int = 0):
-        self.eps = fraction(eps, "attack.eps")
+        self.eps = fraction(eps, "eps")
         self.seed = seed
 
     def perturb(
@@ -33,3 +38,7 @@ class SignNoise:
         coins = np.stack([generator(self.seed, key).integers(2, size=shape) for key in keys])
         signs = torch.from_numpy(2 * coins - 1).to(pixels)
         return (pixels + self.eps * signs).clamp_(0, 1)
+
+    def passes(self, model: nn.Module, classes: int) -> Passes:
+        """None: the model is not run."""
+        return Passes(forward=0, backward=0)

@@ -1,16 +1,15 @@
 """Work on many members at once: processes on a CPU, one process a device on GPUs.
 
-Small networks do not fill a core's vector units, let alone several cores: with one thread each,
-several members at once finish sooner than one member on all cores. Results do not depend on the
+Small networks do not fill a core's vector units, let alone several cores: several members at once
+with one thread each finish sooner than one member on all cores. Results do not depend on the
 number of workers, only (in the last float bits) on the threads that each has.
 
-The processes of several devices are ours rather than Lightning's. Its `ddp` starts the whole
-command once a device: sweeps, reports and all. Its `ddp_spawn` starts processes anew for every pass
-of every member: measured with an empty pass on two busy cores, 27 s and 35 s each, where ours took
-24 s to start once and 0.2 s a pass from then on. Its `ddp_fork` took 0.4 s, but CUDA forbids it
-once in use. Ours know nothing of each other: the passes need no collective operations, so the
-failure of one device's process leaves no other waiting for it, and only the main process logs and
-reports.
+The processes for several devices are ours, not Lightning's. Its `ddp` starts the whole command once
+a device, with its sweeps and reports. Its `ddp_spawn` starts new processes for every pass of every
+member: 27 s and 35 s for an empty pass on two busy cores, where ours took 24 s to start once and
+0.2 s a pass afterwards. Its `ddp_fork` took 0.4 s, but cannot be used once CUDA is. Our processes
+are independent: the passes need no collective operations, so none waits for another that has
+failed, and only the main process logs and reports.
 """
 
 import logging
@@ -29,24 +28,26 @@ from typing import Any, Protocol
 
 from netkin.errors import Stopped, StoreError, UserError
 from netkin.jobs.memory import hand_back_freed, keep_freed
+from netkin.jobs.results import Result
 
 Advance = Callable[[int], None]
 Failed = Callable[[Any, Exception], None]
 
 PATIENCE = 1.0
-"""Seconds between two looks at what another process on the store has in hand."""
-GRACE = 3.0
-"""Seconds that workers get to put down their work, when the run is stopped."""
+"""Seconds until work that another process on the store has taken is tried again."""
+GRACE = 10.0
+"""Seconds that workers have to give up their work when the run is stopped. They need far less,
+except on a machine that is busy with other things; SLURM kills after 30."""
 
 log = logging.getLogger(__name__)
 
 
 class Display(Protocol):
-    """Where progress is shown; see `netkin.jobs.progress`."""
+    """Displays progress; see `netkin.jobs.progress`."""
 
     def start(self, stage: str, names: Sequence[str], units: int) -> None: ...
     def advance(self, stage: str, units: int) -> None: ...
-    def finish(self, stage: str, name: str, result: Any) -> None: ...
+    def finish(self, stage: str, name: str, result: Result) -> None: ...
     def wait(self, stage: str, name: str) -> None: ...
     def end(self, stage: str) -> None: ...
 
@@ -58,10 +59,13 @@ class Jobs:
         context: what every job needs; sent to each worker once.
         workers: processes at once; with 1, jobs run in this process.
         threads: torch threads of each worker.
-        display: where progress is shown.
+        display: displays progress.
         preload: modules that workers import before they start.
         devices: that work on one member is split over; above 1, each worker is one of them.
         gpus: whether devices are GPUs: the first worker's is the first one, and so on.
+
+    `stopped` is called after the workers were stopped before their work was finished, to clean up
+    what they may have left.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Jobs:
         self.context, self.workers, self.threads = context, workers, threads
         self.display, self.preload = display, preload
         self.devices, self.gpus = devices, gpus and devices > 1
+        self.stopped: Callable[[], None] = lambda: None
         self._pool: ProcessPoolExecutor | None = None
         self._events: Any = None
 
@@ -90,11 +95,11 @@ class Jobs:
     ) -> Iterator[tuple[Any, Any]]:
         """Yield (item, result) as jobs finish; `units` is the stage's total of `advance` calls.
 
-        Items are told apart in the display by their `name`. A result (a mapping) may hold `busy`:
-        the item of what is left to do and is in another process's hands. It is tried again later.
+        `work` returns a `netkin.jobs.results.Result`; what another process has taken, its
+        `remaining`, is tried again later. The display shows an item by its `name`.
 
-        An item's error goes to `failed`, and the others go on. Without `failed`, and where it is
-        the store that has failed, the first error ends the stage.
+        An item's error goes to `failed`, and the others continue. Without `failed`, and where the
+        store has failed, the first error ends the stage and is raised.
         """
         if not items:
             return
@@ -106,10 +111,10 @@ class Jobs:
                     raise outcome
                 failed(item, outcome)
                 continue
-            if "busy" in outcome:
-                self.display.wait(stage, item.name)
-            else:
+            if outcome.remaining is None:
                 self.display.finish(stage, item.name, outcome)
+            else:
+                self.display.wait(stage, item.name)
             yield item, outcome
         self.display.end(stage)
 
@@ -121,9 +126,9 @@ class Jobs:
             outcome = _outcome(work, self.context, item, lambda n: self.display.advance(stage, n))
             yield item, outcome
             idle += 1
-            if (left := _left(outcome)) is not None:
-                todo.append(left)
-                if idle > len(todo):  # nothing but waiting, all around
+            if isinstance(outcome, Result) and outcome.remaining is not None:
+                todo.append(outcome.remaining)
+                if idle > len(todo):  # other processes have taken all that is left
                     time.sleep(PATIENCE)
             else:
                 idle = 0
@@ -141,17 +146,17 @@ class Jobs:
                     for due, item in [entry for entry in later if entry[0] <= now]:
                         jobs[pool.submit(_work, stage, work, item)] = item
                         later.remove((due, item))
-                    # Not for longer: the signal that stops us may wake another thread than this.
+                    # Not for longer: the signal that stops the run may wake another thread.
                     for job in wait(jobs, PATIENCE / 4, FIRST_COMPLETED).done:
                         item = jobs.pop(job)
                         outcome = _result(job)
                         yield item, outcome
-                        if (left := _left(outcome)) is not None:
-                            later.append((time.monotonic() + PATIENCE, left))
+                        if isinstance(outcome, Result) and outcome.remaining is not None:
+                            later.append((time.monotonic() + PATIENCE, outcome.remaining))
                     if later and not jobs:
                         time.sleep(PATIENCE / 4)
         except BrokenProcessPool:
-            time.sleep(0.5)  # what stops us may have stopped them first: it reaches us here
+            time.sleep(0.5)  # a signal that killed the workers may be about to reach this process
             raise UserError(
                 f"a worker process died during {stage} (was it killed, or out of memory?); what "
                 "was finished is kept: run the same command again, with fewer workers if need be"
@@ -164,7 +169,7 @@ class Jobs:
             processes = multiprocessing.get_context(method)
             default = multiprocessing.get_start_method(allow_none=True)
             if default not in (None, "fork", "forkserver", "spawn"):
-                # joblib's processes have one of their own, which ours would ask Python for in vain.
+                # joblib's processes have a start method of their own, unknown to ours.
                 multiprocessing.set_start_method(method, force=True)
             if method == "forkserver":
                 processes.set_forkserver_preload(list(self.preload))
@@ -211,7 +216,7 @@ class Jobs:
             self._pool = None
 
     def _stop(self) -> None:
-        """Have the workers put down their work, or end them."""
+        """Have the workers give up their work, and kill those that take too long."""
         assert self._pool is not None
         processes = multiprocessing.active_children()
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -222,6 +227,8 @@ class Jobs:
             process.join(max(0.0, deadline - time.monotonic()))
             if process.is_alive():
                 process.kill()
+                process.join()
+        self.stopped()
 
 
 def _visible_gpus(number: int) -> list[str]:
@@ -230,10 +237,6 @@ def _visible_gpus(number: int) -> list[str]:
     return (
         [name.strip() for name in visible.split(",")] if visible else list(map(str, range(number)))
     )
-
-
-def _left(outcome: Any) -> Any:
-    return outcome.get("busy") if isinstance(outcome, dict) else None
 
 
 def _result(job: Future) -> Any:
@@ -266,17 +269,17 @@ def _start(context: Any, threads: int, events: Any, devices: Any) -> None:
     if devices is not None:
         # Before CUDA starts; the device is number 0 to this process.
         os.environ["CUDA_VISIBLE_DEVICES"] = devices.get()
-    # Ctrl-C reaches all processes of a terminal: the main process decides. Functions, since
-    # Lightning calls the handlers that it finds, which SIG_IGN does not survive.
+    # Ctrl-C reaches all processes of a terminal: the main process decides. A function, since
+    # Lightning calls the handler that is set, which SIG_IGN cannot be.
     signal.signal(signal.SIGINT, lambda *_: None)
-    signal.signal(signal.SIGTERM, _put_down)
+    signal.signal(signal.SIGTERM, _give_up)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     _set_up(threads)
 
 
-def _put_down(number: int, _frame: Any) -> None:
+def _give_up(number: int, _frame: Any) -> None:
     if _working:
-        raise Stopped(128 + number)  # through the blocks that give up leases
+        raise Stopped(128 + number)  # unwinds the blocks that hold leases
     os._exit(128 + number)
 
 
@@ -291,7 +294,7 @@ def _die_with_parent() -> None:
 
 
 def _set_up(threads: int) -> None:
-    """Ready this process for models."""
+    """Prepare this process for running models."""
     import torch
 
     torch.set_num_threads(threads)
@@ -308,7 +311,7 @@ def _work(stage: str, work: Callable, item: Any) -> Any:
     except Exception as error:
         try:
             pickle.loads(pickle.dumps(error))
-        except Exception:  # some libraries' errors do not survive the way to the main process
+        except Exception:  # some libraries' errors cannot be pickled
             raise RuntimeError(f"{type(error).__name__}: {error}") from error
         raise
     finally:

@@ -1,8 +1,7 @@
-"""One display of what is being done: bars with time left on a terminal, lines elsewhere."""
+"""Displays progress: bars with time left on a terminal, lines elsewhere."""
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -16,6 +15,7 @@ from rich.progress import (
 )
 
 from netkin.errors import Stopped
+from netkin.jobs.results import Result
 
 
 class Bars:
@@ -51,7 +51,7 @@ class Bars:
         self._bars.stop()
 
     def done(self) -> str:
-        """How far the last stage has come, in words; nothing before the first."""
+        """How far the last stage has got, in words; empty before the first."""
         if not self._tasks:
             return ""
         stage, task = list(self._tasks.items())[-1]
@@ -64,7 +64,7 @@ class Bars:
         return text
 
     def start(self, stage: str, names: Sequence[str], units: int, unit: str | None = None) -> None:
-        """Begin a stage on named items, of `units` in all; `unit` is their name, if not known."""
+        """Begin a stage on named items, of `units` in all; `unit` names those of a new stage."""
         self._started[stage] = time.perf_counter()
         self._done[stage] = (0, len(names))
         self._tasks[stage] = self._bars.add_task(
@@ -72,33 +72,35 @@ class Bars:
         )
 
     def advance(self, stage: str, units: int) -> None:
+        """Move a stage's bar on by some units."""
         self._bars.advance(self._tasks[stage], units)
 
-    def finish(self, stage: str, name: str, result: Any) -> None:
+    def finish(self, stage: str, name: str, result: Result) -> None:
+        """Show that an item is done; without a terminal, as a line with the time left."""
         done, total = self._done[stage]
         self._done[stage] = (done + 1, total)
         self._bars.update(self._tasks[stage], last=name)
         if not self._live:
             seconds = time.perf_counter() - self._started[stage]
             left = seconds / (done + 1) * (total - done - 1)
-            note = f"; test accuracy {a:.1%}" if (a := result.get("test_accuracy")) else ""
             self.console.print(
-                f"{stage} {done + 1}/{total}: {name}{note} "
+                f"{stage} {done + 1}/{total}: {name}{result.note} "
                 f"({seconds:.0f} s, about {left:.0f} s left)",
                 highlight=False,
             )
 
     def wait(self, stage: str, name: str) -> None:
-        """Another process on the store has the rest of an item in hand."""
+        """Show that another process on the store has taken the rest of an item."""
         self._bars.update(self._tasks[stage], last=f"{name}: waiting for another process")
         if not self._live and stage not in self._waiting:
             self.console.print(
-                f"{stage}: waiting for another process on this store, which is at {name}",
+                f"{stage}: waiting for another process on this store, which is working on {name}",
                 highlight=False,
             )
         self._waiting.add(stage)
 
     def end(self, stage: str) -> None:
+        """Fill a stage's bar: what the store already held was not counted."""
         task = self._tasks[stage]
         total = next(t.total for t in self._bars.tasks if t.id == task)
         self._bars.update(task, completed=total, last="")

@@ -1,1 +1,1 @@
-"""What a person reads: the figures and the HTML page of a run."""
+"""The figures and the HTML page of a run, and the text of its numbers."""

@@ -1,4 +1,4 @@
-"""Horizontal bars with intervals, one panel beside another over the same names."""
+"""Horizontal bars with intervals, in panels side by side with one list of names."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from netkin.report.style import INK, PALETTE, panels, style
 
 @dataclass(frozen=True)
 class Bar:
-    """A panel: values [n] in the order of the names, their intervals, and what they are."""
+    """A panel: title, label of the axis, and values [n] with the ends of their intervals."""
 
     title: str
     label: str
@@ -22,11 +22,11 @@ class Bar:
 
 
 @style()
-def bars_figure(names: Sequence[str], shown: Sequence[Bar]) -> Figure:
-    """A panel for each of `shown`; the names ([n]) are read from top to bottom."""
-    figure, axes = panels(len(shown), 3.4, 0.7 + 0.21 * len(names))
+def bars_figure(names: Sequence[str], bars: Sequence[Bar]) -> Figure:
+    """A panel for each of `bars`, with the names [n] from top to bottom."""
+    figure, axes = panels(len(bars), 3.4, 0.7 + 0.21 * len(names))
     places = np.arange(len(names))
-    for i, (ax, bar) in enumerate(zip(axes, shown, strict=True)):
+    for i, (ax, bar) in enumerate(zip(axes, bars, strict=True)):
         ax.barh(places, bar.values, color=PALETTE[i], height=0.68)
         ax.hlines(places, bar.low, bar.high, color=INK, lw=1.0)
         ax.axvline(0, color=INK, lw=0.6)

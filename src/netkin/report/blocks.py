@@ -1,4 +1,4 @@
-"""Small matrices side by side, on one scale, with their numbers and the borders of groups."""
+"""Small matrices side by side on one colour scale, with values and the borders of groups."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,7 +16,7 @@ VALUES_UP_TO = 20
 
 
 class Block(NamedTuple):
-    """A matrix to show: title, names [n], scores [n, n] (NaN: grey), and where borders are."""
+    """A matrix: title, names [n], scores [n, n] (NaN is grey), and rows with a border above."""
 
     title: str
     names: Sequence[str]

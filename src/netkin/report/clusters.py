@@ -7,23 +7,21 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from netkin.analysis.hierarchy import hierarchy
-from netkin.report.figures import COLOURS, VALUES_UP_TO, colour_range
+from netkin.report.figures import COLOURS, VALUES_UP_TO, colour_bar, colour_range
 from netkin.report.scatter import write_names
 from netkin.report.style import INK, MARKERS, PALETTE, STYLE, style
 
-MAP_NAMES_UP_TO = 16  # models whose names stand on the map; more are numbered and listed beside it
+MAP_NAMES_UP_TO = 16  # models named on the map; more are numbered, with a list beside it
 
 
 def cluster_order(scores: NDArray[np.float64], labels: NDArray) -> NDArray[np.intp]:
-    """The models by cluster, and within one so that neighbours are alike, [N]."""
+    """The models by cluster, and within each by the hierarchy of the scores, [N]."""
     place = np.argsort(hierarchy(scores).order)
     return np.lexsort((place, labels)).astype(np.intp)
 
@@ -46,16 +44,16 @@ def blocks_figure(
     colours: Colormap | str = "viridis",
     limits: tuple[float, float] = (0.0, 1.0),
 ) -> Figure:
-    """Any values of pairs [N, N], rows and columns in `order`, with the clusters marked.
+    """Values of pairs [N, N], rows and columns in `order`, with the clusters marked.
 
     Args:
         values: [N, N].
         names: [N].
-        labels: [N] int from 0, the clusters; written from 1.
+        labels: [N] int from 0, the clusters; numbered from 1 in the figure.
         order: [N], contiguous by cluster.
-        label: of the colour bar, with the unit.
+        label: the colour bar's, with the unit.
         colours: a colour map.
-        limits: the values at its two ends.
+        limits: the values at the two ends of the colour map.
     """
     n = len(names)
     cell = float(np.clip(6.2 / n, 0.095, 0.5))  # inches
@@ -66,52 +64,52 @@ def blocks_figure(
         FigureCanvasAgg(figure)
 
         def axes(left: float, bottom: float, width: float, height: float) -> Axes:
-            whole = side + 2
-            box = (left / whole, bottom / whole, width / whole, height / whole)
-            made = figure.add_axes(box)
-            for spine in made.spines.values():
+            total = side + 2
+            ax = figure.add_axes((left / total, bottom / total, width / total, height / total))
+            for spine in ax.spines.values():
                 spine.set_visible(False)
-            return made
+            return ax
 
         ax = axes(0.8, 0.2, side, side)
-        shown = values[np.ix_(order, order)]
+        ordered = values[np.ix_(order, order)]
         colour_map = mpl.colormaps[colours] if isinstance(colours, str) else colours
         ax.pcolormesh(
-            np.ma.masked_invalid(shown),
+            np.ma.masked_invalid(ordered),
             cmap=colour_map,
             norm=Normalize(*limits),
             edgecolors="face",
             linewidth=0.1,
         )
         if n <= VALUES_UP_TO:
-            _write_values(ax, shown, colour_map, limits, min(font, 8) * (0.8 if n > 8 else 1))
+            _write_values(ax, ordered, colour_map, limits, min(font, 8) * (0.8 if n > 8 else 1))
         ax.set(xlim=(0, n), ylim=(n, 0))
         ax.yaxis.tick_right()
         ticks = np.arange(n) + 0.5
-        ordered = [names[i] for i in map(int, order)]
-        ax.set_xticks(ticks, ordered, rotation=90)
-        ax.set_yticks(ticks, ordered)
+        labels_of_rows = [names[i] for i in map(int, order)]
+        ax.set_xticks(ticks, labels_of_rows, rotation=90)
+        ax.set_yticks(ticks, labels_of_rows)
         ax.tick_params(length=0, pad=3, labelsize=font)
         _mark_clusters(ax, axes(0.8 - 0.34, 0.2, 0.3, side), labels[order])
-        _bar(axes(0.8, 0.2 + side + 0.1, side, 0.13), shown, colour_map, limits, label)
+        bar = axes(0.8, 0.2 + side + 0.1, side, 0.13)
+        colour_bar(bar, ordered, colour_map, limits, label)
     return figure
 
 
 def _write_values(
     ax: Axes,
-    shown: NDArray[np.float64],
+    values: NDArray[np.float64],
     colours: Colormap,
     limits: tuple[float, float],
     size: float,
 ) -> None:
-    rgb = colours(Normalize(*limits)(shown))[..., :3]
+    rgb = colours(Normalize(*limits)(values))[..., :3]
     dark = rgb @ (0.2126, 0.7152, 0.0722) < 0.45
-    for row, column in np.ndindex(shown.shape):
-        if not np.isnan(shown[row, column]):
+    for row, column in np.ndindex(values.shape):
+        if not np.isnan(values[row, column]):
             ax.text(
                 column + 0.5,
                 row + 0.53,
-                f"{shown[row, column]:.2f}",
+                f"{values[row, column]:.2f}",
                 color="white" if dark[row, column] else "black",
                 fontsize=size,
                 ha="center",
@@ -140,37 +138,12 @@ def _mark_clusters(ax: Axes, strip: Axes, ordered: NDArray) -> None:
         strip.text(0.58, start + size / 2, str(cluster + 1), ha="right", va="center", fontsize=8)
 
 
-def _bar(
-    ax: Axes,
-    shown: NDArray[np.float64],
-    colours: Colormap,
-    limits: tuple[float, float],
-    label: str,
-) -> None:
-    known = shown[~np.isnan(shown)]
-    below, above = bool((known < limits[0]).any()), bool((known > limits[1]).any())
-    extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[below, above]
-    bar = ax.figure.colorbar(
-        ScalarMappable(Normalize(*limits), colours),
-        cax=ax,
-        orientation="horizontal",
-        extend=extend,
-        extendfrac=0.03,
-    )
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    bar.set_label(label, labelpad=4)
-    bar.locator = MaxNLocator(6)
-    ax.xaxis.set_ticks_position("top")
-    ax.xaxis.set_label_position("top")
-    ax.tick_params(length=2, width=0.6, labelsize=8)
-
-
 @style()
 def map_figure(points: NDArray[np.float64], names: Sequence[str], labels: NDArray) -> Figure:
     """Models as points [N, 2] in the colour and marker of their cluster ([N] int from 0).
 
-    Up to 16 names stand beside their points. More models are numbered from left to right within
-    their clusters, and the numbers' names are listed at the right.
+    Up to 16 names are written next to their points. More models are numbered from left to right
+    within their clusters, and a list at the right has their names.
     """
     n, few = len(names), len(names) <= MAP_NAMES_UP_TO
     figure = Figure(figsize=(5.2, 4.2) if few else (9.6, 5.6))
@@ -178,9 +151,9 @@ def map_figure(points: NDArray[np.float64], names: Sequence[str], labels: NDArra
     ratio: dict[str, Any] = {"width_ratios": (1, 0.02) if few else (1, 0.8)}
     ax, listed = figure.subplots(1, 2, gridspec_kw=ratio)
     for cluster in np.unique(labels):
-        mine = labels == cluster
+        members = labels == cluster
         ax.scatter(
-            *points[mine].T,
+            *points[members].T,
             s=42 if few else 30,
             color=_colour(int(cluster)),
             marker=_marker(int(cluster)),
@@ -231,5 +204,5 @@ def _colour(cluster: int) -> str:
 
 
 def _marker(cluster: int) -> str:
-    """Another one each time the colours are through."""
+    """The markers shift by one each time that the colours repeat."""
     return MARKERS[(cluster + cluster // len(PALETTE)) % len(MARKERS)]

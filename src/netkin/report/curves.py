@@ -1,4 +1,4 @@
-"""How a training went: loss and accuracy over the epochs."""
+"""Loss and accuracy of a training over the epochs."""
 
 import polars as pl
 from matplotlib.figure import Figure
@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from netkin.report.style import panels, style
 
 LOSSES = {
-    "train_loss": "in all",
+    "train_loss": "total",
     "label_loss": "from the label",
     "teacher_loss": "from the teacher",
 }
@@ -23,7 +23,7 @@ ACCURACIES = {
 def curves_figure(curves: pl.DataFrame) -> Figure:
     """Two panels from the curves of `netkin.training.fit.Fit`: losses, and accuracies in per cent.
 
-    Accuracies that were not looked at in every epoch are drawn as points joined by a line.
+    Test accuracies, which need not be there for every epoch, are points joined by a line.
     """
     figure, (left, right) = panels(2, 3.6, 2.9)
     for column, label in LOSSES.items():
@@ -34,9 +34,9 @@ def curves_figure(curves: pl.DataFrame) -> Figure:
         left.legend()
     for column, label in ACCURACIES.items():
         if column in curves.columns:
-            seen = curves.drop_nulls(column)
+            rows = curves.drop_nulls(column)
             marker = "o" if column.startswith("test") else ""
-            right.plot(seen["epoch"], 100 * seen[column], label=label, marker=marker)
+            right.plot(rows["epoch"], 100 * rows[column], label=label, marker=marker)
     right.set(xlabel="epoch", ylabel="accuracy (%)")
     right.legend(loc="lower right")
     return figure

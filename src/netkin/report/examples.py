@@ -1,34 +1,93 @@
-"""Which adversarial images a report shows."""
+"""Images under attack for a page: which ones, and the section that shows them."""
 
+import base64
+import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from netkin.report.page import Example
+from netkin.report.study import Section, block
+from netkin.report.text import fraction_text
 from netkin.store.layout import OutcomeStore
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import adversarial, outcome_store
 from netkin.zoo.member import Member
 
 
+@dataclass(frozen=True)
+class Example:
+    """One image under attack.
+
+    Attributes:
+        source: the model that the adversarial image was crafted on.
+        image_id: the image's id in the dataset.
+        label: the true class.
+        prediction: the source's prediction for the adversarial image.
+        clean: [H, W, 3] uint8.
+        adversarial: [H, W, 3] uint8, within eps of clean.
+    """
+
+    source: str
+    image_id: str
+    label: str
+    prediction: str
+    clean: NDArray[np.uint8]
+    adversarial: NDArray[np.uint8]
+
+
 def examples(
     setting: Setting, members: Sequence[Member], sources: int = 6, images: int = 2
 ) -> list[Example]:
-    """Up to `images` of up to `sources` sources, of as many families as there are.
+    """Up to `images` of up to `sources` sources, from as many families as there are.
 
-    All sources show the same images where they can: the first ones that every one of them attacks.
+    Of each source they are the first of its images, so that most sources show the same ones.
     """
     one_a_family = list({member.family: member for member in reversed(members)}.values())[::-1]
     rest = [member for member in members if member not in one_a_family]
-    chosen = (one_a_family + rest)[:sources]
-    shown = []
-    for source in chosen:
+    selected = []
+    for source in (one_a_family + rest)[:sources]:
         stored, index = adversarial(setting, source, 0)
         for row in range(min(images, len(index))):
-            shown.append(_example(setting, source, stored[row], int(index[row])))
-    return shown
+            selected.append(_example(setting, source, stored[row], int(index[row])))
+    return selected
+
+
+def examples_section(items: Sequence[Example], eps: float | None) -> Section:
+    """Clean image, adversarial image and their difference, for each example.
+
+    `eps` is the attack's bound in pixels of [0, 1]; None where it has none.
+    """
+    bound = eps or 1.0
+    rows = [
+        {
+            "example": item,
+            "clean": _png(item.clean),
+            "adversarial": _png(item.adversarial),
+            "difference": _png(difference(item.clean, item.adversarial, bound)),
+        }
+        for item in items
+    ]
+    html = block(
+        "examples.html.j2",
+        "examples",
+        items=rows,
+        eps=fraction_text(eps) if eps else None,
+        amplification=0.5 / bound,
+    )
+    return Section("Images under attack", blocks=[html])
+
+
+def difference(
+    clean: NDArray[np.uint8], adversarial: NDArray[np.uint8], eps: float
+) -> NDArray[np.uint8]:
+    """adversarial - clean around mid-grey, [H, W, 3] uint8: -eps is black and +eps is white."""
+    delta = (adversarial.astype(float) - clean.astype(float)) / (255 * eps)
+    return np.clip(np.round(127.5 + 127.5 * delta), 0, 255).astype(np.uint8)
 
 
 def _example(setting: Setting, source: Member, stored: Tensor, position: int) -> Example:
@@ -51,3 +110,10 @@ def _hwc(image: Tensor) -> np.ndarray:
     if image.dtype != torch.uint8:
         image = (image * 255).round().to(torch.uint8)
     return image.permute(1, 2, 0).numpy()
+
+
+def _png(image: NDArray[np.uint8]) -> str:
+    """A data URL of [H, W, 3] uint8."""
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()

@@ -1,7 +1,6 @@
 """The similarity matrix as a figure for a paper: clustered, with its dendrogram, as PNG and PDF."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -9,17 +8,17 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from netkin.analysis.hierarchy import Hierarchy, hierarchy, off_diagonal
-from netkin.report.style import INK, PALETTE, save
+from netkin.report.style import INK, PALETTE
 
-# Perceptually uniform, and readable with any colour blindness and in grey. What lies outside the
-# range goes on getting lighter or darker, so that it is not mistaken for its end.
+# Perceptually uniform, and readable with any colour blindness and in grey. Values outside the range
+# are lighter or darker than its ends, so that they are not mistaken for them.
 COLOURS = mpl.colormaps["viridis"].with_extremes(under="#1e0027", over="#fdf7b8")
 VALUES_UP_TO = 16  # models; beyond it a cell is too small for its number
 FAMILIES_UP_TO = 12  # more colours than these cannot be told apart
@@ -28,16 +27,16 @@ FAMILIES_UP_TO = 12  # more colours than these cannot be told apart
 def colour_range(scores: NDArray[np.float64]) -> tuple[float, float]:
     """The scores that the two ends of the colour map stand for, from [N, N] scores in nats.
 
-    It is the range off the diagonal: the diagonal (about 4.6) lies outside. So does a far outlier
-    below (Tukey's outer fence): a pair that was never fooled has s = ln 0.01 = -4.6 and would
-    leave one colour to all the others.
+    It is the range of the pairs of different models. The diagonal (about 4.6) lies outside, and so
+    does a far outlier below (Tukey's outer fence): a pair that was never fooled has s = ln 0.01 =
+    -4.6, and with it in the range all the others would have one colour.
     """
     pairs = off_diagonal(scores)
     if not pairs.size:
         return 0.0, float(np.log(100.0))
     q1, q3 = np.quantile(pairs, (0.25, 0.75))
     low, high = pairs[pairs >= q1 - max(3 * (q3 - q1), 1.0)].min(), pairs.max()
-    if high - low < 1e-9:  # one pair, or all alike: any range serves, if it has a width
+    if high - low < 1e-9:  # one pair, or all alike: any range of some width
         low, high = low - 0.5, high + 0.5
     return float(low), float(high)
 
@@ -56,7 +55,16 @@ def cell_colours(
 def heatmap_figure(
     scores: NDArray[np.float64], names: Sequence[str], families: Sequence[str]
 ) -> Figure:
-    """The figure that `similarity_heatmap` saves. Same arguments; safe in any thread."""
+    """The clustered matrix with its dendrogram; safe in any thread.
+
+    Args:
+        scores: [N, N], symmetric, in nats, N >= 2. NaN is drawn hatched.
+        names: N model names.
+        families: the family of each model: a strip of colours with a legend where there are 2 to
+            12 families, and left out otherwise.
+
+    Raises UserError for fewer than 2 models, ValueError where the arguments disagree.
+    """
     n = len(names)
     if scores.shape != (n, n) or len(families) != n:
         raise ValueError(f"{n} names, {len(families)} families and scores {scores.shape} disagree")
@@ -64,44 +72,31 @@ def heatmap_figure(
     cell = float(np.clip(5.2 / n, 0.1, 0.7))  # inches
     font = min(9.0, 72 * cell * 0.8)  # points, so that a line of text always fits its cell
     side = n * cell
-    # A layout in inches; names and legend stick out of it and are kept by bbox_inches="tight".
+    # A layout in inches. bbox_inches="tight" saves names and legend, which lie outside.
     figure = Figure(figsize=(side + 2, side + 2))
     FigureCanvasAgg(figure)
 
     def axes(left: float, bottom: float, width: float, height: float) -> Axes:
-        made = figure.add_axes(
+        ax = figure.add_axes(
             (left / (side + 2), bottom / (side + 2), width / (side + 2), height / (side + 2))
         )
-        made.tick_params(length=0, pad=3, labelsize=font, colors=INK)
-        for spine in made.spines.values():
+        ax.tick_params(length=0, pad=3, labelsize=font, colors=INK)
+        for spine in ax.spines.values():
             spine.set_visible(False)
-        return made
+        return ax
 
     strip = 0.14 if 1 < len(set(families)) <= FAMILIES_UP_TO else 0.0
     tree_width = float(np.clip(0.22 * side, 0.7, 1.3))
     left, bottom = 1.6, 0.2
     _cells(axes(left, bottom, side, side), scores, names, tree, font)
-    _bar(axes(left, bottom + side + 0.1, side, 0.13), scores)
+    label = "similarity  $s = \\ln(100\\,p)$"
+    bar = axes(left, bottom + side + 0.1, side, 0.13)
+    colour_bar(bar, scores, COLOURS, colour_range(scores), label, 6 if n > 4 else 3)
     tree_axes = axes(left - tree_width - strip - 0.06, bottom, tree_width, side)
     _dendrogram(tree_axes, tree)
     if strip:
         _families(axes(left - strip - 0.03, bottom, strip - 0.03, side), families, tree, side)
     return figure
-
-
-def similarity_heatmap(
-    scores: NDArray[np.float64], names: Sequence[str], families: Sequence[str], stem: Path
-) -> list[Path]:
-    """Write the clustered matrix to stem.png and stem.pdf; the same input gives the same bytes.
-
-    Args:
-        scores: [N, N], symmetric, in nats, N >= 2. NaN is drawn hatched.
-        names: N model names.
-        families: the family of each model: a strip of colours with a legend where there are 2 to
-            12 families, and left out otherwise.
-        stem: path without a suffix (a dot in it is kept).
-    """
-    return save(heatmap_figure(scores, names, families), stem)
 
 
 def _cells(
@@ -145,21 +140,28 @@ def _cells(
     ax.tick_params(length=0)
 
 
-def _bar(ax: Axes, scores: NDArray[np.float64]) -> None:
-    low, high = colour_range(scores)
-    known = scores[~np.isnan(scores)]
-    below, above = bool((known < low).any()), bool((known > high).any())
+def colour_bar(
+    ax: Axes,
+    values: NDArray[np.float64],
+    colours: Colormap,
+    limits: tuple[float, float],
+    label: str,
+    ticks: int = 6,
+) -> None:
+    """A horizontal colour bar on `ax`, with an arrow at an end that some of the values exceed."""
+    known = values[~np.isnan(values)]
+    below, above = bool((known < limits[0]).any()), bool((known > limits[1]).any())
     extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[below, above]
     bar = ax.figure.colorbar(
-        ScalarMappable(Normalize(low, high), COLOURS),
+        ScalarMappable(Normalize(*limits), colours),
         cax=ax,
         orientation="horizontal",
         extend=extend,
         extendfrac=0.03,
     )
     bar.outline.set_visible(False)  # type: ignore[operator]
-    bar.set_label("similarity  $s = \\ln(100\\,p)$", fontsize=9, color=INK, labelpad=4)
-    bar.locator = MaxNLocator(6 if len(scores) > 4 else 3)
+    bar.set_label(label, fontsize=9, color=INK, labelpad=4)
+    bar.locator = MaxNLocator(ticks)
     ax.xaxis.set_ticks_position("top")
     ax.xaxis.set_label_position("top")
     ax.tick_params(length=2, width=0.6, labelsize=8, colors=INK)
@@ -171,12 +173,12 @@ def _dendrogram(ax: Axes, tree: Hierarchy) -> None:
     # The most similar pair joins at the very end of the axis: leaves start a little beyond it.
     span = max(float(np.ptp(similarity)), 0.3)  # a width also for a single join
     stub = max(0.06, 0.4 / n) * span
-    where = {int(leaf): (tree.top + stub, i + 0.5) for i, leaf in enumerate(tree.order)}
+    tips = {int(leaf): (tree.top + stub, i + 0.5) for i, leaf in enumerate(tree.order)}
     lines = []
     for i, (a, b) in enumerate(tree.linkage[:, :2].astype(int)):
-        (x_a, y_a), (x_b, y_b), x = where[a], where[b], float(similarity[i])
+        (x_a, y_a), (x_b, y_b), x = tips[a], tips[b], float(similarity[i])
         lines.append([(x_a, y_a), (x, y_a), (x, y_b), (x_b, y_b)])
-        where[n + i] = (x, (y_a + y_b) / 2)
+        tips[n + i] = (x, (y_a + y_b) / 2)
     width = 1.1 if n <= VALUES_UP_TO else 0.7
     ax.add_collection(LineCollection(lines, colors=INK, linewidths=width, capstyle="projecting"))
     ax.set(xlim=(tree.top - span - stub, tree.top + stub), ylim=(n, 0), yticks=[])
@@ -195,7 +197,7 @@ def _families(ax: Axes, families: Sequence[str], tree: Hierarchy, side: float) -
     legend = ax.legend(
         handles=[Patch(color=c, label=family, lw=0) for family, c in colour.items()],
         loc="upper right",
-        # Under the dendrogram, in the corner that the names of the columns leave free.
+        # Under the dendrogram, left of the names of the columns.
         bbox_to_anchor=(1.0, -0.45 / side),
         borderaxespad=0,
         frameon=False,

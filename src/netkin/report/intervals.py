@@ -1,4 +1,4 @@
-"""Means of named groups with two intervals each, one below the other."""
+"""Means of named groups, a row each, with two intervals."""
 
 from collections.abc import Sequence
 
@@ -17,13 +17,13 @@ def intervals_figure(
     outer: NDArray[np.float64],
     label: str,
 ) -> Figure:
-    """A point a name, with a thick inner and a thin outer interval.
+    """A point for each name, with a thick inner and a thin outer interval.
 
     Args:
         names: [n], from top to bottom.
         means: [n].
         inner, outer: [n, 2] low and high; NaN where there is none.
-        label: of the axis, with its unit.
+        label: the axis's, with its unit.
     """
     n = len(names)
     figure, (ax,) = panels(1, 4.6, 0.7 + 0.22 * n)

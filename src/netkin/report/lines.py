@@ -1,4 +1,4 @@
-"""Lines with intervals over a whole number, in panels side by side."""
+"""Lines with intervals over whole numbers, in panels side by side."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

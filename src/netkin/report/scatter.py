@@ -1,4 +1,4 @@
-"""One number against another, with the trend and what the correlation is worth."""
+"""Scatter plots with a trend line, its band, and names next to the points."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from netkin.analysis.statistics import Trend
 from netkin.report.style import INK, MARKERS, PALETTE, panels, style
 
 NAMES_UP_TO = 40  # points; more names than these cannot all be read
-_MANY = 400  # points, from which on single ones are drawn small, and as pixels in a PDF
+_MANY = 400  # points; more are drawn small, and as pixels in a PDF
 
 
 @style()
@@ -34,8 +34,8 @@ def scatter_figure(
     Args:
         x, y: [n].
         xlabel, ylabel: with their units.
-        names: of the points, written beside them where there are at most `NAMES_UP_TO` and
-            wherever they do not run into one another.
+        names: of the points, written next to them where there are at most `NAMES_UP_TO` and
+            a name hides no point and no other name.
         groups: of the points: a colour and a marker each, in a legend.
         trend: of `netkin.analysis.statistics.trend`: a line and its band.
         text: such as "r = -0.31, Mantel p = 0.001", above the points.
@@ -57,16 +57,16 @@ def scatter(
     trend: Trend | None = None,
     text: str = "",
 ) -> None:
-    """`scatter_figure` on axes of one's own. Draw within `netkin.report.style.style()`."""
+    """`scatter_figure` on given axes. Draw within `netkin.report.style.style()`."""
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     many = len(x) > _MANY
     size, alpha = (6, 0.35) if many else (22, 0.85)
     kinds = list(dict.fromkeys(groups)) if groups is not None else [""]
-    of = np.array(groups if groups is not None else [""] * len(x))
+    group_of = np.array(groups if groups is not None else [""] * len(x))
     for i, kind in enumerate(kinds):
         ax.scatter(
-            x[of == kind],
-            y[of == kind],
+            x[group_of == kind],
+            y[group_of == kind],
             s=size,
             alpha=alpha,
             color=PALETTE[i % len(PALETTE)],
@@ -91,8 +91,10 @@ def scatter(
 
 
 def write_names(ax: Axes, x: ArrayLike, y: ArrayLike, names: Sequence[str]) -> int:
-    """Write each name beside its point, where it hides no point and no other name; returns how
-    many found room. The axes must have their points and limits."""
+    """Write each name next to its point where it hides no point and no other name.
+
+    The axes must have their points and limits. Returns the number of names that were written.
+    """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     assert isinstance(ax.figure, Figure)
     ax.figure.draw_without_rendering()  # so that the layout, and with it the scale, is final
@@ -122,7 +124,7 @@ def write_names(ax: Axes, x: ArrayLike, y: ArrayLike, names: Sequence[str]) -> i
     return len(taken)
 
 
-_BESIDE = (  # where a name may stand: offsets in points, and its alignment
+_BESIDE = (  # the places for a name, in order: offsets in points, and its alignment
     *((4, 0, "left", "center"), (-4, 0, "right", "center")),
     *((0, 4, "center", "bottom"), (0, -4, "center", "top")),
     *((3, 3, "left", "bottom"), (3, -3, "left", "top")),
@@ -139,6 +141,7 @@ class Box(NamedTuple):
     y1: float
 
     def within(self, other: "Box") -> bool:
+        """Whether no part of it lies outside the other."""
         return (
             self.x0 >= other.x0
             and self.x1 <= other.x1
@@ -147,11 +150,13 @@ class Box(NamedTuple):
         )
 
     def meets(self, others: Sequence["Box"]) -> bool:
+        """Whether it overlaps any of the others."""
         return any(
             self.x0 < o.x1 and o.x0 < self.x1 and self.y0 < o.y1 and o.y0 < self.y1 for o in others
         )
 
     def holds(self, points: NDArray[np.float64], radius: float) -> bool:
+        """Whether any of the points [n, 2] is within `radius` of it or in it."""
         px, py = points.T
         inside = (px > self.x0 - radius) & (px < self.x1 + radius)
         return bool((inside & (py > self.y0 - radius) & (py < self.y1 + radius)).any())

@@ -1,4 +1,4 @@
-"""Some images under several attacks, side by side: what each does to an image, at a glance."""
+"""Some images under several attacks, side by side."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,32 +15,36 @@ WRONG = "#d55e00"  # Okabe and Ito's vermilion
 CELL = 0.95  # inches
 
 
-def attack_strips(images: Tensor, attacks: Sequence[str], said: pl.DataFrame, stem: Path) -> Path:
+def attack_strips(
+    images: Tensor, attacks: Sequence[str], predictions: pl.DataFrame, stem: Path
+) -> Path:
     """Write stem.png, stem.pdf and stem.csv; returns the first.
 
     Args:
         images: [A, I, 3, H, W] uint8: I images under each of A attacks.
         attacks: their A names.
-        said: attack, image, label, prediction, and whatever else the table is to keep; the A * I
-            rows go attack by attack. A prediction other than the label is shown in red.
+        predictions: attack, image, label, prediction, and any other columns of the table; A * I
+            rows, attack by attack. A prediction other than the label is written in red.
         stem: path without a suffix.
     """
     columns, rows = images.shape[:2]
-    if len(attacks) != columns or said.height != columns * rows:
-        raise ValueError(f"{len(attacks)} attacks, {said.height} rows and images {images.shape}")
-    png, _ = save(_figure(images, attacks, said), stem)
-    write(stem.with_name(stem.name + ".csv"), said.write_csv)
+    if len(attacks) != columns or predictions.height != columns * rows:
+        raise ValueError(
+            f"{len(attacks)} attacks, {predictions.height} rows and images {images.shape}"
+        )
+    png, _ = save(_figure(images, attacks, predictions), stem)
+    write(stem.with_name(stem.name + ".csv"), predictions.write_csv)
     return png
 
 
 @style()
-def _figure(images: Tensor, attacks: Sequence[str], said: pl.DataFrame) -> Figure:
+def _figure(images: Tensor, attacks: Sequence[str], predictions: pl.DataFrame) -> Figure:
     columns, rows = images.shape[:2]
     figure = Figure(figsize=(columns * CELL, rows * (CELL + 0.15) + 0.2))
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     grid = figure.subplots(rows, columns, squeeze=False)
-    for i, row in enumerate(said.to_dicts()):
+    for i, row in enumerate(predictions.to_dicts()):
         column, line = divmod(i, rows)
         ax = grid[line][column]
         ax.imshow(images[column, line].permute(1, 2, 0).numpy(), interpolation="nearest")

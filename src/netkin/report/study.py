@@ -1,27 +1,35 @@
-"""What a study leaves behind: tables, figures with their tables, and one page that shows them."""
+"""What a study writes: tables, figures with their tables, and one page with all of them.
+
+The page is a single HTML file that opens offline. Images, style and scripts are inside it, and its
+content security policy forbids any load from a network.
+"""
 
 import base64
 import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
-from netkin.report.page import environment
 from netkin.report.style import save
+from netkin.report.text import UNKNOWN, count, duration, number, percent, size
 from netkin.store.files import write
 from netkin.tracking import Tracker
 
 PACKAGES = ("netkin", "torch", "timm", "pytorch-lightning", "numpy", "hydra-core", "wandb")
 ROWS = 200
-"""Of a table that a page shows; the CSV file has them all."""
-_UNKNOWN = "–"  # noqa: RUF001
+"""Rows of a table on the page; the CSV file has them all."""
+LONG = 60
+"""Characters; a column with a longer text is set as prose, with line breaks."""
 
 
 @dataclass(frozen=True)
@@ -34,25 +42,33 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page. All text is plain text: the page escapes it.
+    """A part of a page: its paragraphs, blocks, figures and tables, in this order.
 
     Attributes:
-        title: of the section.
-        paragraphs: what was found, in words.
-        tables: caption -> table; numbers are shown to three decimals.
+        title: plain text; the page escapes it, as it does paragraphs, captions and tables.
+        paragraphs: the findings of the section in words.
+        tables: caption -> table. Numbers have three decimals; columns named `..._seconds` and
+            `..._bytes` are written in a unit that suits them.
         figures: of `Outputs.figure`.
+        blocks: HTML that the page takes over unescaped; see `block`.
     """
 
     title: str
     paragraphs: Sequence[str] = ()
     tables: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     figures: Sequence[Picture] = ()
+    blocks: Sequence[Markup] = ()
 
 
 class Outputs:
-    """A run's own folder: whatever is written there is logged to the tracker, too."""
+    """A run's own folder. What is written there is also logged to the tracker, if there is one.
 
-    def __init__(self, folder: Path, tracker: Tracker):
+    Args:
+        folder: made if it does not exist.
+        tracker: of the run, or None.
+    """
+
+    def __init__(self, folder: Path, tracker: Tracker | None = None):
         self.folder, self.tracker = folder, tracker
         self.files: list[str] = []
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,16 +76,18 @@ class Outputs:
     def table(self, name: str, table: pl.DataFrame) -> pl.DataFrame:
         """Write name.csv; returns the table."""
         write(self.folder / f"{name}.csv", table.write_csv)
-        self.tracker.table(f"tables/{name}", table)
+        if self.tracker is not None:
+            self.tracker.table(f"tables/{name}", table)
         self.files.append(f"{name}.csv")
         return table
 
     def figure(self, name: str, figure: Figure, table: pl.DataFrame, caption: str) -> Picture:
-        """Write name.png, name.pdf and name.csv, the numbers that the figure shows."""
+        """Write name.png, name.pdf and, unless it is written already, name.csv: the numbers."""
         if f"{name}.csv" not in self.files:
             self.table(name, table)
         png, pdf = save(figure, self.folder / name)
-        self.tracker.figure(f"figures/{name}", png)
+        if self.tracker is not None:
+            self.tracker.figure(f"figures/{name}", png)
         self.files += [png.name, pdf.name]
         return Picture(png, caption)
 
@@ -81,13 +99,13 @@ class Outputs:
         sections: Sequence[Section],
         config: str,
     ) -> Path:
-        """Write report.html: self-contained, in the look of a pairwise run's page.
+        """Write report.html and return its path.
 
         Args:
-            title: the question in a line.
-            question: what was asked and how it was measured, in a sentence or two.
+            title: the question in one line.
+            question: the question and how it was measured, in a sentence or two.
             answer: the findings in words, a paragraph each.
-            sections: what shows them.
+            sections: the evidence.
             config: the resolved config as YAML.
         """
         html = render(title, question, answer, sections, config, self.files)
@@ -104,10 +122,10 @@ def render(
     config: str,
     files: Sequence[str] = (),
 ) -> str:
-    """The HTML of a study's page; see `Outputs.report`."""
+    """The HTML of a page; see `Outputs.report`."""
     return (
-        environment()
-        .get_template("study.html.j2")
+        _environment()
+        .get_template("page.html.j2")
         .render(
             title=title,
             question=question,
@@ -116,6 +134,7 @@ def render(
                 {
                     "title": section.title,
                     "paragraphs": section.paragraphs,
+                    "blocks": section.blocks,
                     "pictures": [_picture(picture) for picture in section.figures],
                     "tables": [_table(*item) for item in section.tables.items()],
                 }
@@ -128,8 +147,30 @@ def render(
     )
 
 
+def block(template: str, macro: str, **values: Any) -> Markup:
+    """The HTML of one macro of a template in this folder, for `Section.blocks`.
+
+    Values are escaped unless they are Markup.
+    """
+    return getattr(_environment().get_template(template).module, macro)(**values)
+
+
+@cache
+def _environment() -> Environment:
+    """Everything is escaped, whatever a template's suffix; an unknown name is an error."""
+    env = Environment(
+        loader=PackageLoader("netkin.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters |= {"num": number, "pct": percent, "count": count}
+    return env
+
+
 def versions() -> dict[str, str]:
-    """Of Python, this machine's system and the packages that results may depend on."""
+    """Versions of Python, the operating system and the packages that results may depend on."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -151,26 +192,43 @@ def _picture(picture: Picture) -> dict[str, Any]:
 
 
 def _table(caption: str, table: pl.DataFrame) -> dict[str, Any]:
+    rows = [
+        [
+            {"text": _text(name, value), "value": "" if value is None else value}
+            for name, value in zip(table.columns, row, strict=True)
+        ]
+        for row in table.head(ROWS).iter_rows()
+    ]
+    columns = []
+    for i, (name, kind) in enumerate(table.schema.items()):
+        prose = any(len(row[i]["text"]) > LONG for row in rows)
+        style = "n" if kind.is_numeric() else "long" if prose else "name"
+        columns.append({"name": _heading(name), "style": style})
     return {
         "caption": caption,
-        "columns": [
-            {"name": name.replace("_", " "), "numeric": kind.is_numeric()}
-            for name, kind in table.schema.items()
-        ],
-        "rows": [
-            [{"text": _text(value), "value": "" if value is None else value} for value in row]
-            for row in table.head(ROWS).iter_rows()
-        ],
+        "columns": columns,
+        "rows": rows,
         "left_out": max(table.height - ROWS, 0),
     }
 
 
-def _text(value: Any) -> str:
+SECONDS, BYTES = "_seconds", "_bytes"
+
+
+def _heading(column: str) -> str:
+    return column.removesuffix(SECONDS).removesuffix(BYTES).replace("_", " ")
+
+
+def _text(column: str, value: Any) -> str:
     """A cell: three decimals for a number, more digits where that would leave none."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        return _UNKNOWN
+        return UNKNOWN
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if column.endswith(SECONDS):
+        return duration(value)
+    if column.endswith(BYTES):
+        return size(value)
     if isinstance(value, float):
         return f"{value:.2g}" if 0 < abs(value) < 0.001 else f"{value:.3f}"
     return str(value)

@@ -1,4 +1,4 @@
-"""What all figures share: sizes, colours that anyone can tell apart, and how they are saved."""
+"""What all figures share: sizes, colours that everybody can tell apart, and saving."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ PALETTE = (  # Okabe and Ito's first, then Tol's "muted"
     *("#f0e442", "#332288", "#999933", "#882255", "#999999", "#000000"),
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h", "p")
-"""A marker a colour, so that groups can be told apart in grey, too."""
+"""One for each colour, so that groups can be told apart in grey, too."""
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.labelsize": 9,
@@ -54,7 +54,7 @@ _GLOBAL = RLock()
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The style within a block, or, as a decorator, within a function that draws."""
+    """Matplotlib in the style of the figures, as a context manager or a decorator."""
     with _GLOBAL, mpl.rc_context(STYLE):
         yield
 
@@ -64,7 +64,7 @@ def panels(
 ) -> tuple[Figure, list[Axes]]:
     """A figure of axes in rows, each `width` by `height` inches, row by row. Draw in `style()`.
 
-    Unlike pyplot's it belongs to nobody else: no window, no global list, safe in any thread.
+    Unlike pyplot's figures it has no window and is in no global list: safe in any thread.
     """
     figure = Figure(figsize=(width * columns, height * rows))
     FigureCanvasAgg(figure)
@@ -74,7 +74,7 @@ def panels(
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write stem.png (300 dpi) and stem.pdf; the same figure gives the same bytes.
 
-    A dot in the stem is kept. Fonts go into the PDF as TrueType, which journals ask for.
+    A dot in the stem is kept. Fonts are TrueType in the PDF, as journals require.
     """
     png, pdf = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".pdf")
     box: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.05}

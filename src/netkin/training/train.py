@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import torch
@@ -15,6 +14,7 @@ from torch.utils.data import TensorDataset
 
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance
+from netkin.jobs.results import Trained
 from netkin.store.files import read_tensors, write, write_json, write_tensors
 from netkin.training import checkpoint
 from netkin.training.distillation import Teacher
@@ -33,7 +33,7 @@ def train(
     hardware: Hardware | None = None,
     report: Report | None = None,
     start: Path | None = None,
-) -> dict[str, Any]:
+) -> Trained:
     """Train a member, from its checkpoint if there is one, and store its weights.
 
     Beside the weights it writes `<member>.curves.csv` and `<member>.json` (see
@@ -47,8 +47,6 @@ def train(
         hardware: where the training runs; by default one device of the setting's accelerator.
         report: called with each epoch's row of the curves, those of earlier runs first.
         start: a checkpoint of this training to continue from, instead of the one in the store.
-
-    Returns curves (see `netkin.training.fit.Fit`), test_accuracy (in [0, 1]) and seconds.
 
     Raises UserError where `start` does not exist, a checkpoint is damaged, an epoch does not fill a
     batch or a loss is not finite, and OtherTraining where a checkpoint is of another training.
@@ -65,7 +63,7 @@ def train(
     accuracy = _store(training, member, teaching, job, end)
     job.last.unlink(missing_ok=True)
     elapsed = time.perf_counter() - began
-    return {"curves": end.curves, "test_accuracy": accuracy, "seconds": elapsed}
+    return Trained(curves=end.curves, test_accuracy=accuracy, seconds=elapsed)
 
 
 def make_job(

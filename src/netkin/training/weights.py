@@ -10,7 +10,7 @@ from typing import Any
 
 from netkin.data.images import Images
 from netkin.data.subset import fingerprint
-from netkin.errors import OtherTraining, UserError, near
+from netkin.errors import OtherTraining, UserError, and_more, near
 from netkin.store.layout import Store, differences, unfolded
 from netkin.training.distillation import Distillation
 from netkin.training.recipe import Recipe
@@ -156,7 +156,7 @@ def trained_members(store: Store, dataset: str, pattern: str) -> list[dict[str, 
     if not members:
         raise UserError(
             f"{store.root} has no trained model {dataset}/{pattern}{near(pattern, names)} (there "
-            f"are {', '.join(sorted(names)[:8]) or 'none'}{' ...' if len(names) > 8 else ''}); "
+            f"are {and_more(sorted(names), 8) or 'none'}); "
             "train it first"
         )
     return members

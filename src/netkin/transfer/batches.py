@@ -1,4 +1,4 @@
-"""Batches that fit: halved when the memory does not suffice, and remembered for the run."""
+"""Batches that fit into memory: halved when they do not, for the rest of the run."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 class Batches:
     """Cuts work on n images into batches of at most `size`, which shrinks when memory runs out.
 
-    A batch's images do not know of each other, so results do not depend on the size (beyond float
-    rounding).
+    Images do not depend on others of their batch, so results do not depend on the size, beyond
+    float rounding.
     """
 
     def __init__(self, size: int, name: str):

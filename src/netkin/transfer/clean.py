@@ -1,7 +1,6 @@
-"""The clean pass: what a member says of the images before anyone attacks them."""
+"""The clean pass: a member's predictions on the images as they are."""
 
 import time
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance
+from netkin.jobs.results import Result
 from netkin.store.files import write_tensors
 from netkin.store.lease import lease
 from netkin.transfer.batches import Batches
@@ -25,40 +25,44 @@ class CleanPass(pl.LightningModule):
     def __init__(self, classifier: Classifier, setting: Setting, advance: Advance):
         super().__init__()
         self.name, self.setting, self.advance = classifier.name, setting, advance
-        self.judge = setting.judge(classifier)
+        self.evaluator = setting.evaluator(classifier)
         self.batches = Batches(setting.batch_size, classifier.name)
         self.logits: list[Tensor] = []
 
     def predict_step(self, shard: dict) -> None:
+        """Evaluate one shard."""
         pixels = shard["pixels"]
-        for logits in self.batches.run(len(pixels), lambda b: self.judge(pixels[b] / 255)):
+        for logits in self.batches.run(len(pixels), lambda b: self.evaluator(pixels[b] / 255)):
             self.logits.append(logits.cpu())
         self.advance(len(pixels))
 
     def result(self) -> Tensor:
-        """[I, K] float32, every value finite."""
+        """Logits [I, K] float32. Raises UserError, with the images, where one is not finite."""
         logits = torch.cat(self.logits)
         bad = (~logits.isfinite().all(dim=1)).nonzero().flatten().tolist()
         if bad:
             raise UserError(
                 f"{self.name} gives NaN or infinite logits on {len(bad)} of "
-                f"{len(logits)} clean images ({names(self.setting, bad)}); are its weights whole?"
+                f"{len(logits)} clean images ({names(self.setting, bad)}); are its weights intact?"
             )
         return logits
 
 
-def clean_pass(setting: Setting, member: Member, advance: Advance) -> dict[str, Any]:
-    """Store a member's clean logits; returns images and seconds, or that the member is `busy`."""
-    with lease(setting.store.root, logits_path(setting, member)) as mine:
-        if not mine:
-            return {"busy": member}
+def clean_pass(setting: Setting, member: Member, advance: Advance) -> Result:
+    """Store a member's clean logits, unless they are there or another process makes them.
+
+    Raises UserError where the model gives NaN or infinite logits, or does not fit into memory.
+    """
+    with lease(setting.store.root, logits_path(setting, member)) as held:
+        if not held:
+            return Result(remaining=member)
         if is_clean(setting, member):
             advance(len(setting.subset))
-            return {"images": 0, "seconds": 0.0}
+            return Result()
         return _clean_pass(setting, member, advance)
 
 
-def _clean_pass(setting: Setting, member: Member, advance: Advance) -> dict[str, Any]:
+def _clean_pass(setting: Setting, member: Member, advance: Advance) -> Result:
     start = time.perf_counter()
     classifier = setting.build(member)
     view = setting.view(member)
@@ -70,4 +74,4 @@ def _clean_pass(setting: Setting, member: Member, advance: Advance) -> dict[str,
     entry = setting.clean_entry(member).claim()
     file = entry.path / "logits.safetensors"
     write_tensors(file, {"logits": logits}, params=str(parameters))
-    return {"images": len(logits), "seconds": time.perf_counter() - start}
+    return Result(images=len(logits), seconds=time.perf_counter() - start)

@@ -7,7 +7,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -17,6 +16,7 @@ from netkin.attacks.frozen import frozen
 from netkin.attacks.grid import to_grid
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance
+from netkin.jobs.results import Crafted
 from netkin.store.files import write_tensors
 from netkin.store.layout import Entry, shard_path
 from netkin.store.lease import is_held, lease
@@ -53,44 +53,44 @@ class Craft(pl.LightningModule):
         self.model: Prepared | None = None  # as it is run, from the first shard on
         self.batches = Batches(1, member.name)
         self.writer = Writer()
-        self.made: list[int] = []
+        self.crafted: list[int] = []
         self.storing = 0.0  # seconds that crafting waits for the store: leases, checksums, writes
 
     def predict_step(self, shard: dict) -> None:
-        """Attack a shard and store it, unless another process does that, or has done it."""
-        start, made = time.perf_counter(), 0.0
+        """Attack a shard and store it, unless another process does or has done so."""
+        start, attacking = time.perf_counter(), 0.0
         file = shard_path(self.entry, shard["shard"])
-        with ExitStack() as held:
-            mine = held.enter_context(lease(self.setting.store.root, file))
-            if mine and not file.is_file():
+        with ExitStack() as stack:
+            held = stack.enter_context(lease(self.setting.store.root, file))
+            if held and not file.is_file():
                 began = time.perf_counter()
-                stored = self._attack(shard)
-                made = time.perf_counter() - began
-                self.writer.write(file, stored, held.pop_all())
-                self.made.append(shard["shard"])
-        self.storing += time.perf_counter() - start - made
+                tensors = self._attack(shard)
+                attacking = time.perf_counter() - began
+                self.writer.write(file, tensors, stack.pop_all())
+                self.crafted.append(shard["shard"])
+        self.storing += time.perf_counter() - start - attacking
 
     def _attack(self, shard: dict) -> dict[str, Tensor]:
-        """A shard as it is stored."""
+        """A shard's tensors as they are stored."""
         index, pixels, labels = shard["index"], shard["pixels"], shard["labels"]
         if not len(index):
             return {"images": pixels, "index": index}
         if self.model is None:
             self.model = self._prepared(pixels)
         images = []
-        for made in self.batches.run(
+        for adversarial in self.batches.run(
             len(index), lambda b: self._perturb(index[b], pixels[b], labels[b])
         ):
-            images.append(made.cpu())
-            self.advance(len(made))
+            images.append(adversarial.cpu())
+            self.advance(len(adversarial))
         return {"images": torch.cat(images), "index": index}
 
     def _prepared(self, clean: Tensor) -> Prepared:
-        """The source as it is run for all shards, tried on some of the first one's images."""
+        """The source as it is run for all shards, tested on some of the first one's images."""
         setting, choice = self.setting, self.setting.choice
-        if choice.execution.compile and getattr(setting.attack.attack, "looks_inside", False):
+        if choice.execution.compile and setting.attack.attack.looks_inside:
             log.warning(
-                "%s: attack %s looks into the model, which is therefore not compiled",
+                "%s: attack %s hooks into the model, which is therefore not compiled",
                 self.member.name,
                 setting.attack.name,
             )
@@ -105,10 +105,10 @@ class Craft(pl.LightningModule):
         setting = self.setting
         attack = setting.attack.attack
         pixels = clean.float() / 255
-        keys = [f"{self.member.name}\n{setting.subset.ids[i]}" for i in index.tolist()]
+        keys = setting.keys(self.member, index.tolist())
         assert self.model is not None
         if self.model.size is not None:
-            self.model.size = self.batches.size  # which shrinks when memory runs out
+            self.model.size = self.batches.size  # smaller once memory ran out
         with frozen(self.model) as model, exact_float32(setting.choice.execution.precision):
             adversarial = attack.perturb(model, pixels, labels, keys).detach()
         if adversarial.shape != pixels.shape:
@@ -122,25 +122,24 @@ class Craft(pl.LightningModule):
                 f"attack {setting.attack.name} on {self.member.name} left [0, 1] or gave NaN on "
                 f"{names(setting, index[bad].tolist())}; are the model's gradients finite?"
             )
-        eps = getattr(attack, "eps", None)
         if setting.dtype == "uint8":
-            return to_grid(adversarial, clean, eps)
-        if eps is None:
+            return to_grid(adversarial, clean, attack.eps)
+        if attack.eps is None:
             return adversarial
-        return (pixels + (adversarial - pixels).clamp(-eps, eps)).clamp(0, 1)
+        return (pixels + (adversarial - pixels).clamp(-attack.eps, attack.eps)).clamp(0, 1)
 
 
 class Writer:
-    """Writes files one after another beside the work that makes them."""
+    """Writes files, one after another, in a thread beside the work that makes them."""
 
     def __init__(self) -> None:
         self.thread = ThreadPoolExecutor(1)
         self.last: Future | None = None
 
     def write(self, file: Path, tensors: dict[str, Tensor], held: ExitStack) -> None:
-        """Begin to write a file, once the one before is; `held` is closed afterwards.
+        """Start to write a file once the previous one is written; then close `held`, its lease.
 
-        Raises StoreError when the one before could not be written.
+        Raises StoreError when the previous one could not be written.
         """
         try:
             self.wait()
@@ -155,7 +154,7 @@ class Writer:
         self.last = self.thread.submit(work)
 
     def wait(self) -> None:
-        """Until the last file is written. Raises StoreError when it could not be."""
+        """Wait until the last file is written. Raises StoreError when it could not be."""
         last, self.last = self.last, None
         if last is not None:
             last.result()
@@ -164,11 +163,14 @@ class Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.thread.shutdown()  # what was begun is finished
+        self.thread.shutdown()  # after the file that is being written
 
 
-def craft(setting: Setting, source: Source, advance: Advance) -> dict[str, Any]:
-    """Craft and store a source's shards; returns images, shards and seconds, and what is `busy`."""
+def craft(setting: Setting, source: Source, advance: Advance) -> Crafted:
+    """Craft and store a source's shards, save those that another process crafts.
+
+    Raises UserError where the attack returns another shape, NaN or pixels outside [0, 1].
+    """
     start = time.perf_counter()
     member = source.member
     entry = setting.adversarial_entry(member).claim()
@@ -178,29 +180,28 @@ def craft(setting: Setting, source: Source, advance: Advance) -> dict[str, Any]:
     def load(shard: int) -> dict:
         positions = torch.tensor(setting.shards[shard])
         right = attackable[positions]
-        index = positions[right]
-        pixels = setting.pixels(view, shard)[right]
+        index, pixels = positions[right], setting.pixels(view, shard)[right]
         return {"shard": shard, "index": index, "pixels": pixels, "labels": labels[index]}
 
     def images(shards: Sequence[int]) -> int:
         return sum(int(attackable[list(setting.shards[shard])].sum()) for shard in shards)
 
-    lacking = [shard for shard in source.shards if not shard_path(entry, shard).is_file()]
-    free = [s for s in lacking if not is_held(setting.store.root, shard_path(entry, s))]
-    made, storing = list[int](), 0.0
+    missing = [shard for shard in source.shards if not shard_path(entry, shard).is_file()]
+    free = [s for s in missing if not is_held(setting.store.root, shard_path(entry, s))]
+    crafted, storing = list[int](), 0.0
     if free:
         module = Craft(setting.build(member), setting, member, entry, advance)
         with module.writer:
             predict(setting, module, Work(free, load))
             waited = time.perf_counter()
             module.writer.wait()
-            made, storing = module.made, module.storing + time.perf_counter() - waited
-    left = tuple(shard for shard in lacking if not shard_path(entry, shard).is_file())
-    advance(images([s for s in source.shards if s not in made and s not in left]))
-    result = {
-        "images": images(made),
-        "shards": len(made),
-        "storing": storing,
-        "seconds": time.perf_counter() - start,
-    }
-    return {**result, "busy": replace(source, shards=left)} if left else result
+            crafted, storing = module.crafted, module.storing + time.perf_counter() - waited
+    taken = tuple(shard for shard in missing if not shard_path(entry, shard).is_file())
+    advance(images([s for s in source.shards if s not in crafted and s not in taken]))
+    return Crafted(
+        images=images(crafted),
+        shards=len(crafted),
+        storing=storing,
+        seconds=time.perf_counter() - start,
+        remaining=replace(source, shards=taken) if taken else None,
+    )

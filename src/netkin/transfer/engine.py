@@ -1,4 +1,4 @@
-"""Lightning's Trainer as the passes use it."""
+"""Runs a pass with Lightning's Trainer."""
 
 import logging
 import warnings
@@ -13,20 +13,20 @@ from torch.utils.data import DataLoader, Dataset
 from netkin.transfer.setting import Loader, Setting
 
 OURS = (
-    # On a CPU shards are loaded by this process: they are few, and the pool fills the cores.
+    # On a CPU this process loads the shards: they are few, and the pool uses all cores.
     ".*does not have many workers.*",
-    # The passes store what they make and return nothing.
+    # The passes store their results and return nothing.
     "predict returned None.*",
-    # So is a moving average of the weights while they are trained.
+    # The moving average of the weights is in eval mode during training, as it must be.
     r".*module\(s\) in eval mode.*",
-    # Lightning 2.6 calls what later releases of torch have renamed.
+    # Lightning 2.6 uses a name that later releases of torch have changed.
     ".*isinstance.treespec, LeafSpec.*",
 )
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Lightning without its hints: progress and results are shown by netkin itself."""
+    """Lightning without its hints: netkin displays progress and results itself."""
     logger = logging.getLogger("pytorch_lightning")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -40,11 +40,11 @@ def quiet() -> Iterator[None]:
 
 
 def trainer(accelerator: str, **kwargs: Any) -> pl.Trainer:
-    """A Trainer, on one device unless told otherwise, that writes nothing of its own.
+    """A Trainer that writes nothing of its own, on one device unless `kwargs` say otherwise.
 
-    The passes use several devices as several processes with one each: see `netkin.jobs.pool`. A
-    cluster's scheduler is no business of theirs: Lightning would take over its signals and mistrust
-    its variables.
+    The passes use several devices as several processes with one each: see `netkin.jobs.pool`. They
+    ignore a cluster's scheduler, whose signals Lightning would handle and whose variables it would
+    check.
     """
     return pl.Trainer(
         accelerator=accelerator,
@@ -78,6 +78,7 @@ class Work(pl.LightningDataModule):
         self.loader = Loader()
 
     def predict_dataloader(self) -> DataLoader:
+        """The items in order, one at a time."""
         loader = self.loader
         return DataLoader(
             Items(self.items, self.load),
@@ -89,7 +90,7 @@ class Work(pl.LightningDataModule):
 
 
 def predict(setting: Setting, module: pl.LightningModule, work: Work) -> None:
-    """Have `module.predict_step` do each work item; it stores what it makes."""
+    """Call `module.predict_step` on each work item; it stores the results."""
     work.loader = setting.loader
     with quiet():
         trainer(setting.accelerator, inference_mode=False).predict(

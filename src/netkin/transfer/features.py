@@ -1,11 +1,11 @@
-"""What other similarity measures need of a member, kept in the store shard by shard.
+"""What other similarity measures need of a member, stored shard by shard.
 
 Features are the input of the last layer; gradients are those of the loss with respect to pixels;
 plane predictions are the classes of points on planes through triplets of images.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,9 +17,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from netkin.attacks.frozen import frozen
-from netkin.data.views import View
 from netkin.errors import UserError
+from netkin.jobs.devices import fastest
 from netkin.jobs.pool import Advance
+from netkin.jobs.results import Result
 from netkin.store.files import read_tensors, write_tensors
 from netkin.store.layout import Entry, shard_path
 from netkin.transfer.batches import Batches
@@ -29,14 +30,14 @@ from netkin.zoo.build import Classifier
 from netkin.zoo.member import Member
 
 MARGIN = 0.1
-"""How far a plane's grid goes beyond the triplet, in lengths of its sides."""
+"""How far a plane's grid extends beyond the triplet, in lengths of its sides."""
 PER_SHARD = 20
 """Triplets in a shard."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Which images and planes the measures are taken on.
+    """The images and planes that the measures are computed on.
 
     Attributes:
         positions: of images in the subset, in order.
@@ -52,7 +53,8 @@ class Sample:
 def draw_sample(images: int, most: int, triplets: int, grid: int, seed: int) -> Sample:
     """At most `most` of a subset's images, and triplets of different ones of these.
 
-    The first image of a triplet is another each time, until there are no more.
+    The first image of a triplet is not used again as one until all others were. Raises UserError
+    for fewer than 3 images.
     """
     rng = np.random.default_rng(seed)
     positions = np.sort(rng.permutation(images)[:most])
@@ -70,21 +72,21 @@ def draw_sample(images: int, most: int, triplets: int, grid: int, seed: int) -> 
 
 @dataclass(frozen=True)
 class Kind:
-    """One of the things that are kept of a member: its name, and what it depends on as JSON."""
+    """A kind of data on a member: its name, and what it depends on as JSON."""
 
     name: str
     identity: dict[str, Any]
 
 
 def kinds(sample: Sample) -> list[Kind]:
-    """What is kept for a sample: features, gradients, planes."""
+    """The kinds for a sample: features, gradients, planes."""
     images = {"images": list(sample.positions)}
     planes = {"triplets": [list(t) for t in sample.triplets], "grid": sample.grid, "margin": MARGIN}
     return [Kind("features", images), Kind("gradients", images), Kind("planes", planes)]
 
 
 def entry(setting: Setting, member: Member, kind: Kind) -> Entry:
-    """The folder of what is kept of a member."""
+    """The folder of a kind of data on a member."""
     identity = {**kind.identity, "shard_size": setting.shard_size}
     return setting.stored.measure(kind.name, identity, member.name, setting.model(member))
 
@@ -100,64 +102,68 @@ def shards(setting: Setting, sample: Sample, kind: Kind) -> list[list[Any]]:
 
 
 def missing(setting: Setting, sample: Sample, member: Member, kind: Kind) -> list[int]:
-    """Shards still to be made; an error when another model made the others."""
-    found = entry(setting, member, kind)
-    count = range(len(shards(setting, sample, kind)))
-    if not found.path.exists():
-        return list(count)
-    found.claim()
-    return [shard for shard in count if not shard_path(found, shard).is_file()]
+    """The shards that are not stored. Raises UserError when another model made the others."""
+    folder = entry(setting, member, kind)
+    numbers = range(len(shards(setting, sample, kind)))
+    if not folder.path.exists():
+        return list(numbers)
+    folder.claim()
+    return [shard for shard in numbers if not shard_path(folder, shard).is_file()]
 
 
 def read(setting: Setting, sample: Sample, member: Member, kind: Kind) -> Tensor:
-    """What is kept of a member, whole."""
-    found = entry(setting, member, kind)
-    paths = [shard_path(found, i) for i in range(len(shards(setting, sample, kind)))]
+    """All stored data of a kind on a member, [n, ...]. Raises StoreError for a damaged file."""
+    folder = entry(setting, member, kind)
+    paths = [shard_path(folder, i) for i in range(len(shards(setting, sample, kind)))]
     return torch.cat([read_tensors(path)[kind.name] for path in paths])
 
 
 def read_some(setting: Setting, member: Member, kind: Kind, shard: int, part: slice) -> Tensor:
-    """A part of a shard of what is kept of a member."""
+    """A part of a stored shard, [n, ...]."""
     with safe_open(shard_path(entry(setting, member, kind), shard), "pt") as file:
         return file.get_slice(kind.name)[part]
 
 
 class MeasurePass(pl.LightningModule):
-    """Makes and stores one kind for one member."""
+    """Computes and stores one kind of data on one member."""
 
     def __init__(
         self,
         classifier: Classifier,
         setting: Setting,
         kind: Kind,
-        made_of: Callable[[Classifier, dict], Tensor],
+        compute: Callable[[Classifier, dict], Tensor],
         into: Entry,
         advance: Advance,
     ):
         super().__init__()
         self.classifier, self.setting, self.kind = classifier, setting, kind
-        self.made_of, self.into, self.advance = made_of, into, advance
+        self.compute, self.into, self.advance = compute, into, advance
         self.batches = Batches(setting.batch_size, classifier.name)
 
     def predict_step(self, batch: dict) -> None:
+        """Compute and store one shard."""
         n = batch["units"]
         parts = self.batches.run(
-            n, lambda b: self.made_of(self.classifier, {k: v[b] for k, v in batch["of"].items()})
+            n, lambda b: self.compute(self.classifier, {k: v[b] for k, v in batch["of"].items()})
         )
-        made = torch.cat([part.cpu() for part in parts])
-        if made.is_floating_point() and not made.isfinite().all():
+        values = torch.cat([part.cpu() for part in parts])
+        if values.is_floating_point() and not values.isfinite().all():
             raise UserError(
                 f"{self.classifier.name} gives NaN or infinite {self.kind.name}; are its weights "
-                "whole?"
+                "intact?"
             )
-        write_tensors(shard_path(self.into, batch["shard"]), {self.kind.name: made})
+        write_tensors(shard_path(self.into, batch["shard"]), {self.kind.name: values})
         self.advance(n)
 
 
 def measure_pass(
     setting: Setting, sample: Sample, member: Member, kind: Kind, advance: Advance
-) -> dict[str, Any]:
-    """Make and store a kind's missing shards; returns images and seconds."""
+) -> Result:
+    """Compute and store a kind's missing shards. Raises UserError for values that are not finite.
+
+    The `images` of the result are triplets where the kind is planes.
+    """
     start = time.perf_counter()
     into = entry(setting, member, kind).claim()
     parts, view, labels = shards(setting, sample, kind), setting.view(member), setting.labels
@@ -167,48 +173,35 @@ def measure_pass(
         units = parts[shard]
         if kind.name == "planes":
             flat = torch.tensor(units)  # [n, 3]
-            corners = _pixels(setting, view, flat.flatten().tolist())
+            corners = setting.images_at(view, flat.flatten().tolist())
             of = {"corners": corners.unflatten(0, flat.shape)}
         else:
-            of = {"pixels": _pixels(setting, view, units), "labels": labels[units]}
+            of = {"pixels": setting.images_at(view, units), "labels": labels[units]}
         return {"shard": shard, "units": len(units), "of": of}
 
-    made_of = {
+    compute = {
         "features": features,
         "gradients": gradients,
         "planes": partial(planes, grid=sample.grid, most=setting.batch_size),
     }[kind.name]
     classifier = setting.build(member)
     with frozen(classifier):
-        module = MeasurePass(classifier, setting, kind, made_of, into, advance)
+        module = MeasurePass(classifier, setting, kind, compute, into, advance)
         predict(setting, module, Work(todo, load))
-    return {"images": sum(len(parts[s]) for s in todo), "seconds": time.perf_counter() - start}
+    return Result(images=sum(len(parts[s]) for s in todo), seconds=time.perf_counter() - start)
 
 
 def time_passes(setting: Setting, member: Member, images: int) -> dict[str, float]:
     """Seconds an image of features and gradients, in a batch of so many: the best of three."""
-    gpu = setting.accelerator != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda" if gpu else "cpu")
+    device = setting.device
     classifier = setting.build(member).to(device)
-    pixels = _pixels(setting, setting.view(member), range(images)).to(device)
+    pixels = setting.images_at(setting.view(member), range(images)).to(device)
     of = {"pixels": pixels, "labels": setting.labels[:images].to(device)}
-    best = {}
     with frozen(classifier):
-        for name, made_of in (("features", features), ("gradients", gradients)):
-            taken = []
-            for _ in range(3):
-                start = time.perf_counter()
-                made_of(classifier, of).cpu()  # waits for the device
-                taken.append(time.perf_counter() - start)
-            best[name] = min(taken) / images
-    return best
-
-
-def _pixels(setting: Setting, view: View, positions: Sequence[int]) -> Tensor:
-    """Images of the subset at any positions, [n, 3, H, W] uint8."""
-    size = setting.shard_size
-    loaded = {shard: setting.pixels(view, shard) for shard in {p // size for p in positions}}
-    return torch.stack([loaded[p // size][p % size] for p in positions])
+        return {
+            name: fastest(lambda f=compute: f(classifier, of).cpu(), device) / images
+            for name, compute in (("features", features), ("gradients", gradients))
+        }
 
 
 def features(classifier: Classifier, of: dict[str, Tensor]) -> Tensor:
@@ -217,29 +210,29 @@ def features(classifier: Classifier, of: dict[str, Tensor]) -> Tensor:
     net: Any = classifier.net
     with torch.inference_mode():
         if hasattr(net, "forward_head"):
-            made = net.forward_head(net.forward_features(x), pre_logits=True)
+            inputs = net.forward_head(net.forward_features(x), pre_logits=True)
         else:
-            made = _input_of_last_linear(net, x)
-    return made.flatten(1).float()
+            inputs = _input_of_last_linear(net, x)
+    return inputs.flatten(1).float()
 
 
 def _input_of_last_linear(net: nn.Module, x: Tensor) -> Tensor:
     last = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
-    seen: list[Tensor] = []
-    handle = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    calls: list[Tensor] = []
+    handle = last.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0]))
     try:
         net(x)
     finally:
         handle.remove()
-    return seen[-1]
+    return calls[-1]
 
 
 def gradients(classifier: Classifier, of: dict[str, Tensor]) -> Tensor:
     """The direction of the cross-entropy's gradient at each image, [n, 3, H, W] float16, length 1.
 
-    It is taken of the log-odds of the true class, z_y - ln sum over k != y of exp z_k, of which
-    the cross-entropy is a decreasing function: the same line, without the underflow that makes the
-    cross-entropy of a certain model flat. Zero where the gradient is.
+    It is computed from the log-odds of the true class, z_y - ln sum over k != y of exp z_k, of
+    which the cross-entropy is a decreasing function: the direction is the same, without the
+    underflow that makes a confident model's cross-entropy flat. Zero where the gradient is.
     """
     pixels, labels = of["pixels"].float() / 255, of["labels"]
     with torch.enable_grad():
@@ -247,23 +240,23 @@ def gradients(classifier: Classifier, of: dict[str, Tensor]) -> Tensor:
         logits = classifier(pixels)
         own = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
         rest = logits.masked_fill(own, -torch.inf).logsumexp(dim=1)
-        (found,) = torch.autograd.grad((rest - logits[own]).sum(), pixels)
-    length = found.flatten(1).norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-    return (found / length[:, None, None, None]).half()
+        (gradient,) = torch.autograd.grad((rest - logits[own]).sum(), pixels)
+    length = gradient.flatten(1).norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+    return (gradient / length[:, None, None, None]).half()
 
 
 def planes(classifier: Classifier, of: dict[str, Tensor], grid: int, most: int) -> Tensor:
     """Predicted classes on planes through triplets, [n, grid * grid] int32.
 
     Points are x + a (y - x) + b (z - x), a and b from -0.1 to 1.1. Somepalli et al. take a
-    rectangle around the triplet instead; this parallelogram is the same plane without a need for
-    angles, which differ between models that see an image in different geometries. Points may leave
-    [0, 1], as theirs do.
+    rectangle around the triplet instead; this parallelogram lies in the same plane and needs no
+    angles, which differ between models of different geometries. Points may leave [0, 1], as theirs
+    do.
     """
     x, y, z = (of["corners"].float() / 255).unbind(1)  # [n, 3, H, W] each
     steps = torch.linspace(-MARGIN, 1 + MARGIN, grid, device=x.device)
     a, b = torch.cartesian_prod(steps, steps).T
-    made = []
+    classes = []
     with torch.inference_mode():
         for i in range(len(x)):
             predictions = []
@@ -271,5 +264,5 @@ def planes(classifier: Classifier, of: dict[str, Tensor], grid: int, most: int) 
                 u, v = (c[start : start + most, None, None, None] for c in (a, b))
                 points = x[i] + u * (y[i] - x[i]) + v * (z[i] - x[i])
                 predictions.append(classifier(points).argmax(dim=1))
-            made.append(torch.cat(predictions).int())
-    return torch.stack(made)
+            classes.append(torch.cat(predictions).int())
+    return torch.stack(classes)

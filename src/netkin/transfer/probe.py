@@ -1,32 +1,31 @@
 """What a member costs: one small batch of its craft and transfer steps, timed on this device."""
 
-import copy
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from netkin.attacks import Attack
 from netkin.attacks.frozen import frozen
+from netkin.data import views
+from netkin.jobs.devices import fastest
 from netkin.jobs.pool import Advance
 from netkin.transfer.batches import Batches
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import correct, is_clean, missing_shards
-from netkin.zoo.build import build
+from netkin.zoo.build import Classifier, build
 from netkin.zoo.execution import exact_float32, prepare
 from netkin.zoo.member import Member
 
 FIRST_BATCH = 2
 STEPS = 2
-"""Steps of an iterative attack that are timed, of which the others are multiples."""
+"""Steps of an iterative attack that are timed, for all of them."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One member's cost.
+    """A member's cost.
 
     Attributes:
         params: number of parameters.
@@ -36,7 +35,7 @@ class Cost:
         memory: bytes at the peak: of the device's memory on a GPU, of the process's on a CPU; None
             where that cannot be read.
         batch: images at once in these measurements.
-        uncrafted: images still to be attacked; at most, where the clean pass has not been made.
+        uncrafted: images still to be attacked; the most there can be, before the clean pass.
     """
 
     params: int
@@ -49,7 +48,7 @@ class Cost:
 
 
 def probe(setting: Setting, member: Member, seconds: float, advance: Advance) -> Cost:
-    """Measure a member on the first images of the subset, with the weights it has, if any.
+    """Time a member on the first images of the subset, with its weights where there are any.
 
     The batch grows from two images until attacking it takes `seconds`, memory runs out, or it has
     `setting.batch_size`: a small network's time in a small batch is mostly overhead.
@@ -57,64 +56,85 @@ def probe(setting: Setting, member: Member, seconds: float, advance: Advance) ->
     weights = setting.weights(member)
     trained = weights is not None and weights.is_file()
     classifier = build(member, setting.task, weights if trained else None)
-    device = _device(setting)
-    classifier.eval().to(device)
-    execution = replace(setting.choice.execution, compile=False)
-    prepared = prepare(classifier, execution, _first(setting, member, FIRST_BATCH).to(device))
-    judge = setting.judge(classifier)
-    attack, scale = _few_steps(setting.attack.attack)
+    trial = _Trial(setting, member, classifier.eval().to(setting.device))
     most = min(setting.batch_size, len(setting.subset))
-    size, craft, transfer, memory = min(FIRST_BATCH, most), 0.0, 0.0, None
+    size = min(FIRST_BATCH, most)
     while True:
-        pixels = _first(setting, member, size).to(device)
-        labels = setting.labels[:size].to(device)
-        keys = [f"{member.name}\n{image}" for image in setting.subset.ids[:size]]
-        batches = Batches(size, member.name)
-
-        def classified(batch: slice, pixels: Tensor = pixels) -> None:
-            with torch.no_grad():  # as the pass itself; to be tried, a model needs gradients
-                judge(pixels[batch])
-
-        def attacked(
-            batch: slice, pixels: Tensor = pixels, labels: Tensor = labels, keys: list[str] = keys
-        ) -> None:
-            with frozen(prepared) as model, exact_float32(execution.precision):
-                attack.perturb(model, pixels[batch], labels[batch], keys[batch])
-
-        list(batches.run(size, classified))  # the first pass of a size also sets up kernels
-        measured = _reset_peak(device)
-        craft = _seconds(lambda b=batches, n=size, f=attacked: list(b.run(n, f)), device, seconds)
-        memory = _peak(device) if measured else None
-        transfer = _seconds(
-            lambda b=batches, n=size, f=classified: list(b.run(n, f)), device, seconds / 10
-        )
-        if size == most or craft > seconds or batches.size < size:
+        timing = trial.run(size, seconds)
+        if size == most or timing.craft * size > seconds or timing.batch < size:
             break
         size = min(4 * size, most)
     advance(1)
     return Cost(
         params=sum(parameter.numel() for parameter in classifier.parameters()),
         input_size=setting.view(member).input_size,
-        craft=craft / size * scale,
-        transfer=transfer / size,
-        memory=memory,
-        batch=batches.size,
+        craft=timing.craft * times_longer(setting.attack.attack, classifier, setting),
+        transfer=timing.transfer,
+        memory=timing.memory,
+        batch=timing.batch,
         uncrafted=uncrafted(setting, member) if trained else len(setting.subset),
     )
 
 
-def _few_steps(attack: Any) -> tuple[Any, float]:
-    """An attack of a few of its steps, and how many times longer the whole one takes."""
-    steps = getattr(attack, "steps", None)
-    if not steps:
-        return attack, 1.0
-    few = copy.copy(attack)
-    few.steps = min(STEPS, steps)
-    return few, steps / few.steps
+@dataclass(frozen=True)
+class _Timing:
+    """Seconds an image of a shortened attack and of classifying, peak bytes, images at once."""
+
+    craft: float
+    transfer: float
+    memory: int | None
+    batch: int
+
+
+class _Trial:
+    """A member with a shortened attack, to be timed on batches of any size."""
+
+    def __init__(self, setting: Setting, member: Member, classifier: Classifier):
+        self.setting, self.member = setting, member
+        self.execution = replace(setting.choice.execution, compile=False)
+        self.model = prepare(classifier, self.execution, self._first(FIRST_BATCH))
+        self.evaluator = setting.evaluator(classifier)
+        self.attack = setting.attack.attack.shortened(STEPS)
+
+    def run(self, size: int, seconds: float) -> _Timing:
+        """Time the first `size` images, up to three times or for about `seconds`."""
+        device = self.setting.device
+        pixels, labels = self._first(size), self.setting.labels[:size].to(device)
+        keys = self.setting.keys(self.member, range(size))
+        batches = Batches(size, self.member.name)
+
+        def classify(batch: slice) -> None:
+            with torch.no_grad():  # as in the pass; only the evaluator's own test needs gradients
+                self.evaluator(pixels[batch])
+
+        def attack(batch: slice) -> None:
+            with frozen(self.model) as model, exact_float32(self.execution.precision):
+                self.attack.perturb(model, pixels[batch], labels[batch], keys[batch])
+
+        list(batches.run(size, classify))  # the first pass of a size also sets up kernels
+        is_reset = _reset_peak(device)
+        craft = fastest(lambda: list(batches.run(size, attack)), device, seconds)
+        memory = _peak(device) if is_reset else None
+        transfer = fastest(lambda: list(batches.run(size, classify)), device, seconds / 10)
+        return _Timing(craft / size, transfer / size, memory, batches.size)
+
+    def _first(self, images: int) -> Tensor:
+        """The first images in the member's view, [n, 3, H, W] in [0, 1]."""
+        positions, view = self.setting.subset.positions[:images], self.setting.view(self.member)
+        pixels = views.load(self.setting.images, positions, view)
+        return pixels.to(self.setting.device).float() / 255
+
+
+def times_longer(attack: Attack, classifier: Classifier, setting: Setting) -> float:
+    """How many times longer the whole attack takes than the shortened one that is timed."""
+    classes = setting.task.num_classes
+    whole = attack.passes(classifier, classes)
+    short = attack.shortened(STEPS).passes(classifier, classes)
+    return whole.total / short.total if whole and short and short.total else 1.0
 
 
 def uncrafted(setting: Setting, member: Member) -> int:
-    """Images that the member has still to be attacked on."""
+    """Number of images that are still to be attacked on the member."""
     shards = missing_shards(setting, member)
     positions = [i for shard in shards for i in setting.shards[shard]]
     if not is_clean(setting, member):
@@ -122,33 +142,8 @@ def uncrafted(setting: Setting, member: Member) -> int:
     return int(correct(setting, member)[positions].sum())
 
 
-def _first(setting: Setting, member: Member, images: int) -> Tensor:
-    """The first images as the member sees them, [n, 3, H, W] in [0, 1]."""
-    from netkin.data.views import load
-
-    positions = setting.subset.positions[:images]
-    return load(setting.images, positions, setting.view(member)).float() / 255
-
-
-def _device(setting: Setting) -> torch.device:
-    gpu = setting.accelerator != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if gpu else "cpu")
-
-
-def _seconds(work: Callable[[], object], device: torch.device, enough: float) -> float:
-    """The shortest of up to three runs, fewer when they come to `enough` seconds."""
-    taken: list[float] = []
-    while len(taken) < 3 and sum(taken) < enough:
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
-
-
 def _reset_peak(device: torch.device) -> bool:
-    """Forget the peak so far; whether that is possible here."""
+    """Reset the peak of memory; whether that is possible here."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return True

@@ -1,7 +1,7 @@
-"""The control between geometries: who errs on another model's view of the clean image?
+"""The control between geometries: how often a target errs on another model's view of clean images.
 
 An adversarial image reaches a target through the source's crop and a resize. Both can make the
-target err without any attack; how often they do is measured here and reported beside the scores.
+target err without any attack; how often they do is reported beside the scores.
 """
 
 from collections.abc import Sequence
@@ -19,32 +19,33 @@ from netkin.zoo.member import Member
 
 
 @dataclass(frozen=True)
-class Visitor:
-    """A member and the views of others that it has not yet been shown."""
+class Unresized:
+    """A member and the views of others through which its predictions are not stored."""
 
     member: Member
     views: tuple[View, ...]
 
     @property
     def name(self) -> str:
+        """What the display calls it."""
         return self.member.name
 
 
-def seen_path(setting: Setting, member: Member, view: View) -> Path:
-    """Where a member's predictions on the images through another view are kept."""
+def resized_path(setting: Setting, member: Member, view: View) -> Path:
+    """The file of a member's predictions on the images through another view."""
     key = digest({"view": asdict(view), "interpolation": setting.interpolation})[:12]
     return setting.clean_entry(member).path / f"seen-as-{key}.safetensors"
 
 
-def missing_views(setting: Setting, members: Sequence[Member]) -> list[Visitor]:
-    """Members with the others' views on which their predictions are not stored."""
+def missing_views(setting: Setting, members: Sequence[Member]) -> list[Unresized]:
+    """Members with the others' views through which their predictions are not stored."""
     views = dict.fromkeys(setting.view(member) for member in members)
-    visitors = []
+    items = []
     for member in members:
         own = setting.view(member)
-        lacking = [v for v in views if v != own and not seen_path(setting, member, v).is_file()]
-        visitors.append(Visitor(member, tuple(lacking)))
-    return [visitor for visitor in visitors if visitor.views]
+        missing = [v for v in views if v != own and not resized_path(setting, member, v).is_file()]
+        items.append(Unresized(member, tuple(missing)))
+    return [item for item in items if item.views]
 
 
 def resize_errors(setting: Setting, members: Sequence[Member]) -> pl.DataFrame:
@@ -52,7 +53,7 @@ def resize_errors(setting: Setting, members: Sequence[Member]) -> pl.DataFrame:
 
     Columns: source_view, target_view (in words), targets (members with that view), images (mean
     number that a target classifies correctly in its own view) and resize_error: the share of those
-    that it gets wrong in the source's view, mean over the targets.
+    that it gets wrong in the source's view, averaged over the targets.
     """
     by_view: dict[View, list[Member]] = {}
     for member in members:
@@ -67,8 +68,8 @@ def resize_errors(setting: Setting, members: Sequence[Member]) -> pl.DataFrame:
             for member in targets:
                 right = correct(setting, member)
                 if right.any():
-                    seen = read_tensors(seen_path(setting, member, source))["predictions"]
-                    shares.append((seen != labels)[right].float().mean().item())
+                    predictions = read_tensors(resized_path(setting, member, source))["predictions"]
+                    shares.append((predictions != labels)[right].float().mean().item())
                     images.append(int(right.sum()))
             rows.append(
                 {

@@ -1,4 +1,4 @@
-"""What the passes share: the images, the members, the attack and where results are kept."""
+"""What the passes share: the images, the models' task, the attack and the store."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from netkin.attacks import Attack
+from netkin.attacks import Attack, as_attack
 from netkin.data import views
 from netkin.data.images import Images
 from netkin.data.subset import Subset
 from netkin.data.views import View
+from netkin.errors import and_more
+from netkin.jobs.devices import device_of
 from netkin.store.files import file_sha256, read_tensors
 from netkin.store.layout import AttackStore, Entry, Store, SubsetStore, shard_path
-from netkin.transfer.judge import Judge
+from netkin.transfer.evaluator import Evaluator
 from netkin.transfer.tune import Choice
 from netkin.zoo.build import Classifier, Task, build, identity, preprocessing
 from netkin.zoo.execution import DEFAULT_PRECISION, Execution
@@ -26,21 +28,27 @@ from netkin.zoo.published import WeightsFile
 
 @dataclass(frozen=True)
 class AttackSpec:
-    """An attack, the name it goes by, and the resolved config that identifies it."""
+    """An attack, its name, and the arguments that identify it in the store, as JSON.
+
+    `attack` may be given as any object with `perturb`; see `netkin.attacks`.
+    """
 
     name: str
     attack: Attack
     identity: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "attack", as_attack(self.attack))
+
 
 @dataclass(frozen=True)
 class Loader:
-    """How images are brought to a device.
+    """How images are loaded.
 
     Attributes:
         workers: processes that load stored shards ahead of the model; 0 loads them in its process.
         prefetch: shards that each of them keeps ready.
-        pin_memory: whether shards wait in page-locked memory, from which a GPU copies faster.
+        pin_memory: whether shards are kept in page-locked memory, from which a GPU copies faster.
         decode_threads: image files decoded at once in a process.
     """
 
@@ -55,18 +63,18 @@ class Setting:
     """One evaluation.
 
     Attributes:
-        images, subset: what is attacked.
+        images, subset: the dataset, and the images of it that are evaluated.
         task: what models are built for.
-        attack: with what.
-        store: where results are kept.
+        attack: how adversarial images are crafted.
+        store: where results are stored.
         shard_size: images in a unit of work; a shard is stored whole or not at all.
         batch_size: images through a model at once; craft's own may be another, see `choice`.
         choice: how models are run. Its precision is that of attacks alone, and part of their
-            identity: what models say of clean and adversarial images, they say in float32.
+            identity: targets are evaluated in float32.
         dtype: of stored adversarial images, "uint8" or "float32".
         interpolation: for a target of another input size, "bilinear" or "bicubic" (antialiased).
-        accelerator: as Lightning's Trainer takes it.
-        loader: how images are brought to the device.
+        accelerator: as of Lightning's Trainer: "auto", "cpu", "gpu".
+        loader: how images are loaded.
         published: the files of members' published weights; see `netkin.zoo.published`.
     """
 
@@ -84,6 +92,11 @@ class Setting:
     choice: Choice = field(default_factory=Choice)
     published: Mapping[str, WeightsFile] = field(default_factory=dict)
 
+    @property
+    def device(self) -> torch.device:
+        """What models run on in this process."""
+        return device_of(self.accelerator)
+
     @cached_property
     def shards(self) -> list[range]:
         """Positions in the subset, shard by shard."""
@@ -95,6 +108,13 @@ class Setting:
         """[I] int64."""
         return torch.tensor(self.subset.labels)
 
+    def keys(self, source: Member, positions: Sequence[int]) -> list[str]:
+        """What the random numbers of a source's images are drawn from, beside the attack's seed.
+
+        One key an image, by its position in the subset.
+        """
+        return [f"{source.name}\n{self.subset.ids[i]}" for i in positions]
+
     def weights(self, member: Member) -> Path | None:
         """The member's weights file; None where published weights have not been fetched."""
         if member.checkpoint:
@@ -105,7 +125,7 @@ class Setting:
         return self.store.weights(self.task.dataset, member.name)
 
     def model(self, member: Member) -> dict[str, Any]:
-        """The member's identity."""
+        """The member's identity in the store: architecture, arguments, weights, preprocessing."""
         return identity(member, self.task, self._weights_sha256(member))
 
     def _weights_sha256(self, member: Member) -> str:
@@ -116,18 +136,22 @@ class Setting:
         return _sha256(file)
 
     def build(self, member: Member) -> Classifier:
+        """The member with its weights. Raises UserError where they do not fit."""
         return build(member, self.task, self.weights(member))
 
-    def judge(self, classifier: Classifier) -> Judge:
-        """A classifier as it is asked about images: in float32, by `choice` for the rest."""
+    def evaluator(self, classifier: Classifier) -> Evaluator:
+        """Runs a classifier on images: in float32, otherwise as `choice` says."""
         chosen = self.choice.execution
-        return Judge(classifier, Execution(fuse=chosen.fuse, memory_format=chosen.memory_format))
+        return Evaluator(
+            classifier, Execution(fuse=chosen.fuse, memory_format=chosen.memory_format)
+        )
 
     def view(self, member: Member) -> View:
-        """What the member sees of an image."""
+        """The member's resize and crop."""
         return preprocessing(member, self.task).view
 
     def view_entry(self, view: View) -> Entry:
+        """The folder of the decoded images."""
         return self.stored.view(asdict(view), self.shard_size)
 
     def pixels(self, view: View, shard: int) -> Tensor:
@@ -138,21 +162,31 @@ class Setting:
         positions = [self.subset.positions[i] for i in self.shards[shard]]
         return views.load(self.images, positions, view)
 
+    def images_at(self, view: View, positions: Sequence[int]) -> Tensor:
+        """Images of the subset at any positions, through a view, [n, 3, H, W] uint8."""
+        size = self.shard_size
+        loaded = {shard: self.pixels(view, shard) for shard in {p // size for p in positions}}
+        return torch.stack([loaded[p // size][p % size] for p in positions])
+
     @cached_property
     def stored(self) -> SubsetStore:
+        """The subset's part of the store."""
         return self.store.subset(self.task.dataset, self.subset)
 
     @cached_property
     def stored_attack(self) -> AttackStore:
+        """The attack's part of the store."""
         identity = {**self.attack.identity, "dtype": self.dtype}
         if self.choice.execution.precision != DEFAULT_PRECISION:
             identity["precision"] = self.choice.execution.precision
         return self.stored.attack(self.attack.name, identity)
 
     def clean_entry(self, member: Member) -> Entry:
+        """The folder of the member's clean logits."""
         return self.stored.clean(member.name, self.model(member))
 
     def adversarial_entry(self, member: Member) -> Entry:
+        """The folder of the member's adversarial images."""
         return self.stored_attack.adversarial(member.name, self.model(member), self.shard_size)
 
 
@@ -162,6 +196,5 @@ def _sha256(path: Path) -> str:
 
 
 def names(setting: Setting, positions: Sequence[int]) -> str:
-    """Some images by id, for a message."""
-    ids = [setting.subset.ids[i] for i in positions]
-    return ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+    """The ids of the images at some positions of the subset, for a message; at most five."""
+    return and_more([setting.subset.ids[i] for i in positions])

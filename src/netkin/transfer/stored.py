@@ -1,4 +1,4 @@
-"""What the store knows of a setting: what is done, what is missing, and the results."""
+"""What the store holds of a setting: what is done, what is missing, and the results."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,7 +21,7 @@ from netkin.zoo.member import Member
 
 @dataclass(frozen=True)
 class Source:
-    """A member and its shards that are not stored yet; `part` says which, where they were split."""
+    """A member and its shards that are not stored yet; `part` names one process's part of them."""
 
     member: Member
     shards: tuple[int, ...]
@@ -29,10 +29,11 @@ class Source:
 
     @property
     def name(self) -> str:
+        """What the display calls it."""
         return self.member.name + self.part
 
     def split(self, parts: int) -> "list[Source]":
-        """The shards dealt to at most `parts` processes, each to one."""
+        """The shards dealt to at most `parts` processes."""
         dealt = [self.shards[i::parts] for i in range(min(parts, len(self.shards)))]
         return [
             replace(self, shards=shards, part=_part(i, len(dealt)))
@@ -42,7 +43,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Target:
-    """A member and the sources whose images it has not seen yet; `part` as of a Source."""
+    """A member and the sources on whose images it has not been evaluated; `part` as of a Source."""
 
     member: Member
     sources: tuple[Member, ...]
@@ -50,10 +51,11 @@ class Target:
 
     @property
     def name(self) -> str:
+        """What the display calls it."""
         return self.member.name + self.part
 
     def split(self, parts: int) -> "list[Target]":
-        """The sources dealt to at most `parts` processes, each to one."""
+        """The sources dealt to at most `parts` processes."""
         dealt = [self.sources[i::parts] for i in range(min(parts, len(self.sources)))]
         return [
             replace(self, sources=sources, part=_part(i, len(dealt)))
@@ -66,12 +68,13 @@ def _part(number: int, parts: int) -> str:
 
 
 def is_clean(setting: Setting, member: Member) -> bool:
-    """Whether the member's clean logits are stored; an error when another model made them."""
+    """Whether the member's clean logits are stored. Raises UserError if another model's are."""
     entry = setting.clean_entry(member)
     return entry.path.exists() and (entry.claim().path / "logits.safetensors").is_file()
 
 
 def logits_path(setting: Setting, member: Member) -> Path:
+    """The file of a member's clean logits."""
     return setting.clean_entry(member).path / "logits.safetensors"
 
 
@@ -84,7 +87,7 @@ def logits(setting: Setting, member: Member) -> Tensor:
 def logits_by_block(
     setting: Setting, members: Sequence[Member]
 ) -> Iterator[Callable[[slice], NDArray[np.float32]]]:
-    """Reads some images' stored clean logits of all M members: slice -> [M, images, K] float32."""
+    """A reader of M members' stored clean logits: slice of images -> [M, images, K] float32."""
     with ExitStack() as stack:
         files = [
             stack.enter_context(safe_open(logits_path(setting, member), "np")) for member in members
@@ -104,7 +107,7 @@ def params(setting: Setting, member: Member) -> int:
 
 
 def missing_shards(setting: Setting, member: Member) -> list[int]:
-    """Shards still to be crafted; an error when another model or attack made the others."""
+    """Shards still to be crafted. Raises UserError when another model or attack made the others."""
     entry = setting.adversarial_entry(member)
     shards = range(len(setting.shards))
     if not entry.path.exists():
@@ -120,11 +123,12 @@ def adversarial(setting: Setting, member: Member, shard: int) -> tuple[Tensor, T
 
 
 def outcome_store(setting: Setting) -> OutcomeStore:
+    """The table of outcomes."""
     return setting.stored_attack.outcomes({"interpolation": setting.interpolation})
 
 
 def maker(setting: Setting, source: Member, target: Member) -> str:
-    """Hashes of the source's images and of the target, as outcomes carry them."""
+    """Hashes of the source's images and of the target, which are stored with outcomes."""
     return f"{_source_hash(setting, source)} {_target_hash(setting, target)}"
 
 
@@ -139,24 +143,25 @@ def _target_hash(setting: Setting, target: Member) -> str:
 def missing_sources(
     setting: Setting, members: Sequence[Member], sources: Sequence[Member] | None = None
 ) -> list[Target]:
-    """Each target with the sources that it has still to be run on, targets without any left out.
+    """Each target that has still to be run on some sources, with these.
 
-    The sources are the members themselves, unless given.
+    The sources are the members themselves, unless given. Raises UserError when other models made
+    outcomes of these names.
     """
     table = outcome_store(setting)
-    made_of = [(source, _source_hash(setting, source)) for source in sources or members]
+    hashes = [(source, _source_hash(setting, source)) for source in sources or members]
     targets = []
     for target in members:
         own = _target_hash(setting, target)
-        lacking = [s for s, made in made_of if not table.has(s.name, target.name, f"{made} {own}")]
-        targets.append(Target(target, tuple(lacking)))
+        missing = [s for s, made in hashes if not table.has(s.name, target.name, f"{made} {own}")]
+        targets.append(Target(target, tuple(missing)))
     return [target for target in targets if target.sources]
 
 
 def fooled_by(setting: Setting, source: Member, targets: Sequence[Member]) -> NDArray[np.bool_]:
     """Which of a source's adversarial images fool each target, [targets, I].
 
-    Only to be read where source and target are both correct: elsewhere nobody was asked.
+    False where source or target is wrong on the clean image: there it was not evaluated.
     """
     position = {image: i for i, image in enumerate(setting.subset.ids)}
     place = {target.name: i for i, target in enumerate(targets)}
@@ -172,10 +177,9 @@ def fooled_by(setting: Setting, source: Member, targets: Sequence[Member]) -> ND
 def outcomes(
     setting: Setting, members: Sequence[Member], sources: Sequence[Member] | None = None
 ) -> Outcomes:
-    """Everything that is stored about these members as arrays.
+    """The outcomes of these members as arrays.
 
-    Where only some of them are sources, nobody is fooled by the images of the others: read the
-    sources' rows alone.
+    Where only some of them are sources, the rows of the others are all False and mean nothing.
     """
     position = {image: i for i, image in enumerate(setting.subset.ids)}
     place = {member.name: i for i, member in enumerate(members)}

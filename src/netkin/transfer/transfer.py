@@ -1,10 +1,9 @@
-"""Transfer: whom a source's adversarial images fool."""
+"""Transfer: which targets a source's adversarial images fool."""
 
 import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import polars
 import pytorch_lightning as pl
@@ -14,6 +13,7 @@ from torch.nn.functional import interpolate
 
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance
+from netkin.jobs.results import Result
 from netkin.store.lease import is_held, lease
 from netkin.transfer.batches import Batches
 from netkin.transfer.engine import Work, predict
@@ -26,7 +26,7 @@ from netkin.zoo.member import Member
 def resized(images: Tensor, size: int, interpolation: str) -> Tensor:
     """Stored images [n, 3, H, W] as pixels in [0, 1] of a target's size, [n, 3, size, size].
 
-    Antialiased, whole (no crop), and clamped, since bicubic overshoots.
+    Antialiased, not cropped, and clamped, since bicubic overshoots.
     """
     pixels = images.float().div_(255) if images.dtype == torch.uint8 else images
     if pixels.shape[-2:] == (size, size):
@@ -39,7 +39,7 @@ class Transfer(pl.LightningModule):
 
     def __init__(self, classifier: Classifier, setting: Setting, target: Target, advance: Advance):
         super().__init__()
-        self.judge, self.setting, self.advance = setting.judge(classifier), setting, advance
+        self.evaluator, self.setting, self.advance = setting.evaluator(classifier), setting, advance
         self.target = target
         self.size = setting.view(target.member).input_size
         self.images = 0
@@ -47,40 +47,40 @@ class Transfer(pl.LightningModule):
         self.batches = Batches(setting.batch_size, classifier.name)
         self.predictions: list[tuple[Tensor, Tensor]] = []
         self.leases = ExitStack()
-        self.mine = False
-        self.made: list[str] = []
+        self.working = False
+        self.evaluated: list[str] = []
 
     def predict_step(self, batch: dict) -> None:
-        """See a shard of a source, unless another process does that source, or has done it."""
+        """Evaluate a shard of a source, unless another process does or has done that source."""
         source = self.target.sources[batch["source"]]
         if batch["first"]:
             file = self.table.file(source.name, self.target.member.name)
             held = self.leases.enter_context(lease(self.setting.store.root, file))
-            self.mine = held and not file.is_file()
-        if self.mine:
-            self._see(source, batch)
+            self.working = held and not file.is_file()
+        if self.working:
+            self._evaluate(source, batch)
         if batch["last"]:
             self.leases.close()
 
-    def _see(self, source: Member, batch: dict) -> None:
+    def _evaluate(self, source: Member, batch: dict) -> None:
         index, images = batch["index"], batch["images"]
         self.images += len(index)
-        logits = list(self.batches.run(len(index), lambda b: self._logits(images[b])))
-        if logits:
-            found = torch.cat(logits)
-            bad = ~found.isfinite().all(dim=1)
+        parts = list(self.batches.run(len(index), lambda b: self._logits(images[b])))
+        if parts:
+            logits = torch.cat(parts)
+            bad = ~logits.isfinite().all(dim=1)
             if bad.any():
                 raise UserError(
                     f"{self.target.member.name} gives NaN or infinite logits on {source.name}'s "
                     f"adversarial images of {names(self.setting, index[bad].tolist())}"
                 )
-            self.predictions.append((index.cpu(), found.argmax(dim=1).cpu()))
+            self.predictions.append((index.cpu(), logits.argmax(dim=1).cpu()))
         if batch["last"]:
             self._write(source)
             self.advance(1)
 
     def _logits(self, images: Tensor) -> Tensor:
-        return self.judge(resized(images, self.size, self.setting.interpolation))
+        return self.evaluator(resized(images, self.size, self.setting.interpolation))
 
     def _write(self, source: Member) -> None:
         index = [i for index, _ in self.predictions for i in index.tolist()]
@@ -97,26 +97,29 @@ class Transfer(pl.LightningModule):
         made_by = maker(self.setting, source, self.target.member)
         self.table.write(source.name, self.target.member.name, made_by, rows)
         self.predictions.clear()
-        self.made.append(source.name)
+        self.evaluated.append(source.name)
 
 
-def transfer(setting: Setting, target: Target, advance: Advance) -> dict[str, Any]:
-    """Run a target on sources' images; returns images and seconds, and what is `busy`."""
+def transfer(setting: Setting, target: Target, advance: Advance) -> Result:
+    """Run a target on sources' images, save the sources that another process evaluates it on.
+
+    Raises UserError where the target gives NaN or infinite logits.
+    """
     start = time.perf_counter()
-    mine = correct(setting, target.member)
+    own = correct(setting, target.member)
     last = len(setting.shards) - 1
     table = outcome_store(setting)
 
     def file(source: Member) -> Path:
         return table.file(source.name, target.member.name)
 
-    lacking = [source for source in target.sources if not file(source).is_file()]
-    free = [source for source in lacking if not is_held(setting.store.root, file(source))]
+    missing = [source for source in target.sources if not file(source).is_file()]
+    free = [source for source in missing if not is_held(setting.store.root, file(source))]
 
     def load(item: tuple[int, int]) -> dict:
         source, shard = item
         pixels, index = adversarial(setting, free[source], shard)
-        both = mine[index]
+        both = own[index]
         return {
             "source": source,
             "images": pixels[both],
@@ -125,15 +128,18 @@ def transfer(setting: Setting, target: Target, advance: Advance) -> dict[str, An
             "last": shard == last,
         }
 
-    images, made = 0, []
+    images, evaluated = 0, []
     if free:
-        now = replace(target, sources=tuple(free))
-        module = Transfer(setting.build(target.member), setting, now, advance)
+        part = replace(target, sources=tuple(free))
+        module = Transfer(setting.build(target.member), setting, part, advance)
         items = [(i, shard) for i in range(len(free)) for shard in range(last + 1)]
         with module.leases:
             predict(setting, module, Work(items, load))
-        images, made = module.images, module.made
-    left = tuple(source for source in lacking if not file(source).is_file())
-    advance(len([s for s in target.sources if s.name not in made and s not in left]))
-    result = {"images": images, "seconds": time.perf_counter() - start}
-    return {**result, "busy": replace(target, sources=left)} if left else result
+        images, evaluated = module.images, module.evaluated
+    taken = tuple(source for source in missing if not file(source).is_file())
+    advance(len([s for s in target.sources if s.name not in evaluated and s not in taken]))
+    return Result(
+        images=images,
+        seconds=time.perf_counter() - start,
+        remaining=replace(target, sources=taken) if taken else None,
+    )

@@ -1,4 +1,4 @@
-"""A classifier as it is asked about images, clean or adversarial."""
+"""Runs a classifier on images, clean or adversarial, in float32."""
 
 from torch import Tensor, nn
 
@@ -6,8 +6,8 @@ from netkin.zoo.build import Classifier
 from netkin.zoo.execution import Execution, exact_float32, prepare
 
 
-class Judge(nn.Module):
-    """Runs a classifier as an Execution says; the first images that it sees are tried for that."""
+class Evaluator(nn.Module):
+    """A classifier run as an Execution says; the first two images it gets test that choice."""
 
     def __init__(self, classifier: Classifier, execution: Execution):
         super().__init__()

@@ -1,0 +1,113 @@
+"""What an attack is, and what it may state about itself."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from netkin.errors import UserError
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Passes through the model for one image.
+
+    Attributes:
+        forward: forward passes.
+        backward: backward passes down to the pixels; one that ends higher up counts in part.
+    """
+
+    forward: float
+    backward: float
+
+    @property
+    def total(self) -> float:
+        """Both, as equals: without gradients of parameters they take about the same time."""
+        return self.forward + self.backward
+
+
+class Attack(ABC):
+    """Makes adversarial images. Only `perturb` has to be defined; the rest has defaults.
+
+    Attributes:
+        eps: radius of the L-infinity ball around the clean image, in pixels of [0, 1], in which
+            stored images are kept; None for an attack without one.
+        looks_inside: whether it hooks into the model's modules, so that the model must not be
+            compiled.
+        selective: whether some models cannot be its source; `unfit` tells which.
+    """
+
+    eps: float | None = None
+    looks_inside: bool = False
+    selective: bool = False
+
+    @abstractmethod
+    def perturb(
+        self, model: nn.Module, pixels: Tensor, labels: Tensor, keys: Sequence[str]
+    ) -> Tensor:
+        """Adversarial images for a batch.
+
+        Args:
+            model: pixels [B, 3, H, W] in [0, 1] to logits [B, K]; during the call it is in eval
+                mode and its parameters take no gradients.
+            pixels: [B, 3, H, W] in [0, 1], all classified correctly.
+            labels: [B] int64.
+            keys: one text an image, the same in every run. Random numbers drawn from
+                `netkin.attacks.noise.generator(seed, key)` do not depend on batch or device.
+
+        Returns:
+            [B, 3, H, W] in [0, 1], on the device of `pixels`.
+        """
+
+    def unfit(self, model: nn.Module) -> str | None:
+        """Why a `netkin.zoo.build.Classifier` cannot be a source, as in "is no ViT".
+
+        None if it can. Called before any work starts, and the model may have no weights yet.
+        """
+        return None
+
+    def passes(self, model: nn.Module, classes: int) -> Passes | None:
+        """The most passes that one image takes on a model with K = `classes` logits.
+
+        None where that is unknown: then the whole attack is timed when a run is planned.
+        """
+        return None
+
+    def shortened(self, steps: int) -> "Attack":
+        """This attack with at most so many steps, to be timed in its place.
+
+        The whole attack takes longer by the ratio of `passes`. An attack of which that does not
+        hold returns itself.
+        """
+        return self
+
+
+class Plain(Attack):
+    """An object with `perturb` as an `Attack`; of the rest it keeps what the object defines."""
+
+    def __init__(self, attack: Any):
+        self.attack = attack
+        self.selective = hasattr(attack, "unfit")
+        for name in ("eps", "looks_inside", "unfit", "passes", "shortened"):
+            if hasattr(attack, name):
+                setattr(self, name, getattr(attack, name))
+
+    def perturb(
+        self, model: nn.Module, pixels: Tensor, labels: Tensor, keys: Sequence[str]
+    ) -> Tensor:
+        """The object's own."""
+        return self.attack.perturb(model, pixels, labels, keys)
+
+
+def as_attack(attack: Any) -> Attack:
+    """Any object with `perturb` as an `Attack`. Raises UserError for one without."""
+    if isinstance(attack, Attack):
+        return attack
+    if not callable(getattr(attack, "perturb", None)):
+        raise UserError(
+            f"{type(attack).__name__} is no attack: it must have a method "
+            "perturb(model, pixels, labels, keys); see netkin.attacks"
+        )
+    return Plain(attack)
