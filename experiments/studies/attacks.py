@@ -1,8 +1,8 @@
 """Do scores depend on the attack, or on having both directions? (Appendix G; Fig. G.1, G.2.)
 
-Compares any two matrices over the same models: by two attacks, of two files, or the score against
-its one-sided approximation. Writes attacks (each comparison as PNG, PDF and CSV),
-correlations.csv and report.html.
+Compares two matrices over the same models: by two attacks, from two files, or the score and its
+one-sided approximation. Writes attacks (all comparisons as PNG, PDF and CSV), correlations.csv and
+report.html.
 
 On the 12 digits members (500 images): PGD-50 and PGD-10 r = 0.98, two-sided and one-sided r = 0.60
 (66 pairs, 132 directions; both Mantel p <= 0.0001).
@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from hydra import compose
-from hydra.core.hydra_config import HydraConfig
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from experiments.common.attacks import attack_specs
 from experiments.common.members import build_members
-from experiments.common.setting import build_attack, build_setting, check_sources
+from experiments.common.setting import build_setting, check_sources
 from experiments.common.study import Measured, Study, measure_prepared, study
 from experiments.common.values import positive_int
 from netkin import similarity
@@ -31,8 +30,7 @@ from netkin.jobs.progress import Bars
 from netkin.report.scatter import scatter
 from netkin.report.study import Section
 from netkin.report.style import panels, style
-from netkin.similarity import interval
-from netkin.transfer.setting import AttackSpec
+from netkin.similarity import Outcomes, interval
 from netkin.zoo.member import Member
 
 ONE_SIDED = "one-sided"
@@ -44,8 +42,8 @@ class Definition:
 
     Attributes:
         name: such as "pgd".
-        scores: [N, N], symmetric or one-sided ([a, b]: a's images shown to b); NaN: not measured.
-        draws: [draws, N, N] for shared draws of images, or None.
+        scores: [N, N], symmetric or one-sided ([a, b]: b on a's images); NaN where not measured.
+        draws: [draws, N, N] over shared draws of images, or None.
     """
 
     name: str
@@ -57,11 +55,12 @@ def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     positive_int(config.permutations, "permutations")
     if config.similarity is not None and config.other is None:
-        raise UserError("similarity=path.csv is to be compared with other=path.csv, which is null")
+        raise UserError(
+            "similarity=path.csv names one matrix; name the other one with other=path.csv"
+        )
     if config.similarity is not None or config.other is not None or config.one_sided:
         with study(config) as s:
-            names, first, others = two(s)
-            compare(s, names, first, others)
+            compare(s, *two(s))
         return
     specs = attack_specs(config)
     members = build_members(config)
@@ -85,24 +84,13 @@ def run(config: DictConfig) -> None:
 
 
 def two(s: Study) -> tuple[tuple[str, ...], Definition, list[Definition]]:
-    """A score and another of the same models: of a file, or one-sided of the same outcomes."""
+    """The names of the models, their scores, and other scores: from a file, or one-sided."""
     config, scores, names = s.config, s.scores, s.names
     title = "two-sided" if s.measured else str(config.similarity)
     if config.other is None:
         assert s.measured is not None
-        found, score = s.measured.outcomes, config.score
-        counts = similarity.resample(len(found.image_ids), score.bootstrap)
-        return (
-            names,
-            Definition(title, scores, s.draws()),
-            [
-                Definition(
-                    ONE_SIDED,
-                    similarity.one_sided(found, score.eps_s),
-                    similarity.one_sided(found, score.eps_s, counts),
-                )
-            ],
-        )
+        other = one_direction(config, ONE_SIDED, s.measured.outcomes)
+        return names, Definition(title, scores, s.draws()), [other]
     theirs = matrix.read(config.other, bool(config.symmetrise), bool(config.one_sided))
     common = tuple(name for name in names if name in theirs.names)
     if len(common) < 3:
@@ -117,47 +105,8 @@ def two(s: Study) -> tuple[tuple[str, ...], Definition, list[Definition]]:
     )
 
 
-def attack_specs(config: DictConfig) -> list[tuple[str, AttackSpec]]:
-    """The attacks to compare, with the names that figures give them; each is composed as
-    `attack=option` would be, with the run's own settings of it where it has such."""
-    entries = config.attacks
-    if not isinstance(entries, ListConfig) or len(entries) < 2:
-        raise UserError(
-            "attacks must list two or more, such as [pgd,{attack: pgd, steps: 10}], got "
-            f"{entries}"
-        )
-    given = HydraConfig.get().overrides.task
-    own = [text for text in given if not text.startswith(("attack", "+attack"))]
-    of_attack = [text for text in given if text.startswith("attack.")]
-    specs: dict[str, AttackSpec] = {}
-    for entry in entries:
-        settings = dict(entry) if isinstance(entry, DictConfig) else {"attack": entry}
-        option = settings.pop("attack", None)
-        if not isinstance(option, str):
-            raise UserError(f"an entry of attacks is an option or {{attack: option}}, got {entry}")
-        overrides = [*own, f"attack={option}"]
-        known = [str(key) for key in compose("evaluate", overrides=overrides).attack]
-        overrides += [text for text in of_attack if _key(text) in known]
-        composed = compose("evaluate", overrides=overrides)
-        for key, value in settings.items():
-            if key not in known:
-                raise UserError(f"attack {option} has no setting {key!r}{near(str(key), known)}")
-            composed.attack[key] = value
-        said = ", ".join(f"{key} = {value}" for key, value in settings.items())
-        label = f"{option} ({said})" if said else option
-        if label in specs:
-            raise UserError(f"attacks lists {label} twice")
-        specs[label] = build_attack(composed, option)
-    return list(specs.items())
-
-
-def _key(override: str) -> str:
-    """The setting of an override: "steps" of "attack.steps=20"."""
-    return override.removeprefix("attack.").split("=")[0].split(".")[0]
-
-
 def chosen_sources(config: DictConfig, members: list[Member]) -> list[Member] | None:
-    """The members that the other attacks are made on; None for all."""
+    """The members that the other attacks are run on; None for all."""
     if config.sources is None:
         return None
     names = OmegaConf.to_container(config.sources)
@@ -178,18 +127,28 @@ def definition(
     if sources is None:
         draws = similarity.bootstrap(outcomes, score.bootstrap, eps_s=score.eps_s)
         return Definition(label, similarity.matrix(outcomes, score.eps_s), draws)
+    one_sided = one_direction(s.config, label, outcomes)
+    assert one_sided.draws is not None
+    names = {member.name for member in sources}
+    others = [i for i, name in enumerate(outcomes.members) if name not in names]
+    one_sided.scores[others], one_sided.draws[:, others] = np.nan, np.nan
+    return one_sided
+
+
+def one_direction(config: DictConfig, label: str, outcomes: Outcomes) -> Definition:
+    """One-sided scores of outcomes, with their draws."""
+    score = config.score
     counts = similarity.resample(len(outcomes.image_ids), score.bootstrap)
-    scores = similarity.one_sided(outcomes, score.eps_s)
-    draws = similarity.one_sided(outcomes, score.eps_s, counts)
-    named = {member.name for member in sources}
-    others = [i for i, name in enumerate(outcomes.members) if name not in named]
-    scores[others], draws[:, others] = np.nan, np.nan
-    return Definition(label, scores, draws)
+    return Definition(
+        label,
+        similarity.one_sided(outcomes, score.eps_s),
+        similarity.one_sided(outcomes, score.eps_s, counts),
+    )
 
 
 def white_box(s: Study, measured: list[tuple[str, Measured]], sources: list[Member] | None) -> None:
-    """How often each attack fools its own source: an attack that is weak makes all seem apart."""
-    named = None if sources is None else {member.name for member in sources}
+    """The white-box success of each attack: a weak attack makes all models look dissimilar."""
+    attacked = None if sources is None else {member.name for member in sources}
     rows = [
         {
             "attack": label,
@@ -198,7 +157,7 @@ def white_box(s: Study, measured: list[tuple[str, Measured]], sources: list[Memb
         }
         for label, m in measured
         for i, name in enumerate(s.names)
-        if named is None or name in named
+        if attacked is None or name in attacked
     ]
     s.outputs.table("white_box", pl.DataFrame(rows))
 
@@ -226,17 +185,15 @@ def compare(
         figure(names, first, others, texts),
         long,
         "Scores of the same pairs by two definitions. Line and band: least squares and the 90% "
-        "confidence band of its mean, pairs taken for independent; dashed: equal scores.",
+        "confidence band of its mean for independent pairs; dashed: equal scores.",
     )
-    said = [sentence(row, s.config.permutations) for row in rows]
+    answer = [sentence(row, s.config.permutations) for row in rows]
     s.finish(
         f"How much do scores of {len(names)} models depend on their definition?",
         f"The same pairs scored by {first.name} and by "
-        f"{', '.join(other.name for other in others)}, of {s.source}.",
-        said,
-        [
-            Section("Scores against scores", said, {"Correlations": table}, [picture]),
-        ],
+        f"{', '.join(other.name for other in others)}: {s.source}.",
+        answer,
+        [Section("Scores against scores", answer, {"Correlations": table}, [picture])],
     )
 
 
@@ -252,13 +209,13 @@ def correlation(
             correlations(first.draws[:, rows, columns], other.draws[:, rows, columns])
         )
     if sources is None:
-        found = associate(x, y, s.config.permutations)
-        pairs, p, test = found.pairs, found.p, "Mantel"
+        association = associate(x, y, s.config.permutations)
+        pairs, p, test = association.pairs, association.p, "Mantel"
     else:
-        mine = [i for i, name in enumerate(s.names) if name in {m.name for m in sources}]
+        attacked = [i for i, name in enumerate(s.names) if name in {m.name for m in sources}]
         off = np.where(np.eye(len(x), dtype=bool), np.nan, 1.0)
         pairs = pearson(x[rows, columns], y[rows, columns])
-        p = statistics.target_p((x * off)[mine], (y * off)[mine], s.config.permutations)
+        p = statistics.target_p((x * off)[attacked], (y * off)[attacked], s.config.permutations)
         test = "target permutation"
     return {
         "reference": first.name,
@@ -270,18 +227,19 @@ def correlation(
         "images_high": high,
         "p": p,
         "test": test,
-        "p_taking_pairs_for_independent": pairs.p,
+        "p_independent_pairs": pairs.p,
     }
 
 
 def cells(x: NDArray, y: NDArray) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Positions of the pairs that both have: each once, or each direction where they differ."""
+    """Rows and columns of the pairs that both have: each once, or each direction if they differ."""
     rows, columns = statistics.pair_positions(x, y)
     known = ~np.isnan(x[rows, columns]) & ~np.isnan(y[rows, columns])
     return rows[known], columns[known]
 
 
 def pairs_table(names: tuple[str, ...], first: Definition, other: Definition) -> pl.DataFrame:
+    """One row per pair: a, b, reference, other (names), s_reference, s_other (nats)."""
     rows, columns = cells(first.scores, other.scores)
     return pl.DataFrame(
         {
@@ -299,9 +257,9 @@ def pairs_table(names: tuple[str, ...], first: Definition, other: Definition) ->
 def figure(
     names: tuple[str, ...], first: Definition, others: list[Definition], texts: list[str]
 ) -> Figure:
-    """A scatter for each comparison."""
+    """A scatter plot for each comparison."""
     across = 2 if len(others) == 4 else min(3, len(others))
-    made, axes = panels(across, 3.6, 3.3, rows=-(-len(others) // across))
+    drawing, axes = panels(across, 3.6, 3.3, rows=-(-len(others) // across))
     for ax in axes[len(others) :]:
         ax.remove()
     for ax, other, text in zip(axes, others, texts, strict=False):
@@ -320,7 +278,7 @@ def figure(
             trend=trend(x, y),
             text=text,
         )
-    return made
+    return drawing
 
 
 def sentence(row: dict, permutations: int) -> str:
@@ -328,7 +286,7 @@ def sentence(row: dict, permutations: int) -> str:
     if np.isnan(row["r"]):
         return (
             f"{row['reference']} and {row['other']}: no correlation over {row['n']} "
-            f"pair{'s' * (row['n'] != 1)} (too few, or one of them gives all pairs the same score)."
+            f"pair{'s' * (row['n'] != 1)} (too few, or all scores of one are the same)."
         )
     over = ""
     if row["images_low"] is not None:
@@ -336,6 +294,6 @@ def sentence(row: dict, permutations: int) -> str:
     return (
         f"{row['reference']} and {row['other']}: Pearson r = {row['r']:.3f}{over} over {row['n']} "
         f"pairs of {row['models']} models; {row['test']} p "
-        f"{statistics.p_text(row['p'], permutations)}. Taking pairs for independent, which they "
-        f"are not: p {statistics.naive_text(row['p_taking_pairs_for_independent'])}."
+        f"{statistics.p_text(row['p'], permutations)}. If pairs were independent, which they are "
+        f"not: p {statistics.naive_text(row['p_independent_pairs'])}."
     )

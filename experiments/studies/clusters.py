@@ -16,9 +16,9 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
+from experiments.common.components import components_of
 from experiments.common.study import Study, study
 from experiments.common.values import positive_int
-from experiments.studies.components import components_of
 from netkin.analysis import clusters
 from netkin.analysis.components import keywords
 from netkin.analysis.hierarchy import off_diagonal
@@ -28,7 +28,6 @@ from netkin.report.clusters import blocks_figure, cluster_order, map_figure, sco
 from netkin.report.study import Picture, Section
 from netkin.similarity import interval
 
-PAPER_K = 10
 DRAW_RESTARTS = 10
 """K-means runs of one bootstrap draw."""
 
@@ -39,7 +38,11 @@ def run(config: DictConfig) -> None:
     for key in ("restarts", "keywords", "seeds", "draws", "perplexity"):
         positive_int(options[key], f"clusters.{key}")
     with study(config) as s:
-        k, reason = cluster_number(config.k, s.scores)
+        if len(s.names) < 3:
+            raise UserError(
+                f"clusters take at least 3 models, got {len(s.names)}; add model.members"
+            )
+        k, reason = clusters.choose_k(config.k, s.scores)
         labels = clusters.spectral(s.scores, k, options.seed, options.restarts)
         words, missing = _keywords(s, labels, options.keywords)
         table = s.outputs.table(
@@ -80,19 +83,6 @@ def run(config: DictConfig) -> None:
             said,
             sections,
         )
-
-
-def cluster_number(chosen: int | str | None, scores: NDArray[np.float64]) -> tuple[int, str]:
-    """How many clusters, and why."""
-    n = len(scores)
-    if n < 3:
-        raise UserError(f"clusters take at least 3 models, got {n}; add model.members")
-    if chosen == "auto":
-        return clusters.eigengap(scores), "the largest gap between eigenvalues"
-    if chosen is not None:
-        return chosen, "as chosen"  # type: ignore[return-value]
-    k = min(PAPER_K, max(2, n // 3))
-    return k, "as in the paper" if k == PAPER_K else f"a third of {n} models; choose another by k"
 
 
 def _keywords(s: Study, labels: NDArray, top: int) -> tuple[pl.DataFrame | None, list[str]]:

@@ -1,13 +1,12 @@
-"""Do models that are less alike make better ensembles? (Sec. 4.1; Fig. 2, 3 and 4.)
+"""Do less similar models make better ensembles? (Sec. 4.1; Fig. 2, 3 and 4.)
 
-From stored clean logits alone: ensembles are the mean of logits. Writes ensemble_pairs (Fig. 2),
+Ensembles average the stored clean logits of their members. Writes ensemble_pairs (Fig. 2),
 ensemble_clusters (Fig. 3) and ensemble_groups (Fig. 4), each as PNG, PDF and CSV, and report.html.
 
-On the 12 digits members (500 images, PGD-50) there is no such relation: r = -0.05 over 66 pairs,
-Mantel p = 0.71. They err on 1% of the images, too few to tell.
+On the 12 digits members (500 images, PGD-50) no relation was found: r = -0.05 over 66 pairs, Mantel
+p = 0.71. They err on 1% of the images, too few to measure one.
 """
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,27 +15,27 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig
 
+from experiments.common.ensembles import ensembles_wrong
+from experiments.common.keys import prefixed
 from experiments.common.study import Study, study, with_logits
 from experiments.common.values import positive_int
 from netkin.analysis import ensemble
-from netkin.analysis.clusters import spectral
+from netkin.analysis.clusters import choose_k, spectral
 from netkin.analysis.groups import groups
 from netkin.analysis.matrix import Matrix
 from netkin.analysis.statistics import associate, correlations, pair_values, trend
 from netkin.errors import UserError
-from netkin.jobs.progress import Bars
 from netkin.report.lines import Line, lines_figure
 from netkin.report.scatter import scatter_figure
-from netkin.report.study import Picture, Section
+from netkin.report.study import Section
 from netkin.similarity import interval, resample
-from netkin.transfer.stored import logits_by_block
 
 PANELS = (
     ("top1_error", "top-1 error (%)"),
     ("err", "error reduction rate (%)"),
-    ("all_wrong", "wrong by all members (%)"),
+    ("all_wrong", "wrong in all members (%)"),
 )
-"""The three metrics of Fig. 3 and 4: column and axis."""
+"""The three metrics of Fig. 3 and 4: column, and label of the axis."""
 
 
 def run(config: DictConfig) -> None:
@@ -51,37 +50,23 @@ def run(config: DictConfig) -> None:
         families = [member.family for member in members]
         n = len(members)
         sizes = [size for size in sizes if size <= n]
-        clusters = cluster_number(config.ensemble.clusters, n)
-        labels = spectral(matrix.scores, clusters, config.ensemble.seed) if n > 2 else np.arange(n)
+        with prefixed("ensemble.clusters: "):
+            clusters, _ = choose_k(config.ensemble.clusters, matrix.scores)
+        labels = spectral(matrix.scores, clusters, config.ensemble.seed)
         drawn = by_clusters(labels.tolist(), sizes, config)
-        chosen = groups(config.groups, matrix.names, families)
+        with prefixed("groups: "):
+            chosen = groups(config.groups, matrix.names, families)
         drawn |= by_groups(chosen, sizes, config)
         pairs = ensemble.pairs_of(n)
         every = [(i,) for i in range(n)] + pairs
-        every += sorted({group for groups_, _ in drawn.values() for group in groups_})
-        with Bars(s.console) as bars, logits_by_block(setting, members) as read:
-            bars.start("ensemble", ["images"], len(setting.subset))
-            correct = ensemble.ensembles_correct(
-                read,
-                setting.labels.numpy(),
-                every,
-                len(os.sched_getaffinity(0)),
-                lambda images: bars.advance("ensemble", images),
-            )
-            bars.end("ensemble")
-        wrong = dict(zip(every, ~correct, strict=True))
-        alone = ~correct[:n]
+        every += sorted({group for ensembles, _ in drawn.values() for group in ensembles})
+        rows = ensembles_wrong(s, setting, members, every)
+        wrong, alone = dict(zip(every, rows, strict=True)), rows[:n]
         counts = resample(len(setting.subset), config.score.bootstrap)
-        figure_2, said_2 = pair_section(s, matrix, alone, ~correct[n : n + len(pairs)], counts)
+        by_pair = pair_section(s, matrix, alone, rows[n : n + len(pairs)], counts)
         table = metric_table(drawn, alone, wrong, counts)
-        figure_3, said_3 = cluster_section(s, table, clusters)
-        sections = [
-            Section("Similarity and error reduction (Fig. 2)", said_2, {}, figure_2),
-            Section("Ensembles of models from k clusters (Fig. 3)", said_3, {}, figure_3),
-        ]
-        if chosen:
-            figure_4, said_4 = group_section(s, table)
-            sections.append(Section("Ensembles of models of a kind (Fig. 4)", said_4, {}, figure_4))
+        by_cluster = cluster_section(s, table, clusters)
+        sections = [by_pair, by_cluster, *([group_section(s, table)] if chosen else [])]
         sections.append(
             Section(
                 "All ensembles",
@@ -91,30 +76,20 @@ def run(config: DictConfig) -> None:
         )
         s.outputs.table("ensembles", table)
         s.finish(
-            f"Do the less alike of {n} models make better ensembles?",
+            f"Do less similar ones of {n} models make better ensembles?",
             f"Ensembles average the logits of their members, here {s.source}. The error reduction "
             "rate is ERR = 1 - error of the ensemble / mean error of its members.",
-            [*said_2, *said_3[:1]],
+            [*by_pair.paragraphs, *by_cluster.paragraphs[:1]],
             sections,
         )
 
 
-def cluster_number(chosen: int | str, n: int) -> int:
-    """How many clusters: as chosen, or the paper's 10, but at most one for three models."""
-    if chosen == "auto":
-        return min(10, max(2, n // 3))
-    positive_int(chosen, "ensemble.clusters")
-    if int(chosen) > n:
-        raise UserError(f"ensemble.clusters={chosen} are more than the {n} models")
-    return int(chosen)
-
-
 Drawn = dict[tuple[str, int, int], tuple[list[tuple[int, ...]], bool]]
-"""Kind of ensembles, N and k -> the ensembles, and whether these are all that there are."""
+"""Kind of ensembles, N and k -> the ensembles, and whether these are all ensembles of the kind."""
 
 
 def by_clusters(labels: Sequence[int], sizes: Sequence[int], config: DictConfig) -> Drawn:
-    """N-ensembles from k clusters, for k = 1..N, where there are any."""
+    """Ensembles of N models from k clusters, for k = 1..N, where there are any."""
     options = config.ensemble
     drawn = {
         ("clusters", n, k): ensemble.sample(labels, n, k, options.samples, options.seed)
@@ -125,15 +100,15 @@ def by_clusters(labels: Sequence[int], sizes: Sequence[int], config: DictConfig)
 
 
 def by_groups(chosen: dict[str, list[int]], sizes: Sequence[int], config: DictConfig) -> Drawn:
-    """N-ensembles of each group's models."""
+    """Ensembles of N models of one group, for each group."""
     drawn: Drawn = {}
     for name, models in chosen.items():
         for n in sizes:
             if n <= len(models):
-                found, whole = ensemble.sample(
+                sampled, complete = ensemble.sample(
                     range(len(models)), n, n, config.ensemble.samples, config.ensemble.seed
                 )
-                drawn[name, n, 1] = [tuple(models[i] for i in group) for group in found], whole
+                drawn[name, n, 1] = [tuple(models[i] for i in g) for g in sampled], complete
     return drawn
 
 
@@ -143,26 +118,27 @@ def pair_section(
     wrong: NDArray[np.bool_],
     pair_wrong: NDArray[np.bool_],
     counts: NDArray[np.float64],
-) -> tuple[list[Picture], list[str]]:
+) -> Section:
     """Fig. 2: ERR of all pairs against their similarity."""
     names, scores = matrix.names, matrix.scores
     n = len(names)
     pairs = ensemble.pairs_of(n)
-    found = ensemble.metrics(wrong, pairs, pair_wrong, counts)
+    metrics = ensemble.metrics(wrong, pairs, pair_wrong, counts)
     square = np.full((n, n), np.nan)
     rows, columns = np.tril_indices(n, k=-1)
-    square[rows, columns] = square[columns, rows] = found.reduction
-    link = associate(scores, square, s.config.ensemble.permutations)
-    if not np.isnan(link.pairs.r):
-        s.tracker.metrics({"ensemble/r": link.pairs.r, "ensemble/mantel_p": link.p})
+    square[rows, columns] = square[columns, rows] = metrics.reduction
+    association = associate(scores, square, s.config.ensemble.permutations)
+    r = association.pairs.r
+    if not np.isnan(r):
+        s.tracker.metrics({"ensemble/r": r, "ensemble/mantel_p": association.p})
     table = pl.DataFrame(
         {
             "a": [names[a] for a, _ in pairs],
             "b": [names[b] for _, b in pairs],
             "similarity": scores[rows, columns],
-            "top1_error": found.error,
-            "err": found.reduction,
-            "all_wrong": found.all_wrong,
+            "top1_error": metrics.error,
+            "err": metrics.reduction,
+            "all_wrong": metrics.all_wrong,
         }
     )
     x, y = pair_values(scores, square)
@@ -173,25 +149,23 @@ def pair_section(
         "error reduction rate (%)",
         names=[f"{a} + {b}" for a, b in table.select("a", "b").iter_rows()] if n < 6 else None,
         trend=trend(x, 100 * y),
-        text=str(link) if n > 2 else "",
+        text=str(association) if n > 2 else "",
     )
     caption = (
         f"Error reduction rate of all {len(pairs)} pairs against their similarity. "
-        "Line and band: least squares and the 90% confidence band of its mean, pairs taken for "
-        "independent."
+        "Line and band: least squares and the 90% confidence band of its mean for independent "
+        "pairs."
     )
     picture = s.outputs.figure("ensemble_pairs", figure, table, caption)
-    said = [f"Similarity and error reduction: {link.sentence()}"]
+    paragraphs = [f"Similarity and error reduction: {association.sentence()}"]
     draws = s.draws()
-    if draws is not None and not np.isnan(link.pairs.r):
+    if draws is not None and not np.isnan(r):
         reductions = ensemble.reduction_draws(wrong, pairs, pair_wrong, counts)
         low, high = interval(correlations(draws[:, rows, columns], reductions))
-        said[0] += f" 95% interval over draws of images: {low:.3f} to {high:.3f}."
-    if np.isnan(found.reduction).any():
-        said.append(
-            f"{int(np.isnan(found.reduction).sum())} pairs have no ERR: neither model errs."
-        )
-    return [picture], said
+        paragraphs[0] += f" 95% interval over draws of images: {low:.3f} to {high:.3f}."
+    if undefined := int(np.isnan(metrics.reduction).sum()):
+        paragraphs.append(f"{undefined} pairs have no ERR: neither model errs.")
+    return Section("Similarity and error reduction (Fig. 2)", paragraphs, {}, [picture])
 
 
 def metric_table(
@@ -202,22 +176,22 @@ def metric_table(
 ) -> pl.DataFrame:
     """A row for each kind, N and k: means over its ensembles, with 95 % intervals over images."""
     rows = []
-    for (kind, n, k), (chosen, whole) in drawn.items():
-        found = ensemble.metrics(
-            wrong, chosen, np.stack([ensemble_wrong[g] for g in chosen]), counts
+    for (kind, n, k), (ensembles, complete) in drawn.items():
+        metrics = ensemble.metrics(
+            wrong, ensembles, np.stack([ensemble_wrong[g] for g in ensembles]), counts
         )
-        row = {"kind": kind, "n": n, "k": k, "ensembles": len(chosen), "all_there_are": whole}
-        values = (found.error, found.reduction, found.all_wrong)
+        row = {"kind": kind, "n": n, "k": k, "ensembles": len(ensembles), "complete": complete}
+        values = (metrics.error, metrics.reduction, metrics.all_wrong)
         for i, ((name, _), value) in enumerate(zip(PANELS, values, strict=True)):
             mean = float(ensemble.mean_known(value[None])[0])
-            low, high = interval(found.draws[:, i])
+            low, high = interval(metrics.draws[:, i])
             row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
         rows.append(row)
     return pl.DataFrame(rows)
 
 
-def metric_figure(table: pl.DataFrame, series: dict[str, pl.DataFrame]) -> Figure:
-    """The three metrics over N, a line a series."""
+def metric_figure(series: dict[str, pl.DataFrame]) -> Figure:
+    """The three metrics over N, a line per series."""
     panels = []
     for column, label in PANELS:
         lines = [
@@ -232,56 +206,56 @@ def metric_figure(table: pl.DataFrame, series: dict[str, pl.DataFrame]) -> Figur
     return lines_figure(panels, "models in the ensemble, N")
 
 
-def cluster_section(
-    s: Study, table: pl.DataFrame, clusters: int
-) -> tuple[list[Picture], list[str]]:
-    """Fig. 3: the metrics of N-ensembles from k of the clusters."""
-    mine = table.filter(kind="clusters")
-    series = {f"k = {k}": mine.filter(k=k).sort("n") for k in sorted(mine["k"].unique())}
+def cluster_section(s: Study, table: pl.DataFrame, clusters: int) -> Section:
+    """Fig. 3: the metrics of ensembles of N models from k of the clusters."""
+    rows = table.filter(kind="clusters")
+    series = {f"k = {k}": rows.filter(k=k).sort("n") for k in sorted(rows["k"].unique())}
     picture = s.outputs.figure(
         "ensemble_clusters",
-        metric_figure(mine, series),
-        mine,
+        metric_figure(series),
+        rows,
         f"Ensembles of N models drawn from k of {clusters} spectral clusters: mean, and 95% "
         "interval over images.",
     )
-    widest = mine.filter(pl.col("n") == mine["n"].max()).sort("k")
-    said = []
-    if widest.height > 1:
-        few, most = widest.row(0, named=True), widest.row(-1, named=True)
-        said.append(
+    largest = rows.filter(pl.col("n") == rows["n"].max()).sort("k")
+    paragraphs = []
+    if largest.height > 1:
+        few, most = largest.row(0, named=True), largest.row(-1, named=True)
+        paragraphs.append(
             f"Ensembles of {few['n']} models from {_clusters(few['k'])} err on "
             f"{few['top1_error']:.2%}, from {_clusters(most['k'])} on {most['top1_error']:.2%} "
-            f"(ERR {few['err']:.1%} and {most['err']:.1%}); on {few['all_wrong']:.2%} and "
-            f"{most['all_wrong']:.2%} of the images all members are wrong."
+            f"(ERR {few['err']:.1%} and {most['err']:.1%}). All members are wrong on "
+            f"{few['all_wrong']:.2%} and {most['all_wrong']:.2%} of the images."
         )
-    sampled = mine.filter(~pl.col("all_there_are"))
-    said.append(
-        f"All ensembles that there are, or {sampled['ensembles'].max()} drawn with equal chances."
+    sampled = rows.filter(~pl.col("complete"))
+    paragraphs.append(
+        f"At most {sampled['ensembles'].max()} ensembles of a kind, drawn with equal probability."
         if sampled.height
-        else "All ensembles that there are."
+        else "All ensembles of each kind."
     )
-    return [picture], said
+    title = "Ensembles of models from k clusters (Fig. 3)"
+    return Section(title, paragraphs, {}, [picture])
 
 
 def _clusters(k: int) -> str:
     return f"{k} cluster{'s' * (k != 1)}"
 
 
-def group_section(s: Study, table: pl.DataFrame) -> tuple[list[Picture], list[str]]:
-    """Fig. 4: the metrics of each group, beside models that are all of different clusters."""
+def group_section(s: Study, table: pl.DataFrame) -> Section:
+    """Fig. 4: the metrics of each group, beside those of models from different clusters."""
     kinds = [kind for kind in table["kind"].unique(maintain_order=True) if kind != "clusters"]
     series = {kind: table.filter(kind=kind).sort("n") for kind in kinds}
     apart = table.filter((pl.col("kind") == "clusters") & (pl.col("n") == pl.col("k"))).sort("n")
     series["all (N = k)"] = apart
-    shown = pl.concat([part.with_columns(series=pl.lit(name)) for name, part in series.items()])
+    rows = pl.concat([part.with_columns(series=pl.lit(name)) for name, part in series.items()])
     picture = s.outputs.figure(
         "ensemble_groups",
-        metric_figure(shown, series),
-        shown,
-        'Ensembles of N models of one group; "all" are models of N different clusters. Mean, and '
+        metric_figure(series),
+        rows,
+        'Ensembles of N models of one group; "all" are models from N different clusters. Mean, and '
         "95% interval over images.",
     )
     pairs = {name: part.filter(n=2) for name, part in series.items()}
-    said = ", ".join(f"{name} {part['err'][0]:.1%}" for name, part in pairs.items() if part.height)
-    return [picture], [f"ERR of pairs: {said}."]
+    errs = ", ".join(f"{name} {part['err'][0]:.1%}" for name, part in pairs.items() if part.height)
+    title = "Ensembles of models of one kind (Fig. 4)"
+    return Section(title, [f"ERR of pairs: {errs}."], {}, [picture])

@@ -13,9 +13,9 @@ import polars as pl
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
+from experiments.common.components import components_of
 from experiments.common.study import Study, study
 from experiments.common.values import positive, positive_int
-from experiments.studies.components import components_of
 from netkin.analysis.components import differences
 from netkin.analysis.importance import Boosting, Importance, boosted, held_out, pairs
 from netkin.errors import UserError

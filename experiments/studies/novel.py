@@ -1,38 +1,42 @@
 """Where does a new model belong, without attacking all the others again? (App. G, Fig. G.2.)
 
-Crafts on the candidate alone and runs the members on its images: N + 1 passes instead of 2N + 1,
-and one attack instead of N + 1. The score is one-sided: candidate fools member, not the way back.
+Attacks the candidate alone and evaluates the members on its adversarial images: N + 1 passes
+instead of 2N + 1, and one attack instead of N + 1. The score is one-sided:
 
     s1(candidate, B) = ln max(eps_s, 100 p1),   p1 = how often the candidate's images fool B
 
-over the images that both classify correctly. It is not symmetric and holds B's own robustness: it
-ranks the members, and does not compare with the two-sided scores of experiment=pairwise.
-"""
+over the images that both classify correctly. It is not symmetric and depends on B's own robustness:
+it ranks the members, and cannot be compared with the two-sided scores of experiment=pairwise.
 
-from pathlib import Path
+Where the store has the members' own scores, the clusters are those of experiment=clusters, under
+the same numbers. Writes novel as PNG, PDF and CSV, and report.html.
+"""
 
 import numpy as np
 import polars as pl
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from rich.console import Console
-from sklearn.cluster import SpectralClustering
 
 from experiments.common.devices import build_jobs
+from experiments.common.finish import finish
+from experiments.common.keys import prefixed
 from experiments.common.members import build_member, build_members, build_training
 from experiments.common.runs import run_info
 from experiments.common.setting import build_setting, prepare
+from experiments.common.study import attacked, described
 from experiments.common.values import resolved
 from netkin import similarity
+from netkin.analysis import clusters
 from netkin.analysis.summary import WEAK_ATTACK
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.pipeline import Incomplete, Pipeline
-from netkin.store.files import write
-from netkin.tracking import track
+from netkin.report.study import Outputs, Section
+from netkin.report.style import INK, PALETTE, panels, style
+from netkin.tracking import Tracker, track
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import (
     correct,
@@ -44,9 +48,9 @@ from netkin.transfer.stored import (
 from netkin.zoo.member import Member
 
 NEAREST = 3
-COLOURS = (  # no cluster, then Okabe and Ito's palette, then some of Tol's
-    *("#444444", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9"),
-    *("#332288", "#999933", "#882255", "#999999"),
+"""Members that the answer names."""
+NO_SCORES = (
+    "the members' own scores are not all in the store; run experiment=pairwise on them first"
 )
 
 
@@ -58,82 +62,108 @@ def run(config: DictConfig) -> None:
     members = [member for member in members if member.name != candidate.name]
     if not members:
         raise UserError(
-            "model.members holds nobody but model.candidate; add who to compare it with"
+            "model.members names no model besides model.candidate; add models to compare it with"
         )
-    k = _clusters_wanted(config.novel.clusters, len(members))
-    everyone = [*members, candidate]
-    info = run_info(config, setting, len(everyone), [candidate.name])
+    k = config.novel.clusters
+    if len(members) > 1:
+        with prefixed("novel.clusters: "):
+            clusters.check_k(k, len(members))
+    info = run_info(config, setting, len(members) + 1, [candidate.name])
     console = Console(soft_wrap=True)
     with track(resolved(config.logger), info) as tracker:
         with Bars(console) as bars:
-            setting = prepare(config, setting, everyone, bars)
-            training = build_training(config, setting, everyone, bars)
-            with build_jobs(config, (setting, training), bars) as jobs:
-                pipeline = Pipeline(setting, training, jobs, tracker)
-                pipeline.craft([m for m in pipeline.clean(everyone) if m.name == candidate.name])
-                if any(f.member.name == candidate.name for f in pipeline.failures):
-                    raise Incomplete(pipeline.failures, None, len(everyone))
-                failed = {failure.member.name for failure in pipeline.failures}
-                left = [member for member in everyone if member.name not in failed]
-                well = pipeline.transfer(left, [candidate])
-        members = [member for member in well if member.name != candidate.name]
-        clusters = stored_clusters(setting, members, k, config.score.eps_s)
-        table = one_sided(setting, candidate, members, clusters, config.score.eps_s)
-        success = float(
-            fooled_by(setting, candidate, [candidate])[0][correct(setting, candidate)].mean()
-        )
-        write(info.folder / "novel.csv", table.write_csv)
-        tracker.table("tables/novel", table)
-        png = _figure(table, candidate.name, info.folder / "novel")
-        tracker.figure("figures/novel", png)
+            setting = prepare(config, setting, [*members, candidate], bars)
+            failures = attack_one(config, setting, members, candidate, tracker, bars)
+        failed = {failure.member.name for failure in failures.failures} if failures else set()
+        members = [member for member in members if member.name not in failed]
+        labels, reason = stored_clusters(setting, members, k, config.score.eps_s)
+        table = one_sided(setting, candidate, members, labels, config.score.eps_s)
+        right = correct(setting, candidate)
+        success = float(fooled_by(setting, candidate, [candidate])[0][right].mean())
         tracker.metrics({f"white_box_success/{candidate.name}": success})
-        for paragraph in answer(table, candidate.name, success):
-            console.print(f"\n{paragraph}", highlight=False)
-        console.print(f"\nTable    {info.folder / 'novel.csv'}", highlight=False)
-        console.print(f"Figure   {info.folder}/novel.png, .pdf", highlight=False)
-        if pipeline.failures:
-            raise Incomplete(pipeline.failures, None, len(everyone))
+        outputs = Outputs(info.folder, tracker)
+        picture = outputs.figure(
+            "novel",
+            figure(table, candidate.name),
+            table,
+            f"One-sided similarity of the members to {candidate.name}, with 95% intervals over "
+            "images; colours are clusters of the members.",
+        )
+        paragraphs = answer(table, candidate.name, success, reason)
+        if failures:
+            paragraphs += [f"{f.member.name} failed: {f.reason}." for f in failures.failures]
+        finish(
+            outputs,
+            console,
+            f"Where does {candidate.name} belong among {len(members)} models?",
+            f"{candidate.name} was attacked with {attacked(setting)} on the images of "
+            f"{setting.task.dataset} ({len(setting.subset)} in all) that it classifies correctly, "
+            "and every member that classifies them correctly was evaluated on the result.",
+            paragraphs,
+            [Section("Members by one-sided similarity", (), {"": table}, [picture])],
+            described(config),
+        )
+        if failures:
+            raise failures
 
 
-def _clusters_wanted(k: int | None, members: int) -> int:
-    if k is None:
-        return min(10, max(2, members // 3), members)
-    if not isinstance(k, int) or not 1 <= k <= members:
-        raise UserError(f"novel.clusters must be in 1..{members} (the members), got {k!r}")
-    return k
+def attack_one(
+    config: DictConfig,
+    setting: Setting,
+    members: list[Member],
+    candidate: Member,
+    tracker: Tracker,
+    bars: Bars,
+) -> Incomplete | None:
+    """Attack the candidate and evaluate all models on its images, where the store lacks that.
+
+    Returns the failures of members, if any. Raises Incomplete when the candidate failed.
+    """
+    everyone = [*members, candidate]
+    training = build_training(config, setting, everyone, bars)
+    with build_jobs(config, (setting, training), bars) as jobs:
+        pipeline = Pipeline(setting, training, jobs, tracker)
+        pipeline.craft([m for m in pipeline.clean(everyone) if m.name == candidate.name])
+        if candidate in pipeline.remaining(everyone):
+            pipeline.transfer(pipeline.remaining(everyone), [candidate])
+    failures = Incomplete(pipeline.failures, None, len(everyone)) if pipeline.failures else None
+    if failures and candidate not in pipeline.remaining(everyone):
+        raise failures
+    return failures
 
 
 def stored_clusters(
-    setting: Setting, members: list[Member], k: int, eps_s: float
-) -> list[int] | None:
-    """Each member's cluster, 1..k, by spectral clustering of the stored two-sided matrix (App. C).
+    setting: Setting, members: list[Member], k: int | str | None, eps_s: float
+) -> tuple[NDArray[np.intp] | None, str]:
+    """The cluster of each member, [N] from 0, from the stored two-sided matrix (App. C).
 
-    None where the store does not hold all of that matrix.
+    None where there are no clusters, with the reason.
     """
+    if len(members) < 2:
+        return None, "there is only one member"
     if any(missing_shards(setting, member) for member in members):
-        return None
+        return None, NO_SCORES
     if missing_sources(setting, members):
-        return None
-    if k in (1, len(members)):
-        return [1] * len(members) if k == 1 else list(range(1, k + 1))
+        return None, NO_SCORES
     scores = similarity.matrix(outcomes(setting, members), eps_s)
-    graph = scores - min(0.0, float(scores.min()))  # of a small eps, scores may be negative
-    np.fill_diagonal(graph, 0.0)
-    spectral = SpectralClustering(k, affinity="precomputed", n_init=100, random_state=0)
-    return [int(number) + 1 for number in spectral.fit_predict(graph)]
+    try:
+        number, reason = clusters.choose_k(k, scores)
+        return clusters.spectral(scores, number), reason
+    except UserError as error:
+        return None, str(error)
 
 
 def one_sided(
     setting: Setting,
     candidate: Member,
     members: list[Member],
-    clusters: list[int] | None,
+    labels: NDArray[np.intp] | None,
     eps_s: float,
 ) -> pl.DataFrame:
-    """One row a member, the most alike first.
+    """One row per member, the most similar first.
 
-    Columns: model, family, cluster (null where unknown), n (images that both classify correctly),
-    fooled (rate over these), score, low, high (95 % interval, nats).
+    Columns: model, family, cluster (from 1; null where unknown), n (images that both classify
+    correctly), fooled (rate over these), score, low, high (95 % interval, nats).
     """
     right = correct(setting, candidate).numpy()
     fooled = fooled_by(setting, candidate, members)
@@ -150,7 +180,7 @@ def one_sided(
             {
                 "model": member.name,
                 "family": member.family,
-                "cluster": clusters[i] if clusters else None,
+                "cluster": None if labels is None else int(labels[i]) + 1,
                 "n": score.n,
                 "fooled": float(fooled[i, both].mean()),
                 "score": score.score,
@@ -164,18 +194,15 @@ def one_sided(
     )
 
 
-def answer(table: pl.DataFrame, candidate: str, success: float) -> list[str]:
-    """The findings in words, a paragraph each."""
+def answer(table: pl.DataFrame, candidate: str, success: float, reason: str) -> list[str]:
+    """The findings in words, a paragraph each; `reason` is why there are no clusters."""
     nearest = ", ".join(
         f"{r['model']} (s1 = {r['score']:.2f}, 95% interval {r['low']:.2f} to {r['high']:.2f})"
         for r in table.head(NEAREST).to_dicts()
     )
-    said = [f"The nearest relatives of {candidate} are {nearest}."]
+    paragraphs = [f"The nearest relatives of {candidate} are {nearest}."]
     if table["cluster"].null_count():
-        said.append(
-            "The members' own scores are not all in the store, so there are no clusters yet to "
-            "place it in: run experiment=pairwise on them first."
-        )
+        paragraphs.append(f"It cannot be placed in a cluster: {reason}.")
     else:
         means = (
             table.group_by("cluster")
@@ -183,50 +210,46 @@ def answer(table: pl.DataFrame, candidate: str, success: float) -> list[str]:
             .sort("score", descending=True)
         )
         best = means.row(0, named=True)
-        said.append(
-            f"It falls in the cluster of {', '.join(best['model'])} (mean s1 = {best['score']:.2f}"
-            + (f"; the next has {means['score'][1]:.2f}" if means.height > 1 else "")
-            + f"), one of {means.height} by spectral clustering of the members' two-sided scores."
+        paragraphs.append(
+            f"It belongs to cluster {best['cluster']} ({', '.join(best['model'])}; mean s1 = "
+            f"{best['score']:.2f}"
+            + (f", the next cluster has {means['score'][1]:.2f}" if means.height > 1 else "")
+            + f"), one of {means.height} spectral clusters of the members' two-sided scores, "
+            "numbered as by experiment=clusters."
         )
-    said.append(
-        f"These scores are one-sided: {candidate} was attacked and the members were shown the "
-        "images, but not the other way round. They rank members; do not compare them with the "
-        "two-sided scores of experiment=pairwise, which needs every member's images shown to "
-        f"{candidate}, too."
+    paragraphs.append(
+        f"These scores are one-sided: the members were evaluated on the adversarial images of "
+        f"{candidate}, but {candidate} was not evaluated on theirs. They rank members; do not "
+        "compare them with the two-sided scores of experiment=pairwise."
     )
     if success < WEAK_ATTACK:
-        said.append(
+        paragraphs.append(
             f"The attack is weak on {candidate} itself (white-box success {success:.1%}), so all "
             "scores are low. Use more steps or a larger eps."
         )
-    return said
+    return paragraphs
 
 
-def _figure(table: pl.DataFrame, candidate: str, base: Path) -> Path:
-    """Members by score, with intervals, coloured by cluster; PNG and PDF, returns the PNG."""
-    rows = table.reverse().to_dicts()
-    size = 9 if len(rows) <= 30 else 6
-    figure = Figure(figsize=(6.5, 1.2 + len(rows) * size * 0.026), layout="constrained")
-    FigureCanvasAgg(figure)
-    ax = figure.subplots()
-    for y, row in enumerate(rows):
-        colour = COLOURS[(row["cluster"] or 0) % len(COLOURS)]
+@style()
+def figure(table: pl.DataFrame, candidate: str) -> Figure:
+    """Members by score, the highest at the top, with intervals, coloured by cluster."""
+    n = table.height
+    size = 8 if n <= 30 else 6
+    drawing, (ax,) = panels(1, 5.2, 0.8 + n * size * 0.026)
+    for y, row in enumerate(table.to_dicts()):
+        colour = INK if row["cluster"] is None else PALETTE[(row["cluster"] - 1) % len(PALETTE)]
         ax.plot([row["low"], row["high"]], [y, y], color=colour, lw=size / 5)
         ax.plot(row["score"], y, "o", color=colour, ms=size / 1.8)
-    ax.set_yticks(range(len(rows)), [row["model"] for row in rows], fontsize=size)
-    ax.set_ylim(-0.8, len(rows) - 0.2)
-    ax.set_xlabel(f"one-sided similarity to {candidate}, $s_1$ = ln(100 $p_1$), 95% interval")
-    ax.grid(axis="x", color="#e5e5e5")
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
-    clusters = sorted({row["cluster"] for row in rows if row["cluster"]})
-    if clusters:
+    ax.set_yticks(range(n), table["model"].to_list(), fontsize=size)
+    ax.set(
+        ylim=(n - 0.4, -0.6),
+        xlabel=f"one-sided similarity to {candidate}, s1 = ln(100 p1) (nats)",
+    )
+    ax.grid(axis="y", visible=False)
+    if numbers := sorted(table["cluster"].drop_nulls().unique()):
         dots = [
-            Line2D([], [], marker="o", ls="", color=COLOURS[c % len(COLOURS)]) for c in clusters
+            Line2D([], [], marker="o", ls="", color=PALETTE[(c - 1) % len(PALETTE)])
+            for c in numbers
         ]
-        labels = [f"cluster {c}" for c in clusters]
-        figure.legend(dots, labels, fontsize=8, frameon=False, loc="outside right upper")
-    png, pdf = base.with_suffix(".png"), base.with_suffix(".pdf")
-    figure.savefig(png, dpi=200)
-    figure.savefig(pdf, metadata={"CreationDate": None})
-    return png
+        drawing.legend(dots, [f"cluster {c}" for c in numbers], loc="outside right upper")
+    return drawing

@@ -14,6 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
+from experiments.common.keys import prefixed
 from experiments.common.study import Study, study
 from experiments.common.values import positive_int
 from netkin.analysis import matrix
@@ -38,7 +39,8 @@ def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     positive_int(config.within.sample, "within.sample")
     with study(config) as s:
-        chosen = groups(config.groups, s.names, s.families)
+        with prefixed("groups: "):
+            chosen = groups(config.groups, s.names, s.families)
         apart = own_matrices(config)
         if clash := sorted({*chosen} & {*apart}):
             raise UserError(f"groups and within.matrices both name {', '.join(clash)}")

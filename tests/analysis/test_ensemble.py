@@ -54,6 +54,14 @@ def test_metrics_by_hand() -> None:
     assert np.isnan(nobody.reduction).all() and np.isnan(nobody.draws[:, 1]).all()
 
 
+def test_the_interval_of_an_error_is_exact_where_there_is_none() -> None:
+    counts = resample(100, 2000)
+    low, high = ensemble.error_interval(np.zeros(100, dtype=bool), counts)
+    assert low == 0 and (1 - high) ** 100 == pytest.approx(0.05)
+    low, high = ensemble.error_interval(np.arange(100) < 20, counts)
+    assert (low, high) == pytest.approx((0.2 - 0.0784, 0.2 + 0.0784), abs=0.01)
+
+
 def test_a_draw_of_images_is_a_run_on_those_images() -> None:
     logits, labels = made_up(5, 60, 4)
     chosen = [(0, 1), (2, 3), (1, 4)]
@@ -101,9 +109,9 @@ def test_groups_by_family_and_by_pattern() -> None:
     assert groups(None, names, families) == {"A": [0, 1]}
     assert groups({"mine": ["b", "a_*"]}, names, families) == {"mine": [0, 1, 2]}
     for chosen, expected in (
-        ({"x": ["c*"]}, "groups.x: no model is named 'c\\*'"),
-        ({"x": ["b"]}, "groups.x has one model, b; expected two"),
-        ({"x": 3}, "groups.x must be a list"),
+        ({"x": ["c*"]}, "no model of group x is named 'c\\*'"),
+        ({"x": ["b"]}, "group x has one model, b; expected two"),
+        ({"x": 3}, "group x must be a list"),
     ):
         with pytest.raises(UserError, match=expected):
             groups(chosen, names, families)

@@ -48,7 +48,7 @@ def test_rows_may_be_in_another_order_and_directions_may_differ(tmp_path: Path) 
         (",a,b\na,9,1\n", "is not square: 1 rows and 2 columns"),
         (",a,b\na,9,1\nc,1,9\n", "b in the header only, c in the column only"),
         (",a,a\na,9,1\na,1,9\n", "more than one row named a"),
-        (",a,b\na,9,1\nb,2,9\n", "a, b is 1 and b, a is 2; add symmetrise=true"),
+        (",a,b\na,9,1\nb,2,9\n", "a, b is 1 and b, a is 2; symmetrise=True takes their mean"),
         (",a,b\na,9,\nb,1,9\n", "the score of a and b is None, expected a number"),
         (",a,b\na,9,NaN\nb,1,9\n", "the score of a and b is 'NaN'"),
         (",a,b\na,9,inf\nb,inf,9\n", "the score of a and b is 'inf'"),

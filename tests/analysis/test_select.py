@@ -55,6 +55,18 @@ def test_the_prediction_recovers_the_line_that_made_the_data() -> None:
     assert (nobody(groups) == 0).all()
 
 
+def test_the_prediction_is_checked_on_ensembles_that_it_was_not_fitted_on() -> None:
+    s, errors = scores(9), np.linspace(0.1, 0.3, 9)
+    groups = np.array([*combinations(range(9), 3)])
+    truth = Prediction(0.6, -0.1, errors, s)(groups)
+    r = select.held_out_r(s, errors, groups, truth)
+    assert r is not None and r[0] == pytest.approx(1) and r[1] < 0.99
+    noise = np.random.default_rng(0).random(len(groups))
+    r = select.held_out_r(s, errors, groups, noise)
+    assert r is not None and abs(r[0]) < 0.4
+    assert select.held_out_r(s, errors, groups[:5], truth[:5]) is None
+
+
 def test_teachers_by_the_guideline() -> None:
     names = ["student", "vit near", "vit far", "cnn far", "cnn middle", "cnn near"]
     bases = ["Transformer"] * 3 + ["CNN"] * 3
@@ -105,6 +117,7 @@ def check_select(folder: Path) -> None:
     ("arguments", "expected"),
     [
         (["select.size=5"], "select.size must be 2 to 4, the number of models, got 5"),
+        (["select.include=[a,b,c,d]"], "select.include names 4 models, more than size=3"),
         (["select.include=[x]"], "select.include: the matrix has no model 'x'"),
         (["select.student=aa"], "select.student: the matrix has no model 'aa'"),
         (["select.max_params=5"], "select.max_params needs the models themselves"),

@@ -105,9 +105,9 @@ def check_attacks(folder: Path) -> None:
         (["attacks=[pgd]"], "attacks must list two or more"),
         (["attacks=[pgd,pgd]"], "attacks lists pgd twice"),
         (["attacks=[pgd,{attack: pgd, stepz: 3}]"], "attack pgd has no setting 'stepz'; did you"),
-        (["attacks=[pgd,{steps: 3}]"], "is an option or {attack: option}"),
+        (["attacks=[pgd,{steps: 3}]"], "is an option or {attack: option, ...}"),
         (["sources=[vit_x]"], "sources: no member is named 'vit_x'; did you mean vit_s"),
-        (["similarity=none.csv"], "is to be compared with other=path.csv"),
+        (["similarity=none.csv"], "name the other one with other=path.csv"),
     ],
 )
 def test_mistakes(

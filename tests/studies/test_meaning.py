@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 from tests.common.test_mistakes import Mistake, mistake
-from tests.helpers import MEMBERS, has_figures, on_four, run
+from tests.helpers import MEMBERS, four_store, has_figures, on_four, run
 
 __all__ = ["mistake"]  # a fixture
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
@@ -40,6 +40,27 @@ def check_clusters(folder: Path) -> None:
     features = pl.read_csv(done / "features.csv")[:, 2:].to_numpy()
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1)
     assert "clusters/rand_over_images" in (done / "metrics.csv").read_text()
+    check_same_clusters(folder)
+
+
+def check_same_clusters(folder: Path) -> None:
+    """A fifth model is placed among the clusters of experiment=clusters, under their numbers."""
+    weights = four_store(folder) / "weights" / "digits" / "vit_ti.safetensors"
+    kwargs = "{embed_dim: 64, depth: 4, num_heads: 4}"
+    candidate = (
+        f"model.candidate={{name: fifth, timm: vit_tiny_patch16_224, kwargs: {kwargs}, "
+        f"checkpoint: {weights}}}"
+    )
+    for k in ("null", "3", "auto"):
+        done = on_four("clusters", folder, f"k={k}", "clusters.draws=1", "clusters.seeds=1")
+        expected = dict(pl.read_csv(done / "clusters.csv").iter_rows())
+        done = on_four("novel", folder, candidate, f"novel.clusters={k}")
+        has_figures(done, "novel")
+        table = pl.read_csv(done / "novel.csv")
+        assert dict(table.select("model", "cluster").iter_rows()) == expected
+        cluster = expected[table["model"][0]]
+        assert f"It belongs to cluster {cluster} (" in (done / "report.html").read_text()
+        assert {table["model"][0], table["model"][1]} == {"vit_ti", "other"}
 
 
 def check_components(folder: Path) -> None:

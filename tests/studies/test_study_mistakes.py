@@ -39,7 +39,10 @@ def line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., str
         ("within similarity=FOLDER/constant.csv", "is constant: all 3 pairs have the score 1"),
         ("within similarity=FOLDER/wide.csv", "is not square: 1 rows and 2 columns"),
         ("within similarity=FOLDER/no.csv", "no.csv cannot be read"),
-        ("within similarity=FOLDER/three.csv groups={x:[d]}", "groups.x: no model is named 'd'"),
+        (
+            "within similarity=FOLDER/three.csv groups={x:[d]}",
+            "groups: no model of group x is named 'd'",
+        ),
         ("within similarity=FOLDER/three.csv within.sample=0", "within.sample must be a whole"),
         (
             "ensemble similarity=FOLDER/three.csv model.members=[test_resnet,vit_ti] "

@@ -1,11 +1,14 @@
 """Spectral clustering of a similarity matrix (Ng et al. 2001), as in Sec. 3.1 and Appendix C.
 
-The models are the vertices of a graph, and its edges weigh what their pairs score. There are no
-self-loops: a model's score with itself says how strong the attack was, not what it is related to.
+The models are the vertices of a graph whose edges are weighted by the scores of pairs. There are no
+self-loops: a model's score with itself measures the strength of the attack.
+
+Every study clusters with `choose_k` and `spectral`, so that one matrix has the same clusters, under
+the same numbers, wherever they are named.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +18,51 @@ from threadpoolctl import threadpool_limits
 from netkin.analysis.hierarchy import hierarchy
 from netkin.errors import UserError
 
+PAPER_K = 10
+"""The number of clusters in the paper (Sec. 3.1)."""
+
+
+def check_k(k: Any, n: int) -> None:
+    """Raises UserError unless `choose_k` accepts k for a matrix of n models."""
+    if k == "auto":
+        if n < 3:
+            raise UserError(f"k=auto takes at least 3 models, got {n}")
+        return
+    if k is None:
+        k = 2
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 2:
+        raise UserError(f"k must be a whole number of 2 or more, or auto, got {k!r}")
+    if k > n:
+        raise UserError(f"there are {n} models, fewer than k={k} clusters; use a smaller k")
+
+
+def choose_k(k: int | str | None, scores: NDArray[np.float64]) -> tuple[int, str]:
+    """The number of clusters of a matrix [N, N], and the reason for it in words.
+
+    Args:
+        k: the number, from 2 to N; "auto" for the largest gap between eigenvalues (`eigengap`);
+            None for the paper's 10, or a third of the models where that is less, but at least 2.
+        scores: see `affinity`.
+
+    Raises UserError where k is something else, or there are fewer models than clusters.
+    """
+    n = len(scores)
+    check_k(k, n)
+    if k == "auto":
+        return eigengap(scores), "the largest gap between eigenvalues"
+    if k is not None:
+        return int(k), "as chosen"
+    if n // 3 >= PAPER_K:
+        return PAPER_K, "as in the paper"
+    return max(2, n // 3), f"a third of {n} models; choose another number with k"
+
 
 class Affinity(NamedTuple):
     """The weights of the graph.
 
     Attributes:
         weights: [N, N], symmetric, 0 or more, with a zero diagonal.
-        shift: what was added to every score of a pair, in nats: 0 unless one was negative.
+        shift: added to every score of a pair, in nats; 0 unless a score was negative.
     """
 
     weights: NDArray[np.float64]
@@ -31,12 +72,13 @@ class Affinity(NamedTuple):
 def affinity(scores: NDArray[np.float64]) -> Affinity:
     """The graph of scores ([N, N], symmetric, in nats; the diagonal is not read).
 
-    An edge cannot weigh less than nothing, but a pair that fools each other on under 1 % of images
-    scores below 0. Where there is such a pair all are shifted up until the lowest is 0. That keeps
-    order and differences, and (if all models have about the same sum of scores) the eigenvectors
-    that tell clusters apart, because a constant graph has none of its own.
+    Weights cannot be negative, but a pair that fools each other on under 1 % of images scores below
+    0. If there is such a pair, all scores are shifted up until the lowest is 0. This keeps their
+    order and differences. It also keeps the eigenvectors that separate clusters, as long as all
+    models have about the same sum of scores, because a constant graph has no such eigenvectors.
 
-    Raises UserError when the scores have NaN, or are all the same and so hold no clusters.
+    Raises UserError when a score is NaN or infinite, or when all scores are the same. Raises
+    ValueError when the matrix is not symmetric.
     """
     n = len(scores)
     if scores.shape != (n, n) or not np.allclose(scores, scores.T, equal_nan=True):
@@ -46,12 +88,12 @@ def affinity(scores: NDArray[np.float64]) -> Affinity:
     if not np.isfinite(pairs).all():
         raise UserError(
             f"{int((~np.isfinite(pairs)).sum()) // 2} pairs have no score (NaN or infinite): "
-            "clusters need them all"
+            "clustering needs the scores of all pairs"
         )
     if not pairs.size or np.ptp(pairs) < 1e-9:
         raise UserError(
-            f"all {pairs.size // 2} pairs of the {n} models score the same: there are no clusters "
-            "to find; is it the right matrix?"
+            f"all {pairs.size // 2} pairs of the {n} models score the same, so there are no "
+            "clusters; is it the right matrix?"
         )
     shift = max(0.0, -float(pairs.min()))
     return Affinity(np.where(other, scores + shift, 0.0), shift)
@@ -61,7 +103,7 @@ def spectrum(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
     """Eigenvalues ([N], ascending from 0) and eigenvectors (columns of [N, N], of unit length) of
     the normalised Laplacian I - D^-1/2 A D^-1/2, where A are the weights and D their row sums.
 
-    A model without any edge is a component of its own, with eigenvalue 0.
+    A model without edges is a connected component, with eigenvalue 0.
     """
     weights, _ = affinity(scores)
     degree = weights.sum(axis=1)
@@ -80,24 +122,21 @@ def features(scores: NDArray[np.float64], k: int) -> NDArray[np.float64]:
 
     Raises UserError unless 2 <= k <= N.
     """
-    _check_k(k, len(scores))
+    check_k(k, len(scores))
     rows = spectrum(scores)[1][:, :k]
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(length > 0, length, 1.0)
 
 
 def eigengap(scores: NDArray[np.float64]) -> int:
-    """The number of clusters, from 2 to N / 2, after which the eigenvalues jump furthest
-    (von Luxburg 2007, Sec. 8.3). More than N / 2 clusters would be single models for the most part.
+    """The number of clusters, from 2 to N / 2, with the largest gap to the next eigenvalue
+    (von Luxburg 2007, Sec. 8.3). More than N / 2 clusters would mostly be single models.
 
     Raises UserError for fewer than 3 models.
     """
-    n = len(scores)
-    if n < 3:
-        raise UserError(f"k=auto takes at least 3 models, got {n}")
+    check_k("auto", len(scores))
     values, _ = spectrum(scores)
-    most = max(2, n // 2)
-    return 2 + int(np.diff(values)[1:most].argmax())
+    return 2 + int(np.diff(values)[1 : max(2, len(scores) // 2)].argmax())
 
 
 def spectral(
@@ -105,32 +144,39 @@ def spectral(
 ) -> NDArray[np.intp]:
     """The cluster of each model, [N] in 0 .. k - 1.
 
-    K-means on the spectral features from `restarts` starts; the one of the lowest objective is
-    kept. Clusters are numbered so that neighbours in number are alike (`numbered`), which does not
-    depend on the seed.
+    K-means on the spectral features, the best of `restarts` runs by its objective. Clusters are
+    numbered so that consecutive ones are similar (`numbered`); the numbers do not depend on the
+    seed. With k = N each model is a cluster.
 
     Args:
         scores: [N, N], symmetric, in nats; see `affinity` for negative ones.
-        k: how many clusters, 2 to N.
-        seed: of the K-means starts.
-        restarts: K-means runs.
+        k: the number of clusters, 2 to N; see `choose_k`.
+        seed: of the K-means runs.
+        restarts: number of K-means runs.
 
     Raises UserError when k is out of range, and for a matrix without clusters.
     """
+    check_k(k, len(scores))
+    if k == len(scores):
+        return numbered(np.arange(k), scores)
     # The features have rank k, so they are k points or more, as K-means needs.
     means = KMeans(k, n_init=restarts, random_state=seed)  # pyright: ignore[reportArgumentType]
     points = features(scores, k)
-    with threadpool_limits(1):  # so few points are not worth the wait for other threads
+    with threadpool_limits(1):  # with so few points, waiting for other threads costs more
         labels = means.fit(points).labels_
     assert labels is not None
     return numbered(labels, scores)
 
 
 def numbered(labels: Sequence[int] | NDArray, scores: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Clusters numbered 0 .. k - 1 along a line on which neighbours are as alike as can be.
+    """Clusters renumbered 0 .. k - 1 so that consecutive clusters are as similar as possible.
 
-    It is the order of the leaves of average linkage over the clusters' mean scores, begun at the
-    end whose cluster holds the earlier model. Any names of the same clusters give the same result.
+    The order is that of the leaves of average linkage over the clusters' mean scores, starting at
+    the end whose cluster has the earlier model. It does not depend on the numbers in `labels`.
+
+    Args:
+        labels: [N], any numbers that tell the clusters apart.
+        scores: [N, N], symmetric, in nats.
     """
     _, firsts, labels = np.unique(labels, return_index=True, return_inverse=True)
     k = len(firsts)
@@ -147,15 +193,8 @@ def numbered(labels: Sequence[int] | NDArray, scores: NDArray[np.float64]) -> ND
 
 
 def co_assignment(labels: NDArray) -> NDArray[np.float64]:
-    """How often two models share a cluster, [N, N] in [0, 1], over many clusterings [R, N]."""
+    """The share of clusterings [R, N] in which two models share a cluster, [N, N] in [0, 1]."""
     same = np.zeros((labels.shape[1], labels.shape[1]))
     for row in labels:
         same += row[:, None] == row
     return same / len(labels)
-
-
-def _check_k(k: int, n: int) -> None:
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 2:
-        raise UserError(f"k must be a whole number of 2 or more, or auto, got {k!r}")
-    if k > n:
-        raise UserError(f"there are {n} models, fewer than k={k} clusters; use a smaller k")

@@ -1,4 +1,4 @@
-"""What the components of models (`netkin.zoo.components`, or any table) say of their groups."""
+"""Tables of models' components (`netkin.zoo.components`, or any other): reading and comparing."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +12,11 @@ from netkin.errors import UserError, and_more, near
 
 
 def read_components(path: str | Path) -> pl.DataFrame:
-    """A table of components from a CSV file: models in the first column, a component in each other.
+    """A table of components from a CSV file: models in the first column, then a column per
+    component, of any names.
 
-    Any components will do. Raises UserError for a file that cannot be read, has no component, or
-    names a model twice or not at all.
+    Raises UserError for a file that cannot be read or has no component, and for a row that has no
+    model or one that another row has.
     """
     file = Path(path).expanduser()
     try:
@@ -23,71 +24,69 @@ def read_components(path: str | Path) -> pl.DataFrame:
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"components={path} cannot be read as a CSV file ({reason}); expected a header, models "
-            "in the first column and a component in each other"
+            f"{path} cannot be read as a CSV file ({reason}); expected a header, models in the "
+            "first column and a component in each other column"
         ) from None
     if table.width < 2 or not table.height:
         raise UserError(
-            f"components={path} has {table.height} models and {max(table.width - 1, 0)} "
-            "components; expected models in the first column and a component in each other"
+            f"{path} has {table.height} models and {max(table.width - 1, 0)} components; expected "
+            "models in the first column and a component in each other column"
         )
     table = table.fill_null("").with_columns(pl.all().str.strip_chars())
     models = table.to_series(0)
     if (models == "").any():
-        raise UserError(
-            f"components={path}: row {int((models == '').arg_max() or 0) + 2} has no model"
-        )
+        raise UserError(f"{path}: row {int((models == '').arg_max() or 0) + 2} has no model")
     if models.is_duplicated().any():
         twice = models.filter(models.is_duplicated()).unique(maintain_order=True)
-        raise UserError(f"components={path} has more than one row of {', '.join(twice)}")
+        raise UserError(f"{path} has more than one row of {', '.join(twice)}")
     return table
 
 
 def rows_of(table: pl.DataFrame, names: Sequence[str], what: str) -> pl.DataFrame:
-    """A table's rows for some models, in their order.
+    """A table's rows for some models, in their order; `what` names the table in errors.
 
-    Raises UserError that lists the models which it lacks.
+    Raises UserError that lists the models that the table lacks.
     """
     models = table.to_series(0).to_list()
     missing = [name for name in names if name not in set(models)]
     if missing:
         raise UserError(
             f"{what} lacks {len(missing)} of the {len(names)} models: "
-            f"{and_more(missing)}{near(missing[0], models)} (both must use one name for "
-            "a model)"
+            f"{and_more(missing)}{near(missing[0], models)} (names must be the same in "
+            "both)"
         )
     place = {model: i for i, model in enumerate(models)}
     return table[[place[name] for name in names]]
 
 
 def differences(table: pl.DataFrame) -> NDArray[np.bool_]:
-    """In which components two models differ, [N, N, C]: 13 bits a pair for the paper's table."""
+    """Whether two models differ in each component, [N, N, C]: 13 bits per pair in the paper."""
     values = table[:, 1:].to_numpy()
     return values[:, None, :] != values[None, :, :]
 
 
 def keywords(table: pl.DataFrame, labels: NDArray, top: int = 5) -> pl.DataFrame:
-    """The words that set each cluster apart, by TF-IDF (Sec. 3.1, Tab. 2).
+    """The keywords of each cluster, by TF-IDF (Sec. 3.1, Tab. 2).
 
-    A model is a document and "component: value" a word; a cluster's score of a word is its mean
-    over the models. TF-IDF is scikit-learn's, with smoothed idf and documents of unit length: with
-    it the paper's keywords come out, such common ones as "Normalization: BN" among them.
+    A model is a document and "component: value" a word. A cluster's score of a word is the mean
+    over its models. TF-IDF is scikit-learn's, with smoothed idf and documents of unit length: it
+    reproduces the paper's keywords, including common ones such as "Normalization: BN".
 
     Args:
         table: rows of N models, the first column their names.
         labels: [N] int from 0.
-        top: words a cluster.
+        top: number of keywords per cluster.
 
     Returns:
-        cluster (from 1), rank, component, value, tf_idf, share (of the cluster's models that have
-        it) and share_of_all.
+        cluster (from 1), rank, component, value, tf_idf, and two rates: share, of the cluster's
+        models with this value, and share_of_all, of all models.
     """
     components = table.columns[1:]
     documents = [[(c, row[c]) for c in components] for row in table.iter_rows(named=True)]
     counter = TfidfVectorizer(analyzer=_words)  # pyright: ignore[reportArgumentType]
     weights = np.asarray(counter.fit_transform(documents).todense())  # type: ignore[union-attr]
     words = list(counter.get_feature_names_out())
-    # Ties go to the component that stands first in the table.
+    # Ties go to the component that comes first in the table.
     first = np.array([components.index(component) for component, _ in words])
     rows = []
     for cluster in range(int(labels.max()) + 1):
@@ -114,8 +113,11 @@ def _words(document: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def agreement(ours: pl.DataFrame, theirs: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Two tables of the same models, cell by cell: (component, cells, agree, share), and the cells
-    that differ (model, component, ours, theirs). Components that only one has are left out."""
+    """Two tables of the same models, in the same order, compared cell by cell.
+
+    Returns a row per component that both have (component, cells, agree, share), and a row per cell
+    that differs (model, component, ours, theirs).
+    """
     names = ours.to_series(0).to_list()
     shared = [c for c in ours.columns[1:] if c in theirs.columns[1:]]
     counts, differ = [], []

@@ -1,7 +1,8 @@
-"""Ensembles by the mean of logits, from logits that were stored once (Sec. 4.1).
+"""Ensembles that average logits, evaluated from stored logits (Sec. 4.1).
 
-The mean's largest class is the sum's, so an ensemble costs one addition and one argmax an image
-and class. Logits are read in blocks of images: 69 models' never lie in memory together.
+The argmax of the mean is that of the sum, so an ensemble costs one addition per model and one
+argmax, for each image and class. Logits are read in blocks of images: those of 69 models would not
+fit in memory.
 """
 
 import math
@@ -13,10 +14,12 @@ from itertools import combinations, product
 import numpy as np
 from numpy.typing import NDArray
 
+from netkin.similarity import interval
+
 READ = 256
 """Images whose logits are read at once: 71 MB for 69 models and 1,000 classes."""
 _CACHED = 16
-"""Images that are added up at once: what 69 models say of them fits a core's cache."""
+"""Images that are added up at once: the logits of 69 models for them fit in a core's cache."""
 
 Read = Callable[[slice], NDArray[np.float32]]
 """Logits of all M models on some images: slice(start, stop) -> [M, stop - start, K]."""
@@ -32,10 +35,10 @@ def ensembles_correct(
     """Which images each ensemble classifies correctly, [G, I].
 
     Args:
-        read: gives the models' logits.
+        read: returns the models' logits on a block of images.
         labels: [I].
         groups: G ensembles, each the positions of its models; a group of one is the model.
-        threads: blocks of images at once.
+        threads: blocks of images that are processed at once.
         advance: called with the number of images after every block.
     """
     images = len(labels)
@@ -66,14 +69,15 @@ def ensembles_correct(
 
 @dataclass(frozen=True)
 class Metrics:
-    """What G ensembles of the same kind do, an entry each, and with bootstrap draws of images.
+    """The metrics of G ensembles of one kind, and bootstrap draws of their means.
 
     Attributes:
-        error: [G] share of images that the ensemble gets wrong.
+        error: [G] share of images that the ensemble misclassifies.
         reduction: [G] ERR = 1 - error / (mean error of its members), Sec. 4.1; NaN where no
             member errs.
-        all_wrong: [G] share of images that all its members get wrong.
-        draws: of the means over the G ensembles, [draws, 3], in that order.
+        all_wrong: [G] share of images that all its members misclassify.
+        draws: [draws, 3], the means over the G ensembles of error, reduction and all_wrong in each
+            draw of images.
     """
 
     error: NDArray[np.float64]
@@ -91,9 +95,9 @@ def metrics(
     """The metrics of G ensembles.
 
     Args:
-        wrong: [M, I] which images each model gets wrong.
+        wrong: [M, I] which images each model misclassifies.
         groups: G ensembles of the M models, all of one size.
-        ensemble_wrong: [G, I].
+        ensemble_wrong: [G, I] which images each ensemble misclassifies.
         counts: [draws, I] bootstrap draws of images (`netkin.similarity.resample`).
     """
     images = wrong.shape[1]
@@ -118,7 +122,7 @@ def _reduction(error: NDArray, members: NDArray) -> NDArray[np.float64]:
 
 
 def mean_known(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean of each row without its NaN; NaN where a row has nothing else."""
+    """The mean of each row without its NaN, [n, m] -> [n]; NaN where a row has no other value."""
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return np.where(known, values, 0).sum(axis=1) / known.sum(axis=1)
@@ -138,21 +142,28 @@ def reduction_draws(
     return _reduction(ensembles, members[:, index].mean(axis=2))
 
 
+def error_interval(wrong: NDArray[np.bool_], counts: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % interval of the error on I images, [I], over bootstrap draws [draws, I] of images.
+
+    Where no image is misclassified it is the exact interval, up to 1 - 0.05^(1/I).
+    """
+    if not wrong.any():
+        return 0.0, 1 - 0.05 ** (1 / len(wrong))
+    return interval(counts @ wrong / len(wrong))
+
+
 def pairs_of(n: int) -> list[tuple[int, int]]:
     """All pairs of n models, (a, b) with b < a: in the order of `numpy.tril_indices(n, -1)`."""
     return [(a, b) for a in range(n) for b in range(a)]
 
 
 def count(sizes: Sequence[int], n: int, k: int) -> int:
-    """How many ensembles of n models there are that take models of exactly k clusters.
-
-    sizes are the clusters' numbers of models.
-    """
+    """The number of ensembles of n models from exactly k clusters of some sizes."""
     return _ways(tuple(sizes), n, k)[0][n][k]
 
 
 def _ways(sizes: tuple[int, ...], n: int, k: int) -> list[list[list[int]]]:
-    """ways[c][m][j]: how to take m models of exactly j of the clusters c, c + 1, ..."""
+    """ways[c][m][j]: ways to choose m models from exactly j of the clusters c, c + 1, ..."""
     ways = [[[0] * (k + 1) for _ in range(n + 1)] for _ in range(len(sizes) + 1)]
     ways[-1][0][0] = 1
     for c in reversed(range(len(sizes))):
@@ -168,16 +179,16 @@ def _ways(sizes: tuple[int, ...], n: int, k: int) -> list[list[list[int]]]:
 def sample(
     labels: Sequence[int], n: int, k: int, samples: int, seed: int = 0
 ) -> tuple[list[tuple[int, ...]], bool]:
-    """Different ensembles of n models from exactly k clusters, all equally likely.
+    """Distinct ensembles of n models from exactly k clusters, all equally likely.
 
     Args:
         labels: the cluster of each model.
-        n, k: models, and clusters that they come from.
-        samples: how many ensembles; where there are no more, all of them.
+        n, k: numbers of models and of clusters that they come from.
+        samples: number of ensembles to draw; all are returned where there are no more.
         seed: of the draws.
 
     Returns:
-        The ensembles, as sorted positions of models, and whether they are all that there are.
+        The ensembles, as sorted positions of models, and whether these are all ensembles.
     """
     clusters: dict[int, list[int]] = {}
     for model, label in enumerate(labels):
@@ -215,7 +226,8 @@ def _one(
     k: int,
     rng: np.random.Generator,
 ) -> tuple[int, ...]:
-    """How many of each cluster, by the share of all ensembles that go on so; then which."""
+    """One ensemble: first the number of models from each cluster, in proportion to the number of
+    ensembles with it, then the models."""
     chosen: list[int] = []
     for c, cluster in enumerate(members):
         options = [ways[c + 1][n][k]] + [

@@ -1,4 +1,4 @@
-"""Average-linkage clustering of a similarity matrix, in the order that figures and pages show."""
+"""Average-linkage clustering of a similarity matrix, which gives the order of figures and pages."""
 
 from typing import NamedTuple
 
@@ -14,12 +14,12 @@ class Hierarchy(NamedTuple):
     """A tree over N models.
 
     Attributes:
-        linkage: [N - 1, 4], as SciPy has it: row i joins clusters linkage[i, 0] and linkage[i, 1]
+        linkage: [N - 1, 4], as in SciPy: row i joins clusters linkage[i, 0] and linkage[i, 1]
             (below N: a model) at height linkage[i, 2] into cluster N + i of linkage[i, 3] models.
-        order: [N] int, the leaves from first to last: a permutation in which every cluster is
-            contiguous and, of all such, neighbours are as similar as they can be.
-        top: the highest off-diagonal score in nats (0 where no pair has one); top - height is the
-            mean score between the two clusters that a row joins.
+        order: [N] int, the leaves from first to last: of the permutations in which every cluster
+            is contiguous, the one with the most similar neighbours.
+        top: the highest off-diagonal score in nats (0 where no pair has a score); top - height is
+            the mean score between the two clusters that a row joins.
     """
 
     linkage: NDArray[np.float64]
@@ -38,17 +38,19 @@ def hierarchy(scores: NDArray[np.float64]) -> Hierarchy:
 
     Args:
         scores: [N, N], symmetric, in nats. The diagonal is not read: a model's distance to itself
-            is zero however weak its attack was. A pair without a score (NaN) counts as far apart
-            as the mean pair, so that it neither joins nor splits anything.
+            is zero, however weak its attack was. A pair without a score (NaN) gets the mean
+            distance of all pairs.
+
+    Raises UserError for fewer than 2 models, and ValueError when the matrix is not symmetric.
     """
     n = len(scores)
     if scores.shape != (n, n) or not np.allclose(scores, scores.T, equal_nan=True):
         raise ValueError(f"expected a symmetric matrix of scores, got shape {scores.shape}")
     if n < 2:
-        raise UserError(f"clustering takes at least 2 models, got {n}; add model.members")
+        raise UserError(f"clustering takes at least 2 models, got {n}")
     pairs = off_diagonal(scores)
     top = float(pairs.max()) if pairs.size else 0.0
     distance = top - np.where(np.isnan(scores), pairs.mean() if pairs.size else 0.0, scores)
-    # The condensed form leaves the diagonal out, so that it counts as zero.
+    # The condensed form omits the diagonal, which therefore counts as zero.
     tree = linkage(squareform(distance, checks=False), method="average", optimal_ordering=True)
     return Hierarchy(tree, leaves_list(tree).astype(np.intp), top)

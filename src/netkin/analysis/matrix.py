@@ -1,4 +1,4 @@
-"""A similarity matrix by name: ours, or someone's CSV file, checked before it is used."""
+"""A similarity matrix with the names of its models: measured, or read from a CSV file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from netkin.analysis.hierarchy import off_diagonal
 from netkin.errors import UserError, and_more, near
 
 SYMMETRIC = 1e-6
-"""How far s(A, B) and s(B, A) may be apart in a file, in nats."""
+"""The largest difference of s(A, B) and s(B, A) in a file that counts as symmetric, in nats."""
 
 
 @dataclass(frozen=True)
@@ -23,31 +23,41 @@ class Matrix:
     scores: NDArray[np.float64]
 
     def table(self) -> pl.DataFrame:
-        """As it is written: the names in a first column without a name, then a column a model."""
+        """As it is written to files: the names in a first column without a name, then a column per
+        model."""
         columns = {name: self.scores[:, i] for i, name in enumerate(self.names)}
         return pl.DataFrame({"": self.names, **columns})
 
     def of(self, names: tuple[str, ...], what: str = "the matrix") -> "Matrix":
-        """The part of it for some models, in their order. Raises UserError for a name it lacks."""
-        place = {name: i for i, name in enumerate(self.names)}
-        for name in names:
-            if name not in place:
-                raise UserError(f"{what} has no model {name!r}{near(name, self.names)}")
-        index = [place[name] for name in names]
+        """The part of it for some models, in their order; `what` names the matrix in errors.
+
+        Raises UserError for a name that is not in the matrix.
+        """
+        index = [place_of(name, self.names, what) for name in names]
         return Matrix(names, self.scores[np.ix_(index, index)])
+
+
+def place_of(name: str, names: Sequence[str], what: str = "the matrix") -> int:
+    """The position of a model among the names of a matrix; `what` names the matrix in errors.
+
+    Raises UserError, with similar names, where it is not among them.
+    """
+    if name not in names:
+        raise UserError(f"{what} has no model {name!r}{near(str(name), names)}")
+    return list(names).index(name)
 
 
 def read(path: str | Path, symmetrise: bool = False, one_sided: bool = False) -> Matrix:
     """A square matrix from a CSV file: a header of names, and each row's name in its first cell.
 
-    Rows may be in another order than columns. Raises UserError for a file that is not square, has
-    other names on its two axes, holds something that is no number, is not symmetric within 1e-6,
+    Rows and columns may be in different orders. Raises UserError for a file that is not square, has
+    different names on its two axes, has a cell that is not a number, is not symmetric within 1e-6,
     or whose scores of different models are all equal.
 
     Args:
         path: of the file.
-        symmetrise: replace s(A, B) and s(B, A) by their mean rather than refuse them.
-        one_sided: the two directions are meant to differ, and are kept.
+        symmetrise: replace s(A, B) and s(B, A) by their mean instead of raising an error.
+        one_sided: keep the two directions, which may differ.
     """
     file = Path(path).expanduser()
     names, rows, cells = _cells(file)
@@ -73,7 +83,7 @@ def read(path: str | Path, symmetrise: bool = False, one_sided: bool = False) ->
         a, b = np.unravel_index(int(apart.argmax()), apart.shape)
         raise UserError(
             f"{file} is not symmetric: {names[a]}, {names[b]} is {scores[a, b]:.6g} and "
-            f"{names[b]}, {names[a]} is {scores[b, a]:.6g}; add symmetrise=true to take the mean"
+            f"{names[b]}, {names[a]} is {scores[b, a]:.6g}; symmetrise=True takes their mean"
         )
     if not one_sided:
         scores = (scores + scores.T) / 2
@@ -81,21 +91,24 @@ def read(path: str | Path, symmetrise: bool = False, one_sided: bool = False) ->
 
 
 def checked(matrix: Matrix, what: str) -> Matrix:
-    """The matrix itself; a UserError where it has fewer than 2 models or says nothing."""
+    """The matrix itself; `what` names it in errors.
+
+    Raises UserError where it has fewer than 2 models, or one score for all pairs.
+    """
     n = len(matrix.names)
     if n < 2:
-        raise UserError(f"{what} has {n} model, expected 2 or more: similarity is between models")
+        raise UserError(f"{what} has {n} model, expected 2 or more")
     pairs = off_diagonal(matrix.scores)
     if len(pairs) > 1 and np.ptp(pairs) < 1e-12:
         raise UserError(
-            f"{what} is constant: all {len(pairs)} pairs have the score {pairs[0]:.4g}, which "
-            "tells no model from another"
+            f"{what} is constant: all {len(pairs)} pairs have the score {pairs[0]:.4g}, so it does "
+            "not distinguish models"
         )
     return matrix
 
 
 def _cells(file: Path) -> tuple[list[str], list[str], dict[str, list[str]]]:
-    """Column names, row names, and each column's texts."""
+    """Column names, row names, and the text of the cells by column."""
     try:
         table = pl.read_csv(file, has_header=False, infer_schema=False, truncate_ragged_lines=False)
     except (OSError, pl.exceptions.PolarsError) as error:
@@ -103,8 +116,8 @@ def _cells(file: Path) -> tuple[list[str], list[str], dict[str, list[str]]]:
         raise UserError(f"the similarity file {file} cannot be read ({reason})") from None
     if table.height < 2 or table.width < 2:
         raise UserError(
-            f"{file} holds {table.height} rows and {table.width} columns; expected a header of "
-            "model names, and a row of scores a model"
+            f"{file} has {table.height} rows and {table.width} columns; expected a header of "
+            "model names, and a row of scores per model"
         )
     header = [name or "" for name in table.row(0)[1:]]
     body = table.slice(1)
@@ -121,8 +134,8 @@ def _number(file: Path, cells: dict, place: dict[str, int], row: str, column: st
         value = np.nan
     if not np.isfinite(value):
         raise UserError(
-            f"{file}: the score of {row} and {column} is {text!r}, expected a number (a study "
-            "needs every pair: leave models without scores out)"
+            f"{file}: the score of {row} and {column} is {text!r}, expected a number; leave "
+            "out models without scores"
         )
     return value
 

@@ -1,16 +1,18 @@
-"""What similarity by transfer is compared with: five other measures, as pure functions of arrays.
+"""Five other measures of similarity to compare with transfer, as pure functions of arrays.
 
-Each is a matrix [N, N] over the same models and images, the higher the more alike, and comes with
-bootstrap draws. Weights [draws, I] say how often each image is in each draw; [1, I] of ones is
-the measure itself.
+Each gives matrices [draws, N, N] over the same models and images; higher is more similar. Weights
+[draws, I] are how often each image is in each bootstrap draw; weights of ones, [1, I], give the
+measure itself.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from netkin.analysis.statistics import correlations
+from netkin.analysis.statistics import associate, correlations
+from netkin.similarity import interval
 
 Matrices = NDArray[np.float64]
 """[draws, N, N], symmetric."""
@@ -24,14 +26,15 @@ def prediction_agreement(predictions: NDArray[np.int64], weights: NDArray) -> Ma
 
 
 def error_consistency(correct: NDArray[np.bool_], weights: NDArray) -> Matrices:
-    """Cohen's kappa of who errs where (Geirhos et al. 2020, Eq. 1 and 2), at most 1.
+    """Cohen's kappa of two models' errors (Geirhos et al. 2020, Eq. 1 and 2), at most 1.
 
-    kappa = (o - e) / (1 - e): o, how often two models are both right or both wrong; e, how often
-    two independent models of their accuracies would be. NaN where e = 1: both always right, or
-    both always wrong.
+    kappa = (o - e) / (1 - e), where o is how often two models are both right or both wrong, and e
+    how often two independent models of the same accuracies would be. NaN where e = 1: both are
+    always right, or both always wrong.
 
     Args:
-        correct: [N, I].
+        correct: [N, I], whether each model classifies each image correctly.
+        weights: [draws, I].
     """
     shares, right = _shares(weights), correct.astype(float)
     accuracy = shares @ right.T  # [draws, N]
@@ -46,7 +49,9 @@ def error_consistency(correct: NDArray[np.bool_], weights: NDArray) -> Matrices:
 def mean_cosine(cosines: NDArray, weights: NDArray) -> Matrices:
     """Mean over images of the cosine of two models' input gradients, in [-1, 1].
 
-    cosines: [I, N, N].
+    Args:
+        cosines: [I, N, N] of each image; see `netkin.transfer.cosines`.
+        weights: [draws, I].
     """
     images, n, _ = cosines.shape
     return (_shares(weights) @ cosines.reshape(images, -1)).reshape(-1, n, n)
@@ -55,11 +60,12 @@ def mean_cosine(cosines: NDArray, weights: NDArray) -> Matrices:
 def linear_cka(grams: NDArray, weights: NDArray) -> Matrices:
     """Linear centred kernel alignment of features (Kornblith et al. 2019, Eq. 3), in [0, 1].
 
-    With centred features X and Y of the same I images, |Y'X|^2 / (|X'X| |Y'Y|), Frobenius norms;
-    here by way of X X' and Y Y', so that models may have features of any width.
+    With centred features X and Y of the same I images, |Y'X|^2 / (|X'X| |Y'Y|) in Frobenius norms.
+    It is computed from X X' and Y Y', so that models may have features of any width.
 
     Args:
         grams: [N, I, I], X X' of each model; see `gram`.
+        weights: [draws, I].
     """
     n = len(grams)
     result = np.empty((len(weights), n, n))
@@ -90,8 +96,8 @@ def boundary_agreement(predictions: NDArray[np.int32], weights: NDArray) -> Matr
     (Somepalli et al. 2022, Sec. 4).
 
     Args:
-        predictions: [N, T, S], on S points of T planes.
-        weights: [draws, T]: here triplets are drawn, not images.
+        predictions: [N, T, S], classes at S points of T planes.
+        weights: [draws, T]; the draws are of triplets, not of images.
     """
     n = len(predictions)
     result = np.empty((len(weights), n, n))
@@ -103,18 +109,81 @@ def boundary_agreement(predictions: NDArray[np.int32], weights: NDArray) -> Matr
 
 
 def _shares(weights: NDArray) -> NDArray[np.float64]:
-    """Weights that add up to 1 in each draw."""
+    """Weights that sum to 1 in each draw."""
     return weights / weights.sum(axis=1, keepdims=True)
 
 
 @dataclass(frozen=True)
+class Measure:
+    """A measure of N models.
+
+    Attributes:
+        name: of the measure.
+        matrix: [N, N].
+        draws: its bootstrap draws, [draws, N, N].
+        seconds: its cost for all models, one after another.
+        paired: the part of the cost that grows with the square of N, in seconds.
+    """
+
+    name: str
+    matrix: NDArray[np.float64]
+    draws: Matrices
+    seconds: float
+    paired: float = 0.0
+
+    @classmethod
+    def of(cls, name: str, matrices: Matrices, seconds: float) -> "Measure":
+        """From the matrix and, after it, the draws, [1 + draws, N, N]."""
+        return cls(name, matrices[0], matrices[1:], seconds)
+
+    def summary(self) -> dict[str, Any]:
+        """Stability and cost as a row of a table; see `Stability`."""
+        stable, n = stability(self.matrix, self.draws), len(self.matrix)
+        return {
+            "measure": self.name,
+            "mean": stable.mean,
+            "spread": stable.spread,
+            "noise": stable.noise,
+            "noise_to_spread": stable.noise / stable.spread if stable.spread else None,
+            "agreement": stable.agreement,
+            "seconds": self.seconds,
+            "seconds_for_pairs": self.paired,
+            "seconds_a_model": self.seconds / n,
+            "undefined_pairs": int(np.isnan(self.matrix[np.tril_indices(n, k=-1)]).sum()),
+        }
+
+
+def correlate(a: Measure, b: Measure, permutations: int) -> dict[str, Any]:
+    """The correlation of two measures as a row of a table: r with its 95 % interval over draws and
+    its Mantel p.
+
+    The boundary measure draws triplets, the others draw images; the draws of the two are treated as
+    independent.
+    """
+    association = associate(a.matrix, b.matrix, permutations)
+    rows, columns = np.tril_indices(len(a.matrix), k=-1)
+    low, high = interval(correlations(a.draws[:, rows, columns], b.draws[:, rows, columns]))
+    return {
+        "a": a.name,
+        "b": b.name,
+        "r": association.pairs.r,
+        "images_low": low,
+        "images_high": high,
+        "mantel_p": association.p,
+        "pairs": association.pairs.n,
+        "p_independent_pairs": association.pairs.p,
+    }
+
+
+@dataclass(frozen=True)
 class Stability:
-    """How much of a measure is the models, and how much the images it was taken on.
+    """How much a measure depends on the models, and how much on the images.
 
     Attributes:
         mean, spread: mean and standard deviation over pairs of models.
-        noise: standard deviation over bootstrap draws of a pair, mean over pairs.
-        agreement: Pearson's r of a draw's matrix with the whole one's, mean over draws.
+        noise: standard deviation of a pair over bootstrap draws, averaged over pairs.
+        agreement: Pearson's r between the matrix of a draw and that of all images, averaged over
+            draws.
     """
 
     mean: float
@@ -124,7 +193,7 @@ class Stability:
 
 
 def stability(matrix: NDArray[np.float64], draws: Matrices) -> Stability:
-    """From a matrix [N, N] and its bootstrap draws; pairs that are NaN are left out."""
+    """Of a matrix [N, N] and its bootstrap draws [draws, N, N]; pairs that are NaN are left out."""
     rows, columns = np.tril_indices(len(matrix), k=-1)
     values, drawn = matrix[rows, columns], draws[:, rows, columns]
     known = ~np.isnan(values)

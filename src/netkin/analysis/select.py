@@ -1,18 +1,21 @@
-"""Advice from a similarity matrix: which models to put together, and whom to learn from."""
+"""Advice from a similarity matrix: which models to combine, and which teacher to distil from."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
+from netkin.analysis.statistics import pearson
 from netkin.errors import UserError
 
 KEEP = 20_000
-"""Ensembles of a size from which larger ones are built; with fewer, none is passed over."""
+"""Ensembles of one size that are extended to the next; with at most so many the search is exact."""
 
 Rank = Callable[[NDArray[np.intp]], NDArray[np.float64]]
-"""How promising ensembles are: [G, k] positions of models -> [G], the lower the better."""
+"""Ranks G ensembles of k models: positions [G, k] -> [G], lower is better."""
 
 
 def mean_similarity(scores: NDArray[np.float64], groups: NDArray[np.intp]) -> NDArray[np.float64]:
@@ -24,6 +27,14 @@ def mean_similarity(scores: NDArray[np.float64], groups: NDArray[np.intp]) -> ND
     return scores[groups[:, rows], groups[:, columns]].mean(axis=1)
 
 
+def check_size(size: int, n: int, include: Sequence[int] = ()) -> None:
+    """Raises UserError unless `search` can form ensembles of `size` of n models."""
+    if not 2 <= size <= n:
+        raise UserError(f"size must be 2 to {n}, the number of models, got {size}")
+    if len(include) > size:
+        raise UserError(f"include names {len(include)} models, more than size={size}")
+
+
 def search(
     rank: Rank,
     n: int,
@@ -33,25 +44,22 @@ def search(
     max_params: float | None = None,
     keep: int = KEEP,
 ) -> NDArray[np.intp]:
-    """Ensembles of `size` of n models, [G, size], the most promising first.
+    """Ensembles of `size` of n models, [G, size], the best by `rank` first.
 
-    Grows ensembles model by model. All of a size are looked at while there are at most `keep`;
-    beyond that the most promising are grown on (a beam search).
+    Extends ensembles model by model. While there are at most `keep` of a size, all are extended;
+    otherwise only the best (a beam search).
 
     Args:
-        rank: of ensembles of any size from 2 on.
-        n, size: how many models there are, and in an ensemble.
-        include: models that every ensemble has.
-        params: [n] parameters of the models.
-        max_params: most parameters of an ensemble's models together.
+        rank: ranks ensembles of any size from 2 on.
+        n, size: the number of models, and of models in an ensemble.
+        include: positions of models that every ensemble must have, each once.
+        params: [n] number of parameters of each model.
+        max_params: the largest number of parameters of an ensemble's models together.
         keep: width of the beam.
 
     Raises UserError when there is no such ensemble.
     """
-    if not 2 <= size <= n:
-        raise UserError(f"select.size must be 2 to {n}, the number of models, got {size}")
-    if len(include) > size:
-        raise UserError(f"select.include names {len(include)} models, more than size={size}")
+    check_size(size, n, include)
     groups = np.array([sorted(include)], dtype=np.intp)
     while len(groups) and groups.shape[1] < size:
         if groups.shape[1] > 1 and len(groups) > keep:
@@ -63,14 +71,14 @@ def search(
         groups = groups[params[groups].sum(axis=1) <= max_params]
     if not len(groups):
         raise UserError(
-            f"no ensemble of {size} models has at most select.max_params={max_params:g} parameters "
-            "in all; allow more, or fewer models"
+            f"no ensemble of {size} models has at most max_params={max_params:g} parameters; "
+            "allow more parameters or fewer models"
         )
     return groups[np.argsort(rank(groups), kind="stable")]
 
 
 def _grown(groups: NDArray[np.intp], n: int) -> NDArray[np.intp]:
-    """Every ensemble with every other model, each once, its models in order."""
+    """Every ensemble extended by every other model, without duplicates, models in order."""
     larger = np.column_stack(
         [np.repeat(groups, n, axis=0), np.tile(np.arange(n), len(groups))]
     ).astype(np.intp)
@@ -84,8 +92,8 @@ class Prediction:
 
     Attributes:
         intercept, slope: of ERR = intercept + slope * (mean similarity of the pairs).
-        errors: [n] error of each model.
-        scores: [n, n].
+        errors: [n] error of each model, in [0, 1].
+        scores: [n, n], in nats.
     """
 
     intercept: float
@@ -107,17 +115,63 @@ def fit_prediction(
 ) -> Prediction:
     """Least squares over ensembles [G, k] whose errors [G] were measured.
 
-    Ensembles none of whose members errs say nothing. With too few others, or all of one
-    similarity, ERR is taken for constant.
+    Ensembles whose members never err are left out, because they have no ERR. With fewer than 3
+    others, or with the same similarity for all, ERR is assumed to be constant.
     """
     alone = errors[groups].mean(axis=1)
-    told = alone > 0
-    reduction = 1 - measured[told] / alone[told]
-    x = mean_similarity(scores, groups[told])
+    defined = alone > 0
+    reduction = 1 - measured[defined] / alone[defined]
+    x = mean_similarity(scores, groups[defined])
     if len(x) < 3 or np.ptp(x) < 1e-9:
         return Prediction(float(reduction.mean()) if len(x) else 0.0, 0.0, errors, scores)
     slope, intercept = np.polyfit(x, reduction, 1)
     return Prediction(float(intercept), float(slope), errors, scores)
+
+
+def held_out_r(
+    scores: NDArray[np.float64],
+    errors: NDArray[np.float64],
+    groups: NDArray[np.intp],
+    measured: NDArray[np.float64],
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """How well `fit_prediction` on half of the ensembles predicts the errors of the other half.
+
+    Returns Pearson's r of predicted and measured errors, and for comparison that of the members'
+    mean errors and the measured errors. None for fewer than 6 ensembles. The arguments are those of
+    `fit_prediction`; the seed is that of the split.
+    """
+    half = len(groups) // 2
+    if half < 3:
+        return None
+    order = np.random.default_rng(seed).permutation(len(groups))
+    fitted, held_out = order[:half], order[half:]
+    predict = fit_prediction(scores, errors, groups[fitted], measured[fitted])
+    r = pearson(predict(groups[held_out]), measured[held_out]).r
+    return r, pearson(errors[groups[held_out]].mean(axis=1), measured[held_out]).r
+
+
+def read_accuracies(path: str | Path, names: Sequence[str]) -> NDArray[np.float64]:
+    """[N] accuracies in [0, 1] of N models, from a CSV file with the columns model and accuracy.
+
+    Raises UserError for a file that cannot be read, lacks a model, or has another value.
+    """
+    try:
+        table = pl.read_csv(path, schema_overrides={"accuracy": pl.Float64})
+        accuracies = dict(zip(table["model"], table["accuracy"], strict=True))
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(
+            f"{path} cannot be read ({str(error).splitlines()[0]}); expected a CSV file with the "
+            "columns model and accuracy"
+        ) from None
+    missing = [name for name in names if accuracies.get(name) is None]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UserError(f"{path} lacks {', '.join(missing[:3])}{more}")
+    values = np.array([accuracies[name] for name in names])
+    if not ((values >= 0) & (values <= 1)).all():
+        raise UserError(f"{path}: accuracies must be rates in [0, 1]")
+    return values
 
 
 @dataclass(frozen=True)
@@ -128,7 +182,8 @@ class Teacher:
         model: its position.
         similarity: to the student, in nats.
         same: whether it has the student's base architecture.
-        fit: how near its similarity is to the wanted end of the range of all teachers', in [0, 1].
+        fit: in [0, 1]; 1 for the teacher most similar to the student if `same`, and for the least
+            similar one otherwise.
         reason: in words.
     """
 
@@ -144,36 +199,41 @@ def teachers(
 ) -> list[Teacher]:
     """All other models as teachers of a student, the most promising first.
 
-    Of teachers with the student's base architecture the more similar is the better, of others the
-    more dissimilar (Fig. 5b and c). The two are ranked together by how near to that end of the
-    range of all teachers' similarities each one is, and of equals the different one comes first:
-    the best of the paper's students had a very different teacher.
+    Among teachers with the student's base architecture the more similar one is better, among others
+    the more dissimilar one (Fig. 5b and c). Both kinds are ranked together by `Teacher.fit`. Ties
+    go to the teacher with another base architecture: the best of the paper's students had a very
+    different teacher.
+
+    Args:
+        scores: [N, N], in nats.
+        student: its position.
+        bases, names: [N] base architecture and name of each model.
     """
     own = bases[student]
     others = [i for i in range(len(names)) if i != student]
     low, high = scores[student, others].min(), scores[student, others].max()
-    found = []
+    ranked = []
     for model in others:
         s, same = float(scores[student, model]), bases[model] == own
         toward_high = (s - low) / (high - low) if high > low else 0.5
         fit = float(toward_high if same else 1 - toward_high)
-        found.append(Teacher(model, s, same, fit, _reason(bases[model], own, same, fit, s)))
-    return sorted(found, key=lambda t: (-t.fit, t.same, names[t.model]))
+        ranked.append(Teacher(model, s, same, fit, _reason(bases[model], own, same, fit, s)))
+    return sorted(ranked, key=lambda t: (-t.fit, t.same, names[t.model]))
 
 
-def _reason(base: str, own: str, same: bool, near: float, s: float) -> str:
+def _reason(base: str, own: str, same: bool, fit: float, s: float) -> str:
     kind = f"same base architecture ({own})" if same else f"{base}, unlike the student ({own})"
-    wanted = "similar" if same else "dissimilar"
-    if near >= 2 / 3:
-        fit = f"and {wanted}: " + (
-            "easy to follow"
+    quality = "similar" if same else "dissimilar"
+    if fit >= 2 / 3:
+        words = f"and {quality}: " + (
+            "easy to imitate"
             if same
-            else "a strong regulariser, as of the best students in the paper"
+            else "a strong regulariser, as for the best students in the paper"
         )
-    elif near >= 1 / 3:
-        fit = f"but only moderately {wanted}"
+    elif fit >= 1 / 3:
+        words = f"but only moderately {quality}"
     else:
-        fit = f"but not {wanted}: " + (
-            "hard to follow, without being a different view" if same else "regularises little"
+        words = f"but not {quality}: " + (
+            "hard to imitate, and not a different view either" if same else "a weak regulariser"
         )
-    return f"{kind}, s = {s:.2f}, {fit}"
+    return f"{kind}, s = {s:.2f}, {words}"
