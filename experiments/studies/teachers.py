@@ -11,6 +11,7 @@ import polars as pl
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
+from experiments.common.keys import naming_group
 from experiments.common.study import Study, study
 from experiments.common.values import positive_int, resolved
 from netkin.analysis.matrix import place_of
@@ -59,7 +60,8 @@ def choice(s: Study, settings: dict[str, Any]) -> pl.DataFrame:
     names = [s.names[i] for i in candidates]
     number = min(settings["number"], len(names)) if s.measured else settings["number"]
     similarities = s.scores[student, candidates]
-    return choose(names, similarities, number, settings["above"], settings["seed"])
+    with naming_group("teachers", s.config.teachers):
+        return choose(names, similarities, number, settings["above"], settings["seed"])
 
 
 def answer(table: pl.DataFrame, student: str, settings: dict[str, Any]) -> list[str]:

@@ -230,7 +230,7 @@ def test_the_sample_follows_the_distribution() -> None:
     assert np.abs(sampled - quantiles).mean() < 0.1
     assert table.equals(choose(names, similarities, 25, 2.5, seed=1))
     assert not table.equals(choose(names, similarities, 25, 2.5, seed=2))
-    with pytest.raises(UserError, match="30 teachers are wanted of 5 candidates"):
+    with pytest.raises(UserError, match="number must be at most 5, since there are 5"):
         choose(names[:5], similarities[:5], 30)
 
 

@@ -138,13 +138,3 @@ def _number(file: Path, cells: dict, place: dict[str, int], row: str, column: st
             "out models without scores"
         )
     return value
-
-
-def place_of(name: str, names: Sequence[str], what: str = "the matrix") -> int:
-    """The position of a model among the names of `what`.
-
-    Raises UserError, with the names that are near, where it is not among them.
-    """
-    if name not in names:
-        raise UserError(f"{what} has no model {name!r}{near(name, names)}")
-    return names.index(name)

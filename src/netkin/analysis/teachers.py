@@ -34,8 +34,8 @@ def choose(
     """
     if len(names) < number:
         raise UserError(
-            f"{number} teachers are wanted of {len(names)} candidates; take teachers.number="
-            f"{len(names)} or fewer, or more models"
+            f"number must be at most {len(names)}, since there are {len(names)} candidates, got "
+            f"{number}; choose fewer teachers, or from more models"
         )
     order = np.argsort(-similarities, kind="stable")
     high = [int(i) for i in order if similarities[i] > above]
