@@ -17,7 +17,7 @@ from netkin.jobs.devices import device_of
 from netkin.jobs.pool import Display, Jobs
 from netkin.pipeline import PRELOAD
 from netkin.store.lease import lease
-from netkin.training.fit import Hardware
+from netkin.training.job import Hardware
 from netkin.transfer.setting import Loader
 from netkin.transfer.tune import AUTO, Choice
 from netkin.zoo.execution import MEMORY_FORMATS, PRECISIONS, Execution, check_execution

@@ -19,11 +19,15 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.common import sweep
-from netkin.errors import Stopped, UserError
+from netkin.errors import OtherTraining, Stopped, UserError
 
 CONF = Path(__file__).parents[2] / "conf"
 NAME = r"[\w.@/:*-]+"
 ERRORS = (UserError, HydraException, OmegaConfBaseException)
+OTHER_TRAINING = (
+    " (name=NAME of train.py and {name: NAME, timm: ...} of evaluate.py name a model, "
+    "store.dir=PATH a store; resume=never starts an unfinished training again)"
+)
 OUTPUTS = "; if it is the run's folder, choose another with hydra.run.dir=PATH, or make room"
 
 
@@ -154,4 +158,5 @@ def one_line(error: BaseException) -> str:
     """An error's message on one line; Hydra wraps its own over several, causes last."""
     while isinstance(error.__cause__, ERRORS):
         error = error.__cause__
-    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    line = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    return line + OTHER_TRAINING if isinstance(error, OtherTraining) else line

@@ -1,32 +1,30 @@
-"""What the studies of train.py share: a session, one training with its display, and its figures."""
+"""What the studies of train.py start from: a session, its outputs, and the training of a member."""
 
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import polars as pl
 import torch
-from numpy.typing import NDArray
 from omegaconf import DictConfig
 from rich.console import Console
 
-from experiments.common.devices import on_cpu, training_hardware
+from experiments.common.devices import training_hardware
 from experiments.common.members import build_recipe, training_images
+from experiments.common.runs import training_info
 from experiments.common.setting import training_setting
-from experiments.common.values import positive_int, run_folder
+from experiments.common.values import positive_int, resolved, run_folder
 from netkin.jobs.memory import keep_freed
 from netkin.jobs.progress import Bars
-from netkin.report.curves import curves_figure
 from netkin.report.study import Outputs
 from netkin.store.layout import Store
-from netkin.tracking import Tracker
-from netkin.training.fit import Hardware
+from netkin.tracking import Tracker, track
+from netkin.training.job import Hardware
 from netkin.training.recipe import Recipe
-from netkin.training.weights import Teaching, Training, check_made_of, made_of, notes
+from netkin.training.weights import Teaching, Training, check_identity, identity, notes
 from netkin.transfer.setting import Setting
-from netkin.zoo.build import Classifier
 from netkin.zoo.member import Member
 from netkin.zoo.published import origin
 
@@ -36,144 +34,170 @@ class Session:
     """What a run of train.py works with.
 
     Attributes:
-        setting: the test images (the dataset's subset), and the store.
-        training: the training images and the recipe.
+        config: as composed.
+        training: the test images, the training images, the recipe and the store.
         hardware: where models are trained.
         folder: of the run's own outputs.
+        console: of the terminal.
     """
 
     config: DictConfig
-    setting: Setting
     training: Training
     hardware: Hardware
     folder: Path
+    console: Console
+
+    @property
+    def setting(self) -> Setting:
+        """The test images (the dataset's subset), the task and the store."""
+        return self.training.setting
+
+    @property
+    def dataset(self) -> str:
+        """The dataset's name."""
+        return self.setting.task.dataset
+
+    def with_setting(self, setting: Setting) -> "Session":
+        """The same with another setting."""
+        return replace(self, training=replace(self.training, setting=setting))
+
+    def with_recipe(self, recipe: Recipe) -> "Session":
+        """The same with another recipe; of one epoch in a fast_dev_run."""
+        if self.hardware.fast_dev_run:
+            recipe = replace(recipe, epochs=1)
+        return replace(self, training=replace(self.training, recipe=recipe))
 
 
-def session(config: DictConfig, recipe: Recipe | None = None) -> Session:
-    """From a composed config of train.py; `recipe` instead of the config's."""
-    setting = training_setting(config)
-    folder = run_folder()
+def build_session(config: DictConfig, recipe: Recipe | None = None) -> Session:
+    """The session of a composed config of train.py.
+
+    Args:
+        config: as composed.
+        recipe: instead of the config's.
+
+    Raises UserError for a value of the config that cannot be used.
+    """
+    console, folder = Console(soft_wrap=True), run_folder()
+    setting, hardware = training_setting(config), training_hardware(config)
     recipe = recipe or build_recipe(config, "recipe")
-    hardware = training_hardware(config)
     if hardware.fast_dev_run:
         setting = replace(setting, store=Store(folder / "fast_dev_run"))
-        recipe = replace(recipe, epochs=1)
-    positive_int(config.hardware.threads, "hardware.threads")
-    torch.set_num_threads(config.hardware.threads)
+    torch.set_num_threads(positive_int(config.hardware.threads, "hardware.threads"))
     keep_freed()
-    images = training_images(config, Bars(Console(soft_wrap=True)))
-    return Session(config, setting, Training(setting, images, recipe), hardware, folder)
+    with Bars(console) as bars:
+        images = training_images(config, bars)
+    training = Training(setting, images, recipe)
+    return Session(config, training, hardware, folder, console).with_recipe(recipe)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run of train.py writes to.
+
+    Attributes:
+        outputs: its tables, figures and page.
+        tracker: its curves and metrics.
+    """
+
+    outputs: Outputs
+    tracker: Tracker
+
+
+@contextmanager
+def open_run(session: Session, name: str) -> Iterator[Run]:
+    """A run of the session, with its tracker open.
+
+    Args:
+        session: of the run.
+        name: of the model that it trains, by which a dashboard lists the run.
+    """
+    info = training_info(session.config, session.folder, name)
+    with track(resolved(session.config.logger), info) as tracker:
+        yield Run(Outputs(session.folder, tracker), tracker)
 
 
 def train_member(
     session: Session,
     member: Member,
-    bars: Bars,
-    tracker: Tracker,
+    run: Run,
     teaching: Teaching | None = None,
     main: bool = True,
 ) -> dict[str, Any]:
-    """What `netkin.training.weights.notes` says of a member's weights, trained if need be.
+    """The `netkin.training.weights.notes` of a member, which is trained if the store lacks it.
 
     Args:
-        main: whether `resume` of the config is for this training.
+        session: with the recipe of this training.
+        member: the model.
+        run: its tracker gets the curves.
+        teaching: of a distillation.
+        main: whether the config's `resume` is for this training.
+
+    Raises what `netkin.training.train.train` does, and OtherTraining where the store has weights of
+    another training under this name.
     """
-    from netkin.training.train import train
+    file = session.training.file(member)
+    stored = notes(file)
+    if stored is not None:
+        needed = identity(session.training, member, teaching, session.hardware.precision)
+        check_identity(file, stored["made_of"], needed)
+        return stored
+    _train(session, member, run, teaching, _start(session, member) if main else None)
+    stored = notes(file)
+    assert stored is not None
+    return stored
 
-    training, file = session.training, session.training.file(member)
-    found = notes(file)
-    if found is not None:
-        made = made_of(training, member, teaching, session.hardware.precision)
-        check_made_of(file, found["made_of"], made)
-        return found
-    start = _start(session, member) if main else None
-    epochs = training.recipe.epochs
+
+def _train(
+    session: Session,
+    member: Member,
+    run: Run,
+    teaching: Teaching | None,
+    start: Path | None,
+) -> None:
+    from netkin.training.train import train  # slow to import, and often everything is trained
+
+    def report(row: Mapping[str, float]) -> None:
+        run.tracker.curve(f"train/{member.name}", [row], step="epoch")
+
     stage = "train"
-    bars.start(stage, [member.name], epochs)
-
-    def report(row: Any) -> None:
-        tracker.curve(f"train/{member.name}", [row], step="epoch")
-
-    result = train(
-        training,
-        member,
-        lambda n: bars.advance(stage, n),
-        teaching,
-        session.hardware,
-        report,
-        start,
-    )
-    bars.finish(stage, member.name, result)
-    bars.end(stage)
-    found = notes(file)
-    assert found is not None
-    return found
+    with Bars(session.console) as bars:
+        bars.start(stage, [member.name], session.training.recipe.epochs)
+        result = train(
+            session.training,
+            member,
+            lambda epochs: bars.advance(stage, epochs),
+            teaching,
+            session.hardware,
+            report,
+            start,
+        )
+        bars.finish(stage, member.name, result)
+        bars.end(stage)
 
 
 def _start(session: Session, member: Member) -> Path | None:
-    """The checkpoint that `resume` of the config names; None goes on from what is kept, if any."""
-    wanted = session.config.resume
-    if wanted == "never":
-        folder = session.setting.store.training(session.setting.task.dataset, member.name)
+    """The checkpoint that the config's `resume` names; None for the one in the store, if any."""
+    resume = session.config.resume
+    if resume == "never":
+        folder = session.setting.store.training(session.dataset, member.name)
         shutil.rmtree(folder, ignore_errors=True)
-    return None if wanted in ("auto", "never") else Path(str(wanted)).expanduser()
-
-
-def draw_curves(session: Session, member: Member, outputs: Outputs) -> None:
-    """A member's curves, in the run's folder."""
-    table = pl.read_csv(session.training.file(member).with_suffix(".curves.csv"))
-    caption = f"Training of {member.name}: losses and accuracies over the epochs."
-    outputs.figure("curves", curves_figure(table), table, caption)
+    return None if resume in ("auto", "never") else Path(str(resume)).expanduser()
 
 
 def named(config: DictConfig, member: Member) -> Member:
-    """The member under the name that its weights go by: of the config, or with its seed."""
+    """The member under the name of its weights: the config's `name`, or its own with its seed."""
     if config.name is not None:
         return replace(member, name=str(config.name))
-    seed = "" if not config.seed else f"seed{config.seed}"
+    if not config.seed:
+        return member
     joint = "-" if "@" in member.name else "@"
-    return replace(member, name=f"{member.name}{joint}{seed}") if seed else member
+    return replace(member, name=f"{member.name}{joint}seed{config.seed}")
 
 
 def to_train(setting: Setting, member: Member) -> Member:
-    """The member with as many classes as the dataset, where its published weights have others."""
+    """The member with the dataset's number of classes, where its published weights have another."""
     task = setting.task
-    own = {**origin(member.timm).config, **member.kwargs}.get("num_classes")
-    if task.weights == "train" or own == task.num_classes:
-        return member  # members of such datasets are built for their classes
+    classes = {**origin(member.timm).config, **member.kwargs}.get("num_classes")
+    if task.weights == "train" or classes == task.num_classes:
+        return member  # members of datasets without published weights are built for their classes
     return replace(member, kwargs={**member.kwargs, "num_classes": task.num_classes})
-
-
-def print_where(session: Session, member: Member, console: Console) -> None:
-    """Where everything lies, and how the model is used."""
-    dataset = session.setting.task.dataset
-    console.print(f"\nWeights  {session.training.file(member)}", highlight=False)
-    console.print(f"Figure   {session.folder / 'curves.png'}, .pdf", highlight=False)
-    console.print(f"Tables   {session.folder}/curves.csv, result.csv", highlight=False)
-    if session.hardware.fast_dev_run:
-        console.print("This was a fast_dev_run: nothing is in the store.", highlight=False)
-    else:
-        console.print(f"Member   {dataset}/{member.name} of evaluate.py", highlight=False)
-
-
-def predictions(session: Session, classifier: Classifier, member: Member) -> NDArray[np.intp]:
-    """What a classifier takes the test images for, [I]."""
-    setting = session.setting
-    device = torch.device("cpu" if on_cpu(session.config) else "cuda")
-    classifier = classifier.eval().to(device)
-    view, found = setting.view(member), []
-    for shard in range(len(setting.shards)):
-        pixels = setting.pixels(view, shard)
-        for start in range(0, len(pixels), setting.batch_size):
-            with torch.inference_mode():
-                shown = pixels[start : start + setting.batch_size].to(device).float() / 255
-                found.append(classifier(shown).argmax(dim=1).cpu())
-    return torch.cat(found).numpy()
-
-
-def trained_classifier(session: Session, member: Member) -> Classifier:
-    """A member with the weights that were trained here."""
-    from netkin.zoo.build import build
-
-    weights = str(session.training.file(member))
-    return build(replace(member, checkpoint=weights), session.setting.task, Path(weights))

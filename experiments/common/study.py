@@ -106,16 +106,19 @@ class Study:
 
 
 @contextmanager
-def study(config: DictConfig, attack: AttackSpec | None = None) -> Iterator[Study]:
+def study(
+    config: DictConfig, attack: AttackSpec | None = None, members: list[Member] | None = None
+) -> Iterator[Study]:
     """The matrix of a config, computed or read, for the time of a study.
 
     Reads a matrix from the file that the key `similarity` names, if any (`symmetrise` goes with
-    it). Otherwise computes it by the config's attack, unless another is given.
+    it). Otherwise computes it for the config's members by the config's attack, unless others are
+    given.
 
     Raises Incomplete where a member failed.
     """
     if config.get("similarity") is None:
-        with measured(config, attack) as s:
+        with measured(config, attack, members=members) as s:
             matrix.checked(s.matrix, "the measured matrix")
             yield s
         return
@@ -130,7 +133,10 @@ def study(config: DictConfig, attack: AttackSpec | None = None) -> Iterator[Stud
 
 @contextmanager
 def measured(
-    config: DictConfig, attack: AttackSpec | None = None, partial: bool = False
+    config: DictConfig,
+    attack: AttackSpec | None = None,
+    partial: bool = False,
+    members: list[Member] | None = None,
 ) -> Iterator[Study]:
     """`study` without a file: the matrix of the config's members, as it was measured.
 
@@ -141,7 +147,7 @@ def measured(
     setting = build_setting(config)
     if attack is not None:
         setting = replace(setting, attack=attack)
-    requested = build_members(config)
+    requested = build_members(config) if members is None else members
     check_sources(setting, requested, requested)
     info = run_info(config, setting, len(requested))
     with track(resolved(config.logger), info) as tracker:
@@ -154,16 +160,16 @@ def measured(
                 if not partial or error.outcomes is None:
                     raise
                 outcomes, failures = error.outcomes, error
-        members = [member for member in requested if member.name in outcomes.members]
+        complete = [member for member in requested if member.name in outcomes.members]
         yield Study(
             config,
             Matrix(outcomes.members, similarity.matrix(outcomes, config.score.eps_s)),
-            [member.family for member in members],
-            Measured(setting, members, outcomes, requested, failures),
+            [member.family for member in complete],
+            Measured(setting, complete, outcomes, requested, failures),
             Outputs(info.folder, tracker),
             tracker,
             console,
-            said(setting, len(members)),
+            said(setting, len(complete)),
         )
 
 

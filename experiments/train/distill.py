@@ -1,142 +1,161 @@
-"""A student from a teacher, and what the teacher was worth (Sec. 4.2, App. F.1).
+"""Does a student learn more with a teacher than from the labels alone? (Sec. 4.2, App. F.1.)
 
-The student learns from the labels and from what the teacher predicts on the very same augmented
-images (Touvron et al. 2021); the same student is trained from the labels alone, by the same recipe
-and seed, and both are compared image by image. What is missing is trained first: on the digits
-also the teacher. See experiments/results/digits.md for what it gave.
+The student learns from the labels and from the teacher's predictions on the same augmented images
+(Touvron et al. 2021). The same student is trained from the labels alone, with the same recipe and
+seed, and both are compared on each test image. Missing weights are trained first: on the digits
+also the teacher's. See experiments/results/digits.md for the measurements.
 """
 
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from rich.console import Console
 
-from experiments.common import session as training
 from experiments.common.members import build_recipe, one_member
-from experiments.common.runs import training_info
-from experiments.common.session import Session, train_member
+from experiments.common.session import (
+    Run,
+    Session,
+    build_session,
+    named,
+    open_run,
+    to_train,
+    train_member,
+)
 from experiments.common.setting import prepare
-from experiments.common.values import one_of, resolved
+from experiments.common.trained import Answer, predictions, report, trained_classifier
+from experiments.common.values import naming_group, one_of, resolved
+from netkin.errors import UserError
 from netkin.jobs.progress import Bars
-from netkin.report.study import Outputs
 from netkin.report.text import percent
 from netkin.similarity import Z_95
-from netkin.tracking import Tracker, track
 from netkin.training.distillation import Distillation
 from netkin.training.students import with_token
-from netkin.training.weights import Teaching, made_of, notes
+from netkin.training.weights import Teaching, identity, notes
 from netkin.zoo.member import Member
 
 
 def run(config: DictConfig) -> None:
-    """The study, from a composed config."""
-    session = training.session(config)
+    """Run the study of a composed config."""
+    session = build_session(config)
     teacher = one_member(config, config.teacher, "teacher")
-    plain = training.to_train(session.setting, one_member(config, config.student, "student"))
+    plain = to_train(session.setting, one_member(config, config.student, "student"))
+    student, distillation = student_of(config, plain)
+    student = named(config, replace(student, name=f"{plain.name}@{teacher.name}"))
+    with open_run(session, student.name) as run:
+        session = with_teacher(session, teacher, run)
+        alone = without_teacher(session, plain)
+        train_member(session, alone, run, main=False)
+        teaching = Teaching(teacher, distillation)
+        train_member(session, student, run, teaching)
+        result = compare(session, student, alone, teaching)
+        report(session, student, run, answer(session, plain, result))
+
+
+def student_of(config: DictConfig, plain: Member) -> tuple[Member, Distillation]:
+    """The student's architecture, with a token if the config has one, and its loss."""
     values = resolved(config.distillation)
     one_of(values["token"], (True, False), "distillation.token")
-    student = with_token(plain) if values.pop("token") else plain
-    distillation = Distillation(**values)
-    student = training.named(config, replace(student, name=f"{plain.name}@{teacher.name}"))
-    console = Console(soft_wrap=True)
-    info = training_info(config, session.folder, student.name)
-    with track(resolved(config.logger), info) as tracker:
-        with Bars(console) as bars:
-            session = with_teacher(config, session, teacher, bars, tracker)
-            alone = without_teacher(session, plain)
-            train_member(session, alone, bars, tracker, main=False)
-            teaching = Teaching(teacher, distillation)
-            train_member(session, student, bars, tracker, teaching)
-        result = compare(session, student, alone, teaching)
-        outputs = Outputs(session.folder, tracker)
-        training.draw_curves(session, student, outputs)
-        outputs.table("result", pl.DataFrame([result]))
-        tracker.metrics({key: v for key, v in result.items() if isinstance(v, float)})
-    for line in said(result):
-        console.print(f"\n{line}", highlight=False)
-    training.print_where(session, student, console)
+    token = values.pop("token")
+    with naming_group("distillation", config.distillation):
+        distillation = Distillation(**values)
+    if not token:
+        return plain, distillation
+    try:
+        return with_token(plain), distillation
+    except UserError as error:
+        raise UserError(f"{error} (distillation.token=false, or student=vit_ti)") from None
 
 
-def with_teacher(
-    config: DictConfig, session: Session, teacher: Member, bars: Bars, tracker: Tracker
-) -> Session:
-    """The session with a teacher whose weights are there: published, given, or trained now.
+def with_teacher(session: Session, teacher: Member, run: Run) -> Session:
+    """The session in which the teacher's weights exist: published, given, or trained now.
 
-    A teacher that is there already is taken as it is; one that is missing is trained by
-    `recipes.teacher`.
+    A teacher in the store is used as it is; a missing one is trained with `recipes.teacher`.
     """
-    setting = prepare(config, session.setting, [teacher], bars)
-    session = replace(session, setting=setting, training=replace(session.training, setting=setting))
-    if teacher.checkpoint or setting.task.weights == "pretrained":
+    with Bars(session.console) as bars:
+        session = session.with_setting(prepare(session.config, session.setting, [teacher], bars))
+    if teacher.checkpoint or session.setting.task.weights == "pretrained":
         return session
     if notes(session.training.file(teacher)) is None:
-        recipe = build_recipe(config, "recipes.teacher")
-        if session.hardware.fast_dev_run:
-            recipe = replace(recipe, epochs=1)
-        own = replace(session, training=replace(session.training, recipe=recipe))
-        train_member(own, teacher, bars, tracker, main=False)
+        recipe = build_recipe(session.config, "recipes.teacher")
+        train_member(session.with_recipe(recipe), teacher, run, main=False)
     return session
 
 
 def without_teacher(session: Session, plain: Member) -> Member:
-    """The student that learns from labels alone, under the zoo's own name where that is the very
-    same training (the first seed, by the dataset's recipe), else as <student>@none."""
-    made = made_of(session.training, plain, precision=session.hardware.precision)
-    found = notes(session.training.file(plain))
-    if found is not None and found["made_of"] == made:
+    """The student that learns from the labels alone.
+
+    Its name is that of the zoo where the store has the very same training (the first seed, with
+    the dataset's recipe) under it, else <student>@none.
+    """
+    needed = identity(session.training, plain, precision=session.hardware.precision)
+    stored = notes(session.training.file(plain))
+    if stored is not None and stored["made_of"] == needed:
         return plain
     seed = session.training.recipe.seed
     return replace(plain, name=f"{plain.name}@none{f'-seed{seed}' if seed else ''}")
 
 
 def compare(session: Session, student: Member, alone: Member, teaching: Teaching) -> dict[str, Any]:
-    """One row: accuracies in [0, 1] on the n test images, the gain with its 95% interval (paired,
-    image by image), and how often student and teacher say the same."""
-    shown: dict[str, NDArray] = {}
+    """The row of result.csv: accuracies in [0, 1] on the n test images, the gain with its 95%
+    interval, and how often student and teacher predict the same class."""
+    predicted: dict[str, NDArray] = {}
     for name, member in (("student", student), ("alone", alone)):
-        classifier = training.trained_classifier(session, member)
-        shown[name] = training.predictions(session, classifier, member)
+        predicted[name] = predictions(session, trained_classifier(session, member), member)
     teacher = session.setting.build(teaching.teacher)
-    shown["teacher"] = training.predictions(session, teacher, teaching.teacher)
+    predicted["teacher"] = predictions(session, teacher, teaching.teacher)
     labels = session.setting.labels.numpy()
-    right = {name: found == labels for name, found in shown.items()}
-    gain, low, high = paired_gain(right["student"], right["alone"])
+    correct = {name: classes == labels for name, classes in predicted.items()}
+    gain, low, high = paired_gain(correct["student"], correct["alone"])
     return {
         "student": student.name,
         "teacher": teaching.teacher.name,
         "kind": teaching.distillation.kind,
         "seed": session.training.recipe.seed,
         "n": len(labels),
-        "student_accuracy": float(right["student"].mean()),
-        "alone_accuracy": float(right["alone"].mean()),
-        "teacher_accuracy": float(right["teacher"].mean()),
+        "student_accuracy": float(correct["student"].mean()),
+        "alone_accuracy": float(correct["alone"].mean()),
+        "teacher_accuracy": float(correct["teacher"].mean()),
         "gain": gain,
         "gain_low": low,
         "gain_high": high,
-        "agreement": float((shown["student"] == shown["teacher"]).mean()),
+        "agreement": float((predicted["student"] == predicted["teacher"]).mean()),
     }
 
 
 def paired_gain(student: NDArray[np.bool_], alone: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """Mean difference of two outcomes on the same n images, with its 95% interval (normal)."""
+    """The mean difference of two outcomes on the same n images, with its 95% interval (normal).
+
+    Args:
+        student, alone: whether each image is classified correctly, [n].
+    """
     difference = student.astype(float) - alone.astype(float)
     gain = float(difference.mean())
     half = Z_95 * float(difference.std(ddof=1)) / len(difference) ** 0.5
     return gain, gain - half, gain + half
 
 
-def said(result: dict[str, Any]) -> list[str]:
-    """The result in words."""
-    student = result["student"].split("@")[0]
-    return [
-        f"{student} taught by {result['teacher']} ({percent(result['teacher_accuracy'])}): "
-        f"{percent(result['student_accuracy'])} of {result['n']} test images. Without a teacher: "
-        f"{percent(result['alone_accuracy'])}. Gain: {100 * result['gain']:+.1f} points (95% "
-        f"interval over images {100 * result['gain_low']:+.1f} to "
-        f"{100 * result['gain_high']:+.1f}). Student and teacher agree on "
-        f"{percent(result['agreement'])}."
-    ]
+def answer(session: Session, plain: Member, result: dict[str, Any]) -> Answer:
+    """The result in words, with the verdict first: Not certain where the interval includes 0."""
+    name, teacher = plain.name, result["teacher"]
+    verdict = "Not certain"
+    if result["gain_low"] > 0:
+        verdict = "Yes"
+    elif result["gain_high"] < 0:
+        verdict = "No, it learns less"
+    return Answer(
+        f"Does {name} learn more with the teacher {teacher} than from the labels alone?",
+        f"{name} was trained on {session.dataset} with and without the teacher, with the same "
+        f"recipe and seed ({result['seed']}); the loss of the distillation is {result['kind']}.",
+        [
+            f"{verdict}. {name} with the teacher {teacher} classifies "
+            f"{percent(result['student_accuracy'])} of {result['n']} test images correctly, from "
+            f"the labels alone {percent(result['alone_accuracy'])}: a gain of "
+            f"{100 * result['gain']:+.1f} points (95% interval over images "
+            f"{100 * result['gain_low']:+.1f} to {100 * result['gain_high']:+.1f}).",
+            f"The teacher's own accuracy is {percent(result['teacher_accuracy'])}; student and "
+            f"teacher predict the same class on {percent(result['agreement'])} of the images.",
+        ],
+        result,
+    )

@@ -24,6 +24,10 @@ class DamagedFile(StoreError):
         self.problem = problem
 
 
+class OtherTraining(UserError):
+    """Stored weights, or a checkpoint, are of another training than the one that is needed."""
+
+
 class Stopped(BaseException):
     """SIGINT or SIGTERM. Not a KeyboardInterrupt, which Lightning turns into exit code 1.
 

@@ -1,4 +1,4 @@
-"""Distillation: the loss, what the teacher is shown, and what reaches which head."""
+"""Distillation: the loss, the inputs of teacher and student, and the target of each head."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,9 @@ from torch.utils.data import TensorDataset
 from netkin.data.digits import Digits
 from netkin.errors import UserError
 from netkin.training.distillation import Distillation, Teacher, distillation_loss
-from netkin.training.fit import Fit, Hardware, Job, fit
+from netkin.training.evaluation import one_head
+from netkin.training.fit import Fit, fit
+from netkin.training.job import Hardware, Job
 from netkin.training.recipe import Recipe
 from netkin.training.students import with_token
 from netkin.zoo.build import Classifier, Task, build
@@ -28,7 +30,7 @@ def test_hard_loss_by_hand() -> None:
     """Two classes, one image: softmax probabilities 1/4, 3/4 and 1/5, 4/5."""
     class_logits = torch.tensor([[0.0, math.log(3.0)]])
     distilled = torch.tensor([[0.0, math.log(4.0)]])
-    teacher = torch.tensor([[5.0, 1.0]])  # says 0; the label is 1
+    teacher = torch.tensor([[5.0, 1.0]])  # predicts 0; the label is 1
     parts = distillation_loss(
         Distillation("hard", alpha=0.5), class_logits, distilled, teacher, torch.tensor([1])
     )
@@ -60,7 +62,7 @@ def test_soft_loss_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"kind": "firm"}, "must be hard or soft"),
         ({"alpha": 0.0}, r"must be in \(0, 1\]"),
@@ -68,8 +70,8 @@ def test_soft_loss_by_hand() -> None:
         ({"tau": 0.0}, "must be above 0"),
     ],
 )
-def test_what_cannot_be(wrong: dict, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_values_out_of_range(wrong: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         Distillation(**wrong)
 
 
@@ -79,22 +81,22 @@ class Mean(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
-        self.seen: list[tuple[int, bool, bool]] = []
+        self.calls: list[tuple[int, bool, bool]] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        self.seen.append((x.shape[-1], self.training, torch.is_grad_enabled()))
+        self.calls.append((x.shape[-1], self.training, torch.is_grad_enabled()))
         mean = x.mean(dim=(1, 2, 3)) * self.weight
         return torch.stack([mean, -mean], dim=1)
 
 
-def test_the_teacher_is_shown_pixels_at_its_size_under_its_own_normalisation() -> None:
+def test_the_teacher_has_pixels_of_its_size_under_its_own_normalisation() -> None:
     net = Mean()
     mean, std = (0.2, 0.2, 0.2), (0.1, 0.1, 0.1)
     teacher = Teacher(Classifier(net, "mean", mean, std).train(), 48, Distillation())
     grey = torch.tensor([0.25, 0.7]).view(2, 1, 1, 1).expand(2, 3, 32, 32)
     logits = teacher(grey)
     np.testing.assert_allclose(logits[:, 0], [(0.25 - 0.2) / 0.1, (0.7 - 0.2) / 0.1], rtol=1e-4)
-    assert net.seen == [(48, False, False)]
+    assert net.calls == [(48, False, False)]
     assert not any(parameter.requires_grad for parameter in net.parameters())
 
 
@@ -104,36 +106,40 @@ def job(folder: Path, recipe: Recipe, teacher: Teacher | None) -> Job:
     return Job({"name": "vit"}, recipe, images, test, folder, Hardware("cpu"), teacher)
 
 
-def test_the_very_same_mixed_image_reaches_student_and_teacher(
+def test_student_and_teacher_have_the_same_mixed_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And its mixed label the class head alone, and the teacher's label the other."""
-    seen: dict[str, list] = {"student": [], "teacher": [], "loss": []}
+    """Its mixed label is the target of the class head, the teacher's label of the other head."""
+    calls: dict[str, list] = {"student": [], "teacher": [], "loss": []}
     teacher = Teacher(build(TINY, TASK, seed=1), 32, Distillation())
     teacher.classifier.register_forward_hook(
-        lambda module, pixels, logits: seen["teacher"].append((pixels[0].clone(), logits.clone()))
+        lambda module, pixels, logits: calls["teacher"].append((pixels[0].clone(), logits.clone()))
     )
     student = build(with_token(TINY), TASK)
     student.register_forward_hook(
         lambda module, pixels, logits: (
-            seen["student"].append((pixels[0].clone(), logits)) if module.training else None
+            calls["student"].append((pixels[0].clone(), logits)) if module.training else None
         )
     )
 
     def loss(*arguments: Any) -> Any:
-        seen["loss"].append([a.detach().clone() if torch.is_tensor(a) else a for a in arguments])
+        calls["loss"].append([a.detach().clone() if torch.is_tensor(a) else a for a in arguments])
         return distillation_loss(*arguments)
 
     monkeypatch.setattr("netkin.training.fit.distillation_loss", loss)
     recipe = Recipe(epochs=1, batch_size=32, lr=1e-3, mixup=0.8, label_smoothing=0.1)
     fit(student, job(tmp_path, recipe, teacher))
-    assert len(seen["student"]) == len(seen["teacher"]) == len(seen["loss"]) == 2
-    for (shown, heads), (taught, said), given in zip(*seen.values(), strict=True):
-        assert torch.equal(shown, taught)
-        how, class_logits, distilled, teacher_logits, target, smoothing = given
-        assert how == Distillation() and smoothing == 0.0  # the mixed label is smoothed already
+    assert len(calls["student"]) == len(calls["teacher"]) == len(calls["loss"]) == 2
+    for (student_input, heads), (teacher_input, output), arguments in zip(
+        *calls.values(), strict=True
+    ):
+        assert torch.equal(student_input, teacher_input)
+        settings, class_logits, distilled, teacher_logits, target, smoothing = arguments
+        assert (
+            settings == Distillation() and smoothing == 0.0
+        )  # the mixed label is smoothed already
         assert torch.equal(class_logits, heads[0]) and torch.equal(distilled, heads[1])
-        assert torch.equal(teacher_logits, said)
+        assert torch.equal(teacher_logits, output)
         assert target.shape == (32, 10)
         torch.testing.assert_close(target.sum(dim=1), torch.ones(32))
         assert target.min() >= 0.1 / 10 - 1e-6
@@ -146,7 +152,6 @@ def test_evaluation_averages_both_heads(tmp_path: Path) -> None:
     net: Any = module.classifier.net
     net.set_distilled_training(True)
     pixels = torch.rand(4, 3, 32, 32)
-    from netkin.training.fit import one_head
 
     student.eval()
     both = (one_head(student, pixels, 0) + one_head(student, pixels, 1)) / 2
@@ -154,8 +159,8 @@ def test_evaluation_averages_both_heads(tmp_path: Path) -> None:
     assert isinstance(student.train()(pixels), tuple)
 
 
-def test_a_teacher_that_knows_teaches(tmp_path: Path) -> None:
-    """A student whose labels are wrong learns what the teacher says all the same."""
+def test_a_student_learns_from_its_teacher(tmp_path: Path) -> None:
+    """With alpha = 1 the labels have no part in the loss; the student learns the predictions."""
     recipe = Recipe(epochs=6, batch_size=16, lr=3e-3, validate_every=6)
     teacher = Teacher(build(TINY, TASK, seed=5), 32, Distillation(alpha=1.0))
     end = fit(build(with_token(TINY), TASK), job(tmp_path, recipe, teacher))
@@ -166,7 +171,7 @@ def test_a_teacher_that_knows_teaches(tmp_path: Path) -> None:
     assert {"test_accuracy_class_head", "test_accuracy_distilled_head"} <= last.keys()
 
 
-def test_a_plain_vit_takes_a_token() -> None:
+def test_a_plain_vit_gets_a_token() -> None:
     student = with_token(TINY)
     assert student.name == "vit" and student.kwargs == TINY.kwargs
     net = build(student, TASK).net
@@ -186,6 +191,6 @@ def test_a_plain_vit_takes_a_token() -> None:
 @pytest.mark.parametrize(
     "name", ["test_resnet", "vit_base_patch16_siglip_224", "deit3_small_patch16_224"]
 )
-def test_what_takes_no_token_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match="is no plain ViT with a class token"):
+def test_other_architectures_get_no_token(name: str) -> None:
+    with pytest.raises(UserError, match="is not a plain ViT with a class token"):
         with_token(Member("x", name))

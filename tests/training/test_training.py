@@ -1,4 +1,4 @@
-"""Training: it learns, it is kept, it goes on, and its settings are what they say."""
+"""Training: it learns, is stored and continues, and its settings have their effect."""
 
 import json
 from collections.abc import Mapping
@@ -22,7 +22,9 @@ from netkin.store.files import file_sha256, read_tensors
 from netkin.store.layout import Store
 from netkin.training import checkpoint
 from netkin.training.checkpoint import Checkpoint
-from netkin.training.fit import Hardware, Job, fit, make_optimizer, make_schedule
+from netkin.training.fit import fit
+from netkin.training.job import Hardware, Job
+from netkin.training.optimizer import make_optimizer, make_schedule
 from netkin.training.recipe import Recipe
 from netkin.training.train import train
 from netkin.training.weights import Training, is_trained, trained_members
@@ -51,7 +53,7 @@ def training(store: Path, recipe: Recipe = RECIPE) -> Training:
     return Training(setting, Digits("train", test_size=1000), recipe)
 
 
-def test_it_learns_is_reproducible_and_is_kept(tmp_path: Path) -> None:
+def test_it_learns_is_reproducible_and_is_stored(tmp_path: Path) -> None:
     epochs = []
     results = []
     for run in ("a", "b"):
@@ -74,29 +76,29 @@ def test_it_learns_is_reproducible_and_is_kept(tmp_path: Path) -> None:
     assert files[0].with_suffix(".curves.csv").read_text().startswith("epoch,lr,train_loss")
 
 
-def test_the_kept_weights_are_the_trained_ones(tmp_path: Path) -> None:
+def test_the_stored_weights_are_the_trained_ones(tmp_path: Path) -> None:
     job = training(tmp_path)
     result = train(job, MEMBER, lambda n: None)
     classifier = job.setting.build(MEMBER).eval()
     setting = job.setting
-    seen = [setting.pixels(setting.view(MEMBER), i) for i in range(len(setting.shards))]
+    pixels = [setting.pixels(setting.view(MEMBER), i) for i in range(len(setting.shards))]
     with torch.no_grad():
-        predictions = classifier(torch.cat(seen).float() / 255).argmax(1)
+        predictions = classifier(torch.cat(pixels).float() / 255).argmax(1)
     accuracy = (predictions == job.setting.labels).float().mean().item()
     assert accuracy == pytest.approx(result.test_accuracy)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"epochs": 3}, r"recipe\.epochs = 2, now it is 3"),
         ({"augmentation": {"hflip": 0.5}}, r"recipe\.augmentation\.hflip = nothing, now it is 0.5"),
         ({"seed": 1}, r"recipe\.seed = 0, now it is 1"),
     ],
 )
-def test_weights_of_another_recipe_are_not_used(tmp_path: Path, change: dict, said: str) -> None:
+def test_weights_of_another_recipe_are_not_used(tmp_path: Path, change: dict, message: str) -> None:
     train(training(tmp_path), MEMBER, lambda n: None)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         is_trained(training(tmp_path, replace(RECIPE, **change)), MEMBER)
     with pytest.raises(UserError, match=r"kwargs\.num_classes = nothing"):
         is_trained(training(tmp_path), Member("small", "test_byobnet", {"num_classes": 10}))
@@ -129,24 +131,24 @@ def rates(recipe: Recipe, updates: int = 10) -> list[float]:
     """The learning rate at each update."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe.peak_lr())
     schedule = make_schedule(optimizer, recipe, updates)
-    found = []
+    lrs = []
     for update in range(recipe.epochs * updates):
         if recipe.step_on_epochs and update % updates == 0:
             schedule.step(update // updates)
         elif not recipe.step_on_epochs:
             schedule.step_update(update)
-        found.append(optimizer.param_groups[0]["lr"])
-    return found
+        lrs.append(optimizer.param_groups[0]["lr"])
+    return lrs
 
 
 def test_schedule_step_by_step() -> None:
     recipe = replace(RECIPE, epochs=4)
-    found = rates(recipe)
-    assert found[0] == pytest.approx(recipe.lr / 100)
+    lrs = rates(recipe)
+    assert lrs[0] == pytest.approx(recipe.lr / 100)
     # After 10 steps of linear warm-up, a cosine over all 40: timm counts the warm-up in.
-    assert found[5] == pytest.approx(recipe.lr / 100 + 0.5 * (recipe.lr - recipe.lr / 100))
+    assert lrs[5] == pytest.approx(recipe.lr / 100 + 0.5 * (recipe.lr - recipe.lr / 100))
     cosine = recipe.lr * 0.5 * (1 + np.cos(np.pi * np.arange(10, 40) / 40))
-    np.testing.assert_allclose(found[10:], cosine, rtol=1e-6)
+    np.testing.assert_allclose(lrs[10:], cosine, rtol=1e-6)
 
 
 def composed(name: str) -> Recipe:
@@ -159,19 +161,19 @@ def test_schedule_of_deit() -> None:
     """With DeiT's 1,024 images a step: 1e-6 up to 1e-3 in 5 epochs, a cosine down to 1e-5."""
     recipe = replace(composed("deit"), batch_size=1024)
     assert recipe.peak_lr() == pytest.approx(1e-3)
-    found = rates(recipe, updates=2)[::2]
+    lrs = rates(recipe, updates=2)[::2]
     for epoch in range(5):
-        assert found[epoch] == pytest.approx(1e-6 + epoch * (1e-3 - 1e-6) / 5)
+        assert lrs[epoch] == pytest.approx(1e-6 + epoch * (1e-3 - 1e-6) / 5)
     for epoch in (5, 100, 299):
         cosine = 1e-5 + 0.5 * (1e-3 - 1e-5) * (1 + np.cos(np.pi * epoch / 300))
-        assert found[epoch] == pytest.approx(cosine)
+        assert lrs[epoch] == pytest.approx(cosine)
 
 
 def test_schedule_of_resnet50() -> None:
-    found = rates(composed("resnet50"), updates=1)
-    assert found[0] == found[29] == 0.1
-    assert found[30] == found[59] == pytest.approx(0.01)
-    assert found[60] == found[89] == pytest.approx(0.001)
+    lrs = rates(composed("resnet50"), updates=1)
+    assert lrs[0] == lrs[29] == 0.1
+    assert lrs[30] == lrs[59] == pytest.approx(0.01)
+    assert lrs[60] == lrs[89] == pytest.approx(0.001)
 
 
 @pytest.mark.parametrize("name", ["test_byobnet", "test_vit"])
@@ -194,7 +196,7 @@ def small_fit(recipe: Recipe, folder: Path) -> Checkpoint:
     return fit(build(MEMBER, TASK), job_of(recipe, folder))
 
 
-def test_divergence_names_epoch_and_step_and_what_is_kept(tmp_path: Path) -> None:
+def test_divergence_names_epoch_step_and_checkpoint(tmp_path: Path) -> None:
     wild = replace(RECIPE, epochs=5, batch_size=32, lr=1e30, warmup_epochs=0, clip_grad=1e9)
     with pytest.raises(UserError, match=r"training of small diverged: loss nan in epoch \d, step"):
         small_fit(wild, tmp_path)
@@ -217,19 +219,19 @@ def test_a_batch_larger_than_the_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"batch_size": 33, "mixup": 0.8}, "batch_size=33 must be even"),
-        ({"keep": "ema"}, "needs recipe.ema_decay"),
+        ({"keep": "ema"}, "needs ema_decay"),
         ({"keep": "first"}, "must be last, best or ema"),
-        ({"lr": 0}, "recipe.lr must be above 0"),
-        ({"erasing": 2}, r"recipe.erasing must be in \[0, 1\]"),
-        ({"ema_decay": 1.5}, r"recipe.ema_decay must be in \(0, 1\)"),
-        ({"seed": -1}, "the seed must be a whole number"),
+        ({"lr": 0}, "^lr must be above 0"),
+        ({"erasing": 2}, r"^erasing must be in \[0, 1\]"),
+        ({"ema_decay": 1.5}, r"^ema_decay must be in \(0, 1\)"),
+        ({"seed": -1}, "^seed must be a whole number"),
     ],
 )
-def test_recipes_that_cannot_be(change: dict, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_recipes_out_of_range(change: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         replace(RECIPE, **change)
 
 
@@ -270,7 +272,7 @@ class Stopped(Exception):
     ],
     ids=["digits", "deit", "momentum"],
 )
-def test_training_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path, recipe: Recipe) -> None:
+def test_a_stopped_training_continues_to_the_same_bytes(tmp_path: Path, recipe: Recipe) -> None:
     """The same bytes: weights, moving average, optimiser and curves."""
     ends = []
     for stops in ((), (1,), (1, 2)):
@@ -288,19 +290,19 @@ def test_training_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path, recipe: 
                 with pytest.raises(Stopped):
                     fit(classifier, job, tell)
                 assert checkpoint.epochs_done(job.last) == stop
-    whole = ends[0]
-    assert len(whole.curves) == 3
+    single = ends[0]
+    assert len(single.curves) == 3
     for end in ends[1:]:
-        assert end.model.keys() == whole.model.keys() and end.ema.keys() == whole.ema.keys()
-        for key, value in whole.model.items():
+        assert end.model.keys() == single.model.keys() and end.ema.keys() == single.ema.keys()
+        for key, value in single.model.items():
             assert torch.equal(end.model[key], value), key
-        for key, value in whole.ema.items():
+        for key, value in single.ema.items():
             assert torch.equal(end.ema[key], value), key
-        for index, state in whole.optimizer["state"].items():
+        for index, state in single.optimizer["state"].items():
             for key, value in state.items():
                 other = end.optimizer["state"][index][key]
                 assert torch.equal(other, value) if torch.is_tensor(value) else other == value
-        for row, other in zip(whole.curves, end.curves, strict=True):
+        for row, other in zip(single.curves, end.curves, strict=True):
             timed = {"seconds", "images_per_second"}
             assert {k: v for k, v in row.items() if k not in timed} == {
                 k: v for k, v in other.items() if k not in timed
@@ -331,17 +333,18 @@ def test_best_and_average_are_kept(tmp_path: Path) -> None:
     assert {file.name for file in folder.iterdir()} == {"best.safetensors", "ema.safetensors"}
     best = max(row["test_accuracy"] for row in result.curves)
     assert result.test_accuracy == best
-    kept, weights = read_tensors(folder / "best.safetensors"), read_tensors(job.file(MEMBER))
-    assert all(torch.equal(kept[key], value) for key, value in weights.items())
+    best_weights = read_tensors(folder / "best.safetensors")
+    weights = read_tensors(job.file(MEMBER))
+    assert all(torch.equal(best_weights[key], value) for key, value in weights.items())
 
 
 def test_a_checkpoint_of_another_training(tmp_path: Path) -> None:
     job = job_of(replace(RECIPE, epochs=1), tmp_path)
     fit(build(MEMBER, TASK), job)
-    with pytest.raises(UserError, match=r"training with name = small, now it is other: go on"):
+    with pytest.raises(UserError, match=r"training with name = small, now it is other: continue"):
         fit(build(MEMBER, TASK), replace(job, identity={"name": "other"}))
     job.last.write_bytes(job.last.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"is no training checkpoint, or a damaged one"):
+    with pytest.raises(UserError, match=r"is not a training checkpoint, or is damaged"):
         fit(build(MEMBER, TASK), job)
     assert checkpoint.epochs_done(job.last) == 0
 
@@ -352,8 +355,8 @@ def test_trained_models_by_name(tmp_path: Path) -> None:
         member = Member(name, "test_byobnet", family="ByobNet")
         train(replace(job, recipe=replace(RECIPE, epochs=1)), member, lambda n: None)
     store = job.setting.store
-    (found,) = trained_members(store, "digits", "small@seed1")
-    (member,) = parse_members([found], at_least=1)
+    (entry,) = trained_members(store, "digits", "small@seed1")
+    (member,) = parse_members([entry], at_least=1)
     assert (member.name, member.family) == ("small@seed1", "ByobNet")
     assert job.setting.build(member).name == "small@seed1"
     names = [entry["name"] for entry in trained_members(store, "digits", "small@*")]

@@ -36,8 +36,8 @@ def choose(
     """
     if len(names) < number:
         raise UserError(
-            f"number must be at most {len(names)}, the number of candidates, got {number}; choose "
-            "fewer teachers, or give more models"
+            f"number must be at most {len(names)}, since there are {len(names)} candidates, got "
+            f"{number}; choose fewer teachers, or from more models"
         )
     order = np.argsort(-similarities, kind="stable")
     high = [int(i) for i in order if similarities[i] > above]

@@ -1,1 +1,1 @@
-"""Training members on a dataset's own training images."""
+"""Training of members on a dataset's training images."""

@@ -1,7 +1,7 @@
-"""Training as it stands after an epoch, in one file, without pickle: what is needed to go on.
+"""The state of a training after an epoch, in one safetensors file: everything needed to continue.
 
-Tensors of the model, the optimiser and the moving average, and as JSON in the metadata: the
-identity of the training, the epoch, the curves and the optimiser's settings.
+Tensors of the model, the optimiser and the moving average; and as JSON in the metadata the identity
+of the training, the epoch, the curves and the optimiser's settings.
 """
 
 import json
@@ -13,16 +13,17 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from netkin.errors import UserError
+from netkin.errors import OtherTraining, UserError
 from netkin.store.files import read_metadata, read_tensors, write_tensors
+from netkin.store.layout import differences
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One training after `epoch` whole epochs.
+    """One training after `epoch` complete epochs.
 
     Attributes:
-        identity: what it is a training of (see `netkin.training.weights.made_of`), and its name.
+        identity: of the training (see `netkin.training.weights.identity`), with the member's name.
         epoch: how many epochs are done.
         curves: a row for each.
         model, ema: state dicts; `ema` is empty without a moving average.
@@ -40,9 +41,9 @@ class Checkpoint:
 
     @property
     def best(self) -> float | None:
-        """The highest test accuracy so far."""
-        seen = [row["test_accuracy"] for row in self.curves if "test_accuracy" in row]
-        return max(seen, default=None)
+        """The highest test accuracy so far, in [0, 1]; None before the first."""
+        accuracies = [row["test_accuracy"] for row in self.curves if "test_accuracy" in row]
+        return max(accuracies, default=None)
 
 
 def save(
@@ -55,7 +56,7 @@ def save(
     ema: nn.Module | None = None,
     scaler: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint, all of it or nothing."""
+    """Write a checkpoint atomically; see `Checkpoint` for the arguments."""
     tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
     if ema is not None:
         tensors |= {f"ema.{key}": value for key, value in ema.state_dict().items()}
@@ -85,7 +86,7 @@ def save(
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint. Raises UserError when it is none, or damaged."""
+    """Read a checkpoint. Raises UserError when the file is not one, or is damaged."""
     try:
         content = json.loads(read_metadata(path)["training"])
         tensors = read_tensors(path)
@@ -107,13 +108,30 @@ def load(path: Path) -> Checkpoint:
         )
     except (UserError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is no training checkpoint, or a damaged one ({type(error).__name__}: "
+            f"{path} is not a training checkpoint, or is damaged ({type(error).__name__}: "
             f"{error}); remove it and run the same command again to train from the start"
         ) from None
 
 
+def load_own(path: Path, identity: Mapping[str, Any]) -> Checkpoint | None:
+    """The checkpoint of the training with an identity; None where there is no file.
+
+    Raises UserError when the file is damaged, and OtherTraining when it is of another training.
+    """
+    if not path.is_file():
+        return None
+    stored = load(path)
+    if difference := next(differences(stored.identity, json.loads(json.dumps(identity))), None):
+        key, theirs, ours = difference
+        raise OtherTraining(
+            f"{path} is of a training with {key} = {theirs}, now it is {ours}: continue with those "
+            "settings, give this training another name, or remove the file to start again"
+        )
+    return stored
+
+
 def epochs_done(path: Path) -> int:
-    """How many epochs a checkpoint holds; 0 where there is none (or none that can be read)."""
+    """How many epochs a checkpoint holds; 0 where there is none, or it cannot be read."""
     try:
         return int(json.loads(read_metadata(path)["training"])["epoch"])
     except (UserError, ValueError, KeyError, TypeError):

@@ -1,12 +1,14 @@
-"""Training images under augmentation, each draw fixed by the seed, the epoch and its place in it.
+"""Training images under augmentation; the seed, the epoch and the position in it fix each draw.
 
-No draw depends on the process that makes it, on what was drawn before or on the number of devices:
-training that is interrupted goes on as if it had not been, and several devices see what one sees.
+No draw depends on the process that makes it, on earlier draws or on the number of devices. So an
+interrupted training continues as if it had not been interrupted, and several devices train on the
+same images as one.
 """
 
 import hashlib
+import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -23,35 +25,46 @@ from netkin.errors import UserError
 from netkin.training.recipe import Recipe
 
 SELECTED = 256
-"""With repeats, an epoch's length is rounded down to a multiple of it, as by DeiT's authors."""
-
-
-_posterize = auto_augment.posterize
+"""With repeats, an epoch's length is rounded down to a multiple of this, as in DeiT's code."""
 
 
 def posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
-    """timm's, but with no bit to keep, as RandAugment asks for at its highest magnitude, a black
-    image: Pillow refuses that from version 12 on."""
-    return _posterize(image, bits_to_keep) if bits_to_keep else image.point(lambda _: 0)
+    """timm's, except that no bit to keep gives a black image: RandAugment's highest magnitude keeps
+    none, which Pillow rejects from version 12 on."""
+    return auto_augment.posterize(image, bits_to_keep) if bits_to_keep else image.point(lambda _: 0)
 
 
-for _name in ("Posterize", "PosterizeIncreasing", "PosterizeOriginal"):
-    auto_augment.NAME_TO_OP[_name] = posterize
+def training_transform(size: int, augmentation: Mapping[str, Any]) -> Callable[[Image.Image], Any]:
+    """timm's training transform of a PIL image to uint8 [3, size, size], with `posterize` above.
+
+    Args:
+        size: pixels a side.
+        augmentation: further arguments of `timm.data.create_transform`.
+    """
+    transform = cast(
+        Any, create_transform(size, is_training=True, use_prefetcher=True, **augmentation)
+    )
+    for step in getattr(transform, "transforms", ()):
+        policy = getattr(step, "policy", ())  # AutoAugment: sequences of operations
+        for operation in [*getattr(step, "ops", ()), *itertools.chain(*policy)]:
+            if operation.aug_fn is auto_augment.posterize:
+                operation.aug_fn = posterize
+    return transform
 
 
 def seeded(*key: int) -> int:
-    """Set Python's, numpy's and torch's (CPU) global generators by a key; returns its seed."""
+    """Seed Python's, numpy's and torch's (CPU) global generators by a key; returns the seed."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     seed = int.from_bytes(digest[:7], "little")
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    # Not torch.manual_seed, which also turns to every GPU: a tenth of a millisecond an image.
+    # Not torch.manual_seed, which also seeds every GPU: a tenth of a millisecond an image.
     torch.default_generator.manual_seed(seed)
     return seed
 
 
 class Draw(NamedTuple):
-    """One image of an epoch: its position in the data set, and in the epoch."""
+    """One image of an epoch: its position in the dataset, the epoch, its position in the epoch."""
 
     image: int
     epoch: int
@@ -59,10 +72,16 @@ class Draw(NamedTuple):
 
 
 class Draws(Sampler[Draw]):
-    """The images of an epoch that fall to one rank, in an order of the seed and the epoch.
+    """The images of an epoch for one rank, in an order that depends on the seed and the epoch.
 
-    Ranks take turns, so that a step's images over all ranks are the same for any number of them.
-    The epoch is set by `epoch`.
+    Ranks take turns, so that a step's images over all ranks do not depend on the number of ranks.
+
+    Args:
+        images: the training images.
+        recipe: its seed, and repeats of an image in an epoch.
+        rank, ranks: of this process, of how many.
+
+    `epoch` is set before each epoch.
     """
 
     def __init__(self, images: Images, recipe: Recipe, rank: int = 0, ranks: int = 1):
@@ -77,7 +96,7 @@ class Draws(Sampler[Draw]):
         )
 
     def __iter__(self) -> Iterator[Draw]:
-        # Its epoch is but the seed of the order.
+        # timm's sampler uses its epoch as the seed of the order only.
         digest = hashlib.sha256(f"{self.recipe.seed} {self.epoch}".encode()).digest()
         self._order.set_epoch(int.from_bytes(digest[:7], "little"))
         for i, image in enumerate(self._order):
@@ -90,9 +109,14 @@ class Draws(Sampler[Draw]):
 class Augmented(Dataset):
     """Training images under random augmentation with their labels.
 
-    An image is uint8 [3, size, size], or, with random erasing, float32 in pixels of [0, 1], of
-    which the erased part is noise: standard normal, in units of the normalised image, whose mean
-    and std are [3, 1, 1].
+    An image is uint8 [3, size, size], or, with random erasing, float32 in [0, 1] outside the erased
+    part, which is standard normal noise in units of the normalised image.
+
+    Args:
+        images: the training images.
+        recipe: its seed, augmentation and erasing.
+        size: pixels a side.
+        mean, std: of the model's normalisation, [3, 1, 1].
     """
 
     def __init__(
@@ -104,10 +128,7 @@ class Augmented(Dataset):
         std: Tensor,
     ):
         self.images, self.recipe, self.labels = images, recipe, images.labels
-        self.transform = cast(
-            Callable,
-            create_transform(size, is_training=True, use_prefetcher=True, **recipe.augmentation),
-        )
+        self.transform = training_transform(size, recipe.augmentation)
         self.erase = None
         if recipe.erasing:
             self.erase = RandomErasing(recipe.erasing, mode="pixel", device="cpu")
@@ -128,15 +149,22 @@ class Augmented(Dataset):
 def batches(
     images: Augmented, draws: Draws, workers: int = 0, pin_memory: bool = False
 ) -> DataLoader:
-    """An epoch's batches for one rank, the last incomplete one dropped.
+    """An epoch's batches for one rank, without the last incomplete one.
+
+    Args:
+        images: batches are ([B, 3, size, size], labels [B] int64).
+        draws: of the same images, with the recipe's batch size.
+        workers: processes that augment; with 0 this one does.
+        pin_memory: whether batches are in page-locked memory.
 
     Raises UserError when an epoch does not fill one batch.
     """
     size = draws.recipe.batch_size
     if len(draws) < size:
-        over = f" over {draws.ranks} devices" if draws.ranks > 1 else ""
+        devices = f" on each of {draws.ranks} devices" if draws.ranks > 1 else ""
         raise UserError(
-            f"recipe.batch_size={size}{over} is larger than the training set ({len(images)} images)"
+            f"the recipe's batch_size={size}{devices} is larger than the training set "
+            f"({len(images)} images)"
         )
     return DataLoader(
         images,
@@ -150,5 +178,5 @@ def batches(
 
 
 def as_pixels(batch: Tensor) -> Tensor:
-    """A batch of `Augmented` as float32 in pixels of [0, 1]."""
+    """A batch of `Augmented` [B, 3, H, W] as float32 in [0, 1]."""
     return batch.float() / 255 if batch.dtype == torch.uint8 else batch

@@ -1,7 +1,8 @@
 """Distillation from a teacher's predictions (Touvron et al. 2021, Sec. 4).
 
-The teacher sees the very image that the student sees, augmented and mixed, at its own input size
-and under its own normalisation. Its prediction is the label of the student's distillation head.
+Teacher and student have the same augmented and mixed image as input, the teacher at its own input
+size and with its own normalisation. Its prediction is the target of the student's distillation
+head.
 """
 
 from dataclasses import dataclass
@@ -15,13 +16,15 @@ from netkin.errors import UserError
 
 @dataclass(frozen=True)
 class Distillation:
-    """How a student learns from a teacher.
+    """The loss of a student with a teacher; see `distillation_loss`.
 
     Attributes:
         kind: "hard" (the label that the teacher predicts) or "soft" (its softened probabilities;
             Hinton et al. 2015).
         alpha: the teacher's share of the loss, in (0, 1]; the true label has the rest.
-        tau: temperature of soft distillation.
+        tau: temperature of soft distillation, above 0.
+
+    Raises UserError, which names the argument, for other values.
     """
 
     kind: str = "hard"
@@ -30,22 +33,23 @@ class Distillation:
 
     def __post_init__(self) -> None:
         if self.kind not in ("hard", "soft"):
-            raise UserError(f"distillation.kind must be hard or soft, got {self.kind!r}")
+            raise UserError(f"kind must be hard or soft, got {self.kind!r}")
         if not isinstance(self.alpha, int | float) or not 0 < self.alpha <= 1:
-            raise UserError(f"distillation.alpha must be in (0, 1], got {self.alpha!r}")
+            raise UserError(f"alpha must be in (0, 1], got {self.alpha!r}")
         if not isinstance(self.tau, int | float) or not self.tau > 0:
-            raise UserError(f"distillation.tau must be above 0, got {self.tau!r}")
+            raise UserError(f"tau must be above 0, got {self.tau!r}")
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The two parts of a loss, already weighted: their sum is what is minimised."""
+    """The two parts of a loss, weighted: training minimises their sum. In nats, scalars."""
 
     label: Tensor
     teacher: Tensor
 
     @property
     def total(self) -> Tensor:
+        """The loss, in nats."""
         return self.label + self.teacher
 
 
@@ -57,16 +61,18 @@ def distillation_loss(
     target: Tensor,
     label_smoothing: float = 0.0,
 ) -> Parts:
-    """(1 - alpha) CE(class head, label) + alpha x what the teacher says of the distillation head.
+    """(1 - alpha) CE(class head, label) + alpha x loss(distillation head, teacher).
 
-    Hard (Eq. 3 of Touvron et al.): cross-entropy to the teacher's label, which is not smoothed.
-    Soft (Eq. 2): tau^2 KL(teacher / tau, student / tau), mean over the batch.
+    The loss of the second term, for hard distillation (Eq. 3 of Touvron et al.): cross-entropy to
+    the teacher's label, which is not smoothed. For soft (Eq. 2): tau^2 KL(teacher / tau,
+    student / tau), mean over the batch.
 
     Args:
+        distillation: alpha, tau and the kind.
         class_logits, distilled_logits, teacher_logits: [B, K]; a student without a distillation
             head has the same logits for both.
         target: the true labels, [B] int64, or [B, K] probabilities (mixed and smoothed).
-        label_smoothing: of the true labels, where they are not probabilities yet.
+        label_smoothing: of the true labels, where these are int64.
     """
     label = cross_entropy(class_logits, target, label_smoothing=label_smoothing)
     if distillation.kind == "hard":
@@ -80,12 +86,12 @@ def distillation_loss(
 
 
 class Teacher:
-    """A classifier of pixels that only predicts. No module: it is not the student's to train.
+    """A classifier that only predicts. It is no nn.Module, so that it is not trained.
 
     Args:
-        classifier: takes pixels [B, 3, size, size] in [0, 1] and normalises them itself.
+        classifier: of pixels [B, 3, size, size] in [0, 1], which it normalises.
         size: its input size, in pixels a side.
-        distillation: how it teaches.
+        distillation: the student's loss.
     """
 
     def __init__(self, classifier: nn.Module, size: int, distillation: Distillation):
@@ -93,10 +99,12 @@ class Teacher:
         self.size, self.distillation = size, distillation
 
     def to(self, device: torch.device) -> None:
+        """Move the classifier to a device."""
         self.classifier.to(device)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Logits [B, K] on images [B, 3, H, W] of any size: resized whole, in eval mode."""
+        """Logits [B, K] on pixels [B, 3, H, W] in [0, 1] of any size, which are resized; without
+        gradients, in eval mode."""
         if pixels.shape[-2:] != (self.size, self.size):
             size = (self.size, self.size)
             pixels = interpolate(pixels, size, mode="bilinear", antialias=True)

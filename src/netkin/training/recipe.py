@@ -1,4 +1,4 @@
-"""How a member is trained."""
+"""The settings with which a member is trained."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -17,15 +17,17 @@ LATER = (
 class Recipe:
     """Settings of timm's optimisers, schedules, augmentation and mixing.
 
+    Raises UserError, which names the argument, for a value that is out of range.
+
     Attributes:
         epochs: passes over the training images.
         batch_size: images a step and device; the last incomplete batch of an epoch is dropped.
         opt, weight_decay, opt_args: as `timm.optim.create_optimizer_v2`; norms, biases and tokens
             do not decay.
         lr: peak learning rate, for `lr_per` images a step where that is given: it is scaled
-            linearly to the images that a step really has, over all devices and accumulated batches.
+            linearly to the images of a step over all devices and accumulated batches.
         sched, warmup_epochs, sched_args: as `timm.scheduler.create_scheduler_v2`.
-        step_on_epochs: whether the rate changes from epoch to epoch, else from step to step.
+        step_on_epochs: whether the rate changes once an epoch rather than at each step.
         warmup_lr, min_lr: where warm-up starts (by default a hundredth of the peak) and the
             schedule ends; not scaled.
         label_smoothing: of the cross-entropy.
@@ -40,9 +42,10 @@ class Recipe:
         ema_decay: of a moving average of the weights; None for none.
         accumulate: batches a step.
         keep: which weights are the result: the "last" epoch's, those "best" on the test images
-            (chosen by what they are judged on: a little too good), or the "ema".
+            (chosen on the images that they are tested on: their accuracy is a little too high), or
+            the "ema".
         seed: of the initialisation, the order of images, their augmentation and mixing, dropout.
-        validate_every: epochs between two looks at the test accuracy.
+        validate_every: epochs between two evaluations on the test images.
     """
 
     epochs: int
@@ -76,46 +79,47 @@ class Recipe:
         for name in ("epochs", "batch_size", "validate_every", "repeats", "accumulate"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"recipe.{name} must be a whole number of 1 or more, got {value!r}")
+                raise UserError(f"{name} must be a whole number of 1 or more, got {value!r}")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
-            raise UserError(f"the seed must be a whole number of 0 or more, got {self.seed!r}")
+            raise UserError(f"seed must be a whole number of 0 or more, got {self.seed!r}")
         if not isinstance(self.lr, int | float) or not self.lr > 0:
-            raise UserError(f"recipe.lr must be above 0, got {self.lr}")
+            raise UserError(f"lr must be above 0, got {self.lr}")
         for name in ("weight_decay", "mixup", "cutmix", "warmup_epochs", "min_lr"):
             if not getattr(self, name) >= 0:
-                raise UserError(f"recipe.{name} must be 0 or more, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}")
         for name in ("label_smoothing", "erasing"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"recipe.{name} must be in [0, 1], got {getattr(self, name)}")
+                raise UserError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise UserError(f"recipe.ema_decay must be in (0, 1) or null, got {self.ema_decay}")
+            raise UserError(f"ema_decay must be in (0, 1) or none, got {self.ema_decay}")
         if self.keep not in ("last", "best", "ema"):
-            raise UserError(f"recipe.keep must be last, best or ema, got {self.keep!r}")
+            raise UserError(f"keep must be last, best or ema, got {self.keep!r}")
         if self.keep == "ema" and self.ema_decay is None:
-            raise UserError("recipe.keep=ema needs recipe.ema_decay, such as 0.9999")
+            raise UserError("keep=ema needs ema_decay, such as 0.9999")
         if self.mixes and self.batch_size % 2:
             raise UserError(
-                f"recipe.mixup and recipe.cutmix mix pairs: recipe.batch_size={self.batch_size} "
-                "must be even"
+                f"batch_size={self.batch_size} must be even, since mixup and cutmix mix pairs"
             )
 
     @property
     def mixes(self) -> bool:
+        """Whether batches are mixed."""
         return self.mixup > 0 or self.cutmix > 0
 
     def peak_lr(self, devices: int = 1) -> float:
-        """The learning rate for the images that a step has on so many devices."""
+        """The peak learning rate on a number of devices; see `lr` and `lr_per`."""
         images = self.batch_size * devices * self.accumulate
         return self.lr if self.lr_per is None else self.lr * images / self.lr_per
 
     def identity(self) -> dict[str, Any]:
-        """The settings that the weights depend on."""
-        found = {}
-        for of in fields(self):
-            value = getattr(self, of.name)
-            default = of.default_factory() if of.default_factory is not MISSING else of.default
-            if of.name != "validate_every" and (of.name not in LATER or value != default):
-                found[of.name] = dict(value) if isinstance(value, Mapping) else value
+        """The settings that the weights depend on, as JSON values."""
+        settings = {}
+        for setting in fields(self):
+            name, value, default = setting.name, getattr(self, setting.name), setting.default
+            if setting.default_factory is not MISSING:
+                default = setting.default_factory()
+            if name != "validate_every" and (name not in LATER or value != default):
+                settings[name] = dict(value) if isinstance(value, Mapping) else value
         if self.keep == "best":
-            found["validate_every"] = self.validate_every
-        return found
+            settings["validate_every"] = self.validate_every
+        return settings

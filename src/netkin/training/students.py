@@ -1,4 +1,4 @@
-"""A plain ViT as a student: with DeiT's distillation token and head (Touvron et al. 2021)."""
+"""A plain ViT with DeiT's distillation token and head (Touvron et al. 2021), as a student."""
 
 from dataclasses import replace
 
@@ -16,19 +16,19 @@ TOKEN = "deit_tiny_distilled_patch16_224"
 
 
 def with_token(member: Member) -> Member:
-    """The member's architecture with a distillation token; one that has it stays as it is.
+    """The member's architecture with a distillation token, if it has none yet.
 
-    Raises UserError for what is no plain ViT with a class token.
+    Raises UserError for an architecture that is not a plain ViT with a class token.
     """
     with torch.device("meta"):
         net: nn.Module = timm.create_model(member.timm, pretrained=False, **member.kwargs)
     if isinstance(net, VisionTransformerDistilled):
         return member
-    # Subclasses and variants (pooling, registers, layer scale) would lose what makes them so.
+    # Subclasses and variants would lose what makes them different: pooling, registers, layer scale.
     if not isinstance(net, VisionTransformer) or not _named(net) <= _named(_distilled(net)):
         raise UserError(
-            f"student {member.name} ({member.timm}) is no plain ViT with a class token, which is "
-            "what takes a distillation token; use distillation.token=false, or student=vit_ti"
+            f"student {member.name} ({member.timm}) is not a plain ViT with a class token, so it "
+            "cannot have a distillation token; train it without one, or choose a plain ViT"
         )
     return replace(member, timm=TOKEN, kwargs={**member.kwargs, **_shape(net)})
 

@@ -1,4 +1,4 @@
-"""Train a member and keep its weights."""
+"""Train a member and store its weights."""
 
 import shutil
 import threading
@@ -18,8 +18,9 @@ from netkin.jobs.results import Trained
 from netkin.store.files import read_tensors, write, write_json, write_tensors
 from netkin.training import checkpoint
 from netkin.training.distillation import Teacher
-from netkin.training.fit import Hardware, Job, Report, fit, own_checkpoint
-from netkin.training.weights import Teaching, Training, made_of
+from netkin.training.fit import fit
+from netkin.training.job import Hardware, Job, Report
+from netkin.training.weights import Teaching, Training, identity
 from netkin.zoo.build import Classifier, build
 from netkin.zoo.member import Member
 
@@ -33,123 +34,146 @@ def train(
     report: Report | None = None,
     start: Path | None = None,
 ) -> Trained:
-    """Train a member, or go on where its training stopped, and keep its weights.
+    """Train a member, from its checkpoint if there is one, and store its weights.
 
-    Beside the weights lie `<member>.json` (what they are made of, the member, and the accuracy)
-    and `<member>.curves.csv`. The JSON is written last: with it, the member is complete.
+    Beside the weights it writes `<member>.curves.csv` and `<member>.json` (see
+    `netkin.training.weights.notes`). The JSON is written last: with it, the member is complete.
 
     Args:
-        training: on what and how.
-        member: what; its `name` is what the weights go by.
-        advance: called with the number of epochs done, as they are.
-        teaching: a teacher, whose weights are there, and how it teaches.
-        hardware: where; by default one device of the setting's accelerator.
+        training: the images and the recipe.
+        member: the model; its `name` is that of the weights.
+        advance: called with the number of epochs done, as they are done.
+        teaching: of a distillation; the teacher's weights must exist.
+        hardware: where the training runs; by default one device of the setting's accelerator.
         report: called with each epoch's row of the curves, those of earlier runs first.
-        start: a checkpoint of this training to go on from, instead of the one that is kept.
+        start: a checkpoint of this training to continue from, instead of the one in the store.
 
+    Raises UserError where `start` does not exist, a checkpoint is damaged, an epoch does not fill a
+    batch or a loss is not finite, and OtherTraining where a checkpoint is of another training.
     """
     began = time.perf_counter()
-    setting, recipe = training.setting, training.recipe
-    hardware = hardware or Hardware(setting.accelerator)
-    file = training.file(member)
-    made = made_of(training, member, teaching, hardware.precision)
-    teacher = None
-    if teaching is not None:
-        seen = setting.view(teaching.teacher).input_size
-        teacher = Teacher(setting.build(teaching.teacher), seen, teaching.distillation)
-    job = Job(
-        identity={"name": member.name, **made},
-        recipe=recipe,
-        images=training.images,
-        test=test_images(training, member),
-        folder=setting.store.training(setting.task.dataset, member.name),
-        hardware=hardware,
-        teacher=teacher,
-    )
+    hardware = hardware or Hardware(training.setting.accelerator)
+    job = make_job(training, member, teaching, hardware)
     if start is not None:
-        if own_checkpoint(start, job.identity) is None:
+        if checkpoint.load_own(start, job.identity) is None:
             raise UserError(f"there is no checkpoint {start} to resume from")
         if start.resolve() != job.last.resolve():
             write(job.last, lambda temporary: shutil.copyfile(start, temporary))
     end = _fit(initial(training, member), job, advance, report)
-    weights = {"last": end.model, "ema": end.ema}.get(recipe.keep)
-    if end.ema:
-        write_tensors(job.folder / "ema.safetensors", end.ema)
-    write_tensors(file, read_tensors(job.best) if weights is None else weights)
-    table = pl.DataFrame(end.curves, infer_schema_length=None)
-    write(file.with_suffix(".curves.csv"), table.write_csv)
-    accuracy = end.best if recipe.keep == "best" else end.curves[-1].get("test_accuracy")
-    if recipe.keep == "ema":
-        accuracy = end.curves[-1]["test_accuracy_ema"]
-    seconds = sum(row["seconds"] for row in end.curves)
-    write_json(
-        file.with_suffix(".json"),
-        {
-            "made_of": made,
-            "member": asdict(member),
-            **({"teacher": asdict(teaching.teacher)} if teaching else {}),
-            "test_accuracy": accuracy,
-            "test_images": len(job.test),
-            "test_subset": setting.subset.name,
-            "seconds": seconds,
-        },
-    )
+    accuracy = _store(training, member, teaching, job, end)
     job.last.unlink(missing_ok=True)
     elapsed = time.perf_counter() - began
     return Trained(curves=end.curves, test_accuracy=accuracy, seconds=elapsed)
 
 
+def make_job(
+    training: Training, member: Member, teaching: Teaching | None, hardware: Hardware
+) -> Job:
+    """The training of a member, with its teacher's weights loaded."""
+    setting, teacher = training.setting, None
+    if teaching is not None:
+        size = setting.view(teaching.teacher).input_size
+        teacher = Teacher(setting.build(teaching.teacher), size, teaching.distillation)
+    return Job(
+        identity={
+            "name": member.name,
+            **identity(training, member, teaching, hardware.precision),
+        },
+        recipe=training.recipe,
+        images=training.images,
+        test=pixels_and_labels(training, member),
+        folder=setting.store.training(setting.task.dataset, member.name),
+        hardware=hardware,
+        teacher=teacher,
+    )
+
+
+def _store(
+    training: Training,
+    member: Member,
+    teaching: Teaching | None,
+    job: Job,
+    end: checkpoint.Checkpoint,
+) -> float:
+    """Write the weights that the recipe keeps, the curves and the notes; returns the accuracy."""
+    file, recipe, final = training.file(member), training.recipe, end.curves[-1]
+    weights, accuracy = {
+        "last": (end.model, final.get("test_accuracy")),
+        "best": (None, end.best),
+        "ema": (end.ema, final.get("test_accuracy_ema")),
+    }[recipe.keep]
+    assert accuracy is not None
+    if end.ema:
+        write_tensors(job.folder / "ema.safetensors", end.ema)
+    write_tensors(file, read_tensors(job.best) if weights is None else weights)
+    table = pl.DataFrame(end.curves, infer_schema_length=None)
+    write(file.with_suffix(".curves.csv"), table.write_csv)
+    write_json(
+        file.with_suffix(".json"),
+        {
+            "made_of": {key: value for key, value in job.identity.items() if key != "name"},
+            "member": asdict(member),
+            **({"teacher": asdict(teaching.teacher)} if teaching else {}),
+            "test_accuracy": accuracy,
+            "test_images": len(job.test),
+            "test_subset": training.setting.subset.name,
+            "seconds": sum(row["seconds"] for row in end.curves),
+        },
+    )
+    return accuracy
+
+
 def initial(training: Training, member: Member) -> Classifier:
-    """The member as training begins: drawn from the recipe's seed, with its `model_args`."""
+    """The member before training: weights from the recipe's seed, with its `model_args`."""
     kwargs = {**member.kwargs, **training.recipe.model_args}
-    drawn = replace(member, kwargs=kwargs, checkpoint=None)
-    return build(drawn, training.setting.task, seed=training.recipe.seed)
+    untrained = replace(member, kwargs=kwargs, checkpoint=None)
+    return build(untrained, training.setting.task, seed=training.recipe.seed)
 
 
-def test_images(training: Training, member: Member) -> TensorDataset:
-    """The setting's subset as the member sees it: pixels [I, 3, H, W] uint8, labels [I]."""
+def pixels_and_labels(training: Training, member: Member) -> TensorDataset:
+    """The test images through the member's view: pixels [I, 3, H, W] uint8, labels [I] int64."""
     setting = training.setting
     view = setting.view(member)
-    seen = torch.cat([setting.pixels(view, shard) for shard in range(len(setting.shards))])
-    return TensorDataset(seen, setting.labels)
+    pixels = torch.cat([setting.pixels(view, shard) for shard in range(len(setting.shards))])
+    return TensorDataset(pixels, setting.labels)
 
 
 def _fit(
     classifier: Classifier, job: Job, advance: Advance, report: Report | None
 ) -> checkpoint.Checkpoint:
-    """`fit`, told of as it goes, also where other processes train."""
+    """`fit`, whose epochs are reported in this process even where others train."""
     done = checkpoint.epochs_done(job.last)
     for row in checkpoint.load(job.last).curves if done else []:
         advance(1)
         if report is not None:
             report(row)
 
-    def tell(row: Mapping[str, float]) -> None:
+    def epoch_done(row: Mapping[str, float]) -> None:
         advance(1)
         if report is not None:
             report(row)
 
     if job.hardware.devices == 1:
-        return fit(classifier, job, tell)
-    with _watching(job.last, done, tell):
+        return fit(classifier, job, epoch_done)
+    with _watching(job.last, done, epoch_done):
         return fit(classifier, job)
 
 
 @contextmanager
-def _watching(last: Path, done: int, tell: Report) -> Iterator[None]:
-    """Tell of the epochs that other processes finish, as their checkpoints appear."""
+def _watching(last: Path, done: int, epoch_done: Report) -> Iterator[None]:
+    """Report the epochs that other processes finish, as their checkpoints appear."""
     stop = threading.Event()
 
-    def look() -> None:
+    def check() -> None:
         nonlocal done
         if checkpoint.epochs_done(last) > done:
             for row in checkpoint.load(last).curves[done:]:
-                tell(row)
+                epoch_done(row)
                 done += 1
 
     def watch() -> None:
         while not stop.wait(1.0):
-            look()
+            check()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -158,4 +182,4 @@ def _watching(last: Path, done: int, tell: Report) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        look()
+        check()

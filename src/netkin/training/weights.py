@@ -1,4 +1,4 @@
-"""Weights that a dataset's members need: what they are made of, and whether they are there."""
+"""Trained weights in the store: what they depend on, and which exist."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 
 from netkin.data.images import Images
 from netkin.data.subset import fingerprint
-from netkin.errors import UserError, and_more, near
+from netkin.errors import OtherTraining, UserError, and_more, near
 from netkin.store.layout import Store, differences, unfolded
 from netkin.training.distillation import Distillation
 from netkin.training.recipe import Recipe
@@ -20,9 +20,14 @@ from netkin.zoo.member import Member
 
 @dataclass(frozen=True)
 class Training:
-    """A setting, and the images and the recipe with which its members are trained.
+    """The images and the recipe with which the members of a setting are trained.
 
-    The images have the classes of the setting's images.
+    Attributes:
+        setting: the test images, the task and the store.
+        images: the training images.
+        recipe: how members are trained.
+
+    Raises UserError where training and test images have different classes.
     """
 
     setting: Setting
@@ -38,27 +43,27 @@ class Training:
             )
 
     def file(self, member: Member) -> Path:
-        """Where the member's trained weights are, or will be."""
+        """The path of the member's trained weights, whether or not they exist."""
         return self.setting.store.weights(self.setting.task.dataset, member.name)
 
 
 @dataclass(frozen=True)
 class Teaching:
-    """A teacher, with its weights ready, and how it teaches."""
+    """A teacher whose weights exist, and the loss of the distillation."""
 
     teacher: Member
     distillation: Distillation
 
 
-def made_of(
+def identity(
     training: Training,
     member: Member,
     teaching: Teaching | None = None,
     precision: str = "32-true",
 ) -> dict[str, Any]:
-    """What trained weights depend on, as JSON."""
+    """Everything that trained weights depend on, as JSON values."""
     task = training.setting.task
-    made = {
+    values = {
         "timm": member.timm,
         "kwargs": dict(member.kwargs),
         "fit": [dict(fit) for fit in task.fit],
@@ -68,14 +73,14 @@ def made_of(
         "recipe": training.recipe.identity(),
     }
     if teaching is not None:
-        made["distillation"] = {
+        values["distillation"] = {
             **asdict(teaching.distillation),
             "teacher": teaching.teacher.name,
             "teacher_sha256": training.setting.model(teaching.teacher)["weights_sha256"],
         }
     if precision != "32-true":
-        made["precision"] = precision
-    return made
+        values["precision"] = precision
+    return values
 
 
 @cache
@@ -84,45 +89,49 @@ def _images_sha256(images: Images) -> str:
 
 
 def notes(weights: Path) -> dict[str, Any] | None:
-    """What is written beside trained weights; None where they are not there, or not whole.
+    """The notes beside trained weights; None where either file is missing.
 
-    Keys: made_of, member, test_accuracy, test_images, seconds. Raises UserError when the file is
-    damaged.
+    Keys: made_of (see `identity`), member and, of a student, teacher (each with the fields of a
+    Member), test_accuracy (in [0, 1]), test_images (their number), test_subset (its name), seconds.
+
+    Raises UserError when the file is damaged.
     """
     file = weights.with_suffix(".json")
     if not weights.is_file() or not file.is_file():
         return None
     try:
-        found = json.loads(file.read_text())
-        assert isinstance(found["made_of"], dict)
+        content = json.loads(file.read_text())
+        assert isinstance(content["made_of"], dict)
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise UserError(f"{file} is damaged ({error!r}); remove it to train again") from None
-    return found
+    return content
 
 
-def check_made_of(weights: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises UserError when weights were made of something else than they are wanted of."""
-    differ = next(differences(found, json.loads(json.dumps(wanted))), None)
-    if differ:
-        key, theirs, ours = differ
-        raise UserError(
+def check_identity(weights: Path, stored: Mapping[str, Any], needed: Mapping[str, Any]) -> None:
+    """Raises OtherTraining when weights have another `identity` than the one that is needed."""
+    if difference := next(differences(stored, json.loads(json.dumps(needed))), None):
+        key, theirs, ours = difference
+        raise OtherTraining(
             f"weights {weights} were trained with {key} = {theirs}, now it is {ours}: give the "
-            "model another name (name=NAME of train.py, {name: ..., timm: ...} of evaluate.py), "
-            "choose another store.dir, or remove the file"
+            "model another name, choose another store, or remove the file"
         )
 
 
 def is_trained(training: Training, member: Member) -> bool:
-    """Whether the member's weights are there; an error when they were made otherwise."""
+    """Whether the member's weights exist, trained in the store or in its own checkpoint.
+
+    Raises UserError when its checkpoint is missing or its notes are damaged, and OtherTraining when
+    the weights in the store were trained otherwise.
+    """
     if member.checkpoint:
         if not Path(member.checkpoint).expanduser().is_file():
             raise UserError(f"{member.name}: there is no checkpoint {member.checkpoint}")
         return True
     file = training.file(member)
-    found = notes(file)
-    if found is None:
+    stored = notes(file)
+    if stored is None:
         return False
-    check_made_of(file, found["made_of"], made_of(training, member))
+    check_identity(file, stored["made_of"], identity(training, member))
     return True
 
 
@@ -130,38 +139,49 @@ def trained_members(store: Store, dataset: str, pattern: str) -> list[dict[str, 
     """Trained models of a dataset, as mappings of `netkin.zoo.member.Member`'s fields.
 
     Args:
-        pattern: a name such as vit_ti@regnety_032, or with * and ? (as in file names) several, in
-            the order of their names.
+        store: whose weights are listed.
+        dataset: its name.
+        pattern: a name such as vit_ti@regnety_032, or with * and ? as in file names several, which
+            are sorted by name.
 
     Raises UserError when there is none.
     """
-    names = {
-        unfolded(file.stem): file for file in store.weights(dataset, "x").parent.glob("*.json")
-    }
-    wanted = sorted(name for name in names if fnmatchcase(name, pattern))
-    found = []
-    for name in wanted:
+    names = {unfolded(file.stem): file for file in _notes_files(store, dataset)}
+    members = []
+    for name in sorted(name for name in names if fnmatchcase(name, pattern)):
         weights = names[name].with_suffix(".safetensors")
-        if noted := notes(weights):
-            fields = {key: value for key, value in noted["member"].items() if value is not None}
-            found.append({**fields, "name": name, "checkpoint": str(weights)})
-    if not found:
+        if stored := notes(weights):
+            fields = {key: value for key, value in stored["member"].items() if value is not None}
+            members.append({**fields, "name": name, "checkpoint": str(weights)})
+    if not members:
         raise UserError(
             f"{store.root} has no trained model {dataset}/{pattern}{near(pattern, names)} (there "
             f"are {and_more(sorted(names), 8) or 'none'}); "
-            "train.py makes them"
+            "train it first"
         )
-    return found
+    return members
 
 
 def students_of(store: Store, dataset: str, student: str) -> list[dict[str, Any]]:
-    """What is noted (see `notes`) of each trained <student>@<teacher> that had a teacher, with
-    `teacher`, its Member's fields, and `teacher_accuracy`: in [0, 1], None where it is unknown."""
-    found = []
-    for file in sorted(store.weights(dataset, "x").parent.glob("*.json")):
-        noted = notes(file.with_suffix(".safetensors"))
-        name = unfolded(file.stem)
-        if noted and "teacher" in noted and name.startswith(f"{student}@"):
-            of = notes(store.weights(dataset, noted["teacher"]["name"]))
-            found.append({**noted, "teacher_accuracy": of["test_accuracy"] if of else None})
-    return found
+    """The `notes` of each trained <student>@<teacher> that had a teacher.
+
+    Args:
+        store: whose weights are listed.
+        dataset: its name.
+        student: the name of the student's architecture, such as vit_ti.
+
+    Returns:
+        By name; each with the further key teacher_accuracy: in [0, 1], None where it is unknown.
+    """
+    students = []
+    for file in sorted(_notes_files(store, dataset)):
+        stored = notes(file.with_suffix(".safetensors"))
+        if stored and "teacher" in stored and unfolded(file.stem).startswith(f"{student}@"):
+            teacher = notes(store.weights(dataset, stored["teacher"]["name"]))
+            accuracy = teacher["test_accuracy"] if teacher else None
+            students.append({**stored, "teacher_accuracy": accuracy})
+    return students
+
+
+def _notes_files(store: Store, dataset: str) -> list[Path]:
+    return list(store.weights(dataset, "x").parent.glob("*.json"))
