@@ -155,7 +155,7 @@ def _caveats(m: Measured, resize: pl.DataFrame) -> list[str]:
 def _examples(m: Measured) -> list[Section]:
     """Images under attack, where the store has any."""
     items = examples(m.setting, m.members)
-    return [examples_section(items, getattr(m.setting.attack.attack, "eps", None))] if items else []
+    return [examples_section(items, m.setting.attack.attack.eps)] if items else []
 
 
 def _question(setting: Setting) -> str:

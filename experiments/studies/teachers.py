@@ -9,8 +9,9 @@ import polars as pl
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
+from experiments.common.keys import naming
 from experiments.common.study import Study, study
-from experiments.common.values import naming, positive_int, resolved
+from experiments.common.values import positive_int, resolved
 from netkin.analysis.teachers import choose
 from netkin.errors import UserError, near
 from netkin.report.study import Section
