@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from experiments.checks.batch import Batch, correct_batch
 from experiments.checks.references import COMPARISONS, require_foolbox
 from experiments.common.devices import build_jobs, device
+from experiments.common.keys import naming_group
 from experiments.common.members import build_members, build_training
 from experiments.common.runs import run_info
 from experiments.common.setting import build_setting, prepare
-from experiments.common.values import naming_group, positive_int, resolved
+from experiments.common.values import positive_int, resolved
 from netkin.attacks import Attack, Clean, PatchFool
 from netkin.attacks.frozen import frozen
 from netkin.attacks.grid import to_grid

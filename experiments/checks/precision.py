@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from experiments.common.devices import on_cpu
+from experiments.common.keys import naming
 from experiments.common.setting import build_attack
 from experiments.common.study import Measured, Study, measure_prepared, study
-from experiments.common.values import naming, one_of
+from experiments.common.values import one_of
 from netkin import similarity
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars

@@ -11,7 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from experiments.common.values import naming, one_of, positive_int
+from experiments.common.keys import naming
+from experiments.common.values import one_of, positive_int
 from netkin.errors import UserError
 from netkin.jobs.devices import device_of
 from netkin.jobs.pool import Display, Jobs

@@ -6,7 +6,8 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.common.values import naming_group, resolved
+from experiments.common.keys import naming_group
+from experiments.common.values import resolved
 from netkin.data.images import Images, Part
 from netkin.errors import UserError
 from netkin.jobs.pool import Display

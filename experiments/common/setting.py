@@ -12,7 +12,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.common.devices import batch_size, execution_choice, loader
-from experiments.common.values import naming_group, one_of, positive, positive_int, resolved
+from experiments.common.keys import naming_group
+from experiments.common.values import one_of, positive, positive_int, resolved
 from netkin.attacks import Clean
 from netkin.attacks.grid import levels
 from netkin.attacks.units import fraction

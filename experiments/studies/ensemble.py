@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig
 
 from experiments.common.ensembles import ensembles_wrong
+from experiments.common.keys import naming
 from experiments.common.study import Study, study, with_logits
-from experiments.common.values import naming, positive_int
+from experiments.common.values import positive_int
 from netkin.analysis import ensemble
 from netkin.analysis.clusters import choose_k, spectral
 from netkin.analysis.groups import groups

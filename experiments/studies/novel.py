@@ -22,11 +22,12 @@ from rich.console import Console
 
 from experiments.common.devices import build_jobs
 from experiments.common.finish import finish
+from experiments.common.keys import naming
 from experiments.common.members import build_member, build_members, build_training
 from experiments.common.runs import run_info
 from experiments.common.setting import build_setting, prepare
 from experiments.common.study import attacked, described
-from experiments.common.values import naming, resolved
+from experiments.common.values import resolved
 from netkin import similarity
 from netkin.analysis import clusters
 from netkin.analysis.summary import WEAK_ATTACK

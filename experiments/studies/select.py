@@ -14,9 +14,10 @@ from omegaconf import DictConfig
 
 from experiments.common.components import components_of
 from experiments.common.ensembles import ensembles_wrong
+from experiments.common.keys import naming_group
 from experiments.common.members import build_members
 from experiments.common.study import Study, study, with_logits
-from experiments.common.values import naming_group, positive, positive_int
+from experiments.common.values import positive, positive_int
 from netkin.analysis import ensemble, select
 from netkin.analysis.matrix import Matrix, place_of
 from netkin.analysis.select import mean_similarity

@@ -11,8 +11,9 @@ import polars as pl
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
+from experiments.common.keys import naming_group
 from experiments.common.study import Study, study
-from experiments.common.values import naming_group, positive_int, resolved
+from experiments.common.values import positive_int, resolved
 from netkin.analysis.matrix import place_of
 from netkin.analysis.teachers import choose
 from netkin.report.study import Section

@@ -14,8 +14,9 @@ import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
+from experiments.common.keys import naming
 from experiments.common.study import Study, study
-from experiments.common.values import naming, positive_int
+from experiments.common.values import positive_int
 from netkin.analysis import matrix
 from netkin.analysis.groups import groups
 from netkin.analysis.matrix import Matrix

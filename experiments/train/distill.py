@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
+from experiments.common.keys import naming_group
 from experiments.common.members import build_recipe, one_member
 from experiments.common.session import (
     Run,
@@ -25,7 +26,7 @@ from experiments.common.session import (
 )
 from experiments.common.setting import prepare
 from experiments.common.trained import Answer, predictions, report, trained_classifier
-from experiments.common.values import naming_group, one_of, resolved
+from experiments.common.values import one_of, resolved
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.text import percent
