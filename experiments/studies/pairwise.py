@@ -44,6 +44,8 @@ def run(config: DictConfig) -> None:
     setup.check_sources(setting, members, members)
     info = setup.run_info(config, setting, len(members))
     console = Console(soft_wrap=True)
+    for note in summary.left_out((), setting.images.notes):
+        console.print(note, highlight=False, markup=False)
     with track(setup.resolved(config.logger), info) as tracker:
         with Bars(console) as bars:
             setting = setup.prepare(config, setting, members, bars)
@@ -135,7 +137,7 @@ def report(
     task = setting.task
     partly = [m.name for m in members if knows_more(m, task)]
     said += summary.part_of_imagenet(partly, task.num_classes)
-    said += summary.left_out(setting.subset.skipped)
+    said += summary.left_out(setting.subset.skipped, setting.images.notes)
     said += _failed(failures)
     page = Page(
         title=f"How related are {len(everyone)} models on {setting.task.dataset}?",

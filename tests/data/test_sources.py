@@ -19,7 +19,6 @@ from timm.data import ImageNetInfo
 from netkin.data.decode import UnreadableImage, decode, rgb
 from netkin.data.digits import Digits
 from netkin.data.images import Images, Part
-from netkin.data.readers import Read
 from netkin.data.sources import open_folder, open_imagenet
 from netkin.data.subset import draw, fingerprint, from_manifest
 from netkin.errors import UserError
@@ -235,9 +234,11 @@ def test_a_manifest_gives_the_same_images(imagenet: Path) -> None:
         drawn.digest,
         drawn.positions,
     )
-    # The folders hold three classes, so their labels are others: said, not silently wrong.
+    assert from_manifest(folders, file, "imagenet").digest == drawn.digest
+    # Among the folders' own three classes labels are others.
+    own = open_imagenet(str(imagenet / "folders"), classes="own")
     with pytest.raises(UserError, match=r"has classes \['n01440764', .*\(1000 in all\), the data"):
-        from_manifest(folders, file, "imagenet")
+        from_manifest(own, file, "imagenet")
 
 
 @pytest.mark.parametrize(
@@ -308,13 +309,13 @@ def test_another_image_of_the_same_name_is_another_subset(imagenet: Path) -> Non
 
 
 def test_further_classes_make_another_subset(imagenet: Path) -> None:
-    few = draw(open_imagenet(str(imagenet / "bare")), "full")
+    few = draw(open_imagenet(str(imagenet / "bare"), classes="own"), "full")
     picture(imagenet / "bare" / WNIDS[999] / val_name(7))
     (imagenet / "bare" / WNIDS[999] / val_name(7)).rename(imagenet / "seventh.JPEG")
     with pytest.raises(UserError, match="holds no image"):
-        _ = draw(open_imagenet(str(imagenet / "bare")), "full")
+        _ = draw(open_imagenet(str(imagenet / "bare"), classes="own"), "full")
     (imagenet / "seventh.JPEG").rename(imagenet / "bare" / WNIDS[999] / val_name(7))
-    more = open_imagenet(str(imagenet / "bare"))
+    more = open_imagenet(str(imagenet / "bare"), classes="own")
     chosen = draw(Part(more, tuple(range(6))), "full")
     assert chosen.ids == few.ids and chosen.labels == few.labels
     assert chosen.digest != few.digest
@@ -349,23 +350,24 @@ def test_classes_that_are_no_wordnet_ids(imagenet: Path) -> None:
 
 
 def test_equal_images_without_names(tmp_path: Path) -> None:
-    class Reader:
-        class_to_idx = {"a": 0, "b": 1}  # noqa: RUF012
+    pytest.importorskip("datasets")
+    import datasets
 
-        def __len__(self) -> int:
-            return 3
-
-        def filename(self, index: int) -> None:
-            return None
-
-        def iter_targets(self) -> list[int]:
-            return [0, 1, 1]
-
-        def __getitem__(self, index: int) -> tuple[io.BytesIO, int]:
-            return io.BytesIO(b"same" if index < 2 else b"other"), 0
-
-    ids = Read(Reader()).ids
+    files = [io.BytesIO() for _ in range(3)]
+    for file, shift in zip(files, (0, 0, 1), strict=True):
+        Image.fromarray(PIXELS + np.uint8(shift)).save(file, "png")
+    columns = {
+        "image": [{"bytes": file.getvalue(), "path": None} for file in files],
+        "label": [0, 1, 1],
+    }
+    features = datasets.Features(
+        image=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"])
+    )
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(tmp_path / "saved"))
+    images = open_folder(f"hfds/{tmp_path / 'saved'}", "validation")
+    ids = images.ids
     assert ids[1] == f"{ids[0]}-2" and len(set(ids)) == 3
+    assert (images.labels, images.classes) == ([0, 1, 1], ["a", "b"])
 
 
 def test_a_label_file_from_a_spreadsheet_and_numbers_as_names(tmp_path: Path) -> None:

@@ -94,13 +94,18 @@ def resize(errors: pl.DataFrame) -> list[str]:
     ]
 
 
-def left_out(skipped: Sequence[tuple[str, str]]) -> list[str]:
-    """Which images no model saw, because they could not be read: (id, reason)."""
+def left_out(skipped: Sequence[tuple[str, str]], notes: Sequence[str] = ()) -> list[str]:
+    """Which images could not be read, (id, reason), and what else there is to know of how the
+    images were read (`netkin.data.images.Images.notes`), a paragraph each."""
+    sentences = [f"{note[:1].upper()}{note[1:]}." for note in notes]
     if not skipped:
-        return []
+        return sentences
     named = ", ".join(f"{image} ({reason})" for image, reason in skipped[:5])
     more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-    return [f"{len(skipped)} images could not be read and were left out: {named}{more}."]
+    return [
+        *sentences,
+        f"{len(skipped)} images could not be read and were left out: {named}{more}.",
+    ]
 
 
 def part_of_imagenet(names: Sequence[str], classes: int) -> list[str]:
