@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from experiments.common import setting as setup
+from netkin.analysis.summary import left_out
 from netkin.errors import UserError
 from netkin.jobs.memory import keep_freed
 from netkin.jobs.progress import Bars
@@ -60,7 +61,10 @@ def session(config: DictConfig, recipe: Recipe | None = None) -> Session:
     setup.whole(config.threads, "threads")
     torch.set_num_threads(config.threads)
     keep_freed()
-    images = setup.training_images(config, Bars(Console(soft_wrap=True)))
+    console = Console(soft_wrap=True)
+    images = setup.training_images(config, Bars(console))
+    for note in left_out((), list(dict.fromkeys([*images.notes, *setting.images.notes]))):
+        console.print(note, highlight=False, markup=False)
     return Session(config, setting, Training(setting, images, recipe), hardware, folder)
 
 

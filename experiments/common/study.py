@@ -20,6 +20,7 @@ from experiments.common import setting as setup
 from netkin import pipeline, similarity
 from netkin.analysis import matrix
 from netkin.analysis.matrix import Matrix
+from netkin.analysis.summary import left_out
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.page import fraction_text
@@ -91,7 +92,13 @@ class Study:
     def finish(
         self, title: str, question: str, answer: Sequence[str], sections: Sequence[Section]
     ) -> None:
-        """Write report.html, and tell the answer and where everything lies."""
+        """Write report.html, and tell the answer and where everything lies.
+
+        The answer ends with what was noted of the images, and which could not be read.
+        """
+        if self.measured is not None:
+            setting = self.measured.setting
+            answer = [*answer, *left_out(setting.subset.skipped, setting.images.notes)]
         report = self.outputs.report(title, question, answer, sections, described(self.config))
         for paragraph in answer:
             self.console.print(f"\n{paragraph}", highlight=False, markup=False)
@@ -125,6 +132,8 @@ def study(config: DictConfig, attack: AttackSpec | None = None) -> Iterator[Stud
         setting = replace(setting, attack=attack)
     members = setup.build_members(config)
     info = setup.run_info(config, setting, len(members))
+    for note in left_out((), setting.images.notes):
+        console.print(note, highlight=False, markup=False)
     with track(setup.resolved(config.logger), info) as tracker:
         with Bars(console) as bars:
             setting, outcomes = measure(config, setting, members, tracker, bars)

@@ -50,6 +50,10 @@ def run(config: DictConfig) -> None:
         with Bars(console) as bars:
             setting = setup.prepare(config, setting, members, bars)
             training = setup.build_training(config, setting, members, bars)
+            if training:
+                of_training = set(training.images.notes) - set(setting.images.notes)
+                for note in summary.left_out((), sorted(of_training)):
+                    console.print(note, highlight=False, markup=False)
             with setup.build_jobs(config, (setting, training), bars) as jobs:
                 outcomes, failures = measured(setting, members, training, jobs, tracker)
         said = report(config, setting, members, outcomes, failures, info.folder, tracker)

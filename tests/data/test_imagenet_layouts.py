@@ -185,9 +185,11 @@ def test_columns_of_a_hugging_face_dataset(tmp_path: Path) -> None:
             open_folder(root, "validation", label_column="size")
         images = open_folder(root, "validation", label_column="fine")
         assert (images.labels, images.classes) == ([0, 2, 1, 0], ["1", "2", "3"])
-        assert "1 was subtracted" in images.notes[0]
+        assert "images are column photo and labels column fine, of photo" in images.notes[0]
+        assert "1 was subtracted" in images.notes[1]
         words = open_folder(root, "validation", image_column="photo", label_column="coarse")
         assert (words.labels, words.classes) == ([1, 0, 1, 0], ["a", "b"])
+        assert words.notes == ()  # nothing was guessed
         assert words.load(1).size == (40, 24) and words.ids[1] == "1.png"
     with pytest.raises(UserError, match=r"has no split test, but validation"):
         open_folder(f"hfds/{tmp_path / 'saved'}", "test")

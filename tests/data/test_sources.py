@@ -283,6 +283,7 @@ def test_a_fraction_of_each_class(fraction: float, seed: int) -> None:
 def test_a_tenth_of_imagenet_is_five_a_class() -> None:
     class Validation:
         classes = WNIDS
+        notes = ()
         ids = tuple(val_name(i) for i in range(50_000))
         labels = tuple(i % 1000 for i in range(50_000))
 

@@ -109,13 +109,13 @@ def left_out(skipped: Sequence[tuple[str, str]], notes: Sequence[str] = ()) -> l
 
 
 def part_of_imagenet(names: Sequence[str], classes: int) -> list[str]:
-    """Which models were read at some of their classes only."""
+    """Which models were evaluated at some of their classes only."""
     if not names:
         return []
     listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return [
-        f"Of all the classes that they know, {listed} had to choose among the {classes} of this "
-        "dataset, matched by WordNet id."
+        f"{listed} {'knows' if len(names) == 1 else 'know'} more classes than this dataset's "
+        f"{classes:,}: only these, matched by WordNet id, count as predictions."
     ]
 
 

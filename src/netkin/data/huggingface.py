@@ -72,6 +72,11 @@ def read_table(
     features = table.features
     image = _column(name, features, image_column, "image", "Image")
     label = _column(name, features, label_column, "label", "ClassLabel")
+    columns = ((image, image_column, "image"), (label, label_column, "label"))
+    guessed = []
+    if any(given is None and column != usual for column, given, usual in columns):
+        listed = _columns(features)
+        guessed = [f"images are column {image} and labels column {label}, of {listed}"]
     encoded = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     sources = [Row(encoded, image, i) for i in range(len(encoded))]
     ids = _ids([row[image]["path"] for row in encoded], sources, ids_are)
@@ -79,7 +84,7 @@ def read_table(
     if labels is None:
         written = dict(zip(ids, map(str, table[label]), strict=True))
         labels, names, notes = labels_of(written, f"column {label}", classes, class_order)
-    return Labelled(ids, labels, names, sources, tuple(notes))
+    return Labelled(ids, labels, names, sources, (*guessed, *notes))
 
 
 def _load(name: str, split: str) -> Any:
@@ -90,8 +95,9 @@ def _load(name: str, split: str) -> Any:
         saved: Any = datasets.load_from_disk(str(path))
         if isinstance(saved, datasets.DatasetDict):
             if split not in saved:
+                splits = ", ".join(map(str, saved))
                 raise UserError(
-                    f"hfds/{name} cannot be read: it has no split {split}, but {', '.join(map(str, saved))}"
+                    f"hfds/{name} cannot be read: it has no split {split}, but {splits}"
                 )
             return saved[split]
         return saved
@@ -108,12 +114,15 @@ def _column(
         return of_kind[0]
     if given is None and usual in features:
         return usual
-    columns = ", ".join(f"{key} ({_kind(feature)})" for key, feature in features.items())
     problem = f"no column {given}" if given is not None else f"no one column of {usual}s"
     raise UserError(
-        f"hfds/{name} has {problem}: its columns are {columns}; name one with "
-        f"{usual}_column (dataset.{usual}_column=NAME)"
+        f"hfds/{name} has {problem}: its columns are {_columns(features)}; name one "
+        f"with {usual}_column (dataset.{usual}_column=NAME)"
     )
+
+
+def _columns(features: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} ({_kind(feature)})" for key, feature in features.items())
 
 
 def _kind(feature: Any) -> str:
