@@ -45,7 +45,7 @@ def test_the_official_archive_of_validation_images(imagenet: Path, kit: str) -> 
 def test_the_official_archive_without_labels(imagenet: Path) -> None:
     (imagenet / "official").mkdir()
     flat_tar(imagenet / "official" / "ILSVRC2012_img_val.tar", imagenet / "flat" / "val")
-    with pytest.raises(UserError, match=r"dataset\.labels=PATH/ILSVRC2012_validation_ground"):
+    with pytest.raises(UserError, match=r"labels=PATH/ILSVRC2012_validation_ground"):
         open_imagenet(str(imagenet / "official"))
 
 

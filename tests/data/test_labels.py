@@ -61,7 +61,7 @@ def test_what_a_label_file_is_taken_for_is_noted(root: Path) -> None:
     assert (images.labels, images.classes) == ([0, 2, 1], ["1", "2", "3"])
     assert images.notes == (
         f"left out 2 files or folders of {root}/val: 1 hidden, 1 without a line in labels.csv",
-        "labels.csv has a header: filename, label",
+        "the header of labels.csv is filename, label",
         "1 lines of labels.csv are of another split",
         "labels in labels.csv are numbered from 1 to 3: 1 was subtracted",
     )

@@ -18,7 +18,7 @@ SIDE = 32
 
 @cache
 def _scans() -> tuple[list[Image.Image], np.ndarray]:
-    """(1,797 images as they are shown; labels, [1797])."""
+    """(1,797 images, 32 x 32 RGB; labels, [1797])."""
     digits: Any = load_digits()
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # [1797, 8, 8] in 0..255
     scans = [Image.fromarray(scan) for scan in grey]

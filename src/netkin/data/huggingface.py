@@ -117,7 +117,7 @@ def _column(
     problem = f"no column {given}" if given is not None else f"no one column of {usual}s"
     raise UserError(
         f"hfds/{name} has {problem}: its columns are {_columns(features)}; name one "
-        f"with {usual}_column (dataset.{usual}_column=NAME)"
+        f"with {usual}_column=NAME"
     )
 
 

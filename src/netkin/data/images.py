@@ -86,22 +86,22 @@ class Labelled:
 class Part:
     """Some images of a dataset, by their positions in it."""
 
-    whole: Images
+    images: Images
     positions: tuple[int, ...]
 
     @property
     def classes(self) -> Sequence[str]:
         """Names of the classes."""
-        return self.whole.classes
+        return self.images.classes
 
     @cached_property
     def _ids(self) -> list[str]:
-        ids = self.whole.ids
+        ids = self.images.ids
         return [ids[i] for i in self.positions]
 
     @cached_property
     def _labels(self) -> list[int]:
-        labels = self.whole.labels
+        labels = self.images.labels
         return [labels[i] for i in self.positions]
 
     @property
@@ -117,12 +117,12 @@ class Part:
     @property
     def notes(self) -> Sequence[str]:
         """Sentences about how the dataset was read."""
-        return self.whole.notes
+        return self.images.notes
 
     def stamp(self, index: int) -> str:
         """See `Images`."""
-        return self.whole.stamp(self.positions[index])
+        return self.images.stamp(self.positions[index])
 
     def load(self, index: int) -> Image.Image:
         """See `Images`."""
-        return self.whole.load(self.positions[index])
+        return self.images.load(self.positions[index])

@@ -80,7 +80,7 @@ def by_labels(
         sources=[entry.source for entry in entries],
         notes=(
             *listing.notes(left_out),
-            *([f"{file.name} has a header: {table.header}"] if table.header else []),
+            *([f"the header of {file.name} is {table.header}"] if table.header else []),
             *([f"{elsewhere:,} lines of {file.name} are of another split"] if elsewhere else []),
             *label_notes,
         ),

@@ -1,4 +1,4 @@
-"""Where a dataset's images lie: the layouts that `dataset.root` may have."""
+"""Where a dataset's images lie: the layouts that a `root` may have."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -117,7 +117,7 @@ def open_compatible(root: str, split: str = "val") -> Images:
     """
     folder = Path(root).expanduser()
     if not folder.is_dir():
-        raise UserError(f"dataset.root={root} is not a folder; expected one with images/")
+        raise UserError(f"root={root} is not a folder; expected one with images/")
     if split != "val":
         raise UserError(
             f"{root} holds the ImageNet-compatible images, none of which are for training; train "
@@ -142,7 +142,7 @@ def _files_of(root: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"dataset.root={root} cannot be read ({error.strerror}: {error.filename})"
+            f"root={root} cannot be read ({error.strerror}: {error.filename})"
         ) from None
 
 
@@ -155,7 +155,7 @@ def _imagenet_files(root: str, split: str, labels: str | None) -> Labelled:
         if file is None:
             raise UserError(
                 f"{folder} holds ImageNet's validation images without class folders; name their "
-                f"labels with dataset.labels=PATH/{GROUND_TRUTH} (of the development kit), or put "
+                f"labels with labels=PATH/{GROUND_TRUTH} (of the development kit), or put "
                 f"{DEVKIT.parts[0]} beside them"
             )
         return imagenet.with_label_file(listing, file)
@@ -200,7 +200,7 @@ def _list(root: str, split: str) -> Listing:
 
 def _list_tar(path: Path, split: str) -> Listing:
     if not path.exists():
-        raise UserError(f"dataset.root={path} is not there; expected a tar file")
+        raise UserError(f"root={path} is not there; expected a tar file")
     return list_tar(path, split)
 
 
@@ -208,7 +208,7 @@ def _split_folder(root: Path, split: str) -> Path:
     if split not in SPLITS:
         raise UserError(f"split must be {' or '.join(SPLITS)} of a folder, got {split!r}")
     if not root.is_dir():
-        raise UserError(f"dataset.root={root} is not a folder; expected {root}/{split}/<class>/...")
+        raise UserError(f"root={root} is not a folder; expected {root}/{split}/<class>/...")
     root = imagenet.split_folder(root, split)
     folder = next((root / name for name in SPLITS[split] if (root / name).is_dir()), None)
     if folder is not None:
