@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.common import setting as setup
+from netkin.analysis.summary import left_out
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
 from netkin.store.layout import write
@@ -35,6 +36,8 @@ def run(config: DictConfig) -> None:
     members = setup.build_members(config)
     info = setup.run_info(config, setting, len(members))
     console = Console(soft_wrap=True)
+    for note in left_out((), setting.images.notes):
+        console.print(note, highlight=False, markup=False)
     with track(setup.resolved(config.logger), info) as tracker:
         with Bars(console) as bars:
             setup.check_sources(setting, members, members)
