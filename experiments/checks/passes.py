@@ -43,6 +43,7 @@ class RandomImages:
 
     def __init__(self, number: int, size: int, labels: Sequence[int] | None = None):
         self.size, self.classes = size, [str(i) for i in range(1000)]
+        self.notes = ()
         self.ids = [f"{i:06d}" for i in range(number)]
         self.labels = [0] * number if labels is None else list(labels)
 

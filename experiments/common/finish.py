@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from netkin.analysis.summary import left_out
 from netkin.report.study import Outputs, Section
 
 
@@ -35,3 +36,9 @@ def finish(
         if names := sorted(file for file in outputs.files if file.endswith(suffix)):
             text = f"{kind:<8} {outputs.folder}/{', '.join(names)}"
             console.print(text, highlight=False, markup=False)
+
+
+def print_notes(console: Console, notes: Sequence[str]) -> None:
+    """Print how the images were read, before any work (`netkin.data.images.Images.notes`)."""
+    for note in left_out((), list(dict.fromkeys(notes))):
+        console.print(note, highlight=False, markup=False)

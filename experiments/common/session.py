@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from experiments.common.devices import training_hardware
+from experiments.common.finish import print_notes
 from experiments.common.members import build_recipe, training_images
 from experiments.common.runs import training_info
 from experiments.common.setting import training_setting
@@ -86,6 +87,7 @@ def build_session(config: DictConfig, recipe: Recipe | None = None) -> Session:
     keep_freed()
     with Bars(console) as bars:
         images = training_images(config, bars)
+    print_notes(console, [*images.notes, *setting.images.notes])
     training = Training(setting, images, recipe)
     return Session(config, training, hardware, folder, console).with_recipe(recipe)
 

@@ -17,7 +17,7 @@ from timm.models import split_model_name_tag
 from timm.models._registry import get_deprecated_models
 
 from experiments.common.devices import build_jobs
-from experiments.common.finish import finish
+from experiments.common.finish import finish, print_notes
 from experiments.common.members import build_members, build_training
 from experiments.common.runs import file_info, run_info, used
 from experiments.common.setting import build_setting, check_sources, prepare
@@ -25,6 +25,7 @@ from experiments.common.values import resolved
 from netkin import pipeline, similarity
 from netkin.analysis import matrix
 from netkin.analysis.matrix import Matrix
+from netkin.analysis.summary import left_out
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.pipeline import Incomplete
@@ -100,7 +101,13 @@ class Study:
     def finish(
         self, title: str, question: str, answer: Sequence[str], sections: Sequence[Section]
     ) -> None:
-        """Write report.html, print the answer, and name the files of the run."""
+        """Write report.html, print the answer, and name the files of the run.
+
+        The answer ends with what was noted of the images, and which could not be read.
+        """
+        if self.measured is not None:
+            setting = self.measured.setting
+            answer = [*answer, *left_out(setting.subset.skipped, setting.images.notes)]
         text = described(self.config)
         finish(self.outputs, self.console, title, question, answer, sections, text)
 
@@ -150,6 +157,7 @@ def measured(
     requested = build_members(config) if members is None else members
     check_sources(setting, requested, requested)
     info = run_info(config, setting, len(requested))
+    print_notes(console, setting.images.notes)
     with track(resolved(config.logger), info) as tracker:
         failures = None
         with Bars(console) as bars:

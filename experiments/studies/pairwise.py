@@ -144,7 +144,6 @@ def _caveats(m: Measured, resize: pl.DataFrame) -> list[str]:
     return [
         *summary.resize(resize),
         *summary.part_of_imagenet(partly, task.num_classes),
-        *summary.left_out(m.setting.subset.skipped),
         *(
             f"{failure.member.name} has no scores: it failed in {failure.stage}. {failure.reason}"
             for failure in failures

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.common.devices import build_jobs, members_at_once
-from experiments.common.finish import finish
+from experiments.common.finish import finish, print_notes
 from experiments.common.members import build_members, build_training, unreadable
 from experiments.common.runs import run_info
 from experiments.common.setting import build_setting, check_sources, prepare
@@ -42,6 +42,7 @@ def run(config: DictConfig) -> None:
     members = build_members(config)
     info = run_info(config, setting, len(members))
     console = Console(soft_wrap=True)
+    print_notes(console, setting.images.notes)
     with track(resolved(config.logger), info) as tracker:
         with Bars(console) as bars:
             check_sources(setting, members, members)

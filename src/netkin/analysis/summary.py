@@ -96,12 +96,14 @@ def resize(errors: pl.DataFrame) -> list[str]:
     ]
 
 
-def left_out(skipped: Sequence[tuple[str, str]]) -> list[str]:
-    """The images that were left out because they could not be read: (id, reason)."""
+def left_out(skipped: Sequence[tuple[str, str]], notes: Sequence[str] = ()) -> list[str]:
+    """How the images were read (`netkin.data.images.Images.notes`), and which could not be read,
+    (id, reason); a paragraph each."""
+    sentences = [f"{note[:1].upper()}{note[1:]}." for note in notes]
     if not skipped:
-        return []
-    named = and_more(f"{image} ({reason})" for image, reason in skipped)
-    return [f"{len(skipped)} images could not be read and were left out: {named}."]
+        return sentences
+    images = and_more(f"{image} ({reason})" for image, reason in skipped)
+    return [*sentences, f"{len(skipped)} images could not be read and were left out: {images}."]
 
 
 def part_of_imagenet(names: Sequence[str], classes: int) -> list[str]:

@@ -1,18 +1,23 @@
 """From an image file of any kind to 8-bit RGB, or an error that names it."""
 
 import hashlib
+import os
 from collections.abc import Callable
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from netkin.errors import UserError
 
 STAMPED = 16 * 1024
 LONGEST = 100
 """Sides longer than this many times the other are refused: resized, they would fill the memory."""
+RASTER = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+"""The formats that are decoded, whatever a file is called. Others that PIL knows run an external
+program (PostScript starts Ghostscript) or are no photographs."""
 
 
 class UnreadableImage(UserError):
@@ -20,7 +25,7 @@ class UnreadableImage(UserError):
 
     def __init__(self, image_id: str, reason: str, within: str = ""):
         super().__init__(
-            f"image {image_id}{f' in {within}' if within else ''} is unreadable ({reason}); mend "
+            f"image {image_id}{f' in {within}' if within else ''} is unreadable ({reason}); repair "
             "or remove it, or leave such images out with dataset.on_error=skip"
         )
         self.image_id, self.reason, self.within = image_id, reason, within
@@ -33,23 +38,19 @@ def decode(image_id: str, source: Path | Callable[[], bytes], within: str = "") 
     """An image as 8-bit RGB, from a file or from its bytes; `within` says where, for errors.
 
     Grey, palette, CMYK and alpha images are converted as PIL and timm do (alpha is dropped);
-    16-bit grey is scaled to 8 bits, which PIL's own conversion would clip. Raises UnreadableImage.
+    16-bit grey is scaled to 8 bits, which PIL's own conversion would clip. Raises UnreadableImage
+    for a file that is missing, that is no raster image (see `RASTER`), that is damaged, or that
+    has more pixels than PIL's limit against decompression bombs.
     """
     try:
-        with Image.open(source if isinstance(source, Path) else BytesIO(source())) as image:
+        file = source if isinstance(source, Path) else BytesIO(source())
+        with Image.open(file, formats=_formats()) as image:
             image.load()
             converted = rgb(image)
-    except (
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-        OSError,
-        SyntaxError,  # what PIL raises for a broken PNG
-        ValueError,
-        RuntimeError,  # AVIF
-        NotImplementedError,  # DDS
-    ) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadableImage(image_id, reason, within) from None
+    except MemoryError:
+        raise  # of the machine, not of the image
+    except Exception as error:  # each of PIL's formats has its own
+        raise UnreadableImage(image_id, _reason(error, source), within) from None
     width, height = converted.size
     if max(width, height) > LONGEST * min(width, height):
         reason = f"{width} x {height} pixels is too narrow to be resized"
@@ -57,19 +58,31 @@ def decode(image_id: str, source: Path | Callable[[], bytes], within: str = "") 
     return converted
 
 
-def stamp(source: Path | bytes) -> str:
-    """What tells an image file from another of its name: a hash of its size and first 16 KiB."""
-    if isinstance(source, bytes):
-        size, head = len(source), source[:STAMPED]
-    else:
-        with source.open("rb") as file:
-            head = file.read(STAMPED)
-            size = source.stat().st_size
-    return hashlib.sha256(f"{size} ".encode() + head).hexdigest()[:20]
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of the raster formats that this build of PIL reads."""
+    Image.init()
+    return tuple(name for name in RASTER if name in Image.OPEN)
+
+
+def _reason(error: Exception, source: Path | Callable[[], bytes]) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image of a raster format, such as JPEG, PNG, TIFF or WebP"
+    if isinstance(error, OSError) and error.strerror:
+        if isinstance(source, Path) and source.is_symlink():
+            return f"{error.strerror}: it is a link to {os.readlink(source)}"
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def stamp(size: int, head: bytes) -> str:
+    """What tells an image file from another of its name: a hash of its size in bytes and its
+    first 16 KiB (`head` may be longer)."""
+    return hashlib.sha256(f"{size} ".encode() + head[:STAMPED]).hexdigest()[:20]
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as 8-bit RGB."""
+    """Any PIL image as 8-bit RGB. Raises ValueError for pixels of unknown range."""
     if image.mode.startswith("I"):  # 16-bit grey, whatever its byte order
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:

@@ -18,7 +18,7 @@ SIDE = 32
 
 @cache
 def _scans() -> tuple[list[Image.Image], np.ndarray]:
-    """(1,797 images as they are shown; labels, [1797])."""
+    """(1,797 images, 32 x 32 RGB; labels, [1797])."""
     digits: Any = load_digits()
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # [1797, 8, 8] in 0..255
     scans = [Image.fromarray(scan) for scan in grey]
@@ -46,7 +46,13 @@ class Digits:
 
     @property
     def classes(self) -> list[str]:
+        """The digits 0 to 9."""
         return [str(digit) for digit in range(10)]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Nothing is left out or guessed."""
+        return ()
 
     @property
     def _numbers(self) -> list[int]:
@@ -54,16 +60,21 @@ class Digits:
 
     @property
     def ids(self) -> list[str]:
+        """Such as digits/0042."""
         return [f"digits/{number:04d}" for number in self._numbers]
 
     @property
     def labels(self) -> list[int]:
+        """0 to 9."""
         return [int(_scans()[1][number]) for number in self._numbers]
 
     def stamp(self, index: int) -> str:
-        return stamp(self.load(index).tobytes())
+        """Tells the scan at a position from another of the same id."""
+        pixels = self.load(index).tobytes()
+        return stamp(len(pixels), pixels)
 
     def load(self, index: int) -> Image.Image:
+        """The scan at a position, 32 x 32 8-bit RGB."""
         return _scans()[0][self._numbers[index]].copy()
 
 

@@ -1,69 +1,128 @@
 """What every dataset is to netkin: ids, labels and a way to load one image."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
 from PIL import Image
+
+from netkin.data.files import Source
 
 
 class Images(Protocol):
     """Labelled images, in a fixed order.
 
     An id names the image on any machine (a path within the dataset, a key), never its position.
-    Labels are class indices in [0, len(classes)).
+    Labels are class indices in [0, len(classes)). Notes are sentences about how the dataset was
+    read that its user should know: files that were left out, how labels were understood.
     """
 
     @property
-    def classes(self) -> Sequence[str]: ...
+    def classes(self) -> Sequence[str]:
+        """Names of the classes."""
+        ...
 
     @property
-    def ids(self) -> Sequence[str]: ...
+    def ids(self) -> Sequence[str]:
+        """An id an image."""
+        ...
 
     @property
-    def labels(self) -> Sequence[int]: ...
+    def labels(self) -> Sequence[int]:
+        """A class index an image."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences about how the dataset was read."""
+        ...
 
     def stamp(self, index: int) -> str:
         """Tells the image at a position from another of the same id; cheap."""
         ...
 
     def load(self, index: int) -> Image.Image:
-        """The image at a position, as 8-bit RGB."""
+        """The image at a position, as 8-bit RGB. Raises UnreadableImage."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Images whose bytes lie somewhere: what every layout of files, archives and tables becomes.
+
+    Attributes:
+        ids, labels, sources: one an image, in the same order.
+        classes: names; a label is an index of them.
+        notes: see `Images`.
+    """
+
+    ids: Sequence[str]
+    labels: Sequence[int]
+    classes: Sequence[str]
+    sources: Sequence[Source]
+    notes: tuple[str, ...] = ()
+
+    def stamp(self, index: int) -> str:
+        """Tells the image at a position from another of the same id, by its size and head."""
+        return self.sources[index].stamp()
+
+    def load(self, index: int) -> Image.Image:
+        """The image at a position, as 8-bit RGB. Raises UnreadableImage."""
+        return self.sources[index].load(self.ids[index])
+
+    def with_classes(self, classes: Sequence[str]) -> "Labelled":
+        """The same images with labels that index other classes, which hold each image's own."""
+        place: Mapping[str, int] = {name: k for k, name in enumerate(classes)}
+        labels = [place[self.classes[label]] for label in self.labels]
+        return replace(self, labels=labels, classes=list(classes))
+
+    def with_notes(self, *notes: str) -> "Labelled":
+        """The same images with further notes."""
+        return replace(self, notes=(*self.notes, *notes))
 
 
 @dataclass(frozen=True)
 class Part:
     """Some images of a dataset, by their positions in it."""
 
-    whole: Images
+    images: Images
     positions: tuple[int, ...]
 
     @property
     def classes(self) -> Sequence[str]:
-        return self.whole.classes
+        """Names of the classes."""
+        return self.images.classes
 
     @cached_property
     def _ids(self) -> list[str]:
-        ids = self.whole.ids
+        ids = self.images.ids
         return [ids[i] for i in self.positions]
 
     @cached_property
     def _labels(self) -> list[int]:
-        labels = self.whole.labels
+        labels = self.images.labels
         return [labels[i] for i in self.positions]
 
     @property
     def ids(self) -> list[str]:
+        """An id an image."""
         return self._ids
 
     @property
     def labels(self) -> list[int]:
+        """A class index an image."""
         return self._labels
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences about how the dataset was read."""
+        return self.images.notes
+
     def stamp(self, index: int) -> str:
-        return self.whole.stamp(self.positions[index])
+        """See `Images`."""
+        return self.images.stamp(self.positions[index])
 
     def load(self, index: int) -> Image.Image:
-        return self.whole.load(self.positions[index])
+        """See `Images`."""
+        return self.images.load(self.positions[index])

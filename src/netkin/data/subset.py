@@ -1,8 +1,8 @@
-"""Which images are scored: a stratified sample, written down as a manifest that others can use."""
+"""Which images are scored: a stratified sample, kept as a manifest that others can use."""
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from netkin.data.files import printable
 from netkin.data.images import Images
 from netkin.errors import UserError
 
@@ -52,15 +53,15 @@ class Subset:
         }
 
     def without(self, unreadable: Mapping[str, str]) -> "Subset":
-        """The subset less some images, id to reason, which it goes on to name."""
-        kept = [i for i, image in enumerate(self.ids) if image not in unreadable]
+        """The subset less some images, id to reason, which are listed in `skipped`."""
+        remaining = [i for i, image in enumerate(self.ids) if image not in unreadable]
         return Subset(
             self.name,
-            ids=tuple(self.ids[i] for i in kept),
-            labels=tuple(self.labels[i] for i in kept),
-            positions=tuple(self.positions[i] for i in kept),
+            ids=tuple(self.ids[i] for i in remaining),
+            labels=tuple(self.labels[i] for i in remaining),
+            positions=tuple(self.positions[i] for i in remaining),
             classes=self.classes,
-            stamps=tuple(self.stamps[i] for i in kept),
+            stamps=tuple(self.stamps[i] for i in remaining),
             skipped=(*self.skipped, *sorted(unreadable.items())),
         )
 
@@ -77,11 +78,11 @@ def draw(
 
     Args:
         images: the dataset.
-        name: what the subset goes by.
+        name: of the subset.
         per_class: how many of each class.
         seed: of the draw, which depends on ids, not on the order in which a dataset lists them.
         fraction: instead of per_class, what share of each class, in (0, 1], rounded, at least one.
-        stamped: whether to look at each image's file, to tell it from another of its id.
+        stamped: whether to read each image's stamp, which tells it from another of its id.
 
     Raises UserError when a class holds fewer images than asked for, and for an id listed twice.
     """
@@ -90,9 +91,9 @@ def draw(
     if per_class is not None and fraction is not None:
         raise UserError("subset takes per_class or fraction, not both")
     if per_class is not None and per_class < 1:
-        raise UserError(f"subset.per_class must be 1 or more, got {per_class}")
+        raise UserError(f"per_class must be 1 or more, got {per_class}")
     if fraction is not None and not 0 < fraction <= 1:
-        raise UserError(f"subset.fraction must be in (0, 1], got {fraction}")
+        raise UserError(f"fraction must be in (0, 1], got {fraction}")
     order = sorted(range(len(ids)), key=ids.__getitem__)
     if per_class is not None:
         order = _stratified(order, labels, images.classes, lambda n: per_class, seed)
@@ -128,23 +129,23 @@ def from_manifest(images: Images, file: str | Path, dataset: str) -> Subset:
             tuple(content["stamps"]),
             tuple((entry["id"], entry["reason"]) for entry in content["skipped"]),
         )
-        written, of = content["sha256"], content.get("dataset", dataset)
+        sha256, of_dataset = content["sha256"], content.get("dataset", dataset)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"subset.file={path} cannot be read as a manifest ({type(error).__name__}: {error}); "
+            f"file={path} cannot be read as a manifest ({type(error).__name__}: {error}); "
             "expected a manifest.json that netkin wrote, from <store>/<dataset>/<subset>/"
         ) from None
-    if of != dataset:
-        raise UserError(f"subset.file={path} is a manifest of dataset {of!r}, not {dataset!r}")
-    if subset.digest != written:
+    if of_dataset != dataset:
+        raise UserError(f"file={path} is a manifest of dataset {of_dataset!r}, not {dataset!r}")
+    if subset.digest != sha256:
         raise UserError(
-            f"subset.file={path} does not fit its own hash; was it cut or edited after it was made?"
+            f"file={path} does not fit its own hash; was it cut or edited since it was written?"
         )
     ids, labels = list(images.ids), list(images.labels)
     _check(ids, labels, images.classes)
     if tuple(images.classes) != subset.classes:
         raise UserError(
-            f"subset.file={path} has classes {list(subset.classes[:3])} ({len(subset.classes)} in "
+            f"file={path} has classes {list(subset.classes[:3])} ({len(subset.classes)} in "
             f"all), the dataset {list(images.classes[:3])} ({len(images.classes)}); labels are "
             "their indices, so they must be the same"
         )
@@ -152,29 +153,29 @@ def from_manifest(images: Images, file: str | Path, dataset: str) -> Subset:
     missing = [image for image in subset.ids if image not in place]
     if missing:
         raise UserError(
-            f"subset.file={path} names {len(missing)} images that are not in the dataset, such as "
+            f"file={path} names {len(missing)} images that are not in the dataset, such as "
             f"{missing[0]}"
         )
     positions = tuple(place[image] for image in subset.ids)
     for image, label, i in zip(subset.ids, subset.labels, positions, strict=True):
         if labels[i] != label:
             raise UserError(
-                f"subset.file={path} labels {image} as class {label}, the dataset as {labels[i]}"
+                f"file={path} labels {image} as class {label}, the dataset as {labels[i]}"
             )
     for image, stamp, i in zip(subset.ids, subset.stamps, positions, strict=True):
         if images.stamp(i) != stamp:
             raise UserError(
-                f"subset.file={path}: {image} is another image, or another file of it, than the "
-                "manifest was made with"
+                f"file={path}: {image} is another image, or another file of it, than the "
+                "manifest names"
             )
     return replace(subset, positions=positions)
 
 
-def fingerprint(images: Images, looked_at: int = 1000) -> str:
-    """Hash of a dataset's ids, labels and classes, and of some of its images, evenly spread."""
-    whole = draw(images, "all", stamped=False)
-    some = whole.positions[:: max(1, len(whole) // looked_at)]
-    return _sha256([whole.digest, [images.stamp(i) for i in some]])
+def fingerprint(images: Images, stamped: int = 1000) -> str:
+    """Hash of a dataset's ids, labels and classes, and of about `stamped` images' stamps."""
+    everything = draw(images, "all", stamped=False)
+    some = everything.positions[:: max(1, len(everything) // stamped)]
+    return _sha256([everything.digest, [images.stamp(i) for i in some]])
 
 
 def _sha256(content: Any) -> str:
@@ -186,10 +187,11 @@ def _check(ids: list[str], labels: list[int], classes: Sequence[str]) -> None:
         try:
             image.encode()
         except UnicodeEncodeError:
-            shown = image.encode("utf-8", "backslashreplace").decode()
-            raise UserError(f"the name of image {shown} is not UTF-8; rename the file") from None
+            raise UserError(
+                f"the name of image {printable(image)} is not UTF-8; rename the file"
+            ) from None
     if len(set(ids)) != len(ids):
-        twice = next(image for i, image in enumerate(ids) if image in ids[:i])
+        (twice, _), *_ = Counter(ids).most_common(1)
         raise UserError(f"the dataset lists image {twice} twice; ids must be unique")
     for image, label in zip(ids, labels, strict=True):
         if not 0 <= label < len(classes):
@@ -203,10 +205,10 @@ def _stratified(
     order: list[int],
     labels: list[int],
     classes: Sequence[str],
-    wanted: Callable[[int], int],
+    size_of: Callable[[int], int],
     seed: int,
 ) -> list[int]:
-    """Positions of `wanted(n)` images of each class that holds n."""
+    """Positions of `size_of(n)` images of each class that holds n."""
     by_class = defaultdict(list)
     for position in order:
         by_class[labels[position]].append(position)
@@ -214,12 +216,12 @@ def _stratified(
     chosen = set()
     for label, name in enumerate(classes):
         members = by_class[label]
-        size = wanted(len(members)) if members else 0  # a part of ImageNet may lack whole classes
+        size = size_of(len(members)) if members else 0  # a part of ImageNet lacks classes
         if len(members) < size:
-            fewest = min(len(found) for found in by_class.values() if found)
+            fewest = min(len(some) for some in by_class.values() if some)
             raise UserError(
-                f"subset.per_class={size} asks for more images than class {name!r} has "
-                f"({len(members)}); take subset.per_class={fewest}, or subset=full"
+                f"per_class={size} asks for more images than class {name!r} has "
+                f"({len(members)}); take per_class={fewest}, or all images"
             )
         chosen.update(rng.choice(members, size, replace=False).tolist())
     return [position for position in order if position in chosen]

@@ -1,0 +1,198 @@
+"""Classes: their order, their names, and the labels that refer to them."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from timm.data import ImageNetInfo
+
+from netkin.errors import UserError
+
+ORDERS = ("text", "natural")
+MOST = 100_000
+"""Classes that labels may claim by their numbers alone: four times ImageNet-22k's. A label above
+is a mistake, which would have a model of so many outputs built."""
+
+
+def natural_key(name: str) -> tuple[str | int, ...]:
+    """What timm sorts class folders by: numbers in a name count as numbers, case does not."""
+    parts = re.split(r"(\d+)", name.lower())
+    return tuple(int(part) if i % 2 else part for i, part in enumerate(parts))
+
+
+def in_order(names: Iterable[str], class_order: str) -> list[str]:
+    """Names of classes in "text" order (0, 1, 10, 11, 2, ...) or "natural" (0, 1, 2, ..., 10)."""
+    if class_order not in ORDERS:
+        raise UserError(f"class_order must be {' or '.join(ORDERS)}, got {class_order!r}")
+    if class_order == "text":
+        return sorted(names)
+    return sorted(names, key=lambda name: (natural_key(name), name))
+
+
+def order_note(names: Sequence[str], what: str, class_order: str) -> list[str]:
+    """A note where names in text order would be in another order for timm."""
+    natural = in_order(names, "natural")
+    if class_order != "text" or list(names) == natural:
+        return []
+    k = next(k for k, name in enumerate(names) if name != natural[k])
+    text, other = (_around(order, k) for order in (names, natural))
+    numbers = "numbers, read " if all(map(str.isdecimal, names)) else ""
+    return [
+        f"{what} are {numbers}in text order ({text}); models that were trained through timm have "
+        f"them in natural order ({other}): take class_order=natural for those"
+    ]
+
+
+def _around(names: Sequence[str], k: int) -> str:
+    """Some names up to the one at k: "..., 1, 10, ..."."""
+    before = "..., " if k > 2 else ""
+    return f"{before}{', '.join(names[max(0, k - 2) : k + 1])}, ..."
+
+
+def read_classes(value: Any) -> list[str]:
+    """Names of classes in order, from a list, or from the path of a file.
+
+    A file has one name a line, or is a JSON or YAML list, or maps names to indices or indices to
+    names. Raises UserError for a file that is none of these, and for a name that comes twice.
+    """
+    if isinstance(value, str):
+        names, where = _from_file(Path(value).expanduser()), f"classes={value}"
+    else:
+        names, where = [str(name) for name in value], "classes"
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise UserError(f"{where} has {twice[0]!r} {names.count(twice[0])} times; expected once")
+    return names
+
+
+def _from_file(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() in (".yaml", ".yml"):
+            content: Any = yaml.load(text, yaml.BaseLoader)  # all as text: no is a name
+        elif path.suffix.lower() == ".json" or text.lstrip().startswith(("[", "{")):
+            content = json.loads(text)
+        else:
+            content = [line.strip() for line in text.split("\n") if line.strip()]
+        if isinstance(content, Mapping):
+            pairs = [(str(a), str(b)) for a, b in content.items()]
+            if all(b.isdecimal() for _, b in pairs):
+                pairs = [(b, a) for a, b in pairs]
+            by_index = {int(index): name for index, name in pairs}
+            content = [by_index[k] for k in range(len(pairs))]
+        if not isinstance(content, list) or not content:
+            raise ValueError("it holds no list")
+        if not all(isinstance(name, str | int) for name in content):
+            raise ValueError("its list holds other things than names")
+    except OSError as error:
+        problem = error.strerror or str(error)
+    except (ValueError, KeyError, yaml.YAMLError) as error:
+        problem = " ".join(str(error).split())[:200]
+    else:
+        return [str(name) for name in content]
+    raise UserError(
+        f"classes={path} cannot be read ({problem}); expected a list of names, or a file with one "
+        "name a line, or a JSON or YAML list of them"
+    )
+
+
+def numbered(highest: int, where: str) -> list[str]:
+    """Classes that are known by the highest label alone: "0", "1", ..., str(highest).
+
+    Raises UserError when these are more than there can be.
+    """
+    if highest >= MOST:
+        raise UserError(
+            f"{where}: a label of {highest} claims {highest + 1:,} classes, expected at most "
+            f"{MOST:,}; are these labels? Give the names of the classes if they are"
+        )
+    return [str(k) for k in range(highest + 1)]
+
+
+def labels_of(
+    written: Mapping[str, str],
+    where: str,
+    classes: Sequence[str] = (),
+    class_order: str = "text",
+    first: int | None = None,
+) -> tuple[list[int], list[str], list[str]]:
+    """(labels, classes, notes) from labels as they are written.
+
+    Args:
+        written: image to label: a class's name, or its index from 0 or from 1.
+        where: the file they are from, for errors.
+        classes: names in order; by default the distinct labels, sorted in `class_order`, or, where
+            all are numbers, 0 to the largest.
+        first: 0 or 1, the first class's index. By default 1 where labels are 1 to K and none is
+            0, of K classes, or of K distinct labels where classes are not given; else 0.
+
+    Raises UserError for a label that is no class.
+    """
+    distinct, given = set(written.values()), bool(classes)
+    if not classes and not all(map(_is_index, distinct)):
+        classes = in_order(distinct, class_order)
+    if classes and distinct <= set(classes):
+        notes = [] if given else order_note(classes, "classes", class_order)
+        place = {name: k for k, name in enumerate(classes)}
+        return [place[label] for label in written.values()], list(classes), notes
+    values = {image: int(label) for image, label in written.items() if _is_index(label)}
+    low, high = min(values.values(), default=0), max(values.values(), default=0)
+    if len(values) < len(written):
+        first = first or 0  # names and numbers: an error below
+    notes = []
+    if first is None:
+        expected = len(classes) or len(distinct)
+        first = int(low >= 1 and high == expected > 1)
+        if first:
+            notes = [f"labels in {where} are numbered from 1 to {high}: 1 was subtracted"]
+        elif low >= 1:
+            notes = [f"no label in {where} is 0: they are read as counted from 0"]
+    if not classes:
+        classes = numbered(high, where)[first:]
+    for image, label in written.items():
+        if not 0 <= values.get(image, -1) - first < len(classes):
+            raise UserError(
+                f"{where}: label {label} of {image} is out of range; expected one of "
+                f"{len(classes)} class names, or {first} to {len(classes) - 1 + first}"
+            )
+    return [values[image] - first for image in written], list(classes), notes
+
+
+def _is_index(label: str) -> bool:
+    return label.isdecimal() and len(label) < 10
+
+
+@cache
+def _imagenet() -> ImageNetInfo:
+    return ImageNetInfo()
+
+
+def class_words(classes: Sequence[str]) -> list[str]:
+    """Names of classes as people read them: WordNet ids in words, all others as they are.
+
+    A word is WordNet's first of the class, all of its words where two of `classes` share that
+    (ImageNet's two cranes have the id beside it as well). Numbers stay: only a dataset's own list
+    of classes says what they are.
+    """
+    info = _imagenet()
+    lemmas = [_lemmas(info, name) for name in classes]
+    short = [lemma.split(",")[0] for lemma in lemmas]
+    shorts, longs = Counter(short), Counter(lemmas)
+    return [
+        brief if shorts[brief] == 1 else full if longs[full] == 1 else f"{full} ({name})"
+        for name, brief, full in zip(classes, short, lemmas, strict=True)
+    ]
+
+
+def _lemmas(info: ImageNetInfo, name: str) -> str:
+    if not re.fullmatch(r"n\d{8}", name):
+        return name
+    try:
+        return info.label_name_to_description(name)
+    except KeyError:  # of WordNet, but not of ImageNet-22k
+        return name

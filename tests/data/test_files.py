@@ -1,0 +1,188 @@
+"""Which files of a folder or an archive are images, and which are left out and counted."""
+
+import io
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from netkin.data import decode as decoding
+from netkin.data.decode import UnreadableImage, decode
+from netkin.data.files import walk
+from netkin.data.sources import open_folder
+from netkin.data.subset import draw
+from netkin.errors import UserError
+from tests.data.test_sources import PIXELS, picture
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two classes of two images."""
+    for i, name in enumerate(("cat/a.png", "cat/b.png", "dog/c.png", "dog/d.png")):
+        picture(tmp_path / "root" / "val" / name, i)
+    return tmp_path / "root"
+
+
+def test_what_other_programs_leave_is_left_out_and_counted(root: Path) -> None:
+    cat = root / "val" / "cat"
+    for name in (".DS_Store", "._a.png", "Thumbs.db", "notes.txt", "README"):
+        (cat / name).write_bytes(b"x")
+    picture(cat / "@eaDir" / "a.png" / "SYNOPHOTO_THUMB_M.jpg")
+    picture(cat / "album.jpg" / "SYNOPHOTO_THUMB_M.jpg")
+    picture(root / "val" / "__MACOSX" / "cat" / "._a.png")
+    picture(root / "val" / "no_class.png")
+    os.mkfifo(cat / "pipe.png")
+    images = open_folder(str(root))
+    assert images.classes == ["cat", "dog"] and len(images.ids) == 4
+    (note,) = images.notes
+    assert note.startswith(f"left out 10 files or folders of {root}/val: ")
+    for kind in ("2 hidden", "1 .db", "1 .txt", "1 without extension", "1 @eaDir folder"):
+        assert kind in note
+    for kind in ("1 thumbnail of a Syn", "1 __MACOSX folder", "1 images outside", "1 neither file"):
+        assert kind in note
+
+
+@pytest.mark.parametrize("suffix", ["webp", "bmp", "tif", "tiff", "ppm", "pgm", "JPEG", "jp2"])
+def test_images_of_many_formats_are_read(root: Path, suffix: str) -> None:
+    picture(root / "val" / "cat" / f"z.{suffix}")
+    images = open_folder(str(root))
+    assert len(images.ids) == 5 and images.notes == ()
+    assert images.load(images.ids.index(f"cat/z.{suffix}")).size == (40, 24)
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(root: Path) -> None:
+    picture(root / "more" / "deep" / "e.png", 9)
+    (root / "val" / "cat" / "more").symlink_to("../../more")
+    (root / "more" / "deep" / "again").symlink_to("../../more")
+    (root / "val" / "owl").symlink_to("../more")
+    (root / "val" / "dog" / "gone").symlink_to("/nowhere")
+    images = open_folder(str(root))
+    assert images.classes == ["cat", "dog", "owl"]
+    assert {"cat/more/deep/e.png", "owl/deep/e.png"} < {*images.ids} and len(images.ids) == 6
+    assert "2 link back" in images.notes[0] and "1 link to nothing" in images.notes[0]
+
+
+@pytest.mark.parametrize("kind", ["dangling", "loop"])
+def test_a_link_to_nothing_is_an_unreadable_image(root: Path, kind: str) -> None:
+    link = root / "val" / "cat" / "z.png"
+    link.symlink_to("/nowhere/x.png" if kind == "dangling" else "z.png")
+    images = open_folder(str(root))
+    subset = draw(images, "full")
+    assert "cat/z.png" in subset.ids
+    with pytest.raises(UnreadableImage, match=r"cat/z\.png in .* is unreadable .*it is a link to"):
+        images.load(images.ids.index("cat/z.png"))
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: str) -> None:
+        raise PermissionError(13, "Permission denied", folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"root/val cannot be listed \(Permission denied\)"):
+        walk(root / "val")
+    with pytest.raises(UserError, match=r"cannot be read .*File name too long"):
+        open_folder("x" * 5000)
+
+
+def test_postscript_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+
+    def started(*_: object, **__: object) -> None:
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr("subprocess.Popen", started)
+    monkeypatch.setattr("subprocess.check_call", started)
+    with pytest.raises(UnreadableImage, match="not an image of a raster format"):
+        decode("a", tmp_path / "a.png")
+
+
+def test_a_decompression_bomb_is_an_unreadable_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(tmp_path / "a.png")
+    monkeypatch.setattr(decoding.Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UnreadableImage, match=r"960 pixels\) exceeds limit .* decompression bomb"):
+        decode("a", tmp_path / "a.png")
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes | None = None, **settings: object) -> None:
+    entry = tarfile.TarInfo(name)
+    if content is None:
+        file = io.BytesIO()
+        Image.fromarray(PIXELS).save(file, "png")
+        content = file.getvalue()
+    for key, value in settings.items():
+        setattr(entry, key, value)
+    entry.size = 0 if settings else len(content)
+    tar.addfile(entry, None if settings else io.BytesIO(content))
+
+
+def test_what_is_left_out_of_a_tar_is_counted(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "d.tar", "w") as tar:
+        add(tar, "./val/cat/a.png")
+        add(tar, "./val/cat/more/b.png")
+        add(tar, "./val/dog/c.png")
+        add(tar, "./val/dog/._c.png", b"abc")
+        add(tar, "./val/dog/.DS_Store", b"abc")
+        add(tar, "./__MACOSX/val/dog/._c.png", b"abc")
+        add(tar, "./val/dog/notes.txt", b"abc")
+        add(tar, "./val/dog/hard.png", type=tarfile.LNKTYPE, linkname="./val/dog/c.png")
+        add(tar, "./val/dog/soft.png", type=tarfile.SYMTYPE, linkname="c.png")
+    images = pickle.loads(pickle.dumps(open_folder(str(tmp_path / "d.tar"))))
+    # A class is a folder of the first level, as outside of archives.
+    assert dict(zip(images.ids, images.labels, strict=True)) == {
+        "./val/cat/a.png": 0,
+        "./val/cat/more/b.png": 0,
+        "./val/dog/c.png": 1,
+    }
+    assert (np.asarray(images.load(1)) == PIXELS).all()
+    (note,) = images.notes
+    assert "left out 6 files or folders" in note and "1 .txt" in note
+    for kind in ("2 hidden", "1 in a __MACOSX folder", "2 link within the archive"):
+        assert kind in note
+
+
+@pytest.mark.parametrize("prefix", ["", "data/", "val/", "data/val/"])
+def test_folders_before_classes_in_a_tar(tmp_path: Path, prefix: str) -> None:
+    names = ["10/a.png", "9/b.png", "train/c.png"]  # a train is a thing, too
+    with tarfile.open(tmp_path / "d.tar", "w") as tar:
+        for name in names:
+            add(tar, prefix + name)
+    images = open_folder(str(tmp_path / "d.tar"))
+    assert images.classes == ["10", "9", "train"] and "text order" in images.notes[0]
+    assert images.labels == [images.classes.index(i.split("/")[-2]) for i in images.ids]
+    natural = open_folder(str(tmp_path / "d.tar"), class_order="natural")
+    assert natural.classes == ["9", "10", "train"]
+
+
+def test_a_tar_a_class_in_a_folder_and_in_a_tar(tmp_path: Path) -> None:
+    (tmp_path / "tars").mkdir()
+    for name in ("cat", "dog"):
+        with tarfile.open(tmp_path / "tars" / f"{name}.tar", "w") as tar:
+            add(tar, f"{name}_1.png")
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        tar.add(tmp_path / "tars", "train")
+    for root, split in ((tmp_path / "tars", "val"), (tmp_path / "all.tar", "train")):
+        images = open_folder(str(root), split, ids_are="name")
+        assert images.classes == ["cat", "dog"]
+        assert (images.ids, images.labels) == (["cat_1.png", "dog_1.png"], [0, 1])
+        assert (np.asarray(images.load(1)) == PIXELS).all()
+
+
+def test_a_tar_that_is_compressed_or_cut(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "z.tar", "w:gz") as tar:
+        add(tar, "val/cat/a.png")
+    with tarfile.open(tmp_path / "cut.tar", "w") as tar:
+        add(tar, "val/cat/a.png")
+    content = (tmp_path / "cut.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(content[:700])
+    for name in ("z.tar", "cut.tar"):
+        with pytest.raises(UserError, match=f"{name} cannot be read as a tar file"):
+            open_folder(str(tmp_path / name))
