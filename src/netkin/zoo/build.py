@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from netkin.data.views import View
 from netkin.errors import UserError
 from netkin.zoo.member import Member
-from netkin.zoo.published import first_line, origin
+from netkin.zoo.published import custom_load, first_line, origin
 
 log = logging.getLogger(__name__)
 
@@ -200,6 +200,8 @@ def _pretrained(member: Member, weights: Path | None) -> nn.Module:
     file = None if member.checkpoint or weights is None else str(weights)
     # As if the file had always been the source of these weights: nothing is fetched here.
     config = {**found.config, "source": "", "hf_hub_id": None, "url": "", "file": file}
+    if file is not None:
+        config["custom_load"] = custom_load(found.config, Path(file))
     kwargs = {**found.arguments, **member.kwargs}
     for key in ("num_classes", "in_chans"):
         if file and kwargs.get(key, found.config.get(key)) != found.config.get(key):

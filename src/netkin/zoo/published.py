@@ -1,17 +1,19 @@
-"""Published weights: what timm knows of them, and where their files are."""
+"""Published weights: timm's config of a model, and the file in a cache of this machine."""
 
 import logging
 import re
+import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
+from urllib.parse import urlparse
 
 import timm
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -20,6 +22,9 @@ from huggingface_hub.errors import (
 from timm.models import load_model_config_from_hf, split_model_name_tag
 from timm.models._factory import parse_model_name
 from timm.models._hub import (
+    _EXT_PRIORITY,
+    _PREFERRED_FILES,
+    _get_safe_alternatives,
     download_cached_file,
     get_cache_dir,
     hf_split,
@@ -29,10 +34,8 @@ from timm.models._hub import (
 from netkin.errors import UserError, near
 from netkin.store.layout import file_sha256
 
-logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are not our user's
-
-FILES = ("model.safetensors", "pytorch_model.bin")
-"""What a repository of the hub calls its weights, in the order in which timm looks for them."""
+HUB_FILE = "pytorch_model.bin"
+"""timm's name for a repository's weights; it prefers safetensors of the same name stem."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ def origin(name: str) -> Origin:
             assert config is not None
             return Origin(split_model_name_tag(rest)[0], config.to_dict(), {})
         load = load_model_config_from_hf if source == "hf-hub" else load_model_config_from_path
-        found, architecture, arguments = load(rest)
+        with _quiet_hub():
+            found, architecture, arguments = load(rest)
         resolved = Origin(str(architecture), dict(found or {}), dict(arguments or {}))
     except (
         OSError,
@@ -93,8 +97,7 @@ def cached(name: str) -> Path | None:
     """The weights file of a name, if it is on this machine."""
     config = origin(name).config
     if config.get("source") == "local-dir":
-        folder = Path(config["file"])
-        return next((folder / file for file in FILES if (folder / file).is_file()), None)
+        return _in_folder(Path(config["file"]))
     if repository := config.get("hf_hub_id"):
         repo, revision = hf_split(repository)
         for file in _hub_files(config):
@@ -102,7 +105,7 @@ def cached(name: str) -> Path | None:
             if isinstance(path, str):
                 return Path(path)
     if url := config.get("url"):
-        path = Path(get_cache_dir()) / url.rsplit("/", 1)[-1]
+        path = Path(get_cache_dir()) / _url_file(url)
         return path if path.is_file() else None
     return None
 
@@ -114,21 +117,45 @@ def download(name: str) -> Path:
     """
     config = origin(name).config
     if config.get("source") == "local-dir":
-        raise FileNotFoundError(f"{config['file']} holds no {' or '.join(FILES)}")
+        raise FileNotFoundError(
+            f"{config['file']} holds no weights, such as {_PREFERRED_FILES[0]} or {HUB_FILE}"
+        )
     if repository := config.get("hf_hub_id"):
         repo, revision = hf_split(repository)
         *first, last = _hub_files(config)
-        for file in first:
-            try:
-                return Path(hf_hub_download(repo, file, revision=revision))
-            except LocalEntryNotFoundError:  # no network: another file's name will not help
-                raise
-            except EntryNotFoundError:
-                continue
-        return Path(hf_hub_download(repo, last, revision=revision))
+        with _quiet_hub():
+            for file in first:
+                try:
+                    return Path(hf_hub_download(repo, file, revision=revision))
+                except LocalEntryNotFoundError:  # no network: another file's name will not help
+                    raise
+                except EntryNotFoundError:
+                    continue
+            return Path(hf_hub_download(repo, last, revision=revision))
     if url := config.get("url"):
         return Path(download_cached_file(url, check_hash=True))
     raise FileNotFoundError("timm knows no published weights of it")
+
+
+def custom_load(config: dict[str, Any], file: Path) -> bool | str:
+    """The value of timm's `custom_load` that is right for a file of a model's published weights.
+
+    A config's own value describes the file at its url, an array archive of the original authors
+    that the model's `load_pretrained` reads. The hub holds the same weights as timm's state dict,
+    but where the value is "hf".
+    """
+    custom = config.get("custom_load", False)
+    if custom == "hf" and file.name == config.get("hf_hub_filename"):
+        return custom
+    return custom if custom and holds_arrays(file) else False
+
+
+def holds_arrays(file: Path) -> bool:
+    """Whether a file is an .npz archive of numpy arrays, whatever its name."""
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any(name.endswith(".npy") for name in archive.namelist())
 
 
 def sha256(path: Path) -> str:
@@ -164,14 +191,46 @@ def fetch(names: dict[str, str]) -> Iterator[tuple[str, WeightsFile]]:
             f"the weights of {len(missing)} of {len(names)} members cannot be had: "
             f"{', '.join(f'{member} ({names[member]})' for member in missing)}; the first failed "
             f"with: {reason}. Fetch them on a machine with a network (they are then in "
-            f"{HF_HUB_CACHE} and {get_cache_dir()}; copy those, or set HF_HUB_CACHE and TORCH_HOME "
+            f"{constants.HF_HUB_CACHE} and {get_cache_dir()}; copy those, or set HF_HUB_CACHE and TORCH_HOME "
             "to them), or name local files: {name: ..., timm: ..., checkpoint: PATH}"
         )
 
 
 def _hub_files(config: dict[str, Any]) -> tuple[str, ...]:
+    """What a repository of the hub may call its weights, in the order in which timm looks."""
     named = config.get("hf_hub_filename")
-    return (named,) if named else FILES
+    if named and config.get("custom_load") == "hf":
+        return (named,)
+    file = named or HUB_FILE
+    return (*_get_safe_alternatives(file), file)
+
+
+def _in_folder(folder: Path) -> Path | None:
+    """The weights that timm takes from a folder."""
+    for name in _PREFERRED_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    for extension in _EXT_PRIORITY:
+        if files := sorted(folder.glob(f"*{extension}")):
+            return files[0]
+    return None
+
+
+def _url_file(url: str | tuple[str, str]) -> str:
+    """What the file of a url is called in torch's cache."""
+    return Path(urlparse(url).path).name if isinstance(url, str) else url[1]
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Without the hub client's warnings about its retries, for the block's time."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _no_network(error: BaseException) -> bool:
