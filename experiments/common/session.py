@@ -25,9 +25,8 @@ from netkin.training.fit import Hardware
 from netkin.training.recipe import Recipe
 from netkin.training.weights import Teaching, Training, check_made_of, made_of, notes
 from netkin.transfer.setting import Setting
-from netkin.zoo.build import Classifier
+from netkin.zoo.build import Classifier, published_classes
 from netkin.zoo.member import Member, parse_members
-from netkin.zoo.published import origin
 
 
 @dataclass(frozen=True)
@@ -187,10 +186,12 @@ def named(config: DictConfig, member: Member) -> Member:
 def to_train(setting: Setting, member: Member) -> Member:
     """The member with as many classes as the dataset, where its published weights have others."""
     task = setting.task
-    own = {**origin(member.timm).config, **member.kwargs}.get("num_classes")
-    if task.weights == "train" or own == task.num_classes:
-        return member  # members of such datasets are built for their classes
-    return replace(member, kwargs={**member.kwargs, "num_classes": task.num_classes})
+    if task.weights == "train" or member.target:
+        return member  # built for the dataset's classes, or as its kwargs say
+    if published_classes(member) == task.num_classes:
+        return member
+    key = "num_labels" if member.transformers else "num_classes"
+    return replace(member, kwargs={**member.kwargs, key: task.num_classes})
 
 
 def print_where(session: Session, member: Member, console: Console) -> None:

@@ -1,5 +1,6 @@
 """From a composed config to the library's objects. Everything a user can get wrong is met here."""
 
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -34,6 +35,9 @@ from netkin.zoo import published
 from netkin.zoo.build import Classifier, Task, build
 from netkin.zoo.execution import MEMORY_FORMATS, PRECISIONS, Execution, check_execution
 from netkin.zoo.member import Member, parse_members
+from netkin.zoo.preprocessing import unknown_preprocessing
+
+log = logging.getLogger(__name__)
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
@@ -138,8 +142,15 @@ def prepare(
             "there is no checkpoint "
             + ", ".join(f"{member.checkpoint} (of {member.name})" for member in absent)
         )
-    if setting.task.weights == "pretrained":
-        names = {member.name: member.timm for member in members if not member.checkpoint}
+    names = {m.name: m.source for m in members if m.uses_published(setting.task) and m.source}
+    guessed = [m.name for m in members if unknown_preprocessing(m, setting.task)]
+    if guessed:
+        log.warning(
+            "%s: the preprocessing of these weights is unknown, and mean = std = 0.5 is a guess; "
+            "give each member the mean, std, input_size and crop_pct that it was trained with",
+            ", ".join(guessed),
+        )
+    if names:
         display.start("weights", list(names), len(names))
         files = {}
         for member, file in published.fetch(names):
@@ -268,7 +279,8 @@ def build_training(
     config: DictConfig, setting: Setting, members: list[Member], display: Display
 ) -> Training | None:
     """How members without weights get them; None where all bring their own."""
-    if setting.task.weights != "train" or all(member.checkpoint for member in members):
+    task = setting.task
+    if all(member.checkpoint or member.uses_published(task) for member in members):
         return None
     recipe = Recipe(**resolved(config.recipe))
     return Training(setting, training_images(config, display), recipe)

@@ -68,7 +68,7 @@ def with_teacher(
     """
     setting = setup.prepare(config, session.setting, [teacher], bars)
     session = replace(session, setting=setting, training=replace(session.training, setting=setting))
-    if teacher.checkpoint or setting.task.weights == "pretrained":
+    if teacher.checkpoint or teacher.uses_published(setting.task):
         return session
     if notes(session.training.file(teacher)) is None:
         recipe = Recipe(**setup.resolved(config.recipes.teacher))

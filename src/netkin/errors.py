@@ -29,3 +29,9 @@ def near(name: str, known: Iterable[str], n: int = 3) -> str:
     """A hint such as ``; did you mean resnet50, resnet51q?``, or nothing when no name is near."""
     matches = difflib.get_close_matches(name, list(known), n=n, cutoff=0.6)
     return f"; did you mean {', '.join(matches)}?" if matches else ""
+
+
+def first_line(error: BaseException | None) -> str:
+    """The first line of an error's message, at most 300 characters, or its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

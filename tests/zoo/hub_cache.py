@@ -29,9 +29,9 @@ def random_weights(name: str, **kwargs: Any) -> dict[str, Tensor]:
 
 
 def _spread(value: Tensor) -> Tensor:
-    if not value.is_floating_point() or value.numel() < 2 or value.std() > 0:
-        return value.contiguous()
-    return (value + 0.1 * torch.rand_like(value)).contiguous()
+    if value.is_floating_point() and value.numel() > 1 and value.std() == 0:
+        value = value + 0.1 * torch.rand_like(value)
+    return value.contiguous().clone()  # layers may share theirs, which safetensors does not take
 
 
 def write_published(folder: Path, name: str, state: dict[str, Tensor]) -> Path:

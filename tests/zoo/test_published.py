@@ -1,5 +1,6 @@
 """Published weights are read as timm reads them, from a cache without a network."""
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from timm.models import load_state_dict_from_hf
 
+from netkin.errors import UserError
 from netkin.zoo import published
 from netkin.zoo.build import Task, build, preprocessing
 from netkin.zoo.member import Member, parse_members
@@ -94,11 +96,40 @@ def test_file_names_of_the_hub_are_timms(
     path = write_hub(tmp_path, f"timm/{name}", file, state)
     ((_, weights),) = published.fetch({"r": name})
     assert weights.path == path and weights.sha256 == path.resolve().name
-    arguments = (f"timm/{name}", asked) if asked else (f"timm/{name}",)
-    theirs = load_state_dict_from_hf(*arguments)
+    theirs = load_state_dict_from_hf(f"timm/{name}", asked or "pytorch_model.bin")
     assert all(torch.equal(theirs[key], value) for key, value in state.items())
     net = build(Member("r", name), IMAGENET, weights.path).net
     assert all(torch.equal(state[key], value) for key, value in net.state_dict().items())
+
+
+class Hook:
+    def __reduce__(self) -> Any:
+        return (print, ("this code runs",))
+
+
+def test_published_weights_with_pickled_code_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    name = "test_resnet.r160_in1k"
+    offline(tmp_path, monkeypatch)
+    content: Any = {**random_weights(name), "hook": Hook()}
+    file = write_hub(tmp_path, f"timm/{name}", "pytorch_model.bin", content)
+    with pytest.raises(UserError, match="they hold pickled objects, which are not loaded") as error:
+        build(Member("r", name), IMAGENET, file)
+    assert "weights_only" not in str(error.value)
+    assert "this code runs" not in capsys.readouterr().out
+
+
+def test_looking_for_weights_changes_nothing_of_other_libraries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offline(tmp_path, monkeypatch)
+    logger = logging.getLogger("huggingface_hub")
+    for level in (logging.WARNING, logging.NOTSET):
+        monkeypatch.setattr(logger, "level", level)
+        with pytest.raises(UserError, match="cannot be had: r"):
+            list(published.fetch({"r": "test_resnet.r160_in1k"}))
+        assert logger.level == level
 
 
 def arrays_of(state: dict[str, torch.Tensor], heads: int) -> dict[str, np.ndarray]:

@@ -363,7 +363,7 @@ def own_checkpoint(path: Path, identity: Mapping[str, Any]) -> checkpoint.Checkp
 def one_head(classifier: Classifier, pixels: Tensor, head: int) -> Tensor:
     """Logits [B, K] of the class head (0) or the distillation head (1) of a distilled ViT."""
     net: Any = classifier.net
-    features = net.forward_features((pixels - classifier.mean) / classifier.std)
+    features = net.forward_features(classifier.normalise(pixels))
     return (net.head, net.head_dist)[head](features[:, head])
 
 

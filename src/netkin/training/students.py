@@ -20,15 +20,18 @@ def with_token(member: Member) -> Member:
 
     Raises UserError for what is no plain ViT with a class token.
     """
-    with torch.device("meta"):
-        net: nn.Module = timm.create_model(member.timm, pretrained=False, **member.kwargs)
+    net: nn.Module | None = None
+    if member.timm:
+        with torch.device("meta"):
+            net = timm.create_model(member.timm, pretrained=False, **member.kwargs)
     if isinstance(net, VisionTransformerDistilled):
         return member
     # Subclasses and variants (pooling, registers, layer scale) would lose what makes them so.
     if not isinstance(net, VisionTransformer) or not _named(net) <= _named(_distilled(net)):
         raise UserError(
-            f"student {member.name} ({member.timm}) is no plain ViT with a class token, which is "
-            "what takes a distillation token; use distillation.token=false, or student=vit_ti"
+            f"student {member.name} ({member.architecture}) is no plain ViT with a class token, "
+            "which is what takes a distillation token; use distillation.token=false, or "
+            "student=vit_ti"
         )
     return replace(member, timm=TOKEN, kwargs={**member.kwargs, **_shape(net)})
 

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from netkin.training.distillation import Teacher
 from netkin.training.fit import Hardware, Job, Report, fit, own_checkpoint
 from netkin.training.weights import Teaching, Training, made_of
 from netkin.zoo.build import Classifier, build
-from netkin.zoo.member import Member
+from netkin.zoo.member import Member, noted
 
 
 def train(
@@ -87,8 +87,8 @@ def train(
         file.with_suffix(".json"),
         {
             "made_of": made,
-            "member": asdict(member),
-            **({"teacher": asdict(teaching.teacher)} if teaching else {}),
+            "member": noted(member),
+            **({"teacher": noted(teaching.teacher)} if teaching else {}),
             "test_accuracy": accuracy,
             "test_images": len(job.test),
             "test_subset": setting.subset.name,
@@ -103,7 +103,7 @@ def train(
 def initial(training: Training, member: Member) -> Classifier:
     """The member as training begins: drawn from the recipe's seed, with its `model_args`."""
     kwargs = {**member.kwargs, **training.recipe.model_args}
-    drawn = replace(member, kwargs=kwargs, checkpoint=None)
+    drawn = replace(member, kwargs=kwargs, checkpoint=None, pretrained=False)
     return build(drawn, training.setting.task, seed=training.recipe.seed)
 
 

@@ -15,7 +15,8 @@ from netkin.store.layout import Store, differences, unfolded
 from netkin.training.distillation import Distillation
 from netkin.training.recipe import Recipe
 from netkin.transfer.setting import Setting
-from netkin.zoo.member import Member
+from netkin.zoo.build import architecture_identity, preprocessing
+from netkin.zoo.member import IMAGE_FIELDS, Member
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,16 @@ def made_of(
     """What trained weights depend on, as JSON."""
     task = training.setting.task
     made = {
-        "timm": member.timm,
+        **architecture_identity(member),
         "kwargs": dict(member.kwargs),
-        "fit": [dict(fit) for fit in task.fit],
+        **({"fit": [dict(fit) for fit in task.fit]} if member.timm else {}),
         "input_size": member.input_size or task.input_size,
         "num_classes": task.num_classes,
         "images_sha256": _images_sha256(training.images),
         "recipe": training.recipe.identity(),
     }
+    if any(getattr(member, field) is not None for field in IMAGE_FIELDS):
+        made["preprocessing"] = asdict(preprocessing(member, task))
     if teaching is not None:
         made["distillation"] = {
             **asdict(teaching.distillation),
@@ -114,6 +117,8 @@ def check_made_of(weights: Path, found: Mapping[str, Any], wanted: Mapping[str, 
 
 def is_trained(training: Training, member: Member) -> bool:
     """Whether the member's weights are there; an error when they were made otherwise."""
+    if member.uses_published(training.setting.task):
+        return True
     if member.checkpoint:
         if not Path(member.checkpoint).expanduser().is_file():
             raise UserError(f"{member.name}: there is no checkpoint {member.checkpoint}")
@@ -131,27 +136,33 @@ def trained_members(store: Store, dataset: str, pattern: str) -> list[dict[str, 
 
     Args:
         pattern: a name such as vit_ti@regnety_032, or with * and ? (as in file names) several, in
-            the order of their names.
+            the order of their names. NAME@* is NAME trained with every seed, and with every
+            teacher: 0, too, which NAME alone goes by.
 
     Raises UserError when there is none.
     """
     names = {
         unfolded(file.stem): file for file in store.weights(dataset, "x").parent.glob("*.json")
     }
-    wanted = sorted(name for name in names if fnmatchcase(name, pattern))
-    found = []
-    for name in wanted:
+    plain = pattern.removesuffix("@*")  # by which a seed of 0 goes
+    members = []
+    for name in sorted(names):
+        of_seed_0 = pattern.endswith("@*") and "@" not in name and fnmatchcase(name, plain)
+        if not of_seed_0 and not fnmatchcase(name, pattern):
+            continue
         weights = names[name].with_suffix(".safetensors")
-        if noted := notes(weights):
-            fields = {key: value for key, value in noted["member"].items() if value is not None}
-            found.append({**fields, "name": name, "checkpoint": str(weights)})
-    if not found:
+        noted = notes(weights)
+        if noted is None or (of_seed_0 and noted["made_of"].get("recipe", {}).get("seed", 0) != 0):
+            continue
+        fields = {key: value for key, value in noted["member"].items() if value is not None}
+        members.append({**fields, "name": name, "checkpoint": str(weights)})
+    if not members:
         raise UserError(
             f"{store.root} has no trained model {dataset}/{pattern}{near(pattern, names)} (there "
             f"are {', '.join(sorted(names)[:8]) or 'none'}{' ...' if len(names) > 8 else ''}); "
             "train.py makes them"
         )
-    return found
+    return members
 
 
 def students_of(store: Store, dataset: str, student: str) -> list[dict[str, Any]]:

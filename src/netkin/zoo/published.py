@@ -1,5 +1,6 @@
-"""Published weights: timm's config of a model, and the file in a cache of this machine."""
+"""Published weights: the config of a model, and the file in a cache of this machine."""
 
+import hashlib
 import logging
 import re
 import zipfile
@@ -31,8 +32,9 @@ from timm.models._hub import (
     load_model_config_from_path,
 )
 
-from netkin.errors import UserError, near
+from netkin.errors import UserError, first_line, near
 from netkin.store.layout import file_sha256
+from netkin.zoo import from_torchvision, from_transformers
 
 HUB_FILE = "pytorch_model.bin"
 """timm's name for a repository's weights; it prefers safetensors of the same name stem."""
@@ -48,7 +50,8 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class Origin:
-    """A timm name resolved: architecture, pretrained config (a dict) and further arguments."""
+    """A name resolved: architecture, config in the words of timm's pretrained_cfg, and arguments
+    that come with the model. Other libraries' configs have `family` besides."""
 
     architecture: str
     config: dict[str, Any]
@@ -57,11 +60,18 @@ class Origin:
 
 @cache
 def origin(name: str) -> Origin:
-    """What timm knows of `architecture.tag`, `hf-hub:org/name` or `local-dir:folder`.
+    """What is known of `architecture.tag`, `hf-hub:org/name` or `local-dir:folder` of timm's, of
+    `torchvision:name` or `transformers:name`.
 
-    Raises UserError when the hub's or the folder's config.json cannot be had.
+    Raises UserError when there is no such name, or its config.json cannot be read.
     """
+    library, _, rest = name.partition(":")
     try:
+        if library == "torchvision":
+            return Origin(rest, from_torchvision.config(rest), {})
+        if library == "transformers":
+            with _quiet_hub():
+                return Origin(rest, from_transformers.config(rest), {})
         source, rest = parse_model_name(name)
         if source is None:
             config = timm.get_pretrained_cfg(rest)
@@ -71,17 +81,14 @@ def origin(name: str) -> Origin:
         with _quiet_hub():
             found, architecture, arguments = load(rest)
         resolved = Origin(str(architecture), dict(found or {}), dict(arguments or {}))
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        EntryNotFoundError,
-    ) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EntryNotFoundError) as error:
+        owner = "transformers'" if library == "transformers" else "timm's"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(
-            f"{name}: its config.json cannot be had ({type(error).__name__}: {first_line(error)}); "
-            "expected a model in timm's format, on the hub or in a local folder"
+            f"{name}: its config.json cannot be read ({reason}); "
+            f"expected a model in {owner} format, on the hub or in a local folder"
         ) from None
     if not timm.is_model(resolved.architecture):
         raise UserError(
@@ -95,6 +102,9 @@ def origin(name: str) -> Origin:
 
 def cached(name: str) -> Path | None:
     """The weights file of a name, if it is on this machine."""
+    library, _, rest = name.partition(":")
+    if library == "transformers":
+        return from_transformers.cached(rest)
     config = origin(name).config
     if config.get("source") == "local-dir":
         return _in_folder(Path(config["file"]))
@@ -115,6 +125,10 @@ def download(name: str) -> Path:
 
     Raises what those libraries raise: OSError and its kin.
     """
+    library, _, rest = name.partition(":")
+    if library == "transformers":
+        with _quiet_hub():
+            return from_transformers.download(rest)
     config = origin(name).config
     if config.get("source") == "local-dir":
         raise FileNotFoundError(
@@ -159,13 +173,17 @@ def holds_arrays(file: Path) -> bool:
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file; the hub's cache names large files by it."""
+    """The hash of a file, which the hub's cache names large files by; of an index of several files
+    the hash of their hashes."""
+    parts = from_transformers.files(path)
+    if parts != [path]:
+        return hashlib.sha256(" ".join(map(sha256, parts)).encode()).hexdigest()
     name = path.resolve().name
     return name if re.fullmatch(r"[0-9a-f]{64}", name) else file_sha256(path)
 
 
 def fetch(names: dict[str, str]) -> Iterator[tuple[str, WeightsFile]]:
-    """The weights of many members (member's name to timm's), one after another.
+    """The weights of many members (member's name to that of its model), one after another.
 
     Raises one UserError at the end that lists all members whose weights cannot be had. After one
     download has failed for want of a network, only the caches are looked at.
@@ -191,8 +209,8 @@ def fetch(names: dict[str, str]) -> Iterator[tuple[str, WeightsFile]]:
             f"the weights of {len(missing)} of {len(names)} members cannot be had: "
             f"{', '.join(f'{member} ({names[member]})' for member in missing)}; the first failed "
             f"with: {reason}. Fetch them on a machine with a network (they are then in "
-            f"{constants.HF_HUB_CACHE} and {get_cache_dir()}; copy those, or set HF_HUB_CACHE and TORCH_HOME "
-            "to them), or name local files: {name: ..., timm: ..., checkpoint: PATH}"
+            f"{constants.HF_HUB_CACHE} and {get_cache_dir()}; copy those, or set HF_HUB_CACHE and "
+            "TORCH_HOME to them), or name local files: {name: ..., timm: ..., checkpoint: PATH}"
         )
 
 
@@ -238,9 +256,3 @@ def _no_network(error: BaseException) -> bool:
     if isinstance(error, LocalEntryNotFoundError):
         return True
     return not isinstance(error, HfHubHTTPError | HTTPError | FileNotFoundError)
-
-
-def first_line(error: BaseException | None) -> str:
-    """The first line of an error's message, or its type."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

@@ -65,9 +65,9 @@ def components(member: Member, task: Task) -> dict[str, str]:
 
     Raises UserError when it cannot be built.
     """
-    net = blueprint(member, task)
-    side = preprocessing(member, task).view.input_size
-    return read(net, (3, side, side))
+    own = preprocessing(member, task)
+    side = own.view.input_size
+    return read(blueprint(member, task), (len(own.mean), side, side))
 
 
 def base_architecture(member: Member, task: Task) -> str:
