@@ -181,7 +181,7 @@ def _arguments(member: Member, task: Task, own: Preprocessing) -> list[dict[str,
     if not member.uses_published(task) and task.weights == "train":
         key = "num_classes" if member.torchvision else "num_labels"
         kwargs = {key: task.num_classes, **kwargs}
-    if member.torchvision:  # its vision transformers are told their images' size
+    if member.torchvision:  # its vision transformers take their images' size
         return [kwargs, {"image_size": own.view.input_size, **kwargs}]
     return [kwargs]
 
@@ -245,7 +245,7 @@ def _pretrained(member: Member, weights: Path | None) -> nn.Module:
     member's own checkpoint, which `load_weights` checks and loads."""
     published = origin(member.timm)
     file = None if member.checkpoint or weights is None else str(weights)
-    # As if the file had always been the source of these weights: nothing is fetched here.
+    # The file is the only source of weights, so that timm fetches nothing.
     config = {**published.config, "source": "", "hf_hub_id": None, "url": "", "file": file}
     if file is not None:
         config["custom_load"] = custom_load(published.config, Path(file))
@@ -277,7 +277,7 @@ def _pretrained(member: Member, weights: Path | None) -> nn.Module:
 
 
 def _resized(create: Callable[..., nn.Module], kwargs: dict, size: int) -> nn.Module:
-    """A published model for another input size: told of it where it must be, and tried."""
+    """A published model for another input size (img_size where timm takes that), and tried."""
     try:
         net = create(**{"img_size": size, **kwargs})
     except TypeError:  # most convolutional networks take any size

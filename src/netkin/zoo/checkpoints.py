@@ -136,7 +136,7 @@ def read(path: Path, name: str, lazily: bool = False) -> Any:
         what = "something else than tensors" if "weights_only" in what else what
         raise UserError(
             f"{name}: {path} cannot be read as weights: it holds {what}, which are not loaded "
-            "because they can run code; where it was made, save the tensors alone: "
+            "because they can run code; on the machine that wrote it, save the tensors alone: "
             "torch.save(net.state_dict(), FILE)"
         ) from None
     except Exception as error:  # torch, zip and safetensors each have their own
@@ -199,8 +199,8 @@ def _fits(net: nn.Module, weights: Weights) -> Iterator[Weights]:
 
 
 def _renamed(net: nn.Module, tensors: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """A state dict without wrappers in its keys, whole and below each prefix that leads to a key of
-    the network: pairs of the prefix without its last dot, and the tensors below it."""
+    """A state dict without wrappers in its keys: all of it, and below each prefix that leads to a
+    key of the network: pairs of the prefix without its last dot, and the tensors below it."""
     ours = net.state_dict()
     plain = tensors if any(_wrapped(k) for k in ours) else _without_wrappers(tensors)
     anchor = next((key for key in ours if not NOT_WEIGHTS.search(key)), "")
@@ -210,8 +210,8 @@ def _renamed(net: nn.Module, tensors: dict[str, Tensor]) -> Iterator[tuple[str, 
         prefixes.append(f"{shared.pop()}.")  # above the keys of other authors, to be converted
     for prefix in dict.fromkeys(["", *prefixes]):
         below = {k[len(prefix) :]: v for k, v in plain.items() if k.startswith(prefix)}
-        kept = {k: v for k, v in below.items() if k in ours or not NOT_WEIGHTS.search(k)}
-        yield prefix.rstrip("."), kept
+        named = {k: v for k, v in below.items() if k in ours or not NOT_WEIGHTS.search(k)}
+        yield prefix.rstrip("."), named
 
 
 def _wrapped(key: str) -> bool:

@@ -1,7 +1,7 @@
-"""How a classifier is run: the same function, faster.
+"""How a classifier is run: the same function, computed faster.
 
-Crafting is steps x (forward + gradient to the input). What is done about it here changes rounding
-only (`fuse`, `memory_format`, `compile`), or the precision, which is part of a result's identity.
+Crafting is steps x (forward + gradient to the input). `fuse`, `memory_format` and `compile` change
+rounding only; the precision is part of a result's identity.
 """
 
 import copy
@@ -40,9 +40,9 @@ class Execution:
     """How a classifier is run.
 
     Attributes:
-        precision: one of PRECISIONS. Mixed ones compute in 16 bits what gains by it, and take and
-            give float32; "tf32" rounds a GPU's float32 products to 10 bits of mantissa, which
-            "32-true" forbids.
+        precision: one of PRECISIONS. Mixed ones compute products and convolutions in 16 bits, with
+            inputs and outputs in float32; "tf32" rounds a GPU's float32 products to 10 bits of
+            mantissa, which "32-true" forbids.
         fuse: batch normalisation folded into convolutions and weights standardised once
             (`netkin.zoo.fold`), squeeze-and-excitation with a cheaper gradient
             (`netkin.zoo.squeeze`), and on a CPU patches embedded by a product
@@ -59,15 +59,15 @@ class Execution:
 
 
 class Prepared(Classifier):
-    """A classifier as an Execution says; takes and gives float32, and shares what is unchanged.
+    """A classifier run as an Execution describes, with inputs and outputs in float32.
 
     Its `net` is the network that runs: attacks may hook into it. A network that is not timm's runs
     as it is, with a line in the log, where what makes timm's faster fails or changes its logits.
     """
 
     def __init__(self, classifier: Classifier, execution: Execution, images: Tensor, size: int):
-        """Images [B, 3, H, W] in [0, 1], on the classifier's device, are tried: to fold, and to
-        compile for batches of `size`."""
+        """Runs images [B, 3, H, W] in [0, 1], on the classifier's device, to fold batch
+        normalisation and to compile for batches of `size`."""
         nn.Module.__init__(self)
         self.name, self.columns = classifier.name, classifier.columns
         self.register_buffer("mean", classifier.mean, persistent=False)
@@ -208,12 +208,12 @@ def _compiling() -> Iterator[None]:
 def prepare(
     classifier: Classifier, execution: Execution, images: Tensor, size: int | None = None
 ) -> Prepared:
-    """The classifier, run as `execution` says.
+    """The classifier, run as `execution` describes.
 
     Args:
         classifier: in eval mode; it stays as it is.
         execution: how to run it.
-        images: some [B, 3, H, W] in [0, 1], on its device, to be tried.
+        images: some [B, 3, H, W] in [0, 1], on its device, to run once.
         size: images in a batch, if it is compiled; B unless given.
     """
     return Prepared(classifier, execution, images, size or len(images))
@@ -221,7 +221,7 @@ def prepare(
 
 @contextmanager
 def exact_float32(precision: str) -> Iterator[None]:
-    """Whether a GPU may round float32 products to TF32, for the block's time: as "tf32" says."""
+    """A GPU rounds float32 products to TF32 for the block's time, or not, as `precision` has it."""
     allowed = precision == "tf32"
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
@@ -240,8 +240,8 @@ def check_execution(execution: Execution, gpu: bool) -> None:
     """Raises UserError for a precision that the device does not have."""
     if execution.precision not in precisions(gpu):
         raise UserError(
-            f"precision={execution.precision} is a GPU's (a CPU has no units for it); here take "
-            "32-true, or bf16-mixed, which is faster"
+            f"precision {execution.precision} needs a GPU (a CPU has no units for it); use 32-true "
+            "here, or bf16-mixed, which is faster"
         )
 
 

@@ -35,12 +35,12 @@ def find(target: str, name: str) -> Callable[..., Any]:
     except Exception as error:  # a module of the user's raises what it will
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{name}: {module_name} cannot be imported ({reason})") from None
-    found = getattr(module, attribute, None)
-    if found is None:
+    value = getattr(module, attribute, None)
+    if value is None:
         raise UserError(f"{name}: {module_name} has no {attribute!r}{near(attribute, dir(module))}")
-    if not callable(found):
-        raise UserError(f"{name}: {target} must be a class or a function, got {found!r}")
-    return found
+    if not callable(value):
+        raise UserError(f"{name}: {target} must be a class or a function, got {value!r}")
+    return value
 
 
 def build(target: str, name: str, kwargs: Mapping[str, Any]) -> nn.Module:

@@ -180,7 +180,7 @@ def _one_kind(spec: dict[str, Any]) -> None:
 
 
 def _check_types(spec: Mapping[str, Any]) -> None:
-    for key, kind, wanted in (
+    for key, kind, expected in (
         ("name", str, "a name"),
         ("timm", str, "a timm name"),
         ("torchvision", str, "a torchvision name such as resnet18"),
@@ -195,7 +195,7 @@ def _check_types(spec: Mapping[str, Any]) -> None:
         value = spec.get(key)
         wrong = value is not None and not isinstance(value, kind)
         if wrong or (isinstance(value, int) and value < 1):
-            raise UserError(f"member {spec.get('name')!r}: {key} must be {wanted}, got {value!r}")
+            raise UserError(f"member {spec.get('name')!r}: {key} must be {expected}, got {value!r}")
     for key, choices in (
         ("pretrained", (True, False)),
         ("crop_mode", CROP_MODES),
@@ -212,7 +212,7 @@ def _check_types(spec: Mapping[str, Any]) -> None:
 
 
 def _channels(spec: dict[str, Any]) -> None:
-    """Mean and std as tuples, and the number of channels that timm's own argument says."""
+    """Mean and std as tuples, and the number of channels of timm's own argument."""
     if spec.get("timm") and "in_chans" not in spec:
         channels = (spec.get("kwargs") or {}).get("in_chans")
         if channels in (1, 3):

@@ -1,4 +1,4 @@
-"""A member's own preprocessing: what it sees of an image, and its normalisation."""
+"""A member's own preprocessing: resize, crop and normalisation."""
 
 import argparse
 import json
@@ -75,7 +75,7 @@ def in_chans(member: Member, config: Mapping[str, Any]) -> int:
 def unknown_preprocessing(member: Member, task: Task) -> bool:
     """Whether a member with weights of its own is run with a guessed mean and std.
 
-    So it is when it has neither the fields nor a config that says them, and was not trained here.
+    That is so when it has neither these fields nor a config with them, and was not trained here.
     """
     if member.mean is not None or "mean" in known_config(member, task):
         return False
@@ -140,7 +140,7 @@ def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def _own_config(path: Path, changed: int) -> dict[str, Any]:
-    """What a checkpoint has to say on its images: inside, or in its folder if it was exported."""
+    """A checkpoint's config of its images: in the file, or in its folder if it was exported."""
     del changed  # of the file: another is read anew
     inside = _metadata(path) if path.suffix == ".safetensors" else _torch_content(path)
     for key in CONFIGS:
@@ -177,7 +177,7 @@ def _torch_content(path: Path) -> dict[str, Any]:
 
 
 def _if_complete(config: Any) -> dict[str, Any]:
-    """The fields of a config that says how images are normalised; empty otherwise."""
+    """The fields of a config with mean and std; empty of other configs."""
     if isinstance(config, argparse.Namespace):
         config = vars(config)
     if not isinstance(config, Mapping):

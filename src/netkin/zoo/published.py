@@ -79,8 +79,8 @@ def origin(name: str) -> Origin:
             return Origin(split_model_name_tag(rest)[0], config.to_dict(), {})
         load = load_model_config_from_hf if source == "hf-hub" else load_model_config_from_path
         with _quiet_hub():
-            found, architecture, arguments = load(rest)
-        resolved = Origin(str(architecture), dict(found or {}), dict(arguments or {}))
+            config, architecture, arguments = load(rest)
+        resolved = Origin(str(architecture), dict(config or {}), dict(arguments or {}))
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EntryNotFoundError) as error:
@@ -186,7 +186,7 @@ def fetch(names: dict[str, str]) -> Iterator[tuple[str, WeightsFile]]:
     """The weights of many members (member's name to that of its model), one after another.
 
     Raises one UserError at the end that lists all members whose weights cannot be had. After one
-    download has failed for want of a network, only the caches are looked at.
+    download has failed without a network, only the caches are searched.
     """
     missing: dict[str, str] = {}
     offline = None
@@ -252,7 +252,7 @@ def _quiet_hub() -> Iterator[None]:
 
 
 def _no_network(error: BaseException) -> bool:
-    """Whether an error says that nothing can be fetched, rather than that one file is not there."""
+    """Whether an error means that nothing can be fetched, rather than that one file is missing."""
     if isinstance(error, LocalEntryNotFoundError):
         return True
     return not isinstance(error, HfHubHTTPError | HTTPError | FileNotFoundError)

@@ -1,4 +1,4 @@
-"""What the zoo needs to know of a dataset."""
+"""A dataset from the point of view of the zoo."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Task:
-    """What the zoo must know of a dataset to build classifiers for it.
+    """A dataset as classifiers are built for it.
 
     Attributes:
-        dataset: its name, under which trained weights are kept.
+        dataset: its name, under which trained weights are stored.
         num_classes: K.
         weights: "train" (members are trained on the dataset's own training images) or
             "pretrained" (published weights).
