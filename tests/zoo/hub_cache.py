@@ -54,7 +54,7 @@ def write_hub(folder: Path, repository: str, file: str, state: dict[str, Tensor]
     (repo / "refs" / "main").write_text(COMMIT)
     blob = repo / "blobs" / "new"
     if file.endswith(".safetensors"):
-        save_file(state, blob)
+        save_file({key: value.contiguous() for key, value in state.items()}, blob)
     else:
         torch.save(state, blob)
     digest = hashlib.sha256(blob.read_bytes()).hexdigest()
