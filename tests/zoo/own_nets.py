@@ -48,6 +48,18 @@ class Half(nn.Module):
         return torch.addmm(self.fc.bias, x.mean((2, 3)).float(), self.fc.weight.T)
 
 
+class OnNumpy(nn.Module):
+    """A network whose forward pass leaves torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        means = torch.from_numpy(x.detach().numpy().mean((1, 2, 3)))
+        return self.scale * means[:, None]
+
+
 def ready(seed: int = 3) -> nn.Module:
     """A network with weights of its own."""
     torch.manual_seed(seed)

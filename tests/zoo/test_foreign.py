@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from netkin.data.views import View
 from netkin.errors import UserError
+from netkin.transfer.features import features, gradients
 from netkin.zoo import from_transformers, published
 from netkin.zoo.build import (
     Task,
@@ -256,6 +257,32 @@ def test_components_of_other_networks_are_read() -> None:
     ours = components(one("torchvision:resnet18"), FOLDER)
     timms = components(one("resnet18"), FOLDER)
     assert ours == timms
+
+
+def test_a_network_that_cannot_be_traced_says_so() -> None:
+    member = one({"name": "n", "_target_": "tests.zoo.own_nets.OnNumpy"})
+    with pytest.raises(
+        UserError, match=r"n: the components of .*OnNumpy cannot be read from its f"
+    ):
+        components(member, FOLDER)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_other_measures_take_these_networks(channels: int) -> None:
+    own = {"name": "m", "_target_": NET, "in_chans": channels}
+    member = one({**own, "kwargs": {"channels": channels, "output": "tuple"}})
+    classifier = build(member, FOLDER).eval()
+    batch = {
+        "pixels": torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8),
+        "labels": torch.tensor([1, 2]),
+    }
+    assert features(classifier, batch).shape == (2, 96)
+    assert gradients(classifier, batch).flatten(1).norm(dim=1).tolist() == pytest.approx(
+        [1, 1], 0.01
+    )
+    without = build(one({"name": "n", "_target_": "tests.zoo.own_nets.OnNumpy"}), FOLDER)
+    with pytest.raises(UserError, match="OnNumpy has no linear layer, whose input its features"):
+        features(without, batch)
 
 
 # ---- torchvision ----
