@@ -65,7 +65,8 @@ def build_training(
     config: DictConfig, setting: Setting, members: list[Member], display: Display
 ) -> Training | None:
     """How members without weights get them; None where all bring their own."""
-    if setting.task.weights != "train" or all(member.checkpoint for member in members):
+    task = setting.task
+    if all(member.checkpoint or member.uses_published(task) for member in members):
         return None
     return Training(setting, training_images(config, display), build_recipe(config, "recipe"))
 

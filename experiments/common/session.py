@@ -26,8 +26,8 @@ from netkin.training.job import Hardware
 from netkin.training.recipe import Recipe
 from netkin.training.weights import Teaching, Training, check_identity, identity, notes
 from netkin.transfer.setting import Setting
+from netkin.zoo.build import published_classes
 from netkin.zoo.member import Member
-from netkin.zoo.published import origin
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,9 @@ def named(config: DictConfig, member: Member) -> Member:
 def to_train(setting: Setting, member: Member) -> Member:
     """The member with the dataset's number of classes, where its published weights have another."""
     task = setting.task
-    classes = {**origin(member.timm).config, **member.kwargs}.get("num_classes")
-    if task.weights == "train" or classes == task.num_classes:
-        return member  # members of datasets without published weights are built for their classes
-    return replace(member, kwargs={**member.kwargs, "num_classes": task.num_classes})
+    if task.weights == "train" or member.target:
+        return member  # built for the dataset's classes, or as its kwargs say
+    if published_classes(member) == task.num_classes:
+        return member
+    key = "num_labels" if member.transformers else "num_classes"
+    return replace(member, kwargs={**member.kwargs, key: task.num_classes})

@@ -1,5 +1,6 @@
 """From a composed config to the library's objects. Everything a user can get wrong is met here."""
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,6 +29,9 @@ from netkin.transfer.setting import AttackSpec, Setting
 from netkin.zoo import published
 from netkin.zoo.build import Classifier, Task, build
 from netkin.zoo.member import Member
+from netkin.zoo.preprocessing import unknown_preprocessing
+
+log = logging.getLogger(__name__)
 
 
 def build_setting(config: DictConfig) -> Setting:
@@ -116,8 +120,15 @@ def prepare(
             "there is no checkpoint "
             + ", ".join(f"{member.checkpoint} (of {member.name})" for member in absent)
         )
-    if setting.task.weights == "pretrained":
-        names = {member.name: member.timm for member in members if not member.checkpoint}
+    names = {m.name: m.source for m in members if m.uses_published(setting.task) and m.source}
+    guessed = [m.name for m in members if unknown_preprocessing(m, setting.task)]
+    if guessed:
+        log.warning(
+            "%s: the preprocessing of these weights is unknown, and mean = std = 0.5 is a guess; "
+            "give each member the mean, std, input_size and crop_pct that it was trained with",
+            ", ".join(guessed),
+        )
+    if names:
         display.start("weights", list(names), len(names))
         files = {}
         for member, file in published.fetch(names):

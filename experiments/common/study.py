@@ -206,8 +206,7 @@ def with_logits(s: Study) -> tuple[Setting, list[Member], Matrix]:
 
 
 def _has_logits(setting: Setting, member: Member) -> bool:
-    weights = setting.weights(member)
-    return weights is not None and weights.is_file() and is_clean(setting, member)
+    return setting.has_weights(member) and is_clean(setting, member)
 
 
 def measure_prepared(

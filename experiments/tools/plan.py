@@ -2,6 +2,9 @@
 
 Checks weights, labels and every image; then times one small batch of each member's craft and
 transfer steps on this device, and works out time, disk and memory for what the store lacks.
+
+A model that cannot be built gets a row that says why, and the others are measured. The exit code is
+0 then, as for unreadable images: both are findings, and the run itself stops at them.
 """
 
 import shutil
@@ -20,6 +23,7 @@ from experiments.common.runs import run_info
 from experiments.common.setting import build_setting, check_sources, prepare
 from experiments.common.study import described, said
 from experiments.common.values import positive, resolved
+from netkin.errors import UserError
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
 from netkin.jobs.results import Result
@@ -54,9 +58,9 @@ def run(config: DictConfig) -> None:
             if training and untrained:
                 images = training.images
                 bad |= unreadable(images, range(len(images.ids)), "training images", bars)
-            costs = _costs(config, readable, members, bars)
+            costs, problems = _costs(config, readable, members, bars)
         pairs = _missing_pairs(setting, members, {*untrained} | {*bad})
-        table = cost_table(setting, members, costs, pairs)
+        table = cost_table(setting, members, costs, pairs, problems)
         outputs = Outputs(info.folder, tracker)
         outputs.table("plan", table)
         workers = members_at_once(config)
@@ -69,7 +73,7 @@ def run(config: DictConfig) -> None:
             f"What would {len(members)} models on {setting.task.dataset} cost?",
             f"For {said(setting, len(members))}: a small batch of each model's crafting and "
             "transfer was timed on this device, and multiplied by what the store lacks.",
-            _said(config, setting, table, untrained, bad, workers),
+            [*_unbuilt(problems), *_said(config, setting, table, untrained, bad, workers)],
             _sections(table),
             described(config),
         )
@@ -91,12 +95,20 @@ def _sections(table: pl.DataFrame) -> list[Section]:
 
 def _costs(
     config: DictConfig, setting: Setting, members: list[Member], bars: Bars
-) -> dict[str, Cost]:
+) -> tuple[dict[str, Cost], dict[str, str]]:
+    """Costs, and why there is none, by members' names."""
+    problems: dict[str, str] = {}
+
+    def failed(member: Member, error: Exception) -> None:
+        if not isinstance(error, UserError):
+            raise error
+        problems[member.name] = str(error)
+
     seconds = positive(config.plan.seconds, "plan.seconds")
     context = (setting, seconds)
     with build_jobs(config, context, bars, ("netkin.transfer.probe",)) as jobs:
-        found = jobs.run("plan", _probe, members, len(members))
-        return {member.name: result.cost for member, result in found}
+        results = jobs.run("plan", _probe, members, len(members), failed)
+        return {member.name: result.cost for member, result in results}, problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,12 +133,22 @@ def _missing_pairs(setting: Setting, members: list[Member], new: set[str]) -> di
 
 
 def cost_table(
-    setting: Setting, members: list[Member], costs: dict[str, Cost], pairs: dict[str, int]
+    setting: Setting,
+    members: list[Member],
+    costs: dict[str, Cost],
+    pairs: dict[str, int],
+    problems: dict[str, str],
 ) -> pl.DataFrame:
-    """A row a member: seconds and bytes for what the store lacks, on one device, one at a time."""
+    """A row a member: seconds and bytes for what the store lacks, on one device, one at a time.
+
+    Only `model` and `problem` are set of a member that could not be built.
+    """
     images, width = len(setting.subset), 1 if setting.dtype == "uint8" else 4
     rows = []
     for member in members:
+        if member.name in problems:
+            rows.append({"model": member.name, "problem": problems[member.name]})
+            continue
         cost = costs[member.name]
         rows.append(
             {
@@ -143,9 +165,13 @@ def cost_table(
                 "adversarial_bytes": 3 * cost.input_size**2 * width * cost.uncrafted,
                 "outcome_bytes": ROW_BYTES * images * pairs[member.name],
                 "peak_memory_bytes": cost.memory,
+                "problem": None,
             }
         )
-    return pl.DataFrame(rows, infer_schema_length=None)
+    rows.sort(key=len, reverse=True)  # a full row first, for the order of the columns
+    order = {member.name: i for i, member in enumerate(members)}
+    table = pl.DataFrame(rows, schema_overrides={"problem": pl.String}, infer_schema_length=None)
+    return table.sort(pl.col("model").replace_strict(order))
 
 
 def _shown(table: pl.DataFrame, workers: int) -> Table:
@@ -153,6 +179,9 @@ def _shown(table: pl.DataFrame, workers: int) -> Table:
     for name in ("pixels", "params", "craft", "transfer", "disk", "memory"):
         shown.add_column(name, justify="right")
     for row in table.to_dicts():
+        if row["problem"]:
+            shown.add_row(row["model"], *["cannot be built", "-", "-", "-", "-", "-"])
+            continue
         memory = row["peak_memory_bytes"]
         shown.add_row(
             row["model"],
@@ -164,6 +193,11 @@ def _shown(table: pl.DataFrame, workers: int) -> Table:
             size(memory) if memory else "?",
         )
     return shown
+
+
+def _unbuilt(problems: dict[str, str]) -> list[str]:
+    """A line for each model that cannot be built: its error names it."""
+    return [f"Without {name}: {problem}" for name, problem in problems.items()]
 
 
 def _said(
@@ -204,11 +238,11 @@ def _said(
             f"{len(bad)} images are unreadable, such as {image} ({reason}): mend or remove them, "
             "or leave such images out with dataset.on_error=skip."
         )
-    elif not untrained:
+    elif not untrained and table["problem"].null_count() == table.height:
         said.append(f"Weights, labels and all {len(setting.subset)} images are there.")
     return said
 
 
 def total(table: pl.DataFrame, column: str) -> float:
-    """The sum of a column."""
-    return float(table[column].sum())
+    """The sum of a column; 0 where no model has it."""
+    return float(table[column].sum()) if column in table.columns else 0.0

@@ -76,7 +76,7 @@ def with_teacher(session: Session, teacher: Member, run: Run) -> Session:
     """
     with Bars(session.console) as bars:
         session = session.with_setting(prepare(session.config, session.setting, [teacher], bars))
-    if teacher.checkpoint or session.setting.task.weights == "pretrained":
+    if teacher.checkpoint or teacher.uses_published(session.setting.task):
         return session
     if notes(session.training.file(teacher)) is None:
         recipe = build_recipe(session.config, "recipes.teacher")

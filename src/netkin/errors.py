@@ -52,3 +52,9 @@ def and_more(names: Iterable[str], limit: int = 5) -> str:
     listed = list(names)
     more = len(listed) - limit
     return ", ".join(listed[:limit]) + (f" and {more} more" if more > 0 else "")
+
+
+def first_line(error: BaseException | None) -> str:
+    """The first line of an error's message, at most 300 characters, or its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

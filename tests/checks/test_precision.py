@@ -55,7 +55,7 @@ def test_differences_are_of_the_same_pairs() -> None:
     ("arguments", "expected"),
     [
         (["precisions=[32-true]"], "precisions names 32-true, which is the run's own"),
-        (["precisions=[tf32]"], "precisions=tf32 is a GPU's"),
+        (["precisions=[tf32]"], "precisions tf32 needs a GPU"),
         (["precisions=[8-true]"], "precisions must be 32-true or tf32 or"),
         (["seed=0"], "seed=0 is the attack's own"),
         (["precisions=[]"], "precisions must be auto or a list"),

@@ -14,13 +14,13 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from timm.data import ImageNetInfo, create_transform
 
 from netkin.store.files import read_tensors
 from netkin.zoo.member import Member
 from netkin.zoo.published import origin
 from tests.conftest import run_command
+from tests.zoo.hub_cache import offline, write_hub
 
 WNIDS = ImageNetInfo().label_names()
 SIZES = {"rexnet_150": 224, "sehalonet33ts": 256, "gluon_xception65": 299}
@@ -83,18 +83,6 @@ def solved(name: str, images: list[Image.Image]) -> dict[str, torch.Tensor]:
     return net.state_dict()
 
 
-def hub_file(cache: Path, repository: str, state: dict[str, torch.Tensor]) -> Path:
-    """Weights as the hub's client would have left them."""
-    repo = cache / f"models--timm--{repository}"
-    commit = "0" * 40
-    (repo / "refs").mkdir(parents=True)
-    (repo / "refs" / "main").write_text(commit)
-    (repo / "snapshots" / commit).mkdir(parents=True)
-    file = repo / "snapshots" / commit / "model.safetensors"
-    save_file({key: value.contiguous() for key, value in state.items()}, file)
-    return file
-
-
 def environment(folder: Path) -> dict[str, str]:
     return {
         "HF_HUB_CACHE": str(folder / "hub"),
@@ -107,7 +95,7 @@ def environment(folder: Path) -> dict[str, str]:
 def test_three_of_the_69_from_jpeg_to_similarity(tmp_path: Path) -> None:
     images = write_images(tmp_path / "imagenet")
     for name, repository in REPOSITORIES.items():
-        hub_file(tmp_path / "hub", repository, solved(name, images))
+        write_hub(tmp_path, f"timm/{repository}", "model.safetensors", solved(name, images))
     checkpoints = tmp_path / "torch" / "hub" / "checkpoints"
     checkpoints.mkdir(parents=True)
     state = solved("gluon_xception65", images)
@@ -183,7 +171,7 @@ def test_a_local_dir_and_the_hub_name_a_model(
     from netkin.zoo.build import Task, build, preprocessing
 
     net = timm.create_model("test_resnet", num_classes=10)
-    file = hub_file(tmp_path / "hub", "mine", net.state_dict())
+    file = write_hub(tmp_path, "timm/mine", "model.safetensors", net.state_dict())
     config = {
         "architecture": "test_resnet",
         "num_classes": 10,
@@ -198,9 +186,7 @@ def test_a_local_dir_and_the_hub_name_a_model(
         "model_args": {"num_classes": 10},
     }
     (file.parent / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(published, "try_to_load_from_cache", _cached_in(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    offline(tmp_path, monkeypatch)
     published.origin.cache_clear()
     pixels = torch.rand(2, 3, 64, 64)
     for name in (f"local-dir:{file.parent}", "hf-hub:timm/mine"):
@@ -216,12 +202,3 @@ def test_a_local_dir_and_the_hub_name_a_model(
             wanted = net.eval()((pixels - mean.view(-1, 1, 1)) / std.view(-1, 1, 1))
             torch.testing.assert_close(classifier(pixels), wanted)
     published.origin.cache_clear()
-
-
-def _cached_in(cache: Path):
-    from huggingface_hub import try_to_load_from_cache
-
-    def find(repo: str, file: str, revision: str | None = None):
-        return try_to_load_from_cache(repo, file, cache_dir=cache, revision=revision)
-
-    return find

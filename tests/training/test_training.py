@@ -360,7 +360,7 @@ def test_trained_models_by_name(tmp_path: Path) -> None:
     assert (member.name, member.family) == ("small@seed1", "ByobNet")
     assert job.setting.build(member).name == "small@seed1"
     names = [entry["name"] for entry in trained_members(store, "digits", "small@*")]
-    assert names == ["small@seed1", "small@seed2"]
+    assert names == ["small", "small@seed1", "small@seed2"]
     with pytest.raises(UserError, match=r"no trained model digits/smal; did you mean small"):
         trained_members(store, "digits", "smal")
 

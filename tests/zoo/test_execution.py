@@ -358,7 +358,7 @@ def test_attacks_see_a_classifier() -> None:
 
 @pytest.mark.parametrize("precision", ["tf32", "16-mixed"])
 def test_precisions_that_a_cpu_lacks(precision: str) -> None:
-    with pytest.raises(UserError, match=f"precision={precision} is a GPU's"):
+    with pytest.raises(UserError, match=f"precision {precision} needs a GPU"):
         check_execution(Execution(precision), gpu=False)
     check_execution(Execution(precision), gpu=True)
 

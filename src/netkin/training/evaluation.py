@@ -55,7 +55,7 @@ def one_head(classifier: Classifier, pixels: Tensor, head: int) -> Tensor:
         head: 0 or 1.
     """
     net: Any = classifier.net
-    features = net.forward_features((pixels - classifier.mean) / classifier.std)
+    features = net.forward_features(classifier.normalise(pixels))
     return (net.head, net.head_dist)[head](features[:, head])
 
 

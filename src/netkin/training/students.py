@@ -20,15 +20,17 @@ def with_token(member: Member) -> Member:
 
     Raises UserError for an architecture that is not a plain ViT with a class token.
     """
-    with torch.device("meta"):
-        net: nn.Module = timm.create_model(member.timm, pretrained=False, **member.kwargs)
+    net: nn.Module | None = None
+    if member.timm:
+        with torch.device("meta"):
+            net = timm.create_model(member.timm, pretrained=False, **member.kwargs)
     if isinstance(net, VisionTransformerDistilled):
         return member
     # Subclasses and variants would lose what makes them different: pooling, registers, layer scale.
     if not isinstance(net, VisionTransformer) or not _named(net) <= _named(_distilled(net)):
         raise UserError(
-            f"student {member.name} ({member.timm}) is not a plain ViT with a class token, so it "
-            "cannot have a distillation token; train it without one, or choose a plain ViT"
+            f"student {member.name} ({member.architecture}) is not a plain ViT with a class token, "
+            "so it cannot have a distillation token; train it without one, or choose a plain ViT"
         )
     return replace(member, timm=TOKEN, kwargs={**member.kwargs, **_shape(net)})
 

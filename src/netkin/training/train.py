@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -22,7 +22,7 @@ from netkin.training.fit import fit
 from netkin.training.job import Hardware, Job, Report
 from netkin.training.weights import Teaching, Training, identity
 from netkin.zoo.build import Classifier, build
-from netkin.zoo.member import Member
+from netkin.zoo.member import Member, noted
 
 
 def train(
@@ -112,8 +112,8 @@ def _store(
         file.with_suffix(".json"),
         {
             "made_of": {key: value for key, value in job.identity.items() if key != "name"},
-            "member": asdict(member),
-            **({"teacher": asdict(teaching.teacher)} if teaching else {}),
+            "member": noted(member),
+            **({"teacher": noted(teaching.teacher)} if teaching else {}),
             "test_accuracy": accuracy,
             "test_images": len(job.test),
             "test_subset": training.setting.subset.name,
@@ -126,7 +126,7 @@ def _store(
 def initial(training: Training, member: Member) -> Classifier:
     """The member before training: weights from the recipe's seed, with its `model_args`."""
     kwargs = {**member.kwargs, **training.recipe.model_args}
-    untrained = replace(member, kwargs=kwargs, checkpoint=None)
+    untrained = replace(member, kwargs=kwargs, checkpoint=None, pretrained=False)
     return build(untrained, training.setting.task, seed=training.recipe.seed)
 
 

@@ -15,7 +15,8 @@ from netkin.store.layout import Store, differences, unfolded
 from netkin.training.distillation import Distillation
 from netkin.training.recipe import Recipe
 from netkin.transfer.setting import Setting
-from netkin.zoo.member import Member
+from netkin.zoo.build import architecture_identity, preprocessing
+from netkin.zoo.member import IMAGE_FIELDS, Member
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,16 @@ def identity(
     """Everything that trained weights depend on, as JSON values."""
     task = training.setting.task
     values = {
-        "timm": member.timm,
+        **architecture_identity(member),
         "kwargs": dict(member.kwargs),
-        "fit": [dict(fit) for fit in task.fit],
+        **({"fit": [dict(fit) for fit in task.fit]} if member.timm else {}),
         "input_size": member.input_size or task.input_size,
         "num_classes": task.num_classes,
         "images_sha256": _images_sha256(training.images),
         "recipe": training.recipe.identity(),
     }
+    if any(getattr(member, field) is not None for field in IMAGE_FIELDS):
+        values["preprocessing"] = asdict(preprocessing(member, task))
     if teaching is not None:
         values["distillation"] = {
             **asdict(teaching.distillation),
@@ -118,11 +121,13 @@ def check_identity(weights: Path, stored: Mapping[str, Any], needed: Mapping[str
 
 
 def is_trained(training: Training, member: Member) -> bool:
-    """Whether the member's weights exist, trained in the store or in its own checkpoint.
+    """Whether the member's weights exist: published, trained in the store, or a checkpoint.
 
     Raises UserError when its checkpoint is missing or its notes are damaged, and OtherTraining when
     the weights in the store were trained otherwise.
     """
+    if member.uses_published(training.setting.task):
+        return True
     if member.checkpoint:
         if not Path(member.checkpoint).expanduser().is_file():
             raise UserError(f"{member.name}: there is no checkpoint {member.checkpoint}")
@@ -142,17 +147,24 @@ def trained_members(store: Store, dataset: str, pattern: str) -> list[dict[str, 
         store: whose weights are listed.
         dataset: its name.
         pattern: a name such as vit_ti@regnety_032, or with * and ? as in file names several, which
-            are sorted by name.
+            are sorted by name. NAME@* is NAME trained with every seed and by every teacher, also
+            with seed 0, which goes by NAME alone.
 
     Raises UserError when there is none.
     """
     names = {unfolded(file.stem): file for file in _notes_files(store, dataset)}
+    plain = pattern.removesuffix("@*")
     members = []
-    for name in sorted(name for name in names if fnmatchcase(name, pattern)):
+    for name in sorted(names):
+        of_seed_0 = pattern.endswith("@*") and "@" not in name and fnmatchcase(name, plain)
+        if not of_seed_0 and not fnmatchcase(name, pattern):
+            continue
         weights = names[name].with_suffix(".safetensors")
-        if stored := notes(weights):
-            fields = {key: value for key, value in stored["member"].items() if value is not None}
-            members.append({**fields, "name": name, "checkpoint": str(weights)})
+        stored = notes(weights)
+        if stored is None or (of_seed_0 and stored["made_of"].get("recipe", {}).get("seed", 0)):
+            continue
+        fields = {key: value for key, value in stored["member"].items() if value is not None}
+        members.append({**fields, "name": name, "checkpoint": str(weights)})
     if not members:
         raise UserError(
             f"{store.root} has no trained model {dataset}/{pattern}{near(pattern, names)} (there "

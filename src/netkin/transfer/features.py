@@ -206,7 +206,7 @@ def time_passes(setting: Setting, member: Member, images: int) -> dict[str, floa
 
 def features(classifier: Classifier, of: dict[str, Tensor]) -> Tensor:
     """The input of the last layer, [n, D] float32: timm's pre-logits."""
-    x = (of["pixels"].float() / 255 - classifier.mean) / classifier.std
+    x = classifier.normalise(of["pixels"].float() / 255)
     net: Any = classifier.net
     with torch.inference_mode():
         if hasattr(net, "forward_head"):
@@ -217,7 +217,13 @@ def features(classifier: Classifier, of: dict[str, Tensor]) -> Tensor:
 
 
 def _input_of_last_linear(net: nn.Module, x: Tensor) -> Tensor:
-    last = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
+    layers = [module for module in net.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise UserError(
+            f"{type(net).__name__} has no linear layer, whose input its features would be; leave "
+            "it out of the members"
+        )
+    last = layers[-1]
     calls: list[Tensor] = []
     handle = last.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0]))
     try:

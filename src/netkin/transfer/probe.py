@@ -53,8 +53,7 @@ def probe(setting: Setting, member: Member, seconds: float, advance: Advance) ->
     The batch grows from two images until attacking it takes `seconds`, memory runs out, or it has
     `setting.batch_size`: a small network's time in a small batch is mostly overhead.
     """
-    weights = setting.weights(member)
-    trained = weights is not None and weights.is_file()
+    weights, trained = setting.weights(member), setting.has_weights(member)
     classifier = build(member, setting.task, weights if trained else None)
     trial = _Trial(setting, member, classifier.eval().to(setting.device))
     most = min(setting.batch_size, len(setting.subset))

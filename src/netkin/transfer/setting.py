@@ -20,7 +20,14 @@ from netkin.store.files import file_sha256, read_tensors
 from netkin.store.layout import AttackStore, Entry, Store, SubsetStore, shard_path
 from netkin.transfer.evaluator import Evaluator
 from netkin.transfer.tune import Choice
-from netkin.zoo.build import Classifier, Task, build, identity, preprocessing
+from netkin.zoo.build import (
+    Classifier,
+    Task,
+    build,
+    identity,
+    own_weights_sha256,
+    preprocessing,
+)
 from netkin.zoo.execution import DEFAULT_PRECISION, Execution
 from netkin.zoo.member import Member
 from netkin.zoo.published import WeightsFile
@@ -116,13 +123,21 @@ class Setting:
         return [f"{source.name}\n{self.subset.ids[i]}" for i in positions]
 
     def weights(self, member: Member) -> Path | None:
-        """The member's weights file; None where published weights have not been fetched."""
+        """The member's weights file; None where published weights have not been fetched, or the
+        member's own class or function brings them."""
         if member.checkpoint:
             return Path(member.checkpoint).expanduser()
-        if self.task.weights == "pretrained":
+        if member.uses_published(self.task):
             file = self.published.get(member.name)
             return None if file is None else file.path
         return self.store.weights(self.task.dataset, member.name)
+
+    def has_weights(self, member: Member) -> bool:
+        """Whether the member can be run: its weights are there, or it brings them."""
+        file = self.weights(member)
+        if file is None:
+            return bool(member.target) and member.uses_published(self.task)
+        return file.is_file()
 
     def model(self, member: Member) -> dict[str, Any]:
         """The member's identity in the store: architecture, arguments, weights, preprocessing."""
@@ -131,6 +146,8 @@ class Setting:
     def _weights_sha256(self, member: Member) -> str:
         if member.name in self.published:
             return self.published[member.name].sha256
+        if member.target and member.uses_published(self.task):
+            return _own_sha256(repr(member), member, self.task)
         file = self.weights(member)
         assert file is not None, f"weights of {member.name} have not been fetched"
         return _sha256(file)
@@ -193,6 +210,16 @@ class Setting:
 @cache
 def _sha256(path: Path) -> str:
     return file_sha256(path)
+
+
+_own: dict[str, str] = {}
+
+
+def _own_sha256(key: str, member: Member, task: Task) -> str:
+    """The hash of weights that a member's class or function brings, computed once a process."""
+    if key not in _own:
+        _own[key] = own_weights_sha256(member, task)
+    return _own[key]
 
 
 def names(setting: Setting, positions: Sequence[int]) -> str:

@@ -1,82 +1,33 @@
 """From a member to a classifier of pixels in [0, 1]."""
 
 import logging
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
-from timm.models import load_state_dict
+from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
-from netkin.data.views import View
-from netkin.errors import UserError
+from netkin.errors import UserError, first_line
+from netkin.zoo import from_python, from_torchvision, from_transformers
+from netkin.zoo.checkpoints import load_weights
 from netkin.zoo.member import Member
-from netkin.zoo.published import first_line, origin
+from netkin.zoo.preprocessing import Preprocessing, preprocessing
+from netkin.zoo.published import custom_load, origin
+from netkin.zoo.task import Task
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Task:
-    """What the zoo must know of a dataset to build classifiers for it.
-
-    Attributes:
-        dataset: its name, under which trained weights are kept.
-        num_classes: K.
-        weights: "train" (members are trained on the dataset's own training images) or
-            "pretrained" (timm's published weights).
-        input_size: pixels a side for trained members; None takes each pretrained model's own.
-        fit: timm arguments that suit small images, tried in order; the first that an
-            architecture's constructor takes is used.
-        classes: their names; a pretrained ImageNet classifier can be compared on some of its
-            classes when they are WordNet ids.
-    """
-
-    dataset: str
-    num_classes: int
-    weights: str = "train"
-    input_size: int | None = None
-    fit: tuple[Mapping[str, Any], ...] = ({},)
-    classes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """A member's own view of an image and its normalisation ([3] each, for pixels in [0, 1])."""
-
-    view: View
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
-
-
-def preprocessing(member: Member, task: Task) -> Preprocessing:
-    """The preprocessing a member was, or will be, trained with."""
-    if task.weights == "train":
-        assert task.input_size is not None
-        return Preprocessing(View(member.input_size or task.input_size))
-    cfg = resolve_data_config(pretrained_cfg=origin(member.timm).config)
-    return Preprocessing(
-        View(
-            member.input_size or cfg["input_size"][-1],
-            cfg["crop_pct"],
-            cfg["crop_mode"],
-            cfg["interpolation"],
-        ),
-        tuple(cfg["mean"]),
-        tuple(cfg["std"]),
-    )
-
-
 class Classifier(nn.Module):
-    """A timm model behind its normalisation: pixels [B, 3, H, W] in [0, 1] to logits [B, K].
+    """A network behind its normalisation: pixels [B, 3, H, W] in [0, 1] to logits [B, K].
 
-    `columns` picks K of the model's own classes, in the dataset's order; None takes all.
+    `columns` picks K of the model's own classes, in the dataset's order; None takes all. Where mean
+    and std have one value, the network takes gray images: the average of red, green and blue.
     """
 
     mean: Tensor
@@ -97,60 +48,76 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] in [0, 1] as the network takes them: [B, 3, H, W], or [B, 1, H, W]
+        for one of gray images."""
+        if self.mean.numel() == 1:
+            pixels = pixels.mean(dim=1, keepdim=True)
+        return (pixels - self.mean) / self.std
+
     def forward(self, pixels: Tensor) -> Tensor:
-        logits = self.net((pixels - self.mean) / self.std)
+        """Pixels [B, 3, H, W] in [0, 1] to logits [B, K]."""
+        logits = self.net(self.normalise(pixels))
         return logits if self.columns is None else logits[:, self.columns]
 
 
 def build(member: Member, task: Task, weights: Path | None = None, seed: int = 0) -> Classifier:
-    """A member's classifier, with the weights of a file, timm's own, or drawn from `seed`.
+    """A member's classifier, with the weights of a file, its own, or drawn from `seed`.
+
+    Args:
+        weights: the file of its checkpoint or of its published weights, or of those trained here.
+            A `target` that brings its weights needs none.
 
     Raises UserError when the architecture cannot take the dataset's images or has another number
     of classes, and when the weights do not fit it.
     """
     own = preprocessing(member, task)
-    if task.weights == "pretrained":
-        torch.manual_seed(seed)
-        net = _pretrained(member, weights)
-    else:
-        net = _fitted(member, task, own.view.input_size, seed)
-    columns = _columns(net, member, task)
-    if weights is not None and (task.weights == "train" or member.checkpoint):
-        load_weights(net, weights, member.name)
+    net, classes = _network(member, task, own, weights, seed)
+    columns = _columns(classes, member, task)
+    if weights is not None and not member.uses_published(task):
+        load_weights(net, weights, member.name, member.weights_key)
     return Classifier(net, member.name, own.mean, own.std, columns)
 
 
 def blueprint(member: Member, task: Task) -> nn.Module:
     """A member's architecture, as `build` makes it, on torch's meta device: shapes, no weights.
 
-    Where timm cannot build it there, it is on the CPU with random weights. Raises UserError when
+    Where it cannot be built there, it is on the CPU with random weights. Raises UserError when
     the architecture cannot take the dataset's images.
     """
-
-    def made() -> nn.Module:
-        if task.weights == "pretrained":
-            return _pretrained(member, None)
-        return _fitted(member, task, preprocessing(member, task).view.input_size, 0)
-
+    own = preprocessing(member, task)
     try:
         with torch.device("meta"):
-            return made()
+            return _network(member, task, own, None, 0)[0]
     except UserError as error:
         log.info("%s on the meta device: %s", member.name, error)
-        return made()
+        return _network(member, task, own, None, 0)[0]
 
 
-def _columns(net: nn.Module, member: Member, task: Task) -> list[int] | None:
+def _network(
+    member: Member, task: Task, own: Preprocessing, weights: Path | None, seed: int
+) -> tuple[nn.Module, int]:
+    """The network, with published weights where the member uses them, and its number of classes."""
+    if not member.timm:
+        return _foreign(member, task, own, weights is not None, seed)
+    if task.weights == "pretrained" or member.pretrained:
+        torch.manual_seed(seed)
+        net = _pretrained(member, weights)
+    else:
+        net = _fitted(member, task, own, seed)
+    return net, int(getattr(net, "num_classes", task.num_classes))
+
+
+def _columns(classes: int, member: Member, task: Task) -> list[int] | None:
     """Which of the model's classes are the dataset's; None where they are the same."""
-    classes = getattr(net, "num_classes", task.num_classes)
     wnids = _wnids(classes) if task.weights == "pretrained" else []
     if task.classes and set(task.classes) <= set(wnids):
         columns = [wnids.index(wnid) for wnid in task.classes]
         return None if columns == list(range(classes)) else columns
     if classes != task.num_classes:
         raise UserError(
-            f"{member.name} tells {classes} classes apart, {task.dataset} has {task.num_classes}: "
-            "take a model of these classes, without num_classes in its kwargs, or (for a part of "
+            f"{member.name} has {classes} classes, {task.dataset} has {task.num_classes}: "
+            "use a model of these classes, without num_classes in its kwargs, or (for a part of "
             "ImageNet) name the class folders by WordNet id"
         )
     return None
@@ -160,23 +127,98 @@ def knows_more(member: Member, task: Task) -> bool:
     """Whether a pretrained ImageNet model is read at some of its classes only."""
     if task.weights != "pretrained":
         return False
-    known = {**origin(member.timm).config, **member.kwargs}["num_classes"]
-    return known > task.num_classes and set(task.classes) <= set(_wnids(known))
+    classes = published_classes(member)
+    if classes is None:
+        classes = _network(member, task, preprocessing(member, task), None, 0)[1]
+    return classes > task.num_classes and set(task.classes) <= set(_wnids(classes))
+
+
+def published_classes(member: Member) -> int | None:
+    """Classes of a member's published weights, or those that its kwargs name; None where unknown,
+    as of a `target`."""
+    named = member.kwargs.get("num_classes", member.kwargs.get("num_labels"))
+    if named is not None:
+        return int(named)
+    return None if member.target else int(origin(member.source).config["num_classes"])
 
 
 @cache
 def _wnids(classes: int) -> list[str]:
     """WordNet ids of an ImageNet classifier of so many classes, in order; empty if unknown."""
-    known = infer_imagenet_subset({"num_classes": classes})
-    return ImageNetInfo(known).label_names() if known else []
+    subset = infer_imagenet_subset({"num_classes": classes})
+    return ImageNetInfo(subset).label_names() if subset else []
 
 
-def _fitted(member: Member, task: Task, size: int, seed: int) -> nn.Module:
+def _foreign(
+    member: Member, task: Task, own: Preprocessing, with_weights: bool, seed: int
+) -> tuple[nn.Module, int]:
+    """A network that is not timm's, which returns its logits alone, and its number of classes."""
+    failure = None
+    for kwargs in _arguments(member, task, own):
+        torch.manual_seed(seed)
+        try:
+            net = _constructed(member, task, with_weights, kwargs)
+            classes = _count_classes(net, own)
+        except UserError:
+            raise
+        except Exception as error:  # any network's constructor and forward pass
+            failure = failure or error
+            log.info("%s does not take %s: %s", member.name, kwargs, error)
+        else:
+            return from_python.only_logits(net), classes
+    size = own.view.input_size
+    raise UserError(
+        f"{member.name} ({member.architecture}) cannot be built for {size} x {size} images "
+        f"({first_line(failure)}); give it other kwargs, another input_size, or in_chans: 1"
+    )
+
+
+def _arguments(member: Member, task: Task, own: Preprocessing) -> list[dict[str, Any]]:
+    """The arguments to try, in order."""
+    kwargs = dict(member.kwargs)
+    if member.target:
+        return [kwargs]
+    if not member.uses_published(task) and task.weights == "train":
+        key = "num_classes" if member.torchvision else "num_labels"
+        kwargs = {key: task.num_classes, **kwargs}
+    if member.torchvision:  # its vision transformers take their images' size
+        return [kwargs, {"image_size": own.view.input_size, **kwargs}]
+    return [kwargs]
+
+
+def _constructed(
+    member: Member, task: Task, with_weights: bool, kwargs: Mapping[str, Any]
+) -> nn.Module:
+    if member.target:
+        return from_python.build(member.target, member.name, kwargs)
+    library = from_torchvision if member.torchvision else from_transformers
+    published = with_weights and member.uses_published(task)
+    return library.build(member.torchvision or member.transformers, published, kwargs)
+
+
+def _count_classes(net: nn.Module, own: Preprocessing) -> int:
+    """Classes of a network, from its logits of two blank images. Raises what it raises."""
+    parameter, training = next(net.parameters(), None), net.training
+    size = own.view.input_size
+    device = None if parameter is None else parameter.device
+    with torch.no_grad():
+        logits = from_python.logits_in(
+            net.eval()(torch.zeros(2, len(own.mean), size, size, device=device)),
+            type(net).__name__,
+        )
+    net.train(training)
+    if logits.ndim != 2 or len(logits) != 2:
+        raise ValueError(f"its output for 2 images is {list(logits.shape)}, expected [2, classes]")
+    return logits.shape[1]
+
+
+def _fitted(member: Member, task: Task, own: Preprocessing, seed: int) -> nn.Module:
     """The architecture with the first of the task's arguments that make it take its images."""
-    images = torch.zeros(2, 3, size, size)
+    size = own.view.input_size
+    images = torch.zeros(2, len(own.mean), size, size)
     failure = None
     for fit in task.fit:
-        kwargs = {"num_classes": task.num_classes, **fit, **member.kwargs}
+        kwargs = {"num_classes": task.num_classes, **fit, **_timm_kwargs(member)}
         torch.manual_seed(seed)
         try:
             net = timm.create_model(member.timm, pretrained=False, **kwargs)
@@ -193,110 +235,87 @@ def _fitted(member: Member, task: Task, size: int, seed: int) -> nn.Module:
     )
 
 
+def _timm_kwargs(member: Member) -> dict[str, Any]:
+    channels = {"in_chans": member.in_chans} if member.in_chans not in (None, 3) else {}
+    return {**channels, **member.kwargs}
+
+
 def _pretrained(member: Member, weights: Path | None) -> nn.Module:
     """The architecture as published, with the published weights in `weights` unless it is the
     member's own checkpoint, which `load_weights` checks and loads."""
-    found = origin(member.timm)
+    published = origin(member.timm)
     file = None if member.checkpoint or weights is None else str(weights)
-    # As if the file had always been the source of these weights: nothing is fetched here.
-    config = {**found.config, "source": "", "hf_hub_id": None, "url": "", "file": file}
-    kwargs = {**found.arguments, **member.kwargs}
+    # The file is the only source of weights, so that timm fetches nothing.
+    config = {**published.config, "source": "", "hf_hub_id": None, "url": "", "file": file}
+    if file is not None:
+        config["custom_load"] = custom_load(published.config, Path(file))
+    kwargs = {**published.arguments, **_timm_kwargs(member)}
     for key in ("num_classes", "in_chans"):
-        if file and kwargs.get(key, found.config.get(key)) != found.config.get(key):
+        if file and kwargs.get(key, published.config.get(key)) != published.config.get(key):
             raise UserError(
                 f"{member.name}: kwargs.{key}={kwargs[key]} would put a layer of random weights "
                 f"into the published {member.timm}; leave it out, or give a checkpoint"
             )
-    published = partial(
-        timm.create_model, found.architecture, pretrained=file is not None, pretrained_cfg=config
+    create = partial(
+        timm.create_model,
+        published.architecture,
+        pretrained=file is not None,
+        pretrained_cfg=config,
     )
     try:
-        if member.input_size in (None, found.config.get("input_size", [None])[-1]):
-            return published(**kwargs)
-        return _resized(published, kwargs, int(member.input_size or 0))
+        if member.input_size in (None, published.config.get("input_size", [None])[-1]):
+            return create(**kwargs)
+        return _resized(create, kwargs, int(member.input_size or 0))
     except Exception as error:  # timm's architectures refuse in a dozen ways
         with_file = f" with the weights {file}" if file else ""
+        reason = first_line(error)
+        if "weights_only" in reason:  # timm advises to load it nevertheless
+            reason = "they hold pickled objects, which are not loaded because they can run code"
         raise UserError(
-            f"{member.name} ({member.timm}) cannot be built{with_file} ({first_line(error)})"
+            f"{member.name} ({member.timm}) cannot be built{with_file} ({reason})"
         ) from None
 
 
-def _resized(published: Callable[..., nn.Module], kwargs: dict, size: int) -> nn.Module:
-    """A published model for another input size: told of it where it must be, and tried."""
+def _resized(create: Callable[..., nn.Module], kwargs: dict, size: int) -> nn.Module:
+    """A published model for another input size (img_size where timm takes that), and tried."""
     try:
-        net = published(**{"img_size": size, **kwargs})
+        net = create(**{"img_size": size, **kwargs})
     except TypeError:  # most convolutional networks take any size
-        net = published(**kwargs)
+        net = create(**kwargs)
     training = net.training
     with torch.no_grad():
         net.eval()(torch.zeros(1, 3, size, size))
     return net.train(training)
 
 
-def load_weights(net: nn.Module, path: Path, name: str) -> None:
-    """Load a weights file strictly; a misfit names the first key and both shapes."""
-    if not path.is_file():
-        raise UserError(f"{name}: there is no weights file {path}")
-    try:
-        theirs = load_state_dict(str(path), device="cpu", weights_only=True)
-    except Exception as error:  # torch, zip, pickle and safetensors each have their own
-        raise UserError(
-            f"{name}: {path} cannot be read as weights ({first_line(error)}); expected "
-            "safetensors, or a torch file that holds tensors only"
-        ) from None
-    misfit = _misfit(net, theirs)
-    if misfit is not None and (convert := _converter(net)) is not None:
-        converted = convert(theirs, net)
-        if _misfit(net, converted) is None:
-            theirs, misfit = converted, None
-    if misfit is not None:
-        key, wanted, got = misfit
-        raise UserError(
-            f"{name}: weights {path} do not fit: {key} is {wanted} in the model and {got} in "
-            "the file; is it a checkpoint of this architecture and these classes?"
-        )
-    net.load_state_dict(theirs, strict=False)
-
-
-def _misfit(net: nn.Module, theirs: Mapping[str, Tensor]) -> tuple[str, Any, Any] | None:
-    """The first key that differs, with both shapes. Counters of batches may be absent: they came
-    to batch normalisation after old checkpoints were written, and nothing reads them in eval."""
-    ours = net.state_dict()
-    for key in dict.fromkeys([*ours, *theirs]):
-        wanted = list(ours[key].shape) if key in ours else "no such key"
-        got = list(theirs[key].shape) if key in theirs else "no such key"
-        if wanted != got and not (key not in theirs and key.endswith("num_batches_tracked")):
-            return key, wanted, got
-    return None
-
-
-def _converter(net: nn.Module) -> Callable[[Any, nn.Module], Mapping[str, Tensor]] | None:
-    """timm's conversion of the original authors' checkpoints, where an architecture has one."""
-    filter_fn = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
-    if filter_fn is None:
-        return None
-
-    def convert(theirs: Any, net: nn.Module) -> Mapping[str, Tensor]:
-        try:
-            return filter_fn(dict(theirs), net)
-        except Exception as error:  # not a checkpoint that it was written for
-            log.info("%s: %s", filter_fn, error)
-            return theirs
-
-    return convert
-
-
 def identity(member: Member, task: Task, weights_sha256: str) -> dict[str, Any]:
     """What makes a member's results its own, as JSON: architecture, weights and preprocessing."""
     published = {}
-    if task.weights == "pretrained":
-        found = origin(member.timm)
-        published = {"architecture": found.architecture, "arguments": found.arguments}
+    if member.timm and (task.weights == "pretrained" or member.pretrained):
+        resolved = origin(member.timm)
+        published = {"architecture": resolved.architecture, "arguments": resolved.arguments}
+    fit = {"fit": [dict(fit) for fit in task.fit]} if member.timm else {}
+    key = {"weights_key": member.weights_key} if member.weights_key else {}
     return {
-        "timm": member.timm,
+        **architecture_identity(member),
         **published,
         "kwargs": dict(member.kwargs),
-        "fit": [dict(fit) for fit in task.fit],
+        **fit,
         "weights_sha256": weights_sha256,
+        **key,
         "preprocessing": asdict(preprocessing(member, task)),
     }
+
+
+def architecture_identity(member: Member) -> dict[str, Any]:
+    """What a member is built of, as JSON; of one's own class or function, its source text, too."""
+    if member.target:
+        source = from_python.source_sha256(member.target, member.name)
+        return {"_target_": member.target, "source_sha256": source}
+    kind = next(kind for kind in ("timm", "torchvision", "transformers") if getattr(member, kind))
+    return {kind: getattr(member, kind)}
+
+
+def own_weights_sha256(member: Member, task: Task) -> str:
+    """The hash of the weights that a `target` brings, for which it is built."""
+    return from_python.weights_sha256(build(member, task).net)

@@ -1,7 +1,7 @@
-"""How a classifier is run: the same function, faster.
+"""How a classifier is run: the same function, computed faster.
 
-Crafting is steps x (forward + gradient to the input). What is done about it here changes rounding
-only (`fuse`, `memory_format`, `compile`), or the precision, which is part of a result's identity.
+Crafting is steps x (forward + gradient to the input). `fuse`, `memory_format` and `compile` change
+rounding only; the precision is part of a result's identity.
 """
 
 import copy
@@ -9,18 +9,17 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-from netkin.errors import UserError
+from netkin.errors import UserError, first_line
 from netkin.zoo.build import Classifier
-from netkin.zoo.fold import fold_batch_norm, standardise_once
+from netkin.zoo.fold import TOLERANCE, fold_batch_norm, standardise_once
 from netkin.zoo.patches import PatchProduct, patches_by_product
-from netkin.zoo.published import first_line
 from netkin.zoo.squeeze import cheap_gradients
 
 log = logging.getLogger(__name__)
@@ -41,9 +40,9 @@ class Execution:
     """How a classifier is run.
 
     Attributes:
-        precision: one of PRECISIONS. Mixed ones compute in 16 bits what gains by it, and take and
-            give float32; "tf32" rounds a GPU's float32 products to 10 bits of mantissa, which
-            "32-true" forbids.
+        precision: one of PRECISIONS. Mixed ones compute products and convolutions in 16 bits, with
+            inputs and outputs in float32; "tf32" rounds a GPU's float32 products to 10 bits of
+            mantissa, which "32-true" forbids.
         fuse: batch normalisation folded into convolutions and weights standardised once
             (`netkin.zoo.fold`), squeeze-and-excitation with a cheaper gradient
             (`netkin.zoo.squeeze`), and on a CPU patches embedded by a product
@@ -60,46 +59,105 @@ class Execution:
 
 
 class Prepared(Classifier):
-    """A classifier as an Execution says; takes and gives float32, and shares what is unchanged.
+    """A classifier run as an Execution describes, with inputs and outputs in float32.
 
-    Its `net` is the network that runs: attacks may hook into it.
+    Its `net` is the network that runs: attacks may hook into it. A network that is not timm's runs
+    as it is, with a line in the log, where what makes timm's faster fails or changes its logits.
     """
 
     def __init__(self, classifier: Classifier, execution: Execution, images: Tensor, size: int):
-        """Images [B, 3, H, W] in [0, 1], on the classifier's device, are tried: to fold, and to
-        compile for batches of `size`."""
+        """Runs images [B, 3, H, W] in [0, 1], on the classifier's device, to fold batch
+        normalisation and to compile for batches of `size`."""
         nn.Module.__init__(self)
         self.name, self.columns = classifier.name, classifier.columns
         self.register_buffer("mean", classifier.mean, persistent=False)
         self.register_buffer("std", classifier.std, persistent=False)
         self.execution, self.folded = execution, 0
-        net = copy.deepcopy(classifier.net).eval()
-        cpu = images.device.type == "cpu"
-        if execution.fuse:
-            standardise_once(net)
-            few = self._normalised(images[:2])
-            net, self.folded = fold_batch_norm(net, few, classifier.name)
-            cheap_gradients(net)
-            if cpu:
-                patches_by_product(net)
         self.dtype = PRECISIONS[execution.precision]
+        execution = self._possible(classifier.net, execution, images[:2])
+        self.format = MEMORY_FORMATS[execution.memory_format]
+        net = self._faster(classifier.net, execution, images[:2])
         if self.dtype is not None:
-            if cpu:
+            if images.device.type == "cpu":
                 _without_fused_attention(net)
                 _strided_depthwise_in_float32(net)
-            _cast_weights(net, self.dtype)
-        self.format = MEMORY_FORMATS[execution.memory_format]
-        if execution.memory_format != "contiguous":
-            net = net.to(memory_format=self.format)
+            if self._takes(net, self.dtype, images[:2]):
+                _cast_weights(net, self.dtype)
         self.net = net.eval().requires_grad_(False)
         self._run: Any = net.__call__  # no second submodule
         self.size: int | None = None
         if execution.compile:
             self._compile(images, size)
 
+    def _faster(self, net: nn.Module, execution: Execution, few: Tensor) -> nn.Module:
+        """A copy of a network, in float32, fused and in the memory format of an Execution."""
+        net = copy.deepcopy(net).eval()
+        if execution.fuse:
+            standardise_once(net)
+            net, self.folded = fold_batch_norm(net, self.normalise(few), self.name)
+            cheap_gradients(net)
+            if few.device.type == "cpu":
+                patches_by_product(net)
+        if execution.memory_format != "contiguous":
+            net = net.to(memory_format=MEMORY_FORMATS[execution.memory_format])
+        return net
+
+    def _takes(self, net: nn.Module, dtype: torch.dtype, few: Tensor) -> bool:
+        """Whether a network can keep its weights in 16 bits; if not, autocast casts them itself."""
+        if _is_known(net):
+            return True
+        cast = copy.deepcopy(net)
+        _cast_weights(cast, dtype)
+        try:
+            with torch.no_grad(), self._autocast(few.device.type):
+                cast(self.normalise(few))
+        except Exception as error:  # whatever a network of the user's raises
+            log.info("%s keeps its weights in float32: %s", self.name, first_line(error))
+            return False
+        return True
+
+    def _possible(self, net: nn.Module, execution: Execution, few: Tensor) -> Execution:
+        """The Execution with what a network takes of it; timm's take all."""
+        if _is_known(net):
+            return execution
+        contiguous = replace(execution, memory_format="contiguous")
+        plain = replace(contiguous, fuse=False)
+        for way in dict.fromkeys((execution, contiguous, plain)):
+            if way == plain or not (reason := self._problem(net, way, few)):
+                return way
+            log.info(
+                "%s does not run %s, %s: %s",
+                self.name,
+                "fused" if way.fuse else "unfused",
+                way.memory_format,
+                reason,
+            )
+        return plain
+
+    def _problem(self, net: nn.Module, execution: Execution, few: Tensor) -> str:
+        """Why a network does not run so, or not with the same logits; empty where it does."""
+        net, x = net.eval(), self.normalise(few)
+        with torch.no_grad():
+            expected = net(x)
+        try:
+            layout = MEMORY_FORMATS[execution.memory_format]
+            x = x.contiguous(memory_format=layout).detach().requires_grad_()
+            with torch.enable_grad():
+                logits = self._faster(net, execution, few)(x)
+                torch.autograd.grad(logits.sum(), x)
+        except Exception as error:  # whatever a network of the user's raises, such as of a view
+            self.folded = 0
+            return first_line(error)
+        size = expected.abs().max().clamp_min(1e-6)
+        worst = ((logits.detach() - expected).abs().max() / size).item()
+        if worst <= TOLERANCE or not expected.isfinite().all():
+            return ""
+        self.folded = 0
+        return f"a logit would change by {worst:.1e} of the largest"
+
     def forward(self, pixels: Tensor) -> Tensor:
         """See `Classifier`."""
-        x, n = self._normalised(pixels), len(pixels)
+        x, n = self.normalise(pixels), len(pixels)
         scaler = _Scaler() if self.dtype is torch.float16 else None
         if scaler:
             x = scaler.at_input(x)
@@ -112,9 +170,6 @@ class Prepared(Classifier):
         if scaler:
             logits = scaler.at_logits(logits)
         return logits if self.columns is None else logits[:, self.columns]
-
-    def _normalised(self, pixels: Tensor) -> Tensor:
-        return (pixels - self.mean) / self.std
 
     def _autocast(self, device: str) -> AbstractContextManager:
         if self.dtype is None:
@@ -137,6 +192,11 @@ class Prepared(Classifier):
             self._run, self.size = self.net.__call__, None
 
 
+def _is_known(net: nn.Module) -> bool:
+    """Whether a network is of a library whose networks are known to be the same when faster."""
+    return type(net).__module__.startswith(("timm.", "netkin."))
+
+
 @contextmanager
 def _compiling() -> Iterator[None]:
     """Without dynamo's warning: while it compiles, it looks for gradients where there are none."""
@@ -148,12 +208,12 @@ def _compiling() -> Iterator[None]:
 def prepare(
     classifier: Classifier, execution: Execution, images: Tensor, size: int | None = None
 ) -> Prepared:
-    """The classifier, run as `execution` says.
+    """The classifier, run as `execution` describes.
 
     Args:
         classifier: in eval mode; it stays as it is.
         execution: how to run it.
-        images: some [B, 3, H, W] in [0, 1], on its device, to be tried.
+        images: some [B, 3, H, W] in [0, 1], on its device, to run once.
         size: images in a batch, if it is compiled; B unless given.
     """
     return Prepared(classifier, execution, images, size or len(images))
@@ -161,7 +221,7 @@ def prepare(
 
 @contextmanager
 def exact_float32(precision: str) -> Iterator[None]:
-    """Whether a GPU may round float32 products to TF32, for the block's time: as "tf32" says."""
+    """A GPU rounds float32 products to TF32 for the block's time, or not, as `precision` has it."""
     allowed = precision == "tf32"
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
@@ -180,8 +240,8 @@ def check_execution(execution: Execution, gpu: bool) -> None:
     """Raises UserError for a precision that the device does not have."""
     if execution.precision not in precisions(gpu):
         raise UserError(
-            f"precision={execution.precision} is a GPU's (a CPU has no units for it); here take "
-            "32-true, or bf16-mixed, which is faster"
+            f"precision {execution.precision} needs a GPU (a CPU has no units for it); use 32-true "
+            "here, or bf16-mixed, which is faster"
         )
 
 
@@ -200,6 +260,7 @@ class Float32Conv(nn.Conv2d):
     """A convolution that stays in float32 among others in 16 bits."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """See nn.Conv2d."""
         with torch.autocast(input.device.type, enabled=False):
             return super().forward(input.float()).to(input.dtype)
 
@@ -208,6 +269,7 @@ class Float32ConvSame(Conv2dSame):
     """Likewise, with TensorFlow's padding."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """See timm's Conv2dSame."""
         with torch.autocast(x.device.type, enabled=False):
             return super().forward(x.float()).to(x.dtype)
 

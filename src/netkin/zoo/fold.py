@@ -2,11 +2,11 @@
 
 In eval mode batch normalisation is an affine map with constant coefficients, so a convolution
 followed by it is another convolution: gamma / sqrt(var + eps) goes into its weights, the rest into
-its bias. A third of the operations of a ResNet are gone, forwards and backwards. Which layers
-follow each other is read off one pass over a model, not off its code, so that it works for any
-control flow; what comes out is compared with the model before it is used.
+its bias. A ResNet has a third fewer operations then, forwards and backwards. Which layers follow
+each other is read from one forward pass, not from the code, so that it works for any control flow.
+The folded model's logits are compared with the model's before it is used.
 
-Weights that are standardised in every pass (BiT, NFNets) are constant, too, and done with once.
+Weights that are standardised in every pass (BiT, NFNets) are constant, too, and computed once.
 """
 
 import copy
@@ -38,9 +38,9 @@ TOLERANCE = 1e-3
 
 
 def standardise_once(model: nn.Module) -> int:
-    """Have convolutions that standardise their weights keep the result, in place; returns how many.
+    """Let convolutions that standardise their weights keep the result, in place; returns how many.
 
-    To the bit what timm's layers compute.
+    The same to the bit as timm's layers compute.
     """
     convolutions: list[Any] = [layer for layer in model.modules() if type(layer) in STANDARDISING]
     for conv in convolutions:
@@ -64,14 +64,14 @@ def fold_batch_norm(model: nn.Module, images: Tensor, name: str) -> tuple[nn.Mod
         name: what messages call the model.
 
     Returns:
-        The copy in eval mode and the number of normalisations that are gone; the model itself and
-        0 where there are none, or where the copy's logits were others (which is logged).
+        The copy in eval mode and the number of normalisations that were folded; the model itself
+        and 0 where there are none, or where the copy's logits differed (which is logged).
     """
     if not any(type(module) in NORMS for module in model.modules()):
         return model, 0
     folded = copy.deepcopy(model).eval().requires_grad_(False)
     before, pairs = _pairs(folded, images)
-    if not before.isfinite().all():  # a broken model, which is for others to say
+    if not before.isfinite().all():  # a broken model: the clean pass reports it
         return model, 0
     for layer, norm in pairs:
         _fold(folded, layer, norm)
@@ -92,7 +92,7 @@ def fold_batch_norm(model: nn.Module, images: Tensor, name: str) -> tuple[nn.Mod
 
 def _pairs(model: nn.Module, images: Tensor) -> tuple[Tensor, list[tuple[str, str]]]:
     """The logits, and the names of layers and norms that can be folded, from one pass."""
-    made: dict[int, tuple[str, Tensor]] = {}  # by id of a layer's output, which is kept alive
+    layers: dict[int, tuple[str, Tensor]] = {}  # by id of a layer's output, which stays alive
     followed: list[tuple[str, str, Tensor]] = []
     names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     calls: Counter[str] = Counter()
@@ -102,15 +102,15 @@ def _pairs(model: nn.Module, images: Tensor) -> tuple[Tensor, list[tuple[str, st
         def hook(module: nn.Module, _args: Any, output: Tensor) -> None:
             calls[name] += 1
             if not isinstance(module, nn.Linear) or output.ndim == 2:  # channels come second
-                made[id(output)] = (name, output)
+                layers[id(output)] = (name, output)
 
         return hook
 
     def norm_hook(name: str) -> Any:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
             calls[name] += 1
-            if args and id(args[0]) in made:
-                layer, output = made[id(args[0])]
+            if args and id(args[0]) in layers:
+                layer, output = layers[id(args[0])]
                 followed.append((layer, name, output))
 
         return hook
@@ -140,15 +140,15 @@ def _pairs(model: nn.Module, images: Tensor) -> tuple[Tensor, list[tuple[str, st
 def _readers(output: Tensor) -> Counter:
     """How many operations read each one's result, in the graph that leads to an output."""
     readers: Counter = Counter()
-    todo, seen = [output.grad_fn], {output.grad_fn}
+    todo, visited = [output.grad_fn], {output.grad_fn}
     while todo:
         node = todo.pop()
         assert node is not None
         for before, _ in node.next_functions:
             if before is not None:
                 readers[before] += 1
-                if before not in seen:
-                    seen.add(before)
+                if before not in visited:
+                    visited.add(before)
                     todo.append(before)
     return readers
 
@@ -166,9 +166,9 @@ def _fold(model: nn.Module, layer_name: str, norm_name: str) -> None:
     if layer.bias is not None:
         shift = shift + layer.bias.double() * scale
     weight = layer.weight.double() * scale.view(-1, *[1] * (layer.weight.ndim - 1))
-    kept = layer.weight.dtype
-    layer.weight = nn.Parameter(weight.to(kept), requires_grad=False)
-    layer.bias = nn.Parameter(shift.to(kept), requires_grad=False)
+    dtype = layer.weight.dtype
+    layer.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    layer.bias = nn.Parameter(shift.to(dtype), requires_grad=False)
     rest: nn.Module = nn.Identity()
     if isinstance(norm, BatchNormAct2d):
         after: list[Any] = [norm.drop, norm.act]

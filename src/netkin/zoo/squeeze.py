@@ -1,9 +1,9 @@
-"""Squeeze-and-excitation, and activations, with a gradient that costs no more than it must.
+"""Squeeze-and-excitation, and activations, with cheaper gradients.
 
-The gradient of a mean over pixels is one number a channel, spread over all pixels. torch spreads it
-before it divides, into another memory order than the features' own, and adding the two then takes
-ten times as long as adding what is not spread. The numbers are the same, to the bit. Likewise, an
-activation in place whose gradient needs its input makes a copy of that first.
+The gradient of a mean over pixels is one number a channel, the same for all pixels. torch expands
+it before it divides, into another memory order than the features' own, and the sum of the two then
+takes ten times as long as one with the number that is not expanded. The results are the same, to
+the bit. Likewise, an activation in place whose gradient needs its input copies that first.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ LAYERS: dict[type, tuple[str, ...]] = {
     EffectiveSEModule: ("fc", "gate"),
     SqueezeExcite: ("conv_reduce", "act1", "conv_expand", "gate"),
 }
-"""timm's modules x * gate(... (mean of x)), and what stands between mean and product."""
+"""timm's modules x * gate(... (mean of x)), and the layers between mean and product."""
 COPYING = (nn.SiLU, nn.Hardswish, nn.Mish)
 """Activations that copy their input when they overwrite it."""
 
@@ -28,11 +28,13 @@ class Squeeze(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x and its mean."""
         ctx.pixels = x.shape[2] * x.shape[3]
         return x.view_as(x), x.mean((2, 3), keepdim=True)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, of_mean: Tensor) -> Tensor:  # type: ignore[override]
+        """The gradient of x, [B, C, H, W], from those of both results."""
         return gradient + of_mean / ctx.pixels
 
 
@@ -50,13 +52,13 @@ class Excite(nn.Module):
 
 
 def cheap_gradients(model: nn.Module) -> int:
-    """Have a model's squeeze-and-excitation and activations so, in place; returns how many."""
-    found = 0
+    """Change a model's squeeze-and-excitation and activations so, in place; returns how many."""
+    changed = 0
     for name, module in list(model.named_modules()):
         if type(module) in LAYERS and not getattr(module, "add_maxpool", False) and name:
             model.set_submodule(name, Excite(module))
-            found += 1
+            changed += 1
         elif isinstance(module, COPYING) and module.inplace:
             module.inplace = False
-            found += 1
-    return found
+            changed += 1
+    return changed

@@ -1,8 +1,8 @@
-"""gluon_xception65, one of the paper's 69 models, which timm has dropped: its weights stay usable.
+"""gluon_xception65, one of the paper's 69 models, which timm has dropped, as published.
 
 Today's xception65 of timm has the same 39,916,312 parameters but is another function: it has no
 activation before the second block's shortcut, and a ReLU after each depthwise convolution of the
-exit flow. Written anew here to the function of timm 0.6.7, under its parameter names, so that the
+exit flow. This one computes the function of timm 0.6.7 and has its parameter names, so that the
 published checkpoint loads as it is (GluonCV's Xception-65, Chollet 2017 with a deeper middle).
 """
 
@@ -66,6 +66,7 @@ class Block(nn.Module):
         self.rep = nn.Sequential(rep)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, ins, H, W] to [B, outs[-1], H / stride, W / stride]."""
         return self.rep(x) + (x if self.skip is None else self.skip(x))
 
 
@@ -102,7 +103,7 @@ class GluonXception65(nn.Sequential):
 
 
 def gluon_xception65(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """timm's entry point; `kwargs` are those that `timm.create_model` hands over."""
+    """timm's entry point; `kwargs` are those that `timm.create_model` passes."""
     return build_model_with_cfg(GluonXception65, "gluon_xception65", pretrained, **kwargs)
 
 

@@ -1,7 +1,7 @@
-"""What a network is made of: the 13 components of the paper (Tab. 1, B.2 and B.3), for any model.
+"""The 13 components of a network (the paper's Tab. 1, B.2 and B.3), for any model.
 
-They are read off the model itself, from what a traced forward pass does to an image's shape
-(`netkin.zoo.components.trace`) and from the tree of its modules; no name of a model is known here.
+They are read from the model itself: from the operations of a traced forward pass
+(`netkin.zoo.components.record`) and from its tree of modules. No rule depends on a model's name.
 The words are those of the paper's table: "7s2" is a 7 x 7 convolution of stride 2, "3s2/3/3" three
 of 3 x 3, "~" means not applicable, "-" none.
 """
@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 import polars as pl
 from torch import nn
 
+from netkin.errors import UserError, first_line
 from netkin.zoo.build import Task, blueprint, preprocessing
 from netkin.zoo.components import gates, mixing, parts
+from netkin.zoo.components.record import trace
 from netkin.zoo.components.stem import stem
-from netkin.zoo.components.trace import trace
 from netkin.zoo.member import Member
 
 COMPONENTS = (
@@ -40,34 +41,44 @@ def read(net: nn.Module, size: tuple[int, int, int]) -> dict[str, str]:
 
     The network may be on any device; on torch's meta device nothing is computed but shapes.
     """
-    found = trace(net, size)
-    first = stem(found)
-    attention, location = gates.channel_attention(found)
+    operations = trace(net, size)
+    first = stem(operations)
+    attention, location = gates.channel_attention(operations)
     return {
-        "Base architecture": mixing.base_architecture(found, first),
-        "Hierarchical structure": mixing.hierarchy(found, first),
+        "Base architecture": mixing.base_architecture(operations, first),
+        "Hierarchical structure": mixing.hierarchy(operations, first),
         "Stem layer": first.layers,
         "Input resolution": f"{size[1]} x {size[2]}",
-        "Normalization": parts.normalization(found),
-        "Activation": parts.activation(found),
+        "Normalization": parts.normalization(operations),
+        "Activation": parts.activation(operations),
         "Pooling (stem)": "Yes" if first.pooled else "No",
-        "Pooling (final)": parts.final_pooling(found),
-        "2D SA": mixing.attention_2d(found),
+        "Pooling (final)": parts.final_pooling(operations),
+        "2D SA": mixing.attention_2d(operations),
         "CW attention": attention,
         "Location of CW attention": location,
-        "DW conv": parts.any_op(found, lambda op: op.is_depthwise),
-        "Group conv": parts.any_op(found, lambda op: op.is_grouped),
+        "DW conv": parts.any_op(operations, lambda op: op.is_depthwise),
+        "Group conv": parts.any_op(operations, lambda op: op.is_grouped),
     }
 
 
 def components(member: Member, task: Task) -> dict[str, str]:
     """The 13 components of a member, as it is built for a dataset.
 
-    Raises UserError when it cannot be built.
+    Raises UserError when it cannot be built, or a network that is not timm's cannot be traced.
     """
+    own = preprocessing(member, task)
+    side = own.view.input_size
     net = blueprint(member, task)
-    side = preprocessing(member, task).view.input_size
-    return read(net, (3, side, side))
+    try:
+        return read(net, (len(own.mean), side, side))
+    except Exception as error:  # whatever a network of the user's raises
+        if member.timm:
+            raise
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(
+            f"{member.name}: the components of {member.architecture} cannot be read from its "
+            f"forward pass ({reason}); leave it out of the members"
+        ) from None
 
 
 def base_architecture(member: Member, task: Task) -> str:
@@ -78,7 +89,7 @@ def base_architecture(member: Member, task: Task) -> str:
 def component_table(
     members: Sequence[Member], task: Task, done: Callable[[str], None] = lambda name: None
 ) -> pl.DataFrame:
-    """One row a member: "Model name" and the components. `done` hears of each as it is read."""
+    """One row a member: "Model name" and the components. `done` is called with each name."""
     rows = []
     for member in members:
         rows.append({"Model name": member.name, **components(member, task)})

@@ -1,4 +1,4 @@
-"""Channel-wise attention: a feature map scaled (or shifted) by what is pooled from it."""
+"""Channel-wise attention: a feature map scaled (or shifted) by a vector that is pooled from it."""
 
 from dataclasses import dataclass
 
@@ -24,22 +24,22 @@ class Gate:
 
 def gates(trace: Trace) -> list[Gate]:
     """The channel attention of a network, in order."""
-    found = []
+    attention = []
     for i, op in enumerate(trace.ops):
         if op.name in ("mul", "add") and len(op.inputs) == 2 and op.positions > 1:
             source = _pooled_input(trace, i)
             if source is not None and (kind := _kind(trace, source, op.name == "add")):
-                found.append(Gate(kind, _location(trace, i), i))
-    return found
+                attention.append(Gate(kind, _location(trace, i), i))
+    return attention
 
 
 def channel_attention(trace: Trace) -> tuple[str, str]:
     """What, such as "Yes (SE)", and where: "Middle", "End" or both; ("No", "~") without."""
-    found = gates(trace)
-    if not found:
+    attention = gates(trace)
+    if not attention:
         return "No", "~"
-    kinds = ", ".join(dict.fromkeys(gate.kind for gate in found))
-    locations = {gate.location for gate in found}
+    kinds = ", ".join(dict.fromkeys(gate.kind for gate in attention))
+    locations = {gate.location for gate in attention}
     return f"Yes ({kinds})", " + ".join(where for where in ("Middle", "End") if where in locations)
 
 

@@ -2,7 +2,7 @@
 
 Networks keep features as [B, C, H, W], [B, N, C], windows or heads, and go from one to the other
 by views and transposes. Whether a linear layer mixes channels or places, and at how many places,
-can be told only with this in hand.
+can be told only by the axis of its channels.
 """
 
 from math import prod
@@ -79,7 +79,7 @@ def _resized(
     gone = {d % len(before) for d in ([dims] if isinstance(dims, int) else list(dims or ()))}
     if name == "squeeze":
         gone = {d for d in gone if before[d] == 1}
-    if len(after) == len(before):  # kept with size 1
+    if len(after) == len(before):  # the axis stays, with size 1
         return None if axis in gone and before[axis] > 1 else axis
     if axis in gone:
         return None

@@ -19,7 +19,7 @@ class Attention:
         in_bottleneck: it stands in for the convolution of a bottleneck block, between layers with
             their activations, rather than in a branch of its own as a transformer's does.
         kind: Halo (each block of queries sees a larger neighbourhood), BoT (all see all), or
-            Lambda (no map of queries by keys is made).
+            Lambda (no map of queries by keys is computed).
         at: the operation.
     """
 
@@ -31,16 +31,16 @@ class Attention:
 def attentions(trace: Trace) -> list[Attention]:
     """The self-attention of a network, without that of a pooling head."""
     last = max((i for i in range(len(trace.ops)) if trace.is_residual(i)), default=-1)
-    found = []
+    products = []
     for i, op in enumerate(trace.ops[:last]):
         product = op.is_product and min(op.shape[-2:]) > 1 and len(op.inputs) > 1
         if product or _weighs_places(trace, i):
-            found.append(Attention(_in_bottleneck(trace, i), _kind(trace, i), i))
-    return found
+            products.append(Attention(_in_bottleneck(trace, i), _kind(trace, i), i))
+    return products
 
 
 def _weighs_places(trace: Trace, i: int) -> bool:
-    """A sum of features over places, weighted by a map that came of the image: attention without
+    """A sum of features over places, weighted by a map that depends on the image: attention without
     any matrix product, as in MobileViTv2 and SwiftFormer."""
     op = trace.ops[i]
     source = trace.ops[op.inputs[0]] if op.name == "sum" and op.inputs else None
@@ -55,7 +55,7 @@ def _weighs_places(trace: Trace, i: int) -> bool:
 
 
 def _in_bottleneck(trace: Trace, product: int) -> bool:
-    """Whether queries, keys and values are all made of the output of an activation."""
+    """Whether queries, keys and values are all computed from the output of an activation."""
 
     def stop(i: int) -> bool:
         return trace.ops[i].is_dense or trace.ops[i].is_depthwise
@@ -105,22 +105,22 @@ def _without_map(trace: Trace, module: str) -> str:
 
 def _is_convolutional(trace: Trace) -> bool:
     """Attention, if any, stands in for convolutions."""
-    found = attentions(trace)
-    return 2 * sum(a.in_bottleneck for a in found) >= len(found)
+    products = attentions(trace)
+    return 2 * sum(a.in_bottleneck for a in products) >= len(products)
 
 
 def base_architecture(trace: Trace, stem: Stem) -> str:
     """CNN, Transformer, Hybrid, MLP-Mixer, NAS (CNN), NAS (TFM), or RNN.
 
-    A transformer mixes places by attention only; convolutions may make its tokens and change
+    A transformer mixes places by attention only; convolutions may produce its tokens and change
     their number. A hybrid also mixes by convolution or pooling between the attentions, or has no
     layer norm, being built of convolutions with batch norm. A CNN whose bottleneck blocks hold
     attention stays a CNN. See `netkin.zoo.components.searched` for NAS.
     """
-    ops, found = trace.ops, attentions(trace)
-    if found and not _is_convolutional(trace):
-        # What follows the last attention makes features for others, as SAM's neck.
-        local = [i for i in range(stem.end + 1, found[-1].at) if _mixes_locally(trace, i)]
+    ops, products = trace.ops, attentions(trace)
+    if products and not _is_convolutional(trace):
+        # Layers after the last attention prepare features for other networks, as SAM's neck does.
+        local = [i for i in range(stem.end + 1, products[-1].at) if _mixes_locally(trace, i)]
         names = {op.name for op in ops}
         classes = " ".join(trace.classes.values()).lower()
         layer_norm = "native_layer_norm" in names or "rms" in classes + " ".join(names)
@@ -152,7 +152,7 @@ def _mixes_locally(trace: Trace, i: int) -> bool:
 
 
 def hierarchy(trace: Trace, stem: Stem) -> str:
-    """Yes if the blocks work at several resolutions; what makes the patches does not count."""
+    """Yes if the blocks work at several resolutions; the layer that cuts patches does not count."""
     places = [
         op.positions
         for i, op in enumerate(trace.ops)

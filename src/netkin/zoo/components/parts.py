@@ -50,21 +50,23 @@ ACTIVATION_ORDER = ("GeLU", "ReLU", "Leaky ReLU", "SiLU", "HardSwish", "ReLU6")
 
 
 def is_norm(op: Op) -> bool:
+    """Whether an operation is a normalisation that ATen knows as one."""
     return op.name in NORMS
 
 
 def is_activation(op: Op) -> bool:
+    """Whether an operation is an activation that ATen knows as one."""
     return op.name in ACTIVATIONS
 
 
 def normalization(trace: Trace) -> str:
     """Such as "LN + BN"; "Affine transform" for learned scales and shifts in place of a norm, and
     "Norm-free" without either."""
-    found = {NORMS[op.name] for op in trace.ops if is_norm(op)}
+    norms = {NORMS[op.name] for op in trace.ops if is_norm(op)}
     for name in trace.classes.values():
-        found |= {norm for pattern, norm in NORM_CLASSES if re.search(pattern, name, re.I)}
-    if found:
-        return _joined(found, NORM_ORDER)
+        norms |= {norm for pattern, norm in NORM_CLASSES if re.search(pattern, name, re.I)}
+    if norms:
+        return _joined(norms, NORM_ORDER)
     return "Affine transform" if any(map(_is_affine, trace.ops)) else "Norm-free"
 
 
@@ -76,8 +78,8 @@ def _is_affine(op: Op) -> bool:
 def activation(trace: Trace) -> str:
     """Such as "ReLU + SiLU", those inside channel attention among them; gates are not. "-" where
     there is none, as when it is part of the norm."""
-    found = {_activation(op, trace.classes.get(op.path, "")) for op in trace.ops} - {""}
-    return _joined(found, ACTIVATION_ORDER) if found else "-"
+    names = {_activation(op, trace.classes.get(op.path, "")) for op in trace.ops} - {""}
+    return _joined(names, ACTIVATION_ORDER) if names else "-"
 
 
 def _activation(op: Op, module: str) -> str:
@@ -95,11 +97,11 @@ def final_pooling(trace: Trace) -> str:
     """How places become one before the classifier: GAP, CLS token, Attention, Max, Sum, Flatten
     (a linear layer or convolution over all of them), or None."""
     for i in (trace.output, *trace.upstream(trace.output, lambda _: False)):
-        found = _pooling(trace, i)
-        if found == "CLS token" and _attends_before(trace, i):
+        pooling = _pooling(trace, i)
+        if pooling == "CLS token" and _attends_before(trace, i):
             return "Attention"
-        if found:
-            return found
+        if pooling:
+            return pooling
     return "None"
 
 
@@ -117,7 +119,7 @@ def _pooling(trace: Trace, i: int) -> str:
     if op.positions != 1:
         return ""
     if op.is_conv:
-        return "Flatten" if _sees_all(op) else ""
+        return "Flatten" if _covers_all(op) else ""
     places = _places(op, trace)
     if op.name in AVERAGES:
         if places > 3:
@@ -137,7 +139,7 @@ def _pooling(trace: Trace, i: int) -> str:
     return "Flatten" if flattened and len(op.shape) == 2 else ""
 
 
-def _sees_all(op: Op) -> bool:
+def _covers_all(op: Op) -> bool:
     """A convolution of a whole feature map, as VGG's first fully connected layer."""
     return max(op.kernel) > 3 and op.kernel == op.input_shapes[0][2:]
 
@@ -150,11 +152,11 @@ def _over_space(op: Op) -> bool:
 
 def _flattened_before(trace: Trace, i: int) -> bool:
     above = trace.upstream(i, trace.is_residual)
-    return any(trace.ops[j].is_conv and _sees_all(trace.ops[j]) for j in above)
+    return any(trace.ops[j].is_conv and _covers_all(trace.ops[j]) for j in above)
 
 
 def _factor(trace: Trace, product: int) -> str:
-    """The operation that made a product's first factor."""
+    """The operation that computed a product's first factor."""
     return trace.ops[trace.source(product)].name
 
 
@@ -172,6 +174,6 @@ def _places(op: Op, trace: Trace) -> int:
     return max((trace.ops[i].positions for i in op.inputs), default=0)
 
 
-def _joined(found: set[str], order: tuple[str, ...]) -> str:
-    known = [name for name in order if name in found]
-    return " + ".join([*known, *sorted(found - set(order))])
+def _joined(names: set[str], order: tuple[str, ...]) -> str:
+    known = [name for name in order if name in names]
+    return " + ".join([*known, *sorted(names - set(order))])

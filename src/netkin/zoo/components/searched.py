@@ -1,16 +1,15 @@
-"""Whether an architecture was found by search, as far as its shape tells.
+"""Whether an architecture was found by search, as far as its shape shows it.
 
-Nothing in a network says who designed it. What a search leaves behind is a choice that differs
-from block to block where a person would have kept one, and the blocks of the design spaces that
-were searched. So a network counts as searched when it is
+A search leaves choices that differ from block to block, where a person would use one throughout,
+and the blocks of the design spaces that were searched. A network counts as searched when it has
 
-- of inverted bottlenecks (MobileNet's: expand, depthwise, linear projection) whose kernel or
+- inverted bottlenecks (MobileNet's: expand, depthwise, linear projection) whose kernel or
   expansion varies, or that hold channel attention: MnasNet, MobileNetV3, EfficientNet, FBNet,
   MixNet, ReXNet; but not MobileNetV2, which repeats one block;
-- of grouped bottlenecks that do not narrow, with one group width over all stages: the RegNet
+- grouped bottlenecks that do not narrow, with one group width over all stages: the RegNet
   design spaces;
-- of cells that join many separable convolutions of three sizes or more: NASNet;
-- a windowed transformer whose window differs between stages: S3.
+- cells that join many separable convolutions of three sizes or more: NASNet;
+- windowed attention whose window differs between stages: S3.
 """
 
 from collections import defaultdict
@@ -122,7 +121,7 @@ def _cells(trace: Trace) -> bool:
 
 
 def windows_differ(trace: Trace) -> bool:
-    """Whether attention with a learned bias of place sees windows of several sizes, one of them
+    """Whether attention with a learned bias of place has windows of several sizes, one of them
     larger than that of the stage before (smaller ones are forced when a feature map is small)."""
     sizes = []
     for op in trace.ops:

@@ -1,4 +1,4 @@
-"""The stem: what happens to the image before the first block."""
+"""The stem: the layers before the first block."""
 
 from dataclasses import dataclass
 from math import isqrt
@@ -37,11 +37,11 @@ def stem(trace: Trace) -> Stem:
     while True:
         ahead = _ahead(trace, at)
         if not layers:
-            # Several convolutions side by side see the image: the largest stands for them.
-            seen = [i for i in ahead if _is_layer(trace.ops[i])]
-            if not seen:
+            # Of several convolutions of the image side by side, the largest stands for them.
+            first = [i for i in ahead if _is_layer(trace.ops[i])]
+            if not first:
                 break
-            at = max(seen, key=lambda i: (max(_kernel(trace.ops[i])), i))
+            at = max(first, key=lambda i: (max(_kernel(trace.ops[i])), i))
             layers.append(trace.ops[at])
             inside = trace.ops[at].path.split(".")[0]
             end = at

@@ -1,0 +1,111 @@
+"""Networks of one's own: any nn.Module class, or function that returns one, by its dotted name."""
+
+import hashlib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from netkin.errors import UserError, first_line, near
+
+
+@cache
+def find(target: str, name: str) -> Callable[..., Any]:
+    """The class or function of a dotted name, imported.
+
+    Raises UserError, with the member's `name`, when it cannot be imported or called.
+    """
+    module_name, dot, attribute = target.rpartition(".")
+    if not dot:
+        raise UserError(
+            f"{name}: _target_ must be a dotted name such as my_pkg.MyNet, got {target!r}"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = str(error.name)
+        if module_name == missing or module_name.startswith(f"{missing}."):
+            advice = "put its folder on PYTHONPATH, or install it"
+            raise UserError(f"{name}: there is no module {missing} ({target}); {advice}") from None
+        raise UserError(f"{name}: {module_name} cannot be imported ({first_line(error)})") from None
+    except Exception as error:  # a module of the user's raises what it will
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{name}: {module_name} cannot be imported ({reason})") from None
+    value = getattr(module, attribute, None)
+    if value is None:
+        raise UserError(f"{name}: {module_name} has no {attribute!r}{near(attribute, dir(module))}")
+    if not callable(value):
+        raise UserError(f"{name}: {target} must be a class or a function, got {value!r}")
+    return value
+
+
+def build(target: str, name: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    """The network that a class or function returns for its arguments.
+
+    Raises UserError when it raises, or returns something else.
+    """
+    make = find(target, name)
+    try:
+        net = make(**kwargs)
+    except Exception as error:  # a class of the user's raises what it will
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{name} ({target}) cannot be built ({reason}); see its kwargs") from None
+    if not isinstance(net, nn.Module):
+        raise UserError(f"{name}: {target} must give an nn.Module, got a {type(net).__name__}")
+    return net
+
+
+def source_sha256(target: str, name: str) -> str | None:
+    """The hash of a class's or function's own source text; None where there is none."""
+    try:
+        return hashlib.sha256(inspect.getsource(find(target, name)).encode()).hexdigest()
+    except (OSError, TypeError):  # defined in a console, or in C
+        return None
+
+
+def weights_sha256(net: nn.Module) -> str:
+    """A hash of a network's state: of keys, shapes, types and values."""
+    total = hashlib.sha256()
+    for key, value in net.state_dict().items():
+        if isinstance(value, Tensor):
+            total.update(f"{key} {list(value.shape)} {value.dtype}".encode())
+            flat = value.detach().cpu().contiguous().flatten()
+            total.update(flat.view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def only_logits(net: nn.Module) -> nn.Module:
+    """Have a network return its logits alone, in place, by a forward hook; see `logits_in`."""
+    net.register_forward_hook(_logits_hook)
+    return net
+
+
+def _logits_hook(module: nn.Module, _inputs: Any, output: Any) -> Tensor:
+    return logits_in(output, type(module).__name__)
+
+
+def logits_in(output: Any, name: str = "the network") -> Tensor:
+    """The logits [B, K] in what a network returns.
+
+    That is a tensor, a tuple or list that begins with them, a mapping that holds them under
+    "logits" or as its only tensor, or an object with `.logits`. Raises UserError for others.
+    """
+    if isinstance(output, Tensor):
+        return output
+    logits = getattr(output, "logits", None)
+    if logits is None and isinstance(output, Mapping):
+        tensors = [value for value in output.values() if isinstance(value, Tensor)]
+        logits = output.get("logits", tensors[0] if len(tensors) == 1 else None)
+    elif logits is None and isinstance(output, tuple | list) and output:
+        logits = output[0]
+    if isinstance(logits, Tensor):
+        return logits
+    keys = f" with keys {list(output)[:8]}" if isinstance(output, Mapping) else ""
+    raise UserError(
+        f"{name} returns a {type(output).__name__}{keys}, expected logits: a tensor, a tuple that "
+        'begins with it, a mapping with "logits", or an object with .logits'
+    )

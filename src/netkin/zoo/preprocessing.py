@@ -1,0 +1,224 @@
+"""A member's own preprocessing: resize, crop and normalisation."""
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors import safe_open
+from timm.data import resolve_data_config
+from timm.models._hub import _PREFERRED_FILES
+
+from netkin.data.views import View
+from netkin.errors import UserError
+from netkin.zoo import checkpoints
+from netkin.zoo.member import Member
+from netkin.zoo.published import origin
+from netkin.zoo.task import Task
+
+DEFAULT = 0.5
+"""Mean and standard deviation of each channel where nothing else is known."""
+CONFIGS = ("pretrained_cfg", "data_config", "config", "args", "hyper_parameters", "hparams", "")
+"""Where checkpoints keep settings, among them those of the images."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """A member's own view of an image and its normalisation ([3] each, for pixels in [0, 1]).
+
+    One value of each is of a network of gray images.
+    """
+
+    view: View
+    mean: tuple[float, ...] = (DEFAULT,) * 3
+    std: tuple[float, ...] = (DEFAULT,) * 3
+
+
+def preprocessing(member: Member, task: Task) -> Preprocessing:
+    """The preprocessing a member was, or will be, trained with.
+
+    Each part is the member's field where it is given, else of its checkpoint's own config, else of
+    the published weights that it names, else the dataset's: its input size, and 0.5.
+
+    Raises UserError where the input size is unknown, or channels do not go with mean and std.
+    """
+    config = known_config(member, task)
+    size = member.input_size or config.get("input_size") or task.input_size
+    if size is None:
+        raise UserError(f"{member.name}: give its input_size, in pixels a side")
+    if (problem := config.get("problem")) and None in (member.input_size, member.crop_pct):
+        raise UserError(
+            f"{member.name}: {problem}; give the member input_size, crop_pct, crop_mode and "
+            "interpolation of its own"
+        )
+    view = {
+        key: getattr(member, key) if getattr(member, key) is not None else config.get(key)
+        for key in ("crop_pct", "crop_mode", "interpolation")
+    }
+    return Preprocessing(
+        View(size, **{key: value for key, value in view.items() if value is not None}),
+        _each_channel(member, "mean", config),
+        _each_channel(member, "std", config),
+    )
+
+
+def in_chans(member: Member, config: Mapping[str, Any]) -> int:
+    """Channels of a member's images: 3, or 1 for gray."""
+    return member.in_chans or config.get("in_chans") or 3
+
+
+def unknown_preprocessing(member: Member, task: Task) -> bool:
+    """Whether a member with weights of its own is run with a guessed mean and std.
+
+    That is so when it has neither these fields nor a config with them, and was not trained here.
+    """
+    if member.mean is not None or "mean" in known_config(member, task):
+        return False
+    if member.checkpoint is None:
+        return bool(member.target) and member.uses_published(task)
+    return not _trained_here(Path(member.checkpoint).expanduser())
+
+
+def known_config(member: Member, task: Task) -> dict[str, Any]:
+    """What is known of a member's preprocessing besides its fields, by the names of these fields.
+
+    Keys are there only where a config has them; it is empty for members that are trained here.
+    """
+    config: dict[str, Any] = {}
+    lends = "." in member.torchvision  # named weights, to a checkpoint or a training
+    if lends or (member.source and (task.weights == "pretrained" or member.uses_published(task))):
+        config = _resolved(origin(member.source).config)
+    if member.checkpoint:
+        path = Path(member.checkpoint).expanduser()
+        if path.is_file() and not _trained_here(path):
+            config |= _own_config(path, path.stat().st_mtime_ns)
+    return config
+
+
+def _each_channel(member: Member, key: str, config: Mapping[str, Any]) -> tuple[float, ...]:
+    channels = in_chans(member, config)
+    values = getattr(member, key)
+    given = values if values is not None else config.get(key, (DEFAULT,))
+    if len(set(given)) == 1:
+        return tuple(given[:1]) * channels
+    if len(given) != channels:
+        raise UserError(
+            f"{member.name}: {key} is {list(given)}, expected {channels} number"
+            f"{'s' * (channels > 1)}, one a channel (in_chans: {channels})"
+        )
+    return tuple(given)
+
+
+def _resolved(config: Mapping[str, Any]) -> dict[str, Any]:
+    """timm's reading of a config in its own words, completed by its defaults."""
+    resolved = resolve_data_config(pretrained_cfg=dict(config))
+    return _fields(resolved) | {key: config[key] for key in ("problem",) if key in config}
+
+
+def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config in timm's words under the names of Member's fields."""
+    size = config.get("input_size") or config.get("img_size") or config.get("image_size")
+    fields = {
+        key: config[key]
+        for key in ("crop_pct", "crop_mode", "interpolation")
+        if config.get(key) is not None
+    }
+    if isinstance(size, Sequence) and len(size) == 3 and size[0] in (1, 3):
+        fields["in_chans"] = int(size[0])
+    side = size[-1] if isinstance(size, Sequence) and size else size
+    if isinstance(side, int):
+        fields["input_size"] = side
+    for key in ("mean", "std"):
+        fields[key] = tuple(float(value) for value in config[key])
+    return fields
+
+
+@cache
+def _own_config(path: Path, changed: int) -> dict[str, Any]:
+    """A checkpoint's config of its images: in the file, or in its folder if it was exported."""
+    del changed  # of the file: another is read anew
+    inside = _metadata(path) if path.suffix == ".safetensors" else _torch_content(path)
+    for key in CONFIGS:
+        if fields := _if_complete(inside.get(key) if key else inside):
+            return fields
+    if path.name in _PREFERRED_FILES:
+        return _beside(path.parent)
+    return {}
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a safetensors file, with JSON read."""
+    try:
+        with safe_open(path, "pt") as file:
+            content = dict(file.metadata() or {})
+    except Exception:  # the library has its own errors; loading the weights reports them
+        return {}
+    return {key: _json(value) for key, value in content.items()}
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _torch_content(path: Path) -> dict[str, Any]:
+    try:
+        content = checkpoints.read(path, path.name, lazily=True)
+    except UserError:  # loading the weights reports it
+        return {}
+    return dict(content) if isinstance(content, Mapping) else {}
+
+
+def _if_complete(config: Any) -> dict[str, Any]:
+    """The fields of a config with mean and std; empty of other configs."""
+    if isinstance(config, argparse.Namespace):
+        config = vars(config)
+    if not isinstance(config, Mapping):
+        return {}
+    if isinstance(config.get("pretrained_cfg"), Mapping):
+        return _if_complete(config["pretrained_cfg"])
+    if all(_numbers(config.get(key)) for key in ("mean", "std")):
+        return _fields(config)
+    name = config.get("model")
+    if "crop_pct" in config and isinstance(name, str) and timm.is_model(name.partition(".")[0]):
+        # the arguments of timm's training script, which leaves to the model what is None
+        published = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        return _resolved_arguments(config, published.to_dict() if published else {})
+    return {}
+
+
+def _resolved_arguments(arguments: Mapping[str, Any], published: dict) -> dict[str, Any]:
+    return _fields(resolve_data_config(dict(arguments), pretrained_cfg=published))
+
+
+def _numbers(value: Any) -> bool:
+    plain = isinstance(value, Sequence) and not isinstance(value, str) and len(value) in (1, 3)
+    return plain and all(isinstance(v, int | float) and math.isfinite(v) for v in value)
+
+
+def _beside(folder: Path) -> dict[str, Any]:
+    """The config of an exported model: timm's config.json, transformers' preprocessor_config."""
+    config = folder / "config.json"
+    if config.is_file() and (fields := _if_complete(_json(config.read_text()))):
+        return fields
+    if (folder / "preprocessor_config.json").is_file():
+        return _resolved(origin(f"transformers:{folder}").config)
+    return {}
+
+
+def _trained_here(path: Path) -> bool:
+    """Whether netkin's notes lie beside a file of weights."""
+    notes = path.with_suffix(".json")
+    if path.suffix != ".safetensors" or not notes.is_file():
+        return False
+    try:
+        return "made_of" in json.loads(notes.read_text())
+    except (OSError, ValueError, TypeError):
+        return False

@@ -1,0 +1,550 @@
+"""Members that are not timm's: one's own classes, torchvision's and transformers' models."""
+
+import json
+import logging
+import pickle
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor, nn
+
+from netkin.data.views import View
+from netkin.errors import UserError
+from netkin.transfer.features import features, gradients
+from netkin.zoo import from_transformers, published
+from netkin.zoo.build import (
+    Task,
+    architecture_identity,
+    build,
+    identity,
+    knows_more,
+    own_weights_sha256,
+    preprocessing,
+)
+from netkin.zoo.components import components
+from netkin.zoo.execution import Execution, prepare
+from netkin.zoo.from_torchvision import crop_pct
+from netkin.zoo.member import Member, noted, parse_members
+from netkin.zoo.preprocessing import unknown_preprocessing
+from tests.zoo.hub_cache import COMMIT, logits_of, offline
+from tests.zoo.own_nets import OUTPUTS, Half, Net, ready
+
+FOLDER = Task("mine", num_classes=10, input_size=32)
+IMAGENET = Task("imagenet", num_classes=1000, weights="pretrained")
+NET = "tests.zoo.own_nets.Net"
+
+
+def one(entry: Any) -> Member:
+    return parse_members([entry], at_least=1)[0]
+
+
+def spread(net: nn.Module) -> nn.Module:
+    """Batch statistics that are not those of a new network."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]
+    return net
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> tuple[nn.Module, Path]:
+    torch.manual_seed(1)
+    net = spread(Net())
+    torch.save(net.state_dict(), tmp_path / "mine.pt")
+    return net, tmp_path / "mine.pt"
+
+
+# ---- one's own class ----
+
+
+@pytest.mark.parametrize("output", [name for name in OUTPUTS if name != "wrong"])
+def test_logits_in_whatever_a_network_returns(output: str, own: tuple[nn.Module, Path]) -> None:
+    net, file = own
+    member = one(
+        {
+            "name": "mine",
+            "_target_": NET,
+            "kwargs": {"output": output},
+            "checkpoint": str(file),
+            "mean": [0.1, 0.2, 0.3],
+            "std": [0.4, 0.5, 0.6],
+            "family": "mine",
+        }
+    )
+    pixels = torch.rand(3, 3, 32, 32)
+    mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.4, 0.5, 0.6])
+    expected = logits_of(net, (pixels - mean.view(-1, 1, 1)) / std.view(-1, 1, 1))
+    for copy in (member, pickle.loads(pickle.dumps(member))):
+        assert torch.equal(logits_of(build(copy, FOLDER, file), pixels), expected)
+
+
+def test_an_output_without_logits_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"Net returns a dict with keys \['a', 'b'\], expected log"):
+        build(one({"name": "n", "_target_": NET, "kwargs": {"output": "wrong"}}), FOLDER)
+
+
+def test_gray_images_are_the_average_of_the_channels() -> None:
+    member = one(
+        {
+            "name": "gray",
+            "_target_": NET,
+            "kwargs": {"channels": 1},
+            "in_chans": 1,
+            "mean": 0.25,
+            "std": 0.5,
+        }
+    )
+    classifier = build(member, FOLDER, seed=2).eval()
+    gray = torch.rand(2, 1, 32, 32)
+    expected = logits_of(classifier.net, (gray - 0.25) / 0.5)
+    torch.testing.assert_close(logits_of(classifier, gray.expand(-1, 3, -1, -1)), expected)
+    colours = torch.rand(2, 3, 32, 32, requires_grad=True)
+    expected = classifier.net((colours.mean(1, keepdim=True) - 0.25) / 0.5)
+    assert torch.equal(classifier(colours), expected)
+    prepared = prepare(classifier, Execution(), colours.detach())
+    torch.testing.assert_close(prepared(colours), expected, rtol=1e-4, atol=1e-5)
+    (gradient,) = torch.autograd.grad(prepared(colours).sum(), colours)
+    assert gradient.any() and torch.equal(gradient[:, 0], gradient[:, 2])
+
+
+def test_timms_networks_take_gray_images_too() -> None:
+    member = one({"name": "gray", "timm": "test_resnet", "in_chans": 1})
+    classifier = build(member, FOLDER).eval()
+    assert preprocessing(member, FOLDER).mean == (0.5,)
+    assert classifier(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    assert one({"name": "g", "timm": "test_resnet", "kwargs": {"in_chans": 1}}).in_chans == 1
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"_target_": "no_such_pkg.Net"}, r"no module no_such_pkg .*PYTHONPATH"),
+        ({"_target_": "tests.zoo.own_nets.Nett"}, r"has no 'Nett'; did you mean Net"),
+        ({"_target_": "Net"}, r"_target_ must be a dotted name such as my_pkg.MyNet, got 'Net'"),
+        ({"_target_": "tests.zoo.own_nets.SOMETHING"}, r"must be a class or a function, got 3"),
+        ({"_target_": NET, "timm": "test_vit"}, r"has timm and target; give one"),
+        ({"_target_": NET, "crop_pct": 1.5}, r"crop_pct must be in \(0, 1\], got 1.5"),
+        ({"_target_": NET, "interpolation": "cubic"}, r"interpolation must be nearest or"),
+        ({"_target_": NET, "mean": [0.5, 0.5], "std": 1}, r"mean must be 1 or 3 numbers"),
+        ({"_target_": NET, "mean": 0.5, "std": 0}, r"std must be 1 or 3 numbers above 0"),
+        ({"_target_": NET, "mean": 0.5}, r"give both mean and std, or neither"),
+        ({"_target_": NET, "in_chans": 2}, r"in_chans must be 1 or 3, got 2"),
+        ({"_target_": NET, "pretrained": "yes"}, r"pretrained must be True or False"),
+    ],
+)
+def test_mistakes_that_are_met_before_anything_is_built(entry: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        one({"name": "mine", **entry})
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"_target_": NET, "kwargs": {"depth": 3}}, r"cannot be built \(TypeError: .*'depth'"),
+        ({"_target_": NET, "kwargs": {"channels": 1}}, r"for 32 x 32 images .*in_chans: 1"),
+        ({"_target_": NET, "kwargs": {"classes": 7}}, r"mine has 7 classes, mine has 10"),
+        ({"_target_": "tests.zoo.own_nets.broken"}, r"RuntimeError: no such file: weights.pt\);"),
+        ({"_target_": "tests.zoo.own_nets.no_network"}, r"must give an nn.Module, got a int"),
+        ({"_target_": NET, "in_chans": 1, "mean": [1, 2, 3], "std": 1}, r"mean is .* expected 1 n"),
+    ],
+)
+def test_mistakes_in_building(entry: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        build(one({"name": "mine", **entry}), FOLDER)
+    assert "\n" not in str(error.value)
+
+
+def test_identity_of_ones_own_network(own: tuple[nn.Module, Path]) -> None:
+    member = one({"name": "mine", "_target_": NET, "checkpoint": str(own[1])})
+    made = identity(member, FOLDER, "0" * 64)
+    assert made["_target_"] == NET and len(made["source_sha256"]) == 64 and "fit" not in made
+    json.dumps(made)
+    for other in (
+        replace(member, kwargs={"classes": 10}),
+        replace(member, mean=(0.4,), std=(0.5,)),
+        replace(member, crop_pct=0.9),
+        replace(member, weights_key="ema"),
+        replace(member, target="tests.zoo.own_nets.Half"),
+    ):
+        assert identity(other, FOLDER, "0" * 64) != made
+
+
+def test_identity_and_notes_of_timms_models_are_what_they_were() -> None:
+    member = one("test_vit")
+    assert identity(member, FOLDER, "0" * 64) == {
+        "timm": "test_vit",
+        "kwargs": {},
+        "fit": [{}],
+        "weights_sha256": "0" * 64,
+        "preprocessing": {
+            "view": {
+                "input_size": 32,
+                "crop_pct": 1.0,
+                "crop_mode": "center",
+                "interpolation": "bicubic",
+            },
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.5, 0.5, 0.5),
+        },
+    }
+    assert list(noted(member)) == ["name", "timm", "kwargs", "checkpoint", "family", "input_size"]
+    gray = one({"name": "g", "_target_": NET, "in_chans": 1})
+    assert parse_members([noted(gray)], at_least=1) == [gray]
+
+
+def test_a_function_that_brings_its_weights() -> None:
+    member = one({"name": "mine", "_target_": "tests.zoo.own_nets.ready", "pretrained": True})
+    assert member.uses_published(FOLDER) and not one("test_vit").uses_published(FOLDER)
+    first, again = own_weights_sha256(member, FOLDER), own_weights_sha256(member, FOLDER)
+    assert first == again != own_weights_sha256(replace(member, kwargs={"seed": 4}), FOLDER)
+    pixels = torch.rand(2, 3, 32, 32)
+    expected = logits_of(ready(), (pixels - 0.5) / 0.5)
+    assert torch.equal(logits_of(build(member, FOLDER), pixels), expected)
+    assert unknown_preprocessing(member, FOLDER)
+    assert not unknown_preprocessing(replace(member, mean=(0.0,), std=(1.0,)), FOLDER)
+    assert unknown_preprocessing(replace(member, pretrained=False), FOLDER) is False
+
+
+@pytest.fixture
+def warnings_of(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    caplog.set_level(logging.INFO, logger="netkin")
+    yield caplog
+
+
+def test_what_makes_timms_networks_faster_never_changes_others(
+    warnings_of: pytest.LogCaptureFixture,
+) -> None:
+    """Net relies on an activation in place and on a view of contiguous features."""
+    member = one({"name": "mine", "_target_": "tests.zoo.own_nets.ready", "pretrained": True})
+    classifier, pixels = build(member, FOLDER).eval(), torch.rand(4, 3, 32, 32)
+    for execution in (
+        Execution(),
+        Execution(fuse=False),
+        Execution(memory_format="contiguous"),
+        Execution(fuse=False, memory_format="contiguous"),
+    ):
+        prepared = prepare(classifier, execution, pixels)
+        torch.testing.assert_close(prepared(pixels), classifier(pixels), rtol=1e-4, atol=1e-5)
+        x = pixels.clone().requires_grad_()
+        assert torch.autograd.grad(prepared(x).sum(), x)[0].any()
+    assert "mine does not run fused, channels_last: view size is not compatible" in warnings_of.text
+    assert "mine does not run fused, contiguous: a logit would change by" in warnings_of.text
+
+
+def test_weights_that_cannot_be_in_16_bits_stay(warnings_of: pytest.LogCaptureFixture) -> None:
+    classifier = build(one({"name": "h", "_target_": "tests.zoo.own_nets.Half"}), FOLDER).eval()
+    pixels = torch.rand(4, 3, 32, 32)
+    prepared = prepare(classifier, Execution(precision="bf16-mixed"), pixels)
+    torch.testing.assert_close(prepared(pixels), classifier(pixels), rtol=0.05, atol=0.02)
+    assert isinstance(classifier.net, Half)
+
+
+def test_components_of_other_networks_are_read() -> None:
+    gray = one({"name": "g", "_target_": NET, "kwargs": {"channels": 1}, "in_chans": 1})
+    found = components(gray, FOLDER)
+    assert (found["Base architecture"], found["Stem layer"]) == ("CNN", "3s2")
+    assert found["Activation"] == "SiLU"
+    returns = one({"name": "d", "_target_": NET, "kwargs": {"output": "dict"}})
+    assert components(returns, FOLDER)["Normalization"] == "BN"
+    ours = components(one("torchvision:resnet18"), FOLDER)
+    timms = components(one("resnet18"), FOLDER)
+    assert ours == timms
+
+
+def test_a_network_that_cannot_be_traced_says_so() -> None:
+    member = one({"name": "n", "_target_": "tests.zoo.own_nets.OnNumpy"})
+    with pytest.raises(
+        UserError, match=r"n: the components of .*OnNumpy cannot be read from its f"
+    ):
+        components(member, FOLDER)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_other_measures_take_these_networks(channels: int) -> None:
+    own = {"name": "m", "_target_": NET, "in_chans": channels}
+    member = one({**own, "kwargs": {"channels": channels, "output": "tuple"}})
+    classifier = build(member, FOLDER).eval()
+    batch = {
+        "pixels": torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8),
+        "labels": torch.tensor([1, 2]),
+    }
+    assert features(classifier, batch).shape == (2, 96)
+    assert gradients(classifier, batch).flatten(1).norm(dim=1).tolist() == pytest.approx(
+        [1, 1], 0.01
+    )
+    without = build(one({"name": "n", "_target_": "tests.zoo.own_nets.OnNumpy"}), FOLDER)
+    with pytest.raises(UserError, match="OnNumpy has no linear layer, whose input its features"):
+        features(without, batch)
+
+
+# ---- torchvision ----
+
+
+def test_torchvisions_weights_and_their_transforms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offline(tmp_path, monkeypatch)
+    for name in ("resnet18", "mobilenet_v3_small.IMAGENET1K_V1"):
+        member = one(f"torchvision:{name}")
+        with pytest.raises(UserError, match=r"the weights of 1 of 1 members cannot be had: m \("):
+            _fetch_without_network(member, monkeypatch)
+        torch.manual_seed(0)
+        net = spread(torchvision.models.get_model(name.partition(".")[0]))
+        url = published.origin(member.source).config["url"]
+        file = tmp_path / "torch" / "hub" / "checkpoints" / Path(url).name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(net.state_dict(), file)
+        ((_, weights),) = published.fetch({"m": member.source})
+        assert weights.path == file
+        image = _photograph()
+        chosen = torchvision.models.get_model_weights(name.partition(".")[0]).DEFAULT  # type: ignore[attr-defined]
+        expected = logits_of(net, chosen.transforms(antialias=True)(image)[None])
+        _check_view(member, IMAGENET, image, build(member, IMAGENET, file), expected)
+        assert member.family == ("resnet" if name == "resnet18" else "mobilenetv3")
+        assert architecture_identity(member) == {"torchvision": name}
+
+
+def _fetch_without_network(member: Member, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_: Any, **__: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(published, "download_cached_file", no_network)
+    list(published.fetch({"m": member.source}))
+
+
+def _photograph() -> Image.Image:
+    torch.manual_seed(0)
+    coarse = (torch.rand(8, 11, 3) * 255).byte().numpy()
+    return Image.fromarray(coarse).resize((400, 300), Image.Resampling.BICUBIC)
+
+
+def _check_view(
+    member: Member, task: Task, image: Image.Image, classifier: nn.Module, expected: Tensor
+) -> None:
+    """Logits of an image through the member's own view are the library's."""
+    view = preprocessing(member, task).view
+    pixels = torch.from_numpy(np.asarray(view.transform()(image)))[None] / 255
+    got = logits_of(classifier, pixels)
+    assert (got - expected).abs().max() < 0.02 * expected.abs().max()
+    assert torch.corrcoef(torch.cat([got, expected]))[0, 1] > 0.999
+
+
+def test_torchvisions_networks_with_a_checkpoint_or_none(tmp_path: Path) -> None:
+    net = torchvision.models.resnet18(num_classes=10)
+    torch.save({"net": net.state_dict(), "acc": 84.0, "epoch": 9}, tmp_path / "ckpt.pth")
+    entry = {"name": "r", "torchvision": "resnet18", "checkpoint": str(tmp_path / "ckpt.pth")}
+    pixels = torch.rand(2, 3, 32, 32)
+    classifier = build(one(entry), FOLDER, tmp_path / "ckpt.pth")
+    assert torch.equal(logits_of(classifier, pixels), logits_of(net, (pixels - 0.5) / 0.5))
+    assert unknown_preprocessing(one(entry), FOLDER)
+    named = one({**entry, "torchvision": "resnet18.IMAGENET1K_V1"})  # lends its preprocessing
+    assert preprocessing(named, FOLDER).mean == (0.485, 0.456, 0.406)
+    assert not unknown_preprocessing(named, FOLDER)
+    vit = one({"name": "v", "torchvision": "vit_b_16"})
+    with torch.device("meta"):
+        assert build(vit, FOLDER).net.image_size == 32  # type: ignore[union-attr]
+    with pytest.raises(UserError, match=r"value 1000 but got 3"):
+        file = tmp_path / "ckpt.pth"
+        build(one({"torchvision": "resnet18", "kwargs": {"num_classes": 3}}), IMAGENET, file)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet81", r"torchvision has no classifier 'resnet81'; did you mean resnet"),
+        ("fcn_resnet50", r"torchvision has no classifier 'fcn_resnet50'"),
+        ("resnet50.IMAGENET1K_V3", r"no weights 'IMAGENET1K_V3'; did you mean IMAGENET1K_V"),
+    ],
+)
+def test_mistakes_in_torchvisions_names(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        one(f"torchvision:{name}")
+
+
+def test_a_resize_is_what_timm_makes_of_its_crop_pct() -> None:
+    for crop in range(32, 520, 8):
+        for resize in range(crop, crop + 120, 7):
+            assert int(crop / crop_pct(crop, resize)) == resize
+
+
+def test_which_of_torchvisions_networks_know_more() -> None:
+    wnids = ("n01440764", "n01443537")
+    part = Task("part", 2, weights="pretrained", classes=wnids)
+    assert knows_more(one("torchvision:resnet18"), part)
+    own = {"name": "m", "_target_": NET, "kwargs": {"classes": 1000}, "input_size": 32}
+    assert knows_more(one(own), part) and not knows_more(one({**own, "kwargs": {}}), part)
+
+
+# ---- transformers ----
+
+
+def tiny(folder: Path, **changes: Any) -> nn.Module:
+    """A random ViT and its image processor, saved as transformers saves them."""
+    library = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = library.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=48,
+        patch_size=8,
+        num_labels=10,
+        initializer_range=0.5,
+    )
+    net = library.ViTForImageClassification(config)
+    with from_transformers._silent():
+        net.save_pretrained(folder)
+    processor = {
+        "image_processor_type": "ViTImageProcessor",
+        "size": {"height": 48, "width": 48},
+        "image_mean": [0.4, 0.5, 0.6],
+        "image_std": [0.2, 0.25, 0.3],
+        "resample": 2,
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "rescale_factor": 1 / 255,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor | changes))
+    published.origin.cache_clear()
+    return net
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.parametrize("kind", ["folder", "hub"])
+def test_transformers_models_and_their_processors(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offline(tmp_path, monkeypatch)
+    folder = tmp_path / "hub" / "models--org--name" / "snapshots" / COMMIT
+    folder.mkdir(parents=True)
+    refs = tmp_path / "hub" / "models--org--name" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text(COMMIT)
+    net = tiny(folder)
+    name = "org/name" if kind == "hub" else str(folder)
+    member = one(f"transformers:{name}")
+    assert (member.family, member.name) == ("vit", f"transformers:{name}")
+    assert member.uses_published(FOLDER)  # on datasets whose members are trained, too
+    ((_, weights),) = published.fetch({"v": member.source})
+    assert weights.path == folder / "model.safetensors"
+    view = preprocessing(member, FOLDER).view
+    assert view == View(48, 1.0, "squash", "bilinear")
+    image = _photograph()
+    processor = from_transformers.transformers().AutoImageProcessor.from_pretrained(folder)
+    with torch.no_grad():
+        expected = net.eval()(**processor(image, return_tensors="pt")).logits
+    classifier = build(member, FOLDER, weights.path)
+    _check_view(member, FOLDER, image, classifier, expected)
+    pixels = torch.rand(2, 3, 48, 48)
+    fast = prepare(classifier.eval(), Execution(), pixels)
+    torch.testing.assert_close(fast(pixels), classifier(pixels), rtol=1e-4, atol=1e-4)
+    assert components(member, FOLDER)["Base architecture"] == "Transformer"
+    assert not unknown_preprocessing(member, FOLDER)
+    assert identity(member, FOLDER, "0")["transformers"] == name
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.parametrize(
+    ("changes", "view"),
+    [
+        (
+            {
+                "image_processor_type": "ConvNextImageProcessor",
+                "size": {"shortest_edge": 48},
+                "crop_pct": 0.875,
+            },
+            View(48, 0.875, "center", "bilinear"),
+        ),
+        (
+            {
+                "image_processor_type": "BitImageProcessor",
+                "size": {"shortest_edge": 56},
+                "crop_size": {"height": 48, "width": 48},
+                "do_center_crop": True,
+                "resample": 3,
+            },
+            View(48, 48 / 56, "center", "bicubic"),
+        ),
+        (
+            {
+                "image_processor_type": "EfficientNetImageProcessor",
+                "rescale_factor": 1 / 127.5,
+                "rescale_offset": True,
+                "do_normalize": False,
+            },
+            View(48, 1.0, "squash", "bilinear"),
+        ),
+    ],
+)
+def test_other_image_processors(tmp_path: Path, changes: dict, view: View) -> None:
+    tiny(tmp_path, **changes)
+    own = preprocessing(one(f"transformers:{tmp_path}"), FOLDER)
+    assert own.view == view
+    if "rescale_offset" in changes:
+        # Scaled to [-1, 1], and then divided by its std: it normalises for the classifier again.
+        assert own.mean == pytest.approx((0.5,) * 3) and own.std == (0.1, 0.125, 0.15)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_a_processor_that_timm_has_no_words_for_is_an_error(tmp_path: Path) -> None:
+    tiny(tmp_path, size={"height": 48, "width": 64})
+    member = one(f"transformers:{tmp_path}")
+    with pytest.raises(UserError, match=r"ViTImageProcessor is not .* 48 x 64.*give the member in"):
+        preprocessing(member, FOLDER)
+    fields = replace(member, input_size=48, crop_pct=1.0)
+    assert preprocessing(fields, FOLDER).view.input_size == 48
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_weights_without_a_classifier_are_an_error(tmp_path: Path) -> None:
+    net: Any = tiny(tmp_path)
+    with from_transformers._silent():
+        net.vit.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_labels": 10}))
+    published.origin.cache_clear()
+    with pytest.raises(UserError, match=r"its weights lack classifier.bias and 1 more"):
+        build(one(f"transformers:{tmp_path}"), FOLDER, tmp_path / "model.safetensors")
+
+
+def test_mistakes_in_transformers_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offline(tmp_path, monkeypatch)
+    with pytest.raises(UserError, match=r"transformers:org/none: its config.json cannot be read"):
+        one("transformers:org/none")
+    with pytest.raises(UserError, match=r"there is no such folder"):
+        one("transformers:./none")
+    with pytest.raises(UserError, match=r"expected config.json and preprocessor_config.json"):
+        one(f"transformers:{tmp_path}")
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    with pytest.raises(UserError, match=r"pip install 'netkin\[transformers\]'"):
+        one(f"transformers:{tmp_path}")
+
+
+# ---- families and names ----
+
+
+def test_families_that_differ_in_case_only_are_one() -> None:
+    members = parse_members(
+        [
+            {"name": "a", "timm": "test_resnet", "family": "ResNet"},
+            {"name": "b", "timm": "resnet18"},
+            {"name": "c", "timm": "test_vit", "family": "ViT"},
+            {"name": "d", "timm": "test_vit2", "family": "vit"},
+        ]
+    )
+    assert [m.family for m in members] == ["ResNet", "ResNet", "ViT", "ViT"]
+
+
+def test_a_dotted_name_is_shown_whole() -> None:
+    with pytest.raises(UserError, match=r"timm has no model 'my_pkg.MyNet' .*_target_: my_pkg.My"):
+        one("my_pkg.MyNet")
