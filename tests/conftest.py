@@ -3,12 +3,13 @@
 Test files run side by side, one a core (pytest-xdist): each process has one thread.
 """
 
+import importlib
 import io
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -59,6 +60,32 @@ def run_here(*overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
     return subprocess.CompletedProcess(list(overrides), code, out.getvalue(), err.getvalue())
+
+
+Mistake = Callable[..., str]
+
+
+@pytest.fixture
+def mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Mistake:
+    """The one line that a command prints for overrides that are wrong, having made nothing."""
+
+    def line(*overrides: str, script: str = "evaluate") -> str:
+        from experiments.common.launch import launch
+
+        folders = ("hydra.run.dir=run", "hydra.sweep.dir=sweep", "logger=none")
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *folders, *overrides])
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit) as stop:
+            launch(importlib.import_module(script).main)
+        err = capfd.readouterr().err
+        assert stop.value.code == 1
+        assert err.startswith("error: ") and err.count("\n") == 1, err
+        assert not list((tmp_path / "store").rglob("*.safetensors"))
+        return err
+
+    return line
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from netkin.analysis.matrix import Matrix
 from netkin.analysis.select import Prediction, mean_similarity
 from netkin.errors import UserError
 from tests import helpers
+from tests.conftest import Mistake
 from tests.helpers import MEMBERS, has_figures, on_four
 
 
@@ -125,12 +126,6 @@ def check_select(folder: Path) -> None:
         (["select.student=a"], "components"),
     ],
 )
-def test_mistakes(
-    arguments: list[str], expected: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes(mistake: Mistake, arguments: list[str], expected: str, tmp_path: Path) -> None:
     Matrix(tuple("abcd"), scores(4)).table().write_csv(tmp_path / "m.csv")
-    given = [f"similarity={tmp_path / 'm.csv'}", *arguments, "logger=none"]
-    with pytest.raises(SystemExit):
-        helpers.run("select", tmp_path / "run", given)
-    error = capfd.readouterr().err
-    assert error.count("\n") == 1 and expected in error, error
+    assert expected in mistake("experiment=select", "similarity=m.csv", *arguments)

@@ -1,16 +1,12 @@
 """experiment=parity, and what is refused before any work: see `CHECKS` in test_experiments.py."""
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-import evaluate
 from experiments.checks.parity import VARIANTS
-from experiments.common.launch import launch
-from tests.conftest import SMALL, run_command
+from tests.conftest import SMALL, Mistake, run_command
 
 MEMBERS = ["test_byobnet", "vit_ti"]
 NAMES = ["noise", "fgsm", "patchfool"]
@@ -61,29 +57,6 @@ def check_parity(folder: Path) -> None:
     assert "check 14/14" in done.stdout and "images/s" in done.stdout
 
 
-Said = Callable[..., str]
-
-
-@pytest.fixture
-def said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Said:
-    """The one line that the command prints for wrong overrides, having done nothing."""
-
-    def line(*overrides: str) -> str:
-        arguments = ["evaluate.py", "hydra.run.dir=run", "logger=none", *overrides]
-        monkeypatch.setattr(sys, "argv", arguments)
-        monkeypatch.chdir(tmp_path)
-        with pytest.raises(SystemExit) as stop:
-            launch(evaluate.main)
-        out, err = capfd.readouterr()
-        assert stop.value.code == 1 and out == "" and err.count("\n") == 1, err
-        assert not list((tmp_path / "store").rglob("*.safetensors"))
-        return err
-
-    return line
-
-
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
@@ -95,8 +68,8 @@ def said(
         ("parity.autoattack_eps=6", "did you mean 6/255"),
     ],
 )
-def test_mistakes(said: Said, override: str, expected: str) -> None:
-    assert expected in said("experiment=parity", override)
+def test_mistakes(mistake: Mistake, override: str, expected: str) -> None:
+    assert expected in mistake("experiment=parity", override)
 
 
 @pytest.mark.parametrize(
@@ -108,9 +81,9 @@ def test_mistakes(said: Said, override: str, expected: str) -> None:
     ],
 )
 def test_sources_that_do_not_fit_are_named_with_what_would_work(
-    said: Said, overrides: tuple[str, ...]
+    mistake: Mistake, overrides: tuple[str, ...]
 ) -> None:
-    line = said("model.members=[test_resnet,vit_ti,vit_s]", *overrides)
+    line = mistake("model.members=[test_resnet,vit_ti,vit_s]", *overrides)
     assert "patchfool does not fit all sources: test_resnet is no timm VisionTr" in line
     assert "model.members=[vit_ti,vit_s]" in line
     assert "experiment=attacks attacks=[pgd,patchfool] sources=[vit_ti,vit_s]" in line

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from experiments.checks.precision import differences
-from tests import helpers
+from tests.conftest import Mistake
 from tests.helpers import four_store, has_figures, on_four
 
 
@@ -75,11 +75,5 @@ def test_differences_are_of_the_same_pairs() -> None:
         (["attack=clean"], "needs an attack that draws"),
     ],
 )
-def test_mistakes(
-    arguments: list[str], expected: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        helpers.run("precision", tmp_path / "run", [*arguments, "logger=none"])
-    error = capfd.readouterr().err
-    assert error.count("\n") == 1 and expected in error
-    assert not list(tmp_path.rglob("*.safetensors"))
+def test_mistakes(mistake: Mistake, arguments: list[str], expected: str) -> None:
+    assert expected in mistake("experiment=precision", *arguments)

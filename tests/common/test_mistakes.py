@@ -1,40 +1,13 @@
 """What a user gets wrong: one clear line, exit code 1, nothing half-done."""
 
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import evaluate
-from experiments.common.launch import launch
-from tests.conftest import ROOT, SMALL, run_command
-
-Mistake = Callable[..., str]
-
-
-@pytest.fixture
-def mistake(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Mistake:
-    """The one line that the command prints for overrides that are wrong."""
-
-    def line(*overrides: str) -> str:
-        arguments = ["evaluate.py", "hydra.run.dir=run", "logger=none", *overrides]
-        monkeypatch.setattr(sys, "argv", arguments)
-        monkeypatch.chdir(tmp_path)
-        with pytest.raises(SystemExit) as stop:
-            launch(evaluate.main)
-        out, err = capfd.readouterr()
-        assert stop.value.code == 1
-        assert out == ""
-        assert err.startswith("error: ") and err.count("\n") == 1, err
-        return err
-
-    return line
+from tests.conftest import ROOT, SMALL, Mistake, run_command
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from netkin.analysis.matrix import Matrix
 from netkin.analysis.statistics import target_p
 from netkin.similarity import Outcomes, resample
 from tests import helpers
+from tests.conftest import Mistake
 from tests.helpers import MEMBERS, four_store, has_figures, on_four
 
 
@@ -110,10 +111,5 @@ def check_attacks(folder: Path) -> None:
         (["similarity=none.csv"], "name the other one with other=path.csv"),
     ],
 )
-def test_mistakes(
-    arguments: list[str], expected: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        helpers.run("attacks", tmp_path / "run", [*arguments, "logger=none"])
-    error = capfd.readouterr().err
-    assert error.count("\n") == 1 and expected in error
+def test_mistakes(mistake: Mistake, arguments: list[str], expected: str) -> None:
+    assert expected in mistake("experiment=attacks", *arguments)

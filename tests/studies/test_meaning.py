@@ -9,10 +9,9 @@ import polars as pl
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from tests.common.test_mistakes import Mistake, mistake
+from tests.conftest import Mistake
 from tests.helpers import MEMBERS, four_store, has_figures, on_four, run
 
-__all__ = ["mistake"]  # a fixture
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 CLUSTER_FIGURES = ("cluster_matrix", "spectral_features", "cluster_map", "co_assignment")
 published = pytest.mark.skipif(

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import train
-from experiments.common.launch import launch, with_members
+from experiments.common.launch import with_members
 from experiments.train.distill import paired_gain
 from experiments.train.variants import label, varied
 from netkin.analysis.statistics import pearson
@@ -25,7 +25,7 @@ from netkin.store.files import file_sha256
 from netkin.training.checkpoint import epochs_done
 from netkin.training.recipe import Recipe
 from tests import helpers
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, Mistake, run_command
 
 QUICK = ("recipe.epochs=2", "recipes.teacher.epochs=2", "logger=csv")
 TEACHERS = ("test_byobnet", "test_resnet", "test_vit", "test_convnext")
@@ -285,29 +285,6 @@ def test_a_killed_training_continues(tmp_path: Path) -> None:
     assert file_sha256(files[0]) == file_sha256(files[1])
 
 
-Mistake = Callable[[str], str]
-
-
-@pytest.fixture
-def mistake(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Mistake:
-    """The one line that the command prints for overrides that are wrong."""
-
-    def line(overrides: str) -> str:
-        words = ["train.py", "hydra.run.dir=run", "hydra.sweep.dir=sweep", "logger=none"]
-        monkeypatch.setattr(sys, "argv", [*words, *overrides.split()])
-        monkeypatch.chdir(tmp_path)
-        with pytest.raises(SystemExit) as stop:
-            launch(train.main)
-        err = capfd.readouterr().err
-        assert stop.value.code == 1
-        assert err.startswith("error: ") and err.count("\n") == 1, err
-        return err
-
-    return line
-
-
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -334,13 +311,15 @@ def mistake(
     ],
 )
 def test_one_line(mistake: Mistake, overrides: str, expected: str) -> None:
-    assert expected in mistake(overrides)
+    assert expected in mistake(*overrides.split(), script="train")
 
 
 def test_checkpoints_and_weights_of_others(students: Path, mistake: Mistake) -> None:
     """Weights are no checkpoint of a training; weights of another recipe are not used."""
     store = f"store.dir={students / 'store'}"
     best = students / "store" / "training" / "digits" / "test_vit" / "best.safetensors"
-    assert "is not a training checkpoint" in mistake(f"{store} resume={best} name=resumed")
-    line = mistake(f"{store} model=test_vit recipe.epochs=3")
+    assert "is not a training checkpoint" in mistake(
+        store, f"resume={best}", "name=resumed", script="train"
+    )
+    line = mistake(store, "model=test_vit", "recipe.epochs=3", script="train")
     assert "were trained with recipe.epochs = 2, now it is 3" in line and "name=NAME" in line
