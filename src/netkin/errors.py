@@ -24,6 +24,14 @@ class DamagedFile(StoreError):
         self.problem = problem
 
 
+class OtherContents(UserError):
+    """The store has something else under a name than what is needed."""
+
+
+class Unreadable(UserError):
+    """Images that cannot be decoded; a dataset can be read without them."""
+
+
 class OtherTraining(UserError):
     """Stored weights, or a checkpoint, are of another training than the one that is needed."""
 

@@ -12,10 +12,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from netkin.data.subset import Subset
-from netkin.errors import StoreError, UserError
-from netkin.store.files import check_seal, digest, read_tensors, write, write_tensors
+from netkin.errors import DamagedFile, StoreError, UserError
+from netkin.store.files import (
+    check_seal,
+    digest,
+    parquet_metadata,
+    read_tensors,
+    write,
+    write_tensors,
+)
 from netkin.store.layout import Entry, OutcomeStore, Store, folder
 
 SUBSET = Subset("some", ("a", "b"), (0, 1), (0, 1))
@@ -57,6 +65,22 @@ def test_damaged_tensors_are_named(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(UserError, match=r"t\.safetensors is damaged .* remove it"):
         read_tensors(file)
+
+
+def test_only_other_libraries_files_lack_a_checksum(tmp_path: Path) -> None:
+    other, stripped = tmp_path / "other.safetensors", tmp_path / "stripped.safetensors"
+    save_file({"x": torch.ones(2)}, other, {"format": "pt"})
+    assert read_tensors(other, ours=False)["x"].tolist() == [1, 1]
+    save_file({"x": torch.ones(2)}, stripped, {"netkin": json.dumps({"params": "5"})})
+    for file, ours in ((other, True), (stripped, True), (stripped, False)):
+        with pytest.raises(DamagedFile, match="its header lacks the checksum"):
+            read_tensors(file, ours)
+    table = tmp_path / "t.parquet"
+    rows(0, 1).write_parquet(table, metadata={"made_by": "x"})
+    with pytest.raises(DamagedFile, match="its checksum cannot be read"):
+        check_seal(table)
+    with pytest.raises(DamagedFile, match="its footer holds"):
+        parquet_metadata(table)
 
 
 def test_an_entry_is_claimed_once_and_checked_ever_after(tmp_path: Path) -> None:
@@ -137,7 +161,7 @@ def test_outcomes_of_other_models_are_refused(tmp_path: Path) -> None:
 
 def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"store\.dir=.*file/store cannot be written"):
+    with pytest.raises(UserError, match=r"root=.*file/store cannot be written"):
         Store(tmp_path / "file" / "store")
 
 

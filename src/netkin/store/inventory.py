@@ -154,7 +154,8 @@ def _problem(root: Path, file: Path, known: Mapping[Path, SubsetFolder]) -> str 
     try:
         if file.suffix == ".parquet":
             return _outcome_problem(file, subset)
-        read_tensors(file, ours=subset is not None)
+        own = subset is not None or file.relative_to(root).parts[0] in ("weights", "training")
+        read_tensors(file, ours=own)
     except DamagedFile as error:
         return error.problem
     return None
