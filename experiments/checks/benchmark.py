@@ -33,17 +33,18 @@ from rich.table import Table
 from experiments.checks import passes, speed
 from experiments.checks.batch import correct_batch
 from experiments.common.devices import build_jobs, cores, device
+from experiments.common.keys import naming
 from experiments.common.members import build_members, build_training
-from experiments.common.runs import run_info
+from experiments.common.runs import run_info, tracked
 from experiments.common.setting import build_setting, prepare
-from experiments.common.values import one_of, positive_int, resolved, run_folder
+from experiments.common.values import one_of, positive_int, run_folder
 from netkin.attacks.units import fraction
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.jobs.results import Result
 from netkin.pipeline import Pipeline
 from netkin.store.files import write
-from netkin.tracking import Tracker, track
+from netkin.tracking import Tracker
 from netkin.transfer.setting import Setting
 from netkin.zoo.member import Member, parse_members
 
@@ -64,7 +65,7 @@ def run(config: DictConfig) -> None:
     setting = build_setting(config)
     console = Console(soft_wrap=True)
     tables: dict[str, pl.DataFrame] = {}
-    with track(resolved(config.logger), run_info(config, setting, 0)) as tracker:
+    with tracked(config, run_info(config, setting, 0)) as tracker:
         if "speed" in own.parts:
             tables |= time_steps(config, setting, console, tracker)
         if "evaluate" in own.parts:
@@ -79,7 +80,8 @@ def run(config: DictConfig) -> None:
 
 def check_models(config: DictConfig) -> None:
     """Raises UserError for a model that timm does not have, or that is a member, too."""
-    models = parse_members(list(config.benchmark.models), at_least=0)
+    with naming({"members": "benchmark.models"}):
+        models = parse_members(list(config.benchmark.models), at_least=0)
     names = {member.name for member in build_members(config, at_least=0)}
     for model in models:
         if model.name in names:

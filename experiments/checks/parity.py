@@ -28,9 +28,9 @@ from experiments.checks.references import COMPARISONS, require_foolbox
 from experiments.common.devices import build_jobs, device
 from experiments.common.keys import naming_group
 from experiments.common.members import build_members, build_training
-from experiments.common.runs import run_info
+from experiments.common.runs import run_info, tracked
 from experiments.common.setting import build_setting, prepare
-from experiments.common.values import positive_int, resolved
+from experiments.common.values import positive_int
 from netkin.attacks import Attack, Clean, PatchFool
 from netkin.attacks.frozen import frozen
 from netkin.attacks.grid import to_grid
@@ -43,7 +43,7 @@ from netkin.jobs.results import Result
 from netkin.pipeline import Pipeline
 from netkin.report.strips import attack_strips
 from netkin.store.files import write
-from netkin.tracking import Tracker, track
+from netkin.tracking import Tracker
 from netkin.transfer.setting import Setting
 from netkin.zoo import execution
 from netkin.zoo.member import Member
@@ -84,7 +84,7 @@ def run(config: DictConfig) -> None:
     members = build_members(config)
     info = run_info(config, setting, len(members))
     console = Console(soft_wrap=True)
-    with track(resolved(config.logger), info) as tracker:
+    with tracked(config, info) as tracker:
         with Bars(console) as bars:
             setting = prepare(config, setting, members, bars)
             training = build_training(config, setting, members, bars)

@@ -14,14 +14,14 @@ from rich.console import Console
 from experiments.common.devices import training_hardware
 from experiments.common.finish import print_notes
 from experiments.common.members import build_recipe, training_images
-from experiments.common.runs import training_info
+from experiments.common.runs import tracked, training_info
 from experiments.common.setting import training_setting
-from experiments.common.values import positive_int, resolved, run_folder
+from experiments.common.values import positive_int, run_folder
 from netkin.jobs.memory import keep_freed
 from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs
 from netkin.store.layout import Store
-from netkin.tracking import Tracker, track
+from netkin.tracking import Tracker
 from netkin.training.job import Hardware
 from netkin.training.recipe import Recipe
 from netkin.training.weights import Teaching, Training, check_identity, identity, notes
@@ -114,7 +114,7 @@ def open_run(session: Session, name: str) -> Iterator[Run]:
         name: of the model that it trains, by which a dashboard lists the run.
     """
     info = training_info(session.config, session.folder, name)
-    with track(resolved(session.config.logger), info) as tracker:
+    with tracked(session.config, info) as tracker:
         yield Run(Outputs(session.folder, tracker), tracker)
 
 

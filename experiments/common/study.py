@@ -19,9 +19,8 @@ from timm.models._registry import get_deprecated_models
 from experiments.common.devices import build_jobs
 from experiments.common.finish import finish, print_notes
 from experiments.common.members import build_members, build_training
-from experiments.common.runs import file_info, run_info, used
+from experiments.common.runs import file_info, run_info, tracked, used
 from experiments.common.setting import build_setting, check_sources, prepare
-from experiments.common.values import resolved
 from netkin import pipeline, similarity
 from netkin.analysis import matrix
 from netkin.analysis.matrix import Matrix
@@ -32,7 +31,7 @@ from netkin.pipeline import Incomplete
 from netkin.report.study import Outputs, Section
 from netkin.report.text import and_more, settings_text
 from netkin.similarity import Outcomes
-from netkin.tracking import Tracker, track
+from netkin.tracking import Tracker
 from netkin.transfer.setting import AttackSpec, Setting
 from netkin.transfer.stored import is_clean
 from netkin.zoo.execution import DEFAULT_PRECISION
@@ -131,7 +130,7 @@ def study(
         return
     given = matrix.read(config.similarity, bool(config.symmetrise))
     info = file_info(config, len(given.names))
-    with track(resolved(config.logger), info) as tracker:
+    with tracked(config, info) as tracker:
         families = [family(name) for name in given.names]
         source = f"the {len(given.names)} models of {Path(config.similarity).name}"
         outputs, console = Outputs(info.folder, tracker), Console(soft_wrap=True)
@@ -158,7 +157,7 @@ def measured(
     check_sources(setting, requested, requested)
     info = run_info(config, setting, len(requested))
     print_notes(console, setting.images.notes)
-    with track(resolved(config.logger), info) as tracker:
+    with tracked(config, info) as tracker:
         failures = None
         with Bars(console) as bars:
             setting = prepare(config, setting, requested, bars)

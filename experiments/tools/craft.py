@@ -14,13 +14,11 @@ from rich.console import Console
 
 from experiments.common.devices import build_jobs
 from experiments.common.members import build_members, build_training
-from experiments.common.runs import run_info
+from experiments.common.runs import run_info, tracked
 from experiments.common.setting import build_setting, prepare
-from experiments.common.values import resolved
 from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
 from netkin.pipeline import Incomplete, Pipeline
-from netkin.tracking import track
 from netkin.transfer.stored import correct
 from netkin.zoo.member import Member
 
@@ -31,7 +29,7 @@ def run(config: DictConfig) -> None:
     sources = chosen(build_members(config, at_least=1), config.source)
     info = run_info(config, setting, len(sources), [source.name for source in sources])
     console = Console(soft_wrap=True)
-    with track(resolved(config.logger), info) as tracker:
+    with tracked(config, info) as tracker:
         with Bars(console) as bars:
             setting = prepare(config, setting, sources, bars)
             training = build_training(config, setting, sources, bars)

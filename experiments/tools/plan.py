@@ -19,17 +19,16 @@ from rich.table import Table
 from experiments.common.devices import build_jobs, members_at_once
 from experiments.common.finish import finish, print_notes
 from experiments.common.members import build_members, build_training, unreadable
-from experiments.common.runs import run_info
+from experiments.common.runs import run_info, tracked
 from experiments.common.setting import build_setting, check_sources, prepare
 from experiments.common.study import described, said
-from experiments.common.values import positive, resolved
+from experiments.common.values import positive
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
 from netkin.jobs.results import Result
 from netkin.report.study import Outputs, Section
 from netkin.report.text import and_more, duration, size
-from netkin.tracking import track
 from netkin.training.weights import is_trained
 from netkin.transfer.probe import Cost, probe
 from netkin.transfer.setting import Setting
@@ -47,7 +46,7 @@ def run(config: DictConfig) -> None:
     info = run_info(config, setting, len(members))
     console = Console(soft_wrap=True)
     print_notes(console, setting.images.notes)
-    with track(resolved(config.logger), info) as tracker:
+    with tracked(config, info) as tracker:
         with Bars(console) as bars:
             check_sources(setting, members, members)
             setting = prepare(config, setting, members, bars)

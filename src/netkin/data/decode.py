@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from netkin.errors import UserError
+from netkin.errors import Unreadable
 
 STAMPED = 16 * 1024
 LONGEST = 100
@@ -20,13 +20,19 @@ RASTER = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", 
 program (PostScript starts Ghostscript) or are no photographs."""
 
 
-class UnreadableImage(UserError):
-    """An image that cannot be decoded; `dataset.on_error=skip` leaves it out."""
+class UnreadableImage(Unreadable):
+    """An image that cannot be decoded.
+
+    Attributes:
+        image_id: of the dataset.
+        reason: why, in words.
+        within: the archive or table that it is in, if any.
+    """
 
     def __init__(self, image_id: str, reason: str, within: str = ""):
         super().__init__(
             f"image {image_id}{f' in {within}' if within else ''} is unreadable ({reason}); repair "
-            "or remove it, or leave such images out with dataset.on_error=skip"
+            "or remove it, or leave out images that cannot be read"
         )
         self.image_id, self.reason, self.within = image_id, reason, within
 

@@ -118,13 +118,13 @@ def parse_members(
     members = [_parse(entry, known or {}) for entry in entries]
     if len(members) < at_least:
         raise UserError(
-            f"model.members names {len(members)} model{'s' * (len(members) != 1)}, "
+            f"members names {len(members)} model{'s' * (len(members) != 1)}, "
             f"expected {at_least} or more: similarity is between models"
         )
     twice = [name for name, times in Counter(m.name for m in members).items() if times > 1]
     if twice:
         raise UserError(
-            f"model.members names {', '.join(twice)} more than once; "
+            f"members names {', '.join(twice)} more than once; "
             "give each its own name: {name: ..., timm: ...}"
         )
     spelling: dict[str, str] = {}
