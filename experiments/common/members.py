@@ -6,6 +6,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.common.devices import member_hardware
 from experiments.common.keys import construct, naming, naming_group
 from experiments.common.runs import open_store
 from experiments.common.values import resolved
@@ -23,7 +24,9 @@ def build_members(config: DictConfig, at_least: int = 2) -> list[Member]:
     """The members of a config; see `netkin.zoo.member.parse_members` and `with_trained`."""
     model = resolved(config.model)
     if not isinstance(model["members"], list):
-        raise UserError(f"model.members must be a list such as [test_vit], got {model['members']}")
+        raise UserError(
+            f"model.members must be a list such as [test_vit,vit_ti], got {model['members']}"
+        )
     with naming({"members": "model.members"}):
         return parse_members(with_trained(config, model["members"]), model.get("known"), at_least)
 
@@ -75,7 +78,8 @@ def build_training(
     task = setting.task
     if all(member.checkpoint or member.uses_published(task) for member in members):
         return None
-    return Training(setting, training_images(config, display), build_recipe(config, "recipe"))
+    images, recipe = training_images(config, display), build_recipe(config, "recipe")
+    return Training(setting, images, recipe, member_hardware(config))
 
 
 def build_recipe(config: DictConfig, key: str) -> Recipe:

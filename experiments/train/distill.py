@@ -91,7 +91,7 @@ def without_teacher(session: Session, plain: Member) -> Member:
     Its name is that of the zoo where the store has the very same training (the first seed, with
     the dataset's recipe) under it, else <student>@none.
     """
-    needed = identity(session.training, plain, precision=session.hardware.precision)
+    needed = identity(session.training, plain)
     stored = notes(session.training.file(plain))
     if stored is not None and stored["made_of"] == needed:
         return plain

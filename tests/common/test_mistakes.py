@@ -44,7 +44,7 @@ def mistake(
         ("model.members=[test_vit]", "model.members names 1 model, expected 2 or more"),
         ("experiment=benchmark benchmark.models=[resnet5O]", "did you mean resnet50"),
         ("model.members=[test_vit,test_vit]", "names test_vit more than once"),
-        ("model.members=test_vit", "must be a list such as [test_vit]"),
+        ("model.members=test_vit", "must be a list such as [test_vit,vit_ti]"),
         ("attack=pdg", "pgd"),
         ("experiment=pairwize", "pairwise"),
         ("attack.stepz=3", "attack.stepz"),
@@ -64,6 +64,7 @@ def mistake(
         ("dataset=folder dataset.root=/nowhere", "dataset.root=/nowhere is not a folder"),
         ("dataset=folder dataset.root=/tmp dataset.split=x", "dataset.split must be"),
         ("logger=csv logger.kind=tensorboard", "logger.kind must be wandb, csv or none"),
+        ("hardware.train_precision=half", "hardware.train_precision must be 32-true or"),
         ("hardware.batch_size=0", "hardware.batch_size must be auto or a whole number"),
         (
             "hardware.members_at_once=none",
@@ -93,6 +94,9 @@ def test_an_unwritable_store(mistake: Mistake, tmp_path: Path) -> None:
 def test_weights_trained_otherwise(small_run: Path, mistake: Mistake) -> None:
     said = mistake(*SMALL, f"store.dir={small_run / 'store'}", "recipe.epochs=5")
     assert "were trained with recipe.epochs = 4, now it is 5" in said
+    other = "hardware.train_precision=bf16-mixed"
+    said = mistake(*SMALL, f"store.dir={small_run / 'store'}", other)
+    assert "were trained with precision = nothing, now it is bf16-mixed" in said
 
 
 def test_members_that_do_not_fit_the_dataset(small_run: Path, mistake: Mistake) -> None:
