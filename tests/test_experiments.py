@@ -108,15 +108,15 @@ def check_benchmark(folder: Path) -> None:
         "test_efficientnet",
         "test_byobnet",
     ]
-    ours = speed.filter(model="test_byobnet", who="craft")
+    ours = speed.filter(model="test_byobnet", method="craft")
     assert sorted(ours.select("precision", "memory_format").rows()) == [
         (p, f) for p in ("32-true", "bf16-mixed") for f in ("channels_last", "contiguous")
     ]
-    assert {"foolbox", "torchattacks-style loop", "bare loop"} <= set(speed["who"])
+    assert {"foolbox", "torchattacks-style loop", "bare loop"} <= set(speed["method"])
     for row in ours.to_dicts():
         same = speed.filter(
             model="test_byobnet",
-            who="bare loop",
+            method="bare loop",
             precision=row["precision"],
             memory_format=row["memory_format"],
         )
@@ -158,7 +158,7 @@ def check_plan(folder: Path) -> None:
     table = pl.read_csv(folder / "run" / "plan.csv")
     assert table["images_to_craft"].to_list() == [correct[name] for name in MEMBERS]
     assert table["adversarial_bytes"].to_list() == [3072 * correct[name] for name in MEMBERS]
-    assert table["sources_to_see"].to_list() == [2, 2]
+    assert table["sources_left"].to_list() == [2, 2]
     # A thousand times the two steps that are timed, which take at least a forward pass each.
     assert (table["craft_ms_per_image"] > 500 * table["transfer_ms_per_image"]).all()
     assert (table["peak_memory_bytes"] > 1e8).all()
