@@ -182,4 +182,4 @@ class CSV(Tracker):
 
 
 class NullTracker(Tracker):
-    """Logs nothing."""
+    """A tracker that discards everything."""

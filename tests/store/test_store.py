@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and entries that are what they say."""
+"""Files are complete or absent, and an entry has one identity."""
 
 import json
 import tempfile
@@ -83,14 +83,14 @@ def test_only_other_libraries_files_lack_a_checksum(tmp_path: Path) -> None:
         parquet_metadata(table)
 
 
-def test_an_entry_is_claimed_once_and_checked_ever_after(tmp_path: Path) -> None:
-    mine = {"model": {"timm": "test_vit", "kwargs": {"depth": 2}}, "attack": {"steps": 50}}
-    Entry(tmp_path / "e", mine).claim().claim()
+def test_an_entry_is_claimed_once_and_checked_afterwards(tmp_path: Path) -> None:
+    own = {"model": {"timm": "test_vit", "kwargs": {"depth": 2}}, "attack": {"steps": 50}}
+    Entry(tmp_path / "e", own).claim().claim()
     other = {"model": {"timm": "test_vit", "kwargs": {"depth": 3}}, "attack": {"steps": 50}}
     with pytest.raises(UserError, match=r"made with model\.kwargs\.depth = 2, now it is 3"):
         Entry(tmp_path / "e", other).claim()
     with pytest.raises(UserError, match=r"made with attack = .* now it is nothing"):
-        Entry(tmp_path / "e", {"model": mine["model"]}).claim()
+        Entry(tmp_path / "e", {"model": own["model"]}).claim()
 
 
 def test_a_damaged_identity_is_named(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
 
 @given(st.data())
 def test_no_byte_of_a_shard_or_table_goes_unnoticed(data: st.DataObject) -> None:
-    """Flip any bits of any byte: the file is refused, or says what it said (in JSON's blanks)."""
+    """Flip any bits of any byte: the file is refused, or has the same content (blanks of JSON)."""
     with tempfile.TemporaryDirectory() as scratch:
         file, table = Path(scratch) / "t.safetensors", OutcomeStore(Path(scratch))
         tensors = {"images": torch.arange(60, dtype=torch.uint8), "index": torch.tensor([3, 4])}
@@ -188,7 +188,7 @@ def test_no_byte_of_a_shard_or_table_goes_unnoticed(data: st.DataObject) -> None
 
 @pytest.mark.parametrize("wrap", ["os", "safetensors", "polars"])
 def test_a_full_disk_is_named_whoever_notices(tmp_path: Path, wrap: str) -> None:
-    """As the libraries that write here say it."""
+    """In the words of each library that writes files."""
 
     def fail(path: Path) -> None:
         path.write_text("half")

@@ -41,7 +41,7 @@ class UnreadableImage(Unreadable):
 
 
 def decode(image_id: str, source: Path | Callable[[], bytes], within: str = "") -> Image.Image:
-    """An image as 8-bit RGB, from a file or from its bytes; `within` says where, for errors.
+    """An image as 8-bit RGB, from a file or its bytes; errors name `within`, the archive or table.
 
     Grey, palette, CMYK and alpha images are converted as PIL and timm do (alpha is dropped);
     16-bit grey is scaled to 8 bits, which PIL's own conversion would clip. Raises UnreadableImage
@@ -82,8 +82,8 @@ def _reason(error: Exception, source: Path | Callable[[], bytes]) -> str:
 
 
 def stamp(size: int, head: bytes) -> str:
-    """What tells an image file from another of its name: a hash of its size in bytes and its
-    first 16 KiB (`head` may be longer)."""
+    """The stamp of an image file, which differs between files of one name: a hash of its size in
+    bytes and its first 16 KiB (`head` may be longer)."""
     return hashlib.sha256(f"{size} ".encode() + head[:STAMPED]).hexdigest()[:20]
 
 

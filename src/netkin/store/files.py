@@ -25,7 +25,7 @@ METADATA = "netkin"
 
 
 def damaged(path: Path, problem: object) -> DamagedFile:
-    """The error of a file that is not what was written; `problem` says what is wrong."""
+    """The error of a file that was changed or cut; `problem` describes how."""
     return DamagedFile(f"{path} is damaged ({problem}); remove it and run again", str(problem))
 
 

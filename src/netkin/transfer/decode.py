@@ -75,7 +75,7 @@ def _decode(setting: Setting, item: Undecoded, advance: Advance) -> Result:
         finally:
             advance(1)
 
-    with ThreadPoolExecutor(setting.loader.decode_threads) as pool:  # PIL lets go of the GIL
+    with ThreadPoolExecutor(setting.loader.decode_threads) as pool:  # PIL releases the GIL
         outcomes = list(pool.map(views_of, positions))
     errors = [error for error in outcomes if isinstance(error, UnreadableImage)]
     if errors:
