@@ -74,7 +74,7 @@ def check_pairwise(folder: Path) -> None:
 
 
 def check_benchmark(folder: Path) -> None:
-    """Every way to attack is timed, each against its bare loop; then the whole command."""
+    """Each way to attack is timed against its bare loop; then the complete command."""
     overrides = ",".join(
         repr(o) for o in [*SMALL[1:], SMALL[0], "logger=csv", "hardware.members_at_once=1"]
     )
@@ -108,15 +108,15 @@ def check_benchmark(folder: Path) -> None:
         "test_efficientnet",
         "test_byobnet",
     ]
-    ours = speed.filter(model="test_byobnet", who="craft")
+    ours = speed.filter(model="test_byobnet", method="craft")
     assert sorted(ours.select("precision", "memory_format").rows()) == [
         (p, f) for p in ("32-true", "bf16-mixed") for f in ("channels_last", "contiguous")
     ]
-    assert {"foolbox", "torchattacks-style loop", "bare loop"} <= set(speed["who"])
+    assert {"foolbox", "torchattacks-style loop", "bare loop"} <= set(speed["method"])
     for row in ours.to_dicts():
         same = speed.filter(
             model="test_byobnet",
-            who="bare loop",
+            method="bare loop",
             precision=row["precision"],
             memory_format=row["memory_format"],
         )
@@ -133,7 +133,7 @@ def check_benchmark(folder: Path) -> None:
 
 
 def check_plan(folder: Path) -> None:
-    """What is left is counted exactly, and nothing is attacked."""
+    """The work that is left is counted exactly, and no model is attacked."""
     before = {*(folder / "store").rglob("*.safetensors")}
     correct = {}
     for name in MEMBERS:
@@ -154,16 +154,19 @@ def check_plan(folder: Path) -> None:
     assert "In all: 0.0 s on 1 device, 0.0 s on 4 devices" in done.stdout
     done = run_command(*arguments, "attack.steps=2000", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert "Weights, labels and all 100 images are there." in done.stdout
+    assert "No weights, labels or images are missing (100 images)." in done.stdout
     table = pl.read_csv(folder / "run" / "plan.csv")
     assert table["images_to_craft"].to_list() == [correct[name] for name in MEMBERS]
     assert table["adversarial_bytes"].to_list() == [3072 * correct[name] for name in MEMBERS]
-    assert table["sources_to_see"].to_list() == [2, 2]
+    assert table["sources_left"].to_list() == [2, 2]
     # A thousand times the two steps that are timed, which take at least a forward pass each.
     assert (table["craft_ms_per_image"] > 500 * table["transfer_ms_per_image"]).all()
     assert (table["peak_memory_bytes"] > 1e8).all()
     page = (folder / "run" / "report.html").read_text()
-    assert "images to craft" in page and "Weights, labels and all 100 images are there." in page
+    assert (
+        "images to craft" in page
+        and "No weights, labels or images are missing (100 images)." in page
+    )
     assert {*(folder / "store").rglob("*.safetensors")} == before
 
 
@@ -465,7 +468,7 @@ def test_an_attack_of_ones_own(small_run: Path, tmp_path: Path) -> None:
 
 
 def test_the_clean_attack_fools_by_resizing_alone(small_run: Path, tmp_path: Path) -> None:
-    """Between 32 and 48 px, `attack=clean` errs just where the resize control says it does."""
+    """Between 32 and 48 px, `attack=clean` errs exactly where the resize control errs."""
     shutil.copytree(small_run / "store", tmp_path / "store")
     arguments = [o for o in SMALL[1:] if not o.startswith("attack.")]
     members = "[test_byobnet,{name: big, timm: test_byobnet, input_size: 48}]"

@@ -190,8 +190,8 @@ def test_no_logger_writes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("logger", "message"),
     [
-        ({"kind": "tensorboard"}, "logger.kind must be wandb, csv or none"),
-        ({"kind": "wandb", "mode": "ofline"}, "logger.mode must be online or offline"),
+        ({"kind": "tensorboard"}, "kind must be wandb, csv or none"),
+        ({"kind": "wandb", "mode": "ofline"}, "mode must be online or offline"),
     ],
 )
 def test_mistakes(tmp_path: Path, logger: dict, message: str, monkeypatch) -> None:

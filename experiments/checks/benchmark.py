@@ -6,10 +6,10 @@ libraries (`checks.speed`); then the target pass (`checks.passes`). Writes speed
 bytes.csv (what fusing and precision do to the stored images) and transfer.csv.
 
 `evaluate` runs the real command as a process: with an empty store, with weights alone, and with
-everything. Then one member (of the digits, the slowest) is attacked once more, for the share of
-that time that the store takes: leases, checksums, flushed writes. Writes benchmark.csv and
-store_overhead.csv. Peak memory is that of all its processes together, as their proportional set
-sizes (a page that k processes share counts 1/k each).
+everything stored. Then one member (the slowest of the digits) is attacked once more, to measure the
+share of time spent in the store: leases, checksums, flushed writes. Writes benchmark.csv and
+store_overhead.csv. Peak memory is the sum of the proportional set sizes of all processes (a page
+that k processes share counts 1/k for each).
 
 Measured with the defaults: see experiments/results/speed.md.
 """
@@ -33,17 +33,18 @@ from rich.table import Table
 from experiments.checks import passes, speed
 from experiments.checks.batch import correct_batch
 from experiments.common.devices import build_jobs, cores, device
+from experiments.common.keys import naming
 from experiments.common.members import build_members, build_training
-from experiments.common.runs import run_info
+from experiments.common.runs import run_info, tracked
 from experiments.common.setting import build_setting, prepare
-from experiments.common.values import one_of, positive_int, resolved, run_folder
+from experiments.common.values import one_of, positive_int, run_folder
 from netkin.attacks.units import fraction
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.jobs.results import Result
 from netkin.pipeline import Pipeline
 from netkin.store.files import write
-from netkin.tracking import Tracker, track
+from netkin.tracking import Tracker
 from netkin.transfer.setting import Setting
 from netkin.zoo.member import Member, parse_members
 
@@ -64,7 +65,7 @@ def run(config: DictConfig) -> None:
     setting = build_setting(config)
     console = Console(soft_wrap=True)
     tables: dict[str, pl.DataFrame] = {}
-    with track(resolved(config.logger), run_info(config, setting, 0)) as tracker:
+    with tracked(config, run_info(config, setting, 0)) as tracker:
         if "speed" in own.parts:
             tables |= time_steps(config, setting, console, tracker)
         if "evaluate" in own.parts:
@@ -73,13 +74,14 @@ def run(config: DictConfig) -> None:
         for name, table in tables.items():
             write(folder / f"{name}.csv", table.write_csv)
             tracker.table(f"tables/{name}", table)
-            Console(width=max(console.width, 140)).print(_shown(table), "")
+            Console(width=max(console.width, 140)).print(_terminal_table(table), "")
         console.print(f"Tables   {folder}/{', '.join(f'{n}.csv' for n in tables)}", highlight=False)
 
 
 def check_models(config: DictConfig) -> None:
     """Raises UserError for a model that timm does not have, or that is a member, too."""
-    models = parse_members(list(config.benchmark.models), at_least=0)
+    with naming({"members": "benchmark.models"}):
+        models = parse_members(list(config.benchmark.models), at_least=0)
     names = {member.name for member in build_members(config, at_least=0)}
     for model in models:
         if model.name in names:
@@ -132,7 +134,7 @@ def time_model(
     labels = torch.arange(images, device=on)
     ways = speed.ways(classifier, pixels, labels, bool(own.compile))
     seconds = speed.timed(ways, own.rounds, own.steps)
-    step = min(s for way, s in zip(ways, seconds, strict=True) if way.who == "craft")
+    step = min(s for way, s in zip(ways, seconds, strict=True) if way.method == "craft")
     rows = speed.rates(name, ways, seconds, images)
     return rows, passes.target_pass(classifier, size, images, own.rounds, step)
 
@@ -159,7 +161,7 @@ HEADINGS = {
 }
 
 
-def _shown(table: pl.DataFrame) -> Table:
+def _terminal_table(table: pl.DataFrame) -> Table:
     """A table for a terminal."""
     names = [HEADINGS.get(name, name.replace("_", " ")) for name in table.columns]
     out = Table(*names, box=None, pad_edge=False)
@@ -184,20 +186,20 @@ def time_runs(config: DictConfig, console: Console) -> dict[str, pl.DataFrame]:
             rows.append({"state": state, "seconds": seconds, "peak_memory_gib": memory})
             console.print(f"{state}: {seconds:.1f} s, {memory:.2f} GiB", highlight=False)
         overhead = store_overhead(config, f"store.dir={store}", Path(scratch) / "craft")
-    said = ", ".join(f"{row['model']} {row['share_in_store']:.2%}" for row in overhead.to_dicts())
-    console.print(f"share of crafting that the store takes: {said}", highlight=False)
+    shares = ", ".join(f"{row['model']} {row['share_in_store']:.2%}" for row in overhead.to_dicts())
+    console.print(f"share of crafting time spent in the store: {shares}", highlight=False)
     return {"benchmark": pl.DataFrame(rows), "store_overhead": overhead}
 
 
 def store_overhead(config: DictConfig, store: str, folder: Path) -> pl.DataFrame:
-    """Craft benchmark.member anew, with another seed: model, seconds, shards, share_in_store."""
+    """Craft benchmark.member again with another seed: model, seconds, shards, share_in_store."""
     name = config.benchmark.member
     given = [o for o in config.benchmark.overrides if not o.startswith("logger")]
     craft = ["experiment=craft", f"source=['{name}']", "attack.seed=1", "logger=csv"]
     timed([*given, *craft, store, f"hydra.run.dir={folder}"])
-    found = dict(pl.read_csv(folder / "metrics.csv").select("name", "value").iter_rows())
+    metrics = dict(pl.read_csv(folder / "metrics.csv").select("name", "value").iter_rows())
     columns = ("seconds", "shards", "share_in_store")
-    return pl.DataFrame({"model": name, **{key: found[f"craft/{key}/{name}"] for key in columns}})
+    return pl.DataFrame({"model": name, **{key: metrics[f"craft/{key}/{name}"] for key in columns}})
 
 
 def timed(overrides: list[str]) -> tuple[float, float]:
@@ -209,7 +211,8 @@ def timed(overrides: list[str]) -> tuple[float, float]:
         process = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
         while process.poll() is None:
             peak = max(peak, memory(process))
-            with suppress(psutil.TimeoutExpired, subprocess.TimeoutExpired):  # a look takes 50 ms
+            # Reading the sizes takes 50 ms.
+            with suppress(psutil.TimeoutExpired, subprocess.TimeoutExpired):
                 process.wait(1.0)
         seconds = time.perf_counter() - start
         if process.returncode:
@@ -225,6 +228,6 @@ def memory(process: psutil.Process) -> int:
     try:
         for one in [process, *process.children(recursive=True)]:
             total += one.memory_full_info().pss if psutil.LINUX else one.memory_info().rss
-    except psutil.Error:  # it ended while we looked
+    except psutil.Error:  # it has ended meanwhile
         pass
     return total

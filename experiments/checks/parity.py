@@ -1,9 +1,9 @@
-"""Are the attacks right by other people's code, what do they cost, and does Patch-Fool fool?
+"""Do the attacks equal other implementations, what do they cost, and does Patch-Fool succeed?
 
 Writes parity.csv (PGD and FGSM against foolbox, MIM against its published definition and, where it
 is installed, torchattacks, AutoAttack against its authors' package called directly), patchfool.csv
-(accuracy after so many patches, by choice and content), cost.csv (images a second) and a figure of
-what each attack does to an image.
+(accuracy by the number, choice and content of patches), cost.csv (images a second) and a figure of
+each attack's change of an image.
 
 Measured on the digits zoo: see experiments/results/attacks.md.
 """
@@ -28,9 +28,9 @@ from experiments.checks.references import COMPARISONS, require_foolbox
 from experiments.common.devices import build_jobs, device
 from experiments.common.keys import naming_group
 from experiments.common.members import build_members, build_training
-from experiments.common.runs import run_info
+from experiments.common.runs import run_info, tracked
 from experiments.common.setting import build_setting, prepare
-from experiments.common.values import positive_int, resolved
+from experiments.common.values import positive_int
 from netkin.attacks import Attack, Clean, PatchFool
 from netkin.attacks.frozen import frozen
 from netkin.attacks.grid import to_grid
@@ -43,7 +43,7 @@ from netkin.jobs.results import Result
 from netkin.pipeline import Pipeline
 from netkin.report.strips import attack_strips
 from netkin.store.files import write
-from netkin.tracking import Tracker, track
+from netkin.tracking import Tracker
 from netkin.transfer.setting import Setting
 from netkin.zoo import execution
 from netkin.zoo.member import Member
@@ -57,7 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "published_surgery": {"surgery": "published"},
     "in_the_ball": {"eps": None},  # the dataset's eps
 }
-"""Of Patch-Fool: changes to conf/attack/patchfool.yaml, by the names in parity.variants."""
+"""Variants of Patch-Fool: changes to conf/attack/patchfool.yaml, by name in parity.variants."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class Check:
 
     @property
     def name(self) -> str:
-        """What the display calls it."""
-        what = f"{self.kind} ({self.variant}, {self.patches})" if self.patches else self.kind
-        return f"{what} on {self.member.name}"
+        """Its name on the display."""
+        kind = f"{self.kind} ({self.variant}, {self.patches})" if self.patches else self.kind
+        return f"{kind} on {self.member.name}"
 
 
 def run(config: DictConfig) -> None:
@@ -84,7 +84,7 @@ def run(config: DictConfig) -> None:
     members = build_members(config)
     info = run_info(config, setting, len(members))
     console = Console(soft_wrap=True)
-    with track(resolved(config.logger), info) as tracker:
+    with tracked(config, info) as tracker:
         with Bars(console) as bars:
             setting = prepare(config, setting, members, bars)
             training = build_training(config, setting, members, bars)
@@ -100,15 +100,15 @@ def run(config: DictConfig) -> None:
                 "parity": table_of(row for row in rows if "reference" in row),
                 "patchfool": table_of(row for row in rows if "reference" not in row),
             }
-            keep(tables, info.folder, tracker)
+            write_tables(tables, info.folder, tracker)
             pair = [m for m in members if m not in fitting][:1] + fitting[:1]
             tables["cost"] = cost_table(config, setting, pair, bars)
-            keep({"cost": tables["cost"]}, info.folder, tracker)
-        images, said = examples(config, setting, (fitting or members)[0])
-        names = said["attack"].unique(maintain_order=True).to_list()
-        png = attack_strips(images, names, said, info.folder / "attacks")
+            write_tables({"cost": tables["cost"]}, info.folder, tracker)
+        images, predictions = examples(config, setting, (fitting or members)[0])
+        names = predictions["attack"].unique(maintain_order=True).to_list()
+        png = attack_strips(images, names, predictions, info.folder / "attacks")
         tracker.figure("figures/attacks", png)
-    for table in shown(tables):
+    for table in terminal_tables(tables):
         console.print(table)
     names = ", ".join(f"{name}.csv" for name, table in tables.items() if table.height)
     console.print(f"Tables   {info.folder}/{names}", highlight=False)
@@ -119,7 +119,7 @@ PRELOAD = ("netkin.attacks",)
 
 
 def check_config(config: DictConfig) -> None:
-    """Raises UserError for what is wrong with the study's own keys, before any work starts."""
+    """Raises UserError for a value of the study's own keys that cannot be used."""
     parity = config.parity
     positive_int(parity.images, "parity.images")
     positive_int(parity.rounds, "parity.rounds")
@@ -136,8 +136,8 @@ def check_config(config: DictConfig) -> None:
         configured(config, name)
 
 
-def keep(tables: dict[str, pl.DataFrame], folder: Path, tracker: Tracker) -> None:
-    """Write the tables that have rows."""
+def write_tables(tables: dict[str, pl.DataFrame], folder: Path, tracker: Tracker) -> None:
+    """Write the tables that have rows into the run's folder, and log them."""
     for name, table in tables.items():
         if table.height:
             write(folder / f"{name}.csv", table.write_csv)
@@ -151,7 +151,7 @@ def vits(config: DictConfig, setting: Setting, members: list[Member]) -> list[Me
 
 
 def checks(config: DictConfig, members: list[Member], fitting: list[Member]) -> list[Check]:
-    """Everything that is run, what takes longest first."""
+    """All checks, the longest first."""
     patchfool = [
         Check("patchfool", member, patches, variant)
         for variant in config.parity.variants
@@ -163,17 +163,20 @@ def checks(config: DictConfig, members: list[Member], fitting: list[Member]) -> 
 
 
 def configured(config: DictConfig, name: str, **changes: Any) -> Any:
-    """The attack of conf/attack/<name>.yaml on this dataset."""
+    """The attack of conf/attack/<name>.yaml on this dataset, with some settings changed.
+
+    Raises UserError for an unknown name, or a value that cannot be used.
+    """
     path = CONFIGS / f"{name}.yaml"
     if not path.is_file():
         known = [file.stem for file in sorted(CONFIGS.glob("*.yaml"))]
         raise UserError(
             f"there is no attack {name!r} (attacks: {', '.join(known)}){near(name, known)}"
         )
-    theirs = OmegaConf.from_dotlist(list(config.parity.changes)).get(name) or {}
+    changed = OmegaConf.from_dotlist(list(config.parity.changes)).get(name) or {}
     own = OmegaConf.load(path)
     OmegaConf.set_struct(own, True)  # so that a key that it lacks is an error
-    own = OmegaConf.merge(own, theirs, changes)
+    own = OmegaConf.merge(own, changed, changes)
     attack = OmegaConf.create({"dataset": config.dataset, "attack": own}).attack
     with naming_group("attack", attack):
         return instantiate(attack)
@@ -230,8 +233,8 @@ def _patchfool(config: DictConfig, check: Check, model: nn.Module, batch: Batch)
 def cost_table(
     config: DictConfig, setting: Setting, members: list[Member], bars: Bars
 ) -> pl.DataFrame:
-    """Images a second of each attack on a model as it is run for crafting, timed in turn so that a
-    busy machine slows all alike."""
+    """Images a second of each attack on a model prepared for crafting. Attacks are timed in turn,
+    so that a busy machine slows them equally."""
     rounds, names = config.parity.rounds, list(config.parity.attacks)
     units = rounds * len(names) * len(members)
     torch.set_num_threads(config.hardware.threads)
@@ -250,14 +253,14 @@ def cost_table(
                     attacking = partial(_perturb, attack, model, batch, setting.batch_size)
                     seconds.setdefault(name, []).append(seconds_of(attacking, device(config)))
                 bars.advance("cost", 1)
-        for name, taken in seconds.items():
+        for name, times in seconds.items():
             rows.append(
                 {
                     "attack": name,
                     "model": member.name,
                     "images": len(batch.keys),
-                    "images_per_second": len(batch.keys) / min(taken),
-                    "times_pgd": min(taken) / min(seconds["pgd"]) if "pgd" in seconds else None,
+                    "images_per_second": len(batch.keys) / min(times),
+                    "times_pgd": min(times) / min(seconds["pgd"]) if "pgd" in seconds else None,
                 }
             )
     bars.end("cost")
@@ -295,12 +298,12 @@ def examples(
 
 
 def table_of(rows: Iterable[dict[str, Any]]) -> pl.DataFrame:
-    """Rows of different columns as one table, null where a row has no such column."""
+    """Rows of different columns as one table; null where a row lacks a column."""
     return pl.DataFrame(list(rows), infer_schema_length=None)
 
 
-def shown(tables: dict[str, pl.DataFrame]) -> list[Table]:
-    """The tables as a terminal has room for them."""
+def terminal_tables(tables: dict[str, pl.DataFrame]) -> list[Table]:
+    """The tables for a terminal, with the columns that there is room for."""
     columns = {
         "parity": {
             "attack": "attack",
@@ -309,7 +312,7 @@ def shown(tables: dict[str, pl.DataFrame]) -> list[Table]:
             "max_pixel_difference": "max. difference",
             "images_of_equal_bytes": "equal bytes",
             "robust_accuracy": "robust",
-            "robust_accuracy_of_reference": "theirs",
+            "robust_accuracy_of_reference": "robust (reference)",
         },
         "patchfool": {
             "variant": "Patch-Fool",
@@ -326,15 +329,15 @@ def shown(tables: dict[str, pl.DataFrame]) -> list[Table]:
             "times_pgd": "times PGD",
         },
     }
-    found = []
+    printed = []
     for name, table in tables.items():
         if table.height:
-            kept = [column for column in columns[name] if column in table.columns]
-            out = Table(*(columns[name][column] for column in kept))
-            for row in table.select(kept).rows():
+            present = [column for column in columns[name] if column in table.columns]
+            out = Table(*(columns[name][column] for column in present))
+            for row in table.select(present).rows():
                 out.add_row(*map(_cell, row))
-            found.append(out)
-    return found
+            printed.append(out)
+    return printed
 
 
 def _cell(value: Any) -> str:

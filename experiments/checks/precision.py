@@ -1,8 +1,8 @@
-"""How much do scores move with the precision that images are crafted in, against other reasons?
+"""How much do scores change with the precision of crafting, compared with a change of seed?
 
-The same members are attacked anew in each precision, and once more with another seed: what a seed
-moves is chance, and a precision that moves no more than that costs nothing. Writes precision.csv
-(every pair), summary.csv, the figure and report.html.
+The same members are attacked again in each precision, and once with another seed, whose effect is
+chance alone: a precision with an effect no larger is free. Writes precision.csv (every pair),
+summary.csv, the figure and report.html.
 
 On the 12 digits members (500 images, PGD-50): see experiments/results/speed.md.
 """
@@ -36,7 +36,7 @@ from netkin.zoo.execution import PRECISIONS, Execution, check_execution
 
 @dataclass(frozen=True)
 class Variant:
-    """The same attack otherwise: in another precision, or from another seed."""
+    """The attack in another precision, or with another seed."""
 
     name: str
     setting: Setting
@@ -46,26 +46,26 @@ def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     others = precisions(config)
     if "seed" not in config.attack:
-        raise UserError("experiment=precision needs an attack that draws: attack=pgd has a seed")
+        raise UserError("experiment=precision needs an attack with a seed, such as attack=pgd")
     if config.seed == config.attack.seed:
-        raise UserError(f"seed={config.seed} is the attack's own: another one says what it moves")
+        raise UserError(f"seed={config.seed} is the attack's own seed; give another one")
     with study(config) as s:
         assert s.measured is not None
         variants = [in_precision(s.measured.setting, name) for name in others]
         variants.append(Variant(f"seed {config.seed}", with_seed(config, s.measured.setting)))
-        members, found = s.measured.members, {}
+        members, outcomes = s.measured.members, {}
         for variant in variants:
             with Bars(s.console) as bars:
                 s.console.print(f"\n{variant.name}", highlight=False)
-                found[variant.name] = measure_prepared(
+                outcomes[variant.name] = measure_prepared(
                     config, variant.setting, members, s.tracker, bars
                 )
         pixels = {v.name: differing_pixels(s.measured, v.setting) for v in variants}
-        compare(s, found, pixels)
+        compare(s, outcomes, pixels)
 
 
 def precisions(config: DictConfig) -> list[str]:
-    """Those to compare with the run's own. Raises UserError for what this device lacks."""
+    """The precisions to compare with the run's own. Raises UserError for what this device lacks."""
     gpu = not on_cpu(config)
     if config.precisions == "auto":
         return [
@@ -78,7 +78,9 @@ def precisions(config: DictConfig) -> list[str]:
         with naming({"precision": "precisions"}):
             check_execution(Execution(name), gpu)
         if name == config.hardware.craft_precision:
-            raise UserError(f"precisions names {name}, which is the run's own: leave it out")
+            raise UserError(
+                f"precisions names {name}, which is the run's own precision: leave it out"
+            )
     return list(dict.fromkeys(config.precisions))
 
 
@@ -108,13 +110,13 @@ def differing_pixels(measured: Measured, other: Setting) -> float:
     return differ / total
 
 
-def compare(s: Study, found: dict[str, Outcomes], pixels: dict[str, float]) -> None:
+def compare(s: Study, variants: dict[str, Outcomes], pixels: dict[str, float]) -> None:
     """The tables, the figure and the page."""
     assert s.measured is not None
     score = s.config.score
     pairs = similarity.pairs(s.measured.outcomes, score.eps_s)
     rows = pl.concat(
-        [differences(pairs, name, similarity.pairs(o, score.eps_s)) for name, o in found.items()]
+        [differences(pairs, name, similarity.pairs(o, score.eps_s)) for name, o in variants.items()]
     )
     s.outputs.table("precision", rows)
     draws = s.draws()
@@ -126,7 +128,7 @@ def compare(s: Study, found: dict[str, Outcomes], pixels: dict[str, float]) -> N
                 **shift(s.scores, draws, outcomes, score.bootstrap, score.eps_s),
                 "differing_pixels": pixels[name],
             }
-            for name, outcomes in found.items()
+            for name, outcomes in variants.items()
         ]
     )
     s.outputs.table("summary", table)
@@ -139,17 +141,16 @@ def compare(s: Study, found: dict[str, Outcomes], pixels: dict[str, float]) -> N
     own = s.config.hardware.craft_precision
     picture = s.outputs.figure(
         "differences",
-        figure(rows, list(found)),
+        figure(rows, list(variants)),
         rows,
         f"The change of each score against {own} and the first seed. Grey: the 95% interval over "
         "images of each score itself.",
     )
-    said = [sentence(row) for row in table.to_dicts()]
     s.finish(
-        f"Does the precision of the attack move the scores of {len(s.names)} models?",
+        f"Does the precision of the attack change the scores of {len(s.names)} models?",
         f"{s.source}, in {own}; then the same in other precisions, and with another seed of the "
         "attack, whose effect is chance alone.",
-        said,
+        [sentence(row) for row in table.to_dicts()],
         [Section("Differences", (), {"Differences of scores (nats)": table}, [picture])],
     )
 
@@ -166,7 +167,7 @@ def differences(pairs: pl.DataFrame, name: str, other: pl.DataFrame) -> pl.DataF
 
 
 def summary(name: str, rows: pl.DataFrame) -> dict[str, object]:
-    """Of one variant's differences over pairs."""
+    """A row of summary.csv: one variant's differences over pairs, in nats."""
     difference = rows["difference"].to_numpy()
     half = (rows["high"] - rows["low"]).to_numpy() / 2
     several = np.ptp(rows["score"].to_numpy()) > 0 and np.ptp(rows["other"].to_numpy()) > 0
@@ -192,8 +193,8 @@ def shift(
     """The mean difference over pairs, with its 95% interval over shared draws of images."""
     pair = np.tril_indices(len(scores), -1)
     theirs = similarity.bootstrap(other, bootstrap, eps_s=eps_s)
-    moved = (theirs - draws)[:, *pair].mean(axis=1)
-    low, high = similarity.interval(moved)
+    differences = (theirs - draws)[:, *pair].mean(axis=1)
+    low, high = similarity.interval(differences)
     mean = float((similarity.matrix(other, eps_s) - scores)[pair].mean())
     return {"mean_difference": mean, "mean_low": low, "mean_high": high}
 
@@ -201,16 +202,16 @@ def shift(
 @style()
 def figure(rows: pl.DataFrame, variants: Sequence[str]) -> Figure:
     """Differences against scores, with the intervals of the scores behind them."""
-    made, (ax,) = panels(1, 4.6, 3.2)
+    drawing, (ax,) = panels(1, 4.6, 3.2)
     one = rows.filter(variant=variants[0]).sort("score")
     s = one["score"].to_numpy()
     ax.vlines(s, one["low"] - s, one["high"] - s, color="#d5d9dd", lw=2.2, zorder=1)
     ax.axhline(0, color=INK, lw=0.6, zorder=2)
     for name, colour, marker in zip(variants, PALETTE, MARKERS, strict=False):
-        mine = rows.filter(variant=name)
+        points = rows.filter(variant=name)
         ax.scatter(
-            mine["score"],
-            mine["difference"],
+            points["score"],
+            points["difference"],
             s=12,
             c=colour,
             marker=marker,
@@ -220,8 +221,8 @@ def figure(rows: pl.DataFrame, variants: Sequence[str]) -> Figure:
         )
     ax.set_xlabel("s (nats)")
     ax.set_ylabel("difference of s (nats)")
-    made.legend(loc="outside upper right", ncols=len(variants), handletextpad=0.2)
-    return made
+    drawing.legend(loc="outside upper right", ncols=len(variants), handletextpad=0.2)
+    return drawing
 
 
 def sentence(row: dict) -> str:
@@ -229,9 +230,10 @@ def sentence(row: dict) -> str:
     r = "" if row["r"] is None else f", r = {row['r']:.4f}"
     return (
         f"{row['variant']}: scores of {row['pairs']} pairs differ by "
-        f"{row['mean_absolute_difference']:.3f} in the mean and {row['largest_difference']:.3f} at "
-        f"most (half the width of a score's own interval is {row['mean_half_width']:.3f} in the "
-        f"mean{r}); {row['inside_interval']:.0%} stay inside their interval. All pairs together "
-        f"shift by {row['mean_difference']:+.4f} (95% interval over images {row['mean_low']:+.4f} "
-        f"to {row['mean_high']:+.4f}). {row['differing_pixels']:.1%} of stored pixels differ."
+        f"{row['mean_absolute_difference']:.3f} on average and {row['largest_difference']:.3f} at "
+        f"most (half the width of a score's own interval is {row['mean_half_width']:.3f} on "
+        f"average{r}); {row['inside_interval']:.0%} stay inside their interval. The mean over "
+        f"pairs shifts by {row['mean_difference']:+.4f} (95% interval over images "
+        f"{row['mean_low']:+.4f} to {row['mean_high']:+.4f}). "
+        f"{row['differing_pixels']:.1%} of stored pixels differ."
     )

@@ -1,4 +1,4 @@
-"""Other people's attacks on the same images: what netkin's must equal.
+"""Other implementations of the attacks on the same images, which netkin's results must equal.
 
 foolbox for PGD and FGSM; the published algorithm, and torchattacks where it is installed, for MIM;
 the authors' package, called directly, for AutoAttack.
@@ -37,7 +37,7 @@ def installed(package: str) -> Any | None:
 
 
 def require_foolbox() -> None:
-    """Raises UserError without the packages that attacks are compared with."""
+    """Raises UserError where foolbox is not installed."""
     if installed("foolbox") is None:
         raise UserError(
             "experiment=parity compares with foolbox, which is not installed: "
@@ -62,7 +62,16 @@ def _row(
 
 
 def compare_pgd(attacks: Attacks, images: Images, eps: float) -> list[dict[str, Any]]:
-    """From the image itself: foolbox would draw its random start otherwise."""
+    """Against foolbox, from the image itself: the random starts of the two differ.
+
+    Args:
+        attacks: builds netkin's attack.
+        images: a model and what it classifies correctly.
+        eps: not used here; see `compare_autoattack`.
+
+    Returns:
+        A row for each comparison; see `_row`.
+    """
     attack: PGD = attacks("pgd", random_start=False)
     model, clean, labels, keys = images
     pixels = clean.float() / 255
@@ -74,6 +83,7 @@ def compare_pgd(attacks: Attacks, images: Images, eps: float) -> list[dict[str, 
 
 
 def compare_fgsm(attacks: Attacks, images: Images, eps: float) -> list[dict[str, Any]]:
+    """Against foolbox; as `compare_pgd`."""
     attack: PGD = attacks("fgsm")
     model, clean, labels, keys = images
     pixels = clean.float() / 255
@@ -85,6 +95,7 @@ def compare_fgsm(attacks: Attacks, images: Images, eps: float) -> list[dict[str,
 def foolbox_run(
     name: str, model: nn.Module, pixels: Tensor, labels: Tensor, attack: PGD, **arguments: Any
 ) -> Tensor:
+    """The adversarial images [n, 3, H, W] of a foolbox attack, at the eps of netkin's."""
     foolbox = installed("foolbox")
     assert foolbox is not None  # see require_foolbox
     their_model = foolbox.PyTorchModel(model, bounds=(0, 1), device=pixels.device)
@@ -93,7 +104,8 @@ def foolbox_run(
 
 
 def compare_mim(attacks: Attacks, images: Images, eps: float) -> list[dict[str, Any]]:
-    """foolbox's has no normalised gradient, and so is another attack."""
+    """Against the published algorithm and torchattacks; foolbox's MIM does not normalise the
+    gradient. Otherwise as `compare_pgd`."""
     attack: PGD = attacks("mim")
     model, clean, labels, keys = images
     pixels = clean.float() / 255
@@ -114,8 +126,8 @@ def compare_mim(attacks: Attacks, images: Images, eps: float) -> list[dict[str, 
 def mim_by_definition(
     model: nn.Module, pixels: Tensor, labels: Tensor, eps: float, steps: int, mu: float
 ) -> Tensor:
-    """MI-FGSM as its paper writes it down (Dong et al. 2018, Algorithm 1), image by image."""
-    found = []
+    """MI-FGSM after its paper (Dong et al. 2018, Algorithm 1), image by image: [n, 3, H, W]."""
+    results = []
     for image, label in zip(pixels.split(1), labels.split(1), strict=True):
         x, g = image, torch.zeros_like(image)
         for _ in range(steps):
@@ -126,14 +138,14 @@ def mim_by_definition(
             x = x.detach() + eps / steps * g.sign()
             x = image + (x - image).clamp(-eps, eps)
             x = x.clamp(0, 1)
-        found.append(x)
-    return torch.cat(found)
+        results.append(x)
+    return torch.cat(results)
 
 
 class AuthorsDraws(AutoAttack):
-    """AutoAttack on the very random numbers of pyautoattack: torch's, seeded by each attack anew.
+    """AutoAttack with the random numbers of pyautoattack: torch's, seeded again by each attack.
 
-    They belong to places in a batch, which is why this is no more than a check.
+    They depend on an image's place in its batch, so this serves for a check only.
     """
 
     def _start(self, x: Tensor, keys: list[str], name: str) -> None:
@@ -146,7 +158,8 @@ class AuthorsDraws(AutoAttack):
 
 
 def compare_autoattack(attacks: Attacks, images: Images, eps: float) -> list[dict[str, Any]]:
-    """At a given eps: at a dataset's own, nothing may be left for the later attacks."""
+    """Against the authors' package, at a given eps: at the dataset's own, the first attack may fool
+    every image. Otherwise as `compare_pgd`."""
     ours: AutoAttack = attacks("autoattack", eps=eps, unfooled="clean")
     model, clean, labels, keys = images
     pixels = clean.float() / 255
@@ -154,11 +167,11 @@ def compare_autoattack(attacks: Attacks, images: Images, eps: float) -> list[dic
     same = AuthorsDraws(eps, queries=ours.queries, unfooled="clean")
     rows = []
     for attack, name in ((same, "autoattack, authors' random numbers"), (ours, "autoattack")):
-        made = attack.perturb(model, pixels, labels, keys)
+        adversarial = attack.perturb(model, pixels, labels, keys)
         rows.append(
             {
-                **_row(name, "pyautoattack", eps, clean, made, theirs),
-                "robust_accuracy": robust_accuracy(model, made, labels),
+                **_row(name, "pyautoattack", eps, clean, adversarial, theirs),
+                "robust_accuracy": robust_accuracy(model, adversarial, labels),
                 "robust_accuracy_of_reference": robust_accuracy(model, theirs, labels),
             }
         )
@@ -166,7 +179,7 @@ def compare_autoattack(attacks: Attacks, images: Images, eps: float) -> list[dic
 
 
 def authors(model: nn.Module, pixels: Tensor, labels: Tensor, eps: float, queries: int) -> Tensor:
-    """The standard version by the authors' own loop, all images in one batch."""
+    """The standard version by the authors' own loop, all images in one batch: [n, 3, H, W]."""
     from pyautoattack import AutoAttack as Theirs
 
     attack = Theirs(model, eps=eps, seed=0, device=pixels.device)
@@ -177,6 +190,7 @@ def authors(model: nn.Module, pixels: Tensor, labels: Tensor, eps: float, querie
 
 
 def robust_accuracy(model: nn.Module, pixels: Tensor, labels: Tensor) -> float:
+    """The share of images [n, 3, H, W] that the model classifies as their labels [n]."""
     with torch.no_grad():
         return float((model(pixels).argmax(dim=1) == labels).float().mean())
 

@@ -1,8 +1,8 @@
-"""How fast is a step of the attack, against the least that it must do and against other libraries?
+"""How fast is a step of the attack, against a bare loop and against other libraries?
 
 All ways to attack the same images are timed in turn, round after round, in one process. The bare
-loop is a forward pass and the gradient to the input, and nothing else: no update, no projection.
-Libraries run as they come, and so with glibc's own rules for freed memory (`netkin.jobs.memory`).
+loop is a forward pass and the gradient with respect to the input: no update, no projection.
+Libraries run unchanged, and so with glibc's own rules for freed memory (`netkin.jobs.memory`).
 """
 
 import copy
@@ -38,9 +38,9 @@ PLAIN = Execution(fuse=False, memory_format="contiguous")
 DEFAULT = (PLAIN.precision, PLAIN.memory_format)
 EPS, STEP = 8 / 255, 2 / 255
 STEPS = 50
-"""Of a whole attack, for images a second."""
+"""Steps of an attack, for images a second."""
 HALF = (0.5, 0.5, 0.5)
-"""Mean and standard deviation of members that are trained here, as which these models pass."""
+"""Mean and standard deviation of the models: those of members that are trained here."""
 REFERENCE = "torchattacks-style loop"
 
 
@@ -49,13 +49,13 @@ class Way:
     """One way to attack a batch.
 
     Attributes:
-        who, precision, memory_format: its name, and how it computes.
-        run: so many steps.
-        keeps: whether freed memory is kept, as netkin does while a model is run.
-        setup: seconds until it could run; only compiling makes this long.
+        method, precision, memory_format: its name, and how it computes.
+        run: attacks with a number of steps.
+        keeps: whether freed memory stays in the process, as in netkin's passes.
+        setup: seconds before the first step, which only compiling takes.
     """
 
-    who: str
+    method: str
     precision: str
     memory_format: str
     run: Callable[[int], Tensor]
@@ -64,8 +64,8 @@ class Way:
 
 
 def ways(classifier: Classifier, pixels: Tensor, labels: Tensor, compiled: bool) -> list[Way]:
-    """All that is compared on one model. Libraries run as they come: float32, contiguous."""
-    found = [
+    """The ways that are compared on one model. Libraries run unchanged: float32, contiguous."""
+    compared = [
         Way(REFERENCE, *DEFAULT, _torchattacks_style(classifier, pixels, labels), keeps=False),
         *_libraries(classifier, pixels, labels),
         Way("craft, nothing fused", *DEFAULT, _craft(classifier, PLAIN, pixels, labels)),
@@ -74,7 +74,7 @@ def ways(classifier: Classifier, pixels: Tensor, labels: Tensor, compiled: bool)
         for memory_format in MEMORY_FORMATS:
             execution = Execution(precision, memory_format=memory_format)
             how = (precision, memory_format)
-            found += [
+            compared += [
                 Way("bare loop", *how, _bare(classifier, execution, pixels, labels)),
                 Way("craft", *how, _craft(classifier, execution, pixels, labels)),
             ]
@@ -83,8 +83,8 @@ def ways(classifier: Classifier, pixels: Tensor, labels: Tensor, compiled: bool)
             start = time.perf_counter()
             run = _craft(classifier, execution, pixels, labels)
             setup, how = time.perf_counter() - start, (precision, execution.memory_format)
-            found.append(Way("craft, compiled", *how, run, setup=setup))
-    return found
+            compared.append(Way("craft, compiled", *how, run, setup=setup))
+    return compared
 
 
 def _bare(
@@ -126,7 +126,7 @@ def _craft(
 def _torchattacks_style(
     classifier: Classifier, pixels: Tensor, labels: Tensor
 ) -> Callable[[int], Tensor]:
-    """The loop of torchattacks 3.5's PGD, in our words; parameters take gradients, as they come."""
+    """The loop of torchattacks 3.5's PGD, rewritten; parameters require gradients, as there."""
     model = copy.deepcopy(classifier).eval().requires_grad_()
 
     def run(steps: int) -> Tensor:
@@ -163,47 +163,49 @@ def _libraries(classifier: Classifier, pixels: Tensor, labels: Tensor) -> Iterat
         yield Way("torchattacks", *DEFAULT, with_torchattacks, keeps=False)
 
 
-def timed(found: Sequence[Way], rounds: int, steps: int) -> list[float]:
+def timed(compared: Sequence[Way], rounds: int, steps: int) -> list[float]:
     """Median seconds of a step, for each way: in turn, after a warm-up."""
-    taken: list[list[float]] = [[] for _ in found]
-    kept = None
+    times: list[list[float]] = [[] for _ in compared]
+    keeps = None
     for number in range(rounds + 1):
-        for way, mine in zip(found, taken, strict=True):
-            if way.keeps != kept:
-                kept = way.keeps
-                (keep_freed if kept else as_glibc_does)()
+        for way, steps_seconds in zip(compared, times, strict=True):
+            if way.keeps != keeps:
+                keeps = way.keeps
+                (keep_freed if keeps else as_glibc_does)()
                 way.run(1)
             seconds = seconds_of(lambda way=way: way.run(steps), device_of("auto"))
-            if number:
-                mine.append(seconds / steps)
+            if number:  # the first round is the warm-up
+                steps_seconds.append(seconds / steps)
     keep_freed()
-    return [statistics.median(mine) for mine in taken]
+    return [statistics.median(steps_seconds) for steps_seconds in times]
 
 
-def rates(name: str, found: Sequence[Way], seconds: Sequence[float], images: int) -> pl.DataFrame:
-    """One row a way: model, who, precision, memory_format, images, ms_a_step, images_per_second
-    (of 50 steps), how many times as fast as the bare loop of the same precision and format and as
-    the torchattacks-style loop, and the setup_seconds that come once (the time to compile)."""
+def rates(
+    name: str, compared: Sequence[Way], seconds: Sequence[float], images: int
+) -> pl.DataFrame:
+    """One row a way: model, method, precision, memory_format, images, ms_a_step, images_per_second
+    (of 50 steps), the speed as a multiple of that of the bare loop in the same precision and format
+    and of the torchattacks-style loop, and setup_seconds (the time to compile, once)."""
     bare = {
-        (way.precision, way.memory_format): taken
-        for way, taken in zip(found, seconds, strict=True)
-        if way.who == "bare loop"
+        (way.precision, way.memory_format): elapsed
+        for way, elapsed in zip(compared, seconds, strict=True)
+        if way.method == "bare loop"
     }
     return pl.DataFrame(
         [
             {
                 "model": name,
-                "who": way.who,
+                "method": way.method,
                 "precision": way.precision,
                 "memory_format": way.memory_format,
                 "images": images,
-                "ms_a_step": 1e3 * taken,
-                "images_per_second": images / taken / STEPS,
-                "times_bare_loop": bare[way.precision, way.memory_format] / taken,
-                "times_torchattacks_style": seconds[0] / taken,
+                "ms_a_step": 1e3 * elapsed,
+                "images_per_second": images / elapsed / STEPS,
+                "times_bare_loop": bare[way.precision, way.memory_format] / elapsed,
+                "times_torchattacks_style": seconds[0] / elapsed,
                 "setup_seconds": way.setup,
             }
-            for way, taken in zip(found, seconds, strict=True)
+            for way, elapsed in zip(compared, seconds, strict=True)
         ]
     )
 
@@ -211,25 +213,25 @@ def rates(name: str, found: Sequence[Way], seconds: Sequence[float], images: int
 def differing(
     name: str, classifier: Classifier, clean: Tensor, labels: Tensor, eps: float, steps: int
 ) -> pl.DataFrame:
-    """What fusing and precision do to the stored images: one row an execution, against a plain
-    float32 loop. differing_pixels is a share; fooled the share that the model itself errs on."""
+    """The effect of fusing and precision on the stored images, against a plain float32 loop: one
+    row an execution. differing_pixels and fooled (misclassified images) are shares."""
     pixels, keys = clean.float() / 255, [str(i) for i in range(len(clean))]
     attack = PGD(eps, steps=steps, random_start=False)
 
-    def made(model: nn.Module) -> Tensor:
+    def stored_images(model: nn.Module) -> Tensor:
         with frozen(model) as fast:
             return to_grid(attack.perturb(fast, pixels, labels, keys), clean, eps)
 
-    plain = made(classifier)
+    plain = stored_images(classifier)
     rows = []
     for fuse in (False, True):
         for precision in ("32-true", "bf16-mixed"):
             for memory_format in MEMORY_FORMATS:
                 execution = Execution(precision, fuse, memory_format)
                 with exact_float32(precision):
-                    stored = made(prepare(classifier, execution, pixels))
+                    stored = stored_images(prepare(classifier, execution, pixels))
                 with torch.no_grad():
-                    said = classifier(stored.float() / 255).argmax(dim=1)
+                    predicted = classifier(stored.float() / 255).argmax(dim=1)
                 rows.append(
                     {
                         "model": name,
@@ -238,7 +240,7 @@ def differing(
                         "memory_format": memory_format,
                         "images": len(clean),
                         "differing_pixels": float((stored != plain).float().mean()),
-                        "fooled": float((said != labels).float().mean()),
+                        "fooled": float((predicted != labels).float().mean()),
                     }
                 )
     return pl.DataFrame(rows)

@@ -1,1 +1,1 @@
-"""What studies share: the command line, the config read into objects, the study's frame."""
+"""Shared by all studies: the command line, the config read into objects, a study's frame."""

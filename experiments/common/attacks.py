@@ -13,8 +13,8 @@ from netkin.transfer.setting import AttackSpec
 def attack_specs(config: DictConfig) -> list[tuple[str, AttackSpec]]:
     """The attacks to compare, with their names in figures.
 
-    Each is composed as `attack=option` would be. Overrides of attack.* on the command line apply to
-    every attack that has the setting; an entry's own settings take precedence.
+    Each is composed as by `attack=option`. Overrides of attack.* on the command line apply to each
+    attack that has the setting; an entry's own settings take precedence.
     """
     entries = config.attacks
     if not isinstance(entries, ListConfig) or len(entries) < 2:

@@ -14,13 +14,13 @@ from netkin.zoo.components import component_table
 from netkin.zoo.member import Member, parse_members
 
 PUBLISHED = Task("imagenet", 1000, "pretrained")
-"""What models are built for whose components are read as they were published."""
+"""The task of published models, of which components are read without a dataset."""
 
 
 def components_of(s: Study) -> pl.DataFrame:
     """The components of a study's N models: the model's name, then a column per component.
 
-    From the file `components=path.csv`, or read off the models themselves. Raises UserError where
+    From the file `components=path.csv`, or from the models themselves. Raises UserError where
     neither is possible.
     """
     if s.config.components is not None:
@@ -46,7 +46,7 @@ def from_file(path: str, names: Sequence[str]) -> pl.DataFrame:
 
 
 def read_off(members: list[Member], task: Task, bars: Bars) -> pl.DataFrame:
-    """The components of members as they are built for a task, with a progress bar."""
+    """The components of members, built for a task, with a progress bar."""
     bars.start("components", [member.name for member in members], len(members))
     table = component_table(members, task, lambda _: bars.advance("components", 1))
     bars.end("components")

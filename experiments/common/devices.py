@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from netkin.transfer.tune import AUTO, Choice
 from netkin.zoo.execution import MEMORY_FORMATS, PRECISIONS, Execution, check_execution
 
 BATCH_SIZE = 100
-"""Images at once where hardware.batch_size=auto leaves it open: in the passes without gradients."""
+"""Images at once with hardware.batch_size=auto, in passes without gradients."""
 TRAIN_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-"""Of training, as Lightning names them."""
+"""Precisions of training, by Lightning's names."""
 
 
 def on_cpu(config: DictConfig) -> bool:
@@ -36,25 +37,25 @@ def on_cpu(config: DictConfig) -> bool:
 
 
 def device(config: DictConfig) -> torch.device:
-    """The device of work that is not split over several."""
+    """The device of work that runs on one."""
     return device_of(config.hardware.accelerator)
 
 
 def device_count(config: DictConfig) -> int:
-    """Over how many devices each member's work is split."""
+    """The number of devices that each member's work is split over."""
     number = config.hardware.devices
     if number == "auto":
         return 1 if on_cpu(config) else torch.cuda.device_count()
     positive_int(number, "hardware.devices", auto=True)
     if not on_cpu(config) and number > torch.cuda.device_count():
         raise UserError(
-            f"hardware.devices={number}, but this machine shows {torch.cuda.device_count()} GPU(s)"
+            f"hardware.devices={number}, but this machine has {torch.cuda.device_count()} GPU(s)"
         )
     return number
 
 
 def members_at_once(config: DictConfig) -> int:
-    """As many as the config says, by default one a CPU core, or one on a GPU."""
+    """Members that are worked on side by side: by default one a CPU core, or one on a GPU."""
     number, devices = config.hardware.members_at_once, device_count(config)
     if devices > 1:
         if number not in ("auto", 1):
@@ -69,18 +70,18 @@ def members_at_once(config: DictConfig) -> int:
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def batch_size(config: DictConfig) -> int:
-    """Images through a model at once, outside crafting."""
+    """Images through a model at once, except while crafting."""
     size = config.hardware.batch_size
     return BATCH_SIZE if size == AUTO else positive_int(size, "hardware.batch_size", auto=True)
 
 
 def execution_choice(config: DictConfig) -> Choice:
-    """How source models are run while they are attacked."""
+    """How source models compute while they are attacked."""
     hardware = config.hardware
     one_of(hardware.craft_precision, tuple(PRECISIONS), "hardware.craft_precision")
     one_of(hardware.memory_format, (*MEMORY_FORMATS, AUTO), "hardware.memory_format")
@@ -99,7 +100,7 @@ def execution_choice(config: DictConfig) -> Choice:
 
 
 def loader(config: DictConfig) -> Loader:
-    """Shards load in the model's process on a CPU, ahead of it in two processes beside a GPU."""
+    """How stored shards are loaded: on a CPU by the model's process, for a GPU by two others."""
     hardware, gpu = config.hardware, not on_cpu(config)
     threads = hardware.decode_threads
     if threads == "auto":
@@ -112,18 +113,25 @@ def loader(config: DictConfig) -> Loader:
     )
 
 
-def training_hardware(config: DictConfig) -> Hardware:
-    """Where and how models are trained."""
+def member_hardware(config: DictConfig) -> Hardware:
+    """How evaluate.py trains members that lack weights: each in one process, on its device."""
     hardware = config.hardware
     one_of(hardware.train_precision, TRAIN_PRECISIONS, "hardware.train_precision")
     one_of(hardware.train_compile, (True, False), "hardware.train_compile")
-    one_of(config.fast_dev_run, (True, False), "fast_dev_run")
-    devices = device_count(config)
     return Hardware(
         accelerator=hardware.accelerator,
-        devices=devices,
         precision=hardware.train_precision,
         compile=hardware.train_compile,
+    )
+
+
+def training_hardware(config: DictConfig) -> Hardware:
+    """How train.py trains a model: on all of the run's devices."""
+    one_of(config.fast_dev_run, (True, False), "fast_dev_run")
+    devices = device_count(config)
+    return replace(
+        member_hardware(config),
+        devices=devices,
         workers=_processes(config, auto=0 if on_cpu(config) else max(1, cores() // devices - 1)),
         fast_dev_run=config.fast_dev_run,
     )
@@ -148,7 +156,15 @@ def build_jobs(
     preload: Sequence[str] = PRELOAD,
     members: int | None = None,
 ) -> Jobs:
-    """Processes for the work, which find `preload` imported; no more than `members`, if given."""
+    """The worker processes.
+
+    Args:
+        config: as composed.
+        context: given to each piece of work.
+        display: of the progress.
+        preload: modules that workers import before they start.
+        members: the most processes that there is work for; None where that is unknown.
+    """
     if HydraConfig.get().mode == RunMode.MULTIRUN and not on_cpu(config):
         take_gpu(Path(config.store.dir).expanduser().resolve())
     threads = positive_int(config.hardware.threads, "hardware.threads")
@@ -164,14 +180,14 @@ def build_jobs(
     )
 
 
-_mine = ExitStack()
+_gpu_lease = ExitStack()
 _has_device = False
 
 
 def take_gpu(store: Path) -> None:
-    """Give this process of a sweep a GPU of its own, where the machine shows it several.
+    """Reserve a GPU for this process of a sweep, on a machine with several, while it lives.
 
-    For as long as the process lives: a lease in the store keeps the others off it.
+    Raises UserError where all GPUs are reserved by leases in the store.
     """
     global _has_device
     if _has_device or torch.cuda.device_count() < 2:
@@ -180,7 +196,7 @@ def take_gpu(store: Path) -> None:
     gpus = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
     host = os.uname().nodename
     for gpu in gpus:
-        if _mine.enter_context(lease(store, store / "devices" / host / gpu)):
+        if _gpu_lease.enter_context(lease(store, store / "devices" / host / gpu)):
             os.environ["CUDA_VISIBLE_DEVICES"] = gpu
             _has_device = True
             return

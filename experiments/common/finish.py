@@ -1,4 +1,4 @@
-"""How every command ends: its page, the answer in the terminal, and where everything is."""
+"""The end of every command: its page, the answer in the terminal, and the paths of its files."""
 
 from collections.abc import Sequence
 
@@ -39,6 +39,6 @@ def finish(
 
 
 def print_notes(console: Console, notes: Sequence[str]) -> None:
-    """Print how the images were read, before any work (`netkin.data.images.Images.notes`)."""
+    """Print notes on how the images were read (`netkin.data.images.Images.notes`)."""
     for note in left_out((), list(dict.fromkeys(notes))):
         console.print(note, highlight=False, markup=False)

@@ -1,23 +1,29 @@
 """The library's errors name arguments; the commands name config keys."""
 
+import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeVar
 
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from netkin.errors import UserError
+from experiments.common.values import resolved
+from netkin.errors import UserError, near
+
+T = TypeVar("T")
 
 
 @contextmanager
 def naming(keys: Mapping[str, str]) -> Iterator[None]:
-    """Have errors of the library name config keys: it knows its own arguments only.
+    """Replace arguments by config keys in errors of the library.
+
+    An argument is replaced where a message begins with it ("steps must be ...") and where it stands
+    before an equals sign ("... or mode=offline").
 
     Args:
         keys: the key of each argument, such as {"steps": "attack.steps"}.
-
-    Raises UserError in the place of one whose message begins with one of the arguments.
     """
     try:
         yield
@@ -25,12 +31,52 @@ def naming(keys: Mapping[str, str]) -> Iterator[None]:
         cause: BaseException = error
         while isinstance(cause.__cause__, UserError | HydraException):
             cause = cause.__cause__
-        argument = re.match(r"[a-z_0-9]+", str(cause))
-        if not isinstance(cause, UserError) or argument is None or argument[0] not in keys:
+        if not isinstance(cause, UserError):
             raise
-        raise type(cause)(keys[argument[0]] + str(cause)[argument.end() :]) from None
+        message = re.sub(
+            r"^[a-z_0-9]+\b|(?<![\w.=/-])[a-z_0-9]+(?==)",
+            lambda name: keys.get(name[0], name[0]),
+            str(cause),
+        )
+        if message == str(cause):
+            raise
+        cause.args = (message,)
+        raise cause from None
 
 
 def naming_group(group: str, values: DictConfig) -> AbstractContextManager[None]:
-    """`naming` for a group of the config whose keys are the library's arguments."""
-    return naming({str(key): f"{group}.{key}" for key in values})
+    """`naming` for a group of the config whose keys are the library's arguments.
+
+    An argument that the config takes from another key is named by that key: `root: ${dataset.root}`
+    is dataset.root.
+    """
+    keys = {}
+    for key, value in OmegaConf.to_container(values, resolve=False).items():  # type: ignore[union-attr]
+        other = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
+        keys[str(key)] = other[1] if other else f"{group}.{key}"
+    return naming(keys)
+
+
+def construct(function: Callable[..., T], group: str, values: DictConfig, *first: Any) -> T:
+    """Call a function of the library with the values of a group of the config as arguments.
+
+    Args:
+        function: of arguments `first`, then those that the group names.
+        group: the key of the values.
+        values: of the group.
+
+    Raises UserError that names the key of an unknown, missing or unusable value.
+    """
+    parameters = list(inspect.signature(function).parameters.values())[len(first) :]
+    known = [parameter.name for parameter in parameters]
+    arguments = resolved(values)
+    for key in arguments:
+        if key not in known:
+            raise UserError(
+                f"{group} has no setting {key!r}{near(key, known)} (settings: {', '.join(known)})"
+            )
+    needed = [p.name for p in parameters if p.default is p.empty and p.name not in arguments]
+    if needed:
+        raise UserError(f"{group} needs a value of {', '.join(needed)}")
+    with naming_group(group, values):
+        return function(*first, **arguments)

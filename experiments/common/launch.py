@@ -1,4 +1,4 @@
-"""What evaluate.py and train.py share: one line for a user's mistake, and the exit code."""
+"""How evaluate.py and train.py start and end: one line for a user's mistake, and the exit code."""
 
 import importlib
 import os
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import psutil
 from hydra.core.hydra_config import HydraConfig
@@ -19,15 +20,36 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.common import sweep
-from netkin.errors import OtherTraining, Stopped, UserError
+from netkin.errors import (
+    DamagedFile,
+    OtherContents,
+    OtherTraining,
+    Stopped,
+    StoreError,
+    Unreadable,
+    UserError,
+)
 
 CONF = Path(__file__).parents[2] / "conf"
 NAME = r"[\w.@/:*-]+"
 ERRORS = (UserError, HydraException, OmegaConfBaseException)
-OTHER_TRAINING = (
-    " (name=NAME of train.py and {name: NAME, timm: ...} of evaluate.py name a model, "
-    "store.dir=PATH a store; resume=never starts an unfinished training again)"
-)
+HINTS: dict[type[UserError], str] = {
+    OtherTraining: (
+        "name=NAME of train.py and {name: NAME, timm: ...} of evaluate.py name a model, "
+        "store.dir=PATH a store; resume=never starts an unfinished training again"
+    ),
+    OtherContents: (
+        "{name: NAME, timm: ...} in model.members names a model, store.dir=PATH a store; "
+        "`python evaluate.py experiment=store remove=[NAME] confirm=true` removes a model's results"
+    ),
+    Unreadable: "dataset.on_error=skip leaves out images that cannot be read",
+    DamagedFile: (
+        "`python evaluate.py experiment=store remove=damaged confirm=true` removes all that is "
+        "damaged"
+    ),
+    StoreError: "store.dir=PATH names a store",
+}
+"""What to type, by the error of the library."""
 OUTPUTS = "; if it is the run's folder, choose another with hydra.run.dir=PATH, or make room"
 
 
@@ -50,11 +72,11 @@ RENAMED = {
     "loader.pin_memory": "hardware.pin_memory",
     "loader.decode_threads": "hardware.decode_threads",
 }
-"""Old names of keys, and what they are now."""
+"""Former names of keys, and their names now."""
 
 
 def refuse_old_names(overrides: Sequence[str]) -> None:
-    """Raises UserError for an override of a key under a name that it no longer has."""
+    """Raises UserError, with the new name, for an override of a key by its former name."""
     for override in overrides:
         key = override.lstrip("+~").split("=")[0]
         if new := RENAMED.get(key):
@@ -63,10 +85,10 @@ def refuse_old_names(overrides: Sequence[str]) -> None:
 
 
 def with_members(overrides: Sequence[str]) -> list[str]:
-    """Overrides in which model=NAME, for a NAME that is no list in conf/model, is spelled out.
+    """Overrides with model=NAME written as model.members=[NAME], where conf/model has no such NAME.
 
-    model=NAME stands for model.members=[NAME], and model=[A,B] for model.members=[A,B]. With
-    --multirun, model=A,B is a sweep over two lists of one member.
+    model=[A,B] stands for model.members=[A,B]. With --multirun, model=A,B is a sweep over two lists
+    of one member.
     """
     lists = {path.stem for path in (CONF / "model").glob("*.yaml")}
     spelled = []
@@ -83,17 +105,21 @@ def with_members(overrides: Sequence[str]) -> list[str]:
 
 
 def run_study(config: DictConfig, script: str) -> None:
-    """Run the study that the experiment names; `script` is whose config this is.
+    """Run the study of the config's experiment.
 
     A user's mistake ends a single run here, before Hydra adds its own lines to it. In a multirun
-    it goes on to Hydra, which finishes the other jobs first.
+    Hydra gets the error and finishes the other jobs first.
+
+    Args:
+        config: as composed.
+        script: evaluate or train, whose config this is.
     """
     try:
-        of = config.experiment.get("script", "evaluate")
-        if of != script:
+        own = config.experiment.get("script", "evaluate")
+        if own != script:
             raise UserError(
-                f"experiment={config.experiment.name} is run by {of}.py: "
-                f"python {of}.py experiment={config.experiment.name}"
+                f"experiment={config.experiment.name} is run by {own}.py: "
+                f"python {own}.py experiment={config.experiment.name}"
             )
         importlib.import_module(config.experiment.study).run(config)
     except ERRORS as error:
@@ -138,18 +164,19 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 
 def _at_once(number: int, _frame: FrameType | None) -> None:
-    """What a second Ctrl-C does."""
+    """Exit without cleaning up, on a second Ctrl-C."""
     os._exit(128 + number)
 
 
 def _end_children() -> None:
-    """The jobs of a sweep: at its exit, Python would wait for them."""
+    """End the jobs of a sweep, for which Python would wait at its exit."""
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             child.terminate()
 
 
-def fail(message: str, code: int) -> None:
+def fail(message: str, code: int) -> NoReturn:
+    """Print a message on the error stream, as an error where the code is 1, and exit."""
     print(f"error: {message}" if code == 1 else message, file=sys.stderr)
     sys.exit(code)
 
@@ -159,4 +186,5 @@ def one_line(error: BaseException) -> str:
     while isinstance(error.__cause__, ERRORS):
         error = error.__cause__
     line = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    return line + OTHER_TRAINING if isinstance(error, OtherTraining) else line
+    hint = next((hint for kind, hint in HINTS.items() if isinstance(error, kind)), None)
+    return f"{line} ({hint})" if hint else line

@@ -6,12 +6,13 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.common.keys import naming_group
+from experiments.common.devices import member_hardware
+from experiments.common.keys import construct, naming, naming_group
+from experiments.common.runs import open_store
 from experiments.common.values import resolved
 from netkin.data.images import Images, Part
 from netkin.errors import UserError
 from netkin.jobs.pool import Display
-from netkin.store.layout import Store
 from netkin.training.recipe import Recipe
 from netkin.training.weights import Training, trained_members
 from netkin.transfer.decode import unreadable_images
@@ -20,36 +21,45 @@ from netkin.zoo.member import Member, parse_members
 
 
 def build_members(config: DictConfig, at_least: int = 2) -> list[Member]:
-    """The zoo; see `netkin.zoo.member.parse_members` and `with_trained`."""
+    """The members of a config; see `netkin.zoo.member.parse_members` and `with_trained`."""
     model = resolved(config.model)
     if not isinstance(model["members"], list):
-        raise UserError(f"model.members must be a list such as [test_vit], got {model['members']}")
-    return parse_members(with_trained(config, model["members"]), model.get("known"), at_least)
+        raise UserError(
+            f"model.members must be a list such as [test_vit,vit_ti], got {model['members']}"
+        )
+    with naming({"members": "model.members"}):
+        return parse_members(with_trained(config, model["members"]), model.get("known"), at_least)
 
 
 def with_trained(config: DictConfig, entries: list[Any]) -> list[Any]:
-    """Members with the names of trained models, such as digits/vit_ti@seed1 or digits/vit_ti@*,
-    replaced by what the store notes of them."""
+    """Entries of a list of members, in which the store's notes replace the names of trained models,
+    such as digits/vit_ti@seed1 or digits/vit_ti@*."""
     dataset = config.dataset.name
-    found: list[Any] = []
+    replaced: list[Any] = []
     for entry in entries:
         if isinstance(entry, str) and entry.startswith(f"{dataset}/"):
-            store = Store(resolved(config.store)["dir"])
-            found += trained_members(store, dataset, entry.removeprefix(f"{dataset}/"))
+            name = entry.removeprefix(f"{dataset}/")
+            replaced += trained_members(open_store(config), dataset, name)
         else:
-            found.append(entry)
-    return found
+            replaced.append(entry)
+    return replaced
 
 
 def build_member(config: DictConfig, entry: Any) -> Member:
-    """A model beside the members, named as one of them."""
+    """A model that is not a member, given in the same ways: a name or a mapping."""
     if OmegaConf.is_config(entry):
         entry = OmegaConf.to_container(entry, resolve=True)
     return parse_members([entry], resolved(config.model).get("known"), at_least=1)[0]
 
 
 def one_member(config: DictConfig, name: str, what: str) -> Member:
-    """A member by name: a timm model, one of this zoo, or a trained one (`imagenet/NAME`)."""
+    """A model by name: timm's, one that model.known names, or a trained one (`imagenet/NAME`).
+
+    Args:
+        config: as composed.
+        name: of the model.
+        what: the key that names it, for errors.
+    """
     if not isinstance(name, str) or not name:
         known = ", ".join(config.model.get("known") or {})
         raise UserError(
@@ -64,34 +74,44 @@ def one_member(config: DictConfig, name: str, what: str) -> Member:
 def build_training(
     config: DictConfig, setting: Setting, members: list[Member], display: Display
 ) -> Training | None:
-    """How members without weights get them; None where all bring their own."""
+    """The training of members without weights; None where all members have theirs."""
     task = setting.task
     if all(member.checkpoint or member.uses_published(task) for member in members):
         return None
-    return Training(setting, training_images(config, display), build_recipe(config, "recipe"))
+    images, recipe = training_images(config, display), build_recipe(config, "recipe")
+    return Training(setting, images, recipe, member_hardware(config))
 
 
 def build_recipe(config: DictConfig, key: str) -> Recipe:
-    """The recipe at a key of the config, such as "recipe" or "recipes.teacher"."""
-    group = OmegaConf.select(config, key)
-    with naming_group(key, group):
-        return Recipe(**resolved(group))
+    """The recipe at a key of the config, such as "recipe" or "recipes.teacher".
+
+    Raises UserError that names the key of an unknown or unusable value.
+    """
+    return construct(Recipe, key, OmegaConf.select(config, key))
 
 
 def training_images(config: DictConfig, display: Display) -> Images:
-    """What models are trained on; with `dataset.on_error=skip` without what cannot be read."""
-    images: Images = instantiate(config.dataset.train_images)
+    """The training images; with `dataset.on_error=skip` without those that cannot be read."""
+    with naming_group("dataset.train_images", config.dataset.train_images):
+        images: Images = instantiate(config.dataset.train_images)
     if config.dataset.get("on_error") == "skip":
         bad = unreadable(images, range(len(images.ids)), "training images", display)
-        kept = tuple(i for i, image in enumerate(images.ids) if image not in bad)
-        images = Part(images, kept) if bad else images
+        readable = tuple(i for i, image in enumerate(images.ids) if image not in bad)
+        images = Part(images, readable) if bad else images
     return images
 
 
 def unreadable(
     images: Images, positions: Sequence[int], what: str, display: Display
 ) -> dict[str, str]:
-    """Which of some images cannot be read: id to reason."""
+    """The images that cannot be read, id to reason, with a progress bar.
+
+    Args:
+        images: the dataset.
+        positions: the images that are tried.
+        what: what the display calls them.
+        display: of the progress.
+    """
     display.start("check", [what], len(positions))
     bad = unreadable_images(images, positions, lambda n: display.advance("check", n))
     display.end("check")

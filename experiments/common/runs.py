@@ -1,29 +1,46 @@
-"""What a run is called on a dashboard, and how runs are grouped there."""
+"""The store and the tracker of a run, and how dashboards name and group it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.common.keys import naming, naming_group
 from experiments.common.values import resolved, run_folder
 from netkin.store.files import digest
-from netkin.tracking import RunInfo
+from netkin.store.layout import Store
+from netkin.tracking import RunInfo, Tracker, track
 from netkin.transfer.setting import Setting
 
 MEASURING = (
     *("dataset", "subset", "model", "recipe", "attack", "store", "transfer", "score"),
-    *("accelerator", "trainer", "workers", "threads", "loader"),
-    *("batch_size", "precision", "memory_format", "fuse", "compile"),
+    "hardware",
 )
-"""Keys that say nothing of a study whose matrix comes from a file."""
+"""Keys that have no effect on a study whose matrix comes from a file."""
+
+
+def open_store(config: DictConfig) -> Store:
+    """The store of a config. Raises UserError that names store.dir where it cannot be written."""
+    with naming({"root": "store.dir"}):
+        return Store(resolved(config.store)["dir"])
+
+
+@contextmanager
+def tracked(config: DictConfig, info: RunInfo) -> Iterator[Tracker]:
+    """`netkin.tracking.track` with the config's logger, whose keys its errors name."""
+    with ExitStack() as stack:
+        with naming_group("logger", config.logger):
+            tracker = stack.enter_context(track(resolved(config.logger), info))
+        yield tracker
 
 
 def run_info(
     config: DictConfig, setting: Setting, members: int, names: Sequence[str] = ()
 ) -> RunInfo:
-    """Group by experiment and dataset, so that a dashboard over many runs compares like.
+    """Group by experiment and dataset, so that a dashboard compares like runs.
 
     Jobs of one sweep have a group of their own. Of few members the run is named by their `names`.
     """
@@ -59,7 +76,7 @@ def training_info(config: DictConfig, folder: Path, name: str) -> RunInfo:
 
 
 def file_info(config: DictConfig, models: int) -> RunInfo:
-    """What a dashboard sorts a run by whose matrix comes from a file."""
+    """Group a run whose matrix comes from a file by experiment and file."""
     experiment, stem = config.experiment.name, Path(config.similarity).stem
     return RunInfo(
         folder=run_folder(),

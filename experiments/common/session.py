@@ -1,4 +1,4 @@
-"""What the studies of train.py start from: a session, its outputs, and the training of a member."""
+"""A run of train.py: its session, its outputs, and the training of a member."""
 
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,14 +14,14 @@ from rich.console import Console
 from experiments.common.devices import training_hardware
 from experiments.common.finish import print_notes
 from experiments.common.members import build_recipe, training_images
-from experiments.common.runs import training_info
+from experiments.common.runs import tracked, training_info
 from experiments.common.setting import training_setting
-from experiments.common.values import positive_int, resolved, run_folder
+from experiments.common.values import positive_int, run_folder
 from netkin.jobs.memory import keep_freed
 from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs
 from netkin.store.layout import Store
-from netkin.tracking import Tracker, track
+from netkin.tracking import Tracker
 from netkin.training.job import Hardware
 from netkin.training.recipe import Recipe
 from netkin.training.weights import Teaching, Training, check_identity, identity, notes
@@ -32,19 +32,17 @@ from netkin.zoo.member import Member
 
 @dataclass(frozen=True)
 class Session:
-    """What a run of train.py works with.
+    """The settings of a run of train.py.
 
     Attributes:
         config: as composed.
-        training: the test images, the training images, the recipe and the store.
-        hardware: where models are trained.
+        training: the test images, the training images, the recipe, the hardware and the store.
         folder: of the run's own outputs.
         console: of the terminal.
     """
 
     config: DictConfig
     training: Training
-    hardware: Hardware
     folder: Path
     console: Console
 
@@ -52,6 +50,11 @@ class Session:
     def setting(self) -> Setting:
         """The test images (the dataset's subset), the task and the store."""
         return self.training.setting
+
+    @property
+    def hardware(self) -> Hardware:
+        """Where and how models are trained."""
+        return self.training.runs_on
 
     @property
     def dataset(self) -> str:
@@ -88,13 +91,13 @@ def build_session(config: DictConfig, recipe: Recipe | None = None) -> Session:
     with Bars(console) as bars:
         images = training_images(config, bars)
     print_notes(console, [*images.notes, *setting.images.notes])
-    training = Training(setting, images, recipe)
-    return Session(config, training, hardware, folder, console).with_recipe(recipe)
+    training = Training(setting, images, recipe, hardware)
+    return Session(config, training, folder, console).with_recipe(recipe)
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run of train.py writes to.
+    """The outputs of a run of train.py.
 
     Attributes:
         outputs: its tables, figures and page.
@@ -111,10 +114,10 @@ def open_run(session: Session, name: str) -> Iterator[Run]:
 
     Args:
         session: of the run.
-        name: of the model that it trains, by which a dashboard lists the run.
+        name: of the model that it trains, which is the run's name on a dashboard.
     """
     info = training_info(session.config, session.folder, name)
-    with track(resolved(session.config.logger), info) as tracker:
+    with tracked(session.config, info) as tracker:
         yield Run(Outputs(session.folder, tracker), tracker)
 
 
@@ -125,14 +128,14 @@ def train_member(
     teaching: Teaching | None = None,
     main: bool = True,
 ) -> dict[str, Any]:
-    """The `netkin.training.weights.notes` of a member, which is trained if the store lacks it.
+    """Train a member unless the store has its weights; returns `netkin.training.weights.notes`.
 
     Args:
         session: with the recipe of this training.
         member: the model.
         run: its tracker gets the curves.
         teaching: of a distillation.
-        main: whether the config's `resume` is for this training.
+        main: whether the config's `resume` applies to this training.
 
     Raises what `netkin.training.train.train` does, and OtherTraining where the store has weights of
     another training under this name.
@@ -140,7 +143,7 @@ def train_member(
     file = session.training.file(member)
     stored = notes(file)
     if stored is not None:
-        needed = identity(session.training, member, teaching, session.hardware.precision)
+        needed = identity(session.training, member, teaching)
         check_identity(file, stored["made_of"], needed)
         return stored
     _train(session, member, run, teaching, _start(session, member) if main else None)
@@ -156,7 +159,7 @@ def _train(
     teaching: Teaching | None,
     start: Path | None,
 ) -> None:
-    from netkin.training.train import train  # slow to import, and often everything is trained
+    from netkin.training.train import train  # slow to import, and often not needed
 
     def report(row: Mapping[str, float]) -> None:
         run.tracker.curve(f"train/{member.name}", [row], step="epoch")
@@ -169,7 +172,6 @@ def _train(
             member,
             lambda epochs: bars.advance(stage, epochs),
             teaching,
-            session.hardware,
             report,
             start,
         )

@@ -1,4 +1,4 @@
-"""From a composed config to the library's objects. Everything a user can get wrong is met here."""
+"""From a composed config to the library's objects; a user's mistake is one line of error here."""
 
 import logging
 import re
@@ -13,7 +13,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.common.devices import batch_size, execution_choice, loader
-from experiments.common.keys import naming_group
+from experiments.common.keys import construct, naming, naming_group
+from experiments.common.runs import open_store
 from experiments.common.values import one_of, positive, positive_int, resolved
 from netkin.attacks import Clean
 from netkin.attacks.grid import levels
@@ -23,7 +24,6 @@ from netkin.data.images import Images
 from netkin.data.subset import Subset
 from netkin.errors import UserError
 from netkin.jobs.pool import Display
-from netkin.store.layout import Store
 from netkin.transfer.decode import skipping
 from netkin.transfer.setting import AttackSpec, Setting
 from netkin.zoo import published
@@ -49,14 +49,15 @@ def build_setting(config: DictConfig) -> Setting:
     attack = build_attack(config)
     eps = attack.attack.eps
     if values["store"]["dtype"] == "uint8" and eps is not None:
-        levels(eps)
-    images: Images = instantiate(config.dataset.images)
+        with naming({"eps": "attack.eps", "dtype": "store.dtype"}):
+            levels(eps)
+    images = _images(config)
     return Setting(
         images=images,
         subset=_subset(config, images, values),
         task=build_task(config, images.classes),
         attack=attack,
-        store=Store(values["store"]["dir"]),
+        store=open_store(config),
         shard_size=values["store"]["shard_size"],
         batch_size=batch_size(config),
         choice=execution_choice(config),
@@ -68,16 +69,16 @@ def build_setting(config: DictConfig) -> Setting:
 
 
 def training_setting(config: DictConfig) -> Setting:
-    """The test images of a training, and what its models are built for; nothing is attacked."""
+    """The test images of a training and the task of its models, without an attack."""
     values = resolved(config)
     check_dataset(values["dataset"])
-    images: Images = instantiate(config.dataset.images)
+    images = _images(config)
     return Setting(
         images=images,
         subset=_subset(config, images, values),
         task=build_task(config, images.classes),
         attack=AttackSpec("clean", Clean(), {}),
-        store=Store(values["store"]["dir"]),
+        store=open_store(config),
         batch_size=batch_size(config),
         accelerator=config.hardware.accelerator,
         loader=loader(config),
@@ -85,7 +86,7 @@ def training_setting(config: DictConfig) -> Setting:
 
 
 def build_task(config: DictConfig, classes: Sequence[str]) -> Task:
-    """What models are built for."""
+    """The task that models are built for."""
     dataset = resolved(config.dataset)
     return Task(
         dataset=dataset["name"],
@@ -110,7 +111,8 @@ def check_dataset(dataset: dict[str, Any]) -> None:
 def prepare(
     config: DictConfig, setting: Setting, members: list[Member], display: Display
 ) -> Setting:
-    """The setting with what has to be had before any work: weights, and images that can be read.
+    """The setting with the files of published weights, and without unreadable images if these are
+    skipped.
 
     Raises UserError that lists every member whose weights are missing.
     """
@@ -143,18 +145,25 @@ def prepare(
     return setting
 
 
+def _images(config: DictConfig) -> Images:
+    with naming_group("dataset.images", config.dataset.images):
+        return instantiate(config.dataset.images)
+
+
 def _subset(config: DictConfig, images: Images, values: dict[str, Any]) -> Subset:
     chosen = values["subset"]
     if "file" in chosen:
-        return subset.from_manifest(images, chosen["file"], values["dataset"]["name"])
-    with naming_group("subset", config.subset):
-        return subset.draw(images, **chosen)
+        with naming_group("subset", config.subset):
+            return subset.from_manifest(images, chosen["file"], values["dataset"]["name"])
+    return construct(subset.draw, "subset", config.subset, images)
 
 
 def build_attack(config: DictConfig, option: str | None = None) -> AttackSpec:
     """The attack; its identity is its resolved config, with fractions as numbers.
 
-    Its name is that of the option of the attack group, the run's own unless given.
+    Args:
+        config: as composed.
+        option: of the attack group, for the attack's name; the run's own, unless given.
     """
     with naming_group("attack", config.attack):
         return _attack_spec(config, option)
@@ -171,9 +180,9 @@ def _attack_spec(config: DictConfig, option: str | None) -> AttackSpec:
 
 
 def check_sources(setting: Setting, sources: Sequence[Member], members: Sequence[Member]) -> None:
-    """Refuse sources that the attack does not fit, before any work starts.
+    """Raises UserError, before any work, for sources that the attack does not fit.
 
-    Raises UserError that lists those of the members that it fits.
+    The error lists the members that it fits.
     """
     attack = setting.attack.attack
     if not attack.selective:
@@ -193,7 +202,7 @@ def check_sources(setting: Setting, sources: Sequence[Member], members: Sequence
 
 
 def _architecture(member: Member, task: Task) -> Classifier:
-    """A member without weights, and where that is possible without memory for them."""
+    """A member without weights; without memory for them, where its network can be built so."""
     try:
         with torch.device("meta"):
             return build(member, task)

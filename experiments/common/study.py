@@ -19,9 +19,8 @@ from timm.models._registry import get_deprecated_models
 from experiments.common.devices import build_jobs
 from experiments.common.finish import finish, print_notes
 from experiments.common.members import build_members, build_training
-from experiments.common.runs import file_info, run_info, used
+from experiments.common.runs import file_info, run_info, tracked, used
 from experiments.common.setting import build_setting, check_sources, prepare
-from experiments.common.values import resolved
 from netkin import pipeline, similarity
 from netkin.analysis import matrix
 from netkin.analysis.matrix import Matrix
@@ -32,7 +31,7 @@ from netkin.pipeline import Incomplete
 from netkin.report.study import Outputs, Section
 from netkin.report.text import and_more, settings_text
 from netkin.similarity import Outcomes
-from netkin.tracking import Tracker, track
+from netkin.tracking import Tracker
 from netkin.transfer.setting import AttackSpec, Setting
 from netkin.transfer.stored import is_clean
 from netkin.zoo.execution import DEFAULT_PRECISION
@@ -60,16 +59,16 @@ class Measured:
 
 @dataclass(frozen=True)
 class Study:
-    """What a study starts from.
+    """A matrix and all that a study of it needs.
 
     Attributes:
         config: as composed.
         matrix: names and scores of N models.
-        families: [N], timm's module where nothing else is known of a model.
+        families: [N], of a model without a family the module of timm that has it.
         measured: None where the matrix comes from a file.
         outputs: where tables, figures and the report go.
         tracker: where metrics go.
-        console: where a person reads.
+        console: of the terminal.
         source: where the matrix comes from, in words: "12 models on digits under pgd (...)".
     """
 
@@ -84,6 +83,7 @@ class Study:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The N models, in the matrix's order."""
         return self.matrix.names
 
     @property
@@ -103,7 +103,7 @@ class Study:
     ) -> None:
         """Write report.html, print the answer, and name the files of the run.
 
-        The answer ends with what was noted of the images, and which could not be read.
+        The answer ends with the notes on the images, and which of them could not be read.
         """
         if self.measured is not None:
             setting = self.measured.setting
@@ -116,11 +116,12 @@ class Study:
 def study(
     config: DictConfig, attack: AttackSpec | None = None, members: list[Member] | None = None
 ) -> Iterator[Study]:
-    """The matrix of a config, computed or read, for the time of a study.
+    """The matrix of a config, read from the file `similarity` or computed, with an open tracker.
 
-    Reads a matrix from the file that the key `similarity` names, if any (`symmetrise` goes with
-    it). Otherwise computes it for the config's members by the config's attack, unless others are
-    given.
+    Args:
+        config: as composed; with a file, `symmetrise` tells how to read it.
+        attack: instead of the config's.
+        members: instead of the config's.
 
     Raises Incomplete where a member failed.
     """
@@ -131,7 +132,7 @@ def study(
         return
     given = matrix.read(config.similarity, bool(config.symmetrise))
     info = file_info(config, len(given.names))
-    with track(resolved(config.logger), info) as tracker:
+    with tracked(config, info) as tracker:
         families = [family(name) for name in given.names]
         source = f"the {len(given.names)} models of {Path(config.similarity).name}"
         outputs, console = Outputs(info.folder, tracker), Console(soft_wrap=True)
@@ -145,7 +146,7 @@ def measured(
     partial: bool = False,
     members: list[Member] | None = None,
 ) -> Iterator[Study]:
-    """`study` without a file: the matrix of the config's members, as it was measured.
+    """`study` without a file: the measured matrix of the config's members.
 
     With `partial` the matrix is that of the members that did not fail, if there are two, and
     `Measured.failures` has the others; else a failure raises Incomplete.
@@ -158,7 +159,7 @@ def measured(
     check_sources(setting, requested, requested)
     info = run_info(config, setting, len(requested))
     print_notes(console, setting.images.notes)
-    with track(resolved(config.logger), info) as tracker:
+    with tracked(config, info) as tracker:
         failures = None
         with Bars(console) as bars:
             setting = prepare(config, setting, requested, bars)
@@ -177,7 +178,7 @@ def measured(
             Outputs(info.folder, tracker),
             tracker,
             console,
-            said(setting, len(complete)),
+            describe(setting, len(complete)),
         )
 
 
@@ -191,7 +192,7 @@ def with_logits(s: Study) -> tuple[Setting, list[Member], Matrix]:
         return s.measured.setting, s.measured.members, s.matrix
     setting = build_setting(s.config)
     members = build_members(s.config)
-    found = s.matrix.of(tuple(member.name for member in members), str(s.config.similarity))
+    matrix = s.matrix.of(tuple(member.name for member in members), str(s.config.similarity))
     with Bars(s.console) as bars:
         setting = prepare(s.config, setting, members, bars)
     without = [member.name for member in members if not _has_logits(setting, member)]
@@ -200,9 +201,9 @@ def with_logits(s: Study) -> tuple[Setting, list[Member], Matrix]:
             f"{len(without)} of {len(members)} models have no clean logits in {setting.store.root} "
             f"for these images ({and_more(without, 3)}); "
             "`python evaluate.py experiment=pairwise` with the same dataset, subset and model "
-            "makes them"
+            "computes them"
         )
-    return setting, members, found
+    return setting, members, matrix
 
 
 def _has_logits(setting: Setting, member: Member) -> bool:
@@ -220,7 +221,11 @@ def measure_prepared(
     """Outcomes of all members, computed where the store lacks them.
 
     Args:
-        setting: after `prepare`: with the files of published weights, less unreadable images.
+        config: as composed.
+        setting: the result of `prepare`.
+        members: the models.
+        tracker: gets each pass's metrics.
+        bars: of the progress.
         sources: the members that are attacked; all, unless given.
 
     Raises Incomplete where a member failed.
@@ -230,7 +235,7 @@ def measure_prepared(
         return pipeline.compute_outcomes(setting, members, training, jobs, tracker, sources)
 
 
-def said(setting: Setting, models: int) -> str:
+def describe(setting: Setting, models: int) -> str:
     """A setting in words: "12 models on digits (500 images) under pgd (eps = 48/255, ...)"."""
     images = f"{setting.task.dataset} ({len(setting.subset)} images)"
     return f"{models} models on {images} under {attacked(setting)}"
@@ -247,7 +252,7 @@ def attacked(setting: Setting) -> str:
 
 
 def family(name: str) -> str:
-    """The group of architectures that a name counts to: timm's module, or "unknown"."""
+    """The architecture family of a name: its module in timm, or "unknown"."""
     architecture, _ = split_model_name_tag(get_deprecated_models().get(name) or name)
     if not timm.is_model(architecture):
         return "unknown"
@@ -255,5 +260,5 @@ def family(name: str) -> str:
 
 
 def described(config: DictConfig) -> str:
-    """The config as YAML, resolved, less what was not used."""
+    """The config as YAML, resolved, without keys that were not used."""
     return OmegaConf.to_yaml(used(config), resolve=True)

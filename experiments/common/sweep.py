@@ -1,4 +1,4 @@
-"""What is special about a multirun (-m): looked at before Hydra starts its jobs."""
+"""Arguments of a multirun (-m), before Hydra starts its jobs."""
 
 import fnmatch
 import os
@@ -21,23 +21,23 @@ GLOB = re.compile(r"source=glob\((.*)\)")
 def arguments(script: str, given: Sequence[str]) -> list[str]:
     """A command's arguments for Hydra: in a multirun, source=glob(*) becomes the members' names.
 
-    Hydra's own glob() knows options of groups only. Raises UserError for a multirun over jobs of
+    Hydra's own glob() matches options of groups only. Raises UserError for a multirun over jobs of
     several devices.
     """
-    found = get_args_parser().parse_args(list(given))
-    if not found.multirun:
+    parsed = get_args_parser().parse_args(list(given))
+    if not parsed.multirun:
         return list(given)
-    # Jobs of other launchers are new processes, which have to find `experiments`.
+    # Jobs of some launchers are new processes, which must be able to import `experiments`.
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
     )
-    fixed = [text for text in found.overrides if not GLOB.fullmatch(text) and not _sweeps(text)]
-    config = _composed(Path(script).stem, fixed, found.config_dir)
+    fixed = [text for text in parsed.overrides if not GLOB.fullmatch(text) and not _sweeps(text)]
+    config = _composed(Path(script).stem, fixed, parsed.config_dir)
     devices = config.hardware.devices
     if devices != 1:
         command = shlex.join(["python", script, *fixed])
         raise UserError(
-            f"hardware.devices={devices} in a multirun: its jobs would all take the same devices. "
+            f"hardware.devices={devices} in a multirun: all jobs would use the same devices. "
             "Either give each job one device (leave out hardware.devices), or split one run over "
             f"the devices, without -m: {command}"
         )
@@ -56,10 +56,10 @@ def _composed(name: str, overrides: Sequence[str], config_dir: str | None) -> Di
 
 def _expanded(text: str, config: DictConfig) -> str:
     """source=glob(vit_*) as source=vit_s,vit_ti."""
-    found = GLOB.fullmatch(text)
-    if found is None:
+    match = GLOB.fullmatch(text)
+    if match is None:
         return text
-    pattern = found.group(1).strip("'\"")
+    pattern = match.group(1).strip("'\"")
     members = config.model.members
     names = [m if isinstance(m, str) else str(m.get("name", m.get("timm"))) for m in members]
     matching = fnmatch.filter(names, pattern)

@@ -39,7 +39,7 @@ class Answer:
 
 
 def train_alone(session: Session, member: Member) -> None:
-    """A run that trains one member from the labels alone: its weights, accuracy and page."""
+    """Train one member from the labels alone, and write its accuracy, curves and page."""
     with open_run(session, member.name) as run:
         stored = train_member(session, member, run)
         recipe, images = session.training.recipe, session.training.images
@@ -70,8 +70,8 @@ def report(session: Session, member: Member, run: Run, answer: Answer) -> None:
     Args:
         session: of the run.
         member: the trained model, whose curves are drawn.
-        run: where they are written to.
-        answer: what is written and printed.
+        run: its outputs and tracker.
+        answer: the result.
     """
     table = run.outputs.table("result", pl.DataFrame([answer.result]))
     floats = {key: value for key, value in answer.result.items() if isinstance(value, float)}
@@ -87,7 +87,7 @@ def report(session: Session, member: Member, run: Run, answer: Answer) -> None:
     )
     lines = [f"Weights  {session.training.file(member)}"]
     if session.hardware.fast_dev_run:
-        lines.append("This was a fast_dev_run: nothing is in the store.")
+        lines.append("This was a fast_dev_run: the store is unchanged.")
     else:
         lines.append(f"Member   {session.dataset}/{member.name} of evaluate.py")
     for line in lines:
@@ -107,7 +107,7 @@ def predictions(session: Session, classifier: Classifier, member: Member) -> NDA
     Args:
         session: whose setting has the test images.
         classifier: of the member.
-        member: through whose view the images are loaded.
+        member: its resize and crop are applied to the images.
     """
     setting = session.setting
     device = torch.device("cpu" if on_cpu(session.config) else "cuda")

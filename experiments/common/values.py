@@ -17,7 +17,7 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 
 def run_folder() -> Path:
-    """Where this run's own outputs go; made if need be."""
+    """The folder of this run's own outputs, made if need be."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -27,7 +27,9 @@ def positive_int(value: Any, name: str, auto: bool = False) -> int:
     """A value that must be a whole number of 1 or more. Raises UserError that names its key.
 
     Args:
-        auto: whether the key takes the word auto, too, which the error then says.
+        value: of the config.
+        name: its key.
+        auto: whether the error names the word auto as another valid value.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         choice = "auto or " if auto else ""

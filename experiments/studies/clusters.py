@@ -195,8 +195,8 @@ def _square(s: Study, values: NDArray[np.float64], labels: NDArray) -> pl.DataFr
     """Values of pairs as a table, in the order of the figure."""
     order = cluster_order(s.scores, labels)
     names = [s.names[i] for i in order]
-    shown = values[np.ix_(order, order)]
-    return pl.DataFrame({"": names, **{name: shown[:, i] for i, name in enumerate(names)}})
+    ordered = values[np.ix_(order, order)]
+    return pl.DataFrame({"": names, **{name: ordered[:, i] for i, name in enumerate(names)}})
 
 
 def _matrix(s: Study, labels: NDArray) -> Picture:

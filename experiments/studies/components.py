@@ -14,11 +14,12 @@ from rich.table import Table
 from experiments.common.components import PUBLISHED, from_file, read_off
 from experiments.common.finish import finish
 from experiments.common.members import build_members
+from experiments.common.runs import tracked
 from experiments.common.values import positive_int, resolved, run_folder
 from netkin.analysis.components import agreement
 from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs, Section
-from netkin.tracking import RunInfo, track
+from netkin.tracking import RunInfo
 from netkin.zoo.build import Task
 
 USED = ("experiment", "model", "components", "logger")
@@ -34,7 +35,7 @@ def run(config: DictConfig) -> None:
     theirs = None if config.components is None else from_file(config.components, names)
     console = Console(soft_wrap=True)
     used = OmegaConf.masked_copy(config, list(USED))
-    with track(resolved(config.logger), _info(config, used, len(names))) as tracker:
+    with tracked(config, _info(config, used, len(names))) as tracker:
         outputs = Outputs(run_folder(), tracker)
         with Bars(console) as bars:
             ours = outputs.table("components", read_off(members, _task(config), bars))

@@ -17,6 +17,7 @@ from hydra.utils import instantiate
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
+from experiments.common.runs import open_store
 from experiments.common.setting import build_task
 from experiments.common.study import Study, study
 from experiments.common.values import one_of, positive_int, resolved
@@ -26,7 +27,6 @@ from netkin.errors import UserError
 from netkin.report.scatter import scatter
 from netkin.report.study import Section
 from netkin.report.style import panels, style
-from netkin.store.layout import Store
 from netkin.training.weights import students_of
 from netkin.zoo.components import base_architecture
 from netkin.zoo.member import Member, parse_members
@@ -42,7 +42,7 @@ def run(config: DictConfig) -> None:
     positive_int(config.distillation.permutations, "distillation.permutations")
     one_of(config.model.members, ("auto",), "with experiment=distillation, model.members")
     dataset, student = config.dataset.name, config.student
-    store = Store(resolved(config.store)["dir"])
+    store = open_store(config)
     students = students_of(store, dataset, student)
     if not students:
         raise UserError(

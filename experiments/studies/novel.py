@@ -24,10 +24,9 @@ from experiments.common.devices import build_jobs
 from experiments.common.finish import finish
 from experiments.common.keys import naming
 from experiments.common.members import build_member, build_members, build_training
-from experiments.common.runs import run_info
+from experiments.common.runs import run_info, tracked
 from experiments.common.setting import build_setting, prepare
 from experiments.common.study import attacked, described
-from experiments.common.values import resolved
 from netkin import similarity
 from netkin.analysis import clusters
 from netkin.analysis.summary import WEAK_ATTACK
@@ -36,7 +35,7 @@ from netkin.jobs.progress import Bars
 from netkin.pipeline import Incomplete, Pipeline
 from netkin.report.study import Outputs, Section
 from netkin.report.style import INK, PALETTE, panels, style
-from netkin.tracking import Tracker, track
+from netkin.tracking import Tracker
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import (
     correct,
@@ -70,7 +69,7 @@ def run(config: DictConfig) -> None:
             clusters.check_k(k, len(members))
     info = run_info(config, setting, len(members) + 1, [candidate.name])
     console = Console(soft_wrap=True)
-    with track(resolved(config.logger), info) as tracker:
+    with tracked(config, info) as tracker:
         with Bars(console) as bars:
             setting = prepare(config, setting, [*members, candidate], bars)
             failures = attack_one(config, setting, members, candidate, tracker, bars)

@@ -60,11 +60,11 @@ def run(config: DictConfig) -> None:
             "Mean similarity of the pairs of each group. Thin: 95% interval over models "
             f"(jackknife, from 3 models on){'; thick: over images' if s.measured else ''}.",
         )
-        blocks, shown = sampled(s, chosen, apart)
+        blocks, cells = sampled(s, chosen, apart)
         picture = s.outputs.figure(
             "within_blocks",
             blocks_figure(blocks),
-            shown,
+            cells,
             f"Similarity of sampled models, at most {config.within.sample} of a group (right), and "
             "of models of different groups (left). Grey: not measured together.",
         )
@@ -189,7 +189,7 @@ def sampled(
     blocks = [left]
     if names:
         blocks.append(Block("models within groups", names, together, edges[:-1]))
-    shown = pl.concat(
+    cells = pl.concat(
         [
             pl.DataFrame(
                 {
@@ -203,7 +203,7 @@ def sampled(
             if len(block.names)
         ]
     )
-    return [block for block in blocks if len(block.names) > 1], shown
+    return [block for block in blocks if len(block.names) > 1], cells
 
 
 def answer(table: pl.DataFrame, named: pl.DataFrame) -> list[str]:

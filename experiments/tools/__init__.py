@@ -1,1 +1,1 @@
-"""What prepares and looks after runs: craft, plan, store."""
+"""Commands around a run: craft in parts, plan its cost, manage the store."""

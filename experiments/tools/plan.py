@@ -1,10 +1,10 @@
-"""What will a run cost, and what is it missing? Answers before anything is attacked.
+"""What will a run cost, and what does it lack? Answers before any model is attacked.
 
-Checks weights, labels and every image; then times one small batch of each member's craft and
-transfer steps on this device, and works out time, disk and memory for what the store lacks.
+Checks weights, labels and every image, times one small batch of each member's craft and transfer
+steps on this device, and computes time, disk and memory for what the store lacks.
 
-A model that cannot be built gets a row that says why, and the others are measured. The exit code is
-0 then, as for unreadable images: both are findings, and the run itself stops at them.
+A model that cannot be built gets a row with the reason, and the others are timed. The exit code is
+0 then, as for unreadable images: this study reports both, and only the run itself stops at them.
 """
 
 import shutil
@@ -19,17 +19,16 @@ from rich.table import Table
 from experiments.common.devices import build_jobs, members_at_once
 from experiments.common.finish import finish, print_notes
 from experiments.common.members import build_members, build_training, unreadable
-from experiments.common.runs import run_info
+from experiments.common.runs import run_info, tracked
 from experiments.common.setting import build_setting, check_sources, prepare
-from experiments.common.study import described, said
-from experiments.common.values import positive, resolved
+from experiments.common.study import describe, described
+from experiments.common.values import positive
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
 from netkin.jobs.results import Result
 from netkin.report.study import Outputs, Section
 from netkin.report.text import and_more, duration, size
-from netkin.tracking import track
 from netkin.training.weights import is_trained
 from netkin.transfer.probe import Cost, probe
 from netkin.transfer.setting import Setting
@@ -37,7 +36,7 @@ from netkin.transfer.stored import missing_sources
 from netkin.zoo.member import Member
 
 ROW_BYTES = 12
-"""Of an outcome in its parquet file, measured on digits: a hundred images a pair."""
+"""Bytes of an outcome in its parquet file, measured on digits with a hundred images a pair."""
 
 
 def run(config: DictConfig) -> None:
@@ -47,7 +46,7 @@ def run(config: DictConfig) -> None:
     info = run_info(config, setting, len(members))
     console = Console(soft_wrap=True)
     print_notes(console, setting.images.notes)
-    with track(resolved(config.logger), info) as tracker:
+    with tracked(config, info) as tracker:
         with Bars(console) as bars:
             check_sources(setting, members, members)
             setting = prepare(config, setting, members, bars)
@@ -66,28 +65,28 @@ def run(config: DictConfig) -> None:
         workers = members_at_once(config)
         seconds = total(table, "craft_seconds") + total(table, "transfer_seconds")
         tracker.metrics({"plan/seconds": seconds / workers})
-        console.print(_shown(table, workers))
+        console.print(_terminal_table(table, workers))
         finish(
             outputs,
             console,
             f"What would {len(members)} models on {setting.task.dataset} cost?",
-            f"For {said(setting, len(members))}: a small batch of each model's crafting and "
+            f"For {describe(setting, len(members))}: a small batch of each model's crafting and "
             "transfer was timed on this device, and multiplied by what the store lacks.",
-            [*_unbuilt(problems), *_said(config, setting, table, untrained, bad, workers)],
+            [*_unbuilt(problems), *_sentences(config, setting, table, untrained, bad, workers)],
             _sections(table),
             described(config),
         )
 
 
 def _sections(table: pl.DataFrame) -> list[Section]:
-    """What is left to do, and the timings that it is computed from."""
+    """The page's tables: the work that is left, and the timings that it is computed from."""
     left = ("craft_seconds", "transfer_seconds", "adversarial_bytes", "outcome_bytes")
     timed = ("batch", "craft_ms_per_image", "transfer_ms_per_image", "peak_memory_bytes")
     return [
         Section(
             "What is left to do",
             ["Time and disk for what the store lacks, one model at a time on one such device."],
-            {"": table.select("model", "images_to_craft", "sources_to_see", *left)},
+            {"": table.select("model", "images_to_craft", "sources_left", *left)},
         ),
         Section("Timings", (), {"": table.select("model", "params", "input_size", *timed)}),
     ]
@@ -96,7 +95,7 @@ def _sections(table: pl.DataFrame) -> list[Section]:
 def _costs(
     config: DictConfig, setting: Setting, members: list[Member], bars: Bars
 ) -> tuple[dict[str, Cost], dict[str, str]]:
-    """Costs, and why there is none, by members' names."""
+    """The cost of each member, and the problem of each that cannot be built, by name."""
     problems: dict[str, str] = {}
 
     def failed(member: Member, error: Exception) -> None:
@@ -125,11 +124,11 @@ def _probe(context: tuple[Setting, float], member: Member, advance: Advance) -> 
 
 
 def _missing_pairs(setting: Setting, members: list[Member], new: set[str]) -> dict[str, int]:
-    """How many sources each target has still to be run on."""
-    if new:  # nothing is known of members without weights, nor of a subset that will change
+    """The number of sources that each target has not been evaluated on yet."""
+    if new:  # members without weights, or a subset that will change, have no outcomes yet
         return {member.name: len(members) for member in members}
-    found = {target.name: len(target.sources) for target in missing_sources(setting, members)}
-    return {member.name: found.get(member.name, 0) for member in members}
+    left = {target.name: len(target.sources) for target in missing_sources(setting, members)}
+    return {member.name: left.get(member.name, 0) for member in members}
 
 
 def cost_table(
@@ -141,7 +140,7 @@ def cost_table(
 ) -> pl.DataFrame:
     """A row a member: seconds and bytes for what the store lacks, on one device, one at a time.
 
-    Only `model` and `problem` are set of a member that could not be built.
+    A member that could not be built has `model` and `problem` alone.
     """
     images, width = len(setting.subset), 1 if setting.dtype == "uint8" else 4
     rows = []
@@ -159,7 +158,7 @@ def cost_table(
                 "craft_ms_per_image": cost.craft * 1000,
                 "transfer_ms_per_image": cost.transfer * 1000,
                 "images_to_craft": cost.uncrafted,
-                "sources_to_see": pairs[member.name],
+                "sources_left": pairs[member.name],
                 "craft_seconds": cost.craft * cost.uncrafted,
                 "transfer_seconds": cost.transfer * images * pairs[member.name],
                 "adversarial_bytes": 3 * cost.input_size**2 * width * cost.uncrafted,
@@ -174,16 +173,16 @@ def cost_table(
     return table.sort(pl.col("model").replace_strict(order))
 
 
-def _shown(table: pl.DataFrame, workers: int) -> Table:
-    shown = Table("model", title="What is left to do, on one such device")
+def _terminal_table(table: pl.DataFrame, workers: int) -> Table:
+    printed = Table("model", title="What is left to do, on one such device")
     for name in ("pixels", "params", "craft", "transfer", "disk", "memory"):
-        shown.add_column(name, justify="right")
+        printed.add_column(name, justify="right")
     for row in table.to_dicts():
         if row["problem"]:
-            shown.add_row(row["model"], *["cannot be built", "-", "-", "-", "-", "-"])
+            printed.add_row(row["model"], *["cannot be built", "-", "-", "-", "-", "-"])
             continue
         memory = row["peak_memory_bytes"]
-        shown.add_row(
+        printed.add_row(
             row["model"],
             str(row["input_size"]),
             f"{row['params'] / 1e6:.1f} M",
@@ -192,7 +191,7 @@ def _shown(table: pl.DataFrame, workers: int) -> Table:
             size(row["adversarial_bytes"]),
             size(memory) if memory else "?",
         )
-    return shown
+    return printed
 
 
 def _unbuilt(problems: dict[str, str]) -> list[str]:
@@ -200,7 +199,7 @@ def _unbuilt(problems: dict[str, str]) -> list[str]:
     return [f"Without {name}: {problem}" for name, problem in problems.items()]
 
 
-def _said(
+def _sentences(
     config: DictConfig,
     setting: Setting,
     table: pl.DataFrame,
@@ -211,36 +210,40 @@ def _said(
     craft = total(table, "craft_seconds") / workers
     transfer = total(table, "transfer_seconds") / workers
     views = {setting.view(m) for m in build_members(config)}
-    seen = sum(3 * view.input_size**2 for view in views) * len(setting.subset)
-    need = total(table, "adversarial_bytes") + total(table, "outcome_bytes") + seen
+    decoded = sum(3 * view.input_size**2 for view in views) * len(setting.subset)
+    need = total(table, "adversarial_bytes") + total(table, "outcome_bytes") + decoded
     free = shutil.disk_usage(setting.store.root).free
-    said = [
+    sentences = [
         f"Crafting takes {duration(craft)}, transfer {duration(transfer)}"
         f"{f' with {workers} workers' if workers > 1 else ''}. In all: "
         + ", ".join(
             f"{duration((craft + transfer) / n)} on {n} device{'s' * (n > 1)}"
             for n in config.plan.devices
         )
-        + ". At most: a model is attacked only on images that it classifies correctly.",
-        f"Disk: {size(need)} at most in {setting.store.root} ({size(seen)} of it the decoded "
+        + ". At most, since models are attacked only on images that they classify correctly.",
+        f"Disk: {size(need)} at most in {setting.store.root} ({size(decoded)} of it the decoded "
         f"images, for {len(views)} geometr{'y' if len(views) == 1 else 'ies'}); {size(free)} free.",
     ]
     if need > free:
-        said.append("That does not fit: choose another disk with store.dir=PATH, or fewer models.")
+        sentences.append(
+            "This does not fit: choose another disk with store.dir=PATH, or fewer models."
+        )
     if untrained:
-        said.append(
-            f"{len(untrained)} of {table.height} models have yet to be trained, which comes on "
-            f"top: {and_more(untrained, 8)}."
+        sentences.append(
+            f"{len(untrained)} of {table.height} models must be trained first, whose time is not "
+            f"included: {and_more(untrained, 8)}."
         )
     if bad:
         image, reason = next(iter(bad.items()))
-        said.append(
-            f"{len(bad)} images are unreadable, such as {image} ({reason}): mend or remove them, "
+        sentences.append(
+            f"{len(bad)} images are unreadable, such as {image} ({reason}): repair or remove them, "
             "or leave such images out with dataset.on_error=skip."
         )
     elif not untrained and table["problem"].null_count() == table.height:
-        said.append(f"Weights, labels and all {len(setting.subset)} images are there.")
-    return said
+        sentences.append(
+            f"No weights, labels or images are missing ({len(setting.subset)} images)."
+        )
+    return sentences
 
 
 def total(table: pl.DataFrame, column: str) -> float:

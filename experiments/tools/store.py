@@ -1,13 +1,13 @@
-"""What does the store hold, is it whole, and what can go?
+"""What does the store hold, is any of it damaged, and what can be removed?
 
-    python evaluate.py experiment=store                               lists it
-    python evaluate.py experiment=store check=true                    and reads every byte
-    python evaluate.py experiment=store remove=damaged confirm=true   what fails that check
-    python evaluate.py experiment=store remove=leftovers confirm=true half-written files
-    python evaluate.py experiment=store remove=[vit_ti] confirm=true  a member, but its weights
+    python evaluate.py experiment=store                               list it
+    python evaluate.py experiment=store check=true                    also read every byte
+    python evaluate.py experiment=store remove=damaged confirm=true   remove what fails that check
+    python evaluate.py experiment=store remove=leftovers confirm=true remove half-written files
+    python evaluate.py experiment=store remove=[vit_ti] confirm=true  a member, except its weights
 
-What was removed is made again when it is needed. Writes store.csv, report.html and, after a check,
-damage.csv.
+What is removed is computed again when it is needed. Writes store.csv, report.html and, after a
+check, damage.csv.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ from netkin.store import inventory
 from netkin.store.inventory import Damage, Part
 
 MANY = 8
-"""Paths that are named one by one."""
+"""The most paths that are listed."""
 
 
 def run(config: DictConfig) -> None:
@@ -39,19 +39,19 @@ def run(config: DictConfig) -> None:
     root = Path(config.store.dir).expanduser().resolve()
     if not root.is_dir():
         raise UserError(f"there is no store {root}; choose another with store.dir=PATH")
-    wanted = config.remove if isinstance(config.remove, ListConfig) else [config.remove]
-    wanted = [str(name) for name in wanted]
+    remove = config.remove if isinstance(config.remove, ListConfig) else [config.remove]
+    names = [str(name) for name in remove]
     console, folder = Console(soft_wrap=True), run_folder()
-    if wanted:
-        _remove(root, wanted, config.confirm, console)
+    if names:
+        _remove(root, names, config.confirm, console)
         return
     parts, outputs = inventory.parts(root), Outputs(folder)
-    _show(root, parts, console)
+    _print(root, parts, console)
     outputs.table("store", _table(root, parts))
     sections = [Section("Parts", (), _page_tables(root, parts))]
     held = size(sum(part.size for part in parts))
     answer = [f"{root} holds {held} in {len(parts)} parts."]
-    answer += [f"At work: {line}" for line in inventory.at_work(root)]
+    answer += [f"In progress: {line}" for line in inventory.at_work(root)]
     damage = _damage(root, console) if config.check else []
     if config.check:
         table = outputs.table("damage", _damage_table(root, damage))
@@ -62,7 +62,7 @@ def run(config: DictConfig) -> None:
         outputs,
         console,
         "What does the store hold?",
-        "The parts of the store as its files show them: no model or dataset was loaded.",
+        "The parts of the store by its files; no model or dataset was loaded.",
         answer,
         sections,
         described(config),
@@ -121,14 +121,14 @@ def _by_folder(parts: list[Part]) -> dict[Path, list[Part]]:
     return groups
 
 
-def _show(root: Path, parts: list[Part], console: Console) -> None:
+def _print(root: Path, parts: list[Part], console: Console) -> None:
     for folder, members in _by_folder(parts).items():
         table = Table(
             members[0].kind,
             title=f"{folder.relative_to(root)}{_attack(folder)}",
             title_justify="left",
         )
-        for name in ("there", "complete", "size"):
+        for name in ("done", "complete", "size"):
             table.add_column(name, justify="right")
         for part in members:
             done = f"{part.done} of {part.total}" if part.total else ""
@@ -150,7 +150,7 @@ def _damage_table(root: Path, damage: list[Damage]) -> pl.DataFrame:
 
 def _verdict(damage: list[Damage]) -> str:
     if not damage:
-        return "Every file is what was written."
+        return "No file is damaged."
     named = and_more((f"{d.path.name} ({d.problem})" for d in damage), MANY)
     return f"{len(damage)} file{'s are' if len(damage) > 1 else ' is'} damaged: {named}."
 
@@ -160,7 +160,7 @@ def _damaged(root: Path, damage: list[Damage]) -> UserError:
         f"{len(damage)} file{'s are' if len(damage) > 1 else ' is'} damaged, such as "
         f"{damage[0].path} ({damage[0].problem}); `python evaluate.py experiment=store "
         f"store.dir={root} remove=damaged confirm=true` removes what is damaged, and the next run "
-        "makes it again"
+        "computes it again"
     )
 
 
@@ -168,19 +168,19 @@ def _damage(root: Path, console: Console) -> list[Damage]:
     files = inventory.checked(root)
     with Bars(console) as bars:
         bars.start("check", ["files"], len(files), unit="files")
-        found = inventory.damage(root, lambda n: bars.advance("check", n))
+        damage = inventory.damage(root, lambda n: bars.advance("check", n))
         bars.end("check")
     console.print(f"Checked {len(files)} files.", highlight=False)
-    return found
+    return damage
 
 
-def _remove(root: Path, wanted: list[str], confirmed: bool, console: Console) -> None:
+def _remove(root: Path, names: list[str], confirmed: bool, console: Console) -> None:
     paths: list[Path] = []
-    if "damaged" in wanted:
+    if "damaged" in names:
         paths += dict.fromkeys(damage.remove for damage in _damage(root, console))
-    if "leftovers" in wanted:
+    if "leftovers" in names:
         paths += inventory.leftovers(root)
-    paths += inventory.selected(root, [n for n in wanted if n not in ("damaged", "leftovers")])
+    paths += inventory.selected(root, [n for n in names if n not in ("damaged", "leftovers")])
     if not paths:
         console.print("There is nothing to remove.", highlight=False)
         return

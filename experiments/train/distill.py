@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from experiments.common.keys import naming_group
+from experiments.common.keys import construct
 from experiments.common.members import build_recipe, one_member
 from experiments.common.session import (
     Run,
@@ -26,7 +26,7 @@ from experiments.common.session import (
 )
 from experiments.common.setting import prepare
 from experiments.common.trained import Answer, predictions, report, trained_classifier
-from experiments.common.values import one_of, resolved
+from experiments.common.values import one_of
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.text import percent
@@ -56,11 +56,12 @@ def run(config: DictConfig) -> None:
 
 def student_of(config: DictConfig, plain: Member) -> tuple[Member, Distillation]:
     """The student's architecture, with a token if the config has one, and its loss."""
-    values = resolved(config.distillation)
-    one_of(values["token"], (True, False), "distillation.token")
-    token = values.pop("token")
-    with naming_group("distillation", config.distillation):
-        distillation = Distillation(**values)
+    token = config.distillation.token
+    one_of(token, (True, False), "distillation.token")
+    loss = OmegaConf.masked_copy(
+        config.distillation, [key for key in config.distillation if key != "token"]
+    )
+    distillation = construct(Distillation, "distillation", loss)
     if not token:
         return plain, distillation
     try:
@@ -90,7 +91,7 @@ def without_teacher(session: Session, plain: Member) -> Member:
     Its name is that of the zoo where the store has the very same training (the first seed, with
     the dataset's recipe) under it, else <student>@none.
     """
-    needed = identity(session.training, plain, precision=session.hardware.precision)
+    needed = identity(session.training, plain)
     stored = notes(session.training.file(plain))
     if stored is not None and stored["made_of"] == needed:
         return plain

@@ -1,19 +1,19 @@
-"""Errors that are shown as a single line, without a stack trace; what stops a run from outside."""
+"""Errors that are printed as one line without a stack trace, and the stop of a run by a signal."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something a user gave is wrong: says what was expected, what came and what to do."""
+    """A user's mistake. The message says what was expected, what was given and what to do."""
 
 
 class StoreError(UserError):
-    """The store is full, cannot be written, or is damaged: no use to go on with another member."""
+    """The store is full, cannot be written, or is damaged, so other members would fail, too."""
 
 
 class DamagedFile(StoreError):
-    """A file of the store is not what was written.
+    """A file of the store was changed or cut after it was written.
 
     Attributes:
         problem: what is wrong with it, without its path and what to do.
@@ -24,8 +24,16 @@ class DamagedFile(StoreError):
         self.problem = problem
 
 
+class OtherContents(UserError):
+    """The store has results of other settings, or other models, under a name that is needed."""
+
+
+class Unreadable(UserError):
+    """Images that cannot be decoded; a dataset can be read without them."""
+
+
 class OtherTraining(UserError):
-    """Stored weights, or a checkpoint, are of another training than the one that is needed."""
+    """Stored weights, or a checkpoint, belong to another training than the one that is needed."""
 
 
 class Stopped(BaseException):
@@ -33,7 +41,7 @@ class Stopped(BaseException):
 
     Attributes:
         code: the exit code, 128 + the signal's number.
-        done: how far the work had come, in words.
+        done: the progress of the work at that moment, in words.
     """
 
     def __init__(self, code: int, done: str = ""):
@@ -42,7 +50,7 @@ class Stopped(BaseException):
 
 
 def near(name: str, known: Iterable[str], n: int = 3) -> str:
-    """A hint such as ``; did you mean resnet50, resnet51q?``, or nothing when no name is near."""
+    """A hint such as ``; did you mean resnet50, resnet51q?``, or "" when no name is near."""
     matches = difflib.get_close_matches(name, list(known), n=n, cutoff=0.6)
     return f"; did you mean {', '.join(matches)}?" if matches else ""
 

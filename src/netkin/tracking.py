@@ -74,7 +74,7 @@ def track(logger: Mapping[str, Any], info: RunInfo) -> Iterator[Tracker]:
     elif kind == "csv":
         yield CSV(info.folder / "metrics.csv")
     elif kind != "wandb":
-        raise UserError(f"logger.kind must be wandb, csv or none, got {kind!r}")
+        raise UserError(f"kind must be wandb, csv or none, got {kind!r}")
     else:
         import wandb
 
@@ -98,7 +98,7 @@ class WandB(Tracker):
 
         mode = os.environ.get("WANDB_MODE") or logger["mode"]
         if mode not in ("online", "offline", "disabled", "shared"):
-            raise UserError(f"logger.mode must be online or offline, got {mode!r}")
+            raise UserError(f"mode must be online or offline, got {mode!r}")
         self.wandb = wandb
         # W&B's own resuming needs the server, while most runs are offline.
         earlier = unfinished(info.note)
@@ -119,7 +119,7 @@ class WandB(Tracker):
         except wandb.Error as error:
             raise UserError(
                 f"W&B did not start ({str(error).splitlines()[0]}); log in with `wandb login`, or "
-                "use logger.mode=offline or logger.kind=csv"
+                "use mode=offline or kind=csv"
             ) from None
 
     def curve(self, name: str, rows: Sequence[Mapping[str, float]], step: str) -> None:
@@ -182,4 +182,4 @@ class CSV(Tracker):
 
 
 class NullTracker(Tracker):
-    """Logs nothing."""
+    """A tracker that discards everything."""

@@ -100,7 +100,7 @@ def test_the_strongest_try_is_kept() -> None:
 
 @pytest.mark.parametrize("classes", [2, 3, 4])
 def test_few_classes(classes: int, caplog: pytest.LogCaptureFixture) -> None:
-    """No DLR loss of too few logits, which is said once, and no targets that there are not."""
+    """With too few logits there is no DLR loss, which is logged once, and fewer target classes."""
     model, pixels, labels, keys = problem(classes)
     module._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):

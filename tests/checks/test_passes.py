@@ -1,4 +1,4 @@
-"""What models say of images does not depend on how they are attacked, nor on how they run."""
+"""Predictions do not depend on the settings of the attack, nor on how models are executed."""
 
 from dataclasses import replace
 from pathlib import Path

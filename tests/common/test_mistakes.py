@@ -14,21 +14,30 @@ from tests.conftest import ROOT, SMALL, Mistake, run_command
     ("override", "expected"),
     [
         ("model.members=[resnet5O,test_vit]", "no model 'resnet5O'; did you mean resnet50"),
-        ("model.members=[test_vit]", "names 1 model, expected 2 or more"),
+        ("model.members=[test_vit]", "model.members names 1 model, expected 2 or more"),
         ("experiment=benchmark benchmark.models=[resnet5O]", "did you mean resnet50"),
         ("model.members=[test_vit,test_vit]", "names test_vit more than once"),
-        ("model.members=test_vit", "must be a list such as [test_vit]"),
+        ("model.members=test_vit", "must be a list such as [test_vit,vit_ti]"),
         ("attack=pdg", "pgd"),
         ("experiment=pairwize", "pairwise"),
         ("attack.stepz=3", "attack.stepz"),
         ("attack.eps=-8/255", "attack.eps=-8/255 is outside (0, 1]"),
         ("attack.eps=8", "did you mean 8/255"),
         ("attack.eps=8of255", "attack.eps=8of255 is not a number"),
-        ("attack.eps=0.5/255", "below 1/255"),
+        ("attack.eps=0.5/255", "use a larger eps, or store.dtype=float32"),
         ("attack.step_size=0", "attack.step_size=0 is outside (0, 1]"),
         ("attack.steps=0", "attack.steps must be a whole number of 1 or more, got 0"),
         ("recipe.epochs=0", "recipe.epochs must be a whole number of 1 or more, got 0"),
         ("recipe.lr=0", "recipe.lr must be above 0"),
+        ("+recipe.epoch=3", "recipe has no setting 'epoch'; did you mean epochs"),
+        ("~recipe.lr", "recipe needs a value of lr"),
+        ("recipe.keep=ema", "recipe.keep=ema needs ema_decay"),
+        ("+subset.per_clas=3", "subset has no setting 'per_clas'; did you mean per_class"),
+        ("subset.per_class=3 subset.fraction=0.1", "subset.per_class and fraction exclude"),
+        ("dataset=folder dataset.root=/nowhere", "dataset.root=/nowhere is not a folder"),
+        ("dataset=folder dataset.root=/tmp dataset.split=x", "dataset.split must be"),
+        ("logger=csv logger.kind=tensorboard", "logger.kind must be wandb, csv or none"),
+        ("hardware.train_precision=half", "hardware.train_precision must be 32-true or"),
         ("hardware.batch_size=0", "hardware.batch_size must be auto or a whole number"),
         (
             "hardware.members_at_once=none",
@@ -36,7 +45,7 @@ from tests.conftest import ROOT, SMALL, Mistake, run_command
         ),
         ("store.dtype=int4", "store.dtype must be uint8 or float32, got 'int4'"),
         ("score.eps_s=0", "score.eps_s must be above 0"),
-        ("subset.per_class=1000", "asks for more images than class"),
+        ("subset.per_class=1000", "takes more images than class"),
         ("dataset.weights=pretraind", "dataset.weights must be train or pretrained, got 'pretr"),
         ("dataset.input_size=null", "dataset.input_size must be a whole number of 1 or more"),
         ("dataset.name=null", "dataset.name must be a name, got None"),
@@ -58,6 +67,9 @@ def test_an_unwritable_store(mistake: Mistake, tmp_path: Path) -> None:
 def test_weights_trained_otherwise(small_run: Path, mistake: Mistake) -> None:
     said = mistake(*SMALL, f"store.dir={small_run / 'store'}", "recipe.epochs=5")
     assert "were trained with recipe.epochs = 4, now it is 5" in said
+    other = "hardware.train_precision=bf16-mixed"
+    said = mistake(*SMALL, f"store.dir={small_run / 'store'}", other)
+    assert "were trained with precision = nothing, now it is bf16-mixed" in said
 
 
 def test_members_that_do_not_fit_the_dataset(small_run: Path, mistake: Mistake) -> None:

@@ -1,5 +1,5 @@
-"""One member at a time: crafting alone, sweeps over sources, a member more, a novel model, and what
-the store says of it all."""
+"""One member at a time: crafting alone, sweeps over sources, a member more, a novel model, and
+the study of the store."""
 
 import json
 import math
@@ -52,16 +52,16 @@ def check_craft(folder: Path) -> None:
     assert "vit_ti: " in done.stdout and "adversarial images in" in done.stdout
     wrong = run_here(*SMALL, "experiment=craft", "source=[vit_t]", *QUIET, cwd=work)
     assert wrong.returncode == 1
-    assert "source=vit_t is none of model.members; did you mean vit_ti?" in wrong.stderr
+    assert "source=vit_t is not in model.members; did you mean vit_ti?" in wrong.stderr
 
 
 def check_store(folder: Path) -> None:
-    """Listed, whole; then damaged in every way, each found, named and mended by the next run."""
+    """An intact store is listed; then each kind of damage is found, named and repaired by a run."""
     work = folder / "damaged"
     shutil.copytree(folder / "store", work / "store")
-    whole = run_here("experiment=store", "check=true", "hydra.run.dir=run", cwd=work)
-    assert whole.returncode == 0, whole.stderr
-    assert "Every file is what was written." in whole.stdout
+    intact = run_here("experiment=store", "check=true", "hydra.run.dir=run", cwd=work)
+    assert intact.returncode == 0, intact.stderr
+    assert "No file is damaged." in intact.stdout
     table = pl.read_csv(work / "run" / "store.csv")
     attacked = table.filter(kind="adversarial")
     assert sorted(attacked["member"]) == MEMBERS and attacked["complete"].to_list() == [1, 1]
@@ -89,8 +89,8 @@ def check_store(folder: Path) -> None:
     identity.write_text(json.dumps(other))
     manifest.write_text(manifest.read_text().replace("digits/00", "digits/99", 1))
 
-    found = run_here("experiment=store", "check=true", "hydra.run.dir=run", cwd=work)
-    assert found.returncode == 1 and found.stderr.count("\n") == 1
+    checked = run_here("experiment=store", "check=true", "hydra.run.dir=run", cwd=work)
+    assert checked.returncode == 1 and checked.stderr.count("\n") == 1
     damage = dict(pl.read_csv(work / "run" / "damage.csv").iter_rows())
     page = (work / "run" / "report.html").read_text()
     assert "6 files are damaged" in page and all(file in page for file in damage)
@@ -108,10 +108,10 @@ def check_store(folder: Path) -> None:
     used = run_here(*SMALL, *QUIET, cwd=work)
     assert used.returncode == 1 and "manifest.json is damaged" in used.stderr
 
-    asked = run_here("experiment=store", "remove=damaged", "hydra.run.dir=run", cwd=work)
-    assert "Nothing was removed: add confirm=true" in asked.stdout and flipped.exists()
-    gone = run_here("experiment=store", "remove=damaged", "confirm=true", *QUIET, cwd=work)
-    assert gone.returncode == 0, gone.stderr
+    listed = run_here("experiment=store", "remove=damaged", "hydra.run.dir=run", cwd=work)
+    assert "Nothing was removed: add confirm=true" in listed.stdout and flipped.exists()
+    removed = run_here("experiment=store", "remove=damaged", "confirm=true", *QUIET, cwd=work)
+    assert removed.returncode == 0, removed.stderr
     assert not any(file.exists() for file in problems)
     again = run_here(*SMALL, *QUIET, cwd=work)
     assert again.returncode == 0, again.stderr
@@ -119,7 +119,7 @@ def check_store(folder: Path) -> None:
 
 
 def check_novel(folder: Path) -> None:
-    """One way: the candidate is attacked, the others are shown its images, and no more."""
+    """One direction: the candidate is attacked, and the others are evaluated on its images."""
     work = folder / "novel"
     shutil.copytree(folder / "store", work / "store")
     before = set(files(work / "store", "digits/*/pgd-*/**/*.*"))
@@ -159,7 +159,7 @@ def check_novel(folder: Path) -> None:
 def test_what_auto_has_decided_holds_for_the_shards_that_were_lost(
     store: Path, tmp_path: Path
 ) -> None:
-    """Crafted by timing, in 16 bits; then with half of it gone, and timings that would differ."""
+    """Crafted by timing, in 16 bits; then half is removed, and timings would decide otherwise."""
     small = (*SMALL, "experiment=craft", "store.shard_size=25", f"store.dir={store}", *QUIET)
     auto = (
         "hardware.craft_precision=bf16-mixed",

@@ -103,7 +103,7 @@ def test_a_draw_does_not_depend_on_the_listing() -> None:
 
 
 def test_too_large_a_draw_names_the_class() -> None:
-    with pytest.raises(UserError, match=r"per_class=51 asks for more .* class '0' has \(50\)"):
+    with pytest.raises(UserError, match=r"per_class=51 takes more .* class '0' has \(50\)"):
         draw(Digits(), "many", 51)
 
 

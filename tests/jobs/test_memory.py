@@ -1,4 +1,4 @@
-"""Freed memory is kept while a model is run, and handed back when asked to."""
+"""Freed memory stays in the process while a model runs, and can be returned to the system."""
 
 import json
 import subprocess

@@ -93,7 +93,7 @@ def test_a_recycled_pid_is_another_process(tmp_path: Path, product: Path) -> Non
 def test_of_a_process_elsewhere_it_is_watched(
     tmp_path: Path, product: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its clock says nothing: an hour behind, it lives while it is touched, and dies when not."""
+    """Clocks do not matter: an hour behind, a lease is live as long as it is touched."""
     file = abandon(tmp_path, product, machine="another")
     now = 1000.0
     monkeypatch.setattr(leases.time, "monotonic", lambda: now)

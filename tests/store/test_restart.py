@@ -37,8 +37,8 @@ MOMENTS = (
     *("weights", "weights", "weights", "clean"),
     *("adversarial", "adversarial", "write", "adversarial", "write", "outcomes"),
 )
-"""What is in hand when a process is killed: training, the clean pass, crafting, writing a shard,
-and transfer."""
+"""The work in progress when a process is killed: training, the clean pass, crafting, writing a
+shard, and transfer."""
 
 
 def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
@@ -90,7 +90,7 @@ def trained(uninterrupted: Path, tmp_path: Path) -> Path:
 
 
 def in_hand(store: Path) -> list[str]:
-    """What living processes have in hand, as their leases say."""
+    """The work in progress of living processes, by their leases."""
     found = []
     for file in (store / ".leases").glob("*.*"):
         try:
@@ -101,7 +101,7 @@ def in_hand(store: Path) -> list[str]:
 
 
 def kill_at(process: subprocess.Popen[str], moment: str, store: Path, delay: float) -> bool:
-    """SIGKILL to a process and its children, when it has come to a moment; False if it ended."""
+    """SIGKILL to a process and its children, at a given moment; False if it ended before."""
 
     def reached() -> set[str]:
         if moment == "write":
@@ -176,7 +176,7 @@ def test_two_devices_give_the_bytes_of_one(uninterrupted: Path, trained: Path) -
 def test_a_stop_says_what_is_done_and_how_to_go_on(
     trained: Path, number: signal.Signals, code: int
 ) -> None:
-    """To the whole group, as a terminal and SLURM do it."""
+    """A signal to the process group, as from a terminal or SLURM."""
     store = trained / "store"
     process = start(trained, "hardware.members_at_once=2", "attack.steps=3000", "hydra.run.dir=run")
     while process.poll() is None and not any("adversarial/" in p for p in in_hand(store)):

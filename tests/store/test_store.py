@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and entries that are what they say."""
+"""Files are complete or absent, and an entry has one identity."""
 
 import json
 import tempfile
@@ -12,10 +12,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from netkin.data.subset import Subset
-from netkin.errors import StoreError, UserError
-from netkin.store.files import check_seal, digest, read_tensors, write, write_tensors
+from netkin.errors import DamagedFile, StoreError, UserError
+from netkin.store.files import (
+    check_seal,
+    digest,
+    parquet_metadata,
+    read_tensors,
+    write,
+    write_tensors,
+)
 from netkin.store.layout import Entry, OutcomeStore, Store, folder
 
 SUBSET = Subset("some", ("a", "b"), (0, 1), (0, 1))
@@ -59,14 +67,30 @@ def test_damaged_tensors_are_named(tmp_path: Path) -> None:
         read_tensors(file)
 
 
-def test_an_entry_is_claimed_once_and_checked_ever_after(tmp_path: Path) -> None:
-    mine = {"model": {"timm": "test_vit", "kwargs": {"depth": 2}}, "attack": {"steps": 50}}
-    Entry(tmp_path / "e", mine).claim().claim()
+def test_only_other_libraries_files_lack_a_checksum(tmp_path: Path) -> None:
+    other, stripped = tmp_path / "other.safetensors", tmp_path / "stripped.safetensors"
+    save_file({"x": torch.ones(2)}, other, {"format": "pt"})
+    assert read_tensors(other, ours=False)["x"].tolist() == [1, 1]
+    save_file({"x": torch.ones(2)}, stripped, {"netkin": json.dumps({"params": "5"})})
+    for file, ours in ((other, True), (stripped, True), (stripped, False)):
+        with pytest.raises(DamagedFile, match="its header lacks the checksum"):
+            read_tensors(file, ours)
+    table = tmp_path / "t.parquet"
+    rows(0, 1).write_parquet(table, metadata={"made_by": "x"})
+    with pytest.raises(DamagedFile, match="its checksum cannot be read"):
+        check_seal(table)
+    with pytest.raises(DamagedFile, match="its footer holds"):
+        parquet_metadata(table)
+
+
+def test_an_entry_is_claimed_once_and_checked_afterwards(tmp_path: Path) -> None:
+    own = {"model": {"timm": "test_vit", "kwargs": {"depth": 2}}, "attack": {"steps": 50}}
+    Entry(tmp_path / "e", own).claim().claim()
     other = {"model": {"timm": "test_vit", "kwargs": {"depth": 3}}, "attack": {"steps": 50}}
     with pytest.raises(UserError, match=r"made with model\.kwargs\.depth = 2, now it is 3"):
         Entry(tmp_path / "e", other).claim()
     with pytest.raises(UserError, match=r"made with attack = .* now it is nothing"):
-        Entry(tmp_path / "e", {"model": mine["model"]}).claim()
+        Entry(tmp_path / "e", {"model": own["model"]}).claim()
 
 
 def test_a_damaged_identity_is_named(tmp_path: Path) -> None:
@@ -137,13 +161,13 @@ def test_outcomes_of_other_models_are_refused(tmp_path: Path) -> None:
 
 def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"store\.dir=.*file/store cannot be written"):
+    with pytest.raises(UserError, match=r"root=.*file/store cannot be written"):
         Store(tmp_path / "file" / "store")
 
 
 @given(st.data())
 def test_no_byte_of_a_shard_or_table_goes_unnoticed(data: st.DataObject) -> None:
-    """Flip any bits of any byte: the file is refused, or says what it said (in JSON's blanks)."""
+    """Flip any bits of any byte: the file is refused, or has the same content (blanks of JSON)."""
     with tempfile.TemporaryDirectory() as scratch:
         file, table = Path(scratch) / "t.safetensors", OutcomeStore(Path(scratch))
         tensors = {"images": torch.arange(60, dtype=torch.uint8), "index": torch.tensor([3, 4])}
@@ -164,7 +188,7 @@ def test_no_byte_of_a_shard_or_table_goes_unnoticed(data: st.DataObject) -> None
 
 @pytest.mark.parametrize("wrap", ["os", "safetensors", "polars"])
 def test_a_full_disk_is_named_whoever_notices(tmp_path: Path, wrap: str) -> None:
-    """As the libraries that write here say it."""
+    """In the words of each library that writes files."""
 
     def fail(path: Path) -> None:
         path.write_text("half")

@@ -168,8 +168,8 @@ def test_the_papers_order_of_components(tmp_path: Path) -> None:
 
 @published
 def test_components_are_read_for_a_matrix_by_its_names(tmp_path: Path) -> None:
-    """A matrix of timm names needs no table; one of other names does without keywords, or says
-    what is missing."""
+    """A matrix of timm names needs no table; one of other names has no keywords, or an error
+    names what is missing."""
     whole = pl.read_csv(REFERENCE / "sat69_scores.csv")
     names = ["resnet50", "resnet101", "deit_small_patch16_224", "vit_small_patch16_224"]
     part = whole.filter(pl.col("").is_in(names)).select("", *names)

@@ -301,7 +301,7 @@ def test_a_killed_training_continues(tmp_path: Path) -> None:
         ("recipe.batch_size=2000", "is larger than the training set (1297 images)"),
         ("recipe.mixup=0.8 recipe.batch_size=31", "batch_size=31 must be even"),
         ("model=resnet5O", "no model 'resnet5O'; did you mean resnet50"),
-        ("seed=-1", "recipe.seed must be a whole number"),
+        ("seed=-1", "seed must be a whole number"),
         ("resume=nowhere.safetensors", "there is no checkpoint nowhere.safetensors"),
         ("hardware.train_precision=8", "hardware.train_precision must be 32-true or bf16-mixed or"),
         ("hardware.devices=0", "hardware.devices must be auto or a whole number of 1 or more"),

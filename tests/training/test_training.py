@@ -26,8 +26,8 @@ from netkin.training.fit import fit
 from netkin.training.job import Hardware, Job
 from netkin.training.optimizer import make_optimizer, make_schedule
 from netkin.training.recipe import Recipe
-from netkin.training.train import train
-from netkin.training.weights import Training, is_trained, trained_members
+from netkin.training.train import make_job, train
+from netkin.training.weights import Training, identity, is_trained, trained_members
 from netkin.transfer.setting import AttackSpec, Setting
 from netkin.zoo.build import Task, build
 from netkin.zoo.member import Member, parse_members
@@ -51,6 +51,16 @@ def training(store: Path, recipe: Recipe = RECIPE) -> Training:
     attack = AttackSpec("pgd", PGD(), {})
     setting = Setting(images, draw(images, "quick", 5), TASK, attack, Store(store))
     return Training(setting, Digits("train", test_size=1000), recipe)
+
+
+def test_the_hardware_of_a_training(tmp_path: Path) -> None:
+    """Weights depend on the precision; their identity names it unless it is the default."""
+    default = training(tmp_path)
+    half = replace(default, hardware=Hardware("cpu", precision="bf16-mixed"))
+    assert identity(half, MEMBER) == identity(default, MEMBER) | {"precision": "bf16-mixed"}
+    assert "precision" not in identity(replace(default, hardware=Hardware("cpu")), MEMBER)
+    assert make_job(half, MEMBER, None).hardware.precision == "bf16-mixed"
+    assert default.runs_on == Hardware(default.setting.accelerator)
 
 
 def test_it_learns_is_reproducible_and_is_stored(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_the_last_file_is_written_while_work_goes_on(
 
 
 def test_a_write_that_fails_is_the_next_ones_error(tmp_path: Path) -> None:
-    """Nothing goes on as if it were kept, and nobody goes on holding it."""
+    """The next write raises its error, and both leases are released."""
     (tmp_path / "file").touch()
     gone: list[str] = []
     with Writer() as writer:

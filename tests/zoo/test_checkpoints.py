@@ -1,4 +1,4 @@
-"""Checkpoints as people have them, and what they say of their images."""
+"""Checkpoints of common layouts, and the preprocessing that they record."""
 
 import argparse
 import json

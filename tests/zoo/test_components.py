@@ -114,7 +114,7 @@ def test_the_published_table() -> None:
 
 
 class Wrapped(nn.Module):
-    """A network inside others, under names that say nothing."""
+    """A network inside others, with names without meaning."""
 
     def __init__(self, net: nn.Module):
         super().__init__()

@@ -181,7 +181,7 @@ def test_weights_are_standardised_once_to_the_bit(layer: type, stride: int) -> N
 def test_squeeze_and_excitation_has_the_same_gradient_to_the_bit(
     module: nn.Module, memory_format: str
 ) -> None:
-    """Also where its input goes on as well, and where activations stand in place."""
+    """Also where its input has other uses, and where activations are in place."""
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(inplace=True), module, nn.SiLU(inplace=True))
     net = lived_in(net).to(memory_format=MEMORY_FORMATS[memory_format])  # type: ignore[call-overload]
     cheap = copy.deepcopy(net)

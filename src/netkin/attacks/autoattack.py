@@ -189,7 +189,7 @@ class AutoAttack(Attack):
         return x + self.eps * noise / noise.abs().amax(dim=(1, 2, 3), keepdim=True)
 
     def _fab(self, model: nn.Module, x: Tensor, y: Tensor, target: int) -> Tensor:
-        """FAB's nearest adversarial image, or the clean one where that lies outside the ball."""
+        """FAB's nearest adversarial image, or the clean one where that is outside the ball."""
         attack = FABAttack_PT(model, n_iter=self.steps, eps=self.eps, device=x.device)
         attack.target_class = target + 1  # they count from the likeliest class, as 1
         nearest = attack.attack_single_run(x, y, is_targeted=True)

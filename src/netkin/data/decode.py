@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from netkin.errors import UserError
+from netkin.errors import Unreadable
 
 STAMPED = 16 * 1024
 LONGEST = 100
@@ -20,13 +20,19 @@ RASTER = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", 
 program (PostScript starts Ghostscript) or are no photographs."""
 
 
-class UnreadableImage(UserError):
-    """An image that cannot be decoded; `dataset.on_error=skip` leaves it out."""
+class UnreadableImage(Unreadable):
+    """An image that cannot be decoded.
+
+    Attributes:
+        image_id: of the dataset.
+        reason: why, in words.
+        within: the archive or table that it is in, if any.
+    """
 
     def __init__(self, image_id: str, reason: str, within: str = ""):
         super().__init__(
             f"image {image_id}{f' in {within}' if within else ''} is unreadable ({reason}); repair "
-            "or remove it, or leave such images out with dataset.on_error=skip"
+            "or remove it, or leave out images that cannot be read"
         )
         self.image_id, self.reason, self.within = image_id, reason, within
 
@@ -35,7 +41,7 @@ class UnreadableImage(UserError):
 
 
 def decode(image_id: str, source: Path | Callable[[], bytes], within: str = "") -> Image.Image:
-    """An image as 8-bit RGB, from a file or from its bytes; `within` says where, for errors.
+    """An image as 8-bit RGB, from a file or its bytes; errors name `within`, the archive or table.
 
     Grey, palette, CMYK and alpha images are converted as PIL and timm do (alpha is dropped);
     16-bit grey is scaled to 8 bits, which PIL's own conversion would clip. Raises UnreadableImage
@@ -76,8 +82,8 @@ def _reason(error: Exception, source: Path | Callable[[], bytes]) -> str:
 
 
 def stamp(size: int, head: bytes) -> str:
-    """What tells an image file from another of its name: a hash of its size in bytes and its
-    first 16 KiB (`head` may be longer)."""
+    """The stamp of an image file, which differs between files of one name: a hash of its size in
+    bytes and its first 16 KiB (`head` may be longer)."""
     return hashlib.sha256(f"{size} ".encode() + head[:STAMPED]).hexdigest()[:20]
 
 

@@ -1,4 +1,4 @@
-"""The files of a dataset: where their bytes lie, and which files of a folder are left out."""
+"""The files of a dataset: the places of their bytes, and which files of a folder are left out."""
 
 import os
 from collections import Counter
@@ -23,7 +23,7 @@ UNREADABLE = "unreadable"
 
 
 class Source(Protocol):
-    """Where one image's bytes lie."""
+    """The place of one image's bytes."""
 
     def load(self, image_id: str) -> Image.Image:
         """The image as 8-bit RGB. Raises UnreadableImage under the id."""

@@ -33,7 +33,7 @@ def by_folder(
         raise UserError(
             f"{root} holds {len(folders)} class folders{beside}, expected two or more: "
             f"{root}/<class>/<image>; images without class folders need a file of lines "
-            "'image label' (labels=FILE; of training images, train_labels=FILE)"
+            "'image label' (labels=FILE)"
         )
     by_class: dict[str, list[Entry]] = {name: [] for name in folders}
     outside: Counter[str] = Counter()

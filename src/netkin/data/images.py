@@ -49,7 +49,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """Images whose bytes lie somewhere: what every layout of files, archives and tables becomes.
+    """Images of a listing: every layout of files, archives and tables is read into one of these.
 
     Attributes:
         ids, labels, sources: one an image, in the same order.

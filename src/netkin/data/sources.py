@@ -1,4 +1,4 @@
-"""Where a dataset's images lie: the layouts that a `root` may have."""
+"""Datasets by their `root`: the layouts of files, archives and tables that can be read."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,7 +47,7 @@ def open_folder(
     Raises UserError for what cannot be read.
     """
     names, columns = read_classes(classes), (image_column, label_column)
-    in_order([], class_order)  # is it one of the two?
+    in_order([], class_order)  # raises for an unknown order
     _check_options(root, labels, columns)
     if root.startswith(PREFIXES):
         return _read(root, split, ids_are, names, class_order, *columns)

@@ -84,12 +84,12 @@ def draw(
         fraction: instead of per_class, what share of each class, in (0, 1], rounded, at least one.
         stamped: whether to read each image's stamp, which tells it from another of its id.
 
-    Raises UserError when a class holds fewer images than asked for, and for an id listed twice.
+    Raises UserError when a class holds fewer images than `per_class`, and for an id listed twice.
     """
     ids, labels = list(images.ids), list(images.labels)
     _check(ids, labels, images.classes)
     if per_class is not None and fraction is not None:
-        raise UserError("subset takes per_class or fraction, not both")
+        raise UserError("per_class and fraction exclude each other: give one of them")
     if per_class is not None and per_class < 1:
         raise UserError(f"per_class must be 1 or more, got {per_class}")
     if fraction is not None and not 0 < fraction <= 1:
@@ -220,7 +220,7 @@ def _stratified(
         if len(members) < size:
             fewest = min(len(some) for some in by_class.values() if some)
             raise UserError(
-                f"per_class={size} asks for more images than class {name!r} has "
+                f"per_class={size} takes more images than class {name!r} has "
                 f"({len(members)}); take per_class={fewest}, or all images"
             )
         chosen.update(rng.choice(members, size, replace=False).tolist())

@@ -1,4 +1,4 @@
-"""Images under attack for a page: which ones, and the section that shows them."""
+"""Images under attack for a page: their choice, and the section of the page."""
 
 import base64
 import io

@@ -36,7 +36,7 @@ def colour_range(scores: NDArray[np.float64]) -> tuple[float, float]:
         return 0.0, float(np.log(100.0))
     q1, q3 = np.quantile(pairs, (0.25, 0.75))
     low, high = pairs[pairs >= q1 - max(3 * (q3 - q1), 1.0)].min(), pairs.max()
-    if high - low < 1e-9:  # one pair, or all alike: any range of some width
+    if high - low < 1e-9:  # one pair, or equal scores: any range of some width
         low, high = low - 0.5, high + 0.5
     return float(low), float(high)
 
@@ -72,7 +72,7 @@ def heatmap_figure(
     cell = float(np.clip(5.2 / n, 0.1, 0.7))  # inches
     font = min(9.0, 72 * cell * 0.8)  # points, so that a line of text always fits its cell
     side = n * cell
-    # A layout in inches. bbox_inches="tight" saves names and legend, which lie outside.
+    # A layout in inches. bbox_inches="tight" saves names and legend, which are outside.
     figure = Figure(figsize=(side + 2, side + 2))
     FigureCanvasAgg(figure)
 

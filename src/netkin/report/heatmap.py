@@ -94,7 +94,7 @@ def _add_cells(
             "tickformat": ".1f",
         },
     )
-    # plotly has no colours for what lies outside the range, so these cells are drawn over it.
+    # plotly has no colours for values outside the range, so these cells are drawn over it.
     outside = np.where((values < low) | (values > high), values, np.nan)
     if not np.isnan(outside).all():
         ends = [[0, to_hex(tuple(COLOURS.get_under()))], [1, to_hex(tuple(COLOURS.get_over()))]]

@@ -141,7 +141,7 @@ class Box(NamedTuple):
     y1: float
 
     def within(self, other: "Box") -> bool:
-        """Whether no part of it lies outside the other."""
+        """Whether it is inside the other."""
         return (
             self.x0 >= other.x0
             and self.x1 <= other.x1

@@ -1,4 +1,4 @@
-"""What all figures share: sizes, colours that everybody can tell apart, and saving."""
+"""Shared by all figures: sizes, colours that are safe for colour blindness, and saving."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

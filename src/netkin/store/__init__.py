@@ -1,1 +1,1 @@
-"""What is kept between runs, and who is at work on it."""
+"""Results that are kept between runs, and the locks of processes that work on them."""

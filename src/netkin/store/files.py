@@ -21,16 +21,12 @@ from netkin.errors import DamagedFile, StoreError
 from netkin.store.lease import token
 
 METADATA = "netkin"
-"""The one key of a safetensors file's metadata (JSON): of several the order would be random."""
-REPAIR = (
-    "remove it, or all that is damaged: `python evaluate.py experiment=store remove=damaged "
-    "confirm=true`; then run the same command again"
-)
+"""The only key of a safetensors file's metadata (JSON): several keys would have a random order."""
 
 
 def damaged(path: Path, problem: object) -> DamagedFile:
-    """The error of a file that is not what was written; `problem` says what is wrong."""
-    return DamagedFile(f"{path} is damaged ({problem}); {REPAIR}", str(problem))
+    """The error of a file that was changed or cut; `problem` describes how."""
+    return DamagedFile(f"{path} is damaged ({problem}); remove it and run again", str(problem))
 
 
 def digest(identity: Mapping[str, Any]) -> str:
@@ -40,12 +36,16 @@ def digest(identity: Mapping[str, Any]) -> str:
 
 
 def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write(path: Path, save: Callable[[Path], object]) -> None:
-    """Have `save` write a temporary file beside `path`, then rename it: all of it or nothing."""
+    """Call `save` on a temporary path beside `path`, then rename the file: all of it or nothing.
+
+    Raises StoreError where the file cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{token()}-{uuid.uuid4().hex[:4]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,14 +55,15 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
     except (OSError, SafetensorError, pl.exceptions.PolarsError) as error:
         raise StoreError(
             f"cannot write {path} ({reason(error)}); what was finished before is kept: "
-            "make room or permission, or choose another store.dir, and run the same command again"
+            "make room or permission, or choose another store, and run again"
         ) from None
     finally:
         temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
 
 
 def _flush(file: Path) -> None:
-    """To the disk, before the rename: so it outlives a power cut, and a full disk shows now."""
+    """Flush to the disk before the rename: the file survives a power cut, and a full disk fails
+    here."""
     handle = os.open(file, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -71,19 +72,21 @@ def _flush(file: Path) -> None:
 
 
 def reason(error: Exception) -> str:
-    """The operating system's word for an error, also where a library wraps it in its own."""
+    """The operating system's message of an error, also where a library wraps it in its own."""
     text = getattr(error, "strerror", None) or str(error)
     known = re.search(r"I/?O error: (.*?)(?: \(os error \d+\))?$", text, re.IGNORECASE)
     return known.group(1) if known else text
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON with sorted keys; see `write`. Raises StoreError where that is not possible."""
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
     write(path, lambda temporary: temporary.write_text(text))
 
 
 def create_json(path: Path, content: Mapping[str, Any]) -> bool:
-    """Write a file unless it exists; whether it did not. Of several at once, one succeeds."""
+    """Write a file unless it exists, and return whether it was written. Of several processes that
+    write it at once, one succeeds."""
     temporary = path.with_name(f".{path.name}.{token()}-{uuid.uuid4().hex[:4]}.new")
     write_json(temporary, content)
     try:
@@ -98,7 +101,10 @@ def create_json(path: Path, content: Mapping[str, Any]) -> bool:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
-    """Tensors with their checksum; `read_tensors` checks it, `read_metadata` has the metadata."""
+    """Write tensors and metadata with their checksum; see `read_tensors` and `read_metadata`.
+
+    Raises StoreError where the file cannot be written.
+    """
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     notes = {**metadata, "xxh3": checksum(content, metadata)}
     header = {METADATA: json.dumps(notes, sort_keys=True)}
@@ -113,17 +119,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) ->
 
 
 def read_tensors(path: Path, ours: bool = True) -> dict[str, Tensor]:
-    """Raises StoreError where the file is cut, altered or not there.
+    """The tensors of a safetensors file, by name.
 
-    Not `ours`: the file may be another library's, which has no checksum.
+    Args:
+        path: of the file.
+        ours: whether it must be netkin's. Another library's has no checksum.
+
+    Raises DamagedFile where the file is cut, altered or missing.
     """
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            notes = _notes(header) if ours or METADATA in header else {}
+            notes = _notes(header) if ours or METADATA in header else None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        wanted = notes.pop("xxh3", None)  # which files of netkin's first days lack
-        if wanted is not None and checksum(tensors, notes) != wanted:
+        if notes is not None and notes.pop("xxh3") != checksum(tensors, notes):
             raise ValueError("its bytes do not fit their checksum")
     except (SafetensorError, OSError, ValueError) as error:
         raise damaged(path, error) from None
@@ -131,29 +140,27 @@ def read_tensors(path: Path, ours: bool = True) -> dict[str, Tensor]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What `write_tensors` was given beside the tensors."""
+    """The metadata that `write_tensors` stored with the tensors, and their checksum ("xxh3").
+
+    Raises DamagedFile where the file is cut, missing or not netkin's.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            return _notes(file.metadata())
+            return _notes(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise damaged(path, error) from None
 
 
-def _notes(header: Mapping[str, str] | None) -> dict[str, str]:
-    """The metadata in a file's header. Raises ValueError where it is not ours."""
-    header = dict(header or {})
-    if METADATA not in header:
-        if header.keys() - {"params"}:
-            raise ValueError(f"its header holds {', '.join(header)}")
-        return header
-    notes = json.loads(header[METADATA])
+def _notes(header: Mapping[str, str]) -> dict[str, str]:
+    """The metadata in a file's header. Raises ValueError where it is not netkin's."""
+    notes = json.loads(header.get(METADATA, "{}"))
     if not isinstance(notes, dict) or "xxh3" not in notes:
         raise ValueError("its header lacks the checksum")
     return notes
 
 
 def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """XXH3 (128 bits) of names, types, shapes, bytes and metadata: fast, not against malice."""
+    """XXH3 (128 bits) of names, types, shapes, bytes and metadata: fast, but not cryptographic."""
     state = xxhash.xxh3_128(json.dumps(dict(metadata), sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -163,18 +170,18 @@ def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 
 
 def parquet_metadata(path: Path) -> dict[str, str]:
-    """An outcome file's made_by and xxh3. Raises StoreError where it was cut or altered."""
+    """An outcome file's made_by and xxh3. Raises DamagedFile where it was cut or altered."""
     try:
-        found = pl.read_parquet_metadata(path)
-        if found.keys() - {"made_by", "xxh3", "ARROW:schema"}:
-            raise ValueError(f"its footer holds {', '.join(found)}")
-        return found
+        metadata = pl.read_parquet_metadata(path)
+        if metadata.keys() - {"ARROW:schema"} != {"made_by", "xxh3"}:
+            raise ValueError(f"its footer holds {', '.join(metadata)}")
+        return metadata
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:
         raise damaged(path, error) from None
 
 
 BLANK = b"xxh3:" + 32 * b"0"
-"""Where a file's checksum goes; it is taken while this stands there, so no byte is left out."""
+"""Placeholder of a file's checksum, which is computed with it in place: it covers every byte."""
 
 
 def _seal(data: bytes) -> bytes:
@@ -184,21 +191,28 @@ def _seal(data: bytes) -> bytes:
 
 
 def check_seal(file: Path) -> None:
-    """Raise StoreError where a sealed file was cut or altered."""
+    """Raise DamagedFile where a table of `write_table` was cut, altered or is missing."""
     try:
         data = file.read_bytes()
     except OSError as error:
         raise damaged(file, reason(error)) from None
     seal = re.search(rb"xxh3:[0-9a-f]{32}", data)
     if seal is None:
-        if "xxh3" in parquet_metadata(file):  # which files of netkin's first days lack
-            raise damaged(file, "its checksum cannot be read")
-    elif _seal(data.replace(seal.group(), BLANK)) != data:
+        raise damaged(file, "its checksum cannot be read")
+    if _seal(data.replace(seal.group(), BLANK)) != data:
         raise damaged(file, "its bytes do not fit their checksum")
 
 
 def write_table(path: Path, table: pl.DataFrame, made_by: str) -> None:
-    """A parquet table with a note of what made it and its checksum (`check_seal`)."""
+    """Write a parquet table with its checksum (see `check_seal`).
+
+    Args:
+        path: of the file.
+        table: the rows.
+        made_by: what the table was computed from; see `parquet_metadata`.
+
+    Raises StoreError where the file cannot be written.
+    """
     data = io.BytesIO()
     table.write_parquet(data, metadata={"made_by": made_by, "xxh3": BLANK.decode()})
     sealed = _seal(data.getvalue())

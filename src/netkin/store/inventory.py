@@ -110,7 +110,7 @@ def _shards(path: Path, kind: str, member: str, subset: SubsetFolder) -> Part:
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that is not what was written, and what to remove so that a run writes it again."""
+    """A damaged file, and what to remove so that a run computes it again."""
 
     path: Path
     problem: str
@@ -130,7 +130,7 @@ def damage(root: Path, advance: Callable[[int], None]) -> list[Damage]:
     for file in checked(root):
         problem = _problem(root, file, known)
         if problem:
-            # What the entry belongs to is unknown now; elsewhere the folder's name tells.
+            # The identity of these entries is lost with the file; others' is in the folder's name.
             entire = file.name in ("identity.json", "execution.json") and file.parents[1].name in (
                 "adversarial",
                 "clean",
@@ -154,7 +154,8 @@ def _problem(root: Path, file: Path, known: Mapping[Path, SubsetFolder]) -> str 
     try:
         if file.suffix == ".parquet":
             return _outcome_problem(file, subset)
-        read_tensors(file, ours=subset is not None)
+        own = subset is not None or file.relative_to(root).parts[0] in ("weights", "training")
+        read_tensors(file, ours=own)
     except DamagedFile as error:
         return error.problem
     return None

@@ -1,10 +1,10 @@
-"""What is kept between runs: weights, clean predictions, adversarial images and outcomes.
+"""The layout of the store: weights, clean predictions, adversarial images and outcomes.
 
     <root>/weights/<dataset>/<member>.safetensors + .json + .curves.csv
     <root>/training/<dataset>/<member>/                   last.safetensors (to go on), best, ema
     <root>/<dataset>/<subset>-<hash>/
         manifest.json                                     the image ids and labels
-        views/<hash>/              identity.json, 00000.safetensors, ...: images as models see them
+        views/<hash>/              identity.json, 00000.safetensors, ...: images, resized
         clean/<member>/            identity.json, logits.safetensors
         measures/<kind>-<hash>/<member>/  identity.json, 00000.safetensors, ...
         <attack>-<hash>/           identity.json
@@ -12,11 +12,12 @@
             outcomes/              identity.json, source=<A>/target=<B>.parquet
 
 A file under its own name is complete: it is written under a temporary name in the same folder,
-flushed to the disk and renamed, which is atomic on a POSIX file system. Every folder carries the
-identity of what made it; something else under the same name is an error, never a reuse. Tensors and
-outcomes carry a checksum (XXH3, 128 bits) of their own content, which is checked whenever they are
-read. `views/` only saves time: it may be removed at any moment. `.leases/` says who is at work
-(`netkin.store.lease`), `.runs/` which runs are not finished (`netkin.store.unfinished`).
+flushed to the disk and renamed, which is atomic on a POSIX file system. Each folder has an
+identity, the settings that its contents were computed with; other settings under the same name are
+an error, and nothing is reused. Tensors and outcomes have a checksum (XXH3, 128 bits), which is
+verified at each read. `views/` only saves time and may be removed at any moment. `.leases/` lists
+the work in progress (`netkin.store.lease`), `.runs/` the unfinished runs
+(`netkin.store.unfinished`).
 """
 
 import json
@@ -30,7 +31,7 @@ from urllib.parse import quote, unquote
 import polars as pl
 
 from netkin.data.subset import Subset
-from netkin.errors import StoreError, UserError
+from netkin.errors import OtherContents, StoreError, UserError
 from netkin.store.files import (
     check_seal,
     create_json,
@@ -49,34 +50,37 @@ def folder(name: str) -> str:
 
 
 def unfolded(component: str) -> str:
-    """The name that `folder` made a path component of."""
+    """The name of a path component: the inverse of `folder`."""
     return unquote(component)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A folder that belongs to one identity."""
+    """A folder whose contents depend on one identity, which its `identity.json` holds."""
 
     path: Path
     identity: Mapping[str, Any]
 
     def claim(self) -> "Entry":
-        """Make the folder, or check that it is of this identity; returns itself."""
+        """Make the folder, or check that it has this identity; returns itself.
+
+        Raises OtherContents where it has another, StoreError where its identity cannot be read.
+        """
         file = self.path / "identity.json"
         if not file.exists() and create_json(file, self.identity):
             return self
         try:
-            found = json.loads(file.read_text())
+            stored = json.loads(file.read_text())
         except (OSError, ValueError) as error:
             raise StoreError(
                 f"{file} cannot be read ({error}); remove the folder {self.path}"
             ) from None
-        differ = next(differences(found, json.loads(json.dumps(self.identity))), None)
+        differ = next(differences(stored, json.loads(json.dumps(self.identity))), None)
         if differ:
             key, theirs, ours = differ
-            raise UserError(
+            raise OtherContents(
                 f"{self.path} was made with {key} = {theirs}, now it is {ours}: give the model "
-                "another name, choose another store.dir, or remove that folder"
+                "another name, choose another store, or remove that folder"
             )
         return self
 
@@ -93,7 +97,7 @@ def differences(a: Any, b: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]
 
 
 class Store:
-    """The folder shared by every run. Raises UserError when it cannot be made or written."""
+    """The folder that all runs share. Raises UserError where it cannot be made or written."""
 
     def __init__(self, root: str | Path):
         self.root = Path(root).expanduser().resolve()
@@ -104,18 +108,19 @@ class Store:
             probe.unlink()
         except OSError as error:
             raise UserError(
-                f"store.dir={self.root} cannot be written ({error.strerror}); choose a folder of "
-                "yours with store.dir=PATH"
+                f"root={self.root} cannot be written ({error.strerror}); choose another folder"
             ) from None
 
     def weights(self, dataset: str, member: str) -> Path:
+        """The path of a member's trained weights."""
         return self.root / "weights" / folder(dataset) / f"{folder(member)}.safetensors"
 
     def training(self, dataset: str, member: str) -> Path:
-        """The folder of a member's training: where it stands, and its best weights."""
+        """The folder of a member's training: its checkpoint and its best weights."""
         return self.root / "training" / folder(dataset) / folder(member)
 
     def subset(self, dataset: str, subset: Subset) -> "SubsetStore":
+        """The folder of a subset, made if need be. Raises DamagedFile for a damaged manifest."""
         path = self.root / folder(dataset) / f"{folder(subset.name)}-{subset.digest[:8]}"
         manifest = path / "manifest.json"
         if not manifest.is_file():
@@ -126,30 +131,30 @@ class Store:
 
 
 def manifest_problem(file: Path, digest: str | None = None) -> str | None:
-    """What is wrong with a manifest, if anything: by its own hash, and the one that is expected."""
+    """What is wrong with a manifest, in words; None where it fits its own hash and `digest`."""
     try:
         content = json.loads(file.read_text())
         ids, labels = tuple(content["ids"]), tuple(content["labels"])
         classes, stamps = tuple(content["classes"]), tuple(content["stamps"])
-        found = Subset("", ids, labels, (), classes, stamps).digest
-        if found != content["sha256"]:
+        actual = Subset("", ids, labels, (), classes, stamps).digest
+        if actual != content["sha256"]:
             return "its images do not fit its own hash"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"it cannot be read: {type(error).__name__}: {error}"
-    if digest is not None and found != digest:
+    if digest is not None and actual != digest:
         return "it lists other images than its folder is for"
     return None
 
 
 @dataclass(frozen=True)
 class SubsetStore:
-    """What is known of one subset of one dataset."""
+    """The folder of one subset of a dataset."""
 
     path: Path
     identity: Mapping[str, Any]
 
     def view(self, view: Mapping[str, Any], shard_size: int) -> Entry:
-        """The folder of the images as one resize and crop shows them."""
+        """The folder of the images after one resize and crop."""
         identity = {**self.identity, "view": view, "shard_size": shard_size}
         return Entry(self.path / "views" / digest(identity)[:12], identity)
 
@@ -160,12 +165,13 @@ class SubsetStore:
     def measure(
         self, kind: str, measure: Mapping[str, Any], member: str, model: Mapping[str, Any]
     ) -> Entry:
-        """The folder of what another measure of similarity needs of a member."""
+        """The folder of a member's data for another measure of similarity, such as features."""
         identity = {**self.identity, "measure": measure, "model": model}
         path = self.path / "measures" / f"{kind}-{digest(measure)[:8]}" / folder(member)
         return Entry(path, identity)
 
     def attack(self, name: str, attack: Mapping[str, Any]) -> "AttackStore":
+        """The folder of an attack with these settings. Raises OtherContents as `Entry.claim`."""
         identity = {**self.identity, "attack": attack}
         path = self.path / f"{folder(name)}-{digest(attack)[:8]}"
         return AttackStore(path, Entry(path, identity).claim().identity)
@@ -173,7 +179,7 @@ class SubsetStore:
 
 @dataclass(frozen=True)
 class AttackStore:
-    """What one attack made of one subset."""
+    """The folder of one attack on one subset: adversarial images and outcomes."""
 
     path: Path
     identity: Mapping[str, Any]
@@ -190,6 +196,7 @@ class AttackStore:
 
 
 def shard_path(source: Entry, shard: int) -> Path:
+    """The path of a shard, by its number from 0."""
     return source.path / f"{shard:05d}.safetensors"
 
 
@@ -204,22 +211,31 @@ class OutcomeStore:
     path: Path
 
     def file(self, source: str, target: str) -> Path:
+        """The path of one pair's outcomes."""
         return self.path / f"source={folder(source)}" / f"target={folder(target)}.parquet"
 
     def has(self, source: str, target: str, made_by: str) -> bool:
-        """Whether the outcomes are there; an error when other models made them."""
+        """Whether a pair's outcomes exist. Raises OtherContents where other models made them."""
         path = self.file(source, target)
         if not path.is_file():
             return False
         if parquet_metadata(path).get("made_by") != made_by:
-            raise UserError(
+            raise OtherContents(
                 f"{path} was made by other models of these names, or another version of them; "
-                f"remove it with `python evaluate.py experiment=store remove=[{folder(target)}]`, "
-                "or choose another store.dir"
+                "remove it, or choose another store"
             )
         return True
 
     def write(self, source: str, target: str, made_by: str, rows: pl.DataFrame) -> None:
+        """Write a pair's outcomes.
+
+        Args:
+            source, target: names of models.
+            made_by: hashes of both models, with the source's attack.
+            rows: image_id, label and prediction of each image.
+
+        Raises StoreError where the file cannot be written.
+        """
         table = rows.select(
             pl.lit(target).alias("target"),
             "image_id",
@@ -230,9 +246,9 @@ class OutcomeStore:
         write_table(self.file(source, target), table, made_by)
 
     def read(self, sources: Iterable[str], targets: Iterable[str] | None = None) -> pl.DataFrame:
-        """The outcomes of targets (the sources, if not given) on sources' images, as above.
+        """The outcomes of targets (the sources, unless given) on the sources' images, as above.
 
-        Raises StoreError, naming the file, where one was cut or altered.
+        Raises DamagedFile, naming the file, where one was cut or altered.
         """
         sources = list(sources)
         targets = sources if targets is None else list(targets)

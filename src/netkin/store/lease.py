@@ -1,4 +1,4 @@
-"""Leases: which process works on what, so that several share a store and do nothing twice.
+"""Leases: several processes share a store, and each works on what no other has taken.
 
 A lease is a small file in `<store>/.leases/`. Each process works on what no other has taken. Leases
 only save work: a file is written completely or not at all, and its bytes do not depend on who
@@ -40,7 +40,7 @@ STALE = 60.0
 
 @dataclass(frozen=True)
 class Holder:
-    """A process: `machine` tells one boot of one computer (and container) from all others."""
+    """A process: `machine` identifies one boot of one computer (and container)."""
 
     machine: str
     host: str
@@ -64,7 +64,7 @@ class Holder:
 
 @cache
 def this_machine() -> str:
-    """What tells one boot of one computer (and container) from all others."""
+    """An identifier of this boot of this computer (and container)."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -73,7 +73,7 @@ def this_machine() -> str:
 
 
 def token() -> str:
-    """What stands for this process in a file's name."""
+    """An identifier of this process for file names."""
     return _token(this_machine(), os.getpid())
 
 
@@ -197,9 +197,9 @@ def _release(file: Path) -> None:
 
 
 def _holder(file: Path) -> tuple[Holder | None, bool]:
-    """The holder of a lease, and whether it runs, as far as this process can tell by now."""
+    """The holder of a lease, and whether it runs, as far as this process knows."""
     try:
-        with file.open() as opened:  # opened, so that NFS asks its server
+        with file.open() as opened:  # opening it makes NFS revalidate its cache
             touched = os.fstat(opened.fileno()).st_mtime_ns
             content = opened.read()
     except OSError:  # released in the meantime

@@ -19,7 +19,7 @@ from netkin.store.files import read_tensors, write, write_json, write_tensors
 from netkin.training import checkpoint
 from netkin.training.distillation import Teacher
 from netkin.training.fit import fit
-from netkin.training.job import Hardware, Job, Report
+from netkin.training.job import Job, Report
 from netkin.training.weights import Teaching, Training, identity
 from netkin.zoo.build import Classifier, build
 from netkin.zoo.member import Member, noted
@@ -30,7 +30,6 @@ def train(
     member: Member,
     advance: Advance,
     teaching: Teaching | None = None,
-    hardware: Hardware | None = None,
     report: Report | None = None,
     start: Path | None = None,
 ) -> Trained:
@@ -40,11 +39,10 @@ def train(
     `netkin.training.weights.notes`). The JSON is written last: with it, the member is complete.
 
     Args:
-        training: the images and the recipe.
+        training: the images, the recipe and where it runs.
         member: the model; its `name` is that of the weights.
         advance: called with the number of epochs done, as they are done.
         teaching: of a distillation; the teacher's weights must exist.
-        hardware: where the training runs; by default one device of the setting's accelerator.
         report: called with each epoch's row of the curves, those of earlier runs first.
         start: a checkpoint of this training to continue from, instead of the one in the store.
 
@@ -52,8 +50,7 @@ def train(
     batch or a loss is not finite, and OtherTraining where a checkpoint is of another training.
     """
     began = time.perf_counter()
-    hardware = hardware or Hardware(training.setting.accelerator)
-    job = make_job(training, member, teaching, hardware)
+    job = make_job(training, member, teaching)
     if start is not None:
         if checkpoint.load_own(start, job.identity) is None:
             raise UserError(f"there is no checkpoint {start} to resume from")
@@ -66,24 +63,19 @@ def train(
     return Trained(curves=end.curves, test_accuracy=accuracy, seconds=elapsed)
 
 
-def make_job(
-    training: Training, member: Member, teaching: Teaching | None, hardware: Hardware
-) -> Job:
+def make_job(training: Training, member: Member, teaching: Teaching | None) -> Job:
     """The training of a member, with its teacher's weights loaded."""
     setting, teacher = training.setting, None
     if teaching is not None:
         size = setting.view(teaching.teacher).input_size
         teacher = Teacher(setting.build(teaching.teacher), size, teaching.distillation)
     return Job(
-        identity={
-            "name": member.name,
-            **identity(training, member, teaching, hardware.precision),
-        },
+        identity={"name": member.name, **identity(training, member, teaching)},
         recipe=training.recipe,
         images=training.images,
         test=pixels_and_labels(training, member),
         folder=setting.store.training(setting.task.dataset, member.name),
-        hardware=hardware,
+        hardware=training.runs_on,
         teacher=teacher,
     )
 

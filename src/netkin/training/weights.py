@@ -13,6 +13,7 @@ from netkin.data.subset import fingerprint
 from netkin.errors import OtherTraining, UserError, and_more, near
 from netkin.store.layout import Store, differences, unfolded
 from netkin.training.distillation import Distillation
+from netkin.training.job import Hardware
 from netkin.training.recipe import Recipe
 from netkin.transfer.setting import Setting
 from netkin.zoo.build import architecture_identity, preprocessing
@@ -27,6 +28,7 @@ class Training:
         setting: the test images, the task and the store.
         images: the training images.
         recipe: how members are trained.
+        hardware: where and how; None is one device of the setting's accelerator, in float32.
 
     Raises UserError where training and test images have different classes.
     """
@@ -34,6 +36,7 @@ class Training:
     setting: Setting
     images: Images
     recipe: Recipe
+    hardware: Hardware | None = None
 
     def __post_init__(self) -> None:
         ours, theirs = list(self.images.classes), list(self.setting.images.classes)
@@ -42,6 +45,11 @@ class Training:
                 f"the training images have classes {ours[:5]} ({len(ours)} in all), the test "
                 f"images {theirs[:5]} ({len(theirs)}); they must be the same"
             )
+
+    @property
+    def runs_on(self) -> Hardware:
+        """Where and how a member is trained."""
+        return self.hardware or Hardware(self.setting.accelerator)
 
     def file(self, member: Member) -> Path:
         """The path of the member's trained weights, whether or not they exist."""
@@ -57,10 +65,7 @@ class Teaching:
 
 
 def identity(
-    training: Training,
-    member: Member,
-    teaching: Teaching | None = None,
-    precision: str = "32-true",
+    training: Training, member: Member, teaching: Teaching | None = None
 ) -> dict[str, Any]:
     """Everything that trained weights depend on, as JSON values."""
     task = training.setting.task
@@ -81,8 +86,8 @@ def identity(
             "teacher": teaching.teacher.name,
             "teacher_sha256": training.setting.model(teaching.teacher)["weights_sha256"],
         }
-    if precision != "32-true":
-        values["precision"] = precision
+    if training.runs_on.precision != Hardware.precision:
+        values["precision"] = training.runs_on.precision
     return values
 
 

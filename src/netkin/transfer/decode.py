@@ -13,7 +13,7 @@ import torch
 from netkin.data.decode import UnreadableImage
 from netkin.data.images import Images
 from netkin.data.views import View
-from netkin.errors import UserError, and_more
+from netkin.errors import Unreadable, UserError, and_more
 from netkin.jobs.pool import Advance
 from netkin.jobs.results import Result
 from netkin.store.files import write_json, write_tensors
@@ -75,7 +75,7 @@ def _decode(setting: Setting, item: Undecoded, advance: Advance) -> Result:
         finally:
             advance(1)
 
-    with ThreadPoolExecutor(setting.loader.decode_threads) as pool:  # PIL lets go of the GIL
+    with ThreadPoolExecutor(setting.loader.decode_threads) as pool:  # PIL releases the GIL
         outcomes = list(pool.map(views_of, positions))
     errors = [error for error in outcomes if isinstance(error, UnreadableImage)]
     if errors:
@@ -88,14 +88,14 @@ def _decode(setting: Setting, item: Undecoded, advance: Advance) -> Result:
     return Result(images=len(positions), seconds=time.perf_counter() - start)
 
 
-def unreadable(errors: Sequence[UnreadableImage]) -> UserError:
+def unreadable(errors: Sequence[UnreadableImage]) -> Unreadable:
     """One error for some images."""
     if len(errors) == 1:
         return errors[0]
     images = and_more([f"{error.image_id} ({error.reason})" for error in errors])
-    return UserError(
-        f"{len(errors)} images are unreadable: {images}; repair or remove them, or leave such "
-        "images out with dataset.on_error=skip"
+    return Unreadable(
+        f"{len(errors)} images are unreadable: {images}; repair or remove them, or leave out "
+        "images that cannot be read"
     )
 
 

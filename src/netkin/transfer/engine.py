@@ -40,7 +40,7 @@ def quiet() -> Iterator[None]:
 
 
 def trainer(accelerator: str, **kwargs: Any) -> pl.Trainer:
-    """A Trainer that writes nothing of its own, on one device unless `kwargs` say otherwise.
+    """A Trainer without logs and checkpoints, on one device unless `kwargs` change that.
 
     The passes use several devices as several processes with one each: see `netkin.jobs.pool`. They
     ignore a cluster's scheduler, whose signals Lightning would handle and whose variables it would

@@ -125,11 +125,11 @@ class _Trial:
 
 
 def times_longer(attack: Attack, classifier: Classifier, setting: Setting) -> float:
-    """How many times longer the whole attack takes than the shortened one that is timed."""
+    """How many times longer the full attack takes than the shortened one that is timed."""
     classes = setting.task.num_classes
-    whole = attack.passes(classifier, classes)
+    full = attack.passes(classifier, classes)
     short = attack.shortened(STEPS).passes(classifier, classes)
-    return whole.total / short.total if whole and short and short.total else 1.0
+    return full.total / short.total if full and short and short.total else 1.0
 
 
 def uncrafted(setting: Setting, member: Member) -> int:

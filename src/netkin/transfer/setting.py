@@ -157,7 +157,7 @@ class Setting:
         return build(member, self.task, self.weights(member))
 
     def evaluator(self, classifier: Classifier) -> Evaluator:
-        """Runs a classifier on images: in float32, otherwise as `choice` says."""
+        """Runs a classifier on images: in float32, and otherwise by `choice`."""
         chosen = self.choice.execution
         return Evaluator(
             classifier, Execution(fuse=chosen.fuse, memory_format=chosen.memory_format)

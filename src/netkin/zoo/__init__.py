@@ -1,3 +1,3 @@
-"""The models: what a member is, how it is built, and where its weights come from."""
+"""The models: a member's definition, its network, preprocessing and weights."""
 
 from netkin.zoo import xception as xception  # it registers gluon_xception65 with timm

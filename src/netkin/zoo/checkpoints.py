@@ -51,7 +51,7 @@ DEEPEST = 4
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict in a file; `label` is where it lies there, such as "state_dict.model"."""
+    """A state dict in a file; `label` is its place there, such as "state_dict.model"."""
 
     label: str
     tensors: dict[str, Tensor]

@@ -55,7 +55,7 @@ def config(name: str) -> dict[str, Any]:
 
 
 def build(name: str, pretrained: bool, kwargs: Mapping[str, Any]) -> nn.Module:
-    """The network; its published weights come from torch's cache, where they have to be.
+    """The network, with its published weights from torch's cache, where they must exist.
 
     Raises what torchvision raises.
     """

@@ -40,7 +40,7 @@ def folder(name: str) -> Path:
         raise UserError(f"transformers:{name}: there is no such folder")
     repository, revision = hf_split(name)
     config = _fetched(repository, "config.json", revision)
-    with suppress(EntryNotFoundError):  # `config` says what is missing
+    with suppress(EntryNotFoundError):  # `config` raises an error that names what is missing
         _fetched(repository, "preprocessor_config.json", revision)
     return config.parent
 

@@ -14,7 +14,7 @@ from netkin.zoo.published import origin
 from netkin.zoo.task import Task
 
 KINDS = ("timm", "torchvision", "transformers", "target")
-"""Fields of which a member has one: where its architecture comes from."""
+"""Fields of which a member has exactly one: the source of its architecture."""
 PREFIXES = ("torchvision", "transformers")
 """Kinds that a name may begin with, as in "torchvision:resnet18"."""
 IMAGE_FIELDS = ("mean", "std", "crop_pct", "crop_mode", "interpolation", "in_chans")
@@ -88,7 +88,7 @@ class Member:
         return self.target or self.source
 
     def uses_published(self, task: Task) -> bool:
-        """Whether its weights come with the model: no checkpoint's, and not trained here."""
+        """Whether its weights are the published ones: no checkpoint, and not trained here."""
         return self.checkpoint is None and (self.pretrained or task.weights == "pretrained")
 
 
@@ -118,13 +118,13 @@ def parse_members(
     members = [_parse(entry, known or {}) for entry in entries]
     if len(members) < at_least:
         raise UserError(
-            f"model.members names {len(members)} model{'s' * (len(members) != 1)}, "
+            f"members names {len(members)} model{'s' * (len(members) != 1)}, "
             f"expected {at_least} or more: similarity is between models"
         )
     twice = [name for name, times in Counter(m.name for m in members).items() if times > 1]
     if twice:
         raise UserError(
-            f"model.members names {', '.join(twice)} more than once; "
+            f"members names {', '.join(twice)} more than once; "
             "give each its own name: {name: ..., timm: ...}"
         )
     spelling: dict[str, str] = {}

@@ -22,7 +22,7 @@ from netkin.zoo.published import origin
 from netkin.zoo.task import Task
 
 DEFAULT = 0.5
-"""Mean and standard deviation of each channel where nothing else is known."""
+"""Mean and standard deviation of each channel where none is known."""
 CONFIGS = ("pretrained_cfg", "data_config", "config", "args", "hyper_parameters", "hparams", "")
 """Where checkpoints keep settings, among them those of the images."""
 
@@ -141,7 +141,7 @@ def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
 @cache
 def _own_config(path: Path, changed: int) -> dict[str, Any]:
     """A checkpoint's config of its images: in the file, or in its folder if it was exported."""
-    del changed  # of the file: another is read anew
+    del changed  # of the file: a changed file is read again
     inside = _metadata(path) if path.suffix == ".safetensors" else _torch_content(path)
     for key in CONFIGS:
         if fields := _if_complete(inside.get(key) if key else inside):
@@ -214,7 +214,7 @@ def _beside(folder: Path) -> dict[str, Any]:
 
 
 def _trained_here(path: Path) -> bool:
-    """Whether netkin's notes lie beside a file of weights."""
+    """Whether a file of weights has netkin's notes beside it."""
     notes = path.with_suffix(".json")
     if path.suffix != ".safetensors" or not notes.is_file():
         return False

@@ -70,7 +70,7 @@ def _after_softmax(trace: Trace, i: int) -> bool:
 
 
 def _kind(trace: Trace, source: int, added: bool) -> str:
-    """What lies between the pool and the gate; empty where it is no attention."""
+    """The operations between the pool and the gate; empty where it is no attention."""
 
     def pools(j: int) -> bool:
         op = trace.ops[j]

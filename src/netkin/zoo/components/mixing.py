@@ -104,7 +104,7 @@ def _without_map(trace: Trace, module: str) -> str:
 
 
 def _is_convolutional(trace: Trace) -> bool:
-    """Attention, if any, stands in for convolutions."""
+    """Attention, if any, replaces convolutions."""
     products = attentions(trace)
     return 2 * sum(a.in_bottleneck for a in products) >= len(products)
 

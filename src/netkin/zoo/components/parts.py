@@ -161,7 +161,7 @@ def _factor(trace: Trace, product: int) -> str:
 
 
 def _attends_before(trace: Trace, i: int) -> bool:
-    """Whether attention lies between a token and the last block: it pools, the token only reads."""
+    """Whether attention precedes a token's last block: it pools, and the token only reads."""
 
     def stop(j: int) -> bool:
         op = trace.ops[j]

@@ -88,7 +88,7 @@ class _Recorder(TorchDispatchMode):
         self.ops = [Op("image", "", (), (), tuple(image.shape), 1)]
         self.producers: dict[int, int] = {id(image): 0}
         self.learned = {id(p) for p in net.parameters()}
-        self.alive: list[Tensor] = [image]  # while ids stand for tensors none may be freed
+        self.alive: list[Tensor] = [image]  # a freed tensor's id could be reused
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None

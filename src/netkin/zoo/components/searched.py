@@ -1,4 +1,4 @@
-"""Whether an architecture was found by search, as far as its shape shows it.
+"""Whether an architecture was found by search, inferred from its shape.
 
 A search leaves choices that differ from block to block, where a person would use one throughout,
 and the blocks of the design spaces that were searched. A network counts as searched when it has
@@ -22,7 +22,7 @@ from netkin.zoo.components.trace import Op, Trace
 
 
 def is_searched(trace: Trace, stem: Stem) -> bool:
-    """Whether a CNN shows one of the marks above."""
+    """Whether a CNN has one of the marks above."""
     return _inverted(trace, stem) or _design_space(trace) or _cells(trace)
 
 

@@ -37,7 +37,7 @@ def stem(trace: Trace) -> Stem:
     while True:
         ahead = _ahead(trace, at)
         if not layers:
-            # Of several convolutions of the image side by side, the largest stands for them.
+            # Of several parallel convolutions of the image, the largest counts.
             first = [i for i in ahead if _is_layer(trace.ops[i])]
             if not first:
                 break
