@@ -18,6 +18,7 @@ from netkin.attacks import PGD
 from netkin.attacks.units import fraction, whole_number
 from netkin.comparison import summarise
 from netkin.data import arrays, subset
+from netkin.data.arrays import Arrays
 from netkin.errors import UserError, first_line
 from netkin.jobs.pool import Jobs
 from netkin.jobs.progress import Bars, Silent
@@ -126,9 +127,7 @@ def _result(
         try:
             outcomes = compute_outcomes(setting, members, None, jobs, NullTracker())
         except Incomplete as error:
-            failures = [
-                f"{f.member.name} failed in {f.stage}: {_line(f.error)}" for f in error.failures
-            ]
+            failures = [f"{f.member.name} failed in {f.stage}: {_line(f)}" for f in error.failures]
             raise UserError("; ".join(failures)) from error.failures[0].error
     scores = similarity.matrix(outcomes, eps_s)
     matrices = similarity.bootstrap(outcomes, draws, eps_s=eps_s)
