@@ -1,10 +1,12 @@
 """netkin.compare: the command's scores, its errors, and what it leaves as it was."""
 
+import copy
 import io
 import json
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +14,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +127,7 @@ def test_the_result_and_its_files(
     result = quick(nets, *scans)
     assert result.names == ("mlp", "cnn") and result.scores.shape == (2, 2)
     assert result.pairs.columns[:3] == ["a", "b", "n"] and result.models.height == 2
-    assert result.families.height == 1 and result.models["clean_accuracy"].min() > 0.9
+    assert result.families.height == 1 and min(result.models["clean_accuracy"]) > 0.9
     figure = result.heatmap()
     assert [text.get_text() for ax in figure.axes for text in ax.texts]  # the cells' numbers
     for png in (result._repr_png_(), figure._repr_png_()):  # type: ignore[attr-defined]
@@ -188,7 +191,7 @@ def test_preprocessing_is_each_models_own(
     accuracy = dict(zip(result.names, result.models["clean_accuracy"], strict=True))
     assert accuracy["plain"] == accuracy["wrapped"] != accuracy["small"]
     assert result.models["input_size"].to_list() == [16, 16, 8]
-    assert result.models["family"].to_list() == ["plain", "Normalised", "resized"]
+    assert result.models["family"].to_list() == ["Sequential", "Normalised", "resized"]
     assert result.scores[0, 1] > result.scores[0, 2]
     assert any("2 geometries" in paragraph for paragraph in result.answer)
 
@@ -203,7 +206,7 @@ def test_gray_images(scans: tuple[Tensor, Tensor]) -> None:
             optimizer.zero_grad()
             nn.functional.cross_entropy(net(gray), labels).backward()
             optimizer.step()
-    assert quick(nets, gray, labels).models["clean_accuracy"].min() > 0.8
+    assert min(quick(nets, gray, labels).models["clean_accuracy"]) > 0.8
 
 
 def test_published_names_and_mappings_go_with_modules(
@@ -239,17 +242,17 @@ def test_a_store_is_gone_on_from(
     assert written() == files and (again.scores == first.scores).all()
     three = quick({**nets, "third": nets["cnn"]}, *scans, store=tmp_path)
     assert files.items() <= written().items() and three.scores[0, 1] == first.scores[0, 1]
-    changed = nn.Sequential(*nets["cnn"])
-    changed[4] = nn.Dropout(0.2)  # the same weights
+    changed = copy.deepcopy(nets["cnn"])
+    changed[4] = nn.Dropout(0.2)  # type: ignore[index] # the same weights
     with pytest.raises(UserError, match=r"sha256.*another store, or remove"):
         quick({**nets, "cnn": changed}, *scans, store=tmp_path)
     darker = quick(nets, scans[0] * 0.9, scans[1], store=tmp_path)  # the same ids
     assert (darker.scores != first.scores).any()
 
 
-@pytest.fixture
-def state(nets: dict[str, nn.Module]) -> Iterator[None]:
-    """Fails where the test changed the process or the networks."""
+@contextmanager
+def same_state(nets: dict[str, nn.Module]) -> Iterator[None]:
+    """Fails where the block changed the process or the networks."""
     process = global_state()
     models = {name: model_state(net) for name, net in nets.items()}
     rng = torch.get_rng_state(), random.getstate()
@@ -273,8 +276,12 @@ def global_state() -> dict[str, Any]:
         "signals": {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)},
         "loggers": [(log.level, list(log.handlers), log.disabled) for log in loggers],
         "warnings": list(warnings.filters),
-        "environment": {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"},
-        "matplotlib": (mpl.get_backend(auto_select=False), dict(mpl.rcParams)),
+        "environment": dict(os.environ),
+        # Reading the backend by its key would choose one.
+        "matplotlib": (
+            mpl.rcParams._get("backend"),
+            [f"{k}={mpl.rcParams[k]}" for k in mpl.rcParams if k != "backend"],
+        ),
         "cwd": os.getcwd(),
     }
 
@@ -291,18 +298,16 @@ def model_state(net: nn.Module) -> list[Any]:
 def test_nothing_is_changed_or_printed(
     scans: tuple[Tensor, Tensor],
     nets: dict[str, nn.Module],
-    state: None,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     nets["cnn"].train()[4].eval()  # type: ignore[index]
     next(nets["mlp"].parameters()).requires_grad_(False)
     try:
-        before = {name: model_state(net) for name, net in nets.items()}
-        with torch.no_grad():
+        with same_state(nets), torch.no_grad():
             quick(nets, *scans)._repr_png_()
-        assert {name: model_state(net) for name, net in nets.items()} == before
         assert capfd.readouterr() == ("", "")
-        quick(nets, *scans, progress=True)
+        with same_state(nets):
+            quick(nets, *scans, progress=True)
         shown = capfd.readouterr()
         assert not shown.out and "craft 2/2: cnn" in shown.err
     finally:
@@ -313,7 +318,6 @@ def test_nothing_is_changed_or_printed(
 def test_a_failing_model_leaves_all_as_it_was(
     scans: tuple[Tensor, Tensor],
     nets: dict[str, nn.Module],
-    state: None,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     class Fails(nn.Module):
@@ -322,14 +326,17 @@ def test_a_failing_model_leaves_all_as_it_was(
                 raise RuntimeError("no gradients today")
             return nets["cnn"](x)
 
-    with pytest.raises(UserError, match=r"b failed in craft: .*no gradients today") as caught:
+    with (
+        same_state(nets),
+        pytest.raises(UserError, match=r"b failed in craft: .*no gradients today") as caught,
+    ):
         quick({"a": nets["mlp"], "b": Fails()}, *scans)
     assert isinstance(caught.value.__cause__, RuntimeError)
     assert capfd.readouterr() == ("", "")
 
 
 def test_ctrl_c_is_a_keyboard_interrupt(
-    scans: tuple[Tensor, Tensor], nets: dict[str, nn.Module], state: None
+    scans: tuple[Tensor, Tensor], nets: dict[str, nn.Module]
 ) -> None:
     class Interrupts(PGD):
         def perturb(self, model: nn.Module, *rest: Any) -> Tensor:
@@ -338,7 +345,7 @@ def test_ctrl_c_is_a_keyboard_interrupt(
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(KeyboardInterrupt):
+        with same_state(nets), pytest.raises(KeyboardInterrupt):
             quick(nets, *scans, eps=None, steps=None, attack=Interrupts())
     finally:
         signal.signal(signal.SIGINT, before)
@@ -428,6 +435,53 @@ def test_a_fingerprint_tells_what_runs(nets: dict[str, nn.Module]) -> None:
     other = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU())
     other.load_state_dict(stride.state_dict())
     assert instances.fingerprint(stride) != instances.fingerprint(other)
+
+
+def blocks(page: str) -> list[str]:
+    """The Python blocks of a page of docs/."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
+
+
+def test_the_examples_of_the_page_run(
+    scans: tuple[Tensor, Tensor],
+    nets: dict[str, nn.Module],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The first block as it is; of the others, which are slow, what they pass."""
+    first, *others = blocks("python.md")
+    assert len(first.strip().splitlines()) <= 10
+    monkeypatch.chdir(tmp_path)
+    any_size = nn.Sequential(nn.AdaptiveAvgPool2d(16), nets["cnn"])
+    values = {"net_a": nets["mlp"], "net_b": any_size, "images": scans[0], "labels": scans[1]}
+    exec(first, values)
+    assert "The most similar models are a and b" in capsys.readouterr().out
+    assert (tmp_path / "comparison" / "report.html").is_file()
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    monkeypatch.setattr(netkin, "compare", lambda *args, **kwargs: calls.append((args, kwargs)))
+    for block in others:
+        exec(block, values)
+    monkeypatch.undo()
+    (models, *images), _ = calls[0]
+    assert images == list(scans) and quick(models, *scans).models["input_size"][1] == 32
+    assert calls[1][1]["attack"].eps == 8 / 255
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From two modules to a heatmap in ten lines, and every other cell."""
+    notebook = json.loads((ROOT / "docs" / "python.ipynb").read_text())
+    monkeypatch.chdir(tmp_path)
+    values: dict[str, Any] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), values)
+    result = values["result"]
+    assert result._repr_png_() and (tmp_path / "comparison" / "report.html").is_file()
+    assert result.pairs["score"][0] == max(result.pairs["score"])  # the two perceptrons
+    assert min(result.models["white_box_success"]) > 0.95
+    (compared,) = [c for c in notebook["cells"] if "netkin.compare(" in "".join(c["source"])]
+    assert len(compared["source"]) <= 10 and "image/png" in compared["outputs"][0]["data"]
 
 
 def test_importing_netkin_is_light() -> None:

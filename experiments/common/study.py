@@ -26,10 +26,10 @@ from netkin import pipeline, similarity
 from netkin.analysis import matrix
 from netkin.analysis.matrix import Matrix
 from netkin.analysis.summary import left_out
-from netkin.comparison import attacked as attacked
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.pipeline import Incomplete
+from netkin.report.comparison import attacked as attacked
 from netkin.report.study import Outputs, Section
 from netkin.report.text import and_more
 from netkin.similarity import Outcomes

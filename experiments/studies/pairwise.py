@@ -2,16 +2,18 @@
 
 Trains members that lack weights, attacks each, evaluates each on all others' adversarial images,
 and writes similarity.csv, pairs.csv, models.csv, families.csv, the heatmap and report.html; see
-`netkin.comparison`.
+`netkin.report.comparison`.
 
 On the 12 digits members (500 images, PGD-50): see the README and experiments/results/digits.md.
 """
 
+import polars as pl
 from omegaconf import DictConfig
 
 from experiments.common.study import Measured, Study, measured
 from netkin.analysis.hierarchy import off_diagonal
-from netkin.comparison import summarise
+from netkin.pipeline import Incomplete
+from netkin.report.comparison import summarise
 
 
 def run(config: DictConfig) -> None:
@@ -32,7 +34,6 @@ def report(s: Study, m: Measured) -> None:
     """
     draws = s.draws()
     assert draws is not None
-    failures = m.failures.failures if m.failures is not None else []
     comparison = summarise(
         m.setting,
         m.members,
@@ -41,7 +42,7 @@ def report(s: Study, m: Measured) -> None:
         draws,
         s.config.score.eps_s,
         m.requested,
-        failures,
+        None if m.failures is None else _failure_table(m.failures),
     )
     tables = comparison.write(s.outputs)
     scores = off_diagonal(s.scores)
@@ -56,3 +57,12 @@ def report(s: Study, m: Measured) -> None:
         f"similarity-{m.setting.task.dataset}-{m.setting.attack.name}", "similarity", tables
     )
     s.finish(comparison.title, comparison.question, comparison.answer, comparison.sections())
+
+
+def _failure_table(failures: Incomplete) -> pl.DataFrame:
+    return pl.DataFrame(
+        [
+            {"model": failure.member.name, "stage": failure.stage, "reason": failure.reason}
+            for failure in failures.failures
+        ]
+    )

@@ -16,7 +16,6 @@ from torch import nn
 from netkin import similarity
 from netkin.attacks import PGD
 from netkin.attacks.units import fraction, whole_number
-from netkin.comparison import summarise
 from netkin.data import arrays, subset
 from netkin.data.arrays import Arrays
 from netkin.errors import UserError, first_line
@@ -24,7 +23,8 @@ from netkin.jobs.pool import Jobs
 from netkin.jobs.progress import Bars, Silent
 from netkin.jobs.unchanged import unchanged
 from netkin.pipeline import Failure, Incomplete, compute_outcomes
-from netkin.result import Result
+from netkin.report.comparison import summarise
+from netkin.report.result import Result
 from netkin.similarity import EPS_S, Outcomes
 from netkin.store.layout import Store
 from netkin.tracking import NullTracker

@@ -91,11 +91,13 @@ def _spec(name: str, model: Model, shape: Sequence[int]) -> tuple[dict[str, Any]
             f"netkin.Model(net, input_size=...) to {name}, to which they are resized and cropped"
         )
     sha256, net = instances.register(model.net, name)
+    module = type(net).__module__
+    own = module.split(".")[-1] if module.startswith("timm.models.") else type(net).__name__
     spec = {
         "name": name,
         "target": instances.TARGET,
         "kwargs": {"sha256": sha256},
-        "family": model.family or _family(net, name),
+        "family": model.family or own,
         "input_size": height if model.input_size is None else model.input_size,
         "mean": _numbers(model.mean),
         "std": _numbers(model.std),
@@ -106,14 +108,6 @@ def _spec(name: str, model: Model, shape: Sequence[int]) -> tuple[dict[str, Any]
     }
     parse_members([spec], at_least=1)  # its fields are checked before the network runs
     return spec, net
-
-
-def _family(net: nn.Module, name: str) -> str:
-    """timm's module, or the class; of a container of torch's, which says nothing, the name."""
-    module = type(net).__module__
-    if module.startswith("timm.models."):
-        return module.split(".")[-1]
-    return name if module.startswith("torch.nn.") else type(net).__name__
 
 
 def _numbers(values: Any) -> Any:

@@ -15,8 +15,8 @@ from markupsafe import escape
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from netkin.comparison import Comparison
 from netkin.errors import UserError
+from netkin.report.comparison import Comparison
 from netkin.report.study import Outputs
 from netkin.similarity import Outcomes
 

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from netkin import similarity
 from netkin.analysis import summary
-from netkin.pipeline import Failure
 from netkin.report.examples import examples, examples_section
 from netkin.report.figures import heatmap_figure
 from netkin.report.matrix import Relations, matrix_sections
@@ -92,7 +91,7 @@ def summarise(
     draws: NDArray[np.float64],
     eps_s: float,
     requested: Sequence[Member] = (),
-    failures: Sequence[Failure] = (),
+    failures: pl.DataFrame | None = None,
 ) -> Comparison:
     """The answer for members whose passes are done.
 
@@ -104,9 +103,11 @@ def summarise(
         draws: `similarity.bootstrap` of the outcomes, [draws, N, N].
         eps_s: the floor of 100 p.
         requested: the members with those that failed; `members`, unless given.
-        failures: of the others.
+        failures: of the others, a row each: model, stage, reason.
     """
     requested = requested or members
+    if failures is None:
+        failures = pl.DataFrame(schema=["model", "stage", "reason"])
     families = [member.family for member in members]
     models = summary.model_table(
         outcomes,
@@ -137,9 +138,7 @@ def summarise(
         answer=[*answer, *_caveats(setting, members, failures, resize)],
         relations=relations,
         resize=resize,
-        failures=pl.DataFrame(
-            [{"model": f.member.name, "stage": f.stage, "reason": f.reason} for f in failures]
-        ),
+        failures=failures,
         images=[examples_section(items, setting.attack.attack.eps)] if items else [],
     )
 
@@ -178,7 +177,7 @@ def _question(setting: Setting) -> str:
 
 
 def _caveats(
-    setting: Setting, members: Sequence[Member], failures: Sequence[Failure], resize: pl.DataFrame
+    setting: Setting, members: Sequence[Member], failures: pl.DataFrame, resize: pl.DataFrame
 ) -> list[str]:
     """What a reader of the scores has to know: resizing, classes and members left out."""
     task = setting.task
@@ -187,7 +186,7 @@ def _caveats(
         *summary.resize(resize),
         *summary.part_of_imagenet(partly, task.num_classes),
         *(
-            f"{failure.member.name} has no scores: it failed in {failure.stage}. {failure.reason}"
-            for failure in failures
+            f"{model} has no scores: it failed in {stage}. {reason}"
+            for model, stage, reason in failures.iter_rows()
         ),
     ]
