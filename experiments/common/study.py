@@ -28,13 +28,13 @@ from netkin.analysis.summary import left_out
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.pipeline import Incomplete
+from netkin.report.comparison import attacked as attacked
 from netkin.report.study import Outputs, Section
-from netkin.report.text import and_more, settings_text
+from netkin.report.text import and_more
 from netkin.similarity import Outcomes
 from netkin.tracking import Tracker
 from netkin.transfer.setting import AttackSpec, Setting
 from netkin.transfer.stored import is_clean
-from netkin.zoo.execution import DEFAULT_PRECISION
 from netkin.zoo.member import Member
 
 
@@ -239,16 +239,6 @@ def describe(setting: Setting, models: int) -> str:
     """A setting in words: "12 models on digits (500 images) under pgd (eps = 48/255, ...)"."""
     images = f"{setting.task.dataset} ({len(setting.subset)} images)"
     return f"{models} models on {images} under {attacked(setting)}"
-
-
-def attacked(setting: Setting) -> str:
-    """An attack with its settings in words: "pgd (eps = 48/255, steps = 50)"."""
-    words = [settings_text(setting.attack.identity)]
-    precision = setting.choice.execution.precision
-    if precision != DEFAULT_PRECISION:
-        words.append(f"computed in {precision}")
-    settings = ", ".join(filter(None, words))
-    return f"{setting.attack.name} ({settings})" if settings else setting.attack.name
 
 
 def family(name: str) -> str:

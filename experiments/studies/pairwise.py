@@ -1,31 +1,19 @@
 """How related are the members of a zoo? (Sec. 2, Eq. 1; Fig. D.2.)
 
 Trains members that lack weights, attacks each, evaluates each on all others' adversarial images,
-and writes similarity.csv, pairs.csv, models.csv, families.csv, the heatmap and report.html.
+and writes similarity.csv, pairs.csv, models.csv, families.csv, the heatmap and report.html; see
+`netkin.report.comparison`.
 
 On the 12 digits members (500 images, PGD-50): see the README and experiments/results/digits.md.
 """
 
-import itertools
-
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from experiments.common.study import Measured, Study, attacked, measured
-from netkin import similarity
-from netkin.analysis import summary
+from experiments.common.study import Measured, Study, measured
 from netkin.analysis.hierarchy import off_diagonal
 from netkin.pipeline import Incomplete
-from netkin.report.examples import examples, examples_section
-from netkin.report.figures import heatmap_figure
-from netkin.report.matrix import Relations, matrix_sections
-from netkin.report.study import Section
-from netkin.transfer.resize import resize_errors
-from netkin.transfer.setting import Setting
-from netkin.transfer.stored import params
-from netkin.zoo.build import knows_more, preprocessing
+from netkin.report.comparison import summarise
 
 
 def run(config: DictConfig) -> None:
@@ -46,22 +34,17 @@ def report(s: Study, m: Measured) -> None:
     """
     draws = s.draws()
     assert draws is not None
-    models = _model_table(s, m)
-    relations = _relations(s, m, models, draws)
-    names = list(relations.names)
-    square = pl.DataFrame({name: relations.scores[:, i] for i, name in enumerate(names)})
-    s.outputs.table("similarity", square.fill_nan(None).insert_column(0, pl.Series("", names)))
-    s.outputs.table("pairs", relations.pairs)
-    s.outputs.table("models", relations.models)
-    s.outputs.table("families", relations.family_means)
-    resize = resize_errors(m.setting, m.members)
-    if resize.height:  # there is more than one geometry
-        s.outputs.table("resize_errors", resize)
-    if m.failures is not None:
-        s.outputs.table("failures", _failure_table(m.failures))
-    tables = [s.outputs.folder / name for name in s.outputs.files]
-    figure = heatmap_figure(relations.scores, names, relations.families)
-    s.outputs.figure("similarity", figure, square, "The similarity of every pair.")
+    comparison = summarise(
+        m.setting,
+        m.members,
+        m.outcomes,
+        s.scores,
+        draws,
+        s.config.score.eps_s,
+        m.requested,
+        None if m.failures is None else _failure_table(m.failures),
+    )
+    tables = comparison.write(s.outputs)
     scores = off_diagonal(s.scores)
     s.tracker.metrics(
         {
@@ -73,58 +56,7 @@ def report(s: Study, m: Measured) -> None:
     s.tracker.artifact(
         f"similarity-{m.setting.task.dataset}-{m.setting.attack.name}", "similarity", tables
     )
-    answer = summary.answer(
-        relations.pairs.drop_nulls("score"), models, relations.family_means, s.scores, draws
-    )
-    s.finish(
-        f"How related are {len(names)} models on {m.setting.task.dataset}?",
-        _question(m.setting),
-        [*answer, *_caveats(m, resize)],
-        [*matrix_sections(relations, ["similarity.pdf", "similarity.png"]), *_examples(m)],
-    )
-
-
-def _model_table(s: Study, m: Measured) -> pl.DataFrame:
-    return summary.model_table(
-        m.outcomes,
-        s.scores,
-        s.families,
-        [params(m.setting, member) for member in m.members],
-        [preprocessing(member, m.setting.task).view.input_size for member in m.members],
-    )
-
-
-def _relations(
-    s: Study, m: Measured, models: pl.DataFrame, draws: NDArray[np.float64]
-) -> Relations:
-    """Scores and tables of all requested members, empty where a member failed."""
-    names = [member.name for member in m.requested]
-    families = [member.family for member in m.requested]
-    places = [names.index(name) for name in s.names]
-    return Relations(
-        scores=with_gaps(s.scores, places, len(names)),
-        names=names,
-        families=families,
-        pairs=all_pairs(similarity.pairs(m.outcomes, s.config.score.eps_s), names),
-        models=pl.DataFrame({"model": names, "family": families}).join(
-            models.drop("family"), on="model", how="left", maintain_order="left"
-        ),
-        family_means=similarity.family_means(s.scores, s.families, draws),
-    )
-
-
-def with_gaps(scores: NDArray[np.float64], places: list[int], n: int) -> NDArray[np.float64]:
-    """The scores of some of n models, at their places among all, and NaN for the others, [n, n]."""
-    matrix = np.full((n, n), np.nan)
-    matrix[np.ix_(places, places)] = scores
-    return matrix
-
-
-def all_pairs(scored: pl.DataFrame, names: list[str]) -> pl.DataFrame:
-    """All pairs of the names, in their order; pairs that `scored` lacks have n = 0 and no score."""
-    pairs = pl.DataFrame(list(itertools.combinations(names, 2)), schema=["a", "b"], orient="row")
-    table = pairs.join(scored, on=["a", "b"], how="left", maintain_order="left")
-    return table.with_columns(pl.col("n").fill_null(0))
+    s.finish(comparison.title, comparison.question, comparison.answer, comparison.sections())
 
 
 def _failure_table(failures: Incomplete) -> pl.DataFrame:
@@ -133,34 +65,4 @@ def _failure_table(failures: Incomplete) -> pl.DataFrame:
             {"model": failure.member.name, "stage": failure.stage, "reason": failure.reason}
             for failure in failures.failures
         ]
-    )
-
-
-def _caveats(m: Measured, resize: pl.DataFrame) -> list[str]:
-    """What a reader of the scores has to know: resizing, classes, images and members left out."""
-    task = m.setting.task
-    partly = [member.name for member in m.members if knows_more(member, task)]
-    failures = m.failures.failures if m.failures is not None else []
-    return [
-        *summary.resize(resize),
-        *summary.part_of_imagenet(partly, task.num_classes),
-        *(
-            f"{failure.member.name} has no scores: it failed in {failure.stage}. {failure.reason}"
-            for failure in failures
-        ),
-    ]
-
-
-def _examples(m: Measured) -> list[Section]:
-    """Images under attack, where the store has any."""
-    items = examples(m.setting, m.members)
-    return [examples_section(items, m.setting.attack.attack.eps)] if items else []
-
-
-def _question(setting: Setting) -> str:
-    return (
-        "Two networks are related when adversarial images crafted on one fool the other. Each "
-        f"model was attacked with {attacked(setting)} on those of the {len(setting.subset)} images "
-        f"of {setting.task.dataset} that it classifies correctly. Every other model was evaluated "
-        "on the adversarial images whose originals it classifies correctly, too."
     )

@@ -1,4 +1,4 @@
-"""Displays progress: bars with time left on a terminal, lines elsewhere."""
+"""Displays progress: bars with time left on a terminal, lines elsewhere, or nothing."""
 
 import time
 from collections.abc import Sequence
@@ -104,6 +104,31 @@ class Bars:
         task = self._tasks[stage]
         total = next(t.total for t in self._bars.tasks if t.id == task)
         self._bars.update(task, completed=total, last="")
+
+
+class Silent:
+    """Displays nothing; see `netkin.jobs.pool.Display`. Use as a context manager."""
+
+    def __enter__(self) -> "Silent":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def start(self, stage: str, names: Sequence[str], units: int) -> None:
+        """Nothing."""
+
+    def advance(self, stage: str, units: int) -> None:
+        """Nothing."""
+
+    def finish(self, stage: str, name: str, result: Result) -> None:
+        """Nothing."""
+
+    def wait(self, stage: str, name: str) -> None:
+        """Nothing."""
+
+    def end(self, stage: str) -> None:
+        """Nothing."""
 
 
 UNITS = {

@@ -8,9 +8,10 @@ import base64
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -171,10 +172,14 @@ def _environment() -> Environment:
 
 def versions() -> dict[str, str]:
     """Versions of Python, the operating system and the packages that results may depend on."""
+    packages = {}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):  # a copy on sys.path, or a library use without Hydra
+            packages[package] = version(package)
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        **{package: version(package) for package in PACKAGES},
+        **packages,
     }
 
 

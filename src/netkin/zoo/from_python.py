@@ -80,7 +80,8 @@ def weights_sha256(net: nn.Module) -> str:
 
 def only_logits(net: nn.Module) -> nn.Module:
     """Have a network return its logits alone, in place, by a forward hook; see `logits_in`."""
-    net.register_forward_hook(_logits_hook)
+    if _logits_hook not in net._forward_hooks.values():
+        net.register_forward_hook(_logits_hook)
     return net
 
 

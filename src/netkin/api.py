@@ -1,0 +1,275 @@
+"""netkin from Python: `compare` runs what `evaluate.py` runs, on modules and images in memory."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from netkin import similarity
+from netkin.attacks import PGD
+from netkin.attacks.units import fraction, whole_number
+from netkin.data import arrays, subset
+from netkin.data.arrays import Arrays
+from netkin.errors import UserError, first_line
+from netkin.jobs.pool import Jobs
+from netkin.jobs.progress import Bars, Silent
+from netkin.jobs.unchanged import unchanged
+from netkin.pipeline import Failure, Incomplete, compute_outcomes
+from netkin.report.comparison import summarise
+from netkin.report.result import Result
+from netkin.similarity import EPS_S, Outcomes
+from netkin.store.layout import Store
+from netkin.tracking import NullTracker
+from netkin.transfer.setting import AttackSpec, Setting
+from netkin.transfer.tune import Choice
+from netkin.zoo import instances, published
+from netkin.zoo.given import Model, num_classes, read_models
+from netkin.zoo.member import Member
+from netkin.zoo.task import Task
+
+
+def compare(
+    models: Mapping[str, nn.Module | Model | str | Mapping[str, Any]],
+    images: Any,
+    labels: Any = None,
+    *,
+    eps: float | str | None = None,
+    step_size: float | str | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    attack: Any = None,
+    batch_size: int = 100,
+    device: str | torch.device = "auto",
+    progress: bool = False,
+    store: str | Path | None = None,
+    bootstrap: int = 1000,
+    eps_s: float = EPS_S,
+    classes: Sequence[str] | None = None,
+    ids: Sequence[str] | None = None,
+) -> Result:
+    """How related models are, by transfer of adversarial images (see `netkin.similarity`).
+
+    Nothing is printed, and no global state is changed: not the models, nor torch's random numbers.
+
+    Args:
+        models: two or more, by name: an nn.Module of pixels in [0, 1], a `Model`, or what a config
+            lists (docs/models.md): a timm name with its published weights, a mapping, ...
+        images: [N, 3, H, W] ([N, 1, H, W] of gray ones) in [0, 1], which is rounded to 8 bits, or
+            uint8; or, without labels, batches (images, labels), such as a DataLoader.
+        labels: [N] class indices in [0, K).
+        eps, step_size: PGD's, in pixels of [0, 1]; 8/255 and eps / 4 unless given.
+        steps, seed: PGD's; 50 and 0 unless given. A random start depends on the seed, the model's
+            name and the image's id.
+        attack: any object with `perturb` (see `netkin.attacks`), in the place of PGD.
+        batch_size: images through a model at once; halved where memory runs out.
+        device: "auto" (a GPU where there is one), "cpu" or "cuda".
+        progress: whether to show progress on stderr.
+        store: a folder that keeps what is computed, to go on from; a temporary one unless given.
+        bootstrap: draws of images for intervals of means over pairs.
+        eps_s: the floor of 100 p in s = ln max(eps_s, 100 p).
+        classes: names of the K classes.
+        ids: a text an image; its number unless given.
+
+    Raises UserError (a ValueError) that names the argument, or the model that fails.
+    """
+    with unchanged(), _naming_store(), tempfile.TemporaryDirectory(prefix="netkin-") as temporary:
+        _check(models, batch_size, bootstrap, eps_s)
+        spec = _attack(attack, eps, step_size, steps, seed, store is not None)
+        data = arrays.read(images, labels, ids)
+        members, held = read_models(models, data.pixels.shape[1:])
+        width = num_classes(members, held, classes)
+        data = data.with_classes(list(map(str, range(width) if classes is None else classes)))
+        folder = Store(temporary if store is None else store)
+        setting = _setting(data, members, spec, folder, batch_size, _accelerator(device))
+        return _result(setting, members, bootstrap, eps_s, progress)
+
+
+def _setting(
+    data: Arrays,
+    members: Sequence[Member],
+    spec: AttackSpec,
+    store: Store,
+    batch_size: int,
+    accelerator: str,
+) -> Setting:
+    """The setting, with the files of published weights."""
+    setting = Setting(
+        images=data,
+        subset=subset.draw(data, "full"),
+        task=Task("images", len(data.classes), "pretrained", classes=tuple(data.classes)),
+        attack=spec,
+        store=store,
+        batch_size=batch_size,
+        choice=Choice(batch_size=batch_size),
+        accelerator=accelerator,
+    )
+    setting = _with_weights(setting, members)
+    _check_sources(setting, members)
+    return setting
+
+
+def _result(
+    setting: Setting, members: Sequence[Member], draws: int, eps_s: float, progress: bool
+) -> Result:
+    threads = torch.get_num_threads()
+    with (
+        Bars(Console(stderr=True)) if progress else Silent() as display,
+        Jobs((setting, None), 1, threads, display) as jobs,
+    ):
+        try:
+            outcomes = compute_outcomes(setting, members, None, jobs, NullTracker())
+        except Incomplete as error:
+            failures = [f"{f.member.name} failed in {f.stage}: {_line(f)}" for f in error.failures]
+            raise UserError("; ".join(failures)) from error.failures[0].error
+    scores = similarity.matrix(outcomes, eps_s)
+    matrices = similarity.bootstrap(outcomes, draws, eps_s=eps_s)
+    comparison = summarise(setting, members, outcomes, scores, matrices, eps_s)
+    comparison.answer.extend(_near_chance(outcomes, setting.task.num_classes))
+    settings = {
+        "models": {m.name: setting.model(m) for m in members},
+        "images": {"number": len(setting.subset), "sha256": setting.subset.digest},
+        "attack": {"name": setting.attack.name, **setting.attack.identity},
+        "score": {"eps_s": eps_s, "bootstrap": draws},
+        "batch_size": setting.batch_size,
+        "device": setting.accelerator,
+    }
+    # JSON, so that tuples and numbers are written as plain ones
+    return Result(outcomes, comparison, json.loads(json.dumps(settings)))
+
+
+def _line(failure: Failure) -> str:
+    error = failure.error
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return kind + first_line(error)
+
+
+@contextmanager
+def _naming_store() -> Iterator[None]:
+    """The store's errors with the name of the argument in place of the config's key."""
+    try:
+        yield
+    except UserError as error:
+        if "store.dir" not in str(error):
+            raise
+        raise UserError(str(error).replace("store.dir", "store")) from error
+
+
+def _check(models: Any, batch_size: Any, bootstrap: Any, eps_s: Any) -> None:
+    """Raises UserError that names the argument."""
+    if not isinstance(models, Mapping) or not all(isinstance(n, str) and n for n in models):
+        raise UserError(
+            'models must be a mapping of names to networks, such as {"a": net_a, "b": net_b}, got '
+            f"{'other names' if isinstance(models, Mapping) else f'a {type(models).__name__}'}"
+        )
+    if len(models) < 2:
+        raise UserError(f"models must be two or more, got {len(models)}")
+    whole_number(batch_size, "batch_size")
+    whole_number(bootstrap, "bootstrap")
+    if isinstance(eps_s, bool) or not isinstance(eps_s, int | float) or not eps_s > 0:
+        raise UserError(f"eps_s must be a number above 0, got {eps_s!r}")
+
+
+def _accelerator(device: str | torch.device) -> str:
+    text, gpu = str(device), torch.cuda.is_available()
+    if text == "auto":
+        return "gpu" if gpu else "cpu"
+    if text not in ("cpu", "gpu", "cuda", "cuda:0"):
+        raise UserError(
+            f"device must be auto, cpu or cuda, got {text!r}; CUDA_VISIBLE_DEVICES chooses a GPU"
+        )
+    if text != "cpu" and not gpu:
+        raise UserError(f"device={text}, but torch finds no GPU; use device='cpu'")
+    return "cpu" if text == "cpu" else "gpu"
+
+
+def _attack(
+    attack: Any, eps: Any, step_size: Any, steps: Any, seed: Any, stored: bool
+) -> AttackSpec:
+    """The attack, with the identity that the command gives to PGD.
+
+    Raises UserError where an eps is too small for images of 8 bits.
+    """
+    spec = _spec(attack, eps, step_size, steps, seed, stored)
+    if spec.attack.eps is not None and spec.attack.eps < 1 / 255 - 1e-9:
+        raise UserError(
+            f"eps must be 1/255 or more, the step of 8-bit images, got {spec.attack.eps:.4g}"
+        )
+    return spec
+
+
+def _spec(attack: Any, eps: Any, step_size: Any, steps: Any, seed: Any, stored: bool) -> AttackSpec:
+    given = {"eps": eps, "step_size": step_size, "steps": steps, "seed": seed}
+    if attack is None:
+        radius = fraction(8 / 255 if eps is None else eps, "eps")
+        values = {
+            "eps": radius,
+            "step_size": radius / 4 if step_size is None else fraction(step_size, "step_size"),
+            "steps": whole_number(50 if steps is None else steps, "steps"),
+            "random_start": True,
+            "seed": whole_number(0 if seed is None else seed, "seed", 0),
+        }
+        return AttackSpec("pgd", PGD(**values), {"_target_": "netkin.attacks.PGD", **values})
+    both = [key for key, value in given.items() if value is not None]
+    if both:
+        raise UserError(f"{both[0]} is of PGD; give it to the attack that `attack` is")
+    kind, values = type(attack), dict(getattr(attack, "__dict__", {}))
+    opaque = [key for key, value in values.items() if not _is_json(value)]
+    if stored and opaque:
+        raise UserError(
+            f"attack has attributes that a store cannot tell from others ({', '.join(opaque)}); "
+            "leave store out, or keep numbers and texts only"
+        )
+    identity = {
+        "_target_": f"{kind.__module__}.{kind.__qualname__}",
+        "_source_sha256": hashlib.sha256(instances.source(kind).encode()).hexdigest(),
+        **{key: instances.plain(value) for key, value in values.items()},
+    }
+    return AttackSpec(kind.__name__.lower(), attack, identity)
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _with_weights(setting: Setting, members: Sequence[Member]) -> Setting:
+    """The setting with the files of published weights. Raises UserError where files lack."""
+    for member in members:
+        if member.checkpoint and not Path(member.checkpoint).expanduser().is_file():
+            raise UserError(
+                f"models: there is no checkpoint {member.checkpoint} (of {member.name})"
+            )
+    names = {m.name: m.source for m in members if m.source and m.uses_published(setting.task)}
+    return replace(setting, published=dict(published.fetch(names))) if names else setting
+
+
+def _check_sources(setting: Setting, members: Sequence[Member]) -> None:
+    """Raises UserError for models that the attack does not fit."""
+    attack = setting.attack.attack
+    if attack.selective:
+        for member in members:
+            if problem := attack.unfit(setting.build(member)):
+                raise UserError(f"attack {setting.attack.name}: {member.name} {problem}")
+
+
+def _near_chance(outcomes: Outcomes, classes: int) -> list[str]:
+    """Models that classify little more than a guess does, which their preprocessing may cause."""
+    chance = 1 / classes
+    return [
+        f"{name} classifies {accuracy:.1%} of the images correctly, near chance ({chance:.1%}). "
+        "Are the labels in its order, and are its mean, std and input_size those that it was "
+        "trained with? Give them to netkin.Model."
+        for name, accuracy in zip(outcomes.members, outcomes.correct.mean(axis=1), strict=True)
+        if accuracy < chance + 0.1 * (1 - chance)
+    ]

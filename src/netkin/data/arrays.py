@@ -1,0 +1,170 @@
+"""Labelled images in memory: arrays, tensors, or the batches of a DataLoader."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from netkin.data.decode import stamp
+from netkin.errors import UserError
+
+SLACK = 1e-4
+"""How far interpolation may leave [0, 1] before pixels are taken to be normalised."""
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """Images of one size in memory; see `netkin.data.images.Images`.
+
+    Attributes:
+        pixels: [N, C, H, W] uint8, C = 3, or 1 for gray.
+        labels: [N], in [0, len(classes)).
+        ids: [N].
+        classes: names.
+        notes: see `Images`.
+    """
+
+    pixels: NDArray[np.uint8]
+    labels: Sequence[int]
+    ids: Sequence[str]
+    classes: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+    def with_classes(self, classes: Sequence[str]) -> "Arrays":
+        """The same images with names of classes. Raises UserError where a label has none."""
+        wrong = [label for label in self.labels if not 0 <= label < len(classes)]
+        if wrong:
+            raise UserError(
+                f"labels must be in 0 to {len(classes) - 1} for {len(classes)} classes, got "
+                f"{min(self.labels)} to {max(self.labels)}"
+                + ("; they seem to be counted from 1" if _from_one(self.labels, classes) else "")
+            )
+        return replace(self, classes=list(classes))
+
+    def stamp(self, index: int) -> str:
+        """Tells the image at a position from another of the same id, by all of its pixels."""
+        pixels = np.ascontiguousarray(self.pixels[index]).tobytes()
+        return stamp(len(pixels), hashlib.sha256(pixels).digest())
+
+    def load(self, index: int) -> Image.Image:
+        """The image at a position, as 8-bit RGB."""
+        pixels = self.pixels[index]
+        if len(pixels) == 1:
+            return Image.fromarray(pixels[0]).convert("RGB")
+        return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
+def _from_one(labels: Sequence[int], classes: Sequence[str]) -> bool:
+    return min(labels) == 1 and max(labels) == len(classes)
+
+
+def read(images: Any, labels: Any, ids: Sequence[str] | None = None) -> Arrays:
+    """Images in memory, without names of classes.
+
+    Args:
+        images: [N, C, H, W] with C = 3, or 1 for gray: floating in [0, 1], which is rounded to the
+            8-bit grid, or uint8; or, without labels, batches (images, labels).
+        labels: [N] whole numbers; None where images are batches.
+        ids: a text an image, unique; its number, unless given.
+
+    Raises UserError where shapes, types or ranges are wrong.
+    """
+    if labels is None:
+        pixels, numbers = _batches(images)
+    else:
+        pixels, numbers = as_pixels(images), as_labels(labels)
+    n = len(pixels)
+    if len(numbers) != n:
+        raise UserError(f"labels must be one an image: {n} images, {len(numbers)} labels")
+    if n == 0:
+        raise UserError("images must be one or more, got none")
+    if ids is None:
+        names = [f"{i:0{len(str(n - 1))}d}" for i in range(n)]
+    else:
+        names = [str(name) for name in ids]
+        twice = [name for name, times in Counter(names).items() if times > 1]
+        if len(names) != n or twice:
+            problem = f"{twice[0]!r} twice" if twice else f"{len(names)} for {n} images"
+            raise UserError(f"ids must be unique, and one an image, got {problem}")
+    return Arrays(pixels, numbers.tolist(), names)
+
+
+def as_pixels(images: Any) -> NDArray[np.uint8]:
+    """[N, C, H, W] uint8 of images as `read` takes them. Raises UserError."""
+    if isinstance(images, torch.Tensor):
+        images = images.detach().cpu()
+        images = images.float().numpy() if images.is_floating_point() else images.numpy()
+    try:
+        array = np.asarray(images)
+    except ValueError:  # arrays of several sizes
+        raise UserError("images must be of one size, an array [N, 3, H, W]") from None
+    if array.ndim != 4 or array.shape[1] not in (1, 3):
+        last = array.ndim == 4 and array.shape[-1] in (1, 3)
+        raise UserError(
+            f"images must be an array or tensor [N, 3, H, W] (or [N, 1, H, W] of gray ones), got "
+            f"shape {list(array.shape)}"
+            + ("; the channels are last: use images.transpose(0, 3, 1, 2)" if last else "")
+        )
+    if array.dtype == np.uint8:
+        return array
+    if not np.issubdtype(array.dtype, np.floating):
+        raise UserError(f"images must be floating in [0, 1], or uint8, got {array.dtype}")
+    if not array.size:
+        return array.astype(np.uint8)
+    if not np.isfinite(array).all():
+        bad = int((~np.isfinite(array)).any(axis=(1, 2, 3)).sum())
+        raise UserError(f"images must be finite, got NaN or infinite pixels in {bad} of them")
+    low, high = float(array.min()), float(array.max())
+    if low < -SLACK or high > 1 + SLACK:
+        hint = (
+            "divide them by 255, or give them as uint8"
+            if low >= 0 and 2 < high <= 255
+            else "give them without normalisation, and mean and std to netkin.Model(net, mean=..., "
+            "std=...)"
+        )
+        raise UserError(f"images must be in [0, 1], got {low:.4g} to {high:.4g}; {hint}")
+    return np.rint(array.clip(0, 1) * 255).astype(np.uint8)
+
+
+def as_labels(labels: Any) -> NDArray[np.int64]:
+    """[N] class indices. Raises UserError."""
+    if isinstance(labels, torch.Tensor):
+        labels = labels.detach().cpu().numpy()
+    array = np.asarray(labels)
+    if array.ndim != 1 or not (np.issubdtype(array.dtype, np.integer) or array.size == 0):
+        raise UserError(
+            f"labels must be class indices, whole numbers of shape [N], got {array.dtype} of shape "
+            f"{list(array.shape)}"
+        )
+    return array.astype(np.int64)
+
+
+def _batches(batches: Any) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The images and labels of a DataLoader, or of any iterable of pairs."""
+    if isinstance(batches, torch.Tensor | np.ndarray) or not isinstance(batches, Iterable):
+        raise UserError(
+            "labels must be given with an array of images; without labels, images must be batches "
+            f"(images, labels), such as a DataLoader, got a {type(batches).__name__}"
+        )
+    pixels, labels = [], []
+    for batch in batches:
+        if not isinstance(batch, list | tuple) or len(batch) != 2:
+            raise UserError(
+                "images must be batches (images, labels), a tuple or list of two, got a "
+                f"{type(batch).__name__}"
+                + (f" of {len(batch)}" if isinstance(batch, list | tuple) else "")
+            )
+        pixels.append(as_pixels(batch[0]))
+        labels.append(as_labels(batch[1]))
+    if not pixels:
+        raise UserError("images must be one or more, got no batch")
+    shapes = {array.shape[1:] for array in pixels}
+    if len(shapes) > 1:
+        raise UserError(f"images must be of one size, got {sorted(map(list, shapes))[:3]}")
+    return np.concatenate(pixels), np.concatenate(labels)

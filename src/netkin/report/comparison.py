@@ -1,0 +1,192 @@
+"""The answer to "how related are these models?": tables, heatmap, sentences and sections of a page.
+
+A pure function of what the passes stored. `evaluate.py` and `netkin.compare` both write it.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from netkin import similarity
+from netkin.analysis import summary
+from netkin.report.examples import examples, examples_section
+from netkin.report.figures import heatmap_figure
+from netkin.report.matrix import Relations, matrix_sections
+from netkin.report.study import Outputs, Section
+from netkin.report.text import settings_text
+from netkin.similarity import Outcomes
+from netkin.transfer.resize import resize_errors
+from netkin.transfer.setting import Setting
+from netkin.transfer.stored import params
+from netkin.zoo.build import knows_more, preprocessing
+from netkin.zoo.execution import DEFAULT_PRECISION
+from netkin.zoo.member import Member
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How related some models are.
+
+    Attributes:
+        title: the question in one line.
+        question: the question and how it was measured.
+        answer: the findings in words, a paragraph each.
+        relations: scores and tables; empty where a member failed.
+        resize: of `netkin.transfer.resize.resize_errors`; empty where all models see the same.
+        failures: a row a member that failed: model, stage, reason.
+        images: the section of the page that shows images under attack, if there are any.
+    """
+
+    title: str
+    question: str
+    answer: list[str]
+    relations: Relations
+    resize: pl.DataFrame
+    failures: pl.DataFrame
+    images: list[Section]
+
+    @property
+    def square(self) -> pl.DataFrame:
+        """The scores as similarity.csv has them: a column of names, then one a model."""
+        names, scores = list(self.relations.names), self.relations.scores
+        table = pl.DataFrame({name: scores[:, i] for i, name in enumerate(names)})
+        return table.fill_nan(None).insert_column(0, pl.Series("", names))
+
+    def figure(self) -> Figure:
+        """The clustered heatmap."""
+        relations = self.relations
+        return heatmap_figure(relations.scores, relations.names, relations.families)
+
+    def write(self, outputs: Outputs) -> list[Path]:
+        """Write the tables and the heatmap; returns the tables' files."""
+        outputs.table("similarity", self.square)
+        outputs.table("pairs", self.relations.pairs)
+        outputs.table("models", self.relations.models)
+        outputs.table("families", self.relations.family_means)
+        if self.resize.height:  # there is more than one geometry
+            outputs.table("resize_errors", self.resize)
+        if self.failures.height:
+            outputs.table("failures", self.failures)
+        tables = [outputs.folder / name for name in outputs.files]
+        outputs.figure("similarity", self.figure(), self.square, "The similarity of every pair.")
+        return tables
+
+    def sections(self) -> list[Section]:
+        """The evidence, for a page beside the files of `write`."""
+        prints = ["similarity.pdf", "similarity.png"]
+        return [*matrix_sections(self.relations, prints), *self.images]
+
+
+def summarise(
+    setting: Setting,
+    members: Sequence[Member],
+    outcomes: Outcomes,
+    scores: NDArray[np.float64],
+    draws: NDArray[np.float64],
+    eps_s: float,
+    requested: Sequence[Member] = (),
+    failures: pl.DataFrame | None = None,
+) -> Comparison:
+    """The answer for members whose passes are done.
+
+    Args:
+        setting: images, attack and store.
+        members: the N models of the outcomes, in the same order.
+        outcomes: of the members.
+        scores: `similarity.matrix` of the outcomes, [N, N].
+        draws: `similarity.bootstrap` of the outcomes, [draws, N, N].
+        eps_s: the floor of 100 p.
+        requested: the members with those that failed; `members`, unless given.
+        failures: of the others, a row each: model, stage, reason.
+    """
+    requested = requested or members
+    if failures is None:
+        failures = pl.DataFrame(schema=["model", "stage", "reason"])
+    families = [member.family for member in members]
+    models = summary.model_table(
+        outcomes,
+        scores,
+        families,
+        [params(setting, member) for member in members],
+        [preprocessing(member, setting.task).view.input_size for member in members],
+    )
+    names = [member.name for member in requested]
+    places = [names.index(name) for name in outcomes.members]
+    relations = Relations(
+        scores=with_gaps(scores, places, len(names)),
+        names=names,
+        families=[member.family for member in requested],
+        pairs=all_pairs(similarity.pairs(outcomes, eps_s), names),
+        models=pl.DataFrame(
+            {"model": names, "family": [member.family for member in requested]}
+        ).join(models.drop("family"), on="model", how="left", maintain_order="left"),
+        family_means=similarity.family_means(scores, families, draws),
+    )
+    resize = resize_errors(setting, members)
+    scored = relations.pairs.drop_nulls("score")
+    answer = summary.answer(scored, models, relations.family_means, scores, draws)
+    items = examples(setting, members)
+    return Comparison(
+        title=f"How related are {len(names)} models on {setting.task.dataset}?",
+        question=_question(setting),
+        answer=[*answer, *_caveats(setting, members, failures, resize)],
+        relations=relations,
+        resize=resize,
+        failures=failures,
+        images=[examples_section(items, setting.attack.attack.eps)] if items else [],
+    )
+
+
+def with_gaps(scores: NDArray[np.float64], places: list[int], n: int) -> NDArray[np.float64]:
+    """The scores of some of n models, at their places among all, and NaN for the others, [n, n]."""
+    matrix = np.full((n, n), np.nan)
+    matrix[np.ix_(places, places)] = scores
+    return matrix
+
+
+def all_pairs(scored: pl.DataFrame, names: list[str]) -> pl.DataFrame:
+    """All pairs of the names, in their order; pairs that `scored` lacks have n = 0 and no score."""
+    pairs = pl.DataFrame(list(itertools.combinations(names, 2)), schema=["a", "b"], orient="row")
+    table = pairs.join(scored, on=["a", "b"], how="left", maintain_order="left")
+    return table.with_columns(pl.col("n").fill_null(0))
+
+
+def attacked(setting: Setting) -> str:
+    """An attack with its settings in words: "pgd (eps = 48/255, steps = 50)"."""
+    words = [settings_text(setting.attack.identity)]
+    precision = setting.choice.execution.precision
+    if precision != DEFAULT_PRECISION:
+        words.append(f"computed in {precision}")
+    settings = ", ".join(filter(None, words))
+    return f"{setting.attack.name} ({settings})" if settings else setting.attack.name
+
+
+def _question(setting: Setting) -> str:
+    return (
+        "Two networks are related when adversarial images crafted on one fool the other. Each "
+        f"model was attacked with {attacked(setting)} on those of the {len(setting.subset)} images "
+        f"of {setting.task.dataset} that it classifies correctly. Every other model was evaluated "
+        "on the adversarial images whose originals it classifies correctly, too."
+    )
+
+
+def _caveats(
+    setting: Setting, members: Sequence[Member], failures: pl.DataFrame, resize: pl.DataFrame
+) -> list[str]:
+    """What a reader of the scores has to know: resizing, classes and members left out."""
+    task = setting.task
+    partly = [member.name for member in members if knows_more(member, task)]
+    return [
+        *summary.resize(resize),
+        *summary.part_of_imagenet(partly, task.num_classes),
+        *(
+            f"{model} has no scores: it failed in {stage}. {reason}"
+            for model, stage, reason in failures.iter_rows()
+        ),
+    ]
