@@ -14,7 +14,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -120,7 +120,8 @@ def test_the_clean_pass_is_timms_and_the_packages(lite: Lite, fifty: Run, name: 
     assert set(config["mean"]) == {MEAN} and set(config["std"]) == {STD}
     transform = create_transform(**config)
     ids = json.loads((fifty.stored / "manifest.json").read_text())["ids"]
-    files = [lite.root / "val" / image for image in ids]
+    places = {file.name: file for file in lite.root.glob("val/*/*.jpg")}
+    files = [places[image] for image in ids]
     pixels = torch.stack([transform(Image.open(f).convert("RGB")) for f in files])  # type: ignore
     with torch.no_grad():
         expected = published_network(name)(pixels)
@@ -155,7 +156,7 @@ def test_scores_recounted_with_the_packages_networks(lite: Lite, fifty: Run) -> 
             predicted = dict(zip(ids, predictions(target, images), strict=True))
             assert stored and stored == {image: predicted[image] for image in stored}
             fooled[source, target] = {
-                image: predicted[image] != lite.labels[Path(image).name] for image in stored
+                image: predicted[image] != lite.labels[image] for image in stored
             }
     recounted = []
     for a, b in PAIRS:
@@ -199,7 +200,7 @@ def test_classes_that_models_choose_among(lite: Lite) -> None:
 def test_a_local_folder_of_timms_and_a_checkpoint_are_one_network(lite: Lite) -> None:
     """A model that timm exported, without any hub, and the checkpoint that it was made from."""
     net = timm.create_model("tf_efficientnet_lite0", checkpoint_path=str(lite.checkpoints["lite0"]))
-    timm.models.save_for_hf(net, lite.folder / "exported", safe_serialization=True)
+    timm.models.save_for_hf(net, str(lite.folder / "exported"), safe_serialization=True)
     exported = f"{{name: exported, timm: 'local-dir:{lite.folder / 'exported'}'}}"
     done = run_here(
         *lite.arguments,
@@ -221,7 +222,7 @@ def test_a_local_folder_of_timms_and_a_checkpoint_are_one_network(lite: Lite) ->
 def test_weights_without_mean_and_std_are_called_out(lite: Lite) -> None:
     """On a folder of one's own nothing is known of a checkpoint but its fields; the package's own
     network is a member by its dotted name."""
-    names = timm.data.ImageNetInfo().label_names()
+    names = ImageNetInfo().label_names()
     (lite.folder / "classes.txt").write_text("\n".join(names))
     package = (
         "{name: package, _target_: tests.real.convert.published_network, kwargs: {name: lite0}, "
@@ -242,8 +243,8 @@ def test_weights_without_mean_and_std_are_called_out(lite: Lite) -> None:
         cwd=lite.folder,
     )
     assert done.returncode == 0, done.stderr
-    said = done.stdout + (lite.folder / "bare" / "evaluate.log").read_text()
-    warnings = [line for line in said.splitlines() if "mean = std = 0.5 is a guess" in line]
+    messages = done.stdout + (lite.folder / "bare" / "evaluate.log").read_text()
+    warnings = [line for line in messages.splitlines() if "mean = std = 0.5 is a guess" in line]
     assert warnings
     for line in warnings:
         assert "bare" in line and "package" in line and "lite0" not in line

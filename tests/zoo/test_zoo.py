@@ -295,7 +295,7 @@ def test_what_timm_exports_is_a_member(tmp_path: Path, channels: int) -> None:
     """Its config repeats classes and channels as arguments."""
     torch.manual_seed(0)
     net = timm.create_model("test_resnet", num_classes=7, in_chans=channels)
-    timm.models.save_for_hf(net, tmp_path, safe_serialization=True)
+    timm.models.save_for_hf(net, str(tmp_path), safe_serialization=True)
     member, task = Member("m", f"local-dir:{tmp_path}"), Task("seven", 7, weights="pretrained")
     classifier = build(member, task, tmp_path / "model.safetensors").eval()
     gray = torch.rand(2, 1, 160, 160).expand(-1, 3, -1, -1)
