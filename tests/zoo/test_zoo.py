@@ -290,6 +290,22 @@ def test_published_weights_keep_their_classes(tmp_path: Path) -> None:
         build(Member("m", name, {"num_classes": 3}), task, weights)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_timm_exports_is_a_member(tmp_path: Path, channels: int) -> None:
+    """Its config repeats classes and channels as arguments."""
+    torch.manual_seed(0)
+    net = timm.create_model("test_resnet", num_classes=7, in_chans=channels)
+    timm.models.save_for_hf(net, str(tmp_path), safe_serialization=True)
+    member, task = Member("m", f"local-dir:{tmp_path}"), Task("seven", 7, weights="pretrained")
+    classifier = build(member, task, tmp_path / "model.safetensors").eval()
+    gray = torch.rand(2, 1, 160, 160).expand(-1, 3, -1, -1)
+    with torch.no_grad():
+        expected = net.eval()((gray[:, :channels] - classifier.mean) / classifier.std)
+        torch.testing.assert_close(classifier(gray), expected)
+    with pytest.raises(UserError, match=r"kwargs\.in_chans=4 would put a layer of random"):
+        build(Member("m", member.timm, {"in_chans": 4}), task, tmp_path / "model.safetensors")
+
+
 def test_the_arguments_in_a_config_are_part_of_a_model(tmp_path: Path) -> None:
     task = Task("ten", 10, weights="pretrained")
     before = identity(Member("m", local_dir(tmp_path / "mine")), task, "same")

@@ -250,8 +250,13 @@ def _pretrained(member: Member, weights: Path | None) -> nn.Module:
     if file is not None:
         config["custom_load"] = custom_load(published.config, Path(file))
     kwargs = {**published.arguments, **_timm_kwargs(member)}
+    trained = {
+        "num_classes": published.config.get("num_classes"),
+        "in_chans": (published.config.get("input_size") or [3])[0],
+        **published.arguments,  # timm exports both
+    }
     for key in ("num_classes", "in_chans"):
-        if file and kwargs.get(key, published.config.get(key)) != published.config.get(key):
+        if file and kwargs.get(key, trained[key]) != trained[key]:
             raise UserError(
                 f"{member.name}: kwargs.{key}={kwargs[key]} would put a layer of random weights "
                 f"into the published {member.timm}; leave it out, or give a checkpoint"
