@@ -88,6 +88,7 @@ def run_study(config: DictConfig, script: str) -> None:
     A user's mistake ends a single run here, before Hydra adds its own lines to it. In a multirun
     it goes on to Hydra, which finishes the other jobs first.
     """
+    find_own_modules()
     try:
         of = config.experiment.get("script", "evaluate")
         if of != script:
@@ -106,6 +107,14 @@ def run_study(config: DictConfig, script: str) -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         fail(f"{error}{OUTPUTS}", 1)
+
+
+def find_own_modules() -> None:
+    """Modules in the folder where the command was started can be imported, in the jobs of a sweep
+    and in worker processes, too. It is last: a user's file must not replace a library of ours."""
+    folder = HydraConfig.get().runtime.cwd
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 
 def launch(main: Callable[[], None]) -> None:
