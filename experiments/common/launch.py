@@ -114,6 +114,7 @@ def run_study(config: DictConfig, script: str) -> None:
         config: as composed.
         script: evaluate or train, whose config this is.
     """
+    find_own_modules()
     try:
         own = config.experiment.get("script", "evaluate")
         if own != script:
@@ -132,6 +133,14 @@ def run_study(config: DictConfig, script: str) -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         fail(f"{error}{OUTPUTS}", 1)
+
+
+def find_own_modules() -> None:
+    """Modules in the folder where the command was started can be imported, in the jobs of a sweep
+    and in worker processes, too. It is last: a user's file must not replace a library of ours."""
+    folder = HydraConfig.get().runtime.cwd
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 
 def launch(main: Callable[[], None]) -> None:

@@ -1,6 +1,6 @@
 """Members of the zoo from a config, their weights and what they are trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.utils import instantiate
@@ -52,19 +52,23 @@ def build_member(config: DictConfig, entry: Any) -> Member:
     return parse_members([entry], resolved(config.model).get("known"), at_least=1)[0]
 
 
-def one_member(config: DictConfig, name: str, what: str) -> Member:
-    """A model by name: timm's, one that model.known names, or a trained one (`imagenet/NAME`).
+def one_member(config: DictConfig, name: Any, what: str) -> Member:
+    """A model by name (timm's, one that model.known names, or a trained one, `imagenet/NAME`), or
+    by its fields, as one of model.members.
 
     Args:
         config: as composed.
-        name: of the model.
+        name: of the model, or its fields.
         what: the key that names it, for errors.
     """
+    if isinstance(name, Mapping | DictConfig):
+        return build_member(config, name)
     if not isinstance(name, str) or not name:
         known = ", ".join(config.model.get("known") or {})
         raise UserError(
             f"name a {what} with {what}=NAME: any timm name, a trained model such as "
-            f"{config.dataset.name}/NAME, or one of this zoo ({known})"
+            f"{config.dataset.name}/NAME, one of this zoo ({known}), or a mapping as in "
+            f"model.members; got {name!r}"
         )
     entries = with_trained(config, [name])
     (member,) = parse_members(entries, resolved(config.model).get("known"), at_least=1)

@@ -27,9 +27,9 @@ from netkin.jobs.pool import Display
 from netkin.transfer.decode import skipping
 from netkin.transfer.setting import AttackSpec, Setting
 from netkin.zoo import published
-from netkin.zoo.build import Classifier, Task, build
+from netkin.zoo.build import Classifier, Task, build, check_member
 from netkin.zoo.member import Member
-from netkin.zoo.preprocessing import unknown_preprocessing
+from netkin.zoo.preprocessing import trained_here, unknown_preprocessing
 
 log = logging.getLogger(__name__)
 
@@ -109,12 +109,20 @@ def check_dataset(dataset: dict[str, Any]) -> None:
 
 
 def prepare(
-    config: DictConfig, setting: Setting, members: list[Member], display: Display
+    config: DictConfig,
+    setting: Setting,
+    members: list[Member],
+    display: Display,
+    checked: bool = True,
 ) -> Setting:
     """The setting with the files of published weights, and without unreadable images if these are
     skipped.
 
-    Raises UserError that lists every member whose weights are missing.
+    Args:
+        checked: whether members that are no published or trained timm models are built once.
+
+    Raises UserError that lists every member whose weights are missing, and for the first one that
+    cannot be built, does not fit its checkpoint, or has other classes.
     """
     absent = [m for m in members if m.checkpoint and not Path(m.checkpoint).expanduser().is_file()]
     if absent:
@@ -130,6 +138,11 @@ def prepare(
             "give each member the mean, std, input_size and crop_pct that it was trained with",
             ", ".join(guessed),
         )
+    for member in members if checked else ():
+        file = Path(member.checkpoint).expanduser() if member.checkpoint else None
+        brought = not trained_here(file) if file else not member.timm
+        if brought and (note := check_member(member, setting.task)):
+            log.warning("%s", note)
     if names:
         display.start("weights", list(names), len(names))
         files = {}

@@ -49,7 +49,7 @@ def run(config: DictConfig) -> None:
     with tracked(config, info) as tracker:
         with Bars(console) as bars:
             check_sources(setting, members, members)
-            setting = prepare(config, setting, members, bars)
+            setting = prepare(config, setting, members, bars, checked=False)
             bad = unreadable(setting.images, setting.subset.positions, "images", bars)
             readable = replace(setting, subset=setting.subset.without(bad))
             training = build_training(config, setting, members, bars)

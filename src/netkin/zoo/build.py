@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from netkin.errors import UserError, first_line
 from netkin.zoo import from_python, from_torchvision, from_transformers
-from netkin.zoo.checkpoints import load_weights
+from netkin.zoo.checkpoints import choose, load_weights
 from netkin.zoo.member import Member
 from netkin.zoo.preprocessing import Preprocessing, preprocessing
-from netkin.zoo.published import custom_load, origin
+from netkin.zoo.published import custom_load, holds_arrays, origin
 from netkin.zoo.task import Task
 
 log = logging.getLogger(__name__)
@@ -86,12 +86,37 @@ def blueprint(member: Member, task: Task) -> nn.Module:
     the architecture cannot take the dataset's images.
     """
     own = preprocessing(member, task)
+    return _on_meta(member, task, own)[0]
+
+
+def _on_meta(
+    member: Member, task: Task, own: Preprocessing, weights: None = None, seed: int = 0
+) -> tuple[nn.Module, int]:
+    """As `_network`, on the meta device where that is possible."""
     try:
         with torch.device("meta"):
-            return _network(member, task, own, None, 0)[0]
+            return _network(member, task, own, weights, seed)
     except UserError as error:
         log.info("%s on the meta device: %s", member.name, error)
-        return _network(member, task, own, None, 0)[0]
+        return _network(member, task, own, weights, seed)
+
+
+def check_member(member: Member, task: Task) -> str:
+    """Build a member's architecture and compare its checkpoint with it, before any work.
+
+    Gives a note where the checkpoint holds several sets of weights that fit; otherwise "".
+    Raises UserError as `build` does.
+    """
+    own = preprocessing(member, task)
+    # A constructor of one's own may load weights, which the meta device would drop.
+    make = _network if member.target else _on_meta
+    net, classes = make(member, task, own, None, 0)
+    _columns(classes, member, task)
+    file = Path(member.checkpoint).expanduser() if member.checkpoint else None
+    if file is None or holds_arrays(file):
+        return ""
+    choice = choose(net, file, member.name, member.weights_key)
+    return choice.describe(file, member.name) if choice.others else ""
 
 
 def _network(

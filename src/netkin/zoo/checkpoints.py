@@ -58,6 +58,24 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """The weights of a checkpoint that are used, and the labels of others that fit as well."""
+
+    weights: Weights
+    others: tuple[str, ...] = ()
+
+    def describe(self, path: Path, name: str) -> str:
+        """Which weights of a file are used, and how to choose others, in words."""
+        label, *others = (text or "(top level)" for text in (self.weights.label, *self.others))
+        if not others:
+            return f"{name}: weights {label} of {path}"
+        return (
+            f"{name}: {path} holds several sets of weights that fit; {label} is used, not "
+            f"{', '.join(others)} (the member's field weights_key chooses another)"
+        )
+
+
+@dataclass(frozen=True)
 class Misfit:
     """The first key that differs; shapes are lists, or "no such key"."""
 
@@ -86,6 +104,17 @@ def load_weights(net: nn.Module, path: Path, name: str, key: str | None = None) 
     if holds_arrays(path) and hasattr(net, "load_pretrained"):
         _load_arrays(net, path, name)
         return
+    choice = choose(net, path, name, key)
+    if choice.others or choice.weights.label:
+        log.info("%s", choice.describe(path, name))
+    net.load_state_dict(choice.weights.tensors, strict=False)
+
+
+def choose(net: nn.Module, path: Path, name: str, key: str | None = None) -> Choice:
+    """The weights of a checkpoint that `load_weights` loads into a network, on any device.
+
+    Raises UserError as `load_weights` does.
+    """
     candidates = list(state_dicts(read(path, name)))
     if not candidates:
         raise UserError(f"{name}: {path} holds no tensors; expected a state dict of the network")
@@ -96,19 +125,8 @@ def load_weights(net: nn.Module, path: Path, name: str, key: str | None = None) 
     if not fits:
         raise UserError(_misfit_message(net, candidates, path, name))
     chosen = next((w for w in fits if AVERAGED.search(w.label.lower())), fits[0])
-    others = [w.label or "(top level)" for w in fits if w.label != chosen.label]
-    if others:
-        log.warning(
-            "%s: %s holds several sets of weights that fit; taken is %s, not %s (weights_key: KEY "
-            "of the member chooses another)",
-            name,
-            path,
-            chosen.label or "(top level)",
-            ", ".join(others),
-        )
-    elif chosen.label:
-        log.info("%s: weights %s of %s", name, chosen.label, path)
-    net.load_state_dict(chosen.tensors, strict=False)
+    others = [weights.label for weights in fits if weights.label != chosen.label]
+    return Choice(chosen, tuple(dict.fromkeys(others)))
 
 
 def read(path: Path, name: str, lazily: bool = False) -> Any:

@@ -29,7 +29,7 @@ def find(target: str, name: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         missing = str(error.name)
         if module_name == missing or module_name.startswith(f"{missing}."):
-            advice = "put its folder on PYTHONPATH, or install it"
+            advice = "start in its folder, put that on PYTHONPATH, or install it"
             raise UserError(f"{name}: there is no module {missing} ({target}); {advice}") from None
         raise UserError(f"{name}: {module_name} cannot be imported ({first_line(error)})") from None
     except Exception as error:  # a module of the user's raises what it will
@@ -37,7 +37,9 @@ def find(target: str, name: str) -> Callable[..., Any]:
         raise UserError(f"{name}: {module_name} cannot be imported ({reason})") from None
     value = getattr(module, attribute, None)
     if value is None:
-        raise UserError(f"{name}: {module_name} has no {attribute!r}{near(attribute, dir(module))}")
+        file = getattr(module, "__file__", None)
+        origin = f"{module_name} ({file})" if file else module_name
+        raise UserError(f"{name}: {origin} has no {attribute!r}{near(attribute, dir(module))}")
     if not callable(value):
         raise UserError(f"{name}: {target} must be a class or a function, got {value!r}")
     return value

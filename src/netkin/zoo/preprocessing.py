@@ -81,7 +81,7 @@ def unknown_preprocessing(member: Member, task: Task) -> bool:
         return False
     if member.checkpoint is None:
         return bool(member.target) and member.uses_published(task)
-    return not _trained_here(Path(member.checkpoint).expanduser())
+    return not trained_here(Path(member.checkpoint).expanduser())
 
 
 def known_config(member: Member, task: Task) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def known_config(member: Member, task: Task) -> dict[str, Any]:
         config = _resolved(origin(member.source).config)
     if member.checkpoint:
         path = Path(member.checkpoint).expanduser()
-        if path.is_file() and not _trained_here(path):
+        if path.is_file() and not trained_here(path):
             config |= _own_config(path, path.stat().st_mtime_ns)
     return config
 
@@ -213,7 +213,7 @@ def _beside(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _trained_here(path: Path) -> bool:
+def trained_here(path: Path) -> bool:
     """Whether a file of weights has netkin's notes beside it."""
     notes = path.with_suffix(".json")
     if path.suffix != ".safetensors" or not notes.is_file():
