@@ -1,5 +1,6 @@
 """What a run is called on a dashboard, and how runs are grouped there."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from netkin.transfer.setting import Setting
 
 MEASURING = (
     *("dataset", "subset", "model", "recipe", "attack", "store", "transfer", "score"),
+    "on_suspect",
     *("accelerator", "trainer", "workers", "threads", "loader"),
     *("batch_size", "precision", "memory_format", "fuse", "compile"),
 )
@@ -69,6 +71,27 @@ def file_info(config: DictConfig, models: int) -> RunInfo:
         name=f"{stem}-{models}-models",
         tags=(experiment, stem),
     )
+
+
+def command(*changes: str) -> str:
+    """The command for another run of the same images, models, attack and store, to be copied.
+
+    Args:
+        changes: overrides that it has besides, or instead.
+    """
+    new = {change.split("=")[0] for change in changes}
+    kept = [
+        override
+        for override in HydraConfig.get().overrides.task
+        if (key := override.lstrip("+~").split("=")[0]) not in {*new, "model.candidate"}
+        and key.split(".")[0] in (*MEASURING, "hardware", "logger")
+    ]
+    return shlex.join(["python", "evaluate.py", *changes, *kept])
+
+
+def eps_advice() -> str:
+    """How to choose eps where the attack is weak: a sentence with a command to copy."""
+    return f"To find an eps that is large enough: {command('experiment=eps')}"
 
 
 def used(config: DictConfig) -> DictConfig:

@@ -21,6 +21,7 @@ from experiments.common.finish import finish, print_notes
 from experiments.common.members import build_members, build_training
 from experiments.common.runs import file_info, run_info, used
 from experiments.common.setting import build_setting, check_sources, prepare
+from experiments.common.suspects import Suspects
 from experiments.common.values import resolved
 from netkin import pipeline, similarity
 from netkin.analysis import matrix
@@ -28,7 +29,7 @@ from netkin.analysis.matrix import Matrix
 from netkin.analysis.summary import left_out
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
-from netkin.pipeline import Incomplete
+from netkin.pipeline import Incomplete, Watch
 from netkin.report.study import Outputs, Section
 from netkin.report.text import and_more, settings_text
 from netkin.similarity import Outcomes
@@ -49,12 +50,14 @@ class Measured:
         outcomes: of the members.
         requested: the config's members, those that failed included.
         failures: of the others; None where all are done.
+        suspects: the members whose clean predictions look wrong.
     """
 
     setting: Setting
     members: list[Member]
     outcomes: Outcomes
     requested: list[Member]
+    suspects: Suspects
     failures: Incomplete | None = None
 
 
@@ -103,11 +106,13 @@ class Study:
     ) -> None:
         """Write report.html, print the answer, and name the files of the run.
 
-        The answer ends with what was noted of the images, and which could not be read.
+        The answer begins with the members that look wrong, and ends with what was noted of the
+        images, and which could not be read.
         """
         if self.measured is not None:
             setting = self.measured.setting
-            answer = [*answer, *left_out(setting.subset.skipped, setting.images.notes)]
+            answer = [*self.measured.suspects.sentences, *answer]
+            answer += left_out(setting.subset.skipped, setting.images.notes)
         text = described(self.config)
         finish(self.outputs, self.console, title, question, answer, sections, text)
 
@@ -158,12 +163,15 @@ def measured(
     check_sources(setting, requested, requested)
     info = run_info(config, setting, len(requested))
     print_notes(console, setting.images.notes)
+    suspects = Suspects(config, console)
     with track(resolved(config.logger), info) as tracker:
         failures = None
         with Bars(console) as bars:
             setting = prepare(config, setting, requested, bars)
             try:
-                outcomes = measure_prepared(config, setting, requested, tracker, bars)
+                outcomes = measure_prepared(
+                    config, setting, requested, tracker, bars, watch=suspects
+                )
             except Incomplete as error:
                 if not partial or error.outcomes is None:
                     raise
@@ -173,7 +181,7 @@ def measured(
             config,
             Matrix(outcomes.members, similarity.matrix(outcomes, config.score.eps_s)),
             [member.family for member in complete],
-            Measured(setting, complete, outcomes, requested, failures),
+            Measured(setting, complete, outcomes, requested, suspects, failures),
             Outputs(info.folder, tracker),
             tracker,
             console,
@@ -216,18 +224,20 @@ def measure_prepared(
     tracker: Tracker,
     bars: Bars,
     sources: list[Member] | None = None,
+    watch: Watch | None = None,
 ) -> Outcomes:
     """Outcomes of all members, computed where the store lacks them.
 
     Args:
         setting: after `prepare`: with the files of published weights, less unreadable images.
         sources: the members that are attacked; all, unless given.
+        watch: see `netkin.pipeline.Pipeline`; further outcomes of the same members need none.
 
     Raises Incomplete where a member failed.
     """
     training = build_training(config, setting, members, bars)
     with build_jobs(config, (setting, training), bars) as jobs:
-        return pipeline.compute_outcomes(setting, members, training, jobs, tracker, sources)
+        return pipeline.compute_outcomes(setting, members, training, jobs, tracker, sources, watch)
 
 
 def said(setting: Setting, models: int) -> str:

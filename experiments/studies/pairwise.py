@@ -13,6 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
+from experiments.common.runs import eps_advice
 from experiments.common.study import Measured, Study, attacked, measured
 from netkin import similarity
 from netkin.analysis import summary
@@ -79,7 +80,7 @@ def report(s: Study, m: Measured) -> None:
     s.finish(
         f"How related are {len(names)} models on {m.setting.task.dataset}?",
         _question(m.setting),
-        [*answer, *_caveats(m, resize)],
+        [*answer, *_weak(m, models), *_caveats(m, resize)],
         [*matrix_sections(relations, ["similarity.pdf", "similarity.png"]), *_examples(m)],
     )
 
@@ -101,14 +102,15 @@ def _relations(
     names = [member.name for member in m.requested]
     families = [member.family for member in m.requested]
     places = [names.index(name) for name in s.names]
+    reasons = m.suspects.reasons
     return Relations(
         scores=with_gaps(s.scores, places, len(names)),
         names=names,
         families=families,
         pairs=all_pairs(similarity.pairs(m.outcomes, s.config.score.eps_s), names),
-        models=pl.DataFrame({"model": names, "family": families}).join(
-            models.drop("family"), on="model", how="left", maintain_order="left"
-        ),
+        models=pl.DataFrame({"model": names, "family": families})
+        .join(models.drop("family"), on="model", how="left", maintain_order="left")
+        .with_columns(pl.Series("suspect", [reasons.get(name) for name in names], pl.String)),
         family_means=similarity.family_means(s.scores, s.families, draws),
     )
 
@@ -134,6 +136,12 @@ def _failure_table(failures: Incomplete) -> pl.DataFrame:
             for failure in failures.failures
         ]
     )
+
+
+def _weak(m: Measured, models: pl.DataFrame) -> list[str]:
+    """How to choose eps, where the attack has one and is weak on a model."""
+    weak = (models["white_box_success"] < summary.WEAK_ATTACK).any()
+    return [eps_advice()] if weak and m.setting.attack.attack.eps is not None else []
 
 
 def _caveats(m: Measured, resize: pl.DataFrame) -> list[str]:

@@ -16,6 +16,7 @@ from experiments.common.devices import build_jobs
 from experiments.common.members import build_members, build_training
 from experiments.common.runs import run_info
 from experiments.common.setting import build_setting, prepare
+from experiments.common.suspects import Suspects
 from experiments.common.values import resolved
 from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
@@ -37,7 +38,8 @@ def run(config: DictConfig) -> None:
             training = build_training(config, setting, sources, bars)
             context = (setting, training)
             with build_jobs(config, context, bars, members=len(sources)) as jobs:
-                pipeline = Pipeline(setting, training, jobs, tracker)
+                watch = Suspects(config, console)
+                pipeline = Pipeline(setting, training, jobs, tracker, watch)
                 well = pipeline.craft(pipeline.clean(sources))
         for source in well:
             console.print(

@@ -121,4 +121,5 @@ UNITS = {
     "gradients": "images",
     "planes": "planes",
     "cost": "models",
+    "eps": "attacks",
 }
