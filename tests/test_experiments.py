@@ -28,6 +28,7 @@ from tests.checks.test_precision import check_precision
 from tests.common.test_sweep import check_craft, check_novel, check_store
 from tests.conftest import ROOT, SMALL, run_command
 from tests.studies.test_comparison import check_attacks
+from tests.studies.test_eps import check_eps
 from tests.studies.test_meaning import check_clusters, check_components, check_importance
 from tests.train import test_train_studies
 from tests.train.test_train_studies import (
@@ -183,6 +184,7 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "hparams": check_hparams,
     "teachers": check_teachers,
     "attacks": check_attacks,
+    "eps": check_eps,
     "precision": check_precision,
     "select": check_select,
     "parity": check_parity,

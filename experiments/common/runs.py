@@ -1,5 +1,6 @@
 """The store and the tracker of a run, and how dashboards name and group it."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from netkin.transfer.setting import Setting
 
 MEASURING = (
     *("dataset", "subset", "model", "recipe", "attack", "store", "transfer", "score"),
-    "hardware",
+    *("on_suspect", "hardware"),
 )
 """Keys that have no effect on a study whose matrix comes from a file."""
 
@@ -86,6 +87,27 @@ def file_info(config: DictConfig, models: int) -> RunInfo:
         name=f"{stem}-{models}-models",
         tags=(experiment, stem),
     )
+
+
+def command(*changes: str) -> str:
+    """The command for another run of the same images, models, attack and store, to be copied.
+
+    Args:
+        changes: overrides that it has besides, or instead.
+    """
+    new = {change.split("=")[0] for change in changes}
+    kept = [
+        override
+        for override in HydraConfig.get().overrides.task
+        if (key := override.lstrip("+~").split("=")[0]) not in {*new, "model.candidate"}
+        and key.split(".")[0] in (*MEASURING, "logger")
+    ]
+    return shlex.join(["python", "evaluate.py", *changes, *kept])
+
+
+def eps_advice() -> str:
+    """How to choose eps where the attack is weak: a sentence with a command to copy."""
+    return f"To find an eps that is large enough: {command('experiment=eps')}"
 
 
 def used(config: DictConfig) -> DictConfig:

@@ -1,6 +1,5 @@
 """From a composed config to the library's objects; a user's mistake is one line of error here."""
 
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,7 +28,7 @@ from netkin.transfer.setting import AttackSpec, Setting
 from netkin.zoo import published
 from netkin.zoo.build import Classifier, Task, build, check_member
 from netkin.zoo.member import Member
-from netkin.zoo.preprocessing import trained_here, unknown_preprocessing
+from netkin.zoo.preprocessing import trained_here
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +44,7 @@ def build_setting(config: DictConfig) -> Setting:
     one_of(values["transfer"]["interpolation"], ("bilinear", "bicubic"), "transfer.interpolation")
     positive(values["score"]["eps_s"], "score.eps_s")
     positive_int(values["score"]["bootstrap"], "score.bootstrap")
+    one_of(values["on_suspect"], ("warn", "stop"), "on_suspect")
     check_dataset(values["dataset"])
     attack = build_attack(config)
     eps = attack.attack.eps
@@ -131,17 +131,10 @@ def prepare(
             + ", ".join(f"{member.checkpoint} (of {member.name})" for member in absent)
         )
     names = {m.name: m.source for m in members if m.uses_published(setting.task) and m.source}
-    guessed = [m.name for m in members if unknown_preprocessing(m, setting.task)]
-    if guessed:
-        log.warning(
-            "%s: the preprocessing of these weights is unknown, and mean = std = 0.5 is a guess; "
-            "give each member the mean, std, input_size and crop_pct that it was trained with",
-            ", ".join(guessed),
-        )
     for member in members if checked else ():
         file = Path(member.checkpoint).expanduser() if member.checkpoint else None
-        brought = not trained_here(file) if file else not member.timm
-        if brought and (note := check_member(member, setting.task)):
+        untried = not trained_here(file) if file else not member.timm
+        if untried and (note := check_member(member, setting.task)):
             log.warning("%s", note)
     if names:
         display.start("weights", list(names), len(names))

@@ -21,13 +21,14 @@ from experiments.common.finish import finish, print_notes
 from experiments.common.members import build_members, build_training
 from experiments.common.runs import file_info, run_info, tracked, used
 from experiments.common.setting import build_setting, check_sources, prepare
+from experiments.common.suspects import Suspects
 from netkin import pipeline, similarity
 from netkin.analysis import matrix
 from netkin.analysis.matrix import Matrix
 from netkin.analysis.summary import left_out
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
-from netkin.pipeline import Incomplete
+from netkin.pipeline import Incomplete, Watch
 from netkin.report.comparison import attacked as attacked
 from netkin.report.study import Outputs, Section
 from netkin.report.text import and_more
@@ -48,12 +49,14 @@ class Measured:
         outcomes: of the members.
         requested: the config's members, those that failed included.
         failures: of the others; None where all are done.
+        suspects: the members whose clean predictions look wrong.
     """
 
     setting: Setting
     members: list[Member]
     outcomes: Outcomes
     requested: list[Member]
+    suspects: Suspects
     failures: Incomplete | None = None
 
 
@@ -103,11 +106,13 @@ class Study:
     ) -> None:
         """Write report.html, print the answer, and name the files of the run.
 
-        The answer ends with the notes on the images, and which of them could not be read.
+        The answer begins with the members that look wrong. It ends with the notes on the images,
+        and which of them could not be read.
         """
         if self.measured is not None:
             setting = self.measured.setting
-            answer = [*answer, *left_out(setting.subset.skipped, setting.images.notes)]
+            answer = [*self.measured.suspects.sentences, *answer]
+            answer += left_out(setting.subset.skipped, setting.images.notes)
         text = described(self.config)
         finish(self.outputs, self.console, title, question, answer, sections, text)
 
@@ -159,12 +164,15 @@ def measured(
     check_sources(setting, requested, requested)
     info = run_info(config, setting, len(requested))
     print_notes(console, setting.images.notes)
+    suspects = Suspects(config, console)
     with tracked(config, info) as tracker:
         failures = None
         with Bars(console) as bars:
             setting = prepare(config, setting, requested, bars)
             try:
-                outcomes = measure_prepared(config, setting, requested, tracker, bars)
+                outcomes = measure_prepared(
+                    config, setting, requested, tracker, bars, watch=suspects
+                )
             except Incomplete as error:
                 if not partial or error.outcomes is None:
                     raise
@@ -174,7 +182,7 @@ def measured(
             config,
             Matrix(outcomes.members, similarity.matrix(outcomes, config.score.eps_s)),
             [member.family for member in complete],
-            Measured(setting, complete, outcomes, requested, failures),
+            Measured(setting, complete, outcomes, requested, suspects, failures),
             Outputs(info.folder, tracker),
             tracker,
             console,
@@ -217,6 +225,7 @@ def measure_prepared(
     tracker: Tracker,
     bars: Bars,
     sources: list[Member] | None = None,
+    watch: Watch | None = None,
 ) -> Outcomes:
     """Outcomes of all members, computed where the store lacks them.
 
@@ -227,12 +236,13 @@ def measure_prepared(
         tracker: gets each pass's metrics.
         bars: of the progress.
         sources: the members that are attacked; all, unless given.
+        watch: see `netkin.pipeline.Pipeline`; further outcomes of the same members need none.
 
     Raises Incomplete where a member failed.
     """
     training = build_training(config, setting, members, bars)
     with build_jobs(config, (setting, training), bars) as jobs:
-        return pipeline.compute_outcomes(setting, members, training, jobs, tracker, sources)
+        return pipeline.compute_outcomes(setting, members, training, jobs, tracker, sources, watch)
 
 
 def describe(setting: Setting, models: int) -> str:

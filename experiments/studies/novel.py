@@ -24,15 +24,16 @@ from experiments.common.devices import build_jobs
 from experiments.common.finish import finish
 from experiments.common.keys import naming
 from experiments.common.members import build_member, build_members, build_training
-from experiments.common.runs import run_info, tracked
+from experiments.common.runs import eps_advice, run_info, tracked
 from experiments.common.setting import build_setting, prepare
 from experiments.common.study import attacked, described
+from experiments.common.suspects import Suspects
 from netkin import similarity
 from netkin.analysis import clusters
 from netkin.analysis.summary import WEAK_ATTACK
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
-from netkin.pipeline import Incomplete, Pipeline
+from netkin.pipeline import Incomplete, Pipeline, Watch
 from netkin.report.study import Outputs, Section
 from netkin.report.style import INK, PALETTE, panels, style
 from netkin.tracking import Tracker
@@ -69,10 +70,11 @@ def run(config: DictConfig) -> None:
             clusters.check_k(k, len(members))
     info = run_info(config, setting, len(members) + 1, [candidate.name])
     console = Console(soft_wrap=True)
+    suspects = Suspects(config, console)
     with tracked(config, info) as tracker:
         with Bars(console) as bars:
             setting = prepare(config, setting, [*members, candidate], bars)
-            failures = attack_one(config, setting, members, candidate, tracker, bars)
+            failures = attack_one(config, setting, members, candidate, tracker, bars, suspects)
         failed = {failure.member.name for failure in failures.failures} if failures else set()
         members = [member for member in members if member.name not in failed]
         labels, reason = stored_clusters(setting, members, k, config.score.eps_s)
@@ -88,7 +90,9 @@ def run(config: DictConfig) -> None:
             f"One-sided similarity of the members to {candidate.name}, with 95% intervals over "
             "images; colours are clusters of the members.",
         )
-        paragraphs = answer(table, candidate.name, success, reason)
+        paragraphs = [*suspects.sentences, *answer(table, candidate.name, success, reason)]
+        if success < WEAK_ATTACK and setting.attack.attack.eps is not None:
+            paragraphs.append(eps_advice())
         if failures:
             paragraphs += [f"{f.member.name} failed: {f.reason}." for f in failures.failures]
         finish(
@@ -113,6 +117,7 @@ def attack_one(
     candidate: Member,
     tracker: Tracker,
     bars: Bars,
+    watch: Watch,
 ) -> Incomplete | None:
     """Attack the candidate and evaluate all models on its images, where the store lacks that.
 
@@ -121,7 +126,7 @@ def attack_one(
     everyone = [*members, candidate]
     training = build_training(config, setting, everyone, bars)
     with build_jobs(config, (setting, training), bars) as jobs:
-        pipeline = Pipeline(setting, training, jobs, tracker)
+        pipeline = Pipeline(setting, training, jobs, tracker, watch)
         pipeline.craft([m for m in pipeline.clean(everyone) if m.name == candidate.name])
         if candidate in pipeline.remaining(everyone):
             pipeline.transfer(pipeline.remaining(everyone), [candidate])

@@ -10,8 +10,10 @@ On the 12 digits members (500 images, PGD-50): see the README and experiments/re
 import polars as pl
 from omegaconf import DictConfig
 
+from experiments.common.runs import eps_advice
 from experiments.common.study import Measured, Study, measured
 from netkin.analysis.hierarchy import off_diagonal
+from netkin.analysis.summary import WEAK_ATTACK
 from netkin.pipeline import Incomplete
 from netkin.report.comparison import summarise
 
@@ -43,6 +45,7 @@ def report(s: Study, m: Measured) -> None:
         s.config.score.eps_s,
         m.requested,
         None if m.failures is None else _failure_table(m.failures),
+        m.suspects.reasons,
     )
     tables = comparison.write(s.outputs)
     scores = off_diagonal(s.scores)
@@ -56,7 +59,8 @@ def report(s: Study, m: Measured) -> None:
     s.tracker.artifact(
         f"similarity-{m.setting.task.dataset}-{m.setting.attack.name}", "similarity", tables
     )
-    s.finish(comparison.title, comparison.question, comparison.answer, comparison.sections())
+    answer = [*comparison.answer, *_weak(m, comparison.relations.models)]
+    s.finish(comparison.title, comparison.question, answer, comparison.sections())
 
 
 def _failure_table(failures: Incomplete) -> pl.DataFrame:
@@ -66,3 +70,9 @@ def _failure_table(failures: Incomplete) -> pl.DataFrame:
             for failure in failures.failures
         ]
     )
+
+
+def _weak(m: Measured, models: pl.DataFrame) -> list[str]:
+    """How to choose eps, where the attack has one and is weak on a model."""
+    weak = (models["white_box_success"] < WEAK_ATTACK).any()
+    return [eps_advice()] if weak and m.setting.attack.attack.eps is not None else []

@@ -16,6 +16,7 @@ from experiments.common.devices import build_jobs
 from experiments.common.members import build_members, build_training
 from experiments.common.runs import run_info, tracked
 from experiments.common.setting import build_setting, prepare
+from experiments.common.suspects import Suspects
 from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
 from netkin.pipeline import Incomplete, Pipeline
@@ -35,7 +36,8 @@ def run(config: DictConfig) -> None:
             training = build_training(config, setting, sources, bars)
             context = (setting, training)
             with build_jobs(config, context, bars, members=len(sources)) as jobs:
-                pipeline = Pipeline(setting, training, jobs, tracker)
+                watch = Suspects(config, console)
+                pipeline = Pipeline(setting, training, jobs, tracker, watch)
                 crafted = pipeline.craft(pipeline.clean(sources))
         for source in crafted:
             console.print(

@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from netkin import similarity
+from netkin.analysis.suspect import Suspicion
 from netkin.attacks import PGD
 from netkin.attacks.units import fraction, whole_number
 from netkin.data import arrays, subset
@@ -25,7 +26,7 @@ from netkin.jobs.unchanged import unchanged
 from netkin.pipeline import Failure, Incomplete, compute_outcomes
 from netkin.report.comparison import summarise
 from netkin.report.result import Result
-from netkin.similarity import EPS_S, Outcomes
+from netkin.similarity import EPS_S
 from netkin.store.layout import Store
 from netkin.tracking import NullTracker
 from netkin.transfer.setting import AttackSpec, Setting
@@ -119,20 +120,27 @@ def _setting(
 def _result(
     setting: Setting, members: Sequence[Member], draws: int, eps_s: float, progress: bool
 ) -> Result:
-    threads = torch.get_num_threads()
+    threads, suspects = torch.get_num_threads(), dict[str, Sequence[Suspicion]]()
     with (
         Bars(Console(stderr=True)) if progress else Silent() as display,
         Jobs((setting, None), 1, threads, display) as jobs,
     ):
         try:
-            outcomes = compute_outcomes(setting, members, None, jobs, NullTracker())
+            outcomes = compute_outcomes(
+                setting, members, None, jobs, NullTracker(), watch=suspects.update
+            )
         except Incomplete as error:
             failures = [f"{f.member.name} failed in {f.stage}: {_line(f)}" for f in error.failures]
             raise UserError("; ".join(failures)) from error.failures[0].error
     scores = similarity.matrix(outcomes, eps_s)
     matrices = similarity.bootstrap(outcomes, draws, eps_s=eps_s)
-    comparison = summarise(setting, members, outcomes, scores, matrices, eps_s)
-    comparison.answer.extend(_near_chance(outcomes, setting.task.num_classes))
+    reasons = {name: "; ".join(s.finding for s in found) for name, found in suspects.items()}
+    comparison = summarise(setting, members, outcomes, scores, matrices, eps_s, suspects=reasons)
+    comparison.answer.extend(
+        f"Suspect: {name}: {reason}. Check that the labels are in its order of classes, and give "
+        "netkin.Model the mean, std and input_size that it was trained with."
+        for name, reason in reasons.items()
+    )
     settings = {
         "models": {m.name: setting.model(m) for m in members},
         "images": {"number": len(setting.subset), "sha256": setting.subset.digest},
@@ -261,15 +269,3 @@ def _check_sources(setting: Setting, members: Sequence[Member]) -> None:
         for member in members:
             if problem := attack.unfit(setting.build(member)):
                 raise UserError(f"attack {setting.attack.name}: {member.name} {problem}")
-
-
-def _near_chance(outcomes: Outcomes, classes: int) -> list[str]:
-    """Models that classify little more than a guess does, which their preprocessing may cause."""
-    chance = 1 / classes
-    return [
-        f"{name} classifies {accuracy:.1%} of the images correctly, near chance ({chance:.1%}). "
-        "Are the labels in its order, and are its mean, std and input_size those that it was "
-        "trained with? Give them to netkin.Model."
-        for name, accuracy in zip(outcomes.members, outcomes.correct.mean(axis=1), strict=True)
-        if accuracy < chance + 0.1 * (1 - chance)
-    ]

@@ -2,18 +2,22 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from netkin.analysis.suspect import Suspicion, suspicions
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance, Jobs
 from netkin.jobs.results import Crafted, Result, Trained
 from netkin.similarity import Outcomes
 from netkin.store.lease import lease, sweep
 from netkin.tracking import Tracker
-from netkin.training.weights import Training, is_trained
+from netkin.training.weights import Training, is_trained, noted_accuracy
 from netkin.transfer.decode import Undecoded, decode, undecoded
 from netkin.transfer.resize import Unresized, missing_views
 from netkin.transfer.setting import Setting
@@ -25,10 +29,15 @@ from netkin.transfer.stored import (
     missing_shards,
     missing_sources,
     outcomes,
+    predictions,
 )
 from netkin.zoo.member import Member
+from netkin.zoo.preprocessing import unknown_preprocessing
 
 log = logging.getLogger(__name__)
+
+Watch = Callable[[Mapping[str, Sequence[Suspicion]]], None]
+"""Takes the reasons to doubt members, by name; see `netkin.analysis.suspect`."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +84,19 @@ class Pipeline:
         training: how members without weights get them; None where they bring their own.
         jobs: runs the work; its context is (setting, training).
         tracker: logs metrics of each stage and member.
+        watch: called after the clean pass with the members that look wrong; it may raise UserError.
     """
 
-    def __init__(self, setting: Setting, training: Training | None, jobs: Jobs, tracker: Tracker):
+    def __init__(
+        self,
+        setting: Setting,
+        training: Training | None,
+        jobs: Jobs,
+        tracker: Tracker,
+        watch: Watch | None = None,
+    ):
         self.setting, self.training, self.jobs, self.tracker = setting, training, jobs, tracker
+        self.watch = watch
         self.failures: list[Failure] = []
         sweep(setting.store.root)
         jobs.stopped = partial(sweep, setting.store.root)
@@ -86,6 +104,7 @@ class Pipeline:
     def clean(self, members: Sequence[Member]) -> list[Member]:
         """Train members and evaluate them on the clean images, in all members' views."""
         setting, training = self.setting, self.training
+        labels = setting.labels.numpy()
         untrained = [member for member in members if training and not is_trained(training, member)]
         shards = undecoded(setting, members) if _work_left(setting, members, untrained) else []
         images = sum(len(setting.shards[item.shard]) for item in shards)
@@ -96,8 +115,11 @@ class Pipeline:
         missing = [member for member in members if not is_clean(setting, member)]
         self._stage("clean", _clean, missing, len(missing) * len(setting.subset))
         members = self.remaining(members)
-        rates = {m.name: float(correct(setting, m).float().mean()) for m in members}
+        classes = {m.name: predictions(setting, m).numpy() for m in members}
+        rates = {name: float((p == labels).mean()) for name, p in classes.items()}
         self.tracker.metrics({f"clean_accuracy/{name}": rate for name, rate in rates.items()})
+        if self.watch is not None:
+            self.watch(suspects(setting, members, classes))
         unresized = missing_views(setting, members)
         self._stage("resize", _resize, unresized, sum(len(item.views) for item in unresized))
         return self.remaining(members)
@@ -174,6 +196,7 @@ def compute_outcomes(
     jobs: Jobs,
     tracker: Tracker,
     sources: Sequence[Member] | None = None,
+    watch: Watch | None = None,
 ) -> Outcomes:
     """The outcomes that scores are computed from, where the store lacks them; see `Pipeline`.
 
@@ -184,10 +207,11 @@ def compute_outcomes(
         jobs: runs the work; its context is (setting, training).
         tracker: logs metrics of each stage and member.
         sources: those of the members that are attacked; all, unless given.
+        watch: see `Pipeline`.
 
     Raises Incomplete, with the outcomes of the others, when members failed.
     """
-    pipeline = Pipeline(setting, training, jobs, tracker)
+    pipeline = Pipeline(setting, training, jobs, tracker, watch)
     evaluated = pipeline.clean(members)
     crafted = pipeline.craft([m for m in evaluated if sources is None or m in sources])
     finished = pipeline.transfer(pipeline.remaining(evaluated), crafted) if crafted else []
@@ -209,6 +233,30 @@ def compute_outcomes(
         raise Incomplete(pipeline.failures, result, len(members))
     assert result is not None
     return result
+
+
+def suspects(
+    setting: Setting, members: Sequence[Member], predicted: Mapping[str, NDArray[np.intp]]
+) -> dict[str, list[Suspicion]]:
+    """The members whose clean predictions look wrong, with the reasons.
+
+    Args:
+        setting: with the images that the members were evaluated on.
+        members: whose clean pass is done.
+        predicted: the classes that each member predicts, [I], by its name.
+    """
+    labels = setting.labels.numpy()
+    reasons = {
+        member.name: suspicions(
+            labels,
+            predicted[member.name],
+            setting.images.classes,
+            noted_accuracy(setting, member),
+            unknown_preprocessing(member, setting.task),
+        )
+        for member in members
+    }
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 def _work_left(setting: Setting, members: Sequence[Member], untrained: Sequence[Member]) -> bool:

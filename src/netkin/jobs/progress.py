@@ -146,4 +146,5 @@ UNITS = {
     "gradients": "images",
     "planes": "planes",
     "cost": "models",
+    "eps": "attacks",
 }

@@ -4,7 +4,7 @@ A pure function of what the passes stored. `evaluate.py` and `netkin.compare` bo
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +92,7 @@ def summarise(
     eps_s: float,
     requested: Sequence[Member] = (),
     failures: pl.DataFrame | None = None,
+    suspects: Mapping[str, str] | None = None,
 ) -> Comparison:
     """The answer for members whose passes are done.
 
@@ -104,8 +105,9 @@ def summarise(
         eps_s: the floor of 100 p.
         requested: the members with those that failed; `members`, unless given.
         failures: of the others, a row each: model, stage, reason.
+        suspects: why a member's clean predictions look wrong, by its name.
     """
-    requested = requested or members
+    requested, reasons = requested or members, suspects or {}
     if failures is None:
         failures = pl.DataFrame(schema=["model", "stage", "reason"])
     families = [member.family for member in members]
@@ -123,9 +125,9 @@ def summarise(
         names=names,
         families=[member.family for member in requested],
         pairs=all_pairs(similarity.pairs(outcomes, eps_s), names),
-        models=pl.DataFrame(
-            {"model": names, "family": [member.family for member in requested]}
-        ).join(models.drop("family"), on="model", how="left", maintain_order="left"),
+        models=pl.DataFrame({"model": names, "family": [member.family for member in requested]})
+        .join(models.drop("family"), on="model", how="left", maintain_order="left")
+        .with_columns(pl.Series("suspect", [reasons.get(name) for name in names], pl.String)),
         family_means=similarity.family_means(scores, families, draws),
     )
     resize = resize_errors(setting, members)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from netkin.data.classes import class_words
 from netkin.report.study import Section, block
 from netkin.report.text import fraction_text
 from netkin.store.layout import OutcomeStore
@@ -26,8 +27,8 @@ class Example:
     Attributes:
         source: the model that the adversarial image was crafted on.
         image_id: the image's id in the dataset.
-        label: the true class.
-        prediction: the source's prediction for the adversarial image.
+        label: the true class, in words.
+        prediction: the source's prediction for the adversarial image, in words.
         clean: [H, W, 3] uint8.
         adversarial: [H, W, 3] uint8, within eps of clean.
     """
@@ -47,13 +48,14 @@ def examples(
 
     Of each source they are the first of its images, so that most sources show the same ones.
     """
+    words = class_words(setting.images.classes)
     one_a_family = list({member.family: member for member in reversed(members)}.values())[::-1]
     rest = [member for member in members if member not in one_a_family]
     selected = []
     for source in (one_a_family + rest)[:sources]:
         stored, index = adversarial(setting, source, 0)
         for row in range(min(images, len(index))):
-            selected.append(_example(setting, source, stored[row], int(index[row])))
+            selected.append(_example(setting, source, stored[row], int(index[row]), words))
     return selected
 
 
@@ -90,16 +92,17 @@ def difference(
     return np.clip(np.round(127.5 + 127.5 * delta), 0, 255).astype(np.uint8)
 
 
-def _example(setting: Setting, source: Member, stored: Tensor, position: int) -> Example:
+def _example(
+    setting: Setting, source: Member, stored: Tensor, position: int, words: Sequence[str]
+) -> Example:
     table: OutcomeStore = outcome_store(setting)
     image_id = setting.subset.ids[position]
     (prediction,) = table.read([source.name]).filter(image_id=image_id)["prediction"]
-    classes = setting.images.classes
     return Example(
         source=source.name,
         image_id=image_id,
-        label=classes[setting.subset.labels[position]],
-        prediction=classes[int(prediction)],
+        label=words[setting.subset.labels[position]],
+        prediction=words[int(prediction)],
         clean=_hwc(setting.pixels(setting.view(source), 0)[position]),
         adversarial=_hwc(stored),
     )

@@ -37,7 +37,8 @@ class Relations:
         pairs: one row a pair: a, b, n, a_fools_b, b_fools_a (rates in [0, 1]), score, low, high
             (95 % interval); N (N - 1) / 2 rows, in any order.
         models: one row a model: model, family, params, input_size, clean_accuracy and
-            white_box_success (in [0, 1]), white_box_score, mean_similarity, nearest.
+            white_box_success (in [0, 1]), white_box_score, mean_similarity, nearest; and, where it
+            is known, suspect: why the model's clean predictions look wrong, or null.
         family_means: family_a, family_b, pairs, mean; family_a == family_b is within a family, and
             a family of one has no such row. With columns low and high, the interval is shown too.
     """

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from netkin.analysis.suspect import Noted
 from netkin.data.images import Images
 from netkin.data.subset import fingerprint
 from netkin.errors import OtherTraining, UserError, and_more, near
@@ -113,6 +114,23 @@ def notes(weights: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise UserError(f"{file} is damaged ({error!r}); remove it to train again") from None
     return content
+
+
+def noted_accuracy(setting: Setting, member: Member) -> Noted | None:
+    """The accuracy that the member's training noted on test images of the setting's dataset.
+
+    None where the member's weights were not trained by netkin, or on another dataset.
+    """
+    file = setting.weights(member)
+    trained = setting.store.weights(setting.task.dataset, member.name)
+    if file is None or file.parent.name != trained.parent.name or file.suffix != trained.suffix:
+        return None
+    try:
+        content = notes(file) or {}
+    except UserError:  # a file of other software: such notes are no reason to stop
+        return None
+    accuracy, images = content.get("test_accuracy"), content.get("test_images")
+    return Noted(accuracy, images) if accuracy is not None and images else None
 
 
 def check_identity(weights: Path, stored: Mapping[str, Any], needed: Mapping[str, Any]) -> None:

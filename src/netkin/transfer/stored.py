@@ -96,9 +96,14 @@ def logits_by_block(
         yield lambda block: np.stack([part[block] for part in parts])
 
 
+def predictions(setting: Setting, member: Member) -> Tensor:
+    """The classes that the member predicts for the clean images, [I] int64."""
+    return logits(setting, member).argmax(dim=1)
+
+
 def correct(setting: Setting, member: Member) -> Tensor:
     """Which clean images the member classifies correctly, [I] bool."""
-    return logits(setting, member).argmax(dim=1) == setting.labels
+    return predictions(setting, member) == setting.labels
 
 
 def params(setting: Setting, member: Member) -> int:

@@ -1,0 +1,149 @@
+"""Which eps is large enough for these images and models?
+
+Attacks some images of each member with the run's attack at several eps, and with noise of the same
+size (every channel of every pixel eps up or down). An attack that does not nearly always fool its
+own source confounds the scores of that source. An eps at which noise alone fools a member is too
+large to say much about gradients. Nothing but the clean predictions is stored. Writes eps (figure
+and table) and report.html.
+
+On the 12 digits members, eps was chosen so: experiments/results/digits.md.
+"""
+
+import polars as pl
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from experiments.common.devices import build_jobs
+from experiments.common.finish import finish, print_notes
+from experiments.common.keys import naming
+from experiments.common.members import build_members, build_training
+from experiments.common.runs import command, run_info
+from experiments.common.setting import build_attack, build_setting, check_sources, prepare
+from experiments.common.study import described
+from experiments.common.suspects import Suspects
+from experiments.common.values import positive_int, resolved
+from netkin.analysis.eps import NOISE, SUCCESS, sentence, smallest, strength_row
+from netkin.analysis.summary import left_out
+from netkin.attacks import Attack, SignNoise
+from netkin.attacks.grid import levels
+from netkin.attacks.units import fraction
+from netkin.errors import UserError
+from netkin.jobs.pool import Advance
+from netkin.jobs.progress import Bars
+from netkin.pipeline import Failure, Incomplete, Pipeline
+from netkin.report.eps import eps_figure
+from netkin.report.study import Outputs, Section
+from netkin.report.text import settings_text
+from netkin.tracking import track
+from netkin.transfer.setting import Setting
+from netkin.transfer.strength import Strengths, Trial, spread, strengths
+
+
+def run(config: DictConfig) -> None:
+    """The study, from a composed config."""
+    values = eps_values(config)
+    attacks = tuple(
+        each for eps in values.values() for each in (at_eps(config, eps), SignNoise(eps))
+    )
+    setting, members = build_setting(config), build_members(config, at_least=1)
+    check_sources(setting, members, members)
+    most = positive_int(config.eps.images, "eps.images")
+    info, console = run_info(config, setting, len(members)), Console(soft_wrap=True)
+    suspects, failures, rows = Suspects(config, console), list[Failure](), list[dict]()
+    print_notes(console, setting.images.notes)
+    with track(resolved(config.logger), info) as tracker:
+        with Bars(console) as bars:
+            setting = prepare(config, setting, members, bars)
+            positions = spread(len(setting.subset), most)
+            training = build_training(config, setting, members, bars)
+            with build_jobs(config, (setting, training), bars) as jobs:
+                pipeline = Pipeline(setting, training, jobs, tracker, suspects)
+                trials = [Trial(m, attacks, positions) for m in pipeline.clean(members)]
+                failures += pipeline.failures
+                for trial, result in jobs.run(
+                    *("eps", _strengths, trials, len(trials) * len(attacks)),
+                    lambda trial, error: failures.append(Failure(trial.member, "eps", error)),
+                ):
+                    rows += [
+                        strength_row(
+                            *(trial.name, eps, text, result.images),
+                            dict(zip((SUCCESS, NOISE), result.fooled[2 * i :], strict=False)),
+                        )
+                        for i, (text, eps) in enumerate(values.items())
+                    ]
+        if rows:
+            order = [member.name for member in members]
+            report(
+                config,
+                setting,
+                pl.DataFrame(rows).sort(pl.col("model").replace_strict(order, range(len(order)))),
+                Outputs(info.folder, tracker),
+                console,
+                suspects.sentences,
+            )
+        if failures:
+            raise Incomplete(failures, None, len(members))
+
+
+def eps_values(config: DictConfig) -> dict[str, float]:
+    """The eps to try, as they are written, in increasing order.
+
+    Raises UserError where they cannot be used.
+    """
+    values = resolved(config)["eps"]["values"]
+    if not isinstance(values, list) or not values:
+        raise UserError(f"eps.values must be a list such as [8/255,16/255], got {values!r}")
+    if "eps" not in config.attack:
+        raise UserError("experiment=eps needs an attack that has an eps, such as attack=pgd")
+    parsed = {str(value): fraction(value, "eps.values") for value in values}
+    if config.store.dtype == "uint8":
+        with naming({"eps": "eps.values: eps"}):
+            levels(min(parsed.values()))
+    return dict(sorted(parsed.items(), key=lambda item: item[1]))
+
+
+def at_eps(config: DictConfig, eps: float) -> Attack:
+    """The run's attack with another eps."""
+    changed = config.copy()
+    OmegaConf.update(changed, "attack.eps", eps)
+    return build_attack(changed).attack
+
+
+def _strengths(context: tuple, trial: Trial, advance: Advance) -> Strengths:
+    return strengths(context[0], trial, advance)
+
+
+def report(
+    config: DictConfig,
+    setting: Setting,
+    table: pl.DataFrame,
+    outputs: Outputs,
+    console: Console,
+    cautions: list[str],
+) -> None:
+    """Write the table, the figure and the page, and print the answer."""
+    caption = (
+        "White-box success, and errors under noise of the same size, over images that the model "
+        "classifies correctly, with 95% Wilson intervals."
+    )
+    eps = smallest(table)
+    next_step = (
+        "Try larger eps.values, or more or larger steps of the attack."
+        if eps is None
+        else f"To compare the models with it: {command(f'attack.eps={eps}')}"
+    )
+    picture = outputs.figure("eps", eps_figure(table), table, caption)
+    steps = {key: value for key, value in setting.attack.identity.items() if key != "eps"}
+    dataset, models = setting.task.dataset, table["model"].n_unique()
+    finish(
+        *(outputs, console, f"Which eps for {models} models on {dataset}?"),
+        f"{setting.attack.name} ({settings_text(steps)}) attacked up to {table['n'].max()} images "
+        f"of {dataset} on each model at each eps, and noise of the same size changed the same "
+        "images.",
+        [
+            *(sentence(table), next_step, *cautions),
+            *left_out(setting.subset.skipped, setting.images.notes),
+        ],
+        [Section("White-box success by eps", (), {"": table}, [picture])],
+        described(config),
+    )

@@ -1,0 +1,237 @@
+"""Classifiers whose clean predictions look wrong, found before anything is attacked.
+
+A wrong order of classes, preprocessing that is not the training's, or weights of another task give
+scores like any others. What gives them away is the accuracy on the clean images. It is compared
+with chance, with what the training noted, and with the accuracy under the best relabelling of the
+outputs. It is not compared with published accuracies: timm's package has no table of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import binom
+
+from netkin.data.classes import ORDERS, class_words, in_order
+
+RELABELLED, CHANCE, BELOW_NOTED, GUESSED = "relabelled", "chance", "below noted", "guessed"
+"""Kinds of suspicions."""
+SHIFTED = "shifted"
+"""An order of classes: each class one further, or one back."""
+LEVEL = 0.01
+"""Of the binomial test against chance."""
+NEAR = 0.05
+"""An accuracy this part of the way from chance to 1 is near chance, however many images there
+are."""
+GAIN = 0.1
+"""Accuracy that a relabelling has to gain."""
+SHORTFALL = 0.05
+"""Accuracy below the noted one that has to be missing, besides the sampling error."""
+ERRORS = 3.0
+"""Standard errors that count as sampling error."""
+MOST_CLASSES = 2000
+"""Of more classes, only known orders are tried: a search takes minutes and gigabytes."""
+EXAMPLES = 3
+"""Classes that a finding names."""
+
+
+class Noted(NamedTuple):
+    """An accuracy in [0, 1] that was measured before, and on how many images."""
+
+    accuracy: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """A reason to doubt that a classifier is run as it was trained.
+
+    Attributes:
+        kind: RELABELLED, CHANCE, BELOW_NOTED or GUESSED.
+        finding: in words, to follow the classifier's name and a colon.
+        order: of RELABELLED, the order that the outputs are in: one of
+            `netkin.data.classes.ORDERS`, or SHIFTED; empty where it is none of them.
+    """
+
+    kind: str
+    finding: str
+    order: str = ""
+
+
+def suspicions(
+    labels: NDArray[np.intp],
+    predictions: NDArray[np.intp],
+    classes: Sequence[str],
+    noted: Noted | None = None,
+    guessed: bool = False,
+) -> list[Suspicion]:
+    """The reasons to doubt a classifier, empty where there are none.
+
+    Another order of classes explains a low accuracy, which is then no reason of its own.
+
+    Args:
+        labels: of I images, indices of the classes.
+        predictions: for the same images.
+        classes: K names, in the order of the labels.
+        noted: the accuracy that its training noted on test images of this dataset, if any.
+        guessed: whether its preprocessing is unknown.
+    """
+    result = []
+    accuracy, images = float(np.mean(predictions == labels)), len(labels)
+    percent = f"its accuracy is {accuracy:.1%} on {images} images"
+    relabelling = _relabelling(labels, predictions, classes, percent)
+    if relabelling is not None:
+        result.append(relabelling)
+    else:
+        chance = chance_rate(labels, len(classes))
+        if near_chance(round(accuracy * images), images, chance):
+            result.append(Suspicion(CHANCE, f"{percent}, near chance ({chance:.1%})"))
+        if noted is not None and falls_short(Noted(accuracy, images), noted):
+            finding = f"its training noted {noted.accuracy:.1%} on {noted.images}"
+            result.append(
+                Suspicion(BELOW_NOTED, finding if result else f"{percent}, but {finding}")
+            )
+    if guessed:
+        finding = "its preprocessing is unknown, and mean = std = 0.5 is a guess"
+        result.append(Suspicion(GUESSED, finding))
+    return result
+
+
+def chance_rate(labels: NDArray[np.intp], classes: int) -> float:
+    """The accuracy without looking at images: 1 / classes, or that of the most frequent class."""
+    return max(1 / classes, float(np.bincount(labels).max() / len(labels)))
+
+
+def near_chance(correct: int, images: int, chance: float) -> bool:
+    """Whether an accuracy is that of guessing.
+
+    It is where guessing reaches it with a probability above `LEVEL`, or where it lies within
+    `NEAR` of the way from chance to 1. Above half of that way it never is: of few images, all
+    correct ones can be luck.
+    """
+    accuracy, way = correct / images, 1 - chance
+    if accuracy >= chance + way / 2:
+        return False
+    return bool(accuracy <= chance + NEAR * way or binom.sf(correct - 1, images, chance) > LEVEL)
+
+
+def falls_short(measured: Noted, noted: Noted) -> bool:
+    """Whether an accuracy is below a noted one by more than `SHORTFALL` and the sampling error."""
+    total = measured.images + noted.images
+    rate = (measured.accuracy * measured.images + noted.accuracy * noted.images) / total
+    error = np.sqrt(rate * (1 - rate) * (1 / measured.images + 1 / noted.images))
+    return noted.accuracy - measured.accuracy > max(SHORTFALL, ERRORS * error)
+
+
+def confusion(
+    labels: NDArray[np.intp], predictions: NDArray[np.intp], classes: int
+) -> NDArray[np.int64]:
+    """How many images of each class (row) are predicted as each class (column), [K, K]."""
+    counts = np.bincount(labels * classes + predictions, minlength=classes**2)
+    return counts.reshape(classes, classes)
+
+
+def best_relabelling(counts: NDArray[np.int64]) -> NDArray[np.intp]:
+    """The output that stands for each class, [K], such that most images are classified correctly.
+
+    Of several, one that leaves most classes where they are.
+
+    Args:
+        counts: a confusion matrix, [K, K].
+    """
+    doubled = counts * (len(counts) + 1) + np.eye(len(counts), dtype=np.int64)
+    return linear_sum_assignment(doubled, maximize=True)[1]
+
+
+def relabelled_correct(
+    labels: NDArray[np.intp], predictions: NDArray[np.intp], classes: int
+) -> NDArray[np.bool_]:
+    """Which images are classified correctly by relabelled outputs, [I].
+
+    The relabelling of each half of a class's images is the best one of the other half, so that
+    the result is not better than chance for outputs that have nothing to do with the classes.
+    """
+    halves = _halves(labels)
+    correct = np.zeros(len(labels), dtype=bool)
+    for half in (False, True):
+        fitted, held_out = halves == half, halves != half
+        outputs = best_relabelling(confusion(labels[fitted], predictions[fitted], classes))
+        correct[held_out] = outputs[labels[held_out]] == predictions[held_out]
+    return correct
+
+
+def _halves(labels: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Every other image of each class, [I]."""
+    order = np.argsort(labels, kind="stable")
+    ordered = labels[order]
+    rank = np.arange(len(labels)) - np.searchsorted(ordered, ordered)
+    halves = np.zeros(len(labels), dtype=bool)
+    halves[order] = rank % 2 == 1
+    return halves
+
+
+def known_orders(classes: Sequence[str]) -> dict[str, NDArray[np.intp]]:
+    """The output of each class, [K], of classifiers with their classes in another order.
+
+    The orders are `netkin.data.classes.ORDERS`, and SHIFTED: by one, as labels are that are counted
+    from 1. Those that are the classes' own order are left out.
+    """
+    n = len(classes)
+    orders = {}
+    for order in ORDERS:
+        place = {name: k for k, name in enumerate(in_order(classes, order))}
+        orders[order] = np.array([place[name] for name in classes])
+    if n > 2:
+        up, down = (np.arange(n) + 1) % n, (np.arange(n) - 1) % n
+        orders |= {SHIFTED: up, f"{SHIFTED} back": down}
+    return {order: outputs for order, outputs in orders.items() if (outputs != np.arange(n)).any()}
+
+
+def _relabelling(
+    labels: NDArray[np.intp],
+    predictions: NDArray[np.intp],
+    classes: Sequence[str],
+    percent: str,
+) -> Suspicion | None:
+    """A suspicion where outputs are those of the same classes in another order."""
+    n = len(classes)
+    before = predictions == labels
+    tries = [
+        (order, outputs, outputs[labels] == predictions)
+        for order, outputs in known_orders(classes).items()
+    ]
+    if n <= MOST_CLASSES and _bound(labels, predictions, n) >= before.mean() + GAIN:
+        outputs = best_relabelling(confusion(labels, predictions, n))
+        tries.append(("", outputs, relabelled_correct(labels, predictions, n)))
+    if not tries:
+        return None
+    order, outputs, after = max(
+        tries, key=lambda each: each[2].mean() + (SHORTFALL if each[0] else 0)
+    )
+    gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
+    if gained - lost < GAIN * len(labels) or binom.sf(gained - 1, gained + lost, 0.5) > LEVEL:
+        return None
+    words = class_words(classes)
+    moved = [k for k in np.unique(labels) if outputs[k] != k]
+    pairs = ", ".join(f"{words[k]} as {words[outputs[k]]}" for k in moved[:EXAMPLES])
+    more = ", ..." if len(moved) > EXAMPLES else ""
+    other = f"the {order} order" if order in ORDERS else "another order"
+    return Suspicion(
+        RELABELLED,
+        f"{percent}, but {after.mean():.1%} with its outputs in {other} of the classes: it "
+        f"predicts {pairs}{more}",
+        order.removesuffix(" back"),
+    )
+
+
+def _bound(labels: NDArray[np.intp], predictions: NDArray[np.intp], classes: int) -> float:
+    """An accuracy that `relabelled_correct` does not exceed, which takes no search."""
+    halves = _halves(labels)
+    most = [
+        confusion(labels[part], predictions[part], classes).max(axis=1).sum()
+        for part in (halves, ~halves)
+    ]
+    return float(sum(most) / len(labels))
