@@ -1,5 +1,6 @@
 """From a composed config to the library's objects; a user's mistake is one line of error here."""
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
