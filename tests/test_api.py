@@ -424,7 +424,7 @@ def test_no_common_image_is_an_error_and_chance_is_noted(
     weak = nn.Sequential(nn.AvgPool2d(16), nn.Upsample(16), nets["cnn"])
     result = quick({**nets, "weak": weak}, images, labels)
     (note,) = [paragraph for paragraph in result.answer if "near chance" in paragraph]
-    assert note.startswith("weak classifies") and "netkin.Model" in note
+    assert note.startswith("Suspect: weak: its accuracy is") and "netkin.Model" in note
 
 
 def test_a_fingerprint_tells_what_runs(nets: dict[str, nn.Module]) -> None:

@@ -17,7 +17,7 @@ from experiments.common.devices import build_jobs
 from experiments.common.finish import finish, print_notes
 from experiments.common.keys import naming
 from experiments.common.members import build_members, build_training
-from experiments.common.runs import command, run_info
+from experiments.common.runs import command, run_info, tracked
 from experiments.common.setting import build_attack, build_setting, check_sources, prepare
 from experiments.common.study import described
 from experiments.common.suspects import Suspects
@@ -34,7 +34,6 @@ from netkin.pipeline import Failure, Incomplete, Pipeline
 from netkin.report.eps import eps_figure
 from netkin.report.study import Outputs, Section
 from netkin.report.text import settings_text
-from netkin.tracking import track
 from netkin.transfer.setting import Setting
 from netkin.transfer.strength import Strengths, Trial, spread, strengths
 
@@ -51,7 +50,7 @@ def run(config: DictConfig) -> None:
     info, console = run_info(config, setting, len(members)), Console(soft_wrap=True)
     suspects, failures, rows = Suspects(config, console), list[Failure](), list[dict]()
     print_notes(console, setting.images.notes)
-    with track(resolved(config.logger), info) as tracker:
+    with tracked(config, info) as tracker:
         with Bars(console) as bars:
             setting = prepare(config, setting, members, bars)
             positions = spread(len(setting.subset), most)

@@ -161,13 +161,13 @@ def _line(failure: Failure) -> str:
 
 @contextmanager
 def _naming_store() -> Iterator[None]:
-    """The store's errors with the name of the argument in place of the config's key."""
+    """The store's errors with the name of this function's argument."""
     try:
         yield
     except UserError as error:
-        if "store.dir" not in str(error):
+        if not str(error).startswith("root="):
             raise
-        raise UserError(str(error).replace("store.dir", "store")) from error
+        raise UserError(f"store{str(error).removeprefix('root')}") from error
 
 
 def _check(models: Any, batch_size: Any, bootstrap: Any, eps_s: Any) -> None:

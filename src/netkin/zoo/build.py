@@ -1,23 +1,22 @@
 """From a member to a classifier of pixels in [0, 1]."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
 from netkin.errors import UserError, first_line
-from netkin.zoo import from_python, from_torchvision, from_transformers
+from netkin.zoo import from_python, from_timm, from_torchvision, from_transformers
 from netkin.zoo.checkpoints import choose, load_weights
 from netkin.zoo.member import Member
 from netkin.zoo.preprocessing import Preprocessing, preprocessing
-from netkin.zoo.published import custom_load, holds_arrays, origin
+from netkin.zoo.published import holds_arrays, origin
 from netkin.zoo.task import Task
 
 log = logging.getLogger(__name__)
@@ -127,9 +126,9 @@ def _network(
         return _foreign(member, task, own, weights is not None, seed)
     if task.weights == "pretrained" or member.pretrained:
         torch.manual_seed(seed)
-        net = _pretrained(member, weights)
+        net = from_timm.pretrained(member, weights)
     else:
-        net = _fitted(member, task, own, seed)
+        net = from_timm.fitted(member, task, own, seed)
     return net, int(getattr(net, "num_classes", task.num_classes))
 
 
@@ -235,87 +234,6 @@ def _count_classes(net: nn.Module, own: Preprocessing) -> int:
     if logits.ndim != 2 or len(logits) != 2:
         raise ValueError(f"its output for 2 images is {list(logits.shape)}, expected [2, classes]")
     return logits.shape[1]
-
-
-def _fitted(member: Member, task: Task, own: Preprocessing, seed: int) -> nn.Module:
-    """The architecture with the first of the task's arguments that make it take its images."""
-    size = own.view.input_size
-    images = torch.zeros(2, len(own.mean), size, size)
-    failure = None
-    for fit in task.fit:
-        kwargs = {"num_classes": task.num_classes, **fit, **_timm_kwargs(member)}
-        torch.manual_seed(seed)
-        try:
-            net = timm.create_model(member.timm, pretrained=False, **kwargs)
-            with torch.no_grad():
-                net.eval()(images)
-        except Exception as error:  # timm's architectures refuse in a dozen ways
-            failure = failure or error
-            log.info("%s does not take %s: %s", member.name, kwargs, error)
-        else:
-            return net.train()
-    raise UserError(
-        f"{member.name} ({member.timm}) cannot be built for {size} x {size} images "
-        f"({first_line(failure)}); give it other kwargs or another input_size"
-    )
-
-
-def _timm_kwargs(member: Member) -> dict[str, Any]:
-    channels = {"in_chans": member.in_chans} if member.in_chans not in (None, 3) else {}
-    return {**channels, **member.kwargs}
-
-
-def _pretrained(member: Member, weights: Path | None) -> nn.Module:
-    """The architecture as published, with the published weights in `weights` unless it is the
-    member's own checkpoint, which `load_weights` checks and loads."""
-    published = origin(member.timm)
-    file = None if member.checkpoint or weights is None else str(weights)
-    # The file is the only source of weights, so that timm fetches nothing.
-    config = {**published.config, "source": "", "hf_hub_id": None, "url": "", "file": file}
-    if file is not None:
-        config["custom_load"] = custom_load(published.config, Path(file))
-    kwargs = {**published.arguments, **_timm_kwargs(member)}
-    trained = {
-        "num_classes": published.config.get("num_classes"),
-        "in_chans": (published.config.get("input_size") or [3])[0],
-        **published.arguments,  # timm exports both
-    }
-    for key in ("num_classes", "in_chans"):
-        if file and kwargs.get(key, trained[key]) != trained[key]:
-            raise UserError(
-                f"{member.name}: kwargs.{key}={kwargs[key]} would put a layer of random weights "
-                f"into the published {member.timm}; leave it out, or give a checkpoint"
-            )
-    create = partial(
-        timm.create_model,
-        published.architecture,
-        pretrained=file is not None,
-        pretrained_cfg=config,
-    )
-    try:
-        if member.input_size in (None, published.config.get("input_size", [None])[-1]):
-            return create(**kwargs)
-        return _resized(create, kwargs, int(member.input_size or 0))
-    except Exception as error:  # timm's architectures refuse in a dozen ways
-        with_file = f" with the weights {file}" if file else ""
-        reason = first_line(error)
-        if "weights_only" in reason:  # timm advises to load it nevertheless
-            reason = "they hold pickled objects, which are not loaded because they can run code"
-        raise UserError(
-            f"{member.name} ({member.timm}) cannot be built{with_file} ({reason})"
-        ) from None
-
-
-def _resized(create: Callable[..., nn.Module], kwargs: dict, size: int) -> nn.Module:
-    """A published model for another input size (img_size where timm takes that), and tried."""
-    try:
-        net = create(**{"img_size": size, **kwargs})
-    except TypeError:  # most convolutional networks take any size
-        net = create(**kwargs)
-    training = net.training
-    with torch.no_grad():
-        net.eval()(torch.zeros(1, 3, size, size))
-    return net.train(training)
 
 
 def identity(member: Member, task: Task, weights_sha256: str) -> dict[str, Any]:
