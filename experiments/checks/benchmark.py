@@ -32,17 +32,16 @@ from rich.table import Table
 
 from experiments.checks import passes, speed
 from experiments.checks.batch import correct_batch
-from experiments.common.devices import build_jobs, cores, device
+from experiments.common.devices import cores, device
 from experiments.common.keys import naming
-from experiments.common.members import build_members, build_training
+from experiments.common.members import build_members
 from experiments.common.runs import run_info, tracked
-from experiments.common.setting import build_setting, prepare
+from experiments.common.setting import build_setting, open_pipeline, prepare
 from experiments.common.values import one_of, positive_int, run_folder
 from netkin.attacks.units import fraction
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.jobs.results import Result
-from netkin.pipeline import Pipeline
 from netkin.store.files import write
 from netkin.tracking import Tracker
 from netkin.transfer.setting import Setting
@@ -102,9 +101,8 @@ def time_steps(
     with Bars(console) as bars:
         if members:
             setting = prepare(config, setting, members, bars)
-            training = build_training(config, setting, members, bars)
-            with build_jobs(config, (setting, training), bars) as jobs:
-                Pipeline(setting, training, jobs, tracker).clean(members)
+            with open_pipeline(config, setting, members, tracker, bars) as pipeline:
+                pipeline.clean(members)
         torch.set_num_threads(cores())
         names = [*own.models, *(member.name for member in members)]
         bars.start("speed", names, len(names), "models")

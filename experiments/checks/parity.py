@@ -27,9 +27,9 @@ from experiments.checks.batch import Batch, correct_batch
 from experiments.checks.references import COMPARISONS, require_foolbox
 from experiments.common.devices import build_jobs, device
 from experiments.common.keys import naming_group
-from experiments.common.members import build_members, build_training
+from experiments.common.members import build_members
 from experiments.common.runs import run_info, tracked
-from experiments.common.setting import build_setting, prepare
+from experiments.common.setting import build_setting, open_pipeline, prepare
 from experiments.common.values import positive_int
 from netkin.attacks import Attack, Clean, PatchFool
 from netkin.attacks.frozen import frozen
@@ -40,7 +40,6 @@ from netkin.jobs.devices import seconds_of
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
 from netkin.jobs.results import Result
-from netkin.pipeline import Pipeline
 from netkin.report.strips import attack_strips
 from netkin.store.files import write
 from netkin.tracking import Tracker
@@ -87,9 +86,8 @@ def run(config: DictConfig) -> None:
     with tracked(config, info) as tracker:
         with Bars(console) as bars:
             setting = prepare(config, setting, members, bars)
-            training = build_training(config, setting, members, bars)
-            with build_jobs(config, (setting, training), bars) as jobs:
-                members = Pipeline(setting, training, jobs, tracker).clean(members)
+            with open_pipeline(config, setting, members, tracker, bars) as pipeline:
+                members = pipeline.clean(members)
             with build_jobs(config, (setting, config), bars, PRELOAD) as jobs:
                 fitting = vits(config, setting, members)
                 todo = checks(config, members, fitting)

@@ -2,7 +2,8 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.common.devices import batch_size, execution_choice, loader
+from experiments.common.devices import batch_size, build_jobs, execution_choice, loader
 from experiments.common.keys import construct, naming, naming_group
+from experiments.common.members import build_training
 from experiments.common.runs import open_store
 from experiments.common.values import one_of, positive, positive_int, resolved
 from netkin.attacks import Clean
@@ -24,6 +26,8 @@ from netkin.data.images import Images
 from netkin.data.subset import Subset
 from netkin.errors import UserError
 from netkin.jobs.pool import Display
+from netkin.pipeline import Pipeline, Watch
+from netkin.tracking import Tracker
 from netkin.transfer.decode import skipping
 from netkin.transfer.setting import AttackSpec, Setting
 from netkin.zoo import published
@@ -219,3 +223,29 @@ def _architecture(member: Member, task: Task) -> Classifier:
 
 def _is_fraction(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"\s*[\d.]+\s*/\s*[\d.]+\s*", value) is not None
+
+
+@contextmanager
+def open_pipeline(
+    config: DictConfig,
+    setting: Setting,
+    members: list[Member],
+    tracker: Tracker,
+    display: Display,
+    watch: Watch | None = None,
+    at_once: int | None = None,
+) -> Iterator[Pipeline]:
+    """The passes over a setting, with worker processes and a training for members that need one.
+
+    Args:
+        config: as composed.
+        setting: after `prepare`.
+        members: the models.
+        tracker: logs metrics of stages and members.
+        display: where progress is shown.
+        watch: see `netkin.pipeline.Pipeline`.
+        at_once: the largest number of members that there is work for.
+    """
+    training = build_training(config, setting, members, display)
+    with build_jobs(config, (setting, training), display, members=at_once) as jobs:
+        yield Pipeline(setting, training, jobs, tracker, watch)

@@ -13,12 +13,17 @@ import polars as pl
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from experiments.common.devices import build_jobs
 from experiments.common.finish import finish, print_notes
 from experiments.common.keys import naming
-from experiments.common.members import build_members, build_training
+from experiments.common.members import build_members
 from experiments.common.runs import command, run_info, tracked
-from experiments.common.setting import build_attack, build_setting, check_sources, prepare
+from experiments.common.setting import (
+    build_attack,
+    build_setting,
+    check_sources,
+    open_pipeline,
+    prepare,
+)
 from experiments.common.study import described
 from experiments.common.suspects import Suspects
 from experiments.common.values import positive_int, resolved
@@ -30,7 +35,7 @@ from netkin.attacks.units import fraction
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
-from netkin.pipeline import Failure, Incomplete, Pipeline
+from netkin.pipeline import Failure, Incomplete
 from netkin.report.eps import eps_figure
 from netkin.report.study import Outputs, Section
 from netkin.report.text import settings_text
@@ -54,12 +59,10 @@ def run(config: DictConfig) -> None:
         with Bars(console) as bars:
             setting = prepare(config, setting, members, bars)
             positions = spread(len(setting.subset), most)
-            training = build_training(config, setting, members, bars)
-            with build_jobs(config, (setting, training), bars) as jobs:
-                pipeline = Pipeline(setting, training, jobs, tracker, suspects)
+            with open_pipeline(config, setting, members, tracker, bars, suspects) as pipeline:
                 trials = [Trial(m, attacks, positions) for m in pipeline.clean(members)]
                 failures += pipeline.failures
-                for trial, result in jobs.run(
+                for trial, result in pipeline.jobs.run(
                     *("eps", _strengths, trials, len(trials) * len(attacks)),
                     lambda trial, error: failures.append(Failure(trial.member, "eps", error)),
                 ):

@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from rich.console import Console
 
-from experiments.common.devices import build_jobs
 from experiments.common.finish import finish
 from experiments.common.keys import naming
-from experiments.common.members import build_member, build_members, build_training
+from experiments.common.members import build_member, build_members
 from experiments.common.runs import eps_advice, run_info, tracked
-from experiments.common.setting import build_setting, prepare
+from experiments.common.setting import build_setting, open_pipeline, prepare
 from experiments.common.study import attacked, described
 from experiments.common.suspects import Suspects
 from netkin import similarity
@@ -33,7 +32,7 @@ from netkin.analysis import clusters
 from netkin.analysis.summary import WEAK_ATTACK
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
-from netkin.pipeline import Incomplete, Pipeline, Watch
+from netkin.pipeline import Incomplete, Watch
 from netkin.report.study import Outputs, Section
 from netkin.report.style import INK, PALETTE, panels, style
 from netkin.tracking import Tracker
@@ -124,9 +123,7 @@ def attack_one(
     Returns the failures of members, if any. Raises Incomplete when the candidate failed.
     """
     everyone = [*members, candidate]
-    training = build_training(config, setting, everyone, bars)
-    with build_jobs(config, (setting, training), bars) as jobs:
-        pipeline = Pipeline(setting, training, jobs, tracker, watch)
+    with open_pipeline(config, setting, everyone, tracker, bars, watch) as pipeline:
         pipeline.craft([m for m in pipeline.clean(everyone) if m.name == candidate.name])
         if candidate in pipeline.remaining(everyone):
             pipeline.transfer(pipeline.remaining(everyone), [candidate])

@@ -12,14 +12,13 @@ Weights and clean predictions that are missing are made first. All jobs share th
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
-from experiments.common.devices import build_jobs
-from experiments.common.members import build_members, build_training
+from experiments.common.members import build_members
 from experiments.common.runs import run_info, tracked
-from experiments.common.setting import build_setting, prepare
+from experiments.common.setting import build_setting, open_pipeline, prepare
 from experiments.common.suspects import Suspects
 from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
-from netkin.pipeline import Incomplete, Pipeline
+from netkin.pipeline import Incomplete
 from netkin.transfer.stored import correct
 from netkin.zoo.member import Member
 
@@ -33,11 +32,8 @@ def run(config: DictConfig) -> None:
     with tracked(config, info) as tracker:
         with Bars(console) as bars:
             setting = prepare(config, setting, sources, bars)
-            training = build_training(config, setting, sources, bars)
-            context = (setting, training)
-            with build_jobs(config, context, bars, members=len(sources)) as jobs:
-                watch = Suspects(config, console)
-                pipeline = Pipeline(setting, training, jobs, tracker, watch)
+            suspects, most = Suspects(config, console), len(sources)
+            with open_pipeline(config, setting, sources, tracker, bars, suspects, most) as pipeline:
                 crafted = pipeline.craft(pipeline.clean(sources))
         for source in crafted:
             console.print(

@@ -118,7 +118,7 @@ def check_select(folder: Path) -> None:
     ("arguments", "expected"),
     [
         (["select.size=5"], "select.size must be 2 to 4, the number of models, got 5"),
-        (["select.include=[a,b,c,d]"], "select.include names 4 models, more than size=3"),
+        (["select.include=[a,b,c,d]"], "select.include names 4 models, more than select.size=3"),
         (["select.include=[x]"], "select.include: the matrix has no model 'x'"),
         (["select.student=aa"], "select.student: the matrix has no model 'aa'"),
         (["select.max_params=5"], "select.max_params needs the models themselves"),

@@ -72,7 +72,7 @@ def test_differences_are_of_the_same_pairs() -> None:
             ["hardware.batch_size=0"],
             "hardware.batch_size must be auto or a whole number of 1 or more, got 0",
         ),
-        (["attack=clean"], "needs an attack that draws"),
+        (["attack=clean"], "needs an attack with a seed"),
     ],
 )
 def test_mistakes(mistake: Mistake, arguments: list[str], expected: str) -> None:

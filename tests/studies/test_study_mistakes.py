@@ -1,6 +1,5 @@
 """What a user of the studies gets wrong: one clear line each."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -58,11 +57,12 @@ def test_studies_that_need_the_models_have_no_key_for_a_file(
     assert "Key 'similarity' is not in struct" in error
 
 
-def test_missing_logits_name_the_command_that_makes_them(line: Callable[..., str]) -> None:
-    said = line(
-        "ensemble",
+@pytest.mark.usefixtures("matrices")
+def test_missing_logits_name_the_command_that_makes_them(mistake: Mistake) -> None:
+    error = mistake(
+        "experiment=ensemble",
         "similarity=three.csv",
         "model.members=[test_resnet,vit_ti]",
         "store.dir=store",
     )
-    assert "`python evaluate.py experiment=pairwise`" in said
+    assert "`python evaluate.py experiment=pairwise`" in error

@@ -14,7 +14,7 @@ def test_a_model_that_cannot_be_built_has_a_row_and_stops_nothing(tmp_path: Path
         "model.members=[{name: broken, timm: test_vit, kwargs: {depths: 3}}, test_byobnet]",
         "subset=quick",
         "plan.seconds=0.01",
-        "workers=1",
+        "hardware.members_at_once=1",
         "logger=none",
         "hydra.run.dir=run",
         cwd=tmp_path,

@@ -23,7 +23,7 @@ def run(folder: Path, members: list[str], *overrides: str, **environment: str):
         "attack.steps=2",
         "recipe.epochs=1",
         "subset=quick",
-        "workers=2",
+        "hardware.members_at_once=2",
         "logger=none",
         "hydra.run.dir=run",
         *overrides,
