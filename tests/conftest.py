@@ -24,6 +24,13 @@ SMALL = ["model.members=[test_byobnet,vit_ti]", "recipe.epochs=4", "attack.steps
 """Overrides for a run of seconds: two members, few epochs, few steps, few images."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the small zoo, which is trained once a process, are slow."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "small_run" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
+
+
 def run_command(
     *overrides: str, cwd: Path, script: str = "evaluate.py", **environment: str
 ) -> subprocess.CompletedProcess[str]:

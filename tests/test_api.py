@@ -468,6 +468,7 @@ def test_the_examples_of_the_page_run(
     assert calls[1][1]["attack"].eps == 8 / 255
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From two modules to a heatmap in ten lines, and every other cell."""
     notebook = json.loads((ROOT / "docs" / "python.ipynb").read_text())
@@ -513,6 +514,7 @@ print(result.save("out"), netkin.__file__)
 """
 
 
+@pytest.mark.slow
 def test_the_wheel_runs_without_hydra(tmp_path: Path) -> None:
     """The built package holds templates and the mark of its types, and is all that is needed."""
     offline = ("--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check")

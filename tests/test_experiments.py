@@ -245,6 +245,7 @@ def test_adversarial_images_are_in_the_ball_and_of_correct_images(small_run: Pat
         assert difference.max() <= 48
 
 
+@pytest.mark.slow
 def test_nothing_is_computed_twice(small_run: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in (small_run / "store").rglob("*") if p.is_file()}
     done = run_command(*SMALL, "hydra.run.dir=again", "logger=none", cwd=small_run)
@@ -258,6 +259,7 @@ def test_nothing_is_computed_twice(small_run: Path) -> None:
         ).read_bytes()
 
 
+@pytest.mark.slow
 def test_only_missing_parts_are_computed_and_come_out_the_same(
     small_run: Path, tmp_path: Path
 ) -> None:
@@ -284,6 +286,7 @@ def test_only_missing_parts_are_computed_and_come_out_the_same(
     assert "craft/images_per_second/vit_ti" in names and "similarity/mean" in names
 
 
+@pytest.mark.slow
 def test_another_attack_another_model_and_a_local_checkpoint(
     small_run: Path, tmp_path: Path
 ) -> None:
@@ -343,6 +346,7 @@ def without_start(
     return crafted(folder / "store", "digits")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["class folders", "flat with labels"])
 def test_images_as_files_give_the_same_bytes(
     layout: str, small_run: Path, tmp_path: Path, without_start: dict
@@ -399,6 +403,7 @@ def test_images_as_files_give_the_same_bytes(
             assert torch.equal(image, wanted), (name, scan)
 
 
+@pytest.mark.slow
 def test_unreadable_images_stop_the_run_or_are_skipped(small_run: Path, tmp_path: Path) -> None:
     """Two of a hundred files are broken: named, before anything is trained; or left out."""
     digits = Digits()
@@ -449,6 +454,7 @@ class Brighten:
 """
 
 
+@pytest.mark.slow
 def test_an_attack_of_ones_own(small_run: Path, tmp_path: Path) -> None:
     (tmp_path / "my_module.py").write_text(OWN_ATTACK)
     (tmp_path / "my_conf" / "attack").mkdir(parents=True)
@@ -469,6 +475,7 @@ def test_an_attack_of_ones_own(small_run: Path, tmp_path: Path) -> None:
     assert shard.min() == 51  # 0.2 of 255 brighter
 
 
+@pytest.mark.slow
 def test_the_clean_attack_fools_by_resizing_alone(small_run: Path, tmp_path: Path) -> None:
     """Between 32 and 48 px, `attack=clean` errs exactly where the resize control errs."""
     shutil.copytree(small_run / "store", tmp_path / "store")

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 
 FILES = [p for part in ("src", "experiments") for p in sorted((ROOT / part).rglob("*.py"))]
@@ -138,6 +140,7 @@ def test_folders_of_experiments_import_only_common() -> None:
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_imports_change_no_other_library() -> None:
     command = [sys.executable, "-c", IMPORTS_CHANGE_NOTHING]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -112,6 +112,7 @@ def test_commands_compose(command: str, examples: Path) -> None:
     assert callable(importlib.import_module(module).run), module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", sorted(RUN))
 def test_commands_run(command: str, tmp_path: Path) -> None:
     words = shlex.split(command)

@@ -94,6 +94,7 @@ def test_wandb_run_is_grouped_named_and_finished(small_run: Path) -> None:
     assert end.exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_failed_job_finishes_its_run_as_failed(small_run: Path, tmp_path: Path) -> None:
     weights = small_run / "store" / "weights" / "digits" / "vit_ti.safetensors"
     bad = f"{{name: bad, timm: test_resnet, checkpoint: {weights}}}"

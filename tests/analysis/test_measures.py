@@ -26,6 +26,7 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 1000))
 def test_error_consistency_is_cohens_kappa(seed: int) -> None:
     correct = rng(seed).random((4, 50)) < [[0.5], [0.8], [0.9], [1.0]]

@@ -41,6 +41,7 @@ def test_jackknife_covers_the_mean_of_pairs_of_models() -> None:
     assert held / 300 == pytest.approx(0.95, abs=0.04)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PUBLISHED.is_file(), reason="the published scores are not here")
 def test_on_the_published_matrix(tmp_path: Path) -> None:
     run = helpers.run("within", tmp_path / "run", [f"similarity={PUBLISHED}", "logger=none"])

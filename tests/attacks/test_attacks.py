@@ -42,6 +42,7 @@ def images() -> tuple[Tensor, Tensor]:
     return pixels, torch.tensor(subset.labels[:16])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # foolbox imports SciPy by old names
 def test_equals_foolbox_image_for_image(model: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     import foolbox

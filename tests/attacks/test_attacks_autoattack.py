@@ -41,6 +41,7 @@ def reference() -> Tensor:
     return authors(model, pixels, labels, EPS, queries=200)
 
 
+@pytest.mark.slow
 def test_equals_the_authors_package_byte_for_byte(reference: Tensor) -> None:
     """On the random numbers that it draws; the images that nothing fools are clean in both."""
     model, pixels, labels, keys = problem()
@@ -51,6 +52,7 @@ def test_equals_the_authors_package_byte_for_byte(reference: Tensor) -> None:
     assert torch.equal(ours[~fooled], pixels[~fooled])
 
 
+@pytest.mark.slow
 def test_as_many_resist_on_its_own_random_numbers(reference: Tensor) -> None:
     model, pixels, labels, keys = problem()
     ours = AutoAttack(EPS, queries=200).perturb(model, pixels, labels, keys)

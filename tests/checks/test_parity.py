@@ -72,6 +72,7 @@ def test_mistakes(mistake: Mistake, override: str, expected: str) -> None:
     assert expected in mistake("experiment=parity", override)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [

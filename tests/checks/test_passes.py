@@ -59,6 +59,7 @@ def test_nothing_fused_is_the_model_to_the_bit(tmp_path: Path, model: Classifier
     assert predictions == wanted[24:].argmax(dim=1).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "choice",
     [

@@ -7,6 +7,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from experiments.common.launch import RENAMED, with_members
+from experiments.common.members import one_member
+from netkin.errors import UserError
 from tests.conftest import ROOT, Mistake
 
 
@@ -46,3 +48,15 @@ def test_every_new_name_exists_and_no_old_one_does(script: str) -> None:
 def test_both_commands_have_the_same_hardware() -> None:
     with initialize_config_dir(str(Path(ROOT, "conf")), version_base="1.3"):
         assert compose("evaluate").hardware == compose("train").hardware
+
+
+def test_a_teacher_is_a_name_or_the_fields_of_a_member() -> None:
+    with initialize_config_dir(str(Path(ROOT, "conf")), version_base="1.3"):
+        teacher = "{name: mine, torchvision: resnet18, mean: 0.5, std: 0.25}"
+        config = compose("train", ["experiment=distill", f"teacher={teacher}"])
+        named = compose("train", ["experiment=distill", "teacher=test_vit"])
+    member = one_member(config, config.teacher, "teacher")
+    assert (member.name, member.torchvision) == ("mine", "resnet18")
+    assert one_member(named, named.teacher, "teacher").name == "test_vit"
+    with pytest.raises(UserError, match="name a teacher with teacher=NAME"):
+        one_member(named, None, "teacher")

@@ -64,6 +64,7 @@ def test_an_unwritable_store(mistake: Mistake, tmp_path: Path) -> None:
     assert "cannot be written (Not a directory)" in mistake("store.dir=file/store")
 
 
+@pytest.mark.slow
 def test_weights_trained_otherwise(small_run: Path, mistake: Mistake) -> None:
     said = mistake(*SMALL, f"store.dir={small_run / 'store'}", "recipe.epochs=5")
     assert "were trained with recipe.epochs = 4, now it is 5" in said
@@ -72,6 +73,7 @@ def test_weights_trained_otherwise(small_run: Path, mistake: Mistake) -> None:
     assert "were trained with precision = nothing, now it is bf16-mixed" in said
 
 
+@pytest.mark.slow
 def test_members_that_do_not_fit_the_dataset(small_run: Path, mistake: Mistake) -> None:
     store = f"store.dir={small_run / 'store'}"
     weights = small_run / "store" / "weights" / "digits" / "vit_ti.safetensors"
@@ -89,6 +91,7 @@ def test_members_that_do_not_fit_the_dataset(small_run: Path, mistake: Mistake) 
     assert "there is no checkpoint /nowhere.pth (of none)" in said
 
 
+@pytest.mark.slow
 def test_nan_logits_name_the_model_and_images(small_run: Path, tmp_path: Path) -> None:
     """By the real command, in worker processes; what was computed before stays."""
     state = load_file(small_run / "store" / "weights" / "digits" / "test_byobnet.safetensors")
@@ -116,6 +119,7 @@ def test_a_read_only_store(mistake: Mistake, tmp_path: Path) -> None:
     assert "cannot be written (Permission denied)" in mistake()
 
 
+@pytest.mark.slow
 def test_help_and_composition(tmp_path: Path) -> None:
     helped = run_command("--help", cwd=tmp_path)
     assert helped.returncode == 0, helped.stderr

@@ -156,6 +156,7 @@ def check_novel(folder: Path) -> None:
     has_figures(work / "run", "novel")
 
 
+@pytest.mark.slow
 def test_what_auto_has_decided_holds_for_the_shards_that_were_lost(
     store: Path, tmp_path: Path
 ) -> None:
@@ -189,6 +190,7 @@ def test_what_auto_has_decided_holds_for_the_shards_that_were_lost(
     assert {name: (store / name).read_bytes() for name in made} == made
 
 
+@pytest.mark.slow
 def test_one_member_more_costs_a_row_and_a_column(store: Path, tmp_path: Path) -> None:
     before = set(files(store, "digits/*/pgd-*/**/*.*"))
     members = f"model.members=[test_byobnet,vit_ti,{twin_of(store)}]"
@@ -207,6 +209,7 @@ def test_one_member_more_costs_a_row_and_a_column(store: Path, tmp_path: Path) -
     ]
 
 
+@pytest.mark.slow
 def test_one_member_fails_and_the_others_are_scored(
     small_run: Path, store: Path, tmp_path: Path
 ) -> None:
@@ -235,6 +238,7 @@ def test_one_member_fails_and_the_others_are_scored(
     assert "broken failed in clean" in log.read_text()
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(
     small_run: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +272,7 @@ def test_a_full_disk_loses_nothing(
     assert (tmp_path / "run" / name).read_bytes() == (small_run / "first" / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_a_sweep_over_sources(launcher: str, small_run: Path, tmp_path: Path) -> None:
     """A job a source, by Hydra's launchers; then the matrix is put together from what they made."""

@@ -74,6 +74,7 @@ def test_pngs_in_folders_are_the_same_images(tmp_path: Path) -> None:
         assert (np.asarray(view.transform()(digits.load(original))) == ours[row].numpy()).all()
 
 
+@pytest.mark.slow
 @settings(deadline=None)  # a busy machine is no failure
 @given(st.integers(1, 20), st.integers(0, 5))
 def test_a_draw_is_stratified_and_fixed_by_its_seed(per_class: int, seed: int) -> None:

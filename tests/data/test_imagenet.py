@@ -144,6 +144,7 @@ def test_three_of_the_69_from_jpeg_to_similarity(tmp_path: Path) -> None:
     assert "was made with model.weights_sha256" in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_all_missing_weights_are_listed_before_any_work(tmp_path: Path) -> None:
     write_images(tmp_path / "imagenet")
     done = run_command(

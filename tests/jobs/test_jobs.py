@@ -78,6 +78,7 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_and_progress(workers: int) -> None:
     log = Log()
@@ -105,6 +106,7 @@ def test_without_items_no_workers_and_no_display() -> None:
     assert log.calls == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_jobs_error_is_the_callers(workers: int) -> None:
     with (
@@ -114,6 +116,7 @@ def test_a_jobs_error_is_the_callers(workers: int) -> None:
         list(jobs.run("stage", fail, ITEMS[:1], 1))
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_one_clear_error() -> None:
     with (
         pytest.raises(UserError, match="a worker process died during stage"),
@@ -131,6 +134,7 @@ def taken_once(context: str, item: Item, advance: Advance) -> Result:
     return Crafted(remaining=item)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_others_have_taken_is_tried_again_after_the_rest(
     workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -150,6 +154,7 @@ def wrong_a(context: type[Exception], item: Item, advance: Advance) -> Result:
     return Result()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_one_item_fails_and_the_others_go_on(workers: int) -> None:
     failed: list[tuple[str, str]] = []
@@ -188,6 +193,7 @@ def hold(context: str, item: Item, advance: Advance) -> Result:
                 continue
 
 
+@pytest.mark.slow
 def test_what_a_killed_worker_held_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

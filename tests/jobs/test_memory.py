@@ -39,6 +39,7 @@ def measured(mode: str) -> tuple[bool, float, float]:
     return json.loads(subprocess.check_output([sys.executable, "-c", code], timeout=120))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not memory.keep_freed(), reason="the allocator is not glibc's")
 def test_what_is_freed_is_used_again_and_handed_back_when_asked() -> None:
     kept, few, handed_back = measured("memory.keep_freed")

@@ -197,6 +197,7 @@ def test_classes_that_models_choose_among(lite: Lite) -> None:
     assert accuracy["all"] == [18 / 20] * 2 and min(accuracy["own"]) > 18 / 20
 
 
+@pytest.mark.slow
 def test_a_local_folder_of_timms_and_a_checkpoint_are_one_network(lite: Lite) -> None:
     """A model that timm exported, without any hub, and the checkpoint that it was made from."""
     net = timm.create_model("tf_efficientnet_lite0", checkpoint_path=str(lite.checkpoints["lite0"]))
@@ -219,6 +220,7 @@ def test_a_local_folder_of_timms_and_a_checkpoint_are_one_network(lite: Lite) ->
     assert torch.equal(first, second) and first.shape == (20, 1000)
 
 
+@pytest.mark.slow
 def test_weights_without_mean_and_std_are_called_out(lite: Lite) -> None:
     """On a folder of one's own nothing is known of a checkpoint but its fields; the package's own
     network is a member by its dotted name."""
@@ -259,6 +261,7 @@ def test_weights_without_mean_and_std_are_called_out(lite: Lite) -> None:
     torch.testing.assert_close(timms, own, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_their_components(lite: Lite) -> None:
     done = run_here(
         "experiment=components",

@@ -193,6 +193,7 @@ def test_ink_is_dark_on_light_and_light_on_dark() -> None:
     assert cell_colours(np.array([1.0, 2.0, 9.0]), (1.0, 2.0))[1] == ["white", "black", "black"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "holes"), [(2, 0), (13, 1)])
 def test_heatmap_is_written_twice_alike(tmp_path: Path, n: int, holes: int) -> None:
     s = random_scores(n)
@@ -218,6 +219,7 @@ def test_heatmap_marks_holes_and_writes_the_other_cells() -> None:
     assert written == sorted(f"{v:.2f}" for v in s.flat if not np.isnan(v))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 13, 69])
 def test_names_do_not_overlap(n: int) -> None:
     names = [f"vit_base_patch16_{i}.tag_in1k" for i in range(n)]
@@ -240,11 +242,13 @@ def test_legend_goes_where_families_are_too_many_to_tell_apart() -> None:
     assert legends([f"{i}" for i in range(13)]) == 0
 
 
+@pytest.mark.slow
 def test_dollars_in_names_are_text(tmp_path: Path) -> None:
     names = ["$x^{$", "a$b$"]  # the first is an error as mathematics
     assert save(heatmap_figure(random_scores(2), names, names), tmp_path / "h")
 
 
+@pytest.mark.slow
 def test_page_has_both_directions_interval_and_n_of_each_pair() -> None:
     relations = make_relations()
     html = page(relations)

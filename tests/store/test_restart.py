@@ -145,6 +145,7 @@ def test_ten_kills_change_no_byte(uninterrupted: Path, tmp_path: Path) -> None:
     assert not in_hand(tmp_path / "store")
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_share_the_work(uninterrupted: Path, trained: Path) -> None:
     runs = [start(trained, "hardware.members_at_once=1", f"hydra.run.dir=run{i}") for i in (1, 2)]
     for run in runs:
@@ -160,6 +161,7 @@ def test_two_processes_at_once_share_the_work(uninterrupted: Path, trained: Path
     assert 18 <= shards <= 19
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_bytes_of_one(uninterrupted: Path, trained: Path) -> None:
     """Nine shards a member over two processes, of which one does five and the other four."""
     process = start(trained, "hardware.accelerator=cpu", "hardware.devices=2", "hydra.run.dir=run")
@@ -172,6 +174,7 @@ def test_two_devices_give_the_bytes_of_one(uninterrupted: Path, trained: Path) -
     assert len(list((trained / "run").glob("*.html"))) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stop_says_what_is_done_and_how_to_go_on(
     trained: Path, number: signal.Signals, code: int

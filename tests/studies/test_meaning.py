@@ -119,6 +119,7 @@ PAPER = {  # Tab. 2 by today's names: its text names clusters 7 to 10; 1 to 6 fo
 }
 
 
+@pytest.mark.slow
 @published
 def test_the_papers_clusters_and_keywords(tmp_path: Path) -> None:
     """Tab. 2 on the published matrix (of a later version of the paper's: mean 2.665, not 2.73)."""
@@ -145,6 +146,7 @@ def test_the_papers_clusters_and_keywords(tmp_path: Path) -> None:
     assert "draws of images" not in page
 
 
+@pytest.mark.slow
 @published
 def test_the_papers_order_of_components(tmp_path: Path) -> None:
     """Fig. 1, with fewer stages: base architecture, then the stem; grouped convolution near the
@@ -167,6 +169,7 @@ def test_the_papers_order_of_components(tmp_path: Path) -> None:
     assert fitted["pairs"] == 2346 and fitted["r2"] > 0.7 > held["r2"]
 
 
+@pytest.mark.slow
 @published
 def test_components_are_read_for_a_matrix_by_its_names(tmp_path: Path) -> None:
     """A matrix of timm names needs no table; one of other names has no keywords, or an error
@@ -197,6 +200,7 @@ def test_components_are_read_for_a_matrix_by_its_names(tmp_path: Path) -> None:
     assert re.search("No keywords: .*timm has no model", (done / "report.html").read_text())
 
 
+@pytest.mark.slow
 def test_what_a_user_gets_wrong(mistake: Mistake, tmp_path: Path) -> None:
     names = [f"m{i}" for i in range(5)]
     scores = np.random.default_rng(0).random((5, 5))

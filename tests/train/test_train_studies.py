@@ -56,6 +56,7 @@ def students(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_distill(students: Path) -> None:
     table = pl.concat([pl.read_csv(students / t / "result.csv") for t in TEACHERS])
     assert table["student"].to_list() == [f"vit_ti@{teacher}" for teacher in TEACHERS]
@@ -83,6 +84,7 @@ def test_distill(students: Path) -> None:
     assert "train/vit_ti@test_vit/teacher_loss" in metrics and "gain" in metrics
 
 
+@pytest.mark.slow
 def test_what_is_trained_is_not_trained_again(
     students: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,6 +105,7 @@ def test_what_is_trained_is_not_trained_again(
     ]
 
 
+@pytest.mark.slow
 def test_distillation(students: Path) -> None:
     out = helpers.run(
         "distillation",
@@ -130,6 +133,7 @@ def test_distillation(students: Path) -> None:
     assert f"r = {r:.2f}" in page
 
 
+@pytest.mark.slow
 def test_students_are_members(students: Path) -> None:
     """By name and by pattern, next to any other; and of evaluate.py as a command."""
     done = run_command(
@@ -257,6 +261,7 @@ def test_gain_by_hand() -> None:
     assert (low, high) == pytest.approx((0.5 - half, 0.5 + half))
 
 
+@pytest.mark.slow
 def test_a_killed_training_continues(tmp_path: Path) -> None:
     """kill -9 in the middle; the same command ends in the bytes of an undisturbed run."""
     arguments = ["recipe.epochs=5", "logger=none", "hydra.run.dir=run"]

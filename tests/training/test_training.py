@@ -63,6 +63,7 @@ def test_the_hardware_of_a_training(tmp_path: Path) -> None:
     assert default.runs_on == Hardware(default.setting.accelerator)
 
 
+@pytest.mark.slow
 def test_it_learns_is_reproducible_and_is_stored(tmp_path: Path) -> None:
     epochs = []
     results = []
@@ -86,6 +87,7 @@ def test_it_learns_is_reproducible_and_is_stored(tmp_path: Path) -> None:
     assert files[0].with_suffix(".curves.csv").read_text().startswith("epoch,lr,train_loss")
 
 
+@pytest.mark.slow
 def test_the_stored_weights_are_the_trained_ones(tmp_path: Path) -> None:
     job = training(tmp_path)
     result = train(job, MEMBER, lambda n: None)
@@ -98,6 +100,7 @@ def test_the_stored_weights_are_the_trained_ones(tmp_path: Path) -> None:
     assert accuracy == pytest.approx(result.test_accuracy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -115,6 +118,7 @@ def test_weights_of_another_recipe_are_not_used(tmp_path: Path, change: dict, me
     assert is_trained(training(tmp_path, replace(RECIPE, validate_every=2)), MEMBER)
 
 
+@pytest.mark.slow
 def test_weights_without_their_notes_are_trained_again(tmp_path: Path) -> None:
     """The notes are written last: without them the member is not complete."""
     job = training(tmp_path)
@@ -273,6 +277,7 @@ class Stopped(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -319,6 +324,7 @@ def test_a_stopped_training_continues_to_the_same_bytes(tmp_path: Path, recipe: 
             }
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_the_same_images_a_step(tmp_path: Path) -> None:
     """DDP over two CPU processes, with augmentation; without mixing, which pairs within a process,
     and with layer norm, since batch norm looks at each process's images alone."""
@@ -336,6 +342,7 @@ def test_two_processes_train_as_one_with_the_same_images_a_step(tmp_path: Path) 
         assert other["train_loss"] == pytest.approx(row["train_loss"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_best_and_average_are_kept(tmp_path: Path) -> None:
     job = training(tmp_path, replace(RECIPE, ema_decay=0.5, keep="best"))
     result = train(job, MEMBER, lambda n: None)
@@ -359,6 +366,7 @@ def test_a_checkpoint_of_another_training(tmp_path: Path) -> None:
     assert checkpoint.epochs_done(job.last) == 0
 
 
+@pytest.mark.slow
 def test_trained_models_by_name(tmp_path: Path) -> None:
     job = training(tmp_path)
     for name in ("small", "small@seed1", "small@seed2"):

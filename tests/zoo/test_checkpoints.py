@@ -102,7 +102,7 @@ def test_which_of_several_is_logged_and_can_be_chosen(
         tmp_path / "mine.pt",
     )
     assert same(loaded(tmp_path / "mine.pt"), state(3))
-    assert "taken is model_ema, not state_dict.model, state_dict.teacher" in caplog.text
+    assert "model_ema is used, not state_dict.model, state_dict.teacher" in caplog.text
     for key, seed in (("model_ema", 3), ("state_dict", 1), ("teacher", 2), ("model", 1)):
         assert same(loaded(tmp_path / "mine.pt", key), state(seed)), key
     with pytest.raises(

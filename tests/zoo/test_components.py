@@ -81,6 +81,7 @@ def own_size(net: nn.Module) -> tuple[int, int, int]:
     return cfg["input_size"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_models_that_the_table_does_not_have(name: str) -> None:
     net = blank(name)
@@ -97,6 +98,7 @@ def documented() -> set[tuple[str, ...]]:
     return {row for row in lines if row[0] != "model"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REFERENCE.is_dir(), reason="the published data are not beside the project")
 def test_the_published_table() -> None:
     """Its 897 cells: all agree but those that are listed, each with its reason."""
@@ -124,6 +126,7 @@ class Wrapped(nn.Module):
         return self.thing((x - 0.5) / 0.25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["dla34", "hrnet_w18_small", "vit_tiny_r_s16_p8_224", "halonet26t"]
 )

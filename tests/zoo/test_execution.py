@@ -211,6 +211,7 @@ def test_a_fold_that_changes_logits_is_undone_and_said(caplog: pytest.LogCapture
     assert "batch normalisation of liar is not folded" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["test_resnet", "test_byobnet", "test_efficientnet", "resnetv2_50", "densenet121"]
 )

@@ -1,6 +1,7 @@
 """The command with members that are not timm's, in worker processes."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def test_ones_own_network_trained_given_and_brought(tmp_path: Path) -> None:
     # Without the package there is one line that says so.
     done = run(tmp_path, [trained, "test_byobnet"])
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "trained: there is no module my_pkg (my_pkg.Net); put its folder" in done.stderr
+    assert "trained: there is no module my_pkg (my_pkg.Net); start in its folder" in done.stderr
 
 
 @pytest.mark.slow
@@ -97,3 +98,24 @@ def test_checkpoints_flat_and_of_lightning(tmp_path: Path) -> None:
     assert models["clean_accuracy"].n_unique() == 1
     s = pl.read_csv(tmp_path / "run" / "similarity.csv")
     assert s["flat"].n_unique() == 1  # one network by three names
+
+
+@pytest.mark.slow
+def test_a_module_in_the_current_folder(tmp_path: Path) -> None:
+    """It is found without PYTHONPATH, by the worker processes, too; and a member of one's own that
+    cannot be right is one line before anything is trained or evaluated."""
+    shutil.copy(Path(__file__).with_name("own_nets.py"), tmp_path / "mine.py")
+    net = "{name: net, _target_: mine.Net, mean: 0.3, std: 0.4}"
+    gray = "{name: gray, _target_: mine.Net, in_chans: 1, kwargs: {channels: 1}, mean: 0, std: 1}"
+    done = run(tmp_path, [net, gray])
+    assert done.returncode == 0, done.stderr
+    torch.save(timm.create_model("test_resnet", num_classes=10).state_dict(), tmp_path / "other.pt")
+    for member, message in (
+        ("{name: a, _target_: mine.Net, checkpoint: other.pt}", "a: weights other.pt do not fit"),
+        ("{name: a, _target_: mine.Nett}", "has no 'Nett'; did you mean Net"),
+        ("{name: a, timm: test_vit, checkpoint: other.pt}", "a: weights other.pt do not fit"),
+    ):
+        done = run(tmp_path, [net, member], "hydra.run.dir=wrong", "subset.per_class=9")
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+        assert message in done.stderr
+        assert not re.search(r"^(train|clean) ", done.stdout, re.M)

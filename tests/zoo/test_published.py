@@ -61,6 +61,7 @@ def check_equals_timm(member: Member, folder: Path, monkeypatch: pytest.MonkeyPa
     assert torch.equal(logits_of(classifier, pixels), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FEW)
 def test_a_few_listed_models_equal_timms(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
