@@ -208,7 +208,7 @@ def answer(table: pl.DataFrame, candidate: str, success: float, reason: str) -> 
         means = (
             table.group_by("cluster")
             .agg(pl.col("score").mean(), pl.col("model").sort())
-            .sort("score", descending=True)
+            .sort(["score", "cluster"], descending=[True, False])
         )
         best = means.row(0, named=True)
         paragraphs.append(

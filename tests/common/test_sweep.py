@@ -217,21 +217,20 @@ def test_one_member_fails_and_the_others_are_scored(
     state["head.fc.bias"] = torch.full_like(state["head.fc.bias"], float("nan"))
     save_file(state, tmp_path / "nan.safetensors")
     broken = f"{{name: broken, timm: test_byobnet, checkpoint: {tmp_path / 'nan.safetensors'}}}"
-    misfit = f"{{name: misfit, timm: test_resnet, checkpoint: {tmp_path / 'nan.safetensors'}}}"
-    members = f"model.members=[test_byobnet,{broken},vit_ti,{misfit}]"
+    members = f"model.members=[test_byobnet,{broken},vit_ti,{broken.replace('broken', 'second')}]"
     done = run_here(*SMALL[1:], members, *QUIET, cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "2 of 4 members failed: broken (clean: broken gives NaN" in done.stderr
-    assert "misfit (clean: misfit: weights" in done.stderr
+    assert "second (clean: second gives NaN" in done.stderr
     table = pl.read_csv(tmp_path / "run" / "similarity.csv")
-    names = ["test_byobnet", "broken", "vit_ti", "misfit"]
+    names = ["test_byobnet", "broken", "vit_ti", "second"]
     assert table.columns == ["", *names] and table[""].to_list() == names
     whole = pl.read_csv(small_run / "first" / "similarity.csv").drop("").to_numpy()
     found = table.drop("").to_numpy().astype(float)
     assert (found[np.ix_([0, 2], [0, 2])] == whole).all()
     assert np.isnan(found[[1, 3]]).all() and np.isnan(found[:, [1, 3]]).all()
     failures = pl.read_csv(tmp_path / "run" / "failures.csv")
-    assert failures["model"].to_list() == ["broken", "misfit"]
+    assert failures["model"].to_list() == ["broken", "second"]
     assert pl.read_csv(tmp_path / "run" / "pairs.csv").height == 6
     assert "broken has no scores" in (tmp_path / "run" / "report.html").read_text()
     (log,) = (tmp_path / "run").glob("*.log")

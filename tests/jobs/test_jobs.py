@@ -60,6 +60,10 @@ def times(context: int, item: Item, advance: Advance) -> Product:
     return Product(value=context * item.number, threads=torch.get_num_threads(), pid=os.getpid())
 
 
+def total(context: torch.Tensor, item: Item, advance: Advance) -> Product:
+    return Product(value=int(context.sum()), threads=1, pid=os.getpid())
+
+
 def fail(context: int, item: Item, advance: Advance) -> None:
     raise UserError(f"{item.name} is wrong")
 
@@ -203,3 +207,15 @@ def test_what_a_killed_worker_held_is_given_up(
         for _ in jobs.run("stage", hold, ITEMS[:2], 2):
             raise Stopped(130)
     assert not list((tmp_path / ".leases").iterdir())
+
+
+def test_arrays_that_share_memory_with_the_context_keep_it() -> None:
+    """Moving a tensor to another process would free the memory that its NumPy view reads."""
+    context = torch.arange(1000)
+    view = context.numpy()
+    address = context.data_ptr()
+    with Jobs(context, 2, 1, Log()) as pool:
+        results = [result.value for _, result in pool.run("add", total, ITEMS, 3)]
+    assert results == [499500] * 3
+    assert context.data_ptr() == address == view.ctypes.data
+    assert view.sum() == 499500

@@ -193,8 +193,11 @@ class Jobs:
                 devices = processes.Queue()
                 for gpu in _visible_gpus(self.workers):
                     devices.put(gpu)
+            # As bytes: multiprocessing would move the context's tensors to shared memory, and an
+            # array that shares memory with one of them would read memory that was freed.
+            context = pickle.dumps(self.context)
             self._pool = ProcessPoolExecutor(
-                self.workers, processes, _start, (self.context, self.threads, self._events, devices)
+                self.workers, processes, _start, (context, self.threads, self._events, devices)
             )
         return self._pool
 
@@ -276,10 +279,10 @@ _context: Any = None
 _events: Any = None
 
 
-def _start(context: Any, threads: int, events: Any, devices: Any) -> None:
+def _start(context: bytes, threads: int, events: Any, devices: Any) -> None:
     """Set up a worker process."""
     global _context, _events
-    _context, _events = context, events
+    _context, _events = pickle.loads(context), events
     if devices is not None:
         # Before CUDA starts; the device is number 0 to this process.
         os.environ["CUDA_VISIBLE_DEVICES"] = devices.get()
