@@ -156,6 +156,7 @@ def test_the_example_dataset_gives_images(examples: Path) -> None:
     for position, label in zip(subset.positions, subset.labels, strict=True):
         assert images.labels[position] == label
         assert (np.asarray(images.load(position)) == pixels[position]).all()
+    assert not images.notes  # as of every `netkin.data.images.Images`
 
 
 def test_links_and_anchors_lead_somewhere() -> None:
