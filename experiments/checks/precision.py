@@ -125,7 +125,7 @@ def compare(s: Study, variants: dict[str, Outcomes], pixels: dict[str, float]) -
         [
             {
                 **summary(name, rows.filter(variant=name)),
-                **shift(s.scores, draws, outcomes, score.bootstrap, score.eps_s),
+                **shift(s.scores, draws, outcomes, score.bootstrap),
                 "differing_pixels": pixels[name],
             }
             for name, outcomes in variants.items()
@@ -188,14 +188,13 @@ def shift(
     draws: NDArray[np.float64],
     other: Outcomes,
     bootstrap: int,
-    eps_s: float,
 ) -> dict[str, float]:
     """The mean difference over pairs, with its 95% interval over shared draws of images."""
     pair = np.tril_indices(len(scores), -1)
-    theirs = similarity.bootstrap(other, bootstrap, eps_s=eps_s)
+    theirs = similarity.bootstrap(other, bootstrap)
     differences = (theirs - draws)[:, *pair].mean(axis=1)
     low, high = similarity.interval(differences)
-    mean = float((similarity.matrix(other, eps_s) - scores)[pair].mean())
+    mean = float((similarity.smoothed_matrix(other) - scores)[pair].mean())
     return {"mean_difference": mean, "mean_low": low, "mean_high": high}
 
 

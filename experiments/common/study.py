@@ -66,7 +66,8 @@ class Study:
 
     Attributes:
         config: as composed.
-        matrix: names and scores of N models.
+        matrix: names and scores of N models: smoothed (`netkin.similarity.smoothed`) where they
+            were measured, as they are in a file.
         families: [N], of a model without a family the module of timm that has it.
         measured: None where the matrix comes from a file.
         outputs: where tables, figures and the report go.
@@ -98,8 +99,7 @@ class Study:
         """Bootstrap matrices [draws, N, N], images shared by all pairs; None for a file."""
         if self.measured is None:
             return None
-        score = self.config.score
-        return similarity.bootstrap(self.measured.outcomes, score.bootstrap, eps_s=score.eps_s)
+        return similarity.bootstrap(self.measured.outcomes, self.config.score.bootstrap)
 
     def finish(
         self, title: str, question: str, answer: Sequence[str], sections: Sequence[Section]
@@ -180,7 +180,7 @@ def measured(
         complete = [member for member in requested if member.name in outcomes.members]
         yield Study(
             config,
-            Matrix(outcomes.members, similarity.matrix(outcomes, config.score.eps_s)),
+            Matrix(outcomes.members, similarity.smoothed_matrix(outcomes)),
             [member.family for member in complete],
             Measured(setting, complete, outcomes, requested, suspects, failures),
             Outputs(info.folder, tracker),

@@ -123,10 +123,10 @@ def definition(
     s: Study, label: str, measured: Measured, sources: list[Member] | None
 ) -> Definition:
     """The scores by one attack: of both directions, or of the sources' images alone."""
-    outcomes, score = measured.outcomes, s.config.score
+    outcomes = measured.outcomes
     if sources is None:
-        draws = similarity.bootstrap(outcomes, score.bootstrap, eps_s=score.eps_s)
-        return Definition(label, similarity.matrix(outcomes, score.eps_s), draws)
+        draws = similarity.bootstrap(outcomes, s.config.score.bootstrap)
+        return Definition(label, similarity.smoothed_matrix(outcomes), draws)
     one_sided = one_direction(s.config, label, outcomes)
     assert one_sided.draws is not None
     names = {member.name for member in sources}
@@ -137,13 +137,8 @@ def definition(
 
 def one_direction(config: DictConfig, label: str, outcomes: Outcomes) -> Definition:
     """One-sided scores of outcomes, with their draws."""
-    score = config.score
-    counts = similarity.resample(len(outcomes.image_ids), score.bootstrap)
-    return Definition(
-        label,
-        similarity.one_sided(outcomes, score.eps_s),
-        similarity.one_sided(outcomes, score.eps_s, counts),
-    )
+    counts = similarity.resample(len(outcomes.image_ids), config.score.bootstrap)
+    return Definition(label, similarity.one_sided(outcomes), similarity.one_sided(outcomes, counts))
 
 
 def white_box(s: Study, measured: list[tuple[str, Measured]], sources: list[Member] | None) -> None:

@@ -141,7 +141,7 @@ def all_measures(
 ) -> list[Measure]:
     """The six measures with their draws, of the same models and images."""
     setting, members = measured.setting, measured.members
-    positions, eps_s = list(sample.positions), s.config.score.eps_s
+    positions = list(sample.positions)
     n, images, triplets = len(members), len(positions), len(sample.triplets)
     bootstrap = s.config.measures.bootstrap
     outcomes = measured.outcomes.on(positions)
@@ -158,8 +158,8 @@ def all_measures(
     return [
         Measure(
             "similarity",
-            similarity.matrix(outcomes, eps_s),
-            similarity.bootstrap(outcomes, bootstrap, eps_s=eps_s),
+            similarity.smoothed_matrix(outcomes),
+            similarity.bootstrap(outcomes, bootstrap),
             forward + costs["craft"] * images + n * forward,
             n * forward,
         ),

@@ -76,7 +76,7 @@ def run(config: DictConfig) -> None:
             failures = attack_one(config, setting, members, candidate, tracker, bars, suspects)
         failed = {failure.member.name for failure in failures.failures} if failures else set()
         members = [member for member in members if member.name not in failed]
-        labels, reason = stored_clusters(setting, members, k, config.score.eps_s)
+        labels, reason = stored_clusters(setting, members, k)
         table = one_sided(setting, candidate, members, labels, config.score.eps_s)
         right = correct(setting, candidate)
         success = float(fooled_by(setting, candidate, [candidate])[0][right].mean())
@@ -134,7 +134,7 @@ def attack_one(
 
 
 def stored_clusters(
-    setting: Setting, members: list[Member], k: int | str | None, eps_s: float
+    setting: Setting, members: list[Member], k: int | str | None
 ) -> tuple[NDArray[np.intp] | None, str]:
     """The cluster of each member, [N] from 0, from the stored two-sided matrix (App. C).
 
@@ -146,7 +146,7 @@ def stored_clusters(
         return None, NO_SCORES
     if missing_sources(setting, members):
         return None, NO_SCORES
-    scores = similarity.matrix(outcomes(setting, members), eps_s)
+    scores = similarity.smoothed_matrix(outcomes(setting, members))
     try:
         number, reason = clusters.choose_k(k, scores)
         return clusters.spectral(scores, number), reason

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from experiments.common.runs import eps_advice
 from experiments.common.study import Measured, Study, measured
+from netkin import similarity
 from netkin.analysis.hierarchy import off_diagonal
 from netkin.analysis.summary import WEAK_ATTACK
 from netkin.pipeline import Incomplete
@@ -34,21 +35,22 @@ def report(s: Study, m: Measured) -> None:
     Members that failed have empty rows in similarity.csv and models.csv, and the reason in
     failures.csv.
     """
-    draws = s.draws()
+    draws, eps_s = s.draws(), s.config.score.eps_s
     assert draws is not None
+    paper = similarity.matrix(m.outcomes, eps_s)
     comparison = summarise(
         m.setting,
         m.members,
         m.outcomes,
-        s.scores,
+        paper,
         draws,
-        s.config.score.eps_s,
+        eps_s,
         m.requested,
         None if m.failures is None else _failure_table(m.failures),
         m.suspects.reasons,
     )
     tables = comparison.write(s.outputs)
-    scores = off_diagonal(s.scores)
+    scores = off_diagonal(paper)
     s.tracker.metrics(
         {
             "similarity/mean": float(scores.mean()),
@@ -60,7 +62,7 @@ def report(s: Study, m: Measured) -> None:
         f"similarity-{m.setting.task.dataset}-{m.setting.attack.name}", "similarity", tables
     )
     answer = [*comparison.answer, *_weak(m, comparison.relations.models)]
-    s.finish(comparison.title, comparison.question, answer, comparison.sections())
+    s.finish(comparison.title, comparison.question, answer, comparison.sections(s.outputs.folder))
 
 
 def _failure_table(failures: Incomplete) -> pl.DataFrame:

@@ -133,7 +133,7 @@ def _result(
             failures = [f"{f.member.name} failed in {f.stage}: {_line(f)}" for f in error.failures]
             raise UserError("; ".join(failures)) from error.failures[0].error
     scores = similarity.matrix(outcomes, eps_s)
-    matrices = similarity.bootstrap(outcomes, draws, eps_s=eps_s)
+    matrices = similarity.bootstrap(outcomes, draws)
     reasons = {name: "; ".join(s.finding for s in found) for name, found in suspects.items()}
     comparison = summarise(setting, members, outcomes, scores, matrices, eps_s, suspects=reasons)
     comparison.answer.extend(

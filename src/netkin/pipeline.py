@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from netkin.store.lease import lease, sweep
 from netkin.tracking import Tracker
 from netkin.training.weights import Training, is_trained, noted_accuracy
 from netkin.transfer.decode import Undecoded, decode, undecoded
+from netkin.transfer.noise import fooled_by_noise, missing_noise
 from netkin.transfer.resize import Unresized, missing_views
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import (
@@ -124,6 +125,12 @@ class Pipeline:
         self._stage("resize", _resize, unresized, sum(len(item.views) for item in unresized))
         return self.remaining(members)
 
+    def noise(self, members: Sequence[Member]) -> list[Member]:
+        """Evaluate members under noise of the attack's eps; see `netkin.transfer.noise`."""
+        missing = missing_noise(self.setting, members)
+        self._stage("noise", _noise, missing, len(missing) * len(self.setting.subset))
+        return self.remaining(members)
+
     def craft(self, members: Sequence[Member]) -> list[Member]:
         """Craft the adversarial images of members whose clean pass is done."""
         setting = self.setting
@@ -212,13 +219,14 @@ def compute_outcomes(
     Raises Incomplete, with the outcomes of the others, when members failed.
     """
     pipeline = Pipeline(setting, training, jobs, tracker, watch)
-    evaluated = pipeline.clean(members)
+    evaluated = pipeline.noise(pipeline.clean(members))
     crafted = pipeline.craft([m for m in evaluated if sources is None or m in sources])
     finished = pipeline.transfer(pipeline.remaining(evaluated), crafted) if crafted else []
     attacked = [m for m in crafted if m in finished]
     result = None
     if len(finished) >= 2 and attacked:
-        result = outcomes(setting, finished, attacked)
+        noise = fooled_by_noise(setting, finished)
+        result = replace(outcomes(setting, finished, attacked), noise=noise)
         tracker.metrics(
             {
                 f"white_box_success/{member.name}": float(result.per_image(i, i).mean())
@@ -266,6 +274,7 @@ def _work_left(setting: Setting, members: Sequence[Member], untrained: Sequence[
         or not all(is_clean(setting, member) for member in members)
         or any(missing_shards(setting, member) for member in members)
         or missing_views(setting, members)
+        or missing_noise(setting, members)
     )
 
 
@@ -300,8 +309,14 @@ def _clean(context: tuple[Setting, Any], member: Member, advance: Advance) -> Re
     return clean_pass(context[0], member, advance)
 
 
+def _noise(context: tuple[Setting, Any], member: Member, advance: Advance) -> Result:
+    from netkin.transfer.control_passes import noise_pass
+
+    return noise_pass(context[0], member, advance)
+
+
 def _resize(context: tuple[Setting, Any], item: Unresized, advance: Advance) -> Result:
-    from netkin.transfer.resize_pass import resize_pass
+    from netkin.transfer.control_passes import resize_pass
 
     return resize_pass(context[0], item, advance)
 

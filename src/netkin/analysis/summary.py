@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from netkin.analysis.hierarchy import off_diagonal
 from netkin.errors import and_more
 from netkin.similarity import Outcomes, interval
 
@@ -61,15 +62,7 @@ def answer(
         scores: [N, N], in the order of `models`.
         draws: bootstrap matrices, [draws, N, N], for the interval of within against between.
     """
-    ranked = pairs.sort("score", descending=True)
-    best, worst = ranked.row(0, named=True), ranked.row(-1, named=True)
-    first = f"The most similar models are {_pair(best)}"
-    if ranked.height > 1:
-        first += (
-            f"; the least similar are {_pair(worst)}. The mean of all {ranked.height} pairs is "
-            f"s = {ranked['score'].mean():.2f}"
-        )
-    paragraphs = [f"{first}."]
+    paragraphs = [_extremes(pairs, scores)]
     paragraphs += _families(family_means)
     paragraphs += _within_or_between(models["family"].to_list(), scores, draws)
     weak = models.filter(pl.col("white_box_success") < WEAK_ATTACK)
@@ -123,6 +116,41 @@ def _pair(row: dict) -> str:
     )
 
 
+def _extremes(pairs: pl.DataFrame, scores: NDArray[np.float64]) -> str:
+    """The most and the least similar pair, as far as their intervals tell them apart."""
+    ranked = pairs.sort("score", descending=True)
+    best, worst = ranked.row(0, named=True), ranked.row(-1, named=True)
+    if ranked.height == 1:
+        return f"{best['a']} and {best['b']} score {_score(best)}."
+    mean = f"The mean of all {ranked.height} pairs is s = {off_diagonal(scores).mean():.2f}."
+    if best["low"] <= worst["high"]:
+        return (
+            f"No pair is certainly more similar than another: the highest score, {_pair(best)}, "
+            f"and the lowest, {_pair(worst)}, have intervals that overlap. {mean}"
+        )
+    near = ranked.filter(pl.col("high") >= best["low"]).height - 1
+    far = ranked.filter(pl.col("low") <= worst["high"]).height - 1
+    return (
+        f"The most similar models are {_pair(best)}{_tied(near)}; the least similar are "
+        f"{_pair(worst)}{_tied(far)}. {mean}"
+    )
+
+
+def _tied(pairs: int) -> str:
+    """How many other pairs may be the extreme one."""
+    if not pairs:
+        return ""
+    return (
+        f", or one of {pairs} pairs whose intervals overlap"
+        if pairs > 1
+        else (", or one more pair whose interval overlaps")
+    )
+
+
+def _score(row: dict) -> str:
+    return f"s = {row['score']:.2f} (95% interval {row['low']:.2f} to {row['high']:.2f})"
+
+
 def _families(family_means: pl.DataFrame) -> list[str]:
     """For each family with a mean within: how that compares with its closest other family."""
     between = family_means.filter(pl.col("family_a") != pl.col("family_b"))
@@ -142,15 +170,30 @@ def _families(family_means: pl.DataFrame) -> list[str]:
     return [" ".join(sentences)] if sentences else []
 
 
+def within_and_between(
+    families: Sequence[str], scores: NDArray[np.float64]
+) -> tuple[float, float] | None:
+    """The mean score of pairs within families and of pairs between them, [N, N] in nats.
+
+    None where there is no pair of one kind.
+    """
+    pair = np.tri(len(families), k=-1, dtype=bool)
+    same = np.equal.outer(np.array(families), np.array(families))
+    if not (pair & same).any() or not (pair & ~same).any():
+        return None
+    return float(scores[pair & same].mean()), float(scores[pair & ~same].mean())
+
+
 def _within_or_between(
     families: list[str], scores: NDArray[np.float64], draws: NDArray[np.float64]
 ) -> list[str]:
     """The mean within families less that between families, with an interval over images."""
+    means = within_and_between(families, scores)
+    if means is None:
+        return []
+    within, between = means
     pair = np.tri(len(families), k=-1, dtype=bool)
     same = np.equal.outer(np.array(families), np.array(families))
-    if not (pair & same).any() or not (pair & ~same).any():
-        return []
-    within, between = scores[pair & same].mean(), scores[pair & ~same].mean()
     low, high = interval(draws[:, pair & same].mean(axis=1) - draws[:, pair & ~same].mean(axis=1))
     return [
         f"Within a family the mean is {within:.2f}, between families {between:.2f}: a difference "

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from netkin import similarity
 from netkin.analysis import summary
+from netkin.report.controls import NOT_ABOVE, Controls, controls
 from netkin.report.examples import examples, examples_section
-from netkin.report.figures import heatmap_figure
+from netkin.report.figures import LABEL, heatmap_figure
 from netkin.report.matrix import Relations, matrix_sections
 from netkin.report.study import Outputs, Section
 from netkin.report.text import settings_text
@@ -41,6 +42,7 @@ class Comparison:
         resize: of `netkin.transfer.resize.resize_errors`; empty where all models see the same.
         failures: a row a member that failed: model, stage, reason.
         images: the section of the page that shows images under attack, if there are any.
+        controls: what the scores owe to chance and to single models.
     """
 
     title: str
@@ -50,6 +52,7 @@ class Comparison:
     resize: pl.DataFrame
     failures: pl.DataFrame
     images: list[Section]
+    controls: Controls
 
     @property
     def square(self) -> pl.DataFrame:
@@ -61,7 +64,11 @@ class Comparison:
     def figure(self) -> Figure:
         """The clustered heatmap."""
         relations = self.relations
-        return heatmap_figure(relations.scores, relations.names, relations.families)
+        marked = relations.marked
+        label = LABEL if marked is None else f"{LABEL};  {NOT_ABOVE}"
+        return heatmap_figure(
+            relations.scores, relations.names, relations.families, label, relations.least, marked
+        )
 
     def write(self, outputs: Outputs) -> list[Path]:
         """Write the tables and the heatmap; returns the tables' files."""
@@ -75,12 +82,14 @@ class Comparison:
             outputs.table("failures", self.failures)
         tables = [outputs.folder / name for name in outputs.files]
         outputs.figure("similarity", self.figure(), self.square, "The similarity of every pair.")
+        self.controls.write(outputs)
         return tables
 
-    def sections(self) -> list[Section]:
-        """The evidence, for a page beside the files of `write`."""
+    def sections(self, folder: Path) -> list[Section]:
+        """The evidence, for a page in a folder with the files of `write`."""
         prints = ["similarity.pdf", "similarity.png"]
-        return [*matrix_sections(self.relations, prints), *self.images]
+        sections = matrix_sections(self.relations, prints)
+        return [*sections, *self.controls.sections(folder), *self.images]
 
 
 def summarise(
@@ -101,7 +110,8 @@ def summarise(
         members: the N models of the outcomes, in the same order.
         outcomes: of the members.
         scores: `similarity.matrix` of the outcomes, [N, N].
-        draws: `similarity.bootstrap` of the outcomes, [draws, N, N].
+        draws: `similarity.bootstrap` of the outcomes, [draws, N, N], for means over pairs, which
+            are of smoothed scores.
         eps_s: the floor of 100 p.
         requested: the members with those that failed; `members`, unless given.
         failures: of the others, a row each: model, stage, reason.
@@ -118,30 +128,36 @@ def summarise(
         [params(setting, member) for member in members],
         [preprocessing(member, setting.task).view.input_size for member in members],
     )
+    control = controls(outcomes, families)
+    smooth = control.scores
     names = [member.name for member in requested]
     places = [names.index(name) for name in outcomes.members]
     relations = Relations(
         scores=with_gaps(scores, places, len(names)),
         names=names,
         families=[member.family for member in requested],
-        pairs=all_pairs(similarity.pairs(outcomes, eps_s), names),
+        pairs=all_pairs(
+            similarity.pairs(outcomes, eps_s).join(control.pairs, on=["a", "b"], how="left"), names
+        ),
         models=pl.DataFrame({"model": names, "family": [member.family for member in requested]})
         .join(models.drop("family"), on="model", how="left", maintain_order="left")
+        .join(control.models, on="model", how="left", maintain_order="left")
         .with_columns(pl.Series("suspect", [reasons.get(name) for name in names], pl.String)),
-        family_means=similarity.family_means(scores, families, draws),
+        family_means=similarity.family_means(smooth, families, draws),
     )
     resize = resize_errors(setting, members)
     scored = relations.pairs.drop_nulls("score")
-    answer = summary.answer(scored, models, relations.family_means, scores, draws)
+    answer = summary.answer(scored, models, relations.family_means, smooth, draws)
     items = examples(setting, members)
     return Comparison(
         title=f"How related are {len(names)} models on {setting.task.dataset}?",
         question=_question(setting),
-        answer=[*answer, *_caveats(setting, members, failures, resize)],
+        answer=[*answer, *control.answer(), *_caveats(setting, members, failures, resize)],
         relations=relations,
         resize=resize,
         failures=failures,
         images=[examples_section(items, setting.attack.attack.eps)] if items else [],
+        controls=control,
     )
 
 

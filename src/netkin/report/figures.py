@@ -20,12 +20,15 @@ from netkin.report.style import INK, PALETTE
 # Perceptually uniform, and readable with any colour blindness and in grey. Values outside the range
 # are lighter or darker than its ends, so that they are not mistaken for them.
 COLOURS = mpl.colormaps["viridis"].with_extremes(under="#1e0027", over="#fdf7b8")
+LABEL = "similarity  $s = \\ln(100\\,p)$"
 VALUES_UP_TO = 16  # models; beyond it a cell is too small for its number
 FAMILIES_UP_TO = 12  # more colours than these cannot be told apart
 
 
-def colour_range(scores: NDArray[np.float64]) -> tuple[float, float]:
+def colour_range(scores: NDArray[np.float64], least: float = 0.0) -> tuple[float, float]:
     """The scores that the two ends of the colour map stand for, from [N, N] scores in nats.
+
+    They are at least `least` nats apart, so that differences of chance have similar colours.
 
     It is the range of the pairs of different models. The diagonal (about 4.6) lies outside, and so
     does a far outlier below (Tukey's outer fence): a pair that was never fooled has s = ln 0.01 =
@@ -38,7 +41,8 @@ def colour_range(scores: NDArray[np.float64]) -> tuple[float, float]:
     low, high = pairs[pairs >= q1 - max(3 * (q3 - q1), 1.0)].min(), pairs.max()
     if high - low < 1e-9:  # one pair, or equal scores: any range of some width
         low, high = low - 0.5, high + 0.5
-    return float(low), float(high)
+    more = max(0.0, least - (high - low)) / 2
+    return float(low - more), float(high + more)
 
 
 def cell_colours(
@@ -53,7 +57,12 @@ def cell_colours(
 
 
 def heatmap_figure(
-    scores: NDArray[np.float64], names: Sequence[str], families: Sequence[str]
+    scores: NDArray[np.float64],
+    names: Sequence[str],
+    families: Sequence[str],
+    label: str = LABEL,
+    least: float = 0.0,
+    marked: NDArray[np.bool_] | None = None,
 ) -> Figure:
     """The clustered matrix with its dendrogram; safe in any thread.
 
@@ -62,6 +71,9 @@ def heatmap_figure(
         names: N model names.
         families: the family of each model: a strip of colours with a legend where there are 2 to
             12 families, and left out otherwise.
+        label: of the colours.
+        least: see `colour_range`.
+        marked: [N, N], cells to mark with a circle, which `label` should explain.
 
     Raises UserError for fewer than 2 models, ValueError where the arguments disagree.
     """
@@ -88,10 +100,12 @@ def heatmap_figure(
     strip = 0.14 if 1 < len(set(families)) <= FAMILIES_UP_TO else 0.0
     tree_width = float(np.clip(0.22 * side, 0.7, 1.3))
     left, bottom = 1.6, 0.2
-    _cells(axes(left, bottom, side, side), scores, names, tree, font)
-    label = "similarity  $s = \\ln(100\\,p)$"
+    limits = colour_range(scores, least)
+    _cells(axes(left, bottom, side, side), scores, names, tree, font, limits)
+    if marked is not None:
+        _marks(figure.axes[0], marked, scores, tree, limits, 72 * cell)
     bar = axes(left, bottom + side + 0.1, side, 0.13)
-    colour_bar(bar, scores, COLOURS, colour_range(scores), label, 6 if n > 4 else 3)
+    colour_bar(bar, scores, COLOURS, limits, label, 6 if n > 4 else 3)
     tree_axes = axes(left - tree_width - strip - 0.06, bottom, tree_width, side)
     _dendrogram(tree_axes, tree)
     if strip:
@@ -99,8 +113,30 @@ def heatmap_figure(
     return figure
 
 
+def _marks(
+    ax: Axes,
+    marked: NDArray[np.bool_],
+    scores: NDArray[np.float64],
+    tree: Hierarchy,
+    limits: tuple[float, float],
+    cell: float,
+) -> None:
+    """A circle in the corner of each marked cell of `cell` points, or in its middle if small."""
+    x, y = (0.84, 0.18) if len(marked) <= VALUES_UP_TO else (0.5, 0.5)
+    for row, column in np.argwhere(marked[np.ix_(tree.order, tree.order)]):
+        value = scores[tree.order[row], tree.order[column]]
+        _, (ink,) = cell_colours(np.array([value]), limits)
+        size = min(0.16 * cell, 4.0) if len(marked) <= VALUES_UP_TO else 0.45 * cell
+        ax.plot(column + x, row + y, "o", ms=size, mfc="none", mec=ink, mew=min(0.8, 0.15 * size))
+
+
 def _cells(
-    ax: Axes, scores: NDArray[np.float64], names: Sequence[str], tree: Hierarchy, font: float
+    ax: Axes,
+    scores: NDArray[np.float64],
+    names: Sequence[str],
+    tree: Hierarchy,
+    font: float,
+    limits: tuple[float, float],
 ) -> None:
     n = len(names)
     ordered = scores[np.ix_(tree.order, tree.order)]
@@ -108,7 +144,7 @@ def _cells(
     ax.pcolormesh(
         np.ma.masked_invalid(ordered),
         cmap=COLOURS,
-        norm=Normalize(*colour_range(scores)),
+        norm=Normalize(*limits),
         # Edges of the cell's own colour close the hairlines that PDF viewers show between cells.
         edgecolors="white" if gap else "face",
         linewidth=1.0 if gap else 0.1,
@@ -118,7 +154,7 @@ def _cells(
             Rectangle((column, row), 1, 1, fc="#e6e6e6", ec="#8c8c8c", hatch="////", lw=0.3)
         )
     if gap:
-        _, inks = cell_colours(np.nan_to_num(ordered.ravel()), colour_range(scores))
+        _, inks = cell_colours(np.nan_to_num(ordered.ravel()), limits)
         for (row, column), value, ink in zip(np.ndindex(n, n), ordered.flat, inks, strict=True):
             if not np.isnan(value):
                 ax.text(

@@ -21,20 +21,28 @@ NO_SCORE = "#d9d9d9"
 
 
 def interactive_heatmap(
-    scores: NDArray[np.float64], names: Sequence[str], pairs: pl.DataFrame, models: pl.DataFrame
+    scores: NDArray[np.float64],
+    names: Sequence[str],
+    pairs: pl.DataFrame,
+    models: pl.DataFrame,
+    least: float = 0.0,
+    marked: NDArray[np.bool_] | None = None,
 ) -> Markup:
     """A plotly div of scores [N, N] in the order of the figure, without plotly.js itself.
 
     A cell's hover text has the row of its pair in `pairs`, or, on the diagonal, of its model in
-    `models`. For the arguments see `netkin.report.matrix.Relations`.
+    `models`. For the arguments see `netkin.report.matrix.Relations`, for `least` and `marked`
+    `netkin.report.figures.heatmap_figure`.
     """
     n, order = len(names), hierarchy(scores).order
     values = scores[np.ix_(order, order)]
-    limits = colour_range(scores)
+    limits = colour_range(scores, least)
     numbers = n <= VALUES_UP_TO
     hover, ordered = _hover(pairs, models), [names[int(i)] for i in order]
     figure = go.Figure()
     _add_cells(figure, values, limits, [[hover[a, b] for b in ordered] for a in ordered], numbers)
+    if marked is not None:
+        _add_marks(figure, marked[np.ix_(order, order)], numbers)
     if numbers:
         _, inks = cell_colours(np.nan_to_num(values.ravel()), limits)
         figure.update_layout(
@@ -108,6 +116,25 @@ def _add_cells(
             showscale=False,
             hoverinfo="skip",
         )
+
+
+def _add_marks(figure: go.Figure, marked: NDArray[np.bool_], numbers: bool) -> None:
+    """A circle in each marked cell."""
+    y, x = np.nonzero(marked)
+    shift = (0.36, -0.34) if numbers else (0.0, 0.0)
+    figure.add_scatter(
+        x=(x + shift[0]).tolist(),
+        y=(y + shift[1]).tolist(),
+        mode="markers",
+        marker={
+            "symbol": "circle-open",
+            "size": 6 if numbers else 4,
+            "color": "#9aa1a9",
+            "line": {"width": 1.5},
+        },
+        hoverinfo="skip",
+        showlegend=False,
+    )
 
 
 def _layout(names: Sequence[str]) -> dict[str, Any]:
@@ -185,3 +212,8 @@ def _pair_lines(row: Mapping[str, Any]) -> Iterable[str]:
     yield f"n = {row['n']} images"
     yield f"{a} fools {b}: {percent(row['a_fools_b'])}"
     yield f"{b} fools {a}: {percent(row['b_fools_a'])}"
+    if row.get("above_noise") is not None:
+        yield f"noise fools {b}: {percent(row['noise_fools_b'])}"
+        yield f"noise fools {a}: {percent(row['noise_fools_a'])}"
+        above = "" if row["above_noise"] else "; not above noise"
+        yield f"corrected for chance: {number(row['corrected_score'], 3)}{above}"

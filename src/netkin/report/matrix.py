@@ -35,10 +35,12 @@ class Relations:
         names: N model names.
         families: the family of each model.
         pairs: one row a pair: a, b, n, a_fools_b, b_fools_a (rates in [0, 1]), score, low, high
-            (95 % interval); N (N - 1) / 2 rows, in any order.
+            (95 % interval), and above_noise and others of `netkin.analysis.chance` where that
+            control was run; N (N - 1) / 2 rows, in any order.
         models: one row a model: model, family, params, input_size, clean_accuracy and
             white_box_success (in [0, 1]), white_box_score, mean_similarity, nearest; and, where it
-            is known, suspect: why the model's clean predictions look wrong, or null.
+            is known, suspect: why the model's clean predictions look wrong, or null, and
+            noise_rate: how often noise of the attack's eps fools the model.
         family_means: family_a, family_b, pairs, mean; family_a == family_b is within a family, and
             a family of one has no such row. With columns low and high, the interval is shown too.
     """
@@ -49,6 +51,24 @@ class Relations:
     pairs: pl.DataFrame
     models: pl.DataFrame
     family_means: pl.DataFrame
+
+    @property
+    def least(self) -> float:
+        """The least width of the colour scale: six times half an interval, in nats."""
+        known = self.pairs.drop_nulls("score")
+        width = (known["high"] - known["low"]).median()
+        return 3 * float(width) if isinstance(width, float) else 0.0
+
+    @property
+    def marked(self) -> NDArray[np.bool_] | None:
+        """Pairs that do not transfer more than noise fools, [N, N]; None where that is unknown."""
+        if "above_noise" not in self.pairs.columns:
+            return None
+        place = {name: i for i, name in enumerate(self.names)}
+        marked = np.zeros((len(place), len(place)), dtype=bool)
+        for a, b in self.pairs.filter(~pl.col("above_noise")).select("a", "b").iter_rows():
+            marked[place[a], place[b]] = marked[place[b], place[a]] = True
+        return marked if marked.any() else None
 
 
 def matrix_sections(relations: Relations, prints: Sequence[str] = ()) -> list[Section]:
@@ -70,7 +90,15 @@ def reading_section() -> Section:
 
 def _heatmap_section(relations: Relations, prints: Sequence[str]) -> Section:
     width = minimal_width(relations.names)
-    div = interactive_heatmap(relations.scores, relations.names, relations.pairs, relations.models)
+    marked = relations.marked
+    div = interactive_heatmap(
+        relations.scores,
+        relations.names,
+        relations.pairs,
+        relations.models,
+        relations.least,
+        marked,
+    )
     return Section(
         "Similarity of every pair",
         blocks=[
@@ -82,6 +110,7 @@ def _heatmap_section(relations: Relations, prints: Sequence[str]) -> Section:
                 width=940 if width > 500 else 620,
                 min_width=width,
                 prints=prints,
+                marked=marked is not None,
             )
         ],
     )
@@ -95,8 +124,9 @@ def _pairs_section(pairs: pl.DataFrame) -> Section:
     listed = min(EXTREMES, max(ranked.height // 2, 1))  # no pair is in both tables
     most = ranked.head(listed).to_dicts()
     least = ranked.tail(listed).reverse().to_dicts() if ranked.height > 1 else []
+    noise = "above_noise" in pairs.columns
     title = "Most and least similar pairs" if least else "The only pair"
-    return Section(title, blocks=[block(_TEMPLATE, "pairs", most=most, least=least)])
+    return Section(title, blocks=[block(_TEMPLATE, "pairs", most=most, least=least, noise=noise)])
 
 
 def _models_section(models: pl.DataFrame) -> Section:
@@ -117,7 +147,7 @@ def _family_table(relations: Relations) -> dict[str, Any]:
         a, b, mean = row["family_a"], row["family_b"], row["mean"]
         if mean is None or math.isnan(mean):
             continue
-        rgba, (ink,) = cell_colours(np.array([mean]), colour_range(scores))
+        rgba, (ink,) = cell_colours(np.array([mean]), colour_range(scores, relations.least))
         note = f"{row['pairs']} pair{'s' if row['pairs'] != 1 else ''}"
         if row.get("low") is not None and row.get("high") is not None:
             note += f", 95% interval {number(row['low'])} to {number(row['high'])}"

@@ -85,7 +85,7 @@ class Result:
         c = self.comparison
         c.write(outputs)
         settings = yaml.safe_dump(dict(self.settings), sort_keys=False)
-        return outputs.report(c.title, c.question, c.answer, c.sections(), settings)
+        return outputs.report(c.title, c.question, c.answer, c.sections(outputs.folder), settings)
 
     def __repr__(self) -> str:
         return "\n".join([f"netkin.Result of {len(self.names)} models", *self.answer])

@@ -1,4 +1,4 @@
-"""The pass behind `netkin.transfer.resize`: a member's predictions through others' views."""
+"""The passes of the controls: a member's predictions in others' views, and under noise."""
 
 import time
 from dataclasses import replace
@@ -14,18 +14,19 @@ from netkin.store.lease import lease
 from netkin.transfer.batches import Batches
 from netkin.transfer.engine import Work, predict
 from netkin.transfer.evaluator import Evaluator
+from netkin.transfer.noise import noise_path, noised
 from netkin.transfer.resize import Unresized, resized_path
 from netkin.transfer.setting import Setting
 from netkin.transfer.transfer import resized
 from netkin.zoo.member import Member
 
 
-class ResizePass(pl.LightningModule):
-    """One member's predictions on the clean images through another view, [I] int64."""
+class ControlPass(pl.LightningModule):
+    """One member's predictions on images of any size, [I] int64."""
 
-    def __init__(self, evaluator: Evaluator, setting: Setting, member: Member):
+    def __init__(self, evaluator: Evaluator, setting: Setting, member: Member, advance: Advance):
         super().__init__()
-        self.evaluator, self.setting = evaluator, setting
+        self.evaluator, self.setting, self.advance = evaluator, setting, advance
         self.size = setting.view(member).input_size
         self.batches = Batches(setting.batch_size, member.name)
         self.predictions: list[Tensor] = []
@@ -35,6 +36,7 @@ class ResizePass(pl.LightningModule):
         images = batch["images"]
         for classes in self.batches.run(len(images), lambda b: self._predict(images[b])):
             self.predictions.append(classes.cpu())
+        self.advance(len(images))
 
     def _predict(self, images: Tensor) -> Tensor:
         pixels = resized(images, self.size, self.setting.interpolation)
@@ -53,7 +55,7 @@ def resize_pass(setting: Setting, item: Unresized, advance: Advance) -> Result:
                 taken.append(view)
                 continue
             if not path.is_file():
-                module = ResizePass(evaluator, setting, item.member)
+                module = ControlPass(evaluator, setting, item.member, lambda n: None)
                 shards = list(range(len(setting.shards)))
                 work = Work(shards, lambda s, view=view: {"images": setting.pixels(view, s)})
                 predict(setting, module, work)
@@ -65,3 +67,20 @@ def resize_pass(setting: Setting, item: Unresized, advance: Advance) -> Result:
         seconds=time.perf_counter() - start,
         remaining=replace(item, views=tuple(taken)) if taken else None,
     )
+
+
+def noise_pass(setting: Setting, member: Member, advance: Advance) -> Result:
+    """Store a member's predictions under noise, unless another process computes them."""
+    start, path = time.perf_counter(), noise_path(setting, member)
+    with lease(setting.store.root, path) as held:
+        if not held:
+            return Result(remaining=member)
+        if path.is_file():
+            advance(len(setting.subset))
+            return Result()
+        evaluator = setting.evaluator(setting.build(member))
+        module = ControlPass(evaluator, setting, member, advance)
+        shards = list(range(len(setting.shards)))
+        predict(setting, module, Work(shards, lambda s: {"images": noised(setting, member, s)}))
+        write_tensors(path, {"predictions": torch.cat(module.predictions)})
+    return Result(images=len(setting.subset), seconds=time.perf_counter() - start)
