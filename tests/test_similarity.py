@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.stats import binomtest
 
 from netkin.errors import UserError
 from netkin.similarity import (
@@ -20,6 +21,8 @@ from netkin.similarity import (
     pairs,
     resample,
     score,
+    smoothed,
+    smoothed_matrix,
     with_interval,
 )
 
@@ -122,13 +125,13 @@ def test_floor_must_be_positive(eps_s: float) -> None:
 
 @given(st.integers(1, 2000))
 def test_bound_is_exact_when_nothing_transfers(n: int) -> None:
+    """Of a binomial whose number of draws is about the number of images."""
     result = with_interval(np.zeros(n))
-    assert result.score == pytest.approx(math.log(0.01))
-    # The rate at which seeing n failures in a row has a probability of 5 %.
-    rate = math.exp(result.high) / 100
-    assert (1 - rate) ** n == pytest.approx(0.05)
+    assert result.score == result.low == pytest.approx(math.log(0.01))
+    # The rate at which seeing n failures in a row has a probability of 2.5 %.
+    assert result.high == pytest.approx(math.log(100 * (1 - 0.025 ** (1 / n))), abs=0.3)
     if n >= 50:
-        assert result.high == pytest.approx(math.log(300 / n), abs=0.04)
+        assert result.high == pytest.approx(math.log(370 / n), abs=0.25)
 
 
 @given(st.integers(1, 500), st.sampled_from([0.5, 1.0]))
@@ -138,29 +141,65 @@ def test_no_interval_claims_certainty(n: int, value: float) -> None:
     assert result.score <= result.high
 
 
-def test_delta_method_by_hand() -> None:
-    z = np.array([0, 0.5, 1, 0.5, 0.0])
-    half = 1.959964 * z.std(ddof=1) / (0.4 * math.sqrt(5))
+def test_interval_of_equal_directions_is_that_of_a_binomial() -> None:
+    """Both directions agree on every image: n draws, for which SciPy's exact interval is known."""
+    z = np.r_[np.ones(300), np.zeros(700)]
+    exact = binomtest(300, 1000).proportion_ci(0.95, "exact")
     result = with_interval(z)
-    assert result.score == pytest.approx(math.log(40))
-    assert result.low == pytest.approx(math.log(40) - half, abs=1e-5)
+    assert result.low == pytest.approx(math.log(100 * exact.low), abs=2e-3)
+    assert result.high == pytest.approx(math.log(100 * exact.high), abs=2e-3)
 
 
-@pytest.mark.parametrize("p", [0.1, 0.5])
-@pytest.mark.parametrize("correlation", [0.0, 0.7])
-def test_coverage_is_95_per_cent(p: float, correlation: float) -> None:
-    """At n = 500, with directions that are independent, and that mostly agree on an image."""
-    rng = np.random.default_rng(1)
-    n, repeats, truth, hits = 500, 4000, math.log(100 * p), 0
-    for _ in range(repeats):
-        first, second = rng.random(n) < p, rng.random(n) < p
-        second = np.where(rng.random(n) < correlation, first, second)
-        result = with_interval((first.astype(float) + second) / 2)
-        hits += result.low <= truth <= result.high
-    assert 0.93 <= hits / repeats <= 0.97
+def test_interval_of_independent_directions_is_narrower() -> None:
+    """With one direction always and one never, p is 1/2 for certain but for the images unseen."""
+    together = with_interval(np.r_[np.ones(250), np.zeros(250)])
+    apart = with_interval(np.full(500, 0.5))
+    assert apart.high - apart.low < 0.1 * (together.high - together.low)
+    assert apart.low < apart.score < apart.high
 
 
-def test_bootstrap_agrees_with_the_delta_method_and_shares_its_draws() -> None:
+RATES = (0.001, 0.01, 0.1, 0.5, 0.9, 0.98, 0.995)
+
+
+@pytest.mark.parametrize("kind", ["independent", "lopsided", "equal"])
+@pytest.mark.parametrize("n", [20, 100, 500, 5000])
+@pytest.mark.parametrize("p", RATES)
+def test_coverage_is_95_per_cent_or_more(p: float, n: int, kind: str) -> None:
+    """With directions that are independent, one of which is larger, and that always agree."""
+    larger = min(1.0, 1.72 * p) if kind == "lopsided" else p
+    smaller = 2 * p - larger
+    both = p if kind == "equal" else larger * smaller
+    cells = np.array([1 - 2 * p + both, 2 * (p - both), both]).clip(0)  # z = 0, 1/2, 1
+    repeats, hits, memo = 2000, 0, {}
+    for counts in map(tuple, np.random.default_rng(1).multinomial(n, cells / cells.sum(), repeats)):
+        if counts not in memo:
+            memo[counts] = with_interval(np.repeat((0.0, 0.5, 1.0), counts))
+        hits += memo[counts].low <= math.log(100 * p) + 1e-9
+        hits -= memo[counts].high < math.log(100 * p) - 1e-9
+    # Three standard errors of the simulation below 95 %.
+    assert hits / repeats >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / repeats)
+
+
+@given(st.integers(1, 10**6), st.floats(0, 1))
+def test_smoothed_is_finite_and_close_to_the_score(n: int, share: float) -> None:
+    k = round(2 * share * n) / 2
+    s = float(smoothed(k, n))
+    assert math.log(100 / (2 * n + 2)) - 1e-9 <= s <= ALWAYS
+    if k >= 1:
+        assert abs(s - float(score(k / n))) <= 0.5 / k + 1e-9
+    assert np.isnan(smoothed(0, 0))
+
+
+@given(outcomes())
+def test_smoothed_matrix_word_by_word(o: Outcomes) -> None:
+    s = smoothed_matrix(o)
+    for a in range(len(o.members)):
+        for b in range(len(o.members)):
+            z = o.per_image(a, b)
+            assert s[a, b] == pytest.approx(math.log(100 * (z.sum() + 0.5) / (len(z) + 1)))
+
+
+def test_bootstrap_agrees_with_the_interval_and_shares_its_draws() -> None:
     rng = np.random.default_rng(0)
     fooled = rng.random((3, 3, 400)) < 0.3
     fooled[2] = fooled[1]  # a third model that is the second's twin
@@ -169,8 +208,8 @@ def test_bootstrap_agrees_with_the_delta_method_and_shares_its_draws() -> None:
     draws = bootstrap(o, draws=2000, seed=0)
     low, high = interval(draws[:, 0, 1])
     exact = with_interval(o.per_image(0, 1))
-    assert low == pytest.approx(exact.low, abs=0.02)
-    assert high == pytest.approx(exact.high, abs=0.02)
+    assert low == pytest.approx(exact.low, abs=0.03)
+    assert high == pytest.approx(exact.high, abs=0.03)
     np.testing.assert_array_equal(draws[:, 0, 1], draws[:, 0, 2])
     np.testing.assert_array_equal(draws, bootstrap(o, draws=2000, seed=0))
 

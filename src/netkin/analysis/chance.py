@@ -105,7 +105,7 @@ def _rate(fooled: NDArray[np.float64], noise: NDArray[np.float64]) -> tuple[floa
 
     The variance includes that of q, and that of three more images, fooled in no direction, one (by
     half) and both, so that equal outcomes do not count as certain. A direction whose target noise
-    always fools has a rate of 0: nothing can be told.
+    always fools counts as 0, and the interval's upper end as 1.
     """
     n = len(fooled)
     kept, unfooled = 1 - noise.mean(axis=0), 1 - fooled.mean(axis=0)  # [2]: 1 - q, 1 - p
@@ -118,4 +118,5 @@ def _rate(fooled: NDArray[np.float64], noise: NDArray[np.float64]) -> tuple[floa
     moves = (fooled - (1 - unfooled)) / safe - unfooled * (noise - (1 - kept)) / safe**2
     half = Z_95 * float((moves * told).mean(axis=1).std()) / np.sqrt(n)
     rate = float(rates.mean())
-    return rate, rate - half, min(rate + half, 1.0)
+    untold = float((~told).mean())  # such a direction may have any rate
+    return rate, rate - half, min(rate + half + untold, 1.0)

@@ -1,0 +1,77 @@
+"""Scores against chance, on outcomes whose rates are known."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netkin.analysis import chance
+from netkin.similarity import Outcomes
+
+
+def make(p: float, q: float, n: int, seed: int = 0) -> Outcomes:
+    """Two models, all of whose clean predictions are right."""
+    rng = np.random.default_rng(seed)
+    return Outcomes(
+        ("a", "b"),
+        tuple(map(str, range(n))),
+        np.ones((2, n), bool),
+        rng.random((2, 2, n)) < p,
+        rng.random((2, n)) < q,
+    )
+
+
+def test_rates_by_hand() -> None:
+    """a's images fool b on 3 of 4, noise 1 of 4; b's fool a on 1 of 4, noise never."""
+    correct = np.array([[True] * 5, [True, True, True, True, False]])
+    fooled = np.zeros((2, 2, 5), bool)
+    fooled[0, 1, :3], fooled[1, 0, 0] = True, True
+    noise = np.array([[False] * 5, [True, False, False, False, True]])
+    o = Outcomes(("a", "b"), tuple("12345"), correct, fooled, noise)
+    assert chance.noise_rates(o).tolist() == [0, 0.25]
+    (row,) = chance.pair_table(o).to_dicts()
+    assert (row["noise_fools_a"], row["noise_fools_b"]) == (0, 0.25)
+    rate = ((0.75 - 0.25) / 0.75 + 0.25) / 2
+    assert row["corrected_rate"] == pytest.approx(rate)
+    assert row["corrected_score"] == pytest.approx(math.log(100 * rate))
+    assert chance.corrected_matrix(o)[0, 1] == pytest.approx(math.log(100 * rate))
+    assert row["corrected_low"] < row["corrected_score"] < row["corrected_high"]
+    assert chance.directions_at_chance(o) == 0
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 60), st.integers(0, 5))
+def test_bounds(p: float, q: float, n: int, seed: int) -> None:
+    o = make(p, q, n, seed)
+    (row,) = chance.pair_table(o).to_dicts()
+    assert row["corrected_rate"] <= 1
+    assert math.log(50 / (n + 1)) - 1e-9 <= row["corrected_low"] <= row["corrected_score"]
+    assert row["corrected_score"] <= row["corrected_high"] <= math.log(100) + 1e-9
+    assert row["corrected_low"] < row["corrected_high"]  # never certain
+
+
+def test_without_noise_the_corrected_score_is_the_score() -> None:
+    (row,) = chance.pair_table(make(0.3, 0.0, 400)).to_dicts()
+    z = make(0.3, 0.0, 400).per_image(0, 1)
+    assert row["corrected_rate"] == pytest.approx(z.mean())
+    assert row["above_noise"]
+
+
+def test_a_target_that_noise_always_fools_tells_nothing() -> None:
+    (row,) = chance.pair_table(make(1.0, 1.0, 50)).to_dicts()
+    assert row["corrected_rate"] == 0 and not row["above_noise"]
+
+
+def test_pairs_at_chance_are_rarely_above_noise() -> None:
+    above = [chance.pair_table(make(0.3, 0.3, 200, s))["above_noise"].item() for s in range(400)]
+    assert np.mean(above) <= 0.025 + 3 * math.sqrt(0.025 * 0.975 / 400)
+
+
+@pytest.mark.parametrize(("p", "q"), [(0.5, 0.1), (0.9, 0.3), (0.3, 0.25), (0.98, 0.05)])
+def test_coverage_of_corrected_scores(p: float, q: float) -> None:
+    truth, hits, repeats = math.log(100 * (p - q) / (1 - q)), 0, 1000
+    for seed in range(repeats):
+        (row,) = chance.pair_table(make(p, q, 300, seed)).to_dicts()
+        hits += row["corrected_low"] <= truth <= row["corrected_high"]
+    assert 0.93 <= hits / repeats <= 0.985
