@@ -5,7 +5,7 @@ A pure function of what the passes stored. `evaluate.py` and `netkin.compare` bo
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -117,40 +117,20 @@ def summarise(
         failures: of the others, a row each: model, stage, reason.
         suspects: why a member's clean predictions look wrong, by its name.
     """
-    requested, reasons = requested or members, suspects or {}
+    requested = requested or members
     if failures is None:
         failures = pl.DataFrame(schema=["model", "stage", "reason"])
-    families = [member.family for member in members]
-    models = summary.model_table(
-        outcomes,
-        scores,
-        families,
-        [params(setting, member) for member in members],
-        [preprocessing(member, setting.task).view.input_size for member in members],
-    )
-    control = controls(outcomes, families)
-    smooth = control.scores
-    names = [member.name for member in requested]
-    places = [names.index(name) for name in outcomes.members]
-    relations = Relations(
-        scores=with_gaps(scores, places, len(names)),
-        names=names,
-        families=[member.family for member in requested],
-        pairs=all_pairs(
-            similarity.pairs(outcomes, eps_s).join(control.pairs, on=["a", "b"], how="left"), names
-        ),
-        models=pl.DataFrame({"model": names, "family": [member.family for member in requested]})
-        .join(models.drop("family"), on="model", how="left", maintain_order="left")
-        .join(control.models, on="model", how="left", maintain_order="left")
-        .with_columns(pl.Series("suspect", [reasons.get(name) for name in names], pl.String)),
-        family_means=similarity.family_means(smooth, families, draws),
-    )
+    control = controls(outcomes, [member.family for member in members])
+    models = _models(setting, members, outcomes, scores)
+    relations = _relations(control, outcomes, scores, draws, eps_s, requested, models)
+    flags = pl.Series("suspect", map((suspects or {}).get, relations.names), pl.String)
+    relations = replace(relations, models=relations.models.with_columns(flags))
     resize = resize_errors(setting, members)
     scored = relations.pairs.drop_nulls("score")
-    answer = summary.answer(scored, models, relations.family_means, smooth, draws)
+    answer = summary.answer(scored, models, relations.family_means, control.scores, draws)
     items = examples(setting, members)
     return Comparison(
-        title=f"How related are {len(names)} models on {setting.task.dataset}?",
+        title=f"How related are {len(requested)} models on {setting.task.dataset}?",
         question=_question(setting),
         answer=[*answer, *control.answer(), *_caveats(setting, members, failures, resize)],
         relations=relations,
@@ -158,6 +138,44 @@ def summarise(
         failures=failures,
         images=[examples_section(items, setting.attack.attack.eps)] if items else [],
         controls=control,
+    )
+
+
+def _models(
+    setting: Setting, members: Sequence[Member], outcomes: Outcomes, scores: NDArray[np.float64]
+) -> pl.DataFrame:
+    """The table of the members, without those that failed."""
+    return summary.model_table(
+        outcomes,
+        scores,
+        [member.family for member in members],
+        [params(setting, member) for member in members],
+        [preprocessing(member, setting.task).view.input_size for member in members],
+    )
+
+
+def _relations(
+    control: Controls,
+    outcomes: Outcomes,
+    scores: NDArray[np.float64],
+    draws: NDArray[np.float64],
+    eps_s: float,
+    requested: Sequence[Member],
+    models: pl.DataFrame,
+) -> Relations:
+    """Scores and tables of all requested members, with gaps for those that failed."""
+    names = [member.name for member in requested]
+    families = [member.family for member in requested]
+    pairs = similarity.pairs(outcomes, eps_s).join(control.pairs, on=["a", "b"], how="left")
+    return Relations(
+        scores=with_gaps(scores, [names.index(name) for name in outcomes.members], len(names)),
+        names=names,
+        families=families,
+        pairs=all_pairs(pairs, names),
+        models=pl.DataFrame({"model": names, "family": families})
+        .join(models.drop("family"), on="model", how="left", maintain_order="left")
+        .join(control.models, on="model", how="left", maintain_order="left"),
+        family_means=similarity.family_means(control.scores, control.families, draws),
     )
 
 

@@ -131,7 +131,14 @@ def _pairs_section(pairs: pl.DataFrame) -> Section:
 
 def _models_section(models: pl.DataFrame) -> Section:
     weak = models.filter(pl.col("white_box_success") < WEAK_ATTACK)["model"].to_list()
-    table = block(_TEMPLATE, "models", models=models.to_dicts(), weak=weak, weak_attack=WEAK_ATTACK)
+    table = block(
+        _TEMPLATE,
+        "models",
+        models=models.to_dicts(),
+        weak=weak,
+        weak_attack=WEAK_ATTACK,
+        noise="noise_rate" in models.columns,
+    )
     return Section("Models", blocks=[table])
 
 
