@@ -51,6 +51,9 @@ class Definition:
     draws: NDArray[np.float64] | None = None
 
 
+Comparison = tuple[Definition, Definition]
+
+
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     positive_int(config.permutations, "permutations")
@@ -80,17 +83,19 @@ def run(config: DictConfig) -> None:
             measured.append((label, replace(s.measured, setting=setting, outcomes=outcomes)))
         definitions = [definition(s, label, m, sources) for label, m in measured]
         white_box(s, measured, sources)
-        compare(s, s.names, definitions[0], definitions[1:], sources)
+        compare(s, s.names, [(definitions[0], other) for other in definitions[1:]], sources)
 
 
-def two(s: Study) -> tuple[tuple[str, ...], Definition, list[Definition]]:
-    """The names of the models, their scores, and other scores: from a file, or one-sided."""
+def two(s: Study) -> tuple[tuple[str, ...], list[Comparison]]:
+    """The names of the models, and what to compare: two files, or both with one direction."""
     config, scores, names = s.config, s.scores, s.names
     title = "two-sided" if s.measured else str(config.similarity)
     if config.other is None:
         assert s.measured is not None
-        other = one_direction(config, ONE_SIDED, s.measured.outcomes)
-        return names, Definition(title, scores, s.draws()), [other]
+        there = one_direction(config, ONE_SIDED, s.measured.outcomes)
+        # The two-sided score contains the one-sided one; the other direction does not.
+        back = Definition("the other direction", there.scores.T, _turned(there.draws))
+        return names, [(Definition(title, scores, s.draws()), there), (there, back)]
     theirs = matrix.read(config.other, bool(config.symmetrise), bool(config.one_sided))
     common = tuple(name for name in names if name in theirs.names)
     if len(common) < 3:
@@ -98,11 +103,12 @@ def two(s: Study) -> tuple[tuple[str, ...], Definition, list[Definition]]:
             f"{title} and {config.other} share {len(common)} models, expected 3 or more "
             f"({and_more(names, 3)}; {and_more(theirs.names, 3)})"
         )
-    return (
-        common,
-        Definition(title, s.matrix.of(common).scores),
-        [Definition(str(config.other), theirs.of(common).scores)],
-    )
+    ours = Definition(title, s.matrix.of(common).scores)
+    return common, [(ours, Definition(str(config.other), theirs.of(common).scores))]
+
+
+def _turned(draws: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
+    return None if draws is None else draws.transpose(0, 2, 1)
 
 
 def chosen_sources(config: DictConfig, members: list[Member]) -> list[Member] | None:
@@ -160,24 +166,23 @@ def white_box(s: Study, measured: list[tuple[str, Measured]], sources: list[Memb
 def compare(
     s: Study,
     names: tuple[str, ...],
-    first: Definition,
-    others: list[Definition],
+    comparisons: list[Comparison],
     sources: list[Member] | None = None,
 ) -> None:
     """The scatters, the table of correlations, and the page."""
-    rows = [correlation(s, first, other, sources) for other in others]
+    rows = [correlation(s, first, other, sources) for first, other in comparisons]
     table = s.outputs.table("correlations", pl.DataFrame(rows, infer_schema_length=None))
     s.tracker.metrics(
         {f"attacks/r/{row['other']}": row["r"] for row in rows if not np.isnan(row["r"])}
     )
-    long = pl.concat([pairs_table(names, first, other) for other in others])
+    long = pl.concat([pairs_table(names, first, other) for first, other in comparisons])
     texts = [
         f"r = {row['r']:.2f}, {row['test']} p {statistics.p_text(row['p'], s.config.permutations)}"
         for row in rows
     ]
     picture = s.outputs.figure(
         "attacks",
-        figure(names, first, others, texts),
+        figure(names, comparisons, texts),
         long,
         "Scores of the same pairs by two definitions. Line and band: least squares and the 90% "
         "confidence band of its mean for independent pairs; dashed: equal scores.",
@@ -185,8 +190,9 @@ def compare(
     answer = [sentence(row, s.config.permutations) for row in rows]
     s.finish(
         f"How much do scores of {len(names)} models depend on their definition?",
-        f"The same pairs scored by {first.name} and by "
-        f"{', '.join(other.name for other in others)}: {s.source}.",
+        "The same pairs scored by "
+        + ", ".join(f"{first.name} and {other.name}" for first, other in comparisons)
+        + f": {s.source}.",
         answer,
         [Section("Scores against scores", answer, {"Correlations": table}, [picture])],
     )
@@ -249,15 +255,14 @@ def pairs_table(names: tuple[str, ...], first: Definition, other: Definition) ->
 
 
 @style()
-def figure(
-    names: tuple[str, ...], first: Definition, others: list[Definition], texts: list[str]
-) -> Figure:
+def figure(names: tuple[str, ...], comparisons: list[Comparison], texts: list[str]) -> Figure:
     """A scatter plot for each comparison."""
-    across = 2 if len(others) == 4 else min(3, len(others))
-    drawing, axes = panels(across, 3.6, 3.3, rows=-(-len(others) // across))
-    for ax in axes[len(others) :]:
+    n = len(comparisons)
+    across = 2 if n == 4 else min(3, n)
+    drawing, axes = panels(across, 3.6, 3.3, rows=-(-n // across))
+    for ax in axes[n:]:
         ax.remove()
-    for ax, other, text in zip(axes, others, texts, strict=False):
+    for ax, (first, other), text in zip(axes, comparisons, texts, strict=False):
         rows, columns = cells(first.scores, other.scores)
         x, y = first.scores[rows, columns], other.scores[rows, columns]
         ends = [min(x.min(), y.min()), max(x.max(), y.max())]

@@ -9,7 +9,10 @@ over the images that both classify correctly. It is not symmetric and depends on
 it ranks the members, and cannot be compared with the two-sided scores of experiment=pairwise.
 
 Where the store has the members' own scores, the clusters are those of experiment=clusters, under
-the same numbers. Writes novel as PNG, PDF and CSV, and report.html.
+the same numbers. The candidate belongs to the cluster of the highest mean s1. How certain that is
+follows from draws of images, and from the record of the same rule on each member in turn.
+
+Writes novel as PNG, PDF and CSV, and report.html.
 """
 
 import numpy as np
@@ -76,8 +79,12 @@ def run(config: DictConfig) -> None:
             failures = attack_one(config, setting, members, candidate, tracker, bars, suspects)
         failed = {failure.member.name for failure in failures.failures} if failures else set()
         members = [member for member in members if member.name not in failed]
-        labels, reason = stored_clusters(setting, members, k)
+        labels, reason, record = stored_clusters(setting, members, k)
         table = one_sided(setting, candidate, members, labels, config.score.eps_s)
+        shares = {}
+        if labels is not None:
+            counts = similarity.resample(len(setting.subset), config.score.bootstrap)
+            shares = assignments(setting, candidate, members, labels, counts)
         right = correct(setting, candidate)
         success = float(fooled_by(setting, candidate, [candidate])[0][right].mean())
         tracker.metrics({f"white_box_success/{candidate.name}": success})
@@ -89,7 +96,10 @@ def run(config: DictConfig) -> None:
             f"One-sided similarity of the members to {candidate.name}, with 95% intervals over "
             "images; colours are clusters of the members.",
         )
-        paragraphs = [*suspects.sentences, *answer(table, candidate.name, success, reason)]
+        paragraphs = [
+            *suspects.sentences,
+            *answer(table, candidate.name, success, reason, shares, record),
+        ]
         if success < WEAK_ATTACK and setting.attack.attack.eps is not None:
             paragraphs.append(eps_advice())
         if failures:
@@ -135,23 +145,56 @@ def attack_one(
 
 def stored_clusters(
     setting: Setting, members: list[Member], k: int | str | None
-) -> tuple[NDArray[np.intp] | None, str]:
+) -> tuple[NDArray[np.intp] | None, str, int]:
     """The cluster of each member, [N] from 0, from the stored two-sided matrix (App. C).
 
-    None where there are no clusters, with the reason.
+    None where there are no clusters, with the reason. Then the number of members that the study's
+    rule puts into their own cluster, from their images and the clusters of the others.
     """
     if len(members) < 2:
-        return None, "there is only one member"
+        return None, "there is only one member", 0
     if any(missing_shards(setting, member) for member in members):
-        return None, NO_SCORES
+        return None, NO_SCORES, 0
     if missing_sources(setting, members):
-        return None, NO_SCORES
-    scores = similarity.smoothed_matrix(outcomes(setting, members))
+        return None, NO_SCORES, 0
+    stored = outcomes(setting, members)
+    scores = similarity.smoothed_matrix(stored)
     try:
         number, reason = clusters.choose_k(k, scores)
-        return clusters.spectral(scores, number), reason
+        labels = clusters.spectral(scores, number)
     except UserError as error:
-        return None, str(error)
+        return None, str(error), 0
+    one_sided = similarity.one_sided(stored)
+    np.fill_diagonal(one_sided, np.nan)
+    return labels, reason, int((nearest_cluster(one_sided, labels) == labels).sum())
+
+
+def nearest_cluster(one_sided: NDArray[np.float64], labels: NDArray[np.intp]) -> NDArray[np.intp]:
+    """The cluster with the highest mean of each row of scores [..., N], leaving out NaN."""
+    means = []
+    for cluster in range(int(labels.max()) + 1):
+        of_cluster = one_sided[..., labels == cluster]
+        known = ~np.isnan(of_cluster)
+        total = np.where(known, of_cluster, 0).sum(axis=-1)
+        with np.errstate(invalid="ignore"):
+            means.append(total / known.sum(axis=-1))
+    return np.nan_to_num(np.stack(means, axis=-1), nan=-np.inf).argmax(axis=-1)
+
+
+def assignments(
+    setting: Setting,
+    candidate: Member,
+    members: list[Member],
+    labels: NDArray[np.intp],
+    counts: NDArray[np.float64],
+) -> dict[int, float]:
+    """The share of draws of images, [draws, I], that put the candidate in each cluster, from 1."""
+    right = correct(setting, candidate).numpy()
+    both = np.stack([right & correct(setting, member).numpy() for member in members])
+    fooled = fooled_by(setting, candidate, members) & both
+    draws = similarity.smoothed(counts @ fooled.T, counts @ both.T)
+    chosen = nearest_cluster(draws, labels)
+    return {c + 1: float((chosen == c).mean()) for c in range(int(labels.max()) + 1)}
 
 
 def one_sided(
@@ -195,8 +238,19 @@ def one_sided(
     )
 
 
-def answer(table: pl.DataFrame, candidate: str, success: float, reason: str) -> list[str]:
-    """The findings in words, a paragraph each; `reason` is why there are no clusters."""
+def answer(
+    table: pl.DataFrame,
+    candidate: str,
+    success: float,
+    reason: str,
+    shares: dict[int, float],
+    record: int,
+) -> list[str]:
+    """The findings in words, a paragraph each.
+
+    `reason` is why there are no clusters, `shares` and `record` are of `assignments` and
+    `stored_clusters`.
+    """
     nearest = ", ".join(
         f"{r['model']} (s1 = {r['score']:.2f}, 95% interval {r['low']:.2f} to {r['high']:.2f})"
         for r in table.head(NEAREST).to_dicts()
@@ -216,7 +270,9 @@ def answer(table: pl.DataFrame, candidate: str, success: float, reason: str) -> 
             f"{best['score']:.2f}"
             + (f", the next cluster has {means['score'][1]:.2f}" if means.height > 1 else "")
             + f"), one of {means.height} spectral clusters of the members' two-sided scores, "
-            "numbered as by experiment=clusters."
+            f"numbered as by experiment=clusters. {shares[best['cluster']]:.0%} of draws of images "
+            f"give this cluster. The same rule puts {record} of {table.height} members, each left "
+            "out in turn, into their own cluster."
         )
     paragraphs.append(
         f"These scores are one-sided: the members were evaluated on the adversarial images of "

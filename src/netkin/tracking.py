@@ -96,9 +96,11 @@ class WandB(Tracker):
     def __init__(self, logger: Mapping[str, Any], info: RunInfo):
         import wandb
 
-        mode = os.environ.get("WANDB_MODE") or logger["mode"]
+        chosen, mode = logger["mode"], os.environ.get("WANDB_MODE") or logger["mode"]
+        if chosen not in ("online", "offline", "disabled", "shared"):  # also where not used
+            raise UserError(f"mode must be online or offline, got {chosen!r}")
         if mode not in ("online", "offline", "disabled", "shared"):
-            raise UserError(f"mode must be online or offline, got {mode!r}")
+            raise UserError(f"WANDB_MODE must be online or offline, got {mode!r}")
         self.wandb = wandb
         # W&B's own resuming needs the server, while most runs are offline.
         earlier = unfinished(info.note)

@@ -49,7 +49,7 @@ def test_bounds(p: float, q: float, n: int, seed: int) -> None:
     assert math.log(50 / (n + 1)) - 1e-9 <= row["corrected_low"] <= row["corrected_score"]
     assert row["corrected_score"] <= row["corrected_high"] <= math.log(100) + 1e-9
     floor = math.log(50 / (n + 1))  # of a target that noise fools more often
-    assert row["corrected_low"] < row["corrected_high"] or row["corrected_high"] == floor
+    assert row["corrected_low"] < row["corrected_high"] or row["corrected_high"] <= floor + 1e-9
 
 
 def test_without_noise_the_corrected_score_is_the_score() -> None:
