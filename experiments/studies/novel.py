@@ -81,10 +81,8 @@ def run(config: DictConfig) -> None:
         members = [member for member in members if member.name not in failed]
         labels, reason, record = stored_clusters(setting, members, k)
         table = one_sided(setting, candidate, members, labels, config.score.eps_s)
-        shares = {}
-        if labels is not None:
-            counts = similarity.resample(len(setting.subset), config.score.bootstrap)
-            shares = assignments(setting, candidate, members, labels, counts)
+        counts = similarity.resample(len(setting.subset), config.score.bootstrap)
+        shares = assignments(setting, candidate, members, labels, counts)
         right = correct(setting, candidate)
         success = float(fooled_by(setting, candidate, [candidate])[0][right].mean())
         tracker.metrics({f"white_box_success/{candidate.name}": success})
@@ -185,10 +183,15 @@ def assignments(
     setting: Setting,
     candidate: Member,
     members: list[Member],
-    labels: NDArray[np.intp],
+    labels: NDArray[np.intp] | None,
     counts: NDArray[np.float64],
 ) -> dict[int, float]:
-    """The share of draws of images, [draws, I], that put the candidate in each cluster, from 1."""
+    """The share of draws of images, [draws, I], that put the candidate in each cluster, from 1.
+
+    Empty where there are no clusters.
+    """
+    if labels is None:
+        return {}
     right = correct(setting, candidate).numpy()
     both = np.stack([right & correct(setting, member).numpy() for member in members])
     fooled = fooled_by(setting, candidate, members) & both

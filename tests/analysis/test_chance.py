@@ -34,10 +34,9 @@ def test_rates_by_hand() -> None:
     (row,) = chance.pair_table(o).to_dicts()
     assert (row["noise_fools_a"], row["noise_fools_b"]) == (0, 0.25)
     rate = ((0.75 - 0.25) / 0.75 + 0.25) / 2
-    assert row["corrected_rate"] == pytest.approx(rate)
-    assert row["corrected_score"] == pytest.approx(math.log(100 * rate))
-    assert chance.corrected_matrix(o)[0, 1] == pytest.approx(math.log(100 * rate))
-    assert row["corrected_low"] < row["corrected_score"] < row["corrected_high"]
+    assert row["corrected"] == pytest.approx(rate)
+    assert chance.corrected_matrix(o)[0, 1] == pytest.approx(rate)
+    assert row["corrected_low"] < rate < row["corrected_high"]
     assert chance.directions_at_chance(o) == 0
 
 
@@ -45,23 +44,20 @@ def test_rates_by_hand() -> None:
 def test_bounds(p: float, q: float, n: int, seed: int) -> None:
     o = make(p, q, n, seed)
     (row,) = chance.pair_table(o).to_dicts()
-    assert row["corrected_rate"] <= 1
-    assert math.log(50 / (n + 1)) - 1e-9 <= row["corrected_low"] <= row["corrected_score"]
-    assert row["corrected_score"] <= row["corrected_high"] <= math.log(100) + 1e-9
-    floor = math.log(50 / (n + 1))  # of a target that noise fools more often
-    assert row["corrected_low"] < row["corrected_high"] or row["corrected_high"] <= floor + 1e-9
+    assert row["corrected_low"] < row["corrected_high"] <= 1  # never certain
+    assert row["corrected_low"] <= row["corrected"] <= row["corrected_high"]
 
 
-def test_without_noise_the_corrected_score_is_the_score() -> None:
+def test_without_noise_the_corrected_rate_is_p() -> None:
     (row,) = chance.pair_table(make(0.3, 0.0, 400)).to_dicts()
     z = make(0.3, 0.0, 400).per_image(0, 1)
-    assert row["corrected_rate"] == pytest.approx(z.mean())
+    assert row["corrected"] == pytest.approx(z.mean())
     assert row["above_noise"]
 
 
 def test_a_target_that_noise_always_fools_tells_nothing() -> None:
     (row,) = chance.pair_table(make(1.0, 1.0, 50)).to_dicts()
-    assert row["corrected_rate"] == 0 and not row["above_noise"]
+    assert row["corrected"] == 0 and not row["above_noise"]
 
 
 def test_pairs_at_chance_are_rarely_above_noise() -> None:
@@ -70,8 +66,8 @@ def test_pairs_at_chance_are_rarely_above_noise() -> None:
 
 
 @pytest.mark.parametrize(("p", "q"), [(0.5, 0.1), (0.9, 0.3), (0.3, 0.25), (0.98, 0.05)])
-def test_coverage_of_corrected_scores(p: float, q: float) -> None:
-    truth, hits, repeats = math.log(100 * (p - q) / (1 - q)), 0, 1000
+def test_coverage_of_corrected_rates(p: float, q: float) -> None:
+    truth, hits, repeats = (p - q) / (1 - q), 0, 1000
     for seed in range(repeats):
         (row,) = chance.pair_table(make(p, q, 300, seed)).to_dicts()
         hits += row["corrected_low"] <= truth <= row["corrected_high"]

@@ -1,20 +1,21 @@
-"""Scores against chance: how much of a pair's transfer noise of the same size explains.
+"""Transfer beyond chance: how much of a pair's transfer noise of the same size explains.
 
 A brittle model errs under any change of its input. Where q is how often noise of the attack's eps
-makes the target err (`netkin.transfer.noise`), the corrected rate of one direction is
+makes the target err (`netkin.transfer.noise`), the chance-corrected rate of one direction is
 
     (p - q) / (1 - q)
 
 0 where adversarial images transfer no better than noise fools, 1 where all transfer, and negative
-where noise fools more often. A pair's rate is the mean of its directions, over the images that both
-models classify correctly, as in the score of the paper.
+where noise fools more often, as Cohen's kappa corrects agreement. A pair's rate is the mean of its
+directions, over the images that both models classify correctly, as in the score of the paper. It
+has no logarithm, since rates about 0 are those that matter here.
 """
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from netkin.similarity import Z_95, Outcomes, score
+from netkin.similarity import Z_95, Outcomes
 
 
 def noise_rates(outcomes: Outcomes) -> NDArray[np.float64]:
@@ -27,18 +28,13 @@ def noise_rates(outcomes: Outcomes) -> NDArray[np.float64]:
         return (outcomes.noise & outcomes.correct).sum(axis=1) / outcomes.correct.sum(axis=1)
 
 
-def corrected_score(rate: float | NDArray, n: int | NDArray) -> NDArray[np.float64]:
-    """ln(100 rate) in nats, at least ln(100 / (2 (n + 1))), the smoothed score of no transfer."""
-    return score(np.maximum(rate, 0.5 / (np.asarray(n) + 1.0)))
-
-
 def pair_table(outcomes: Outcomes) -> pl.DataFrame:
     """One row a pair, in the order of `netkin.similarity.pairs`.
 
     Columns: a, b; noise_fools_a, noise_fools_b (rates over the images that both classify
     correctly); above_noise, whether the pair's p is above the mean of these two, its 95 % interval
-    for the difference being above 0; corrected_rate; corrected_score, corrected_low, corrected_high
-    (nats; 95 % interval, see `_rate`).
+    for the difference being above 0; corrected, corrected_low, corrected_high (rates, 1 at most;
+    95 % interval, see `_rate`).
     """
     rows = []
     n = len(outcomes.members)
@@ -51,13 +47,12 @@ def pair_table(outcomes: Outcomes) -> pl.DataFrame:
 
 
 def corrected_matrix(outcomes: Outcomes) -> NDArray[np.float64]:
-    """Corrected scores, [N, N], symmetric, in nats; the diagonal is of white-box success."""
+    """Chance-corrected rates, [N, N], symmetric, 1 at most; the diagonal is of models alone."""
     n = len(outcomes.members)
     result = np.empty((n, n))
     for a in range(n):
         for b in range(a + 1):
-            values, noise = _pair_values(outcomes, a, b)
-            result[a, b] = result[b, a] = corrected_score(_rate(values, noise)[0], len(values))
+            result[a, b] = result[b, a] = _rate(*_pair_values(outcomes, a, b))[0]
     return result
 
 
@@ -88,15 +83,13 @@ def _pair(outcomes: Outcomes, a: int, b: int) -> dict[str, float | bool]:
     excess = (fooled - noise).mean(axis=1)
     half = Z_95 * float(excess.std()) / np.sqrt(n)
     rate, low, high = _rate(fooled, noise)
-    scores = corrected_score(np.array([rate, low, high]), n)
     return {
         "noise_fools_a": float(noise[:, 1].mean()),
         "noise_fools_b": float(noise[:, 0].mean()),
         "above_noise": bool(excess.mean() - half > 0),
-        "corrected_rate": rate,
-        "corrected_score": float(scores[0]),
-        "corrected_low": float(scores[1]),
-        "corrected_high": float(scores[2]),
+        "corrected": rate,
+        "corrected_low": low,
+        "corrected_high": high,
     }
 
 

@@ -36,7 +36,7 @@ class Controls:
         models: a row a model: model, noise_rate, source_strength, target_brittleness, main_effect;
             null where unknown.
         directions, main: the fits; None for fewer than 4 models.
-        corrected: chance-corrected scores [N, N]; None without the noise control.
+        corrected: chance-corrected rates [N, N]; None without the noise control.
         at_chance: directions that fool no more often than noise.
     """
 
@@ -86,7 +86,7 @@ class Controls:
     def _figures(self) -> list[tuple[str, NDArray[np.float64], str]]:
         figures = []
         if self.corrected is not None:
-            figures.append(("corrected", self.corrected, "chance-corrected score (nats)"))
+            figures.append(("corrected", self.corrected, "chance-corrected rate (p - q) / (1 - q)"))
         if self.main is not None:
             figures.append(("rest", self.main.rest, "score without main effects (nats)"))
         return figures
@@ -115,7 +115,8 @@ class Controls:
             f" In {self.at_chance} of {n * (n - 1)} directions adversarial images of another model "
             "fool the target no more often than noise."
         )
-        return [f"{text} {self._compared('Corrected for chance', self.corrected)}".rstrip()]
+        compared = self._compared("Corrected for chance", self.corrected, "{:.0%}")
+        return [f"{text} {compared}".rstrip()]
 
     def _single(self) -> list[str]:
         if self.main is None or self.directions is None:
@@ -128,9 +129,9 @@ class Controls:
             f"the source {d.by_source:.0%}. Single models' main effects explain "
             f"{self.main.explained:.0%} of the variance of s. "
         )
-        return [f"{text}{self._compared('Without them', self.main.rest)}".rstrip()]
+        return [f"{text}{self._compared('Without them', self.main.rest, '{:.2f}')}".rstrip()]
 
-    def _compared(self, what: str, other: NDArray[np.float64]) -> str:
+    def _compared(self, what: str, other: NDArray[np.float64], unit: str) -> str:
         """What another matrix says about clusters, nearest relatives and families."""
         parts = []
         if len(self.names) >= FEWEST:
@@ -140,12 +141,9 @@ class Controls:
                 parts.append(f"the {c.k} clusters {same}")
             parts.append(f"{c.nearest} of {c.models} models have another nearest relative")
         means = within_and_between(self.families, other)
-        before = within_and_between(self.families, self.scores)
-        if means and before:
-            parts.append(
-                f"the mean within families is {means[0] - means[1]:.2f} above that between "
-                f"families ({before[0] - before[1]:.2f} in s)"
-            )
+        if means:
+            within, between = map(unit.format, means)
+            parts.append(f"the mean is {within} within families and {between} between them")
         if not parts:
             return ""
         *first, last = parts

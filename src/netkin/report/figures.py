@@ -221,7 +221,7 @@ def _dendrogram(ax: Axes, tree: Hierarchy) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(3 if n > 4 else 2, min_n_ticks=1))
     ax.spines["bottom"].set(visible=True, color=INK, linewidth=0.6)
     ax.tick_params(axis="x", length=2, width=0.6, labelsize=7)
-    ax.set_xlabel("mean $s$ where joined", fontsize=7, color=INK, labelpad=2, loc="right")
+    ax.set_xlabel("mean where joined", fontsize=7, color=INK, labelpad=2, loc="right")
 
 
 def _families(ax: Axes, families: Sequence[str], tree: Hierarchy, side: float) -> None:

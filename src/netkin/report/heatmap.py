@@ -216,4 +216,4 @@ def _pair_lines(row: Mapping[str, Any]) -> Iterable[str]:
         yield f"noise fools {b}: {percent(row['noise_fools_b'])}"
         yield f"noise fools {a}: {percent(row['noise_fools_a'])}"
         above = "" if row["above_noise"] else "; not above noise"
-        yield f"corrected for chance: {number(row['corrected_score'], 3)}{above}"
+        yield f"corrected for chance: {percent(row['corrected'])}{above}"
