@@ -86,6 +86,16 @@ def test_a_draw_is_stratified_and_fixed_by_its_seed(per_class: int, seed: int) -
     assert subset.ids == tuple(digits.ids[i] for i in subset.positions)
 
 
+def test_a_quick_look_at_many_classes_is_small() -> None:
+    """10 a class, and of 1,000 images in all at most: 1 a class of ImageNet's."""
+    images = Digits("test")
+    assert len(draw(images, "quick", per_class=10, at_most=1000)) == 100
+    assert len(draw(images, "quick", per_class=10, at_most=45)) == 40
+    assert len(draw(images, "quick", per_class=10, at_most=3)) == 10
+    with pytest.raises(UserError, match="at_most must be 1 or more, got 0"):
+        draw(images, "quick", per_class=10, at_most=0)
+
+
 def test_seeds_draw_differently_and_digests_tell() -> None:
     digits = Digits()
     a, b = draw(digits, "a", 5, seed=0), draw(digits, "a", 5, seed=1)

@@ -322,9 +322,9 @@ def test_one_line(mistake: Mistake, overrides: str, expected: str) -> None:
 def test_checkpoints_and_weights_of_others(students: Path, mistake: Mistake) -> None:
     """Weights are no checkpoint of a training; weights of another recipe are not used."""
     store = f"store.dir={students / 'store'}"
-    best = students / "store" / "training" / "digits" / "test_vit" / "best.safetensors"
+    weights = students / "store" / "weights" / "digits" / "test_vit.safetensors"
     assert "is not a training checkpoint" in mistake(
-        store, f"resume={best}", "name=resumed", script="train"
+        store, f"resume={weights}", "name=resumed", script="train"
     )
     line = mistake(store, "model=test_vit", "recipe.epochs=3", script="train")
     assert "were trained with recipe.epochs = 2, now it is 3" in line and "name=NAME" in line

@@ -18,7 +18,7 @@ from netkin.data import views
 from netkin.data.digits import Digits
 from netkin.data.subset import draw
 from netkin.errors import UserError
-from netkin.store.files import file_sha256, read_tensors
+from netkin.store.files import file_sha256
 from netkin.store.layout import Store
 from netkin.training import checkpoint
 from netkin.training.checkpoint import Checkpoint
@@ -26,7 +26,7 @@ from netkin.training.fit import fit
 from netkin.training.job import Hardware, Job
 from netkin.training.optimizer import make_optimizer, make_schedule
 from netkin.training.recipe import Recipe
-from netkin.training.train import make_job, train
+from netkin.training.train import make_job, pixels_and_labels, train
 from netkin.training.weights import Training, identity, is_trained, trained_members
 from netkin.transfer.setting import AttackSpec, Setting
 from netkin.zoo.build import Task, build
@@ -343,16 +343,25 @@ def test_two_processes_train_as_one_with_the_same_images_a_step(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_best_and_average_are_kept(tmp_path: Path) -> None:
-    job = training(tmp_path, replace(RECIPE, ema_decay=0.5, keep="best"))
+@pytest.mark.parametrize("keep", ["last", "best", "ema"])
+def test_the_weights_that_the_recipe_keeps_are_the_member(tmp_path: Path, keep: str) -> None:
+    """Their accuracy is the one that is noted, and nothing else is left."""
+    job = training(tmp_path, replace(RECIPE, ema_decay=0.5, keep=keep))
     result = train(job, MEMBER, lambda n: None)
-    folder = job.setting.store.training("digits", "small")
-    assert {file.name for file in folder.iterdir()} == {"best.safetensors", "ema.safetensors"}
-    best = max(row["test_accuracy"] for row in result.curves)
-    assert result.test_accuracy == best
-    best_weights = read_tensors(folder / "best.safetensors")
-    weights = read_tensors(job.file(MEMBER))
-    assert all(torch.equal(best_weights[key], value) for key, value in weights.items())
+    assert not job.setting.store.training("digits", "small").exists()
+    rows = result.curves
+    expected = {
+        "last": rows[-1]["test_accuracy"],
+        "best": max(row["test_accuracy"] for row in rows),
+        "ema": rows[-1].get("test_accuracy_ema"),
+    }[keep]
+    assert result.test_accuracy == expected
+    test = pixels_and_labels(job, MEMBER)
+    classifier = job.setting.build(MEMBER).eval()
+    with torch.no_grad():
+        predicted = classifier(test.tensors[0].float() / 255).argmax(1)
+    accuracy = (predicted == test.tensors[1]).float().mean().item()
+    assert accuracy == pytest.approx(expected, abs=1.5 / len(test))
 
 
 def test_a_checkpoint_of_another_training(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def draw(
     seed: int = 0,
     fraction: float | None = None,
     stamped: bool = True,
+    at_most: int | None = None,
 ) -> Subset:
     """A stratified sample without replacement, drawn with `seed`, or all images.
 
@@ -82,6 +83,7 @@ def draw(
         per_class: how many of each class.
         seed: of the draw, which depends on ids, not on the order in which a dataset lists them.
         fraction: instead of per_class, what share of each class, in (0, 1], rounded, at least one.
+        at_most: images in all: per_class is lowered to keep to it, but not below 1.
         stamped: whether to read each image's stamp, which tells it from another of its id.
 
     Raises UserError when a class holds fewer images than `per_class`, and for an id listed twice.
@@ -92,11 +94,15 @@ def draw(
         raise UserError("per_class and fraction exclude each other: give one of them")
     if per_class is not None and per_class < 1:
         raise UserError(f"per_class must be 1 or more, got {per_class}")
+    if at_most is not None and at_most < 1:
+        raise UserError(f"at_most must be 1 or more, got {at_most}")
+    if per_class is not None and at_most is not None:
+        per_class = max(1, min(per_class, at_most // len(images.classes)))
     if fraction is not None and not 0 < fraction <= 1:
         raise UserError(f"fraction must be in (0, 1], got {fraction}")
     order = sorted(range(len(ids)), key=ids.__getitem__)
-    if per_class is not None:
-        order = _stratified(order, labels, images.classes, lambda n: per_class, seed)
+    if (each := per_class) is not None:
+        order = _stratified(order, labels, images.classes, lambda n: each, seed)
     elif fraction is not None:
         order = _stratified(
             order, labels, images.classes, lambda n: min(n, max(1, round(fraction * n))), seed

@@ -233,7 +233,8 @@ class Fit(pl.LightningModule):
         earlier = [r["test_accuracy"] for r in self.curves if "test_accuracy" in r]
         self.curves.append(row)
         if self.trainer.is_global_zero:
-            if row.get("test_accuracy", -1) > max(earlier, default=-0.5):
+            better = row.get("test_accuracy", -1) > max(earlier, default=-0.5)
+            if better and self.recipe.keep == "best":
                 write_tensors(self.job.best, self.classifier.net.state_dict(), epoch=str(done))
             self._save(done)
             if self.report is not None:

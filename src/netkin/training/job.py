@@ -44,7 +44,8 @@ class Job:
         recipe: how the model is trained.
         images: the training images; the augmentation crops them to the classifier's input size.
         test: pixels [I, 3, H, W] uint8 and labels [I], for the test accuracy in the curves.
-        folder: for `last.safetensors` (the checkpoint) and `best.safetensors` (weights).
+        folder: for `last.safetensors` (the checkpoint) and, where the recipe keeps the best,
+            `best.safetensors`; removed at the end.
         hardware: where it runs.
         teacher: of a distillation; None trains from the labels alone.
     """

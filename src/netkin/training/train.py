@@ -4,7 +4,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,7 +58,10 @@ def train(
             write(job.last, lambda temporary: shutil.copyfile(start, temporary))
     end = _fit(initial(training, member), job, advance, report)
     accuracy = _store(training, member, teaching, job, end)
-    job.last.unlink(missing_ok=True)
+    for file in (job.last, job.best):  # of use while it goes on; the member has its own file
+        file.unlink(missing_ok=True)
+    with suppress(OSError):  # another training of this name goes on
+        job.folder.rmdir()
     elapsed = time.perf_counter() - began
     return Trained(curves=end.curves, test_accuracy=accuracy, seconds=elapsed)
 
@@ -95,8 +98,6 @@ def _store(
         "ema": (end.ema, final.get("test_accuracy_ema")),
     }[recipe.keep]
     assert accuracy is not None
-    if end.ema:
-        write_tensors(job.folder / "ema.safetensors", end.ema)
     write_tensors(file, read_tensors(job.best) if weights is None else weights)
     table = pl.DataFrame(end.curves, infer_schema_length=None)
     write(file.with_suffix(".curves.csv"), table.write_csv)
