@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from netkin.store.files import file_sha256
 from netkin.store.layout import Store
 from netkin.training import checkpoint
 from netkin.training.checkpoint import Checkpoint
-from netkin.training.fit import fit
+from netkin.training.fit import Fit, fit
 from netkin.training.job import Hardware, Job
 from netkin.training.optimizer import make_optimizer, make_schedule
 from netkin.training.recipe import Recipe
@@ -242,6 +243,9 @@ def test_a_batch_larger_than_the_images(tmp_path: Path) -> None:
         ({"erasing": 2}, r"^erasing must be in \[0, 1\]"),
         ({"ema_decay": 1.5}, r"^ema_decay must be in \(0, 1\)"),
         ({"seed": -1}, "^seed must be a whole number"),
+        ({"adversarial": {"epsilon": 0.1}}, "^adversarial takes eps, step_size.*got epsilon"),
+        ({"adversarial": {"steps": 0}}, "^steps must be a whole number of 1 or more"),
+        ({"adversarial": {"steps": 2}, "mixup": 0.8}, "takes no mixup or cutmix"),
     ],
 )
 def test_recipes_out_of_range(change: dict, message: str) -> None:
@@ -284,8 +288,9 @@ class Stopped(Exception):
         replace(RECIPE, epochs=3, batch_size=32, opt_args={"fused": True}),
         FULL,
         replace(FULL, opt="momentum", lr=0.01, sched="step", step_on_epochs=True, keep="ema"),
+        replace(RECIPE, epochs=3, adversarial={"eps": "48/255", "step_size": "24/255", "steps": 2}),
     ],
-    ids=["digits", "deit", "momentum"],
+    ids=["digits", "deit", "momentum", "adversarial"],
 )
 def test_a_stopped_training_continues_to_the_same_bytes(tmp_path: Path, recipe: Recipe) -> None:
     """The same bytes: weights, moving average, optimiser and curves."""
@@ -362,6 +367,32 @@ def test_the_weights_that_the_recipe_keeps_are_the_member(tmp_path: Path, keep: 
         predicted = classifier(test.tensors[0].float() / 255).argmax(1)
     accuracy = (predicted == test.tensors[1]).float().mean().item()
     assert accuracy == pytest.approx(expected, abs=1.5 / len(test))
+
+
+def test_adversarial_training_trains_on_what_the_attack_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model sees each batch within eps of the image, at a higher loss, in train mode."""
+    attack = {"eps": "16/255", "step_size": "6/255", "steps": 4}
+    net = build(MEMBER, TASK)
+    job = job_of(replace(RECIPE, epochs=1, adversarial=attack), tmp_path)
+    module = Fit(net, job)
+    monkeypatch.setattr(Fit, "epoch", 0)
+    monkeypatch.setattr(Fit, "trainer", SimpleNamespace(global_rank=0))
+    digits = Digits()
+    subset = draw(digits, "quick", 2)
+    clean = views.load(digits, subset.positions, views.View(32)).float() / 255
+    labels = torch.tensor(subset.labels)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    changed = module._attacked(clean, labels, 0)
+    assert net.training and not changed.requires_grad
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    assert 0 < (changed - clean).abs().max() <= 16 / 255 + 1e-6
+    loss = torch.nn.functional.cross_entropy
+    net.eval()
+    assert loss(net(changed), labels) > loss(net(clean), labels)
+    assert torch.equal(changed, module._attacked(clean, labels, 0))
+    assert not torch.equal(changed, module._attacked(clean, labels, 1))
 
 
 def test_a_checkpoint_of_another_training(tmp_path: Path) -> None:

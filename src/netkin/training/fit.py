@@ -70,6 +70,7 @@ class Fit(pl.LightningModule):
                 label_smoothing=recipe.label_smoothing,
                 num_classes=len(job.images.classes),
             )
+        self.attack = recipe.attack
         self.schedule: Scheduler | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._sums: dict[str, Tensor] = {}
@@ -146,6 +147,8 @@ class Fit(pl.LightningModule):
         if self.mix is not None:
             pixels, target = self.mix(pixels, labels)
             smoothing, labels = 0.0, target.argmax(dim=1)  # Mixup has smoothed the target
+        if self.attack is not None:
+            pixels = self._attacked(pixels, labels, batch_idx)
         logits = self.forward_pass(pixels)
         logits, distilled = logits if isinstance(logits, tuple) else (logits, logits)
         if self.job.teacher is None:
@@ -164,6 +167,16 @@ class Fit(pl.LightningModule):
             self._check_finite(batch_idx)
         self._images += len(pixels)
         return loss
+
+    def _attacked(self, pixels: Tensor, labels: Tensor, batch_idx: int) -> Tensor:
+        """The batch as the recipe's attack changes it, on the model in eval mode as it is now."""
+        assert self.attack is not None
+        place = f"{self.epoch}/{batch_idx}/{self.trainer.global_rank}"
+        keys = [f"{place}/{i}" for i in range(len(pixels))]
+        self.classifier.eval()
+        adversarial = self.attack.perturb(self.classifier, pixels, labels, keys)
+        self.classifier.train()
+        return adversarial.detach()
 
     def _add(self, name: str, value: Tensor) -> None:
         before = self._sums.get(name, torch.zeros((), device=self.device))

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
+from netkin.attacks import PGD
 from netkin.errors import UserError
 
 LATER = (
     *("lr_per", "sched_args", "step_on_epochs", "warmup_lr", "min_lr", "repeats", "erasing"),
-    *("mixup", "cutmix", "model_args", "ema_decay", "accumulate", "keep"),
+    *("mixup", "cutmix", "model_args", "ema_decay", "accumulate", "keep", "adversarial"),
 )
 """Fields that an identity names only where they differ from their default."""
 
@@ -44,6 +45,8 @@ class Recipe:
         keep: which weights are the result: the "last" epoch's, those "best" on the test images
             (chosen on the images that they are tested on: their accuracy is a little too high), or
             the "ema".
+        adversarial: arguments of `netkin.attacks.PGD` for adversarial training (Madry et al. 2018):
+            each step trains on the batch as the attack changes it; {} trains on the images.
         seed: of the initialisation, the order of images, their augmentation and mixing, dropout.
         validate_every: epochs between two evaluations on the test images.
     """
@@ -72,6 +75,7 @@ class Recipe:
     ema_decay: float | None = None
     accumulate: int = 1
     keep: str = "last"
+    adversarial: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     validate_every: int = 5
 
@@ -100,6 +104,23 @@ class Recipe:
             raise UserError(
                 f"batch_size={self.batch_size} must be even, since mixup and cutmix mix pairs"
             )
+
+        if self.adversarial and self.mixes:
+            raise UserError("adversarial training takes no mixup or cutmix: set both to 0")
+        self.attack  # noqa: B018  # raises for arguments that PGD refuses
+
+    @property
+    def attack(self) -> PGD | None:
+        """The attack of adversarial training, if there is one."""
+        if not self.adversarial:
+            return None
+        unknown = set(self.adversarial) - {"eps", "step_size", "steps", "random_start", "momentum"}
+        if unknown:
+            raise UserError(
+                f"adversarial takes eps, step_size, steps, random_start and momentum, got "
+                f"{', '.join(sorted(unknown))}"
+            )
+        return PGD(**self.adversarial, seed=self.seed)
 
     @property
     def mixes(self) -> bool:
