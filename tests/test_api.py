@@ -141,6 +141,7 @@ def test_the_result_and_its_files(
     )
     names = {"similarity.csv", "pairs.csv", "models.csv", "families.csv"}
     names |= {"similarity.png", "similarity.pdf", "report.html"}
+    names |= {"corrected.csv", "corrected.png", "corrected.pdf"}
     assert {file.name for file in (tmp_path / "out").iterdir()} == names
     assert pl.read_csv(tmp_path / "out" / "pairs.csv")["score"][0] == result.scores[0, 1]
 
