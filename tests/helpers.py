@@ -1,10 +1,13 @@
 """Studies run in this process, on a store of four members that takes seconds to make."""
 
+import math
 import os
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import polars as pl
 
 import evaluate
 
@@ -72,3 +75,13 @@ def has_figures(run: Path, *names: str) -> None:
         for suffix in (".png", ".pdf", ".csv"):
             assert (run / f"{name}{suffix}").stat().st_size > 50, name
             assert f"./{name}{suffix}" in page
+
+
+def smoothed_score(folder: Path, a: int = 1, b: int = 0) -> float:
+    """The smoothed score of two of the four models, by hand from the first run's pairs.csv."""
+    names = {MEMBERS[a], MEMBERS[b]}
+    for row in pl.read_csv(folder / "first" / "pairs.csv").to_dicts():
+        if {row["a"], row["b"]} == names:
+            k = row["n"] * (row["a_fools_b"] + row["b_fools_a"]) / 2
+            return math.log(100 * (k + 0.5) / (row["n"] + 1))
+    raise AssertionError(names)
