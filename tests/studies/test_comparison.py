@@ -86,10 +86,16 @@ def check_attacks(folder: Path) -> None:
 
     run = on_four("attacks", folder, "one_sided=true", "permutations=99")
     table = pl.read_csv(run / "attacks.csv")
+    back = table.filter(reference="one-sided")
+    assert back.height == 12 and set(back["other"]) == {"the other direction"}
+    turned = back.join(back, left_on=["a", "b"], right_on=["b", "a"])
+    assert (turned["s_reference"] == turned["s_other_right"]).all()
+    table = table.filter(other="one-sided")
     (pair,) = pl.read_csv(folder / "first" / "pairs.csv").to_dicts()
     for a, b, rate in (("a", "b", "a_fools_b"), ("b", "a", "b_fools_a")):
         (row,) = table.filter(a=pair[a], b=pair[b]).to_dicts()
-        assert row["s_other"] == pytest.approx(np.log(max(0.01, 100 * pair[rate])))
+        k = pair["n"] * pair[rate]
+        assert row["s_other"] == pytest.approx(np.log(100 * (k + 0.5) / (pair["n"] + 1)))
 
     rng = np.random.default_rng(0)
     x = rng.normal(size=(5, 5))
