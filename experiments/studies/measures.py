@@ -1,11 +1,11 @@
 """How does similarity by transfer compare with five other measures of the same models and images?
 
 Prediction agreement, error consistency (Cohen's kappa; Geirhos et al. 2020), the cosine of input
-gradients, linear CKA of penultimate features (Kornblith et al. 2019) and decision-boundary
-agreement on planes through triplets (Somepalli et al. 2022). Writes a matrix for each
-(measure_<name>.csv), measures.csv (stability and costs), the correlations of every two, and
-report.html. Features, gradients and predictions on planes are stored by model and shard, so that an
-interrupted run continues where it stopped.
+gradients, linear CKA of penultimate features (Kornblith et al. 2019, with the unbiased HSIC of Song
+et al. 2012) and decision-boundary agreement on planes through triplets (Somepalli et al. 2022).
+Writes a matrix for each (measure_<name>.csv), measures.csv (stability and costs), the correlations
+of every two, and report.html. Features, gradients and predictions on planes are stored by model and
+shard, so that an interrupted run continues where it stopped.
 
 On the 12 digits members (500 images, PGD-50, 66 pairs) s correlates with the cosine of input
 gradients (r = 0.57, Mantel p <= 0.0001) and linear CKA (0.48, 0.0009); for the others |r| < 0.25,

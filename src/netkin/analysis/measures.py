@@ -58,28 +58,42 @@ def mean_cosine(cosines: NDArray, weights: NDArray) -> Matrices:
 
 
 def linear_cka(grams: NDArray, weights: NDArray) -> Matrices:
-    """Linear centred kernel alignment of features (Kornblith et al. 2019, Eq. 3), in [0, 1].
+    """Linear centred kernel alignment of features with unbiased HSIC, at most about 1.
 
-    With centred features X and Y of the same I images, |Y'X|^2 / (|X'X| |Y'Y|) in Frobenius norms.
-    It is computed from X X' and Y Y', so that models may have features of any width.
+    CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) (Kornblith et al. 2019, Eq. 3), where HSIC is the
+    unbiased estimator of Song et al. 2012, Eq. 5, as in Nguyen et al. 2021. Unrelated features have
+    0 on average, and can therefore be slightly negative; with the biased estimator they are far
+    above 0 where features are wider than images are many. NaN for fewer than 4 different images.
+
+    Of a draw it is the mean over all tuples of four different images, each weighted by the product
+    of its counts: an image that is in a draw twice is not compared with itself.
 
     Args:
         grams: [N, I, I], X X' of each model; see `gram`.
-        weights: [draws, I].
+        weights: [draws, I], how often each image is in each draw.
     """
-    n = len(grams)
+    n, images = grams.shape[:2]
+    flat = grams.reshape(n, -1).astype(np.float32)
+    off = grams * ~np.eye(images, dtype=bool)
     result = np.empty((len(weights), n, n))
-    for d, share in enumerate(_shares(weights)):
-        roots = np.sqrt(share)
-        flat = np.empty((n, grams[0].size), dtype=np.float32)
-        for i, k in enumerate(grams):
-            means = k @ share
-            centred = k - means[:, None] - means + means @ share
-            flat[i] = (roots[:, None] * centred * roots).ravel()
-        together = (flat @ flat.T).astype(float)
-        norms = np.sqrt(np.diag(together))
+    for d, w in enumerate(weights.astype(float)):
+        s1, s2, s3, s4 = (float((w**power).sum()) for power in (1, 2, 3, 4))
+        tuples = s1**4 - 6 * s1**2 * s2 + 3 * s2**2 + 8 * s1 * s3 - 6 * s4
+        if tuples < 0.5:
+            result[d] = np.nan
+            continue
+        product = np.outer(w, w)
+        shared = product * (s1**2 - s2 - s1 * np.add.outer(w, w) + 2 * product) / tuples
+        weighted = (off * shared.astype(np.float32)).reshape(n, -1)
+        rows, squares = off @ w, off @ w**2  # [N, I]
+        totals = rows @ w
+        crossed = (rows * w) @ squares.T
+        rest = np.outer(totals, totals) - (rows * (2 * s1 * w + 2 * w**2)) @ rows.T
+        hsic = (weighted @ flat.T).astype(float) + (rest + 2 * (crossed + crossed.T)) / tuples
+        hsic = (hsic + hsic.T) / 2  # they differ by rounding
         with np.errstate(invalid="ignore", divide="ignore"):
-            result[d] = together / np.outer(norms, norms)
+            norms = np.sqrt(np.diag(hsic))
+            result[d] = hsic / np.outer(norms, norms)
     return result
 
 
