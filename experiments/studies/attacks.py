@@ -23,14 +23,16 @@ from experiments.common.setting import build_setting, check_sources
 from experiments.common.study import Measured, Study, measure_prepared, study
 from experiments.common.values import positive_int
 from netkin import similarity
-from netkin.analysis import matrix, statistics
-from netkin.analysis.statistics import associate, correlations, pearson, trend
+from netkin.analysis import matrix, noise, permutation, statistics
+from netkin.analysis.noise import OverImages, Sampled
+from netkin.analysis.permutation import associate
+from netkin.analysis.statistics import FEWEST, pearson, trend
 from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
 from netkin.report.scatter import scatter
 from netkin.report.study import Section
 from netkin.report.style import panels, style
-from netkin.similarity import Outcomes, interval
+from netkin.similarity import Outcomes
 from netkin.zoo.member import Member
 
 ONE_SIDED = "one-sided"
@@ -43,12 +45,12 @@ class Definition:
     Attributes:
         name: such as "pgd".
         scores: [N, N], symmetric or one-sided ([a, b]: b on a's images); NaN where not measured.
-        draws: [draws, N, N] over shared draws of images, or None.
+        sampled: on other images, drawn in the same way for all definitions; None for a file.
     """
 
     name: str
     scores: NDArray[np.float64]
-    draws: NDArray[np.float64] | None = None
+    sampled: Sampled | None = None
 
 
 def run(config: DictConfig) -> None:
@@ -85,12 +87,12 @@ def run(config: DictConfig) -> None:
 
 def two(s: Study) -> tuple[tuple[str, ...], Definition, list[Definition]]:
     """The names of the models, their scores, and other scores: from a file, or one-sided."""
-    config, scores, names = s.config, s.scores, s.names
+    config, names = s.config, s.names
     title = "two-sided" if s.measured else str(config.similarity)
     if config.other is None:
         assert s.measured is not None
         other = one_direction(config, ONE_SIDED, s.measured.outcomes)
-        return names, Definition(title, scores, s.draws()), [other]
+        return names, definition(s, title, s.measured, None), [other]
     theirs = matrix.read(config.other, bool(config.symmetrise), bool(config.one_sided))
     common = tuple(name for name in names if name in theirs.names)
     if len(common) < 3:
@@ -126,23 +128,27 @@ def definition(
     outcomes, score = measured.outcomes, s.config.score
     if sources is None:
         draws = similarity.bootstrap(outcomes, score.bootstrap, eps_s=score.eps_s)
-        return Definition(label, similarity.matrix(outcomes, score.eps_s), draws)
+        sampled = Sampled(draws, noise.half_scores(outcomes, score.eps_s))
+        return Definition(label, similarity.matrix(outcomes, score.eps_s), sampled)
     one_sided = one_direction(s.config, label, outcomes)
-    assert one_sided.draws is not None
+    assert one_sided.sampled is not None
     names = {member.name for member in sources}
     others = [i for i, name in enumerate(outcomes.members) if name not in names]
-    one_sided.scores[others], one_sided.draws[:, others] = np.nan, np.nan
+    one_sided.scores[others] = np.nan
+    for values in (one_sided.sampled.draws, one_sided.sampled.halves):
+        values[:, others] = np.nan
     return one_sided
 
 
 def one_direction(config: DictConfig, label: str, outcomes: Outcomes) -> Definition:
     """One-sided scores of outcomes, with their draws."""
     score = config.score
-    counts = similarity.resample(len(outcomes.image_ids), score.bootstrap)
+    images = len(outcomes.image_ids)
+    counts = similarity.resample(images, score.bootstrap), noise.halves(images)
     return Definition(
         label,
         similarity.one_sided(outcomes, score.eps_s),
-        similarity.one_sided(outcomes, score.eps_s, counts),
+        Sampled(*(similarity.one_sided(outcomes, score.eps_s, c) for c in counts)),
     )
 
 
@@ -177,7 +183,8 @@ def compare(
     )
     long = pl.concat([pairs_table(names, first, other) for other in others])
     texts = [
-        f"r = {row['r']:.2f}, {row['test']} p {statistics.p_text(row['p'], s.config.permutations)}"
+        f"r = {row['r']:.2f}, {row['test']} p {statistics.p_text(row['p'], row['permutations'])}, "
+        f"n = {row['n']}"
         for row in rows
     ]
     picture = s.outputs.figure(
@@ -187,7 +194,7 @@ def compare(
         "Scores of the same pairs by two definitions. Line and band: least squares and the 90% "
         "confidence band of its mean for independent pairs; dashed: equal scores.",
     )
-    answer = [sentence(row, s.config.permutations) for row in rows]
+    answer = [sentence(row) for row in rows]
     s.finish(
         f"How much do scores of {len(names)} models depend on their definition?",
         f"The same pairs scored by {first.name} and by "
@@ -202,30 +209,36 @@ def correlation(
 ) -> dict[str, Any]:
     """Pearson's r of two definitions with its intervals and p-values, as a row."""
     x, y = first.scores, other.scores
-    rows, columns = cells(x, y)
-    low = high = None
-    if first.draws is not None and other.draws is not None:
-        low, high = interval(
-            correlations(first.draws[:, rows, columns], other.draws[:, rows, columns])
+    at = cells(x, y)
+    images = OverImages()
+    if first.sampled is not None and other.sampled is not None:
+        images = noise.over_images(
+            x[at], y[at], first.sampled.at(*at), other.sampled.at(*at), len(x)
         )
+    models_low = models_high = None
     if sources is None:
         association = associate(x, y, s.config.permutations)
-        pairs, p, test = association.pairs, association.p, "Mantel"
+        pairs, tested, test = association.pairs, association.test, "Mantel"
+        if not np.isnan(association.low):
+            models_low, models_high = association.low, association.high
     else:
         attacked = [i for i, name in enumerate(s.names) if name in {m.name for m in sources}]
         off = np.where(np.eye(len(x), dtype=bool), np.nan, 1.0)
-        pairs = pearson(x[rows, columns], y[rows, columns])
-        p = statistics.target_p((x * off)[attacked], (y * off)[attacked], s.config.permutations)
-        test = "target permutation"
+        pairs, test = pearson(x[at], y[at]), "target permutation"
+        tested = permutation.target_test(
+            (x * off)[attacked], (y * off)[attacked], s.config.permutations
+        )
     return {
         "reference": first.name,
         "other": other.name,
         "models": len(x),
         "n": pairs.n,
         "r": pairs.r,
-        "images_low": low,
-        "images_high": high,
-        "p": p,
+        "models_low": models_low,
+        "models_high": models_high,
+        **images.row(),
+        "p": tested.p,
+        "permutations": tested.permutations,
         "test": test,
         "p_independent_pairs": pairs.p,
     }
@@ -281,19 +294,24 @@ def figure(
     return drawing
 
 
-def sentence(row: dict, permutations: int) -> str:
+def sentence(row: dict) -> str:
     """A comparison in words."""
     if np.isnan(row["r"]):
         return (
             f"{row['reference']} and {row['other']}: no correlation over {row['n']} "
             f"pair{'s' * (row['n'] != 1)} (too few, or all scores of one are the same)."
         )
-    over = ""
-    if row["images_low"] is not None:
-        over = f" (95% interval over images {row['images_low']:.3f} to {row['images_high']:.3f})"
+    images = noise.words(row)
+    if row["models_low"] is not None:
+        ends = f"{row['models_low']:.2f} to {row['models_high']:.2f}"
+        images = "; ".join([*filter(None, [images]), f"95% interval over models {ends}"])
+    if row["models"] < FEWEST:
+        few = f"too few models for an interval or a verdict (fewer than {FEWEST})"
+        images = "; ".join([*filter(None, [images]), few])
     return (
-        f"{row['reference']} and {row['other']}: Pearson r = {row['r']:.3f}{over} over {row['n']} "
-        f"pairs of {row['models']} models; {row['test']} p "
-        f"{statistics.p_text(row['p'], permutations)}. If pairs were independent, which they are "
-        f"not: p {statistics.naive_text(row['p_independent_pairs'])}."
+        f"{row['reference']} and {row['other']}: Pearson r = {row['r']:.3f} over {row['n']} pairs "
+        f"of {row['models']} models{f' ({images})' if images else ''}; {row['test']} p "
+        f"{statistics.p_text(row['p'], row['permutations'])} ({row['permutations']:,} "
+        "permutations). If pairs were independent, which they are not: p "
+        f"{statistics.naive_text(row['p_independent_pairs'])}."
     )

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from netkin.analysis.statistics import associate, correlations
-from netkin.similarity import interval
+from netkin.analysis.noise import Sampled, over_images
+from netkin.analysis.permutation import associate
+from netkin.analysis.statistics import correlations
 
 Matrices = NDArray[np.float64]
 """[draws, N, N], symmetric."""
@@ -134,25 +135,26 @@ class Measure:
     Attributes:
         name: of the measure.
         matrix: [N, N].
-        draws: its bootstrap draws, [draws, N, N].
+        sampled: its bootstrap draws, [draws, N, N], and its halves.
         seconds: its cost for all models, one after another.
         paired: the part of the cost that grows with the square of N, in seconds.
     """
 
     name: str
     matrix: NDArray[np.float64]
-    draws: Matrices
+    sampled: Sampled
     seconds: float
     paired: float = 0.0
 
     @classmethod
-    def of(cls, name: str, matrices: Matrices, seconds: float) -> "Measure":
-        """From the matrix and, after it, the draws, [1 + draws, N, N]."""
-        return cls(name, matrices[0], matrices[1:], seconds)
+    def of(cls, name: str, matrices: Matrices, draws: int, seconds: float) -> "Measure":
+        """From the matrix and, after it, the draws and the halves, [1 + draws + halves, N, N]."""
+        sampled = Sampled(matrices[1 : 1 + draws], matrices[1 + draws :])
+        return cls(name, matrices[0], sampled, seconds)
 
     def summary(self) -> dict[str, Any]:
         """Stability and cost as a row of a table; see `Stability`."""
-        stable, n = stability(self.matrix, self.draws), len(self.matrix)
+        stable, n = stability(self.matrix, self.sampled.draws), len(self.matrix)
         return {
             "measure": self.name,
             "mean": stable.mean,
@@ -168,23 +170,23 @@ class Measure:
 
 
 def correlate(a: Measure, b: Measure, permutations: int) -> dict[str, Any]:
-    """The correlation of two measures as a row of a table: r with its 95 % interval over draws and
-    its Mantel p.
+    """The correlation of two measures as a row of a table: r, n, the interval over models, the
+    noise ceiling, r without the noise of the images with its interval, and the Mantel p.
 
     The boundary measure draws triplets, the others draw images; the draws of the two are treated as
-    independent.
+    independent. Null where unknown, such as intervals for fewer than 5 models.
     """
     association = associate(a.matrix, b.matrix, permutations)
-    rows, columns = np.tril_indices(len(a.matrix), k=-1)
-    low, high = interval(correlations(a.draws[:, rows, columns], b.draws[:, rows, columns]))
+    n = len(a.matrix)
+    at = np.tril_indices(n, k=-1)
+    images = over_images(a.matrix[at], b.matrix[at], a.sampled.at(*at), b.sampled.at(*at), n)
     return {
         "a": a.name,
         "b": b.name,
         "r": association.pairs.r,
-        "images_low": low,
-        "images_high": high,
-        "mantel_p": association.p,
         "pairs": association.pairs.n,
+        **association.row(),
+        **images.row(),
         "p_independent_pairs": association.pairs.p,
     }
 
