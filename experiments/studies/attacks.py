@@ -127,28 +127,24 @@ def definition(
     """The scores by one attack: of both directions, or of the sources' images alone."""
     outcomes, score = measured.outcomes, s.config.score
     if sources is None:
-        draws = similarity.bootstrap(outcomes, score.bootstrap, eps_s=score.eps_s)
-        sampled = Sampled(draws, noise.half_scores(outcomes, score.eps_s))
+        sampled = noise.sampled_scores(outcomes, score.bootstrap, score.eps_s)
         return Definition(label, similarity.matrix(outcomes, score.eps_s), sampled)
     one_sided = one_direction(s.config, label, outcomes)
     assert one_sided.sampled is not None
     names = {member.name for member in sources}
     others = [i for i, name in enumerate(outcomes.members) if name not in names]
     one_sided.scores[others] = np.nan
-    for values in (one_sided.sampled.draws, one_sided.sampled.halves):
-        values[:, others] = np.nan
+    one_sided.sampled.values[others] = np.nan
     return one_sided
 
 
 def one_direction(config: DictConfig, label: str, outcomes: Outcomes) -> Definition:
     """One-sided scores of outcomes, with their draws."""
     score = config.score
-    images = len(outcomes.image_ids)
-    counts = similarity.resample(images, score.bootstrap), noise.halves(images)
     return Definition(
         label,
         similarity.one_sided(outcomes, score.eps_s),
-        Sampled(*(similarity.one_sided(outcomes, score.eps_s, c) for c in counts)),
+        noise.sampled_directions(outcomes, score.bootstrap, score.eps_s),
     )
 
 
@@ -212,9 +208,7 @@ def correlation(
     at = cells(x, y)
     images = OverImages()
     if first.sampled is not None and other.sampled is not None:
-        images = noise.over_images(
-            x[at], y[at], first.sampled.at(*at), other.sampled.at(*at), len(x)
-        )
+        images = noise.over_images(first.sampled.at(*at), other.sampled.at(*at), len(x))
     models_low = models_high = None
     if sources is None:
         association = associate(x, y, s.config.permutations)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from experiments.common.study import Study
 from netkin.analysis import ensemble
 from netkin.analysis.matrix import Matrix
-from netkin.analysis.noise import OverImages, Sampled, half_scores, halves, over_images, words
+from netkin.analysis.noise import OverImages, Sampled, halves, over_images, sampled_scores, words
 from netkin.analysis.permutation import Association, Tested, associate, partial_mantel
 from netkin.analysis.statistics import FEWEST, pair_values, trend
 from netkin.report.scatter import scatter_figure
@@ -122,20 +122,14 @@ def pair_noise(
     """The noise of the images in the correlation of similarity and ERR; unknown for a file."""
     if s.measured is None:
         return OverImages()
-    at = np.tril_indices(n, k=-1)
-    draws, parts = s.draws(), half_scores(s.measured.outcomes, s.config.score.eps_s)
-    assert draws is not None
+    score = s.config.score
+    scores = sampled_scores(s.measured.outcomes, score.bootstrap, score.eps_s)
     reductions = (
         ensemble.reduction_draws(wrong, ensemble.pairs_of(n), pair_wrong, weights)
         for weights in (counts, halves(wrong.shape[1]))
     )
-    return over_images(
-        table["similarity"].to_numpy(),
-        table["err"].to_numpy(),
-        Sampled(draws, parts).at(*at),
-        Sampled(*reductions),
-        n,
-    )
+    err = Sampled(table["err"].to_numpy(), *reductions)
+    return over_images(scores.at(*np.tril_indices(n, k=-1)), err, n)
 
 
 def verdict(association: Association) -> str:

@@ -163,10 +163,7 @@ def all_measures(
         Measure(
             "similarity",
             similarity.matrix(outcomes, eps_s),
-            noise.Sampled(
-                similarity.bootstrap(outcomes, bootstrap, eps_s=eps_s),
-                noise.half_scores(outcomes, eps_s),
-            ),
+            noise.sampled_scores(outcomes, bootstrap, eps_s),
             forward + costs["craft"] * images + n * forward,
             n * forward,
         ),

@@ -220,6 +220,10 @@ def check_measures(folder: Path) -> None:
     assert all(others[name] < twins[name] for name in others if name not in "ab")
     scores = pl.read_csv(folder / "first" / "similarity.csv").drop("").to_numpy()
     assert others["similarity"] == pytest.approx(scores[0, 1])  # 100 images: all of the subset
+    links = pl.read_csv(run / "measures_correlations.csv")
+    assert links["images_low"].null_count() == links["models_low"].null_count() == links.height
+    assert links["noise_ceiling"].is_between(0, 1).all()
+    assert set(links["permutations"]) <= {24, 0}  # 4 models; 0 where undefined
     summary = pl.read_csv(run / "measures.csv")
     assert (summary["seconds"] > 0).all() and (summary["noise"] >= 0).all()
 

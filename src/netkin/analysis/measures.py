@@ -135,7 +135,7 @@ class Measure:
     Attributes:
         name: of the measure.
         matrix: [N, N].
-        sampled: its bootstrap draws, [draws, N, N], and its halves.
+        sampled: the same, on bootstrap draws and on halves of the images.
         seconds: its cost for all models, one after another.
         paired: the part of the cost that grows with the square of N, in seconds.
     """
@@ -149,7 +149,7 @@ class Measure:
     @classmethod
     def of(cls, name: str, matrices: Matrices, draws: int, seconds: float) -> "Measure":
         """From the matrix and, after it, the draws and the halves, [1 + draws + halves, N, N]."""
-        sampled = Sampled(matrices[1 : 1 + draws], matrices[1 + draws :])
+        sampled = Sampled(matrices[0], matrices[1 : 1 + draws], matrices[1 + draws :])
         return cls(name, matrices[0], sampled, seconds)
 
     def summary(self) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def correlate(a: Measure, b: Measure, permutations: int) -> dict[str, Any]:
     association = associate(a.matrix, b.matrix, permutations)
     n = len(a.matrix)
     at = np.tril_indices(n, k=-1)
-    images = over_images(a.matrix[at], b.matrix[at], a.sampled.at(*at), b.sampled.at(*at), n)
+    images = over_images(a.sampled.at(*at), b.sampled.at(*at), n)
     return {
         "a": a.name,
         "b": b.name,

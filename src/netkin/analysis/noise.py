@@ -65,30 +65,30 @@ def words(row: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A matrix of N models, or its pairs, on other images than those of the sample.
+    """A matrix of N models, or its pairs, on all images and on samples of them.
 
     Attributes:
+        values: [...], on all images.
         draws: [draws, ...], on bootstrap draws of the images.
         halves: [2 * splits, ...], on `halves` of the images.
     """
 
+    values: NDArray[np.float64]
     draws: NDArray[np.float64]
     halves: NDArray[np.float64]
 
     def at(self, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> "Sampled":
         """The pairs of matrices."""
-        return Sampled(self.draws[:, rows, columns], self.halves[:, rows, columns])
+        at = (..., rows, columns)
+        return Sampled(self.values[at], self.draws[at], self.halves[at])
 
 
-def over_images(
-    x: NDArray, y: NDArray, x_sampled: Sampled, y_sampled: Sampled, models: int
-) -> OverImages:
-    """`without_noise` and `ceiling` of two vectors over pairs [pairs] of so many models."""
-    found = without_noise(x, y, x_sampled.draws, y_sampled.draws)
-    top = ceiling(x_sampled.halves, y_sampled.halves)
+def over_images(x: Sampled, y: Sampled, models: int) -> OverImages:
+    """`without_noise` and `ceiling` of two measures of the pairs of so many models."""
+    top = ceiling(x.halves, y.halves)
     if models < FEWEST:
         return OverImages(ceiling=top)
-    return replace(found, ceiling=top)
+    return replace(without_noise(x.values, y.values, x.draws, y.draws), ceiling=top)
 
 
 def without_noise(x: NDArray, y: NDArray, x_draws: NDArray, y_draws: NDArray) -> OverImages:
@@ -155,22 +155,55 @@ def halves(n: int, splits: int = SPLITS, seed: int = 0) -> NDArray[np.float64]:
     return np.stack([first, ~first], axis=1).reshape(2 * splits, n).astype(float)
 
 
-def half_scores(
-    outcomes: Outcomes, eps_s: float = similarity.EPS_S, splits: int = SPLITS, seed: int = 0
-) -> NDArray[np.float64]:
-    """The matrices of `halves` of the images, [2 * splits, N, N], in nats.
+def sampled_scores(
+    outcomes: Outcomes, draws: int, eps_s: float = similarity.EPS_S, splits: int = SPLITS
+) -> Sampled:
+    """The matrix of scores in nats on samples of the images, with half counts; see `half_counts`.
 
-    NaN where a half has no image that each pair classifies correctly.
+    NaN for a half or a draw that has no image that each pair classifies correctly.
     """
     n = len(outcomes.members)
-    result = np.full((2 * splits, n, n), np.nan)
-    for i, weights in enumerate(halves(len(outcomes.image_ids), splits, seed)):
+    parts = np.full((2 * splits, n, n), np.nan)
+    for i, weights in enumerate(halves(len(outcomes.image_ids), splits)):
         try:
             half = outcomes.on(np.flatnonzero(weights).tolist())
-            result[i] = similarity.matrix(half, eps_s)
+            parts[i] = similarity.matrix(half, eps_s)
         except UserError:
             continue
-    return result
+    drawn = similarity.bootstrap(outcomes, draws, eps_s=eps_s)
+    return half_counts(outcomes, Sampled(similarity.matrix(outcomes, eps_s), drawn, parts), eps_s)
+
+
+def sampled_directions(
+    outcomes: Outcomes, draws: int, eps_s: float = similarity.EPS_S, splits: int = SPLITS
+) -> Sampled:
+    """`sampled_scores` of one direction: [a, b] is the score of a's images on b."""
+    images = len(outcomes.image_ids)
+    counts = similarity.resample(images, draws), halves(images, splits)
+    drawn, parts = (similarity.one_sided(outcomes, eps_s, c) for c in counts)
+    return half_counts(
+        outcomes, Sampled(similarity.one_sided(outcomes, eps_s), drawn, parts), eps_s
+    )
+
+
+def half_counts(outcomes: Outcomes, scores: Sampled, eps_s: float) -> Sampled:
+    """ln(100 (k + 1/2) / (n + 1)) instead of s = ln(100 k / n), where k of n images transfer.
+
+    The logarithm of a few images, or the floor where there is none, has noise that draws of the
+    images do not show.
+    """
+    correct = outcomes.correct.astype(float)
+    images = correct @ correct.T
+
+    def smooth(s: NDArray, n: NDArray) -> NDArray[np.float64]:
+        p = np.where(s <= np.log(eps_s) + 1e-9, 0, np.exp(s) / 100)
+        return np.where(np.isnan(s), np.nan, np.log(100 * (p * n + 0.5) / (n + 1)))
+
+    return Sampled(
+        smooth(scores.values, images),
+        smooth(scores.draws, images),
+        smooth(scores.halves, images / 2),
+    )
 
 
 def ceiling(x_halves: NDArray, y_halves: NDArray) -> float:
