@@ -83,7 +83,7 @@ def pair_table(
         members = wrong[list(group)].mean(axis=0)
         events.append(int((members > 0).sum()))
         few = min(pair_wrong[i].sum(), events[-1]) < ensemble.FEW
-        exact = ensemble.reduction_interval(pair_wrong[i], members, 0.5)
+        exact = ensemble.reduction_interval(pair_wrong[i], members, 2)
         ends.append(exact if few else interval(drawn[:, i]))
     return pl.DataFrame(
         {

@@ -140,9 +140,9 @@ def what_similarity_adds(found: select.HeldOut | None) -> str:
         verdict = "No, it makes predictions worse"
     return (
         f"{question} {verdict}: on ensembles with a model that was held out of the fit, predicted "
-        f"errors are wrong by {100 * found.error:.2f} points on average with similarity and by "
-        f"{100 * found.error_alone:.2f} without: a gain of {100 * found.gain:.2f} (95% interval "
-        f"over {found.models} models {100 * found.low:.2f} to {100 * found.high:.2f}). Predicted "
+        f"errors are wrong by {100 * found.error:.3f} points on average with similarity and by "
+        f"{100 * found.error_alone:.3f} without: a gain of {100 * found.gain:.3f} (95% interval "
+        f"over {found.models} models {100 * found.low:.3f} to {100 * found.high:.3f}). Predicted "
         f"and measured errors correlate with r = {found.r:.2f} with similarity and "
         f"{found.r_alone:.2f} without."
     )

@@ -126,8 +126,7 @@ def metrics(
     error, alone = ensemble_wrong.mean(axis=1), members.mean(axis=1)
     reduced = reduction(error, alone)
     if min((together > 0).sum(), members.any(axis=0).sum()) < FEW:
-        least = 1 / (len(groups[0]) * len(groups))
-        low, high = reduction_interval(together, members.mean(axis=0), least)
+        low, high = reduction_interval(together, members.mean(axis=0), len(groups[0]))
         mean = float(mean_known(reduced[None])[0])  # of ratios; the interval is of a ratio
         ends_reduced = min(low, mean), max(high, mean)
     else:
@@ -155,27 +154,25 @@ def share_interval(events: float, n: float, level: float = 0.95) -> Ends:
     return low, high
 
 
-def reduction_interval(together: NDArray, members: NDArray, least: float) -> Ends:
-    """A conservative 95 % interval of ERR = 1 - (mean of together) / (mean of members).
+def reduction_interval(together: NDArray, members: NDArray, size: int) -> Ends:
+    """A conservative 95 % interval of ERR = 1 - (sum of together) / (sum of members).
 
-    An ensemble of models that are all right is right, so only images that a member misclassifies
-    count. Over these both means have an exact interval at 97.5 % (Bonferroni). (NaN, NaN) where no
+    An ensemble of models that are all right is right, so an image adds at most `size` times as much
+    to the first sum as to the second: (1 - ERR) / size is a weighted mean of shares in [0, 1]. Its
+    interval is that of `share_interval` for Kish's effective number of images. (NaN, NaN) where no
     member errs.
 
     Args:
         together: [I] whether the ensemble misclassifies the image, or the share of ensembles.
         members: [I] the share of members that misclassify it.
-        least: the least value above 0 that `members` can have: 1 / (members in all).
+        size: members in an ensemble.
     """
-    decisive = members > 0
-    n = int(decisive.sum())
-    if not n:
+    total = float(members.sum())
+    if not total:
         return np.nan, np.nan
-    errors = share_interval(float(together[decisive].sum()), n, 0.975)
-    above = (members[decisive] - least) / (1 - least) if least < 1 else np.zeros(n)
-    alone = share_interval(float(np.clip(above, 0, 1).sum()), n, 0.975)
-    low, high = (least + (1 - least) * end for end in alone)
-    return 1 - errors[1] / low, 1 - errors[0] / high
+    n = total**2 / float((members**2).sum())
+    low, high = share_interval(min(float(together.sum()) / (size * total), 1) * n, n)
+    return 1 - size * high, 1 - size * low
 
 
 def reduction(error: NDArray, members: NDArray) -> NDArray[np.float64]:
