@@ -8,8 +8,8 @@ of every two, and report.html. Features, gradients and predictions on planes are
 shard, so that an interrupted run continues where it stopped.
 
 On the 12 digits members (500 images, PGD-50, 66 pairs) s correlates with the cosine of input
-gradients (r = 0.57, Mantel p <= 0.0001) and linear CKA (0.48, 0.0009); for the others |r| < 0.25,
-p > 0.05.
+gradients (r = 0.57, Mantel p <= 0.0001) and linear CKA (0.49, 0.0005); for the others |r| < 0.25,
+p > 0.05. Noise ceilings are 0.98 to 0.99, of agreement 0.91, of error consistency 0.63.
 """
 
 import time
