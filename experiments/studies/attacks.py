@@ -22,15 +22,16 @@ from experiments.common.members import build_members
 from experiments.common.setting import build_setting, check_sources
 from experiments.common.study import Measured, Study, measure_prepared, study
 from experiments.common.values import positive_int
-from netkin import similarity
-from netkin.analysis import matrix, statistics
-from netkin.analysis.statistics import associate, correlations, pearson, trend
+from netkin.analysis import matrix, noise, permutation, statistics
+from netkin.analysis.noise import OverImages, Sampled
+from netkin.analysis.permutation import associate
+from netkin.analysis.statistics import FEWEST, pearson, trend
 from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
 from netkin.report.scatter import scatter
 from netkin.report.study import Section
 from netkin.report.style import panels, style
-from netkin.similarity import Outcomes, interval
+from netkin.similarity import Outcomes
 from netkin.zoo.member import Member
 
 ONE_SIDED = "one-sided"
@@ -43,12 +44,12 @@ class Definition:
     Attributes:
         name: such as "pgd".
         scores: [N, N], symmetric or one-sided ([a, b]: b on a's images); NaN where not measured.
-        draws: [draws, N, N] over shared draws of images, or None.
+        sampled: on other images, drawn in the same way for all definitions; None for a file.
     """
 
     name: str
     scores: NDArray[np.float64]
-    draws: NDArray[np.float64] | None = None
+    sampled: Sampled | None = None
 
 
 Comparison = tuple[Definition, Definition]
@@ -88,14 +89,14 @@ def run(config: DictConfig) -> None:
 
 def two(s: Study) -> tuple[tuple[str, ...], list[Comparison]]:
     """The names of the models, and what to compare: two files, or both with one direction."""
-    config, scores, names = s.config, s.scores, s.names
+    config, names = s.config, s.names
     title = "two-sided" if s.measured else str(config.similarity)
     if config.other is None:
         assert s.measured is not None
         there = one_direction(config, ONE_SIDED, s.measured.outcomes)
         # The two-sided score contains the one-sided one; the other direction does not.
-        back = Definition("the other direction", there.scores.T, _turned(there.draws))
-        return names, [(Definition(title, scores, s.draws()), there), (there, back)]
+        back = Definition("the other direction", there.scores.T, _turned(there.sampled))
+        return names, [(definition(s, title, s.measured, None), there), (there, back)]
     theirs = matrix.read(config.other, bool(config.symmetrise), bool(config.one_sided))
     common = tuple(name for name in names if name in theirs.names)
     if len(common) < 3:
@@ -107,8 +108,11 @@ def two(s: Study) -> tuple[tuple[str, ...], list[Comparison]]:
     return common, [(ours, Definition(str(config.other), theirs.of(common).scores))]
 
 
-def _turned(draws: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
-    return None if draws is None else draws.transpose(0, 2, 1)
+def _turned(sampled: Sampled | None) -> Sampled | None:
+    if sampled is None:
+        return None
+    parts = (sampled.values, sampled.draws, sampled.halves)
+    return Sampled(*(part.swapaxes(-1, -2) for part in parts))
 
 
 def chosen_sources(config: DictConfig, members: list[Member]) -> list[Member] | None:
@@ -131,20 +135,21 @@ def definition(
     """The scores by one attack: of both directions, or of the sources' images alone."""
     outcomes = measured.outcomes
     if sources is None:
-        draws = similarity.bootstrap(outcomes, s.config.score.bootstrap)
-        return Definition(label, similarity.smoothed_matrix(outcomes), draws)
+        sampled = noise.sampled_scores(outcomes, s.config.score.bootstrap)
+        return Definition(label, sampled.values, sampled)
     one_sided = one_direction(s.config, label, outcomes)
-    assert one_sided.draws is not None
+    assert one_sided.sampled is not None
     names = {member.name for member in sources}
     others = [i for i, name in enumerate(outcomes.members) if name not in names]
-    one_sided.scores[others], one_sided.draws[:, others] = np.nan, np.nan
+    one_sided.scores[others] = np.nan
+    one_sided.sampled.values[others] = np.nan
     return one_sided
 
 
 def one_direction(config: DictConfig, label: str, outcomes: Outcomes) -> Definition:
     """One-sided scores of outcomes, with their draws."""
-    counts = similarity.resample(len(outcomes.image_ids), config.score.bootstrap)
-    return Definition(label, similarity.one_sided(outcomes), similarity.one_sided(outcomes, counts))
+    sampled = noise.sampled_directions(outcomes, config.score.bootstrap)
+    return Definition(label, sampled.values.copy(), sampled)
 
 
 def white_box(s: Study, measured: list[tuple[str, Measured]], sources: list[Member] | None) -> None:
@@ -177,7 +182,8 @@ def compare(
     )
     long = pl.concat([pairs_table(names, first, other) for first, other in comparisons])
     texts = [
-        f"r = {row['r']:.2f}, {row['test']} p {statistics.p_text(row['p'], s.config.permutations)}"
+        f"r = {row['r']:.2f}, {row['test']} p {statistics.p_text(row['p'], row['permutations'])}, "
+        f"n = {row['n']}"
         for row in rows
     ]
     picture = s.outputs.figure(
@@ -187,7 +193,7 @@ def compare(
         "Scores of the same pairs by two definitions. Line and band: least squares and the 90% "
         "confidence band of its mean for independent pairs; dashed: equal scores.",
     )
-    answer = [sentence(row, s.config.permutations) for row in rows]
+    answer = [sentence(row) for row in rows]
     s.finish(
         f"How much do scores of {len(names)} models depend on their definition?",
         "The same pairs scored by "
@@ -203,30 +209,34 @@ def correlation(
 ) -> dict[str, Any]:
     """Pearson's r of two definitions with its intervals and p-values, as a row."""
     x, y = first.scores, other.scores
-    rows, columns = cells(x, y)
-    low = high = None
-    if first.draws is not None and other.draws is not None:
-        low, high = interval(
-            correlations(first.draws[:, rows, columns], other.draws[:, rows, columns])
-        )
+    at = cells(x, y)
+    images = OverImages()
+    if first.sampled is not None and other.sampled is not None:
+        images = noise.over_images(first.sampled.at(*at), other.sampled.at(*at), len(x))
+    models_low = models_high = None
     if sources is None:
         association = associate(x, y, s.config.permutations)
-        pairs, p, test = association.pairs, association.p, "Mantel"
+        pairs, tested, test = association.pairs, association.test, "Mantel"
+        if not np.isnan(association.low):
+            models_low, models_high = association.low, association.high
     else:
         attacked = [i for i, name in enumerate(s.names) if name in {m.name for m in sources}]
         off = np.where(np.eye(len(x), dtype=bool), np.nan, 1.0)
-        pairs = pearson(x[rows, columns], y[rows, columns])
-        p = statistics.target_p((x * off)[attacked], (y * off)[attacked], s.config.permutations)
-        test = "target permutation"
+        pairs, test = pearson(x[at], y[at]), "target permutation"
+        tested = permutation.target_test(
+            (x * off)[attacked], (y * off)[attacked], s.config.permutations
+        )
     return {
         "reference": first.name,
         "other": other.name,
         "models": len(x),
         "n": pairs.n,
         "r": pairs.r,
-        "images_low": low,
-        "images_high": high,
-        "p": p,
+        "models_low": models_low,
+        "models_high": models_high,
+        **images.row(),
+        "p": tested.p,
+        "permutations": tested.permutations,
         "test": test,
         "p_independent_pairs": pairs.p,
     }
@@ -281,19 +291,24 @@ def figure(names: tuple[str, ...], comparisons: list[Comparison], texts: list[st
     return drawing
 
 
-def sentence(row: dict, permutations: int) -> str:
+def sentence(row: dict) -> str:
     """A comparison in words."""
     if np.isnan(row["r"]):
         return (
             f"{row['reference']} and {row['other']}: no correlation over {row['n']} "
             f"pair{'s' * (row['n'] != 1)} (too few, or all scores of one are the same)."
         )
-    over = ""
-    if row["images_low"] is not None:
-        over = f" (95% interval over images {row['images_low']:.3f} to {row['images_high']:.3f})"
+    images = noise.words(row)
+    if row["models_low"] is not None:
+        ends = f"{row['models_low']:.2f} to {row['models_high']:.2f}"
+        images = "; ".join([*filter(None, [images]), f"95% interval over models {ends}"])
+    if row["models"] < FEWEST:
+        few = f"too few models for an interval or a verdict (fewer than {FEWEST})"
+        images = "; ".join([*filter(None, [images]), few])
     return (
-        f"{row['reference']} and {row['other']}: Pearson r = {row['r']:.3f}{over} over {row['n']} "
-        f"pairs of {row['models']} models; {row['test']} p "
-        f"{statistics.p_text(row['p'], permutations)}. If pairs were independent, which they are "
-        f"not: p {statistics.naive_text(row['p_independent_pairs'])}."
+        f"{row['reference']} and {row['other']}: Pearson r = {row['r']:.3f} over {row['n']} pairs "
+        f"of {row['models']} models{f' ({images})' if images else ''}; {row['test']} p "
+        f"{statistics.p_text(row['p'], row['permutations'])} ({row['permutations']:,} "
+        "permutations). If pairs were independent, which they are not: p "
+        f"{statistics.naive_text(row['p_independent_pairs'])}."
     )

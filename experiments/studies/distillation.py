@@ -22,7 +22,8 @@ from experiments.common.setting import build_task
 from experiments.common.study import Study, study
 from experiments.common.values import one_of, positive_int, resolved
 from netkin.analysis.matrix import place_of
-from netkin.analysis.statistics import Correlation, p_text, pearson, permutation_p, trend
+from netkin.analysis.permutation import Tested, permutation_test
+from netkin.analysis.statistics import FEWEST, Correlation, p_text, pearson, trend
 from netkin.errors import UserError
 from netkin.report.scatter import scatter
 from netkin.report.study import Section
@@ -31,8 +32,6 @@ from netkin.training.weights import students_of
 from netkin.zoo.components import base_architecture
 from netkin.zoo.member import Member, parse_members
 
-FEWEST = 3
-"""Teachers up to which a panel has no trend line."""
 LEVEL = 0.05
 """Of the p-value below which a correlation is certain."""
 
@@ -154,36 +153,41 @@ def correlation_figure(
         x = scale * part[column].cast(pl.Float64).to_numpy()
         y = 100 * part["student_accuracy"].to_numpy()
         correlation = pearson(x, y)
-        p = permutation_p(x, y, settings.permutations)
+        test = permutation_test(x, y, settings.permutations)
         label = f"({letter}) {title}" if len(parts) > 1 else title
         if np.isnan(correlation.r):
             text = f"{label}\n{len(x)} teacher{'s' * (len(x) != 1)}: no correlation"
         else:
-            p_value = p_text(p, settings.permutations)
+            p_value = p_text(test.p, test.permutations)
             text = f"{label}\nr = {correlation.r:.2f}, p {p_value}, n = {correlation.n}"
-        sentences.append(correlation_text(title, correlation, p, settings.permutations, len(x)))
-        line = trend(x, y, settings.level) if len(x) > FEWEST else None
+        sentences.append(correlation_text(title, correlation, test, len(x)))
+        line = trend(x, y, settings.level) if len(x) >= FEWEST else None
         scatter(ax, x, y, xlabel, "accuracy of the student (%)", part["teacher"].to_list(),
                 trend=line, text=text)  # fmt: skip
     return figure, sentences
 
 
-def correlation_text(
-    title: str, correlation: Correlation, p: float, permutations: int, teachers: int
-) -> str:
-    """What a panel shows, the verdict first: Yes, No (the sign is negative) or Not certain."""
+def correlation_text(title: str, correlation: Correlation, test: Tested, teachers: int) -> str:
+    """What a panel shows, the verdict first: Yes, No (the sign is negative) or Not certain.
+
+    Fewer than FEWEST teachers have no verdict and no interval.
+    """
     if np.isnan(correlation.r):
         return (
             f"{title}. Not certain: {teachers} of them, too few or too similar for a correlation."
         )
-    if p >= LEVEL:
-        verdict = "Not certain: the correlation may be chance"
-    elif correlation.r > 0:
-        verdict = "Yes: the higher, the better the student"
+    interval = ""
+    if correlation.n < FEWEST:
+        verdict = f"Not certain: fewer than {FEWEST} teachers are too few for a verdict"
     else:
-        verdict = "No: the higher, the worse the student"
+        interval = f"95% interval {correlation.low:.2f} to {correlation.high:.2f}, "
+        if test.p >= LEVEL:
+            verdict = "Not certain: the correlation may be chance"
+        elif correlation.r > 0:
+            verdict = "Yes: the higher, the better the student"
+        else:
+            verdict = "No: the higher, the worse the student"
     return (
-        f"{title}. {verdict}. Pearson r = {correlation.r:.2f} (95% interval {correlation.low:.2f} "
-        f"to {correlation.high:.2f}, n = {correlation.n} teachers), permutation p "
-        f"{p_text(p, permutations)}, Student's p = {correlation.p:.2g}."
+        f"{title}. {verdict}. Pearson r = {correlation.r:.2f} ({interval}n = {correlation.n} "
+        f"teachers), permutation {test.words()}, Student's p = {correlation.p:.2g}."
     )

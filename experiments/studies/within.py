@@ -25,7 +25,7 @@ from netkin.errors import UserError
 from netkin.report.blocks import Block, blocks_figure
 from netkin.report.intervals import intervals_figure
 from netkin.report.study import Section
-from netkin.similarity import interval
+from netkin.similarity import ALWAYS, interval
 
 ALL = "all models"
 BETWEEN = "different groups"
@@ -58,7 +58,8 @@ def run(config: DictConfig) -> None:
             ),
             table,
             "Mean similarity of the pairs of each group. Thin: 95% interval over models "
-            f"(jackknife, from 3 models on){'; thick: over images' if s.measured else ''}.",
+            "(jackknife, from 3 models on; cut to ln eps_s and ln 100, between which s lies)"
+            f"{'; thick: over images' if s.measured else ''}.",
         )
         blocks, cells = sampled(s, chosen, apart)
         picture = s.outputs.figure(
@@ -91,24 +92,25 @@ def means(s: Study, chosen: dict[str, list[int]], apart: dict[str, Matrix]) -> p
     """A row per group, and rows for all pairs and for pairs of different groups."""
     draws = s.draws()
     rows: list[dict[str, Any]] = []
-    everything = mean_within(s.scores, draws)
+    limits = (float(np.log(s.config.score.eps_s)), ALWAYS)
+    everything = mean_within(s.scores, draws, limits)
     all_draws = None if draws is None else _pair_means(draws, range(len(s.names)))
     for name, models in chosen.items():
         block = np.ix_(models, models)
         own = None if draws is None else draws[:, models][:, :, models]
-        row = _row(name, mean_within(s.scores[block], own))
+        row = _row(name, mean_within(s.scores[block], own, limits))
         row["minus_all"] = row["mean"] - everything.mean
         if draws is not None and all_draws is not None:
             ends = interval(_pair_means(draws, models) - all_draws)
             row |= dict(zip(("minus_all_low", "minus_all_high"), ends, strict=True))
         rows.append(row)
     for name, own_matrix in apart.items():
-        row = _row(name, mean_within(own_matrix.scores))
+        row = _row(name, mean_within(own_matrix.scores, limits=limits))
         rows.append({**row, "minus_all": row["mean"] - everything.mean})
     kinds = np.arange(len(s.names)) + len(chosen)
     for i, models in enumerate(chosen.values()):
         kinds[models] = i
-    if chosen and (between := mean_between(s.scores, kinds, draws)) is not None:
+    if chosen and (between := mean_between(s.scores, kinds, draws, limits)) is not None:
         rows.append(_row(BETWEEN, between))
     rows.append(_row(ALL, everything))
     ends = ("_low", "_high")

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
+from scipy.stats import binomtest
 
 from netkin.analysis import ensemble
 from netkin.analysis.groups import groups
@@ -16,6 +17,7 @@ from netkin.analysis.matrix import Matrix
 from netkin.errors import UserError
 from netkin.similarity import resample
 from tests import helpers
+from tests.analysis.coverage import of_reduction
 from tests.helpers import MEMBERS, four_store, has_figures, on_four, smoothed_score
 
 
@@ -49,17 +51,37 @@ def test_metrics_by_hand() -> None:
     assert found.error.tolist() == [0.25, 0]
     np.testing.assert_allclose(found.reduction, [1 / 3, 1])
     assert found.all_wrong.tolist() == [0.25, 0]
-    np.testing.assert_allclose(found.draws, [[0.125, 2 / 3, 0.125]], rtol=1e-6)
+    assert found.events == 2
+    assert found.one_image == pytest.approx((1 / 1.5 + 1 / 0.5) / 2)  # images that members misread
     nobody = ensemble.metrics(wrong[2:], [(0, 0)], together[1:], np.ones((3, 4)))
-    assert np.isnan(nobody.reduction).all() and np.isnan(nobody.draws[:, 1]).all()
+    assert np.isnan(nobody.reduction).all() and np.isnan(nobody.intervals[1]).all()
+    assert np.isnan(nobody.one_image)
 
 
-def test_the_interval_of_an_error_is_exact_where_there_is_none() -> None:
-    counts = resample(100, 2000)
-    low, high = ensemble.error_interval(np.zeros(100, dtype=bool), counts)
-    assert low == 0 and (1 - high) ** 100 == pytest.approx(0.05)
-    low, high = ensemble.error_interval(np.arange(100) < 20, counts)
-    assert (low, high) == pytest.approx((0.2 - 0.0784, 0.2 + 0.0784), abs=0.01)
+@given(st.integers(0, 60), st.integers(1, 60), st.sampled_from([0.9, 0.95, 0.975]))
+def test_the_interval_of_an_error_is_clopper_and_pearsons(k: int, n: int, level: float) -> None:
+    k = min(k, n)
+    theirs = binomtest(k, n).proportion_ci(level, method="exact")
+    found = ensemble.share_interval(k, n, level)
+    assert found == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+
+
+def test_no_interval_is_empty_where_no_ensemble_errs() -> None:
+    """Two models err on an image each, together on none: neither 0 to 0 nor 1 to 1."""
+    wrong = np.zeros((2, 500), dtype=bool)
+    wrong[0, 0] = wrong[1, 1] = True
+    counts = resample(500, 200)
+    found = ensemble.metrics(wrong, [(0, 1)], np.zeros((1, 500), dtype=bool), counts)
+    (low, high), (least, most), _ = found.intervals
+    assert low == 0 and high == pytest.approx(1 - 0.025 ** (1 / 500))
+    assert -1 <= least < 0 and most == 1 and found.reduction[0] == 1
+    assert found.one_image == 1  # more than any effect
+
+
+def test_the_interval_of_few_errors_covers_and_the_bootstrap_does_not() -> None:
+    """All values: experiments/results/statistics.md."""
+    bootstrap, reported = of_reduction(3, 200, repetitions=150)
+    assert bootstrap < 0.9 and reported >= 0.93
 
 
 def test_a_draw_of_images_is_a_run_on_those_images() -> None:
@@ -68,14 +90,17 @@ def test_a_draw_of_images_is_a_run_on_those_images() -> None:
     counts = resample(60, 8, seed=1)
     wrong = ~ensemble.ensembles_correct(lambda b: logits[:, b], labels, [(i,) for i in range(5)])
     joint = ~ensemble.ensembles_correct(lambda b: logits[:, b], labels, chosen)
-    draws = ensemble.metrics(wrong, chosen, joint, counts).draws
     one_by_one = ensemble.reduction_draws(wrong, chosen, joint, counts)
+    found = ensemble.metrics(wrong, chosen, joint, counts)
+    means = []
     for i, count in enumerate(counts.astype(int)):
         picked = np.repeat(np.arange(60), count)
         same = ensemble.metrics(wrong[:, picked], chosen, joint[:, picked], np.ones((1, 60)))
-        values = (same.error, same.reduction, same.all_wrong)
-        np.testing.assert_allclose(draws[i], [v.mean() for v in values], rtol=1e-4, atol=1e-6)
+        means.append([v.mean() for v in (same.error, same.reduction, same.all_wrong)])
         np.testing.assert_allclose(one_by_one[i], same.reduction, rtol=1e-4, atol=1e-6)
+    assert min(joint.any(axis=0).sum(), found.events) >= ensemble.FEW  # but few all wrong
+    for ends, drawn in zip(found.intervals[:2], np.transpose(means)[:2], strict=True):
+        np.testing.assert_allclose(ends, np.quantile(drawn, (0.025, 0.975)), rtol=1e-4)
 
 
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=8), st.integers(1, 4), st.integers(1, 4))
@@ -135,7 +160,9 @@ def check_ensemble(folder: Path) -> None:
     assert row["similarity"] == pytest.approx(smoothed_score(folder))
     (twins,) = table.filter(a="twin", b="test_byobnet").to_dicts()
     assert twins["err"] == pytest.approx(0)  # a model and itself gain nothing
+    assert ((table["err_low"] <= table["err"]) & (table["err"] <= table["err_high"])).all()
     said = (run / "report.html").read_text()
+    assert "4 models are too few for a verdict" in said and "anything beyond accuracy?" in said
     assert "Mantel p" in said and "If pairs were independent" in said
     # A matrix of someone's own, with the members' logits.
     mine = np.array([[9, 1, 2, 3], [1, 9, 4, 5], [2, 4, 9, 6], [3, 5, 6, 9.0]])

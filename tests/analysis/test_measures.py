@@ -1,5 +1,6 @@
 """Other measures of similarity: parity with definitions and scikit-learn, and the study."""
 
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -40,18 +41,60 @@ def test_error_consistency_is_cohens_kappa(seed: int) -> None:
                 assert found[a, b] == pytest.approx(expected, abs=1e-9)
 
 
+def features_of(*shape: int, seed: int) -> np.ndarray:
+    return rng(seed).normal(size=shape).astype("f")
+
+
+def unbiased_hsic(k: np.ndarray, m: np.ndarray) -> float:
+    """Song et al. 2012, Eq. 5, as printed."""
+    n = len(k)
+    k, m = (a.astype(float) * (1 - np.eye(n)) for a in (k, m))
+    one = np.ones(n)
+    crossed = (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
+    inner = np.trace(k @ m) + crossed - 2 / (n - 2) * (one @ k @ m @ one)
+    return float(inner / (n * (n - 3)))
+
+
 def test_cka_is_its_definition_and_does_not_know_axes_or_scale() -> None:
-    x, y = rng().normal(size=(50, 7)).astype("f"), rng(1).normal(size=(50, 12)).astype("f")
+    x, y = features_of(50, 7, seed=0), features_of(50, 12, seed=1)
     y[:, :7] += x
     turn = np.linalg.qr(rng(2).normal(size=(7, 7)))[0]
     grams = np.stack([measures.gram(z) for z in (x, y, 3 * x @ turn.astype("f") + 5)])
     found = measures.linear_cka(grams, ONES)[0]
-    xc, yc = x - x.mean(0), y - y.mean(0)
-    norm = np.linalg.norm
-    expected = norm(yc.T @ xc) ** 2 / (norm(xc.T @ xc) * norm(yc.T @ yc))
+    k, m = x @ x.T, y @ y.T  # neither centred nor scaled
+    expected = unbiased_hsic(k, m) / np.sqrt(unbiased_hsic(k, k) * unbiased_hsic(m, m))
     assert found[0, 1] == pytest.approx(expected, rel=1e-4)
     assert found[0, 2] == pytest.approx(1, abs=1e-4)
     np.testing.assert_allclose(found, found.T)
+
+
+def test_cka_of_a_draw_is_over_tuples_of_different_images() -> None:
+    """The U-statistic of HSIC, tuple by tuple: K_ij (L_ij + L_qr - 2 L_iq)."""
+    grams = np.stack([measures.gram(features_of(6, 4, seed=i)) for i in range(2)])
+    count = np.array([2, 0, 1, 3, 1, 1])
+    tuples = np.array(list(permutations(range(6), 4)))
+    weight = count[tuples].prod(axis=1)
+    i, j, q, r = tuples.T
+
+    def hsic(k: np.ndarray, m: np.ndarray) -> float:
+        return float((weight * k[i, j] * (m[i, j] + m[q, r] - 2 * m[i, q])).sum() / weight.sum())
+
+    k, m = grams.astype(float)
+    expected = hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m))
+    found = measures.linear_cka(grams, count[None])[0]
+    assert found[0, 1] == pytest.approx(expected, rel=1e-4)
+    assert np.isnan(measures.linear_cka(grams, np.array([[4, 1, 1, 0, 0, 0]]))).all()
+
+
+def test_cka_of_unrelated_features_is_0() -> None:
+    """Wide features of few images, independent or of shuffled images, in draws too."""
+    x, y = features_of(500, 2048, seed=0), features_of(500, 2048, seed=1)
+    real = np.maximum(features_of(500, 20, seed=2) @ features_of(20, 512, seed=3), 0)  # low rank
+    sets = (x, y, real, rng(4).permutation(real))
+    grams = np.stack([measures.gram(z) for z in sets])
+    found = measures.linear_cka(grams, np.vstack([np.ones(500), resample(500, 3)]))
+    assert np.abs(found[:, [0, 0, 2], [1, 2, 3]]).max() < 0.02
+    np.testing.assert_allclose(found[:, range(4), range(4)], 1, atol=1e-5)
 
 
 def test_agreement_by_hand() -> None:
@@ -67,11 +110,8 @@ def test_draws_are_the_measures_of_the_drawn_images() -> None:
     predictions = rng().integers(3, size=(3, images))
     correct = rng(1).random((3, images)) < 0.7
     cosines = rng(2).normal(size=(images, 3, 3))
-    x = [rng(i).normal(size=(images, 5)).astype("f") for i in range(3)]
-    grams = np.stack([measures.gram(z) for z in x])
     for draw, count in enumerate(counts.astype(int)):
         picked, ones = np.repeat(np.arange(images), count), np.ones((1, images))
-        same = np.stack([measures.gram(z[picked]) for z in x])
         for drawn, direct in (
             (
                 measures.prediction_agreement(predictions, counts),
@@ -82,7 +122,6 @@ def test_draws_are_the_measures_of_the_drawn_images() -> None:
                 measures.error_consistency(correct[:, picked], ones),
             ),
             (measures.mean_cosine(cosines, counts), measures.mean_cosine(cosines[picked], ones)),
-            (measures.linear_cka(grams, counts), measures.linear_cka(same, ones)),
         ):
             np.testing.assert_allclose(drawn[draw], direct[0], rtol=1e-4, atol=1e-5)
 
@@ -179,9 +218,12 @@ def check_measures(folder: Path) -> None:
     assert twins["error_consistency"] == pytest.approx(1)
     (others,) = table.filter(a="vit_ti", b="test_byobnet").to_dicts()
     assert all(others[name] < twins[name] for name in others if name not in "ab")
-    assert others["similarity"] == pytest.approx(
-        smoothed_score(folder)
-    )  # 100 images: all of the subset
+    # 100 images: all of the subset
+    assert others["similarity"] == pytest.approx(smoothed_score(folder))
+    links = pl.read_csv(run / "measures_correlations.csv")
+    assert links["images_low"].null_count() == links["models_low"].null_count() == links.height
+    assert links["noise_ceiling"].is_between(0, 1).all()
+    assert set(links["permutations"]) <= {24, 0}  # 4 models; 0 where undefined
     summary = pl.read_csv(run / "measures.csv")
     assert (summary["seconds"] > 0).all() and (summary["noise"] >= 0).all()
 

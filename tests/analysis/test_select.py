@@ -56,16 +56,32 @@ def test_the_prediction_recovers_the_line_that_made_the_data() -> None:
     assert (nobody(groups) == 0).all()
 
 
-def test_the_prediction_is_checked_on_ensembles_that_it_was_not_fitted_on() -> None:
+def test_what_similarity_adds_is_measured_on_held_out_models() -> None:
     s, errors = scores(9), np.linspace(0.1, 0.3, 9)
     groups = np.array([*combinations(range(9), 3)])
     truth = Prediction(0.6, -0.1, errors, s)(groups)
-    r = select.held_out_r(s, errors, groups, truth)
-    assert r is not None and r[0] == pytest.approx(1) and r[1] < 0.99
-    noise = np.random.default_rng(0).random(len(groups))
-    r = select.held_out_r(s, errors, groups, noise)
-    assert r is not None and abs(r[0]) < 0.4
-    assert select.held_out_r(s, errors, groups[:5], truth[:5]) is None
+    found = select.held_out_models(s, errors, groups, truth)
+    assert found is not None and found.models == 9
+    assert found.r == pytest.approx(1) and found.error == pytest.approx(0, abs=1e-9)
+    assert found.r_alone < 0.99 and 0 < found.low < found.gain < found.high
+    assert found.gain == pytest.approx(found.error_alone - found.error)
+    assert select.held_out_models(s, errors, groups[:1], truth[:1]) is None
+    four = groups[(groups < 4).all(axis=1)]
+    assert select.held_out_models(s, errors, four, truth[: len(four)]) is None
+
+
+def test_similarity_that_adds_nothing_is_not_said_to_add() -> None:
+    """ERR is random; similarity of the models, too."""
+    errors = np.linspace(0.1, 0.3, 10)
+    groups = np.array([*combinations(range(10), 2)])
+    gains = []
+    for seed in range(60):
+        reduction = np.random.default_rng(seed).uniform(0.2, 0.4, len(groups))
+        measured = errors[groups].mean(axis=1) * (1 - reduction)
+        found = select.held_out_models(scores(10, seed), errors, groups, measured)
+        assert found is not None
+        gains.append(found.low > 0)
+    assert np.mean(gains) <= 0.05
 
 
 def test_teachers_by_the_guideline() -> None:

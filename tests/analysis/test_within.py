@@ -27,6 +27,8 @@ def test_means_by_hand() -> None:
     assert between is not None and (between.mean, between.pairs) == (4, 2)
     assert mean_between(scores, np.zeros(3)) is None
     assert mean_within(scores[:2, :2]).models_interval is None
+    assert mean_within(scores, limits=(-4.6, 4.605)).models_interval == (-4.6, 4.605)
+    assert mean_within(scores, limits=(0, 2)).models_interval == (0, 3)  # the mean is no score
 
 
 def test_jackknife_covers_the_mean_of_pairs_of_models() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from netkin import similarity
 from netkin.analysis.matrix import Matrix
-from netkin.analysis.statistics import target_p
+from netkin.analysis.permutation import target_test
 from netkin.similarity import Outcomes, resample
 from tests import helpers
 from tests.conftest import Mistake
@@ -52,9 +52,11 @@ def test_p_over_targets_is_uniform_where_there_is_nothing_and_small_where_there_
     for seed in range(100):
         x, y = rng.normal(size=(2, 2, 8))
         x[0, 0] = np.nan
-        found.append(target_p(x, y, 99, seed))
+        found.append(target_test(x, y, 99, seed).p)
     assert np.mean(np.array(found) <= 0.1) == pytest.approx(0.1, abs=0.1)
-    assert target_p(x, 2 * x, 199) == 1 / 200
+    assert target_test(x, 2 * x, 199).p == 1 / 200
+    few = target_test(x[:, :4], 2 * x[:, :4], 199)
+    assert (few.permutations, few.p) == (24, 1 / 24)
 
 
 def check_attacks(folder: Path) -> None:
@@ -72,7 +74,11 @@ def check_attacks(folder: Path) -> None:
     )
     assert strength.height == 2
     (link,) = pl.read_csv(run / "correlations.csv").to_dicts()
-    assert link["images_low"] <= link["r"] <= link["images_high"] and 0.01 <= link["p"] <= 1
+    # Four models: no interval, and all permutations.
+    assert link["images_low"] is None and link["models_low"] is None
+    assert link["permutations"] == 24 and 1 / 24 <= link["p"] <= 1
+    assert 0 <= link["noise_ceiling"] <= 1
+    assert "too few models for an interval or a verdict" in (run / "report.html").read_text()
     steps = sorted(four_store(folder).glob("digits/quick-*/pgd-*/outcomes"))
 
     arguments = ("attacks=[pgd,{attack: pgd, steps: 3}]", "sources=[vit_ti]", "permutations=99")

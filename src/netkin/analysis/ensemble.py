@@ -13,6 +13,7 @@ from itertools import combinations, product
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from netkin.similarity import interval
 
@@ -20,6 +21,9 @@ READ = 256
 """Images whose logits are read at once: 71 MB for 69 models and 1,000 classes."""
 _CACHED = 16
 """Images that are added up at once: the logits of 69 models for them fit in a core's cache."""
+
+FEW = 10
+"""Images with an event, such as an error, below which an interval is exact, not by bootstrap."""
 
 Read = Callable[[slice], NDArray[np.float32]]
 """Logits of all M models on some images: slice(start, stop) -> [M, stop - start, K]."""
@@ -67,23 +71,32 @@ def ensembles_correct(
     return correct
 
 
+Ends = tuple[float, float]
+"""Low and high of a 95 % interval."""
+
+
 @dataclass(frozen=True)
 class Metrics:
-    """The metrics of G ensembles of one kind, and bootstrap draws of their means.
+    """The metrics of G ensembles of one kind, and intervals of their means.
 
     Attributes:
         error: [G] share of images that the ensemble misclassifies.
         reduction: [G] ERR = 1 - error / (mean error of its members), Sec. 4.1; NaN where no
             member errs.
         all_wrong: [G] share of images that all its members misclassify.
-        draws: [draws, 3], the means over the G ensembles of error, reduction and all_wrong in each
-            draw of images.
+        intervals: of the means over the G ensembles of error, reduction and all_wrong: over
+            bootstrap draws of images, or exact where fewer than FEW images decide; see
+            `share_interval` and `reduction_interval`. NaN where undefined.
+        events: images that any of the members misclassifies.
+        one_image: what one more misclassified image takes from the mean ERR; NaN where undefined.
     """
 
     error: NDArray[np.float64]
     reduction: NDArray[np.float64]
     all_wrong: NDArray[np.float64]
-    draws: NDArray[np.float64]
+    intervals: tuple[Ends, Ends, Ends]
+    events: int
+    one_image: float
 
 
 def metrics(
@@ -101,22 +114,70 @@ def metrics(
         counts: [draws, I] bootstrap draws of images (`netkin.similarity.resample`).
     """
     images = wrong.shape[1]
-    every = np.stack([wrong[list(group)].all(axis=0) for group in groups])
-    weights = counts.astype(np.float32) / np.float32(images)
-    ensembles = weights @ ensemble_wrong.mean(axis=0, dtype=np.float32)
-    reduction = mean_known(reduction_draws(wrong, groups, ensemble_wrong, counts))
-    alone = wrong.mean(axis=1)
-    error = ensemble_wrong.mean(axis=1)
-    means = np.array([alone[list(group)].mean() for group in groups])
+    every = np.stack([wrong[list(group)].all(axis=0) for group in groups])  # [G, I]
+    together = ensemble_wrong.mean(axis=0)
+    members = np.stack([wrong[list(group)].mean(axis=0) for group in groups])  # [G, I]
+
+    def ends(shares: NDArray) -> Ends:
+        if (shares > 0).sum() < FEW:
+            return share_interval(float(shares.sum()), images)
+        return interval(counts @ shares / images)
+
+    error, alone = ensemble_wrong.mean(axis=1), members.mean(axis=1)
+    reduced = reduction(error, alone)
+    if min((together > 0).sum(), members.any(axis=0).sum()) < FEW:
+        low, high = reduction_interval(together, members.mean(axis=0), len(groups[0]))
+        mean = float(mean_known(reduced[None])[0])  # of ratios; the interval is of a ratio
+        ends_reduced = min(low, mean), max(high, mean)
+    else:
+        ends_reduced = interval(mean_known(reduction_draws(wrong, groups, ensemble_wrong, counts)))
     return Metrics(
         error,
-        _reduction(error, means),
+        reduced,
         every.mean(axis=1),
-        np.column_stack([ensembles, reduction, weights @ every.mean(axis=0)]),
+        (ends(together), ends_reduced, ends(every.mean(axis=0))),
+        int(members.any(axis=0).sum()),
+        float(mean_known((1 / (images * np.where(alone > 0, alone, np.nan)))[None])[0]),
     )
 
 
-def _reduction(error: NDArray, members: NDArray) -> NDArray[np.float64]:
+def share_interval(events: float, n: float, level: float = 0.95) -> Ends:
+    """Clopper and Pearson's exact interval of a rate with so many events in n images.
+
+    Events may be a fraction, where each image has a share in [0, 1] of an event, such as the share
+    of several ensembles that misclassify it: the interval is then conservative, because a share
+    varies less than an event.
+    """
+    tail = (1 - level) / 2
+    low = float(stats.beta.ppf(tail, events, n - events + 1)) if events > 0 else 0.0
+    high = float(stats.beta.ppf(1 - tail, events + 1, n - events)) if events < n else 1.0
+    return low, high
+
+
+def reduction_interval(together: NDArray, members: NDArray, size: int) -> Ends:
+    """A conservative 95 % interval of ERR = 1 - (sum of together) / (sum of members).
+
+    An ensemble of models that are all right is right, so an image adds at most `size` times as much
+    to the first sum as to the second: (1 - ERR) / size is a weighted mean of shares in [0, 1]. Its
+    interval is that of `share_interval` for Kish's effective number of images. (NaN, NaN) where no
+    member errs.
+
+    Args:
+        together: [I] whether the ensemble misclassifies the image, or the share of ensembles.
+        members: [I] the share of members that misclassify it.
+        size: members in an ensemble.
+    """
+    total = float(members.sum())
+    if not total:
+        return np.nan, np.nan
+    n = total**2 / float((members**2).sum())
+    low, high = share_interval(min(float(together.sum()) / (size * total), 1) * n, n)
+    return 1 - size * high, 1 - size * low
+
+
+def reduction(error: NDArray, members: NDArray) -> NDArray[np.float64]:
+    """ERR = 1 - error / members of errors and the mean errors of the members, [G]; NaN where no
+    member errs."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(members > 0, 1 - error / members, np.nan).astype(float)
 
@@ -139,17 +200,7 @@ def reduction_draws(
     members = weights @ wrong.T.astype(np.float32)
     ensembles = weights @ ensemble_wrong.T.astype(np.float32)
     index = np.array(groups)
-    return _reduction(ensembles, members[:, index].mean(axis=2))
-
-
-def error_interval(wrong: NDArray[np.bool_], counts: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % interval of the error on I images, [I], over bootstrap draws [draws, I] of images.
-
-    Where no image is misclassified it is the exact interval, up to 1 - 0.05^(1/I).
-    """
-    if not wrong.any():
-        return 0.0, 1 - 0.05 ** (1 / len(wrong))
-    return interval(counts @ wrong / len(wrong))
+    return reduction(ensembles, members[:, index].mean(axis=2))
 
 
 def pairs_of(n: int) -> list[tuple[int, int]]:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from netkin.analysis.statistics import associate, correlations
-from netkin.similarity import interval
+from netkin.analysis.noise import Sampled, over_images
+from netkin.analysis.permutation import associate
+from netkin.analysis.statistics import correlations
 
 Matrices = NDArray[np.float64]
 """[draws, N, N], symmetric."""
@@ -58,28 +59,42 @@ def mean_cosine(cosines: NDArray, weights: NDArray) -> Matrices:
 
 
 def linear_cka(grams: NDArray, weights: NDArray) -> Matrices:
-    """Linear centred kernel alignment of features (Kornblith et al. 2019, Eq. 3), in [0, 1].
+    """Linear centred kernel alignment of features with unbiased HSIC, at most about 1.
 
-    With centred features X and Y of the same I images, |Y'X|^2 / (|X'X| |Y'Y|) in Frobenius norms.
-    It is computed from X X' and Y Y', so that models may have features of any width.
+    CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) (Kornblith et al. 2019, Eq. 3), where HSIC is the
+    unbiased estimator of Song et al. 2012, Eq. 5, as in Nguyen et al. 2021. Unrelated features have
+    0 on average, and can therefore be slightly negative; with the biased estimator they are far
+    above 0 where features are wider than images are many. NaN for fewer than 4 different images.
+
+    Of a draw it is the mean over all tuples of four different images, each weighted by the product
+    of its counts: an image that is in a draw twice is not compared with itself.
 
     Args:
         grams: [N, I, I], X X' of each model; see `gram`.
-        weights: [draws, I].
+        weights: [draws, I], how often each image is in each draw.
     """
-    n = len(grams)
+    n, images = grams.shape[:2]
+    flat = grams.reshape(n, -1).astype(np.float32)
+    off = grams * ~np.eye(images, dtype=bool)
     result = np.empty((len(weights), n, n))
-    for d, share in enumerate(_shares(weights)):
-        roots = np.sqrt(share)
-        flat = np.empty((n, grams[0].size), dtype=np.float32)
-        for i, k in enumerate(grams):
-            means = k @ share
-            centred = k - means[:, None] - means + means @ share
-            flat[i] = (roots[:, None] * centred * roots).ravel()
-        together = (flat @ flat.T).astype(float)
-        norms = np.sqrt(np.diag(together))
+    for d, w in enumerate(weights.astype(float)):
+        s1, s2, s3, s4 = (float((w**power).sum()) for power in (1, 2, 3, 4))
+        tuples = s1**4 - 6 * s1**2 * s2 + 3 * s2**2 + 8 * s1 * s3 - 6 * s4
+        if tuples < 0.5:
+            result[d] = np.nan
+            continue
+        product = np.outer(w, w)
+        shared = product * (s1**2 - s2 - s1 * np.add.outer(w, w) + 2 * product) / tuples
+        weighted = (off * shared.astype(np.float32)).reshape(n, -1)
+        rows, squares = off @ w, off @ w**2  # [N, I]
+        totals = rows @ w
+        crossed = (rows * w) @ squares.T
+        rest = np.outer(totals, totals) - (rows * (2 * s1 * w + 2 * w**2)) @ rows.T
+        hsic = (weighted @ flat.T).astype(float) + (rest + 2 * (crossed + crossed.T)) / tuples
+        hsic = (hsic + hsic.T) / 2  # they differ by rounding
         with np.errstate(invalid="ignore", divide="ignore"):
-            result[d] = together / np.outer(norms, norms)
+            norms = np.sqrt(np.diag(hsic))
+            result[d] = hsic / np.outer(norms, norms)
     return result
 
 
@@ -120,25 +135,26 @@ class Measure:
     Attributes:
         name: of the measure.
         matrix: [N, N].
-        draws: its bootstrap draws, [draws, N, N].
+        sampled: the same, on bootstrap draws and on halves of the images.
         seconds: its cost for all models, one after another.
         paired: the part of the cost that grows with the square of N, in seconds.
     """
 
     name: str
     matrix: NDArray[np.float64]
-    draws: Matrices
+    sampled: Sampled
     seconds: float
     paired: float = 0.0
 
     @classmethod
-    def of(cls, name: str, matrices: Matrices, seconds: float) -> "Measure":
-        """From the matrix and, after it, the draws, [1 + draws, N, N]."""
-        return cls(name, matrices[0], matrices[1:], seconds)
+    def of(cls, name: str, matrices: Matrices, draws: int, seconds: float) -> "Measure":
+        """From the matrix and, after it, the draws and the halves, [1 + draws + halves, N, N]."""
+        sampled = Sampled(matrices[0], matrices[1 : 1 + draws], matrices[1 + draws :])
+        return cls(name, matrices[0], sampled, seconds)
 
     def summary(self) -> dict[str, Any]:
         """Stability and cost as a row of a table; see `Stability`."""
-        stable, n = stability(self.matrix, self.draws), len(self.matrix)
+        stable, n = stability(self.matrix, self.sampled.draws), len(self.matrix)
         return {
             "measure": self.name,
             "mean": stable.mean,
@@ -154,23 +170,23 @@ class Measure:
 
 
 def correlate(a: Measure, b: Measure, permutations: int) -> dict[str, Any]:
-    """The correlation of two measures as a row of a table: r with its 95 % interval over draws and
-    its Mantel p.
+    """The correlation of two measures as a row of a table: r, n, the interval over models, the
+    noise ceiling, r without the noise of the images with its interval, and the Mantel p.
 
     The boundary measure draws triplets, the others draw images; the draws of the two are treated as
-    independent.
+    independent. Null where unknown, such as intervals for fewer than 5 models.
     """
     association = associate(a.matrix, b.matrix, permutations)
-    rows, columns = np.tril_indices(len(a.matrix), k=-1)
-    low, high = interval(correlations(a.draws[:, rows, columns], b.draws[:, rows, columns]))
+    n = len(a.matrix)
+    at = np.tril_indices(n, k=-1)
+    images = over_images(a.sampled.at(*at), b.sampled.at(*at), n)
     return {
         "a": a.name,
         "b": b.name,
         "r": association.pairs.r,
-        "images_low": low,
-        "images_high": high,
-        "mantel_p": association.p,
         "pairs": association.pairs.n,
+        **association.row(),
+        **images.row(),
         "p_independent_pairs": association.pairs.p,
     }
 

@@ -3,14 +3,17 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from scipy import stats as scipy_stats
 
-from netkin.analysis.statistics import pearson
+from netkin.analysis.statistics import FEWEST, pearson
 from netkin.errors import UserError, and_more
 
+stats: Any = scipy_stats  # whose results are typed without their fields
 KEEP = 20_000
 """Ensembles of one size that are extended to the next; with at most so many the search is exact."""
 
@@ -128,27 +131,68 @@ def fit_prediction(
     return Prediction(float(intercept), float(slope), errors, scores)
 
 
-def held_out_r(
+@dataclass(frozen=True)
+class HeldOut:
+    """What similarity adds to the errors of members, on ensembles with a model that was held out.
+
+    Attributes:
+        models: held out, one after another.
+        r: Pearson's, of the errors predicted by `fit_prediction` and the measured ones.
+        r_alone: the same for a prediction from the members' mean error alone, with a constant ERR.
+        error, error_alone: mean absolute errors of both predictions, means over the models.
+        gain: error_alone - error.
+        low, high: its 95 % interval over the models, Student's.
+    """
+
+    models: int
+    r: float
+    r_alone: float
+    error: float
+    error_alone: float
+    gain: float
+    low: float
+    high: float
+
+
+def held_out_models(
     scores: NDArray[np.float64],
     errors: NDArray[np.float64],
     groups: NDArray[np.intp],
     measured: NDArray[np.float64],
-    seed: int = 0,
-) -> tuple[float, float] | None:
-    """How well `fit_prediction` on half of the ensembles predicts the errors of the other half.
+) -> HeldOut | None:
+    """How well errors are predicted for ensembles with a model that no fitted ensemble has.
 
-    Returns Pearson's r of predicted and measured errors, and for comparison that of the members'
-    mean errors and the measured errors. None for fewer than 6 ensembles. The arguments are those of
-    `fit_prediction`; the seed is that of the split.
+    The arguments are those of `fit_prediction`. A model is held out where at least 3 ensembles have
+    it and 3 have not. None for fewer than FEWEST such models.
     """
-    half = len(groups) // 2
-    if half < 3:
+    off, values = [], []
+    for model in range(len(scores)):
+        out = (groups == model).any(axis=1)
+        if min(out.sum(), (~out).sum()) < 3:
+            continue
+        of = errors, groups[~out], measured[~out]
+        predicted = fit_prediction(scores, *of)(groups[out])
+        alone = fit_prediction(np.zeros_like(scores), *of)(groups[out])
+        truth = measured[out]
+        off.append([np.abs(p - truth).mean() for p in (predicted, alone)])
+        values.append(np.stack([predicted, alone, truth]))
+    if len(off) < FEWEST:
         return None
-    order = np.random.default_rng(seed).permutation(len(groups))
-    fitted, held_out = order[:half], order[half:]
-    predict = fit_prediction(scores, errors, groups[fitted], measured[fitted])
-    r = pearson(predict(groups[held_out]), measured[held_out]).r
-    return r, pearson(errors[groups[held_out]].mean(axis=1), measured[held_out]).r
+    error, error_alone = np.mean(off, axis=0)
+    gains = np.array(off)[:, 1] - np.array(off)[:, 0]
+    half = float(stats.t.ppf(0.975, len(off) - 1) * stats.sem(gains))
+    predicted, alone, truth = np.concatenate(values, axis=1)
+    gain = float(gains.mean())
+    return HeldOut(
+        len(off),
+        pearson(predicted, truth).r,
+        pearson(alone, truth).r,
+        float(error),
+        float(error_alone),
+        gain,
+        gain - half,
+        gain + half,
+    )
 
 
 def read_accuracies(path: str | Path, names: Sequence[str]) -> NDArray[np.float64]:

@@ -8,6 +8,8 @@ from scipy import stats
 
 from netkin.similarity import interval
 
+ANY = (-np.inf, np.inf)
+
 
 @dataclass(frozen=True)
 class Mean:
@@ -27,36 +29,47 @@ class Mean:
     models_interval: tuple[float, float] | None
 
 
-def mean_within(scores: NDArray[np.float64], draws: NDArray[np.float64] | None = None) -> Mean:
+def mean_within(
+    scores: NDArray[np.float64],
+    draws: NDArray[np.float64] | None = None,
+    limits: tuple[float, float] = ANY,
+) -> Mean:
     """The mean score of the pairs of n >= 2 models.
 
     Args:
         scores: [n, n], symmetric; the diagonal is not read.
         draws: [draws, n, n] bootstrap matrices, or None.
+        limits: the least and the highest score that there can be; no interval goes beyond.
     """
     n = len(scores)
-    return _mean(scores, np.tri(n, k=-1, dtype=bool), draws)
+    return _mean(scores, np.tri(n, k=-1, dtype=bool), draws, limits)
 
 
 def mean_between(
-    scores: NDArray[np.float64], kinds: NDArray, draws: NDArray[np.float64] | None = None
+    scores: NDArray[np.float64],
+    kinds: NDArray,
+    draws: NDArray[np.float64] | None = None,
+    limits: tuple[float, float] = ANY,
 ) -> Mean | None:
-    """The mean score of the pairs of models of different kinds ([N] labels), None without any."""
+    """The mean score of the pairs of models of different kinds ([N] labels), None without any.
+
+    The other arguments are those of `mean_within`.
+    """
     pairs = np.tri(len(scores), k=-1, dtype=bool) & (kinds[:, None] != kinds)
-    return _mean(scores, pairs, draws) if pairs.any() else None
+    return _mean(scores, pairs, draws, limits) if pairs.any() else None
 
 
-def _mean(scores: NDArray, pairs: NDArray[np.bool_], draws: NDArray | None) -> Mean:
+def _mean(
+    scores: NDArray, pairs: NDArray[np.bool_], draws: NDArray | None, limits: tuple[float, float]
+) -> Mean:
     """Of the pairs in a lower-triangular mask."""
     models = np.flatnonzero(pairs.any(axis=0) | pairs.any(axis=1))
     images = None if draws is None else interval(draws[:, pairs].mean(axis=1))
-    return Mean(
-        float(scores[pairs].mean()),
-        len(models),
-        int(pairs.sum()),
-        images,
-        _jackknife(scores, pairs, models),
-    )
+    mean = float(scores[pairs].mean())
+    ends = _jackknife(scores, pairs, models)
+    if ends is not None:
+        ends = max(ends[0], min(limits[0], mean)), min(ends[1], max(limits[1], mean))
+    return Mean(mean, len(models), int(pairs.sum()), images, ends)
 
 
 def _jackknife(

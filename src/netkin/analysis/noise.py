@@ -1,0 +1,203 @@
+"""The noise of images in a correlation of two matrices, and an interval that covers.
+
+A finite sample of images adds noise to both matrices. It lowers r below the r of infinitely many
+images, and a bootstrap draw adds the same noise once more: percentile intervals of r over draws lie
+too low (measured: experiments/results/statistics.md). `without_noise` removes the noise from r and
+adds it once, not twice, to the draws. `ceiling` is the r that the noise allows.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from netkin import similarity
+from netkin.analysis.statistics import FEWEST, correlations
+from netkin.similarity import Outcomes, interval
+
+SPLITS = 20
+"""Random splits of the images that a noise ceiling is averaged over."""
+
+
+@dataclass(frozen=True)
+class OverImages:
+    """A correlation over pairs as infinitely many images would have it, for these models.
+
+    Attributes:
+        r: without the noise of the images, in [-1, 1]. NaN where the noise is as large as the
+            spread of the pairs, or there are fewer than 3 pairs.
+        low, high: its 95 % interval over images; NaN where r is, and for fewer than FEWEST models.
+        ceiling: the noise ceiling of the r that was measured, in [0, 1]; see `ceiling`.
+    """
+
+    r: float = np.nan
+    low: float = np.nan
+    high: float = np.nan
+    ceiling: float = np.nan
+
+    def row(self) -> dict[str, float | None]:
+        """Columns of a table; null where unknown."""
+        values = {
+            "noise_ceiling": self.ceiling,
+            "r_without_noise": self.r,
+            "images_low": self.low,
+            "images_high": self.high,
+        }
+        return {name: None if np.isnan(value) else value for name, value in values.items()}
+
+
+def words(row: Mapping[str, Any]) -> str:
+    """`OverImages.row` for a report, such as "noise ceiling 0.93; without the noise of the images
+    r = 0.52 (95% interval over images 0.44 to 0.60)"; without what is null."""
+    parts = []
+    if row["noise_ceiling"] is not None:
+        parts.append(f"noise ceiling {row['noise_ceiling']:.2f}")
+    if row["images_low"] is not None:
+        parts.append(
+            f"without the noise of the images r = {row['r_without_noise']:.2f} (95% interval over "
+            f"images {row['images_low']:.2f} to {row['images_high']:.2f})"
+        )
+    return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A matrix of N models, or its pairs, on all images and on samples of them.
+
+    Attributes:
+        values: [...], on all images.
+        draws: [draws, ...], on bootstrap draws of the images.
+        halves: [2 * splits, ...], on `halves` of the images.
+    """
+
+    values: NDArray[np.float64]
+    draws: NDArray[np.float64]
+    halves: NDArray[np.float64]
+
+    def at(self, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> "Sampled":
+        """The pairs of matrices."""
+        at = (..., rows, columns)
+        return Sampled(self.values[at], self.draws[at], self.halves[at])
+
+
+def over_images(x: Sampled, y: Sampled, models: int) -> OverImages:
+    """`without_noise` and `ceiling` of two measures of the pairs of so many models."""
+    top = ceiling(x.halves, y.halves)
+    if models < FEWEST:
+        return OverImages(ceiling=top)
+    return replace(without_noise(x.values, y.values, x.draws, y.draws), ceiling=top)
+
+
+def without_noise(x: NDArray, y: NDArray, x_draws: NDArray, y_draws: NDArray) -> OverImages:
+    """The r of two vectors over pairs without the noise of the images, and its interval.
+
+    The bootstrap draws show the variances and the covariance, over pairs, that images add to those
+    of x and y. They are subtracted. For the interval, x and y are shrunk linearly until they have
+    what remains, the deviations of each draw from the mean of the draws are added, and the noise is
+    subtracted again: 2.5 and 97.5 % quantiles of the r that result.
+
+    Args:
+        x, y: [pairs], NaN where unknown.
+        x_draws, y_draws: [draws, pairs]; the images of a draw are the same for both, unless the two
+            have different images.
+    """
+    undefined = OverImages()
+    known = ~np.isnan(x) & ~np.isnan(y)
+    known &= ~np.isnan(x_draws).all(axis=0) & ~np.isnan(y_draws).all(axis=0)
+    if known.sum() < 3:
+        return undefined
+    values = np.stack([x[known], y[known]])
+    drawn = np.stack([x_draws[:, known], y_draws[:, known]])  # [2, draws, pairs]
+    found = _moments(values)
+    true = found - (_mean(_moments(drawn), 0) - found)
+    if not min(true[0, 0], true[1, 1]) > 1e-12 * found.max():
+        return undefined
+    most = float(np.sqrt(true[0, 0] * true[1, 1]))
+    true[0, 1] = true[1, 0] = np.clip(true[0, 1], -most, most)
+    shrink = _root(true) @ np.linalg.pinv(_root(found))
+    start = shrink @ (values - values.mean(axis=1, keepdims=True))
+    once = _moments(start[:, None] + drawn - _mean(drawn, 1)[:, None])
+    once -= _mean(once, 0) - true
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r = once[:, 0, 1] / np.sqrt(once[:, 0, 0] * once[:, 1, 1])
+    return OverImages(float(true[0, 1] / most), *interval(np.clip(r, -1, 1)))
+
+
+def _moments(values: NDArray) -> NDArray[np.float64]:
+    """Variances and covariance over pairs of [2, ..., pairs]: [..., 2, 2], without NaN pairs."""
+    known = np.where(np.isnan(values).any(axis=0), np.nan, values)
+    x, y = known - _mean(known, -1)[..., None]
+    rows = [[_mean(a * b, -1) for b in (x, y)] for a in (x, y)]
+    return np.moveaxis(np.array(rows), (0, 1), (-2, -1))
+
+
+def _mean(values: NDArray, axis: int) -> NDArray[np.float64]:
+    """The mean of what is known; NaN where nothing is."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(axis=axis) / known.sum(axis=axis)
+
+
+def _root(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The symmetric square root of a positive semidefinite matrix [2, 2]."""
+    sizes, axes = np.linalg.eigh(matrix)
+    return (axes * np.sqrt(np.clip(sizes, 0, None))) @ axes.T
+
+
+def halves(n: int, splits: int = SPLITS, seed: int = 0) -> NDArray[np.float64]:
+    """Weights of random halves of n images, [2 * splits, n] in {0, 1}: rows 2 i and 2 i + 1 are the
+    two halves of one split."""
+    rng = np.random.default_rng(seed)
+    first = rng.permuted(np.tile(np.arange(n) < n // 2, (splits, 1)), axis=1)
+    return np.stack([first, ~first], axis=1).reshape(2 * splits, n).astype(float)
+
+
+def sampled_scores(outcomes: Outcomes, draws: int, splits: int = SPLITS) -> Sampled:
+    """The matrix of smoothed scores in nats on samples of the images.
+
+    NaN where a half or a draw leaves a pair without images.
+    """
+    parts = halves(len(outcomes.image_ids), splits)
+    return Sampled(
+        similarity.smoothed_matrix(outcomes),
+        similarity.bootstrap(outcomes, draws),
+        similarity.bootstrap(outcomes, counts=parts),
+    )
+
+
+def sampled_directions(outcomes: Outcomes, draws: int, splits: int = SPLITS) -> Sampled:
+    """`sampled_scores` of one direction: [a, b] is the score of a's images on b."""
+    images = len(outcomes.image_ids)
+    return Sampled(
+        similarity.one_sided(outcomes),
+        similarity.one_sided(outcomes, similarity.resample(images, draws)),
+        similarity.one_sided(outcomes, halves(images, splits)),
+    )
+
+
+def ceiling(x_halves: NDArray, y_halves: NDArray) -> float:
+    """The r over pairs that two measures of the same similarities would have on so many images.
+
+    The square root of the product of their reliabilities. A reliability is the mean r of two halves
+    of the images, corrected to all images (Spearman 1910; Brown 1910). It assumes that the noise of
+    the two is independent; noise that they share can lift r above it.
+
+    Args:
+        x_halves, y_halves: [2 * splits, pairs] of `halves` of the images; NaN where unknown.
+
+    Returns:
+        In [0, 1]; NaN where no split has a correlation.
+    """
+    return float(np.sqrt(reliability(x_halves) * reliability(y_halves)))
+
+
+def reliability(values: NDArray) -> float:
+    """The share of the variance over pairs that is not noise of the images, in [0, 1], by split
+    halves [2 * splits, pairs]; see `ceiling`."""
+    r = correlations(values[::2], values[1::2])
+    if np.isnan(r).all():
+        return np.nan
+    mean = float(np.clip(_mean(r, 0), 0, 1))
+    return 2 * mean / (1 + mean)

@@ -1,0 +1,182 @@
+"""Coverage of intervals by simulation: the tables of experiments/results/statistics.md.
+
+python -m tests.analysis.coverage        # about four minutes on one core
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from netkin.analysis import ensemble, matrix
+from netkin.analysis.noise import Sampled, halves, over_images
+from netkin.analysis.permutation import over_models
+from netkin.analysis.statistics import correlations
+from netkin.similarity import interval, resample, score
+from tests.analysis.test_matrix import PUBLISHED
+from tests.conftest import ROOT
+
+DIGITS = ROOT / "experiments" / "results" / "figures" / "digits_similarity.csv"
+SPREAD = 1.5
+"""Of the difficulty of images, in logits; all pairs and both matrices share it."""
+
+
+def another(scores: NDArray, r: float, seed: int = 0) -> tuple[NDArray, NDArray]:
+    """The pairs of a matrix [N, N], and true scores that correlate with them at about r."""
+    rng = np.random.default_rng(seed)
+    a, b = np.tril_indices(len(scores), k=-1)
+    x = scores[a, b]
+    models = rng.normal(size=len(scores))
+    other = models[a] + models[b] + rng.normal(size=len(x))
+    z = (x - x.mean()) / x.std()
+    other = other - other.mean() - z * (other @ z) / len(z)
+    y = x.mean() + x.std() * (r * z + np.sqrt(1 - r**2) * other / other.std())
+    return x, np.clip(y, -1, 4.55)
+
+
+def logits_of(scores: NDArray) -> NDArray:
+    """The logits of pairs whose mean rate over images of all difficulties is exp(scores) / 100."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    low, high = np.full(len(scores), -15.0), np.full(len(scores), 15.0)
+    for _ in range(60):
+        middle = (low + high) / 2
+        rates = 1 / (1 + np.exp(-(middle[:, None] + SPREAD * nodes))) @ (weights / weights.sum())
+        low = np.where(rates < np.exp(scores) / 100, middle, low)
+        high = np.where(rates < np.exp(scores) / 100, high, middle)
+    return middle
+
+
+def samples(
+    x: NDArray, y: NDArray, images: int, repetitions: int, draws: int, seed: int = 0
+) -> Iterator[tuple[Sampled, Sampled]]:
+    """Scores of pairs with true scores x and y, measured on random images in both directions.
+
+    With half counts, as the studies have them.
+    """
+    rng = np.random.default_rng(seed)
+    means = [logits_of(values) for values in (x, y)]
+    for _ in range(repetitions):
+        difficulty = SPREAD * rng.normal(size=images)
+        counts = resample(images, draws, int(rng.integers(2**31))).astype(np.float32)
+        parts = halves(images).astype(np.float32)
+        both = []
+        for mean in means:
+            rate = 1 / (1 + np.exp(-(mean[:, None] + difficulty)))
+            z = rng.binomial(2, rate).astype(np.float32) / 2  # [pairs, images]
+            half = images // 2
+            totals = (z.sum(axis=1), images), (counts @ z.T, images), (parts @ z.T, half)
+            both.append(Sampled(*(np.log(100 * (k + 0.5) / (n + 1)) for k, n in totals)))
+        yield both[0], both[1]
+
+
+def plain(values: NDArray, images: int) -> NDArray:
+    """s itself of scores with half counts."""
+    return score(((images + 1) * np.exp(values) / 100 - 0.5) / images)
+
+
+@dataclass(frozen=True)
+class Covered:
+    """Of simulated correlations: the true r, means, and the coverage of two 95 % intervals."""
+
+    true: float
+    measured: float
+    without_noise: float
+    ceiling: float
+    percentile: float
+    corrected: float
+
+
+def of_r(
+    scores: NDArray, r: float, images: int, repetitions: int = 400, draws: int = 400
+) -> Covered:
+    """The percentile interval of r of s over draws of images, and that of `over_images`."""
+    x, y = another(scores, r)
+    true = float(np.corrcoef(x, y)[0, 1])
+    rows = []
+    for a, b in samples(x, y, images, repetitions, draws):
+        found = over_images(a, b, len(scores))
+        low, high = interval(correlations(plain(a.draws, images), plain(b.draws, images)))
+        rows.append(
+            (
+                np.corrcoef(plain(a.values, images), plain(b.values, images))[0, 1],
+                found.r,
+                found.ceiling,
+                low <= true <= high,
+                found.low <= true <= found.high,
+            )
+        )
+    return Covered(true, *np.mean(rows, axis=0).tolist())
+
+
+def of_models(n: int, r: float, repetitions: int = 1000) -> float:
+    """Coverage of `over_models` for n models: scores u_i + u_j + pair, u and pairs correlated."""
+    rng, held = np.random.default_rng(0), 0
+    cov = [[1, r], [r, 1]]
+    for _ in range(repetitions):
+        u = rng.multivariate_normal([0, 0], cov, n).T
+        e = rng.multivariate_normal([0, 0], cov, (n, n))
+        lower = [np.tril(v[:, None] + v + e[:, :, i], -1) for i, v in enumerate(u)]
+        low, high = over_models(*(m + m.T for m in lower))
+        held += low <= r <= high
+    return held / repetitions
+
+
+def of_reduction(expected: float, images: int, repetitions: int = 1000) -> tuple[float, float]:
+    """Coverage of ERR of two models that both err on so many images: by bootstrap, as reported.
+
+    40 % of the images that a model misclassifies the other does, too. The pair errs on 90 % of
+    these and on 30 % of the others. Samples without an error are left out.
+    """
+    rng, counts = np.random.default_rng(0), resample(images, 400)
+    p = expected / images
+    shared, single = 0.4 * p, 0.6 * p
+    true = 1 - (0.9 * shared + 2 * 0.3 * single) / p
+    held = []
+    while len(held) < repetitions:
+        kind = rng.choice(4, images, p=[1 - shared - 2 * single, single, single, shared])
+        wrong = np.stack([(kind == 1) | (kind == 3), (kind == 2) | (kind == 3)])
+        together = (rng.random(images) < np.array([0, 0.3, 0.3, 0.9])[kind])[None]
+        if wrong.any():
+            drawn = ensemble.reduction_draws(wrong, [(0, 1)], together, counts)
+            ends = (
+                interval(drawn[:, 0]),
+                ensemble.metrics(wrong, [(0, 1)], together, counts).intervals[1],
+            )
+            held.append([low <= true <= high for low, high in ends])
+    bootstrap, reported = np.mean(held, axis=0)
+    return float(bootstrap), float(reported)
+
+
+def main() -> None:
+    """Print the tables."""
+    some = np.random.default_rng(1).permutation(69)[:12]
+    matrices = {
+        "published, 12 models": matrix.read(PUBLISHED).scores[np.ix_(some, some)],
+        "digits, 12 models": matrix.read(DIGITS).scores,
+    }
+    print("| matrix | images | true r | measured r | noise ceiling | without noise | "
+          "percentile interval covers | corrected interval covers |")  # fmt: skip
+    print("|---" * 8 + "|")
+    for name, scores in matrices.items():
+        for images in (200, 500, 2000):
+            for r in (0, 0.5, 0.9, 0.98):
+                c = of_r(scores, r, images)
+                values = (
+                    f"{c.true:.2f} | {c.measured:.3f} | {c.ceiling:.2f} | {c.without_noise:.3f}"
+                )
+                print(f"| {name} | {images} | {values} | {c.percentile:.1%} | {c.corrected:.1%} |")
+    print("\n| models | true r | interval over models covers |\n|---|---|---|")
+    for n in (5, 8, 12, 30):
+        for r in (0, 0.5, 0.9):
+            print(f"| {n} | {r} | {of_models(n, r):.1%} |")
+    print("\n| images | errors expected of a model | bootstrap covers | reported interval covers |")
+    print("|---|---|---|---|")
+    for images in (100, 500):
+        for expected in (1, 3, 10, 30):
+            bootstrap, reported = of_reduction(expected, images)
+            print(f"| {images} | {expected} | {bootstrap:.1%} | {reported:.1%} |")
+
+
+if __name__ == "__main__":
+    main()
