@@ -285,7 +285,7 @@ def figure(names: tuple[str, ...], comparisons: list[Comparison], texts: list[st
             f"s, {first.name} (nats)",
             f"s, {other.name} (nats)",
             names=[names[i] for i in columns] if one_source else None,
-            trend=trend(x, y),
+            trend=trend(x, y) if len(names) >= FEWEST else None,
             text=text,
         )
     return drawing

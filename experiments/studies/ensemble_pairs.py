@@ -44,7 +44,7 @@ def pair_section(
         "similarity s (nats)",
         "error reduction rate (%)",
         names=[f"{a} + {b}" for a, b in table.select("a", "b").iter_rows()] if n < 6 else None,
-        trend=trend(x, 100 * y),
+        trend=trend(x, 100 * y) if n >= FEWEST else None,
         text=str(association) if n > 2 else "",
     )
     caption = (

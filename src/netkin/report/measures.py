@@ -7,7 +7,7 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from netkin.analysis.measures import Measure
-from netkin.analysis.statistics import trend
+from netkin.analysis.statistics import FEWEST, trend
 from netkin.report.scatter import scatter
 from netkin.report.style import INK, panels, style
 
@@ -46,7 +46,8 @@ def measures_scatter(measures: Sequence[Measure], correlations: pl.DataFrame) ->
         known = ~np.isnan(y)
         text = "" if r is None or np.isnan(r) else f"r = {r:.2f}"
         labels = TITLES[first.name], TITLES[other.name]
-        scatter(ax, x[known], y[known], *labels, trend=trend(x, y), text=text)
+        line = trend(x, y) if len(first.matrix) >= FEWEST else None
+        scatter(ax, x[known], y[known], *labels, trend=line, text=text)
     for ax in axes[len(others) :]:
         ax.set_axis_off()
     return figure
