@@ -23,6 +23,7 @@ from netkin.zoo.build import (
     Task,
     architecture_identity,
     build,
+    check_member,
     identity,
     knows_more,
     own_weights_sha256,
@@ -87,8 +88,13 @@ def test_logits_in_whatever_a_network_returns(output: str, own: tuple[nn.Module,
 
 
 def test_an_output_without_logits_is_an_error() -> None:
-    with pytest.raises(UserError, match=r"Net returns a dict with keys \['a', 'b'\], expected log"):
+    with pytest.raises(UserError, match=r"n \(.*Net\) returns a dict with keys \['a', 'b'\], exp"):
         build(one({"name": "n", "_target_": NET, "kwargs": {"output": "wrong"}}), FOLDER)
+
+
+def test_a_network_that_cannot_be_copied_is_an_error_before_any_work() -> None:
+    with pytest.raises(UserError, match=r"n \(.*Locked\) cannot be copied \(cannot pickle"):
+        check_member(one({"name": "n", "_target_": "tests.zoo.own_nets.Locked"}), FOLDER)
 
 
 def test_gray_images_are_the_average_of_the_channels() -> None:
@@ -152,7 +158,7 @@ def test_mistakes_that_are_met_before_anything_is_built(entry: dict, message: st
         ({"_target_": NET, "kwargs": {"channels": 1}}, r"for 32 x 32 images .*in_chans: 1"),
         ({"_target_": NET, "kwargs": {"classes": 7}}, r"mine has 7 classes, mine has 10"),
         ({"_target_": "tests.zoo.own_nets.broken"}, r"RuntimeError: no such file: weights.pt\);"),
-        ({"_target_": "tests.zoo.own_nets.no_network"}, r"must give an nn.Module, got a int"),
+        ({"_target_": "tests.zoo.own_nets.no_network"}, r"got an object of type int"),
         ({"_target_": NET, "in_chans": 1, "mean": [1, 2, 3], "std": 1}, r"mean is .* expected 1 n"),
     ],
 )
