@@ -15,6 +15,7 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
+from netkin.attacks import PGD
 from netkin.data.views import View
 from netkin.errors import UserError
 from netkin.transfer.features import features, gradients
@@ -95,6 +96,15 @@ def test_an_output_without_logits_is_an_error() -> None:
 def test_a_network_that_cannot_be_copied_is_an_error_before_any_work() -> None:
     with pytest.raises(UserError, match=r"n \(.*Locked\) cannot be copied \(cannot pickle"):
         check_member(one({"name": "n", "_target_": "tests.zoo.own_nets.Locked"}), FOLDER)
+
+
+def test_a_network_without_gradients_says_so_where_it_is_attacked() -> None:
+    without = build(one({"name": "n", "_target_": "tests.zoo.own_nets.OnNumpy"}), FOLDER)
+    pixels, labels = torch.rand(2, 3, 32, 32), torch.zeros(2, dtype=torch.long)
+    prepared = prepare(without, Execution(), pixels, 2)
+    assert prepared(pixels).shape == (2, 10)
+    with pytest.raises(UserError, match=r"^n: its logits have no gradient to the images"):
+        PGD(0.1).perturb(prepared, pixels, labels, ["a", "b"])
 
 
 def test_gray_images_are_the_average_of_the_channels() -> None:
