@@ -153,6 +153,8 @@ def test_timms_networks_take_gray_images_too() -> None:
         ({"_target_": NET, "mean": 0.5, "std": 0}, r"std must be 1 or 3 numbers above 0"),
         ({"_target_": NET, "mean": 0.5}, r"give both mean and std, or neither"),
         ({"_target_": NET, "in_chans": 2}, r"in_chans must be 1 or 3, got 2"),
+        ({"_target_": NET, "name": ""}, r"a member's name must be text, such as mine, got ''"),
+        ({"_target_": NET, "name": None}, r"a member's name must be text, such as mine, got None"),
         ({"_target_": NET, "pretrained": "yes"}, r"pretrained must be True or False"),
     ],
 )
