@@ -47,7 +47,14 @@ def attack_specs(config: DictConfig) -> list[tuple[str, AttackSpec]]:
         settings = {k: v for k, v in shared.items() if k.split(".")[0] in known} | settings
         for key, value in settings.items():
             OmegaConf.update(composed.attack, str(key), value)
-        specs[label] = build_attack(composed, option)
+        spec = build_attack(composed, option)
+        for other, earlier in specs.items():
+            if (spec.name, spec.identity) == (earlier.name, earlier.identity):
+                raise UserError(
+                    f"attacks: {other} and {label} are the same attack, since attack.* on the "
+                    "command line applies to each; choose others with attacks=[...]"
+                )
+        specs[label] = spec
     return list(specs.items())
 
 

@@ -46,33 +46,36 @@ def with_trained(config: DictConfig, entries: list[Any]) -> list[Any]:
 
 
 def build_member(config: DictConfig, entry: Any) -> Member:
-    """A model that is not a member, given in the same ways: a name or a mapping."""
+    """A model given as a member is, or by the name of a mapping in model.members."""
     if OmegaConf.is_config(entry):
         entry = OmegaConf.to_container(entry, resolve=True)
-    return parse_members([entry], resolved(config.model).get("known"), at_least=1)[0]
+    model = resolved(config.model)
+    listed = model["members"] if isinstance(model["members"], list) else []
+    own = {m.get("name"): m for m in listed if isinstance(m, Mapping)}
+    known = isinstance(entry, str) and entry in own
+    entries = [own[entry]] if known else with_trained(config, [entry])
+    if len(entries) > 1:
+        raise UserError(f"{entry} stands for {len(entries)} trained models; name one of them")
+    return parse_members(entries, model.get("known"), at_least=1)[0]
 
 
 def one_member(config: DictConfig, name: Any, what: str) -> Member:
-    """A model by name (timm's, one that model.known names, or a trained one, `imagenet/NAME`), or
-    by its fields, as one of model.members.
+    """A model by name (timm's, one that model.known or model.members names, or a trained one,
+    `imagenet/NAME`), or by its fields, as one of model.members.
 
     Args:
         config: as composed.
         name: of the model, or its fields.
         what: the key that names it, for errors.
     """
-    if isinstance(name, Mapping | DictConfig):
-        return build_member(config, name)
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str | Mapping | DictConfig) or not name:
         known = ", ".join(config.model.get("known") or {})
         raise UserError(
             f"name a {what} with {what}=NAME: any timm name, a trained model such as "
             f"{config.dataset.name}/NAME, one of this zoo ({known}), or a mapping as in "
             f"model.members; got {name!r}"
         )
-    entries = with_trained(config, [name])
-    (member,) = parse_members(entries, resolved(config.model).get("known"), at_least=1)
-    return member
+    return build_member(config, name)
 
 
 def build_training(

@@ -133,7 +133,7 @@ def prepare(
     if absent:
         raise UserError(
             "there is no checkpoint "
-            + ", ".join(f"{member.checkpoint} (of {member.name})" for member in absent)
+            + ", ".join(f"{m.checkpoint} (of {m.name}{_if_folder(m.checkpoint)})" for m in absent)
         )
     names = {m.name: m.source for m in members if m.uses_published(setting.task) and m.source}
     for member in members if checked else ():
@@ -154,6 +154,10 @@ def prepare(
         setting = skipping(setting, lambda n: display.advance("check", n))
         display.end("check")
     return setting
+
+
+def _if_folder(path: str | None) -> str:
+    return "; it is a folder" if path and Path(path).expanduser().is_dir() else ""
 
 
 def _images(config: DictConfig) -> Images:

@@ -18,8 +18,8 @@ from netkin.errors import UserError
 REMEDIES = {
     CHANCE: "Check that the weights are of this dataset and of these classes",
     BELOW_NOTED: "Check that images and preprocessing are those of the training",
-    GUESSED: "Give each member the mean, std, input_size and crop_pct that it was trained with, "
-    "even if these are the guessed ones",
+    GUESSED: "Give each member the mean, std, input_size, crop_pct and interpolation that it was "
+    "trained with, even if these are the guessed ones",
 }
 
 

@@ -51,7 +51,7 @@ class Stopped(BaseException):
 
 def near(name: str, known: Iterable[str], n: int = 3) -> str:
     """A hint such as ``; did you mean resnet50, resnet51q?``, or "" when no name is near."""
-    matches = difflib.get_close_matches(name, list(known), n=n, cutoff=0.6)
+    matches = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=n, cutoff=0.6)
     return f"; did you mean {', '.join(matches)}?" if matches else ""
 
 

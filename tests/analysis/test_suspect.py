@@ -84,6 +84,20 @@ def test_no_order_is_found_in_guesses_nor_in_plain_errors(seed: int) -> None:
         assert kinds(labels, predicted(labels, accuracy, 50, seed), names) == []
 
 
+def test_untrained_networks_are_near_chance_not_in_another_order() -> None:
+    """Their outputs depend on the class, so a relabelling gains: 20% to 40% of images are right."""
+    labels, classes = np.repeat(np.arange(10), 30), [f"class {k}" for k in range(10)]
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        rates = rng.dirichlet(np.full(10, 0.3), size=10)  # of predictions, by class
+        predictions = np.array([rng.choice(10, p=rates[label]) for label in labels])
+        if not near_chance(int((predictions == labels).sum()), 300, 0.1):
+            continue
+        after = relabelled_correct(labels, predictions, 10).mean()
+        (found,) = suspicions(labels, predictions, classes)
+        assert found.kind == (RELABELLED if after >= 0.55 else CHANCE)
+
+
 @pytest.mark.parametrize(("classes", "other"), [(TEXT, "natural"), (NAMES, "text")])
 @pytest.mark.parametrize("each", [1, 2, 10])
 def test_another_order_of_numbers_is_named(classes: list[str], other: str, each: int) -> None:

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from experiments.common.launch import RENAMED, with_members
-from experiments.common.members import one_member
+from experiments.common.members import build_member, one_member
 from netkin.errors import UserError
 from tests.conftest import ROOT, Mistake
 
@@ -55,6 +55,9 @@ def test_a_teacher_is_a_name_or_the_fields_of_a_member() -> None:
         teacher = "{name: mine, torchvision: resnet18, mean: 0.5, std: 0.25}"
         config = compose("train", ["experiment=distill", f"teacher={teacher}"])
         named = compose("train", ["experiment=distill", "teacher=test_vit"])
+        listed = compose("train", [f"model.members=[test_vit,{teacher}]"])
+    assert one_member(listed, "mine", "teacher").torchvision == "resnet18"
+    assert build_member(listed, "mine").torchvision == "resnet18"
     member = one_member(config, config.teacher, "teacher")
     assert (member.name, member.torchvision) == ("mine", "resnet18")
     assert one_member(named, named.teacher, "teacher").name == "test_vit"

@@ -119,6 +119,7 @@ def check_attacks(folder: Path) -> None:
     [
         (["attacks=[pgd]"], "attacks must list two or more"),
         (["attacks=[pgd,pgd]"], "attacks lists pgd twice"),
+        (["attack.steps=10"], "attacks: pgd and pgd (steps = 10) are the same attack"),
         (["attacks=[pgd,{attack: pgd, stepz: 3}]"], "attack pgd has no setting 'stepz'; did you"),
         (["attacks=[pgd,{steps: 3}]"], "is an option or {attack: option, ...}"),
         (["sources=[vit_x]"], "sources: no member is named 'vit_x'; did you mean vit_s"),

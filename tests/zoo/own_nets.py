@@ -1,6 +1,7 @@
 """Networks that are nobody's but a user's, for tests: processes import them by name."""
 
 from collections.abc import Callable
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,6 +47,18 @@ class Half(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addmm(self.fc.bias, x.mean((2, 3)).float(), self.fc.weight.T)
+
+
+class Locked(nn.Module):
+    """A network with an attribute that cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 10)
+        self.lock = Lock()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.mean((2, 3)))
 
 
 class OnNumpy(nn.Module):

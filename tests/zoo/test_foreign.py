@@ -15,6 +15,7 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
+from netkin.attacks import PGD
 from netkin.data.views import View
 from netkin.errors import UserError
 from netkin.transfer.features import features, gradients
@@ -23,6 +24,7 @@ from netkin.zoo.build import (
     Task,
     architecture_identity,
     build,
+    check_member,
     identity,
     knows_more,
     own_weights_sha256,
@@ -87,8 +89,22 @@ def test_logits_in_whatever_a_network_returns(output: str, own: tuple[nn.Module,
 
 
 def test_an_output_without_logits_is_an_error() -> None:
-    with pytest.raises(UserError, match=r"Net returns a dict with keys \['a', 'b'\], expected log"):
+    with pytest.raises(UserError, match=r"n \(.*Net\) returns a dict with keys \['a', 'b'\], exp"):
         build(one({"name": "n", "_target_": NET, "kwargs": {"output": "wrong"}}), FOLDER)
+
+
+def test_a_network_that_cannot_be_copied_is_an_error_before_any_work() -> None:
+    with pytest.raises(UserError, match=r"n \(.*Locked\) cannot be copied \(cannot pickle"):
+        check_member(one({"name": "n", "_target_": "tests.zoo.own_nets.Locked"}), FOLDER)
+
+
+def test_a_network_without_gradients_says_so_where_it_is_attacked() -> None:
+    without = build(one({"name": "n", "_target_": "tests.zoo.own_nets.OnNumpy"}), FOLDER)
+    pixels, labels = torch.rand(2, 3, 32, 32), torch.zeros(2, dtype=torch.long)
+    prepared = prepare(without, Execution(), pixels, 2)
+    assert prepared(pixels).shape == (2, 10)
+    with pytest.raises(UserError, match=r"^n: its logits have no gradient to the images"):
+        PGD(0.1).perturb(prepared, pixels, labels, ["a", "b"])
 
 
 def test_gray_images_are_the_average_of_the_channels() -> None:
@@ -137,6 +153,8 @@ def test_timms_networks_take_gray_images_too() -> None:
         ({"_target_": NET, "mean": 0.5, "std": 0}, r"std must be 1 or 3 numbers above 0"),
         ({"_target_": NET, "mean": 0.5}, r"give both mean and std, or neither"),
         ({"_target_": NET, "in_chans": 2}, r"in_chans must be 1 or 3, got 2"),
+        ({"_target_": NET, "name": ""}, r"a member's name must be text, such as mine, got ''"),
+        ({"_target_": NET, "name": None}, r"a member's name must be text, such as mine, got None"),
         ({"_target_": NET, "pretrained": "yes"}, r"pretrained must be True or False"),
     ],
 )
@@ -152,7 +170,7 @@ def test_mistakes_that_are_met_before_anything_is_built(entry: dict, message: st
         ({"_target_": NET, "kwargs": {"channels": 1}}, r"for 32 x 32 images .*in_chans: 1"),
         ({"_target_": NET, "kwargs": {"classes": 7}}, r"mine has 7 classes, mine has 10"),
         ({"_target_": "tests.zoo.own_nets.broken"}, r"RuntimeError: no such file: weights.pt\);"),
-        ({"_target_": "tests.zoo.own_nets.no_network"}, r"must give an nn.Module, got a int"),
+        ({"_target_": "tests.zoo.own_nets.no_network"}, r"got an object of type int"),
         ({"_target_": NET, "in_chans": 1, "mean": [1, 2, 3], "std": 1}, r"mean is .* expected 1 n"),
     ],
 )
@@ -523,7 +541,7 @@ def test_mistakes_in_transformers_names(tmp_path: Path, monkeypatch: pytest.Monk
         one("transformers:org/none")
     with pytest.raises(UserError, match=r"there is no such folder"):
         one("transformers:./none")
-    with pytest.raises(UserError, match=r"expected config.json and preprocessor_config.json"):
+    with pytest.raises(UserError, match=r"there is no config.json and no preprocessor_config"):
         one(f"transformers:{tmp_path}")
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(UserError, match=r"pip install 'netkin\[transformers\]'"):

@@ -233,7 +233,7 @@ def test_a_160_px_source_and_larger_targets(size: int, interpolation: str) -> No
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("name", 3, "name must be a name, got 3"),
+        ("name", 3, "name must be text, such as mine, got 3"),
         ("kwargs", [1], "kwargs must be a mapping"),
         ("checkpoint", 3, "checkpoint must be a file"),
         ("input_size", "abc", "input_size must be a whole number"),

@@ -26,6 +26,9 @@ LEVEL = 0.01
 NEAR = 0.05
 """An accuracy this part of the way from chance to 1 is near chance, however many images there
 are."""
+KNOWN = 0.25
+"""The part of that way that one of the known orders has to reach; any other order has to reach half
+of it."""
 GAIN = 0.1
 """Accuracy that a relabelling has to gain."""
 SHORTFALL = 0.05
@@ -112,10 +115,16 @@ def near_chance(correct: int, images: int, chance: float) -> bool:
     `NEAR` of the way from chance to 1. Above half of that way it never is: of few images, all
     correct ones can be luck.
     """
-    accuracy, way = correct / images, 1 - chance
-    if accuracy >= chance + way / 2:
+    accuracy = correct / images
+    if far_from_chance(accuracy, chance):
         return False
-    return bool(accuracy <= chance + NEAR * way or binom.sf(correct - 1, images, chance) > LEVEL)
+    near = not far_from_chance(accuracy, chance, NEAR)
+    return near or bool(binom.sf(correct - 1, images, chance) > LEVEL)
+
+
+def far_from_chance(accuracy: float, chance: float, part: float = 0.5) -> bool:
+    """Whether an accuracy in [0, 1] lies at or above this part of the way from chance to 1."""
+    return accuracy >= chance + part * (1 - chance)
 
 
 def falls_short(measured: Noted, noted: Noted) -> bool:
@@ -196,16 +205,23 @@ def _relabelling(
     classes: Sequence[str],
     percent: str,
 ) -> Suspicion | None:
-    """A suspicion where outputs are those of the same classes in another order."""
-    n = len(classes)
+    """A suspicion where outputs are those of the same classes in another order.
+
+    The order has to be right far above chance, and further if it is none of the known ones: of a
+    network that was never trained, the best relabelling is right on up to 40% of images.
+    """
+    n, chance = len(classes), chance_rate(labels, len(classes))
     before = predictions == labels
     tries = [
         (order, outputs, outputs[labels] == predictions)
         for order, outputs in known_orders(classes).items()
     ]
     if n <= MOST_CLASSES and _bound(labels, predictions, n) >= before.mean() + GAIN:
-        outputs = best_relabelling(confusion(labels, predictions, n))
-        tries.append(("", outputs, relabelled_correct(labels, predictions, n)))
+        after = relabelled_correct(labels, predictions, n)
+        tries.append(("", best_relabelling(confusion(labels, predictions, n)), after))
+    tries = [
+        each for each in tries if far_from_chance(each[2].mean(), chance, KNOWN if each[0] else 0.5)
+    ]
     if not tries:
         return None
     order, outputs, after = max(

@@ -1,5 +1,6 @@
 """From a member to a classifier of pixels in [0, 1]."""
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -111,11 +112,24 @@ def check_member(member: Member, task: Task) -> str:
     make = _network if member.target else _on_meta
     net, classes = make(member, task, own, None, 0)
     _columns(classes, member, task)
+    if member.target:
+        _check_copy(net, member)
     file = Path(member.checkpoint).expanduser() if member.checkpoint else None
     if file is None or holds_arrays(file):
         return ""
     choice = choose(net, file, member.name, member.weights_key)
     return choice.describe(file, member.name) if choice.others else ""
+
+
+def _check_copy(net: nn.Module, member: Member) -> None:
+    """Raises UserError for a network of one's own that has no copies, which are made faster."""
+    try:
+        copy.deepcopy(net)
+    except Exception as error:  # whatever the module's parts raise
+        raise UserError(
+            f"{member.name} ({member.architecture}) cannot be copied ({first_line(error)}): "
+            "copy.deepcopy has to work on it; leave out such attributes, or set them in forward"
+        ) from None
 
 
 def _network(
@@ -182,7 +196,7 @@ def _foreign(
         torch.manual_seed(seed)
         try:
             net = _constructed(member, task, with_weights, kwargs)
-            classes = _count_classes(net, own)
+            classes = _count_classes(net, own, f"{member.name} ({member.architecture})")
         except UserError:
             raise
         except Exception as error:  # any network's constructor and forward pass
@@ -220,15 +234,14 @@ def _constructed(
     return library.build(member.torchvision or member.transformers, published, kwargs)
 
 
-def _count_classes(net: nn.Module, own: Preprocessing) -> int:
+def _count_classes(net: nn.Module, own: Preprocessing, name: str) -> int:
     """Classes of a network, from its logits of two blank images. Raises what it raises."""
     parameter, training = next(net.parameters(), None), net.training
     size = own.view.input_size
     device = None if parameter is None else parameter.device
     with torch.no_grad():
         logits = from_python.logits_in(
-            net.eval()(torch.zeros(2, len(own.mean), size, size, device=device)),
-            type(net).__name__,
+            net.eval()(torch.zeros(2, len(own.mean), size, size, device=device)), name
         )
     net.train(training)
     if logits.ndim != 2 or len(logits) != 2:

@@ -158,8 +158,10 @@ def read(path: Path, name: str, lazily: bool = False) -> Any:
             "torch.save(net.state_dict(), FILE)"
         ) from None
     except Exception as error:  # torch, zip and safetensors each have their own
+        reason = first_line(error)
+        reason = reason if " " in reason else "it has another format"  # a key, or a type
         raise UserError(
-            f"{name}: {path} cannot be read as weights ({first_line(error)}); expected "
+            f"{name}: {path} cannot be read as weights ({reason}); expected "
             "safetensors, or a torch file that holds tensors only"
         ) from None
 

@@ -156,7 +156,7 @@ class Prepared(Classifier):
         return f"a logit would change by {worst:.1e} of the largest"
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """See `Classifier`."""
+        """See `Classifier`. Raises UserError where pixels want a gradient and logits have none."""
         x, n = self.normalise(pixels), len(pixels)
         scaler = _Scaler() if self.dtype is torch.float16 else None
         if scaler:
@@ -166,6 +166,11 @@ class Prepared(Classifier):
         x = x.contiguous(memory_format=self.format)  # decoded images come channels-last
         with self._autocast(x.device.type), nullcontext() if self.size is None else _compiling():
             logits = self._run(x)
+        if torch.is_grad_enabled() and x.requires_grad and not logits.requires_grad:
+            raise UserError(
+                f"{self.name}: its logits have no gradient to the images, which attacks need; its "
+                "forward pass must not leave torch, detach, or turn gradients off"
+            )
         logits = logits[:n].float()
         if scaler:
             logits = scaler.at_logits(logits)

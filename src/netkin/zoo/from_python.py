@@ -57,7 +57,8 @@ def build(target: str, name: str, kwargs: Mapping[str, Any]) -> nn.Module:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{name} ({target}) cannot be built ({reason}); see its kwargs") from None
     if not isinstance(net, nn.Module):
-        raise UserError(f"{name}: {target} must give an nn.Module, got a {type(net).__name__}")
+        kind = type(net).__name__
+        raise UserError(f"{name}: {target} must give an nn.Module, got an object of type {kind}")
     return net
 
 

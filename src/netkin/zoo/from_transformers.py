@@ -96,9 +96,13 @@ def config(name: str) -> dict[str, Any]:
         settings = library.AutoConfig.from_pretrained(where, local_files_only=True)
         processor = library.AutoImageProcessor.from_pretrained(where, local_files_only=True)
     except Exception as error:  # transformers has a dozen of its own
+        needed = ("config.json", "preprocessor_config.json")
+        absent = [file for file in needed if not (where / file).is_file()]
+        reason = f"there is no {' and no '.join(absent)}" if absent else first_line(error)
         raise UserError(
-            f"transformers:{name} cannot be read ({first_line(error)}); expected config.json and "
-            "preprocessor_config.json of an image classifier"
+            f"transformers:{name} cannot be read ({reason}); expected config.json and "
+            "preprocessor_config.json of an image classifier, as save_pretrained of the model and "
+            "of its image processor write them"
         ) from None
     described = {"family": settings.model_type, "num_classes": settings.num_labels}
     if isinstance(getattr(processor, "data_config", None), Mapping):  # timm's, wrapped

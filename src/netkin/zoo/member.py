@@ -180,8 +180,9 @@ def _one_kind(spec: dict[str, Any]) -> None:
 
 
 def _check_types(spec: Mapping[str, Any]) -> None:
+    if not isinstance(name := spec["name"], str) or not name.strip():
+        raise UserError(f"a member's name must be text, such as mine, got {name!r}")
     for key, kind, expected in (
-        ("name", str, "a name"),
         ("timm", str, "a timm name"),
         ("torchvision", str, "a torchvision name such as resnet18"),
         ("transformers", str, "org/name on the hub, or a folder"),
