@@ -28,8 +28,14 @@ from netkin.report.clusters import blocks_figure, cluster_order, map_figure, sco
 from netkin.report.study import Picture, Section
 from netkin.similarity import interval
 
-DRAW_RESTARTS = 10
+DRAW_RESTARTS = 100
 """K-means runs of one bootstrap draw."""
+RESOLVED = 0.9
+"""Mean adjusted Rand index from which draws of images are said to reproduce clusters."""
+UP_TO = 12
+"""The largest number of clusters that draws are tested for."""
+TESTED = 50
+"""Draws that each number of clusters is tested on."""
 
 
 def run(config: DictConfig) -> None:
@@ -130,7 +136,8 @@ def _shifted(s: Study) -> list[str]:
         return []
     negative = int((off_diagonal(s.scores) < 0).sum())
     return [
-        f"{negative} pairs score below 0 (they fool each other on under 1% of images). Edges of "
+        f"{negative} pair{'s score' if negative > 1 else ' scores'} below 0: the models fool each "
+        "other on under 1% of images. Edges of "
         f"the graph cannot be negative, so {shift:.2f} was added to all scores before clustering."
     ]
 
@@ -138,9 +145,7 @@ def _shifted(s: Study) -> list[str]:
 def _stability(s: Study, labels: NDArray) -> tuple[pl.DataFrame, list[str], Picture]:
     """Co-assignment over K-means seeds, and over draws of images where there are outcomes."""
     options, k = s.config.clusters, int(labels.max()) + 1
-    draws = s.draws()
-    complete = [] if draws is None else [draw for draw in draws if np.isfinite(draw).all()]
-    complete = complete[: options.draws]
+    complete, dropped = _usable(s)
     with Bars(s.console) as bars:
         bars.start("cluster", ["stability"], options.seeds + len(complete))
         by: dict[str, list[NDArray]] = {"seeds": []}
@@ -153,7 +158,7 @@ def _stability(s: Study, labels: NDArray) -> tuple[pl.DataFrame, list[str], Pict
             by.setdefault("images", []).append(_of_draw(draw, k, options.seed))
             bars.advance("cluster", 1)
         bars.end("cluster")
-    columns, paragraphs = {}, []
+    columns, paragraphs = {}, [*dropped]
     together = labels[:, None] == labels
     np.fill_diagonal(together, False)
     for what, clusterings in by.items():
@@ -170,6 +175,8 @@ def _stability(s: Study, labels: NDArray) -> tuple[pl.DataFrame, list[str], Pict
             f"{rand.mean():.3f} on average (95% of them: {low:.3f} to {high:.3f}{same})."
         )
         s.tracker.metrics({f"clusters/rand_over_{what}": float(rand.mean())})
+    if complete:
+        paragraphs.append(_resolution(s, np.stack(complete[:TESTED])))
     stability = pl.DataFrame({"model": s.names, "cluster": labels + 1, **columns})
     stability = stability.with_columns(pl.col(list(columns)).fill_nan(None)).sort("cluster")
     s.outputs.table("stability", stability)
@@ -185,6 +192,50 @@ def _stability(s: Study, labels: NDArray) -> tuple[pl.DataFrame, list[str], Pict
         f"How often two models share a cluster over {len(by[what])} {noun}.",
     )
     return stability, paragraphs, picture
+
+
+def _usable(s: Study) -> tuple[list[NDArray[np.float64]], list[str]]:
+    """The bootstrap matrices that have clusters, at most `clusters.draws`; and how many have none.
+
+    A draw may leave a pair without images, or give all pairs of few models one score.
+    """
+    draws = s.draws()
+    if draws is None:
+        return [], []
+    chosen = draws[: s.config.clusters.draws]
+    usable = [d for d in chosen if np.isfinite(d).all() and np.ptp(off_diagonal(d)) > 1e-9]
+    left = len(chosen) - len(usable)
+    text = f"{left} of {len(chosen)} draws of images have no clusters and were left out."
+    return usable, [text] if left else []
+
+
+def _resolution(s: Study, draws: NDArray[np.float64]) -> str:
+    """How many clusters the images can tell apart, in words; writes resolution.csv."""
+    # More than N / 2 clusters are mostly single models, which any draw reproduces.
+    numbers = range(2, min(UP_TO, max(2, len(s.names) // 2)) + 1)
+    with Bars(s.console) as bars:
+        bars.start("resolve", [f"{k} clusters" for k in numbers], len(numbers))
+        rand = {}
+        for k in numbers:
+            rand |= clusters.resolved(s.scores, draws, [k])
+            bars.advance("resolve", 1)
+        bars.end("resolve")
+    table = pl.DataFrame({"k": list(rand), "rand_over_images": list(rand.values())})
+    s.outputs.table("resolution", table)
+    known = [k for k, value in rand.items() if value >= RESOLVED]
+    if not known:
+        return (
+            "Draws of images do not reproduce the clusters for any number of them: the adjusted "
+            f"Rand index is {max(rand.values()):.2f} at most. Use more images."
+        )
+    k = max(known)
+    more = (
+        f"and more than {k} with less than {RESOLVED}" if k < max(rand) else "more were not tried"
+    )
+    return (
+        f"The images can tell {k} clusters apart: draws reproduce them with an adjusted Rand index "
+        f"of {rand[k]:.2f}, {more} (resolution.csv)."
+    )
 
 
 def _of_draw(scores: NDArray[np.float64], k: int, seed: int) -> NDArray[np.intp]:

@@ -12,8 +12,9 @@ from scipy.sparse.csgraph import laplacian
 from sklearn.cluster import SpectralClustering
 from sklearn.metrics import adjusted_rand_score
 
-from netkin.analysis import clusters
+from netkin.analysis import clusters, matrix
 from netkin.errors import UserError
+from tests.analysis.test_matrix import PUBLISHED
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 
@@ -103,6 +104,23 @@ def test_a_model_without_an_edge_is_a_cluster_of_its_own() -> None:
 def test_the_eigengap_finds_the_planted_number() -> None:
     for sizes in ([5, 5], [5, 3, 4], [6, 5, 7, 4, 5]):
         assert clusters.eigengap(blocks(sizes, between=0.3)) == len(sizes)
+
+
+@pytest.mark.skipif(not PUBLISHED.is_file(), reason="the published scores are not here")
+def test_two_seeds_agree_on_the_published_matrix() -> None:
+    """The best of 100 runs of K-means misses the best objective for a quarter of seeds."""
+    scores = matrix.read(PUBLISHED).scores
+    first, *others = (clusters.spectral(scores, 10, seed) for seed in range(3))
+    assert all((first == other).all() for other in others)
+
+
+def test_draws_resolve_the_planted_clusters_and_not_more() -> None:
+    scores = blocks([5, 5, 5], between=1.0)
+    rng = np.random.default_rng(0)
+    noise = rng.normal(scale=0.3, size=(12, 15, 15))
+    draws = scores + (noise + noise.transpose(0, 2, 1)) / 2
+    rand = clusters.resolved(scores, draws, [2, 3, 4, 5], restarts=10)
+    assert rand[3] == 1 and rand[4] < 0.95 and rand[5] < 0.95
 
 
 def test_co_assignment_counts() -> None:

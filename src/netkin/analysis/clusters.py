@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
 from netkin.analysis.hierarchy import hierarchy
@@ -120,6 +121,11 @@ def spectrum(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
 def features(scores: NDArray[np.float64], k: int) -> NDArray[np.float64]:
     """Spectral features, [N, k]: the eigenvectors of the k smallest eigenvalues, rows normalised.
 
+    As in Ng et al. (2001), which the paper cites. Against its Tab. 2 the clusters of the published
+    matrix have an adjusted Rand index of 0.871; without row normalisation it is 0.892, with
+    self-loops 0.881. These differ less than two samples of images do (0.87), so the index cannot
+    choose between them.
+
     Raises UserError unless 2 <= k <= N.
     """
     check_k(k, len(scores))
@@ -140,13 +146,14 @@ def eigengap(scores: NDArray[np.float64]) -> int:
 
 
 def spectral(
-    scores: NDArray[np.float64], k: int, seed: int = 0, restarts: int = 100
+    scores: NDArray[np.float64], k: int, seed: int = 0, restarts: int = 1000
 ) -> NDArray[np.intp]:
     """The cluster of each model, [N] in 0 .. k - 1.
 
-    K-means on the spectral features, the best of `restarts` runs by its objective. Clusters are
-    numbered so that consecutive ones are similar (`numbered`); the numbers do not depend on the
-    seed. With k = N each model is a cluster.
+    K-means on the spectral features, the best of `restarts` runs by its objective. On the published
+    69 models about 1 % of runs find the best one: the best of 100 misses it for a quarter of seeds,
+    the best of 1,000 for none of 12 (0.8 s). Clusters are numbered so that consecutive ones are
+    similar (`numbered`); the numbers do not depend on the seed. With k = N each model is a cluster.
 
     Args:
         scores: [N, N], symmetric, in nats; see `affinity` for negative ones.
@@ -190,6 +197,25 @@ def numbered(labels: Sequence[int] | NDArray, scores: NDArray[np.float64]) -> ND
     if order[0] > order[-1]:
         order = order[::-1]
     return np.argsort(order)[labels].astype(np.intp)
+
+
+def resolved(
+    scores: NDArray[np.float64],
+    draws: NDArray[np.float64],
+    k: Sequence[int],
+    restarts: int = 30,
+) -> dict[int, float]:
+    """How well draws of images reproduce k clusters, for each number k of clusters.
+
+    The mean adjusted Rand index between the clusters of `scores` [N, N] and those of each of the
+    `draws` [draws, N, N], at most 1; near 0 for clusters that are of chance.
+    """
+    result = {}
+    for number in k:
+        labels = spectral(scores, number, restarts=10 * restarts)
+        drawn = [spectral(draw, number, restarts=restarts) for draw in draws]
+        result[number] = float(np.mean([adjusted_rand_score(labels, other) for other in drawn]))
+    return result
 
 
 def co_assignment(labels: NDArray) -> NDArray[np.float64]:
