@@ -41,6 +41,10 @@ from tests.train.test_train_studies import (
 
 RUN = "hydra.run.dir=run"
 MEMBERS = ["test_byobnet", "vit_ti"]
+CONTROLS = [
+    *("asymmetry", "noise_fools_a", "noise_fools_b", "above_noise"),
+    *("corrected", "corrected_low", "corrected_high"),
+]
 
 
 def check_pairwise(folder: Path) -> None:
@@ -51,7 +55,8 @@ def check_pairwise(folder: Path) -> None:
     s = table.drop("").to_numpy()
     assert (s == s.T).all()
     (row,) = pl.read_csv(run / "pairs.csv").to_dicts()
-    assert list(row) == ["a", "b", "n", "a_fools_b", "b_fools_a", "score", "low", "high"]
+    first = ["a", "b", "n", "a_fools_b", "b_fools_a", "score", "low", "high"]
+    assert list(row)[:8] == first and list(row)[8:] == CONTROLS
     outcomes = pl.read_parquet(
         folder / "store/digits/*/pgd-*/outcomes/**/*.parquet", hive_schema={"source": pl.String}
     )
@@ -211,10 +216,10 @@ def test_experiment(experiment: str, small_run: Path) -> None:
 
 def test_what_a_run_says_and_writes(small_run: Path) -> None:
     said = (small_run / "stdout.txt").read_text()
-    for stage in ("train", "clean", "craft", "transfer"):
+    for stage in ("train", "clean", "noise", "craft", "transfer"):
         assert re.search(rf"^{stage} 2/2: \w+", said, re.M)
     assert "s left)" in said
-    assert "The most similar models are test_byobnet and vit_ti" in said
+    assert "test_byobnet and vit_ti score s = " in said
     run = small_run / "first"
     assert str(run.resolve() / "report.html") in said
     for name in ("similarity.png", "similarity.pdf", "report.html", "families.csv"):
@@ -455,6 +460,21 @@ class Brighten:
 
 
 @pytest.mark.slow
+def test_the_noise_control_is_a_run_of_noise(small_run: Path, tmp_path: Path) -> None:
+    """attack=noise crafts and stores what the control only evaluates: the rates are the same."""
+    shutil.copytree(small_run / "store", tmp_path / "store")
+    arguments = [o for o in SMALL if not o.startswith("attack.")]
+    done = run_command("attack=noise", *arguments, "logger=none", RUN, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "noise 1/2" not in done.stdout  # no control of the control
+    crafted = pl.read_csv(tmp_path / "run" / "models.csv")
+    assert "noise_rate" not in crafted.columns
+    control = pl.read_csv(small_run / "first" / "models.csv")
+    assert control["noise_rate"].to_list() == pytest.approx(crafted["white_box_success"].to_list())
+    assert control["noise_rate"].max() > 0  # type: ignore[operator]
+
+
+@pytest.mark.slow
 def test_an_attack_of_ones_own(small_run: Path, tmp_path: Path) -> None:
     (tmp_path / "my_module.py").write_text(OWN_ATTACK)
     (tmp_path / "my_conf" / "attack").mkdir(parents=True)
@@ -469,7 +489,7 @@ def test_an_attack_of_ones_own(small_run: Path, tmp_path: Path) -> None:
         PYTHONPATH=str(tmp_path),
     )
     assert done.returncode == 0, done.stderr
-    assert re.findall(r"^(\w+) 1/2", done.stdout, re.M) == ["craft", "transfer"]
+    assert re.findall(r"^(\w+) 1/2", done.stdout, re.M) == ["noise", "craft", "transfer"]
     (folder,) = (tmp_path / "store").glob("digits/*/mine-*/adversarial/vit_ti")
     shard = read_tensors(folder / "00000.safetensors")["images"]
     assert shard.min() == 51  # 0.2 of 255 brighter
