@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig
 
+from experiments.common.ensemble_pairs import pair_section
 from experiments.common.ensembles import ensembles_wrong
 from experiments.common.keys import naming
 from experiments.common.study import Study, study, with_logits
 from experiments.common.values import positive_int
-from experiments.studies.ensemble_pairs import pair_section
 from netkin.analysis import ensemble
 from netkin.analysis.clusters import choose_k, spectral
 from netkin.analysis.groups import groups
