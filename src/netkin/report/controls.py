@@ -137,7 +137,11 @@ class Controls:
         if len(self.names) >= FEWEST:
             c = effects.change(self.scores, other)
             if c.rand is not None:
-                same = "are the same" if c.rand == 1 else f"agree to a Rand index of {c.rand:.2f}"
+                same = (
+                    "are the same"
+                    if c.rand == 1
+                    else f"agree with those of s to an adjusted Rand index of {c.rand:.2f}"
+                )
                 parts.append(f"the {c.k} clusters {same}")
             parts.append(f"{c.nearest} of {c.models} models have another nearest relative")
         means = within_and_between(self.families, other)

@@ -160,7 +160,7 @@ def _cells(
                 ax.text(
                     column + 0.5,
                     row + 0.53,
-                    f"{value:.2f}",
+                    f"{round(value, 2) + 0.0:.2f}",  # no -0.00
                     color=ink,
                     fontsize=min(font, 8) * (0.8 if n > 8 else 1.0),
                     ha="center",

@@ -42,7 +42,7 @@ def interactive_heatmap(
     figure = go.Figure()
     _add_cells(figure, values, limits, [[hover[a, b] for b in ordered] for a in ordered], numbers)
     if marked is not None:
-        _add_marks(figure, marked[np.ix_(order, order)], numbers)
+        _add_marks(figure, marked[np.ix_(order, order)], values, limits, numbers)
     if numbers:
         _, inks = cell_colours(np.nan_to_num(values.ravel()), limits)
         figure.update_layout(
@@ -118,9 +118,16 @@ def _add_cells(
         )
 
 
-def _add_marks(figure: go.Figure, marked: NDArray[np.bool_], numbers: bool) -> None:
-    """A circle in each marked cell."""
+def _add_marks(
+    figure: go.Figure,
+    marked: NDArray[np.bool_],
+    values: NDArray[np.float64],
+    limits: tuple[float, float],
+    numbers: bool,
+) -> None:
+    """A circle in each marked cell, legible on its colour."""
     y, x = np.nonzero(marked)
+    _, inks = cell_colours(np.nan_to_num(values[y, x]), limits)
     shift = (0.36, -0.34) if numbers else (0.0, 0.0)
     figure.add_scatter(
         x=(x + shift[0]).tolist(),
@@ -129,8 +136,8 @@ def _add_marks(figure: go.Figure, marked: NDArray[np.bool_], numbers: bool) -> N
         marker={
             "symbol": "circle-open",
             "size": 6 if numbers else 4,
-            "color": "#9aa1a9",
-            "line": {"width": 1.5},
+            "color": inks,
+            "line": {"width": 1},
         },
         hoverinfo="skip",
         showlegend=False,
@@ -156,8 +163,13 @@ def _layout(names: Sequence[str]) -> dict[str, Any]:
     }
     return {
         "template": "none",
-        "xaxis": axis | {"tickangle": 0 if level else -90, "constraintoward": "left"},
-        "yaxis": axis | {"autorange": "reversed", "scaleanchor": "x", "constraintoward": "top"},
+        "xaxis": axis
+        | {
+            "range": [-0.5, n - 0.5],
+            "tickangle": 0 if level else -90,
+            "constraintoward": "left",
+        },
+        "yaxis": axis | {"range": [n - 0.5, -0.5], "scaleanchor": "x", "constraintoward": "top"},
         "margin": {
             "l": longest,
             "r": 10,
