@@ -42,7 +42,7 @@ def run_command(
         env={**inherited, **environment},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
     )
 
 

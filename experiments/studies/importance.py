@@ -11,13 +11,22 @@ On the published matrix and components: see experiments/results/digits.md.
 import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from experiments.common.components import components_of
 from experiments.common.study import Study, study
 from experiments.common.values import positive, positive_int
 from netkin.analysis.components import differences
-from netkin.analysis.importance import Boosting, Importance, boosted, held_out, pairs
+from netkin.analysis.importance import (
+    Boosting,
+    Importance,
+    alone,
+    boosted,
+    held_out,
+    lookup_r2,
+    pairs,
+)
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.bars import Bar, bars_figure
@@ -53,6 +62,7 @@ def run(config: DictConfig) -> None:
         table = _table(names, fitted, out).with_columns(
             pairs_that_differ=pl.Series(x.mean(axis=0)[_order(fitted)])
         )
+        table = table.join(_alone(names, differ, s), on="component", maintain_order="left")
         r2 = s.outputs.table("r2", _r2(fitted, out, len(y)))
         n = len(s.names)
         picture = s.outputs.figure(
@@ -66,7 +76,7 @@ def run(config: DictConfig) -> None:
                 f" Right: pairs of held-out models; lines: 95% of {len(out)} splits." if out else ""
             ),
         )
-        paragraphs = _answer(s, table, fitted, out)
+        paragraphs = [*_answer(s, table, fitted, out), *_concluded(table, lookup_r2(x, y))]
         s.tracker.metrics({"importance/r2": fitted.r2, **_held_out_metrics(out)})
         s.finish(
             f"Which components determine the similarity of {n} models?",
@@ -83,7 +93,7 @@ def run(config: DictConfig) -> None:
 
 def _options(config: DictConfig) -> Boosting:
     chosen = config.importance
-    for key in ("stages", "depth", "min_samples", "repeats", "splits"):
+    for key in ("stages", "depth", "min_samples", "repeats", "splits", "permutations"):
         positive_int(chosen[key], f"importance.{key}")
     positive(chosen.learning_rate, "importance.learning_rate")
     if chosen.min_samples < 2:
@@ -126,6 +136,42 @@ def _table(names: list[str], fitted: Importance, out: list[Importance]) -> pl.Da
     return pl.DataFrame(columns)[_order(fitted).tolist()]
 
 
+def _alone(names: list[str], differ: NDArray[np.bool_], s: Study) -> pl.DataFrame:
+    """A row per component: Mantel r and p with scores, and p after Holm's correction."""
+    rows = alone(differ, s.scores, s.config.importance.permutations)
+    columns = dict(zip(("mantel_r", "mantel_p", "holm_p"), zip(*rows, strict=True), strict=True))
+    return pl.DataFrame({"component": names, **columns}).fill_nan(None)
+
+
+def _concluded(table: pl.DataFrame, lookup: tuple[float, int]) -> list[str]:
+    """What the components say by themselves, and what R^2 is worth."""
+    r2, patterns = lookup
+    known = table.drop_nulls("mantel_p").sort("mantel_p", "mantel_r")
+    sure = known.filter(pl.col("holm_p") < 0.05)
+    listed = ", ".join(
+        f"{row['component']} (r = {row['mantel_r']:.2f}, p = {row['holm_p']:.2g})"
+        for row in sure.to_dicts()
+    )
+    related = f"{listed or 'none'} {'is' if sure.height < 2 else 'are'} related to similarity"
+    text = (
+        "By themselves, with the models permuted (Mantel) and Holm's correction for "
+        f"{known.height} components: {related}."
+    )
+    told = (
+        f"The means of the {patterns} patterns of differences that occur have R² {r2:.2f} on the "
+        "same pairs, which no regressor of these components exceeds: R² there says how finely the "
+        "patterns divide the pairs. Only components that are also related by themselves, or that "
+        "help on held-out models, may be called determinants; which of those that occur together "
+        "is the cause cannot be told."
+    )
+    constant = table.filter(pl.col("pairs_that_differ").is_in([0.0, 1.0]))["component"].to_list()
+    if constant:
+        told += (
+            f" Nothing can be told here about {', '.join(constant)}: all pairs are alike in that."
+        )
+    return [text, told]
+
+
 def _r2(fitted: Importance, out: list[Importance], n: int) -> pl.DataFrame:
     rows: list[tuple] = [("the pairs fitted on", n, fitted.r2, None, None)]
     if out:
@@ -148,10 +194,11 @@ def _figure(table: pl.DataFrame) -> Figure:
 def _answer(s: Study, table: pl.DataFrame, fitted: Importance, out: list[Importance]) -> list[str]:
     """The findings in words."""
     ranked = table["component"].to_list()
+    differ = table.filter(pl.col("pairs_that_differ") > 0)["component"].to_list()
+    least = f"; the least important are {differ[-1]} and {differ[-2]}" if len(differ) > 4 else ""
     first = (
-        f"The most important component is {ranked[0]}, followed by {', '.join(ranked[1:3])}; the "
-        f"least important are {ranked[-1]} and {ranked[-2]}. R² is {fitted.r2:.2f} on the pairs "
-        "that the regressor was fitted on."
+        f"The most important component is {ranked[0]}, followed by {', '.join(ranked[1:3])}"
+        f"{least}. R² is {fitted.r2:.2f} on the pairs that the regressor was fitted on."
     )
     if not out:
         note = (

@@ -10,7 +10,7 @@ from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.inspection import permutation_importance
 
 from netkin.analysis.components import differences, keywords
-from netkin.analysis.importance import Boosting, boosted, held_out, pairs
+from netkin.analysis.importance import Boosting, alone, boosted, held_out, lookup_r2, pairs
 from netkin.errors import UserError
 
 QUICK = Boosting(stages=40, learning_rate=0.1)
@@ -69,6 +69,29 @@ def test_predictions_and_importance_are_scikit_learns() -> None:
     np.testing.assert_allclose(
         ours.drops, np.asarray(theirs["importances"], dtype=float), atol=1e-12
     )
+
+
+def test_components_by_themselves_and_holm_by_hand() -> None:
+    """One component of three makes models similar; one in which all are alike tells nothing."""
+    rng = np.random.default_rng(0)
+    values = np.stack([np.repeat([0, 1], 5), rng.permutation(np.repeat([0, 1], 5)), np.ones(10)], 1)
+    differ = values[:, None] != values[None]
+    noise = rng.normal(scale=0.2, size=(10, 10))
+    scores = 3.0 - differ[:, :, 0] + noise + noise.T
+    (r, p, holm), (_, p_other, holm_other), nothing = alone(differ, scores, 999)
+    assert r < -0.5 and p < 0.05 and p < p_other
+    assert holm == pytest.approx(2 * p)  # two components can be tested
+    assert holm_other == pytest.approx(max(p_other, 2 * p))
+    assert np.isnan(nothing).all()
+
+
+def test_no_regressor_exceeds_the_table_of_patterns() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.random((60, 3)) < 0.5, rng.normal(size=60)
+    r2, patterns = lookup_r2(x, y)
+    assert patterns == len({row.tobytes() for row in x})
+    assert boosted(x, y).r2 <= r2 + 1e-9
+    assert lookup_r2(np.arange(6)[:, None] == np.arange(6), y[:6]) == (1.0, 6)
 
 
 def test_too_few_models() -> None:

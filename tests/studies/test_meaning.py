@@ -96,7 +96,11 @@ def check_importance(folder: Path) -> None:
     assert values == sorted(values, reverse=True) and values[0] > 0
     constant = table.filter(component="2D SA")
     assert constant["importance"].item() == constant["pairs_that_differ"].item() == 0
-    assert "too few to hold any out" in (done / "report.html").read_text()
+    assert constant["mantel_p"].item() is constant["holm_p"].item() is None
+    assert (table.drop_nulls("holm_p")["holm_p"] >= table.drop_nulls("holm_p")["mantel_p"]).all()
+    page = (done / "report.html").read_text()
+    assert "too few to hold any out" in page and "Nothing can be told here about" in page
+    assert "2D SA" not in page.split("the least important are")[-1].split(".")[0]
 
 
 PAPER = {  # Tab. 2 by today's names: its text names clusters 7 to 10; 1 to 6 follow in this order

@@ -15,6 +15,7 @@ from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.inspection import permutation_importance
 from sklearn.metrics import r2_score
 
+from netkin.analysis.permutation import PERMUTATIONS, mantel
 from netkin.errors import UserError
 
 
@@ -107,6 +108,41 @@ def pairs(
         )
     a, b = np.triu_indices(len(scores), k=1)
     return differ[a, b], scores[a, b], a, b
+
+
+def alone(
+    differ: NDArray[np.bool_], scores: NDArray[np.float64], permutations: int = PERMUTATIONS
+) -> list[tuple[float, float, float]]:
+    """Each component by itself: (r, p, p after Holm's correction), C times.
+
+    r correlates scores with whether two models differ in the component: below 0 where models that
+    differ are less similar. p is of the Mantel test. Holm (1979) corrects it for the number of
+    components. NaN for a component in which all pairs differ, or none.
+
+    Args:
+        differ: [N, N, C], whether two models differ in each component.
+        scores: [N, N], in nats.
+        permutations: of the models.
+    """
+    tests = [
+        mantel(differ[:, :, c].astype(float), scores, permutations) for c in range(differ.shape[2])
+    ]
+    p = np.array([test.p for test in tests])
+    order = np.argsort(p, kind="stable")  # NaN last
+    left = int(np.isfinite(p).sum()) - np.arange(len(p))
+    holm = np.full(len(p), np.nan)
+    holm[order] = np.minimum(np.maximum.accumulate(p[order] * np.maximum(left, 1)), 1)
+    return [(test.r, test.p, float(h)) for test, h in zip(tests, holm, strict=True)]
+
+
+def lookup_r2(x: NDArray[np.bool_], y: NDArray[np.float64]) -> tuple[float, int]:
+    """R^2 of the mean score of each pattern of bits [P, C], and the number of patterns.
+
+    No function of the bits fits the pairs [P] better.
+    """
+    _, pattern = np.unique(x, axis=0, return_inverse=True)
+    means = np.bincount(pattern, y) / np.bincount(pattern)
+    return float(r2_score(y, means[pattern])), len(means)
 
 
 def held_out(
