@@ -2,10 +2,10 @@
 
 Spectral clustering of the similarity matrix, the keywords of each cluster, and how far the
 clusters depend on K-means seeds and on which images were drawn. Writes clusters.csv, keywords.csv,
-stability.csv, eigenvalues.csv, and as figures with their tables the matrix by cluster (Fig. D.2),
-the spectral features (Fig. C.1), a t-SNE map and the co-assignment.
+stability.csv, resolution.csv, eigenvalues.csv, and as figures with their tables the matrix by
+cluster (Fig. D.2), the spectral features (Fig. C.1), a t-SNE map and the co-assignment.
 
-On the published 69 x 69 matrix: see experiments/results/digits.md.
+On the published 69 x 69 matrix: see experiments/results/digits.md and statistics.md.
 """
 
 import numpy as np
@@ -22,14 +22,20 @@ from experiments.common.values import positive_int
 from netkin.analysis import clusters
 from netkin.analysis.components import keywords
 from netkin.analysis.hierarchy import off_diagonal
+from netkin.analysis.noise import simulated_draws
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.clusters import blocks_figure, cluster_order, map_figure, score_blocks
 from netkin.report.study import Picture, Section
+from netkin.report.text import and_more
 from netkin.similarity import interval
 
 DRAW_RESTARTS = 100
-"""K-means runs of one bootstrap draw."""
+"""K-means runs of one draw of images."""
+SETTLED = 0.5
+"""Share of draws from which a model's cluster counts as certain."""
+NAMED = 5
+"""Models with an uncertain cluster that the answer names."""
 RESOLVED = 0.9
 """Mean adjusted Rand index from which draws of images are said to reproduce clusters."""
 UP_TO = 12
@@ -43,6 +49,10 @@ def run(config: DictConfig) -> None:
     options = config.clusters
     for key in ("restarts", "keywords", "seeds", "draws", "perplexity"):
         positive_int(options[key], f"clusters.{key}")
+    if options.images is not None:
+        positive_int(options.images, "clusters.images")
+        if config.similarity is None:
+            raise UserError("clusters.images is for similarity=file.csv; measured images are known")
     with study(config) as s:
         if len(s.names) < 3:
             raise UserError(
@@ -143,7 +153,7 @@ def _shifted(s: Study) -> list[str]:
 
 
 def _stability(s: Study, labels: NDArray) -> tuple[pl.DataFrame, list[str], Picture]:
-    """Co-assignment over K-means seeds, and over draws of images where there are outcomes."""
+    """Co-assignment over K-means seeds, and over draws of images where there are any."""
     options, k = s.config.clusters, int(labels.max()) + 1
     complete, dropped = _usable(s)
     with Bars(s.console) as bars:
@@ -155,34 +165,29 @@ def _stability(s: Study, labels: NDArray) -> tuple[pl.DataFrame, list[str], Pict
             )
             bars.advance("cluster", 1)
         for draw in complete:
-            by.setdefault("images", []).append(_of_draw(draw, k, options.seed))
+            found = clusters.spectral(draw, k, options.seed, DRAW_RESTARTS)
+            by.setdefault("images", []).append(found)
             bars.advance("cluster", 1)
         bars.end("cluster")
     columns, paragraphs = {}, [*dropped]
-    together = labels[:, None] == labels
-    np.fill_diagonal(together, False)
     for what, clusterings in by.items():
-        shares = clusters.co_assignment(np.stack(clusterings))
-        mates = together.sum(axis=1)
-        with np.errstate(invalid="ignore"):
-            columns[what] = (shares * together).sum(axis=1) / mates
+        columns[what] = clusters.cohesion(labels, np.stack(clusterings))
         rand = np.array([adjusted_rand_score(labels, other) for other in clusterings])
         low, high = interval(rand)
-        noun = "K-means seeds" if what == "seeds" else "draws of images"
         same = f"; {np.mean(rand == 1):.0%} give exactly the same clusters"
         paragraphs.append(
-            f"Over {len(clusterings)} {noun} the adjusted Rand index with these clusters is "
-            f"{rand.mean():.3f} on average (95% of them: {low:.3f} to {high:.3f}{same})."
+            f"Over {len(clusterings)} {_noun(s, what)} the adjusted Rand index with these clusters "
+            f"is {rand.mean():.3f} on average (95% of them: {low:.3f} to {high:.3f}{same})."
+            + _unsettled(s, columns[what])
         )
         s.tracker.metrics({f"clusters/rand_over_{what}": float(rand.mean())})
     if complete:
-        paragraphs.append(_resolution(s, np.stack(complete[:TESTED])))
+        paragraphs.append(_resolution(s, k, complete[:TESTED]))
     stability = pl.DataFrame({"model": s.names, "cluster": labels + 1, **columns})
     stability = stability.with_columns(pl.col(list(columns)).fill_nan(None)).sort("cluster")
     s.outputs.table("stability", stability)
     what = list(by)[-1]
-    shares = clusters.co_assignment(np.stack(by[what]))
-    noun = "bootstrap draws of images" if what == "images" else "K-means seeds"
+    shares, noun = clusters.co_assignment(np.stack(by[what])), _noun(s, what)
     picture = s.outputs.figure(
         "co_assignment",
         blocks_figure(
@@ -194,52 +199,70 @@ def _stability(s: Study, labels: NDArray) -> tuple[pl.DataFrame, list[str], Pict
     return stability, paragraphs, picture
 
 
-def _usable(s: Study) -> tuple[list[NDArray[np.float64]], list[str]]:
-    """The bootstrap matrices that have clusters, at most `clusters.draws`; and how many have none.
+def _noun(s: Study, what: str) -> str:
+    if what == "seeds":
+        return "K-means seeds"
+    return "draws of images" if s.measured else "simulated draws of images"
 
-    A draw may leave a pair without images, or give all pairs of few models one score.
-    """
-    draws = s.draws()
-    if draws is None:
+
+def _unsettled(s: Study, cohesion: NDArray[np.float64]) -> str:
+    """Names the models whose cluster is not certain."""
+    order = [i for i in np.argsort(cohesion, kind="stable") if cohesion[i] < SETTLED]
+    if not order:
+        return ""
+    named = [f"{s.names[i]} ({cohesion[i]:.0%})" for i in order]
+    return (
+        f" The cluster of {len(order)} of {len(s.names)} models is uncertain, as they are with its "
+        f"others in less than {SETTLED:.0%}: {and_more(named, NAMED)}."
+    )
+
+
+def _usable(s: Study) -> tuple[list[NDArray[np.float64]], list[str]]:
+    """The matrices of draws of images that have clusters, at most `clusters.draws`; and, in words,
+    how many have none."""
+    options = s.config.clusters
+    if s.measured is None and options.images is None:
         return [], []
-    chosen = draws[: s.config.clusters.draws]
-    usable = [d for d in chosen if np.isfinite(d).all() and np.ptp(off_diagonal(d)) > 1e-9]
+    if s.measured is None:
+        draws = simulated_draws(s.scores, options.images, options.draws, options.seed)
+    else:
+        draws = s.draws()
+        assert draws is not None
+    chosen = draws[: options.draws]
+    usable = [draw for draw in chosen if clusters.has_clusters(draw)]
     left = len(chosen) - len(usable)
     text = f"{left} of {len(chosen)} draws of images have no clusters and were left out."
     return usable, [text] if left else []
 
 
-def _resolution(s: Study, draws: NDArray[np.float64]) -> str:
-    """How many clusters the images can tell apart, in words; writes resolution.csv."""
+def _resolution(s: Study, k: int, draws: list[NDArray[np.float64]]) -> str:
+    """Whether draws of images reproduce k clusters, and how many they do; writes resolution.csv."""
     # More than N / 2 clusters are mostly single models, which any draw reproduces.
-    numbers = range(2, min(UP_TO, max(2, len(s.names) // 2)) + 1)
+    most = min(UP_TO, max(2, len(s.names) // 2))
+    numbers = sorted({*range(2, most + 1), k})
     with Bars(s.console) as bars:
-        bars.start("resolve", [f"{k} clusters" for k in numbers], len(numbers))
+        bars.start("resolve", [f"{number} clusters" for number in numbers], len(numbers))
         rand = {}
-        for k in numbers:
-            rand |= clusters.resolved(s.scores, draws, [k])
+        for number in numbers:
+            rand[number] = clusters.resolved(
+                s.scores, draws, number, s.config.clusters.seed, DRAW_RESTARTS
+            )
             bars.advance("resolve", 1)
         bars.end("resolve")
     table = pl.DataFrame({"k": list(rand), "rand_over_images": list(rand.values())})
     s.outputs.table("resolution", table)
-    known = [k for k, value in rand.items() if value >= RESOLVED]
+    known = [number for number, value in rand.items() if value >= RESOLVED]
     if not known:
         return (
             "Draws of images do not reproduce the clusters for any number of them: the adjusted "
             f"Rand index is {max(rand.values()):.2f} at most. Use more images."
         )
-    k = max(known)
-    more = (
-        f"and more than {k} with less than {RESOLVED}" if k < max(rand) else "more were not tried"
-    )
     return (
-        f"The images can tell {k} clusters apart: draws reproduce them with an adjusted Rand index "
-        f"of {rand[k]:.2f}, {more} (resolution.csv)."
+        f"Are the {k} clusters certain? {'Yes' if k in known else 'No'}: draws of images reproduce "
+        f"them with an adjusted Rand index of {rand[k]:.2f} (certain from {RESOLVED}). The images "
+        f"can tell at most {max(known)} apart: of 2 to {max(numbers)} clusters, "
+        f"{', '.join(map(str, known))} are reproduced (resolution.csv)."
     )
-
-
-def _of_draw(scores: NDArray[np.float64], k: int, seed: int) -> NDArray[np.intp]:
-    return clusters.spectral(scores, k, seed, DRAW_RESTARTS)
 
 
 def _square(s: Study, values: NDArray[np.float64], labels: NDArray) -> pl.DataFrame:

@@ -91,3 +91,20 @@ def test_scores_of_halves_are_those_of_the_images_in_them() -> None:
     found.correct[0, 1:] = False  # a model with one correct image: one half has none
     unknown = np.isnan(noise.sampled_scores(found, 5, splits=3).halves)
     assert unknown[:, 0].all(axis=1).sum() == 3 and not unknown[:, 1:, 1:].any()
+
+
+def test_simulated_draws_have_the_noise_of_so_many_images() -> None:
+    """A pair's score has the spread of a binomial rate of both directions, and no bias."""
+    scores = matrix.read(DIGITS).scores
+    draws = noise.simulated_draws(scores, 2000, 500)
+    assert draws.shape == (500, *scores.shape)
+    np.testing.assert_array_equal(draws, draws.transpose(0, 2, 1))
+    assert (draws[:, range(12), range(12)] == np.diag(scores)).all()
+    rows, columns = np.tril_indices(12, k=-1)
+    rates = np.exp(scores[rows, columns]) / 100
+    often = rates > 0.02
+    expected = np.sqrt((1 - rates) / (4000 * rates))
+    spread = draws[:, rows, columns].std(axis=0)
+    np.testing.assert_allclose((spread / expected)[often], 1, atol=0.15)
+    bias = draws[:, rows, columns].mean(axis=0) - scores[rows, columns]
+    assert np.abs(bias[often] / expected[often]).max() < 0.25

@@ -199,10 +199,16 @@ def test_components_are_read_for_a_matrix_by_its_names(tmp_path: Path) -> None:
     done = run(
         "clusters",
         tmp_path / "unknown",
-        [f"similarity={tmp_path / 'other.csv'}", "clusters.seeds=1", "logger=none"],
+        [
+            f"similarity={tmp_path / 'other.csv'}",
+            *("clusters.seeds=1", "clusters.images=500", "clusters.draws=3", "logger=none"),
+        ],
     )
     assert not (done / "keywords.csv").exists()
-    assert re.search("No keywords: .*timm has no model", (done / "report.html").read_text())
+    page = (done / "report.html").read_text()
+    assert re.search("No keywords: .*timm has no model", page)
+    assert "Over 3 simulated draws of images" in page
+    assert pl.read_csv(done / "resolution.csv")["k"].to_list() == [2]
 
 
 @pytest.mark.slow
@@ -220,6 +226,7 @@ def test_what_a_user_gets_wrong(mistake: Mistake, tmp_path: Path) -> None:
         ("experiment=clusters components=c.csv", "c.csv lacks 1 of the 5 models: m0"),
         ("experiment=clusters components=no.csv", "no.csv cannot be read as a CSV file"),
         ("experiment=clusters clusters.draws=0", "clusters.draws must be a whole number"),
+        ("experiment=clusters clusters.images=0", "clusters.images must be a whole number"),
         ("experiment=importance", "give them with components=path.csv"),
         ("experiment=importance importance.held_out=2", "importance.held_out must be a share"),
         ("experiment=importance importance.min_samples=1", "min_samples must be 2 or more"),

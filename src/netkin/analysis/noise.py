@@ -167,6 +167,31 @@ def sampled_scores(outcomes: Outcomes, draws: int, splits: int = SPLITS) -> Samp
     )
 
 
+def simulated_draws(
+    scores: NDArray[np.float64], images: int, draws: int, seed: int = 0
+) -> NDArray[np.float64]:
+    """Scores that other samples of images would give, [draws, N, N], where outcomes are unknown.
+
+    Each pair's fooling rate exp(s) / 100 is taken as true in both directions, and binomial counts
+    of `images` images are drawn for each direction. All counts are independent: images that pairs
+    share, and an image that transfers in both directions, are left out of account. The diagonal is
+    that of `scores`, and smoothed scores are those of `netkin.similarity.smoothed`.
+
+    Args:
+        scores: [N, N], symmetric, in nats; at most ln 100.
+        images: that both models of a pair classify correctly, 1 or more.
+        draws: number of matrices.
+        seed: of the draws.
+    """
+    rows, columns = np.tril_indices(len(scores), k=-1)
+    rates = np.clip(np.exp(scores[rows, columns]) / 100, 0, 1)
+    counts = np.random.default_rng(seed).binomial(2 * images, rates, (draws, len(rates))) / 2
+    result = np.tile(scores, (draws, 1, 1))
+    result[:, rows, columns] = similarity.smoothed(counts, images)
+    result[:, columns, rows] = result[:, rows, columns]
+    return result
+
+
 def sampled_directions(outcomes: Outcomes, draws: int, splits: int = SPLITS) -> Sampled:
     """`sampled_scores` of one direction: [a, b] is the score of a's images on b."""
     images = len(outcomes.image_ids)
