@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.forkserver import ensure_running
 from typing import Any, Protocol
 
 from netkin.errors import Stopped, StoreError, UserError
@@ -187,6 +188,8 @@ class Jobs:
                 multiprocessing.set_start_method(method, force=True)
             if method == "forkserver":
                 processes.set_forkserver_preload(list(self.preload))
+                with _interrupt_blocked():
+                    ensure_running()
             self._events = processes.Queue()
             devices = None
             if self.gpus:
@@ -248,6 +251,20 @@ class Jobs:
         self.stopped()
 
 
+@contextmanager
+def _interrupt_blocked() -> Iterator[None]:
+    """Processes that are started in the block, and all their children, never see a SIGINT.
+
+    Ctrl-C reaches all processes of a terminal, also those that still import torch and have no
+    handler yet. The main process decides, and sends SIGTERM.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _visible_gpus(number: int) -> list[str]:
     """CUDA's names of the first GPUs that are visible to this process."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -286,8 +303,8 @@ def _start(context: bytes, threads: int, events: Any, devices: Any) -> None:
     if devices is not None:
         # Before CUDA starts; the device is number 0 to this process.
         os.environ["CUDA_VISIBLE_DEVICES"] = devices.get()
-    # Ctrl-C reaches all processes of a terminal: the main process decides. A function, since
-    # Lightning calls the handler that is set, which SIG_IGN cannot be.
+    # Where a signal cannot be blocked. A function, since Lightning calls the handler that is set,
+    # which SIG_IGN cannot be.
     signal.signal(signal.SIGINT, lambda *_: None)
     signal.signal(signal.SIGTERM, _give_up)
     threading.Thread(target=_die_with_parent, daemon=True).start()
