@@ -3,7 +3,8 @@
 Reads from the store every student that had a teacher, computes the similarity of each teacher to
 the student's architecture as trained without one, and correlates it with the students' accuracy:
 over all teachers, those of the student's base architecture, and the others. The same for the
-teachers' own accuracy. Students of one teacher under several seeds count once, with their mean.
+teachers' own accuracy. Students of one teacher under several seeds count once, with their mean;
+how much of the differences between teachers are differences between seeds is reported with it.
 
 Measured on the digits: see experiments/results/digits.md.
 """
@@ -16,6 +17,7 @@ import polars as pl
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
+from scipy import stats
 
 from experiments.common.runs import open_store
 from experiments.common.setting import build_task
@@ -27,7 +29,7 @@ from netkin.analysis.statistics import FEWEST, Correlation, p_text, pearson, tre
 from netkin.errors import UserError
 from netkin.report.scatter import scatter
 from netkin.report.study import Section
-from netkin.report.style import panels, style
+from netkin.report.style import INK, panels, style
 from netkin.training.weights import students_of
 from netkin.zoo.components import base_architecture
 from netkin.zoo.member import Member, parse_members
@@ -59,7 +61,7 @@ def run(config: DictConfig) -> None:
             f"Does {student} learn more from a similar teacher?",
             f"Students are {student} on {dataset} with {table.height} teachers; similarity is that "
             f"of the teacher and a {student} trained without one, among {s.source}.",
-            [*by_similarity.paragraphs, *by_accuracy.paragraphs],
+            [*by_similarity.paragraphs, *by_accuracy.paragraphs, seeds_text(table)],
             [by_similarity, by_accuracy, Section("All students", tables={"Students": table})],
         )
 
@@ -84,13 +86,19 @@ def student_table(
     s: Study, students: Sequence[Mapping[str, Any]], bases: Mapping[str, str]
 ) -> pl.DataFrame:
     """A row a teacher: teacher, base, same_base, similarity (nats), teacher_accuracy,
-    student_accuracy (mean over seeds; both in [0, 1]), seeds, n (test images), by falling
-    similarity."""
+    student_accuracy (mean over seeds; both in [0, 1]), student_low, student_high (its 95% interval
+    over seeds; null where no teacher has two), seeds, seed_sd (of one training; the same for all
+    teachers), n (test images), by falling similarity."""
     student = place_of(s.config.student, s.names, "student=NAME: the matrix")
+    taught_by: dict[str, list[Mapping[str, Any]]] = {}
+    for row in students:
+        taught_by.setdefault(row["teacher"]["name"], []).append(row)
+    sd, freedom = pooled_sd([[row["test_accuracy"] for row in t] for t in taught_by.values()])
     rows = []
-    for teacher in dict.fromkeys(row["teacher"]["name"] for row in students):
-        taught = [row for row in students if row["teacher"]["name"] == teacher]
+    for teacher, taught in taught_by.items():
         i = place_of(teacher, s.names)
+        accuracy = float(np.mean([row["test_accuracy"] for row in taught]))
+        half = None if sd is None else stats.t.ppf(0.975, freedom) * sd / len(taught) ** 0.5
         rows.append(
             {
                 "teacher": teacher,
@@ -98,12 +106,60 @@ def student_table(
                 "same_base": bases[teacher] == bases[s.config.student],
                 "similarity": float(s.scores[student, i]),
                 "teacher_accuracy": teacher_accuracy(s, i, taught[0]),
-                "student_accuracy": float(np.mean([row["test_accuracy"] for row in taught])),
+                "student_accuracy": accuracy,
+                "student_low": None if half is None else accuracy - half,
+                "student_high": None if half is None else accuracy + half,
                 "seeds": len(taught),
+                "seed_sd": sd,
                 "n": taught[0]["test_images"],
             }
         )
     return pl.DataFrame(rows, infer_schema_length=None).sort("similarity", descending=True)
+
+
+def pooled_sd(groups: Sequence[Sequence[float]]) -> tuple[float | None, int]:
+    """The standard deviation within groups, pooled over them, and its degrees of freedom.
+
+    None and 0 where no group has two values.
+    """
+    freedom = sum(len(group) - 1 for group in groups)
+    if freedom == 0:
+        return None, 0
+    squares = sum(float(np.square(np.asarray(g) - np.mean(g)).sum()) for g in groups)
+    return (squares / freedom) ** 0.5, freedom
+
+
+def reliability(table: pl.DataFrame) -> float:
+    """The share of the variance between teachers' mean accuracies that is not of seeds, in [0, 1].
+
+    A correlation with them is at most its square root. NaN where it is unknown: with one seed each
+    or fewer than two teachers.
+    """
+    between = np.var(table["student_accuracy"].to_numpy(), ddof=1) if table.height > 1 else np.nan
+    if table["seed_sd"][0] is None or not between > 0:
+        return float("nan")
+    of_seeds = float(np.mean(table["seed_sd"][0] ** 2 / table["seeds"].to_numpy()))
+    return float(np.clip(1 - of_seeds / between, 0, 1))
+
+
+def seeds_text(table: pl.DataFrame) -> str:
+    """How far students of one teacher differ between seeds, and what that leaves to explain."""
+    share = reliability(table)
+    if np.isnan(share):
+        return (
+            "With one seed for each teacher, differences between teachers may be differences "
+            "between seeds: train more with `python train.py -m experiment=distill teacher=A,B,C "
+            "seed=0,1,2,3,4`."
+        )
+    seeds = table["seeds"]
+    each = f"{seeds.min()}" if seeds.n_unique() == 1 else f"{seeds.min()} to {seeds.max()}"
+    means = 100 * table["student_accuracy"]
+    return (
+        f"Students of one teacher differ by {100 * table['seed_sd'][0]:.1f} points between seeds "
+        f"(standard deviation), the means of the teachers ({each} seeds each) by {means.std():.1f} "
+        f"points ({means.min():.1f}% to {means.max():.1f}%). Seeds explain {1 - share:.0%} of the "
+        f"variance of the means: no correlation with them can exceed {share**0.5:.2f}."
+    )
 
 
 def teacher_accuracy(s: Study, i: int, student: Mapping[str, Any]) -> float | None:
@@ -125,7 +181,8 @@ def similarity_section(s: Study, table: pl.DataFrame, base: str) -> Section:
     caption = (
         "Accuracy of the student against the similarity of its teacher (Fig. 5): (a) all teachers, "
         "(b) of the student's base architecture, (c) of others; least-squares line with its "
-        f"{s.config.distillation.level:.0%} band."
+        f"{s.config.distillation.level:.0%} band, where there are {FEWEST} teachers or more; error "
+        "bars: 95% intervals over seeds, where there are several."
     )
     picture = s.outputs.figure("distillation_similarity", figure, table, caption)
     return Section("Similarity and distillation", sentences, figures=[picture])
@@ -162,6 +219,9 @@ def correlation_figure(
             text = f"{label}\nr = {correlation.r:.2f}, p {p_value}, n = {correlation.n}"
         sentences.append(correlation_text(title, correlation, test, len(x)))
         line = trend(x, y, settings.level) if len(x) >= FEWEST else None
+        if part.height and part["student_low"].null_count() == 0:
+            half = y - 100 * part["student_low"].to_numpy()
+            ax.errorbar(x, y, half, fmt="none", ecolor=INK, alpha=0.35, elinewidth=0.8)
         scatter(ax, x, y, xlabel, "accuracy of the student (%)", part["teacher"].to_list(),
                 trend=line, text=text)  # fmt: skip
     return figure, sentences

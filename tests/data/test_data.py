@@ -136,3 +136,14 @@ def test_a_corrupt_image_is_named(tmp_path: Path) -> None:
     folder = open_folder(str(tmp_path))
     with pytest.raises(UserError, match=rf"{victim.name} in .* is unreadable"):
         views.load(folder, draw(folder, "full").positions, View(32))
+
+
+def test_few_digits_of_each_class() -> None:
+    few, everything = Digits("train", per_class=10), Digits("train")
+    assert np.bincount(few.labels).tolist() == [10] * 10
+    assert set(few.ids) < set(everything.ids)
+    labels = dict(zip(everything.ids, everything.labels, strict=True))
+    assert [labels[name] for name in few.ids] == few.labels
+    assert Digits("train", per_class=1000).ids == everything.ids
+    with pytest.raises(UserError, match="1 or more"):
+        Digits("train", per_class=0)

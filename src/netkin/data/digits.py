@@ -32,17 +32,27 @@ class Digits:
 
     The split is stratified by class and fixed by `seed`. An id is the image's number in
     scikit-learn's own order, such as ``digits/0042``.
+
+    Attributes:
+        split: train or test.
+        test_size: images of the test part, of 1,797.
+        seed: of the split.
+        per_class: images of each class at most, drawn by `seed`; None is all. With few of them the
+            training part is a harder task.
     """
 
     split: str = "test"
     test_size: int = 500
     seed: int = 0
+    per_class: int | None = None
 
     def __post_init__(self) -> None:
         if self.split not in ("train", "test"):
             raise UserError(f"the digits have the splits train and test, not {self.split!r}")
         if not 10 <= self.test_size <= 1787:
             raise UserError(f"test_size of the digits must be in 10..1787, got {self.test_size}")
+        if self.per_class is not None and self.per_class < 1:
+            raise UserError(f"per_class of the digits must be 1 or more, got {self.per_class}")
 
     @property
     def classes(self) -> list[str]:
@@ -56,7 +66,10 @@ class Digits:
 
     @property
     def _numbers(self) -> list[int]:
-        return _split(self.test_size, self.seed)[self.split == "test"]
+        numbers = _split(self.test_size, self.seed)[self.split == "test"]
+        if self.per_class is None:
+            return numbers
+        return _few(tuple(numbers), self.per_class, self.seed)
 
     @property
     def ids(self) -> list[str]:
@@ -85,3 +98,12 @@ def _split(test_size: int, seed: int) -> tuple[list[int], list[int]]:
         np.arange(len(labels)), test_size=test_size, stratify=labels, random_state=seed
     )
     return sorted(map(int, train)), sorted(map(int, test))
+
+
+@cache
+def _few(numbers: tuple[int, ...], per_class: int, seed: int) -> list[int]:
+    labels, few = _scans()[1], []
+    drawn = np.random.default_rng(seed).permutation(numbers)
+    for digit in range(10):
+        few.extend(drawn[labels[drawn] == digit][:per_class].tolist())
+    return sorted(few)
