@@ -10,7 +10,15 @@ from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.inspection import permutation_importance
 
 from netkin.analysis.components import differences, keywords
-from netkin.analysis.importance import Boosting, alone, boosted, held_out, lookup_r2, pairs
+from netkin.analysis.importance import (
+    Boosting,
+    alone,
+    boosted,
+    held_out,
+    least_holm_p,
+    lookup_r2,
+    pairs,
+)
 from netkin.errors import UserError
 
 QUICK = Boosting(stages=40, learning_rate=0.1)
@@ -83,6 +91,17 @@ def test_components_by_themselves_and_holm_by_hand() -> None:
     assert holm == pytest.approx(2 * p)  # two components can be tested
     assert holm_other == pytest.approx(max(p_other, 2 * p))
     assert np.isnan(nothing).all()
+
+
+def test_few_models_cannot_show_anything() -> None:
+    """The least p that the models' permutations allow is found where the order is perfect."""
+    assert least_holm_p(4, 8) == pytest.approx(8 / 24)
+    assert least_holm_p(3, 8) == 1.0
+    assert least_holm_p(69, 13) == pytest.approx(13 / 10_000)
+    values = np.arange(5.0) ** 2
+    apart = np.abs(values[:, None] - values)
+    ((_, p, holm),) = alone(apart[:, :, None], apart)
+    assert p == holm == pytest.approx(least_holm_p(5, 1))
 
 
 def test_no_regressor_exceeds_the_table_of_patterns() -> None:

@@ -170,8 +170,9 @@ def test_the_papers_order_of_components(tmp_path: Path) -> None:
     ranked = pl.read_csv(done / "importance.csv")["component"].to_list()
     assert ranked[:2] == ["Base architecture", "Stem layer"]
     assert {"DW conv", "Group conv"} <= set(ranked[-4:])
-    fitted, held = pl.read_csv(done / "r2.csv").to_dicts()
+    fitted, held, shallow = pl.read_csv(done / "r2.csv").to_dicts()
     assert fitted["pairs"] == 2346 and fitted["r2"] > 0.7 > held["r2"]
+    assert shallow["trees"] == "shallow" and shallow["r2"] > held["r2"]
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ two differ, and their similarity. The importance of a component is the drop in R
 shuffled among the pairs.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,6 +30,11 @@ class Boosting:
     learning_rate: float = 0.02
     repeats: int = 10
     seed: int = 0
+
+
+SHALLOW = Boosting(stages=100, depth=3, min_samples=2, learning_rate=0.1)
+"""scikit-learn's defaults, for held-out models: trees of the paper's depth keep a leaf for nearly
+every pattern of differences, and predict pairs of other models badly."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +139,12 @@ def alone(
     holm = np.full(len(p), np.nan)
     holm[order] = np.minimum(np.maximum.accumulate(p[order] * np.maximum(left, 1)), 1)
     return [(test.r, test.p, float(h)) for test, h in zip(tests, holm, strict=True)]
+
+
+def least_holm_p(models: int, components: int, permutations: int = PERMUTATIONS) -> float:
+    """The least p after Holm's correction that `alone` can find for so many models, in (0, 1]."""
+    possible = min(math.factorial(models), permutations + 1)
+    return min(components / possible, 1.0)
 
 
 def lookup_r2(x: NDArray[np.bool_], y: NDArray[np.float64]) -> tuple[float, int]:
