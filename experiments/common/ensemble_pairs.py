@@ -53,7 +53,7 @@ def pair_section(
         "pairs."
     )
     picture = s.outputs.figure("ensemble_pairs", figure, table, caption)
-    images = words(pair_noise(s, table, wrong, pair_wrong, counts, n).row())
+    images = words(pair_noise(s, table, wrong, pair_wrong, counts, n).row(), r)
     paragraphs = [
         f"{verdict(association)} Similarity and error reduction: {association.sentence()}"
         + (f" {images[0].upper()}{images[1:]}." if images else ""),

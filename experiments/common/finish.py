@@ -16,6 +16,7 @@ def finish(
     answer: Sequence[str],
     sections: Sequence[Section],
     config_text: str,
+    printed: Sequence[str] = (),
 ) -> None:
     """Write report.html, print the answer, and name the files of the run.
 
@@ -27,8 +28,11 @@ def finish(
         answer: the findings in words, a paragraph each.
         sections: the evidence.
         config_text: the resolved config as YAML.
+        printed: paragraphs before the answer on the page, which the terminal has shown already.
     """
-    report = outputs.report(title, question, answer, sections, config_text)
+    report = outputs.report(title, question, [*printed, *answer], sections, config_text)
+    if printed:
+        console.print("\nSome members are suspect: see above, and the page.", highlight=False)
     for paragraph in answer:
         console.print(f"\n{paragraph}", highlight=False, markup=False)
     console.print(f"\nReport   {report}", highlight=False, markup=False)

@@ -106,15 +106,15 @@ class Study:
     ) -> None:
         """Write report.html, print the answer, and name the files of the run.
 
-        The answer begins with the members that look wrong. It ends with the notes on the images,
-        and which of them could not be read.
+        The page's answer begins with the members that look wrong, which were printed after the
+        clean pass. The answer ends with the notes on the images, and which could not be read.
         """
+        suspects: Sequence[str] = ()
         if self.measured is not None:
-            setting = self.measured.setting
-            answer = [*self.measured.suspects.sentences, *answer]
-            answer += left_out(setting.subset.skipped, setting.images.notes)
+            setting, suspects = self.measured.setting, self.measured.suspects.sentences
+            answer = [*answer, *left_out(setting.subset.skipped, setting.images.notes)]
         text = described(self.config)
-        finish(self.outputs, self.console, title, question, answer, sections, text)
+        finish(self.outputs, self.console, title, question, answer, sections, text, suspects)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig
 
 from experiments.common.ensemble_pairs import pair_section
-from experiments.common.ensembles import ensembles_wrong
+from experiments.common.ensembles import build_variants, ensembles_wrong, with_variants
 from experiments.common.keys import naming
 from experiments.common.study import Study, study, with_logits
 from experiments.common.values import positive_int
@@ -60,14 +60,19 @@ def run(config: DictConfig) -> None:
         drawn = by_clusters(labels.tolist(), sizes, config)
         with naming({"group": "groups: group"}):
             chosen = groups(config.groups, matrix.names, families)
+        variants = build_variants(config, list(chosen))
+        setting, models, apart = with_variants(s, setting, members, variants)
+        chosen |= apart
         drawn |= by_groups(chosen, sizes, config)
         pairs = ensemble.pairs_of(n)
-        every = [(i,) for i in range(n)] + pairs
+        every = [(i,) for i in range(len(models))] + pairs
         every += sorted({group for ensembles, _ in drawn.values() for group in ensembles})
-        rows = ensembles_wrong(s, setting, members, every)
-        wrong, alone = dict(zip(every, rows, strict=True)), rows[:n]
+        rows = ensembles_wrong(s, setting, models, every)
+        wrong, alone = dict(zip(every, rows, strict=True)), rows[: len(models)]
         counts = resample(len(setting.subset), config.score.bootstrap)
-        by_pair = pair_section(s, matrix, alone, rows[n : n + len(pairs)], counts)
+        by_pair = pair_section(
+            s, matrix, alone[:n], rows[len(models) : len(models) + len(pairs)], counts
+        )
         table = metric_table(drawn, alone, wrong, counts)
         by_cluster = cluster_section(s, table, clusters, len(setting.subset))
         sections = [by_pair, by_cluster, *([group_section(s, table)] if chosen else [])]
@@ -196,7 +201,8 @@ def _clusters(k: int) -> str:
 
 
 def group_section(s: Study, table: pl.DataFrame) -> Section:
-    """Fig. 4: the metrics of each group, beside those of models from different clusters."""
+    """Fig. 4: the metrics of each group, and of each group of variants, beside those of members
+    from different clusters, among which no variant is."""
     kinds = [kind for kind in table["kind"].unique(maintain_order=True) if kind != "clusters"]
     series = {kind: table.filter(kind=kind).sort("n") for kind in kinds}
     apart = table.filter((pl.col("kind") == "clusters") & (pl.col("n") == pl.col("k"))).sort("n")

@@ -9,6 +9,9 @@ and table) and report.html.
 On the 12 digits members, eps was chosen so: experiments/results/digits.md.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import polars as pl
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -143,9 +146,25 @@ def report(
         f"of {dataset} on each model at each eps, and noise of the same size changed the same "
         "images.",
         [
-            *(sentence(table), next_step, *cautions),
+            *(sentence(table), *short_steps(setting.attack.identity, table), next_step),
             *left_out(setting.subset.skipped, setting.images.notes),
         ],
         [Section("White-box success by eps", (), {"": table}, [picture])],
         described(config),
+        cautions,
     )
+
+
+def short_steps(attack: Mapping[str, Any], table: pl.DataFrame) -> list[str]:
+    """Says, if it is so, that an attack's steps do not reach the larger eps of the table."""
+    steps, size = attack.get("steps"), attack.get("step_size")
+    if steps is None or size is None:
+        return []
+    levels = 255 * steps * size
+    beyond = table.filter(pl.col("levels") > levels * (1 + 1e-9)).sort("levels")["eps"]
+    if beyond.is_empty():
+        return []
+    return [
+        f"{steps} steps of {255 * size:.3g}/255 go {levels:.3g}/255 at most, less than eps = "
+        f"{', '.join(dict.fromkeys(beyond))}: use more steps or a larger attack.step_size there."
+    ]

@@ -94,10 +94,7 @@ def run(config: DictConfig) -> None:
             f"One-sided similarity of the members to {candidate.name}, with 95% intervals over "
             "images; colours are clusters of the members.",
         )
-        paragraphs = [
-            *suspects.sentences,
-            *answer(table, candidate.name, success, reason, shares, record),
-        ]
+        paragraphs = answer(table, candidate.name, success, reason, shares, record)
         if success < WEAK_ATTACK and setting.attack.attack.eps is not None:
             paragraphs.append(eps_advice())
         if failures:
@@ -112,6 +109,7 @@ def run(config: DictConfig) -> None:
             paragraphs,
             [Section("Members by one-sided similarity", (), {"": table}, [picture])],
             described(config),
+            suspects.sentences,
         )
         if failures:
             raise failures

@@ -169,6 +169,20 @@ def check_ensemble(folder: Path) -> None:
     Matrix(MEMBERS, mine).table().write_csv(folder / "four.csv")
     run = on_four("ensemble", folder, f"similarity={folder / 'four.csv'}", "ensemble.samples=3")
     assert sorted(pl.read_csv(run / "ensemble_pairs.csv")["similarity"]) == [1, 2, 3, 4, 5, 6]
+    # Variants are in groups of their own, and change nothing of the members' figures.
+    weights = four_store(folder) / "weights" / "digits"
+    again = (
+        f"{{name: again, timm: test_byobnet, checkpoint: {weights / 'test_byobnet.safetensors'}}}"
+    )
+    other = again.replace("again", "other")
+    variants = f"ensemble.variants={{seeds: [vit_ti, {again}], same: [{again}, {other}]}}"
+    varied = on_four("ensemble", folder, variants, f"similarity={folder / 'four.csv'}")
+    for name in ("ensemble_pairs", "ensemble_clusters"):
+        assert (varied / f"{name}.csv").read_bytes() == (run / f"{name}.csv").read_bytes()
+    by_kind = pl.read_csv(varied / "ensemble_groups.csv")
+    same, seeds = (by_kind.filter(kind=kind).to_dicts() for kind in ("same", "seeds"))
+    assert [row["err"] for row in same] == [pytest.approx(0)]
+    assert [row["top1_error"] for row in seeds] == [pytest.approx(error)]  # vit_ti, test_byobnet
 
 
 def check_ensemble_benchmark(folder: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from experiments.studies.eps import short_steps
 from netkin.analysis.eps import NOISE, SUCCESS, sentence, smallest, strength_row
 from netkin.transfer.strength import spread
 from tests.conftest import SMALL, run_here
@@ -87,3 +88,12 @@ def test_mistakes(arguments: list[str], expected: str, tmp_path: Path) -> None:
     done = run_here("experiment=eps", *arguments, "logger=none", "hydra.run.dir=run", cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert expected in done.stderr
+
+
+def test_steps_that_fall_short_are_named() -> None:
+    some = table(("a", 8, 50), ("a", 16, 90))
+    (said,) = short_steps({"steps": 5, "step_size": 2 / 255}, some)
+    assert "5 steps of 2/255 go 10/255 at most, less than eps = 16/255:" in said
+    assert not short_steps({"steps": 8, "step_size": 2 / 255}, some)
+    assert not short_steps({"steps": 5, "step_size": None}, some)
+    assert not short_steps({}, some)

@@ -48,12 +48,19 @@ class OverImages:
         return {name: None if np.isnan(value) else value for name, value in values.items()}
 
 
-def words(row: Mapping[str, Any]) -> str:
+def words(row: Mapping[str, Any], r: float = np.nan) -> str:
     """`OverImages.row` for a report, such as "noise ceiling 0.93; without the noise of the images
-    r = 0.52 (95% interval over images 0.44 to 0.60)"; without what is null."""
+    r = 0.52 (95% interval over images 0.44 to 0.60)"; without what is null.
+
+    Args:
+        row: of `OverImages.row`.
+        r: as measured; one above its ceiling is noise that both share, and is said to be.
+    """
     parts = []
     if row["noise_ceiling"] is not None:
-        parts.append(f"noise ceiling {row['noise_ceiling']:.2f}")
+        above = abs(r) > row["noise_ceiling"]
+        why = ", which r exceeds: noise of the images that both share may be most of it"
+        parts.append(f"noise ceiling {row['noise_ceiling']:.2f}{why if above else ''}")
     if row["images_low"] is not None:
         parts.append(
             f"without the noise of the images r = {row['r_without_noise']:.2f} (95% interval over "

@@ -104,12 +104,17 @@ class Controls:
             f"{worst['noise_rate']:.1%} ({worst['model']}). "
         )
         if below.is_empty():
-            text += f"All {total} pairs transfer more often than that."
+            text += (
+                "The pair transfers more often than that."
+                if total == 1
+                else f"All {total} pairs transfer more often than that."
+            )
         else:
             named = and_more([f"{a} and {b}" for a, b in below.select("a", "b").iter_rows()], 3)
             text += (
-                f"{below.height} of {total} pairs are not above noise ({NOT_ABOVE[0]} in the "
-                f"heatmap): {named}. Their scores may show brittleness, not kinship."
+                f"{below.height} of {total} pairs {'is' if below.height == 1 else 'are'} not above "
+                f"noise ({NOT_ABOVE[0]} in the heatmap): {named}. Such scores may show "
+                "brittleness, not kinship."
             )
         text += (
             f" In {self.at_chance} of {n * (n - 1)} directions adversarial images of another model "
