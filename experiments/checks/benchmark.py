@@ -33,6 +33,7 @@ from rich.table import Table
 from experiments.checks import passes, speed
 from experiments.checks.batch import correct_batch
 from experiments.common.devices import cores, device
+from experiments.common.finish import terminal
 from experiments.common.keys import naming
 from experiments.common.members import build_members
 from experiments.common.runs import run_info, tracked
@@ -62,7 +63,7 @@ def run(config: DictConfig) -> None:
         positive_int(own.images, "benchmark.images")
     check_models(config)
     setting = build_setting(config)
-    console = Console(soft_wrap=True)
+    console = terminal()
     tables: dict[str, pl.DataFrame] = {}
     with tracked(config, run_info(config, setting, 0)) as tracker:
         if "speed" in own.parts:
@@ -73,8 +74,8 @@ def run(config: DictConfig) -> None:
         for name, table in tables.items():
             write(folder / f"{name}.csv", table.write_csv)
             tracker.table(f"tables/{name}", table)
-            Console(width=max(console.width, 140)).print(_terminal_table(table), "")
-        console.print(f"Tables   {folder}/{', '.join(f'{n}.csv' for n in tables)}", highlight=False)
+            Console(width=max(console.width, 140), markup=False).print(_terminal_table(table), "")
+        console.print(f"Tables   {folder}/{', '.join(f'{n}.csv' for n in tables)}")
 
 
 def check_models(config: DictConfig) -> None:
@@ -178,14 +179,14 @@ def time_runs(config: DictConfig, console: Console) -> dict[str, pl.DataFrame]:
                 for entry in store.iterdir():
                     if entry.name != "weights":
                         shutil.rmtree(entry)
-            console.print(f"{state}: running ...", highlight=False)
+            console.print(f"{state}: running ...")
             overrides = [f"store.dir={store}", f"hydra.run.dir={scratch}/run"]
             seconds, memory = timed([*config.benchmark.overrides, *overrides])
             rows.append({"state": state, "seconds": seconds, "peak_memory_gib": memory})
-            console.print(f"{state}: {seconds:.1f} s, {memory:.2f} GiB", highlight=False)
+            console.print(f"{state}: {seconds:.1f} s, {memory:.2f} GiB")
         overhead = store_overhead(config, f"store.dir={store}", Path(scratch) / "craft")
     shares = ", ".join(f"{row['model']} {row['share_in_store']:.2%}" for row in overhead.to_dicts())
-    console.print(f"share of crafting time spent in the store: {shares}", highlight=False)
+    console.print(f"share of crafting time spent in the store: {shares}")
     return {"benchmark": pl.DataFrame(rows), "store_overhead": overhead}
 
 

@@ -16,9 +16,9 @@ import numpy as np
 import polars as pl
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 from safetensors import safe_open
 
+from experiments.common.finish import terminal
 from experiments.common.values import positive_int, run_folder
 from netkin.analysis import ensemble
 from netkin.jobs.progress import Bars
@@ -27,7 +27,7 @@ from netkin.store.files import write, write_tensors
 
 def run(config: DictConfig) -> None:
     """The study: how long, and how much memory."""
-    options, console = config.benchmark, Console(soft_wrap=True)
+    options, console = config.benchmark, terminal()
     for name in ("models", "images", "classes", "threads"):
         positive_int(options[name], f"benchmark.{name}")
     with tempfile.TemporaryDirectory(prefix="netkin-ensemble-") as scratch:
@@ -55,9 +55,8 @@ def run(config: DictConfig) -> None:
     console.print(
         f"{pairs} pairs of {options.models} models, {options.images} images, {options.classes} "
         f"classes: {seconds:.1f} s with {options.threads} threads, {memory:.2f} GiB",
-        highlight=False,
     )
-    console.print(f"Table    {folder / 'ensemble_benchmark.csv'}", highlight=False)
+    console.print(f"Table    {folder / 'ensemble_benchmark.csv'}")
 
 
 def timed(files: list[Path], images: int, threads: int) -> tuple[float, float, int]:

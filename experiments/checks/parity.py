@@ -18,7 +18,6 @@ import polars as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.table import Table
 from scipy.stats import binomtest
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from experiments.checks.batch import Batch, correct_batch
 from experiments.checks.references import COMPARISONS, require_foolbox
 from experiments.common.devices import build_jobs, device
+from experiments.common.finish import terminal
 from experiments.common.keys import naming_group
 from experiments.common.members import build_members
 from experiments.common.runs import run_info, tracked
@@ -82,7 +82,7 @@ def run(config: DictConfig) -> None:
     setting = build_setting(config)
     members = build_members(config)
     info = run_info(config, setting, len(members))
-    console = Console(soft_wrap=True)
+    console = terminal()
     with tracked(config, info) as tracker:
         with Bars(console) as bars:
             setting = prepare(config, setting, members, bars)
@@ -109,8 +109,8 @@ def run(config: DictConfig) -> None:
     for table in terminal_tables(tables):
         console.print(table)
     names = ", ".join(f"{name}.csv" for name, table in tables.items() if table.height)
-    console.print(f"Tables   {info.folder}/{names}", highlight=False)
-    console.print(f"Figure   {info.folder}/attacks.png, .pdf", highlight=False)
+    console.print(f"Tables   {info.folder}/{names}")
+    console.print(f"Figure   {info.folder}/attacks.png, .pdf")
 
 
 PRELOAD = ("netkin.attacks",)

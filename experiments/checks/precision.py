@@ -56,7 +56,7 @@ def run(config: DictConfig) -> None:
         members, outcomes = s.measured.members, {}
         for variant in variants:
             with Bars(s.console) as bars:
-                s.console.print(f"\n{variant.name}", highlight=False)
+                s.console.print(f"\n{variant.name}")
                 outcomes[variant.name] = measure_prepared(
                     config, variant.setting, members, s.tracker, bars
                 )

@@ -8,6 +8,11 @@ from netkin.analysis.summary import left_out
 from netkin.report.study import Outputs, Section
 
 
+def terminal() -> Console:
+    """The console of a command: text as it is, without markup, colours of numbers, or wrapping."""
+    return Console(soft_wrap=True, markup=False, highlight=False)
+
+
 def finish(
     outputs: Outputs,
     console: Console,
@@ -32,17 +37,17 @@ def finish(
     """
     report = outputs.report(title, question, [*printed, *answer], sections, config_text)
     if printed:
-        console.print("\nSome members are suspect: see above, and the page.", highlight=False)
+        console.print("\nSome members are suspect: see above, and the page.")
     for paragraph in answer:
-        console.print(f"\n{paragraph}", highlight=False, markup=False)
-    console.print(f"\nReport   {report}", highlight=False, markup=False)
+        console.print(f"\n{paragraph}")
+    console.print(f"\nReport   {report}")
     for kind, suffix in (("Tables", ".csv"), ("Figures", ".png")):
         if names := sorted(file for file in outputs.files if file.endswith(suffix)):
             text = f"{kind:<8} {outputs.folder}/{', '.join(names)}"
-            console.print(text, highlight=False, markup=False)
+            console.print(text)
 
 
 def print_notes(console: Console, notes: Sequence[str]) -> None:
     """Print notes on how the images were read (`netkin.data.images.Images.notes`)."""
     for note in left_out((), list(dict.fromkeys(notes))):
-        console.print(note, highlight=False, markup=False)
+        console.print(note)

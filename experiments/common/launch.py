@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.common import sweep
+from experiments.common.mistakes import explained, no_group, refuse_no_options
 from netkin.errors import (
     DamagedFile,
     OtherContents,
@@ -114,6 +115,9 @@ def run_study(config: DictConfig, script: str) -> None:
         config: as composed.
         script: evaluate or train, whose config this is.
     """
+    # Relative paths are those of the folder where the command was started, also with
+    # hydra.job.chdir=true.
+    os.chdir(HydraConfig.get().runtime.cwd)
     find_own_modules()
     try:
         own = config.experiment.get("script", "evaluate")
@@ -126,7 +130,11 @@ def run_study(config: DictConfig, script: str) -> None:
     except ERRORS as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
-        fail(one_line(error), 1)
+        fail(one_line(error, script, HydraConfig.get().overrides.task), 1)
+    except (TypeError, AttributeError):
+        if HydraConfig.get().mode == RunMode.MULTIRUN or not (line := no_group(config, script)):
+            raise
+        fail(line, 1)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -149,12 +157,14 @@ def launch(main: Callable[[], None]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     command = shlex.join(["python", *sys.argv])
+    script, given = Path(sys.argv[0]).stem, sys.argv[1:]
     try:
-        refuse_old_names(sys.argv[1:])
+        refuse_old_names(given)
+        refuse_no_options(given)
         sys.argv[1:] = sweep.arguments(sys.argv[0], with_members(sys.argv[1:]))
         main()
     except ERRORS as error:
-        fail(one_line(error), 1)
+        fail(one_line(error, script, given), 1)
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
@@ -190,10 +200,17 @@ def fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def one_line(error: BaseException) -> str:
-    """An error's message on one line; Hydra wraps its own over several, causes last."""
+def one_line(error: BaseException, script: str = "evaluate", overrides: Sequence[str] = ()) -> str:
+    """An error's message on one line; Hydra wraps its own over several, causes last.
+
+    Args:
+        error: of netkin, Hydra or OmegaConf.
+        script, overrides: of the command, to say what may have been meant.
+    """
     while isinstance(error.__cause__, ERRORS):
         error = error.__cause__
+    if line := explained(error, script, overrides):
+        return line
     line = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     hint = next((hint for kind, hint in HINTS.items() if isinstance(error, kind)), None)
     return f"{line} ({hint})" if hint else line

@@ -13,6 +13,7 @@ from experiments.common.values import resolved
 from netkin.data.images import Images, Part
 from netkin.errors import UserError
 from netkin.jobs.pool import Display
+from netkin.training import optimizer
 from netkin.training.recipe import Recipe
 from netkin.training.weights import Training, trained_members
 from netkin.transfer.decode import unreadable_images
@@ -94,7 +95,11 @@ def build_recipe(config: DictConfig, key: str) -> Recipe:
 
     Raises UserError that names the key of an unknown or unusable value.
     """
-    return construct(Recipe, key, OmegaConf.select(config, key))
+    values = OmegaConf.select(config, key)
+    recipe = construct(Recipe, key, values)
+    with naming_group(key, values):
+        optimizer.check(recipe)
+    return recipe
 
 
 def training_images(config: DictConfig, display: Display) -> Images:

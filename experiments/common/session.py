@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from experiments.common.devices import training_hardware
-from experiments.common.finish import print_notes
+from experiments.common.finish import print_notes, terminal
 from experiments.common.members import build_recipe, training_images
 from experiments.common.runs import tracked, training_info
 from experiments.common.setting import training_setting
@@ -81,7 +81,7 @@ def build_session(config: DictConfig, recipe: Recipe | None = None) -> Session:
 
     Raises UserError for a value of the config that cannot be used.
     """
-    console, folder = Console(soft_wrap=True), run_folder()
+    console, folder = terminal(), run_folder()
     setting, hardware = training_setting(config), training_hardware(config)
     recipe = recipe or build_recipe(config, "recipe")
     if hardware.fast_dev_run:

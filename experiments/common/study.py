@@ -17,7 +17,7 @@ from timm.models import split_model_name_tag
 from timm.models._registry import get_deprecated_models
 
 from experiments.common.devices import build_jobs
-from experiments.common.finish import finish, print_notes
+from experiments.common.finish import finish, print_notes, terminal
 from experiments.common.members import build_members, build_training
 from experiments.common.runs import file_info, run_info, tracked, used
 from experiments.common.setting import build_setting, check_sources, prepare
@@ -140,7 +140,7 @@ def study(
     with tracked(config, info) as tracker:
         families = [family(name) for name in given.names]
         source = f"the {len(given.names)} models of {Path(config.similarity).name}"
-        outputs, console = Outputs(info.folder, tracker), Console(soft_wrap=True)
+        outputs, console = Outputs(info.folder, tracker), terminal()
         yield Study(config, given, families, None, outputs, tracker, console, source)
 
 
@@ -156,7 +156,7 @@ def measured(
     With `partial` the matrix is that of the members that did not fail, if there are two, and
     `Measured.failures` has the others; else a failure raises Incomplete.
     """
-    console = Console(soft_wrap=True)
+    console = terminal()
     setting = build_setting(config)
     if attack is not None:
         setting = replace(setting, attack=attack)

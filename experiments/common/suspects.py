@@ -58,7 +58,7 @@ class Suspects:
                 "predictions are kept. on_suspect=warn goes on"
             )
         for sentence in self.sentences:
-            self.console.print(sentence, highlight=False, markup=False)
+            self.console.print(sentence)
 
     def _remedies(self, suspicions: Sequence[Suspicion]) -> Iterator[tuple[str, str]]:
         """Pairs of a remedy and a finding."""

@@ -91,7 +91,7 @@ def report(session: Session, member: Member, run: Run, answer: Answer) -> None:
     else:
         lines.append(f"Member   {session.dataset}/{member.name} of evaluate.py")
     for line in lines:
-        session.console.print(line, highlight=False, markup=False)
+        session.console.print(line)
 
 
 def curves(session: Session, member: Member, outputs: Outputs) -> Picture:

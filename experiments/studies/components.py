@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.common.components import PUBLISHED, from_file, read_off
-from experiments.common.finish import finish
+from experiments.common.finish import finish, terminal
 from experiments.common.members import build_members
 from experiments.common.runs import tracked
 from experiments.common.values import positive_int, resolved, run_folder
@@ -33,13 +33,13 @@ def run(config: DictConfig) -> None:
     members = build_members(config, at_least=1)
     names = [member.name for member in members]
     theirs = None if config.components is None else from_file(config.components, names)
-    console = Console(soft_wrap=True)
+    console = terminal()
     used = OmegaConf.masked_copy(config, list(USED))
     with tracked(config, _info(config, used, len(names))) as tracker:
         outputs = Outputs(run_folder(), tracker)
         with Bars(console) as bars:
             ours = outputs.table("components", read_off(members, _task(config), bars))
-        Console(width=WIDE).print(_printed(ours))
+        Console(width=WIDE, markup=False).print(_printed(ours))
         answer = [f"The components of {len(names)} models, read off the models themselves."]
         sections = [Section("Components", (), {"": ours})]
         if theirs is not None:
@@ -57,7 +57,7 @@ def run(config: DictConfig) -> None:
             sections.append(Section("Disagreements", (), {"Cells that differ": differ}))
             for row in differ.iter_rows(named=True):
                 values = f"{row['ours']}, in the file {row['theirs']}"
-                console.print(f"{row['model']}, {row['component']}: {values}", highlight=False)
+                console.print(f"{row['model']}, {row['component']}: {values}")
         finish(
             outputs,
             console,

@@ -16,7 +16,7 @@ import polars as pl
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from experiments.common.finish import finish, print_notes
+from experiments.common.finish import finish, print_notes, terminal
 from experiments.common.keys import naming
 from experiments.common.members import build_members
 from experiments.common.runs import command, run_info, tracked
@@ -55,7 +55,7 @@ def run(config: DictConfig) -> None:
     setting, members = build_setting(config), build_members(config, at_least=1)
     check_sources(setting, members, members)
     most = positive_int(config.eps.images, "eps.images")
-    info, console = run_info(config, setting, len(members)), Console(soft_wrap=True)
+    info, console = run_info(config, setting, len(members)), terminal()
     suspects, failures, rows = Suspects(config, console), list[Failure](), list[dict]()
     print_notes(console, setting.images.notes)
     with tracked(config, info) as tracker:

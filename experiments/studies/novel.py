@@ -21,9 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from rich.console import Console
 
-from experiments.common.finish import finish
+from experiments.common.finish import finish, terminal
 from experiments.common.keys import naming
 from experiments.common.members import build_member, build_members
 from experiments.common.runs import eps_advice, run_info, tracked
@@ -71,7 +70,7 @@ def run(config: DictConfig) -> None:
         with naming({"k": "novel.clusters"}):
             clusters.check_k(k, len(members))
     info = run_info(config, setting, len(members) + 1, [candidate.name])
-    console = Console(soft_wrap=True)
+    console = terminal()
     suspects = Suspects(config, console)
     with tracked(config, info) as tracker:
         with Bars(console) as bars:

@@ -10,8 +10,8 @@ Weights and clean predictions that are missing are made first. All jobs share th
 """
 
 from omegaconf import DictConfig, ListConfig
-from rich.console import Console
 
+from experiments.common.finish import terminal
 from experiments.common.members import build_members
 from experiments.common.runs import run_info, tracked
 from experiments.common.setting import build_setting, open_pipeline, prepare
@@ -28,7 +28,7 @@ def run(config: DictConfig) -> None:
     setting = build_setting(config)
     sources = sources_of(build_members(config, at_least=1), config.source)
     info = run_info(config, setting, len(sources), [source.name for source in sources])
-    console = Console(soft_wrap=True)
+    console = terminal()
     with tracked(config, info) as tracker:
         with Bars(console) as bars:
             setting = prepare(config, setting, sources, bars)
@@ -39,7 +39,6 @@ def run(config: DictConfig) -> None:
             console.print(
                 f"{source.name}: {int(correct(setting, source).sum())} adversarial images in "
                 f"{setting.adversarial_entry(source).path}",
-                highlight=False,
             )
         if pipeline.failures:
             raise Incomplete(pipeline.failures, None, len(sources))

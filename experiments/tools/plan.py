@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
 from experiments.common.devices import build_jobs, members_at_once
-from experiments.common.finish import finish, print_notes
+from experiments.common.finish import finish, print_notes, terminal
 from experiments.common.members import build_members, build_training, unreadable
 from experiments.common.runs import run_info, tracked
 from experiments.common.setting import build_setting, check_sources, prepare
@@ -44,7 +43,7 @@ def run(config: DictConfig) -> None:
     setting = build_setting(config)
     members = build_members(config)
     info = run_info(config, setting, len(members))
-    console = Console(soft_wrap=True)
+    console = terminal()
     print_notes(console, setting.images.notes)
     with tracked(config, info) as tracker:
         with Bars(console) as bars:

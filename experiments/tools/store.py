@@ -17,7 +17,7 @@ from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common.finish import finish
+from experiments.common.finish import finish, terminal
 from experiments.common.study import described
 from experiments.common.values import run_folder
 from netkin.errors import UserError
@@ -41,7 +41,7 @@ def run(config: DictConfig) -> None:
         raise UserError(f"there is no store {root}; choose another with store.dir=PATH")
     remove = config.remove if isinstance(config.remove, ListConfig) else [config.remove]
     names = [str(name) for name in remove]
-    console, folder = Console(soft_wrap=True), run_folder()
+    console, folder = terminal(), run_folder()
     if names:
         _remove(root, names, config.confirm, console)
         return
@@ -170,7 +170,7 @@ def _damage(root: Path, console: Console) -> list[Damage]:
         bars.start("check", ["files"], len(files), unit="files")
         damage = inventory.damage(root, lambda n: bars.advance("check", n))
         bars.end("check")
-    console.print(f"Checked {len(files)} files.", highlight=False)
+    console.print(f"Checked {len(files)} files.")
     return damage
 
 
@@ -182,15 +182,15 @@ def _remove(root: Path, names: list[str], confirmed: bool, console: Console) -> 
         paths += inventory.leftovers(root)
     paths += inventory.selected(root, [n for n in names if n not in ("damaged", "leftovers")])
     if not paths:
-        console.print("There is nothing to remove.", highlight=False)
+        console.print("There is nothing to remove.")
         return
     held = size(inventory.size_of(paths))
     if confirmed:
         inventory.remove(root, paths)
     verb = "Removed" if confirmed else "Would remove"
     for path in paths[:MANY]:
-        console.print(f"{verb} {path.relative_to(root)}", highlight=False)
+        console.print(f"{verb} {path.relative_to(root)}")
     parts = "1 part" if len(paths) == 1 else f"{len(paths)} parts"
-    console.print(f"{verb} {parts} in all ({held}).", highlight=False)
+    console.print(f"{verb} {parts} in all ({held}).")
     if not confirmed:
-        console.print("Nothing was removed: add confirm=true to do so.", highlight=False)
+        console.print("Nothing was removed: add confirm=true to do so.")

@@ -79,7 +79,7 @@ class AutoAttack(Attack):
         if unfooled not in ("strongest", "clean"):
             raise UserError(f"unfooled must be strongest or clean, got {unfooled!r}")
         self.unfooled = unfooled
-        self.seed = seed
+        self.seed = whole_number(seed, "seed", least=0)
 
     def perturb(
         self, model: nn.Module, pixels: Tensor, labels: Tensor, keys: Sequence[str]

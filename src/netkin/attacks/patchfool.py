@@ -80,7 +80,8 @@ class PatchFool(Attack):
         self.surgery = surgery
         self.lr, self.decay = non_negative(lr, "lr"), non_negative(decay, "decay")
         self.decay_every = whole_number(decay_every, "decay_every")
-        self.steps, self.seed = whole_number(steps, "steps", least=0), seed
+        self.steps = whole_number(steps, "steps", least=0)
+        self.seed = whole_number(seed, "seed", least=0)
 
     def unfit(self, model: nn.Module) -> str | None:
         """See `netkin.attacks.Attack`."""

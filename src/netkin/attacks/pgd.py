@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from netkin.attacks.base import Attack, Passes
 from netkin.attacks.noise import uniform
-from netkin.attacks.units import fraction, non_negative, whole_number
+from netkin.attacks.units import flag, fraction, non_negative, whole_number
 
 
 class PGD(Attack):
@@ -46,8 +46,8 @@ class PGD(Attack):
         self.steps = whole_number(steps, "steps")
         self.step_size = self.eps / steps if step_size is None else fraction(step_size, "step_size")
         self.momentum = non_negative(momentum, "momentum")
-        self.random_start = random_start
-        self.seed = seed
+        self.random_start = flag(random_start, "random_start")
+        self.seed = whole_number(seed, "seed", least=0)
 
     def perturb(
         self, model: nn.Module, pixels: Tensor, labels: Tensor, keys: Sequence[str]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from netkin.attacks.base import Attack, Passes
 from netkin.attacks.noise import generator
-from netkin.attacks.units import fraction
+from netkin.attacks.units import fraction, whole_number
 
 
 class SignNoise(Attack):
@@ -28,7 +28,7 @@ class SignNoise(Attack):
 
     def __init__(self, eps: float | str = "8/255", seed: int = 0):
         self.eps = fraction(eps, "eps")
-        self.seed = seed
+        self.seed = whole_number(seed, "seed", least=0)
 
     def perturb(
         self, model: nn.Module, pixels: Tensor, labels: Tensor, keys: Sequence[str]

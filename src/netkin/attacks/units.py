@@ -29,8 +29,16 @@ def whole_number(value: int, name: str, least: int = 1) -> int:
 
 def non_negative(value: float, name: str) -> float:
     """A number of 0 or more. Raises UserError with the argument's `name`."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value < math.inf:
         raise UserError(f"{name} must be a number of 0 or more, got {value!r}")
+    return value
+
+
+def flag(value: bool, name: str) -> bool:
+    """True or False. Raises UserError with the argument's `name`."""
+    if not isinstance(value, bool):
+        raise UserError(f"{name} must be true or false, got {value!r}")
     return value
 
 

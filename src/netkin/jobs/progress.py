@@ -32,7 +32,7 @@ class Bars:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[last]}"),
+            TextColumn("{task.fields[last]}", style="dim", markup=False),
             console=console,
             disable=not self._live,
         )
@@ -86,6 +86,7 @@ class Bars:
             self.console.print(
                 f"{stage} {done + 1}/{total}: {name}{result.note} "
                 f"({seconds:.0f} s, about {left:.0f} s left)",
+                markup=False,
                 highlight=False,
             )
 
@@ -95,6 +96,7 @@ class Bars:
         if not self._live and stage not in self._waiting:
             self.console.print(
                 f"{stage}: waiting for another process on this store, which is working on {name}",
+                markup=False,
                 highlight=False,
             )
         self._waiting.add(stage)

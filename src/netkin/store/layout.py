@@ -255,5 +255,12 @@ class OutcomeStore:
         files = [self.file(source, target) for source in sources for target in targets]
         for file in files:
             check_seal(file)
-        rows = pl.scan_parquet(files, hive_partitioning=True, hive_schema={"source": pl.String})
-        return rows.collect()
+        # Paths as they are: as globs or hive partitions, [, *, ? or = anywhere in the store's path
+        # would be read as patterns or columns.
+        rows = pl.scan_parquet(
+            files, glob=False, hive_partitioning=False, include_file_paths="source"
+        ).collect()
+        part = pl.col("source").str.extract(r"source=([^/]*)/[^/]*$")
+        return rows.with_columns(
+            part.replace_strict({folder(source): source for source in sources})
+        )

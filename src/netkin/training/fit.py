@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -284,7 +285,7 @@ def fit(classifier: Classifier, job: Job, report: Report | None = None) -> check
     remaining = recipe.epochs - module.first_epoch
     if remaining > 0:
         seeded(recipe.seed)
-        with quiet():
+        with quiet(), _more_than_one(recipe.batch_size):
             trainer(
                 hardware.accelerator,
                 devices=hardware.devices,
@@ -296,3 +297,17 @@ def fit(classifier: Classifier, job: Job, report: Report | None = None) -> check
                 use_distributed_sampler=False,
             ).fit(module)
     return checkpoint.load(job.last)
+
+
+@contextmanager
+def _more_than_one(batch_size: int) -> Iterator[None]:
+    """Says what batch norm's error means for a recipe."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"batch norm cannot be trained with the recipe's batch_size={batch_size} on a device; "
+            "take 2 or more"
+        ) from None

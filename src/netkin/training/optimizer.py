@@ -1,12 +1,42 @@
 """timm's optimiser and learning-rate schedule as a recipe sets them."""
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
+from netkin.errors import UserError, first_line, near
 from netkin.training.recipe import Recipe
+
+SCHEDULES = ("cosine", "tanh", "step", "constant", "multistep", "plateau", "poly", "rsqrt")
+"""Names that timm's factory knows; for others it makes no schedule, without a word."""
+
+
+def check(recipe: Recipe) -> None:
+    """Raises UserError for an optimiser or a schedule that timm does not make of a recipe."""
+    if recipe.sched not in SCHEDULES:
+        raise UserError(
+            f"sched must be one of {', '.join(SCHEDULES)}, got {recipe.sched!r}"
+            f"{near(recipe.sched, SCHEDULES)}"
+        )
+    names = list_optimizers()
+    if recipe.opt.lower().removeprefix("lookahead_") not in names:
+        raise UserError(
+            f"opt must be one of timm's {len(names)} optimisers (timm.optim.list_optimizers()), "
+            f"got {recipe.opt!r}{near(recipe.opt, names)}"
+        )
+    try:
+        optimizer = make_optimizer(nn.Linear(2, 2), recipe, 0.1)
+    except Exception as error:
+        raise UserError(
+            f"opt={recipe.opt} with {dict(recipe.opt_args)}: {first_line(error)}"
+        ) from None
+    try:
+        make_schedule(optimizer, recipe, 1)
+    except Exception as error:
+        args = dict(recipe.sched_args)
+        raise UserError(f"sched={recipe.sched} with {args}: {first_line(error)}") from None
 
 
 def make_optimizer(net: nn.Module, recipe: Recipe, lr: float) -> torch.optim.Optimizer:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
+from urllib.parse import quote
 
 import timm
 from timm.models import split_model_name_tag
@@ -21,6 +22,8 @@ IMAGE_FIELDS = ("mean", "std", "crop_pct", "crop_mode", "interpolation", "in_cha
 """Fields of the preprocessing, besides the input size."""
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
+LONGEST = 200
+"""Bytes of a name, as paths spell it: files are named for it, with 255 at most."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,11 @@ def _one_kind(spec: dict[str, Any]) -> None:
 def _check_types(spec: Mapping[str, Any]) -> None:
     if not isinstance(name := spec["name"], str) or not name.strip():
         raise UserError(f"a member's name must be text, such as mine, got {name!r}")
+    if (size := len(quote(name))) > LONGEST:
+        raise UserError(
+            f"a member's name must have {LONGEST} characters at most, since files are named for "
+            f"it; {name[:20]}... takes {size}. Give it another with {{name: ...}}"
+        )
     for key, kind, expected in (
         ("timm", str, "a timm name"),
         ("torchvision", str, "a torchvision name such as resnet18"),
