@@ -1,6 +1,7 @@
 """python evaluate.py [experiment=pairwise] [group=option] [name=value]; see --help."""
 
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -11,8 +12,8 @@ CONF = str(Path(__file__).parent / "conf")
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="evaluate")
-def main(config: DictConfig) -> None:
-    run_study(config, "evaluate")
+def main(config: DictConfig) -> Any:
+    return run_study(config, "evaluate")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """python train.py [experiment=distill teacher=NAME] [group=option] [name=value]; see --help."""
 
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -11,8 +12,8 @@ CONF = str(Path(__file__).parent / "conf")
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
-def main(config: DictConfig) -> None:
-    run_study(config, "train")
+def main(config: DictConfig) -> Any:
+    return run_study(config, "train")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """What W&B is told, read back from the offline run's own file."""
 
+import gc
 import json
 import struct
+import subprocess
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,13 +12,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
+import psutil
 import pytest
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from wandb.proto import wandb_internal_pb2 as protobuf
 
 from experiments.common import runs
-from netkin.errors import UserError
+from netkin.errors import Stopped, UserError
 from netkin.tracking import CSV, RunInfo, track
 from tests.conftest import SMALL, run_command
 
@@ -112,6 +115,35 @@ def test_a_failed_job_finishes_its_run_as_failed(small_run: Path, tmp_path: Path
 
 def info(folder: Path) -> RunInfo:
     return RunInfo(folder, {}, "group", "job", "name", ())
+
+
+@pytest.mark.parametrize("error", [None, SystemExit(-1), Stopped(143), ValueError("the run's")])
+def test_the_end_of_a_run_is_its_own_whatever_happens_to_wandb(
+    tmp_path: Path,
+    error: BaseException | None,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """W&B's process gets what SLURM sends to all processes of a job, and dies of it."""
+    logger = {"kind": "wandb", "mode": "offline", "project": "p", "entity": None, "group": None}
+    before, raised = set(psutil.Process().children()), None
+    try:
+        with track({**logger, "tags": []}, info(tmp_path)) as tracker:
+            tracker.metrics({"a": 1.0})
+            (core,) = set(psutil.Process().children()) - before
+            core.terminate()
+            for process in gc.get_objects():  # W&B does not wait for it then
+                if type(process) is subprocess.Popen and process.pid == core.pid:
+                    process.wait()
+            for _ in range(3):
+                tracker.metrics({"b": 2.0})
+            if error is not None:
+                raise error
+    except BaseException as caught:
+        raised = caught
+    assert raised is error
+    assert caplog.text.count("W&B has failed, and this run goes on without it") == 1
+    assert capfd.readouterr().err == ""
 
 
 def test_csv(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import psutil
 from hydra.core.hydra_config import HydraConfig
@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.common import sweep
+from experiments.common import slurm, sweep
 from experiments.common.mistakes import explained, no_group, refuse_no_options
 from netkin.errors import (
     DamagedFile,
@@ -105,7 +105,7 @@ def with_members(overrides: Sequence[str]) -> list[str]:
     return spelled
 
 
-def run_study(config: DictConfig, script: str) -> None:
+def run_study(config: DictConfig, script: str) -> Any:
     """Run the study of the config's experiment.
 
     A user's mistake ends a single run here, before Hydra adds its own lines to it. In a multirun
@@ -114,6 +114,8 @@ def run_study(config: DictConfig, script: str) -> None:
     Args:
         config: as composed.
         script: evaluate or train, whose config this is.
+
+    Returns what the study returns: the files of the store that it has made sure of, or None.
     """
     # Relative paths are those of the folder where the command was started, also with
     # hydra.job.chdir=true.
@@ -126,7 +128,7 @@ def run_study(config: DictConfig, script: str) -> None:
                 f"experiment={config.experiment.name} is run by {own}.py: "
                 f"python {own}.py experiment={config.experiment.name}"
             )
-        importlib.import_module(config.experiment.study).run(config)
+        return importlib.import_module(config.experiment.study).run(config)
     except ERRORS as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
@@ -159,6 +161,7 @@ def launch(main: Callable[[], None]) -> None:
     command = shlex.join(["python", *sys.argv])
     script, given = Path(sys.argv[0]).stem, sys.argv[1:]
     try:
+        slurm.register()
         refuse_old_names(given)
         refuse_no_options(given)
         sys.argv[1:] = sweep.arguments(sys.argv[0], with_members(sys.argv[1:]))

@@ -9,6 +9,8 @@ Weights and clean predictions that are missing are made first. All jobs share th
 `experiment=pairwise` reads the images from it and does the rest.
 """
 
+from pathlib import Path
+
 from omegaconf import DictConfig, ListConfig
 
 from experiments.common.finish import terminal
@@ -19,12 +21,13 @@ from experiments.common.suspects import Suspects
 from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
 from netkin.pipeline import Incomplete
+from netkin.store.layout import shard_path
 from netkin.transfer.stored import correct
 from netkin.zoo.member import Member
 
 
-def run(config: DictConfig) -> None:
-    """The study, from a composed config."""
+def run(config: DictConfig) -> list[Path]:
+    """The study, from a composed config; returns the files with the adversarial images."""
     setting = build_setting(config)
     sources = sources_of(build_members(config, at_least=1), config.source)
     info = run_info(config, setting, len(sources), [source.name for source in sources])
@@ -42,6 +45,11 @@ def run(config: DictConfig) -> None:
             )
         if pipeline.failures:
             raise Incomplete(pipeline.failures, None, len(sources))
+    return [
+        shard_path(setting.adversarial_entry(source), shard)
+        for source in crafted
+        for shard in range(len(setting.shards))
+    ]
 
 
 def sources_of(members: list[Member], names: str | ListConfig) -> list[Member]:

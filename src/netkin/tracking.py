@@ -4,17 +4,20 @@ What is logged mirrors what the run writes to disk; nothing is ever read back fr
 """
 
 import csv
+import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from netkin.errors import UserError
+from netkin.errors import UserError, first_line
 from netkin.store.unfinished import note, unfinished
+
+log = logging.getLogger(__name__)
 
 
 class Tracker:
@@ -76,22 +79,21 @@ def track(logger: Mapping[str, Any], info: RunInfo) -> Iterator[Tracker]:
     elif kind != "wandb":
         raise UserError(f"kind must be wandb, csv or none, got {kind!r}")
     else:
-        import wandb
-
-        tracker = WandB(logger, info)
-        run = {"wandb": tracker.run.id, "folder": str(info.folder)}
+        tracker, code = WandB(logger, info), 1
         try:
-            with note(info.note, run):
+            with note(info.note, {"wandb": tracker.run.id, "folder": str(info.folder)}):
                 yield tracker
-        except BaseException:
-            tracker.run.finish(exit_code=1)
-            raise
-        tracker.run.finish(exit_code=0)
-        wandb.teardown()
+            code = 0
+        finally:
+            tracker.finish(code)
 
 
 class WandB(Tracker):
-    """Weights & Biases, in the mode of WANDB_MODE or else of `logger`; see `Tracker`."""
+    """Weights & Biases, in the mode of WANDB_MODE or else of `logger`; see `Tracker`.
+
+    W&B's own process may die at any time: SLURM sends the signals for a job to it, too. The run
+    goes on without it, and ends as it would have ended.
+    """
 
     def __init__(self, logger: Mapping[str, Any], info: RunInfo):
         import wandb
@@ -101,7 +103,7 @@ class WandB(Tracker):
             raise UserError(f"mode must be online or offline, got {chosen!r}")
         if mode not in ("online", "offline", "disabled", "shared"):
             raise UserError(f"WANDB_MODE must be online or offline, got {mode!r}")
-        self.wandb = wandb
+        self.wandb, self.failed = wandb, False
         # W&B's own resuming needs the server, while most runs are offline.
         earlier = unfinished(info.note)
         try:
@@ -124,31 +126,55 @@ class WandB(Tracker):
                 "use mode=offline or kind=csv"
             ) from None
 
+    def finish(self, exit_code: int) -> None:
+        """End the W&B run, and W&B's process."""
+        self._try(lambda: self.run.finish(exit_code=exit_code))
+        with suppress(Exception):  # otherwise called at the interpreter's exit, with a trace
+            self.wandb.teardown()
+
+    def _try(self, action: Callable[[], object]) -> None:
+        if self.failed:
+            return
+        try:
+            action()
+        except Exception as error:
+            self.failed = True
+            log.warning("W&B has failed, and this run goes on without it: %s", first_line(error))
+
     def curve(self, name: str, rows: Sequence[Mapping[str, float]], step: str) -> None:
         """Rows over a step metric of their own."""
-        self.run.define_metric(f"{name}/*", step_metric=f"{name}/{step}")
-        for row in rows:
-            self.run.log({f"{name}/{key}": value for key, value in row.items()})
+
+        def send() -> None:
+            self.run.define_metric(f"{name}/*", step_metric=f"{name}/{step}")
+            for row in rows:
+                self.run.log({f"{name}/{key}": value for key, value in row.items()})
+
+        self._try(send)
 
     def metrics(self, values: Mapping[str, float]) -> None:
         """Numbers of one W&B step."""
-        self.run.log(dict(values))
+        self._try(lambda: self.run.log(dict(values)))
 
     def table(self, name: str, table: pl.DataFrame) -> None:
         """A W&B table."""
         rows: Any = [list(row) for row in table.iter_rows()]
-        self.run.log({name: self.wandb.Table(columns=list[Any](table.columns), data=rows)})
+        columns = list[Any](table.columns)
+        self._try(lambda: self.run.log({name: self.wandb.Table(columns=columns, data=rows)}))
 
     def figure(self, name: str, png: Path) -> None:
         """A W&B image."""
-        self.run.log({name: self.wandb.Image(str(png))})
+        self._try(lambda: self.run.log({name: self.wandb.Image(str(png))}))
 
     def artifact(self, name: str, kind: str, files: Sequence[Path]) -> None:
         """A W&B artifact of this type."""
-        artifact = self.wandb.Artifact(name, type=kind)
-        for file in files:
-            artifact.add_file(str(file))
-        self.run.log_artifact(artifact)
+
+        def send() -> None:
+            artifact = self.wandb.Artifact(name, type=kind)
+            for file in files:
+                artifact.add_file(str(file))
+            self.run.log_artifact(artifact)
+
+        self._try(send)
 
 
 class CSV(Tracker):

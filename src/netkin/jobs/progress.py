@@ -17,6 +17,11 @@ from rich.progress import (
 from netkin.errors import Stopped
 from netkin.jobs.results import Result
 
+SHARE = 0.1
+"""Of an item's units, after which a line says how far its stage is, where there is no terminal."""
+OFTEN, RARELY = 10.0, 60.0
+"""Seconds between such lines: at least, and at most while the work advances."""
+
 
 class Bars:
     """A bar a stage; see `netkin.jobs.pool.Display`. Use as a context manager."""
@@ -39,6 +44,7 @@ class Bars:
         self._tasks: dict[str, TaskID] = {}
         self._started: dict[str, float] = {}
         self._done: dict[str, tuple[int, int]] = {}
+        self._said: dict[str, tuple[float, float]] = {}  # when, and at how many units
         self._waiting: set[str] = set()
 
     def __enter__(self) -> "Bars":
@@ -67,13 +73,29 @@ class Bars:
         """Begin a stage on named items, of `units` in all; `unit` names those of a new stage."""
         self._started[stage] = time.perf_counter()
         self._done[stage] = (0, len(names))
+        self._said[stage] = (self._started[stage], 0)
         self._tasks[stage] = self._bars.add_task(
             stage, total=units, unit=unit or UNITS.get(stage, ""), last=""
         )
 
     def advance(self, stage: str, units: int) -> None:
-        """Move a stage's bar on by some units."""
+        """Move a stage's bar on by some units; without a terminal, say so now and then."""
         self._bars.advance(self._tasks[stage], units)
+        if self._live:
+            return
+        bar = next(t for t in self._bars.tasks if t.id == self._tasks[stage])
+        now, (when, units_then) = time.perf_counter(), self._said[stage]
+        total, items = bar.total or 0, self._done[stage][1] or 1
+        much = bar.completed - units_then >= SHARE * total / items
+        if 0 < bar.completed < total and now - when >= (OFTEN if much else RARELY):
+            self._said[stage] = (now, bar.completed)
+            seconds = now - self._started[stage]
+            left = seconds * (total / bar.completed - 1)
+            self.console.print(
+                f"{stage}: {bar.completed:.0f} of {total:.0f} {bar.fields['unit']} "
+                f"({seconds:.0f} s, about {left:.0f} s left)",
+                highlight=False,
+            )
 
     def finish(self, stage: str, name: str, result: Result) -> None:
         """Show that an item is done; without a terminal, as a line with the time left."""
@@ -81,6 +103,8 @@ class Bars:
         self._done[stage] = (done + 1, total)
         self._bars.update(self._tasks[stage], last=name)
         if not self._live:
+            bar = next(t for t in self._bars.tasks if t.id == self._tasks[stage])
+            self._said[stage] = (time.perf_counter(), bar.completed)
             seconds = time.perf_counter() - self._started[stage]
             left = seconds / (done + 1) * (total - done - 1)
             self.console.print(

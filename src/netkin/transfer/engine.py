@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch.utils.data import DataLoader, Dataset
 
+from netkin.jobs.loading import ShieldedLoader, obey_parent
 from netkin.transfer.setting import Loader, Setting
 
 OURS = (
@@ -21,6 +22,8 @@ OURS = (
     r".*module\(s\) in eval mode.*",
     # Lightning 2.6 uses a name that later releases of torch have changed.
     ".*isinstance.treespec, LeafSpec.*",
+    # On a cluster's login nodes, and in its jobs: the passes use no other processes than ours.
+    "The `srun` command is available.*",
 )
 
 
@@ -80,12 +83,13 @@ class Work(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         """The items in order, one at a time."""
         loader = self.loader
-        return DataLoader(
+        return ShieldedLoader(
             Items(self.items, self.load),
             batch_size=None,
             num_workers=loader.workers,
             prefetch_factor=loader.prefetch if loader.workers else None,
             pin_memory=loader.pin_memory,
+            worker_init_fn=obey_parent,
         )
 
 

@@ -1,0 +1,44 @@
+"""Progress in a log, which is no terminal: a line now and then, neither silence nor one a batch."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from netkin.jobs import progress
+from netkin.jobs.progress import Bars
+from netkin.jobs.results import Result
+
+
+def lines(monkeypatch: pytest.MonkeyPatch, items: int, units: int, seconds: float) -> list[str]:
+    """What is printed of a stage whose units take some seconds each."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    out = io.StringIO()
+    with Bars(Console(file=out, soft_wrap=True)) as bars:
+        bars.start("craft", [f"m{i}" for i in range(items)], items * units)
+        for item in range(items):
+            for _ in range(units):
+                now[0] += seconds
+                bars.advance("craft", 1)
+            bars.finish("craft", f"m{item}", Result(images=units, seconds=units * seconds))
+        bars.end("craft")
+    return out.getvalue().splitlines()
+
+
+def test_a_line_every_tenth_of_a_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = lines(monkeypatch, 1, 100, 2.0)
+    assert len(found) == 10
+    assert found[0] == "craft: 10 of 100 images (20 s, about 180 s left)"
+    assert found[-1].startswith("craft 1/1: m0")
+    assert 30 <= len(lines(monkeypatch, 3, 100, 2.0)) <= 33
+
+
+def test_a_line_every_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = lines(monkeypatch, 1, 100, 20.0)
+    assert len(found) == 34
+    assert found[0] == "craft: 3 of 100 images (60 s, about 1940 s left)"
+
+
+def test_what_is_fast_has_a_line_a_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(lines(monkeypatch, 4, 100, 0.05)) == 4
