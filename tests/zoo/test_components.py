@@ -65,6 +65,17 @@ pvt_v2_b0                      | Hybrid      | Yes | 7s4             | LN       
 swiftformer_xs                 | Hybrid      | Yes | 3s2/3s2         | BN        | GeLU + ReLU      | No  | GAP       | No        | No          | ~      | Yes | No
 pit_xs_distilled_224           | Transformer | Yes | 16s8            | LN        | GeLU             | No  | CLS token | No        | No          | ~      | Yes | No
 efficientformer_l1             | Hybrid      | Yes | 3s2/3s2         | LN + BN   | GeLU + ReLU      | No  | GAP       | No        | No          | ~      | No  | No
+caformer_s18                   | Hybrid      | Yes | 7s4             | LN        | SquaredReLU + StarReLU | No | GAP  | No        | No          | ~      | Yes | No
+poolformerv2_s12               | CNN         | Yes | 7s4             | LN + GN   | StarReLU         | No  | GAP       | No        | No          | ~      | No  | No
+fastvit_t8                     | CNN         | Yes | 3s2/3s2/1       | BN        | GeLU + ReLU      | No  | GAP       | No        | Yes (SE)    | End    | Yes | No
+hgnetv2_b0                     | CNN         | Yes | 3s2/2/2/3s2/1   | BN        | ReLU             | Yes | GAP       | No        | No          | ~      | Yes | No
+tresnet_m                      | CNN         | Yes | 12s4            | BN        | ReLU + Leaky ReLU | No | GAP       | No        | Yes (SE)    | Middle + End | No | No
+inception_v4                   | CNN         | Yes | 3s2/3/3/3s2     | BN        | ReLU             | Yes | GAP       | No        | No          | ~      | No  | No
+ese_vovnet19b_dw               | CNN         | Yes | 3s2/3/3s2       | BN        | ReLU             | No  | GAP       | No        | Yes (ESE)   | End    | Yes | No
+resnetrs50                     | CNN         | Yes | 3s2/3/3/3s2     | BN        | ReLU             | No  | GAP       | No        | Yes (SE)    | End    | No  | No
+resnetv2_50d_frn               | CNN         | Yes | 3s2/3/3         | FRN       | -                | Yes | GAP       | No        | No          | ~      | No  | No
+crossvit_9_dagger_240          | Transformer | Yes | 7s4/3s2/3s2     | LN        | GeLU + ReLU      | No  | CLS token | No        | No          | ~      | No  | No
+efficientvim_m1                | Hybrid      | Yes | 3s2/3s2/3s2/3s2 | LN + BN   | ReLU + SiLU      | No  | GAP       | No        | Yes (SE)    | Middle | Yes | No
 """  # noqa: E501
 SPLIT = [[cell.strip() for cell in line.split("|")] for line in UNSEEN.splitlines() if line]
 ROWS = {name: cells for name, *cells in SPLIT}

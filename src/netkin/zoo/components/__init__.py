@@ -13,7 +13,7 @@ from torch import nn
 
 from netkin.errors import UserError, first_line
 from netkin.zoo.build import Task, blueprint, preprocessing
-from netkin.zoo.components import gates, mixing, parts
+from netkin.zoo.components import activations, gates, mixing, parts
 from netkin.zoo.components.record import trace
 from netkin.zoo.components.stem import stem
 from netkin.zoo.member import Member
@@ -50,7 +50,7 @@ def read(net: nn.Module, size: tuple[int, int, int]) -> dict[str, str]:
         "Stem layer": first.layers,
         "Input resolution": f"{size[1]} x {size[2]}",
         "Normalization": parts.normalization(operations),
-        "Activation": parts.activation(operations),
+        "Activation": activations.activation(operations),
         "Pooling (stem)": "Yes" if first.pooled else "No",
         "Pooling (final)": parts.final_pooling(operations),
         "2D SA": mixing.attention_2d(operations),

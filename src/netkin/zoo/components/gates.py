@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from netkin.zoo.components.parts import norm_class
 from netkin.zoo.components.trace import Trace
 
 
@@ -26,6 +27,8 @@ def gates(trace: Trace) -> list[Gate]:
     """The channel attention of a network, in order."""
     attention = []
     for i, op in enumerate(trace.ops):
+        if norm_class(trace.classes.get(op.path, "")):
+            continue  # it scales by a mean over places, but to normalise
         if op.name in ("mul", "add") and len(op.inputs) == 2 and op.positions > 1:
             source = _pooled_input(trace, i)
             if source is not None and (kind := _kind(trace, source, op.name == "add")):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import prod
 
-from netkin.zoo.components.parts import is_activation
+from netkin.zoo.components.activations import is_activated
 from netkin.zoo.components.searched import is_searched, windows_differ
 from netkin.zoo.components.stem import Stem
 from netkin.zoo.components.trace import Op, Trace
@@ -61,7 +61,7 @@ def _in_bottleneck(trace: Trace, product: int) -> bool:
         return trace.ops[i].is_dense or trace.ops[i].is_depthwise
 
     maps = [i for i in trace.upstream(product, stop) if _is_map(trace, trace.ops[i])]
-    return bool(maps) and all(is_activation(trace.ops[trace.source(i)]) for i in maps)
+    return bool(maps) and all(is_activated(trace, i) for i in maps)
 
 
 def _is_map(trace: Trace, op: Op) -> bool:

@@ -1,9 +1,9 @@
-"""Components that are counted anywhere in a network: norms, activations, kinds of convolution."""
+"""Components that are counted anywhere in a network: norms, kinds of convolution, final pooling."""
 
 import re
 from collections.abc import Callable
 
-from netkin.zoo.components.trace import Op, Trace
+from netkin.zoo.components.trace import Op, Trace, joined
 
 NORMS = {
     "native_layer_norm": "LN",
@@ -21,32 +21,10 @@ NORM_CLASSES = (  # computed step by step from elementary operations
     (r"instancenorm", "IN"),
     (r"^dyt$|dynamictanh", "DyT"),
 )
+MAXIMA = ("amax", "max", "max_pool2d_with_indices", "adaptive_max_pool2d", "_adaptive_max_pool2d")
 AVERAGES = ("mean", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "avg_pool2d")
+POOLS = ("CLS token", "GAP", "Max", "Sum")
 NORM_ORDER = ("LN", "BN", "GN", "IN", "RMSNorm", "EvoNorm", "FRN", "DyT")
-
-ACTIVATIONS = {
-    "gelu": "GeLU",
-    "relu": "ReLU",
-    "silu": "SiLU",
-    "hardtanh": "ReLU6",
-    "leaky_relu": "Leaky ReLU",
-    "hardswish": "HardSwish",
-    "mish": "Mish",
-    "elu": "ELU",
-    "prelu": "PReLU",
-    "_prelu_kernel": "PReLU",
-    "softplus": "Softplus",
-}
-ACTIVATION_CLASSES = {  # computed step by step, or around another activation
-    "QuickGELU": "QuickGeLU",
-    "StarReLU": "StarReLU",
-    "ReLUSquared": "ReLU²",
-    "ReluSquared": "ReLU²",
-    "Swish": "SiLU",
-    "HardMish": "HardMish",
-    "PReLU": "PReLU",
-}
-ACTIVATION_ORDER = ("GeLU", "ReLU", "Leaky ReLU", "SiLU", "HardSwish", "ReLU6")
 
 
 def is_norm(op: Op) -> bool:
@@ -54,38 +32,24 @@ def is_norm(op: Op) -> bool:
     return op.name in NORMS
 
 
-def is_activation(op: Op) -> bool:
-    """Whether an operation is an activation that ATen knows as one."""
-    return op.name in ACTIVATIONS
+def norm_class(name: str) -> str:
+    """The norm that a class of this name computes from elementary operations, empty if none."""
+    return next((norm for pattern, norm in NORM_CLASSES if re.search(pattern, name, re.I)), "")
 
 
 def normalization(trace: Trace) -> str:
     """Such as "LN + BN"; "Affine transform" for learned scales and shifts in place of a norm, and
     "Norm-free" without either."""
     norms = {NORMS[op.name] for op in trace.ops if is_norm(op)}
-    for name in trace.classes.values():
-        norms |= {norm for pattern, norm in NORM_CLASSES if re.search(pattern, name, re.I)}
+    norms |= {norm for name in trace.classes.values() if (norm := norm_class(name))}
     if norms:
-        return _joined(norms, NORM_ORDER)
+        return joined(norms, NORM_ORDER)
     return "Affine transform" if any(map(_is_affine, trace.ops)) else "Norm-free"
 
 
 def _is_affine(op: Op) -> bool:
     """A learned scale and shift in one: beta + alpha * x, as in ResMLP."""
     return op.name == "addcmul" and bool(op.weight) and op.positions > 1
-
-
-def activation(trace: Trace) -> str:
-    """Such as "ReLU + SiLU", those inside channel attention among them; gates are not. "-" where
-    there is none, as when it is part of the norm."""
-    names = {_activation(op, trace.classes.get(op.path, "")) for op in trace.ops} - {""}
-    return _joined(names, ACTIVATION_ORDER) if names else "-"
-
-
-def _activation(op: Op, module: str) -> str:
-    if op.name in ACTIVATIONS or op.name in ("sigmoid", "hardsigmoid", "pow"):
-        return ACTIVATION_CLASSES.get(module, ACTIVATIONS.get(op.name, ""))
-    return ""
 
 
 def any_op(trace: Trace, test: Callable[[Op], bool]) -> str:
@@ -95,14 +59,29 @@ def any_op(trace: Trace, test: Callable[[Op], bool]) -> str:
 
 def final_pooling(trace: Trace) -> str:
     """How places become one before the classifier: GAP, CLS token, Attention, Max, Sum, Flatten
-    (a linear layer or convolution over all of them), or None."""
+    (a linear layer or convolution over all of them), or None. Several of one feature map, which are
+    added or concatenated, are all named, such as "GAP + Max"."""
     for i in (trace.output, *trace.upstream(trace.output, lambda _: False)):
         pooling = _pooling(trace, i)
         if pooling == "CLS token" and _attends_before(trace, i):
             return "Attention"
+        if pooling in POOLS:
+            return joined({pooling, *_parallel_pools(trace, i)}, POOLS)
         if pooling:
             return pooling
     return "None"
+
+
+def _parallel_pools(trace: Trace, pool: int) -> set[str]:
+    """The kinds of pooling that take the same feature map and lead to the output."""
+    source = trace.source(pool)
+
+    def stop(i: int) -> bool:
+        return i <= source
+
+    beside = [i for i in trace.upstream(trace.output, stop) if i > source]
+    kinds = {_pooling(trace, i) for i in beside if trace.source(i) == source}
+    return kinds & set(POOLS)
 
 
 def _pooling(trace: Trace, i: int) -> str:
@@ -121,6 +100,9 @@ def _pooling(trace: Trace, i: int) -> str:
     if op.is_conv:
         return "Flatten" if _covers_all(op) else ""
     places = _places(op, trace)
+    stacked = any(trace.ops[j].name == "stack" for j in op.inputs)
+    if stacked and op.name in (*AVERAGES, "sum"):
+        return ""  # of the logits of several heads
     if op.name in AVERAGES:
         if places > 3:
             return "GAP"
@@ -129,7 +111,7 @@ def _pooling(trace: Trace, i: int) -> str:
             return "Flatten" if _flattened_before(trace, i) else "GAP"
     if places < 4:  # fewer are heads, whose logits are averaged
         return ""
-    if op.name in ("amax", "max_pool2d_with_indices", "_adaptive_max_pool2d"):
+    if op.name in MAXIMA:
         return "Max"
     if op.name in ("select", "slice"):
         return "CLS token"
@@ -172,8 +154,3 @@ def _attends_before(trace: Trace, i: int) -> bool:
 
 def _places(op: Op, trace: Trace) -> int:
     return max((trace.ops[i].positions for i in op.inputs), default=0)
-
-
-def _joined(names: set[str], order: tuple[str, ...]) -> str:
-    known = [name for name in order if name in names]
-    return " + ".join([*known, *sorted(names - set(order))])

@@ -15,8 +15,8 @@ and the blocks of the design spaces that were searched. A network counts as sear
 from collections import defaultdict
 from itertools import pairwise
 
+from netkin.zoo.components.activations import is_activated
 from netkin.zoo.components.gates import gates
-from netkin.zoo.components.parts import is_activation
 from netkin.zoo.components.stem import Stem
 from netkin.zoo.components.trace import Op, Trace
 
@@ -52,7 +52,8 @@ def _ends_block(trace: Trace, i: int) -> bool:
 
 
 def _is_layer(op: Op) -> bool:
-    return op.is_conv and len(op.weight) == 4 and op.positions > 1
+    # One of a single output weighs places, as in an attention's pooling.
+    return op.is_conv and len(op.weight) == 4 and op.positions > 1 < op.weight[0]
 
 
 def _is_pointwise(op: Op) -> bool:
@@ -66,7 +67,7 @@ def _inverted(trace: Trace, stem: Stem) -> bool:
     for i, op in enumerate(ops):
         if i > stem.end and op.is_depthwise and max(op.kernel) > 1:
             before = _layers_before(trace, i)
-            if all(_is_pointwise(ops[j]) for j in before) and is_activation(ops[trace.source(i)]):
+            if all(_is_pointwise(ops[j]) for j in before) and is_activated(trace, i):
                 spatial[tuple(sorted(before))].append(i)
     blocks = []
     for before, depthwise in spatial.items():

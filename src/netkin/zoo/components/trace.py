@@ -166,3 +166,9 @@ class Trace:
             and op.shape == op.input_shapes[0]
             and op.positions > 1
         )
+
+
+def joined(names: set[str], order: tuple[str, ...]) -> str:
+    """Names in a table's cell: those of `order` first."""
+    known = [name for name in order if name in names]
+    return " + ".join([*known, *sorted(names - set(order))])
