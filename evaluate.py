@@ -1,5 +1,10 @@
 """python evaluate.py [experiment=pairwise] [group=option] [name=value]; see --help."""
 
+if __name__ == "__main__":
+    from experiments.common import stop
+
+    stop.before_work()  # the imports below take seconds
+
 from pathlib import Path
 from typing import Any
 

@@ -1,5 +1,10 @@
 """python train.py [experiment=distill teacher=NAME] [group=option] [name=value]; see --help."""
 
+if __name__ == "__main__":
+    from experiments.common import stop
+
+    stop.before_work()  # the imports below take seconds
+
 from pathlib import Path
 from typing import Any
 

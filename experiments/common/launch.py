@@ -3,14 +3,13 @@
 import importlib
 import os
 import re
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import psutil
 from hydra.core.hydra_config import HydraConfig
@@ -19,8 +18,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.common import slurm, sweep
+from experiments.common import folder, slurm, stop, sweep
 from experiments.common.mistakes import explained, no_group, refuse_no_options
+from experiments.common.stop import fail
 from netkin.errors import (
     DamagedFile,
     OtherContents,
@@ -128,7 +128,9 @@ def run_study(config: DictConfig, script: str) -> Any:
                 f"experiment={config.experiment.name} is run by {own}.py: "
                 f"python {own}.py experiment={config.experiment.name}"
             )
-        return importlib.import_module(config.experiment.study).run(config)
+        with stop.while_importing():
+            module = importlib.import_module(config.experiment.study)
+        return module.run(config)
     except ERRORS as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
@@ -148,17 +150,17 @@ def run_study(config: DictConfig, script: str) -> Any:
 def find_own_modules() -> None:
     """Modules in the folder where the command was started can be imported, in the jobs of a sweep
     and in worker processes, too. It is last: a user's file must not replace a library of ours."""
-    folder = HydraConfig.get().runtime.cwd
-    if folder not in sys.path:
-        sys.path.append(folder)
+    own = HydraConfig.get().runtime.cwd
+    if own not in sys.path:
+        sys.path.append(own)
 
 
 def launch(main: Callable[[], None]) -> None:
     """Run a Hydra main function and exit: 1 with one line for an error, 130 or 143 if stopped."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors up to here instead of printing traces
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in stop.SIGNALS:
         signal.signal(number, _stop)
-    command = shlex.join(["python", *sys.argv])
+    command = stop.command()
     script, given = Path(sys.argv[0]).stem, sys.argv[1:]
     try:
         slurm.register()
@@ -166,6 +168,7 @@ def launch(main: Callable[[], None]) -> None:
         refuse_no_options(given)
         sys.argv[1:] = sweep.arguments(sys.argv[0], with_members(sys.argv[1:]))
         main()
+        Stopped.check()
     except ERRORS as error:
         fail(one_line(error, script, given), 1)
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
@@ -173,15 +176,21 @@ def launch(main: Callable[[], None]) -> None:
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:  # a folder for outputs that cannot be made, a full disk
         fail(f"{error}{OUTPUTS}", 1)
-    except Stopped as stop:
+    except Stopped as stopped:
         _end_children()
-        done = f" {stop.done}" if stop.done else ""
-        fail(f"stopped{done}; what is finished is kept. To go on: {command}", stop.code)
+        Stopped.requested = 0
+        done = f" {stopped.done}" if stopped.done else ""
+        fail(f"stopped{done}; what is finished is kept. To go on: {command}", stopped.code)
+    finally:
+        folder.release()
+        for number in stop.SIGNALS:
+            signal.signal(number, _at_once)
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in stop.SIGNALS:
         signal.signal(each, _at_once)
+    Stopped.requested = 128 + number
     raise Stopped(128 + number)
 
 
@@ -195,12 +204,6 @@ def _end_children() -> None:
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             child.terminate()
-
-
-def fail(message: str, code: int) -> NoReturn:
-    """Print a message on the error stream, as an error where the code is 1, and exit."""
-    print(f"error: {message}" if code == 1 else message, file=sys.stderr)
-    sys.exit(code)
 
 
 def one_line(error: BaseException, script: str = "evaluate", overrides: Sequence[str] = ()) -> str:

@@ -48,23 +48,7 @@ def run(config: DictConfig) -> None:
         differ = differences(components)
         x, y, *_ = pairs(differ, s.scores)
         s.outputs.table("components", components)
-        with Bars(s.console) as bars:
-            splits = config.importance.splits
-            bars.start("importance", ["fits"], 2 * splits + 1)
-            fitted = boosted(x, y, options=options)
-            bars.advance("importance", 1)
-            deep, out = (
-                held_out(
-                    differ,
-                    s.scores,
-                    splits,
-                    config.importance.held_out,
-                    replace(each, repeats=options.repeats, seed=options.seed),
-                    lambda: bars.advance("importance", 1),
-                )
-                for each in (options, SHALLOW)
-            )
-            bars.end("importance")
+        fitted, deep, out = _fits(s, differ, options)
         names = components.columns[1:]
         table = _table(names, fitted, out).with_columns(
             pairs_that_differ=pl.Series(x.mean(axis=0)[_order(fitted)])
@@ -102,6 +86,31 @@ def run(config: DictConfig) -> None:
                 Section("Components", (), {"": components}),
             ],
         )
+
+
+def _fits(
+    s: Study, differ: NDArray[np.bool_], options: Boosting
+) -> tuple[Importance, list[Importance], list[Importance]]:
+    """On all pairs; and on held-out models with the same trees, and with shallow ones."""
+    splits, share = s.config.importance.splits, s.config.importance.held_out
+    x, y, *_ = pairs(differ, s.scores)
+    with Bars(s.console) as bars:
+        bars.start("importance", ["fits"], 2 * splits + 1)
+        fitted = boosted(x, y, options=options)
+        bars.advance("importance", 1)
+        deep, shallow = (
+            held_out(
+                differ,
+                s.scores,
+                splits,
+                share,
+                replace(each, repeats=options.repeats, seed=options.seed),
+                lambda: bars.advance("importance", 1),
+            )
+            for each in (options, SHALLOW)
+        )
+        bars.end("importance")
+    return fitted, deep, shallow
 
 
 def _options(config: DictConfig) -> Boosting:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class UserError(ValueError):
@@ -47,6 +48,15 @@ class Stopped(BaseException):
     def __init__(self, code: int, done: str = ""):
         super().__init__(code)
         self.code, self.done = code, done
+
+    requested: ClassVar[int] = 0
+    """The code of a stop that a signal asked for. A library may have caught its exception."""
+
+    @classmethod
+    def check(cls) -> None:
+        """Raise again if a stop was asked for and has not ended the work yet."""
+        if cls.requested:
+            raise cls(cls.requested)
 
 
 def near(name: str, known: Iterable[str], n: int = 3) -> str:

@@ -1,13 +1,15 @@
 """What a user gets wrong: one clear line, exit code 1, nothing half-done."""
 
+import fcntl
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import ROOT, SMALL, Mistake, run_command
+from tests.conftest import ROOT, SMALL, Mistake, run_command, run_here
 
 
 @pytest.mark.parametrize(
@@ -53,10 +55,50 @@ from tests.conftest import ROOT, SMALL, Mistake, run_command
         ("store.dir=/proc/store", "store.dir=/proc/store cannot be written"),
         ("attack._target_=netkin.attacks.PDG", "PDG"),
         ("logger=wandb logger.mode=ofline", "logger.mode must be online or offline"),
+        ("subset=10", "subset=10: subset must be one of compatible, digits, file"),
+        ("attack=true", "attack=true: attack must be one of apgd, autoattack"),
+        ("attack=[pgd", "attack=[pgd cannot be read as KEY=VALUE"),
+        ("attack.epsilon=4/255", "no setting attack.epsilon; did you mean attack.eps"),
+        ("atack=pgd", "no setting atack; did you mean attack"),
+        ("seed=3", "one of experiment=precision; did you mean subset.seed, recipe.seed, attack"),
+        ("student=vit_ti", "it is one of experiment=distill, distillation, teachers"),
+        ("recipe.sched_args={foo:1}", "to add it, type +recipe.sched_args.foo=VALUE"),
+        ("experiment=distil", "no such option; did you mean distill, distillation?"),
+        ("dataset=folder", "dataset.root has no default: type dataset.root=VALUE"),
+        ("experiment=novel", "model.candidate has no default"),
+        ("store=foo", "store=foo: store holds settings, such as store.dir=VALUE"),
+        ("attack.seed=abc", "attack.seed must be a whole number of 0 or more, got 'abc'"),
+        ("attack.seed=-1", "attack.seed must be a whole number of 0 or more, got -1"),
+        ("attack.random_start=maybe", "attack.random_start must be true or false, got 'maybe'"),
+        ("attack=mim attack.momentum=.inf", "attack.momentum must be a number of 0 or more"),
+        ("recipe.opt=adamax2", "recipe.opt must be one of timm's"),
+        ("recipe.sched=cosin", "recipe.sched must be one of cosine"),
+        ("+recipe.opt_args.foo=1", "recipe.opt=adamw with {'fused': True, 'foo': 1}: "),
+        (f"model.members=[test_vit,{{name:{'a' * 260},timm:test_vit}}]", "200 characters at most"),
     ],
 )
 def test_one_line(mistake: Mistake, override: str, expected: str) -> None:
     assert expected in mistake(*override.split())
+
+
+def test_a_folder_is_of_one_config_and_one_run_at_a_time(small_run: Path, tmp_path: Path) -> None:
+    """Another config and a run beside it are refused before anything in the folder changes."""
+    run, store = tmp_path / "run", f"store.dir={small_run / 'store'}"
+    shutil.copytree(small_run / "first", run)
+    given = [*SMALL, store, f"hydra.run.dir={run}", "logger=none"]
+    (run / ".run.json").unlink()
+    assert run_here(*given, cwd=tmp_path).returncode == 0
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    other = run_here(*given, "score.bootstrap=10", cwd=tmp_path)
+    assert other.returncode == 1 and other.stderr.count("\n") == 1
+    assert "holds the results of a run with score.bootstrap = 1000, now it is 10" in other.stderr
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+    assert run_here(*given, "hardware.fuse=false", cwd=tmp_path).returncode == 0
+    with (run / ".run.json").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        beside = run_here(*given, cwd=tmp_path)
+    assert beside.returncode == 1
+    assert "another run is writing to" in beside.stderr and beside.stderr.count("\n") == 1
 
 
 def test_an_unwritable_store(mistake: Mistake, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -219,3 +220,32 @@ def test_arrays_that_share_memory_with_the_context_keep_it() -> None:
     assert results == [499500] * 3
     assert context.data_ptr() == address == view.ctypes.data
     assert view.sum() == 499500
+
+
+def blocked(context: Any, item: Item, advance: Advance) -> Product:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    return Product(value=int(signal.SIGINT in mask), threads=0, pid=os.getpid())
+
+
+def test_workers_never_see_ctrl_c() -> None:
+    """Blocked from their start, not from the end of their imports."""
+    with Jobs(None, 2, 1, Log()) as jobs:
+        results = list(jobs.run("blocked", blocked, [Item("a", 0), Item("b", 1)], 2))
+    assert [product.value for _, product in results] == [1, 1]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def swallows(context: Any, item: Item, advance: Advance) -> Product:
+    with suppress(BaseException):  # as a library may
+        Stopped.requested = 130
+        raise Stopped(130)
+    advance(1)
+    raise AssertionError("went on")
+
+
+def test_a_stop_that_a_library_swallowed_stops_all_the_same() -> None:
+    try:
+        with pytest.raises(Stopped), Jobs(None, 1, 1, Log()) as jobs:
+            list(jobs.run("swallows", swallows, [Item("a", 0)], 1))
+    finally:
+        Stopped.requested = 0

@@ -24,11 +24,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.forkserver import ensure_running
 from typing import Any, Protocol
 
 from netkin.errors import Stopped, StoreError, UserError
-from netkin.jobs.memory import hand_back_freed, keep_freed
+from netkin.jobs import worker
+from netkin.jobs.memory import hand_back_freed
 from netkin.jobs.results import Result
 
 Advance = Callable[[int], None]
@@ -116,6 +118,7 @@ class Jobs:
         An item's error goes to `failed`, and the others continue. Without `failed`, and where the
         store has failed, the first error ends the stage and is raised.
         """
+        Stopped.check()
         if not items:
             return
         self.display.start(stage, [item.name for item in items], units)
@@ -134,11 +137,16 @@ class Jobs:
         self.display.end(stage)
 
     def _here(self, stage: str, work: Callable, items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-        _set_up(self.threads)
+        worker.set_up(self.threads)
         todo, idle = list(items), 0
+
+        def advance(units: int) -> None:
+            Stopped.check()
+            self.display.advance(stage, units)
+
         while todo:
             item = todo.pop(0)
-            outcome = _outcome(work, self.context, item, lambda n: self.display.advance(stage, n))
+            outcome = _outcome(work, self.context, item, advance)
             yield item, outcome
             idle += 1
             if isinstance(outcome, Result) and outcome.remaining is not None:
@@ -152,14 +160,17 @@ class Jobs:
         self, stage: str, work: Callable, items: Sequence[Any]
     ) -> Iterator[tuple[Any, Any]]:
         pool = self._started()
-        jobs: dict[Future, Any] = {pool.submit(_work, stage, work, item): item for item in items}
+        jobs: dict[Future, Any] = {
+            pool.submit(worker.run, stage, work, item): item for item in items
+        }
         later: list[tuple[float, Any]] = []
         try:
             with self._listening():
                 while jobs or later:
+                    Stopped.check()
                     now = time.monotonic()
                     for due, item in [entry for entry in later if entry[0] <= now]:
-                        jobs[pool.submit(_work, stage, work, item)] = item
+                        jobs[pool.submit(worker.run, stage, work, item)] = item
                         later.remove((due, item))
                     # Not for longer: the signal that stops the run may wake another thread.
                     for job in wait(jobs, PATIENCE / 4, FIRST_COMPLETED).done:
@@ -200,7 +211,10 @@ class Jobs:
             # array that shares memory with one of them would read memory that was freed.
             context = pickle.dumps(self.context)
             self._pool = ProcessPoolExecutor(
-                self.workers, processes, _start, (context, self.threads, self._events, devices)
+                self.workers,
+                processes,
+                worker.start,
+                (context, self.threads, self._events, devices),
             )
         return self._pool
 
@@ -258,6 +272,7 @@ def _interrupt_blocked() -> Iterator[None]:
     Ctrl-C reaches all processes of a terminal, also those that still import torch and have no
     handler yet. The main process decides, and sends SIGTERM.
     """
+    resource_tracker.ensure_running()  # which, the first time, ends with SIGINT not blocked
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -290,64 +305,3 @@ def _outcome(work: Callable, *arguments: Any) -> Any:
         return error
     finally:
         hand_back_freed()
-
-
-_context: Any = None
-_events: Any = None
-
-
-def _start(context: bytes, threads: int, events: Any, devices: Any) -> None:
-    """Set up a worker process."""
-    global _context, _events
-    _context, _events = pickle.loads(context), events
-    if devices is not None:
-        # Before CUDA starts; the device is number 0 to this process.
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices.get()
-    # Where a signal cannot be blocked. A function, since Lightning calls the handler that is set,
-    # which SIG_IGN cannot be.
-    signal.signal(signal.SIGINT, lambda *_: None)
-    signal.signal(signal.SIGTERM, _give_up)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    _set_up(threads)
-
-
-def _give_up(number: int, _frame: Any) -> None:
-    if _working:
-        raise Stopped(128 + number)  # unwinds the blocks that hold leases
-    os._exit(128 + number)
-
-
-_working = False
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _set_up(threads: int) -> None:
-    """Prepare this process for running models."""
-    import torch
-
-    torch.set_num_threads(threads)
-    keep_freed()
-
-
-def _work(stage: str, work: Callable, item: Any) -> Any:
-    global _working
-    _working = True
-    try:
-        return work(_context, item, lambda n: _events.put((stage, n)))
-    except Stopped as stop:
-        os._exit(stop.code)
-    except Exception as error:
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:  # some libraries' errors cannot be pickled
-            raise RuntimeError(f"{type(error).__name__}: {error}") from error
-        raise
-    finally:
-        hand_back_freed()
-        _working = False
