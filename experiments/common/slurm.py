@@ -55,6 +55,8 @@ class SlurmLauncher(Launcher):
         max_num_timeout: int,
         **parameters: Any,
     ):
+        if poll_s <= 0:
+            raise UserError(f"hydra.launcher.poll_s must be above 0, got {poll_s}")
         self.cancel, self.poll_s, self.folder = cancel, poll_s, submitit_folder
         self.max_num_timeout = max_num_timeout
         self.parameters = {
