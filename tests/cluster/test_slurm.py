@@ -195,14 +195,14 @@ def test_sigterm_to_a_job_that_sbatch_started(node: OneNode, tmp_path: Path) -> 
 
 def test_ctrl_c_with_cancel_leaves_no_job(node: OneNode, tmp_path: Path) -> None:
     more = ["hydra.launcher.cancel=true", "hydra.sweep.dir=sweep"]
-    more += ["hydra.launcher.additional_parameters={begin: now+1hour}"]
+    more += ["+hydra.launcher.additional_parameters.begin=now+1hour"]
     sweep = Command(tmp_path, "-m", *RUN, members(*GOOD), "source=m00,m01", *LAUNCHER, *more)
-    wait_for(lambda: "2 jobs: 2 waiting (BeginTime)" in sweep.text, sweep)
+    wait_for(lambda: "2 jobs: 2 waiting" in sweep.text, sweep)
     sweep.process.send_signal(signal.SIGTERM)
     assert sweep.end() == 143
     assert "stopped with 0 of 2 jobs done, 2 were cancelled; what is" in sweep.text
     (array,) = re.findall(r"submitted to SLURM: (\d+)_\[0-1\]", sweep.text)
-    assert [node.last_state(f"{array}_{i}") for i in (0, 1)] == ["CANCELLED"] * 2
+    assert set(node.last_state(array).split()) == {"CANCELLED"}
 
 
 def test_what_sbatch_refuses_is_one_line(node: OneNode, tmp_path: Path) -> None:

@@ -53,6 +53,10 @@ def leave(job: Job, *result: str) -> None:
     (job.folder / f"{job.id}_0_result.pkl").write_bytes(pickle.dumps(result))
 
 
+def unreachable() -> dict[str, dict[str, str]]:
+    raise OSError("squeue: error: Unable to contact\nslurm")
+
+
 def test_a_line_for_what_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = [Job(f"source={name}", f"7_{i}", tmp_path) for i, name in enumerate("abc")]
     (tmp_path / "7_2_0_log.out").write_text("at work\nKilled\n\n")
@@ -69,8 +73,8 @@ def test_a_line_for_what_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         [
             lambda: states(waits, waits, waits),
             lambda: states(runs, runs, runs),
-            lambda: 1 / 0,
-            lambda: 1 / 0,
+            unreachable,
+            unreachable,
             lambda: (
                 leave(jobs[1], "error", "Traceback\n  x\nValueError: no")
                 or states(back, runs, runs)
@@ -80,13 +84,7 @@ def test_a_line_for_what_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ]
     )
 
-    def look() -> dict[str, dict[str, str]]:
-        try:
-            return next(seen)()
-        except ZeroDivisionError:
-            raise OSError("squeue: error: Unable to contact\nslurm") from None
-
-    monkeypatch.setattr(queue, "queue", look)
+    monkeypatch.setattr(queue, "queue", lambda: next(seen)())
     lines = list[str]()
     queue.wait(jobs, 0.0, lines.append)
     assert lines == [
