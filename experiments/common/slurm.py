@@ -207,14 +207,14 @@ class SlurmLauncher(Launcher):
         left = [job.id for job in jobs if job.id and not job.over]
         if not left:
             return
-        command, ends = f"scancel {queue.compressed(left)}", "go on in SLURM; this ends them"
+        command, what = f"scancel {queue.compressed(left)}", "still in SLURM (to end them: {})"
         if self.cancel:
             try:
                 queue.run_slurm(*command.split())
-                ends = "were cancelled"
+                what = "cancelled"
             except OSError:
-                ends = "could not be cancelled; try"
-        stop.done += f", {len(left)} {ends}{'' if ends == 'were cancelled' else f': {command}'}"
+                what = "not cancelled, since SLURM does not answer ({})"
+        stop.done += f", {len(left)} {what.format(command)}"
 
     def __call__(
         self, overrides: list[str], number: int, note: Path, singletons: dict[type, Singleton]
