@@ -10,10 +10,10 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from netkin.errors import UserError, and_more
+from netkin.errors import and_more
 
 ENDED = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
@@ -23,8 +23,8 @@ ENDED = {
 LAST_POLLS = 3
 """How often a job has to be seen ended without a result until it counts as ended: it may be put
 back, and a shared file system may be late."""
-SILENCE = 600.0
-"""Seconds without a line until the counts are printed again."""
+OFTEN, RARELY = 60.0, 600.0
+"""Seconds between two lines with the counts: where they have changed, and where not."""
 COLUMNS = {"JobArrayID": 40, "State": 30, "RestartCnt": 12, "Reason": 80, "NodeList": 80}
 
 
@@ -33,10 +33,14 @@ class Job:
     """A job of a sweep.
 
     Attributes:
-        title: the overrides that set it apart from the others.
+        title: the overrides that set it apart from the others, if any.
         id: SLURM's, such as 17_3; "" where it is not in SLURM's hands.
         folder: of its log and its result.
         state: SLURM's, or DONE, or FAILED with a reason.
+        node: where it runs.
+        restarts: how often it was put back into the queue.
+        seen_ended: how often it was found to have ended without a result.
+        started: when it was seen to start, by this process's clock.
     """
 
     title: str
@@ -47,7 +51,7 @@ class Job:
     node: str = ""
     restarts: int = 0
     seen_ended: int = 0
-    started: float = field(default_factory=time.monotonic)
+    started: float | None = None
 
     @property
     def log(self) -> Path:
@@ -60,7 +64,7 @@ class Job:
         return self.state in ("DONE", "FAILED")
 
     def __str__(self) -> str:
-        return f"{self.id} {self.title}"
+        return f"{self.id} {self.title}".strip()
 
 
 def run_slurm(*command: str) -> str:
@@ -105,7 +109,7 @@ def compressed(ids: Iterable[str]) -> str:
 
 def wait(jobs: Sequence[Job], poll_s: float, say: Callable[[str], None]) -> None:
     """Wait until all jobs are over; a line when one starts, ends or is put back."""
-    shown, silent_since, answers = "", time.monotonic(), True
+    shown, said, answers = "", 0.0, True
     while True:
         try:
             known = queue()
@@ -118,12 +122,13 @@ def wait(jobs: Sequence[Job], poll_s: float, say: Callable[[str], None]) -> None
             continue
         lines = [line for job in jobs if not job.over for line in _news(job, known.get(job.id))]
         counts = summary(jobs)
-        if (counts != shown and (lines or not shown)) or time.monotonic() - silent_since > SILENCE:
+        over, passed = all(job.over for job in jobs), time.monotonic() - said
+        if not shown or over or passed > (OFTEN if counts != shown else RARELY):
             lines.append(counts)
-            shown, silent_since = counts, time.monotonic()
+            shown, said = counts, time.monotonic()
         for line in lines:
             say(line)
-        if all(job.over for job in jobs):
+        if over:
             return
         time.sleep(poll_s)
 
@@ -140,7 +145,12 @@ def summary(jobs: Sequence[Job]) -> str:
     parts = [f"{n} {what}" for what, n in counts.items() if n]
     reasons = sorted({job.reason for job in waiting} - {"", "None"})
     why = f" ({and_more(reasons, 3)})" if reasons else ""
-    return f"{len(jobs)} jobs: {', '.join(parts)}{why}"
+    return f"{jobs_of(len(jobs))}: {', '.join(parts)}{why}"
+
+
+def jobs_of(n: int) -> str:
+    """1 job, 2 jobs."""
+    return f"{n} job{'s' * (n != 1)}"
 
 
 def _news(job: Job, known: dict[str, str] | None) -> list[str]:
@@ -148,9 +158,9 @@ def _news(job: Job, known: dict[str, str] | None) -> list[str]:
     before = job.state
     result = _result(job)
     if result is not None:
-        minutes = (time.monotonic() - job.started) / 60
         job.state, job.reason = ("FAILED", result) if result else ("DONE", "")
-        return [f"{job}: failed: {result}" if result else f"{job}: done ({minutes:.1f} min)"]
+        took = f" in {(time.monotonic() - job.started) / 60:.1f} min" if job.started else ""
+        return [f"{job}: failed: {result}" if result else f"{job}: done{took}"]
     state = known["State"] if known else "UNKNOWN"
     if known is None or state in ENDED:
         job.seen_ended += 1
@@ -198,14 +208,6 @@ def _last_words(job: Job) -> str:
         if last := next((line for line in reversed(lines) if line), ""):
             return f"its log {job.log} ends in: {last[:200]}"
     return f"it has no log {job.log}"
-
-
-def cancel(ids: Iterable[str]) -> None:
-    """End jobs. Raises UserError where SLURM refuses."""
-    try:
-        run_slurm("scancel", *compressed(ids).split())
-    except OSError as error:
-        raise UserError(str(error)) from None
 
 
 def refusal(text: str) -> str:

@@ -6,7 +6,6 @@ command is started again, it waits for the jobs that are still in the queue, sub
 and leaves out what the store holds completely.
 """
 
-import copy
 import io
 import shutil
 import signal
@@ -21,7 +20,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, filter_overrides
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.common import queue, slurm_job
 from experiments.common.queue import Job
@@ -56,6 +55,8 @@ class SlurmLauncher(Launcher):
         max_num_timeout: int,
         **parameters: Any,
     ):
+        if poll_s <= 0:
+            raise UserError(f"hydra.launcher.poll_s must be above 0, got {poll_s}")
         self.cancel, self.poll_s, self.folder = cancel, poll_s, submitit_folder
         self.max_num_timeout = max_num_timeout
         self.parameters = {
@@ -78,43 +79,64 @@ class SlurmLauncher(Launcher):
 
         Raises UserError that names each job that failed, when no job is left.
         """
-        Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
-        common = set.intersection(*map(set, job_overrides)) if len(job_overrides) > 1 else set()
-        jobs, new = list[Job](), list[int]()
         executor = self._executor()
-        notes = [self._note(overrides) for overrides in job_overrides]
-        known = self._settled(notes)
-        for number, (overrides, note) in enumerate(zip(job_overrides, notes, strict=True)):
-            own = [o for o in filter_overrides(overrides) if o not in common]
-            job = Job(" ".join(own) or f"job {number}")
-            content = slurm_job.read(note)
-            if content.get("made") and all(Path(file).exists() for file in content["made"]):
-                job.state = "DONE"
-            elif known.get(content.get("job", ""), {}).get("State", "ENDED") not in _OVER:
-                job.id, job.folder = content["job"], Path(content["folder"])
-            else:
-                new.append(number)
-            jobs.append(job)
-        self._say_what_is_left(jobs, new)
+        jobs, notes = self._jobs(job_overrides), [self._note(each) for each in job_overrides]
+        new = self._take_up(jobs, notes)
         try:
             if new:
                 arguments = [
                     (list(job_overrides[i]), initial_job_idx + i, notes[i], Singleton.get_state())
                     for i in new
                 ]
-                for i, (job, folder) in zip(new, self._submit(executor, arguments), strict=True):
-                    jobs[i].id, jobs[i].folder = job, folder
+                self._submit(executor, [jobs[i] for i in new], arguments)
             queue.wait(jobs, self.poll_s, _say)
         except Stopped as stop:
             self._stopped(stop, jobs)
             raise
         if failed := [job for job in jobs if job.state == "FAILED"]:
+            reasons = dict.fromkeys(job.reason for job in failed)
+            named = "; ".join(
+                f"{', '.join(str(job) for job in failed if job.reason == reason)} ({reason})"
+                for reason in reasons
+            )
+            others = "The others are done: run" if len(failed) < len(jobs) else "Run"
             raise UserError(
-                f"{len(failed)} of {len(jobs)} jobs failed: "
-                + "; ".join(f"{job} ({job.reason.removeprefix('error: ')})" for job in failed)
-                + ". The others are done: run the same command again for what is left"
+                f"{len(failed)} of {queue.jobs_of(len(jobs))} failed: {named}. {others} the same "
+                "command again for what is left"
             )
         return []
+
+    def _jobs(self, job_overrides: Sequence[Sequence[str]]) -> list[Job]:
+        """The jobs, titled by what is not common to all."""
+        common = set.intersection(*map(set, job_overrides))
+        return [
+            Job(" ".join(o for o in filter_overrides(each) if o not in common))
+            for each in job_overrides
+        ]
+
+    def _take_up(self, jobs: Sequence[Job], notes: Sequence[Path]) -> list[int]:
+        """Set those that are done, or in the queue, by their notes; returns the others' numbers."""
+        known, new = self._settled(notes), []
+        for number, (job, note) in enumerate(zip(jobs, notes, strict=True)):
+            content = slurm_job.read(note)
+            found = known.get(content.get("job", ""), {"State": "CANCELLED"})
+            if content.get("made") and all(Path(file).exists() for file in content["made"]):
+                job.state = "DONE"
+            elif found["State"] not in queue.ENDED:
+                job.id, job.folder = content["job"], Path(content["folder"])
+                job.restarts = int(found["RestartCnt"] or 0)
+            else:
+                new.append(number)
+        total, done = queue.jobs_of(len(jobs)), sum(job.state == "DONE" for job in jobs)
+        if len(new) == len(jobs):
+            _say(f"{total} to submit")
+        else:
+            there = len(jobs) - len(new) - done
+            _say(f"{total}: {done} done before, {there} in the queue already, {len(new)} to submit")
+        for job in jobs:
+            if job.id:
+                _say(f"{job}: in the queue already; its log is {job.log}")
+        return new
 
     def _executor(self) -> Any:
         try:
@@ -141,10 +163,8 @@ class SlurmLauncher(Launcher):
 
     def _note(self, overrides: Sequence[str]) -> Path:
         """The file in the store that says which job runs a command."""
-        composed = copy.copy(self.config)
-        with open_dict(composed):
-            del composed["hydra"]
-        content = OmegaConf.to_container(composed, resolve=False)
+        own = OmegaConf.masked_copy(self.config, [str(k) for k in self.config if k != "hydra"])
+        content = OmegaConf.to_container(own, resolve=False)
         key = digest({"config": content, "overrides": sorted(filter_overrides(overrides))})
         return Path(self.config.store.dir).absolute() / ".jobs" / f"{key[:16]}.json"
 
@@ -158,48 +178,43 @@ class SlurmLauncher(Launcher):
             time.sleep(min(self.poll_s, 1.0))
         return known
 
-    def _submit(self, executor: Any, arguments: list[tuple]) -> list[tuple[str, Path]]:
-        """Submit jobs and note them, without a stop in between."""
-        printed = io.StringIO()
+    def _submit(self, executor: Any, jobs: Sequence[Job], arguments: Sequence[tuple]) -> None:
+        """Submit jobs and note them, without a stop in between.
+
+        Jobs that sbatch refuses have failed. Raises UserError where that is all there is to say.
+        """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
-            with redirect_stderr(printed):  # submitit prints what it raises
+            with redirect_stderr(io.StringIO()):  # submitit prints what it raises
                 submitted = executor.map_array(self, *zip(*arguments, strict=True))
-            jobs = [(job.job_id, job.paths.folder) for job in submitted]
-            for (job, folder), (*_, note, _) in zip(jobs, arguments, strict=True):
-                write_json(note, {"job": job, "folder": str(folder)})
+            for job, made, (*_, note, _) in zip(jobs, submitted, arguments, strict=True):
+                job.id, job.folder = made.job_id, made.paths.folder
+                write_json(note, {"job": job.id, "folder": str(job.folder)})
         except RuntimeError as error:
-            raise UserError(
-                f"sbatch refused the jobs: {queue.refusal(str(error))}; see "
-                "hydra.launcher.partition, account, timeout_min, mem_gb, cpus_per_task, "
-                "gpus_per_node"
-            ) from None
+            for job in jobs:
+                job.state, job.reason = "FAILED", f"sbatch refused it: {queue.refusal(str(error))}"
+            _say(f"{queue.jobs_of(len(jobs))} failed: {jobs[0].reason}")
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        _say(f"submitted to SLURM: {queue.compressed(job for job, _ in jobs)}")
-        _say(f"logs: {Path(self.folder).absolute()}/%j_0_log.out with %j as the job")
-        return jobs
-
-    def _say_what_is_left(self, jobs: Sequence[Job], new: Sequence[int]) -> None:
-        done = sum(job.state == "DONE" for job in jobs)
-        there = [job for job in jobs if job.id]
-        text = f"{len(jobs)} jobs: {done} done before, {len(there)} in the queue already, "
-        _say(f"{text}{len(new)} to submit" if done or there else f"{len(jobs)} jobs to submit")
-        for job in there:
-            _say(f"{job}: in the queue already; its log is {job.log}")
+        if ids := [job.id for job in jobs if job.id]:
+            _say(f"submitted to SLURM: {queue.compressed(ids)}")
+            _say(f"logs: {Path(self.folder).absolute()}/%j_0_log.out with %j as the job")
 
     def _stopped(self, stop: Stopped, jobs: Sequence[Job]) -> None:
+        """Add to a stop's words what becomes of the jobs, and cancel them if that is chosen."""
+        done = sum(job.state == "DONE" for job in jobs)
+        stop.done = f"with {done} of {queue.jobs_of(len(jobs))} done"
         left = [job.id for job in jobs if job.id and not job.over]
-        stop.done = (
-            f"with {len([job for job in jobs if job.state == 'DONE'])} of {len(jobs)} jobs done"
-        )
-        if left and self.cancel:
-            queue.cancel(left)
-            stop.done += f" and {len(left)} cancelled ({queue.compressed(left)})"
-        elif left:
-            stop.done += (
-                f"; {len(left)} go on in SLURM, `scancel {queue.compressed(left)}` ends them"
-            )
+        if not left:
+            return
+        command, what = f"scancel {queue.compressed(left)}", "still in SLURM (to end them: {})"
+        if self.cancel:
+            try:
+                queue.run_slurm(*command.split())
+                what = "cancelled"
+            except OSError:
+                what = "not cancelled, since SLURM does not answer ({})"
+        stop.done += f", {len(left)} {what.format(command)}"
 
     def __call__(
         self, overrides: list[str], number: int, note: Path, singletons: dict[type, Singleton]
@@ -219,7 +234,6 @@ _SHARED = (
     "stderr_to_stdout",
 )
 """Parameters that submitit has for all kinds of clusters."""
-_OVER = (*queue.ENDED, "ENDED")
 
 
 def _say(line: str) -> None:

@@ -51,6 +51,7 @@ def run(
     job, requeue = JobEnvironment(), signal.getsignal(signal.SIGUSR2)
     for each in SIGNALS:
         signal.signal(each, _stop)
+    signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit prints a line for each of them
     try:
         Singleton.set_state(singletons)
         setup_globals()
@@ -76,11 +77,15 @@ def read(note: Path) -> dict[str, Any]:
     return {}
 
 
+_stopping = False
+
+
 def _stop(number: int, _frame: FrameType | None) -> None:
-    if number == signal.SIGTERM and _is_warning():
+    global _stopping
+    # SLURM sends more signals while the job ends. Lightning restores a handler that is replaced.
+    if _stopping or (number == signal.SIGTERM and _is_warning()):
         return
-    for each in SIGNALS:  # SLURM sends more of them while the job ends
-        signal.signal(each, lambda *_: None)
+    _stopping = True
     raise Stopped(128 + number)
 
 

@@ -44,6 +44,9 @@ def run(config: DictConfig) -> list[Path]:
                 f"{setting.adversarial_entry(source).path}",
             )
         if pipeline.failures:
+            first = pipeline.failures[0].error
+            if len(sources) == 1 and isinstance(first, UserError):
+                raise first
             raise Incomplete(pipeline.failures, None, len(sources))
     return [
         shard_path(setting.adversarial_entry(source), shard)

@@ -68,7 +68,10 @@ def test_ctrl_c_in_each_stage(tmp_path: Path) -> None:
     """The terminal sends it to the whole process group."""
     store = tmp_path / "store"
     for stage, product in STAGES.items():
-        terminal = Terminal(tmp_path, f"hydra.run.dir={stage}", "hardware.members_at_once=2")
+        workers = 2 if stage == "craft" else 1
+        terminal = Terminal(
+            tmp_path, f"hydra.run.dir={stage}", f"hardware.members_at_once={workers}"
+        )
         assert terminal.read_until(lambda p=product: any(p in each for each in in_hand(store)))
         os.write(terminal.master, b"\x03")
         assert terminal.end() == 130, terminal.text

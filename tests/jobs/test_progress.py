@@ -29,15 +29,15 @@ def lines(monkeypatch: pytest.MonkeyPatch, items: int, units: int, seconds: floa
 def test_a_line_every_tenth_of_a_member(monkeypatch: pytest.MonkeyPatch) -> None:
     found = lines(monkeypatch, 1, 100, 2.0)
     assert len(found) == 10
-    assert found[0] == "craft: 10 of 100 images (20 s, about 180 s left)"
+    assert found[0] == "craft: 11 of 100 images (22 s, about 178 s left)"
     assert found[-1].startswith("craft 1/1: m0")
     assert 30 <= len(lines(monkeypatch, 3, 100, 2.0)) <= 33
 
 
 def test_a_line_every_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     found = lines(monkeypatch, 1, 100, 20.0)
-    assert len(found) == 34
-    assert found[0] == "craft: 3 of 100 images (60 s, about 1940 s left)"
+    assert len(found) == 33
+    assert found[0] == "craft: 4 of 100 images (80 s, about 1920 s left)"
 
 
 def test_what_is_fast_has_a_line_a_member(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,6 @@ class Bars:
         """Begin a stage on named items, of `units` in all; `unit` names those of a new stage."""
         self._started[stage] = time.perf_counter()
         self._done[stage] = (0, len(names))
-        self._said[stage] = (self._started[stage], 0)
         self._tasks[stage] = self._bars.add_task(
             stage, total=units, unit=unit or UNITS.get(stage, ""), last=""
         )
@@ -84,7 +83,8 @@ class Bars:
         if self._live:
             return
         bar = next(t for t in self._bars.tasks if t.id == self._tasks[stage])
-        now, (when, units_then) = time.perf_counter(), self._said[stage]
+        now = time.perf_counter()
+        when, units_then = self._said.setdefault(stage, (now, bar.completed))
         total, items = bar.total or 0, self._done[stage][1] or 1
         much = bar.completed - units_then >= SHARE * total / items
         if 0 < bar.completed < total and now - when >= (OFTEN if much else RARELY):

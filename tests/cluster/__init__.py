@@ -1,0 +1,1 @@
+"""Tests on a real SLURM, which they bring up on this machine."""
