@@ -225,9 +225,40 @@ def test_no_logger_writes_nothing(tmp_path: Path) -> None:
     [
         ({"kind": "tensorboard"}, "kind must be wandb, csv or none"),
         ({"kind": "wandb", "mode": "ofline"}, "mode must be online or offline"),
+        ({"kind": "wandb", "mode": "offline", "project": "a/b"}, "project must be a name without"),
     ],
 )
 def test_mistakes(tmp_path: Path, logger: dict, message: str, monkeypatch) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
     with pytest.raises(UserError, match=message), track(logger, info(tmp_path)):
         raise AssertionError
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["", "dryrun", "offline"])
+def test_any_name_and_a_home_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mode: str
+) -> None:
+    """Names of datasets and models become names of groups, tags and artifacts."""
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    monkeypatch.setenv("WANDB_MODE", mode)
+    for part in ("DATA", "CACHE", "CONFIG"):  # so that they are restored
+        monkeypatch.setenv(f"WANDB_{part}_DIR", "")
+        monkeypatch.delenv(f"WANDB_{part}_DIR")
+    name = "Vögel & [b]birds[/b] / 2" + 200 * "x"
+    logger = {"kind": "wandb", "mode": "offline", "project": "netkin", "entity": None}
+    file = tmp_path / "a.csv"
+    file.write_text("a")
+    given = replace(info(tmp_path), group=name, job_type=name, name=name, tags=(name, "", "a", "a"))
+    with track({**logger, "group": None, "tags": [3, ""]}, given) as tracker:
+        tracker.metrics({f"accuracy/{name}": 0.5})
+        tracker.table("tables/pairs", pl.DataFrame({name: [1]}))
+        tracker.artifact(f"similarity-{name}", "similarity", [file])
+    assert not [record for record in caplog.records if record.name.startswith("netkin")]
+    found = list(records(tmp_path))
+    (artifact,) = (
+        r.artifact for r in found if r.HasField("artifact") and r.artifact.type[0] == "s"
+    )
+    assert artifact.name.startswith("similarity-V-gel-b-birds-b-2x") and len(artifact.name) == 128
+    (run,) = (record.run for record in found if record.HasField("run"))
+    assert [len(tag) for tag in run.tags] == [64, 1, 1] and run.tags[-1] == "3"

@@ -6,7 +6,8 @@ What is logged mirrors what the run writes to disk; nothing is ever read back fr
 import csv
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from netkin.errors import UserError, first_line
 from netkin.store.unfinished import note, unfinished
 
 log = logging.getLogger(__name__)
+
+MODES = ("online", "offline", "disabled", "shared")
 
 
 class Tracker:
@@ -96,13 +99,23 @@ class WandB(Tracker):
     """
 
     def __init__(self, logger: Mapping[str, Any], info: RunInfo):
+        chosen, mode = logger["mode"], os.environ.get("WANDB_MODE", "").strip() or logger["mode"]
+        if chosen not in MODES:  # also where not used
+            raise UserError(f"mode must be online or offline, got {chosen!r}")
+        mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)  # W&B's former names
+        if mode not in MODES:
+            raise UserError(f"WANDB_MODE must be online or offline, got {mode!r}")
+        if found := re.search(r"[/\\#?%:]", str(logger["project"])):
+            raise UserError(
+                f"project must be a name without / \\ # ? % and :, got {logger['project']!r} "
+                f"(with {found[0]})"
+            )
+        # Where a home cannot be written, as in containers and on compute nodes, W&B fails late.
+        for variable, part in (("DATA", "data"), ("CACHE", "cache"), ("CONFIG", "config")):
+            if not os.access(Path.home(), os.W_OK):
+                os.environ.setdefault(f"WANDB_{variable}_DIR", str(info.folder / "wandb" / part))
         import wandb
 
-        chosen, mode = logger["mode"], os.environ.get("WANDB_MODE") or logger["mode"]
-        if chosen not in ("online", "offline", "disabled", "shared"):  # also where not used
-            raise UserError(f"mode must be online or offline, got {chosen!r}")
-        if mode not in ("online", "offline", "disabled", "shared"):
-            raise UserError(f"WANDB_MODE must be online or offline, got {mode!r}")
         self.wandb, self.failed = wandb, False
         # W&B's own resuming needs the server, while most runs are offline.
         earlier = unfinished(info.note)
@@ -110,10 +123,10 @@ class WandB(Tracker):
             self.run = wandb.init(
                 project=logger["project"],
                 entity=logger["entity"],
-                group=logger["group"] or info.group,
-                job_type=info.job_type,
-                name=info.name,
-                tags=[*info.tags, *logger["tags"], *(["resumed"] if earlier else [])],
+                group=_short(logger["group"] or info.group, 128),
+                job_type=_short(info.job_type, 64),
+                name=_short(info.name, 128),
+                tags=_tags([*info.tags, *logger["tags"], *(["resumed"] if earlier else [])]),
                 notes=f"Goes on from run {earlier['wandb']}." if earlier else None,
                 config={**info.config, **({"resumes": earlier} if earlier else {})},
                 dir=info.folder,
@@ -122,8 +135,13 @@ class WandB(Tracker):
             )
         except wandb.Error as error:
             raise UserError(
-                f"W&B did not start ({str(error).splitlines()[0]}); log in with `wandb login`, or "
+                f"W&B did not start ({first_line(error)}); log in with `wandb login`, or "
                 "use mode=offline or kind=csv"
+            ) from None
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(
+                f"W&B did not start ({type(error).__name__}: {first_line(error)}); use kind=csv to "
+                "run without it"
             ) from None
 
     def finish(self, exit_code: int) -> None:
@@ -169,12 +187,23 @@ class WandB(Tracker):
         """A W&B artifact of this type."""
 
         def send() -> None:
-            artifact = self.wandb.Artifact(name, type=kind)
+            plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:128]
+            artifact = self.wandb.Artifact(plain, type=kind)
             for file in files:
                 artifact.add_file(str(file))
             self.run.log_artifact(artifact)
 
         self._try(send)
+
+
+def _short(text: str, limit: int) -> str:
+    """A text within W&B's limit."""
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def _tags(names: Iterable[Any]) -> list[str]:
+    """Names as tags: each once, of 1 to 64 characters."""
+    return list(dict.fromkeys(_short(str(name), 64) for name in names if str(name)))
 
 
 class CSV(Tracker):
