@@ -11,6 +11,7 @@ from netkin.analysis.suspect import (
     GUESSED,
     ORDERS,
     RELABELLED,
+    SATURATED,
     Suspicion,
 )
 from netkin.errors import UserError
@@ -20,6 +21,8 @@ REMEDIES = {
     BELOW_NOTED: "Check that images and preprocessing are those of the training",
     GUESSED: "Give each member the mean, std, input_size, crop_pct and interpolation that it was "
     "trained with, even if these are the guessed ones",
+    SATURATED: "Divide its logits by a constant in its forward pass, which changes no prediction, "
+    "or use attack=autoattack, whose losses do not depend on their scale; more steps do not help",
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from netkin.analysis.suspect import Suspicion, suspicions
+from netkin.analysis.suspect import Suspicion, saturation, suspicions
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance, Jobs
 from netkin.jobs.results import Crafted, Result, Trained
@@ -27,6 +27,7 @@ from netkin.transfer.stored import (
     Target,
     correct,
     is_clean,
+    logits,
     missing_shards,
     missing_sources,
     outcomes,
@@ -261,6 +262,7 @@ def suspects(
             setting.images.classes,
             noted_accuracy(setting, member),
             unknown_preprocessing(member, setting.task),
+            saturation(logits(setting, member).numpy()),
         )
         for member in members
     }

@@ -57,7 +57,7 @@ def answer(
 
     Args:
         pairs: of `netkin.similarity.pairs`.
-        models: of `model_table`.
+        models: of `model_table`; with a column suspect, no advice is given on models that are.
         family_means: of `netkin.similarity.family_means`.
         scores: [N, N], in the order of `models`.
         draws: bootstrap matrices, [draws, N, N], for the interval of within against between.
@@ -70,8 +70,10 @@ def answer(
         names = ", ".join(f"{r['model']} ({r['white_box_success']:.1%})" for r in weak.to_dicts())
         paragraphs.append(
             f"The attack is weak on {names}: white-box success below {WEAK_ATTACK:.0%}, so scores "
-            "in these rows understate similarity. Use more steps or a larger eps."
+            "in these rows understate similarity."
         )
+        if "suspect" not in weak.columns or weak["suspect"].null_count():
+            paragraphs[-1] += " Use more steps or a larger eps."
     return paragraphs
 
 

@@ -19,6 +19,11 @@ from netkin.data.classes import ORDERS, class_words, in_order
 
 RELABELLED, CHANCE, BELOW_NOTED, GUESSED = "relabelled", "chance", "below noted", "guessed"
 """Kinds of suspicions."""
+SATURATED = "saturated"
+"""A kind that leaves predictions right, and attacks without a gradient."""
+FAR = 104.0
+"""Nats between the two largest logits above which float32 holds no gradient of the cross-entropy:
+exp(-104) is 0."""
 SHIFTED = "shifted"
 """An order of classes: each class one further, or one back."""
 LEVEL = 0.01
@@ -53,7 +58,7 @@ class Suspicion:
     """A reason to doubt that a classifier is run as it was trained.
 
     Attributes:
-        kind: RELABELLED, CHANCE, BELOW_NOTED or GUESSED.
+        kind: RELABELLED, CHANCE, BELOW_NOTED, GUESSED or SATURATED.
         finding: in words, to follow the classifier's name and a colon.
         order: of RELABELLED, the order that the outputs are in: one of
             `netkin.data.classes.ORDERS`, or SHIFTED; empty where it is none of them.
@@ -70,6 +75,7 @@ def suspicions(
     classes: Sequence[str],
     noted: Noted | None = None,
     guessed: bool = False,
+    saturated: float = 0.0,
 ) -> list[Suspicion]:
     """The reasons to doubt a classifier, empty where there are none.
 
@@ -81,6 +87,7 @@ def suspicions(
         classes: K names, in the order of the labels.
         noted: the accuracy that its training noted on test images of this dataset, if any.
         guessed: whether its preprocessing is unknown.
+        saturated: of `saturation`.
     """
     result = []
     accuracy, images = float(np.mean(predictions == labels)), len(labels)
@@ -100,7 +107,21 @@ def suspicions(
     if guessed:
         finding = "its preprocessing is unknown, and mean = std = 0.5 is a guess"
         result.append(Suspicion(GUESSED, finding))
+    if saturated > 0.5:
+        finding = (
+            f"its loss saturates: on {saturated:.0%} of its images the two largest logits differ "
+            f"by more than {FAR:.0f}, where the gradient of the cross-entropy is 0"
+        )
+        result.append(Suspicion(SATURATED, finding))
     return result
+
+
+def saturation(logits: NDArray[np.float32]) -> float:
+    """The share of images whose two largest logits, of [I, K], are more than `FAR` apart."""
+    if logits.shape[1] < 2:
+        return 0.0
+    second, first = np.partition(logits, -2, axis=1)[:, -2:].T
+    return float((first - second > FAR).mean())
 
 
 def chance_rate(labels: NDArray[np.intp], classes: int) -> float:

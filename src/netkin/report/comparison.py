@@ -127,7 +127,7 @@ def summarise(
     relations = replace(relations, models=relations.models.with_columns(flags))
     resize = resize_errors(setting, members)
     scored = relations.pairs.drop_nulls("score")
-    answer = summary.answer(scored, models, relations.family_means, control.scores, draws)
+    answer = summary.answer(scored, relations.models, relations.family_means, control.scores, draws)
     items = examples(setting, members)
     return Comparison(
         title=f"How related are {len(requested)} models on {setting.task.dataset}?",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from netkin.attacks.frozen import frozen
 from netkin.attacks.grid import to_grid
@@ -30,6 +31,9 @@ from netkin.zoo.execution import Prepared, exact_float32, prepare
 from netkin.zoo.member import Member
 
 log = logging.getLogger(__name__)
+
+TRIED = 8
+"""Images that a source's gradient is tried on."""
 
 
 class Craft(pl.LightningModule):
@@ -77,6 +81,7 @@ class Craft(pl.LightningModule):
             return {"images": pixels, "index": index}
         if self.model is None:
             self.model = self._prepared(pixels)
+            self._check_gradient(pixels[:TRIED], labels[:TRIED])
         images = []
         for adversarial in self.batches.run(
             len(index), lambda b: self._perturb(index[b], pixels[b], labels[b])
@@ -99,6 +104,24 @@ class Craft(pl.LightningModule):
         execution, size = decided(self.entry, choice, self.classifier, pixels, setting.shard_size)
         self.batches.size = size
         return prepare(self.classifier, execution, pixels, size)
+
+    def _check_gradient(self, clean: Tensor, labels: Tensor) -> None:
+        """Raises UserError for a source whose loss has no finite gradient: signs of NaN are 0, so
+        that attacks would leave its images as they are, without a word."""
+        passes = self.setting.attack.attack.passes(self.classifier, self.setting.task.num_classes)
+        if passes is not None and not passes.backward:
+            return
+        assert self.model is not None
+        with frozen(self.model) as model, torch.enable_grad():
+            x = (clean.float() / 255).requires_grad_()
+            (gradient,) = torch.autograd.grad(cross_entropy(model(x), labels, reduction="sum"), x)
+        bad = ~gradient.isfinite().flatten(1).all(dim=1)
+        if bad.any():
+            raise UserError(
+                f"{self.member.name}: the gradient of its loss is NaN or infinite on "
+                f"{int(bad.sum())} of {len(bad)} images, so that no attack can follow it; look in "
+                "its forward pass for a square root or a logarithm of 0, or a division by 0"
+            )
 
     def _perturb(self, index: Tensor, clean: Tensor, labels: Tensor) -> Tensor:
         """Adversarial images of a batch as they are stored: uint8, or float32 in [0, 1]."""
