@@ -35,6 +35,7 @@ from netkin.zoo import instances
 from netkin.zoo.member import parse_members
 from netkin.zoo.task import Task
 from tests.conftest import ROOT
+from tests.zoo.own_nets import Rooted
 
 FIT = ({"img_size": 32, "patch_size": 8}, {"img_size": 32}, {})
 """Of conf/dataset/digits.yaml."""
@@ -552,3 +553,13 @@ def copied(folder: Path) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     return source
+
+
+def test_gradients_that_are_nan_are_said() -> None:
+    """Signs of NaN are 0: attacks would leave the images as they are, without a word."""
+    pixels = torch.rand(6, 3, 32, 32)
+    net = Rooted().eval()
+    labels = net((pixels - 0.5) / 0.5).argmax(1)
+    models = {name: netkin.Model(net, mean=0.5, std=0.5) for name in ("a", "b")}
+    with pytest.raises(UserError, match=r"gradient of its loss is NaN or infinite on \d of \d"):
+        quick(models, pixels, labels)

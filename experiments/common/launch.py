@@ -1,8 +1,10 @@
 """How evaluate.py and train.py start and end: one line for a user's mistake, and the exit code."""
 
 import importlib
+import logging
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +27,7 @@ from netkin.errors import (
     DamagedFile,
     OtherContents,
     OtherTraining,
+    OutputsError,
     Stopped,
     StoreError,
     Unreadable,
@@ -41,16 +44,18 @@ HINTS: dict[type[UserError], str] = {
     ),
     OtherContents: (
         "{name: NAME, timm: ...} in model.members names a model, store.dir=PATH a store; "
-        "`python evaluate.py experiment=store remove=[NAME] confirm=true` removes a model's results"
+        "`python evaluate.py experiment=store remove=[NAME] confirm=true{store}` removes a model's "
+        "results"
     ),
     Unreadable: "dataset.on_error=skip leaves out images that cannot be read",
     DamagedFile: (
-        "`python evaluate.py experiment=store remove=damaged confirm=true` removes all that is "
-        "damaged"
+        "`python evaluate.py experiment=store remove=damaged confirm=true{store}` removes all that "
+        "is damaged"
     ),
     StoreError: "store.dir=PATH names a store",
+    OutputsError: "hydra.run.dir=PATH names the run's folder",
 }
-"""What to type, by the error of the library."""
+"""What to type, by the error of the library; {store} is the override of the run's store."""
 OUTPUTS = "; if it is the run's folder, choose another with hydra.run.dir=PATH, or make room"
 
 
@@ -157,6 +162,7 @@ def find_own_modules() -> None:
 
 def launch(main: Callable[[], None]) -> None:
     """Run a Hydra main function and exit: 1 with one line for an error, 130 or 143 if stopped."""
+    logging.raiseExceptions = False  # a log on a full disk is no reason for a trace
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors up to here instead of printing traces
     for number in stop.SIGNALS:
         signal.signal(number, _stop)
@@ -219,4 +225,6 @@ def one_line(error: BaseException, script: str = "evaluate", overrides: Sequence
         return line
     line = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     hint = next((hint for kind, hint in HINTS.items() if isinstance(error, kind)), None)
-    return f"{line} ({hint})" if hint else line
+    stores = [text for text in overrides if text.startswith("store.dir=")]  # the last one holds
+    store = f" {shlex.quote(stores[-1])}" if stores else ""
+    return f"{line} ({hint.replace('{store}', store)})" if hint else line

@@ -3,13 +3,15 @@
     python evaluate.py experiment=store                               list it
     python evaluate.py experiment=store check=true                    also read every byte
     python evaluate.py experiment=store remove=damaged confirm=true   remove what fails that check
-    python evaluate.py experiment=store remove=leftovers confirm=true remove half-written files
+    python evaluate.py experiment=store remove=leftovers confirm=true half-written files, and
+                                      leases of processes that another machine has lost
     python evaluate.py experiment=store remove=[vit_ti] confirm=true  a member, except its weights
 
 What is removed is computed again when it is needed. Writes store.csv, report.html and, after a
 check, damage.csv.
 """
 
+import shlex
 from pathlib import Path
 
 import polars as pl
@@ -23,7 +25,7 @@ from experiments.common.values import run_folder
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs, Section
-from netkin.report.text import and_more, settings_text, size
+from netkin.report.text import and_more, duration, settings_text, size
 from netkin.store import inventory
 from netkin.store.inventory import Damage, Part
 
@@ -51,7 +53,15 @@ def run(config: DictConfig) -> None:
     sections = [Section("Parts", (), _page_tables(root, parts))]
     held = size(sum(part.size for part in parts))
     answer = [f"{root} holds {held} in {len(parts)} parts."]
-    answer += [f"In progress: {line}" for line in inventory.at_work(root)]
+    for process, product, unseen in inventory.at_work(root):
+        if unseen is None:
+            answer.append(f"In progress: {process}: {product}.")
+        else:
+            answer.append(
+                f"Last seen {duration(unseen)} ago: {process}, at work on {product}. If it has "
+                f"ended: python evaluate.py experiment=store store.dir={shlex.quote(str(root))} "
+                "remove=leftovers confirm=true"
+            )
     damage = _damage(root, console) if config.check else []
     if config.check:
         table = outputs.table("damage", _damage_table(root, damage))

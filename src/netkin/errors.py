@@ -13,6 +13,10 @@ class StoreError(UserError):
     """The store is full, cannot be written, or is damaged, so other members would fail, too."""
 
 
+class OutputsError(UserError):
+    """The folder of a run's own outputs is full or cannot be written."""
+
+
 class DamagedFile(StoreError):
     """A file of the store was changed or cut after it was written.
 

@@ -4,16 +4,20 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
 
 from netkin.analysis.suspect import (
     BELOW_NOTED,
     CHANCE,
+    FAR,
     GUESSED,
     RELABELLED,
+    SATURATED,
     SHIFTED,
     Noted,
     best_relabelling,
@@ -23,6 +27,7 @@ from netkin.analysis.suspect import (
     known_orders,
     near_chance,
     relabelled_correct,
+    saturation,
     suspicions,
 )
 
@@ -164,3 +169,15 @@ def test_known_orders_leave_out_the_classes_own() -> None:
     assert [*known_orders(["a", "b", "c"])] == [SHIFTED, f"{SHIFTED} back"]
     assert "natural" in known_orders(TEXT) and "text" not in known_orders(TEXT)
     assert known_orders(["a", "b"]) == {}
+
+
+def test_a_loss_without_a_gradient() -> None:
+    """In float32: the gradient of the cross-entropy is exactly 0 from `FAR` nats on, not before."""
+    for apart, expected in ((FAR + 1, 1.0), (FAR - 10, 0.0)):
+        logits = torch.tensor([[0.0, apart, -3.0]], requires_grad=True)
+        cross_entropy(logits, torch.tensor([1])).backward()
+        assert logits.grad is not None and bool(logits.grad.any()) != bool(expected)
+        assert saturation(logits.detach().numpy()) == expected
+    (found,) = suspicions(LABELS, LABELS, NAMES, saturated=0.9)
+    assert found.kind == SATURATED and "on 90% of its images" in found.finding
+    assert not suspicions(LABELS, LABELS, NAMES, saturated=0.4)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from netkin.errors import StoreError
+from netkin.store import inventory
 from netkin.store import lease as leases
 from netkin.store.lease import holders, is_held, lease, sweep
 
@@ -156,3 +157,17 @@ def test_a_store_that_is_full(tmp_path: Path, product: Path, monkeypatch) -> Non
     with pytest.raises(StoreError, match=r"No space left.*make room"), lease(tmp_path, product):
         raise AssertionError
     assert not list((tmp_path / ".leases").iterdir())
+
+
+def test_a_process_that_was_last_seen_long_ago(tmp_path: Path, product: Path) -> None:
+    """On another machine: it is listed with its age, and its lease can be removed."""
+    fresh = abandon(tmp_path, tmp_path / "digits" / "other", machine="another", host="node7")
+    lost = abandon(tmp_path, product, machine="another", host="node7")
+    seen = time.time() - 3 * 86400
+    os.utime(lost, (seen, seen))
+    unseen = {work: age for _, work, age in inventory.at_work(tmp_path)}
+    assert unseen.pop("digits/other") is None
+    (age,) = unseen.values()
+    assert age == pytest.approx(3 * 86400, abs=60)
+    assert inventory.leftovers(tmp_path) == [lost]
+    assert fresh.exists()

@@ -146,6 +146,15 @@ def test_outcomes_are_one_table(tmp_path: Path) -> None:
     assert glob.height == found.height == 5
 
 
+@pytest.mark.parametrize("path", ["a=b", "a=b/source=c/[d]", "*?", "x=1,[y]"])
+def test_outcomes_are_read_from_any_path(tmp_path: Path, path: str) -> None:
+    """No part of it is a pattern or a partition, as polars has them."""
+    table = OutcomeStore(tmp_path / path)
+    table.write("m/1", "m/1", "x", rows(0, 1))
+    found = table.read(["m/1"])
+    assert found.height == 2 and set(found["source"]) == {"m/1"}
+
+
 def test_outcomes_of_other_models_are_refused(tmp_path: Path) -> None:
     table = OutcomeStore(tmp_path)
     assert not table.has("a", "b", "x")
@@ -163,6 +172,21 @@ def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"root=.*file/store cannot be written"):
         Store(tmp_path / "file" / "store")
+
+
+def test_a_complete_store_can_be_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    (tmp_path / "empty").mkdir()
+
+    def refuse(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    store = Store(tmp_path / "full")
+    assert not store.writable and Store.__doc__
+    with pytest.raises(UserError, match=r"empty cannot be written \(Read-only file system\)"):
+        Store(tmp_path / "empty")
 
 
 @given(st.data())

@@ -73,6 +73,17 @@ class OnNumpy(nn.Module):
         return self.scale * means[:, None]
 
 
+class Rooted(nn.Module):
+    """A network whose gradient is NaN, the derivative of the root of 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.mean((2, 3))) + torch.sqrt(0 * x.mean((1, 2, 3)))[:, None]
+
+
 def ready(seed: int = 3) -> nn.Module:
     """A network with weights of its own."""
     torch.manual_seed(seed)

@@ -21,6 +21,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
+from netkin.errors import OutputsError
 from netkin.report.style import save
 from netkin.report.text import UNKNOWN, count, duration, number, percent, size
 from netkin.store.files import write
@@ -76,7 +77,7 @@ class Outputs:
 
     def table(self, name: str, table: pl.DataFrame) -> pl.DataFrame:
         """Write name.csv; returns the table."""
-        write(self.folder / f"{name}.csv", table.write_csv)
+        write(self.folder / f"{name}.csv", table.write_csv, OutputsError, "folder")
         if self.tracker is not None:
             self.tracker.table(f"tables/{name}", table)
         self.files.append(f"{name}.csv")
@@ -111,7 +112,7 @@ class Outputs:
         """
         html = render(title, question, answer, sections, config, self.files)
         path = self.folder / "report.html"
-        write(path, lambda file: file.write_text(html, encoding="utf-8"))
+        write(path, lambda f: f.write_text(html, encoding="utf-8"), OutputsError, "folder")
         return path
 
 

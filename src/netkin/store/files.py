@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from netkin.errors import DamagedFile, StoreError
+from netkin.errors import DamagedFile, StoreError, UserError
 from netkin.store.lease import token
 
 METADATA = "netkin"
@@ -41,10 +41,16 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write(path: Path, save: Callable[[Path], object]) -> None:
+def write(
+    path: Path,
+    save: Callable[[Path], object],
+    error_type: type[UserError] = StoreError,
+    place: str = "store",
+) -> None:
     """Call `save` on a temporary path beside `path`, then rename the file: all of it or nothing.
 
-    Raises StoreError where the file cannot be written.
+    Raises an error of a type, StoreError by default, where the file cannot be written; it advises
+    to choose another `place`.
     """
     temporary = path.with_name(f".{path.name}.{token()}-{uuid.uuid4().hex[:4]}.tmp")
     try:
@@ -53,9 +59,9 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
         _flush(temporary)
         os.replace(temporary, path)
     except (OSError, SafetensorError, pl.exceptions.PolarsError) as error:
-        raise StoreError(
+        raise error_type(
             f"cannot write {path} ({reason(error)}); what was finished before is kept: "
-            "make room or permission, or choose another store, and run again"
+            f"make room or permission, or choose another {place}, and run again"
         ) from None
     finally:
         temporary.unlink(missing_ok=True) if path.parent.is_dir() else None

@@ -8,6 +8,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import polars as pl
 from netkin.errors import DamagedFile, UserError, near
 from netkin.store.files import check_seal, digest, parquet_metadata, read_tensors
 from netkin.store.layout import folder, manifest_problem
-from netkin.store.lease import Holder, holders, sweep
+from netkin.store.lease import Holder, holders, sweep, token
 
 YOUNG = 3600.0
 """Seconds for which a temporary file may belong to a running process of another machine."""
@@ -210,11 +211,35 @@ def _outcome_problem(file: Path, subset: SubsetFolder | None) -> str | None:
 
 
 def leftovers(root: Path) -> list[Path]:
-    """Half-written files that no running process can still be writing."""
+    """Half-written files that no running process can still be writing, and leases of processes of
+    other machines that have not been seen for as long."""
     sweep(root)
-    now = time.time()
     files = [*_files(root, "**/.*.tmp"), *_files(root, "**/.*.new")]
-    return [file for file in files if now - file.stat().st_mtime > YOUNG]
+    files += [file for holder, lives, file in holders(root) if lives or holder is None]
+    now = _now(root)
+    return [file for file in files if _age(file, now) > YOUNG]
+
+
+def _now(root: Path) -> float:
+    """The time by the clock of the store's file system, or this machine's if it is read-only."""
+    clock = root / f".clock-{token()}.tmp"
+    try:
+        clock.touch()
+        return clock.stat().st_mtime
+    except OSError:
+        return time.time()
+    finally:
+        with suppress(OSError):
+            clock.unlink()
+
+
+def _age(file: Path, now: float) -> float:
+    """Seconds since a file was written or touched; 0 for one that is gone. A process touches its
+    leases every few seconds, so that one of a great age is of a process that has ended."""
+    try:
+        return now - file.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def selected(root: Path, names: Sequence[str]) -> list[Path]:
@@ -251,8 +276,9 @@ def _of_member(subset: SubsetFolder, name: str) -> Iterator[Path]:
 
 def remove(root: Path, paths: Sequence[Path]) -> None:
     """Remove files and folders. Raises UserError while a running process writes to one."""
-    for holder, lives, _ in holders(root):
-        if holder is not None and lives:
+    now = _now(root)
+    for holder, lives, file in holders(root):
+        if holder is not None and lives and _age(file, now) <= YOUNG:
             product = root / holder.product
             for path in paths:
                 if path == product or path in product.parents:
@@ -264,9 +290,15 @@ def remove(root: Path, paths: Sequence[Path]) -> None:
             raise UserError(f"{path} cannot be removed ({error.strerror})") from None
 
 
-def at_work(root: Path) -> list[str]:
-    """Which processes are working on a store, and on what, in words."""
-    return [f"{_process(h)}: {h.product}" for h, lives, _ in holders(root) if h and lives]
+def at_work(root: Path) -> list[tuple[str, str, float | None]]:
+    """Which processes are working on a store: (process in words, product, seconds since it was
+    seen where that is long; such a one has ended, most likely)."""
+    now = _now(root)
+    return [
+        (_process(holder), holder.product, age if (age := _age(file, now)) > YOUNG else None)
+        for holder, lives, file in holders(root)
+        if holder is not None and lives
+    ]
 
 
 def _process(holder: Holder) -> str:

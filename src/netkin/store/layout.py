@@ -20,6 +20,7 @@ the work in progress (`netkin.store.lease`), `.runs/` the unfinished runs
 (`netkin.store.unfinished`).
 """
 
+import errno
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -97,16 +98,28 @@ def differences(a: Any, b: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]
 
 
 class Store:
-    """The folder that all runs share. Raises UserError where it cannot be made or written."""
+    """The folder that all runs share. Raises UserError where it cannot be made.
+
+    One that exists and cannot be written, such as an archive or another user's, can be read: runs
+    work as far as it holds all that they need.
+
+    Attributes:
+        root: the folder.
+        writable: whether this process may write there.
+    """
 
     def __init__(self, root: str | Path):
         self.root = Path(root).expanduser().resolve()
+        self.writable, filled = True, self.root.is_dir() and any(self.root.iterdir())
         probe = self.root / f".write-{uuid.uuid4().hex[:8]}.tmp"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             probe.touch()
             probe.unlink()
         except OSError as error:
+            if filled and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+                self.writable = False
+                return
             raise UserError(
                 f"root={self.root} cannot be written ({error.strerror}); choose another folder"
             ) from None
