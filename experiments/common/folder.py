@@ -14,7 +14,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.common.stop import fail
-from netkin.store.layout import differences
+from netkin.store.identity import differences
 
 NOTE = ".run.json"
 FREE = ("hardware", "logger", "hydra", "resume")

@@ -1,6 +1,7 @@
 """How evaluate.py and train.py start and end: one line for a user's mistake, and the exit code."""
 
 import importlib
+import io
 import logging
 import os
 import re
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import psutil
@@ -20,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.common import folder, slurm, stop, sweep
+from experiments.common import folder, stop, sweep
 from experiments.common.mistakes import explained, no_group, refuse_no_options
 from experiments.common.stop import fail
 from netkin.errors import (
@@ -36,6 +37,7 @@ from netkin.errors import (
 
 CONF = Path(__file__).parents[2] / "conf"
 NAME = r"[\w.@/:*-]+"
+HELPERS = re.compile(r"multiprocessing\.(forkserver|resource_tracker)")
 ERRORS = (UserError, HydraException, OmegaConfBaseException)
 HINTS: dict[type[UserError], str] = {
     OtherTraining: (
@@ -134,7 +136,7 @@ def run_study(config: DictConfig, script: str) -> Any:
                 f"python {own}.py experiment={config.experiment.name}"
             )
         with stop.while_importing():
-            module = importlib.import_module(config.experiment.study)
+            module = _imported(config.experiment.study)
         return module.run(config)
     except ERRORS as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -152,6 +154,18 @@ def run_study(config: DictConfig, script: str) -> Any:
         fail(f"{error}{OUTPUTS}", 1)
 
 
+def _imported(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except (OSError, MemoryError, ImportError) as error:
+        if isinstance(error, ModuleNotFoundError):
+            raise
+        raise UserError(
+            f"a library cannot be loaded ({' '.join(str(error).split())[:200]}); is memory limited "
+            "(ulimit -v), or is the installation damaged?"
+        ) from None
+
+
 def find_own_modules() -> None:
     """Modules in the folder where the command was started can be imported, in the jobs of a sweep
     and in worker processes, too. It is last: a user's file must not replace a library of ours."""
@@ -162,6 +176,9 @@ def find_own_modules() -> None:
 
 def launch(main: Callable[[], None]) -> None:
     """Run a Hydra main function and exit: 1 with one line for an error, 130 or 143 if stopped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show all characters
+            stream.reconfigure(errors="replace")
     logging.raiseExceptions = False  # a log on a full disk is no reason for a trace
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors up to here instead of printing traces
     for number in stop.SIGNALS:
@@ -169,7 +186,10 @@ def launch(main: Callable[[], None]) -> None:
     command = stop.command()
     script, given = Path(sys.argv[0]).stem, sys.argv[1:]
     try:
-        slurm.register()
+        if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*given}:
+            from experiments.common import slurm  # imports torch, which other runs do later
+
+            slurm.register()
         refuse_old_names(given)
         refuse_no_options(given)
         sys.argv[1:] = sweep.arguments(sys.argv[0], with_members(sys.argv[1:]))
@@ -206,10 +226,14 @@ def _at_once(number: int, _frame: FrameType | None) -> None:
 
 
 def _end_children() -> None:
-    """End the jobs of a sweep, for which Python would wait at its exit."""
+    """End the jobs of a sweep, for which Python would wait at its exit.
+
+    multiprocessing's helpers, and workers, which have been stopped, end by themselves and clean up.
+    """
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            child.terminate()
+            if not HELPERS.search(" ".join(child.cmdline())):
+                child.terminate()
 
 
 def one_line(error: BaseException, script: str = "evaluate", overrides: Sequence[str] = ()) -> str:

@@ -29,7 +29,7 @@ from multiprocessing.forkserver import ensure_running
 from typing import Any, Protocol
 
 from netkin.errors import Stopped, StoreError, UserError
-from netkin.jobs import worker
+from netkin.jobs import semaphores, worker
 from netkin.jobs.memory import hand_back_freed
 from netkin.jobs.results import Result
 
@@ -201,22 +201,22 @@ class Jobs:
                 processes.set_forkserver_preload(list(self.preload))
                 with _interrupt_blocked():
                     ensure_running()
-            self._events = processes.Queue()
-            devices = None
-            if self.gpus:
-                devices = processes.Queue()
-                for gpu in _visible_gpus(self.workers):
-                    devices.put(gpu)
+            semaphores.sweep()
             # As bytes: multiprocessing would move the context's tensors to shared memory, and an
             # array that shares memory with one of them would read memory that was freed.
             context = pickle.dumps(self.context)
-            self._pool = ProcessPoolExecutor(
-                self.workers,
-                processes,
-                worker.start,
-                (context, self.threads, self._events, devices),
-            )
+            with semaphores.named():
+                self._pool = self._new_pool(processes, context)
         return self._pool
+
+    def _new_pool(self, processes: Any, context: bytes) -> ProcessPoolExecutor:
+        self._events, devices = processes.Queue(), None
+        if self.gpus:
+            devices = processes.Queue()
+            for gpu in _visible_gpus(self.workers):
+                devices.put(gpu)
+        arguments = (context, self.threads, self._events, devices)
+        return ProcessPoolExecutor(self.workers, processes, worker.start, arguments)
 
     @contextmanager
     def _listening(self) -> Iterator[None]:

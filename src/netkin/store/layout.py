@@ -23,7 +23,7 @@ the work in progress (`netkin.store.lease`), `.runs/` the unfinished runs
 import errno
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from netkin.store.files import (
     write_json,
     write_table,
 )
+from netkin.store.identity import differences
 
 
 def folder(name: str) -> str:
@@ -84,17 +85,6 @@ class Entry:
                 "another name, choose another store, or remove that folder"
             )
         return self
-
-
-def differences(a: Any, b: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted key, value in a, value in b) wherever two JSON values differ."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        for name in sorted({*a, *b}):
-            yield from differences(
-                a.get(name, "nothing"), b.get(name, "nothing"), f"{key}.{name}".strip(".")
-            )
-    elif a != b:
-        yield key, a, b
 
 
 class Store:

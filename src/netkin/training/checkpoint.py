@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from netkin.errors import OtherTraining, UserError
 from netkin.store.files import read_metadata, read_tensors, write_tensors
-from netkin.store.layout import differences
+from netkin.store.identity import differences
 
 
 @dataclass(frozen=True)
