@@ -99,7 +99,9 @@ class WandB(Tracker):
     """
 
     def __init__(self, logger: Mapping[str, Any], info: RunInfo):
-        chosen, mode = logger["mode"], os.environ.get("WANDB_MODE", "").strip() or logger["mode"]
+        if not os.environ.get("WANDB_MODE", "mode").strip():
+            del os.environ["WANDB_MODE"]  # which W&B would refuse, too
+        chosen, mode = logger["mode"], os.environ.get("WANDB_MODE") or logger["mode"]
         if chosen not in MODES:  # also where not used
             raise UserError(f"mode must be online or offline, got {chosen!r}")
         mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)  # W&B's former names

@@ -23,9 +23,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from multiprocessing import resource_tracker
-from multiprocessing.forkserver import ensure_running
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver, resource_tracker
 from typing import Any, Protocol
 
 from netkin.errors import Stopped, StoreError, UserError
@@ -101,6 +100,7 @@ class Jobs:
         self.stopped: Callable[[], None] = lambda: None
         self._pool: ProcessPoolExecutor | None = None
         self._events: Any = None
+        self._starting = False
 
     def run(
         self,
@@ -160,9 +160,11 @@ class Jobs:
         self, stage: str, work: Callable, items: Sequence[Any]
     ) -> Iterator[tuple[Any, Any]]:
         pool = self._started()
+        self._starting = True  # the first jobs start the workers
         jobs: dict[Future, Any] = {
             pool.submit(worker.run, stage, work, item): item for item in items
         }
+        self._starting = False
         later: list[tuple[float, Any]] = []
         try:
             with self._listening():
@@ -200,7 +202,7 @@ class Jobs:
             if method == "forkserver":
                 processes.set_forkserver_preload(list(self.preload))
                 with _interrupt_blocked():
-                    ensure_running()
+                    forkserver.ensure_running()
             semaphores.sweep()
             # As bytes: multiprocessing would move the context's tensors to shared memory, and an
             # array that shares memory with one of them would read memory that was freed.
@@ -252,6 +254,10 @@ class Jobs:
     def _stop(self) -> None:
         """Have the workers give up their work, and kill those that take too long."""
         assert self._pool is not None
+        if self._starting and (server := forkserver._forkserver._forkserver_pid):
+            # It would still start the worker that it was told to, for a parent that has gone.
+            with suppress(ProcessLookupError):
+                os.kill(server, signal.SIGKILL)
         processes = multiprocessing.active_children()
         self._pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
