@@ -127,7 +127,10 @@ def summarise(
     relations = replace(relations, models=relations.models.with_columns(flags))
     resize = resize_errors(setting, members)
     scored = relations.pairs.drop_nulls("score")
-    answer = summary.answer(scored, relations.models, relations.family_means, control.scores, draws)
+    noted = models.with_columns(
+        pl.Series("suspect", map((suspects or {}).get, models["model"]), pl.String)
+    )
+    answer = summary.answer(scored, noted, relations.family_means, control.scores, draws)
     items = examples(setting, members)
     return Comparison(
         title=f"How related are {len(requested)} models on {setting.task.dataset}?",
