@@ -31,10 +31,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
+def forget(cwd: Path, overrides: tuple[str, ...]) -> None:
+    """Let a run's folder be of another config: most tests use one for several."""
+    for folder in (
+        text.split("=", 1)[1] for text in overrides if text.startswith("hydra.run.dir=")
+    ):
+        (cwd / folder / ".run.json").unlink(missing_ok=True)
+
+
 def run_command(
     *overrides: str, cwd: Path, script: str = "evaluate.py", **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """The real command in a process of its own, as a user would start it."""
+    forget(cwd, overrides)
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
     return subprocess.run(
         [sys.executable, str(ROOT / script), *overrides],
@@ -46,8 +55,13 @@ def run_command(
     )
 
 
-def run_here(*overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The command in this process, which has imported everything: for tests of what it does."""
+def run_here(*overrides: str, cwd: Path, again: bool = False) -> subprocess.CompletedProcess[str]:
+    """The command in this process, which has imported everything: for tests of what it does.
+
+    With `again` its folder stays that of the config it was used for.
+    """
+    if not again:
+        forget(cwd, overrides)
     import evaluate
     from experiments.common.launch import launch
 

@@ -5,11 +5,13 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 import polars as pl
 
 import evaluate
+from experiments.common.folder import release
 
 MEMBERS = ("test_byobnet", "vit_ti", "twin", "other")
 """A twin has a member's weights; the other is small_run's vit_ti in another dress, too."""
@@ -53,18 +55,26 @@ def run(experiment: str, to: Path, arguments: Sequence[str]) -> Path:
     argv, cwd = sys.argv, Path.cwd()
     sys.argv = ["evaluate.py", f"experiment={experiment}", f"hydra.run.dir={to}", *arguments]
     to.parent.mkdir(parents=True, exist_ok=True)
+    (to / ".run.json").unlink(missing_ok=True)  # most tests use a folder for several configs
     os.chdir(to.parent)
     try:
         evaluate.main()
     finally:
+        release()
         sys.argv = argv
         os.chdir(cwd)
     return to
 
 
+def fresh(folder: Path) -> Path:
+    """A folder that no run has used: of another config it would be refused."""
+    number = next(i for i in count(1) if not Path(f"{folder}-{i}").exists())
+    return Path(f"{folder}-{number}") if folder.exists() else folder
+
+
 def on_four(experiment: str, folder: Path, *arguments: str) -> Path:
     """A study of the four members, in a folder of its own beside the small run's."""
-    return run(experiment, folder / experiment, [*overrides(folder), *arguments])
+    return run(experiment, fresh(folder / experiment), [*overrides(folder), *arguments])
 
 
 def has_figures(run: Path, *names: str) -> None:

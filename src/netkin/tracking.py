@@ -7,6 +7,7 @@ import csv
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -82,13 +83,31 @@ def track(logger: Mapping[str, Any], info: RunInfo) -> Iterator[Tracker]:
     elif kind != "wandb":
         raise UserError(f"kind must be wandb, csv or none, got {kind!r}")
     else:
-        tracker, code = WandB(logger, info), 1
+        _quiet_at_exit()
+        try:
+            tracker, code = WandB(logger, info), 1
+        except BaseException:
+            with suppress(Exception):
+                sys.modules["wandb"].teardown()
+            raise
         try:
             with note(info.note, {"wandb": tracker.run.id, "folder": str(info.folder)}):
                 yield tracker
             code = 0
         finally:
             tracker.finish(code)
+
+
+def _quiet_at_exit() -> None:
+    """What W&B does at the interpreter's exit prints no trace when its process was killed."""
+    usual = sys.unraisablehook
+
+    def hook(failed: Any) -> None:
+        if not str(getattr(failed.object, "__module__", "")).startswith("wandb."):
+            usual(failed)
+
+    if usual.__module__ != __name__:
+        sys.unraisablehook = hook
 
 
 class WandB(Tracker):

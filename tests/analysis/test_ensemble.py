@@ -174,8 +174,8 @@ def check_ensemble(folder: Path) -> None:
     again = (
         f"{{name: again, timm: test_byobnet, checkpoint: {weights / 'test_byobnet.safetensors'}}}"
     )
-    other = again.replace("again", "other")
-    variants = f"ensemble.variants={{seeds: [vit_ti, {again}], same: [{again}, {other}]}}"
+    third = again.replace("again", "third")
+    variants = f"ensemble.variants={{seeds: [vit_ti, {again}], same: [{again}, {third}]}}"
     varied = on_four("ensemble", folder, variants, f"similarity={folder / 'four.csv'}")
     for name in ("ensemble_pairs", "ensemble_clusters"):
         assert (varied / f"{name}.csv").read_bytes() == (run / f"{name}.csv").read_bytes()

@@ -87,16 +87,16 @@ def test_a_folder_is_of_one_config_and_one_run_at_a_time(small_run: Path, tmp_pa
     shutil.copytree(small_run / "first", run)
     given = [*SMALL, store, f"hydra.run.dir={run}", "logger=none"]
     (run / ".run.json").unlink()
-    assert run_here(*given, cwd=tmp_path).returncode == 0
+    assert run_here(*given, cwd=tmp_path, again=True).returncode == 0
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
-    other = run_here(*given, "score.bootstrap=10", cwd=tmp_path)
+    other = run_here(*given, "score.bootstrap=10", cwd=tmp_path, again=True)
     assert other.returncode == 1 and other.stderr.count("\n") == 1
     assert "holds the results of a run with score.bootstrap = 1000, now it is 10" in other.stderr
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
-    assert run_here(*given, "hardware.fuse=false", cwd=tmp_path).returncode == 0
+    assert run_here(*given, "hardware.fuse=false", cwd=tmp_path, again=True).returncode == 0
     with (run / ".run.json").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        beside = run_here(*given, cwd=tmp_path)
+        beside = run_here(*given, cwd=tmp_path, again=True)
     assert beside.returncode == 1
     assert "another run is writing to" in beside.stderr and beside.stderr.count("\n") == 1
 

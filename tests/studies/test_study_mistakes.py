@@ -54,7 +54,7 @@ def test_studies_that_need_the_models_have_no_key_for_a_file(
     experiment: str, mistake: Mistake
 ) -> None:
     error = mistake(f"experiment={experiment}", "similarity=x.csv")
-    assert "Key 'similarity' is not in struct" in error
+    assert "there is no setting similarity; it is one of experiment=attacks, clusters" in error
 
 
 @pytest.mark.usefixtures("matrices")

@@ -51,6 +51,7 @@ def hierarchy(scores: NDArray[np.float64]) -> Hierarchy:
     pairs = off_diagonal(scores)
     top = float(pairs.max()) if pairs.size else 0.0
     distance = top - np.where(np.isnan(scores), pairs.mean() if pairs.size else 0.0, scores)
+    distance = np.maximum(distance, 0)  # scores are symmetric up to rounding
     # The condensed form omits the diagonal, which therefore counts as zero.
     tree = linkage(squareform(distance, checks=False), method="average", optimal_ordering=True)
     return Hierarchy(tree, leaves_list(tree).astype(np.intp), top)
