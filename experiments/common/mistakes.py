@@ -148,7 +148,7 @@ def names(override: str, key: str) -> bool:
 
 def settings(config: Any, path: str = "") -> Iterator[str]:
     """The dotted keys of a config, those of groups included."""
-    for key in config if isinstance(config, DictConfig) else ():
+    for key in map(str, config) if isinstance(config, DictConfig) else ():
         name = f"{path}{key}"
         yield name
         if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key):

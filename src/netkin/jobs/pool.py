@@ -254,7 +254,8 @@ class Jobs:
     def _stop(self) -> None:
         """Have the workers give up their work, and kill those that take too long."""
         assert self._pool is not None
-        if self._starting and (server := forkserver._forkserver._forkserver_pid):
+        server = getattr(forkserver._forkserver, "_forkserver_pid", None)
+        if self._starting and server:
             # It would still start the worker that it was told to, for a parent that has gone.
             with suppress(ProcessLookupError):
                 os.kill(server, signal.SIGKILL)

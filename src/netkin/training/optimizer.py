@@ -20,7 +20,7 @@ def check(recipe: Recipe) -> None:
             f"sched must be one of {', '.join(SCHEDULES)}, got {recipe.sched!r}"
             f"{near(recipe.sched, SCHEDULES)}"
         )
-    names = list_optimizers()
+    names = [str(name) for name in list_optimizers()]
     if recipe.opt.lower().removeprefix("lookahead_") not in names:
         raise UserError(
             f"opt must be one of timm's {len(names)} optimisers (timm.optim.list_optimizers()), "
