@@ -58,11 +58,11 @@ def report(s: Study, m: Measured) -> None:
             "similarity/max": float(scores.max()),
         }
     )
+    answer = [*comparison.answer, *_weak(m, comparison.relations.models)]
+    s.finish(comparison.title, comparison.question, answer, comparison.sections(s.outputs.folder))
     s.tracker.artifact(
         f"similarity-{m.setting.task.dataset}-{m.setting.attack.name}", "similarity", tables
     )
-    answer = [*comparison.answer, *_weak(m, comparison.relations.models)]
-    s.finish(comparison.title, comparison.question, answer, comparison.sections(s.outputs.folder))
 
 
 def _failure_table(failures: Incomplete) -> pl.DataFrame:

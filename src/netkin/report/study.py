@@ -7,7 +7,7 @@ content security policy forbids any load from a network.
 import base64
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -63,7 +63,8 @@ class Section:
 
 
 class Outputs:
-    """A run's own folder. What is written there is also logged to the tracker, if there is one.
+    """A run's own folder. What is written there is also logged to the tracker, if there is one,
+    once the page is written: no failure of a tracker leaves files unwritten.
 
     Args:
         folder: made if it does not exist.
@@ -73,13 +74,13 @@ class Outputs:
     def __init__(self, folder: Path, tracker: Tracker | None = None):
         self.folder, self.tracker = folder, tracker
         self.files: list[str] = []
+        self._unlogged: list[Callable[[Tracker], object]] = []
         folder.mkdir(parents=True, exist_ok=True)
 
     def table(self, name: str, table: pl.DataFrame) -> pl.DataFrame:
         """Write name.csv; returns the table."""
         write(self.folder / f"{name}.csv", table.write_csv, OutputsError, "folder")
-        if self.tracker is not None:
-            self.tracker.table(f"tables/{name}", table)
+        self._unlogged.append(lambda tracker: tracker.table(f"tables/{name}", table))
         self.files.append(f"{name}.csv")
         return table
 
@@ -88,8 +89,7 @@ class Outputs:
         if f"{name}.csv" not in self.files:
             self.table(name, table)
         png, pdf = save(figure, self.folder / name)
-        if self.tracker is not None:
-            self.tracker.figure(f"figures/{name}", png)
+        self._unlogged.append(lambda tracker: tracker.figure(f"figures/{name}", png))
         self.files += [png.name, pdf.name]
         return Picture(png, caption)
 
@@ -101,7 +101,7 @@ class Outputs:
         sections: Sequence[Section],
         config: str,
     ) -> Path:
-        """Write report.html and return its path.
+        """Write report.html, log all files to the tracker, and return the page's path.
 
         Args:
             title: the question in one line.
@@ -113,6 +113,8 @@ class Outputs:
         html = render(title, question, answer, sections, config, self.files)
         path = self.folder / "report.html"
         write(path, lambda f: f.write_text(html, encoding="utf-8"), OutputsError, "folder")
+        while self.tracker is not None and self._unlogged:
+            self._unlogged.pop(0)(self.tracker)
         return path
 
 

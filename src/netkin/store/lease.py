@@ -171,6 +171,11 @@ def _acquire(folder: Path, key: str, product: str) -> Path | None:
     except FileExistsError:  # another process was faster
         return None
     except OSError as error:
+        if not folder.parent.is_dir():
+            raise StoreError(
+                f"the store {folder.parent} has gone: was it removed, or unmounted? Bring it back "
+                "and run the same command again"
+            ) from None
         raise StoreError(
             f"cannot write {file} ({error.strerror}); make room or permission"
         ) from None
