@@ -4,12 +4,13 @@ What is logged mirrors what the run writes to disk; nothing is ever read back fr
 """
 
 import csv
+import io
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,10 +167,16 @@ class WandB(Tracker):
             ) from None
 
     def finish(self, exit_code: int) -> None:
-        """End the W&B run, and W&B's process."""
-        self._try(lambda: self.run.finish(exit_code=exit_code))
-        with suppress(Exception):  # otherwise called at the interpreter's exit, with a trace
-            self.wandb.teardown()
+        """End the W&B run, and W&B's process.
+
+        W&B prints on its own account where its process has died; what matters of it is in the log.
+        """
+        with redirect_stderr(io.StringIO()):
+            self._try(lambda: self.run.finish(exit_code=exit_code))
+            with suppress(Exception):  # what is left is done at the interpreter's exit, in traces
+                self.run.finish(exit_code=exit_code)
+            with suppress(Exception):
+                self.wandb.teardown()
 
     def _try(self, action: Callable[[], object]) -> None:
         if self.failed:
