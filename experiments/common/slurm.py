@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.common import queue, slurm_job
 from experiments.common.queue import Job
 from netkin.errors import Stopped, UserError, first_line
+from netkin.jobs.signals import blocked
 from netkin.store.files import digest, write_json
 
 NAME = "hydra_plugins.netkin.SlurmLauncher"
@@ -179,26 +180,22 @@ class SlurmLauncher(Launcher):
         return known
 
     def _submit(self, executor: Any, jobs: Sequence[Job], arguments: Sequence[tuple]) -> None:
-        """Submit jobs and note them, without a stop in between.
-
-        Jobs that sbatch refuses have failed. Raises UserError where that is all there is to say.
-        """
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-        try:
-            with redirect_stderr(io.StringIO()):  # submitit prints what it raises
-                submitted = executor.map_array(self, *zip(*arguments, strict=True))
+        """Submit jobs and note them, without a stop in between. If sbatch refuses, they failed."""
+        with blocked((signal.SIGINT, signal.SIGTERM)):
+            try:
+                with redirect_stderr(io.StringIO()):  # submitit prints what it raises
+                    submitted = executor.map_array(self, *zip(*arguments, strict=True))
+            except RuntimeError as error:
+                reason = f"sbatch refused it: {queue.refusal(str(error))}"
+                for job in jobs:
+                    job.state, job.reason = "FAILED", reason
+                _say(f"{queue.jobs_of(len(jobs))} failed: {reason}")
+                return
             for job, made, (*_, note, _) in zip(jobs, submitted, arguments, strict=True):
                 job.id, job.folder = made.job_id, made.paths.folder
                 write_json(note, {"job": job.id, "folder": str(job.folder)})
-        except RuntimeError as error:
-            for job in jobs:
-                job.state, job.reason = "FAILED", f"sbatch refused it: {queue.refusal(str(error))}"
-            _say(f"{queue.jobs_of(len(jobs))} failed: {jobs[0].reason}")
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if ids := [job.id for job in jobs if job.id]:
-            _say(f"submitted to SLURM: {queue.compressed(ids)}")
-            _say(f"logs: {Path(self.folder).absolute()}/%j_0_log.out with %j as the job")
+        _say(f"submitted to SLURM: {queue.compressed(job.id for job in jobs)}")
+        _say(f"logs: {Path(self.folder).absolute()}/%j_0_log.out with %j as the job")
 
     def _stopped(self, stop: Stopped, jobs: Sequence[Job]) -> None:
         """Add to a stop's words what becomes of the jobs, and cancel them if that is chosen."""

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from netkin.jobs import loading
 from netkin.jobs.loading import STOPPING, ShieldedLoader, obey_parent
+from netkin.jobs.signals import blocked
 from netkin.transfer.engine import Items
 
 
@@ -49,7 +50,7 @@ def test_a_signal_to_loading_processes_changes_nothing(number: signal.Signals) -
 
 
 def test_a_loading_process_obeys_its_parent() -> None:
-    with loading._shielded():
+    with blocked(loading.STOPPING):
         process = multiprocessing.get_context("fork").Process(target=wait)
         process.start()
     kill(cast(int, process.pid), signal.SIGTERM)

@@ -9,10 +9,11 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch.utils.data import DataLoader
+
+from netkin.jobs.signals import blocked
 
 STOPPING = {
     getattr(signal, name)
@@ -27,7 +28,7 @@ class ShieldedLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The batches, from processes that are started here."""
-        with _shielded():
+        with blocked(STOPPING):
             return super().__iter__()
 
 
@@ -49,16 +50,3 @@ def _exit_on_sigterm() -> None:
             number, by_parent = info.si_signo, info.si_pid == os.getppid()
         if number == signal.SIGTERM and by_parent:
             os._exit(0)
-
-
-@contextmanager
-def _shielded() -> Iterator[None]:
-    """Block signals, also in processes that are started in the block: they inherit the mask."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -31,6 +31,7 @@ from netkin.errors import Stopped, StoreError, UserError
 from netkin.jobs import semaphores, worker
 from netkin.jobs.memory import hand_back_freed
 from netkin.jobs.results import Result
+from netkin.jobs.signals import blocked
 
 Advance = Callable[[int], None]
 Failed = Callable[[Any, Exception], None]
@@ -201,7 +202,10 @@ class Jobs:
                 multiprocessing.set_start_method(method, force=True)
             if method == "forkserver":
                 processes.set_forkserver_preload(list(self.preload))
-                with _interrupt_blocked():
+                resource_tracker.ensure_running()  # whose start would end with SIGINT not blocked
+                # Ctrl-C reaches all processes of a terminal, also those that still import torch
+                # and have no handler yet. The main process decides, and sends SIGTERM.
+                with blocked([signal.SIGINT]):
                     forkserver.ensure_running()
             semaphores.sweep()
             # As bytes: multiprocessing would move the context's tensors to shared memory, and an
@@ -270,21 +274,6 @@ class Jobs:
                 process.kill()
                 process.join()
         self.stopped()
-
-
-@contextmanager
-def _interrupt_blocked() -> Iterator[None]:
-    """Processes that are started in the block, and all their children, never see a SIGINT.
-
-    Ctrl-C reaches all processes of a terminal, also those that still import torch and have no
-    handler yet. The main process decides, and sends SIGTERM.
-    """
-    resource_tracker.ensure_running()  # which, the first time, ends with SIGINT not blocked
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _visible_gpus(number: int) -> list[str]:

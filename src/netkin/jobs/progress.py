@@ -8,6 +8,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -60,9 +61,9 @@ class Bars:
         """How far the last stage has got, in words; empty before the first."""
         if not self._tasks:
             return ""
-        stage, task = list(self._tasks.items())[-1]
+        stage = list(self._tasks)[-1]
         done, total = self._done[stage]
-        bar = next(t for t in self._bars.tasks if t.id == task)
+        bar = self._bar(stage)
         text = f"during {stage}, with {done} of {total} done"
         unit = bar.fields["unit"]
         if unit and bar.total:
@@ -82,20 +83,15 @@ class Bars:
         self._bars.advance(self._tasks[stage], units)
         if self._live:
             return
-        bar = next(t for t in self._bars.tasks if t.id == self._tasks[stage])
+        bar = self._bar(stage)
         now = time.perf_counter()
         when, units_then = self._said.setdefault(stage, (now, bar.completed))
         total, items = bar.total or 0, self._done[stage][1] or 1
         much = bar.completed - units_then >= SHARE * total / items
         if 0 < bar.completed < total and now - when >= (OFTEN if much else RARELY):
             self._said[stage] = (now, bar.completed)
-            seconds = now - self._started[stage]
-            left = seconds * (total / bar.completed - 1)
-            self.console.print(
-                f"{stage}: {bar.completed:.0f} of {total:.0f} {bar.fields['unit']} "
-                f"({seconds:.0f} s, about {left:.0f} s left)",
-                highlight=False,
-            )
+            done = f"{stage}: {bar.completed:.0f} of {total:.0f} {bar.fields['unit']}"
+            self._line(f"{done} {self._time(stage, bar.completed / total)}")
 
     def finish(self, stage: str, name: str, result: Result) -> None:
         """Show that an item is done; without a terminal, as a line with the time left."""
@@ -103,33 +99,33 @@ class Bars:
         self._done[stage] = (done + 1, total)
         self._bars.update(self._tasks[stage], last=name)
         if not self._live:
-            bar = next(t for t in self._bars.tasks if t.id == self._tasks[stage])
-            self._said[stage] = (time.perf_counter(), bar.completed)
-            seconds = time.perf_counter() - self._started[stage]
-            left = seconds / (done + 1) * (total - done - 1)
-            self.console.print(
-                f"{stage} {done + 1}/{total}: {name}{result.note} "
-                f"({seconds:.0f} s, about {left:.0f} s left)",
-                markup=False,
-                highlight=False,
-            )
+            self._said[stage] = (time.perf_counter(), self._bar(stage).completed)
+            time_left = self._time(stage, (done + 1) / total)
+            self._line(f"{stage} {done + 1}/{total}: {name}{result.note} {time_left}")
 
     def wait(self, stage: str, name: str) -> None:
         """Show that another process on the store has taken the rest of an item."""
         self._bars.update(self._tasks[stage], last=f"{name}: waiting for another process")
         if not self._live and stage not in self._waiting:
-            self.console.print(
-                f"{stage}: waiting for another process on this store, which is working on {name}",
-                markup=False,
-                highlight=False,
+            self._line(
+                f"{stage}: waiting for another process on this store, which is working on {name}"
             )
         self._waiting.add(stage)
 
     def end(self, stage: str) -> None:
         """Fill a stage's bar: what the store already held was not counted."""
-        task = self._tasks[stage]
-        total = next(t.total for t in self._bars.tasks if t.id == task)
-        self._bars.update(task, completed=total, last="")
+        self._bars.update(self._tasks[stage], completed=self._bar(stage).total, last="")
+
+    def _bar(self, stage: str) -> Task:
+        return next(bar for bar in self._bars.tasks if bar.id == self._tasks[stage])
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False)
+
+    def _time(self, stage: str, share: float) -> str:
+        """The time of a stage of which a share is done, in (0, 1]."""
+        seconds = time.perf_counter() - self._started[stage]
+        return f"({seconds:.0f} s, about {seconds * (1 / share - 1):.0f} s left)"
 
 
 class Silent:
