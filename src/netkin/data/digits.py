@@ -66,10 +66,7 @@ class Digits:
 
     @property
     def _numbers(self) -> list[int]:
-        numbers = _split(self.test_size, self.seed)[self.split == "test"]
-        if self.per_class is None:
-            return numbers
-        return _few(tuple(numbers), self.per_class, self.seed)
+        return _part(self.split, self.test_size, self.seed, self.per_class)
 
     @property
     def ids(self) -> list[str]:
@@ -101,7 +98,10 @@ def _split(test_size: int, seed: int) -> tuple[list[int], list[int]]:
 
 
 @cache
-def _few(numbers: tuple[int, ...], per_class: int, seed: int) -> list[int]:
+def _part(split: str, test_size: int, seed: int, per_class: int | None) -> list[int]:
+    numbers = _split(test_size, seed)[split == "test"]
+    if per_class is None:
+        return numbers
     labels, few = _scans()[1], []
     drawn = np.random.default_rng(seed).permutation(numbers)
     for digit in range(10):
