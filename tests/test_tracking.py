@@ -207,7 +207,7 @@ def test_a_sweeps_jobs_share_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyP
     setting: Any = SimpleNamespace(
         attack=SimpleNamespace(name="pgd"),
         subset=SimpleNamespace(name="full"),
-        store=SimpleNamespace(root=tmp_path),
+        store=SimpleNamespace(root=tmp_path, writable=True),
     )
     found = runs.run_info(config, setting, 1, ["vit_s"])
     assert found.group == "craft-digits-2026-01-01_12-00"

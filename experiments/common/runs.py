@@ -52,6 +52,7 @@ def run_info(
         group += f"-{Path(hydra.sweep.dir).name}"
     what = ", ".join(names) if len(names) == 1 else f"{members}-models"
     values = resolved(config)
+    note = setting.store.root / ".runs" / f"{digest(values)[:16]}.json"
     return RunInfo(
         folder=run_folder(),
         config=values,
@@ -59,7 +60,7 @@ def run_info(
         job_type=experiment,
         name=f"{dataset}-{what}-{attack}",
         tags=(experiment, dataset, setting.subset.name, attack),
-        note=setting.store.root / ".runs" / f"{digest(values)[:16]}.json",
+        note=note if setting.store.writable else None,
     )
 
 

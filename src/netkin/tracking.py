@@ -133,9 +133,10 @@ class WandB(Tracker):
                 f"(with {found[0]})"
             )
         # Where a home cannot be written, as in containers and on compute nodes, W&B fails late.
-        for variable, part in (("DATA", "data"), ("CACHE", "cache"), ("CONFIG", "config")):
-            if not os.access(Path.home(), os.W_OK):
-                os.environ.setdefault(f"WANDB_{variable}_DIR", str(info.folder / "wandb" / part))
+        if not os.access(os.path.expanduser("~"), os.W_OK):
+            for part in ("data", "cache", "config"):
+                folder = str(info.folder / "wandb" / part)
+                os.environ.setdefault(f"WANDB_{part.upper()}_DIR", folder)
         import wandb
 
         self.wandb, self.failed = wandb, False
@@ -172,9 +173,10 @@ class WandB(Tracker):
         W&B prints on its own account where its process has died; what matters of it is in the log.
         """
         with redirect_stderr(io.StringIO()):
-            self._try(lambda: self.run.finish(exit_code=exit_code))
-            with suppress(Exception):  # what is left is done at the interpreter's exit, in traces
+            try:  # also after a failure: what is left is done at the interpreter's exit, in traces
                 self.run.finish(exit_code=exit_code)
+            except Exception as error:
+                self._warn(error)
             with suppress(Exception):
                 self.wandb.teardown()
 
@@ -184,8 +186,12 @@ class WandB(Tracker):
         try:
             action()
         except Exception as error:
-            self.failed = True
+            self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        if not self.failed:
             log.warning("W&B has failed, and this run goes on without it: %s", first_line(error))
+        self.failed = True
 
     def curve(self, name: str, rows: Sequence[Mapping[str, float]], step: str) -> None:
         """Rows over a step metric of their own."""

@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from netkin.errors import OutputsError
 from netkin.report.style import INK, save, style
 from netkin.store.files import write
 
@@ -33,7 +34,7 @@ def attack_strips(
             f"{len(attacks)} attacks, {predictions.height} rows and images {images.shape}"
         )
     png, _ = save(_figure(images, attacks, predictions), stem)
-    write(stem.with_name(stem.name + ".csv"), predictions.write_csv)
+    write(stem.with_name(stem.name + ".csv"), predictions.write_csv, OutputsError, "folder")
     return png
 
 

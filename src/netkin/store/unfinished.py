@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from netkin.errors import StoreError
 from netkin.store.files import write_json
 from netkin.store.lease import Holder, me
 
@@ -15,14 +14,11 @@ from netkin.store.lease import Holder, me
 @contextmanager
 def note(file: Path | None, run: Mapping[str, Any]) -> Iterator[None]:
     """Write a note of a run, and remove it once the block has ended without an error."""
-    try:
-        if file is not None:
-            write_json(file, {"run": dict(run), "holder": asdict(me())})
-    except StoreError:  # a store that is only read from; a full one fails where it matters
-        file = None
-    yield
     if file is None:
+        yield
         return
+    write_json(file, {"run": dict(run), "holder": asdict(me())})
+    yield
     file.unlink(missing_ok=True)
 
 

@@ -81,7 +81,9 @@ class Craft(pl.LightningModule):
             return {"images": pixels, "index": index}
         if self.model is None:
             self.model = self._prepared(pixels)
-            self._check_gradient(pixels[:TRIED], labels[:TRIED])
+            tried = min(TRIED, len(index))
+            for _ in self.batches.run(tried, lambda b: self._check_gradient(pixels[b], labels[b])):
+                pass
         images = []
         for adversarial in self.batches.run(
             len(index), lambda b: self._perturb(index[b], pixels[b], labels[b])
