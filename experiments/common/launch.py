@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.common import folder, stop, sweep
-from experiments.common.mistakes import explained, no_group, refuse_no_options
+from experiments.common.mistakes import CONF, explained, no_group, refuse_no_options
 from experiments.common.stop import fail
 from netkin.errors import (
     DamagedFile,
@@ -35,10 +35,11 @@ from netkin.errors import (
     UserError,
 )
 
-CONF = Path(__file__).parents[2] / "conf"
 NAME = r"[\w.@/:*-]+"
 HELPERS = re.compile(r"multiprocessing\.(forkserver|resource_tracker)")
 ERRORS = (UserError, HydraException, OmegaConfBaseException)
+ENDS = (*ERRORS, OSError)
+"""What ends a command in one line; an OSError is a folder that cannot be made, or a full disk."""
 HINTS: dict[type[UserError], str] = {
     OtherTraining: (
         "name=NAME of train.py and {name: NAME, timm: ...} of evaluate.py name a model, "
@@ -135,10 +136,12 @@ def run_study(config: DictConfig, script: str) -> Any:
                 f"experiment={config.experiment.name} is run by {own}.py: "
                 f"python {own}.py experiment={config.experiment.name}"
             )
-        with stop.while_importing():
+        with stop.while_importing(_stop):
             module = _imported(config.experiment.study)
         return module.run(config)
-    except ERRORS as error:
+    except BrokenPipeError:
+        raise
+    except ENDS as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         fail(one_line(error, script, HydraConfig.get().overrides.task), 1)
@@ -146,12 +149,6 @@ def run_study(config: DictConfig, script: str) -> Any:
         if HydraConfig.get().mode == RunMode.MULTIRUN or not (line := no_group(config, script)):
             raise
         fail(line, 1)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise
-        fail(f"{error}{OUTPUTS}", 1)
 
 
 def _imported(name: str) -> ModuleType:
@@ -195,13 +192,11 @@ def launch(main: Callable[[], None]) -> None:
         sys.argv[1:] = sweep.arguments(sys.argv[0], with_members(sys.argv[1:]))
         main()
         Stopped.check()
-    except ERRORS as error:
-        fail(one_line(error, script, given), 1)
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
-    except OSError as error:  # a folder for outputs that cannot be made, a full disk
-        fail(f"{error}{OUTPUTS}", 1)
+    except ENDS as error:
+        fail(one_line(error, script, given), 1)
     except Stopped as stopped:
         _end_children()
         Stopped.requested = 0
@@ -247,6 +242,8 @@ def one_line(error: BaseException, script: str = "evaluate", overrides: Sequence
         error = error.__cause__
     if line := explained(error, script, overrides):
         return line
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        return f"{error}{OUTPUTS}"
     line = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     hint = next((hint for kind, hint in HINTS.items() if isinstance(error, kind)), None)
     stores = [text for text in overrides if text.startswith("store.dir=")]  # the last one holds

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -18,9 +18,10 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from experiments.common import sweep
 from netkin.errors import UserError, and_more, near
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = sweep.ROOT / "conf"
 FREE = ("opt_args", "sched_args", "augmentation", "model_args", "adversarial", "kwargs")
 """Mappings that are passed on, to which anything can be added."""
 
@@ -32,8 +33,9 @@ def refuse_no_options(overrides: Sequence[str]) -> None:
             override = OverridesParser.create().parse_override(text)
         except (HydraException, ValueError):
             continue
-        group = override.key_or_group
-        if (CONF / group).is_dir() and isinstance(override.value(), int | float | dict):
+        group, value = override.key_or_group, override.value()
+        values = value.list if isinstance(value, ChoiceSweep) else [value]
+        if (CONF / group).is_dir() and any(isinstance(v, int | float | dict) for v in values):
             raise UserError(
                 f"{text}: {group} must be one of {', '.join(options(group))}; settings of it are "
                 f"{group}.NAME=VALUE"
@@ -130,14 +132,14 @@ def comment(key: str, overrides: Sequence[str]) -> str:
     return ""
 
 
-def composed(script: str, overrides: Sequence[str]) -> DictConfig:
-    """The config with these overrides; without them where they cannot be composed."""
+def composed(script: str, given: Sequence[str]) -> DictConfig:
+    """The config of a command's arguments; without them where they cannot be composed."""
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        try:
-            return compose(script, overrides=list(overrides))
-        except (HydraException, OmegaConfBaseException, ValueError):
-            return compose(script)
+    parsed = get_args_parser().parse_args(list(given))
+    try:
+        return sweep.composed(script, sweep.without_sweeps(parsed.overrides), parsed.config_dir)
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return sweep.composed(script, [])
 
 
 def names(override: str, key: str) -> bool:

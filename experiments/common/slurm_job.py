@@ -64,7 +64,7 @@ def run(
             requeue(signal.SIGUSR2, None)  # exits, unless that was too often
         sys.exit(stop.code)
     if done.status == JobStatus.FAILED:
-        _fail(job, done._return_value)
+        _fail(job, done._return_value, overrides)
     made = [str(Path(file).absolute()) for file in done.return_value or ()]
     with suppress(ValueError):  # without it the job would be submitted again
         write_json(note, {**read(note), "made": made})
@@ -99,16 +99,14 @@ def _is_warning() -> bool:
     return state == "RUNNING"
 
 
-def _fail(job: Any, error: BaseException) -> NoReturn:
+def _fail(job: Any, error: BaseException, overrides: list[str]) -> NoReturn:
     """End a job as failed: for its log, for the launcher, and for SLURM."""
     from submitit.core.utils import cloudpickle_dump, temporary_save_path
 
-    from experiments.common.launch import ERRORS, OUTPUTS, one_line
+    from experiments.common.launch import ENDS, one_line
 
-    if isinstance(error, ERRORS):
-        line = one_line(error)
-    elif isinstance(error, OSError):
-        line = f"{error}{OUTPUTS}"
+    if isinstance(error, ENDS):
+        line = one_line(error, overrides=overrides)
     else:
         traceback.print_exception(error)
         line = f"{type(error).__name__}: {first_line(error)}"

@@ -7,12 +7,13 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Handler = Callable[[int, FrameType | None], None]
 
 
 def command() -> str:
@@ -27,27 +28,21 @@ def before_work() -> None:
 
 
 @contextmanager
-def while_importing() -> Iterator[None]:
-    """`before_work` in the block, where handlers are those of a command."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    ours = all(getattr(handler, "__module__", "") == RAISING for handler in handlers.values())
+def while_importing(handler: Handler) -> Iterator[None]:
+    """`before_work` in the block, unless signals have another handler, as in a job on SLURM."""
+    ours = all(signal.getsignal(number) is handler for number in SIGNALS)
     if ours:
         before_work()
     try:
         yield
     finally:
         if ours:
-            for number, handler in handlers.items():
+            for number in SIGNALS:
                 signal.signal(number, handler)
 
 
-RAISING = "experiments.common.launch"
-"""The module of the handler that raises once there is work."""
-
-
 def _leave(number: int, _frame: FrameType | None) -> None:
-    line = f"stopped before any work. To go on: {command()}\n"
-    os.write(sys.stderr.fileno() if hasattr(sys.stderr, "fileno") else 2, line.encode())
+    os.write(2, f"stopped before any work. To go on: {command()}\n".encode())
     os._exit(128 + number)
 
 

@@ -31,8 +31,8 @@ def arguments(script: str, given: Sequence[str]) -> list[str]:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
     )
-    fixed = [text for text in parsed.overrides if not GLOB.fullmatch(text) and not _sweeps(text)]
-    config = _composed(Path(script).stem, fixed, parsed.config_dir)
+    fixed = without_sweeps(parsed.overrides)
+    config = composed(Path(script).stem, fixed, parsed.config_dir)
     devices = config.hardware.devices
     if devices != 1:
         command = shlex.join(["python", script, *fixed])
@@ -44,11 +44,18 @@ def arguments(script: str, given: Sequence[str]) -> list[str]:
     return [_expanded(text, config) for text in given]
 
 
-def _sweeps(text: str) -> bool:
-    return OverridesParser.create().parse_override(text).is_sweep_override()
+def without_sweeps(overrides: Sequence[str]) -> list[str]:
+    """The overrides with one value, which all jobs of a multirun have."""
+    parser = OverridesParser.create()
+    return [
+        text
+        for text in overrides
+        if not GLOB.fullmatch(text) and not parser.parse_override(text).is_sweep_override()
+    ]
 
 
-def _composed(name: str, overrides: Sequence[str], config_dir: str | None) -> DictConfig:
+def composed(name: str, overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:
+    """A script's config with these overrides, and options of a user's own folder."""
     more = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose(name, overrides=[*overrides, *more])
