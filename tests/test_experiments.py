@@ -25,11 +25,13 @@ from tests.analysis.test_select import check_select
 from tests.analysis.test_within import check_within
 from tests.checks.test_parity import check_parity
 from tests.checks.test_precision import check_precision
+from tests.common import test_usage
 from tests.common.test_sweep import check_craft, check_novel, check_store
 from tests.conftest import ROOT, SMALL, run_command
 from tests.studies.test_comparison import check_attacks
 from tests.studies.test_eps import check_eps
 from tests.studies.test_meaning import check_clusters, check_components, check_importance
+from tests.tools import test_dashboard
 from tests.train import test_train_studies
 from tests.train.test_train_studies import (
     check_distill,
@@ -201,7 +203,11 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "store": check_store,
     "novel": check_novel,
 }
-ELSEWHERE = {"distillation": test_train_studies.test_distillation}  # on a store of its own
+ELSEWHERE = {
+    "distillation": test_train_studies.test_distillation,  # on a store of its own
+    "dashboard": test_dashboard.test_every_key_is_logged,
+    "index": test_usage.test_a_sweep_ends_with_its_jobs_and_index_lists_them,
+}
 
 
 def test_every_experiment_config_has_a_check() -> None:

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +20,10 @@ from omegaconf import OmegaConf
 from wandb.proto import wandb_internal_pb2 as protobuf
 
 from experiments.common import runs
+from netkin.data.subset import Subset
 from netkin.errors import Stopped, UserError
-from netkin.tracking import CSV, RunInfo, track
+from netkin.tracking import RunInfo, track
+from netkin.tracking.files import CSV
 from tests.conftest import SMALL, run_command
 
 Record = protobuf.Record  # pyright: ignore[reportAttributeAccessIssue]  # made when imported
@@ -60,36 +63,83 @@ def history(folder: Path) -> dict[str, list]:
     return found
 
 
+def summary(folder: Path) -> dict[str, Any]:
+    """The summary of the one run below a folder, by W&B's own reader."""
+    (run,) = folder.glob("wandb/offline-run-*")
+    shown = subprocess.run(
+        ["wandb", "leet", "inspect", "--summary", "--json", str(run)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(shown.stdout)["summary"]
+
+
+def wandb_table(folder: Path, name: str) -> pl.DataFrame:
+    """A table that was logged, from the file that W&B would upload."""
+    (file,) = folder.glob(f"wandb/offline-run-*/files/media/table/tables/{name}_*.table.json")
+    content = json.loads(file.read_text())
+    return pl.DataFrame(content["data"], schema=content["columns"], orient="row")
+
+
+NAME = "digits, pgd eps 48/255, 2 models"
+
+
 def test_wandb_is_told_everything(small_run: Path) -> None:
     run = small_run / "first"
-    logged = history(run)
+    logged, numbers = history(run), summary(run)
     models = pl.read_csv(run / "models.csv")
-    for row in models.to_dicts():
-        name = row["model"]
-        assert logged[f"clean_accuracy/{name}"] == [pytest.approx(row["clean_accuracy"])]
-        assert logged[f"white_box_success/{name}"] == [pytest.approx(row["white_box_success"])]
-        for stage in ("clean", "craft", "transfer"):
-            assert logged[f"{stage}/images_per_second/{name}"][0] > 0
-        assert logged[f"train/{name}/epoch"] == [1, 2, 3, 4]
-        losses = logged[f"train/{name}/train_loss"]
-        assert len(losses) == 4 and losses[-1] < losses[0]
+    assert numbers["clean_accuracy/least"] == pytest.approx(models["clean_accuracy"].min())
+    assert numbers["white_box_success/least"] == pytest.approx(models["white_box_success"].min())
+    assert (numbers["members"], numbers["images"]) == (models.height, 100)
     for stage in ("train", "clean", "craft", "transfer"):
-        assert logged[f"{stage}/seconds"][0] > 0
+        assert numbers[f"seconds/{stage}"] > 0
+        assert logged[f"progress/{stage}"][-1] == 1
+    for stage in ("clean", "craft", "transfer"):
+        assert numbers[f"images_per_second/{stage}"] > 0
     s = pl.read_csv(run / "pairs.csv")["score"].item()
-    assert logged["similarity/mean"] == [pytest.approx(s)]
-    for table in ("similarity", "pairs", "models", "families"):
+    assert numbers["similarity/mean"] == pytest.approx(s)
+    for table in ("similarity", "pairs", "models", "families", "stages", "training"):
         assert logged[f"tables/{table}/_type"] == ["table-file"]
     assert logged["figures/similarity/_type"] == ["image-file"]
+    assert logged["report/_type"] == ["html-file"]
+    stages = wandb_table(run, "stages")
+    assert {(row["stage"], row["model"]) for row in stages.to_dicts()} >= {
+        (stage, name) for stage in ("clean", "craft", "transfer") for name in models["model"]
+    }
+    losses = wandb_table(run, "training").filter(model="vit_ti")["train_loss"]
+    assert len(losses) == 4 and losses[3] < losses[0]
+
+
+def test_charts_are_of_what_has_a_course(small_run: Path) -> None:
+    """A chart is drawn for each number in the history; members are rows of tables instead."""
+    charts = {name for name in history(small_run / "first") if "_type" not in name}
+    numbers = {c for c in charts if not c.startswith(("tables/", "figures/", "report", "_"))}
+    assert numbers == {
+        f"progress/{x}"
+        for x in ("decode", "train", "clean", "noise", "craft", "transfer", "seconds")
+    }
+
+
+def test_the_summary_is_also_a_file(small_run: Path) -> None:
+    content = json.loads((small_run / "first" / "summary.json").read_text())
+    assert content["state"] == "finished" and content["name"] == NAME
+    told = summary(small_run / "first")
+    assert content["numbers"] == {name: pytest.approx(told[name]) for name in content["numbers"]}
 
 
 def test_wandb_run_is_grouped_named_and_finished(small_run: Path) -> None:
     found = list(records(small_run / "first"))
     (run,) = (record.run for record in found if record.HasField("run"))
     assert (run.run_group, run.job_type) == ("pairwise-digits", "pairwise")
-    assert run.display_name == "digits-2-models-pgd"
+    assert run.display_name == NAME
     assert list(run.tags) == ["pairwise", "digits", "quick", "pgd"]
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
-    assert config["attack"]["steps"] == 8
+    assert config["attack"]["steps"] == 8 and config["attack"]["eps"] == "48/255"
+    assert config["eps"] == pytest.approx(48 / 255) and config["step_size"] == pytest.approx(
+        6 / 255
+    )
+    assert (config["steps"], config["models"], config["images"]) == (8, 2, 100)
     artifacts = [record.artifact for record in found if record.HasField("artifact")]
     (matrix,) = (a for a in artifacts if a.type == "similarity")
     assert {entry.path for entry in matrix.manifest.contents} >= {"similarity.csv", "pairs.csv"}
@@ -129,14 +179,14 @@ def test_the_end_of_a_run_is_its_own_whatever_happens_to_wandb(
     before, raised = set(psutil.Process().children()), None
     try:
         with track({**logger, "tags": []}, info(tmp_path)) as tracker:
-            tracker.metrics({"a": 1.0})
+            tracker.summary({"a": 1.0})
             (core,) = set(psutil.Process().children()) - before
             core.terminate()
             for process in gc.get_objects():  # W&B does not wait for it then
                 if type(process) is subprocess.Popen and process.pid == core.pid:
                     process.wait()
             for _ in range(3):
-                tracker.metrics({"b": 2.0})
+                tracker.summary({"b": 2.0})
             if error is not None:
                 raise error
     except BaseException as caught:
@@ -149,10 +199,44 @@ def test_the_end_of_a_run_is_its_own_whatever_happens_to_wandb(
 def test_csv(tmp_path: Path) -> None:
     with track({"kind": "csv"}, info(tmp_path)) as tracker:
         assert isinstance(tracker, CSV)
-        tracker.metrics({"a": 1.5})
-        tracker.curve("train/x", [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}], "epoch")
+        tracker.summary({"a": 1.5, "b": float("nan")})
+        tracker.curve([{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}], "epoch")
+        tracker.add("stages", [{"stage": "craft", "seconds": 1.0}])
+        tracker.add("stages", [{"stage": "transfer", "shards": 2}])
     rows = pl.read_csv(tmp_path / "metrics.csv").rows()
-    assert rows == [("a", None, 1.5), ("train/x/loss", 1, 2.0), ("train/x/loss", 2, 1.0)]
+    assert rows == [("a", None, 1.5), ("b", None, None), ("loss", 1, 2.0), ("loss", 2, 1.0)]
+    assert pl.read_csv(tmp_path / "stages.csv").rows() == [
+        ("craft", 1.0, None),
+        ("transfer", None, 2),
+    ]
+    assert json.loads((tmp_path / "summary.json").read_text())["numbers"] == {"a": 1.5, "b": None}
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
+    with track({"kind": "tensorboard"}, replace(info(tmp_path), config={"lr": 0.1})) as tracker:
+        tracker.curve([{"epoch": 1, "train/loss": 2.0}, {"epoch": 2, "train/loss": 1.0}], "epoch")
+        tracker.summary({"accuracy": 0.5, "teacher": "a"})
+    found = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    assert [(e.step, e.value) for e in found.Scalars("train/loss")] == [(1, 2.0), (2, 1.0)]
+    assert found.Scalars("accuracy")[0].value == 0.5
+
+
+@pytest.mark.parametrize(
+    ("error", "state"), [(None, "finished"), (ValueError(), "failed"), (Stopped(143), "stopped")]
+)
+def test_the_state_of_a_run(tmp_path: Path, error: BaseException | None, state: str) -> None:
+    def now() -> str:
+        return json.loads((tmp_path / "summary.json").read_text())["state"]
+
+    with suppress(ValueError, Stopped), track({"kind": "none"}, info(tmp_path)):
+        assert now() == "running"
+        if error is not None:
+            raise error
+    assert now() == state
 
 
 def test_a_run_goes_on_from_one_that_did_not_finish(
@@ -199,31 +283,41 @@ def test_a_run_goes_on_from_one_that_did_not_finish(
 def test_a_sweeps_jobs_share_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hydra = SimpleNamespace(
         mode=RunMode.MULTIRUN,
-        sweep=SimpleNamespace(dir="outputs/craft/2026-01-01_12-00"),
+        sweep=SimpleNamespace(dir=str(tmp_path / "sweep")),
+        overrides=SimpleNamespace(task=["attack.eps=8/255", "attack.steps=3"]),
         runtime=SimpleNamespace(output_dir=str(tmp_path / "0")),
     )
     monkeypatch.setattr(runs.HydraConfig, "get", lambda: hydra)
-    config = OmegaConf.create({"experiment": {"name": "craft"}, "dataset": {"name": "digits"}})
+    config = OmegaConf.create(
+        {"experiment": {"name": "craft"}, "dataset": {"name": "digits"}, "attack": {"eps": "8/255"}}
+    )
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "multirun.yaml").write_text(
+        "hydra: {overrides: {task: ['attack.eps=8/255,16/255', attack.steps=3]}}"
+    )
     setting: Any = SimpleNamespace(
-        attack=SimpleNamespace(name="pgd"),
-        subset=SimpleNamespace(name="full"),
+        attack=SimpleNamespace(name="pgd", attack=SimpleNamespace(eps=8 / 255, steps=3)),
+        subset=Subset("full", ("0",), (0,), (0,), ("a",), ("",)),
         store=SimpleNamespace(root=tmp_path, writable=True),
     )
     found = runs.run_info(config, setting, 1, ["vit_s"])
-    assert found.group == "craft-digits-2026-01-01_12-00"
-    assert found.name == "digits-vit_s-pgd"
+    assert found.group == "craft-digits-sweep"
+    assert found.name == "attack.eps=8/255"
+    assert found.config["eps"] == 8 / 255 and found.config["attack"]["eps"] == "8/255"
+    hydra.mode = RunMode.RUN
+    assert runs.run_info(config, setting, 1, ["vit_s"]).name == "digits, pgd eps 8/255, vit_s"
 
 
 def test_no_logger_writes_nothing(tmp_path: Path) -> None:
     with track({"kind": "none"}, info(tmp_path)) as tracker:
-        tracker.metrics({"a": 1})
-    assert not list(tmp_path.iterdir())
+        tracker.curve([{"a": 1, "step": 1}], "step")
+    assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
 
 
 @pytest.mark.parametrize(
     ("logger", "message"),
     [
-        ({"kind": "tensorboard"}, "kind must be wandb, csv or none"),
+        ({"kind": "tensorbord"}, "kind must be wandb, tensorboard, csv or none"),
         ({"kind": "wandb", "mode": "ofline"}, "mode must be online or offline"),
         ({"kind": "wandb", "mode": "offline", "project": "a/b"}, "project must be a name without"),
     ],
@@ -251,8 +345,8 @@ def test_any_name_and_a_home_that_cannot_be_written(
     file.write_text("a")
     given = replace(info(tmp_path), group=name, job_type=name, name=name, tags=(name, "", "a", "a"))
     with track({**logger, "group": None, "tags": [3, ""]}, given) as tracker:
-        tracker.metrics({f"accuracy/{name}": 0.5})
-        tracker.table("tables/pairs", pl.DataFrame({name: [1]}))
+        tracker.summary({f"accuracy/{name}": 0.5})
+        tracker.table("pairs", pl.DataFrame({name: [1]}))
         tracker.artifact(f"similarity-{name}", "similarity", [file])
     assert not [record for record in caplog.records if record.name.startswith("netkin")]
     found = list(records(tmp_path))

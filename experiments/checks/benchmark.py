@@ -73,7 +73,7 @@ def run(config: DictConfig) -> None:
         folder = run_folder()
         for name, table in tables.items():
             write(folder / f"{name}.csv", table.write_csv)
-            tracker.table(f"tables/{name}", table)
+            tracker.table(name, table)
             Console(width=max(console.width, 140), markup=False).print(_terminal_table(table), "")
         console.print(f"Tables   {folder}/{', '.join(f'{n}.csv' for n in tables)}")
 
@@ -196,9 +196,8 @@ def store_overhead(config: DictConfig, store: str, folder: Path) -> pl.DataFrame
     given = [o for o in config.benchmark.overrides if not o.startswith("logger")]
     craft = ["experiment=craft", f"source=['{name}']", "attack.seed=1", "logger=csv"]
     timed([*given, *craft, store, f"hydra.run.dir={folder}"])
-    metrics = dict(pl.read_csv(folder / "metrics.csv").select("name", "value").iter_rows())
-    columns = ("seconds", "shards", "share_in_store")
-    return pl.DataFrame({"model": name, **{key: metrics[f"craft/{key}/{name}"] for key in columns}})
+    stages = pl.read_csv(folder / "stages.csv").filter(stage="craft", model=name)
+    return stages.select("model", "seconds", "shards", "share_in_store")
 
 
 def timed(overrides: list[str]) -> tuple[float, float]:

@@ -105,7 +105,7 @@ def run(config: DictConfig) -> None:
         images, predictions = examples(config, setting, (fitting or members)[0])
         names = predictions["attack"].unique(maintain_order=True).to_list()
         png = attack_strips(images, names, predictions, info.folder / "attacks")
-        tracker.figure("figures/attacks", png)
+        tracker.figure("attacks", png)
     for table in terminal_tables(tables):
         console.print(table)
     names = ", ".join(f"{name}.csv" for name, table in tables.items() if table.height)
@@ -139,7 +139,7 @@ def write_tables(tables: dict[str, pl.DataFrame], folder: Path, tracker: Tracker
     for name, table in tables.items():
         if table.height:
             write(folder / f"{name}.csv", table.write_csv)
-            tracker.table(f"tables/{name}", table)
+            tracker.table(name, table)
 
 
 def vits(config: DictConfig, setting: Setting, members: list[Member]) -> list[Member]:

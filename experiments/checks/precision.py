@@ -132,7 +132,7 @@ def compare(s: Study, variants: dict[str, Outcomes], pixels: dict[str, float]) -
         ]
     )
     s.outputs.table("summary", table)
-    s.tracker.metrics(
+    s.tracker.summary(
         {
             f"precision/{row['variant']}/mean_difference": row["mean_difference"]
             for row in table.to_dicts()

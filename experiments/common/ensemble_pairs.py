@@ -36,7 +36,7 @@ def pair_section(
     beyond = partial_mantel(scores, square, (mean, gap), permutations)
     r = association.pairs.r
     if not np.isnan(r):
-        s.tracker.metrics({"ensemble/r": r, "ensemble/mantel_p": association.test.p})
+        s.tracker.summary({"ensemble/r": r, "ensemble/mantel_p": association.test.p})
     x, y = pair_values(scores, square)
     figure = scatter_figure(
         x,

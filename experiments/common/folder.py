@@ -17,11 +17,15 @@ from experiments.common.stop import fail
 from netkin.store.identity import differences
 
 NOTE = ".run.json"
-FREE = ("hardware", "logger", "hydra", "resume")
+FREE = ("hardware", "logger", "hydra", "resume", "quiet", "index")
 """Keys that results do not depend on."""
 
 _locks: list[int] = []
 """Open files, whose locks end with the process, however it ends."""
+
+
+_sweeps: list[Path] = []
+"""The folder of this process's sweep, if it is one."""
 
 
 class Claim(Callback):
@@ -36,6 +40,7 @@ class Claim(Callback):
         overrides = list(config.hydra.overrides.task)
         own = [text for text in overrides if text.lstrip("+~").split(".")[0] not in FREE]
         claim(str(config.hydra.sweep.dir), {"overrides": own}, "hydra.sweep.dir")
+        _sweeps.append(Path(str(config.hydra.sweep.dir)))
 
 
 def identity(config: DictConfig) -> dict[str, Any]:
@@ -81,6 +86,14 @@ def claim(folder: str, config: dict[str, Any], key: str) -> None:
         (path / NOTE).write_text(json.dumps(config))
     except OSError:  # a full disk, which the run itself will meet
         return
+
+
+def print_jobs() -> None:
+    """At the end of a sweep, print the table of its jobs."""
+    while _sweeps:
+        from experiments.common import index  # slow to import, and of no use in other commands
+
+        index.print_jobs(_sweeps.pop())
 
 
 def release() -> None:

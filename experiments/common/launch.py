@@ -21,9 +21,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.common import folder, stop, sweep
+from experiments.common import folder, stop, sweep, usage
 from experiments.common.mistakes import CONF, explained, no_group, refuse_no_options
+from experiments.common.opening import opening
 from experiments.common.stop import fail
+from experiments.common.values import one_of
 from netkin.errors import (
     DamagedFile,
     OtherContents,
@@ -136,9 +138,17 @@ def run_study(config: DictConfig, script: str) -> Any:
                 f"experiment={config.experiment.name} is run by {own}.py: "
                 f"python {own}.py experiment={config.experiment.name}"
             )
+        one_of(config.quiet, (True, False), "quiet")
+        one_of(config.index, (True, False), "index")
+        if not config.quiet:
+            print(opening(config, script), flush=True)
         with stop.while_importing(_stop):
             module = _imported(config.experiment.study)
-        return module.run(config)
+            _imported("netkin.jobs.progress").Bars.quiet = config.quiet
+        result = module.run(config)
+        if config.index:
+            _imported("experiments.common.index").write_index(Path("outputs"), config.store.dir)
+        return result
     except BrokenPipeError:
         raise
     except ENDS as error:
@@ -183,6 +193,9 @@ def launch(main: Callable[[], None]) -> None:
     command = stop.command()
     script, given = Path(sys.argv[0]).stem, sys.argv[1:]
     try:
+        if usage.asked(given):
+            usage.show(script, given)
+            return
         if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*given}:
             from experiments.common import slurm  # imports torch, which other runs do later
 
@@ -190,7 +203,11 @@ def launch(main: Callable[[], None]) -> None:
         refuse_old_names(given)
         refuse_no_options(given)
         sys.argv[1:] = sweep.arguments(sys.argv[0], with_members(sys.argv[1:]))
-        main()
+        try:
+            main()
+        finally:
+            if not isinstance(sys.exc_info()[1], Stopped | BrokenPipeError):
+                folder.print_jobs()
         Stopped.check()
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

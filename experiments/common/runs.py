@@ -10,10 +10,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.common.keys import naming, naming_group
-from experiments.common.values import resolved, run_folder
+from experiments.common.values import resolved, run_folder, swept
 from netkin.store.files import digest
 from netkin.store.layout import Store
 from netkin.tracking import RunInfo, Tracker, track
+from netkin.training.recipe import Recipe
 from netkin.transfer.setting import Setting
 
 MEASURING = (
@@ -21,6 +22,10 @@ MEASURING = (
     *("on_suspect", "hardware"),
 )
 """Keys that have no effect on a study whose matrix comes from a file."""
+
+
+TOP_LEVEL = ("lr", "weight_decay", "opt", "sched", "epochs", "batch_size")
+"""Settings of a recipe that dashboards sort runs by."""
 
 
 def open_store(config: DictConfig) -> Store:
@@ -43,36 +48,46 @@ def run_info(
 ) -> RunInfo:
     """Group by experiment and dataset, so that a dashboard compares like runs.
 
-    Jobs of one sweep have a group of their own. Of few members the run is named by their `names`.
+    Jobs of one sweep have a group of their own, and are named by what differs between them. Of few
+    members the run is named by their `names`. The attack's numbers, and how many models and images
+    there are, are at the top level of the config, where a dashboard sorts and plots them.
     """
-    experiment, dataset = config.experiment.name, config.dataset.name
-    attack, hydra = setting.attack.name, HydraConfig.get()
-    group = f"{experiment}-{dataset}"
-    if hydra.mode == RunMode.MULTIRUN:
-        group += f"-{Path(hydra.sweep.dir).name}"
-    what = ", ".join(names) if len(names) == 1 else f"{members}-models"
-    values = resolved(config)
+    experiment, dataset, attack = config.experiment.name, config.dataset.name, setting.attack.name
+    what = ", ".join(names) if len(names) == 1 else f"{members} models"
+    values, own = resolved(config), setting.attack.attack
     note = setting.store.root / ".runs" / f"{digest(values)[:16]}.json"
+    eps = values["attack"].get("eps")
+    name = f"{dataset}, {attack}{'' if eps is None else f' eps {eps}'}, {what}"
+    known = {key: getattr(own, key, None) for key in ("eps", "step_size", "steps", "seed")}
+    numbers = {key: value for key, value in known.items() if value is not None}
     return RunInfo(
         folder=run_folder(),
-        config=values,
-        group=group,
+        config={**numbers, "models": members, "images": len(setting.subset), **values},
+        group=sweep_group(f"{experiment}-{dataset}"),
         job_type=experiment,
-        name=f"{dataset}-{what}-{attack}",
+        name=", ".join(swept()) or name,
         tags=(experiment, dataset, setting.subset.name, attack),
         note=note if setting.store.writable else None,
     )
 
 
-def training_info(config: DictConfig, folder: Path, name: str) -> RunInfo:
-    """Group by experiment and dataset: the jobs of a sweep are one group."""
+def training_info(config: DictConfig, folder: Path, name: str, recipe: Recipe) -> RunInfo:
+    """Group by experiment and dataset; the jobs of a sweep have a group of their own.
+
+    The trained model's name and the recipe's main numbers are at the top level of the config.
+    """
     experiment, dataset = config.experiment.name, config.dataset.name
     return RunInfo(
         folder=folder,
-        config=resolved(config),
-        group=f"{experiment}-{dataset}",
+        config={
+            **{key: getattr(recipe, key) for key in TOP_LEVEL},
+            **resolved(config),
+            "name": name,
+            "seed": recipe.seed,
+        },
+        group=sweep_group(f"{experiment}-{dataset}"),
         job_type=experiment,
-        name=f"{dataset}/{name}",
+        name=", ".join(swept()) or f"{dataset}/{name}",
         tags=(experiment, dataset),
     )
 
@@ -83,11 +98,17 @@ def file_info(config: DictConfig, models: int) -> RunInfo:
     return RunInfo(
         folder=run_folder(),
         config=OmegaConf.to_container(used(config), resolve=True),  # type: ignore[arg-type]
-        group=f"{experiment}-{stem}",
+        group=sweep_group(f"{experiment}-{stem}"),
         job_type=experiment,
-        name=f"{stem}-{models}-models",
+        name=", ".join(swept()) or f"{stem}, {models} models",
         tags=(experiment, stem),
     )
+
+
+def sweep_group(group: str) -> str:
+    """The group of a run on a dashboard: of the jobs of one sweep, one of their own."""
+    hydra = HydraConfig.get()
+    return f"{group}-{Path(hydra.sweep.dir).name}" if hydra.mode == RunMode.MULTIRUN else group
 
 
 def command(*changes: str) -> str:

@@ -1,12 +1,13 @@
 """A run of train.py: its session, its outputs, and the training of a member."""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
@@ -116,7 +117,7 @@ def open_run(session: Session, name: str) -> Iterator[Run]:
         session: of the run.
         name: of the model that it trains, which is the run's name on a dashboard.
     """
-    info = training_info(session.config, session.folder, name)
+    info = training_info(session.config, session.folder, name, session.training.recipe)
     with tracked(session.config, info) as tracker:
         yield Run(Outputs(session.folder, tracker), tracker)
 
@@ -126,7 +127,7 @@ def train_member(
     member: Member,
     run: Run,
     teaching: Teaching | None = None,
-    main: bool = True,
+    role: str = "",
 ) -> dict[str, Any]:
     """Train a member unless the store has its weights; returns `netkin.training.weights.notes`.
 
@@ -135,7 +136,8 @@ def train_member(
         member: the model.
         run: its tracker gets the curves.
         teaching: of a distillation.
-        main: whether the config's `resume` applies to this training.
+        role: of a model that is trained on the way, such as teacher: its curves begin with it, and
+            the config's `resume` does not apply to it.
 
     Raises what `netkin.training.train.train` does, and OtherTraining where the store has weights of
     another training under this name.
@@ -145,8 +147,11 @@ def train_member(
     if stored is not None:
         needed = identity(session.training, member, teaching)
         check_identity(file, stored["made_of"], needed)
+        rows = pl.read_csv(file.with_suffix(".curves.csv"), infer_schema_length=None).to_dicts()
+        known = [{k: v for k, v in row.items() if v is not None} for row in rows]
+        log_curves(run.tracker, known, role)
         return stored
-    _train(session, member, run, teaching, _start(session, member) if main else None)
+    _train(session, member, run, teaching, role)
     stored = notes(file)
     assert stored is not None
     return stored
@@ -157,12 +162,12 @@ def _train(
     member: Member,
     run: Run,
     teaching: Teaching | None,
-    start: Path | None,
+    role: str,
 ) -> None:
     from netkin.training.train import train  # slow to import, and often not needed
 
     def report(row: Mapping[str, float]) -> None:
-        run.tracker.curve(f"train/{member.name}", [row], step="epoch")
+        log_curves(run.tracker, [row], role)
 
     stage = "train"
     with Bars(session.console) as bars:
@@ -173,10 +178,41 @@ def _train(
             lambda epochs: bars.advance(stage, epochs),
             teaching,
             report,
-            start,
+            None if role else _start(session, member),
         )
         bars.finish(stage, member.name, result)
         bars.end(stage)
+
+
+def log_curves(tracker: Tracker, rows: Sequence[Mapping[str, float]], role: str = "") -> None:
+    """Log rows of `netkin.training.fit.Fit` under keys that are the same in every run.
+
+    train/loss, train/accuracy, train/lr and the like and val/accuracy are over epochs, step/loss
+    over optimiser steps. With a role, such as teacher, they begin with it: teacher/train/loss.
+
+    Args:
+        tracker: of the run.
+        rows: of the model.
+        role: what the model is to the run's own; "" for that one itself.
+    """
+    prefix = f"{role}/" if role else ""
+    for row in rows:
+        if "step" in row:
+            named = {f"{prefix}step/{key}": value for key, value in row.items() if key != "step"}
+            step = f"{prefix}step"
+        else:
+            named = {f"{prefix}{_curve(key)}": value for key, value in row.items()}
+            step = f"{prefix}epoch"
+        tracker.curve([{step: row[step.removeprefix(prefix)], **named}], step)
+
+
+def _curve(column: str) -> str:
+    """The key of a column of the curves."""
+    if column == "epoch":
+        return column
+    if column.startswith("test_"):
+        return f"val/{column.removeprefix('test_')}"
+    return f"train/{column.removeprefix('train_')}"
 
 
 def _start(session: Session, member: Member) -> Path | None:

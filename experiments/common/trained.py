@@ -29,13 +29,15 @@ class Answer:
         title: the question in one line.
         question: the question and how it was answered, in a sentence or two.
         paragraphs: the answer in words.
-        result: one row of result.csv; its float values are the run's metrics.
+        result: one row of result.csv, which is also the run's summary.
+        accuracy: of the run's own model on the test images, in [0, 1].
     """
 
     title: str
     question: str
     paragraphs: Sequence[str]
     result: Mapping[str, Any]
+    accuracy: float
 
 
 def train_alone(session: Session, member: Member) -> None:
@@ -60,6 +62,7 @@ def train_alone(session: Session, member: Member) -> None:
                 "test_images": tested,
                 "seconds": stored["seconds"],
             },
+            accuracy,
         )
         report(session, member, run, answer)
 
@@ -74,8 +77,7 @@ def report(session: Session, member: Member, run: Run, answer: Answer) -> None:
         answer: the result.
     """
     table = run.outputs.table("result", pl.DataFrame([answer.result]))
-    floats = {key: value for key, value in answer.result.items() if isinstance(value, float)}
-    run.tracker.metrics(floats)
+    run.tracker.summary({"accuracy": answer.accuracy, **answer.result})
     sections = [
         Section("Training", figures=[curves(session, member, run.outputs)]),
         Section("Result", tables={"Result": table}),

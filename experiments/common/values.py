@@ -1,10 +1,14 @@
 """Values of a config, checked; a mistake names its key."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from netkin.errors import UserError
 
@@ -21,6 +25,23 @@ def run_folder() -> Path:
     folder = Path(HydraConfig.get().runtime.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def swept() -> list[str]:
+    """The overrides in which this job differs from others of its sweep; none in a single run."""
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.MULTIRUN:
+        return []
+    return own_overrides(list(hydra.overrides.task), Path(hydra.sweep.dir))
+
+
+def own_overrides(overrides: Sequence[str], sweep: Path) -> list[str]:
+    """Those of a job's overrides that were not typed as they are: of a sweep in a folder."""
+    try:  # Hydra writes it before the jobs start
+        typed = OmegaConf.load(sweep / "multirun.yaml").hydra.overrides.task
+    except (OSError, YAMLError, OmegaConfBaseException):
+        return list(overrides)
+    return [override for override in overrides if override not in typed]
 
 
 def positive_int(value: Any, name: str, auto: bool = False) -> int:

@@ -177,7 +177,7 @@ def compare(
     """The scatters, the table of correlations, and the page."""
     rows = [correlation(s, first, other, sources) for first, other in comparisons]
     table = s.outputs.table("correlations", pl.DataFrame(rows, infer_schema_length=None))
-    s.tracker.metrics(
+    s.tracker.summary(
         {f"attacks/r/{row['other']}": row["r"] for row in rows if not np.isnan(row["r"])}
     )
     long = pl.concat([pairs_table(names, first, other) for first, other in comparisons])

@@ -88,7 +88,7 @@ def run(config: DictConfig) -> None:
         ]
         if words is not None:
             sections.insert(1, Section("Keywords", (), {"By TF-IDF, of each cluster": words}))
-        s.tracker.metrics(
+        s.tracker.summary(
             {"clusters/k": k, "similarity/mean": float(off_diagonal(s.scores).mean())}
         )
         s.finish(
@@ -180,7 +180,7 @@ def _stability(s: Study, labels: NDArray) -> tuple[pl.DataFrame, list[str], Pict
             f"is {rand.mean():.3f} on average (95% of them: {low:.3f} to {high:.3f}{same})."
             + _unsettled(s, columns[what])
         )
-        s.tracker.metrics({f"clusters/rand_over_{what}": float(rand.mean())})
+        s.tracker.summary({f"clusters/rand_over_{what}": float(rand.mean())})
     if complete:
         paragraphs.append(_resolution(s, k, complete[:TESTED]))
     stability = pl.DataFrame({"model": s.names, "cluster": labels + 1, **columns})

@@ -52,7 +52,7 @@ def run(config: DictConfig) -> None:
                 if cells
                 else f"{config.components} has none of the components."
             )
-            tracker.metrics({"components/agreement": same / cells if cells else 0.0})
+            tracker.summary({"components/agreement": same / cells if cells else 0.0})
             sections.append(Section("Agreement", answer[1:], {"By component": counts}))
             sections.append(Section("Disagreements", (), {"Cells that differ": differ}))
             for row in differ.iter_rows(named=True):

@@ -74,7 +74,7 @@ def run(config: DictConfig) -> None:
             *_answer(s, table, fitted, deep, out),
             *_concluded(table, lookup_r2(x, y), n, config.importance.permutations),
         ]
-        s.tracker.metrics({"importance/r2": fitted.r2, **_held_out_metrics(deep, out)})
+        s.tracker.summary({"importance/r2": fitted.r2, **_held_out_metrics(deep, out)})
         s.finish(
             f"Which components determine the similarity of {n} models?",
             f"Gradient boosting ({_words(options)}) predicts the "

@@ -87,9 +87,10 @@ def gather(
                 units = sum(item.units(setting, sample) for item in todo)
                 start = time.perf_counter()
                 for item, result in jobs.run(kind.name, _measure, todo, units):
-                    s.tracker.metrics({f"{kind.name}/seconds/{item.name}": result.seconds})
+                    row = {"stage": kind.name, "model": item.name, "seconds": result.seconds}
+                    s.tracker.add("stages", [row])
                 if todo:
-                    s.tracker.metrics({f"{kind.name}/seconds": time.perf_counter() - start})
+                    s.tracker.summary({f"seconds/{kind.name}": time.perf_counter() - start})
             timed = jobs.run("cost", _cost, members, len(members))
             costs = [result.cost for _, result in timed]
             return {name: sum(cost[name] for cost in costs) for name in costs[0]}
@@ -207,7 +208,7 @@ def report(s: Study, results: list[Measure], sample: Sample) -> None:
         infer_schema_length=None,
     )
     known = correlations.filter(a="similarity").drop_nulls("r").drop_nans("r")
-    s.tracker.metrics({f"measures/r/{r['b']}": r["r"] for r in known.iter_rows(named=True)})
+    s.tracker.summary({f"measures/r/{r['b']}": r["r"] for r in known.iter_rows(named=True)})
     rows, columns = np.tril_indices(n, k=-1)
     pairs = pl.DataFrame(
         {

@@ -84,7 +84,7 @@ def run(config: DictConfig) -> None:
         shares = assignments(setting, candidate, members, labels, counts)
         right = correct(setting, candidate)
         success = float(fooled_by(setting, candidate, [candidate])[0][right].mean())
-        tracker.metrics({f"white_box_success/{candidate.name}": success})
+        tracker.summary({"candidate": candidate.name, "white_box_success/candidate": success})
         outputs = Outputs(info.folder, tracker)
         picture = outputs.figure(
             "novel",

@@ -7,7 +7,9 @@ and writes similarity.csv, pairs.csv, models.csv, families.csv, the heatmap and 
 On the 12 digits members (500 images, PGD-50): see the README and experiments/results/digits.md.
 """
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from experiments.common.runs import eps_advice
@@ -16,7 +18,7 @@ from netkin import similarity
 from netkin.analysis.hierarchy import off_diagonal
 from netkin.analysis.summary import WEAK_ATTACK
 from netkin.pipeline import Incomplete
-from netkin.report.comparison import summarise
+from netkin.report.comparison import Comparison, summarise
 
 
 def run(config: DictConfig) -> None:
@@ -50,19 +52,44 @@ def report(s: Study, m: Measured) -> None:
         m.suspects.reasons,
     )
     tables = comparison.write(s.outputs)
-    scores = off_diagonal(paper)
-    s.tracker.metrics(
-        {
-            "similarity/mean": float(scores.mean()),
-            "similarity/min": float(scores.min()),
-            "similarity/max": float(scores.max()),
-        }
-    )
+    s.tracker.summary(numbers(paper, draws, comparison))
     answer = [*comparison.answer, *_weak(m, comparison.relations.models)]
     s.finish(comparison.title, comparison.question, answer, comparison.sections(s.outputs.folder))
     s.tracker.artifact(
         f"similarity-{m.setting.task.dataset}-{m.setting.attack.name}", "similarity", tables
     )
+
+
+def numbers(
+    paper: NDArray[np.float64], draws: NDArray[np.float64], comparison: Comparison
+) -> dict[str, float]:
+    """The run in a dozen numbers: similarity over all pairs, and within and between families with
+    95% intervals over images (of smoothed scores), and how often noise alone fools a model.
+
+    Args:
+        paper: scores, [N, N].
+        draws: bootstrap matrices of smoothed scores, [draws, N, N].
+        comparison: of the members that did not fail.
+    """
+    scores, control = off_diagonal(paper), comparison.controls
+    values = {
+        "similarity/mean": float(scores.mean()),
+        "similarity/min": float(scores.min()),
+        "similarity/max": float(scores.max()),
+    }
+    family = np.array(control.families)
+    same, lower = family[:, None] == family, np.tri(len(family), k=-1, dtype=bool)
+    for name, pairs in (("within", same & lower), ("between", ~same & lower)):
+        if pairs.any():
+            low, high = similarity.interval(draws[:, pairs].mean(axis=1))
+            values |= {
+                f"similarity/{name}": float(control.scores[pairs].mean()),
+                f"similarity/{name}_low": low,
+                f"similarity/{name}_high": high,
+            }
+    if control.models["noise_rate"].null_count() < control.models.height:
+        values["noise/mean"] = control.models.select(pl.col("noise_rate").mean()).item()
+    return values
 
 
 def _failure_table(failures: Incomplete) -> pl.DataFrame:

@@ -46,7 +46,13 @@ def run(config: DictConfig) -> None:
             raise UserError(f"groups and within.matrices both name {', '.join(clash)}")
         table = means(s, chosen, apart)
         named = table.filter(~pl.col("group").is_in([ALL, BETWEEN]))
-        s.tracker.metrics({f"within/{r['group']}": r["mean"] for r in table.to_dicts()})
+        s.tracker.summary(
+            {
+                f"similarity/{group}": mean
+                for group, mean in table.select("group", "mean").iter_rows()
+                if group in (ALL, BETWEEN)
+            }
+        )
         figure = s.outputs.figure(
             "within",
             intervals_figure(

@@ -63,7 +63,7 @@ def run(config: DictConfig) -> None:
         outputs.table("plan", table)
         workers = members_at_once(config)
         seconds = total(table, "craft_seconds") + total(table, "transfer_seconds")
-        tracker.metrics({"plan/seconds": seconds / workers})
+        tracker.summary({"plan/seconds": seconds / workers})
         console.print(_terminal_table(table, workers))
         finish(
             outputs,

@@ -6,10 +6,12 @@ seed, and both are compared on each test image. Missing weights are trained firs
 also the teacher's. See experiments/results/digits.md for the measurements.
 """
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
@@ -29,11 +31,16 @@ from experiments.common.trained import Answer, predictions, report, trained_clas
 from experiments.common.values import one_of
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
-from netkin.report.text import percent
-from netkin.similarity import Z_95
+from netkin.report.text import percent, settings_text
+from netkin.similarity import Z_95, score
+from netkin.store.files import digest, parquet_metadata
+from netkin.store.layout import OutcomeStore
+from netkin.store.names import folder
 from netkin.training.distillation import Distillation
 from netkin.training.students import with_token
 from netkin.training.weights import Teaching, identity, notes
+from netkin.transfer.setting import Setting
+from netkin.zoo.components import base_architecture
 from netkin.zoo.member import Member
 
 
@@ -47,7 +54,7 @@ def run(config: DictConfig) -> None:
     with open_run(session, student.name) as run:
         session = with_teacher(session, teacher, run)
         alone = without_teacher(session, plain)
-        train_member(session, alone, run, main=False)
+        train_member(session, alone, run, role="alone")
         teaching = Teaching(teacher, distillation)
         train_member(session, student, run, teaching)
         result = compare(session, student, alone, teaching)
@@ -81,7 +88,7 @@ def with_teacher(session: Session, teacher: Member, run: Run) -> Session:
         return session
     if notes(session.training.file(teacher)) is None:
         recipe = build_recipe(session.config, "recipes.teacher")
-        train_member(session.with_recipe(recipe), teacher, run, main=False)
+        train_member(session.with_recipe(recipe), teacher, run, role="teacher")
     return session
 
 
@@ -101,7 +108,8 @@ def without_teacher(session: Session, plain: Member) -> Member:
 
 def compare(session: Session, student: Member, alone: Member, teaching: Teaching) -> dict[str, Any]:
     """The row of result.csv: accuracies in [0, 1] on the n test images, the gain with its 95%
-    interval, and how often student and teacher predict the same class."""
+    interval, how often student and teacher predict the same class, their base architectures, and
+    the similarity of the teacher and the student without one, where the store has it."""
     predicted: dict[str, NDArray] = {}
     for name, member in (("student", student), ("alone", alone)):
         predicted[name] = predictions(session, trained_classifier(session, member), member)
@@ -123,7 +131,44 @@ def compare(session: Session, student: Member, alone: Member, teaching: Teaching
         "gain_low": low,
         "gain_high": high,
         "agreement": float((predicted["student"] == predicted["teacher"]).mean()),
+        "student_base": base_architecture(student, session.setting.task),
+        "teacher_base": base_architecture(teaching.teacher, session.setting.task),
+        **stored_similarity(session.setting, teaching.teacher, alone),
     }
+
+
+def stored_similarity(setting: Setting, a: Member, b: Member) -> dict[str, Any]:
+    """The similarity of two models by outcomes that the store has: of several subsets and attacks,
+    by those with the most images, and of these by the latest.
+
+    Returns:
+        similarity (nats), similarity_images (their number) and similarity_attack; null where the
+        store has none.
+    """
+    found: dict[str, Any] = {
+        **{"similarity": None, "similarity_images": 0, "similarity_attack": None}
+    }
+    dataset = setting.store.root / folder(setting.task.dataset)
+    for path in sorted(dataset.glob("*/*/outcomes"), key=lambda path: path.stat().st_mtime):
+        table = OutcomeStore(path)
+        fooled = []
+        for source, target in ((a, b), (b, a)):
+            file = table.file(source.name, target.name)
+            own = digest(setting.model(target))
+            if file.is_file() and parquet_metadata(file).get("made_by", "").endswith(f" {own}"):
+                fooled.append(pl.read_parquet(file, columns=["fooled"], hive_partitioning=False))
+        images = fooled[0].height if len(fooled) == 2 else 0
+        if images and images >= found["similarity_images"]:
+            settings = settings_text(
+                json.loads((path.parent / "identity.json").read_text())["attack"]
+            )
+            p = sum(outcomes["fooled"].mean() for outcomes in fooled) / 2
+            found = {
+                "similarity": float(score(p)),
+                "similarity_images": images,
+                "similarity_attack": f"{path.parent.name.rsplit('-', 1)[0]} ({settings})",
+            }
+    return found
 
 
 def paired_gain(student: NDArray[np.bool_], alone: NDArray[np.bool_]) -> tuple[float, float, float]:
@@ -160,4 +205,5 @@ def answer(session: Session, plain: Member, result: dict[str, Any]) -> Answer:
             f"teacher predict the same class on {percent(result['agreement'])} of the images.",
         ],
         result,
+        result["student_accuracy"],
     )

@@ -28,7 +28,7 @@ from netkin.report.comparison import summarise
 from netkin.report.result import Result
 from netkin.similarity import EPS_S
 from netkin.store.layout import Store
-from netkin.tracking import NullTracker
+from netkin.tracking import Tracker
 from netkin.transfer.setting import AttackSpec, Setting
 from netkin.transfer.tune import Choice
 from netkin.zoo import instances, published
@@ -127,7 +127,7 @@ def _result(
     ):
         try:
             outcomes = compute_outcomes(
-                setting, members, None, jobs, NullTracker(), watch=suspects.update
+                setting, members, None, jobs, Tracker(), watch=suspects.update
             )
         except Incomplete as error:
             failures = [f"{f.member.name} failed in {f.stage}: {_line(f)}" for f in error.failures]

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from netkin.analysis.suspect import Suspicion, saturation, suspicions
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance, Jobs
-from netkin.jobs.results import Crafted, Result, Trained
+from netkin.jobs.results import Result, Trained, totals
 from netkin.similarity import Outcomes
 from netkin.store.lease import lease, sweep
+from netkin.store.rates import note_rates
 from netkin.tracking import Tracker
 from netkin.training.weights import Training, is_trained, noted_accuracy
 from netkin.transfer.decode import Undecoded, decode, undecoded
@@ -85,7 +86,7 @@ class Pipeline:
         setting: images, attack and store.
         training: how members without weights get them; None where they bring their own.
         jobs: runs the work; its context is (setting, training).
-        tracker: logs metrics of each stage and member.
+        tracker: gets the progress of each stage, a row for each stage of each member, and sums.
         watch: called after the clean pass with the members that look wrong; it may raise UserError.
     """
 
@@ -100,6 +101,7 @@ class Pipeline:
         self.setting, self.training, self.jobs, self.tracker = setting, training, jobs, tracker
         self.watch = watch
         self.failures: list[Failure] = []
+        self._began = time.perf_counter()
         sweep(setting.store.root)
         jobs.stopped = partial(sweep, setting.store.root)
 
@@ -119,7 +121,14 @@ class Pipeline:
         members = self.remaining(members)
         classes = {m.name: predictions(setting, m).numpy() for m in members}
         rates = {name: float((p == labels).mean()) for name, p in classes.items()}
-        self.tracker.metrics({f"clean_accuracy/{name}": rate for name, rate in rates.items()})
+        if rates:
+            self.tracker.summary(
+                {
+                    "images": len(setting.subset),
+                    "clean_accuracy/mean": float(np.mean(list(rates.values()))),
+                    "clean_accuracy/least": min(rates.values()),
+                }
+            )
         if self.watch is not None:
             self.watch(suspects(setting, members, classes))
         unresized = missing_views(setting, members)
@@ -172,29 +181,36 @@ class Pipeline:
 
         results: dict[str, list[Result]] = {}
         on_failure = None if stage == "decode" else failed
-        for item, result in self.jobs.run(stage, work, items, units, on_failure):
+        passed = self.jobs.run(stage, work, items, units, on_failure)
+        for done, (item, result) in enumerate(passed, start=1):
             if isinstance(result, Trained) and result.curves:
-                self.tracker.curve(f"train/{item.name}", result.curves, step="epoch")
+                self.tracker.add("training", [{"model": item.name, **r} for r in result.curves])
             if stage != "decode":
                 name = item.name if isinstance(item, Member) else item.member.name
                 results.setdefault(name, []).append(result)
-        for name, parts in results.items():
-            self.tracker.metrics(_rates(stage, name, parts))
-        if items:
-            self.tracker.metrics({f"{stage}/seconds": time.perf_counter() - start})
-
-
-def _rates(stage: str, name: str, parts: Sequence[Result]) -> dict[str, float]:
-    """A member's metrics in a stage, over all parts of its work."""
-    seconds, images = sum(part.seconds for part in parts), sum(part.images for part in parts)
-    rates = {f"{stage}/seconds/{name}": seconds}
-    if images:
-        rates[f"{stage}/images_per_second/{name}"] = images / seconds
-    crafted = [part for part in parts if isinstance(part, Crafted)]
-    if shards := sum(part.shards for part in crafted):
-        rates[f"{stage}/shards/{name}"] = shards
-        rates[f"{stage}/share_in_store/{name}"] = sum(part.storing for part in crafted) / seconds
-    return rates
+            seconds = time.perf_counter() - self._began
+            point = {"progress/seconds": seconds, f"progress/{stage}": min(1, done / len(items))}
+            self.tracker.curve([point], step="progress/seconds")
+        if not items:
+            return
+        rows = [
+            {"stage": stage, "attack": self.setting.attack.name, **totals(name, parts)}
+            for name, parts in results.items()
+        ]
+        self.tracker.add("stages", rows)
+        steps = getattr(self.setting.attack.attack, "steps", 1) if stage == "craft" else 1
+        per_unit = {r["model"]: r["seconds"] / (r["images"] * steps) for r in rows if r["images"]}
+        if stage == "train" and self.training is not None:
+            epochs = self.training.recipe.epochs
+            per_unit = {row["model"]: row["seconds"] / epochs for row in rows}
+        note_rates(self.setting.store.root, stage, per_unit)
+        # A run of several attacks goes through a stage several times.
+        numbers, names = self.tracker.numbers, (f"seconds/{stage}", f"images_per_second/{stage}")
+        before, rate = (float(numbers.get(name) or 0) for name in names)
+        seconds = time.perf_counter() - start + before
+        images = sum(row["images"] for row in rows) + rate * before
+        values = (seconds, images / seconds if images else None)
+        self.tracker.summary(dict(zip(names, values, strict=True)))
 
 
 def compute_outcomes(
@@ -213,7 +229,7 @@ def compute_outcomes(
         members: the zoo.
         training: how members without weights get them; None where they bring their own.
         jobs: runs the work; its context is (setting, training).
-        tracker: logs metrics of each stage and member.
+        tracker: see `Pipeline`.
         sources: those of the members that are attacked; all, unless given.
         watch: see `Pipeline`.
 
@@ -228,13 +244,12 @@ def compute_outcomes(
     if len(finished) >= 2 and attacked:
         noise = fooled_by_noise(setting, finished)
         result = replace(outcomes(setting, finished, attacked), noise=noise)
-        tracker.metrics(
-            {
-                f"white_box_success/{member.name}": float(result.per_image(i, i).mean())
-                for i, member in enumerate(finished)
-                if member in attacked
-            }
-        )
+        successes = [
+            float(result.per_image(i, i).mean())
+            for i, member in enumerate(finished)
+            if member in attacked
+        ]
+        tracker.summary({"members": len(finished), "white_box_success/least": min(successes)})
     if pipeline.failures:
         first = pipeline.failures[0].error
         if result is None and len(pipeline.failures) == 1 and isinstance(first, UserError):

@@ -24,7 +24,8 @@ from netkin.store.files import (
     write,
     write_tensors,
 )
-from netkin.store.layout import Entry, OutcomeStore, Store, folder
+from netkin.store.layout import Entry, OutcomeStore, Store
+from netkin.store.names import folder
 
 SUBSET = Subset("some", ("a", "b"), (0, 1), (0, 1))
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import (
@@ -14,6 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from netkin.errors import Stopped
 from netkin.jobs.results import Result
@@ -25,22 +27,34 @@ OFTEN, RARELY = 10.0, 60.0
 
 
 class Bars:
-    """A bar a stage; see `netkin.jobs.pool.Display`. Use as a context manager."""
+    """A bar a stage; see `netkin.jobs.pool.Display`. Use as a context manager.
+
+    Attributes:
+        quiet: whether nothing is displayed, for all instances.
+    """
+
+    quiet = False
 
     def __init__(self, console: Console):
         self.console = console
-        self._live = console.is_terminal
+        self._live = console.is_terminal and not self.quiet
         self._bars = Progress(
-            TextColumn("{task.description:<10}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[last]}", style="dim", markup=False),
+            TextColumn("{task.description}", table_column=_fixed(9)),
+            BarColumn(12, table_column=_fixed(12)),
+            MofNCompleteColumn(table_column=_fixed(13, "right")),
+            TextColumn("{task.fields[unit]}", table_column=_fixed(6)),
+            TimeElapsedColumn(table_column=_fixed(7)),
+            TextColumn("left", table_column=_fixed(4)),
+            TimeRemainingColumn(table_column=_fixed(7)),
+            TextColumn(
+                "{task.fields[last]}",
+                style="dim",
+                markup=False,
+                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+            ),
             console=console,
             disable=not self._live,
+            expand=True,
         )
         self._tasks: dict[str, TaskID] = {}
         self._started: dict[str, float] = {}
@@ -120,12 +134,18 @@ class Bars:
         return next(bar for bar in self._bars.tasks if bar.id == self._tasks[stage])
 
     def _line(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False)
+        if not self.quiet:
+            self.console.print(text, markup=False, highlight=False)
 
     def _time(self, stage: str, share: float) -> str:
         """The time of a stage of which a share is done, in (0, 1]."""
         seconds = time.perf_counter() - self._started[stage]
         return f"({seconds:.0f} s, about {seconds * (1 / share - 1):.0f} s left)"
+
+
+def _fixed(width: int, justify: Literal["left", "right"] = "left") -> Column:
+    """A column that neither wraps nor moves with its contents; all leave 15 of 80 for the last."""
+    return Column(width=width, min_width=width, no_wrap=True, justify=justify)
 
 
 class Silent:

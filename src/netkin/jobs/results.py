@@ -55,3 +55,22 @@ class Trained(Result):
     def note(self) -> str:
         """The test accuracy, in percent."""
         return f"; test accuracy {self.test_accuracy:.1%}" if self.test_accuracy else ""
+
+
+def totals(name: str, parts: Sequence[Result]) -> dict[str, Any]:
+    """A member's row of the table of stages, over all parts of its work in one.
+
+    Columns: model, seconds, images, images_per_second; of crafting also shards and share_in_store,
+    the share of the time that went into storing.
+    """
+    seconds, images = sum(part.seconds for part in parts), sum(part.images for part in parts)
+    crafted = [part for part in parts if isinstance(part, Crafted)]
+    shards = sum(part.shards for part in crafted)
+    return {
+        "model": name,
+        "seconds": seconds,
+        "images": images,
+        "images_per_second": images / seconds if images and seconds else None,
+        "shards": shards or None,
+        "share_in_store": sum(part.storing for part in crafted) / seconds if shards else None,
+    }

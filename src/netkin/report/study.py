@@ -80,7 +80,7 @@ class Outputs:
     def table(self, name: str, table: pl.DataFrame) -> pl.DataFrame:
         """Write name.csv; returns the table."""
         write(self.folder / f"{name}.csv", table.write_csv, OutputsError, "folder")
-        self._unlogged.append(lambda tracker: tracker.table(f"tables/{name}", table))
+        self._unlogged.append(lambda tracker: tracker.table(name, table))
         self.files.append(f"{name}.csv")
         return table
 
@@ -89,7 +89,7 @@ class Outputs:
         if f"{name}.csv" not in self.files:
             self.table(name, table)
         png, pdf = save(figure, self.folder / name)
-        self._unlogged.append(lambda tracker: tracker.figure(f"figures/{name}", png))
+        self._unlogged.append(lambda tracker: tracker.figure(name, png))
         self.files += [png.name, pdf.name]
         return Picture(png, caption)
 
@@ -113,6 +113,7 @@ class Outputs:
         html = render(title, question, answer, sections, config, self.files)
         path = self.folder / "report.html"
         write(path, lambda f: f.write_text(html, encoding="utf-8"), OutputsError, "folder")
+        self._unlogged.append(lambda tracker: tracker.page(path))
         while self.tracker is not None and self._unlogged:
             self._unlogged.pop(0)(self.tracker)
         return path

@@ -18,8 +18,9 @@ import polars as pl
 
 from netkin.errors import DamagedFile, UserError, near
 from netkin.store.files import check_seal, digest, parquet_metadata, read_tensors
-from netkin.store.layout import folder, manifest_problem
+from netkin.store.layout import manifest_problem
 from netkin.store.lease import Holder, holders, sweep, token
+from netkin.store.names import folder
 
 YOUNG = 3600.0
 """Seconds for which a temporary file may belong to a running process of another machine."""

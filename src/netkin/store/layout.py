@@ -27,7 +27,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
 
 import polars as pl
 
@@ -43,17 +42,7 @@ from netkin.store.files import (
     write_table,
 )
 from netkin.store.identity import differences
-
-
-def folder(name: str) -> str:
-    """A model's name as one path component: "/", a leading "." and the like are percent-encoded."""
-    quoted = quote(name, safe=" @+,()[]")
-    return f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
-
-
-def unfolded(component: str) -> str:
-    """The name of a path component: the inverse of `folder`."""
-    return unquote(component)
+from netkin.store.names import folder
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """One training in Lightning, with timm's optimiser, schedule, augmentation and mixing."""
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +28,10 @@ from netkin.transfer.engine import quiet, trainer
 from netkin.zoo.build import Classifier
 
 CHECK_EVERY = 50
-"""Steps between two checks of the loss for NaN on a GPU: each waits for the device."""
+"""Steps between two checks of the loss for NaN on a GPU, each of which waits for the device; and
+between two rows of steps."""
+LONG = 100
+"""Steps of an epoch from which on there are rows of steps."""
 
 
 class Fit(pl.LightningModule):
@@ -38,6 +42,9 @@ class Fit(pl.LightningModule):
     distilled_accuracy; every `validate_every` epochs and at the end the accuracies of
     `netkin.training.evaluation.evaluate`. Losses are in nats, accuracies in [0, 1]. Training
     accuracies are on augmented images; a mixed image has the label with the largest share.
+
+    In epochs of 100 steps or more there is a row every 50: step (over all epochs), loss (the mean
+    of these steps, of the first process), lr and images_per_second.
 
     Raises UserError when the job's checkpoint is of another training, and in training when a loss
     is not finite.
@@ -76,6 +83,7 @@ class Fit(pl.LightningModule):
         self._optimizer: torch.optim.Optimizer | None = None
         self._sums: dict[str, Tensor] = {}
         self._losses: list[Tensor] = []
+        self._recent = torch.zeros(())
         self._images = 0
         self._began = 0.0
 
@@ -126,6 +134,7 @@ class Fit(pl.LightningModule):
         """Set the epoch of the draws, and of a schedule that changes from epoch to epoch."""
         self._draws.epoch = self.epoch
         self._began, self._images = time.perf_counter(), 0
+        self._recent = torch.zeros(())
         self.classifier.train()
         if self.recipe.step_on_epochs:
             assert self.schedule is not None
@@ -164,10 +173,33 @@ class Fit(pl.LightningModule):
         self._add("train_loss", loss)
         self._add("train_accuracy", (logits.argmax(dim=1) == labels).float().mean())
         self._losses.append(loss.detach())
+        self._images += len(pixels)
+        self._recent = self._recent.to(loss.device) + loss.detach()
         if self.device.type == "cpu" or len(self._losses) >= CHECK_EVERY:
             self._check_finite(batch_idx)
-        self._images += len(pixels)
+        if (batch_idx + 1) % CHECK_EVERY == 0:
+            self._report_steps(batch_idx + 1)
         return loss
+
+    def _report_steps(self, steps: int) -> None:
+        """Report the last steps of a long epoch, of which this many are done."""
+        loss, self._recent = float(self._recent) / CHECK_EVERY, torch.zeros(())
+        batches, trainer = int(self.trainer.num_training_batches), self.trainer
+        if batches < LONG or not trainer.is_global_zero:
+            return
+        assert self._optimizer is not None
+        images = self._images * trainer.world_size
+        row = {
+            "step": self.epoch * batches + steps,
+            "loss": loss,
+            "lr": self._optimizer.param_groups[0]["lr"],
+            "images_per_second": images / (time.perf_counter() - self._began),
+        }
+        if self.report is not None:
+            self.report(row)
+        elif trainer.world_size > 1:
+            with self.job.steps.open("a") as file:
+                file.write(json.dumps(row) + "\n")
 
     def _attacked(self, pixels: Tensor, labels: Tensor, batch_idx: int) -> Tensor:
         """The batch as the recipe's attack changes it, on the model in eval mode as it is now."""

@@ -12,7 +12,8 @@ from netkin.training.distillation import Teacher
 from netkin.training.recipe import Recipe
 
 Report = Callable[[Mapping[str, float]], None]
-"""Called with an epoch's row of the curves; see `netkin.training.fit.Fit`."""
+"""Called with an epoch's row of the curves, and within long epochs with a row of some steps; see
+`netkin.training.fit.Fit`."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class Job:
     def last(self) -> Path:
         """The checkpoint after the last epoch that is done."""
         return self.folder / "last.safetensors"
+
+    @property
+    def steps(self) -> Path:
+        """The rows of steps, a JSON object a line, where other processes train."""
+        return self.folder / "steps.jsonl"
 
     @property
     def best(self) -> Path:

@@ -1,5 +1,6 @@
 """Train a member and store its weights."""
 
+import json
 import shutil
 import threading
 import time
@@ -43,7 +44,8 @@ def train(
         member: the model; its `name` is that of the weights.
         advance: called with the number of epochs done, as they are done.
         teaching: of a distillation; the teacher's weights must exist.
-        report: called with each epoch's row of the curves, those of earlier runs first.
+        report: called with each epoch's row of the curves, those of earlier runs first, and in long
+            epochs with rows of steps; see `netkin.training.fit.Fit`.
         start: a checkpoint of this training to continue from, instead of the one in the store.
 
     Raises UserError where `start` does not exist, a checkpoint is damaged, an epoch does not fill a
@@ -58,7 +60,11 @@ def train(
             write(job.last, lambda temporary: shutil.copyfile(start, temporary))
     end = _fit(initial(training, member), job, advance, report)
     accuracy = _store(training, member, teaching, job, end)
-    for file in (job.last, job.best):  # of use while it goes on; the member has its own file
+    for file in (
+        job.last,
+        job.best,
+        job.steps,
+    ):  # of use while it goes on only
         file.unlink(missing_ok=True)
     with suppress(OSError):  # another training of this name goes on
         job.folder.rmdir()
@@ -141,27 +147,34 @@ def _fit(
         if report is not None:
             report(row)
 
-    def epoch_done(row: Mapping[str, float]) -> None:
-        advance(1)
+    def row_done(row: Mapping[str, float]) -> None:
+        if "epoch" in row:
+            advance(1)
         if report is not None:
             report(row)
 
     if job.hardware.devices == 1:
-        return fit(classifier, job, epoch_done)
-    with _watching(job.last, done, epoch_done):
+        return fit(classifier, job, row_done)
+    job.steps.unlink(missing_ok=True)
+    with _watching(job, done, row_done):
         return fit(classifier, job)
 
 
 @contextmanager
-def _watching(last: Path, done: int, epoch_done: Report) -> Iterator[None]:
-    """Report the epochs that other processes finish, as their checkpoints appear."""
-    stop = threading.Event()
+def _watching(job: Job, done: int, row_done: Report) -> Iterator[None]:
+    """Report what other processes have done: steps, and epochs as their checkpoints appear."""
+    stop, steps = threading.Event(), 0
 
     def check() -> None:
-        nonlocal done
-        if checkpoint.epochs_done(last) > done:
-            for row in checkpoint.load(last).curves[done:]:
-                epoch_done(row)
+        nonlocal done, steps
+        if job.steps.is_file():
+            lines = job.steps.read_text().split("\n")[steps:-1]  # the last may be half written
+            steps += len(lines)
+            for line in lines:
+                row_done(json.loads(line))
+        if checkpoint.epochs_done(job.last) > done:
+            for row in checkpoint.load(job.last).curves[done:]:
+                row_done(row)
                 done += 1
 
     def watch() -> None:

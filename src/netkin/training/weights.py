@@ -13,7 +13,8 @@ from netkin.data.images import Images
 from netkin.data.subset import fingerprint
 from netkin.errors import OtherTraining, UserError, and_more, near
 from netkin.store.identity import differences
-from netkin.store.layout import Store, unfolded
+from netkin.store.layout import Store
+from netkin.store.names import unfolded
 from netkin.training.distillation import Distillation
 from netkin.training.job import Hardware
 from netkin.training.recipe import Recipe

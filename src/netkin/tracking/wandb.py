@@ -1,105 +1,27 @@
-"""Metrics, tables and figures of a run: to W&B, to a CSV file, or nowhere.
+"""Weights & Biases."""
 
-What is logged mirrors what the run writes to disk; nothing is ever read back from here.
-"""
-
-import csv
 import io
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from netkin.errors import UserError, first_line
-from netkin.store.unfinished import note, unfinished
+from netkin.store.unfinished import unfinished
+from netkin.tracking.base import RunInfo, Tracker
 
 log = logging.getLogger(__name__)
 
 MODES = ("online", "offline", "disabled", "shared")
 
 
-class Tracker:
-    """Logs what a study computes. What a kind of tracker does not log, it ignores."""
-
-    def curve(self, name: str, rows: Sequence[Mapping[str, float]], step: str) -> None:
-        """A series of metrics over the column `step`, as name/<column>."""
-
-    def metrics(self, values: Mapping[str, float]) -> None:
-        """Single numbers, by name."""
-
-    def table(self, name: str, table: pl.DataFrame) -> None:
-        """A table."""
-
-    def figure(self, name: str, png: Path) -> None:
-        """A figure, from its PNG file."""
-
-    def artifact(self, name: str, kind: str, files: Sequence[Path]) -> None:
-        """Files to keep as they are, under a name and a type."""
-
-
-@dataclass(frozen=True)
-class RunInfo:
-    """A run, as a dashboard over many runs sorts it.
-
-    Attributes:
-        folder: of the run's own outputs.
-        config: its resolved config.
-        group, job_type, name, tags: as W&B has them.
-        note: the file in the store that tells a run which earlier one it continues; None for a run
-            that cannot be continued.
-    """
-
-    folder: Path
-    config: Mapping[str, Any]
-    group: str
-    job_type: str
-    name: str
-    tags: tuple[str, ...]
-    note: Path | None = None
-
-
-@contextmanager
-def track(logger: Mapping[str, Any], info: RunInfo) -> Iterator[Tracker]:
-    """A tracker for the block; a W&B run ends as failed where the block raises.
-
-    Args:
-        logger: `kind` ("wandb", "csv" or "none"), and for W&B `mode`, `project`, `entity`, `group`
-            and `tags`.
-        info: the run.
-
-    Raises UserError for an unknown kind or mode, and where W&B does not start.
-    """
-    kind = logger["kind"]
-    if kind == "none":
-        yield NullTracker()
-    elif kind == "csv":
-        yield CSV(info.folder / "metrics.csv")
-    elif kind != "wandb":
-        raise UserError(f"kind must be wandb, csv or none, got {kind!r}")
-    else:
-        _quiet_at_exit()
-        try:
-            tracker, code = WandB(logger, info), 1
-        except BaseException:
-            with suppress(Exception):
-                sys.modules["wandb"].teardown()
-            raise
-        try:
-            with note(info.note, {"wandb": tracker.run.id, "folder": str(info.folder)}):
-                yield tracker
-            code = 0
-        finally:
-            tracker.finish(code)
-
-
-def _quiet_at_exit() -> None:
+def quiet_at_exit() -> None:
     """What W&B does at the interpreter's exit prints no trace when its process was killed."""
     usual = sys.unraisablehook
 
@@ -119,6 +41,7 @@ class WandB(Tracker):
     """
 
     def __init__(self, logger: Mapping[str, Any], info: RunInfo):
+        super().__init__()
         if not os.environ.get("WANDB_MODE", "mode").strip():
             del os.environ["WANDB_MODE"]  # which W&B would refuse, too
         chosen, mode = logger["mode"], os.environ.get("WANDB_MODE") or logger["mode"]
@@ -140,9 +63,18 @@ class WandB(Tracker):
         import wandb
 
         self.wandb, self.failed = wandb, False
+        self._defined: set[str] = set()
         # W&B's own resuming needs the server, while most runs are offline.
         earlier = unfinished(info.note)
         try:
+            if mode in ("online", "shared"):
+                with redirect_stderr(io.StringIO()):
+                    key = wandb.login(prompt=False, verify=False)  # never at a prompt
+                if not key:
+                    raise UserError(
+                        f"mode={mode} needs an API key of W&B; run `wandb login`, set "
+                        "WANDB_API_KEY, or use mode=offline"
+                    )
             self.run = wandb.init(
                 project=logger["project"],
                 entity=logger["entity"],
@@ -161,6 +93,8 @@ class WandB(Tracker):
                 f"W&B did not start ({first_line(error)}); log in with `wandb login`, or "
                 "use mode=offline or kind=csv"
             ) from None
+        except UserError:
+            raise
         except (OSError, ValueError, TypeError) as error:
             raise UserError(
                 f"W&B did not start ({type(error).__name__}: {first_line(error)}); use kind=csv to "
@@ -193,29 +127,39 @@ class WandB(Tracker):
             log.warning("W&B has failed, and this run goes on without it: %s", first_line(error))
         self.failed = True
 
-    def curve(self, name: str, rows: Sequence[Mapping[str, float]], step: str) -> None:
-        """Rows over a step metric of their own."""
+    def curve(self, rows: Sequence[Mapping[str, float]], step: str) -> None:
+        """Rows of the run's history, whose x axis is the series `step`."""
 
         def send() -> None:
-            self.run.define_metric(f"{name}/*", step_metric=f"{name}/{step}")
+            for name in dict.fromkeys(name for row in rows for name in row):
+                if name not in self._defined:
+                    self._defined.add(name)
+                    self.run.define_metric(name, step_metric=None if name == step else step)
             for row in rows:
-                self.run.log({f"{name}/{key}": value for key, value in row.items()})
+                self.run.log(dict(row))
 
         self._try(send)
 
-    def metrics(self, values: Mapping[str, float]) -> None:
-        """Numbers of one W&B step."""
-        self._try(lambda: self.run.log(dict(values)))
+    def summary(self, values: Mapping[str, float | int | str | None]) -> None:
+        """Values in the run's summary, none of which makes a chart."""
+        super().summary(values)
+        self._try(lambda: self.run.summary.update({key: self.numbers[key] for key in values}))
 
     def table(self, name: str, table: pl.DataFrame) -> None:
         """A W&B table."""
         rows: Any = [list(row) for row in table.iter_rows()]
         columns = list[Any](table.columns)
-        self._try(lambda: self.run.log({name: self.wandb.Table(columns=columns, data=rows)}))
+        self._try(
+            lambda: self.run.log({f"tables/{name}": self.wandb.Table(columns=columns, data=rows)})
+        )
 
     def figure(self, name: str, png: Path) -> None:
         """A W&B image."""
-        self._try(lambda: self.run.log({name: self.wandb.Image(str(png))}))
+        self._try(lambda: self.run.log({f"figures/{name}": self.wandb.Image(str(png))}))
+
+    def page(self, html: Path) -> None:
+        """A panel with the page in it."""
+        self._try(lambda: self.run.log({"report": self.wandb.Html(str(html), inject=False)}))
 
     def artifact(self, name: str, kind: str, files: Sequence[Path]) -> None:
         """A W&B artifact of this type."""
@@ -238,39 +182,3 @@ def _short(text: str, limit: int) -> str:
 def _tags(names: Iterable[Any]) -> list[str]:
     """Names as tags: each once, of 1 to 64 characters."""
     return list(dict.fromkeys(_short(str(name), 64) for name in names if str(name)))
-
-
-class CSV(Tracker):
-    """One long table, metrics.csv: name, step, value. Tables and figures are files already.
-
-    See `Tracker`.
-    """
-
-    def __init__(self, file: Path):
-        self.file = file
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("w", newline="") as out:
-            csv.writer(out).writerow(["name", "step", "value"])
-
-    def _add(self, rows: Sequence[Sequence[Any]]) -> None:
-        with self.file.open("a", newline="") as out:
-            csv.writer(out).writerows(rows)
-
-    def curve(self, name: str, rows: Sequence[Mapping[str, float]], step: str) -> None:
-        """Rows of name/<column>, step and value."""
-        self._add(
-            [
-                [f"{name}/{key}", row[step], value]
-                for row in rows
-                for key, value in row.items()
-                if key != step
-            ]
-        )
-
-    def metrics(self, values: Mapping[str, float]) -> None:
-        """Rows of name and value, without a step."""
-        self._add([[name, "", value] for name, value in values.items()])
-
-
-class NullTracker(Tracker):
-    """A tracker that discards everything."""

@@ -1,0 +1,94 @@
+"""Dashboards: each key that a panel names is one that real small runs log."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.tools.dashboard import BOARDS, Board
+from tests.conftest import SMALL, run_command
+
+QUICK = ("recipe.epochs=4", "recipe.validate_every=2", "recipes.teacher.epochs=4", "subset=quick")
+RUNS = {
+    "pairwise": ("evaluate.py", "model.members=[test_byobnet,vit_ti,test_vit]", *SMALL[1:]),
+    "distill": ("train.py", "experiment=distill", "teacher=test_byobnet", *QUICK),
+    "recipes": ("train.py", "experiment=seeds", "run=0", "recipes.resnet.epochs=2"),
+}
+
+
+@pytest.fixture(scope="module")
+def boards(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Of each board: the JSON of its workspace, and what one of its runs logged."""
+    folder = tmp_path_factory.mktemp("boards")
+    done = run_command("experiment=dashboard", "hydra.run.dir=boards", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "Nothing was saved to W&B: give entity=NAME" in done.stdout
+    found = {}
+    for name, (script, *words) in RUNS.items():
+        words += [f"store.dir={small_run / 'store'}", f"hydra.run.dir={name}"]
+        words.append(f"hydra.sweep.dir={name}")
+        done = run_command(*words, cwd=folder, script=script)
+        assert done.returncode == 0, done.stderr
+        (run,) = (folder / name).glob("**/wandb/offline-run-*")
+        shown = subprocess.run(
+            ["wandb", "leet", "inspect", "--summary", "--json", str(run)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        written = json.loads((folder / "boards" / f"{name}.json").read_text())
+        found[name] = (written, json.loads(shown.stdout))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.file)
+def test_every_key_is_logged(boards: dict[str, Any], board: Board) -> None:
+    _, run = boards[board.file]
+    logged = {*run["summary"], *(f"config.{key}" for key in run["config"])}
+    for panels in board.sections.values():
+        for panel in panels:
+            assert panel.all_keys <= logged, panel.title
+    assert {*board.columns} <= logged
+    for key in (key for key in logged if key in ("config.eps", "config.lr", "config.seed")):
+        assert isinstance(run["config"][key.removeprefix("config.")], int | float)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.file)
+def test_a_board_is_a_workspace(boards: dict[str, Any], board: Board) -> None:
+    written, _ = boards[board.file]
+    assert written["displayName"] == board.title
+    sections = written["spec"]["section"]["panelBankConfig"]["sections"]
+    text = json.dumps(sections)
+    for panels in board.sections.values():
+        for key in (key for panel in panels for key in panel.all_keys):
+            assert key.removeprefix("config.") in text
+    (runs,) = written["spec"]["section"]["runSets"]
+    (only,) = runs["filters"]["filters"]
+    assert only["key"]["name"] == "jobType" and only["value"] == [*board.experiments]
+
+
+@pytest.mark.slow
+def test_a_student_is_a_row_of_fig_5(boards: dict[str, Any]) -> None:
+    row = boards["distill"][1]["summary"]
+    assert row["similarity"] > 0 and row["similarity_images"] > 0
+    assert row["similarity_attack"].startswith("pgd (eps = 48/255")
+    assert row["gain_low"] < row["gain"] < row["gain_high"]
+    assert (row["teacher"], row["teacher_base"]) == ("test_byobnet", "CNN")
+    assert (row["student_base"], row["accuracy"]) == ("Transformer", row["student_accuracy"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", [("experiment=dashboard", "entity=me"), ("logger.mode=online", "subset=quick")]
+)
+def test_without_a_key_nobody_is_asked(tmp_path: Path, words: tuple[str, ...]) -> None:
+    (tmp_path / "home").mkdir()
+    done = run_command(*words, cwd=tmp_path, HOME=str(tmp_path / "home"))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "needs an API key of W&B; run `wandb login`" in line
+    assert not (tmp_path / "store" / "weights").exists()
