@@ -1,6 +1,7 @@
 """Progress in a log, which is no terminal: a line now and then, neither silence nor one a batch."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -42,3 +43,19 @@ def test_a_line_every_minute(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_fast_has_a_line_a_member(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(lines(monkeypatch, 4, 100, 0.05)) == 4
+
+
+def test_bars_fit_80_columns_and_do_not_move() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=80, color_system=None)
+    with Bars(console) as bars:
+        for done in (1, 1234, 48_765):
+            bars.start("craft", ["vit_small_patch16_224.augreg_in21k_ft_in1k"], 50_000)
+            bars.advance("craft", done)
+            bars.finish("craft", "vit_small_patch16_224.augreg_in21k_ft_in1k", Result())
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+    lines = [line for line in re.split(r"[\r\n]+", text) if line.startswith("craft")]
+    assert lines and {len(line) for line in lines} == {80}
+    for line in lines:
+        assert line[24:43] == f"{line[24:36].strip():>12} images"
+        assert line[44:52].strip() and line[52:56] == "left"
