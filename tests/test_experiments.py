@@ -28,6 +28,7 @@ from tests.checks.test_precision import check_precision
 from tests.common import test_usage
 from tests.common.test_sweep import check_craft, check_novel, check_store
 from tests.conftest import ROOT, SMALL, run_command
+from tests.studies.test_budget import check_budget
 from tests.studies.test_comparison import check_attacks
 from tests.studies.test_eps import check_eps
 from tests.studies.test_meaning import check_clusters, check_components, check_importance
@@ -202,6 +203,7 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "craft": check_craft,
     "store": check_store,
     "novel": check_novel,
+    "budget": check_budget,
 }
 ELSEWHERE = {
     "distillation": test_train_studies.test_distillation,  # on a store of its own

@@ -18,7 +18,7 @@ from experiments.common.keys import construct, naming, naming_group
 from experiments.common.members import build_training
 from experiments.common.runs import open_store
 from experiments.common.values import one_of, positive, positive_int, resolved
-from netkin.attacks import Clean
+from netkin.attacks import PGD, Clean
 from netkin.attacks.grid import levels
 from netkin.attacks.units import fraction
 from netkin.data import subset
@@ -191,7 +191,10 @@ def _attack_spec(config: DictConfig, option: str | None) -> AttackSpec:
     identity = {
         key: fraction(value, key) if _is_fraction(value) else value for key, value in values.items()
     }
-    return AttackSpec(str(name), instantiate(config.attack), identity)
+    attack = instantiate(config.attack)
+    if isinstance(attack, PGD) and identity.get("step_size", 0) is None and not attack.momentum:
+        identity["step_size"] = attack.step_size  # which null used to mean is another one
+    return AttackSpec(str(name), attack, identity)
 
 
 def check_sources(setting: Setting, sources: Sequence[Member], members: Sequence[Member]) -> None:

@@ -20,7 +20,8 @@ class PGD(Attack):
 
     Args:
         eps: radius of the ball, in pixels of [0, 1]; a number or a string such as "8/255".
-        step_size: length of one step, likewise; None takes eps / steps.
+        step_size: length of one step, likewise; None takes 2.5 eps / steps, so that steps can cross
+            the ball (Madry et al. 2018), and with momentum eps / steps.
         steps: how many.
         random_start: begin at a uniform point of the ball, drawn per image from `seed` and the
             image's key, else at the image.
@@ -44,8 +45,10 @@ class PGD(Attack):
     ):
         self.eps = fraction(eps, "eps")
         self.steps = whole_number(steps, "steps")
-        self.step_size = self.eps / steps if step_size is None else fraction(step_size, "step_size")
         self.momentum = non_negative(momentum, "momentum")
+        reach = 1.0 if self.momentum else 2.5
+        own = reach * self.eps / self.steps
+        self.step_size = own if step_size is None else fraction(step_size, "step_size")
         self.random_start = flag(random_start, "random_start")
         self.seed = whole_number(seed, "seed", least=0)
 

@@ -1,0 +1,211 @@
+"""How few steps and images give the same matrix, and what do they save?
+
+The reference is the config's attack on all of the run's images. The same models are attacked with
+fewer steps, of 2.5 eps / steps each so that they can cross the ball, and both matrices are also
+computed from fewer images, drawn at random several times. Order and level are two questions: r says
+whether the order of the pairs is the same, the bias whether the level is. Writes budget (figure and
+table) and report.html.
+
+Measured: experiments/results/budget.md.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from sklearn.metrics import adjusted_rand_score
+
+from experiments.common.runs import command
+from experiments.common.setting import build_attack
+from experiments.common.study import Measured, Study, measure_prepared, measured
+from experiments.common.values import positive, positive_int
+from netkin import similarity
+from netkin.analysis.clusters import choose_k, spectral
+from netkin.analysis.hierarchy import off_diagonal
+from netkin.analysis.statistics import pearson
+from netkin.attacks import PGD
+from netkin.errors import UserError
+from netkin.jobs.progress import Bars
+from netkin.report.lines import Line, lines_figure
+from netkin.report.study import Section
+from netkin.report.text import percent
+from netkin.similarity import Outcomes
+from netkin.transfer.setting import AttackSpec
+
+BACKWARD = 2
+"""Forward passes that the backward pass of a step costs."""
+
+
+def run(config: DictConfig) -> None:
+    """Run the study of a composed config."""
+    own, attack = config.budget, build_attack(config).attack
+    for name in ("steps", "images"):
+        for value in own[name]:
+            positive_int(value, f"budget.{name}")
+    positive_int(own.draws, "budget.draws")
+    for name in ("least_r", "most_bias", "least_inside"):
+        positive(own[name], f"budget.{name}")
+    if not isinstance(attack, PGD):
+        name = build_attack(config).name
+        raise UserError(f"experiment=budget takes an attack of steps, such as pgd, got {name}")
+    fewer = sorted({steps for steps in own.steps if steps < attack.steps})
+    if not fewer:
+        raise UserError(
+            f"budget.steps must have a number below attack.steps={attack.steps}, got "
+            f"{list(own.steps)}"
+        )
+    with measured(config) as s:
+        assert s.measured is not None
+        found = {steps: outcomes(s, s.measured, steps) for steps in fewer}
+        found[attack.steps] = s.measured.outcomes
+        report(s, table(s, found, attack.steps), attack.steps)
+
+
+def outcomes(s: Study, m: Measured, steps: int) -> Outcomes:
+    """The outcomes under the same attack with other steps, of 2.5 eps / steps."""
+    attack = m.setting.attack
+    values = {**attack.identity, "steps": steps}
+    fields = {key: value for key, value in values.items() if key != "_target_"}
+    cheaper = PGD(**{**fields, "step_size": None})
+    values["step_size"] = cheaper.step_size
+    setting = replace(m.setting, attack=AttackSpec(attack.name, cheaper, values))
+    with Bars(s.console) as bars:
+        return measure_prepared(s.config, setting, m.members, s.tracker, bars)
+
+
+def table(s: Study, found: dict[int, Outcomes], steps: int) -> pl.DataFrame:
+    """A row for each number of steps and images: steps, images, r, r_low and r_high (the 95% range
+    over draws of images), bias (nats), inside (the share of pairs inside the reference's interval),
+    clusters (adjusted Rand index), passes (in forward passes) and cost (a share of the
+    reference's)."""
+    own, reference = s.config.budget, found[steps]
+    total = len(reference.image_ids)
+    truth = similarity.smoothed_matrix(reference)
+    intervals = similarity.pairs(reference, s.config.score.eps_s)
+    k, _ = choose_k(None, truth)
+    labels = spectral(truth, k, restarts=100)
+    whole = passes(reference, steps)
+    rng, rows = np.random.default_rng(0), []
+    sizes = [*sorted({n for n in own.images if n < total}), total]
+    for size in sizes:
+        drawn = [rng.choice(total, size, replace=False) for _ in range(own.draws)]
+        for number, outcome in sorted(found.items()):
+            parts = [outcome.on(list(images)) for images in (drawn if size < total else drawn[:1])]
+            matrices = [m for m in map(_smoothed, parts) if m is not None]
+            if not matrices:
+                continue
+            r = [pearson(off_diagonal(truth), off_diagonal(m)).r for m in matrices]
+            shift = [float((off_diagonal(m) - off_diagonal(truth)).mean()) for m in matrices]
+            inside = [_inside(m, intervals) for m in matrices]
+            same = [adjusted_rand_score(labels, spectral(m, k, restarts=20)) for m in matrices[:5]]
+            cost = float(np.mean([passes(part, number) for part in parts]))
+            rows.append(
+                {
+                    **{"steps": number, "images": size, "r": float(np.mean(r))},
+                    **dict(zip(("r_low", "r_high"), similarity.interval(np.array(r)), strict=True)),
+                    **{"bias": float(np.mean(shift)), "inside": float(np.mean(inside))},
+                    **{"clusters": float(np.mean(same)), "passes": cost, "cost": cost / whole},
+                }
+            )
+    return pl.DataFrame(rows)
+
+
+def _smoothed(outcome: Outcomes) -> NDArray[np.float64] | None:
+    """The scores; None where a pair has no image that both classify correctly."""
+    try:
+        return similarity.smoothed_matrix(outcome)
+    except UserError:
+        return None
+
+
+def _inside(scores: NDArray[np.float64], intervals: pl.DataFrame) -> float:
+    values = scores[np.triu_indices(len(scores), k=1)]
+    low, high = intervals["low"].to_numpy(), intervals["high"].to_numpy()
+    return float(((values >= low) & (values <= high)).mean())
+
+
+def passes(outcome: Outcomes, steps: int) -> float:
+    """The cost of the outcomes in forward passes of one image: crafting and transfer.
+
+    Args:
+        outcome: of N models on I images.
+        steps: of the attack, each a forward and a backward pass.
+    """
+    correct = outcome.correct.astype(float)
+    both = correct @ correct.T
+    return float(correct.sum() * steps * (1 + BACKWARD) + both.sum())
+
+
+def cheapest(rows: pl.DataFrame, own: Any) -> dict[str, Any] | None:
+    """The cheapest row whose matrix is the reference's within the tolerance; None without one."""
+    good = rows.filter(
+        (pl.col("r") >= own.least_r)
+        & (pl.col("bias").abs() <= own.most_bias)
+        & (pl.col("inside") >= own.least_inside)
+        & (pl.col("cost") < 1)
+    ).sort("cost")
+    return good.row(0, named=True) if good.height else None
+
+
+def report(s: Study, rows: pl.DataFrame, steps: int) -> None:
+    """The figure, the table and the page."""
+    own, total = s.config.budget, int(rows["images"].max())  # type: ignore[arg-type]
+    s.tracker.summary(
+        {f"budget/r/{r['steps']}": r["r"] for r in rows.to_dicts() if r["images"] == total}
+    )
+    picture = s.outputs.figure(
+        "budget",
+        figure(rows),
+        rows,
+        f"The matrix of fewer steps and images against that of {steps} steps on all {total} "
+        "images (r, and the mean difference of scores); bars: 95% range over "
+        f"{own.draws} draws of images.",
+    )
+    best = cheapest(rows, own)
+    bounds = (
+        f"r of {own.least_r} or more, a bias of at most {own.most_bias} and "
+        f"{percent(own.least_inside)} of pairs inside their interval"
+    )
+    level = [
+        f"{r['steps']} steps shift scores by {r['bias']:+.2f}, with r = {r['r']:.3f}"
+        for r in rows.filter(images=total).to_dicts()
+        if r["steps"] != steps
+    ]
+    answer = [f"No. Nothing cheaper that was tried gives the same matrix ({bounds})."]
+    if best is not None:
+        saved = [f"attack.steps={best['steps']}", "attack.step_size=null"]
+        given = saved if best["steps"] != steps else []
+        images = f" on {best['images']} of {total} images" if best["images"] < total else ""
+        answer = [
+            f"Yes. {best['steps']} steps{images} give the matrix of {steps} steps on {total} "
+            f"images at {percent(best['cost'])} of its cost: r = {best['r']:.3f}, bias "
+            f"{best['bias']:+.2f}, "
+            f"{percent(best['inside'])} of pairs inside their interval (asked: {bounds}).",
+            f"To use it: {command('experiment=pairwise', *given)}",
+        ]
+        if images:
+            answer[1] += f"; subset.at_most={best['images']} takes so many images."
+    s.finish(
+        f"How few steps and images give the matrix of {len(s.names)} models?",
+        f"The reference is {s.source}. Fewer steps are of 2.5 eps / steps each.",
+        [*answer, f"On all images: {'; '.join(level)}. A matrix must not mix attacks."],
+        [Section("Cost and certainty", figures=[picture], tables={"Settings": rows})],
+    )
+
+
+def figure(rows: pl.DataFrame) -> Figure:
+    """r and bias over the number of images, a line for each number of steps."""
+    panels: list[tuple[str, Sequence[Line]]] = []
+    for label, column in (("r with the reference", "r"), ("bias (nats)", "bias")):
+        lines = []
+        for (steps,), part in rows.sort("steps", "images").group_by("steps", maintain_order=True):
+            y = part[column].to_numpy()
+            low, high = (part[f"r_{e}"].to_numpy() if column == "r" else y for e in ("low", "high"))
+            lines.append(Line(f"{steps} steps", part["images"].to_numpy(), y, low, high))
+        panels.append((label, lines))
+    return lines_figure(panels, "images", width=3.0)
