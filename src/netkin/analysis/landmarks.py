@@ -31,6 +31,7 @@ from threadpoolctl import threadpool_limits
 
 from netkin.analysis.profiles import Profiles
 from netkin.errors import UserError
+from netkin.similarity import interval
 
 FEWEST = 5
 """Landmarks."""
@@ -38,6 +39,8 @@ FITTED = 10_000
 """Pairs that a regression is fitted on, about; of more, so many are drawn."""
 FOLDS = 10
 """Groups of landmarks that are held out, one after another; at most one a landmark."""
+USEFUL = 0.5
+"""The share of the variance of held-out scores from which predictions are said to work."""
 BLOCK = 50_000
 """Pairs that are predicted at once, which bounds the memory."""
 
@@ -68,6 +71,15 @@ class HeldOut:
     def error(self) -> float:
         """Mean absolute error, in nats."""
         return float(np.abs(self.predicted - self.measured).mean())
+
+    def r2_interval(self, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+        """The 95 % percentile interval of `r2` over draws of landmarks, with all their pairs."""
+        marks = [np.flatnonzero(self.landmark == mark) for mark in np.unique(self.landmark)]
+        rng, found = np.random.default_rng(seed), []
+        for _ in range(draws):
+            drawn = np.concatenate([marks[i] for i in rng.integers(0, len(marks), len(marks))])
+            found.append(r2(self.predicted[drawn], self.measured[drawn]))
+        return interval(np.array(found))
 
 
 @dataclass(frozen=True)
@@ -100,14 +112,20 @@ def r2(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> float:
     return 1 - float(((predicted - measured) ** 2).sum()) / spread if spread > 0 else np.nan
 
 
+def verdict(held: HeldOut) -> str:
+    """Yes, No or Not certain: whether the interval of `HeldOut.r2` lies above or below USEFUL."""
+    low, high = held.r2_interval()
+    return "Yes" if low >= USEFUL else "No" if high < USEFUL else "Not certain"
+
+
 def check_number(landmarks: int, models: int) -> None:
     """Raises UserError unless `complete` can work with so many landmarks among so many models."""
     if landmarks < FEWEST:
         raise UserError(f"landmarks must be {FEWEST} models or more, got {landmarks}")
     if landmarks > models - 2:
         raise UserError(
-            f"landmarks must be at most {models - 2} of the {models} models, so that a pair without "
-            f"a landmark is left to predict, got {landmarks}"
+            f"landmarks must be at most {models - 2} of the {models} models, got {landmarks}: a "
+            "pair has to be left to predict"
         )
 
 
