@@ -13,26 +13,23 @@ On the digits members, an SVM of scikit-learn and an ONNX export: experiments/re
 """
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from experiments.common.finish import finish, print_notes, terminal
 from experiments.common.keys import naming
 from experiments.common.landmarks import choose, pass_landmarks
 from experiments.common.members import build_members
+from experiments.common.placing import Placed, place
 from experiments.common.runs import command, run_info, tracked
 from experiments.common.setting import build_setting, check_sources, open_pipeline, prepare
 from experiments.common.study import describe, described
 from experiments.common.suspects import Suspects
 from experiments.studies.novel import stored_clusters
-from netkin import similarity
 from netkin.analysis import clusters
-from netkin.analysis.landmarks import FEWEST, Completed, complete
-from netkin.analysis.placing import Answers, cluster_shares, drawn_rows, excess
+from netkin.analysis.placing import Answers
 from netkin.analysis.suspect import CHANCE, RELABELLED, suspicions
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
@@ -42,7 +39,7 @@ from netkin.report.study import Outputs, Section
 from netkin.report.text import size
 from netkin.transfer import pack
 from netkin.transfer.pack import Predictions, export, read_predictions
-from netkin.transfer.rows import Rows, rows
+from netkin.transfer.rows import rows
 from netkin.transfer.setting import Setting
 from netkin.zoo.member import Member
 
@@ -50,20 +47,6 @@ CERTAIN = 0.9
 """Share of draws from which a cluster counts as certain."""
 NEAREST = 3
 """Relatives that the answer names."""
-
-
-class Placed(NamedTuple):
-    """The members, their clusters and the classifier's row.
-
-    `labels` is None, with the reason, where the members have no clusters; `shares` and `record` are
-    then empty and 0. `record` is how many members the same rule puts into their own cluster.
-    """
-
-    table: pl.DataFrame
-    labels: NDArray[np.intp] | None
-    reason: str
-    shares: NDArray[np.float64]
-    record: int
 
 
 def run(config: DictConfig) -> None:
@@ -160,7 +143,8 @@ def answered(
                 f"no image is classified correctly by {mark.name} and {config.probe.name}: their "
                 "similarity is undefined; use more images"
             )
-    placed = place(config, setting, members, measured, answers)
+    stored = stored_clusters(setting, members, config.probe.clusters)[:2]
+    placed = place(config, members, measured, answers, *stored)
     name, n = config.probe.name, len(members)
     shown = placed.table.head(40)
     ends = shown.select("low_excess", "high_excess").to_numpy()
@@ -204,71 +188,6 @@ def check_answers(config: DictConfig, setting: Setting, given: Predictions) -> N
             )
 
 
-def place(
-    config: DictConfig, setting: Setting, members: list[Member], measured: Rows, answers: Answers
-) -> Placed:
-    """The classifier's row, measured and predicted, its relatives and its cluster."""
-    n, marks = len(members), measured.marks
-    scores = np.full((n + 1, n + 1), np.nan)
-    scores[:n, :n] = measured.scores
-    scores[marks, n] = scores[n, marks] = answers.smoothed()
-    found: Completed | None = None
-    if FEWEST <= len(marks) < n:
-        found = complete(scores, marks.tolist())
-    full = scores if found is None else found.scores
-    half = np.zeros(n) if found is None else (found.high - found.low)[n, :n] / 2
-    labels, reason, _ = stored_clusters(setting, members, config.probe.clusters)
-    if labels is None and found is not None:
-        number, reason = clusters.choose_k(config.probe.clusters, full[:n, :n])
-        labels = clusters.spectral(full[:n, :n], number)
-        reason += "; of scores that were predicted in part"
-    shares, record = np.empty(0), 0
-    if labels is not None:
-        counts = similarity.resample(answers.both.shape[1], config.score.bootstrap)
-        draws = drawn_rows(answers, marks.tolist(), full[n, :n], half, counts)
-        _, shares = cluster_shares(excess(draws, full[:n, :n]), labels)
-        own = np.where(np.eye(n, dtype=bool), np.nan, full[:n, :n])
-        chosen, _ = cluster_shares(excess(own, full[:n, :n]), labels)
-        record = int((chosen == labels).sum())
-    table = row_table(config, members, measured, answers, full, half, labels)
-    return Placed(table, labels, reason, shares, record)
-
-
-def row_table(
-    config: DictConfig,
-    members: list[Member],
-    measured: Rows,
-    answers: Answers,
-    full: NDArray[np.float64],
-    half: NDArray[np.float64],
-    labels: NDArray[np.intp] | None,
-) -> pl.DataFrame:
-    """A row a member, the nearest relative first."""
-    n, place = len(members), {int(mark): k for k, mark in enumerate(measured.marks)}
-    more = excess(full[n, :n], full[:n, :n])
-    table = []
-    for i, member in enumerate(members):
-        row: dict = {"model": member.name, "family": member.family}
-        row["cluster"] = None if labels is None else int(labels[i]) + 1
-        k = place.get(i)
-        if k is None:
-            if np.isnan(full[n, i]):
-                continue
-            score, low, high = full[n, i], full[n, i] - half[i], full[n, i] + half[i]
-            row |= {"kind": "predicted", "level": 0.9}
-        else:
-            s = answers.score(k, config.score.eps_s)
-            score, low, high = s.score, s.low, s.high
-            row |= {"kind": "measured", "level": 0.95, "n": s.n}
-            row |= {"noise_rate": answers.noise_rate(k), "above_noise": answers.above_noise(k)}
-        mean = full[n, i] - more[i]
-        row |= {"score": score, "low": low, "high": high, "excess": more[i]}
-        table.append(row | {"low_excess": low - mean, "high_excess": high - mean})
-    return pl.DataFrame(table, infer_schema_length=None).sort(
-        ["excess", "model"], descending=[True, False]
-    )
-
-
 def words(name: str, placed: Placed) -> list[str]:
     """The findings, the verdict first."""
     near = [
@@ -282,9 +201,13 @@ def words(name: str, placed: Placed) -> list[str]:
     noise = []
     if not told["above_noise"].null_count():
         above = int(told["above_noise"].sum())
-        noise = [f"{above} of {told.height} landmarks' images fool it more often than noise does."]
         if not above:
-            relatives = "No: no landmark's images fool it more than noise does. " + relatives
+            return [
+                f"No: none of {told.height} landmarks' images fool {name} more often than noise of "
+                "the same size does, so it is related to none of them, and its place among the "
+                "members is unknown.",
+            ]
+        noise = [f"{above} of {told.height} landmarks' images fool it more often than noise does."]
     if placed.labels is None:
         return [f"Not certain, for want of clusters ({placed.reason}). {relatives}", *noise]
     best = int(placed.shares.argmax())

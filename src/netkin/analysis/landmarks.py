@@ -21,7 +21,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import RegressorMixin
 from sklearn.ensemble import GradientBoostingRegressor, VotingRegressor
 from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import Ridge
@@ -235,7 +234,7 @@ def _predict(
 ) -> NDArray[np.float64]:
     """The scores of pairs without a landmark, [pairs]."""
     x, y = _measured_pairs(scores, marks, components, seed)
-    model = regression(seed).fit(x, y)
+    model = regression(len(y), seed).fit(x, y)
     profiles = Profiles(scores, marks, np.arange(len(scores)))
     parts = []
     for start in range(0, len(a), BLOCK):
@@ -244,8 +243,8 @@ def _predict(
     return np.concatenate(parts)
 
 
-def regression(seed: int = 0) -> RegressorMixin:
-    """The regression from features of pairs to scores."""
+def regression(pairs: int, seed: int = 0) -> VotingRegressor:
+    """The regression from features of so many pairs to scores."""
     trees = GradientBoostingRegressor(
         n_estimators=300,
         learning_rate=0.05,
@@ -257,7 +256,7 @@ def regression(seed: int = 0) -> RegressorMixin:
     )
     smooth = make_pipeline(
         StandardScaler(),
-        Nystroem(n_components=300, gamma=0.005, random_state=seed),
+        Nystroem(n_components=min(300, pairs), gamma=0.005, random_state=seed),
         Ridge(alpha=0.02),
     )
     return VotingRegressor([("trees", trees), ("smooth", smooth)])
