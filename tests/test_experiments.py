@@ -29,6 +29,7 @@ from tests.common.test_sweep import check_craft, check_novel, check_store
 from tests.conftest import ROOT, SMALL, run_command
 from tests.studies.test_comparison import check_attacks
 from tests.studies.test_eps import check_eps
+from tests.studies.test_landmarks import check_landmarks, check_probe
 from tests.studies.test_meaning import check_clusters, check_components, check_importance
 from tests.train import test_train_studies
 from tests.train.test_train_studies import (
@@ -200,6 +201,8 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "craft": check_craft,
     "store": check_store,
     "novel": check_novel,
+    "landmarks": check_landmarks,
+    "probe": check_probe,
 }
 ELSEWHERE = {"distillation": test_train_studies.test_distillation}  # on a store of its own
 
