@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from experiments.common.runs import eps_advice
 from experiments.common.study import Measured, Study, measured
 from netkin import similarity
+from netkin.analysis.draws import Draws
 from netkin.analysis.hierarchy import off_diagonal
 from netkin.analysis.summary import WEAK_ATTACK
 from netkin.pipeline import Incomplete
@@ -35,8 +36,8 @@ def report(s: Study, m: Measured) -> None:
     Members that failed have empty rows in similarity.csv and models.csv, and the reason in
     failures.csv.
     """
-    draws, eps_s = s.draws(), s.config.score.eps_s
-    assert draws is not None
+    eps_s = s.config.score.eps_s
+    draws = Draws(m.outcomes, s.config.score.bootstrap)
     paper = similarity.matrix(m.outcomes, eps_s)
     comparison = summarise(
         m.setting,

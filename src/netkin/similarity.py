@@ -21,6 +21,7 @@ which adds half a success and half a failure to the images (Anscombe 1956, Gart 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import polars as pl
@@ -270,38 +271,60 @@ def interval(draws: NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+class MeansOfDraws(Protocol):
+    """Bootstrap draws that give means over pairs; see `netkin.analysis.draws.Draws`."""
+
+    def means(self, blocks: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64]:
+        """The mean score of each of B blocks of pairs in each draw, [draws, B]."""
+        ...
+
+
+def block_means(
+    draws: NDArray[np.float64] | MeansOfDraws, blocks: Sequence[NDArray[np.bool_]]
+) -> NDArray[np.float64]:
+    """Mean scores of blocks of pairs, [draws, B], of matrices [draws, N, N] or without them."""
+    if not isinstance(draws, np.ndarray):
+        return draws.means(blocks)
+    return np.stack([draws[:, block].mean(axis=1) for block in blocks], axis=1)
+
+
 def family_means(
     scores: NDArray[np.float64],
     families: Sequence[str],
-    draws: NDArray[np.float64] | None = None,
+    draws: NDArray[np.float64] | MeansOfDraws | None = None,
 ) -> pl.DataFrame:
     """Mean similarity within and between families: family_a, family_b, pairs, mean, low, high.
 
     A model's score with itself is left out, so a family of one model has no row for itself. low
-    and high are the 95 % interval over bootstrap draws of images ([draws, N, N]); null without
-    draws.
+    and high are the 95 % interval over bootstrap draws of images ([draws, N, N], or their means);
+    null without draws.
     """
     family = np.array(families)
     names = list(dict.fromkeys(families))
     other = ~np.eye(len(family), dtype=bool)
-    rows = []
+    found = []
     for i, first in enumerate(names):
         for second in names[i:]:
             block = np.outer(family == first, family == second) & other
             block |= block.T
             block &= np.tri(len(family), k=-1, dtype=bool)
             if block.any():
-                low, high = (None, None) if draws is None else interval(draws[:, block].mean(1))
-                rows.append(
-                    {
-                        "family_a": first,
-                        "family_b": second,
-                        "pairs": int(block.sum()),
-                        "mean": float(scores[block].mean()),
-                        "low": low,
-                        "high": high,
-                    }
-                )
+                found.append((first, second, block))
+    blocks = [block for _, _, block in found]
+    means = None if draws is None or not blocks else block_means(draws, blocks)
+    rows = []
+    for i, (first, second, block) in enumerate(found):
+        low, high = (None, None) if means is None else interval(means[:, i])
+        rows.append(
+            {
+                "family_a": first,
+                "family_b": second,
+                "pairs": int(block.sum()),
+                "mean": float(scores[block].mean()),
+                "low": low,
+                "high": high,
+            }
+        )
     schema = {
         "family_a": pl.String,
         "family_b": pl.String,
