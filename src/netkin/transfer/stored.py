@@ -173,7 +173,7 @@ def fooled_by(setting: Setting, source: Member, targets: Sequence[Member]) -> ND
     position = {image: i for i, image in enumerate(setting.subset.ids)}
     place = {target.name: i for i, target in enumerate(targets)}
     fooled = np.zeros((len(targets), len(position)), dtype=bool)
-    table = outcome_store(setting).read([source.name], place)
+    table = outcome_store(setting).fooled(source.name, place)
     fooled[
         table["target"].replace_strict(place, return_dtype=pl.Int64).to_numpy(),
         table["image_id"].replace_strict(position, return_dtype=pl.Int64).to_numpy(),
