@@ -54,20 +54,21 @@ def place(
     scores[marks, n] = scores[n, marks] = answers.smoothed()
     found: Completed | None = None
     if FEWEST <= len(marks) < n:
-        found = complete(scores, marks.tolist())
+        found = complete(scores, marks.tolist(), one_sided=True)
     full = scores if found is None else found.scores
-    half = np.zeros(n) if found is None else (found.high - found.low)[n, :n] / 2
+    half = np.zeros(n) if found is None else (found.high - found.low)[:n, n] / 2
     if labels is None and found is not None:
-        number, reason = clusters.choose_k(config.probe.clusters, full[:n, :n])
-        labels = clusters.spectral(full[:n, :n], number)
+        symmetric = (full[:n, :n] + full[:n, :n].T) / 2
+        number, reason = clusters.choose_k(config.probe.clusters, symmetric)
+        labels = clusters.spectral(symmetric, number)
         reason += "; of scores that were predicted in part"
     shares, record = np.empty(0), 0
     if labels is not None:
         counts = similarity.resample(answers.both.shape[1], config.score.bootstrap)
-        draws = drawn_rows(answers, marks.tolist(), full[n, :n], half, counts)
-        _, shares = cluster_shares(excess(draws, full[:n, :n]), labels)
-        own = np.where(np.eye(n, dtype=bool), np.nan, full[:n, :n])
-        chosen, _ = cluster_shares(excess(own, full[:n, :n]), labels)
+        draws = drawn_rows(answers, marks.tolist(), full[:n, n], half, counts)
+        _, shares = cluster_shares(excess(draws, full[:n, :n].T), labels)
+        own = np.where(np.eye(n, dtype=bool), np.nan, full[:n, :n].T)
+        chosen, _ = cluster_shares(excess(own, full[:n, :n].T), labels)
         record = int((chosen == labels).sum())
     table = row_table(config, members, measured, answers, full, half, labels)
     return Placed(table, labels, reason, shares, record)
@@ -84,23 +85,23 @@ def row_table(
 ) -> pl.DataFrame:
     """A row a member, the nearest relative first."""
     n, place = len(members), {int(mark): k for k, mark in enumerate(measured.marks)}
-    more = excess(full[n, :n], full[:n, :n])
+    more = excess(full[:n, n], full[:n, :n].T)
     table = []
     for i, member in enumerate(members):
         row: dict = {"model": member.name, "family": member.family}
         row["cluster"] = None if labels is None else int(labels[i]) + 1
         k = place.get(i)
         if k is None:
-            if np.isnan(full[n, i]):
+            if np.isnan(full[i, n]):
                 continue
-            score, low, high = full[n, i], full[n, i] - half[i], full[n, i] + half[i]
+            score, low, high = full[i, n], full[i, n] - half[i], full[i, n] + half[i]
             row |= {"kind": "predicted", "level": 0.9}
         else:
             s = answers.score(k, config.score.eps_s)
             score, low, high = s.score, s.low, s.high
             row |= {"kind": "measured", "level": 0.95, "n": s.n}
             row |= {"noise_rate": answers.noise_rate(k), "above_noise": answers.above_noise(k)}
-        mean = full[n, i] - more[i]
+        mean = full[i, n] - more[i]
         row |= {"score": score, "low": low, "high": high, "excess": more[i]}
         table.append(row | {"low_excess": low - mean, "high_excess": high - mean})
     return pl.DataFrame(table, infer_schema_length=None).sort(

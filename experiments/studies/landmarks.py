@@ -13,7 +13,7 @@ experiments/results/landmarks.md.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -126,7 +126,11 @@ def _complete(
     components: pl.DataFrame | None,
 ) -> Completed:
     values = None if components is None else components[:, 1:].to_numpy()
-    return complete(scores, marks, values, config.level, config.seed)
+    one_sided = config.similarity is None and bool(config.one_sided)
+    found = complete(scores, marks, values, config.level, config.seed, one_sided)
+    both = (found.scores, found.low, found.high)  # of one-sided scores the mean of the directions
+    scores, low, high = ((matrix + matrix.T) / 2 for matrix in both)
+    return replace(found, scores=scores, low=low, high=high)
 
 
 def report(found: Found, outputs: Outputs) -> tuple[str, str, list[str], list[Section]]:

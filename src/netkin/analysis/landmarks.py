@@ -86,8 +86,8 @@ class Completed:
     """All scores of N models, measured or predicted.
 
     Attributes:
-        scores: [N, N], symmetric, in nats. The diagonal is as given, or, where that is NaN, the
-            mean of the others'.
+        scores: [N, N], symmetric unless one-sided, in nats. The diagonal is as given, or, where
+            that is NaN, the mean of the others'.
         low, high: [N, N], the interval of a predicted score; the score itself where it was given.
         measured: [N, N] bool, which scores were given.
         held_out: the errors of such predictions.
@@ -134,16 +134,20 @@ def complete(
     components: NDArray | None = None,
     level: float = 0.9,
     seed: int = 0,
+    one_sided: bool = False,
 ) -> Completed:
     """The scores with landmarks, and with intervals the predicted scores of all other pairs.
 
     Args:
-        scores: [N, N], symmetric, in nats; of the pairs, only those with a landmark are read.
+        scores: [N, N], in nats, symmetric unless `one_sided`; of the pairs, only those with a landmark are read.
         landmarks: positions of models, at least 5.
         components: [N, C] values of any kind that describe the models; whether two models differ in
             one is a feature of the pair.
         level: of the intervals, in (0, 1).
         seed: of the regressions.
+        one_sided: whether scores are one-sided, entry [a, b] of how often a's images fool b. Rows
+            of landmarks are read. Both directions of other pairs are predicted; a landmark's column
+            repeats its row where the other model is none.
 
     Raises UserError as `check_number`, and where a pair with a landmark has no score.
     """
@@ -152,6 +156,10 @@ def complete(
     given = np.zeros((n, n), dtype=bool)
     given[marks] = given[:, marks] = True
     np.fill_diagonal(given, False)
+    if one_sided:
+        others = np.setdiff1d(np.arange(n), marks)
+        scores = scores.copy()
+        scores[np.ix_(others, marks)] = scores[np.ix_(marks, others)].T
     if missing := int(np.isnan(scores[given]).sum()) // 2:
         raise UserError(f"{missing} pairs with a landmark have no score; leave their models out")
     own = np.diag(scores)
@@ -159,15 +167,19 @@ def complete(
     if not known_own[marks].all():
         raise UserError("a landmark has no score with itself, which is its white-box success")
     with threadpool_limits(1):  # small matrices: other threads cost more than they save
-        held, expected, ratio = _held_out(scores, marks, components, level, seed)
+        held, expected, ratio = _held_out(scores, marks, components, level, seed, one_sided)
         rest = np.setdiff1d(np.arange(n), marks)
         i, j = np.tril_indices(len(rest), -1)
         a, b = rest[i], rest[j]
-        predicted = _predict(scores, marks, a, b, components, seed)
+        if one_sided:
+            a, b = np.concatenate([a, b]), np.concatenate([b, a])
+        predicted = _predict(scores, marks, a, b, components, seed, one_sided)
     half = ratio * expected(predicted)
     full, low, high = (np.where(given, scores, np.nan) for _ in range(3))
     for matrix, values in ((full, predicted), (low, predicted - half), (high, predicted + half)):
-        matrix[a, b] = matrix[b, a] = values
+        matrix[a, b] = values
+        if not one_sided:
+            matrix[b, a] = values
         np.fill_diagonal(matrix, np.where(known_own, own, own[known_own].mean()))
     np.fill_diagonal(given, known_own)
     return Completed(full, low, high, given, held, level)
@@ -179,6 +191,7 @@ def _held_out(
     components: NDArray | None,
     level: float,
     seed: int,
+    one_sided: bool,
 ) -> tuple[HeldOut, "_Expected", float]:
     """The predictions of held-out landmarks, the error to expect, and its multiple of `level`."""
     rest = np.setdiff1d(np.arange(len(scores)), marks)
@@ -188,7 +201,7 @@ def _held_out(
     for number, fold in enumerate(folds):
         a, b = np.repeat(fold, len(rest)), np.tile(rest, len(fold))
         kept = np.setdiff1d(marks, fold)
-        predicted.append(_predict(scores, kept, a, b, components, seed))
+        predicted.append(_predict(scores, kept, a, b, components, seed, one_sided))
         pairs.append((a, b))
         fold_of.append(np.full(len(a), number))
     a, b = (np.concatenate([pair[k] for pair in pairs]) for k in range(2))
@@ -231,15 +244,17 @@ def _predict(
     b: NDArray[np.intp],
     components: NDArray | None,
     seed: int,
+    one_sided: bool,
 ) -> NDArray[np.float64]:
     """The scores of pairs without a landmark, [pairs]."""
-    x, y = _measured_pairs(scores, marks, components, seed)
+    x, y = _measured_pairs(scores, marks, components, seed, one_sided)
     model = regression(len(y), seed).fit(x, y)
     profiles = Profiles(scores, marks, np.arange(len(scores)))
     parts = []
     for start in range(0, len(a), BLOCK):
         of = a[start : start + BLOCK], b[start : start + BLOCK]
-        parts.append(model.predict(np.hstack([profiles.features(*of), _differ(components, *of)])))
+        features = profiles.features(*of, one_sided)
+        parts.append(model.predict(np.hstack([features, _differ(components, *of)])))
     return np.concatenate(parts)
 
 
@@ -263,7 +278,11 @@ def regression(pairs: int, seed: int = 0) -> VotingRegressor:
 
 
 def _measured_pairs(
-    scores: NDArray[np.float64], marks: NDArray[np.intp], components: NDArray | None, seed: int
+    scores: NDArray[np.float64],
+    marks: NDArray[np.intp],
+    components: NDArray | None,
+    seed: int,
+    one_sided: bool,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Features and scores of the pairs with a landmark, each without the pair's own columns."""
     rng = np.random.default_rng(seed)
@@ -274,15 +293,16 @@ def _measured_pairs(
         others = rest if each == len(rest) else rng.choice(rest, each, replace=False)
         profiles = Profiles(scores, marks[marks != mark], np.append(others, mark))
         last = np.full(each, each, dtype=np.intp)
-        differ = _differ(components, np.full(each, mark), others)
-        rows.append(np.hstack([profiles.features(np.arange(each), last), differ]))
+        features = profiles.features(last, np.arange(each), one_sided)
+        rows.append(np.hstack([features, _differ(components, np.full(each, mark), others)]))
         targets.append(scores[mark, others])
         for other in marks[:number]:
             pair = np.array([mark, other])
-            kept = marks[~np.isin(marks, pair)]
-            one = Profiles(scores, kept, pair).features(np.array([0]), np.array([1]))
-            rows.append(np.hstack([one, _differ(components, pair[:1], pair[1:])]))
-            targets.append(scores[mark, pair[1:]])
+            both = Profiles(scores, marks[~np.isin(marks, pair)], pair)
+            for i, j in ((0, 1), (1, 0))[: 2 if one_sided else 1]:
+                one = both.features(np.array([i]), np.array([j]), one_sided)
+                rows.append(np.hstack([one, _differ(components, pair[[i]], pair[[j]])]))
+                targets.append(scores[pair[i], pair[[j]]])
     return np.concatenate(rows), np.concatenate(targets)
 
 

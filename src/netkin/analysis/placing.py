@@ -59,7 +59,8 @@ def excess(row: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.
 
     Args:
         row: its scores, in nats; NaN where unknown.
-        scores: [N, N], of the models; NaN where unknown. The diagonal is not read.
+        scores: [N, N], of the models: a column has the scores of all with one model. NaN where
+            unknown; the diagonal is not read.
     """
     others = np.where(np.eye(len(scores), dtype=bool), np.nan, scores)
     known = ~np.isnan(others)

@@ -1,7 +1,7 @@
 """What two models' scores with some landmarks say about their score with each other.
 
-A model's profile are its scores with the landmarks. The features of a pair are symmetric in its two
-models, and of a fixed number: regressions can be fitted with some landmarks and used with others.
+A model's profile are its scores with the landmarks; of one-sided scores, how often their images
+fool it. The features of a pair are of a fixed number: regressions can be fitted with some landmarks and used with others.
 """
 
 import numpy as np
@@ -20,7 +20,8 @@ class Profiles:
     """The profiles of some models.
 
     Args:
-        scores: [N, N], symmetric, in nats; only columns of landmarks and `rows` are read.
+        scores: [N, N] in nats: symmetric, or one-sided, of which the rows of landmarks are read:
+            entry [a, b] is of how often a's images fool b.
         landmarks: [c] their positions, none of which is in `rows`.
         rows: [R] positions of the models.
     """
@@ -31,8 +32,8 @@ class Profiles:
         landmarks: NDArray[np.intp],
         rows: NDArray[np.intp],
     ):
-        self.profile = scores[np.ix_(rows, landmarks)]  # [R, c]
-        between = scores[np.ix_(landmarks, landmarks)]  # [c, c]
+        self.profile = scores[np.ix_(landmarks, rows)].T  # [R, c]
+        between = scores[np.ix_(landmarks, landmarks)].T  # [c, c], of targets by sources
         own, c = np.diag(between), len(landmarks)
         self.mean, self.spread = self.profile.mean(axis=1), self.profile.std(axis=1)
         self.highest = self.profile.max(axis=1)
@@ -60,8 +61,13 @@ class Profiles:
         inverse = np.linalg.solve(offset @ offset + RIDGE * np.eye(c), offset)
         self.nystrom = (self.profile - self.middle) @ inverse
 
-    def features(self, a: NDArray[np.intp], b: NDArray[np.intp]) -> NDArray[np.float64]:
-        """Features of pairs, [pairs, features], of the positions of their models among `rows`."""
+    def features(
+        self, a: NDArray[np.intp], b: NDArray[np.intp], directed: bool = False
+    ) -> NDArray[np.float64]:
+        """Features of pairs, [pairs, features], of the positions of their models among `rows`.
+
+        With `directed` there are more, which tell the source a from the target b.
+        """
         p, q = self.profile[a], self.profile[b]
         mean_a, mean_b = self.mean[a], self.mean[b]
         difference, least = np.abs(p - q), np.minimum(p, q)
@@ -85,11 +91,15 @@ class Profiles:
             np.maximum(by_a, by_b),
             self.middle + _dot(self.nystrom[a], q - self.middle),
         ]
+        if directed:
+            columns += [mean_a, mean_b, self.spread[a], self.spread[b], by_a, by_b]
         for kriging, averaging, near in zip(
             self.kriging, self.averaging, self.closeness, strict=True
         ):
             from_a = _dot(kriging[a], q - mean_b[:, None]) + mean_b
             from_b = _dot(kriging[b], p - mean_a[:, None]) + mean_a
+            if directed:
+                columns += [from_a, from_b]
             columns += [
                 (from_a + from_b) / 2,
                 (_dot(averaging[a], q) + _dot(averaging[b], p)) / 2,

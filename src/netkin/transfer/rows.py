@@ -20,9 +20,9 @@ class Rows:
 
     Attributes:
         marks: [m] positions of the landmarks.
-        scores: [N, N], symmetric, smoothed, in nats; NaN for pairs without a landmark, and on the
-            diagonal of other models. Where only landmarks were attacked, a pair with one landmark
-            has the score of the landmark's images alone.
+        scores: [N, N], smoothed, in nats; NaN for pairs without a landmark, and on the diagonal of
+            other models. Symmetric, unless only landmarks were attacked: then entry [a, b] is of
+            how often the images of the landmark a fool b.
         pairs: a row a pair with a landmark: a (the landmark), b, n, a_fools_b, b_fools_a (null
             where b was not attacked), score, low, high (95 % interval).
         forward: [m, N, I] bool, which landmarks' images fool each model.
@@ -78,7 +78,8 @@ def rows(
             known = reverse is not None
             again = reverse[a if b in marks else k, both] if reverse is not None else there
             z = (there.astype(float) + again) / 2
-            scores[a, b] = scores[b, a] = similarity.smoothed(z.sum(), len(z))
+            ends = (there, again) if one_sided else (z, z)
+            scores[a, b], scores[b, a] = (similarity.smoothed(x.sum(), len(x)) for x in ends)
             if a == b:
                 continue
             found = similarity.with_interval(z, eps_s)
