@@ -66,8 +66,13 @@ def place(
     if labels is not None:
         counts = similarity.resample(answers.both.shape[1], config.score.bootstrap)
         draws = drawn_rows(answers, marks.tolist(), full[:n, n], half, counts)
+        # Predicted scores are less certain: they count in clusters without a landmark alone.
+        unused = np.isin(labels, labels[marks])
+        unused[marks] = False
+        draws[:, unused] = np.nan
         _, shares = cluster_shares(excess(draws, full[:n, :n].T), labels)
         own = np.where(np.eye(n, dtype=bool), np.nan, full[:n, :n].T)
+        own[:, unused] = np.nan
         chosen, _ = cluster_shares(excess(own, full[:n, :n].T), labels)
         record = int((chosen == labels).sum())
     table = row_table(config, members, measured, answers, full, half, labels)

@@ -190,14 +190,18 @@ def check_answers(config: DictConfig, setting: Setting, given: Predictions) -> N
 
 def words(name: str, placed: Placed) -> list[str]:
     """The findings, the verdict first."""
-    near = [
-        f"{r['model']} (s1 = {r['score']:.2f}, {r['level']:.0%} interval {r['low']:.2f} to "
-        f"{r['high']:.2f}; {r['excess']:+.2f} against other members' mean"
-        f"{', predicted' if r['kind'] == 'predicted' else ''})"
-        for r in placed.table.head(NEAREST).to_dicts()
-    ]
-    relatives = f"Its nearest relatives are {', '.join(near)}."
     told = placed.table.filter(kind="measured")
+    near = ", ".join(
+        f"{r['model']} (s1 = {r['score']:.2f}, 95% interval {r['low']:.2f} to {r['high']:.2f}; "
+        f"{r['excess']:+.2f} against other members' mean)"
+        for r in told.head(NEAREST).to_dicts()
+    )
+    relatives = f"Its nearest relatives among the landmarks are {near}."
+    for r in placed.table.filter(kind="predicted").head(1).to_dicts():
+        relatives += (
+            f" Of the others {r['model']} is predicted to be the nearest (s1 = {r['score']:.2f}, "
+            f"90% interval {r['low']:.2f} to {r['high']:.2f})."
+        )
     noise = []
     if not told["above_noise"].null_count():
         above = int(told["above_noise"].sum())

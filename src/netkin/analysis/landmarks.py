@@ -139,7 +139,8 @@ def complete(
     """The scores with landmarks, and with intervals the predicted scores of all other pairs.
 
     Args:
-        scores: [N, N], in nats, symmetric unless `one_sided`; of the pairs, only those with a landmark are read.
+        scores: [N, N], in nats, symmetric unless `one_sided`; of the pairs, only those with a
+            landmark are read.
         landmarks: positions of models, at least 5.
         components: [N, C] values of any kind that describe the models; whether two models differ in
             one is a feature of the pair.

@@ -1,7 +1,8 @@
 """What two models' scores with some landmarks say about their score with each other.
 
 A model's profile are its scores with the landmarks; of one-sided scores, how often their images
-fool it. The features of a pair are of a fixed number: regressions can be fitted with some landmarks and used with others.
+fool it. The features of a pair are of a fixed number: regressions can be fitted with some
+landmarks and used with others.
 """
 
 import numpy as np
