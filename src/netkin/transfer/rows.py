@@ -80,21 +80,9 @@ def rows(
             z = (there.astype(float) + again) / 2
             ends = (there, again) if one_sided else (z, z)
             scores[a, b], scores[b, a] = (similarity.smoothed(x.sum(), len(x)) for x in ends)
-            if a == b:
-                continue
-            found = similarity.with_interval(z, eps_s)
-            table.append(
-                {
-                    "a": members[a].name,
-                    "b": other.name,
-                    "n": found.n,
-                    "a_fools_b": float(there.mean()),
-                    "b_fools_a": float(again.mean()) if known else None,
-                    "score": found.score,
-                    "low": found.low,
-                    "high": found.high,
-                }
-            )
+            if a != b:
+                names = members[a].name, other.name
+                table.append(_pair(*names, there, again if known else None, z, eps_s))
     schema = {"b_fools_a": pl.Float64}
     return Rows(
         np.asarray(marks, dtype=np.intp),
@@ -103,3 +91,25 @@ def rows(
         forward,
         right,
     )
+
+
+def _pair(
+    a: str,
+    b: str,
+    there: NDArray[np.bool_],
+    back: NDArray[np.bool_] | None,
+    z: NDArray[np.float64],
+    eps_s: float,
+) -> dict[str, str | float | None]:
+    """A row of `Rows.pairs`, of the images that both classify correctly."""
+    found = similarity.with_interval(z, eps_s)
+    return {
+        "a": a,
+        "b": b,
+        "n": found.n,
+        "a_fools_b": float(there.mean()),
+        "b_fools_a": None if back is None else float(back.mean()),
+        "score": found.score,
+        "low": found.low,
+        "high": found.high,
+    }
