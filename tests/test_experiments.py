@@ -31,6 +31,7 @@ from tests.conftest import ROOT, SMALL, run_command
 from tests.studies.test_budget import check_budget
 from tests.studies.test_comparison import check_attacks
 from tests.studies.test_eps import check_eps
+from tests.studies.test_landmarks import check_landmarks, check_probe
 from tests.studies.test_meaning import check_clusters, check_components, check_importance
 from tests.tools import test_dashboard
 from tests.train import test_train_studies
@@ -204,6 +205,8 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "store": check_store,
     "novel": check_novel,
     "budget": check_budget,
+    "landmarks": check_landmarks,
+    "probe": check_probe,
 }
 ELSEWHERE = {
     "distillation": test_train_studies.test_distillation,  # on a store of its own

@@ -21,7 +21,7 @@ from tests.conftest import ROOT, run_command, run_here
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TOPICS = [
-    *("attacks", "clusters-and-restarts", "data", "extending", "models"),
+    *("attacks", "clusters-and-restarts", "data", "extending", "landmarks", "models"),
     *("python", "reading-the-score", "speed", "studies", "training"),
 ]
 RUN = {  # what a test can afford; the rest is composed

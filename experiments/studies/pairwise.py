@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from experiments.common.runs import eps_advice
 from experiments.common.study import Measured, Study, measured
 from netkin import similarity
+from netkin.analysis.draws import Draws
 from netkin.analysis.hierarchy import off_diagonal
 from netkin.analysis.summary import WEAK_ATTACK
 from netkin.pipeline import Incomplete
@@ -37,8 +38,8 @@ def report(s: Study, m: Measured) -> None:
     Members that failed have empty rows in similarity.csv and models.csv, and the reason in
     failures.csv.
     """
-    draws, eps_s = s.draws(), s.config.score.eps_s
-    assert draws is not None
+    eps_s = s.config.score.eps_s
+    draws = Draws(m.outcomes, s.config.score.bootstrap)
     paper = similarity.matrix(m.outcomes, eps_s)
     comparison = summarise(
         m.setting,
@@ -60,15 +61,13 @@ def report(s: Study, m: Measured) -> None:
     )
 
 
-def numbers(
-    paper: NDArray[np.float64], draws: NDArray[np.float64], comparison: Comparison
-) -> dict[str, float]:
+def numbers(paper: NDArray[np.float64], draws: Draws, comparison: Comparison) -> dict[str, float]:
     """The run in a dozen numbers: similarity over all pairs, and within and between families with
     95% intervals over images (of smoothed scores), and how often noise alone fools a model.
 
     Args:
         paper: scores, [N, N].
-        draws: bootstrap matrices of smoothed scores, [draws, N, N].
+        draws: of the images.
         comparison: of the members that did not fail.
     """
     scores, control = off_diagonal(paper), comparison.controls
@@ -81,7 +80,7 @@ def numbers(
     same, lower = family[:, None] == family, np.tri(len(family), k=-1, dtype=bool)
     for name, pairs in (("within", same & lower), ("between", ~same & lower)):
         if pairs.any():
-            low, high = similarity.interval(draws[:, pairs].mean(axis=1))
+            low, high = similarity.interval(draws.means([pairs])[:, 0])
             values |= {
                 f"similarity/{name}": float(control.scores[pairs].mean()),
                 f"similarity/{name}_low": low,

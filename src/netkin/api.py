@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from netkin import similarity
+from netkin.analysis.draws import Draws
 from netkin.analysis.suspect import Suspicion
 from netkin.attacks import PGD
 from netkin.attacks.units import fraction, whole_number
@@ -133,7 +134,7 @@ def _result(
             failures = [f"{f.member.name} failed in {f.stage}: {_line(f)}" for f in error.failures]
             raise UserError("; ".join(failures)) from error.failures[0].error
     scores = similarity.matrix(outcomes, eps_s)
-    matrices = similarity.bootstrap(outcomes, draws)
+    matrices = Draws(outcomes, draws)
     reasons = {name: "; ".join(s.finding for s in found) for name, found in suspects.items()}
     comparison = summarise(setting, members, outcomes, scores, matrices, eps_s, suspects=reasons)
     comparison.answer.extend(

@@ -21,6 +21,7 @@ which adds half a success and half a failure to the images (Anscombe 1956, Gart 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import polars as pl
@@ -134,25 +135,48 @@ def with_interval(z: NDArray[np.float64], eps_s: float = EPS_S) -> Score:
     n = len(z)
     if n == 0:
         raise ValueError("the score of no images is undefined")
-    p = float(np.mean(z))
-    more = np.append(z, (0.0, 0.5, 1.0))
-    mean = float(more.mean())
-    draws = n * mean * (1 - mean) / float(more.var())
+    always, half = np.array([np.sum(z == 1.0)]), np.array([np.sum(z == 0.5)])
+    values, low, high = _with_intervals(always, half, np.array([n]), eps_s)
+    return Score(float(values[0]), float(low[0]), float(high[0]), n)
+
+
+def _with_intervals(
+    always: NDArray, half: NDArray, n: NDArray, eps_s: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """`with_interval` of pairs [P] by how many of their n values are 1 and 1/2."""
+    p = (always + half / 2) / n
+    mean = (always + half / 2 + 1.5) / (n + 3)
+    variance = (always + half / 4 + 1.25) / (n + 3) - mean**2
+    draws = n * mean * (1 - mean) / variance
     x = p * draws
-    low = float(beta.ppf(0.025, x, draws - x + 1)) if x > 0 else 0.0
-    high = float(beta.ppf(0.975, x + 1, draws - x)) if x < draws else 1.0
-    ends = score(np.array([low, high]), eps_s)
-    return Score(float(score(p, eps_s)), float(ends[0]), float(ends[1]), n)
+    with np.errstate(invalid="ignore"):
+        low = np.where(x > 0, beta.ppf(0.025, x, draws - x + 1), 0.0)
+        high = np.where(p < 1, beta.ppf(0.975, x + 1, draws - x), 1.0)
+    return score(p, eps_s), score(low, eps_s), score(high, eps_s)
 
 
 def matrix(outcomes: Outcomes, eps_s: float = EPS_S) -> NDArray[np.float64]:
     """All scores of Eq. 1, [N, N], symmetric; the diagonal is ln(100 x white-box success)."""
-    members = range(len(outcomes.members))
-    s = np.empty((len(members), len(members)))
-    for a in members:
-        for b in range(a + 1):
-            s[a, b] = s[b, a] = score(float(outcomes.per_image(a, b).mean()), eps_s)
+    n = len(outcomes.members)
+    s = np.empty((n, n))
+    for a in range(n):
+        both, there, back = _directions(outcomes, a)
+        s[a, : a + 1] = s[: a + 1, a] = score((there + back) / 2 / both, eps_s)
     return s
+
+
+def _directions(
+    outcomes: Outcomes, a: int, since: int = 0, until: int | None = None
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+    """Of a model and others in a range, a itself last unless given: |X|, images of a that fool the
+    other, and images of the other that fool a. Raises UserError, with the pair, for an empty X."""
+    others = slice(since, a + 1 if until is None else until)
+    both = outcomes.correct[a] & outcomes.correct[others]
+    n = both.sum(axis=1)
+    if not n.all():
+        outcomes.both_correct(a, since + int(np.argmin(n)))
+    there = (outcomes.fooled[a, others] & both).sum(axis=1)
+    return n, there, (outcomes.fooled[others, a] & both).sum(axis=1)
 
 
 def smoothed_matrix(outcomes: Outcomes) -> NDArray[np.float64]:
@@ -178,24 +202,28 @@ def one_sided(outcomes: Outcomes, counts: NDArray[np.float64] | None = None) -> 
 
 def pairs(outcomes: Outcomes, eps_s: float = EPS_S) -> pl.DataFrame:
     """One row per pair: a, b, n, a_fools_b, b_fools_a (rates over X), score, low, high."""
-    rows = []
-    for a, name_a in enumerate(outcomes.members):
-        for b in range(a + 1, len(outcomes.members)):
-            mask = outcomes.both_correct(a, b)
-            result = with_interval(outcomes.per_image(a, b), eps_s)
-            rows.append(
+    tables, n = [], len(outcomes.members)
+    for a in range(n - 1):
+        others = slice(a + 1, n)
+        both, there, back = _directions(outcomes, a, a + 1, n)
+        mask = outcomes.correct[a] & outcomes.correct[others]
+        always = (outcomes.fooled[a, others] & outcomes.fooled[others, a] & mask).sum(axis=1)
+        values, low, high = _with_intervals(always, there + back - 2 * always, both, eps_s)
+        tables.append(
+            pl.DataFrame(
                 {
-                    "a": name_a,
-                    "b": outcomes.members[b],
-                    "n": result.n,
-                    "a_fools_b": float(outcomes.fooled[a, b, mask].mean()),
-                    "b_fools_a": float(outcomes.fooled[b, a, mask].mean()),
-                    "score": result.score,
-                    "low": result.low,
-                    "high": result.high,
+                    "a": [outcomes.members[a]] * (n - 1 - a),
+                    "b": outcomes.members[others],
+                    "n": both,
+                    "a_fools_b": there / both,
+                    "b_fools_a": back / both,
+                    "score": values,
+                    "low": low,
+                    "high": high,
                 }
             )
-    return pl.DataFrame(rows)
+        )
+    return pl.concat(tables) if tables else pl.DataFrame()
 
 
 def bootstrap(
@@ -243,38 +271,60 @@ def interval(draws: NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+class MeansOfDraws(Protocol):
+    """Bootstrap draws that give means over pairs; see `netkin.analysis.draws.Draws`."""
+
+    def means(self, blocks: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64]:
+        """The mean score of each of B blocks of pairs in each draw, [draws, B]."""
+        ...
+
+
+def block_means(
+    draws: NDArray[np.float64] | MeansOfDraws, blocks: Sequence[NDArray[np.bool_]]
+) -> NDArray[np.float64]:
+    """Mean scores of blocks of pairs, [draws, B], of matrices [draws, N, N] or without them."""
+    if not isinstance(draws, np.ndarray):
+        return draws.means(blocks)
+    return np.stack([draws[:, block].mean(axis=1) for block in blocks], axis=1)
+
+
 def family_means(
     scores: NDArray[np.float64],
     families: Sequence[str],
-    draws: NDArray[np.float64] | None = None,
+    draws: NDArray[np.float64] | MeansOfDraws | None = None,
 ) -> pl.DataFrame:
     """Mean similarity within and between families: family_a, family_b, pairs, mean, low, high.
 
     A model's score with itself is left out, so a family of one model has no row for itself. low
-    and high are the 95 % interval over bootstrap draws of images ([draws, N, N]); null without
-    draws.
+    and high are the 95 % interval over bootstrap draws of images ([draws, N, N], or their means);
+    null without draws.
     """
     family = np.array(families)
     names = list(dict.fromkeys(families))
     other = ~np.eye(len(family), dtype=bool)
-    rows = []
+    found = []
     for i, first in enumerate(names):
         for second in names[i:]:
             block = np.outer(family == first, family == second) & other
             block |= block.T
             block &= np.tri(len(family), k=-1, dtype=bool)
             if block.any():
-                low, high = (None, None) if draws is None else interval(draws[:, block].mean(1))
-                rows.append(
-                    {
-                        "family_a": first,
-                        "family_b": second,
-                        "pairs": int(block.sum()),
-                        "mean": float(scores[block].mean()),
-                        "low": low,
-                        "high": high,
-                    }
-                )
+                found.append((first, second, block))
+    blocks = [block for _, _, block in found]
+    means = None if draws is None or not blocks else block_means(draws, blocks)
+    rows = []
+    for i, (first, second, block) in enumerate(found):
+        low, high = (None, None) if means is None else interval(means[:, i])
+        rows.append(
+            {
+                "family_a": first,
+                "family_b": second,
+                "pairs": int(block.sum()),
+                "mean": float(scores[block].mean()),
+                "low": low,
+                "high": high,
+            }
+        )
     schema = {
         "family_a": pl.String,
         "family_b": pl.String,

@@ -36,14 +36,19 @@ def pair_table(outcomes: Outcomes) -> pl.DataFrame:
     for the difference being above 0; corrected, corrected_low, corrected_high (rates, 1 at most;
     95 % interval, see `_rate`).
     """
-    rows = []
-    n = len(outcomes.members)
-    for a in range(n):
-        for b in range(a + 1, n):
-            rows.append(
-                {"a": outcomes.members[a], "b": outcomes.members[b], **_pair(outcomes, a, b)}
+    n, tables = len(outcomes.members), []
+    for a in range(n - 1):
+        others = slice(a + 1, n)
+        tables.append(
+            pl.DataFrame(
+                {
+                    "a": [outcomes.members[a]] * (n - 1 - a),
+                    "b": outcomes.members[others],
+                    **_pairs(outcomes, a, others),
+                }
             )
-    return pl.DataFrame(rows)
+        )
+    return pl.concat(tables) if tables else pl.DataFrame()
 
 
 def corrected_matrix(outcomes: Outcomes) -> NDArray[np.float64]:
@@ -51,8 +56,8 @@ def corrected_matrix(outcomes: Outcomes) -> NDArray[np.float64]:
     n = len(outcomes.members)
     result = np.empty((n, n))
     for a in range(n):
-        for b in range(a + 1):
-            result[a, b] = result[b, a] = _rate(*_pair_values(outcomes, a, b))[0]
+        counts = _counts(outcomes, a, slice(0, a + 1))
+        result[a, : a + 1] = result[: a + 1, a] = _rates(counts)[0]
     return result
 
 
@@ -60,56 +65,90 @@ def directions_at_chance(outcomes: Outcomes) -> int:
     """How many of the N (N - 1) directions fool the target no more often than noise does."""
     n, count = len(outcomes.members), 0
     for a in range(n):
-        for b in range(n):
-            if a != b:
-                values, noise = _pair_values(outcomes, a, b)
-                count += bool(values[:, 0].mean() <= noise[:, 0].mean())
+        counts = _counts(outcomes, a, slice(0, n))
+        fooled, noise = counts.sum(axis=(2, 3, 4))[:, 1], counts.sum(axis=(1, 2, 4))[:, 1]
+        count += int((fooled <= noise).sum() - (fooled[a] <= noise[a]))
     return count
 
 
-def _pair_values(
-    outcomes: Outcomes, a: int, b: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(fooled, noise), each [|X|, 2]: of target b by a's images, and of target a by b's."""
+VALUES = np.array([0.0, 1.0])
+
+
+def _counts(outcomes: Outcomes, a: int, others: slice) -> NDArray[np.float64]:
+    """How many images of X have each combination of outcomes, [P, 2, 2, 2, 2].
+
+    The axes: whether a's images fool the other, the other's images a, noise the other, and noise a.
+    Raises UserError, with the pair, where X is empty.
+    """
     assert outcomes.noise is not None
-    mask = outcomes.both_correct(a, b)
-    fooled = np.stack([outcomes.fooled[a, b, mask], outcomes.fooled[b, a, mask]], axis=1)
-    return fooled.astype(float), outcomes.noise[[b, a]][:, mask].T.astype(float)
+    mask = outcomes.correct[a] & outcomes.correct[others]
+    if not mask.any(axis=1).all():
+        outcomes.both_correct(a, range(len(outcomes.members))[others][int(np.argmin(mask.any(1)))])
+    code = 8 * outcomes.fooled[a, others].astype(np.uint8)
+    code += 4 * outcomes.fooled[others, a].astype(np.uint8)
+    code += 2 * outcomes.noise[others].astype(np.uint8) + outcomes.noise[a].astype(np.uint8)
+    code[~mask] = 16
+    places = code.astype(np.intp) + 17 * np.arange(len(code))[:, None]
+    counts = np.bincount(places.ravel(), minlength=17 * len(code)).reshape(-1, 17)[:, :16]
+    return counts.reshape(-1, 2, 2, 2, 2).astype(float)
 
 
-def _pair(outcomes: Outcomes, a: int, b: int) -> dict[str, float | bool]:
-    fooled, noise = _pair_values(outcomes, a, b)
-    n = len(fooled)
-    excess = (fooled - noise).mean(axis=1)
-    half = Z_95 * float(excess.std()) / np.sqrt(n)
-    rate, low, high = _rate(fooled, noise)
+def _pairs(outcomes: Outcomes, a: int, others: slice) -> dict[str, NDArray]:
+    """The columns of `pair_table` for the pairs of a model."""
+    counts = _counts(outcomes, a, others)
+    n = counts.sum(axis=(1, 2, 3, 4))
+    f, g, q, r = np.meshgrid(VALUES, VALUES, VALUES, VALUES, indexing="ij")
+    excess = ((f - q) + (g - r)) / 2
+    mean = (counts * excess).sum(axis=(1, 2, 3, 4)) / n
+    square = (counts * excess**2).sum(axis=(1, 2, 3, 4)) / n
+    half = Z_95 * np.sqrt(np.maximum(square - mean**2, 0)) / np.sqrt(n)
+    rate, low, high = _rates(counts)
     return {
-        "noise_fools_a": float(noise[:, 1].mean()),
-        "noise_fools_b": float(noise[:, 0].mean()),
-        "above_noise": bool(excess.mean() - half > 0),
+        "noise_fools_a": counts.sum(axis=(1, 2, 3))[:, 1] / n,
+        "noise_fools_b": counts.sum(axis=(1, 2, 4))[:, 1] / n,
+        "above_noise": mean - half > 1e-12,
         "corrected": rate,
         "corrected_low": low,
         "corrected_high": high,
     }
 
 
-def _rate(fooled: NDArray[np.float64], noise: NDArray[np.float64]) -> tuple[float, float, float]:
-    """The corrected rate of [n, 2] outcomes, and its 95 % interval by the delta method.
+def _rates(
+    counts: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """The corrected rates of pairs, [P], by `_counts`, and their intervals by the delta method.
 
     The variance includes that of q, and that of three more images, fooled in no direction, one (by
     half) and both, so that equal outcomes do not count as certain. A direction whose target noise
     always fools counts as 0, and the interval's upper end as 1.
     """
-    n = len(fooled)
-    kept, unfooled = 1 - noise.mean(axis=0), 1 - fooled.mean(axis=0)  # [2]: 1 - q, 1 - p
+    n = counts.sum(axis=(1, 2, 3, 4))
+    fooled = np.stack([counts.sum(axis=(2, 3, 4))[:, 1], counts.sum(axis=(1, 3, 4))[:, 1]])
+    noise = np.stack([counts.sum(axis=(1, 2, 4))[:, 1], counts.sum(axis=(1, 2, 3))[:, 1]])
+    kept, unfooled = 1 - noise / n, 1 - fooled / n  # [2, P]: 1 - q, 1 - p
     told = kept > 0
     safe = np.where(told, kept, 1.0)
     rates = np.where(told, 1 - unfooled / safe, 0.0)
-    more = np.array([[0.0, 0.0], [0.5, 0.5], [1.0, 1.0]])
-    fooled, noise = np.vstack([fooled, more]), np.vstack([noise, np.tile(1 - kept, (3, 1))])
-    # How each image moves the rate: the derivatives of 1 - (1 - p) / (1 - q).
-    moves = (fooled - (1 - unfooled)) / safe - unfooled * (noise - (1 - kept)) / safe**2
-    half = Z_95 * float((moves * told).mean(axis=1).std()) / np.sqrt(n)
-    rate = float(rates.mean())
-    untold = float((~told).mean())  # such a direction may have any rate
-    return rate, rate - half, min(rate + half + untold, 1.0)
+    # How each image moves the rate: the derivatives of 1 - (1 - p) / (1 - q). An image's move is
+    # linear in its outcomes, [fooled, noise] in each direction; three more have the mean noise.
+    to_fooled, to_noise = told / safe, told * unfooled / safe**2
+    mean = (1 - unfooled, 1 - kept)
+    total, square = np.zeros(len(n)), np.zeros(len(n))
+    for index in np.ndindex(2, 2, 2, 2):
+        f, g, q, r = index
+        moves = sum(
+            to_fooled[k] * (x - mean[0][k]) - to_noise[k] * (y - mean[1][k])
+            for k, (x, y) in enumerate(((f, q), (g, r)))
+        )
+        weight = counts[(slice(None), *index)]
+        total += weight * moves / 2
+        square += weight * (moves / 2) ** 2
+    for x in (0.0, 0.5, 1.0):
+        moves = sum(to_fooled[k] * (x - mean[0][k]) for k in range(2))
+        total += moves / 2
+        square += (moves / 2) ** 2
+    images = n + 3
+    deviation = np.sqrt(np.maximum(square / images - (total / images) ** 2, 0))
+    half = Z_95 * deviation / np.sqrt(n)
+    rate, untold = rates.mean(axis=0), (~told).mean(axis=0)  # an untold direction has any rate
+    return rate, rate - half, np.minimum(rate + half + untold, 1.0)

@@ -78,31 +78,33 @@ def asymmetry(a_fools_b: NDArray, b_fools_a: NDArray) -> NDArray[np.float64]:
 def directions(one_sided: NDArray[np.float64]) -> Directions:
     """The fit of one-sided scores [N, N] (`netkin.similarity.one_sided`), N of 3 or more."""
     n = len(one_sided)
-    rows, columns = np.nonzero(~np.eye(n, dtype=bool))
-    y = one_sided[rows, columns]
-    source, target = np.eye(n)[rows], np.eye(n)[columns]
-    design = np.hstack([source, target])
-    fitted = np.linalg.lstsq(design, y, rcond=None)[0]
-    strength, brittleness = fitted[:n], fitted[n:]
+    y = np.where(np.eye(n, dtype=bool), 0.0, one_sided)
+    of_source, of_target = y.sum(axis=1), y.sum(axis=0)
+    # The normal equations of all pairs without the diagonal, solved for each model by itself.
+    strength = ((n - 1) * of_source + of_target) / (n * (n - 2))
+    brittleness = ((n - 1) * of_target + of_source) / (n * (n - 2))
+    by_source = np.broadcast_to((of_source / (n - 1))[:, None], (n, n))
+    by_target = np.broadcast_to(of_target / (n - 1), (n, n))
+    pairs = ~np.eye(n, dtype=bool)
     return Directions(
         strength - strength.mean(),
         brittleness - brittleness.mean(),
-        _explained(source, y),
-        _explained(target, y),
+        _explained(by_source[pairs], y[pairs]),
+        _explained(by_target[pairs], y[pairs]),
     )
 
 
 def main_effects(scores: NDArray[np.float64]) -> MainEffects:
     """The fit of scores [N, N], symmetric, N of 3 or more."""
     n = len(scores)
-    rows, columns = np.tril_indices(n, -1)
-    y = scores[rows, columns]
-    design = np.eye(n)[rows] + np.eye(n)[columns]
-    fitted = np.linalg.lstsq(design, y, rcond=None)[0]
+    sums = np.where(np.eye(n, dtype=bool), 0.0, scores).sum(axis=1)
+    fitted = (sums - sums.sum() / (2 * (n - 1))) / (n - 2)  # the normal equations' solution
     effects = fitted - fitted.mean()
     rest = scores - effects[:, None] - effects
     np.fill_diagonal(rest, np.diag(scores))
-    return MainEffects(effects, rest, _explained(design, y))
+    rows, columns = np.tril_indices(n, -1)
+    explained = _explained(fitted[rows] + fitted[columns], scores[rows, columns])
+    return MainEffects(effects, rest, explained)
 
 
 def change(scores: NDArray[np.float64], other: NDArray[np.float64]) -> Change:
@@ -120,10 +122,9 @@ def change(scores: NDArray[np.float64], other: NDArray[np.float64]) -> Change:
     )
 
 
-def _explained(design: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """R^2 of a least-squares fit whose design spans the constant; 0 where y does not vary."""
+def _explained(fitted: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """R^2 of fitted values; 0 where y does not vary."""
     total = float(((y - y.mean()) ** 2).sum())
     if total < 1e-12:
         return 0.0
-    rest = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
-    return 1 - float((rest**2).sum()) / total
+    return 1 - float(((y - fitted) ** 2).sum()) / total

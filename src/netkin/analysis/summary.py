@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from netkin.analysis.hierarchy import off_diagonal
 from netkin.errors import and_more
-from netkin.similarity import Outcomes, interval
+from netkin.similarity import MeansOfDraws, Outcomes, block_means, interval
 
 WEAK_ATTACK = 0.95
 """White-box success below which the attack, rather than the models, determines the scores."""
@@ -51,7 +51,7 @@ def answer(
     models: pl.DataFrame,
     family_means: pl.DataFrame,
     scores: NDArray[np.float64],
-    draws: NDArray[np.float64],
+    draws: NDArray[np.float64] | MeansOfDraws,
 ) -> list[str]:
     """The findings as sentences, a paragraph each.
 
@@ -60,7 +60,8 @@ def answer(
         models: of `model_table`; with a column suspect, no advice is given on models that are.
         family_means: of `netkin.similarity.family_means`.
         scores: [N, N], in the order of `models`.
-        draws: bootstrap matrices, [draws, N, N], for the interval of within against between.
+        draws: bootstrap matrices, [draws, N, N], or their means, for the interval of within against
+            between.
     """
     paragraphs = [_extremes(pairs, scores)]
     paragraphs += _families(family_means)
@@ -187,7 +188,9 @@ def within_and_between(
 
 
 def _within_or_between(
-    families: list[str], scores: NDArray[np.float64], draws: NDArray[np.float64]
+    families: list[str],
+    scores: NDArray[np.float64],
+    draws: NDArray[np.float64] | MeansOfDraws,
 ) -> list[str]:
     """The mean within families less that between families, with an interval over images."""
     means = within_and_between(families, scores)
@@ -196,7 +199,8 @@ def _within_or_between(
     within, between = means
     pair = np.tri(len(families), k=-1, dtype=bool)
     same = np.equal.outer(np.array(families), np.array(families))
-    low, high = interval(draws[:, pair & same].mean(axis=1) - draws[:, pair & ~same].mean(axis=1))
+    of_draws = block_means(draws, [pair & same, pair & ~same])
+    low, high = interval(of_draws[:, 0] - of_draws[:, 1])
     return [
         f"Within a family the mean is {within:.2f}, between families {between:.2f}: a difference "
         f"of {within - between:.2f} (95% interval over images {low:.2f} to {high:.2f})."

@@ -21,7 +21,7 @@ from netkin.report.figures import LABEL, heatmap_figure
 from netkin.report.matrix import Relations, matrix_sections
 from netkin.report.study import Outputs, Section
 from netkin.report.text import settings_text
-from netkin.similarity import Outcomes
+from netkin.similarity import MeansOfDraws, Outcomes
 from netkin.transfer.resize import resize_errors
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import params
@@ -97,7 +97,7 @@ def summarise(
     members: Sequence[Member],
     outcomes: Outcomes,
     scores: NDArray[np.float64],
-    draws: NDArray[np.float64],
+    draws: NDArray[np.float64] | MeansOfDraws,
     eps_s: float,
     requested: Sequence[Member] = (),
     failures: pl.DataFrame | None = None,
@@ -110,8 +110,8 @@ def summarise(
         members: the N models of the outcomes, in the same order.
         outcomes: of the members.
         scores: `similarity.matrix` of the outcomes, [N, N].
-        draws: `similarity.bootstrap` of the outcomes, [draws, N, N], for means over pairs, which
-            are of smoothed scores.
+        draws: `similarity.bootstrap` of the outcomes, [draws, N, N], or `Draws` of them, for means
+            over pairs, which are of smoothed scores.
         eps_s: the floor of 100 p.
         requested: the members with those that failed; `members`, unless given.
         failures: of the others, a row each: model, stage, reason.
@@ -161,7 +161,7 @@ def _relations(
     control: Controls,
     outcomes: Outcomes,
     scores: NDArray[np.float64],
-    draws: NDArray[np.float64],
+    draws: NDArray[np.float64] | MeansOfDraws,
     eps_s: float,
     requested: Sequence[Member],
     models: pl.DataFrame,

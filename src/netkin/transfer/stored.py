@@ -1,5 +1,7 @@
 """What the store holds of a setting: what is done, what is missing, and the results."""
 
+import math
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -171,7 +173,7 @@ def fooled_by(setting: Setting, source: Member, targets: Sequence[Member]) -> ND
     position = {image: i for i, image in enumerate(setting.subset.ids)}
     place = {target.name: i for i, target in enumerate(targets)}
     fooled = np.zeros((len(targets), len(position)), dtype=bool)
-    table = outcome_store(setting).read([source.name], place)
+    table = outcome_store(setting).fooled(source.name, place)
     fooled[
         table["target"].replace_strict(place, return_dtype=pl.Int64).to_numpy(),
         table["image_id"].replace_strict(position, return_dtype=pl.Int64).to_numpy(),
@@ -186,18 +188,25 @@ def outcomes(
 
     Where only some of them are sources, the rows of the others are all False and mean nothing.
     """
-    position = {image: i for i, image in enumerate(setting.subset.ids)}
     place = {member.name: i for i, member in enumerate(members)}
-    fooled = torch.zeros(len(members), len(members), len(position), dtype=torch.bool).numpy()
-    table = outcome_store(setting).read([member.name for member in sources or members], place)
-    fooled[
-        table["source"].replace_strict(place).to_numpy(),
-        table["target"].replace_strict(place).to_numpy(),
-        table["image_id"].replace_strict(position).to_numpy(),
-    ] = table["fooled"].to_numpy()
+    fooled = _array((len(members), len(members), len(setting.subset)))
+    for source in sources or members:  # one at a time: all rows of a large zoo fill the memory
+        fooled[place[source.name]] = fooled_by(setting, source, members)
     return Outcomes(
         members=tuple(place),
         image_ids=setting.subset.ids,
         correct=torch.stack([correct(setting, member) for member in members]).numpy(),
         fooled=fooled,
     )
+
+
+IN_MEMORY = 2**30
+"""Bytes of outcomes above which they are kept in a temporary file."""
+
+
+def _array(shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """An array of False; a large one is mapped from a file, whose pages the system can drop."""
+    if math.prod(shape) <= IN_MEMORY:
+        return np.zeros(shape, dtype=bool)
+    with tempfile.TemporaryFile(prefix="netkin-outcomes-") as file:
+        return np.memmap(file, dtype=bool, mode="w+", shape=shape)

@@ -1,0 +1,82 @@
+"""The landmarks of a study: their choice, and the passes that measure all models with them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from omegaconf import ListConfig
+
+from netkin.analysis.landmarks import FEWEST, check_number
+from netkin.analysis.matrix import place_of
+from netkin.errors import UserError
+from netkin.pipeline import Incomplete, Pipeline
+from netkin.zoo.member import Member
+
+AUTO = 20
+"""Landmarks of `landmarks=auto`, or half of the models where that is less."""
+
+
+def choose(value: Any, names: Sequence[str], seed: int, all_allowed: bool = False) -> list[int]:
+    """The positions of the landmarks among the models, in the models' order.
+
+    Args:
+        value: of the key `landmarks`: a number, which are drawn at random, names, or auto.
+        names: of the models.
+        seed: of the draw.
+        all_allowed: whether all models, or so many that no pair is left, may be landmarks.
+
+    Raises UserError for another value, an unknown name, and too few or too many landmarks.
+    """
+    if value == "auto":
+        value = min(AUTO, max(FEWEST, len(names) // 2))
+    if isinstance(value, int) and not isinstance(value, bool):
+        _check(value, len(names), all_allowed)
+        drawn = np.random.default_rng(seed).choice(len(names), value, replace=False)
+        return sorted(int(i) for i in drawn)
+    if not isinstance(value, list | ListConfig) or not value:
+        raise UserError(
+            f"landmarks must be a number, a list of models or auto, got {value!r}; for example "
+            "landmarks=20 or landmarks=[resnet50,vit_base_patch16_224]"
+        )
+    chosen = sorted({place_of(str(name), names, "landmarks: the run") for name in value})
+    if len(chosen) < len(value):
+        raise UserError(f"landmarks names a model twice: {', '.join(map(str, value))}")
+    _check(len(chosen), len(names), all_allowed)
+    return chosen
+
+
+def _check(landmarks: int, models: int, all_allowed: bool) -> None:
+    if not all_allowed or landmarks > models:
+        check_number(landmarks, models)
+    elif landmarks < 1:
+        raise UserError(f"landmarks must be 1 model or more, got {landmarks}")
+
+
+def pass_landmarks(
+    pipeline: Pipeline, members: list[Member], landmarks: list[Member], one_sided: bool
+) -> list[Member]:
+    """Attack the landmarks, and evaluate all models on their images, where the store lacks that.
+
+    Unless `one_sided`, the others are attacked, too, and the landmarks evaluated on their images.
+    Returns the members that did not fail. Raises Incomplete where a landmark failed.
+    """
+    evaluated = pipeline.clean(members)
+    crafted = pipeline.craft([m for m in evaluated if not one_sided or m in landmarks])
+    done = pipeline.remaining(evaluated)
+    if all(mark in crafted for mark in landmarks):
+        pipeline.transfer(done, landmarks)
+        rest = [m for m in crafted if m not in landmarks and m in pipeline.remaining(done)]
+        if not one_sided and rest:
+            pipeline.transfer(landmarks, rest)
+    finished = pipeline.remaining(members)
+    if lost := [mark.name for mark in landmarks if mark not in finished]:
+        raise Incomplete(
+            [f for f in pipeline.failures if f.member.name in lost], None, len(members)
+        )
+    return finished
+
+
+def check_level(level: Any) -> None:
+    """Raises UserError unless the key `level` is a share such as 0.9."""
+    if not isinstance(level, float) or not 0 < level < 1:
+        raise UserError(f"level must be between 0 and 1, such as 0.9, got {level!r}")

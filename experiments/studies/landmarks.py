@@ -1,0 +1,251 @@
+"""Can all scores be predicted from those with a few models, the landmarks?
+
+All pairs of N models take N attacks and N^2 evaluations. Here each model is evaluated on the images
+of m landmarks, and these on its images; with `one_sided=true` only landmarks are attacked. The
+other pairs are predicted, with intervals (`netkin.analysis.landmarks`). How far that can be trusted
+is measured on the run itself: each landmark in turn is taken for another model. Writes
+similarity.csv, which other studies read with `similarity=FILE`, measured.csv, which says which of
+its cells were measured, pairs.csv, held_out (figure and table), landmarks (figure and table) and
+report.html.
+
+On the published 69 models it works, on the 12 digits members it does not:
+experiments/results/landmarks.md.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+
+from experiments.common.components import components_of, from_file, read_off
+from experiments.common.finish import finish, print_notes, terminal
+from experiments.common.landmarks import check_level, choose, pass_landmarks
+from experiments.common.members import build_members
+from experiments.common.runs import run_info, tracked
+from experiments.common.setting import build_setting, check_sources, open_pipeline, prepare
+from experiments.common.study import describe, described, study
+from experiments.common.suspects import Suspects
+from netkin.analysis.landmarks import Completed, complete, r2, verdict
+from netkin.analysis.matrix import Matrix
+from netkin.analysis.summary import left_out
+from netkin.jobs.progress import Bars
+from netkin.pipeline import Incomplete
+from netkin.report.clusters import blocks_figure, cluster_order
+from netkin.report.figures import COLOURS, colour_range
+from netkin.report.large import NAMES_UP_TO, picture_figure
+from netkin.report.scatter import scatter_figure
+from netkin.report.study import Outputs, Section
+from netkin.report.text import and_more
+from netkin.transfer.rows import rows
+from netkin.zoo.member import Member
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the report needs.
+
+    Attributes:
+        names: of the N models.
+        marks: positions of the landmarks.
+        completed: the scores.
+        pairs: of `netkin.transfer.rows.Rows`; None for a file.
+        truth: all scores, [N, N], of a file; None where the rest was not measured.
+        source: where the scores come from, in words.
+        one_sided: whether only landmarks were attacked.
+    """
+
+    names: Sequence[str]
+    marks: list[int]
+    completed: Completed
+    pairs: pl.DataFrame | None
+    truth: NDArray[np.float64] | None
+    source: str
+    one_sided: bool
+
+
+def run(config: DictConfig) -> None:
+    """The study, from a composed config."""
+    check_level(config.level)
+    if config.similarity is None:
+        measure(config)
+        return
+    with study(config) as s:
+        marks = choose(config.landmarks, s.names, config.seed)
+        components = components_of(s) if config.with_components else None
+        completed = _complete(config, s.scores, marks, components)
+        found = Found(s.names, marks, completed, None, s.scores, s.source, False)
+        s.finish(*report(found, s.outputs))
+
+
+def measure(config: DictConfig) -> None:
+    """The study of the config's members: passes, scores and report."""
+    console, setting = terminal(), build_setting(config)
+    members = build_members(config)
+    marks = choose(config.landmarks, [m.name for m in members], config.seed)
+    landmarks = [members[i] for i in marks]
+    check_sources(setting, landmarks if config.one_sided else members, members)
+    print_notes(console, setting.images.notes)
+    info, suspects = run_info(config, setting, len(members)), Suspects(config, console)
+    with tracked(config, info) as tracker:
+        with Bars(console) as bars:
+            setting = prepare(config, setting, members, bars)
+            with open_pipeline(config, setting, members, tracker, bars, suspects) as pipeline:
+                done = pass_landmarks(pipeline, members, landmarks, config.one_sided)
+            table = _components(config, done, setting.task, bars)
+        marks = [done.index(mark) for mark in landmarks]
+        measured = rows(setting, done, marks, config.one_sided, config.score.eps_s)
+        completed = _complete(config, measured.scores, marks, table)
+        names, source = [m.name for m in done], describe(setting, len(done))
+        found = Found(names, marks, completed, measured.pairs, None, source, config.one_sided)
+        outputs = Outputs(info.folder, tracker)
+        title, question, answer, sections = report(found, outputs)
+        answer += [f"{f.member.name} failed: {f.reason}." for f in pipeline.failures]
+        answer += left_out(setting.subset.skipped, setting.images.notes)
+        text = described(config)
+        finish(outputs, console, title, question, answer, sections, text, suspects.sentences)
+        tracker.summary({"landmarks/held_out_r2": completed.held_out.r2})
+    if pipeline.failures:
+        raise Incomplete(pipeline.failures, None, len(members))
+
+
+def _components(config: DictConfig, members: list[Member], task, bars: Bars) -> pl.DataFrame | None:
+    if not config.with_components:
+        return None
+    if config.components is not None:
+        return from_file(config.components, [member.name for member in members])
+    return read_off(members, task, bars)
+
+
+def _complete(
+    config: DictConfig,
+    scores: NDArray[np.float64],
+    marks: list[int],
+    components: pl.DataFrame | None,
+) -> Completed:
+    values = None if components is None else components[:, 1:].to_numpy()
+    one_sided = config.similarity is None and bool(config.one_sided)
+    found = complete(scores, marks, values, config.level, config.seed, one_sided)
+    both = (found.scores, found.low, found.high)  # of one-sided scores the mean of the directions
+    scores, low, high = ((matrix + matrix.T) / 2 for matrix in both)
+    return replace(found, scores=scores, low=low, high=high)
+
+
+def report(found: Found, outputs: Outputs) -> tuple[str, str, list[str], list[Section]]:
+    """Write tables and figures; returns title, question, answer and sections of the page."""
+    c, names, n, m = found.completed, found.names, len(found.names), len(found.marks)
+    outputs.table("similarity", Matrix(tuple(names), c.scores).table())
+    outputs.table("measured", Matrix(tuple(names), c.measured.astype(float)).table())
+    pairs = outputs.table("pairs", pair_table(found))
+    predicted = pairs.filter(kind="predicted")
+    held = pl.DataFrame(
+        {
+            "landmark": [names[i] for i in c.held_out.landmark],
+            "model": [names[i] for i in c.held_out.other],
+            "measured": c.held_out.measured,
+            "predicted": c.held_out.predicted,
+            "covered": c.held_out.covered,
+        }
+    )
+    text = f"R2 = {c.held_out.r2:.2f}, mean error {c.held_out.error:.3f} nats"
+    of_held = outputs.figure(
+        "held_out",
+        scatter_figure(
+            *(held["predicted"], held["measured"], "predicted score", "measured score (nats)"),
+            text=text,
+        ),
+        held,
+        "Scores of landmarks that were taken for other models, predicted and measured.",
+    )
+    other = np.isin(np.arange(n), found.marks, invert=True).astype(np.intp)
+    order, label = cluster_order(c.scores, other), "similarity s (nats)"
+    drawing = (
+        picture_figure(c.scores[np.ix_(order, order)], m, label)
+        if n > NAMES_UP_TO
+        else blocks_figure(*(c.scores, names, other, order, label, COLOURS), colour_range(c.scores))
+    )
+    caption = (
+        f"1: the {m} landmarks; 2: the other {n - m} models, whose scores with each other are "
+        "predicted. All other cells are measured."
+    )
+    matrix = outputs.figure("landmarks", drawing, Matrix(tuple(names), c.scores).table(), caption)
+    what = "one-sided scores, of the landmarks' images," if found.one_sided else "scores"
+    question = (
+        f"The {what} of {found.source} with {m} landmarks "
+        f"({and_more([names[i] for i in found.marks])}) predict the other "
+        f"{predicted.height} of {pairs.height} pairs."
+    )
+    sections = [
+        Section("How well held-out pairs are predicted", (), {}, [of_held]),
+        Section("The matrix", [caption], {}, [matrix]),
+        Section("Pairs", (), {"The highest predicted scores": predicted.head(20)}),
+    ]
+    title = f"Can the scores of {n} models be predicted from those with {m} of them?"
+    return title, question, answer(found, outputs), sections
+
+
+def pair_table(found: Found) -> pl.DataFrame:
+    """A row a pair, the highest score first: a, b, kind (measured or predicted), score, low, high,
+    level (of the interval); for measured pairs n, a_fools_b, b_fools_a, for a file's true scores
+    true_score."""
+    c, names = found.completed, np.array(found.names)
+    i, j = np.tril_indices(len(names), -1)
+    known = c.measured[i, j]
+    table = pl.DataFrame(
+        {
+            "a": names[j],
+            "b": names[i],
+            "kind": np.where(known, "measured", "predicted"),
+            "score": c.scores[i, j],
+            "low": c.low[i, j],
+            "high": c.high[i, j],
+            "level": np.full(len(i), c.level),
+        }
+    )
+    if found.truth is not None:
+        empty = pl.when(kind="predicted").then(pl.col("low", "high", "level"))
+        table = table.with_columns(empty, pl.Series("true_score", found.truth[i, j]))
+    if found.pairs is not None:
+        measured = found.pairs.with_columns(pl.lit("measured").alias("kind"), level=0.95)
+        table = pl.concat([table.filter(kind="predicted"), measured], how="diagonal")
+    return table.sort(["score", "a", "b"], descending=[True, False, False])
+
+
+def answer(found: Found, outputs: Outputs) -> list[str]:
+    """The findings in words, a paragraph each, the verdict first."""
+    c, n, m = found.completed, len(found.names), len(found.marks)
+    held, (low, high) = c.held_out, c.held_out.r2_interval()
+    spread, word = float(held.measured.std()), verdict(held)
+    passes = f"{m} attacks instead of {n}" if found.one_sided else f"{n} attacks"
+    runs = n * m if found.one_sided else n * m + (n - m) * m
+    ends = {
+        "Yes": "The predicted scores can be used as measured ones are, with their intervals.",
+        "No": "Measure all pairs (experiment=pairwise), or take more landmarks.",
+        "Not certain": "Take more landmarks, or measure all pairs (experiment=pairwise).",
+    }
+    words = [
+        f"{word}: of landmarks that were taken for other models, {held.r2:.0%} of the variance of "
+        f"the scores is predicted (R2 = {held.r2:.2f}, 95% interval over landmarks {low:.2f} to "
+        f"{high:.2f}), with a mean error of {held.error:.3f} nats where scores have a standard "
+        f"deviation of {spread:.3f}; intervals of {c.level:.0%} have {held.covered.mean():.0%} of "
+        f"these scores. {ends[word]}",
+        f"This takes {passes} and {runs:,} evaluations of a model on a model's images instead of "
+        f"{n * n:,}.",
+    ]
+    if found.truth is not None:
+        hidden = ~c.measured & np.tri(n, k=-1, dtype=bool)
+        p, t = c.scores[hidden], found.truth[hidden]
+        inside = ((c.low[hidden] <= t) & (t <= c.high[hidden])).mean()
+        words.insert(
+            1,
+            f"The {len(p)} scores that the file has, and that were hidden: R2 = {r2(p, t):.3f}, "
+            f"mean error {np.abs(p - t).mean():.3f} nats, {inside:.1%} inside their intervals.",
+        )
+    else:
+        words.append(
+            "Other studies take these scores from a file: similarity="
+            f"{outputs.folder / 'similarity.csv'}. measured.csv says which of them were measured."
+        )
+    return words

@@ -1,0 +1,228 @@
+"""Where does a classifier belong that is known by its predictions alone?
+
+`probe.export=DIR` writes a pack of images (`netkin.transfer.pack`) for a classifier in any
+framework or behind an interface: no gradient, no weights and no netkin are needed to answer it.
+`predictions=FILE` reads the answers: clean accuracy, one-sided scores with each landmark beside the
+control of noise, the predicted scores with the other members, and the classifier's cluster.
+
+Strong landmarks fool every model. Relatives are therefore ranked by the excess of a score over the
+other members' mean with the same model (`netkin.analysis.placing`). Writes probe as PNG, PDF and
+CSV, and report.html.
+
+On the digits members, an SVM of scikit-learn and an ONNX export: experiments/results/landmarks.md.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from omegaconf import DictConfig
+
+from experiments.common.finish import finish, print_notes, terminal
+from experiments.common.keys import naming
+from experiments.common.landmarks import choose, pass_landmarks
+from experiments.common.members import build_members
+from experiments.common.placing import Placed, place
+from experiments.common.runs import command, run_info, tracked
+from experiments.common.setting import build_setting, check_sources, open_pipeline, prepare
+from experiments.common.study import describe, described
+from experiments.common.suspects import Suspects
+from experiments.studies.novel import stored_clusters
+from netkin.analysis import clusters
+from netkin.analysis.placing import Answers
+from netkin.analysis.suspect import CHANCE, RELABELLED, suspicions
+from netkin.errors import UserError
+from netkin.jobs.progress import Bars
+from netkin.pipeline import Incomplete
+from netkin.report.intervals import intervals_figure
+from netkin.report.study import Outputs, Section
+from netkin.report.text import size
+from netkin.transfer import pack
+from netkin.transfer.pack import Predictions, export, read_predictions
+from netkin.transfer.rows import rows
+from netkin.transfer.setting import Setting
+from netkin.zoo.member import Member
+
+CERTAIN = 0.9
+"""Share of draws from which a cluster counts as certain."""
+NEAREST = 3
+"""Relatives that the answer names."""
+
+
+def run(config: DictConfig) -> None:
+    """The study, from a composed config."""
+    if (config.predictions is None) == (config.probe.export is None):
+        raise UserError(
+            "experiment=probe takes either probe.export=DIR, to write a pack of images, or "
+            "predictions=FILE, to read what a classifier answered on it"
+        )
+    console, setting, members = terminal(), build_setting(config), build_members(config)
+    names = [member.name for member in members]
+    marks = choose(config.landmarks, names, config.seed, all_allowed=True)
+    landmarks = [members[i] for i in marks]
+    check_sources(setting, landmarks, members)
+    exporting = config.probe.export is not None
+    if exporting:
+        members = landmarks  # no other member is needed for the images
+    else:
+        with naming({"k": "probe.clusters"}):
+            clusters.check_k(config.probe.clusters, len(members))
+        pack.read_table(config.predictions, setting.images.classes)  # mistakes, before any work
+    print_notes(console, setting.images.notes)
+    info = run_info(config, setting, len(members))
+    suspects = Suspects(config, console)
+    with tracked(config, info) as tracker:
+        outputs = Outputs(info.folder, tracker)
+        with Bars(console) as bars:
+            setting = prepare(config, setting, members, bars)
+            with open_pipeline(config, setting, members, tracker, bars, suspects) as pipeline:
+                done = pass_landmarks(pipeline, members, landmarks, one_sided=True)
+            if exporting:
+                folder = Path(config.probe.export).expanduser()
+                folders = sorted({*pack.view_names(setting, landmarks).values()})
+                bars.start("export", folders, len(setting.subset))
+                table = export(setting, landmarks, folder)
+                bars.end("export")
+        if exporting:
+            title, question, answer, sections = exported(folder, table, outputs, setting, landmarks)
+        else:
+            title, question, answer, sections = answered(config, setting, done, landmarks, outputs)
+        failed = [f"{f.member.name} failed: {f.reason}." for f in pipeline.failures]
+        text = described(config)
+        cautions = suspects.sentences
+        finish(outputs, console, title, question, [*answer, *failed], sections, text, cautions)
+    if pipeline.failures:
+        raise Incomplete(pipeline.failures, None, len(members))
+
+
+Report = tuple[str, str, list[str], list[Section]]
+"""Title, question, answer and sections of a page."""
+
+
+def exported(
+    folder: Path, table: pl.DataFrame, outputs: Outputs, setting: Setting, landmarks: list[Member]
+) -> Report:
+    """What the pack holds, and what to do with it."""
+    outputs.table("pack", table)
+    total, number = size(float(table["file_bytes"].sum())), int(table["images"].sum())
+    marks = ",".join(member.name for member in landmarks)
+    return (
+        f"A pack of {number} images of {setting.task.dataset}",
+        f"The images of {describe(setting, len(landmarks))}, for a classifier to be run on.",
+        [
+            f"Yes: {folder} has {number:,} images ({total}) of {len(landmarks)} landmarks, and "
+            "README.txt, which says how to run a classifier on them.",
+            f"Then: {command('experiment=probe', f'landmarks=[{marks}]', 'predictions=FILE')}",
+        ],
+        [Section("Folders", (), {"": table})],
+    )
+
+
+def answered(
+    config: DictConfig,
+    setting: Setting,
+    members: list[Member],
+    landmarks: list[Member],
+    outputs: Outputs,
+) -> Report:
+    """Where the classifier belongs."""
+    marks = [members.index(mark) for mark in landmarks]
+    given = read_predictions(setting, landmarks, config.predictions)
+    labels = setting.labels.numpy()
+    check_answers(config, setting, given)
+    measured = rows(setting, members, marks, one_sided=True, eps_s=config.score.eps_s)
+    right = given.clean == labels
+    answers = Answers(
+        right & measured.correct[marks],
+        given.attacked != labels,
+        None if given.noise is None else given.noise != labels,
+    )
+    for mark, both in zip(landmarks, answers.both, strict=True):
+        if not both.any():
+            raise UserError(
+                f"no image is classified correctly by {mark.name} and {config.probe.name}: their "
+                "similarity is undefined; use more images"
+            )
+    stored = stored_clusters(setting, members, config.probe.clusters)[:2]
+    placed = place(config, members, measured, answers, *stored)
+    name, n = config.probe.name, len(members)
+    shown = placed.table.head(40)
+    ends = shown.select("low_excess", "high_excess").to_numpy()
+    drawing = intervals_figure(
+        [
+            f"{r['model']}{'' if r['kind'] == 'measured' else ' (predicted)'}"
+            for r in shown.to_dicts()
+        ],
+        shown["excess"].to_numpy(),
+        np.full_like(ends, np.nan),
+        ends,
+        "one-sided score less other members' mean (nats)",
+    )
+    caption = (
+        f"How much more {name} is fooled by each model's images than the other members are. "
+        "Intervals are over images (95%) for landmarks, and of predictions (90%) for others."
+    )
+    picture = outputs.figure("probe", drawing, placed.table, caption)
+    question = (
+        f"{name} was given to {len(landmarks)} landmarks' images: its predictions are compared "
+        f"with those of {describe(setting, n)}."
+    )
+    accuracy = f"Its clean accuracy is {right.mean():.1%} on {len(labels)} images."
+    return (
+        f"Where does {name} belong among {n} models?",
+        question,
+        [*words(name, placed), accuracy],
+        [Section("Members by excess of the score", (), {"": placed.table}, [picture])],
+    )
+
+
+def check_answers(config: DictConfig, setting: Setting, given: Predictions) -> None:
+    """Raises UserError for predictions near chance, or right but for the order of the classes."""
+    found = suspicions(setting.labels.numpy(), given.clean[0], setting.images.classes)
+    for suspicion in found:
+        if suspicion.kind in (CHANCE, RELABELLED):
+            raise UserError(
+                f"predictions={config.predictions} cannot be used: {suspicion.finding}; are rows "
+                "shuffled against their image_ids, or the classes in another order than in "
+                "manifest.json?"
+            )
+
+
+def words(name: str, placed: Placed) -> list[str]:
+    """The findings, the verdict first."""
+    told = placed.table.filter(kind="measured")
+    near = ", ".join(
+        f"{r['model']} (s1 = {r['score']:.2f}, 95% interval {r['low']:.2f} to {r['high']:.2f}; "
+        f"{r['excess']:+.2f} against other members' mean)"
+        for r in told.head(NEAREST).to_dicts()
+    )
+    relatives = f"Its nearest relatives among the landmarks are {near}."
+    for r in placed.table.filter(kind="predicted").head(1).to_dicts():
+        relatives += (
+            f" Of the others {r['model']} is predicted to be the nearest (s1 = {r['score']:.2f}, "
+            f"90% interval {r['low']:.2f} to {r['high']:.2f})."
+        )
+    noise = []
+    if not told["above_noise"].null_count():
+        above = int(told["above_noise"].sum())
+        if not above:
+            return [
+                f"No: none of {told.height} landmarks' images fool {name} more often than noise of "
+                "the same size does, so it is related to none of them, and its place among the "
+                "members is unknown.",
+            ]
+        noise = [f"{above} of {told.height} landmarks' images fool it more often than noise does."]
+    if placed.labels is None:
+        return [f"Not certain, for want of clusters ({placed.reason}). {relatives}", *noise]
+    best = int(placed.shares.argmax())
+    share, k = float(placed.shares[best]), len(placed.shares)
+    listed = placed.table.filter(cluster=best + 1)["model"].sort()
+    word = "Yes" if share >= CERTAIN else "Not certain"
+    return [
+        f"{word}: {name} belongs to cluster {best + 1} ({', '.join(listed)}) with a probability of "
+        f"{share:.0%}, over draws of images and errors of predictions; there are {k} clusters "
+        f"({placed.reason}). The same rule puts {placed.record} of {len(placed.labels)} members "
+        "into their own cluster.",
+        relatives,
+        *noise,
+    ]

@@ -1,0 +1,238 @@
+"""Landmarks and probes on the small zoo: measured rows, predicted rests, packs and mistakes."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.svm import SVC
+
+from netkin.data.digits import Digits
+from netkin.zoo.build import Task, build
+from netkin.zoo.member import parse_members
+from tests.conftest import run_here
+from tests.helpers import has_figures
+
+MARKS = "landmarks=[a,b,c,v,w]"
+Classifier = Callable[[NDArray[np.uint8]], NDArray[np.intp]]
+"""Pixels [n, 32, 32, 3] to classes [n]."""
+
+
+def arguments(folder: Path, leave_out: str = "") -> list[str]:
+    """A run of eight members with two members' weights, on a store of its own."""
+    store = folder / "eight" / "store"
+    if not store.is_dir():
+        shutil.copytree(folder / "store" / "weights", store / "weights")
+    weights = store / "weights" / "digits"
+    vit = "kwargs: {embed_dim: 64, depth: 4, num_heads: 4}"
+    members = [
+        f"{{name: {name}, timm: test_byobnet, checkpoint: {weights / 'test_byobnet.safetensors'}}}"
+        for name in "abcd"
+    ] + [
+        f"{{name: {name}, timm: vit_tiny_patch16_224, {vit}, "
+        f"checkpoint: {weights / 'vit_ti.safetensors'}}}"
+        for name in "vwxy"
+    ]
+    kept = [m for m in members if not leave_out or f"name: {leave_out}," not in m]
+    return [
+        f"model.members=[{','.join(kept)}]",
+        *("attack.steps=4", "subset=quick", "logger=csv", f"store.dir={store}"),
+    ]
+
+
+def run(folder: Path, name: str, *overrides: str) -> Path:
+    done = run_here(*overrides, f"hydra.run.dir={name}", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / name
+
+
+def check_landmarks(folder: Path) -> None:
+    """What is measured equals the pairwise matrix; other studies read the output."""
+    two = run(folder, "landmarks", "experiment=landmarks", MARKS, *arguments(folder))
+    has_figures(two, "held_out", "landmarks")
+    pairs = pl.read_csv(two / "pairs.csv")
+    assert pairs["kind"].value_counts().sort("kind")["count"].to_list() == [25, 3]
+    assert set(pairs.filter(kind="predicted").select("a", "b").rows()) == {
+        ("d", "x"),
+        ("d", "y"),
+        ("x", "y"),
+    }
+    outcomes = folder / "eight" / "store" / "digits"
+    (table,) = outcomes.glob("quick-*/pgd-*/outcomes")
+    assert not (table / "source=x" / "target=y.parquet").exists()  # no other pair is run
+    row = pairs.filter(a="a", b="x").to_dicts()[0]
+    there = pl.read_parquet(table / "source=a" / "target=x.parquet")["fooled"].to_numpy()
+    back = pl.read_parquet(table / "source=x" / "target=a.parquet")["fooled"].to_numpy()
+    assert (row["a_fools_b"], row["b_fools_a"]) == (there.mean(), back.mean())
+    k = (there.sum() + back.sum()) / 2
+    smoothed = np.log(100 * (k + 0.5) / (len(there) + 1))
+    square = pl.read_csv(two / "similarity.csv")
+    assert square.filter(pl.col("") == "a")["x"].item() == pytest.approx(smoothed)
+    marked = pl.read_csv(two / "measured.csv")
+    assert marked.filter(pl.col("") == "x")["y"].item() == 0
+    file = f"similarity={two / 'similarity.csv'}"
+    run(folder, "of_landmarks", "experiment=clusters", file, "k=2", "logger=none")
+
+    shutil.rmtree(next(outcomes.glob("quick-*/pgd-*")))
+    one = run(
+        folder, "one_sided", "experiment=landmarks", MARKS, "one_sided=true", *arguments(folder)
+    )
+    (crafted,) = outcomes.glob("quick-*/pgd-*/adversarial")
+    assert sorted(p.name for p in crafted.iterdir()) == ["a", "b", "c", "v", "w"]
+    row = pl.read_csv(one / "pairs.csv").filter(a="a", b="x").to_dicts()[0]
+    assert row["b_fools_a"] is None and row["score"] == pytest.approx(np.log(100 * there.mean()))
+
+
+def answer(pack: Path, classifier: Classifier, to: Path) -> pl.DataFrame:
+    """The classifier's predictions on a pack, in another order, written to a file."""
+    table = pl.read_csv(pack / "images.csv")
+    pixels = np.stack([np.asarray(Image.open(pack / file)) for file in table["file"]])
+    table = table.select("image_id").with_columns(prediction=pl.Series(classifier(pixels)))
+    table.reverse().write_csv(to)
+    return table
+
+
+def check_probe(folder: Path) -> None:
+    """A member known by its predictions alone has the scores that it has as a member."""
+    pack = folder / "pack"
+    exported = run(
+        folder, "pack_run", "experiment=probe", MARKS, f"probe.export={pack}", *arguments(folder)
+    )
+    manifest = json.loads((pack / "manifest.json").read_text())
+    assert manifest["classes"] == [str(i) for i in range(10)] and manifest["eps"] == 48 / 255
+    assert "labels" not in manifest and (pack / "README.txt").is_file()
+    sizes = pl.read_csv(exported / "pack.csv")
+    assert sizes["folder"].to_list() == ["clean-32px", "noise-32px", "a", "b", "c", "v", "w"]
+    assert sizes["images"].sum() == len(list((pack / "images").rglob("*.png")))
+
+    member = run(folder, "as_member", "experiment=landmarks", MARKS, "one_sided=true",
+                 *arguments(folder))  # fmt: skip
+    answer(pack, network(folder), folder / "y.csv")
+    probe = run(
+        folder, "probe", "experiment=probe", MARKS, f"predictions={folder / 'y.csv'}",
+        "probe.clusters=2", *arguments(folder, leave_out="y"),
+    )  # fmt: skip
+    has_figures(probe, "probe")
+    pairs = pl.read_csv(member / "pairs.csv").filter(kind="measured", b="y").sort("a")
+    found = pl.read_csv(probe / "probe.csv")
+    measured = found.filter(kind="measured").sort("model")
+    assert measured["model"].to_list() == pairs["a"].to_list() == ["a", "b", "c", "v", "w"]
+    for column in ("n", "score", "low", "high"):
+        assert measured[column].to_list() == pytest.approx(pairs[column].to_list()), column
+    assert found.height == 7 and found.filter(kind="predicted")["level"].to_list() == [0.9, 0.9]
+    assert set(found["model"][:3]) == {"v", "w", "x"}  # its own weights
+
+
+def network(folder: Path) -> Classifier:
+    """The small run's vit_ti, from its weights."""
+    vit = {"embed_dim": 64, "depth": 4, "num_heads": 4}
+    (member,) = parse_members(
+        [{"name": "y", "timm": "vit_tiny_patch16_224", "kwargs": vit}], None, at_least=1
+    )
+    fit = ({"img_size": 32, "patch_size": 8}, {"img_size": 32}, {})
+    task = Task("digits", 10, "train", 32, fit, tuple(map(str, range(10))))
+    model = build(member, task, folder / "store" / "weights" / "digits" / "vit_ti.safetensors")
+    model.eval()
+
+    def classes(pixels: NDArray[np.uint8]) -> NDArray[np.intp]:
+        with torch.inference_mode():
+            return model(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255).argmax(1).numpy()
+
+    classes.model = model  # type: ignore[attr-defined]
+    return classes
+
+
+@pytest.fixture(scope="module")
+def pack(small_run: Path) -> Path:
+    folder = small_run / "module_pack"
+    overrides = ("experiment=probe", MARKS, f"probe.export={folder}", *arguments(small_run))
+    run(small_run, "module_run", *overrides)
+    return folder
+
+
+def test_a_support_vector_machine_among_networks(small_run: Path, pack: Path) -> None:
+    def features(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        gray = pixels[..., 0].reshape(len(pixels), 8, 4, 8, 4)
+        return gray.mean(axis=(2, 4)).reshape(len(pixels), 64) / 255
+
+    digits = Digits(split="train")
+    images = [digits.load(i).convert("RGB").resize((32, 32)) for i in range(len(digits.ids))]
+    machine = SVC(C=10).fit(features(np.stack([np.asarray(x) for x in images])), digits.labels)
+    file = small_run / "svm.csv"
+    answer(pack, lambda pixels: machine.predict(features(pixels)), file)
+    overrides = (f"predictions={file}", "probe.name=svm", *arguments(small_run))
+    done = run_here("experiment=probe", MARKS, *overrides, "hydra.run.dir=svm", cwd=small_run)
+    assert done.returncode == 0, done.stderr
+    table = pl.read_csv(small_run / "svm" / "probe.csv").filter(kind="measured")
+    assert table["noise_rate"].max() < 0.1 and table["n"].min() > 20  # type: ignore[operator]
+    assert "svm" in done.stdout and "Its clean accuracy is 9" in done.stdout
+
+
+def test_an_onnx_export(small_run: Path, pack: Path, tmp_path: Path) -> None:
+    """Its predictions are the network's, run by another engine."""
+    for name in ("onnx", "onnxscript"):
+        pytest.importorskip(name, reason="torch exports by it; it is in the extra `test`")
+    runtime = pytest.importorskip("onnxruntime", reason="it is in the extra `test`")
+    ours, file = network(small_run), tmp_path / "net.onnx"
+    model: torch.nn.Module = ours.model  # type: ignore[attr-defined]
+    torch.onnx.export(model, (torch.zeros(1, 3, 32, 32),), file, dynamo=True, verbose=False)
+    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def classes(pixels: NDArray[np.uint8]) -> NDArray[np.intp]:
+        x = pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255
+        return np.array([session.run(None, {name: one[None]})[0].argmax() for one in x])
+
+    theirs = answer(pack, classes, small_run / "onnx.csv")
+    same = answer(pack, ours, tmp_path / "ours.csv")["prediction"].to_numpy()
+    assert (same == theirs["prediction"].to_numpy()).mean() > 0.99
+    overrides = (f"predictions={small_run / 'onnx.csv'}", *arguments(small_run, leave_out="y"))
+    run(small_run, "onnx_run", "experiment=probe", MARKS, *overrides)
+
+
+def test_mistakes_in_predictions(small_run: Path, pack: Path, tmp_path: Path) -> None:
+    good = answer(pack, network(small_run), tmp_path / "good.csv")
+
+    def line(table: pl.DataFrame | str) -> str:
+        file = tmp_path / "bad.csv"
+        file.write_text(table if isinstance(table, str) else table.write_csv())
+        overrides = (f"predictions={file}", *arguments(small_run, leave_out="y"))
+        done = run_here("experiment=probe", MARKS, *overrides, "hydra.run.dir=bad", cwd=small_run)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+        return done.stderr
+
+    n = good.height
+    assert f"lacks 7 of the {n} image_ids of the pack: " in line(good.head(n - 7))
+    assert "has 2 image_ids more than once: clean-32px/" in line(pl.concat([good, good[:2]]))
+    other = good.with_columns(pl.col("image_id") + "x")
+    assert f"{n} of its {n} image_ids are not in this pack" in line(other)
+    assert "has no column prediction; expected image_id,prediction" in line(good[:, :1])
+    wrong = good.with_columns(prediction=pl.lit("cat"))
+    assert "is 'cat', expected an index from 0 to 9 or the name of a class" in line(wrong)
+    shuffled = good.with_columns(pl.col("prediction").shuffle(seed=0))
+    assert "near chance" in line(shuffled) and "are rows shuffled against" in line(shuffled)
+    turned = good.with_columns((pl.col("prediction") + 1) % 10)
+    assert "the classes in another order than in manifest.json?" in line(turned)
+    assert "cannot be read" in line("")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["experiment=probe"], "experiment=probe takes either probe.export=DIR"),
+        (["experiment=probe", "predictions=none.csv"], "predictions=none.csv cannot be read"),
+        (["experiment=landmarks", "landmarks=4"], "landmarks must be 5 models or more, got 4"),
+        (["experiment=landmarks", "landmarks=11"], "at most 10 of the 12 models, got 11"),
+        (["experiment=landmarks", "landmarks=many"], "landmarks must be a number, a list of"),
+        (["experiment=landmarks", "landmarks=[vit_x]"], "no model 'vit_x'; did you mean vit_s"),
+        (["experiment=landmarks", "level=90"], "level must be between 0 and 1, such as 0.9"),
+    ],
+)
+def test_mistakes(overrides: list[str], expected: str, mistake: Callable[..., str]) -> None:
+    assert expected in mistake(*overrides)
