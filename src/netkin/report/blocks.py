@@ -9,8 +9,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from netkin.report.figures import COLOURS, cell_colours
-from netkin.report.style import panels, style
+from netkin.report.figures import cell_colours
+from netkin.report.style import COLOURS, panels, style
 
 VALUES_UP_TO = 20
 

@@ -13,9 +13,9 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from netkin.analysis.hierarchy import hierarchy
-from netkin.report.figures import COLOURS, VALUES_UP_TO, colour_bar, colour_range
+from netkin.report.figures import VALUES_UP_TO, colour_bar, colour_range
 from netkin.report.scatter import write_names
-from netkin.report.style import INK, MARKERS, PALETTE, STYLE, style
+from netkin.report.style import COLOURS, INK, MARKERS, PALETTE, STYLE, style
 
 MAP_NAMES_UP_TO = 16  # models named on the map; more are numbered, with a list beside it
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,30 +14,34 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from netkin.analysis.hierarchy import Hierarchy, hierarchy, off_diagonal
-from netkin.report.style import INK, PALETTE
+from netkin.report.style import COLOURS, INK, base_colours
 
-# Perceptually uniform, and readable with any colour blindness and in grey. Values outside the range
-# are lighter or darker than its ends, so that they are not mistaken for them.
-COLOURS = mpl.colormaps["viridis"].with_extremes(under="#1e0027", over="#fdf7b8")
 LABEL = "similarity  $s = \\ln(100\\,p)$"
 VALUES_UP_TO = 16  # models; beyond it a cell is too small for its number
 FAMILIES_UP_TO = 12  # more colours than these cannot be told apart
 
 
-def colour_range(scores: NDArray[np.float64], least: float = 0.0) -> tuple[float, float]:
-    """The scores that the two ends of the colour map stand for, from [N, N] scores in nats.
+def colour_range(
+    scores: NDArray[np.float64], least: float = 0.0, signed: bool = False
+) -> tuple[float, float]:
+    """The values that the two ends of the colour map stand for, from [N, N] of pairs.
 
-    They are at least `least` nats apart, so that differences of chance have similar colours.
+    2 to 98 % of the pairs of different models, so that one pair does not take the colours of all
+    others. With 50 pairs or fewer these are all of them but a far outlier below (Tukey's outer
+    fence), such as a pair that was never fooled: s = ln 0.01 = -4.6. The diagonal is outside.
 
-    It is the range of the pairs of different models. The diagonal (about 4.6) lies outside, and so
-    does a far outlier below (Tukey's outer fence): a pair that was never fooled has s = ln 0.01 =
-    -4.6, and with it in the range all the others would have one colour.
+    The ends are at least `least` apart, so that differences of chance have similar colours. With
+    `signed` they have 0 in the middle.
     """
     pairs = off_diagonal(scores)
     if not pairs.size:
-        return 0.0, float(np.log(100.0))
+        return (-1.0, 1.0) if signed else (0.0, float(np.log(100.0)))
     q1, q3 = np.quantile(pairs, (0.25, 0.75))
-    low, high = pairs[pairs >= q1 - max(3 * (q3 - q1), 1.0)].min(), pairs.max()
+    low = np.quantile(pairs[pairs >= q1 - max(3 * (q3 - q1), 1.0)], 0.02, method="lower")
+    high = np.quantile(pairs, 0.98, method="higher")
+    if signed:
+        end = max(abs(low), abs(high), least / 2, 1e-9)
+        return -float(end), float(end)
     if high - low < 1e-9:  # one pair, or equal scores: any range of some width
         low, high = low - 0.5, high + 0.5
     more = max(0.0, least - (high - low)) / 2
@@ -46,10 +49,10 @@ def colour_range(scores: NDArray[np.float64], least: float = 0.0) -> tuple[float
 
 
 def cell_colours(
-    values: NDArray[np.float64], limits: tuple[float, float]
+    values: NDArray[np.float64], limits: tuple[float, float], colours: Colormap = COLOURS
 ) -> tuple[NDArray[np.float64], list[str]]:
-    """RGBA of each score ([n] -> [n, 4] in [0, 1]) and the ink that is legible on it."""
-    rgba = COLOURS(Normalize(*limits)(values))
+    """RGBA of each value ([n] -> [n, 4] in [0, 1]) and the ink that is legible on it."""
+    rgba = colours(Normalize(*limits)(values))
     linear = np.where(rgba <= 0.04045, rgba / 12.92, ((rgba + 0.055) / 1.055) ** 2.4)
     luminance = linear[:, :3] @ (0.2126, 0.7152, 0.0722)
     # 0.179 is where black and white have the same WCAG contrast.
@@ -226,7 +229,7 @@ def _dendrogram(ax: Axes, tree: Hierarchy) -> None:
 
 def _families(ax: Axes, families: Sequence[str], tree: Hierarchy, side: float) -> None:
     n = len(families)
-    colour = dict(zip(dict.fromkeys(families), PALETTE, strict=False))
+    colour = base_colours(families)
     for row, model in enumerate(map(int, tree.order)):
         ax.add_patch(Rectangle((0, row), 1, 1, color=colour[families[model]], lw=0))
     ax.set(xlim=(0, 1), ylim=(n, 0), xticks=[], yticks=[])

@@ -7,27 +7,31 @@ content security policy forbids any load from a network.
 import base64
 import math
 import platform
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from PIL import Image
 
 from netkin.errors import OutputsError
+from netkin.report.glossary import MEANINGS
 from netkin.report.style import save
 from netkin.report.text import UNKNOWN, count, duration, number, percent, size
 from netkin.store.files import write
 from netkin.tracking import Tracker
 
 PACKAGES = ("netkin", "torch", "timm", "pytorch-lightning", "numpy", "hydra-core", "wandb")
+PAPER = "https://arxiv.org/abs/2210.11407"
 ROWS = 200
 """Rows of a table on the page; the CSV file has them all."""
 LONG = 60
@@ -147,6 +151,7 @@ def render(
             config=config,
             versions=versions(),
             files=files,
+            script=Markup(_script()),
         )
     )
 
@@ -160,6 +165,26 @@ def block(template: str, macro: str, **values: Any) -> Markup:
 
 
 @cache
+def _script() -> str:
+    return resources.files("netkin.report").joinpath("page.js").read_text(encoding="utf-8")
+
+
+def _meaning(heading: str) -> Markup:
+    """What a column's heading means, as the title attribute of its element."""
+    text = MEANINGS.get(heading)
+    return Markup(' title="{}"').format(text) if text else Markup("")
+
+
+def _paper(title: str) -> Markup:
+    """A title in which "Fig. 1", "Tab. 2" or "Sec. 3" of the paper is a link."""
+    before, _, after = title.partition(" (")
+    if not re.match(r"(Fig|Tab|Sec|App)\. ", after):
+        return escape(title)
+    link = Markup('<a href="{}">{}</a>').format(PAPER, after.removesuffix(")"))
+    return escape(before) + Markup(" <small>({})</small>").format(link)
+
+
+@cache
 def _environment() -> Environment:
     """Everything is escaped, whatever a template's suffix; an unknown name is an error."""
     env = Environment(
@@ -170,6 +195,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     env.filters |= {"num": number, "pct": percent, "count": count}
+    env.filters |= {"meaning": _meaning, "paper": _paper}
     return env
 
 

@@ -1,6 +1,6 @@
 """Shared by all figures: sizes, colours that are safe for colour blindness, and saving."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
@@ -13,12 +13,28 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 INK = "#222222"
+NO_SCORE = "#d9d9d9"
+# Perceptually uniform, and readable with any colour blindness and in grey. Values outside the range
+# are lighter or darker than its ends, so that they are not mistaken for them.
+COLOURS = mpl.colormaps["viridis"].with_extremes(under="#1e0027", over="#fdf7b8")
+DIVERGING = mpl.colormaps["RdBu_r"].with_extremes(under="#021326", over="#2e000c")
+"""For signed quantities, with 0 in the middle."""
 PALETTE = (  # Okabe and Ito's first, then Tol's "muted"
     *("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9"),
     *("#f0e442", "#332288", "#999933", "#882255", "#999999", "#000000"),
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h", "p")
 """One for each colour, so that groups can be told apart in grey, too."""
+BASES = {
+    "CNN": PALETTE[0],
+    "Transformer": PALETTE[1],
+    "Hybrid": PALETTE[2],
+    "MLP-Mixer": PALETTE[3],
+    "NAS (CNN)": PALETTE[5],
+    "NAS (TFM)": PALETTE[4],
+    "RNN": PALETTE[6],
+}
+"""The colour of a base architecture, the same in every figure."""
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.labelsize": 9,
@@ -50,6 +66,14 @@ STYLE: dict[Any, Any] = {
     "figure.constrained_layout.use": True,
 }
 _GLOBAL = RLock()
+
+
+def base_colours(bases: Sequence[str]) -> dict[str, str]:
+    """A colour for each base architecture or other group, the most frequent first; grey for those
+    that the palette has none left for."""
+    kinds = sorted(set(bases), key=lambda base: (-list(bases).count(base), base))
+    free = iter([c for c in PALETTE if c not in {BASES.get(kind) for kind in kinds}])
+    return {kind: BASES.get(kind) or next(free, "#bbbbbb") for kind in kinds}
 
 
 @contextmanager
