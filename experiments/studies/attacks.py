@@ -276,7 +276,7 @@ def figure(names: tuple[str, ...], comparisons: list[Comparison], texts: list[st
         rows, columns = cells(first.scores, other.scores)
         x, y = first.scores[rows, columns], other.scores[rows, columns]
         ends = [min(x.min(), y.min()), max(x.max(), y.max())]
-        ax.plot(ends, ends, color="#999999", lw=0.8, ls=(0, (4, 3)), zorder=0)
+        ax.plot(ends, ends, color="#999999", lw=0.8, ls=(0, (4, 3)), zorder=0, label="equal scores")
         one_source = len(set(rows)) == 1 < len(x)
         scatter(
             ax,

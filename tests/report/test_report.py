@@ -5,22 +5,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
-from PIL import Image
 
 from netkin.analysis.hierarchy import hierarchy
 from netkin.errors import UserError
 from netkin.report.examples import Example, difference, examples_section
-from netkin.report.figures import cell_colours, colour_range, heatmap_figure
+from netkin.report.figures import cell_colours, colour_range
 from netkin.report.matrix import Relations, matrix_sections
 from netkin.report.study import Section, render
-from netkin.report.style import NO_SCORE, save
+from netkin.report.style import NO_SCORE
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -196,61 +193,6 @@ def test_colours_span_the_scores_of_different_models() -> None:
 
 def test_ink_is_dark_on_light_and_light_on_dark() -> None:
     assert cell_colours(np.array([1.0, 2.0, 9.0]), (1.0, 2.0))[1] == ["white", "black", "black"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("n", "holes"), [(2, 0), (13, 1)])
-def test_heatmap_is_written_twice_alike(tmp_path: Path, n: int, holes: int) -> None:
-    s = random_scores(n)
-    if holes:
-        s[0, 1] = s[1, 0] = np.nan
-    names, families = [f"net_{i}" for i in range(n)], ["CNN", "ViT"] + ["CNN"] * (n - 2)
-    png, pdf = save(heatmap_figure(s, names, families), tmp_path / "digits.v1")
-    assert (png.name, pdf.name) == ("digits.v1.png", "digits.v1.pdf")
-    with Image.open(png) as image:
-        assert min(image.size) > 400
-        assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 50
-    again = save(heatmap_figure(s, names, families), tmp_path / "again")
-    assert [p.read_bytes() for p in again] == [png.read_bytes(), pdf.read_bytes()]
-    assert b"/CIDFontType2" in pdf.read_bytes() and b"/Type3" not in pdf.read_bytes()
-
-
-def test_heatmap_marks_holes_and_writes_the_other_cells() -> None:
-    s = random_scores(4)
-    s[0, 1] = s[1, 0] = np.nan
-    cells = heatmap_figure(s, list("abcd"), ["f"] * 4).axes[0]
-    assert [p.get_hatch() for p in cells.patches] == ["////"] * 2
-    written = sorted(t.get_text() for t in cells.texts)
-    assert written == sorted(f"{v:.2f}" for v in s.flat if not np.isnan(v))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("n", [2, 13, 69])
-def test_names_do_not_overlap(n: int) -> None:
-    names = [f"vit_base_patch16_{i}.tag_in1k" for i in range(n)]
-    figure = heatmap_figure(random_scores(n), names, [f"family {i % 12}" for i in range(n)])
-    figure.draw_without_rendering()
-    cells = figure.axes[0]
-    for labels in (cells.get_xticklabels(), cells.get_yticklabels()):
-        boxes = [label.get_window_extent() for label in labels]
-        assert sorted(label.get_text() for label in labels) == sorted(names)
-        assert not any(a.overlaps(b) for a, b in pairwise(boxes))
-
-
-def test_legend_goes_where_families_are_too_many_to_tell_apart() -> None:
-    def legends(families: list[str]) -> int:
-        n = len(families)
-        figure = heatmap_figure(random_scores(n), [str(i) for i in range(n)], families)
-        return sum(ax.get_legend() is not None for ax in figure.axes)
-
-    assert legends([f"{i}" for i in range(12)]) == 1
-    assert legends([f"{i}" for i in range(13)]) == 0
-
-
-@pytest.mark.slow
-def test_dollars_in_names_are_text(tmp_path: Path) -> None:
-    names = ["$x^{$", "a$b$"]  # the first is an error as mathematics
-    assert save(heatmap_figure(random_scores(2), names, names), tmp_path / "h")
 
 
 @pytest.mark.slow

@@ -82,14 +82,14 @@ class Comparison:
             outputs.table("resize_errors", self.resize)
         if self.failures.height:
             outputs.table("failures", self.failures)
-        tables = [outputs.folder / name for name in outputs.files]
+        tables = [outputs.folder / name for name in outputs.files if name.endswith(".csv")]
         outputs.figure("similarity", self.figure(), self.square, "The similarity of every pair.")
-        self.controls.write(outputs)
+        self.controls.write(outputs, self.relations.groups)
         return tables
 
     def sections(self, folder: Path) -> list[Section]:
         """The evidence, for a page in a folder with the files of `write`."""
-        prints = ["similarity.pdf", "similarity.png"]
+        prints = ["similarity.pdf", "similarity.svg", "similarity.png"]
         sections = matrix_sections(self.relations, prints)
         return [*sections, *self.controls.sections(folder), *self.images]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from netkin.analysis.hierarchy import hierarchy
 from netkin.analysis.summary import WEAK_ATTACK
-from netkin.report.figures import cell_colours, colour_range
+from netkin.report.figures import LABEL, cell_colours, colour_range
 from netkin.report.heatmap import heatmap_data, heatmap_svg
 from netkin.report.study import Section, block
 from netkin.report.style import base_colours
@@ -64,6 +64,8 @@ class Relations:
     @property
     def least(self) -> float:
         """The least width of the colour scale: six times half an interval, in nats."""
+        if "high" not in self.pairs.columns:
+            return 0.0
         known = self.pairs.drop_nulls("score")
         width = (known["high"] - known["low"]).median()
         return 3 * float(width) if isinstance(width, float) else 0.0
@@ -101,7 +103,7 @@ def heatmap_section(
     relations: Relations,
     prints: Sequence[str] = (),
     title: str = "Similarity of every pair",
-    label: str = "similarity s = ln(100 p)",
+    label: str = LABEL,
     symbol: str = "s",
     signed: bool = False,
     file: str = "pairs.csv",

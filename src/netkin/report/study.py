@@ -5,7 +5,7 @@ content security policy forbids any load from a network.
 """
 
 import base64
-import math
+import io
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -25,13 +25,16 @@ from PIL import Image
 
 from netkin.errors import OutputsError
 from netkin.report.glossary import MEANINGS
+from netkin.report.latex import latex
 from netkin.report.style import save
-from netkin.report.text import UNKNOWN, count, duration, number, percent, size
+from netkin.report.text import cell_text, count, heading, number, percent
 from netkin.store.files import write
 from netkin.tracking import Tracker
 
 PACKAGES = ("netkin", "torch", "timm", "pytorch-lightning", "numpy", "hydra-core", "wandb")
 PAPER = "https://arxiv.org/abs/2210.11407"
+SHARP = 240
+"""Dots an inch of figures within a page, which shows 120 pixels an inch."""
 ROWS = 200
 """Rows of a table on the page; the CSV file has them all."""
 LONG = 60
@@ -82,19 +85,22 @@ class Outputs:
         folder.mkdir(parents=True, exist_ok=True)
 
     def table(self, name: str, table: pl.DataFrame) -> pl.DataFrame:
-        """Write name.csv; returns the table."""
+        """Write name.csv and name.tex, a table for LaTeX; returns the table."""
         write(self.folder / f"{name}.csv", table.write_csv, OutputsError, "folder")
+        text, tex = latex(table), self.folder / f"{name}.tex"
+        write(tex, lambda f: f.write_text(text, encoding="utf-8"), OutputsError, "folder")
         self._unlogged.append(lambda tracker: tracker.table(f"tables/{name}", table))
-        self.files.append(f"{name}.csv")
+        self.files += [f"{name}.csv", tex.name]
         return table
 
     def figure(self, name: str, figure: Figure, table: pl.DataFrame, caption: str) -> Picture:
-        """Write name.png, name.pdf and, unless it is written already, name.csv: the numbers."""
+        """Write name.png, name.pdf, name.svg and, unless it is written already, the numbers:
+        name.csv and name.tex."""
         if f"{name}.csv" not in self.files:
             self.table(name, table)
-        png, pdf = save(figure, self.folder / name)
+        png, *others = save(figure, self.folder / name)
         self._unlogged.append(lambda tracker: tracker.figure(f"figures/{name}", png))
-        self.files += [png.name, pdf.name]
+        self.files += [png.name, *(path.name for path in others)]
         return Picture(png, caption)
 
     def report(
@@ -216,7 +222,12 @@ def _picture(picture: Picture) -> dict[str, Any]:
     with Image.open(picture.png) as image:
         dpi = image.info.get("dpi", (300, 300))[0]
         width = round(image.width / dpi * 120)  # 120 CSS pixels an inch: 9 pt text reads as 15 px
-    data = base64.b64encode(picture.png.read_bytes()).decode()
+        # The page needs no 300 dpi, and figures have few colours: a third of the bytes.
+        size = (round(image.width * SHARP / dpi), round(image.height * SHARP / dpi))
+        out = io.BytesIO()
+        small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        small.quantize(128, dither=Image.Dither.NONE).save(out, format="PNG", optimize=True)
+    data = base64.b64encode(out.getvalue()).decode()
     return {
         "url": f"data:image/png;base64,{data}",
         "width": width,
@@ -228,7 +239,7 @@ def _picture(picture: Picture) -> dict[str, Any]:
 def _table(caption: str, table: pl.DataFrame) -> dict[str, Any]:
     rows = [
         [
-            {"text": _text(name, value), "value": "" if value is None else value}
+            {"text": cell_text(name, value), "value": "" if value is None else value}
             for name, value in zip(table.columns, row, strict=True)
         ]
         for row in table.head(ROWS).iter_rows()
@@ -237,32 +248,10 @@ def _table(caption: str, table: pl.DataFrame) -> dict[str, Any]:
     for i, (name, kind) in enumerate(table.schema.items()):
         prose = any(len(row[i]["text"]) > LONG for row in rows)
         style = "n" if kind.is_numeric() else "long" if prose else "name"
-        columns.append({"name": _heading(name), "style": style})
+        columns.append({"name": heading(name), "style": style})
     return {
         "caption": caption,
         "columns": columns,
         "rows": rows,
         "left_out": max(table.height - ROWS, 0),
     }
-
-
-SECONDS, BYTES = "_seconds", "_bytes"
-
-
-def _heading(column: str) -> str:
-    return column.removesuffix(SECONDS).removesuffix(BYTES).replace("_", " ")
-
-
-def _text(column: str, value: Any) -> str:
-    """A cell: three decimals for a number, more digits where that would leave none."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return UNKNOWN
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if column.endswith(SECONDS):
-        return duration(value)
-    if column.endswith(BYTES):
-        return size(value)
-    if isinstance(value, float):
-        return f"{value:.2g}" if 0 < abs(value) < 0.001 else f"{value:.3f}"
-    return str(value)
