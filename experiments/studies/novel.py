@@ -12,7 +12,7 @@ Where the store has the members' own scores, the clusters are those of experimen
 the same numbers. The candidate belongs to the cluster of the highest mean s1. How certain that is
 follows from draws of images, and from the record of the same rule on each member in turn.
 
-Writes novel as PNG, PDF and CSV, and report.html.
+Writes novel as PNG, PDF, SVG and CSV, and report.html.
 """
 
 import numpy as np

@@ -76,8 +76,9 @@ def scatter(
     size, alpha = (6, 0.35) if many else (22, 0.85)
     kinds = list(dict.fromkeys(groups)) if groups is not None else [""]
     colours = base_colours(groups) if groups is not None else {"": PALETTE[0]}
-    places = {kind: i for i, kind in enumerate([*BASES, *kinds] if {*BASES} & {*kinds} else kinds)}
-    markers = {kind: MARKERS[places[kind] % len(MARKERS)] for kind in kinds}
+    known = list(BASES) if {*BASES} & {*kinds} else []  # which have the same marker in all panels
+    places = list(dict.fromkeys([*known, *kinds]))
+    markers = {kind: MARKERS[places.index(kind) % len(MARKERS)] for kind in kinds}
     group_of = np.array(groups if groups is not None else [""] * len(x))
     for kind in kinds:
         ax.scatter(
@@ -92,7 +93,7 @@ def scatter(
         )
     if trend is not None:
         ax.fill_between(trend.x, trend.low, trend.high, color="#555555", alpha=0.2, lw=0)
-        label = f"least squares, {trend.level:.0%} band"
+        label = f"linear fit, {trend.level:.0%} band"
         ax.plot(trend.x, trend.y, color=INK, lw=1.3, label=label)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     if text:
