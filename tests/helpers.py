@@ -78,11 +78,11 @@ def on_four(experiment: str, folder: Path, *arguments: str) -> Path:
 
 
 def has_figures(run: Path, *names: str) -> None:
-    """Each figure as PNG and PDF with its table, and all of them on the page."""
+    """Each figure as PNG, PDF and SVG with its tables, and all of them on the page."""
     page = (run / "report.html").read_text()
     assert page.count('<img src="data:image/png') == len(names)
     for name in names:
-        for suffix in (".png", ".pdf", ".csv"):
+        for suffix in (".png", ".pdf", ".svg", ".csv", ".tex"):
             assert (run / f"{name}{suffix}").stat().st_size > 50, name
             assert f"./{name}{suffix}" in page
 

@@ -140,9 +140,9 @@ def test_the_result_and_its_files(
         page == tmp_path / "out" / "report.html"
         and "images under attack" in page.read_text().lower()
     )
-    names = {"similarity.csv", "pairs.csv", "models.csv", "families.csv"}
-    names |= {"similarity.png", "similarity.pdf", "report.html"}
-    names |= {"corrected.csv", "corrected.png", "corrected.pdf"}
+    tables = ("similarity", "pairs", "models", "families", "corrected")
+    names = {f"{name}.{suffix}" for name in tables for suffix in ("csv", "tex")} | {"report.html"}
+    names |= {f"{x}.{y}" for x in ("similarity", "corrected") for y in ("png", "pdf", "svg")}
     assert {file.name for file in (tmp_path / "out").iterdir()} == names
     assert pl.read_csv(tmp_path / "out" / "pairs.csv")["score"][0] == result.scores[0, 1]
 

@@ -10,11 +10,12 @@ from netkin.analysis.components import read_components, rows_of
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.zoo.build import Task
-from netkin.zoo.components import component_table
+from netkin.zoo.components import COMPONENTS, component_table
 from netkin.zoo.member import Member, parse_members
 
 PUBLISHED = Task("imagenet", 1000, "pretrained")
 """The task of published models, of which components are read without a dataset."""
+_READ: dict[str, pl.DataFrame] = {}  # tables of components that were read off, by their members
 
 
 def components_of(s: Study) -> pl.DataFrame:
@@ -40,6 +41,15 @@ def components_of(s: Study) -> pl.DataFrame:
         return read_off(members, task, bars)
 
 
+def bases_of(s: Study) -> list[str]:
+    """The base architecture of each model of a study, for the colours of figures; the families
+    where components are not known."""
+    try:
+        return components_of(s)[COMPONENTS[0]].to_list()
+    except UserError:
+        return s.families
+
+
 def from_file(path: str, names: Sequence[str]) -> pl.DataFrame:
     """The components of some models from the file that the key `components` names."""
     return rows_of(read_components(path), names, f"components={path}")
@@ -47,7 +57,11 @@ def from_file(path: str, names: Sequence[str]) -> pl.DataFrame:
 
 def read_off(members: list[Member], task: Task, bars: Bars) -> pl.DataFrame:
     """The components of members, built for a task, with a progress bar."""
+    key = repr((members, task))
+    if key in _READ:
+        return _READ[key]
     bars.start("components", [member.name for member in members], len(members))
     table = component_table(members, task, lambda _: bars.advance("components", 1))
     bars.end("components")
+    _READ[key] = table
     return table

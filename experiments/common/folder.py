@@ -17,7 +17,7 @@ from experiments.common.stop import fail
 from netkin.store.identity import differences
 
 NOTE = ".run.json"
-FREE = ("hardware", "logger", "hydra", "resume", "quiet", "index")
+FREE = ("hardware", "logger", "hydra", "resume", "quiet", "index", "figure")
 """Keys that results do not depend on."""
 
 _locks: list[int] = []

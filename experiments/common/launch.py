@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
@@ -145,7 +145,7 @@ def run_study(config: DictConfig, script: str) -> Any:
         with stop.while_importing(_stop):
             module = _imported(config.experiment.study)
             _imported("netkin.jobs.progress").Bars.quiet = config.quiet
-        result = module.run(config)
+        result = _drawn(module, config)
         if config.index:
             _imported("experiments.common.index").write_index(Path("outputs"), config.store.dir)
         return result
@@ -159,6 +159,17 @@ def run_study(config: DictConfig, script: str) -> Any:
         if HydraConfig.get().mode == RunMode.MULTIRUN or not (line := no_group(config, script)):
             raise
         fail(line, 1)
+
+
+def _drawn(module: ModuleType, config: DictConfig) -> Any:
+    """Run the study with figures of the config's width."""
+    from experiments.common.keys import naming  # matplotlib and torch, which the study imports, too
+    from netkin.report.style import figure_width
+
+    with ExitStack() as stack:
+        with naming({"width": "figure.width"}):
+            stack.enter_context(figure_width(config.figure.width))
+        return module.run(config)
 
 
 def _imported(name: str) -> ModuleType:

@@ -1,7 +1,7 @@
 """Do scores depend on the attack, or on having both directions? (Appendix G; Fig. G.1, G.2.)
 
 Compares two matrices over the same models: by two attacks, from two files, or the score and its
-one-sided approximation. Writes attacks (all comparisons as PNG, PDF and CSV), correlations.csv and
+one-sided approximation. Writes attacks (all comparisons as PNG, PDF, SVG, CSV), correlations.csv and
 report.html.
 
 On the 12 digits members (500 images): PGD-50 and PGD-10 r = 0.98, two-sided and one-sided r = 0.60
@@ -276,7 +276,7 @@ def figure(names: tuple[str, ...], comparisons: list[Comparison], texts: list[st
         rows, columns = cells(first.scores, other.scores)
         x, y = first.scores[rows, columns], other.scores[rows, columns]
         ends = [min(x.min(), y.min()), max(x.max(), y.max())]
-        ax.plot(ends, ends, color="#999999", lw=0.8, ls=(0, (4, 3)), zorder=0)
+        ax.plot(ends, ends, color="#999999", lw=0.8, ls=(0, (4, 3)), zorder=0, label="equal scores")
         one_source = len(set(rows)) == 1 < len(x)
         scatter(
             ax,

@@ -10,13 +10,14 @@ On the published 69 x 69 matrix: see experiments/results/digits.md and statistic
 
 import numpy as np
 import polars as pl
+from matplotlib import colormaps
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from sklearn.manifold import TSNE
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
-from experiments.common.components import components_of
+from experiments.common.components import bases_of, components_of
 from experiments.common.study import Study, study
 from experiments.common.values import positive_int
 from netkin.analysis import clusters
@@ -26,9 +27,12 @@ from netkin.analysis.noise import simulated_draws
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.clusters import blocks_figure, cluster_order, map_figure, score_blocks
+from netkin.report.figures import Square
+from netkin.report.matrix import Relations, heatmap_section
 from netkin.report.study import Picture, Section
 from netkin.report.text import and_more
 from netkin.similarity import interval
+from netkin.zoo.published import model_page
 
 DRAW_RESTARTS = 100
 """K-means runs of one draw of images."""
@@ -61,6 +65,7 @@ def run(config: DictConfig) -> None:
         k, reason = clusters.choose_k(config.k, s.scores)
         labels = clusters.spectral(s.scores, k, options.seed, options.restarts)
         words, missing = _keywords(s, labels, options.keywords)
+        bases = bases_of(s)
         table = s.outputs.table(
             "clusters", pl.DataFrame({"model": s.names, "cluster": labels + 1}).sort("cluster")
         )
@@ -68,10 +73,12 @@ def run(config: DictConfig) -> None:
         eigenvalues = s.outputs.table(
             "eigenvalues", pl.DataFrame({"k": np.arange(len(values)) + 1, "eigenvalue": values})
         )
-        stability, stable, co_assigned = _stability(s, labels)
+        stability, stable, co_assigned = _stability(s, labels, bases)
+        matrix = _matrix(s, labels, bases)
         answer = [*_members(s, labels, reason), *_shifted(s), *stable]
         sections = [
-            Section("Clusters (Tab. 2)", missing, _tab_2(table, words), [_matrix(s, labels)]),
+            Section("Clusters (Tab. 2)", missing, _tab_2(table, words), [matrix]),
+            _heatmap(s, bases),
             Section(
                 "Stability",
                 stable,
@@ -82,9 +89,9 @@ def run(config: DictConfig) -> None:
                 "Spectral features (Fig. C.1)",
                 [f"k = {k}: {reason}."],
                 {"The smallest eigenvalues of the normalised Laplacian": eigenvalues.head(k + 5)},
-                [_features(s, labels, k)],
+                [_features(s, labels, k, bases)],
             ),
-            Section("Map", (), {}, [_map(s, labels)]),
+            Section("Map", (), {}, [_map(s, labels, bases)]),
         ]
         if words is not None:
             sections.insert(1, Section("Keywords", (), {"By TF-IDF, of each cluster": words}))
@@ -152,7 +159,9 @@ def _shifted(s: Study) -> list[str]:
     ]
 
 
-def _stability(s: Study, labels: NDArray) -> tuple[pl.DataFrame, list[str], Picture]:
+def _stability(
+    s: Study, labels: NDArray, bases: list[str]
+) -> tuple[pl.DataFrame, list[str], Picture]:
     """Co-assignment over K-means seeds, and over draws of images where there are any."""
     options, k = s.config.clusters, int(labels.max()) + 1
     complete, dropped = _usable(s)
@@ -191,7 +200,16 @@ def _stability(s: Study, labels: NDArray) -> tuple[pl.DataFrame, list[str], Pict
     picture = s.outputs.figure(
         "co_assignment",
         blocks_figure(
-            shares, s.names, labels, cluster_order(s.scores, labels), f"share of {noun}", "cividis"
+            Square(
+                shares,
+                s.names,
+                cluster_order(s.scores, labels),
+                bases,
+                f"share of {noun}",
+                (0.0, 1.0),
+                colormaps["cividis"],
+            ),
+            labels,
         ),
         _square(s, shares, labels),
         f"How often two models share a cluster over {len(by[what])} {noun}.",
@@ -273,16 +291,30 @@ def _square(s: Study, values: NDArray[np.float64], labels: NDArray) -> pl.DataFr
     return pl.DataFrame({"": names, **{name: ordered[:, i] for i, name in enumerate(names)}})
 
 
-def _matrix(s: Study, labels: NDArray) -> Picture:
+def _heatmap(s: Study, bases: list[str]) -> Section:
+    """All pairs, to look up."""
+    rows, columns = np.tril_indices(len(s.names), k=-1)
+    names = np.array(s.names)
+    pairs = pl.DataFrame({"a": names[columns], "b": names[rows], "score": s.scores[rows, columns]})
+    s.outputs.table("pairs", pairs)
+    models = pl.DataFrame({"model": s.names})
+    links = {name: page for name in s.names if (page := model_page(name))} if not s.measured else {}
+    relations = Relations(
+        s.scores, s.names, s.families, pairs, models, pl.DataFrame(), bases, links
+    )
+    return heatmap_section(relations)
+
+
+def _matrix(s: Study, labels: NDArray, bases: list[str]) -> Picture:
     return s.outputs.figure(
         "cluster_matrix",
-        score_blocks(s.scores, s.names, labels),
+        score_blocks(s.scores, s.names, labels, bases),
         _square(s, s.scores, labels),
         "The similarity of all pairs, by cluster (frames and numbers; Fig. D.2).",
     )
 
 
-def _features(s: Study, labels: NDArray, k: int) -> Picture:
+def _features(s: Study, labels: NDArray, k: int, bases: list[str]) -> Picture:
     """The similarity of models in the feature space of K-means, and the features as a table."""
     features = clusters.features(s.scores, k)
     s.outputs.table(
@@ -296,13 +328,16 @@ def _features(s: Study, labels: NDArray, k: int) -> Picture:
     return s.outputs.figure(
         "spectral_features",
         blocks_figure(
-            cosines,
-            s.names,
+            Square(
+                cosines,
+                s.names,
+                cluster_order(s.scores, labels),
+                bases,
+                "cosine similarity of spectral features",
+                (low, 1.0),
+                colormaps["magma"],
+            ),
             labels,
-            cluster_order(s.scores, labels),
-            "cosine similarity of spectral features",
-            "magma",
-            (low, 1.0),
         ),
         _square(s, cosines, labels),
         f"Cosine similarity of the models' spectral features: their rows in the {k} eigenvectors "
@@ -310,7 +345,7 @@ def _features(s: Study, labels: NDArray, k: int) -> Picture:
     )
 
 
-def _map(s: Study, labels: NDArray) -> Picture:
+def _map(s: Study, labels: NDArray, bases: list[str]) -> Picture:
     """t-SNE of distances: the highest score of a pair less the pair's own."""
     n, options = len(s.names), s.config.clusters
     distance = off_diagonal(s.scores).max() - s.scores
@@ -326,8 +361,8 @@ def _map(s: Study, labels: NDArray) -> Picture:
     )
     return s.outputs.figure(
         "cluster_map",
-        map_figure(points.astype(float), s.names, labels),
+        map_figure(points.astype(float), s.names, labels, bases),
         table.sort("cluster"),
-        "Similar models are close together: t-SNE of the distances max(s) - s (perplexity "
-        f"{perplexity:.3g}). Only neighbourhoods are meaningful, not axes or gaps.",
+        "Similar models are close together (markers: clusters): t-SNE of the distances max(s) - s "
+        f"(perplexity {perplexity:.3g}). Only neighbourhoods are meaningful, not axes or gaps.",
     )

@@ -221,9 +221,18 @@ def correlation_figure(
         line = trend(x, y, settings.level) if len(x) >= FEWEST else None
         if part.height and part["student_low"].null_count() == 0:
             half = y - 100 * part["student_low"].to_numpy()
-            ax.errorbar(x, y, half, fmt="none", ecolor=INK, alpha=0.35, elinewidth=0.8)
+            ax.errorbar(
+                x,
+                y,
+                half,
+                fmt="none",
+                ecolor=INK,
+                alpha=0.35,
+                elinewidth=0.8,
+                label="95% over seeds",
+            )
         scatter(ax, x, y, xlabel, "accuracy of the student (%)", part["teacher"].to_list(),
-                trend=line, text=text)  # fmt: skip
+                part["base"].to_list(), trend=line, text=text)  # fmt: skip
     return figure, sentences
 
 

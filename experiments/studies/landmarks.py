@@ -34,7 +34,7 @@ from netkin.analysis.summary import left_out
 from netkin.jobs.progress import Bars
 from netkin.pipeline import Incomplete
 from netkin.report.clusters import blocks_figure, cluster_order
-from netkin.report.figures import COLOURS, colour_range
+from netkin.report.figures import Square, colour_range
 from netkin.report.large import NAMES_UP_TO, picture_figure
 from netkin.report.scatter import scatter_figure
 from netkin.report.study import Outputs, Section
@@ -48,7 +48,7 @@ class Found:
     """What the report needs.
 
     Attributes:
-        names: of the N models.
+        names, groups: of the N models; groups are families.
         marks: positions of the landmarks.
         completed: the scores.
         pairs: of `netkin.transfer.rows.Rows`; None for a file.
@@ -58,6 +58,7 @@ class Found:
     """
 
     names: Sequence[str]
+    groups: Sequence[str]
     marks: list[int]
     completed: Completed
     pairs: pl.DataFrame | None
@@ -76,7 +77,7 @@ def run(config: DictConfig) -> None:
         marks = choose(config.landmarks, s.names, config.seed)
         components = components_of(s) if config.with_components else None
         completed = _complete(config, s.scores, marks, components)
-        found = Found(s.names, marks, completed, None, s.scores, s.source, False)
+        found = Found(s.names, s.families, marks, completed, None, s.scores, s.source, False)
         s.finish(*report(found, s.outputs))
 
 
@@ -99,7 +100,8 @@ def measure(config: DictConfig) -> None:
         measured = rows(setting, done, marks, config.one_sided, config.score.eps_s)
         completed = _complete(config, measured.scores, marks, table)
         names, source = [m.name for m in done], describe(setting, len(done))
-        found = Found(names, marks, completed, measured.pairs, None, source, config.one_sided)
+        groups, sides = [m.family for m in done], bool(config.one_sided)
+        found = Found(names, groups, marks, completed, measured.pairs, None, source, sides)
         outputs = Outputs(info.folder, tracker)
         title, question, answer, sections = report(found, outputs)
         answer += [f"{f.member.name} failed: {f.reason}." for f in pipeline.failures]
@@ -164,7 +166,9 @@ def report(found: Found, outputs: Outputs) -> tuple[str, str, list[str], list[Se
     drawing = (
         picture_figure(c.scores[np.ix_(order, order)], m, label)
         if n > NAMES_UP_TO
-        else blocks_figure(*(c.scores, names, other, order, label, COLOURS), colour_range(c.scores))
+        else blocks_figure(
+            Square(c.scores, names, order, found.groups, label, colour_range(c.scores)), other
+        )
     )
     caption = (
         f"1: the {m} landmarks; 2: the other {n - m} models, whose scores with each other are "

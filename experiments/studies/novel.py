@@ -12,7 +12,7 @@ Where the store has the members' own scores, the clusters are those of experimen
 the same numbers. The candidate belongs to the cluster of the highest mean s1. How certain that is
 follows from draws of images, and from the record of the same rule on each member in turn.
 
-Writes novel as PNG, PDF and CSV, and report.html.
+Writes novel as PNG, PDF, SVG and CSV, and report.html.
 """
 
 import numpy as np
@@ -36,7 +36,7 @@ from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.pipeline import Incomplete, Watch
 from netkin.report.study import Outputs, Section
-from netkin.report.style import INK, PALETTE, panels, style
+from netkin.report.style import INK, PALETTE, SMALL, legend_above, panels, style
 from netkin.tracking import Tracker
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import (
@@ -291,7 +291,7 @@ def answer(
 def figure(table: pl.DataFrame, candidate: str) -> Figure:
     """Members by score, the highest at the top, with intervals, coloured by cluster."""
     n = table.height
-    size = 8 if n <= 30 else 6
+    size = 8 if n <= 30 else SMALL
     drawing, (ax,) = panels(1, 5.2, 0.8 + n * size * 0.026)
     for y, row in enumerate(table.to_dicts()):
         colour = INK if row["cluster"] is None else PALETTE[(row["cluster"] - 1) % len(PALETTE)]
@@ -308,5 +308,5 @@ def figure(table: pl.DataFrame, candidate: str) -> Figure:
             Line2D([], [], marker="o", ls="", color=PALETTE[(c - 1) % len(PALETTE)])
             for c in numbers
         ]
-        drawing.legend(dots, [f"cluster {c}" for c in numbers], loc="outside right upper")
+        legend_above(drawing, dots, [f"cluster {c}" for c in numbers])
     return drawing

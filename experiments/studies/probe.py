@@ -153,10 +153,13 @@ def answered(
             f"{r['model']}{'' if r['kind'] == 'measured' else ' (predicted)'}"
             for r in shown.to_dicts()
         ],
+        [np.empty(0)] * shown.height,
         shown["excess"].to_numpy(),
         np.full_like(ends, np.nan),
         ends,
+        0.0,
         "one-sided score less other members' mean (nats)",
+        legend=False,
     )
     caption = (
         f"How much more {name} is fooled by each model's images than the other members are. "

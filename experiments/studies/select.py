@@ -3,7 +3,7 @@
 Ensembles are ranked by predicted error: the mean error of the members, reduced by an ERR that is
 linear in their mean similarity, fitted on sampled ensembles of stored logits. Without logits no
 error can be predicted; then accuracies (if given) and diversity have equal weight. Writes
-select_ensembles and select_teachers, each as PNG, PDF and CSV, and report.html.
+select_ensembles and select_teachers, each as PNG, PDF, SVG and CSV, and report.html.
 
 On the 12 digits members (500 images, PGD-50) similarity adds nothing to the members' mean error: on
 ensembles of 3 with a held-out model predicted errors are wrong by 0.213 points with it and by 0.207

@@ -17,7 +17,7 @@ from experiments.common.values import positive_int, resolved
 from netkin.analysis.matrix import place_of
 from netkin.analysis.teachers import choose
 from netkin.report.study import Section
-from netkin.report.style import INK, PALETTE, panels, style
+from netkin.report.style import INK, PALETTE, SMALL, panels, style
 
 LABELS = {"above": "above the threshold", "sampled": "sampled", None: "not chosen"}
 """Values of the column `chosen`, in words."""
@@ -87,7 +87,7 @@ def teachers_figure(table: pl.DataFrame, student: str, above: float) -> Figure:
         similarities = group["similarity"].to_numpy()
         colour = PALETTE[row] if chosen else "#999999"
         ax.scatter(similarities, np.full(group.height, -row), s=22, color=colour, alpha=0.8, lw=0)
-        ax.text(-0.01, -row, f"{label} ({group.height})", ha="right", va="center", fontsize=8,
+        ax.text(-0.01, -row, f"{label} ({group.height})", ha="right", va="center", fontsize=SMALL,
                 transform=ax.get_yaxis_transform())  # fmt: skip
     ax.axvline(above, color=INK, lw=0.8, ls=":")
     ax.set(yticks=[], ylim=(-2.6, 0.6), xlabel=f"similarity to {student}  s = ln(100 p)")

@@ -19,6 +19,7 @@ from experiments.common.study import Study, study
 from experiments.common.values import positive_int
 from netkin.analysis import matrix
 from netkin.analysis.groups import groups
+from netkin.analysis.hierarchy import off_diagonal
 from netkin.analysis.matrix import Matrix
 from netkin.analysis.within import Mean, mean_between, mean_within
 from netkin.errors import UserError
@@ -57,13 +58,15 @@ def run(config: DictConfig) -> None:
             "within",
             intervals_figure(
                 table["group"].to_list(),
+                pair_values(s, chosen, apart, table["group"].to_list()),
                 table["mean"].to_numpy(),
                 _columns(table, "images"),
                 _columns(table, "models"),
-                "mean similarity s of the pairs (nats)",
+                table.filter(group=ALL)["mean"].item(),
+                "similarity s (nats)",
             ),
             table,
-            "Mean similarity of the pairs of each group. Thin: 95% interval over models "
+            "The pairs of each group, and their mean. Thin: 95% interval over models "
             "(jackknife, from 3 models on; cut to ln eps_s and ln 100, between which s lies)"
             f"{'; thick: over images' if s.measured else ''}.",
         )
@@ -126,6 +129,22 @@ def means(s: Study, chosen: dict[str, list[int]], apart: dict[str, Matrix]) -> p
         **{f"minus_all{end}": pl.Float64 for end in ("", *ends)},
     }
     return pl.DataFrame(rows, schema=schema)
+
+
+def pair_values(
+    s: Study, chosen: dict[str, list[int]], apart: dict[str, Matrix], names: list[str]
+) -> list[NDArray]:
+    """The scores of the pairs of each group of the table of means, in nats."""
+    kinds = np.arange(len(s.names)) + len(chosen)
+    for i, models in enumerate(chosen.values()):
+        kinds[models] = i
+    rows, columns = np.tril_indices(len(s.names), k=-1)
+    scores, apart_from = s.scores[rows, columns], kinds[rows] != kinds[columns]
+    values = {name: scores[(kinds[rows] == kinds[columns]) & (kinds[rows] == i)]
+              for i, name in enumerate(chosen)}  # fmt: skip
+    values |= {name: off_diagonal(own.scores) for name, own in apart.items()}
+    values |= {ALL: scores, BETWEEN: scores[apart_from]}
+    return [values[name] for name in names]
 
 
 def _row(name: str, mean: Mean) -> dict[str, Any]:

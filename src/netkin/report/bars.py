@@ -31,7 +31,9 @@ def bars_figure(names: Sequence[str], bars: Sequence[Bar]) -> Figure:
         ax.hlines(places, bar.low, bar.high, color=INK, lw=1.0)
         ax.axvline(0, color=INK, lw=0.6)
         ax.set(ylim=(len(names) - 0.5, -0.5), xlabel=bar.label, title=bar.title)
-        ax.set_yticks(places, names if i == 0 else [""] * len(names))
+        place = ax.get_subplotspec()
+        first = place is None or place.is_first_col()
+        ax.set_yticks(places, names if first else [""] * len(names))
         ax.tick_params(axis="y", length=0)
         ax.grid(axis="y", visible=False)
     return figure

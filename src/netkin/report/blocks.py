@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from netkin.report.figures import COLOURS, cell_colours
-from netkin.report.style import panels, style
-
-VALUES_UP_TO = 20
+from netkin.analysis.hierarchy import off_diagonal
+from netkin.report.figures import NAME_STEP, cell_colours
+from netkin.report.style import COLOURS, SMALL, style, width_of
 
 
 class Block(NamedTuple):
@@ -28,35 +28,48 @@ class Block(NamedTuple):
 def blocks_figure(blocks: Sequence[Block], label: str = "similarity s (nats)") -> Figure:
     """The blocks from left to right, cells of one size and one colour scale."""
     sizes = [len(block.names) for block in blocks]
-    cell = float(np.clip(7 / sum(sizes), 0.11, 0.42))
     longest = max(len(name) for block in blocks for name in block.names)
-    room = 0.075 * min(longest, 30) + 0.3
-    figure, axes = panels(len(blocks), 1.0, max(sizes) * cell + room + 0.3)
-    figure.set_size_inches(sum(sizes) * cell + len(blocks) * room + 0.6, max(sizes) * cell + room)
-    known = np.concatenate([block.scores[~np.isnan(block.scores)] for block in blocks])
-    limits = (float(known.min()), float(max(known.max(), known.min() + 1e-6)))
+    room = 0.053 * longest + 0.15
+    total = width_of(sum(sizes) * 0.42 + len(blocks) * room)
+    across = len(blocks) if total >= sum(sizes) * NAME_STEP + len(blocks) * room else 1
+    rows = -(-len(blocks) // across)
+    widest = sum(sizes) if across > 1 else max(sizes)
+    cell = min((total - across * room) / widest, 0.42)
+    tall = sum(sizes) if rows > 1 else max(sizes)
+    figure = Figure(figsize=(total, tall * cell + rows * (room + 0.2) + 0.5))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, across, squeeze=False).ravel()
+    pairs = np.concatenate([off_diagonal(block.scores) for block in blocks])
+    low, high = float(pairs.min()), float(pairs.max())
+    limits = (low, max(high, low + 1e-6))  # the diagonal is beyond them
     for ax, block in zip(axes, blocks, strict=True):
         n = len(block.names)
         ax.grid(visible=False)
         ax.set_facecolor("#d9d9d9")
         ax.imshow(np.ma.masked_invalid(block.scores), cmap=COLOURS, norm=Normalize(*limits))
-        if n <= VALUES_UP_TO and cell > 0.25:
+        if cell > 0.17:
             _, inks = cell_colours(np.nan_to_num(block.scores.ravel()), limits)
             for (y, x), value, ink in zip(np.ndindex(n, n), block.scores.flat, inks, strict=True):
                 if not np.isnan(value):
-                    ax.text(x, y, f"{value:.1f}", color=ink, fontsize=6, ha="center", va="center")
+                    ax.text(
+                        x, y, f"{value:.1f}", color=ink, fontsize=SMALL, ha="center", va="center"
+                    )
         for border in block.borders:
             ax.axhline(border - 0.5, color="white", lw=2)
             ax.axvline(border - 0.5, color="white", lw=2)
-        size = min(7.0, 72 * cell * 0.85)
-        ax.set_xticks(range(n), block.names, rotation=90, fontsize=size)
-        ax.set_yticks(range(n), block.names, fontsize=size)
+        ax.set_xticks(range(n), block.names, rotation=90, fontsize=SMALL)
+        ax.set_yticks(range(n), block.names, fontsize=SMALL)
         ax.tick_params(length=0)
         ax.set_title(block.title, fontsize=8)
         for spine in ax.spines.values():
             spine.set_visible(False)
     bar = figure.colorbar(
-        ScalarMappable(Normalize(*limits), COLOURS), ax=axes, shrink=0.7, aspect=25, pad=0.01
+        ScalarMappable(Normalize(*limits), COLOURS),
+        ax=list(axes),
+        location="top",
+        shrink=0.6,
+        aspect=30,
+        extend="max",
     )
     bar.set_label(label)
     bar.outline.set_visible(False)  # type: ignore[operator]

@@ -3,21 +3,31 @@
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from netkin.analysis.hierarchy import hierarchy
-from netkin.report.figures import COLOURS, VALUES_UP_TO, colour_bar, colour_range
-from netkin.report.scatter import write_names
-from netkin.report.style import INK, MARKERS, PALETTE, STYLE, style
+from netkin.report.figures import Square, colour_range, inches
+from netkin.report.scatter import NAMES_UP_TO, write_names
+from netkin.report.style import (
+    FULL,
+    INK,
+    MARKERS,
+    SMALL,
+    base_colours,
+    before_saving,
+    legend_above,
+    style,
+    width_of,
+)
 
-MAP_NAMES_UP_TO = 16  # models named on the map; more are numbered, with a list beside it
+SHADES = ("#9aa3ad", "#4a525c")
+"""Of clusters beside a matrix, in turn: colours are of base architectures."""
 
 
 def cluster_order(scores: NDArray[np.float64], labels: NDArray) -> NDArray[np.intp]:
@@ -26,101 +36,33 @@ def cluster_order(scores: NDArray[np.float64], labels: NDArray) -> NDArray[np.in
     return np.lexsort((place, labels)).astype(np.intp)
 
 
-def score_blocks(scores: NDArray[np.float64], names: Sequence[str], labels: NDArray) -> Figure:
+def score_blocks(
+    scores: NDArray[np.float64],
+    names: Sequence[str],
+    labels: NDArray,
+    groups: Sequence[str],
+) -> Figure:
     """Scores [N, N] in nats, in the order of the clusters (Fig. D.2)."""
-    return blocks_figure(
-        scores, names, labels, cluster_order(scores, labels), "similarity s (nats)", COLOURS,
+    square = Square(
+        scores, names, cluster_order(scores, labels), groups, "similarity s (nats)",
         colour_range(scores),
     )  # fmt: skip
+    return blocks_figure(square, labels)
 
 
 @style()
-def blocks_figure(
-    values: NDArray[np.float64],
-    names: Sequence[str],
-    labels: NDArray,
-    order: NDArray[np.intp],
-    label: str,
-    colours: Colormap | str = "viridis",
-    limits: tuple[float, float] = (0.0, 1.0),
-) -> Figure:
-    """Values of pairs [N, N], rows and columns in `order`, with the clusters marked.
-
-    Args:
-        values: [N, N].
-        names: [N].
-        labels: [N] int from 0, the clusters; numbered from 1 in the figure.
-        order: [N], contiguous by cluster.
-        label: the colour bar's, with the unit.
-        colours: a colour map.
-        limits: the values at the two ends of the colour map.
-    """
-    n = len(names)
-    cell = float(np.clip(6.2 / n, 0.095, 0.5))  # inches
-    font = min(9.0, 72 * cell * 0.82)
-    side = n * cell
-    with mpl.rc_context({**STYLE, "figure.constrained_layout.use": False, "axes.grid": False}):
-        figure = Figure(figsize=(side + 2, side + 2))
-        FigureCanvasAgg(figure)
-
-        def axes(left: float, bottom: float, width: float, height: float) -> Axes:
-            total = side + 2
-            ax = figure.add_axes((left / total, bottom / total, width / total, height / total))
-            for spine in ax.spines.values():
-                spine.set_visible(False)
-            return ax
-
-        ax = axes(0.8, 0.2, side, side)
-        ordered = values[np.ix_(order, order)]
-        colour_map = mpl.colormaps[colours] if isinstance(colours, str) else colours
-        ax.pcolormesh(
-            np.ma.masked_invalid(ordered),
-            cmap=colour_map,
-            norm=Normalize(*limits),
-            edgecolors="face",
-            linewidth=0.1,
-        )
-        if n <= VALUES_UP_TO:
-            _write_values(ax, ordered, colour_map, limits, min(font, 8) * (0.8 if n > 8 else 1))
-        ax.set(xlim=(0, n), ylim=(n, 0))
-        ax.yaxis.tick_right()
-        ticks = np.arange(n) + 0.5
-        labels_of_rows = [names[i] for i in map(int, order)]
-        ax.set_xticks(ticks, labels_of_rows, rotation=90)
-        ax.set_yticks(ticks, labels_of_rows)
-        ax.tick_params(length=0, pad=3, labelsize=font)
-        _mark_clusters(ax, axes(0.8 - 0.34, 0.2, 0.3, side), labels[order])
-        bar = axes(0.8, 0.2 + side + 0.1, side, 0.13)
-        colour_bar(bar, ordered, colour_map, limits, label)
+def blocks_figure(square: Square, labels: NDArray) -> Figure:
+    """A matrix with the clusters marked: [N] int from 0, contiguous in the matrix's order, and
+    numbered from 1 in the figure."""
+    figure, cells, side = square.draw(0.36)
+    _mark_clusters(cells, side, labels[square.order])
     return figure
-
-
-def _write_values(
-    ax: Axes,
-    values: NDArray[np.float64],
-    colours: Colormap,
-    limits: tuple[float, float],
-    size: float,
-) -> None:
-    rgb = colours(Normalize(*limits)(values))[..., :3]
-    dark = rgb @ (0.2126, 0.7152, 0.0722) < 0.45
-    for row, column in np.ndindex(values.shape):
-        if not np.isnan(values[row, column]):
-            ax.text(
-                column + 0.5,
-                row + 0.53,
-                f"{values[row, column]:.2f}",
-                color="white" if dark[row, column] else "black",
-                fontsize=size,
-                ha="center",
-                va="center",
-            )
 
 
 def _mark_clusters(ax: Axes, strip: Axes, ordered: NDArray) -> None:
     """A frame around each cluster's block, and its colour and number at the left."""
     n = len(ordered)
-    strip.set(xlim=(0, 1), ylim=(n, 0), xticks=[], yticks=[])
+    strip.set_xlim(0, 1)
     for cluster in np.unique(ordered):
         start, size = int((ordered == cluster).argmax()), int((ordered == cluster).sum())
         for colour, width in (("white", 2.2), (INK, 1.0)):
@@ -132,46 +74,67 @@ def _mark_clusters(ax: Axes, strip: Axes, ordered: NDArray) -> None:
         strip.add_patch(
             Rectangle(
                 (0.72, start + 0.04 * size / n), 0.22, size - 0.08 * size / n,
-                color=_colour(int(cluster)), lw=0,
+                color=SHADES[int(cluster) % 2], lw=0,
             )
         )  # fmt: skip
-        strip.text(0.58, start + size / 2, str(cluster + 1), ha="right", va="center", fontsize=8)
+        strip.text(
+            0.58, start + size / 2, str(cluster + 1), ha="right", va="center", fontsize=SMALL
+        )
 
 
 @style()
-def map_figure(points: NDArray[np.float64], names: Sequence[str], labels: NDArray) -> Figure:
-    """Models as points [N, 2] in the colour and marker of their cluster ([N] int from 0).
+def map_figure(
+    points: NDArray[np.float64], names: Sequence[str], labels: NDArray, groups: Sequence[str]
+) -> Figure:
+    """Models as points [N, 2] in the colour of their base architecture or other group ([N]) and
+    the marker of their cluster ([N] int from 0).
 
-    Up to 16 names are written next to their points. More models are numbered from left to right
-    within their clusters, and a list at the right has their names.
+    Up to 40 names are written near their points. More models are numbered from left to right
+    within their clusters, and a list at the right, or below, has their names.
     """
-    n, few = len(names), len(names) <= MAP_NAMES_UP_TO
-    figure = Figure(figsize=(5.2, 4.2) if few else (9.6, 5.6))
+    n, few, colours = len(names), len(names) <= NAMES_UP_TO, base_colours(groups)
+    width = width_of(5.2 if few else FULL)
+    lines = n + len(np.unique(labels))
+    if few:
+        figure, listed = Figure(figsize=(width, 0.8 * width)), None
+        ax = figure.subplots()
+    else:
+        beside, tall = width > 5, -(-lines // 2) * 0.118  # inches of a list in two columns
+        size = (width, max(tall, 0.6 * width)) if beside else (width, 0.9 * width + tall)
+        figure = Figure(figsize=size)
+        ratio: dict[str, Any] = (
+            {"ncols": 2, "width_ratios": (width - 3.4, 3.4)}
+            if beside
+            else {"nrows": 2, "height_ratios": (0.9 * width, tall)}
+        )
+        ax, listed = figure.subplots(**ratio)
     FigureCanvasAgg(figure)
-    ratio: dict[str, Any] = {"width_ratios": (1, 0.02) if few else (1, 0.8)}
-    ax, listed = figure.subplots(1, 2, gridspec_kw=ratio)
     for cluster in np.unique(labels):
         members = labels == cluster
         ax.scatter(
             *points[members].T,
-            s=42 if few else 30,
-            color=_colour(int(cluster)),
-            marker=_marker(int(cluster)),
+            s=36 if few else 26,
+            color=[colours[groups[i]] for i in np.flatnonzero(members).tolist()],
+            marker=MARKERS[cluster % len(MARKERS)],
             edgecolors="white",
             linewidths=0.5,
-            label=f"cluster {cluster + 1}",
         )
     ax.set(xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[])
     ax.margins(0.08)
     ax.grid(False)
-    listed.set_axis_off()
+    handles = {base: _dot("o", colour) for base, colour in colours.items()}
     if few:
-        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), handletextpad=0.3)
-        write_names(ax, points[:, 0], points[:, 1], names)
+        handles |= {f"cluster {c + 1}": _dot(MARKERS[c % len(MARKERS)]) for c in np.unique(labels)}
+    legend_above(figure, list(handles.values()), list(handles))
+    if few:
+        before_saving(figure, lambda: write_names(ax, points[:, 0], points[:, 1], names))
         return figure
     order = np.lexsort((points[:, 0], labels))
+    assert listed is not None
+    listed.set_axis_off()
     _list_names(listed, [names[int(i)] for i in order], labels[order])
-    write_names(ax, points[order, 0], points[order, 1], [str(number) for number in range(1, n + 1)])
+    numbers = [str(number) for number in range(1, n + 1)]
+    before_saving(figure, lambda: write_names(ax, points[order, 0], points[order, 1], numbers))
     return figure
 
 
@@ -182,27 +145,25 @@ def _list_names(ax: Axes, names: Sequence[str], labels: NDArray) -> None:
         if not lines or label != labels[number - 2]:
             lines.append((f"cluster {label + 1}", label))
         lines.append((f"{number}  {name}", None))
-    columns = max(2, -(-len(lines) // 42))
-    rows = -(-len(lines) // columns)
-    ax.set(xlim=(0, columns), ylim=(rows, 0))
+    rows = -(-len(lines) // 2)
+    first, second = (max(inches(text) for text, _ in part) for part in (lines[:rows], lines[rows:]))
+    starts = (0.0, (first + 0.2) / (first + second + 0.3))
+    ax.set(xlim=(0, 1), ylim=(rows, 0))
     for i, (text, cluster) in enumerate(lines):
-        x, y = divmod(i, rows)
+        column, y = divmod(i, rows)
+        x = starts[column]
         if cluster is not None:
-            ax.plot(x + 0.02, y + 0.5, marker=_marker(cluster), color=_colour(cluster), ms=5, lw=0)
+            marker = MARKERS[cluster % len(MARKERS)]
+            ax.plot(x + 0.012, y + 0.5, marker=marker, color=INK, ms=4, lw=0)
         ax.text(
-            x + 0.07,
+            x + 0.035,
             y + 0.5,
             text,
-            fontsize=6.6,
+            fontsize=SMALL,
             va="center",
             fontweight="normal" if cluster is None else "bold",
         )
 
 
-def _colour(cluster: int) -> str:
-    return PALETTE[cluster % len(PALETTE)]
-
-
-def _marker(cluster: int) -> str:
-    """The markers shift by one each time that the colours repeat."""
-    return MARKERS[(cluster + cluster // len(PALETTE)) % len(MARKERS)]
+def _dot(marker: str, colour: str = INK) -> Line2D:
+    return Line2D([], [], ls="", marker=marker, color=colour)

@@ -26,8 +26,10 @@ from netkin.transfer.resize import resize_errors
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import params
 from netkin.zoo.build import knows_more, preprocessing
+from netkin.zoo.components import base_architecture
 from netkin.zoo.execution import DEFAULT_PRECISION
 from netkin.zoo.member import Member
+from netkin.zoo.published import model_page
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Comparison:
         marked = relations.marked
         label = LABEL if marked is None else f"{LABEL};  {NOT_ABOVE}"
         return heatmap_figure(
-            relations.scores, relations.names, relations.families, label, relations.least, marked
+            relations.scores, relations.names, relations.groups, label, relations.least, marked
         )
 
     def write(self, outputs: Outputs) -> list[Path]:
@@ -80,14 +82,14 @@ class Comparison:
             outputs.table("resize_errors", self.resize)
         if self.failures.height:
             outputs.table("failures", self.failures)
-        tables = [outputs.folder / name for name in outputs.files]
+        tables = [outputs.folder / name for name in outputs.files if name.endswith(".csv")]
         outputs.figure("similarity", self.figure(), self.square, "The similarity of every pair.")
-        self.controls.write(outputs)
+        self.controls.write(outputs, self.relations.groups)
         return tables
 
     def sections(self, folder: Path) -> list[Section]:
         """The evidence, for a page in a folder with the files of `write`."""
-        prints = ["similarity.pdf", "similarity.png"]
+        prints = ["similarity.pdf", "similarity.svg", "similarity.png"]
         sections = matrix_sections(self.relations, prints)
         return [*sections, *self.controls.sections(folder), *self.images]
 
@@ -124,7 +126,12 @@ def summarise(
     models = _models(setting, members, outcomes, scores)
     relations = _relations(control, outcomes, scores, draws, eps_s, requested, models)
     flags = pl.Series("suspect", map((suspects or {}).get, relations.names), pl.String)
-    relations = replace(relations, models=relations.models.with_columns(flags))
+    relations = replace(
+        relations,
+        models=relations.models.with_columns(flags),
+        bases=_bases(requested, setting),
+        links={m.name: page for m in requested if (page := _page(m, setting))},
+    )
     resize = resize_errors(setting, members)
     scored = relations.pairs.drop_nulls("score")
     noted = models.with_columns(
@@ -142,6 +149,15 @@ def summarise(
         images=[examples_section(items, setting.attack.attack.eps)] if items else [],
         controls=control,
     )
+
+
+def _bases(members: Sequence[Member], setting: Setting) -> list[str]:
+    """The base architecture of each member; its family where it is not timm's."""
+    return [base_architecture(m, setting.task) if m.timm else m.family for m in members]
+
+
+def _page(member: Member, setting: Setting) -> str | None:
+    return model_page(member.source) if member.uses_published(setting.task) else None
 
 
 def _models(

@@ -54,12 +54,12 @@ class Controls:
         """The findings, a paragraph each."""
         return [*self._noise(), *self._single()]
 
-    def write(self, outputs: Outputs) -> None:
-        """Write the heatmaps, as PNG, PDF and CSV."""
+    def write(self, outputs: Outputs, groups: Sequence[str]) -> None:
+        """Write the heatmaps, with the base architectures or other groups of the models."""
         for name, matrix, caption in self._figures():
             table = pl.DataFrame({name: matrix[:, i] for i, name in enumerate(self.names)})
             table = table.insert_column(0, pl.Series("", self.names))
-            drawn = heatmap_figure(matrix, self.names, self.families, label=caption)
+            drawn = heatmap_figure(matrix, self.names, groups, label=caption, signed=True)
             outputs.figure(name, drawn, table, caption)
 
     def sections(self, folder: Path) -> list[Section]:

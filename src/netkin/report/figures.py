@@ -1,8 +1,8 @@
-"""The similarity matrix as a figure for a paper: clustered, with its dendrogram, as PNG and PDF."""
+"""The similarity matrix as a figure for a paper: clustered, with its dendrogram."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,34 +11,39 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from netkin.analysis.hierarchy import Hierarchy, hierarchy, off_diagonal
-from netkin.report.style import INK, PALETTE
+from netkin.report.style import COLOURS, DIVERGING, FULL, INK, SMALL, base_colours, style, width_of
 
-# Perceptually uniform, and readable with any colour blindness and in grey. Values outside the range
-# are lighter or darker than its ends, so that they are not mistaken for them.
-COLOURS = mpl.colormaps["viridis"].with_extremes(under="#1e0027", over="#fdf7b8")
-LABEL = "similarity  $s = \\ln(100\\,p)$"
+LABEL = "similarity s = ln(100 p)"
 VALUES_UP_TO = 16  # models; beyond it a cell is too small for its number
-FAMILIES_UP_TO = 12  # more colours than these cannot be told apart
+NAME_STEP = 0.1  # inches from one name to the next
 
 
-def colour_range(scores: NDArray[np.float64], least: float = 0.0) -> tuple[float, float]:
-    """The scores that the two ends of the colour map stand for, from [N, N] scores in nats.
+def colour_range(
+    scores: NDArray[np.float64], least: float = 0.0, signed: bool = False
+) -> tuple[float, float]:
+    """The values that the two ends of the colour map stand for, from [N, N] of pairs.
 
-    They are at least `least` nats apart, so that differences of chance have similar colours.
+    2 to 98 % of the pairs of different models, so that one pair does not take the colours of all
+    others. With 50 pairs or fewer these are all of them but a far outlier below (Tukey's outer
+    fence), such as a pair that was never fooled: s = ln 0.01 = -4.6. The diagonal is outside.
 
-    It is the range of the pairs of different models. The diagonal (about 4.6) lies outside, and so
-    does a far outlier below (Tukey's outer fence): a pair that was never fooled has s = ln 0.01 =
-    -4.6, and with it in the range all the others would have one colour.
+    The ends are at least `least` apart, so that differences of chance have similar colours. With
+    `signed` they have 0 in the middle.
     """
     pairs = off_diagonal(scores)
     if not pairs.size:
-        return 0.0, float(np.log(100.0))
+        return (-1.0, 1.0) if signed else (0.0, float(np.log(100.0)))
     q1, q3 = np.quantile(pairs, (0.25, 0.75))
-    low, high = pairs[pairs >= q1 - max(3 * (q3 - q1), 1.0)].min(), pairs.max()
+    low = np.quantile(pairs[pairs >= q1 - max(3 * (q3 - q1), 1.0)], 0.02, method="lower")
+    high = np.quantile(pairs, 0.98, method="higher")
+    if signed:
+        end = max(abs(low), abs(high), least / 2, 1e-9)
+        return -float(end), float(end)
     if high - low < 1e-9:  # one pair, or equal scores: any range of some width
         low, high = low - 0.5, high + 0.5
     more = max(0.0, least - (high - low)) / 2
@@ -46,134 +51,203 @@ def colour_range(scores: NDArray[np.float64], least: float = 0.0) -> tuple[float
 
 
 def cell_colours(
-    values: NDArray[np.float64], limits: tuple[float, float]
+    values: NDArray[np.float64], limits: tuple[float, float], colours: Colormap = COLOURS
 ) -> tuple[NDArray[np.float64], list[str]]:
-    """RGBA of each score ([n] -> [n, 4] in [0, 1]) and the ink that is legible on it."""
-    rgba = COLOURS(Normalize(*limits)(values))
+    """RGBA of each value ([n] -> [n, 4] in [0, 1]) and the ink that is legible on it."""
+    rgba = colours(Normalize(*limits)(values))
     linear = np.where(rgba <= 0.04045, rgba / 12.92, ((rgba + 0.055) / 1.055) ** 2.4)
     luminance = linear[:, :3] @ (0.2126, 0.7152, 0.0722)
     # 0.179 is where black and white have the same WCAG contrast.
     return rgba, ["black" if y > 0.179 else "white" for y in luminance]
 
 
+@style()
 def heatmap_figure(
     scores: NDArray[np.float64],
     names: Sequence[str],
-    families: Sequence[str],
+    groups: Sequence[str],
     label: str = LABEL,
     least: float = 0.0,
     marked: NDArray[np.bool_] | None = None,
+    signed: bool = False,
 ) -> Figure:
     """The clustered matrix with its dendrogram; safe in any thread.
 
     Args:
         scores: [N, N], symmetric, in nats, N >= 2. NaN is drawn hatched.
         names: N model names.
-        families: the family of each model: a strip of colours with a legend where there are 2 to
-            12 families, and left out otherwise.
+        groups: the base architecture or family of each model: a strip of colours with a legend
+            where there are two or more.
         label: of the colours.
         least: see `colour_range`.
         marked: [N, N], cells to mark with a circle, which `label` should explain.
+        signed: whether 0 is in the middle of the colours.
 
     Raises UserError for fewer than 2 models, ValueError where the arguments disagree.
     """
     n = len(names)
-    if scores.shape != (n, n) or len(families) != n:
-        raise ValueError(f"{n} names, {len(families)} families and scores {scores.shape} disagree")
+    if scores.shape != (n, n) or len(groups) != n:
+        raise ValueError(f"{n} names, {len(groups)} groups and scores {scores.shape} disagree")
     tree = hierarchy(scores)
-    cell = float(np.clip(5.2 / n, 0.1, 0.7))  # inches
-    font = min(9.0, 72 * cell * 0.8)  # points, so that a line of text always fits its cell
-    side = n * cell
-    # A layout in inches. bbox_inches="tight" saves names and legend, which are outside.
-    figure = Figure(figsize=(side + 2, side + 2))
-    FigureCanvasAgg(figure)
-
-    def axes(left: float, bottom: float, width: float, height: float) -> Axes:
-        ax = figure.add_axes(
-            (left / (side + 2), bottom / (side + 2), width / (side + 2), height / (side + 2))
-        )
-        ax.tick_params(length=0, pad=3, labelsize=font, colors=INK)
-        for spine in ax.spines.values():
-            spine.set_visible(False)
-        return ax
-
-    strip = 0.14 if 1 < len(set(families)) <= FAMILIES_UP_TO else 0.0
-    tree_width = float(np.clip(0.22 * side, 0.7, 1.3))
-    left, bottom = 1.6, 0.2
-    limits = colour_range(scores, least)
-    _cells(axes(left, bottom, side, side), scores, names, tree, font, limits)
+    limits = colour_range(scores, least, signed)
+    colours = DIVERGING if signed else COLOURS
+    square = Square(scores, names, tree.order, groups, label, limits, colours)
+    figure, cells, side = square.draw(0.75 if width_of(FULL) > 5 else 0.5)
     if marked is not None:
-        _marks(figure.axes[0], marked, scores, tree, limits, 72 * cell)
-    bar = axes(left, bottom + side + 0.1, side, 0.13)
-    colour_bar(bar, scores, COLOURS, limits, label, 6 if n > 4 else 3)
-    tree_axes = axes(left - tree_width - strip - 0.06, bottom, tree_width, side)
-    _dendrogram(tree_axes, tree)
-    if strip:
-        _families(axes(left - strip - 0.03, bottom, strip - 0.03, side), families, tree, side)
+        _marks(cells, square, marked)
+    _dendrogram(side, tree)
     return figure
 
 
-def _marks(
-    ax: Axes,
-    marked: NDArray[np.bool_],
-    scores: NDArray[np.float64],
-    tree: Hierarchy,
-    limits: tuple[float, float],
-    cell: float,
-) -> None:
-    """A circle in the corner of each marked cell of `cell` points, or in its middle if small."""
-    x, y = (0.84, 0.18) if len(marked) <= VALUES_UP_TO else (0.5, 0.5)
-    for row, column in np.argwhere(marked[np.ix_(tree.order, tree.order)]):
-        value = scores[tree.order[row], tree.order[column]]
-        _, (ink,) = cell_colours(np.array([value]), limits)
-        size = min(0.16 * cell, 4.0) if len(marked) <= VALUES_UP_TO else 0.45 * cell
-        ax.plot(column + x, row + y, "o", ms=size, mfc="none", mec=ink, mew=min(0.8, 0.15 * size))
+class Square(NamedTuple):
+    """A matrix over models as a figure: cells, names, a strip of groups, and a colour bar.
 
+    Attributes:
+        values: [N, N], N >= 2; NaN is hatched.
+        names: [N].
+        order: [N], of rows and columns.
+        groups: the base architecture or family of each model.
+        label: the colour bar's, with the unit.
+        limits: the values at the two ends of the colour map.
+        colours: a colour map.
+    """
 
-def _cells(
-    ax: Axes,
-    scores: NDArray[np.float64],
-    names: Sequence[str],
-    tree: Hierarchy,
-    font: float,
-    limits: tuple[float, float],
-) -> None:
-    n = len(names)
-    ordered = scores[np.ix_(tree.order, tree.order)]
-    gap = n <= VALUES_UP_TO
-    ax.pcolormesh(
-        np.ma.masked_invalid(ordered),
-        cmap=COLOURS,
-        norm=Normalize(*limits),
-        # Edges of the cell's own colour close the hairlines that PDF viewers show between cells.
-        edgecolors="white" if gap else "face",
-        linewidth=1.0 if gap else 0.1,
-    )
-    for row, column in np.argwhere(np.isnan(ordered)):
-        ax.add_patch(
-            Rectangle((column, row), 1, 1, fc="#e6e6e6", ec="#8c8c8c", hatch="////", lw=0.3)
+    values: NDArray[np.float64]
+    names: Sequence[str]
+    order: NDArray[np.intp]
+    groups: Sequence[str]
+    label: str
+    limits: tuple[float, float]
+    colours: Colormap = COLOURS
+
+    @property
+    def ordered(self) -> NDArray[np.float64]:
+        """The values, [N, N], as they are drawn."""
+        return self.values[np.ix_(self.order, self.order)]
+
+    def draw(self, left: float) -> tuple[Figure, Axes, Axes]:
+        """The figure, the axes of its cells, and empty axes of `left` inches beside them, whose y
+        is in models from the top. Draw in `style()`.
+
+        Cells are higher than wide where names need that; where they would be more than twice as
+        high, no names are written, and a note in the figure says so.
+        """
+        n = len(self.names)
+        kinds = base_colours(self.groups)
+        strip = 0.12 if len(kinds) > 1 else 0.0
+        room = max(inches(f"00 {name}" if n > 16 else name) for name in self.names) + 0.08
+        total = width_of(left + strip + room + 0.06 + n * 0.42)
+        side = total - left - strip - room - 0.06
+        step = max(side / n, NAME_STEP)
+        named = step <= 2 * side / n
+        if not named:
+            side = total - left - strip - 0.06
+            step = side / n
+        level = side / n >= NAME_STEP  # whether columns have room for names
+        below = (room if level else 0.32) if named else 0.2
+        longest = max(map(inches, kinds)) + 0.35
+        across = max(1, int(total / longest))
+        legend = 0.17 * -(-len(kinds) // across) if strip else 0.0
+        height = 0.52 + n * step + max(below, 0.35) + legend
+        figure = Figure(figsize=(total, height))
+        figure.set_layout_engine("none")
+        FigureCanvasAgg(figure)
+
+        def axes(x: float, y: float, width: float, tall: float) -> Axes:
+            ax = figure.add_axes(
+                (x / total, (height - y - tall) / height, width / total, tall / height)
+            )
+            ax.grid(visible=False)
+            ax.tick_params(length=0, pad=2, labelsize=SMALL, colors=INK)
+            ax.spines[:].set_visible(False)
+            return ax
+
+        cells = axes(left + strip + 0.02, 0.52, side, n * step)
+        self._cells(cells, 72 * side / n)
+        self._names(cells, named, level)
+        bar = axes(left + strip + 0.02, 0.4, side, 0.1)
+        colour_bar(bar, self.values, self.colours, self.limits, self.label, 6 if side > 2 else 3)
+        beside = axes(0, 0.52, left, n * step)
+        beside.set(ylim=(n, 0), xticks=[], yticks=[])
+        if strip:
+            self._strip(axes(left + 0.02, 0.52, strip - 0.04, n * step), kinds)
+            patches = [Patch(color=colour, lw=0) for colour in kinds.values()]
+            figure.legend(
+                patches, list(kinds), loc="lower right", bbox_to_anchor=(1, 0), ncols=across,
+                handlelength=0.9, handleheight=0.9, borderaxespad=0, columnspacing=1.2,
+            )  # fmt: skip
+        return figure, cells, beside
+
+    def _cells(self, ax: Axes, cell: float) -> None:
+        """The coloured cells, `cell` points wide, with numbers where these have room."""
+        n, ordered = len(self.names), self.ordered
+        gap = cell > 9
+        ax.pcolormesh(
+            np.ma.masked_invalid(ordered),
+            cmap=self.colours,
+            norm=Normalize(*self.limits),
+            # Edges of the cell's own colour close the hairlines that viewers of PDFs show.
+            edgecolors="white" if gap else "face",
+            linewidth=0.8 if gap else 0.1,
         )
-    if gap:
-        _, inks = cell_colours(np.nan_to_num(ordered.ravel()), limits)
+        for row, column in np.argwhere(np.isnan(ordered)):
+            ax.add_patch(
+                Rectangle((column, row), 1, 1, fc="#e6e6e6", ec="#8c8c8c", hatch="////", lw=0.3)
+            )
+        ax.set(xlim=(0, n), ylim=(n, 0))
+        digits = 2 if cell >= 17 else 1
+        if cell < 12:
+            return
+        _, inks = cell_colours(np.nan_to_num(ordered.ravel()), self.limits, self.colours)
         for (row, column), value, ink in zip(np.ndindex(n, n), ordered.flat, inks, strict=True):
             if not np.isnan(value):
-                ax.text(
-                    column + 0.5,
-                    row + 0.53,
-                    f"{round(value, 2) + 0.0:.2f}",  # no -0.00
-                    color=ink,
-                    fontsize=min(font, 8) * (0.8 if n > 8 else 1.0),
-                    ha="center",
-                    va="center",
-                )
-    ax.set(xlim=(0, n), ylim=(n, 0))
-    ax.yaxis.tick_right()
-    labels = [names[i] for i in map(int, tree.order)]
-    ticks = np.arange(n) + 0.5
-    # A name is text, not mathematics, even with a $ in it.
-    ax.set_xticks(ticks, labels, rotation=90, parse_math=False)
-    ax.set_yticks(ticks, labels, parse_math=False)
-    ax.tick_params(length=0)
+                text = f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+                place = (column + 0.5, row + 0.53)
+                ax.text(*place, text, color=ink, fontsize=SMALL, ha="center", va="center")
+
+    def _names(self, ax: Axes, named: bool, level: bool) -> None:
+        """Names at the right; below, names too, or numbers in two lines that rows have as well."""
+        n, ordered = len(self.names), [self.names[int(i)] for i in self.order]
+        ticks = np.arange(n) + 0.5
+        ax.yaxis.tick_right()
+        if not named:
+            ax.set(xticks=[], yticks=[])
+            note = f"{n} models; their names need more width"
+            ax.set_xlabel(note, fontsize=SMALL, color="#666666", labelpad=2)
+            return
+        if level:
+            ax.set_xticks(ticks, ordered, rotation=90, parse_math=False)
+            ax.set_yticks(ticks, ordered, parse_math=False)
+            return
+        numbered = [f"{k} {name}" for k, name in enumerate(ordered, start=1)]
+        ax.set_yticks(ticks, numbered, parse_math=False)
+        ax.set_xticks([])
+        for k in range(n):
+            ax.annotate(
+                f"{k + 1}", (k + 0.5, n), (0, -2 - 9.5 * (k % 2)), textcoords="offset points",
+                rotation=90, ha="center", va="top", fontsize=SMALL, annotation_clip=False,
+            )  # fmt: skip
+
+    def _strip(self, ax: Axes, kinds: dict[str, str]) -> None:
+        for row, model in enumerate(map(int, self.order)):
+            ax.add_patch(Rectangle((0, row), 1, 1, color=kinds[self.groups[model]], lw=0))
+        ax.set(xlim=(0, 1), ylim=(len(self.names), 0), xticks=[], yticks=[])
+
+
+def inches(text: str) -> float:
+    """The width of a text as names are set."""
+    return TextPath((0, 0), text.replace(" ", "-") or "-", size=SMALL).get_extents().width / 72
+
+
+def _marks(ax: Axes, square: Square, marked: NDArray[np.bool_]) -> None:
+    """A circle in the corner of each marked cell, or in its middle if that is small."""
+    n, ordered = len(marked), square.ordered
+    few = n <= VALUES_UP_TO
+    x, y = (0.86, 0.16) if few else (0.5, 0.5)
+    for row, column in np.argwhere(marked[np.ix_(square.order, square.order)]):
+        _, (ink,) = cell_colours(ordered[row, [column]], square.limits, square.colours)
+        size = 2.4 if few else 2.0
+        ax.plot(column + x, row + y, "o", ms=size, mfc="none", mec=ink, mew=0.5)
 
 
 def colour_bar(
@@ -196,11 +270,11 @@ def colour_bar(
         extendfrac=0.03,
     )
     bar.outline.set_visible(False)  # type: ignore[operator]
-    bar.set_label(label, fontsize=9, color=INK, labelpad=4)
+    bar.set_label(label, color=INK, labelpad=3)
     bar.locator = MaxNLocator(ticks)
     ax.xaxis.set_ticks_position("top")
     ax.xaxis.set_label_position("top")
-    ax.tick_params(length=2, width=0.6, labelsize=8, colors=INK)
+    ax.tick_params(length=2, width=0.6, labelsize=SMALL, colors=INK)
 
 
 def _dendrogram(ax: Axes, tree: Hierarchy) -> None:
@@ -218,28 +292,7 @@ def _dendrogram(ax: Axes, tree: Hierarchy) -> None:
     width = 1.1 if n <= VALUES_UP_TO else 0.7
     ax.add_collection(LineCollection(lines, colors=INK, linewidths=width, capstyle="projecting"))
     ax.set(xlim=(tree.top - span - stub, tree.top + stub), ylim=(n, 0), yticks=[])
-    ax.xaxis.set_major_locator(MaxNLocator(3 if n > 4 else 2, min_n_ticks=1))
+    ax.xaxis.set_major_locator(MaxNLocator(2, min_n_ticks=1))
     ax.spines["bottom"].set(visible=True, color=INK, linewidth=0.6)
-    ax.tick_params(axis="x", length=2, width=0.6, labelsize=7)
-    ax.set_xlabel("mean where joined", fontsize=7, color=INK, labelpad=2, loc="right")
-
-
-def _families(ax: Axes, families: Sequence[str], tree: Hierarchy, side: float) -> None:
-    n = len(families)
-    colour = dict(zip(dict.fromkeys(families), PALETTE, strict=False))
-    for row, model in enumerate(map(int, tree.order)):
-        ax.add_patch(Rectangle((0, row), 1, 1, color=colour[families[model]], lw=0))
-    ax.set(xlim=(0, 1), ylim=(n, 0), xticks=[], yticks=[])
-    legend = ax.legend(
-        handles=[Patch(color=c, label=family, lw=0) for family, c in colour.items()],
-        loc="upper right",
-        # Under the dendrogram, left of the names of the columns.
-        bbox_to_anchor=(1.0, -0.45 / side),
-        borderaxespad=0,
-        frameon=False,
-        fontsize=8,
-        handlelength=1.0,
-        handleheight=1.0,
-    )
-    for text in legend.get_texts():
-        text.set(parse_math=False, color=INK)
+    ax.tick_params(axis="x", length=2, width=0.6, labelsize=SMALL, colors=INK)
+    ax.set_xlabel("joined at", fontsize=SMALL, color=INK, labelpad=1)

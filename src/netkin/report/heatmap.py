@@ -1,231 +1,219 @@
-"""The similarity matrix as an interactive heatmap in a page."""
+"""The similarity matrix in a page: an SVG that stands by itself, and the data that page.js reads.
 
+Without scripts, and in print, the SVG is a complete figure. With them it can be pointed at, tapped,
+walked through by keyboard, reordered and zoomed, and the table of all pairs is built.
+"""
+
+import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 import polars as pl
 from markupsafe import Markup
-from matplotlib.colors import to_hex
+from matplotlib.colors import Colormap, to_hex
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from netkin.analysis.hierarchy import hierarchy
-from netkin.report.figures import COLOURS, VALUES_UP_TO, cell_colours, colour_range
-from netkin.report.text import number, percent
+from netkin.report.figures import VALUES_UP_TO, cell_colours, colour_range
+from netkin.report.style import COLOURS, DIVERGING, NO_SCORE, base_colours
 
-INK = "#1c2430"  # of the page's text
-NO_SCORE = "#d9d9d9"
+STRIP = 7  # px, of base architectures
+PAIR_COLUMNS = (
+    *("n", "score", "low", "high", "a_fools_b", "b_fools_a"),
+    *("noise_fools_a", "noise_fools_b", "corrected", "above_noise"),
+)
+"""Columns of a table of pairs that the page shows, as far as it has them."""
 
 
-def interactive_heatmap(
+def heatmap_svg(
     scores: NDArray[np.float64],
     names: Sequence[str],
-    pairs: pl.DataFrame,
-    models: pl.DataFrame,
+    bases: Sequence[str],
+    label: str,
     least: float = 0.0,
     marked: NDArray[np.bool_] | None = None,
+    signed: bool = False,
 ) -> Markup:
-    """A plotly div of scores [N, N] in the order of the figure, without plotly.js itself.
+    """The SVG element of scores [N, N], N >= 2, in the order of their clustering.
 
-    A cell's hover text has the row of its pair in `pairs`, or, on the diagonal, of its model in
-    `models`. For the arguments see `netkin.report.matrix.Relations`, for `least` and `marked`
-    `netkin.report.figures.heatmap_figure`.
+    Args:
+        scores: symmetric; NaN is grey.
+        names: N model names.
+        bases: the base architecture of each, which is drawn as a strip.
+        label: of the colours, with the unit.
+        least, marked: see `netkin.report.figures.heatmap_figure`.
+        signed: whether 0 is in the middle of the colours.
     """
     n, order = len(names), hierarchy(scores).order
-    values = scores[np.ix_(order, order)]
-    limits = colour_range(scores, least)
-    numbers = n <= VALUES_UP_TO
-    hover, ordered = _hover(pairs, models), [names[int(i)] for i in order]
-    figure = go.Figure()
-    _add_cells(figure, values, limits, [[hover[a, b] for b in ordered] for a in ordered], numbers)
-    if marked is not None:
-        _add_marks(figure, marked[np.ix_(order, order)], values, limits, numbers)
-    if numbers:
-        _, inks = cell_colours(np.nan_to_num(values.ravel()), limits)
-        figure.update_layout(
-            annotations=[
-                {"x": x, "y": y, "text": f"{s:.2f}", "showarrow": False, "font": {"color": ink}}
-                for (y, x), s, ink in zip(np.ndindex(n, n), values.flat, inks, strict=True)
-                if not math.isnan(s)
-            ]
+    cell = cell_size(n)
+    font = 12 if n <= VALUES_UP_TO else min(11.0, cell * 0.85)
+    room = max(map(len, names)) * font * 0.57 + STRIP + 8  # an estimate, on the safe side
+    side = n * cell
+    limits = colour_range(scores, least, signed)
+    colours = DIVERGING if signed else COLOURS
+    marks = np.zeros((n, n), dtype=bool) if marked is None else marked
+    strip = base_colours(bases)
+    rows, columns = [], []
+    for at, i in enumerate(map(int, order)):
+        name, fill = escape(names[i]), strip[bases[i]]
+        cells = _cells(scores[i, order], marks[i, order], limits, colours, cell, n <= VALUES_UP_TO)
+        rows.append(
+            f'<g class="row" transform="translate(0 {at * cell})"><text x="{-STRIP - 4}" '
+            f'y="{cell / 2}" dy=".35em" text-anchor="end">{name}</text>{_strip(fill, cell, True)}'
+            f"<g>{cells}</g></g>"
         )
-    figure.update_layout(_layout(ordered))
+        columns.append(
+            f'<g class="column" transform="translate({at * cell} 0)"><text transform="translate('
+            f'{cell / 2} {-STRIP - 4}) rotate(-90)" dy=".35em">{name}</text>'
+            f"{_strip(fill, cell, False)}</g>"
+        )
+    width, height = room + side + 4, room + side + 58
+    bar = _bar(scores, limits, colours, label, max(side, 190))
     return Markup(
-        figure.to_html(
-            full_html=False,
-            include_plotlyjs=False,
-            div_id="heatmap",  # else a random one
-            config={
-                "responsive": True,
-                "displaylogo": False,
-                "displayModeBar": not numbers,
-                "modeBarButtons": [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
-            },
-        )
+        f'<svg class="heatmap" viewBox="0 0 {max(width, room + 200):.0f} {height:.0f}" '
+        f'width="{max(width, room + 200):.0f}" role="img" '
+        f'aria-label="Heatmap: {escape(label)} of every pair of {n} models. '
+        f'The table of pairs has the same numbers." '
+        f'style="font-size: {font:g}px; --cell: {cell}px">'
+        f'<g class="plot" transform="translate({room:.0f} {room:.0f})">{"".join(columns)}'
+        f'{"".join(rows)}</g><g transform="translate({room:.0f} {room + side + 14:.0f})">{bar}</g>'
+        "</svg>"
     )
 
 
-def minimal_width(names: Sequence[str]) -> int:
-    """CSS pixels; on a narrower screen the heatmap scrolls, so that names do not overlap."""
-    _, longest = _tick_labels(names)
-    return round(len(names) * (30 if len(names) <= VALUES_UP_TO else 11) + longest + 110)
+def heatmap_data(
+    scores: NDArray[np.float64],
+    names: Sequence[str],
+    groups: Mapping[str, Sequence[str]],
+    pairs: pl.DataFrame,
+    models: pl.DataFrame,
+    links: Mapping[str, str],
+    symbol: str,
+) -> Markup:
+    """What page.js reads, as JSON that is safe within a script element.
 
-
-def _add_cells(
-    figure: go.Figure,
-    values: NDArray[np.float64],
-    limits: tuple[float, float],
-    hover: list[list[str]],
-    gaps: bool,
-) -> None:
-    low, high = limits
-    gap = 1.5 if gaps else 0
-    figure.add_heatmap(
-        z=_cells(values),
-        hovertext=hover,
-        hoverinfo="text",
-        colorscale=[[t, to_hex(COLOURS(t))] for t in np.linspace(0, 1, 33)],
-        zmin=low,
-        zmax=high,
-        xgap=gap,
-        ygap=gap,
-        colorbar={
-            "title": {"text": "similarity s = ln(100 p)", "side": "right"},
-            "thickness": 12,
-            "outlinewidth": 0,
-            "y": 1,
-            "yanchor": "top",
-            "len": 0.7,
-            "tickformat": ".1f",
-        },
-    )
-    # plotly has no colours for values outside the range, so these cells are drawn over it.
-    outside = np.where((values < low) | (values > high), values, np.nan)
-    if not np.isnan(outside).all():
-        ends = [[0, to_hex(tuple(COLOURS.get_under()))], [1, to_hex(tuple(COLOURS.get_over()))]]
-        figure.add_heatmap(
-            z=_cells(outside),
-            colorscale=ends,
-            zmin=low,
-            zmax=high,
-            xgap=gap,
-            ygap=gap,
-            showscale=False,
-            hoverinfo="skip",
-        )
-
-
-def _add_marks(
-    figure: go.Figure,
-    marked: NDArray[np.bool_],
-    values: NDArray[np.float64],
-    limits: tuple[float, float],
-    numbers: bool,
-) -> None:
-    """A circle in each marked cell, legible on its colour."""
-    y, x = np.nonzero(marked)
-    _, inks = cell_colours(np.nan_to_num(values[y, x]), limits)
-    shift = (0.36, -0.34) if numbers else (0.0, 0.0)
-    figure.add_scatter(
-        x=(x + shift[0]).tolist(),
-        y=(y + shift[1]).tolist(),
-        mode="markers",
-        marker={
-            "symbol": "circle-open",
-            "size": 6 if numbers else 4,
-            "color": inks,
-            "line": {"width": 1},
-        },
-        hoverinfo="skip",
-        showlegend=False,
-    )
-
-
-def _layout(names: Sequence[str]) -> dict[str, Any]:
-    """Axes, margins and colours for names in the order of the rows."""
-    n, numbers = len(names), len(names) <= VALUES_UP_TO
-    size, longest = _tick_labels(names)
-    level = longest * n < 400
-    # Numbered positions, not names, so that plotly takes no name for a number or a date.
-    axis = {
-        "tickvals": list(range(n)),
-        "ticktext": [escape(name) for name in names],  # plotly reads names as HTML
-        "tickfont": {"size": size},
-        "showgrid": False,
-        "ticks": "",
-        "ticklabelstandoff": 4,
-        "zeroline": False,
-        "constrain": "domain",
-        "fixedrange": numbers,
-    }
-    return {
-        "template": "none",
-        "xaxis": axis
-        | {
-            "range": [-0.5, n - 0.5],
-            "tickangle": 0 if level else -90,
-            "constraintoward": "left",
-        },
-        "yaxis": axis | {"range": [n - 0.5, -0.5], "scaleanchor": "x", "constraintoward": "top"},
-        "margin": {
-            "l": longest,
-            "r": 10,
-            "t": 10 if numbers else 32,
-            "b": 30 if level else longest,
-        },
-        "plot_bgcolor": NO_SCORE,  # visible where a pair has no score
-        "font": {"family": "inherit", "color": INK},
-        "hoverlabel": {
-            "bgcolor": "white",
-            "font": {"size": 13, "color": INK},
-            "align": "left",
-        },
-        "dragmode": False if numbers else "zoom",
-    }
-
-
-def _tick_labels(names: Sequence[str]) -> tuple[int, float]:
-    """Font size of the names beside the heatmap and the room for the longest, in px.
-
-    Estimated, because plotly's own automatic margins need not settle with square cells.
+    Args:
+        scores: [N, N].
+        names: N model names.
+        groups: by kind (base, family), the group of each model.
+        pairs: a row a pair: a, b, and some of `PAIR_COLUMNS`.
+        models: a row a model: model, and clean_accuracy, white_box_success and white_box_score
+            where they are known.
+        links: a page about a model, by its name.
+        symbol: of a value.
     """
-    size = 12 if len(names) <= VALUES_UP_TO else 9 if len(names) < 40 else 8
-    return size, max(map(len, names)) * size * 0.58 + 14
-
-
-def _cells(values: NDArray[np.float64]) -> list[list[float | None]]:
-    return [[None if math.isnan(s) else round(s, 4) for s in row] for row in values.tolist()]
-
-
-def _hover(pairs: pl.DataFrame, models: pl.DataFrame) -> dict[tuple[str, str], str]:
-    """The hover text of each cell, by its two names, as the HTML that plotly knows."""
-    text: dict[tuple[str, str], str] = {}
+    place = {name: i for i, name in enumerate(names)}
+    by_model = {row["model"]: row for row in models.iter_rows(named=True)}
+    known = [c for c in PAIR_COLUMNS if c in pairs.columns and pairs[c].is_not_null().any()]
+    columns: dict[str, list[Any]] = {
+        c: [None] * (len(names) * (len(names) - 1) // 2) for c in known
+    }
     for row in pairs.iter_rows(named=True):
-        text[row["a"], row["b"]] = text[row["b"], row["a"]] = "<br>".join(_pair_lines(row))
-    for row in models.iter_rows(named=True):
-        text[row["model"], row["model"]] = "<br>".join(
-            (
-                f"<b>{escape(row['model'])}</b> with itself",
-                f"white-box success {percent(row['white_box_success'])}",
-                f"s = {number(row['white_box_score'], 3)}",
+        a, b = place[row["a"]], place[row["b"]]
+        turned = a > b  # page.js takes the model that is listed first as A
+        at = max(a, b) * (max(a, b) - 1) // 2 + min(a, b)
+        for c in known:
+            columns[_turned(c) if turned else c][at] = _short(row[c])
+    data = {
+        "names": names,
+        "order": hierarchy(scores).order.tolist(),
+        "groups": groups,
+        "symbol": symbol,
+        "models": {
+            c: [_short(by_model.get(name, {}).get(c)) for name in names]
+            for c in ("clean_accuracy", "white_box_success", "white_box_score")
+        },
+        "pairs": columns,
+        "links": [links.get(name) for name in names],
+        "step": cell_size(len(names)),
+    }
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def cell_size(models: int) -> int:
+    """The side of a cell in CSS pixels."""
+    return 40 if models <= VALUES_UP_TO else 18 if models <= 40 else 12
+
+
+def _turned(column: str) -> str:
+    other = {"a_fools_b": "b_fools_a", "noise_fools_a": "noise_fools_b"}
+    return {**other, **{b: a for a, b in other.items()}}.get(column, column)
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, float):
+        return None if math.isnan(value) else round(value, 4)
+    return value
+
+
+def _cells(
+    values: NDArray[np.float64],
+    marks: NDArray[np.bool_],
+    limits: tuple[float, float],
+    colours: Colormap,
+    cell: int,
+    numbers: bool,
+) -> str:
+    """A row of cells: a square each, with its number or mark where it has one."""
+    rgba, inks = cell_colours(np.nan_to_num(values), limits, colours)
+    parts = []
+    for at, (value, mark, colour, ink) in enumerate(zip(values, marks, rgba, inks, strict=True)):
+        fill = NO_SCORE if math.isnan(value) else to_hex(colour)
+        square = f'<rect fill="{fill}"'
+        shift = f'transform="translate({at * cell})"'
+        inside = ""
+        if numbers and not math.isnan(value):
+            inside += (
+                f'<text x="{cell / 2}" y="{cell / 2}" dy=".35em" text-anchor="middle" '
+                f'fill="{ink}">{round(value, 2) + 0.0:.2f}</text>'
             )
-        )
-    return text
+        if mark:
+            x, y, r = (cell - 6, 6, 2.6) if numbers else (cell / 2, cell / 2, cell * 0.22)
+            inside += f'<circle cx="{x}" cy="{y}" r="{r:g}" stroke="{ink}"/>'
+        parts.append(f"<g {shift}>{square}/>{inside}</g>" if inside else f"{square} {shift}/>")
+    return "".join(parts)
 
 
-def _pair_lines(row: Mapping[str, Any]) -> Iterable[str]:
-    a, b = escape(row["a"]), escape(row["b"])
-    yield f"<b>{a}</b> and <b>{b}</b>"
-    interval = f"95% interval {number(row['low'], 3)} to {number(row['high'], 3)}"
-    yield f"s = {number(row['score'], 3)} ({interval})"
-    yield f"n = {row['n']} images"
-    yield f"{a} fools {b}: {percent(row['a_fools_b'])}"
-    yield f"{b} fools {a}: {percent(row['b_fools_a'])}"
-    if row.get("above_noise") is not None:
-        yield f"noise fools {b}: {percent(row['noise_fools_b'])}"
-        yield f"noise fools {a}: {percent(row['noise_fools_a'])}"
-        above = "" if row["above_noise"] else "; not above noise"
-        yield f"corrected for chance: {percent(row['corrected'])}{above}"
+def _strip(fill: str, cell: int, row: bool) -> str:
+    x, y, width, height = (-STRIP, 0, STRIP - 2, cell) if row else (0, -STRIP, cell, STRIP - 2)
+    return (
+        f'<rect class="base" x="{x}" y="{y}" style="width:{width}px;height:{height}px" '
+        f'fill="{fill}"/>'
+    )
+
+
+def _bar(
+    scores: NDArray[np.float64],
+    limits: tuple[float, float],
+    colours: Colormap,
+    label: str,
+    side: float,
+) -> str:
+    """The colour bar, with an arrow at an end that some of the values exceed."""
+    low, high = limits
+    left, width = 14.0, min(side - 28, 420.0)
+    known = scores[~np.isnan(scores)]
+    parts = [
+        f'<rect class="step" x="{left + width * k / 64:.2f}" style="width:{width / 64 + 0.5:.2f}px;'
+        f'height:10px" fill="{to_hex(colours((k + 0.5) / 64))}"/>'
+        for k in range(64)
+    ]
+    if (known < low).any():
+        parts.append(f'<path d="M{left} 0v10l-9-5z" fill="{to_hex(tuple(colours.get_under()))}"/>')
+    if (known > high).any():
+        end = to_hex(tuple(colours.get_over()))
+        parts.append(f'<path class="over" d="M{left + width} 0v10l9-5z" fill="{end}"/>')
+    ticks = [t for t in MaxNLocator(5).tick_values(low, high) if low <= t <= high]
+    step = min(np.diff(ticks), default=1.0)
+    digits = max(0, math.ceil(-math.log10(step) - 1e-9)) if step > 0 else 1
+    for tick in ticks:
+        x = left + width * (tick - low) / (high - low)
+        text = f"{tick + 0.0:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+        parts.append(f'<text x="{x:.1f}" y="22" text-anchor="middle">{text}</text>')
+    parts.append(f'<text x="{left}" y="38">{escape(label)}</text>')
+    return f'<g class="bar">{"".join(parts)}</g>'

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from netkin.report.style import MARKERS, PALETTE, panels, style
+from netkin.report.style import MARKERS, PALETTE, legend_above, panels, style
 
 
 class Line(NamedTuple):
@@ -47,5 +47,5 @@ def lines_figure(
         ax.set_xticks(sorted({int(v) for line in lines for v in line.x}))
         ax.margins(x=0.08)
     handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right upper", handlelength=1.6)
+    legend_above(figure, handles, names)
     return figure

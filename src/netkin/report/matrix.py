@@ -1,22 +1,22 @@
 """The sections of a page that show a similarity matrix: heatmap, pairs, families and models."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import polars as pl
-from markupsafe import Markup
 from matplotlib.colors import to_hex
 from numpy.typing import NDArray
-from plotly.offline import get_plotlyjs
 
 from netkin.analysis.hierarchy import hierarchy
 from netkin.analysis.summary import WEAK_ATTACK
-from netkin.report.figures import cell_colours, colour_range
-from netkin.report.heatmap import interactive_heatmap, minimal_width
+from netkin.report.figures import LABEL, cell_colours, colour_range
+from netkin.report.heatmap import heatmap_data, heatmap_svg
 from netkin.report.study import Section, block
+from netkin.report.style import base_colours
 from netkin.report.text import number
 
 EXTREMES = 5
@@ -43,6 +43,8 @@ class Relations:
             noise_rate: how often noise of the attack's eps fools the model.
         family_means: family_a, family_b, pairs, mean; family_a == family_b is within a family, and
             a family of one has no such row. With columns low and high, the interval is shown too.
+        bases: the base architecture of each model; the families, unless given.
+        links: a page about a model, by its name.
     """
 
     scores: NDArray[np.float64]
@@ -51,10 +53,19 @@ class Relations:
     pairs: pl.DataFrame
     models: pl.DataFrame
     family_means: pl.DataFrame
+    bases: Sequence[str] = ()
+    links: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def groups(self) -> Sequence[str]:
+        """What the models' colours stand for: their bases, or families where these are unknown."""
+        return self.bases or self.families
 
     @property
     def least(self) -> float:
         """The least width of the colour scale: six times half an interval, in nats."""
+        if "high" not in self.pairs.columns:
+            return 0.0
         known = self.pairs.drop_nulls("score")
         width = (known["high"] - known["low"]).median()
         return 3 * float(width) if isinstance(width, float) else 0.0
@@ -74,11 +85,11 @@ class Relations:
 def matrix_sections(relations: Relations, prints: Sequence[str] = ()) -> list[Section]:
     """The sections of a page; `prints` are files next to it with the heatmap as a figure."""
     return [
-        _heatmap_section(relations, prints),
+        heatmap_section(relations, prints),
         reading_section(),
         _pairs_section(relations.pairs),
         Section("Families", blocks=[block(_TEMPLATE, "families", **_family_table(relations))]),
-        _models_section(relations.models),
+        _models_section(relations.models, relations.links),
     ]
 
 
@@ -88,32 +99,80 @@ def reading_section() -> Section:
     return Section("How to read the score", blocks=[block(_TEMPLATE, "reading", anchors=anchors)])
 
 
-def _heatmap_section(relations: Relations, prints: Sequence[str]) -> Section:
-    width = minimal_width(relations.names)
-    marked = relations.marked
-    div = interactive_heatmap(
-        relations.scores,
-        relations.names,
-        relations.pairs,
-        relations.models,
-        relations.least,
-        marked,
+def heatmap_section(
+    relations: Relations,
+    prints: Sequence[str] = (),
+    title: str = "Similarity of every pair",
+    label: str = LABEL,
+    symbol: str = "s",
+    signed: bool = False,
+    file: str = "pairs.csv",
+) -> Section:
+    """The heatmap with its table of pairs; a page may have several.
+
+    Args:
+        relations: only names, scores, and a table of pairs with a, b and score must be known.
+        prints: files next to the page with the heatmap as a figure.
+        title: of the section.
+        label: of the colours.
+        symbol: of a value.
+        signed: whether the colours have 0 in the middle.
+        file: next to the page, with all pairs.
+    """
+    names, groups, marked = relations.names, relations.groups, relations.marked
+    kind = "base architecture" if relations.bases else "family"
+    scores = relations.scores
+    svg = heatmap_svg(scores, names, groups, label, relations.least, marked, signed)
+    by = {"base": groups} | ({"family": relations.families} if relations.bases else {})
+    data = heatmap_data(
+        scores, names, by, relations.pairs, relations.models, relations.links, symbol
     )
-    return Section(
-        "Similarity of every pair",
-        blocks=[
-            block(
-                _TEMPLATE,
-                "heatmap",
-                plotly_js=Markup(get_plotlyjs()),
-                div=div,
-                width=940 if width > 500 else 620,
-                min_width=width,
-                prints=prints,
-                marked=marked is not None,
-            )
-        ],
+    accuracy = "clean_accuracy" in relations.models.columns
+    orders = [("cluster", "clusters"), ("base", kind)]
+    orders += [("family", "family")] if relations.bases else []
+    orders += [("accuracy", "accuracy")] if accuracy else []
+    colours = base_colours(groups)
+    html = block(
+        _TEMPLATE,
+        "heatmap",
+        svg=svg,
+        data=data,
+        names=names,
+        number=re.sub(r"\W+", "-", title.lower()),
+        orders=[*orders, ("name", "name")],
+        columns=_columns(relations.pairs, symbol, kind),
+        legend=[(name, colour, list(groups).count(name)) for name, colour in colours.items()],
+        kind=kind,
+        prints=prints,
+        marked=marked is not None,
+        file=file,
     )
+    return Section(title, blocks=[html])
+
+
+def _columns(pairs: pl.DataFrame, symbol: str, kind: str) -> list[tuple[str, str, bool]]:
+    """Key, title and whether it is of numbers, of the columns of the table of all pairs."""
+    columns = [
+        ("score", symbol),
+        ("low", "95% interval"),
+        ("n", "n"),
+        ("a_fools_b", "A fools B"),
+        ("b_fools_a", "B fools A"),
+        ("noise_fools_a", "noise fools A, B"),
+        ("corrected", "corrected"),
+        ("above_noise", "above noise"),
+    ]
+    known = [(key, title, True) for key, title in columns if _known(pairs, key)]
+    return [
+        ("a", "A", False),
+        ("b", "B", False),
+        ("bases", f"{kind.split()[0]} of A, B", False),
+        *known,
+    ]
+
+
+def _known(pairs: pl.DataFrame, column: str) -> bool:
+    return column in pairs.columns and bool(pairs[column].is_not_null().any())
 
 
 def _pairs_section(pairs: pl.DataFrame) -> Section:
@@ -129,12 +188,13 @@ def _pairs_section(pairs: pl.DataFrame) -> Section:
     return Section(title, blocks=[block(_TEMPLATE, "pairs", most=most, least=least, noise=noise)])
 
 
-def _models_section(models: pl.DataFrame) -> Section:
+def _models_section(models: pl.DataFrame, links: Mapping[str, str]) -> Section:
     weak = models.filter(pl.col("white_box_success") < WEAK_ATTACK)["model"].to_list()
     table = block(
         _TEMPLATE,
         "models",
         models=models.to_dicts(),
+        links=links,
         weak=weak,
         weak_attack=WEAK_ATTACK,
         noise="noise_rate" in models.columns,

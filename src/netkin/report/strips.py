@@ -9,17 +9,17 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from netkin.errors import OutputsError
-from netkin.report.style import INK, save, style
+from netkin.report.style import INK, SMALL, save, style, width_of
 from netkin.store.files import write
 
 WRONG = "#d55e00"  # Okabe and Ito's vermilion
-CELL = 0.95  # inches
+CELL = 0.95  # inches, at most
 
 
 def attack_strips(
     images: Tensor, attacks: Sequence[str], predictions: pl.DataFrame, stem: Path
 ) -> Path:
-    """Write stem.png, stem.pdf and stem.csv; returns the first.
+    """Write stem.png, stem.pdf, stem.svg and stem.csv; returns the first.
 
     Args:
         images: [A, I, 3, H, W] uint8: I images under each of A attacks.
@@ -33,7 +33,7 @@ def attack_strips(
         raise ValueError(
             f"{len(attacks)} attacks, {predictions.height} rows and images {images.shape}"
         )
-    png, _ = save(_figure(images, attacks, predictions), stem)
+    png, *_ = save(_figure(images, attacks, predictions), stem)
     write(stem.with_name(stem.name + ".csv"), predictions.write_csv, OutputsError, "folder")
     return png
 
@@ -41,7 +41,8 @@ def attack_strips(
 @style()
 def _figure(images: Tensor, attacks: Sequence[str], predictions: pl.DataFrame) -> Figure:
     columns, rows = images.shape[:2]
-    figure = Figure(figsize=(columns * CELL, rows * (CELL + 0.15) + 0.2))
+    width = width_of(columns * CELL)
+    figure = Figure(figsize=(width, rows * (width / columns + 0.15) + 0.2))
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     grid = figure.subplots(rows, columns, squeeze=False)
@@ -53,7 +54,7 @@ def _figure(images: Tensor, attacks: Sequence[str], predictions: pl.DataFrame) -
         for spine in ax.spines.values():
             spine.set_visible(False)
         if line == 0:
-            ax.set_title(attacks[column], fontsize=8, weight="normal", loc="center", pad=3)
+            ax.set_title(attacks[column], fontsize=SMALL, weight="normal", loc="center", pad=3)
         colour = INK if row["prediction"] == row["label"] else WRONG
-        ax.set_xlabel(f"{row['prediction']}", fontsize=8, color=colour, labelpad=1)
+        ax.set_xlabel(f"{row['prediction']}", fontsize=SMALL, color=colour, labelpad=1)
     return figure

@@ -5,29 +5,36 @@ content security policy forbids any load from a network.
 """
 
 import base64
-import math
+import io
 import platform
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from PIL import Image
 
 from netkin.errors import OutputsError
+from netkin.report.glossary import MEANINGS
+from netkin.report.latex import latex
 from netkin.report.style import save
-from netkin.report.text import UNKNOWN, count, duration, number, percent, size
+from netkin.report.text import cell_text, count, heading, number, percent
 from netkin.store.files import write
 from netkin.tracking import Tracker
 
 PACKAGES = ("netkin", "torch", "timm", "pytorch-lightning", "numpy", "hydra-core", "wandb")
+PAPER = "https://arxiv.org/abs/2210.11407"
+SHARP = 240
+"""Dots an inch of figures within a page, which shows 120 pixels an inch."""
 ROWS = 200
 """Rows of a table on the page; the CSV file has them all."""
 LONG = 60
@@ -78,19 +85,22 @@ class Outputs:
         folder.mkdir(parents=True, exist_ok=True)
 
     def table(self, name: str, table: pl.DataFrame) -> pl.DataFrame:
-        """Write name.csv; returns the table."""
+        """Write name.csv and name.tex, a table for LaTeX; returns the table."""
         write(self.folder / f"{name}.csv", table.write_csv, OutputsError, "folder")
+        text, tex = latex(table), self.folder / f"{name}.tex"
+        write(tex, lambda f: f.write_text(text, encoding="utf-8"), OutputsError, "folder")
         self._unlogged.append(lambda tracker: tracker.table(name, table))
-        self.files.append(f"{name}.csv")
+        self.files += [f"{name}.csv", tex.name]
         return table
 
     def figure(self, name: str, figure: Figure, table: pl.DataFrame, caption: str) -> Picture:
-        """Write name.png, name.pdf and, unless it is written already, name.csv: the numbers."""
+        """Write name.png, name.pdf, name.svg and, unless it is written already, the numbers:
+        name.csv and name.tex."""
         if f"{name}.csv" not in self.files:
             self.table(name, table)
-        png, pdf = save(figure, self.folder / name)
+        png, *others = save(figure, self.folder / name)
         self._unlogged.append(lambda tracker: tracker.figure(name, png))
-        self.files += [png.name, pdf.name]
+        self.files += [png.name, *(path.name for path in others)]
         return Picture(png, caption)
 
     def report(
@@ -148,6 +158,7 @@ def render(
             config=config,
             versions=versions(),
             files=files,
+            script=Markup(_script()),
         )
     )
 
@@ -161,6 +172,26 @@ def block(template: str, macro: str, **values: Any) -> Markup:
 
 
 @cache
+def _script() -> str:
+    return resources.files("netkin.report").joinpath("page.js").read_text(encoding="utf-8")
+
+
+def _meaning(heading: str) -> Markup:
+    """What a column's heading means, as the title attribute of its element."""
+    text = MEANINGS.get(heading)
+    return Markup(' title="{}"').format(text) if text else Markup("")
+
+
+def _paper(title: str) -> Markup:
+    """A title in which "Fig. 1", "Tab. 2" or "Sec. 3" of the paper is a link."""
+    before, _, after = title.partition(" (")
+    if not re.match(r"(Fig|Tab|Sec|App)\. ", after):
+        return escape(title)
+    link = Markup('<a href="{}">{}</a>').format(PAPER, after.removesuffix(")"))
+    return escape(before) + Markup(" <small>({})</small>").format(link)
+
+
+@cache
 def _environment() -> Environment:
     """Everything is escaped, whatever a template's suffix; an unknown name is an error."""
     env = Environment(
@@ -171,6 +202,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     env.filters |= {"num": number, "pct": percent, "count": count}
+    env.filters |= {"meaning": _meaning, "paper": _paper}
     return env
 
 
@@ -191,7 +223,12 @@ def _picture(picture: Picture) -> dict[str, Any]:
     with Image.open(picture.png) as image:
         dpi = image.info.get("dpi", (300, 300))[0]
         width = round(image.width / dpi * 120)  # 120 CSS pixels an inch: 9 pt text reads as 15 px
-    data = base64.b64encode(picture.png.read_bytes()).decode()
+        # The page needs no 300 dpi, and figures have few colours: a third of the bytes.
+        size = (round(image.width * SHARP / dpi), round(image.height * SHARP / dpi))
+        out = io.BytesIO()
+        small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        small.quantize(128, dither=Image.Dither.NONE).save(out, format="PNG", optimize=True)
+    data = base64.b64encode(out.getvalue()).decode()
     return {
         "url": f"data:image/png;base64,{data}",
         "width": width,
@@ -203,7 +240,7 @@ def _picture(picture: Picture) -> dict[str, Any]:
 def _table(caption: str, table: pl.DataFrame) -> dict[str, Any]:
     rows = [
         [
-            {"text": _text(name, value), "value": "" if value is None else value}
+            {"text": cell_text(name, value), "value": "" if value is None else value}
             for name, value in zip(table.columns, row, strict=True)
         ]
         for row in table.head(ROWS).iter_rows()
@@ -212,32 +249,10 @@ def _table(caption: str, table: pl.DataFrame) -> dict[str, Any]:
     for i, (name, kind) in enumerate(table.schema.items()):
         prose = any(len(row[i]["text"]) > LONG for row in rows)
         style = "n" if kind.is_numeric() else "long" if prose else "name"
-        columns.append({"name": _heading(name), "style": style})
+        columns.append({"name": heading(name), "style": style})
     return {
         "caption": caption,
         "columns": columns,
         "rows": rows,
         "left_out": max(table.height - ROWS, 0),
     }
-
-
-SECONDS, BYTES = "_seconds", "_bytes"
-
-
-def _heading(column: str) -> str:
-    return column.removesuffix(SECONDS).removesuffix(BYTES).replace("_", " ")
-
-
-def _text(column: str, value: Any) -> str:
-    """A cell: three decimals for a number, more digits where that would leave none."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return UNKNOWN
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if column.endswith(SECONDS):
-        return duration(value)
-    if column.endswith(BYTES):
-        return size(value)
-    if isinstance(value, float):
-        return f"{value:.2g}" if 0 < abs(value) < 0.001 else f"{value:.3f}"
-    return str(value)

@@ -1,28 +1,52 @@
 """Shared by all figures: sizes, colours that are safe for colour blindness, and saving."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from threading import RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import matplotlib as mpl
+import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+from netkin.errors import UserError
 
 INK = "#222222"
+SMALL = 7.0
+"""Points: the smallest text in a figure, such as names."""
+NO_SCORE = "#d9d9d9"
+# Perceptually uniform, and readable with any colour blindness and in grey. Values outside the range
+# are lighter or darker than its ends, so that they are not mistaken for them.
+COLOURS = mpl.colormaps["viridis"].with_extremes(under="#1e0027", over="#fdf7b8")
+DIVERGING = mpl.colormaps["RdBu_r"].with_extremes(under="#021326", over="#2e000c")
+"""For signed quantities, with 0 in the middle."""
 PALETTE = (  # Okabe and Ito's first, then Tol's "muted"
     *("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9"),
     *("#f0e442", "#332288", "#999933", "#882255", "#999999", "#000000"),
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h", "p")
 """One for each colour, so that groups can be told apart in grey, too."""
+BASES = {
+    "CNN": PALETTE[0],
+    "Transformer": PALETTE[1],
+    "Hybrid": PALETTE[2],
+    "MLP-Mixer": PALETTE[3],
+    "NAS (CNN)": PALETTE[5],
+    "NAS (TFM)": PALETTE[4],
+    "RNN": PALETTE[6],
+}
+"""The colour of a base architecture, the same in every figure."""
 STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.labelsize": 9,
-    "axes.titlesize": 9,
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.edgecolor": INK,
@@ -39,17 +63,36 @@ STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a name is text, not mathematics, even with a $ in it
     "xtick.color": INK,
     "ytick.color": INK,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
-    "legend.fontsize": 8,
+    "legend.fontsize": 7.5,
     "legend.frameon": False,
     "lines.linewidth": 1.4,
     "lines.markersize": 4.5,
+    "svg.hashsalt": "netkin",  # the same figure gives the same bytes
     "figure.constrained_layout.use": True,
+    "figure.constrained_layout.h_pad": 0.03,
+    "figure.constrained_layout.w_pad": 0.03,
 }
+NARROW, FULL, WIDEST = 2.5, 6.75, 30.0
+"""Inches: the least width of a figure, that of a page, and the largest."""
+PANEL = 1.9
+"""Inches that a panel with labels takes at least."""
+PAD = 0.04
+DPI = 300
 _GLOBAL = RLock()
+_BEFORE: WeakKeyDictionary[Figure, list[Callable[[], object]]] = WeakKeyDictionary()
+_WIDTH: ContextVar[float | None] = ContextVar("width", default=None)
+
+
+def base_colours(bases: Sequence[str]) -> dict[str, str]:
+    """A colour for each base architecture or other group, the most frequent first; grey for those
+    that the palette has none left for."""
+    kinds = sorted(set(bases), key=lambda base: (-list(bases).count(base), base))
+    free = iter([c for c in PALETTE if c not in {BASES.get(kind) for kind in kinds}])
+    return {kind: BASES.get(kind) or next(free, "#bbbbbb") for kind in kinds}
 
 
 @contextmanager
@@ -59,27 +102,86 @@ def style() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def figure_width(inches: float | None) -> Iterator[None]:
+    """Draw figures in this block at this width; None leaves each its own, up to `FULL`.
+
+    Text has 7 to 9 pt at any width. Raises UserError for a width that no figure fits.
+    """
+    number = isinstance(inches, int | float) and not isinstance(inches, bool)
+    if inches is not None and not (number and NARROW <= inches <= WIDEST):
+        raise UserError(
+            f"width must be null or inches from {NARROW} to {WIDEST}, such as 3.25 or 6.75 for a "
+            f"column or a page, got {inches!r}"
+        )
+    token = _WIDTH.set(inches)
+    try:
+        yield
+    finally:
+        _WIDTH.reset(token)
+
+
+def width_of(own: float) -> float:
+    """The width of a figure in inches: as `figure_width` says, or its own, up to `FULL`."""
+    return _WIDTH.get() or min(own, FULL)
+
+
 def panels(
     columns: int = 1, width: float = 3.4, height: float = 2.8, rows: int = 1
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of axes in rows, each `width` by `height` inches, row by row. Draw in `style()`.
+    """A figure of axes in rows, each about `width` by `height` inches, row by row.
 
-    Unlike pyplot's figures it has no window and is in no global list: safe in any thread.
+    At a given width (see `figure_width`) the panels are narrower or wider, and there are fewer in
+    a row where they would be too narrow. Draw in `style()`. Unlike pyplot's figures it has no
+    window and is in no global list: safe in any thread.
     """
-    figure = Figure(figsize=(width * columns, height * rows))
+    total, count = width_of(width * columns), columns * rows
+    across = max(1, min(columns, int(total / PANEL)))
+    rows = -(-count // across)
+    # Panels that are stacked, so that they fit a column, are lower.
+    scale = 0.75 if across < columns else float(np.clip(total / across / width, 0.85, 1.15))
+    tall = height * scale
+    figure = Figure(figsize=(total, tall * rows))
     FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
+    axes = list(figure.subplots(rows, across, squeeze=False).ravel())
+    for ax in axes[count:]:
+        ax.remove()
+    return figure, axes[:count]
+
+
+def legend_above(figure: Figure, handles: Sequence[Any], labels: Sequence[Any]) -> None:
+    """A legend above all axes, in as many columns as the figure has room for."""
+    longest = max(map(len, labels), default=1) * 0.055 + 0.4  # inches, about
+    columns = max(1, min(len(labels), int(figure.get_figwidth() / longest)))
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns, handletextpad=0.4)
+
+
+def before_saving(figure: Figure, function: Callable[[], object]) -> None:
+    """Call a function when the figure is saved, once its layout is final."""
+    _BEFORE.setdefault(figure, []).append(function)
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write stem.png (300 dpi) and stem.pdf; the same figure gives the same bytes.
+    """Write stem.png, stem.pdf and stem.svg; the same figure gives the same bytes.
 
-    A dot in the stem is kept. Fonts are TrueType in the PDF, as journals require.
+    They are as wide as the figure and as high as what is drawn; wider only where something is
+    drawn beyond its sides. A dot in the stem is kept. Fonts are TrueType in the PDF, as journals
+    require.
     """
-    png, pdf = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".pdf")
-    box: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.05}
-    # TrueType can only be chosen through matplotlib's global settings.
-    with _GLOBAL, mpl.rc_context({"pdf.fonttype": 42}):
-        figure.savefig(png, dpi=300, **box)
-        figure.savefig(pdf, metadata={"CreationDate": None}, dpi=300, **box)
-    return [png, pdf]
+    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "pdf", "svg")]
+    # TrueType, and the ids of an SVG, can only be chosen through matplotlib's global settings.
+    with _GLOBAL, mpl.rc_context({"pdf.fonttype": 42, "svg.hashsalt": STYLE["svg.hashsalt"]}):
+        figure.set_dpi(DPI)  # the size of text depends on it a little, and so does the layout
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        for function in _BEFORE.pop(figure, []):
+            function()
+        drawn, width = figure.get_tightbbox(), figure.get_figwidth()
+        edges = (min(0.0, drawn.x0), max(width, drawn.x1))
+        if _WIDTH.get() is None:
+            edges = (drawn.x0 - PAD, drawn.x1 + PAD)
+        box = Bbox([[edges[0], drawn.y0 - PAD], [edges[1], drawn.y1 + PAD]])
+        undated = (None, {"CreationDate": None}, {"Date": None})
+        for path, metadata in zip(paths, undated, strict=True):
+            figure.savefig(path, dpi=DPI, metadata=metadata, bbox_inches=box)
+    return paths

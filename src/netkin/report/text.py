@@ -60,3 +60,26 @@ def size(number_of_bytes: float) -> str:
         if number_of_bytes >= factor:
             return f"{number_of_bytes / factor:.1f} {unit}"
     return f"{number_of_bytes / 1e3:.1f} kB"
+
+
+SECONDS, BYTES = "_seconds", "_bytes"
+
+
+def heading(column: str) -> str:
+    """A column's name as a heading."""
+    return column.removesuffix(SECONDS).removesuffix(BYTES).replace("_", " ")
+
+
+def cell_text(column: str, value: Any) -> str:
+    """A cell: three decimals for a number, more digits where that would leave none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return UNKNOWN
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if column.endswith(SECONDS):
+        return duration(value)
+    if column.endswith(BYTES):
+        return size(value)
+    if isinstance(value, float):
+        return f"{value:.2g}" if 0 < abs(value) < 0.001 else f"{value:.3f}"
+    return str(value)

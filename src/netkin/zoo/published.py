@@ -31,6 +31,7 @@ from timm.models._hub import (
     hf_split,
     load_model_config_from_path,
 )
+from timm.models._registry import get_deprecated_models
 
 from netkin.errors import UserError, first_line, near
 from netkin.store.files import file_sha256
@@ -56,6 +57,21 @@ class Origin:
     architecture: str
     config: dict[str, Any]
     arguments: dict[str, Any]
+
+
+def model_page(source: str) -> str | None:
+    """The address of the hub's page about a name that `origin` takes; None where there is none.
+
+    Names that timm has renamed are found, too. Nothing is read from a network.
+    """
+    library, _, rest = source.partition(":")
+    if library in ("hf-hub", "transformers") and rest.count("/") == 1:
+        return f"https://huggingface.co/{rest}"
+    if library == "torchvision":
+        return "https://docs.pytorch.org/vision/stable/models.html"
+    name = get_deprecated_models().get(source) or source
+    config = timm.get_pretrained_cfg(name) if timm.is_model(split_model_name_tag(name)[0]) else None
+    return f"https://huggingface.co/{config.hf_hub_id}" if config and config.hf_hub_id else None
 
 
 @cache
