@@ -12,6 +12,7 @@ import polars as pl
 
 import evaluate
 from experiments.common.folder import release
+from experiments.common.launch import spelled_out
 
 MEMBERS = ("test_byobnet", "vit_ti", "twin", "other")
 """A twin has a member's weights; the other is small_run's vit_ti in another dress, too."""
@@ -54,6 +55,7 @@ def run(experiment: str, to: Path, arguments: Sequence[str]) -> Path:
     """The command in this process; returns the folder of its outputs."""
     argv, cwd = sys.argv, Path.cwd()
     sys.argv = ["evaluate.py", f"experiment={experiment}", f"hydra.run.dir={to}", *arguments]
+    sys.argv[1:] = spelled_out(sys.argv[1:])
     to.parent.mkdir(parents=True, exist_ok=True)
     (to / ".run.json").unlink(missing_ok=True)  # most tests use a folder for several configs
     os.chdir(to.parent)

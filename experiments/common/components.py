@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from experiments.common.sat69 import pinned
 from experiments.common.study import Study
 from experiments.common.values import resolved
 from netkin.analysis.components import read_components, rows_of
@@ -20,21 +21,24 @@ PUBLISHED = Task("imagenet", 1000, "pretrained")
 def components_of(s: Study) -> pl.DataFrame:
     """The components of a study's N models: the model's name, then a column per component.
 
-    From the file `components=path.csv`, or from the models themselves. Raises UserError where
+    From the file `components=path.csv`, with the matrix (`similarity=sat69`), or from the models
+    themselves. Raises UserError where
     neither is possible.
     """
     if s.config.components is not None:
         return from_file(s.config.components, s.names)
+    if s.published is not None:
+        return s.published.components
     if s.measured is not None:
         members, task = s.measured.members, s.measured.setting.task
     else:
-        known = resolved(s.config.model).get("known")
+        known = {**pinned(), **(resolved(s.config.model).get("known") or {})}
         try:
             members, task = parse_members(s.names, known, at_least=1), PUBLISHED
         except UserError as error:
             raise UserError(
                 f"the components of the matrix's models are not known ({error}); give them with "
-                "components=path.csv, or name the model list that has them (model=imagenet69)"
+                "components=path.csv"
             ) from None
     with Bars(s.console) as bars:
         return read_off(members, task, bars)

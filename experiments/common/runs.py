@@ -79,10 +79,10 @@ def training_info(config: DictConfig, folder: Path, name: str) -> RunInfo:
 
 def file_info(config: DictConfig, models: int) -> RunInfo:
     """Group a run whose matrix comes from a file by experiment and file."""
-    experiment, stem = config.experiment.name, Path(config.similarity).stem
+    experiment, stem = config.experiment.name, Path(matrix_name(config)).stem
     return RunInfo(
         folder=run_folder(),
-        config=OmegaConf.to_container(used(config), resolve=True),  # type: ignore[arg-type]
+        config=resolved(used(config)),
         group=f"{experiment}-{stem}",
         job_type=experiment,
         name=f"{stem}-{models}-models",
@@ -111,8 +111,20 @@ def eps_advice() -> str:
     return f"To find an eps that is large enough: {command('experiment=eps')}"
 
 
+def matrix_name(config: DictConfig) -> str:
+    """Where a matrix that is not measured comes from: the file's path, or "sat69"."""
+    return str(config.similarity.get("file", "sat69"))
+
+
 def used(config: DictConfig) -> DictConfig:
     """The config less the keys that a study of a matrix from a file does not read."""
     if config.get("similarity") is None:
         return config
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key not in MEASURING])
+    read = {key: config[key] for key in config if key not in MEASURING}
+    values = {
+        str(key): OmegaConf.to_container(value, resolve=True)
+        if OmegaConf.is_config(value)
+        else value
+        for key, value in read.items()
+    }
+    return OmegaConf.create(values)

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.common.attacks import attack_specs
 from experiments.common.members import build_members
+from experiments.common.runs import matrix_name
 from experiments.common.setting import build_setting, check_sources
 from experiments.common.study import Measured, Study, measure_prepared, study
 from experiments.common.values import positive_int
@@ -90,7 +91,7 @@ def run(config: DictConfig) -> None:
 def two(s: Study) -> tuple[tuple[str, ...], list[Comparison]]:
     """The names of the models, and what to compare: two files, or both with one direction."""
     config, names = s.config, s.names
-    title = "two-sided" if s.measured else str(config.similarity)
+    title = "two-sided" if s.measured else matrix_name(config)
     if config.other is None:
         assert s.measured is not None
         there = one_direction(config, ONE_SIDED, s.measured.outcomes)

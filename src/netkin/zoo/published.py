@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
 )
 from timm.models import load_model_config_from_hf, split_model_name_tag
 from timm.models._factory import parse_model_name
+from timm.models._registry import get_deprecated_models
 from timm.models._hub import (
     _EXT_PRIORITY,
     _PREFERRED_FILES,
@@ -74,6 +75,7 @@ def origin(name: str) -> Origin:
                 return Origin(rest, from_transformers.config(rest), {})
         source, rest = parse_model_name(name)
         if source is None:
+            rest = get_deprecated_models().get(rest) or rest
             config = timm.get_pretrained_cfg(rest)
             assert config is not None
             return Origin(split_model_name_tag(rest)[0], config.to_dict(), {})
