@@ -109,9 +109,9 @@ def spelled_out(overrides: Sequence[str]) -> list[str]:
         if key == "similarity" and value not in known and not value.startswith("{"):
             files = value.split(",")
             spelled[i] = f"similarity={','.join(f'{{file: {file}}}' for file in files)}"
-    if any(text.startswith("similarity.dir=") for text in spelled):
-        if not any(text.startswith("similarity=") for text in spelled):
-            spelled.append("similarity=sat69")
+    keys = {text.partition("=")[0] for text in spelled}
+    if "similarity.dir" in keys and "similarity" not in keys:
+        spelled.append("similarity=sat69")
     return spelled
 
 

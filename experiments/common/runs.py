@@ -106,6 +106,11 @@ def command(*changes: str) -> str:
     return shlex.join(["python", "evaluate.py", *changes, *kept])
 
 
+def with_root(text: str) -> str:
+    """A command on ImageNet with the folder that its user has to fill in, unless it has one."""
+    return text if "dataset.root=" in text else f"{text} dataset.root=ROOT"
+
+
 def eps_advice() -> str:
     """How to choose eps where the attack is weak: a sentence with a command to copy."""
     return f"To find an eps that is large enough: {command('experiment=eps')}"

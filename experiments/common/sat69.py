@@ -1,4 +1,4 @@
-"""The published 69 (`similarity=sat69`): scores, components, accuracies and parameters, fetched once.
+"""The published 69 (`similarity=sat69`): scores, components, accuracies, parameters; fetched once.
 
 Nothing of it is part of this repository. Each file is fetched into store.dir/published, or read
 from similarity.dir.
@@ -128,7 +128,7 @@ def fetch(url: str, file: Path, sha256: str | None = None) -> None:
 def accuracies(
     path: Path, tags: tuple[str, ...]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Top-1 accuracies in [0, 1] and numbers of parameters of models by timm's `name.tag`, [N] each.
+    """Top-1 accuracies in [0, 1] and numbers of parameters of models by `name.tag`, [N] each.
 
     NaN for a model that the file lacks. Raises UserError for a file with other columns.
     """

@@ -16,8 +16,8 @@ from rich.console import Console
 from timm.models import split_model_name_tag
 from timm.models._registry import get_deprecated_models
 
-from experiments.common.devices import build_jobs
 from experiments.common import sat69
+from experiments.common.devices import build_jobs
 from experiments.common.finish import finish, print_notes, terminal
 from experiments.common.members import build_members, build_training
 from experiments.common.runs import file_info, matrix_name, run_info, tracked, used
@@ -145,14 +145,12 @@ def study(
         source = f"the {len(given.names)} models of {Path(config.similarity.file).name}"
     else:
         given, published = sat69.load(config)
-        source = f"the {len(given.names)} ImageNet models whose scores the paper's authors published"
+        source = f"the {len(given.names)} ImageNet models that the paper's authors published"
     info = file_info(config, len(given.names))
     with tracked(config, info) as tracker:
         families = [family(name) for name in given.names]
         outputs, console = Outputs(info.folder, tracker), terminal()
-        yield Study(
-            config, given, families, None, outputs, tracker, console, source, published
-        )
+        yield Study(config, given, families, None, outputs, tracker, console, source, published)
 
 
 @contextmanager
@@ -209,15 +207,15 @@ def with_logits(s: Study) -> tuple[Setting, list[Member], Matrix]:
     """
     if s.measured is not None:
         return s.measured.setting, s.measured.members, s.matrix
-    setting = build_setting(s.config)
     members = build_members(s.config)
     if absent := [member.name for member in members if member.name not in s.names]:
         raise UserError(
-            f"{matrix_name(s.config)} has scores, and this study needs the models' logits on images, "
-            f"too, which are those of model.members: {and_more(absent, 3)} "
+            f"{matrix_name(s.config)} has scores, and this study needs the models' logits on "
+            f"images, too, which are those of model.members: {and_more(absent, 3)} "
             f"{'is' if len(absent) == 1 else 'are'} not among the {len(s.names)} models of the "
             f"matrix ({and_more(s.names, 3)}); name members that are, and their dataset"
         )
+    setting = build_setting(s.config)
     matrix = s.matrix.of(tuple(member.name for member in members), matrix_name(s.config))
     with Bars(s.console) as bars:
         setting = prepare(s.config, setting, members, bars)

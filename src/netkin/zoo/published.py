@@ -22,7 +22,6 @@ from huggingface_hub.errors import (
 )
 from timm.models import load_model_config_from_hf, split_model_name_tag
 from timm.models._factory import parse_model_name
-from timm.models._registry import get_deprecated_models
 from timm.models._hub import (
     _EXT_PRIORITY,
     _PREFERRED_FILES,
@@ -32,6 +31,7 @@ from timm.models._hub import (
     hf_split,
     load_model_config_from_path,
 )
+from timm.models._registry import get_deprecated_models
 
 from netkin.errors import UserError, first_line, near
 from netkin.store.files import file_sha256
