@@ -31,7 +31,7 @@ def components_of(s: Study) -> pl.DataFrame:
     themselves. Raises UserError where
     neither is possible.
     """
-    if s.config.components is not None:
+    if s.config.get("components") is not None:
         return from_file(s.config.components, s.names)
     if s.published is not None:
         return s.published.components

@@ -90,20 +90,26 @@ def file_info(config: DictConfig, models: int) -> RunInfo:
     )
 
 
-def command(*changes: str) -> str:
+TRAINING = ("dataset", "model", "store", "hardware", "logger")
+"""Keys of MEASURING that train.py has, too."""
+
+
+def command(*changes: str, script: str = "evaluate") -> str:
     """The command for another run of the same images, models, attack and store, to be copied.
 
     Args:
         changes: overrides that it has besides, or instead.
+        script: evaluate, or train, which has no attack.
     """
     new = {change.split("=")[0] for change in changes}
+    keys = (*MEASURING, "logger") if script == "evaluate" else TRAINING
     kept = [
         override
         for override in HydraConfig.get().overrides.task
         if (key := override.lstrip("+~").split("=")[0]) not in {*new, "model.candidate"}
-        and key.split(".")[0] in (*MEASURING, "logger")
+        and key.split(".")[0] in keys
     ]
-    return shlex.join(["python", "evaluate.py", *changes, *kept])
+    return shlex.join(["python", f"{script}.py", *changes, *kept])
 
 
 def with_root(text: str) -> str:

@@ -11,7 +11,6 @@ ensembles of 3 with a held-out model predicted errors are wrong by 0.213 points 
 without.
 """
 
-import shlex
 from dataclasses import replace
 
 import numpy as np
@@ -31,7 +30,7 @@ from experiments.common.ensemble_advice import (
 from experiments.common.ensembles import ensembles_wrong
 from experiments.common.keys import naming_group
 from experiments.common.members import build_members
-from experiments.common.runs import with_root
+from experiments.common.runs import command, with_root
 from experiments.common.study import Study, study, with_logits
 from experiments.common.values import positive_int
 from netkin.analysis import ensemble, select
@@ -231,8 +230,8 @@ def train_it(s: Study, teacher: str) -> list[str]:
     """The command that trains the student with the teacher, where both have published names."""
     if s.published is None:
         return []
-    names = [f"student={s.config.select.student}", f"teacher={teacher}"]
-    text = shlex.join(["python", "train.py", "experiment=distill", "dataset=imagenet", *names])
+    words = ["experiment=distill", f"student={s.config.select.student}", f"teacher={teacher}"]
+    text = command(*words, "dataset=imagenet", script="train")
     return [f"To train it: {with_root(text)}"]
 
 

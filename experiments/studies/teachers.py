@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from experiments.common.components import stand_in
 from experiments.common.keys import naming_group
-from experiments.common.runs import with_root
+from experiments.common.runs import command, with_root
 from experiments.common.study import Study, study
 from experiments.common.values import positive_int, resolved
 from netkin.analysis.teachers import choose
@@ -89,10 +89,11 @@ def answer(table: pl.DataFrame, settings: dict[str, Any]) -> list[str]:
 
 def train_them(s: Study, teachers: list[str]) -> str:
     """The command that trains a student of each teacher, to be copied."""
-    dataset = s.config.dataset.name
-    words = [f"experiment=distill dataset={dataset}", f"student={s.config.student}"]
-    text = f"python train.py -m {' '.join(words)} teacher={','.join(teachers)}"
-    return f"To train a student of each: {with_root(text) if s.published else text}"
+    words = ["experiment=distill", f"student={s.config.student}", f"teacher={','.join(teachers)}"]
+    if s.published is None:
+        return f"To train a student of each: {command('-m', *words, script='train')}"
+    text = command("-m", *words, "dataset=imagenet", script="train")
+    return f"To train a student of each: {with_root(text)}"
 
 
 @style()
