@@ -36,6 +36,8 @@ from netkin.similarity import Outcomes
 from netkin.zoo.member import Member
 
 ONE_SIDED = "one-sided"
+ALIKE = 0.9
+"""Pearson's r from which two definitions give nearly the same scores."""
 
 
 @dataclass(frozen=True)
@@ -194,14 +196,14 @@ def compare(
         "Scores of the same pairs by two definitions. Line and band: least squares and the 90% "
         "confidence band of its mean for independent pairs; dashed: equal scores.",
     )
-    answer = [sentence(row) for row in rows]
+    answer = [verdict(rows), *(sentence(row) for row in rows)]
     s.finish(
-        f"How much do scores of {len(names)} models depend on their definition?",
+        f"Do scores of {len(names)} models depend on their definition?",
         "The same pairs scored by "
         + ", ".join(f"{first.name} and {other.name}" for first, other in comparisons)
         + f": {s.source}.",
         answer,
-        [Section("Scores against scores", answer, {"Correlations": table}, [picture])],
+        [Section("Scores against scores", (), {"Correlations": table}, [picture])],
     )
 
 
@@ -290,6 +292,24 @@ def figure(names: tuple[str, ...], comparisons: list[Comparison], texts: list[st
             text=text,
         )
     return drawing
+
+
+def verdict(rows: list[dict]) -> str:
+    """Whether the definition matters, by the comparison with the lowest correlation."""
+    known = [row for row in rows if not np.isnan(row["r"])]
+    if not known or known[0]["models"] < FEWEST:
+        return "Not certain: there are too few models or pairs for a verdict."
+    worst = min(known, key=lambda row: row["r"])
+    low, high = worst["models_low"], worst["models_high"]
+    text = (
+        f"{worst['reference']} and {worst['other']} share {worst['r'] ** 2:.0%} of the variance of "
+        f"scores over {worst['n']} pairs"
+    )
+    if low is not None and low >= ALIKE:
+        return f"No, hardly: {text}."
+    if low is None or high >= ALIKE:
+        return f"Not certain: {text}."
+    return f"Yes: {text}."
 
 
 def sentence(row: dict) -> str:

@@ -20,7 +20,7 @@ from experiments.common.components import components_of
 from experiments.common.study import Study, study
 from experiments.common.values import positive_int
 from netkin.analysis import clusters
-from netkin.analysis.components import keywords
+from netkin.analysis.components import keywords, shared_values
 from netkin.analysis.hierarchy import off_diagonal
 from netkin.analysis.noise import simulated_draws
 from netkin.errors import UserError
@@ -60,7 +60,11 @@ def run(config: DictConfig) -> None:
             )
         k, reason = clusters.choose_k(config.k, s.scores)
         labels = clusters.spectral(s.scores, k, options.seed, options.restarts)
-        words, missing = _keywords(s, labels, options.keywords)
+        components, missing = _components(s)
+        words = common = None
+        if components is not None:
+            words = s.outputs.table("keywords", keywords(components, labels, options.keywords))
+            common = s.outputs.table("shared", shared_values(components, labels))
         table = s.outputs.table(
             "clusters", pl.DataFrame({"model": s.names, "cluster": labels + 1}).sort("cluster")
         )
@@ -68,13 +72,18 @@ def run(config: DictConfig) -> None:
         eigenvalues = s.outputs.table(
             "eigenvalues", pl.DataFrame({"k": np.arange(len(values)) + 1, "eigenvalue": values})
         )
-        stability, stable, co_assigned = _stability(s, labels)
-        answer = [*_members(s, labels, reason), *_shifted(s), *stable]
+        stability, certain, stable, co_assigned = _stability(s, labels)
+        answer = [
+            _verdict(s, labels, certain, reason),
+            *_members(s, labels, common),
+            *_shifted(s),
+            *stable,
+        ]
         sections = [
             Section("Clusters (Tab. 2)", missing, _tab_2(table, words), [_matrix(s, labels)]),
             Section(
                 "Stability",
-                stable,
+                (),
                 {"How often a model is with its cluster's others": stability},
                 [co_assigned],
             ),
@@ -86,8 +95,9 @@ def run(config: DictConfig) -> None:
             ),
             Section("Map", (), {}, [_map(s, labels)]),
         ]
-        if words is not None:
-            sections.insert(1, Section("Keywords", (), {"By TF-IDF, of each cluster": words}))
+        if words is not None and common is not None:
+            tables = {"In common, and rarer elsewhere": common, "Keywords, by TF-IDF": words}
+            sections.insert(1, Section("What each cluster shares", (), tables))
         s.tracker.metrics(
             {"clusters/k": k, "similarity/mean": float(off_diagonal(s.scores).mean())}
         )
@@ -101,16 +111,14 @@ def run(config: DictConfig) -> None:
         )
 
 
-def _keywords(s: Study, labels: NDArray, top: int) -> tuple[pl.DataFrame | None, list[str]]:
-    """Keywords of each cluster, or the reason why there are none."""
+def _components(s: Study) -> tuple[pl.DataFrame | None, list[str]]:
+    """The models' components, or the reason why they are not known."""
     try:
-        components = components_of(s)
+        return s.outputs.table("components", components_of(s)), []
     except UserError as error:
         if s.config.components is not None:
             raise
         return None, [f"No keywords: {error}."]
-    s.outputs.table("components", components)
-    return s.outputs.table("keywords", keywords(components, labels, top)), []
 
 
 def _tab_2(table: pl.DataFrame, words: pl.DataFrame | None) -> dict[str, pl.DataFrame]:
@@ -124,20 +132,43 @@ def _tab_2(table: pl.DataFrame, words: pl.DataFrame | None) -> dict[str, pl.Data
     return {"": rows.rename({"model": "models"})}
 
 
-def _members(s: Study, labels: NDArray, reason: str) -> list[str]:
-    names = np.array(s.names)
-    groups = [", ".join(names[labels == cluster]) for cluster in range(labels.max() + 1)]
+def _verdict(s: Study, labels: NDArray, certain: bool | None, reason: str) -> str:
+    """Whether the clusters are certain, and how much more alike the models in them are."""
     within = labels[:, None] == labels
     lower = np.tri(len(labels), k=-1, dtype=bool)
     inside, between = s.scores[within & lower], s.scores[~within & lower]
-    means = f"The mean similarity of different models is {s.scores[lower].mean():.3f}"
+    verdict = {
+        True: "Yes: other images would give",
+        False: "No: other images would not give",
+        None: "Not certain: one matrix cannot tell whether other images would give",
+    }[certain]
+    text = f"{verdict} the same {labels.max() + 1} clusters ({reason})."
     if inside.size and between.size:
-        means += f": {inside.mean():.3f} within clusters and {between.mean():.3f} between them"
-    return [
-        f"{len(groups)} clusters ({reason}).",
-        *(f"Cluster {i}: {models}." for i, models in enumerate(groups, start=1)),
-        f"{means}.",
-    ]
+        factor = np.exp(inside.mean() - between.mean())
+        text += (
+            f" Two models of one cluster fool each other {factor:.1f} times as often as two of "
+            f"different ones: mean s = {inside.mean():.3f} within clusters and "
+            f"{between.mean():.3f} between them."
+        )
+    return f"{text} The mean similarity of different models is {s.scores[lower].mean():.3f}."
+
+
+def _members(s: Study, labels: NDArray, common: pl.DataFrame | None) -> list[str]:
+    """A paragraph a cluster: its models, and the components that they share."""
+    paragraphs = []
+    for cluster in range(int(labels.max()) + 1):
+        own = np.flatnonzero(labels == cluster)
+        names = ", ".join(s.names[i] for i in own)
+        text = f"Cluster {cluster + 1} ({len(own)} model{'s' * (len(own) != 1)}): {names}."
+        if common is not None and len(own) > 1:
+            shared = "; ".join(
+                f"{row['component']}: {row['value']} ({row['share']:.0%}, "
+                f"of others {row['share_of_others']:.0%})"
+                for row in common.filter(cluster=cluster + 1).iter_rows(named=True)
+            )
+            text += f" In common: {shared or 'nothing that others lack'}."
+        paragraphs.append(text)
+    return paragraphs
 
 
 def _shifted(s: Study) -> list[str]:
@@ -152,8 +183,9 @@ def _shifted(s: Study) -> list[str]:
     ]
 
 
-def _stability(s: Study, labels: NDArray) -> tuple[pl.DataFrame, list[str], Picture]:
-    """Co-assignment over K-means seeds, and over draws of images where there are any."""
+def _stability(s: Study, labels: NDArray) -> tuple[pl.DataFrame, bool | None, list[str], Picture]:
+    """Co-assignment over K-means seeds, and over draws of images where there are any; whether these
+    reproduce the clusters, None without them; and both in words."""
     options, k = s.config.clusters, int(labels.max()) + 1
     complete, dropped = _usable(s)
     with Bars(s.console) as bars:
@@ -181,8 +213,15 @@ def _stability(s: Study, labels: NDArray) -> tuple[pl.DataFrame, list[str], Pict
             + _unsettled(s, columns[what])
         )
         s.tracker.metrics({f"clusters/rand_over_{what}": float(rand.mean())})
+    certain = None
     if complete:
-        paragraphs.append(_resolution(s, k, complete[:TESTED]))
+        certain, text = _resolution(s, k, complete[:TESTED])
+        paragraphs.append(text)
+    elif s.measured is None:
+        paragraphs.append(
+            "clusters.images=N simulates draws of N images, and tells which clusters these "
+            "reproduce."
+        )
     stability = pl.DataFrame({"model": s.names, "cluster": labels + 1, **columns})
     stability = stability.with_columns(pl.col(list(columns)).fill_nan(None)).sort("cluster")
     s.outputs.table("stability", stability)
@@ -196,7 +235,7 @@ def _stability(s: Study, labels: NDArray) -> tuple[pl.DataFrame, list[str], Pict
         _square(s, shares, labels),
         f"How often two models share a cluster over {len(by[what])} {noun}.",
     )
-    return stability, paragraphs, picture
+    return stability, certain, paragraphs, picture
 
 
 def _noun(s: Study, what: str) -> str:
@@ -235,7 +274,7 @@ def _usable(s: Study) -> tuple[list[NDArray[np.float64]], list[str]]:
     return usable, [text] if left else []
 
 
-def _resolution(s: Study, k: int, draws: list[NDArray[np.float64]]) -> str:
+def _resolution(s: Study, k: int, draws: list[NDArray[np.float64]]) -> tuple[bool, str]:
     """Whether draws of images reproduce k clusters, and how many they do; writes resolution.csv."""
     # More than N / 2 clusters are mostly single models, which any draw reproduces.
     most = min(UP_TO, max(2, len(s.names) // 2))
@@ -253,11 +292,11 @@ def _resolution(s: Study, k: int, draws: list[NDArray[np.float64]]) -> str:
     s.outputs.table("resolution", table)
     known = [number for number, value in rand.items() if value >= RESOLVED]
     if not known:
-        return (
+        return False, (
             "Draws of images do not reproduce the clusters for any number of them: the adjusted "
             f"Rand index is {max(rand.values()):.2f} at most. Use more images."
         )
-    return (
+    return k in known, (
         f"Are the {k} clusters certain? {'Yes' if k in known else 'No'}: draws of images reproduce "
         f"them with an adjusted Rand index of {rand[k]:.2f} (certain from {RESOLVED}). The images "
         f"can tell at most {max(known)} apart: of 2 to {max(numbers)} clusters, "

@@ -61,7 +61,12 @@ def run(config: DictConfig) -> None:
             f"Does {student} learn more from a similar teacher?",
             f"Students are {student} on {dataset} with {table.height} teachers; similarity is that "
             f"of the teacher and a {student} trained without one, among {s.source}.",
-            [*by_similarity.paragraphs, *by_accuracy.paragraphs, seeds_text(table)],
+            [
+                in_short(table),
+                *by_similarity.paragraphs,
+                *by_accuracy.paragraphs,
+                seeds_text(table),
+            ],
             [by_similarity, by_accuracy, Section("All students", tables={"Students": table})],
         )
 
@@ -167,6 +172,21 @@ def teacher_accuracy(s: Study, i: int, student: Mapping[str, Any]) -> float | No
     if s.measured is not None:
         return float(s.measured.outcomes.correct[i].mean())
     return student["teacher_accuracy"]
+
+
+def in_short(table: pl.DataFrame) -> str:
+    """Whether students learn more from the more similar teachers, and by how much."""
+    half = table.height // 2
+    test = permutation_test(table["similarity"].to_numpy(), table["student_accuracy"].to_numpy())
+    if half < 1:
+        return "Not certain: there is one teacher, so nothing to compare it with."
+    more, less = (part["student_accuracy"].mean() for part in (table[:half], table[-half:]))
+    sure = table.height >= FEWEST and test.p < LEVEL
+    verdict = "Not certain" if not sure else "Yes" if test.r > 0 else "No"
+    return (
+        f"{verdict}: students of the more similar half of {table.height} teachers have an accuracy "
+        f"of {more:.1%}, those of the other half {less:.1%}."
+    )
 
 
 def similarity_section(s: Study, table: pl.DataFrame, base: str) -> Section:

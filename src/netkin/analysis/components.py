@@ -107,8 +107,9 @@ def keywords(table: pl.DataFrame, labels: NDArray, top: int = 5) -> pl.DataFrame
     return pl.DataFrame(rows)
 
 
-SHARED = 0.75
-"""Share of a cluster's models from which a value counts as common to it."""
+SHARED, RARER = 0.75, 0.25
+"""Share of a cluster's models from which a value counts as common to it, and by how much it must be
+rarer among the other models."""
 
 
 def shared_values(table: pl.DataFrame, labels: NDArray, top: int = 3) -> pl.DataFrame:
@@ -124,7 +125,7 @@ def shared_values(table: pl.DataFrame, labels: NDArray, top: int = 3) -> pl.Data
 
     Returns:
         cluster (from 1), component, value, and two rates: share, of the cluster's models, and
-        share_of_others. A cluster has no row where nothing is more common there than elsewhere.
+        share_of_others. A cluster has no row where nothing sets it apart.
     """
     rows = []
     for cluster in range(int(labels.max()) + 1):
@@ -134,7 +135,7 @@ def shared_values(table: pl.DataFrame, labels: NDArray, top: int = 3) -> pl.Data
                 has = (table[component] == value).to_numpy()
                 share = float(has[own].mean())
                 others = float(has[~own].mean()) if (~own).any() else 0.0
-                if share >= SHARED and share > others:
+                if share >= SHARED and share - others >= RARER:
                     found.append((cluster + 1, component, value, share, others))
         rows += sorted(found, key=lambda row: row[4] - row[3])[:top]
     schema = {

@@ -137,7 +137,7 @@ def render(
             sections=[
                 {
                     "title": section.title,
-                    "paragraphs": section.paragraphs,
+                    "paragraphs": [text for text in section.paragraphs if text not in answer],
                     "blocks": section.blocks,
                     "pictures": [_picture(picture) for picture in section.figures],
                     "tables": [_table(*item) for item in section.tables.items()],
