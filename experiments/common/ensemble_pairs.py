@@ -152,8 +152,8 @@ def effect(table: pl.DataFrame, images: int) -> str:
     errors = table["top1_error"]
     return (
         f"The less similar half of the pairs misclassifies {low.mean():.2%} of the images, the "
-        f"more similar half {high.mean():.2%}; one image of {images} is {1 / images:.2%}, and pairs err "
-        f"on {errors.min():.1%} to {errors.max():.1%}."
+        f"more similar half {high.mean():.2%}; one image of {images} is {1 / images:.2%}, and "
+        f"pairs err on {errors.min():.1%} to {errors.max():.1%}."
     )
 
 

@@ -25,7 +25,7 @@ from experiments.common.study import Study, study
 from experiments.common.values import one_of, positive_int, resolved
 from netkin.analysis.matrix import place_of
 from netkin.analysis.permutation import Tested, permutation_test
-from netkin.analysis.statistics import FEWEST, Correlation, p_text, pearson, trend
+from netkin.analysis.statistics import FEWEST, Correlation, naive_text, p_text, pearson, trend
 from netkin.errors import UserError
 from netkin.report.scatter import scatter
 from netkin.report.study import Section
@@ -269,5 +269,5 @@ def correlation_text(title: str, correlation: Correlation, test: Tested, teacher
             verdict = "No: the higher, the worse the student"
     return (
         f"{title}. {verdict}. Pearson r = {correlation.r:.2f} ({interval}n = {correlation.n} "
-        f"teachers), permutation {test.words()}, Student's p = {correlation.p:.2g}."
+        f"teachers), permutation {test.words()}, Student's p {naive_text(correlation.p)}."
     )

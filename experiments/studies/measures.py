@@ -297,8 +297,8 @@ def verdict(n: int, correlations: pl.DataFrame) -> str:
     sure = correlations.filter((pl.col("mantel_p") < LEVEL) & (pl.col("r") > 0))
     best = (sure if sure.height else correlations).row(0, named=True)
     closest = (
-        f"the closest is {short_title(best['b'])}, which shares {best['r'] ** 2:.0%} of the variance "
-        "of similarity by transfer"
+        f"the closest is {short_title(best['b'])}, which shares {best['r'] ** 2:.0%} of the "
+        "variance of similarity by transfer"
     )
     if sure.is_empty():
         return f"Not certain: no other measure is surely related to it; {closest}."

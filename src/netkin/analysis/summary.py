@@ -138,8 +138,8 @@ def _extremes(pairs: pl.DataFrame, scores: NDArray[np.float64], first: bool) -> 
     if best["low"] <= worst["high"]:
         verdict = "Not certain: no" if first else "No"
         return (
-            f"{verdict} pair is certainly more similar than another: the highest score, {_pair(best)}, "
-            f"and the lowest, {_pair(worst)}, have intervals that overlap. {mean}"
+            f"{verdict} pair is certainly more similar than another: the highest score, "
+            f"{_pair(best)}, and the lowest, {_pair(worst)}, have intervals that overlap. {mean}"
         )
     near = ranked.filter(pl.col("high") >= best["low"]).height - 1
     far = ranked.filter(pl.col("low") <= worst["high"]).height - 1

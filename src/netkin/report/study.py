@@ -23,7 +23,7 @@ from PIL import Image
 
 from netkin.errors import OutputsError
 from netkin.report.style import save
-from netkin.report.text import UNKNOWN, count, duration, number, percent, size
+from netkin.report.text import UNKNOWN, cell, count, duration, minus, number, percent, size
 from netkin.store.files import write
 from netkin.tracking import Tracker
 
@@ -49,7 +49,7 @@ class Section:
     Attributes:
         title: plain text; the page escapes it, as it does paragraphs, captions and tables.
         paragraphs: the findings of the section in words.
-        tables: caption -> table. Numbers have three decimals; columns named `..._seconds` and
+        tables: caption -> table. Numbers have three decimals, rates are in per cent; columns named `..._seconds` and
             `..._bytes` are written in a unit that suits them.
         figures: of `Outputs.figure`.
         blocks: HTML that the page takes over unescaped; see `block`.
@@ -132,12 +132,14 @@ def render(
         .get_template("page.html.j2")
         .render(
             title=title,
-            question=question,
-            answer=answer,
+            question=minus(question),
+            answer=[minus(text) for text in answer],
             sections=[
                 {
                     "title": section.title,
-                    "paragraphs": [text for text in section.paragraphs if text not in answer],
+                    "paragraphs": [
+                        minus(text) for text in section.paragraphs if text not in answer
+                    ],
                     "blocks": section.blocks,
                     "pictures": [_picture(picture) for picture in section.figures],
                     "tables": [_table(*item) for item in section.tables.items()],
@@ -194,7 +196,7 @@ def _picture(picture: Picture) -> dict[str, Any]:
     return {
         "url": f"data:image/png;base64,{data}",
         "width": width,
-        "caption": picture.caption,
+        "caption": minus(picture.caption),
         "stem": picture.png.name.removesuffix(".png"),
     }
 
@@ -228,7 +230,7 @@ def _heading(column: str) -> str:
 
 
 def _text(column: str, value: Any) -> str:
-    """A cell: three decimals for a number, more digits where that would leave none."""
+    """A cell of a table; see `netkin.report.text.cell` for numbers."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return UNKNOWN
     if isinstance(value, bool):
@@ -238,5 +240,7 @@ def _text(column: str, value: Any) -> str:
     if column.endswith(BYTES):
         return size(value)
     if isinstance(value, float):
-        return f"{value:.2g}" if 0 < abs(value) < 0.001 else f"{value:.3f}"
+        return cell(column, value)
+    if isinstance(value, int):
+        return minus(f"{value:,}" if abs(value) >= 10_000 else str(value))
     return str(value)
