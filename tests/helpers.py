@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -9,10 +10,12 @@ from itertools import count
 from pathlib import Path
 
 import polars as pl
+from omegaconf import OmegaConf
 
 import evaluate
 from experiments.common.folder import release
 from experiments.common.launch import spelled_out
+from tests.conftest import ROOT
 
 MEMBERS = ("test_byobnet", "vit_ti", "twin", "other")
 """A twin has a member's weights; the other is small_run's vit_ti in another dress, too."""
@@ -65,7 +68,18 @@ def run(experiment: str, to: Path, arguments: Sequence[str]) -> Path:
         release()
         sys.argv = argv
         os.chdir(cwd)
+    check_verdict(experiment, to / "report.html")
     return to
+
+
+def check_verdict(experiment: str, page: Path) -> None:
+    """The page of a study begins with Yes, No or Not certain."""
+    study = str(
+        OmegaConf.load(ROOT / "conf" / "experiment" / f"{experiment}.yaml").experiment.study
+    )
+    if study.startswith("experiments.studies."):
+        answer = page.read_text().split('aria-label="Answer">')[1]
+        assert re.match(r"\s*<p>(Yes|No|Not certain)\b", answer), answer[:300]
 
 
 def fresh(folder: Path) -> Path:

@@ -29,7 +29,13 @@ from tests.common.test_sweep import check_craft, check_novel, check_store
 from tests.conftest import ROOT, SMALL, run_command
 from tests.studies.test_comparison import check_attacks
 from tests.studies.test_eps import check_eps
-from tests.studies.test_meaning import check_clusters, check_components, check_importance
+from tests.studies.test_meaning import (
+    check_clusters,
+    check_compare,
+    check_components,
+    check_importance,
+    check_relatives,
+)
 from tests.train import test_train_studies
 from tests.train.test_train_studies import (
     check_distill,
@@ -200,6 +206,8 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "craft": check_craft,
     "store": check_store,
     "novel": check_novel,
+    "relatives": check_relatives,
+    "compare": check_compare,
 }
 ELSEWHERE = {"distillation": test_train_studies.test_distillation}  # on a store of its own
 

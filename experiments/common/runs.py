@@ -77,9 +77,9 @@ def training_info(config: DictConfig, folder: Path, name: str) -> RunInfo:
     )
 
 
-def file_info(config: DictConfig, models: int) -> RunInfo:
-    """Group a run whose matrix comes from a file by experiment and file."""
-    experiment, stem = config.experiment.name, Path(matrix_name(config)).stem
+def file_info(config: DictConfig, models: int, stem: str | None = None) -> RunInfo:
+    """Group a run whose matrix comes from a file by experiment and file (`stem`)."""
+    experiment, stem = config.experiment.name, stem or Path(matrix_name(config)).stem
     return RunInfo(
         folder=run_folder(),
         config=resolved(used(config)),

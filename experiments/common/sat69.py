@@ -5,7 +5,6 @@ from similarity.dir.
 """
 
 import hashlib
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +60,7 @@ def load(config: DictConfig) -> tuple[Matrix, Published]:
 
     Raises UserError for a file that cannot be had or is not the published one.
     """
-    files = {key: find(config, key) for key in COPIES}
+    files = find(config)
     scores = matrix.read(files["scores"])
     table = rows_of(read_components(files["components"]), scores.names, str(files["components"]))
     known = pinned()
@@ -77,45 +76,50 @@ def pinned() -> dict[str, Any]:
     return names["known"]
 
 
-def find(config: DictConfig, key: str) -> Path:
-    """The path of one of the three files, which is fetched unless it is there, and checked."""
-    options = resolved(config.similarity)
-    url, sha256 = options[key]["url"], options[key]["sha256"]
-    name = unquote(url.rpartition("/")[2])
-    if options["dir"] is None:
-        file = open_store(config).root / "published" / name
-        if not file.is_file():
-            fetch(url, file, sha256)
-    else:
-        folder = Path(options["dir"]).expanduser()
-        copies = [folder / each for each in (name, COPIES[key]) if (folder / each).is_file()]
-        if not copies:
-            raise UserError(
-                f"similarity.dir={folder} has neither {name} nor {COPIES[key]}: download {url} "
-                f"into it, or leave out similarity.dir to have it fetched"
-            )
-        file = copies[0]
-    if sha256 is not None and (found := file_sha256(file)) != sha256:
+def find(config: DictConfig) -> dict[str, Path]:
+    """The paths of the three files by key; what is not there is fetched, and all are checked."""
+    given = config.similarity or OmegaConf.load(CONF / "similarity" / "sat69.yaml").similarity
+    options = resolved(given)
+    names = {key: unquote(options[key]["url"].rpartition("/")[2]) for key in COPIES}
+    folder = Path(options["dir"] or open_store(config).root / "published").expanduser()
+    files = {key: folder / name for key, name in names.items()}
+    for key, copy in COPIES.items():
+        if options["dir"] is not None and not files[key].is_file():
+            files[key] = folder / copy
+    absent = [key for key in COPIES if not files[key].is_file()]
+    urls = " ".join(options[key]["url"] for key in absent)
+    if absent and options["dir"] is not None:
+        lacking = ", ".join(f"{names[key]} (or {COPIES[key]})" for key in absent)
         raise UserError(
-            f"{file} is not the published file: its SHA-256 is {found}, expected {sha256}; "
-            f"remove it, and download {url} again"
+            f"similarity.dir={folder} lacks {lacking}: download {urls} into it, or leave out "
+            "similarity.dir to have them fetched"
         )
-    return file
+    for key in absent:
+        try:
+            fetch(options[key]["url"], files[key], options[key]["sha256"])
+        except OSError as error:
+            raise UserError(
+                f"the published files cannot be fetched ({first_line(error)}): download {urls} on "
+                f"a machine with a network into {folder}, or into a folder that you name with "
+                "similarity.dir=FOLDER"
+            ) from None
+    for key, file in files.items():
+        sha256 = options[key]["sha256"]
+        if sha256 is not None and (found := file_sha256(file)) != sha256:
+            raise UserError(
+                f"{file} is not the published file: its SHA-256 is {found}, expected {sha256}; "
+                f"remove it, and download {options[key]['url']} again"
+            )
+    return files
 
 
 def fetch(url: str, file: Path, sha256: str | None = None) -> None:
-    """Download a file whole, or not at all; it is checked before it is stored.
+    """Download a file whole, or not at all; its SHA-256 is checked before it is stored.
 
-    Raises UserError that names the address and the file where that is not possible.
+    Raises OSError where the server is out of reach, UserError for another file.
     """
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
-            data = answer.read()
-    except (urllib.error.URLError, OSError) as error:
-        raise UserError(
-            f"{file.name} cannot be fetched ({first_line(error)}): download {url} on a machine "
-            f"with a network to {file}, or into a folder that you name with similarity.dir=FOLDER"
-        ) from None
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+        data = answer.read()
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256:
         raise UserError(

@@ -215,6 +215,12 @@ def with_logits(s: Study) -> tuple[Setting, list[Member], Matrix]:
             f"{'is' if len(absent) == 1 else 'are'} not among the {len(s.names)} models of the "
             f"matrix ({and_more(s.names, 3)}); name members that are, and their dataset"
         )
+    if OmegaConf.is_missing(s.config.dataset, "root"):
+        raise UserError(
+            f"this study needs the models' logits on images: name the images with "
+            f"dataset.root=FOLDER; {matrix_name(s.config)} has scores alone, which are enough for "
+            "experiment=select, clusters, importance, within, teachers and relatives"
+        )
     setting = build_setting(s.config)
     matrix = s.matrix.of(tuple(member.name for member in members), matrix_name(s.config))
     with Bars(s.console) as bars:

@@ -218,7 +218,7 @@ def check_teachers(folder: Path) -> None:
     assert table.filter(chosen="above")["teacher"].to_list() == ["m1", "m2"]
     assert table.filter(chosen="sampled").height == 2
     page = (out / "report.html").read_text()
-    assert "python train.py -m experiment=distill teacher=m1,m2," in page
+    assert "python train.py -m experiment=distill student=m0 teacher=m1,m2," in page
     helpers.has_figures(out, "teachers")
 
 

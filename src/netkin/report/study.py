@@ -49,8 +49,8 @@ class Section:
     Attributes:
         title: plain text; the page escapes it, as it does paragraphs, captions and tables.
         paragraphs: the findings of the section in words.
-        tables: caption -> table. Numbers have three decimals, rates are in per cent; columns named `..._seconds` and
-            `..._bytes` are written in a unit that suits them.
+        tables: caption -> table. Numbers have three decimals, rates are in per cent; columns named
+            `..._seconds` and `..._bytes` are written in a unit that suits them.
         figures: of `Outputs.figure`.
         blocks: HTML that the page takes over unescaped; see `block`.
     """
