@@ -39,7 +39,7 @@ def test_bounds_are_fractions_where_they_are_one() -> None:
     ("column", "value", "text"),
     [
         ("top1_error", 0.012, "1.2%"),
-        ("measured_low", 0.5, "0.500"),
+        ("measured_low", 0.5, "50.0%"),
         ("resize_error", 0.0004, "0.04%"),
         ("mantel_p", 7.1e-5, "< 0.0001"),
         ("holm_p", 0.0013, "0.001"),

@@ -14,10 +14,10 @@ UNKNOWN = "–"  # noqa: RUF001
 MINUS = "\u2212"
 RATES = {
     *("accuracy", "error", "errors", "err", "rate", "share", "success", "wrong", "fooled", "fools"),
-    *("corrected", "noise"),
+    *("corrected", "noise", "measured", "expected"),
 }
 """Words in the names of columns whose values are rates in [0, 1], or differences of rates."""
-NO_RATES = {"gap", "seconds", "images", "sd"}
+NO_RATES = {"seconds", "images", "sd"}
 
 
 def is_rate(column: str) -> bool:
