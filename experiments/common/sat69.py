@@ -87,8 +87,8 @@ def find(config: DictConfig) -> dict[str, Path]:
         if options["dir"] is not None and not files[key].is_file():
             files[key] = folder / copy
     absent = [key for key in COPIES if not files[key].is_file()]
-    urls = " ".join(options[key]["url"] for key in absent)
     if absent and options["dir"] is not None:
+        urls = " ".join(options[key]["url"] for key in absent)
         lacking = ", ".join(f"{names[key]} (or {COPIES[key]})" for key in absent)
         raise UserError(
             f"similarity.dir={folder} lacks {lacking}: download {urls} into it, or leave out "
@@ -98,6 +98,8 @@ def find(config: DictConfig) -> dict[str, Path]:
         try:
             fetch(options[key]["url"], files[key], options[key]["sha256"])
         except OSError as error:
+            left = [each for each in absent if not files[each].is_file()]
+            urls = " ".join(options[each]["url"] for each in left)
             raise UserError(
                 f"the published files cannot be fetched ({first_line(error)}): download {urls} on "
                 f"a machine with a network into {folder}, or into a folder that you name with "

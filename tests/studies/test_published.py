@@ -80,7 +80,7 @@ def test_ensembles_come_with_what_is_known_against_them(tmp_path: Path) -> None:
     arguments = ["similarity=sat69", HERE, "select.size=3", "logger=none"]
     run = helpers.run("select", tmp_path / "run", arguments)
     page = (run / "report.html").read_text()
-    for text in ("By accuracy alone the choice is", "GFLOPs", "Abe et al.", "Gontijo-Lopes"):
+    for text in ("By accuracy alone the choice is", "It costs", "Abe et al.", "Gontijo-Lopes"):
         assert page.count(text) == 1, text
     assert "gluon_xception65" in page  # which has no accuracy
     table = pl.read_csv(run / "select_ensembles.csv")
@@ -120,7 +120,10 @@ def test_mistakes(mistake: Mistake, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     missing = "similarity.accuracies.url=file:///no/where.csv"
     said = mistake(*overrides, missing)
     assert "download file:///no/where.csv" in said and "similarity.dir=FOLDER" in said
-    assert "has changed: its SHA-256 is" in mistake(*overrides, "similarity.scores.sha256=abc")
+    assert "has changed: its SHA-256 is" in mistake(
+        *overrides, "similarity.scores.sha256=abc", "store.dir=new"
+    )
+    assert "is not the published file" in mistake(*overrides, "similarity.scores.sha256=abc")
     (tmp_path / "d.csv").write_text("model,top5\na,1\n")
     other = "store.dir=other"
     assert "expected model, top1, param_count" in mistake(*overrides, other)
