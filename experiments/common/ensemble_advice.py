@@ -58,6 +58,14 @@ def max_params(options: DictConfig) -> float | None:
     return positive(options.max_params, "select.max_params")
 
 
+def checked_tolerance(options: DictConfig) -> float:
+    """The value of select.tolerance."""
+    value = options.tolerance
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise UserError(f"select.tolerance must be 0 or more, got {value!r}")
+    return value
+
+
 def known(s: Study, matrix: Matrix) -> tuple[NDArray | None, NDArray | None]:
     """Accuracies in [0, 1] and numbers of parameters of the N models, [N]; None where not given."""
     options = s.config.select
@@ -93,9 +101,7 @@ def by_accuracy(
 ) -> Advice:
     """Ensembles by expected error; among those that accuracy cannot tell apart, the least alike."""
     options, scores = s.config.select, matrix.scores
-    tolerance = options.tolerance
-    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or tolerance < 0:
-        raise UserError(f"select.tolerance must be 0 or more, got {tolerance!r}")
+    tolerance = checked_tolerance(options)
     use = np.flatnonzero(~np.isnan(accuracy))
     out = [name for name, value in zip(matrix.names, accuracy, strict=True) if np.isnan(value)]
     if gone := [i for i in include if i not in use]:
@@ -115,18 +121,7 @@ def by_accuracy(
     expected, similarity = expected_error(errors, groups), mean_similarity(scores, groups)
     order, near = select.least_similar_of_the_best(expected, similarity, tolerance)
     best = groups[order[: options.top]]
-    table = pl.DataFrame(
-        {
-            **models_columns(matrix, best),
-            "expected_error": expected_error(errors, best),
-            "expected_low": expected_error(errors, best, LEAST),
-            "expected_high": expected_error(errors, best, MOST),
-            "mean_member_error": errors[best].mean(axis=1),
-            "best_member_error": errors[best].min(axis=1),
-        }
-    )
-    if params is not None:
-        table = table.with_columns(params=pl.Series(params[best].sum(axis=1)).cast(pl.Int64))
+    table = accuracy_table(matrix, best, errors, params)
     sampled = np.random.default_rng(options.seed).permutation(len(groups))[: options.samples]
     figure = ensemble_figure(
         similarity[sampled],
@@ -156,6 +151,28 @@ def by_accuracy(
     )
     tables = {"The most promising ensembles": table}
     return Section(f"Ensembles of {options.size}", [LITERATURE, METHOD], tables, [picture]), answer
+
+
+def accuracy_table(
+    matrix: Matrix,
+    groups: NDArray[np.intp],
+    errors: NDArray[np.float64],
+    params: NDArray[np.float64] | None,
+) -> pl.DataFrame:
+    """A row an ensemble: its expected error with the range, its members' errors, and its size."""
+    table = pl.DataFrame(
+        {
+            **models_columns(matrix, groups),
+            "expected_error": expected_error(errors, groups),
+            "expected_low": expected_error(errors, groups, LEAST),
+            "expected_high": expected_error(errors, groups, MOST),
+            "mean_member_error": errors[groups].mean(axis=1),
+            "best_member_error": errors[groups].min(axis=1),
+        }
+    )
+    if params is None:
+        return table
+    return table.with_columns(params=pl.Series(params[groups].sum(axis=1)).cast(pl.Int64))
 
 
 def in_words(table: pl.DataFrame) -> str:

@@ -110,7 +110,7 @@ class Study:
     ) -> None:
         """Write report.html, print the answer, and name the files of the run.
 
-        The page's answer begins with the members that look wrong, which were printed after the
+        On the page the members that look wrong follow the verdict; they were printed after the
         clean pass. The answer ends with the notes on the images, and which could not be read.
         """
         suspects: Sequence[str] = ()

@@ -16,6 +16,7 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
+from experiments.common.cluster_words import members, verdict
 from experiments.common.components import components_of
 from experiments.common.study import Study, study
 from experiments.common.values import positive_int
@@ -73,17 +74,12 @@ def run(config: DictConfig) -> None:
             "eigenvalues", pl.DataFrame({"k": np.arange(len(values)) + 1, "eigenvalue": values})
         )
         stability, certain, stable, co_assigned = _stability(s, labels)
-        answer = [
-            _verdict(s, labels, certain, reason),
-            *_members(s, labels, common),
-            *_shifted(s),
-            *stable,
-        ]
+        findings = (verdict(s, labels, certain, reason), *members(s, labels, common))
+        answer = [*findings, *_shifted(s), *stable]
         sections = [
             Section("Clusters (Tab. 2)", missing, _tab_2(table, words), [_matrix(s, labels)]),
             Section(
-                "Stability",
-                (),
+                *("Stability", ()),
                 {"How often a model is with its cluster's others": stability},
                 [co_assigned],
             ),
@@ -130,45 +126,6 @@ def _tab_2(table: pl.DataFrame, words: pl.DataFrame | None) -> dict[str, pl.Data
         rows = rows.join(texts.rename({"word": "keywords"}), on="cluster")
         rows = rows.select("cluster", "keywords", "model")
     return {"": rows.rename({"model": "models"})}
-
-
-def _verdict(s: Study, labels: NDArray, certain: bool | None, reason: str) -> str:
-    """Whether the clusters are certain, and how much more alike the models in them are."""
-    within = labels[:, None] == labels
-    lower = np.tri(len(labels), k=-1, dtype=bool)
-    inside, between = s.scores[within & lower], s.scores[~within & lower]
-    verdict = {
-        True: "Yes: other images would give",
-        False: "No: other images would not give",
-        None: "Not certain: one matrix cannot tell whether other images would give",
-    }[certain]
-    text = f"{verdict} the same {labels.max() + 1} clusters ({reason})."
-    if inside.size and between.size:
-        factor = np.exp(inside.mean() - between.mean())
-        text += (
-            f" Two models of one cluster fool each other {factor:.1f} times as often as two of "
-            f"different ones: mean s = {inside.mean():.3f} within clusters and "
-            f"{between.mean():.3f} between them."
-        )
-    return f"{text} The mean similarity of different models is {s.scores[lower].mean():.3f}."
-
-
-def _members(s: Study, labels: NDArray, common: pl.DataFrame | None) -> list[str]:
-    """A paragraph a cluster: its models, and the components that they share."""
-    paragraphs = []
-    for cluster in range(int(labels.max()) + 1):
-        own = np.flatnonzero(labels == cluster)
-        names = ", ".join(s.names[i] for i in own)
-        text = f"Cluster {cluster + 1} ({len(own)} model{'s' * (len(own) != 1)}): {names}."
-        if common is not None and len(own) > 1:
-            shared = "; ".join(
-                f"{row['component']}: {row['value']} ({row['share']:.0%}, "
-                f"of others {row['share_of_others']:.0%})"
-                for row in common.filter(cluster=cluster + 1).iter_rows(named=True)
-            )
-            text += f" In common: {shared or 'nothing that others lack'}."
-        paragraphs.append(text)
-    return paragraphs
 
 
 def _shifted(s: Study) -> list[str]:

@@ -66,8 +66,7 @@ def run(config: DictConfig) -> None:
             "The same pairs in both matrices. Line and band: least squares and the 90% confidence "
             "band of its mean for independent pairs.",
         )
-        difference = x - y
-        np.fill_diagonal(difference, 0.0)
+        difference = np.where(np.eye(len(x), dtype=bool), 0.0, x - y)
         heatmap = outputs.figure(
             "differences",
             heatmap_figure(
@@ -76,28 +75,27 @@ def run(config: DictConfig) -> None:
             Matrix(names, difference).table(),
             "Differences of the scores, a less b; the diagonal is not compared.",
         )
-        only = [
-            f"{len(m.names) - len(names)} models are in {key} only and are left out."
-            for key, m in (("a", a), ("b", b))
-            if len(m.names) > len(names)
-        ]
+        answer = [verdict(association), *differ_most(pairs, models), association.sentence()]
+        most = {f"The {shown} pairs that differ most": pairs.head(shown), "Models": models}
         finish(
-            outputs,
-            terminal(),
-            f"Do {config.a} and {config.b} agree on {len(names)} models?",
+            *(outputs, terminal(), f"Do {config.a} and {config.b} agree on {len(names)} models?"),
             f"The scores of {pairs.height} pairs of models that are in both.",
-            [verdict(association), *differ_most(pairs, models), association.sentence(), *only],
+            [*answer, *left_out(a, b, names)],
             [
                 Section("One against the other", (), {}, [against]),
-                Section(
-                    "Where they differ",
-                    (),
-                    {f"The {shown} pairs that differ most": pairs.head(shown), "Models": models},
-                    [heatmap],
-                ),
+                Section("Where they differ", (), most, [heatmap]),
             ],
             described(used(config)),
         )
+
+
+def left_out(a: Matrix, b: Matrix, names: tuple[str, ...]) -> list[str]:
+    """How many models are in one of the two only."""
+    return [
+        f"{len(m.names) - len(names)} models are in {key} only and are left out."
+        for key, m in (("a", a), ("b", b))
+        if len(m.names) > len(names)
+    ]
 
 
 def load(config: DictConfig, key: str, value: str) -> Matrix:

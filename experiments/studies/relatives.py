@@ -12,11 +12,11 @@ import polars as pl
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
+from experiments.common.cluster_words import cluster_words
 from experiments.common.components import components_of, stand_in
 from experiments.common.study import Study, study
 from experiments.common.values import positive_int
 from netkin.analysis import clusters
-from netkin.analysis.components import shared_values
 from netkin.analysis.hierarchy import off_diagonal
 from netkin.analysis.statistics import FEWEST
 from netkin.errors import UserError, and_more
@@ -148,31 +148,6 @@ def difference(row: dict) -> str:
         return "the same components"
     listed = row["differs_in"].split("; ")
     return f"differs in {and_more(listed, 2)}"
-
-
-def cluster_words(s: Study, model: int, labels: np.ndarray, values: pl.DataFrame | None) -> str:
-    """The models of its cluster, and what these have in common."""
-    own = [s.names[i] for i in np.flatnonzero(labels == labels[model]) if i != model]
-    name, number = s.names[model], labels[model] + 1
-    if not own:
-        return f"{name} is alone in cluster {number} of {labels.max() + 1}."
-    text = f"With {name} in cluster {number} of {labels.max() + 1}: {', '.join(own)}."
-    if values is None:
-        return text
-    common = shared_values(values, labels).filter(cluster=int(number))
-    mine = dict(zip(values.columns[1:], values.row(model)[1:], strict=True))
-    rows = common.to_dicts()
-    has = [f"{r['component']}: {r['value']}" for r in rows if mine[r["component"]] == r["value"]]
-    lacks = [
-        f"{r['component']}: {r['value']} ({name}: {mine[r['component']]})"
-        for r in rows
-        if mine[r["component"]] != r["value"]
-    ]
-    if has:
-        text += f" What sets the cluster apart, and {name} has: {'; '.join(has)}."
-    if lacks:
-        text += f" What it has and {name} has not: {'; '.join(lacks)}."
-    return text
 
 
 @style()
