@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -9,9 +10,12 @@ from itertools import count
 from pathlib import Path
 
 import polars as pl
+from omegaconf import OmegaConf
 
 import evaluate
 from experiments.common.folder import release
+from experiments.common.launch import spelled_out
+from tests.conftest import ROOT
 
 MEMBERS = ("test_byobnet", "vit_ti", "twin", "other")
 """A twin has a member's weights; the other is small_run's vit_ti in another dress, too."""
@@ -54,6 +58,7 @@ def run(experiment: str, to: Path, arguments: Sequence[str]) -> Path:
     """The command in this process; returns the folder of its outputs."""
     argv, cwd = sys.argv, Path.cwd()
     sys.argv = ["evaluate.py", f"experiment={experiment}", f"hydra.run.dir={to}", *arguments]
+    sys.argv[1:] = spelled_out(sys.argv[1:])
     to.parent.mkdir(parents=True, exist_ok=True)
     (to / ".run.json").unlink(missing_ok=True)  # most tests use a folder for several configs
     os.chdir(to.parent)
@@ -63,7 +68,18 @@ def run(experiment: str, to: Path, arguments: Sequence[str]) -> Path:
         release()
         sys.argv = argv
         os.chdir(cwd)
+    check_verdict(experiment, to / "report.html")
     return to
+
+
+def check_verdict(experiment: str, page: Path) -> None:
+    """The page of a study begins with Yes, No or Not certain."""
+    study = str(
+        OmegaConf.load(ROOT / "conf" / "experiment" / f"{experiment}.yaml").experiment.study
+    )
+    if study.startswith("experiments.studies."):
+        answer = page.read_text().split('aria-label="Answer">')[1]
+        assert re.match(r"\s*<p>(Yes|No|Not certain)\b", answer), answer[:300]
 
 
 def fresh(folder: Path) -> Path:

@@ -32,7 +32,13 @@ from tests.studies.test_budget import check_budget
 from tests.studies.test_comparison import check_attacks
 from tests.studies.test_eps import check_eps
 from tests.studies.test_landmarks import check_landmarks, check_probe
-from tests.studies.test_meaning import check_clusters, check_components, check_importance
+from tests.studies.test_meaning import (
+    check_clusters,
+    check_compare,
+    check_components,
+    check_importance,
+    check_relatives,
+)
 from tests.tools import test_dashboard
 from tests.train import test_train_studies
 from tests.train.test_train_studies import (
@@ -204,6 +210,8 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "craft": check_craft,
     "store": check_store,
     "novel": check_novel,
+    "relatives": check_relatives,
+    "compare": check_compare,
     "budget": check_budget,
     "landmarks": check_landmarks,
     "probe": check_probe,

@@ -16,12 +16,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 import experiments.studies
+from experiments.common.launch import spelled_out
 from netkin.data.subset import draw
 from tests.conftest import ROOT, run_command, run_here
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TOPICS = [
-    *("attacks", "clusters-and-restarts", "data", "extending", "landmarks", "models"),
+    *("attacks", "clusters-and-restarts", "data", "extending", "landmarks", "models", "published"),
     *("python", "reading-the-score", "speed", "studies", "training"),
 ]
 RUN = {  # what a test can afford; the rest is composed
@@ -80,10 +81,9 @@ def overrides_of(command: str) -> list[str]:
                 next(words)
             continue
         word = re.sub(r"^([^\[{]*?=[^,\[{(]*),.*", r"\1", word)
-        word = re.sub(r"^model=(test_\w+|vit_\w+)$", r"model.members=[\1]", word)
         word = re.sub(r"^(\w+)=(?:glob|range)\(.*\)$", r"\1=0", word)
         overrides.append(word)
-    return overrides
+    return spelled_out(overrides)
 
 
 def composed(command: str, extra_configs: Path) -> DictConfig:

@@ -1,16 +1,20 @@
 """The components of the models that a study works on."""
 
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 
+import numpy as np
 import polars as pl
 
+from experiments.common.sat69 import pinned, place
 from experiments.common.study import Study
 from experiments.common.values import resolved
 from netkin.analysis.components import read_components, rows_of
-from netkin.errors import UserError
+from netkin.analysis.matrix import place_of
+from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
 from netkin.zoo.build import Task
-from netkin.zoo.components import COMPONENTS, component_table
+from netkin.zoo.components import component_table
 from netkin.zoo.member import Member, parse_members
 
 PUBLISHED = Task("imagenet", 1000, "pretrained")
@@ -18,36 +22,86 @@ PUBLISHED = Task("imagenet", 1000, "pretrained")
 _READ: dict[str, pl.DataFrame] = {}  # tables of components that were read off, by their members
 
 
+BASE = "Base architecture"
+
+
 def components_of(s: Study) -> pl.DataFrame:
     """The components of a study's N models: the model's name, then a column per component.
 
-    From the file `components=path.csv`, or from the models themselves. Raises UserError where
+    From the file `components=path.csv`, with the matrix (`similarity=sat69`), or from the models
+    themselves. Raises UserError where
     neither is possible.
     """
-    if s.config.components is not None:
+    if s.config.get("components") is not None:
         return from_file(s.config.components, s.names)
+    if s.published is not None:
+        return s.published.components
     if s.measured is not None:
         members, task = s.measured.members, s.measured.setting.task
     else:
-        known = resolved(s.config.model).get("known")
+        known = {**pinned(), **(resolved(s.config.model).get("known") or {})}
         try:
             members, task = parse_members(s.names, known, at_least=1), PUBLISHED
         except UserError as error:
             raise UserError(
                 f"the components of the matrix's models are not known ({error}); give them with "
-                "components=path.csv, or name the model list that has them (model=imagenet69)"
+                "components=path.csv"
             ) from None
     with Bars(s.console) as bars:
         return read_off(members, task, bars)
 
 
 def bases_of(s: Study) -> list[str]:
-    """The base architecture of each model of a study, for the colours of figures; the families
-    where components are not known."""
+    """The base architecture of each of a study's N models; the family where it is not known."""
     try:
-        return components_of(s)[COMPONENTS[0]].to_list()
+        table = components_of(s)
     except UserError:
         return s.families
+    return table[BASE].to_list() if BASE in table.columns else s.families
+
+
+def stand_in(s: Study, name: str, what: str) -> tuple[int, list[str]]:
+    """The position of a model in a study's matrix, and a sentence where it is another's.
+
+    A model that a matrix from a file lacks is replaced by its nearest kin: the one that shares most
+    components with it, of several the one of its module of timm, or with the nearest name.
+
+    Args:
+        s: the study.
+        name: in the matrix, or timm's, or of model.known.
+        what: names the key and the matrix in errors.
+
+    Raises UserError where it is neither in the matrix nor known.
+    """
+    tags = () if s.published is None else s.published.timm
+    if (found := place(name, s.names, tags)) is not None:
+        return found, []
+    if s.measured is not None:
+        return place_of(name, s.names, what), []
+    try:
+        known = {**pinned(), **(resolved(s.config.model).get("known") or {})}
+        (member,) = parse_members([name], known, at_least=1)
+        table = components_of(s)
+    except UserError as error:
+        raise UserError(f"{what} has no model {name!r}{near(name, s.names)}, and {error}") from None
+    with Bars(s.console) as bars:
+        own = read_off([member], PUBLISHED, bars)
+    shared = [c for c in table.columns[1:] if c in own.columns]
+    counts = (table.select(shared).to_numpy() == own.select(shared).to_numpy()).sum(axis=1)
+    best = max(
+        range(len(s.names)),
+        key=lambda i: (
+            counts[i],
+            s.families[i] == member.family,
+            SequenceMatcher(None, member.architecture, s.names[i]).ratio(),
+        ),
+    )
+    ties = [s.names[i] for i in np.flatnonzero(counts == counts[best]) if i != best]
+    text = (
+        f"{name} is not in the matrix. What is said of it is said of its nearest kin by "
+        f"components, {s.names[best]}, with which it shares {counts[best]} of {len(shared)}"
+    )
+    return best, [f"{text} ({and_more(ties, 3)} share as many)." if ties else f"{text}."]
 
 
 def from_file(path: str, names: Sequence[str]) -> pl.DataFrame:

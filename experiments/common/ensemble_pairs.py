@@ -55,7 +55,8 @@ def pair_section(
     picture = s.outputs.figure("ensemble_pairs", figure, table, caption)
     images = words(pair_noise(s, table, wrong, pair_wrong, counts, n).row(), r)
     paragraphs = [
-        f"{verdict(association)} Similarity and error reduction: {association.sentence()}"
+        f"{verdict(association)} {effect(table, wrong.shape[1])}",
+        f"Similarity and error reduction: {association.sentence()}"
         + (f" {images[0].upper()}{images[1:]}." if images else ""),
         beyond_accuracy(beyond, n),
         *one_image(table),
@@ -141,6 +142,19 @@ def verdict(association: Association) -> str:
     if association.pairs.r < 0:
         return "Yes: the less similar a pair, the more errors it avoids."
     return "No: the more similar a pair, the more errors it avoids."
+
+
+def effect(table: pl.DataFrame, images: int) -> str:
+    """What similarity changes in plain rates, and what one image is worth."""
+    ranked = table.sort("similarity")
+    half = max(ranked.height // 2, 1)
+    low, high = ranked.head(half)["top1_error"], ranked.tail(half)["top1_error"]
+    errors = table["top1_error"]
+    return (
+        f"The less similar half of the pairs misclassifies {low.mean():.2%} of the images, the "
+        f"more similar half {high.mean():.2%}; one image of {images} is {1 / images:.2%}, and "
+        f"pairs err on {errors.min():.1%} to {errors.max():.1%}."
+    )
 
 
 def beyond_accuracy(beyond: Tested, models: int) -> str:

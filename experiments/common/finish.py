@@ -33,9 +33,10 @@ def finish(
         answer: the findings in words, a paragraph each.
         sections: the evidence.
         config_text: the resolved config as YAML.
-        printed: paragraphs before the answer on the page, which the terminal has shown already.
+        printed: cautions after the verdict on the page, which the terminal has shown already.
     """
-    report = outputs.report(title, question, [*printed, *answer], sections, config_text)
+    cautious = [*answer[:1], *printed, *answer[1:]]
+    report = outputs.report(title, question, cautious, sections, config_text)
     if printed:
         console.print("\nSome members are suspect: see above, and the page.")
     for paragraph in answer:

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.common import folder, stop, sweep, usage
-from experiments.common.mistakes import CONF, explained, no_group, refuse_no_options
+from experiments.common.mistakes import explained, no_group, options, refuse_no_options
 from experiments.common.opening import opening
 from experiments.common.stop import fail
 from experiments.common.values import one_of
@@ -95,13 +95,35 @@ def refuse_old_names(overrides: Sequence[str]) -> None:
             raise UserError(f"{key} is now called {new}: type {typed}")
 
 
+def spelled_out(overrides: Sequence[str]) -> list[str]:
+    """Overrides in Hydra's words: what the command line takes beside the options of a group.
+
+    model=NAME is model.members=[NAME], of experiment=relatives its setting; see `with_members`.
+    similarity=PATH is a file, and similarity.dir=FOLDER alone has the published 69.
+    """
+    spelled = with_members(overrides)
+    if "experiment=relatives" in overrides:
+        one = re.compile(rf"model\.members=\[({NAME})\]")
+        spelled = [one.sub(r"relatives.model=\1", text) for text in spelled]
+    known = {"null", *options("similarity")}
+    for i, text in enumerate(spelled):
+        key, _, value = text.partition("=")
+        if key == "similarity" and value not in known and not value.startswith("{"):
+            files = value.split(",")
+            spelled[i] = f"similarity={','.join(f'{{file: {file}}}' for file in files)}"
+    keys = {text.partition("=")[0] for text in spelled}
+    if "similarity.dir" in keys and "similarity" not in keys:
+        spelled.append("similarity=sat69")
+    return spelled
+
+
 def with_members(overrides: Sequence[str]) -> list[str]:
     """Overrides with model=NAME written as model.members=[NAME], where conf/model has no such NAME.
 
     model=[A,B] stands for model.members=[A,B]. With --multirun, model=A,B is a sweep over two lists
     of one member.
     """
-    lists = {path.stem for path in (CONF / "model").glob("*.yaml")}
+    lists = {*options("model")}
     spelled = []
     for override in overrides:
         names = re.fullmatch(rf"model=({NAME}(?:,{NAME})*|\[{NAME}(?:,{NAME})*\])", override)
@@ -213,7 +235,7 @@ def launch(main: Callable[[], None]) -> None:
             slurm.register()
         refuse_old_names(given)
         refuse_no_options(given)
-        sys.argv[1:] = sweep.arguments(sys.argv[0], with_members(sys.argv[1:]))
+        sys.argv[1:] = sweep.arguments(sys.argv[0], spelled_out(sys.argv[1:]))
         try:
             main()
         finally:

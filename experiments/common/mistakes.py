@@ -8,7 +8,12 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -56,6 +61,10 @@ def explained(error: BaseException, script: str, overrides: Sequence[str]) -> st
             return missing(found[1] if found else str(error.full_key), script, overrides)
         case ConfigKeyError() | ConfigAttributeError() if "not in struct" in str(error):
             return unknown(str(error.full_key), script, overrides)
+        case ConfigCompositionException() if found := re.match(
+            r"Could not override '(\w+)'", str(error)
+        ):
+            return unknown(found[1], script, overrides)
         case MissingConfigException():
             found = re.search(r"Could not find '([\w/@.]+)/([^/']*)'", str(error))
             return no_option(found[1], found[2]) if found else None

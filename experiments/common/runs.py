@@ -92,12 +92,12 @@ def training_info(config: DictConfig, folder: Path, name: str, recipe: Recipe) -
     )
 
 
-def file_info(config: DictConfig, models: int) -> RunInfo:
-    """Group a run whose matrix comes from a file by experiment and file."""
-    experiment, stem = config.experiment.name, Path(config.similarity).stem
+def file_info(config: DictConfig, models: int, stem: str | None = None) -> RunInfo:
+    """Group a run whose matrix comes from a file by experiment and file (`stem`)."""
+    experiment, stem = config.experiment.name, stem or Path(matrix_name(config)).stem
     return RunInfo(
         folder=run_folder(),
-        config=OmegaConf.to_container(used(config), resolve=True),  # type: ignore[arg-type]
+        config=resolved(used(config)),
         group=sweep_group(f"{experiment}-{stem}"),
         job_type=experiment,
         name=", ".join(swept()) or f"{stem}, {models} models",
@@ -111,20 +111,31 @@ def sweep_group(group: str) -> str:
     return f"{group}-{Path(hydra.sweep.dir).name}" if hydra.mode == RunMode.MULTIRUN else group
 
 
-def command(*changes: str) -> str:
+TRAINING = ("dataset", "model", "store", "hardware", "logger")
+"""Keys of MEASURING that train.py has, too."""
+
+
+def command(*changes: str, script: str = "evaluate") -> str:
     """The command for another run of the same images, models, attack and store, to be copied.
 
     Args:
         changes: overrides that it has besides, or instead.
+        script: evaluate, or train, which has no attack.
     """
     new = {change.split("=")[0] for change in changes}
+    keys = (*MEASURING, "logger") if script == "evaluate" else TRAINING
     kept = [
         override
         for override in HydraConfig.get().overrides.task
         if (key := override.lstrip("+~").split("=")[0]) not in {*new, "model.candidate"}
-        and key.split(".")[0] in (*MEASURING, "logger")
+        and key.split(".")[0] in keys
     ]
-    return shlex.join(["python", "evaluate.py", *changes, *kept])
+    return shlex.join(["python", f"{script}.py", *changes, *kept])
+
+
+def with_root(text: str) -> str:
+    """A command on ImageNet with the folder that its user has to fill in, unless it has one."""
+    return text if "dataset.root=" in text else f"{text} dataset.root=ROOT"
 
 
 def eps_advice() -> str:
@@ -132,8 +143,20 @@ def eps_advice() -> str:
     return f"To find an eps that is large enough: {command('experiment=eps')}"
 
 
+def matrix_name(config: DictConfig) -> str:
+    """Where a matrix that is not measured comes from: the file's path, or "sat69"."""
+    return str(config.similarity.get("file", "sat69"))
+
+
 def used(config: DictConfig) -> DictConfig:
     """The config less the keys that a study of a matrix from a file does not read."""
     if config.get("similarity") is None:
         return config
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key not in MEASURING])
+    read = {key: config[key] for key in config if key not in MEASURING}
+    values = {
+        str(key): OmegaConf.to_container(value, resolve=True)
+        if OmegaConf.is_config(value)
+        else value
+        for key, value in read.items()
+    }
+    return OmegaConf.create(values)

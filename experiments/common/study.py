@@ -16,10 +16,12 @@ from rich.console import Console
 from timm.models import split_model_name_tag
 from timm.models._registry import get_deprecated_models
 
+from experiments.common import sat69
 from experiments.common.devices import build_jobs
 from experiments.common.finish import finish, print_notes, terminal
 from experiments.common.members import build_members, build_training
-from experiments.common.runs import file_info, run_info, tracked, used
+from experiments.common.runs import file_info, matrix_name, run_info, tracked, used
+from experiments.common.sat69 import Published
 from experiments.common.setting import build_setting, check_sources, prepare
 from experiments.common.suspects import Suspects
 from netkin import pipeline, similarity
@@ -74,6 +76,7 @@ class Study:
         tracker: where metrics go.
         console: of the terminal.
         source: where the matrix comes from, in words: "12 models on digits under pgd (...)".
+        published: what is known of the models of `similarity=sat69`; None for other matrices.
     """
 
     config: DictConfig
@@ -84,6 +87,7 @@ class Study:
     tracker: Tracker
     console: Console
     source: str
+    published: Published | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -106,7 +110,7 @@ class Study:
     ) -> None:
         """Write report.html, print the answer, and name the files of the run.
 
-        The page's answer begins with the members that look wrong, which were printed after the
+        On the page the members that look wrong follow the verdict; they were printed after the
         clean pass. The answer ends with the notes on the images, and which could not be read.
         """
         suspects: Sequence[str] = ()
@@ -135,13 +139,18 @@ def study(
             matrix.checked(s.matrix, "the measured matrix")
             yield s
         return
-    given = matrix.read(config.similarity, bool(config.symmetrise))
+    published = None
+    if "file" in config.similarity:
+        given = matrix.read(config.similarity.file, bool(config.symmetrise))
+        source = f"the {len(given.names)} models of {Path(config.similarity.file).name}"
+    else:
+        given, published = sat69.load(config)
+        source = f"the {len(given.names)} ImageNet models that the paper's authors published"
     info = file_info(config, len(given.names))
     with tracked(config, info) as tracker:
         families = [family(name) for name in given.names]
-        source = f"the {len(given.names)} models of {Path(config.similarity).name}"
         outputs, console = Outputs(info.folder, tracker), terminal()
-        yield Study(config, given, families, None, outputs, tracker, console, source)
+        yield Study(config, given, families, None, outputs, tracker, console, source, published)
 
 
 @contextmanager
@@ -198,9 +207,22 @@ def with_logits(s: Study) -> tuple[Setting, list[Member], Matrix]:
     """
     if s.measured is not None:
         return s.measured.setting, s.measured.members, s.matrix
-    setting = build_setting(s.config)
     members = build_members(s.config)
-    matrix = s.matrix.of(tuple(member.name for member in members), str(s.config.similarity))
+    if absent := [member.name for member in members if member.name not in s.names]:
+        raise UserError(
+            f"{matrix_name(s.config)} has scores, and this study needs the models' logits on "
+            f"images, too, which are those of model.members: {and_more(absent, 3)} "
+            f"{'is' if len(absent) == 1 else 'are'} not among the {len(s.names)} models of the "
+            f"matrix ({and_more(s.names, 3)}); name members that are, and their dataset"
+        )
+    if OmegaConf.is_missing(s.config.dataset, "root"):
+        raise UserError(
+            f"this study needs the models' logits on images: name the images with "
+            f"dataset.root=FOLDER; {matrix_name(s.config)} has scores alone, which are enough for "
+            "experiment=select, clusters, importance, within, teachers and relatives"
+        )
+    setting = build_setting(s.config)
+    matrix = s.matrix.of(tuple(member.name for member in members), matrix_name(s.config))
     with Bars(s.console) as bars:
         setting = prepare(s.config, setting, members, bars)
     without = [member.name for member in members if not _has_logits(setting, member)]

@@ -1,7 +1,7 @@
 """Do scores depend on the attack, or on having both directions? (Appendix G; Fig. G.1, G.2.)
 
 Compares two matrices over the same models: by two attacks, from two files, or the score and its
-one-sided approximation. Writes attacks (all comparisons as PNG, PDF, SVG, CSV), correlations.csv and
+one-sided approximation. Writes attacks (all comparisons: PNG, PDF, SVG, CSV), correlations.csv and
 report.html.
 
 On the 12 digits members (500 images): PGD-50 and PGD-10 r = 0.98, two-sided and one-sided r = 0.60
@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.common.attacks import attack_specs
 from experiments.common.members import build_members
+from experiments.common.runs import matrix_name
 from experiments.common.setting import build_setting, check_sources
 from experiments.common.study import Measured, Study, measure_prepared, study
 from experiments.common.values import positive_int
@@ -35,6 +36,8 @@ from netkin.similarity import Outcomes
 from netkin.zoo.member import Member
 
 ONE_SIDED = "one-sided"
+ALIKE = 0.9
+"""Pearson's r from which two definitions give nearly the same scores."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def run(config: DictConfig) -> None:
 def two(s: Study) -> tuple[tuple[str, ...], list[Comparison]]:
     """The names of the models, and what to compare: two files, or both with one direction."""
     config, names = s.config, s.names
-    title = "two-sided" if s.measured else str(config.similarity)
+    title = "two-sided" if s.measured else matrix_name(config)
     if config.other is None:
         assert s.measured is not None
         there = one_direction(config, ONE_SIDED, s.measured.outcomes)
@@ -193,14 +196,14 @@ def compare(
         "Scores of the same pairs by two definitions. Line and band: least squares and the 90% "
         "confidence band of its mean for independent pairs; dashed: equal scores.",
     )
-    answer = [sentence(row) for row in rows]
+    answer = [verdict(rows), *(sentence(row) for row in rows)]
     s.finish(
-        f"How much do scores of {len(names)} models depend on their definition?",
+        f"Do scores of {len(names)} models depend on their definition?",
         "The same pairs scored by "
         + ", ".join(f"{first.name} and {other.name}" for first, other in comparisons)
         + f": {s.source}.",
         answer,
-        [Section("Scores against scores", answer, {"Correlations": table}, [picture])],
+        [Section("Scores against scores", (), {"Correlations": table}, [picture])],
     )
 
 
@@ -289,6 +292,24 @@ def figure(names: tuple[str, ...], comparisons: list[Comparison], texts: list[st
             text=text,
         )
     return drawing
+
+
+def verdict(rows: list[dict]) -> str:
+    """Whether the definition matters, by the comparison with the lowest correlation."""
+    known = [row for row in rows if not np.isnan(row["r"])]
+    if not known or known[0]["models"] < FEWEST:
+        return "Not certain: there are too few models or pairs for a verdict."
+    worst = min(known, key=lambda row: row["r"])
+    low, high = worst["models_low"], worst["models_high"]
+    text = (
+        f"{worst['reference']} and {worst['other']} share {worst['r'] ** 2:.0%} of the variance of "
+        f"scores over {worst['n']} pairs"
+    )
+    if low is not None and low >= ALIKE:
+        return f"No, hardly: {text}."
+    if low is None or high >= ALIKE:
+        return f"Not certain: {text}."
+    return f"Yes: {text}."
 
 
 def sentence(row: dict) -> str:

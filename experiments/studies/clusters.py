@@ -17,11 +17,12 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
+from experiments.common.cluster_words import members, verdict
 from experiments.common.components import bases_of, components_of
 from experiments.common.study import Study, study
 from experiments.common.values import positive_int
 from netkin.analysis import clusters
-from netkin.analysis.components import keywords
+from netkin.analysis.components import keywords, shared_values
 from netkin.analysis.hierarchy import off_diagonal
 from netkin.analysis.noise import simulated_draws
 from netkin.errors import UserError
@@ -64,7 +65,11 @@ def run(config: DictConfig) -> None:
             )
         k, reason = clusters.choose_k(config.k, s.scores)
         labels = clusters.spectral(s.scores, k, options.seed, options.restarts)
-        words, missing = _keywords(s, labels, options.keywords)
+        components, missing = _components(s)
+        words = common = None
+        if components is not None:
+            words = s.outputs.table("keywords", keywords(components, labels, options.keywords))
+            common = s.outputs.table("shared", shared_values(components, labels))
         bases = bases_of(s)
         table = s.outputs.table(
             "clusters", pl.DataFrame({"model": s.names, "cluster": labels + 1}).sort("cluster")
@@ -73,15 +78,15 @@ def run(config: DictConfig) -> None:
         eigenvalues = s.outputs.table(
             "eigenvalues", pl.DataFrame({"k": np.arange(len(values)) + 1, "eigenvalue": values})
         )
-        stability, stable, co_assigned = _stability(s, labels, bases)
+        stability, certain, stable, co_assigned = _stability(s, labels, bases)
         matrix = _matrix(s, labels, bases)
-        answer = [*_members(s, labels, reason), *_shifted(s), *stable]
+        findings = (verdict(s, labels, certain, reason), *members(s, labels, common))
+        answer = [*findings, *_shifted(s), *stable]
         sections = [
             Section("Clusters (Tab. 2)", missing, _tab_2(table, words), [matrix]),
             _heatmap(s, bases),
             Section(
-                "Stability",
-                stable,
+                *("Stability", ()),
                 {"How often a model is with its cluster's others": stability},
                 [co_assigned],
             ),
@@ -93,8 +98,9 @@ def run(config: DictConfig) -> None:
             ),
             Section("Map", (), {}, [_map(s, labels, bases)]),
         ]
-        if words is not None:
-            sections.insert(1, Section("Keywords", (), {"By TF-IDF, of each cluster": words}))
+        if words is not None and common is not None:
+            tables = {"In common, and rarer elsewhere": common, "Keywords, by TF-IDF": words}
+            sections.insert(1, Section("What each cluster shares", (), tables))
         s.tracker.summary(
             {"clusters/k": k, "similarity/mean": float(off_diagonal(s.scores).mean())}
         )
@@ -108,16 +114,14 @@ def run(config: DictConfig) -> None:
         )
 
 
-def _keywords(s: Study, labels: NDArray, top: int) -> tuple[pl.DataFrame | None, list[str]]:
-    """Keywords of each cluster, or the reason why there are none."""
+def _components(s: Study) -> tuple[pl.DataFrame | None, list[str]]:
+    """The models' components, or the reason why they are not known."""
     try:
-        components = components_of(s)
+        return s.outputs.table("components", components_of(s)), []
     except UserError as error:
         if s.config.components is not None:
             raise
         return None, [f"No keywords: {error}."]
-    s.outputs.table("components", components)
-    return s.outputs.table("keywords", keywords(components, labels, top)), []
 
 
 def _tab_2(table: pl.DataFrame, words: pl.DataFrame | None) -> dict[str, pl.DataFrame]:
@@ -129,22 +133,6 @@ def _tab_2(table: pl.DataFrame, words: pl.DataFrame | None) -> dict[str, pl.Data
         rows = rows.join(texts.rename({"word": "keywords"}), on="cluster")
         rows = rows.select("cluster", "keywords", "model")
     return {"": rows.rename({"model": "models"})}
-
-
-def _members(s: Study, labels: NDArray, reason: str) -> list[str]:
-    names = np.array(s.names)
-    groups = [", ".join(names[labels == cluster]) for cluster in range(labels.max() + 1)]
-    within = labels[:, None] == labels
-    lower = np.tri(len(labels), k=-1, dtype=bool)
-    inside, between = s.scores[within & lower], s.scores[~within & lower]
-    means = f"The mean similarity of different models is {s.scores[lower].mean():.3f}"
-    if inside.size and between.size:
-        means += f": {inside.mean():.3f} within clusters and {between.mean():.3f} between them"
-    return [
-        f"{len(groups)} clusters ({reason}).",
-        *(f"Cluster {i}: {models}." for i, models in enumerate(groups, start=1)),
-        f"{means}.",
-    ]
 
 
 def _shifted(s: Study) -> list[str]:
@@ -161,8 +149,9 @@ def _shifted(s: Study) -> list[str]:
 
 def _stability(
     s: Study, labels: NDArray, bases: list[str]
-) -> tuple[pl.DataFrame, list[str], Picture]:
-    """Co-assignment over K-means seeds, and over draws of images where there are any."""
+) -> tuple[pl.DataFrame, bool | None, list[str], Picture]:
+    """Co-assignment over K-means seeds, and over draws of images where there are any; whether these
+    reproduce the clusters, None without them; and both in words."""
     options, k = s.config.clusters, int(labels.max()) + 1
     complete, dropped = _usable(s)
     with Bars(s.console) as bars:
@@ -190,8 +179,15 @@ def _stability(
             + _unsettled(s, columns[what])
         )
         s.tracker.summary({f"clusters/rand_over_{what}": float(rand.mean())})
+    certain = None
     if complete:
-        paragraphs.append(_resolution(s, k, complete[:TESTED]))
+        certain, text = _resolution(s, k, complete[:TESTED])
+        paragraphs.append(text)
+    elif s.measured is None:
+        paragraphs.append(
+            "clusters.images=N simulates draws of N images, and tells which clusters these "
+            "reproduce."
+        )
     stability = pl.DataFrame({"model": s.names, "cluster": labels + 1, **columns})
     stability = stability.with_columns(pl.col(list(columns)).fill_nan(None)).sort("cluster")
     s.outputs.table("stability", stability)
@@ -214,7 +210,7 @@ def _stability(
         _square(s, shares, labels),
         f"How often two models share a cluster over {len(by[what])} {noun}.",
     )
-    return stability, paragraphs, picture
+    return stability, certain, paragraphs, picture
 
 
 def _noun(s: Study, what: str) -> str:
@@ -253,7 +249,7 @@ def _usable(s: Study) -> tuple[list[NDArray[np.float64]], list[str]]:
     return usable, [text] if left else []
 
 
-def _resolution(s: Study, k: int, draws: list[NDArray[np.float64]]) -> str:
+def _resolution(s: Study, k: int, draws: list[NDArray[np.float64]]) -> tuple[bool, str]:
     """Whether draws of images reproduce k clusters, and how many they do; writes resolution.csv."""
     # More than N / 2 clusters are mostly single models, which any draw reproduces.
     most = min(UP_TO, max(2, len(s.names) // 2))
@@ -271,11 +267,11 @@ def _resolution(s: Study, k: int, draws: list[NDArray[np.float64]]) -> str:
     s.outputs.table("resolution", table)
     known = [number for number, value in rand.items() if value >= RESOLVED]
     if not known:
-        return (
+        return False, (
             "Draws of images do not reproduce the clusters for any number of them: the adjusted "
             f"Rand index is {max(rand.values()):.2f} at most. Use more images."
         )
-    return (
+    return k in known, (
         f"Are the {k} clusters certain? {'Yes' if k in known else 'No'}: draws of images reproduce "
         f"them with an adjusted Rand index of {rand[k]:.2f} (certain from {RESOLVED}). The images "
         f"can tell at most {max(known)} apart: of 2 to {max(numbers)} clusters, "

@@ -40,7 +40,10 @@ def run(config: DictConfig) -> None:
         with Bars(console) as bars:
             ours = outputs.table("components", read_off(members, _task(config), bars))
         Console(width=WIDE, markup=False).print(_printed(ours))
-        answer = [f"The components of {len(names)} models, read off the models themselves."]
+        answer = [
+            f"Yes, all are known: the components of {len(names)} models, read off the models "
+            "themselves."
+        ]
         sections = [Section("Components", (), {"": ours})]
         if theirs is not None:
             counts, differ = agreement(ours, theirs)

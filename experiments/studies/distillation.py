@@ -25,7 +25,7 @@ from experiments.common.study import Study, study
 from experiments.common.values import one_of, positive_int, resolved
 from netkin.analysis.matrix import place_of
 from netkin.analysis.permutation import Tested, permutation_test
-from netkin.analysis.statistics import FEWEST, Correlation, p_text, pearson, trend
+from netkin.analysis.statistics import FEWEST, Correlation, naive_text, p_text, pearson, trend
 from netkin.errors import UserError
 from netkin.report.scatter import scatter
 from netkin.report.study import Section
@@ -61,7 +61,12 @@ def run(config: DictConfig) -> None:
             f"Does {student} learn more from a similar teacher?",
             f"Students are {student} on {dataset} with {table.height} teachers; similarity is that "
             f"of the teacher and a {student} trained without one, among {s.source}.",
-            [*by_similarity.paragraphs, *by_accuracy.paragraphs, seeds_text(table)],
+            [
+                in_short(table),
+                *by_similarity.paragraphs,
+                *by_accuracy.paragraphs,
+                seeds_text(table),
+            ],
             [by_similarity, by_accuracy, Section("All students", tables={"Students": table})],
         )
 
@@ -169,6 +174,21 @@ def teacher_accuracy(s: Study, i: int, student: Mapping[str, Any]) -> float | No
     return student["teacher_accuracy"]
 
 
+def in_short(table: pl.DataFrame) -> str:
+    """Whether students learn more from the more similar teachers, and by how much."""
+    half = table.height // 2
+    test = permutation_test(table["similarity"].to_numpy(), table["student_accuracy"].to_numpy())
+    if half < 1:
+        return "Not certain: there is one teacher, so nothing to compare it with."
+    more, less = (part["student_accuracy"].mean() for part in (table[:half], table[-half:]))
+    sure = table.height >= FEWEST and test.p < LEVEL
+    verdict = "Not certain" if not sure else "Yes" if test.r > 0 else "No"
+    return (
+        f"{verdict}: students of the more similar half of {table.height} teachers have an accuracy "
+        f"of {more:.1%}, those of the other half {less:.1%}."
+    )
+
+
 def similarity_section(s: Study, table: pl.DataFrame, base: str) -> Section:
     """Fig. 5: all teachers, those of the student's base architecture, the others."""
     parts = {
@@ -258,5 +278,5 @@ def correlation_text(title: str, correlation: Correlation, test: Tested, teacher
             verdict = "No: the higher, the worse the student"
     return (
         f"{title}. {verdict}. Pearson r = {correlation.r:.2f} ({interval}n = {correlation.n} "
-        f"teachers), permutation {test.words()}, Student's p = {correlation.p:.2g}."
+        f"teachers), permutation {test.words()}, Student's p {naive_text(correlation.p)}."
     )

@@ -71,12 +71,13 @@ def run(config: DictConfig) -> None:
             ),
         )
         paragraphs = [
+            _verdict(table, out, n),
             *_answer(s, table, fitted, deep, out),
             *_concluded(table, lookup_r2(x, y), n, config.importance.permutations),
         ]
         s.tracker.summary({"importance/r2": fitted.r2, **_held_out_metrics(deep, out)})
         s.finish(
-            f"Which components determine the similarity of {n} models?",
+            f"Do components determine the similarity of {n} models?",
             f"Gradient boosting ({_words(options)}) predicts the "
             f"similarity of a pair, of {s.source}, from which of {len(names)} components differ.",
             paragraphs,
@@ -226,6 +227,24 @@ def _figure(table: pl.DataFrame) -> Figure:
     if "held_out" in table.columns:
         bars.append(bar("Held-out models", "held_out", "held_out_low", "held_out_high"))
     return bars_figure(table["component"].to_list(), bars)
+
+
+def _verdict(table: pl.DataFrame, out: list[Importance], models: int) -> str:
+    """Whether components predict the similarity of models that were not seen, and which do."""
+    if not out:
+        return f"Not certain: {models} models are too few to try components on models not seen."
+    values = np.array([split.r2 for split in out])
+    low, high = interval(values)
+    first, second = table.sort("held_out", descending=True)["component"].to_list()[:2]
+    share = f"{max(values.mean(), 0):.0%} of the variance of similarity"
+    ends = f"95% of {len(out)} splits: {max(low, 0):.0%} to {max(high, 0):.0%}"
+    if low > 0:
+        return (
+            f"Yes, in part: of models that were not seen, components predict {share} ({ends}), "
+            f"most of all {first} and {second}."
+        )
+    verdict = "Not certain" if high > 0 else "No"
+    return f"{verdict}: of models that were not seen, components predict {share} ({ends})."
 
 
 def _answer(

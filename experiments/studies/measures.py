@@ -49,6 +49,9 @@ STABILITY = (
     "its attacks and the evaluation of every model on every other's images (seconds for pairs)."
 )
 
+LEVEL = 0.05
+"""Of the p-value below which a relation is certain."""
+
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
@@ -253,7 +256,7 @@ def answer(n: int, table: pl.DataFrame, correlations: pl.DataFrame) -> list[str]
         table: a row per measure.
         correlations: of similarity with the other measures, the highest first.
     """
-    sentences = []
+    sentences = [verdict(n, correlations)]
     if correlations.height:
         first = correlations.row(0, named=True)
         parts = [correlated(r) for r in correlations.iter_rows(named=True)]
@@ -286,6 +289,23 @@ def answer(n: int, table: pl.DataFrame, correlations: pl.DataFrame) -> list[str]
             "errs on these images."
         )
     return sentences
+
+
+def verdict(n: int, correlations: pl.DataFrame) -> str:
+    """Whether another measure orders pairs as similarity by transfer does, and how closely."""
+    if n < FEWEST or correlations.is_empty():
+        return f"Not certain: {n} models are too few to say whether measures agree."
+    sure = correlations.filter((pl.col("mantel_p") < LEVEL) & (pl.col("r") > 0))
+    best = (sure if sure.height else correlations).row(0, named=True)
+    closest = (
+        f"the closest is {short_title(best['b'])}, which shares {best['r'] ** 2:.0%} of the "
+        "variance of similarity by transfer"
+    )
+    if sure.is_empty():
+        return f"Not certain: no other measure is surely related to it; {closest}."
+    return (
+        f"Yes, {sure.height} of {correlations.height} other measures are related to it: {closest}."
+    )
 
 
 def correlated(row: dict[str, Any]) -> str:

@@ -54,6 +54,9 @@ NO_SCORES = (
     "the members' own scores are not all in the store; run experiment=pairwise on them first"
 )
 
+CERTAIN = 0.95
+"""Share of draws of images from which a cluster counts as certain."""
+
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
@@ -256,6 +259,7 @@ def answer(
         for r in table.head(NEAREST).to_dicts()
     )
     paragraphs = [f"The nearest relatives of {candidate} are {nearest}."]
+    verdict = f"Not certain: {candidate} cannot be placed in a cluster"
     if table["cluster"].null_count():
         paragraphs.append(f"It cannot be placed in a cluster: {reason}.")
     else:
@@ -274,6 +278,17 @@ def answer(
             f"give this cluster. The same rule puts {record} of {table.height} members, each left "
             "out in turn, into their own cluster."
         )
+        share = shares[best["cluster"]]
+        verdict = (
+            f"{'Yes' if share >= CERTAIN else 'Not certain'}: {candidate} is closest to cluster "
+            f"{best['cluster']} in {share:.0%} of draws of images"
+        )
+    first = table.row(0, named=True)
+    paragraphs.insert(
+        0,
+        f"{verdict}; its images fool {first['model']} most, on {first['fooled']:.1%} of those that "
+        "both classify correctly.",
+    )
     paragraphs.append(
         f"These scores are one-sided: the members were evaluated on the adversarial images of "
         f"{candidate}, but {candidate} was not evaluated on theirs. They rank members; do not "

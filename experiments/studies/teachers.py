@@ -11,14 +11,17 @@ import polars as pl
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
+from experiments.common.components import stand_in
 from experiments.common.keys import naming_group
+from experiments.common.runs import command, with_root
 from experiments.common.study import Study, study
 from experiments.common.values import positive_int, resolved
-from netkin.analysis.matrix import place_of
 from netkin.analysis.teachers import choose
 from netkin.report.study import Section
 from netkin.report.style import INK, PALETTE, SMALL, panels, style
 
+SPANNED = 0.8
+"""Share of the range of similarities from which the chosen teachers represent it."""
 LABELS = {"above": "above the threshold", "sampled": "sampled", None: "not chosen"}
 """Values of the column `chosen`, in words."""
 
@@ -28,30 +31,33 @@ def run(config: DictConfig) -> None:
     settings = resolved(config.teachers)
     positive_int(settings["number"], "teachers.number")
     with study(config) as s:
-        table = choice(s, settings)
+        student, notes = stand_in(s, str(config.student), "student=NAME: the matrix")
+        table = choice(s, student, settings)
         chosen = table.drop_nulls("chosen")
         caption = (
-            f"Similarity of the candidates to {config.student}, and the {chosen.height} that are "
+            f"Similarity of the candidates to {s.names[student]}, and the {chosen.height} that are "
             "chosen as its teachers."
         )
         figure = s.outputs.figure(
-            "teachers", teachers_figure(table, config.student, settings["above"]), table, caption
+            "teachers",
+            teachers_figure(table, s.names[student], settings["above"]),
+            table,
+            caption,
         )
         s.finish(
             f"Which teachers for {config.student}?",
             f"Similarities are those of {s.source}.",
-            answer(table, config.student, settings),
+            [*answer(table, settings), *notes, train_them(s, chosen["teacher"].to_list())],
             [Section("The choice", figures=[figure], tables={"All candidates": table})],
         )
 
 
-def choice(s: Study, settings: dict[str, Any]) -> pl.DataFrame:
+def choice(s: Study, student: int, settings: dict[str, Any]) -> pl.DataFrame:
     """All candidates with what they are chosen for; see `netkin.analysis.teachers.choose`.
 
-    Candidates are all models but the student and the excluded families. Raises UserError where the
-    matrix lacks the student, or a matrix from a file has fewer candidates than teachers.
+    Candidates are all models but the student and the excluded families. Raises UserError where a
+    matrix from a file has fewer candidates than teachers.
     """
-    student = place_of(s.config.student, s.names, "student=NAME: the matrix")
     candidates = [
         i
         for i, family in enumerate(s.families)
@@ -64,18 +70,30 @@ def choice(s: Study, settings: dict[str, Any]) -> pl.DataFrame:
         return choose(names, similarities, number, settings["above"], settings["seed"])
 
 
-def answer(table: pl.DataFrame, student: str, settings: dict[str, Any]) -> list[str]:
-    """The choice in words, and the command that trains the students."""
-    chosen = table.drop_nulls("chosen")["teacher"]
+def answer(table: pl.DataFrame, settings: dict[str, Any]) -> list[str]:
+    """The choice in words, the verdict first: do the chosen ones span what there is?"""
+    chosen = table.drop_nulls("chosen")
+    scores, some = table["similarity"].to_numpy(), chosen["similarity"].to_numpy()
+    share = np.ptp(some) / (np.ptp(scores) or 1.0)
     above = table.filter(chosen="above").height
     sampled = table.filter(chosen="sampled").height
+    verdict = "Yes" if share >= SPANNED else "Not certain"
     return [
-        f"{len(chosen)} of {table.height} candidates: the {above} that are more similar to "
-        f"{student} than {settings['above']:g}, and {sampled} of the others, sampled along their "
-        f"similarities (seed {settings['seed']}).",
-        "To train a student of each: python train.py -m experiment=distill "
-        f"teacher={','.join(chosen)}",
+        f"{verdict}: {chosen.height} of {table.height} candidates span {share:.0%} of the range of "
+        f"similarities, s = {some.min():.2f} to {some.max():.2f}, so that an effect of similarity "
+        f"can {'show' if verdict == 'Yes' else 'hardly show'} in their students.",
+        f"They are the {above} that are more similar than {settings['above']:g}, and {sampled} of "
+        f"the others, sampled along their similarities (seed {settings['seed']}).",
     ]
+
+
+def train_them(s: Study, teachers: list[str]) -> str:
+    """The command that trains a student of each teacher, to be copied."""
+    words = ["experiment=distill", f"student={s.config.student}", f"teacher={','.join(teachers)}"]
+    if s.published is None:
+        return f"To train a student of each: {command('-m', *words, script='train')}"
+    text = command("-m", *words, "dataset=imagenet", script="train")
+    return f"To train a student of each: {with_root(text)}"
 
 
 @style()

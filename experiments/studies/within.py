@@ -14,6 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
+from experiments.common.components import bases_of
 from experiments.common.keys import naming
 from experiments.common.study import Study, study
 from experiments.common.values import positive_int
@@ -30,6 +31,8 @@ from netkin.similarity import ALWAYS, interval
 
 ALL = "all models"
 BETWEEN = "different groups"
+FAMILIES_UP_TO = 12
+"""Families that are the groups; where there are more, base architectures are."""
 WORDS = 8
 """Groups in the answer."""
 SHOWN = 16
@@ -41,7 +44,7 @@ def run(config: DictConfig) -> None:
     positive_int(config.within.sample, "within.sample")
     with study(config) as s:
         with naming({"group": "groups: group"}):
-            chosen = groups(config.groups, s.names, s.families)
+            chosen = groups(config.groups, s.names, kinds(s))
         apart = own_matrices(config)
         if clash := sorted({*chosen} & {*apart}):
             raise UserError(f"groups and within.matrices both name {', '.join(clash)}")
@@ -79,7 +82,7 @@ def run(config: DictConfig) -> None:
             "of models of different groups (left). Grey: not measured together.",
         )
         s.finish(
-            "How similar are models of one architecture?",
+            "Are models of one kind more similar than others?",
             f"Mean similarity of the pairs within each group, compared with all pairs: {s.source}.",
             answer(table, named),
             [
@@ -87,6 +90,12 @@ def run(config: DictConfig) -> None:
                 Section("Sampled matrices (Fig. D.1)", (), {}, [picture]),
             ],
         )
+
+
+def kinds(s: Study) -> list[str]:
+    """What the models are grouped by: families, or base architectures where there are too many
+    families to tell apart."""
+    return s.families if len({*s.families}) <= FAMILIES_UP_TO else bases_of(s)
 
 
 def own_matrices(config: DictConfig) -> dict[str, Matrix]:
@@ -234,14 +243,15 @@ def sampled(
 
 
 def answer(table: pl.DataFrame, named: pl.DataFrame) -> list[str]:
-    """The findings in words."""
+    """The findings in words, the verdict first."""
     everything = table.filter(group=ALL).row(0, named=True)
-    all_pairs = f"all {everything['pairs']} pairs" if everything["pairs"] > 1 else "the only pair"
-    overall = f"The mean similarity of {all_pairs} is {everything['mean']:.3f}."
-    sentences = []
+    all_pairs = f"all {everything['pairs']:,} pairs" if everything["pairs"] > 1 else "the only pair"
+    overall = f"The mean similarity of {all_pairs} is {everything['mean']:.2f}."
     if named.is_empty():
-        return [overall, "No group has two models; name some with groups={name: [members]}."]
+        text = "Not certain: no group has two models; name some with groups={name: [members]}."
+        return [text, overall]
     ranked = named.sort("mean", descending=True)
+    sentences = []
     for row in ranked.head(WORDS).iter_rows(named=True):
         words = f"{row['group']}: {row['mean']:.2f} over {row['pairs']} pair"
         words += "s" if row["pairs"] != 1 else ""
@@ -253,4 +263,24 @@ def answer(table: pl.DataFrame, named: pl.DataFrame) -> list[str]:
         sentences.append(f"{words}.")
     if ranked.height > WORDS:
         sentences.append(f"The table has {ranked.height - WORDS} more groups.")
-    return [overall, " ".join(sentences)]
+    return [verdict(table, named), overall, " ".join(sentences)]
+
+
+def verdict(table: pl.DataFrame, named: pl.DataFrame) -> str:
+    """Whether models within a group are more similar than models of different groups, by the
+    pairs' means and their intervals over models."""
+    inside = float(np.average(named["mean"], weights=named["pairs"]))
+    between = table.filter(group=BETWEEN)
+    if between.is_empty():
+        return "Not certain: there is one group, so nothing to compare it with."
+    other = between.row(0, named=True)
+    factor = np.exp(inside - other["mean"])
+    text = (
+        f"a pair within a group has {inside:.2f} on average, a pair of different groups "
+        f"{other['mean']:.2f}, a factor of {factor:.1f} in how often they fool each other"
+    )
+    above = named.filter(pl.col("mean") > other["mean"]).height
+    text += f"; {above} of {named.height} groups are above that."
+    if other["models_high"] is None or other["models_low"] <= inside <= other["models_high"]:
+        return f"Not certain: {text}"
+    return f"{'Yes' if inside > other['mean'] else 'No'}: {text}"

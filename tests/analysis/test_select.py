@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from netkin.analysis import select
 from netkin.analysis.matrix import Matrix
@@ -54,6 +55,26 @@ def test_the_prediction_recovers_the_line_that_made_the_data() -> None:
     assert (found.intercept, found.slope) == pytest.approx((0.6, -0.1))
     nobody = select.fit_prediction(s, np.zeros(9), groups, np.zeros(len(groups)))
     assert (nobody(groups) == 0).all()
+
+
+def test_expected_errors_are_those_of_correlated_normal_margins() -> None:
+    errors, rho = np.array([0.1, 0.2, 0.3]), 0.6
+    rng = np.random.default_rng(0)
+    shared, own = rng.normal(size=(400_000, 1)), rng.normal(size=(400_000, 3))
+    margins = np.sqrt(rho) * shared + np.sqrt(1 - rho) * own - norm.ppf(errors)
+    measured = (margins.mean(axis=1) < 0).mean()
+    found = select.expected_error(errors, np.array([[0, 1, 2]]), rho)
+    assert found[0] == pytest.approx(measured, abs=0.002)
+    alike = select.expected_error(errors, np.array([[1, 1]]), 1.0)
+    assert alike[0] == pytest.approx(0.2)
+
+
+def test_similarity_chooses_only_among_errors_that_do_not_differ() -> None:
+    expected, similarity = np.array([0.10, 0.102, 0.2, 0.101]), np.array([3.0, 2.0, 1.0, 2.5])
+    order, near = select.least_similar_of_the_best(expected, similarity, 0.003)
+    assert order.tolist() == [1, 3, 0, 2] and near == 3
+    order, near = select.least_similar_of_the_best(expected, similarity, 0.0)
+    assert order[0] == 0 and near == 1
 
 
 def test_what_similarity_adds_is_measured_on_held_out_models() -> None:
@@ -137,7 +158,7 @@ def check_select(folder: Path) -> None:
         (["select.include=[a,b,c,d]"], "select.include names 4 models, more than select.size=3"),
         (["select.include=[x]"], "select.include: the matrix has no model 'x'"),
         (["select.student=aa"], "select.student: the matrix has no model 'aa'"),
-        (["select.max_params=5"], "select.max_params needs the models themselves"),
+        (["select.max_params=5"], "select.max_params needs the models' sizes"),
         (["select.accuracies=none.csv"], "none.csv cannot be read"),
         (["select.student=a"], "components"),
     ],

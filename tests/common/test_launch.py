@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from experiments.common.launch import RENAMED, with_members
+from experiments.common.launch import RENAMED, spelled_out, with_members
 from experiments.common.members import build_member, one_member
 from netkin.errors import UserError
 from tests.conftest import ROOT, Mistake
@@ -26,6 +26,24 @@ from tests.conftest import ROOT, Mistake
 )
 def test_a_model_stands_for_a_list_of_one(given: str, spelled: str) -> None:
     assert with_members([given]) == [spelled]
+
+
+@pytest.mark.parametrize(
+    ("given", "spelled"),
+    [
+        (["similarity=a b.csv"], ["similarity={file: a b.csv}"]),
+        (["similarity=a.csv,b.csv"], ["similarity={file: a.csv},{file: b.csv}"]),
+        (["similarity=sat69"], ["similarity=sat69"]),
+        (["similarity=null"], ["similarity=null"]),
+        (["similarity.dir=copies"], ["similarity.dir=copies", "similarity=sat69"]),
+        (
+            ["experiment=relatives", "model=resnet50"],
+            ["experiment=relatives", "relatives.model=resnet50"],
+        ),
+    ],
+)
+def test_a_matrix_is_a_file_or_the_published_one(given: list[str], spelled: list[str]) -> None:
+    assert spelled_out(given) == spelled
 
 
 @pytest.mark.parametrize("script", ["evaluate", "train"])

@@ -4,9 +4,11 @@ import pytest
 
 from netkin.report.text import (
     and_more,
+    cell,
     count,
     duration,
     fraction_text,
+    minus,
     number,
     percent,
     settings_text,
@@ -31,6 +33,31 @@ def test_bounds_are_fractions_where_they_are_one() -> None:
     assert (fraction_text(8 / 255), fraction_text(0.1)) == ("8/255", "0.1")
     settings = {"_target_": "a.B", "eps": 8 / 255, "steps": 50, "random_start": True}
     assert settings_text(settings) == "eps = 8/255, steps = 50, random_start = True"
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "text"),
+    [
+        ("top1_error", 0.012, "1.2%"),
+        ("measured_low", 0.5, "50.0%"),
+        ("resize_error", 0.0004, "0.04%"),
+        ("mantel_p", 7.1e-5, "< 0.0001"),
+        ("holm_p", 0.0013, "0.001"),
+        ("tf_idf", 7.1e-5, "0.000071"),
+        ("r", -0.0812, "\u22120.081"),
+        ("share", float("nan"), "–"),  # noqa: RUF001
+    ],
+)
+def test_cells_are_rates_in_per_cent_and_numbers_without_exponents(
+    column: str, value: float, text: str
+) -> None:
+    assert cell(column, value) == text
+
+
+def test_negative_numbers_have_a_minus_sign_and_commands_stay_as_they_are() -> None:
+    assert minus("r = -0.3 (-0.6 to 0.1)") == "r = \u22120.3 (\u22120.6 to 0.1)"
+    text = "python train.py -m seed=-1 name=vit-2 range=[-1,-2], 2-3 models, a/-1.csv"
+    assert minus(text) == text
 
 
 def test_durations_and_sizes_have_a_unit_that_suits_them() -> None:

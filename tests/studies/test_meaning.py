@@ -103,6 +103,45 @@ def check_importance(folder: Path) -> None:
     assert "2D SA" not in page.split("the least important are")[-1].split(".")[0]
 
 
+def check_relatives(folder: Path) -> None:
+    """A member's relatives among four: its double, with the same components, comes first."""
+    done = on_four("relatives", folder, "model=test_byobnet")
+    has_figures(done, "relatives")
+    table = pl.read_csv(done / "relatives.csv")
+    first = table.row(0, named=True)
+    assert first["model"] == "twin" and first["same_cluster"]
+    assert first["shared_components"] == 13 and not first["differs_in"]
+    assert table["similarity"].is_sorted(descending=True)
+    assert (table[1:]["shared_components"] < 13).all() and not table[1:]["same_cluster"].any()
+    page = (done / "report.html").read_text()
+    assert "Not certain: test_byobnet is most like twin" in page  # of four models
+    assert "With test_byobnet in cluster" in page and "the same components" in page
+
+
+def check_compare(folder: Path) -> None:
+    """A run with itself, and with one of its members renamed and a score changed."""
+    first = folder / "first"
+    four = folder / "compared.csv"
+    s = np.array([[4, 1, 2, 3], [1, 4, 3, 2.5], [2, 3, 4, 1.5], [3, 2.5, 1.5, 4]])
+    names = ["test_byobnet", "vit_ti", "m", "n"]
+    pl.DataFrame({"": names, **dict(zip(names, s, strict=True))}).write_csv(four)
+    other = s.copy()
+    other[0, 1] = other[1, 0] = 1.75
+    pl.DataFrame({"": names, **dict(zip(names, other, strict=True))}).write_csv(
+        folder / "changed.csv"
+    )
+    arguments = [f"a={four}", f"b={folder / 'changed.csv'}", "logger=none"]
+    done = run("compare", folder / "compare", arguments)
+    has_figures(done, "compare", "differences")
+    table = pl.read_csv(done / "compare.csv")
+    assert table["difference"].to_list() == [-0.75, 0, 0, 0, 0, 0]
+    assert {table["model"][0], table["other"][0]} == {"test_byobnet", "vit_ti"}
+    page = (done / "report.html").read_text()
+    assert "Not certain: 4 models are too few for a verdict." in page
+    with pytest.raises(SystemExit):  # the run has two models
+        run("compare", folder / "compare", [f"a={first}", f"b={four}", "logger=none"])
+
+
 PAPER = {  # Tab. 2 by today's names: its text names clusters 7 to 10; 1 to 6 follow in this order
     1: "convit_base crossvit_base_240 deit_base_patch16_224 gmlp_s16_224 vit_small_patch16_224 "
     "deit_small_patch16_224 resmlp_24_224",

@@ -107,6 +107,44 @@ def keywords(table: pl.DataFrame, labels: NDArray, top: int = 5) -> pl.DataFrame
     return pl.DataFrame(rows)
 
 
+SHARED, RARER = 0.75, 0.25
+"""Share of a cluster's models from which a value counts as common to it, and by how much it must be
+rarer among the other models."""
+
+
+def shared_values(table: pl.DataFrame, labels: NDArray, top: int = 3) -> pl.DataFrame:
+    """What each cluster has in common, and others have not.
+
+    Of the values that at least SHARED of a cluster's models have, those that are most common there
+    compared with the other models.
+
+    Args:
+        table: rows of N models, the first column their names.
+        labels: [N] int from 0.
+        top: number of values per cluster, at most.
+
+    Returns:
+        cluster (from 1), component, value, and two rates: share, of the cluster's models, and
+        share_of_others. A cluster has no row where nothing sets it apart.
+    """
+    rows = []
+    for cluster in range(int(labels.max()) + 1):
+        own, found = labels == cluster, []
+        for component in table.columns[1:]:
+            for value in table[component].unique(maintain_order=True):
+                has = (table[component] == value).to_numpy()
+                share = float(has[own].mean())
+                others = float(has[~own].mean()) if (~own).any() else 0.0
+                if share >= SHARED and share - others >= RARER:
+                    found.append((cluster + 1, component, value, share, others))
+        rows += sorted(found, key=lambda row: row[4] - row[3])[:top]
+    schema = {
+        **{"cluster": pl.Int64, "component": pl.String, "value": pl.String},
+        **{"share": pl.Float64, "share_of_others": pl.Float64},
+    }
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
 def _words(document: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return document
 

@@ -50,12 +50,12 @@ def sentence(table: pl.DataFrame) -> str:
         weak = largest.filter(pl.col(SUCCESS) < ENOUGH).sort(SUCCESS).to_dicts()
         names = and_more([f"{row['model']} ({row[SUCCESS]:.1%})" for row in weak])
         return (
-            f"None of these eps is large enough: at the largest, {largest['eps'][0]}, white-box "
-            f"success is below {ENOUGH:.0%} on {names}."
+            f"No: none of these eps is large enough: at the largest, {largest['eps'][0]}, "
+            f"white-box success is below {ENOUGH:.0%} on {names}."
         )
     noise = table.filter(eps=eps).sort(NOISE, descending=True).row(0, named=True)
     return (
-        f"Use eps = {eps}: it is the smallest of these at which white-box success is at least "
+        f"Yes. Use eps = {eps}: it is the smallest of these at which white-box success is at least "
         f"{ENOUGH:.0%} on every model. Noise of this size alone makes a model misclassify at most "
         f"{noise[NOISE]:.1%} of its images ({noise['model']})."
     )

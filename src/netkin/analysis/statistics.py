@@ -13,6 +13,8 @@ from scipy import stats
 
 from netkin.similarity import Z_95
 
+LEAST_P = 0.0001
+"""The least p-value that is written with its digits."""
 FEWEST = 5
 """Models, or independent observations, below which there is neither an interval nor a verdict."""
 
@@ -158,10 +160,12 @@ def p_text(p: float, permutations: int | None = None) -> str:
     """A p-value such as "= 0.012", or "≤ 0.0001" at the least that so many drawn ones give."""
     if np.isnan(p):
         return "undefined"
+    if p < LEAST_P:
+        return f"< {LEAST_P}"
     smallest = permutations is not None and p <= 1 / (permutations + 0.5)
     return f"{'≤' if smallest else '='} {p:.2g}"
 
 
 def naive_text(p: float) -> str:
-    """A p-value of Student's t such as "= 1.7e-54", or "< 1e-300" where it underflows."""
-    return f"= {p:.2g}" if p > 0 else "< 1e-300"
+    """A p-value of Student's t such as "= 0.012", or "< 0.0001"."""
+    return f"= {p:.2g}" if p >= LEAST_P else f"< {LEAST_P}"

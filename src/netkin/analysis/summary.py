@@ -63,9 +63,9 @@ def answer(
         draws: bootstrap matrices, [draws, N, N], or their means, for the interval of within against
             between.
     """
-    paragraphs = [_extremes(pairs, scores)]
+    kinds = _within_or_between(models["family"].to_list(), scores, draws)
+    paragraphs = [*kinds, _extremes(pairs, scores, first=not kinds)]
     paragraphs += _families(family_means)
-    paragraphs += _within_or_between(models["family"].to_list(), scores, draws)
     weak = models.filter(pl.col("white_box_success") < WEAK_ATTACK)
     if weak.height:
         names = ", ".join(f"{r['model']} ({r['white_box_success']:.1%})" for r in weak.to_dicts())
@@ -119,22 +119,34 @@ def _pair(row: dict) -> str:
     )
 
 
-def _extremes(pairs: pl.DataFrame, scores: NDArray[np.float64]) -> str:
-    """The most and the least similar pair, as far as their intervals tell them apart."""
+def _extremes(pairs: pl.DataFrame, scores: NDArray[np.float64], first: bool) -> str:
+    """The most and the least similar pair, as far as their intervals tell them apart.
+
+    With `first` it begins with a verdict: whether some models are more related than others, or,
+    of two models, whether they are.
+    """
     ranked = pairs.sort("score", descending=True)
     best, worst = ranked.row(0, named=True), ranked.row(-1, named=True)
     if ranked.height == 1:
-        return f"{best['a']} and {best['b']} score {_score(best)}."
+        above = best.get("above_noise")
+        verdict = "Yes" if above else "Not certain" if above is None else "No more than by noise"
+        rate = min(np.exp(best["score"]) / 100, 1.0)
+        return (
+            f"{verdict}: {best['a']} and {best['b']} score {_score(best)}. Each fools the other on "
+            f"{rate:.1%} of the images on average."
+        )
     mean = f"The mean of all {ranked.height} pairs is s = {off_diagonal(scores).mean():.2f}."
     if best["low"] <= worst["high"]:
+        verdict = "Not certain: no" if first else "No"
         return (
-            f"No pair is certainly more similar than another: the highest score, {_pair(best)}, "
-            f"and the lowest, {_pair(worst)}, have intervals that overlap. {mean}"
+            f"{verdict} pair is certainly more similar than another: the highest score, "
+            f"{_pair(best)}, and the lowest, {_pair(worst)}, have intervals that overlap. {mean}"
         )
     near = ranked.filter(pl.col("high") >= best["low"]).height - 1
     far = ranked.filter(pl.col("low") <= worst["high"]).height - 1
+    verdict = "Yes, some are more related than others: the" if first else "The"
     return (
-        f"The most similar models are {_pair(best)}{_tied(near)}; the least similar are "
+        f"{verdict} most similar models are {_pair(best)}{_tied(near)}; the least similar are "
         f"{_pair(worst)}{_tied(far)}. {mean}"
     )
 
@@ -201,7 +213,10 @@ def _within_or_between(
     same = np.equal.outer(np.array(families), np.array(families))
     of_draws = block_means(draws, [pair & same, pair & ~same])
     low, high = interval(of_draws[:, 0] - of_draws[:, 1])
+    verdict = "Yes" if low > 0 else "No" if high < 0 else "Not certain"
     return [
-        f"Within a family the mean is {within:.2f}, between families {between:.2f}: a difference "
-        f"of {within - between:.2f} (95% interval over images {low:.2f} to {high:.2f})."
+        f"{verdict}: models of one family fool each other {np.exp(within - between):.1f} times as "
+        f"often as models of different ones. Within a family the mean is s = {within:.2f}, between "
+        f"families {between:.2f}: a difference of {within - between:.2f} (95% interval over images "
+        f"{low:.2f} to {high:.2f})."
     ]

@@ -27,7 +27,7 @@ from netkin.errors import OutputsError
 from netkin.report.glossary import MEANINGS
 from netkin.report.latex import latex
 from netkin.report.style import save
-from netkin.report.text import cell_text, count, heading, number, percent
+from netkin.report.text import cell_text, count, heading, minus, number, percent
 from netkin.store.files import write
 from netkin.tracking import Tracker
 
@@ -56,8 +56,8 @@ class Section:
     Attributes:
         title: plain text; the page escapes it, as it does paragraphs, captions and tables.
         paragraphs: the findings of the section in words.
-        tables: caption -> table. Numbers have three decimals; columns named `..._seconds` and
-            `..._bytes` are written in a unit that suits them.
+        tables: caption -> table. Numbers have three decimals, rates are in per cent; columns named
+            `..._seconds` and `..._bytes` are written in a unit that suits them.
         figures: of `Outputs.figure`.
         blocks: HTML that the page takes over unescaped; see `block`.
     """
@@ -143,12 +143,14 @@ def render(
         .get_template("page.html.j2")
         .render(
             title=title,
-            question=question,
-            answer=answer,
+            question=minus(question),
+            answer=[minus(text) for text in answer],
             sections=[
                 {
                     "title": section.title,
-                    "paragraphs": section.paragraphs,
+                    "paragraphs": [
+                        minus(text) for text in section.paragraphs if text not in answer
+                    ],
                     "blocks": section.blocks,
                     "pictures": [_picture(picture) for picture in section.figures],
                     "tables": [_table(*item) for item in section.tables.items()],
@@ -232,7 +234,7 @@ def _picture(picture: Picture) -> dict[str, Any]:
     return {
         "url": f"data:image/png;base64,{data}",
         "width": width,
-        "caption": picture.caption,
+        "caption": minus(picture.caption),
         "stem": picture.png.name.removesuffix(".png"),
     }
 

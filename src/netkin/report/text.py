@@ -1,6 +1,7 @@
 """Numbers and lists as tables, pages and messages write them."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,14 +11,53 @@ from netkin.errors import and_more as and_more
 UNKNOWN = "–"  # noqa: RUF001
 
 
+MINUS = "\u2212"
+RATES = {
+    *("accuracy", "error", "errors", "err", "rate", "share", "success", "wrong", "fooled", "fools"),
+    *("corrected", "noise", "measured", "expected"),
+}
+"""Words in the names of columns whose values are rates in [0, 1], or differences of rates."""
+NO_RATES = {"seconds", "images", "sd"}
+
+
+def is_rate(column: str) -> bool:
+    """Whether a column of a table has rates, by the words of its name."""
+    words = {*column.split("_")}
+    return bool(words & RATES) and not words & NO_RATES
+
+
+def cell(column: str, value: float) -> str:
+    """A number in a table: a rate in per cent, a p-value down to 0.0001, else three decimals.
+
+    A number that three decimals would leave as 0 has two significant digits, without an exponent.
+    """
+    if math.isnan(value):
+        return UNKNOWN
+    if is_rate(column) and abs(value) <= 1:
+        small = 0 < abs(value) < 0.001
+        return minus(f"{100 * value:.2f}%" if small else f"{100 * value:.1f}%")
+    if {"p"} & {*column.split("_")} and 0 <= value < 0.0001:
+        return "< 0.0001"
+    if not math.isfinite(value) or abs(value) >= 0.001 or value == 0:
+        return minus(f"{value:.3f}")
+    if abs(value) < 1e-6:
+        return minus(f"{value:.1e}")
+    return minus(f"{value:.{1 - math.floor(math.log10(abs(value)))}f}")
+
+
+def minus(text: str) -> str:
+    """A text whose negative numbers have a minus sign; commands and names stay as they are."""
+    return re.sub(r"(?<![\w=.,/\[\u2212-])-(?=\.?\d)", MINUS, text)
+
+
 def number(value: float | None, digits: int = 2) -> str:
     """A number with `digits` decimals, or a dash where it is unknown (None or NaN)."""
-    return UNKNOWN if value is None or math.isnan(value) else f"{value:.{digits}f}"
+    return UNKNOWN if value is None or math.isnan(value) else minus(f"{value:.{digits}f}")
 
 
 def percent(value: float | None) -> str:
     """A rate in [0, 1] as a percentage with one decimal, or a dash where it is unknown."""
-    return UNKNOWN if value is None or math.isnan(value) else f"{100 * value:.1f}%"
+    return UNKNOWN if value is None or math.isnan(value) else minus(f"{100 * value:.1f}%")
 
 
 def count(value: int | None) -> str:
@@ -71,7 +111,7 @@ def heading(column: str) -> str:
 
 
 def cell_text(column: str, value: Any) -> str:
-    """A cell: three decimals for a number, more digits where that would leave none."""
+    """A cell of a table; see `cell` for numbers."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return UNKNOWN
     if isinstance(value, bool):
@@ -81,5 +121,7 @@ def cell_text(column: str, value: Any) -> str:
     if column.endswith(BYTES):
         return size(value)
     if isinstance(value, float):
-        return f"{value:.2g}" if 0 < abs(value) < 0.001 else f"{value:.3f}"
+        return cell(column, value)
+    if isinstance(value, int):
+        return minus(f"{value:,}" if abs(value) >= 10_000 else str(value))
     return str(value)

@@ -90,6 +90,7 @@ def origin(name: str) -> Origin:
                 return Origin(rest, from_transformers.config(rest), {})
         source, rest = parse_model_name(name)
         if source is None:
+            rest = get_deprecated_models().get(rest) or rest
             config = timm.get_pretrained_cfg(rest)
             assert config is not None
             return Origin(split_model_name_tag(rest)[0], config.to_dict(), {})
