@@ -5,7 +5,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from experiments.common.study import Study
+from netkin.analysis.clusters import affinity
 from netkin.analysis.components import shared_values
+from netkin.analysis.hierarchy import off_diagonal
 
 
 def verdict(s: Study, labels: NDArray, certain: bool | None, reason: str) -> str:
@@ -70,3 +72,16 @@ def cluster_words(s: Study, model: int, labels: np.ndarray, values: pl.DataFrame
     if lacks:
         text += f" What it has and {name} has not: {'; '.join(lacks)}."
     return text
+
+
+def shifted(s: Study) -> list[str]:
+    """A sentence where scores below 0 were shifted for the clustering."""
+    shift = affinity(s.scores).shift
+    if not shift:
+        return []
+    negative = int((off_diagonal(s.scores) < 0).sum())
+    return [
+        f"{negative} pair{'s score' if negative > 1 else ' scores'} below 0: the models fool each "
+        "other on under 1% of images. Edges of "
+        f"the graph cannot be negative, so {shift:.2f} was added to all scores before clustering."
+    ]

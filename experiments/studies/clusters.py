@@ -17,7 +17,7 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
-from experiments.common.cluster_words import members, verdict
+from experiments.common.cluster_words import members, shifted, verdict
 from experiments.common.components import bases_of, components_of
 from experiments.common.study import Study, study
 from experiments.common.values import positive_int
@@ -47,6 +47,8 @@ UP_TO = 12
 """The largest number of clusters that draws are tested for."""
 TESTED = 50
 """Draws that each number of clusters is tested on."""
+
+TOGETHER = "How often a model is with its cluster's others"
 
 
 def run(config: DictConfig) -> None:
@@ -80,16 +82,12 @@ def run(config: DictConfig) -> None:
         )
         stability, certain, stable, co_assigned = _stability(s, labels, bases)
         matrix = _matrix(s, labels, bases)
-        findings = (verdict(s, labels, certain, reason), *members(s, labels, common))
-        answer = [*findings, *_shifted(s), *stable]
+        answer = [verdict(s, labels, certain, reason), *members(s, labels, common)]
+        answer += [*shifted(s), *stable]
         sections = [
             Section("Clusters (Tab. 2)", missing, _tab_2(table, words), [matrix]),
             _heatmap(s, bases),
-            Section(
-                *("Stability", ()),
-                {"How often a model is with its cluster's others": stability},
-                [co_assigned],
-            ),
+            Section("Stability", (), {TOGETHER: stability}, [co_assigned]),
             Section(
                 "Spectral features (Fig. C.1)",
                 [f"k = {k}: {reason}."],
@@ -133,18 +131,6 @@ def _tab_2(table: pl.DataFrame, words: pl.DataFrame | None) -> dict[str, pl.Data
         rows = rows.join(texts.rename({"word": "keywords"}), on="cluster")
         rows = rows.select("cluster", "keywords", "model")
     return {"": rows.rename({"model": "models"})}
-
-
-def _shifted(s: Study) -> list[str]:
-    shift = clusters.affinity(s.scores).shift
-    if not shift:
-        return []
-    negative = int((off_diagonal(s.scores) < 0).sum())
-    return [
-        f"{negative} pair{'s score' if negative > 1 else ' scores'} below 0: the models fool each "
-        "other on under 1% of images. Edges of "
-        f"the graph cannot be negative, so {shift:.2f} was added to all scores before clustering."
-    ]
 
 
 def _stability(

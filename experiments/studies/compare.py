@@ -70,7 +70,11 @@ def run(config: DictConfig) -> None:
         heatmap = outputs.figure(
             "differences",
             heatmap_figure(
-                difference, names, list(map(family, names)), "s of a less s of b (nats)"
+                difference,
+                names,
+                list(map(family, names)),
+                "s of a less s of b (nats)",
+                signed=True,
             ),
             Matrix(names, difference).table(),
             "Differences of the scores, a less b; the diagonal is not compared.",
