@@ -140,17 +140,14 @@ def _stability(
     reproduce the clusters, None without them; and both in words."""
     options, k = s.config.clusters, int(labels.max()) + 1
     complete, dropped = _usable(s)
+    seeds = range(options.seed + 1, options.seed + options.seeds + 1)
+    runs = [("seeds", s.scores, seed, options.restarts) for seed in seeds]
+    runs += [("images", draw, options.seed, DRAW_RESTARTS) for draw in complete]
+    by: dict[str, list[NDArray]] = {"seeds": []}
     with Bars(s.console) as bars:
-        bars.start("cluster", ["stability"], options.seeds + len(complete))
-        by: dict[str, list[NDArray]] = {"seeds": []}
-        for seed in range(1, options.seeds + 1):
-            by["seeds"].append(
-                clusters.spectral(s.scores, k, options.seed + seed, options.restarts)
-            )
-            bars.advance("cluster", 1)
-        for draw in complete:
-            found = clusters.spectral(draw, k, options.seed, DRAW_RESTARTS)
-            by.setdefault("images", []).append(found)
+        bars.start("cluster", ["stability"], len(runs))
+        for what, scores, seed, restarts in runs:
+            by.setdefault(what, []).append(clusters.spectral(scores, k, seed, restarts))
             bars.advance("cluster", 1)
         bars.end("cluster")
     columns, paragraphs = {}, [*dropped]

@@ -38,7 +38,7 @@ from tests.conftest import ROOT, SMALL, Mistake, run_command, run_here
         ("subset.per_class=3 subset.fraction=0.1", "subset.per_class and fraction exclude"),
         ("dataset=folder dataset.root=/nowhere", "dataset.root=/nowhere is not a folder"),
         ("dataset=folder dataset.root=/tmp dataset.split=x", "dataset.split must be"),
-        ("logger=csv logger.kind=tensorboard", "logger.kind must be wandb, csv or none"),
+        ("logger=csv logger.kind=tensorbord", "logger.kind must be wandb, tensorboard, csv"),
         ("hardware.train_precision=half", "hardware.train_precision must be 32-true or"),
         ("hardware.batch_size=0", "hardware.batch_size must be auto or a whole number"),
         (
@@ -63,7 +63,7 @@ from tests.conftest import ROOT, SMALL, Mistake, run_command, run_here
         ("attack=[pgd", "attack=[pgd cannot be read as KEY=VALUE"),
         ("attack.epsilon=4/255", "no setting attack.epsilon; did you mean attack.eps"),
         ("atack=pgd", "no setting atack; did you mean attack"),
-        ("seed=3", "one of experiment=precision; did you mean subset.seed, recipe.seed, attack"),
+        ("seed=3", "it is one of experiment=landmarks, precision, probe; did you mean"),
         ("student=vit_ti", "it is one of experiment=distill, distillation, teachers"),
         ("recipe.sched_args={foo:1}", "to add it, type +recipe.sched_args.foo=VALUE"),
         ("experiment=distil", "no such option; did you mean distill, distillation?"),

@@ -34,7 +34,7 @@ def test_help_of_an_option(file: Path, capsys: pytest.CaptureFixture[str]) -> No
     usage.show("evaluate", [f"{file.parent.name}={file.stem}", "-h"])
     text = capsys.readouterr().out
     assert text.startswith(f"{file.parent.name}={file.stem}\n")
-    assert all(len(line) <= 80 or re.search(r"[\[{]", line) for line in text.splitlines())
+    assert all(len(line) <= 80 or re.search(r"[\[{]|url:", line) for line in text.splitlines())
     assert "\n  experiment:" not in text and "_global_" not in text
     if file.parent.name == "experiment":
         assert re.search(r"Commands\n  python (evaluate|train)\.py ", text)

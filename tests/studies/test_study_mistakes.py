@@ -35,7 +35,7 @@ def matrices(tmp_path: Path) -> None:
         ),
         (
             "ensemble similarity=three.csv store.dir=store",
-            "three.csv has no model 'vit_s'; did you mean vit_ti",
+            "three.csv has scores, and this study needs the models' logits on images, too",
         ),
         ("ensemble ensemble.sizes=3", "ensemble.sizes must list whole numbers of 2 or more, got 3"),
         ("ensemble ensemble.sizes=[1]", "ensemble.sizes must list whole numbers of 2 or more"),
