@@ -171,9 +171,8 @@ def _stability(
             "clusters.images=N simulates draws of N images, and tells which clusters these "
             "reproduce."
         )
-    stability = pl.DataFrame({"model": s.names, "cluster": labels + 1, **columns})
-    stability = stability.with_columns(pl.col(list(columns)).fill_nan(None)).sort("cluster")
-    s.outputs.table("stability", stability)
+    stability = pl.DataFrame({"model": s.names, "cluster": labels + 1, **columns}).fill_nan(None)
+    stability = s.outputs.table("stability", stability.sort("cluster"))
     what = list(by)[-1]
     shares, noun = clusters.co_assignment(np.stack(by[what])), _noun(s, what)
     picture = s.outputs.figure(
