@@ -51,7 +51,8 @@ def _training(config: DictConfig) -> str:
 
 def _measuring(config: DictConfig) -> str:
     if config.get("similarity") is not None:
-        return f"scores of {config.similarity}"
+        option = HydraConfig.get().runtime.choices.get("similarity")
+        return f"scores of {option or config.similarity.get('file')}"
     names, dataset, attack = _names(config), str(config.dataset.name), config.get("attack")
     option = HydraConfig.get().runtime.choices.get("attack")
     settings = [f"{key} {attack[key]}" for key in ("eps", "steps") if attack and key in attack]

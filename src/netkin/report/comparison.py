@@ -12,11 +12,12 @@ import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 from netkin import similarity
 from netkin.analysis import summary
 from netkin.report.controls import NOT_ABOVE, Controls, controls
-from netkin.report.examples import examples, examples_section
+from netkin.report.examples import contact_sheet, examples, examples_section
 from netkin.report.figures import LABEL, heatmap_figure
 from netkin.report.matrix import Relations, matrix_sections
 from netkin.report.study import Outputs, Section
@@ -44,6 +45,7 @@ class Comparison:
         resize: of `netkin.transfer.resize.resize_errors`; empty where all models see the same.
         failures: a row a member that failed: model, stage, reason.
         images: the section of the page that shows images under attack, if there are any.
+        sheet: the same images as one.
         controls: what the scores owe to chance and to single models.
     """
 
@@ -54,6 +56,7 @@ class Comparison:
     resize: pl.DataFrame
     failures: pl.DataFrame
     images: list[Section]
+    sheet: Image.Image | None
     controls: Controls
 
     @property
@@ -85,6 +88,8 @@ class Comparison:
         tables = [outputs.folder / name for name in outputs.files if name.endswith(".csv")]
         outputs.figure("similarity", self.figure(), self.square, "The similarity of every pair.")
         self.controls.write(outputs, self.relations.groups)
+        if self.sheet is not None:
+            outputs.image("examples", self.sheet)
         return tables
 
     def sections(self, folder: Path) -> list[Section]:
@@ -147,6 +152,7 @@ def summarise(
         resize=resize,
         failures=failures,
         images=[examples_section(items, setting.attack.attack.eps)] if items else [],
+        sheet=contact_sheet(items, setting.attack.attack.eps) if items else None,
         controls=control,
     )
 

@@ -19,6 +19,9 @@ from netkin.transfer.setting import Setting
 from netkin.transfer.stored import adversarial, outcome_store
 from netkin.zoo.member import Member
 
+TILE = 132
+"""Pixels of an image of `contact_sheet`, with its margin."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -82,6 +85,21 @@ def examples_section(items: Sequence[Example], eps: float | None) -> Section:
         amplification=0.5 / bound,
     )
     return Section("Images under attack", blocks=[html])
+
+
+def contact_sheet(items: Sequence[Example], eps: float | None) -> Image.Image:
+    """Clean image, adversarial image and their difference of each example, a row a source."""
+    rows: dict[str, list[NDArray[np.uint8]]] = {}
+    for item in items:
+        three = (item.clean, item.adversarial, difference(item.clean, item.adversarial, eps or 1.0))
+        rows.setdefault(item.source, []).extend(three)
+    across = max(len(row) for row in rows.values())
+    sheet = Image.new("RGB", (TILE * across, TILE * len(rows)), "white")
+    for y, row in enumerate(rows.values()):
+        for x, pixels in enumerate(row):
+            tile = Image.fromarray(pixels).resize((TILE - 4, TILE - 4), Image.Resampling.NEAREST)
+            sheet.paste(tile, (TILE * x + 2, TILE * y + 2))
+    return sheet
 
 
 def difference(

@@ -103,6 +103,13 @@ class Outputs:
         self.files += [png.name, *(path.name for path in others)]
         return Picture(png, caption)
 
+    def image(self, name: str, image: Image.Image) -> None:
+        """Write name.png: an image that is no figure."""
+        png = self.folder / f"{name}.png"
+        write(png, lambda f: image.save(f, format="PNG"), OutputsError, "folder")
+        self._unlogged.append(lambda tracker: tracker.figure(name, png))
+        self.files.append(png.name)
+
     def report(
         self,
         title: str,
