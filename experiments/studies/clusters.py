@@ -10,8 +10,6 @@ On the published 69 x 69 matrix: see experiments/results/digits.md and statistic
 
 import numpy as np
 import polars as pl
-from matplotlib import colormaps
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from sklearn.manifold import TSNE
@@ -28,7 +26,6 @@ from netkin.analysis.noise import simulated_draws
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.clusters import blocks_figure, cluster_order, map_figure, score_blocks
-from netkin.report.figures import Square
 from netkin.report.matrix import bare, heatmap_section
 from netkin.report.study import Picture, Section
 from netkin.report.text import and_more
@@ -198,9 +195,10 @@ def _stability(
     s.outputs.table("stability", stability)
     what = list(by)[-1]
     shares, noun = clusters.co_assignment(np.stack(by[what])), _noun(s, what)
+    order = cluster_order(s.scores, labels)
     picture = s.outputs.figure(
         "co_assignment",
-        _drawn(s, shares, labels, bases, f"share of {noun}", (0.0, 1.0), "cividis"),
+        blocks_figure(shares, s.names, labels, order, bases, f"share of {noun}", "cividis"),
         _square(s, shares, labels),
         f"How often two models share a cluster over {len(by[what])} {noun}.",
     )
@@ -281,20 +279,6 @@ def _square(s: Study, values: NDArray[np.float64], labels: NDArray) -> pl.DataFr
     return pl.DataFrame({"": names, **{name: ordered[:, i] for i, name in enumerate(names)}})
 
 
-def _drawn(
-    s: Study,
-    values: NDArray[np.float64],
-    labels: NDArray,
-    bases: list[str],
-    label: str,
-    limits: tuple[float, float],
-    colours: str,
-) -> Figure:
-    order = cluster_order(s.scores, labels)
-    square = Square(values, s.names, order, bases, label, limits, colormaps[colours])
-    return blocks_figure(square, labels)
-
-
 def _heatmap(s: Study, bases: list[str]) -> Section:
     """All pairs, to look up."""
     pages = {name: page for name in s.names if (page := model_page(name))}
@@ -322,11 +306,17 @@ def _features(s: Study, labels: NDArray, k: int, bases: list[str]) -> Picture:
         .sort("cluster"),
     )
     cosines = np.clip(features @ features.T, -1, 1)
-    low = min(-0.05, float(cosines.min()))
     return s.outputs.figure(
         "spectral_features",
-        _drawn(
-            s, cosines, labels, bases, "cosine similarity of spectral features", (low, 1.0), "magma"
+        blocks_figure(
+            cosines,
+            s.names,
+            labels,
+            cluster_order(s.scores, labels),
+            bases,
+            "cosine similarity of spectral features",
+            "magma",
+            (min(-0.05, float(cosines.min())), 1.0),
         ),
         _square(s, cosines, labels),
         f"Cosine similarity of the models' spectral features: their rows in the {k} eigenvectors "
