@@ -226,7 +226,9 @@ def _picture(picture: Picture) -> dict[str, Any]:
         size = (round(image.width * SHARP / dpi), round(image.height * SHARP / dpi))
         out = io.BytesIO()
         small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-        small.quantize(128, dither=Image.Dither.NONE).save(out, format="PNG", optimize=True)
+        # Maximum coverage keeps colours that few pixels have, such as those of a legend.
+        few = small.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few.save(out, format="PNG", optimize=True)
     data = base64.b64encode(out.getvalue()).decode()
     return {
         "url": f"data:image/png;base64,{data}",
