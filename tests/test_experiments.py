@@ -244,7 +244,7 @@ def test_what_a_run_says_and_writes(small_run: Path) -> None:
     for name in ("similarity.png", "similarity.pdf", "report.html", "families.csv"):
         assert (run / name).stat().st_size > 50
     page = (run / "report.html").read_text()
-    assert "test_byobnet" in page and "data:image/png;base64" in page
+    assert "test_byobnet" in page and "data:image/webp;base64" in page
     assert (run / ".hydra" / "config.yaml").is_file()
 
 

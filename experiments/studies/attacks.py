@@ -1,8 +1,8 @@
 """Do scores depend on the attack, or on having both directions? (Appendix G; Fig. G.1, G.2.)
 
 Compares two matrices over the same models: by two attacks, from two files, or the score and its
-one-sided approximation. Writes attacks (all comparisons: PNG, PDF, SVG, CSV), correlations.csv and
-report.html.
+one-sided approximation. Writes attacks (all comparisons as PNG, PDF, SVG and CSV),
+correlations.csv and report.html.
 
 On the 12 digits members (500 images): PGD-50 and PGD-10 r = 0.98, two-sided and one-sided r = 0.60
 (66 pairs, 132 directions; both Mantel p <= 0.0001).

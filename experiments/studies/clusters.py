@@ -10,7 +10,6 @@ On the published 69 x 69 matrix: see experiments/results/digits.md and statistic
 
 import numpy as np
 import polars as pl
-from matplotlib import colormaps
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from sklearn.manifold import TSNE
@@ -28,8 +27,7 @@ from netkin.analysis.noise import simulated_draws
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.clusters import blocks_figure, cluster_order, map_figure, score_blocks
-from netkin.report.figures import Square
-from netkin.report.matrix import Relations, heatmap_section
+from netkin.report.matrix import bare, heatmap_section
 from netkin.report.study import Picture, Section
 from netkin.report.text import and_more
 from netkin.similarity import interval
@@ -175,20 +173,10 @@ def _stability(
     stability = s.outputs.table("stability", stability.sort("cluster"))
     what = list(by)[-1]
     shares, noun = clusters.co_assignment(np.stack(by[what])), _noun(s, what)
+    order = cluster_order(s.scores, labels)
     picture = s.outputs.figure(
         "co_assignment",
-        blocks_figure(
-            Square(
-                shares,
-                s.names,
-                cluster_order(s.scores, labels),
-                bases,
-                f"share of {noun}",
-                (0.0, 1.0),
-                colormaps["cividis"],
-            ),
-            labels,
-        ),
+        blocks_figure(shares, s.names, labels, order, bases, f"share of {noun}", "cividis"),
         _square(s, shares, labels),
         f"How often two models share a cluster over {len(by[what])} {noun}.",
     )
@@ -271,15 +259,9 @@ def _square(s: Study, values: NDArray[np.float64], labels: NDArray) -> pl.DataFr
 
 def _heatmap(s: Study, bases: list[str]) -> Section:
     """All pairs, to look up."""
-    rows, columns = np.tril_indices(len(s.names), k=-1)
-    names = np.array(s.names)
-    pairs = pl.DataFrame({"a": names[columns], "b": names[rows], "score": s.scores[rows, columns]})
-    s.outputs.table("pairs", pairs)
-    models = pl.DataFrame({"model": s.names})
-    links = {name: page for name in s.names if (page := model_page(name))} if not s.measured else {}
-    relations = Relations(
-        s.scores, s.names, s.families, pairs, models, pl.DataFrame(), bases, links
-    )
+    pages = {name: page for name in s.names if (page := model_page(name))}
+    relations = bare(s.scores, s.names, s.families, bases, {} if s.measured else pages)
+    s.outputs.table("pairs", relations.pairs)
     return heatmap_section(relations)
 
 
@@ -302,20 +284,17 @@ def _features(s: Study, labels: NDArray, k: int, bases: list[str]) -> Picture:
         .sort("cluster"),
     )
     cosines = np.clip(features @ features.T, -1, 1)
-    low = min(-0.05, float(cosines.min()))
     return s.outputs.figure(
         "spectral_features",
         blocks_figure(
-            Square(
-                cosines,
-                s.names,
-                cluster_order(s.scores, labels),
-                bases,
-                "cosine similarity of spectral features",
-                (low, 1.0),
-                colormaps["magma"],
-            ),
+            cosines,
+            s.names,
             labels,
+            cluster_order(s.scores, labels),
+            bases,
+            "cosine similarity of spectral features",
+            "magma",
+            (min(-0.05, float(cosines.min())), 1.0),
         ),
         _square(s, cosines, labels),
         f"Cosine similarity of the models' spectral features: their rows in the {k} eigenvectors "

@@ -1,7 +1,8 @@
 """Do less similar models make better ensembles? (Sec. 4.1; Fig. 2, 3 and 4.)
 
 Ensembles average the stored clean logits of their members. Writes ensemble_pairs (Fig. 2),
-ensemble_clusters (Fig. 3) and ensemble_groups (Fig. 4) as PNG, PDF, SVG and CSV, and report.html.
+ensemble_clusters (Fig. 3) and ensemble_groups (Fig. 4), each as PNG, PDF, SVG and CSV,
+and report.html.
 
 On the 12 digits members (500 images, PGD-50) no relation was found: r = -0.08 over 66 pairs (noise
 ceiling 0.59), Mantel p = 0.59; given the members' errors, partial r = -0.02, p = 0.90. They err on

@@ -34,7 +34,7 @@ from netkin.analysis.summary import left_out
 from netkin.jobs.progress import Bars
 from netkin.pipeline import Incomplete
 from netkin.report.clusters import blocks_figure, cluster_order
-from netkin.report.figures import Square, colour_range
+from netkin.report.figures import COLOURS, colour_range
 from netkin.report.large import NAMES_UP_TO, picture_figure
 from netkin.report.scatter import scatter_figure
 from netkin.report.study import Outputs, Section
@@ -167,7 +167,8 @@ def report(found: Found, outputs: Outputs) -> tuple[str, str, list[str], list[Se
         picture_figure(c.scores[np.ix_(order, order)], m, label)
         if n > NAMES_UP_TO
         else blocks_figure(
-            Square(c.scores, names, order, found.groups, label, colour_range(c.scores)), other
+            *(c.scores, names, other, order, found.groups, label, COLOURS),
+            colour_range(c.scores),
         )
     )
     caption = (

@@ -38,7 +38,8 @@ def blocks_figure(blocks: Sequence[Block], label: str = "similarity s (nats)") -
     tall = sum(sizes) if rows > 1 else max(sizes)
     figure = Figure(figsize=(total, tall * cell + rows * (room + 0.2) + 0.5))
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, across, squeeze=False).ravel()
+    ratios = [n * cell + room for n in sizes] if across > 1 else None
+    axes = figure.subplots(rows, across, squeeze=False, width_ratios=ratios).ravel()
     pairs = np.concatenate([off_diagonal(block.scores) for block in blocks])
     low, high = float(pairs.min()), float(pairs.max())
     limits = (low, max(high, low + 1e-6))  # the diagonal is beyond them
@@ -47,7 +48,7 @@ def blocks_figure(blocks: Sequence[Block], label: str = "similarity s (nats)") -
         ax.grid(visible=False)
         ax.set_facecolor("#d9d9d9")
         ax.imshow(np.ma.masked_invalid(block.scores), cmap=COLOURS, norm=Normalize(*limits))
-        if cell > 0.17:
+        if cell > 0.2:  # a number of 7 pt has room
             _, inks = cell_colours(np.nan_to_num(block.scores.ravel()), limits)
             for (y, x), value, ink in zip(np.ndindex(n, n), block.scores.flat, inks, strict=True):
                 if not np.isnan(value):

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -15,6 +17,7 @@ from netkin.analysis.hierarchy import hierarchy
 from netkin.report.figures import Square, colour_range, inches
 from netkin.report.scatter import NAMES_UP_TO, write_names
 from netkin.report.style import (
+    COLOURS,
     FULL,
     INK,
     MARKERS,
@@ -43,19 +46,34 @@ def score_blocks(
     groups: Sequence[str],
 ) -> Figure:
     """Scores [N, N] in nats, in the order of the clusters (Fig. D.2)."""
-    square = Square(
-        scores, names, cluster_order(scores, labels), groups, "similarity s (nats)",
-        colour_range(scores),
-    )  # fmt: skip
-    return blocks_figure(square, labels)
+    order, limits = cluster_order(scores, labels), colour_range(scores)
+    return blocks_figure(
+        scores, names, labels, order, groups, "similarity s (nats)", COLOURS, limits
+    )
 
 
 @style()
-def blocks_figure(square: Square, labels: NDArray) -> Figure:
-    """A matrix with the clusters marked: [N] int from 0, contiguous in the matrix's order, and
-    numbered from 1 in the figure."""
+def blocks_figure(
+    values: NDArray[np.float64],
+    names: Sequence[str],
+    labels: NDArray,
+    order: NDArray[np.intp],
+    groups: Sequence[str],
+    label: str,
+    colours: Colormap | str,
+    limits: tuple[float, float] = (0.0, 1.0),
+) -> Figure:
+    """Values of pairs [N, N], rows and columns in `order`, with the clusters marked.
+
+    Args:
+        values, names, order, groups, label, limits: see `netkin.report.figures.Square`; the order
+            is contiguous by cluster.
+        labels: [N] int from 0, the clusters; numbered from 1 in the figure.
+        colours: a colour map, or matplotlib's name of one.
+    """
+    square = Square(values, names, order, groups, label, limits, colormaps.get_cmap(colours))
     figure, cells, side = square.draw(0.36)
-    _mark_clusters(cells, side, labels[square.order])
+    _mark_clusters(cells, side, labels[order])
     return figure
 
 

@@ -71,9 +71,9 @@ def examples_section(items: Sequence[Example], eps: float | None) -> Section:
     rows = [
         {
             "example": item,
-            "clean": _png(item.clean),
-            "adversarial": _png(item.adversarial),
-            "difference": _png(difference(item.clean, item.adversarial, bound)),
+            "clean": _url(item.clean),
+            "adversarial": _url(item.adversarial),
+            "difference": _url(difference(item.clean, item.adversarial, bound)),
         }
         for item in items
     ]
@@ -133,8 +133,8 @@ def _hwc(image: Tensor) -> np.ndarray:
     return image.permute(1, 2, 0).numpy()
 
 
-def _png(image: NDArray[np.uint8]) -> str:
+def _url(image: NDArray[np.uint8]) -> str:
     """A data URL of [H, W, 3] uint8."""
     out = io.BytesIO()
-    Image.fromarray(image).save(out, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+    Image.fromarray(image).save(out, format="WEBP", lossless=True, method=6)
+    return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()

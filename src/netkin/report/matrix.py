@@ -82,6 +82,21 @@ class Relations:
         return marked if marked.any() else None
 
 
+def bare(
+    scores: NDArray[np.float64],
+    names: Sequence[str],
+    families: Sequence[str],
+    bases: Sequence[str],
+    links: Mapping[str, str],
+) -> Relations:
+    """What `heatmap_section` takes, of scores [N, N] of which nothing else is known."""
+    rows, columns = np.tril_indices(len(names), k=-1)
+    listed = np.array(names)
+    pairs = pl.DataFrame({"a": listed[columns], "b": listed[rows], "score": scores[rows, columns]})
+    models = pl.DataFrame({"model": listed})
+    return Relations(scores, names, families, pairs, models, pl.DataFrame(), bases, links)
+
+
 def matrix_sections(relations: Relations, prints: Sequence[str] = ()) -> list[Section]:
     """The sections of a page; `prints` are files next to it with the heatmap as a figure."""
     return [
