@@ -213,7 +213,7 @@ def test_page_has_both_directions_interval_and_n_of_each_pair() -> None:
 def test_page_loads_nothing_from_a_network() -> None:
     parsed = Parsed(page(make_relations(), example(), files=["scores.csv"]))
     loads = [v for _, attrs in parsed.tags for k, v in attrs.items() if k in ("src", "href") and v]
-    assert sum(v.startswith("data:image/png;base64,") for v in loads) == 3
+    assert sum(v.startswith("data:image/webp;base64,") for v in loads) == 3
     assert {v for v in loads if not v.startswith("data:")} == {"./scores.csv", "./pairs.csv"}
     assert not re.search(r"url\(|@import", parsed.style)
     assert any("default-src 'none'" in (a.get("content") or "") for _, a in parsed.tags)
