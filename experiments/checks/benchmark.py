@@ -177,7 +177,7 @@ def time_runs(config: DictConfig, console: Console) -> dict[str, pl.DataFrame]:
         for state in ("nothing cached", "weights cached", "everything cached"):
             if state == "weights cached":
                 for entry in store.iterdir():
-                    if entry.name != "weights":
+                    if entry.is_dir() and entry.name != "weights":
                         shutil.rmtree(entry)
             console.print(f"{state}: running ...")
             overrides = [f"store.dir={store}", f"hydra.run.dir={scratch}/run"]

@@ -86,7 +86,7 @@ def numbers(paper: NDArray[np.float64], draws: Draws, comparison: Comparison) ->
                 f"similarity/{name}_low": low,
                 f"similarity/{name}_high": high,
             }
-    if control.models["noise_rate"].null_count() < control.models.height:
+    if "noise_rate" in control.models.columns:
         values["noise/mean"] = control.models.select(pl.col("noise_rate").mean()).item()
     return values
 

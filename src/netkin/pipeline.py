@@ -209,8 +209,9 @@ class Pipeline:
         before, rate = (float(numbers.get(name) or 0) for name in names)
         seconds = time.perf_counter() - start + before
         images = sum(row["images"] for row in rows) + rate * before
-        values = (seconds, images / seconds if images else None)
-        self.tracker.summary(dict(zip(names, values, strict=True)))
+        self.tracker.summary(
+            {names[0]: seconds, **({names[1]: images / seconds} if images else {})}
+        )
 
 
 def compute_outcomes(

@@ -168,13 +168,13 @@ def test_fgsm_and_mim_are_cases_of_pgd(zoo: dict[str, Batch]) -> None:
     eps = "16/255"
     step = PGD(eps, eps, steps=1, random_start=False)
     assert torch.equal(made(attack_of("fgsm", eps=eps), batch), made(step, batch))
-    without = PGD(eps, None, steps=10, random_start=False)
-    assert without.step_size == pytest.approx(1.6 / 255)
+    without = PGD(eps, 1.6 / 255, steps=10, random_start=False)
     mim = attack_of("mim", eps=eps, steps=10)
-    assert mim.step_size == without.step_size
+    assert mim.step_size == pytest.approx(without.step_size)
     assert not torch.equal(made(mim, batch), made(without, batch))
     assert torch.equal(
-        made(attack_of("mim", eps=eps, steps=10, momentum=0), batch), made(without, batch)
+        made(attack_of("mim", eps=eps, steps=10, step_size=mim.step_size, momentum=0), batch),
+        made(PGD(eps, mim.step_size, steps=10, random_start=False), batch),
     )
 
 

@@ -292,8 +292,8 @@ def test_a_sweep_over_sources(launcher: str, small_run: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     assert files(store, pattern) == wanted
     for job, name in enumerate(MEMBERS):
-        names = pl.read_csv(tmp_path / "sweep" / str(job) / "metrics.csv")["name"]
-        assert f"craft/shards/{name}" in names and not names.str.contains("transfer").any()
+        stages = pl.read_csv(tmp_path / "sweep" / str(job) / "stages.csv")
+        assert stages.select("stage", "model").rows() == [("craft", name)]
     done = run_here(*SMALL, *QUIET, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     name = "similarity.csv"

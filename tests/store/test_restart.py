@@ -152,9 +152,8 @@ def test_two_processes_at_once_share_the_work(uninterrupted: Path, trained: Path
         assert run.returncode == 0, errors
     shards = 0.0
     for i in (1, 2):
-        metrics = pl.read_csv(trained / f"run{i}" / "metrics.csv")
-        made = metrics.filter(pl.col("name").str.starts_with("craft/shards/"))
-        shards += float(made["value"].sum())
+        stages = pl.read_csv(trained / f"run{i}" / "stages.csv").filter(stage="craft")
+        shards += float(stages["shards"].sum())
         found = result(trained, f"run{i}")
         assert found == result(uninterrupted)
     assert 18 <= shards <= 19
@@ -168,8 +167,8 @@ def test_two_devices_give_the_bytes_of_one(uninterrupted: Path, trained: Path) -
     assert process.returncode == 0, errors
     assert re.search(r"^craft 4/4: \w+, part \d of 2", said, re.M)
     assert result(trained) == result(uninterrupted)
-    metrics = dict(pl.read_csv(trained / "run" / "metrics.csv").select("name", "value").iter_rows())
-    assert [metrics[f"craft/shards/{name}"] for name in ("test_byobnet", "vit_ti")] == [9, 9]
+    stages = pl.read_csv(trained / "run" / "stages.csv").filter(stage="craft")
+    assert dict(stages.select("model", "shards").iter_rows()) == {"test_byobnet": 9, "vit_ti": 9}
     assert len(list((trained / "run").glob("*.html"))) == 1
 
 

@@ -1,13 +1,20 @@
-"""Signals that wait: of this thread, and for good of processes that are started meanwhile."""
+"""Signals: what waits for them, and what a stop must not print."""
 
+import os
 import signal
+import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from netkin.errors import Stopped
 
 
 @contextmanager
 def blocked(numbers: Iterable[int]) -> Iterator[None]:
-    """Signals of these numbers are delivered after the block; processes inherit the mask."""
+    """Signals of these numbers are delivered to this thread after the block; processes that are
+    started in it inherit the mask for good."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -16,3 +23,18 @@ def blocked(numbers: Iterable[int]) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def quiet_stops() -> None:
+    """Where a stop reaches a library's `__del__`, which swallows it: print no trace, stop again."""
+    usual = sys.unraisablehook
+
+    def hook(failed: Any) -> None:
+        if not isinstance(failed.exc_value, Stopped):
+            usual(failed)
+            return
+        again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hook

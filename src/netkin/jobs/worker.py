@@ -10,6 +10,7 @@ from typing import Any
 
 from netkin.errors import Stopped
 from netkin.jobs.memory import hand_back_freed, keep_freed
+from netkin.jobs.signals import quiet_stops
 
 _context: Any = None
 _events: Any = None
@@ -26,6 +27,7 @@ def start(context: bytes, threads: int, events: Any, devices: Any) -> None:
     # which SIG_IGN cannot be.
     signal.signal(signal.SIGINT, lambda *_: None)
     signal.signal(signal.SIGTERM, _give_up)
+    quiet_stops()
     threading.Thread(target=_die_with_parent, daemon=True).start()
     set_up(threads)
 

@@ -87,7 +87,8 @@ class Comparison:
             outputs.table("failures", self.failures)
         tables = [outputs.folder / name for name in outputs.files if name.endswith(".csv")]
         outputs.figure("similarity", self.figure(), self.square, "The similarity of every pair.")
-        self.controls.write(outputs, self.relations.groups)
+        kinds = dict(zip(self.relations.names, self.relations.groups, strict=True))
+        self.controls.write(outputs, [kinds[name] for name in self.controls.names])
         if self.sheet is not None:
             outputs.image("examples", self.sheet)
         return tables
