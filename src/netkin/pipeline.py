@@ -209,9 +209,8 @@ class Pipeline:
         before, rate = (float(numbers.get(name) or 0) for name in names)
         seconds = time.perf_counter() - start + before
         images = sum(row["images"] for row in rows) + rate * before
-        self.tracker.summary(
-            {names[0]: seconds, **({names[1]: images / seconds} if images else {})}
-        )
+        values = (seconds, images / seconds)[: 2 if images else 1]
+        self.tracker.summary(dict(zip(names, values, strict=False)))
 
 
 def compute_outcomes(
