@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
@@ -148,15 +147,15 @@ def stored_similarity(setting: Setting, a: Member, b: Member) -> dict[str, Any]:
     found: dict[str, Any] = {
         **{"similarity": None, "similarity_images": 0, "similarity_attack": None}
     }
+    made_by = {member.name: digest(setting.model(member)) for member in (a, b)}
     dataset = setting.store.root / folder(setting.task.dataset)
     for path in sorted(dataset.glob("*/*/outcomes"), key=lambda path: path.stat().st_mtime):
         table = OutcomeStore(path)
         fooled = []
         for source, target in ((a, b), (b, a)):
-            file = table.file(source.name, target.name)
-            own = digest(setting.model(target))
+            file, own = table.file(source.name, target.name), made_by[target.name]
             if file.is_file() and parquet_metadata(file).get("made_by", "").endswith(f" {own}"):
-                fooled.append(pl.read_parquet(file, columns=["fooled"], hive_partitioning=False))
+                fooled.append(table.fooled(source.name, [target.name]))
         images = fooled[0].height if len(fooled) == 2 else 0
         if images and images >= found["similarity_images"]:
             settings = settings_text(
