@@ -1,9 +1,11 @@
 """The first line of a command: what will be done, what the store has of it, and about how long.
 
-It is printed before anything slow is imported or read, so it goes by names in the config and in the
-store alone: what was made with other settings is counted, too, until the run itself finds out.
+It is printed before anything slow is imported or read, so it goes by names, and the attack's
+numbers, in the config and in the store: what other weights or images of these names have made is
+counted, too, until the run itself finds out.
 """
 
+import glob
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -63,11 +65,11 @@ def _measuring(config: DictConfig) -> str:
     if not names or config.experiment.name not in ATTACKED:
         return text
     root = Path(str(config.store.dir)).expanduser()
-    trained = _having(names, root, f"weights/{folder(dataset)}/*.safetensors")
-    subset = f"{folder(dataset)}/{folder(str(config.subset.get('name', '')))}-*"
+    trained = _having(names, root, f"weights/{_folder(dataset)}/*.safetensors")
+    subset = f"{_folder(dataset)}/{_folder(config.subset.get('name', ''))}-*"
     clean = _having(names, root, f"{subset}/clean/*/logits.safetensors")
     attacked: set[str] = set()
-    for path in root.glob(f"{subset}/{folder(str(option))}-*"):
+    for path in root.glob(f"{subset}/{_folder(option)}-*"):
         if attack and _same(path / "identity.json", attack):
             attacked |= _having(names, path, "outcomes/*/target=*.parquet")
     if not clean:
@@ -82,6 +84,11 @@ def _measuring(config: DictConfig) -> str:
     steps = int(attack.get("steps", 1)) if attack else 1
     left = _seconds(rates(root), names, missing, images, steps) if missing and images else None
     return f"{text}; about {duration(left)} of work left" if left else text
+
+
+def _folder(name: Any) -> str:
+    """A name's folder as a part of a pattern: a name may have [ and ], which are none of it."""
+    return glob.escape(folder(str(name)))
 
 
 def _same(file: Path, attack: DictConfig) -> bool:
