@@ -29,8 +29,7 @@ def components_of(s: Study) -> pl.DataFrame:
     """The components of a study's N models: the model's name, then a column per component.
 
     From the file `components=path.csv`, with the matrix (`similarity=sat69`), or from the models
-    themselves. Raises UserError where
-    neither is possible.
+    themselves. Raises UserError where none of these is possible.
     """
     if s.config.get("components") is not None:
         return from_file(s.config.components, s.names)

@@ -1,12 +1,10 @@
 """How few steps and images give the same matrix, and what do they save?
 
 The reference is the config's attack on all of the run's images. The same models are attacked with
-fewer steps, of 2.5 eps / steps each so that they can cross the ball, and both matrices are also
+fewer and longer steps, which can cross the ball (attack.step_size=null), and both matrices are also
 computed from fewer images, drawn at random several times. Order and level are two questions: r says
 whether the order of the pairs is the same, the bias whether the level is. Writes budget (figure and
 table) and report.html.
-
-Measured: experiments/results/budget.md.
 """
 
 from collections.abc import Sequence
@@ -192,7 +190,7 @@ def report(s: Study, rows: pl.DataFrame, steps: int) -> None:
             answer[1] += f"; subset.at_most={best['images']} takes so many images."
     s.finish(
         f"How few steps and images give the matrix of {len(s.names)} models?",
-        f"The reference is {s.source}. Fewer steps are of 2.5 eps / steps each.",
+        f"The reference is {s.source}. Fewer steps are longer ones, which can cross the ball.",
         [*answer, f"On all images: {'; '.join(level)}. A matrix must not mix attacks."],
         [Section("Cost and certainty", figures=[picture], tables={"Settings": rows})],
     )
