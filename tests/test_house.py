@@ -96,6 +96,19 @@ def test_no_function_is_long() -> None:
     assert {name: n for name, n in lengths.items() if n > LONGEST_FUNCTION} == {}
 
 
+def test_no_path_is_read_as_a_pattern() -> None:
+    """Polars takes [, * and ? in a path for a pattern unless told otherwise."""
+    patterns = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in FILES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("pl.read_csv", "pl.read_parquet", "pl.scan_parquet")
+        and "glob" not in {keyword.arg for keyword in node.keywords}
+    ]
+    assert patterns == []
+
+
 def test_what_is_public_has_a_docstring() -> None:
     assert [p.relative_to(ROOT) for p in FILES if not ast.get_docstring(tree(p))] == []
     assert [

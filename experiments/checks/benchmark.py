@@ -196,7 +196,7 @@ def store_overhead(config: DictConfig, store: str, folder: Path) -> pl.DataFrame
     given = [o for o in config.benchmark.overrides if not o.startswith("logger")]
     craft = ["experiment=craft", f"source=['{name}']", "attack.seed=1", "logger=csv"]
     timed([*given, *craft, store, f"hydra.run.dir={folder}"])
-    stages = pl.read_csv(folder / "stages.csv").filter(stage="craft", model=name)
+    stages = pl.read_csv(folder / "stages.csv", glob=False).filter(stage="craft", model=name)
     return stages.select("model", "seconds", "shards", "share_in_store")
 
 

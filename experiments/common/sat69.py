@@ -139,7 +139,7 @@ def accuracies(
     NaN for a model that the file lacks. Raises UserError for a file with other columns.
     """
     try:
-        table = pl.read_csv(path, infer_schema=False)
+        table = pl.read_csv(path, infer_schema=False, glob=False)
         columns = next(names for names in COLUMNS if {*names} <= {*table.columns})
         name, top1, params = (table[column] for column in columns)
         values = {

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
@@ -25,7 +24,7 @@ from netkin.store.layout import Store
 from netkin.tracking import Tracker
 from netkin.training.job import Hardware
 from netkin.training.recipe import Recipe
-from netkin.training.weights import Teaching, Training, check_identity, identity, notes
+from netkin.training.weights import Teaching, Training, check_identity, curves, identity, notes
 from netkin.transfer.setting import Setting
 from netkin.zoo.build import published_classes
 from netkin.zoo.member import Member
@@ -147,7 +146,7 @@ def train_member(
     if stored is not None:
         needed = identity(session.training, member, teaching)
         check_identity(file, stored["made_of"], needed)
-        rows = pl.read_csv(file.with_suffix(".curves.csv"), infer_schema_length=None).to_dicts()
+        rows = curves(file).to_dicts()
         known = [{k: v for k, v in row.items() if v is not None} for row in rows]
         log_curves(run.tracker, known, role)
         return stored

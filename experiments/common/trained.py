@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from experiments.common.session import Run, Session, open_run, train_member
 from netkin.report.curves import curves_figure
 from netkin.report.study import Outputs, Picture, Section
 from netkin.report.text import percent
+from netkin.training import weights
 from netkin.zoo.build import Classifier, build
 from netkin.zoo.member import Member
 
@@ -98,7 +98,7 @@ def report(session: Session, member: Member, run: Run, answer: Answer) -> None:
 
 def curves(session: Session, member: Member, outputs: Outputs) -> Picture:
     """Draw the losses and accuracies of a member's training into the run's folder."""
-    table = pl.read_csv(session.training.file(member).with_suffix(".curves.csv"))
+    table = weights.curves(session.training.file(member))
     caption = f"Training of {member.name}: losses and accuracies over the epochs."
     return outputs.figure("curves", curves_figure(table), table, caption)
 
@@ -124,5 +124,5 @@ def predictions(session: Session, classifier: Classifier, member: Member) -> NDA
 
 def trained_classifier(session: Session, member: Member) -> Classifier:
     """A member with the weights that the store has under its name."""
-    weights = session.training.file(member)
-    return build(replace(member, checkpoint=str(weights)), session.setting.task, Path(weights))
+    file = session.training.file(member)
+    return build(replace(member, checkpoint=str(file)), session.setting.task, file)

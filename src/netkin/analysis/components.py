@@ -20,7 +20,7 @@ def read_components(path: str | Path) -> pl.DataFrame:
     """
     file = Path(path).expanduser()
     try:
-        table = pl.read_csv(file, infer_schema=False)
+        table = pl.read_csv(file, infer_schema=False, glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(

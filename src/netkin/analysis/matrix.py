@@ -110,7 +110,13 @@ def checked(matrix: Matrix, what: str) -> Matrix:
 def _cells(file: Path) -> tuple[list[str], list[str], dict[str, list[str]]]:
     """Column names, row names, and the text of the cells by column."""
     try:
-        table = pl.read_csv(file, has_header=False, infer_schema=False, truncate_ragged_lines=False)
+        table = pl.read_csv(
+            file,
+            has_header=False,
+            infer_schema=False,
+            truncate_ragged_lines=False,
+            glob=False,
+        )
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"the similarity file {file} cannot be read ({reason})") from None

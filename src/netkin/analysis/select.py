@@ -244,7 +244,7 @@ def read_accuracies(path: str | Path, names: Sequence[str]) -> NDArray[np.float6
     Raises UserError for a file that cannot be read, lacks a model, or has another value.
     """
     try:
-        table = pl.read_csv(path, schema_overrides={"accuracy": pl.Float64})
+        table = pl.read_csv(path, schema_overrides={"accuracy": pl.Float64}, glob=False)
         accuracies = dict(zip(table["model"], table["accuracy"], strict=True))
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(

@@ -195,7 +195,7 @@ def _outcome_problem(file: Path, subset: SubsetFolder | None) -> str | None:
     """
     check_seal(file)
     try:
-        pl.read_parquet(file, hive_partitioning=False)
+        pl.read_parquet(file, hive_partitioning=False, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         return str(error).splitlines()[0]
     source, target = file.parent.name.removeprefix("source="), file.stem.removeprefix("target=")

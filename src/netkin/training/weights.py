@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from netkin.analysis.suspect import Noted
 from netkin.data.images import Images
 from netkin.data.subset import fingerprint
@@ -116,6 +118,11 @@ def notes(weights: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise UserError(f"{file} is damaged ({error!r}); remove it to train again") from None
     return content
+
+
+def curves(weights: Path) -> pl.DataFrame:
+    """The curves beside trained weights, a row an epoch; see `netkin.training.fit.Fit`."""
+    return pl.read_csv(weights.with_suffix(".curves.csv"), infer_schema_length=None, glob=False)
 
 
 def noted_accuracy(setting: Setting, member: Member) -> Noted | None:

@@ -237,7 +237,7 @@ def read_table(path: str | Path, classes: Sequence[str]) -> dict[str, int]:
     """
     path = Path(path).expanduser()
     try:
-        table = pl.read_csv(path, infer_schema=False)
+        table = pl.read_csv(path, infer_schema=False, glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
