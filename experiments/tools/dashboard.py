@@ -4,7 +4,6 @@ The boards below say what each panel shows, by the keys that runs log. With an a
 saved as views of the project; they are always written as JSON.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from experiments.common.finish import terminal
 from experiments.common.values import run_folder
 from netkin.errors import UserError, first_line
 from netkin.store.files import write
+from netkin.tracking.wandb import logged_in
 
 Kind = Literal["line", "scatter", "bar", "parallel", "media", "table"]
 
@@ -179,7 +179,7 @@ def run(config: DictConfig) -> None:
             "Nothing was saved to W&B: give entity=NAME (yours or your team's) and project=NAME."
         )
         return
-    if not _logged_in():
+    if not logged_in():
         raise UserError(
             "saving dashboards needs an API key of W&B; run `wandb login`, or set WANDB_API_KEY"
         )
@@ -192,13 +192,6 @@ def run(config: DictConfig) -> None:
                 "there such a project, and may you write to it?"
             ) from None
         console.print(f"Saved    {board.title}: {view.url}")
-
-
-def _logged_in() -> bool:
-    import wandb
-
-    os.environ.setdefault("WANDB_SILENT", "true")
-    return bool(wandb.login(prompt=False, verify=False))
 
 
 def workspace(board: Board, library: Any, entity: str, project: str) -> Any:

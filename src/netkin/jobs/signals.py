@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,14 +27,20 @@ def blocked(numbers: Iterable[int]) -> Iterator[None]:
 
 def quiet_stops() -> None:
     """Where a stop reaches a library's `__del__`, which swallows it: print no trace, stop again."""
-    usual = sys.unraisablehook
 
-    def hook(failed: Any) -> None:
+    def stop_again(failed: Any) -> bool:
         if not isinstance(failed.exc_value, Stopped):
-            usual(failed)
-            return
+            return False
         again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM))
         again.daemon = True
         again.start()
+        return True
 
-    sys.unraisablehook = hook
+    without_trace(stop_again)
+
+
+def without_trace(handled: Callable[[Any], bool]) -> None:
+    """Print nothing of an exception that Python ignores (`sys.unraisablehook`) where `handled`,
+    which is given what the hook is, says that it has dealt with it."""
+    usual = sys.unraisablehook
+    sys.unraisablehook = lambda failed: None if handled(failed) else usual(failed)

@@ -37,9 +37,13 @@ class Tracker:
 
     def flush(self) -> None:
         """Log the tables of `add`."""
-        for name, rows in self._rows.items():
-            self.table(name, pl.DataFrame(rows, infer_schema_length=None))
-        self._rows = {}
+        while self._rows:
+            name = next(iter(self._rows))
+            self._late(name, pl.DataFrame(self._rows.pop(name), infer_schema_length=None))
+
+    def _late(self, name: str, table: pl.DataFrame) -> None:
+        """A table of `add`, which the run has not written itself."""
+        self.table(name, table)
 
     def table(self, name: str, table: pl.DataFrame) -> None:
         """A table."""

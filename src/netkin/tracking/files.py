@@ -47,12 +47,8 @@ class CSV(Tracker):
         super().summary(values)
         self._add([[name, "", self.numbers[name]] for name in values])
 
-    def flush(self) -> None:
-        """A CSV file for each table of `add`."""
-        for name, rows in self._rows.items():
-            table = pl.DataFrame(rows, infer_schema_length=None)
-            write(self.file.with_name(f"{name}.csv"), table.write_csv, OutputsError, "folder")
-        self._rows = {}
+    def _late(self, name: str, table: pl.DataFrame) -> None:
+        write(self.file.with_name(f"{name}.csv"), table.write_csv, OutputsError, "folder")
 
 
 class TensorBoard(Tracker):

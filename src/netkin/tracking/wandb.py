@@ -4,15 +4,16 @@ import io
 import logging
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from netkin.errors import UserError, first_line
+from netkin.jobs.signals import without_trace
 from netkin.store.unfinished import unfinished
 from netkin.tracking.base import RunInfo, Tracker
 
@@ -21,16 +22,18 @@ log = logging.getLogger(__name__)
 MODES = ("online", "offline", "disabled", "shared")
 
 
+@cache
 def quiet_at_exit() -> None:
     """What W&B does at the interpreter's exit prints no trace when its process was killed."""
-    usual = sys.unraisablehook
+    without_trace(lambda failed: str(getattr(failed.object, "__module__", "")).startswith("wandb."))
 
-    def hook(failed: Any) -> None:
-        if not str(getattr(failed.object, "__module__", "")).startswith("wandb."):
-            usual(failed)
 
-    if usual.__module__ != __name__:
-        sys.unraisablehook = hook
+def logged_in() -> bool:
+    """Whether there is an API key for W&B. Never asks for one, as W&B itself does in a terminal."""
+    import wandb
+
+    with redirect_stderr(io.StringIO()):
+        return bool(wandb.login(prompt=False, verify=False))
 
 
 class WandB(Tracker):
@@ -67,14 +70,11 @@ class WandB(Tracker):
         # W&B's own resuming needs the server, while most runs are offline.
         earlier = unfinished(info.note)
         try:
-            if mode in ("online", "shared"):
-                with redirect_stderr(io.StringIO()):
-                    key = wandb.login(prompt=False, verify=False)  # never at a prompt
-                if not key:
-                    raise UserError(
-                        f"mode={mode} needs an API key of W&B; run `wandb login`, set "
-                        "WANDB_API_KEY, or use mode=offline"
-                    )
+            if mode in ("online", "shared") and not logged_in():
+                raise UserError(
+                    f"mode={mode} needs an API key of W&B; run `wandb login`, set WANDB_API_KEY, "
+                    "or use mode=offline"
+                )
             self.run = wandb.init(
                 project=logger["project"],
                 entity=logger["entity"],
