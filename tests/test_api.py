@@ -141,7 +141,10 @@ def test_the_result_and_its_files(
         and "images under attack" in page.read_text().lower()
     )
     tables = ("similarity", "pairs", "models", "families", "corrected")
-    names = {f"{name}.{suffix}" for name in tables for suffix in ("csv", "tex")} | {"report.html"}
+    names = {f"{name}.{suffix}" for name in tables for suffix in ("csv", "tex")} | {
+        "report.html",
+        "examples.png",
+    }
     names |= {f"{x}.{y}" for x in ("similarity", "corrected") for y in ("png", "pdf", "svg")}
     assert {file.name for file in (tmp_path / "out").iterdir()} == names
     assert pl.read_csv(tmp_path / "out" / "pairs.csv")["score"][0] == result.scores[0, 1]
