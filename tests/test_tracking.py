@@ -6,7 +6,6 @@ import struct
 import subprocess
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +22,6 @@ from experiments.common import runs
 from netkin.data.subset import Subset
 from netkin.errors import Stopped, UserError
 from netkin.tracking import RunInfo, track
-from netkin.tracking.files import CSV
 from tests.conftest import SMALL, run_command
 
 Record = protobuf.Record  # pyright: ignore[reportAttributeAccessIssue]  # made when imported
@@ -63,16 +61,16 @@ def history(folder: Path) -> dict[str, list]:
     return found
 
 
-def summary(folder: Path) -> dict[str, Any]:
-    """The summary of the one run below a folder, by W&B's own reader."""
-    (run,) = folder.glob("wandb/offline-run-*")
+def inspected(folder: Path) -> dict[str, Any]:
+    """Config, summary and state of the one run below a folder, by W&B's own reader."""
+    (run,) = folder.glob("**/wandb/offline-run-*")
     shown = subprocess.run(
         ["wandb", "leet", "inspect", "--summary", "--json", str(run)],
         capture_output=True,
         text=True,
         check=True,
     )
-    return json.loads(shown.stdout)["summary"]
+    return json.loads(shown.stdout)
 
 
 def wandb_table(folder: Path, name: str) -> pl.DataFrame:
@@ -87,7 +85,7 @@ NAME = "digits, pgd eps 48/255, 2 models"
 
 def test_wandb_is_told_everything(small_run: Path) -> None:
     run = small_run / "first"
-    logged, numbers = history(run), summary(run)
+    logged, numbers = history(run), inspected(run)["summary"]
     models = pl.read_csv(run / "models.csv")
     assert numbers["clean_accuracy/least"] == pytest.approx(models["clean_accuracy"].min())
     assert numbers["white_box_success/least"] == pytest.approx(models["white_box_success"].min())
@@ -124,7 +122,7 @@ def test_charts_are_of_what_has_a_course(small_run: Path) -> None:
 def test_the_summary_is_also_a_file(small_run: Path) -> None:
     content = json.loads((small_run / "first" / "summary.json").read_text())
     assert content["state"] == "finished" and content["name"] == NAME
-    told = summary(small_run / "first")
+    told = inspected(small_run / "first")["summary"]
     assert content["numbers"] == {name: pytest.approx(told[name]) for name in content["numbers"]}
 
 
@@ -196,49 +194,6 @@ def test_the_end_of_a_run_is_its_own_whatever_happens_to_wandb(
     assert capfd.readouterr().err == ""
 
 
-def test_csv(tmp_path: Path) -> None:
-    with track({"kind": "csv"}, info(tmp_path)) as tracker:
-        assert isinstance(tracker, CSV)
-        tracker.summary({"a": 1.5, "b": float("nan")})
-        tracker.curve([{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}], "epoch")
-        tracker.add("stages", [{"stage": "craft", "seconds": 1.0}])
-        tracker.add("stages", [{"stage": "transfer", "shards": 2}])
-    rows = pl.read_csv(tmp_path / "metrics.csv").rows()
-    assert rows == [("a", None, 1.5), ("b", None, None), ("loss", 1, 2.0), ("loss", 2, 1.0)]
-    assert pl.read_csv(tmp_path / "stages.csv").rows() == [
-        ("craft", 1.0, None),
-        ("transfer", None, 2),
-    ]
-    assert json.loads((tmp_path / "summary.json").read_text())["numbers"] == {"a": 1.5, "b": None}
-
-
-def test_tensorboard(tmp_path: Path) -> None:
-    event_accumulator = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator"
-    )
-    with track({"kind": "tensorboard"}, replace(info(tmp_path), config={"lr": 0.1})) as tracker:
-        tracker.curve([{"epoch": 1, "train/loss": 2.0}, {"epoch": 2, "train/loss": 1.0}], "epoch")
-        tracker.summary({"accuracy": 0.5, "teacher": "a"})
-    found = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
-    found.Reload()
-    assert [(e.step, e.value) for e in found.Scalars("train/loss")] == [(1, 2.0), (2, 1.0)]
-    assert found.Scalars("accuracy")[0].value == 0.5
-
-
-@pytest.mark.parametrize(
-    ("error", "state"), [(None, "finished"), (ValueError(), "failed"), (Stopped(143), "stopped")]
-)
-def test_the_state_of_a_run(tmp_path: Path, error: BaseException | None, state: str) -> None:
-    def now() -> str:
-        return json.loads((tmp_path / "summary.json").read_text())["state"]
-
-    with suppress(ValueError, Stopped), track({"kind": "none"}, info(tmp_path)):
-        assert now() == "running"
-        if error is not None:
-            raise error
-    assert now() == state
-
-
 def test_a_run_goes_on_from_one_that_did_not_finish(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,12 +261,6 @@ def test_a_sweeps_jobs_share_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found.config["eps"] == 8 / 255 and found.config["attack"]["eps"] == "8/255"
     hydra.mode = RunMode.RUN
     assert runs.run_info(config, setting, 1, ["vit_s"]).name == "digits, pgd eps 8/255, vit_s"
-
-
-def test_no_logger_writes_nothing(tmp_path: Path) -> None:
-    with track({"kind": "none"}, info(tmp_path)) as tracker:
-        tracker.curve([{"a": 1, "step": 1}], "step")
-    assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
 
 
 @pytest.mark.parametrize(

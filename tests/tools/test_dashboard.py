@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 
 from experiments.tools.dashboard import BOARDS, Board
 from tests.conftest import SMALL, run_command
+from tests.test_tracking import inspected
 
 QUICK = ("recipe.epochs=4", "recipe.validate_every=2", "recipes.teacher.epochs=4", "subset=quick")
 RUNS = {
@@ -32,15 +32,8 @@ def boards(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         words.append(f"hydra.sweep.dir={name}")
         done = run_command(*words, cwd=folder, script=script)
         assert done.returncode == 0, done.stderr
-        (run,) = (folder / name).glob("**/wandb/offline-run-*")
-        shown = subprocess.run(
-            ["wandb", "leet", "inspect", "--summary", "--json", str(run)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
         written = json.loads((folder / "boards" / f"{name}.json").read_text())
-        found[name] = (written, json.loads(shown.stdout))
+        found[name] = (written, inspected(folder / name))
     return found
 
 
