@@ -14,15 +14,15 @@ from netkin.analysis.matrix import place_of
 from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
 from netkin.zoo.build import Task
-from netkin.zoo.components import component_table
+from netkin.zoo.components import COMPONENTS, component_table
 from netkin.zoo.member import Member, parse_members
 
 PUBLISHED = Task("imagenet", 1000, "pretrained")
 """The task of published models, of which components are read without a dataset."""
-_READ: dict[str, pl.DataFrame] = {}  # tables of components that were read off, by their members
-
-
-BASE = "Base architecture"
+BASE = COMPONENTS[0]
+"""The component that colours of figures stand for."""
+_READ: dict[str, pl.DataFrame] = {}
+"""Tables that were read off, by members and task: a study asks for components and bases apart."""
 
 
 def components_of(s: Study) -> pl.DataFrame:

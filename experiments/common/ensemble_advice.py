@@ -19,6 +19,7 @@ from experiments.common.values import positive
 from netkin.analysis import select
 from netkin.analysis.matrix import Matrix
 from netkin.analysis.select import LEAST, LIKELY, MOST, expected_error, mean_similarity
+from netkin.analysis.statistics import verdict
 from netkin.errors import UserError, and_more
 from netkin.report.scatter import scatter
 from netkin.report.study import Section
@@ -179,13 +180,9 @@ def in_words(table: pl.DataFrame) -> str:
     """The best ensemble, the verdict first: should it err less than its best member?"""
     first = table.row(0, named=True)
     alone = first["best_member_error"]
-    verdict = "Not certain"
-    if first["expected_high"] < alone:
-        verdict = "Yes"
-    elif first["expected_low"] > alone:
-        verdict = "No"
+    better = verdict(alone - first["expected_high"], alone - first["expected_low"])
     return (
-        f"{verdict}: {first['models']} should misclassify {first['expected_error']:.1%} of the "
+        f"{better}: {first['models']} should misclassify {first['expected_error']:.1%} of the "
         f"images ({first['expected_low']:.1%} to {first['expected_high']:.1%}), its best member "
         f"alone {alone:.1%}. This is expected from the members' accuracies, not measured."
     )

@@ -36,6 +36,7 @@ from experiments.common.values import positive_int
 from netkin.analysis import ensemble, select
 from netkin.analysis.matrix import Matrix, place_of
 from netkin.analysis.select import mean_similarity
+from netkin.analysis.statistics import verdict
 from netkin.report.study import Section
 from netkin.report.style import MARKERS, PALETTE, panels, style
 from netkin.report.text import count
@@ -152,13 +153,9 @@ def better_than_one(table: pl.DataFrame, images: int) -> str:
     """The best ensemble, the verdict first: does it err less than its best member?"""
     first = table.row(0, named=True)
     alone = first["best_member_error"]
-    verdict = "Not certain"
-    if first["measured_high"] < alone:
-        verdict = "Yes"
-    elif first["measured_low"] > alone:
-        verdict = "No"
+    better = verdict(alone - first["measured_high"], alone - first["measured_low"])
     return (
-        f"{verdict}: {first['models']} misclassifies {first['measured_error']:.1%} of {images} "
+        f"{better}: {first['models']} misclassifies {first['measured_error']:.1%} of {images} "
         f"images (95% interval {first['measured_low']:.1%} to {first['measured_high']:.1%}; "
         f"predicted {first['predicted_error']:.1%}), its best member alone {alone:.1%}. It has "
         f"{count(first['params'])} parameters and a mean similarity of "
@@ -171,13 +168,9 @@ def what_similarity_adds(found: select.HeldOut | None) -> str:
     question = "Does similarity add anything to the members' mean error?"
     if found is None:
         return f"{question} Not certain: there are too few models to hold any out."
-    verdict = "Not certain"
-    if found.low > 0:
-        verdict = "Yes"
-    elif found.high < 0:
-        verdict = "No, it makes predictions worse"
+    adds = verdict(found.low, found.high, "No, it makes predictions worse")
     return (
-        f"{question} {verdict}: on ensembles with a model that was held out of the fit, predicted "
+        f"{question} {adds}: on ensembles with a model that was held out of the fit, predicted "
         f"errors are wrong by {100 * found.error:.3f} points on average with similarity and by "
         f"{100 * found.error_alone:.3f} without: a gain of {100 * found.gain:.3f} (95% interval "
         f"over {found.models} models {100 * found.low:.3f} to {100 * found.high:.3f}). Predicted "

@@ -28,6 +28,7 @@ from experiments.common.session import (
 from experiments.common.setting import prepare
 from experiments.common.trained import Answer, predictions, report, trained_classifier
 from experiments.common.values import one_of
+from netkin.analysis.statistics import verdict
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.text import percent, settings_text
@@ -185,17 +186,13 @@ def paired_gain(student: NDArray[np.bool_], alone: NDArray[np.bool_]) -> tuple[f
 def answer(session: Session, plain: Member, result: dict[str, Any]) -> Answer:
     """The result in words, with the verdict first: Not certain where the interval includes 0."""
     name, teacher = plain.name, result["teacher"]
-    verdict = "Not certain"
-    if result["gain_low"] > 0:
-        verdict = "Yes"
-    elif result["gain_high"] < 0:
-        verdict = "No, it learns less"
+    learns = verdict(result["gain_low"], result["gain_high"], "No, it learns less")
     return Answer(
         f"Does {name} learn more with the teacher {teacher} than from the labels alone?",
         f"{name} was trained on {session.dataset} with and without the teacher, with the same "
         f"recipe and seed ({result['seed']}); the loss of the distillation is {result['kind']}.",
         [
-            f"{verdict}. {name} with the teacher {teacher} classifies "
+            f"{learns}. {name} with the teacher {teacher} classifies "
             f"{percent(result['student_accuracy'])} of {result['n']} test images correctly, from "
             f"the labels alone {percent(result['alone_accuracy'])}: a gain of "
             f"{100 * result['gain']:+.1f} points (95% interval over images "

@@ -156,6 +156,11 @@ def trend(x: ArrayLike, y: ArrayLike, level: float = 0.9, points: int = 100) -> 
     return Trend(slope, intercept, line_x, line_y, line_y - half, line_y + half, level)
 
 
+def verdict(low: float, high: float, no: str = "No") -> str:
+    """Yes where an interval lies above 0, `no` where it lies below, and else Not certain."""
+    return "Yes" if low > 0 else no if high < 0 else "Not certain"
+
+
 def p_text(p: float, permutations: int | None = None) -> str:
     """A p-value such as "= 0.012", or "≤ 0.0001" at the least that so many drawn ones give."""
     if np.isnan(p):

@@ -7,6 +7,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from netkin.analysis.hierarchy import off_diagonal
+from netkin.analysis.statistics import verdict
 from netkin.errors import and_more
 from netkin.similarity import MeansOfDraws, Outcomes, block_means, interval
 
@@ -129,24 +130,24 @@ def _extremes(pairs: pl.DataFrame, scores: NDArray[np.float64], first: bool) -> 
     best, worst = ranked.row(0, named=True), ranked.row(-1, named=True)
     if ranked.height == 1:
         above = best.get("above_noise")
-        verdict = "Yes" if above else "Not certain" if above is None else "No more than by noise"
+        begin = "Yes" if above else "Not certain" if above is None else "No more than by noise"
         rate = min(np.exp(best["score"]) / 100, 1.0)
         return (
-            f"{verdict}: {best['a']} and {best['b']} score {_score(best)}. Each fools the other on "
+            f"{begin}: {best['a']} and {best['b']} score {_score(best)}. Each fools the other on "
             f"{rate:.1%} of the images on average."
         )
     mean = f"The mean of all {ranked.height} pairs is s = {off_diagonal(scores).mean():.2f}."
     if best["low"] <= worst["high"]:
-        verdict = "Not certain: no" if first else "No"
+        begin = "Not certain: no" if first else "No"
         return (
-            f"{verdict} pair is certainly more similar than another: the highest score, "
+            f"{begin} pair is certainly more similar than another: the highest score, "
             f"{_pair(best)}, and the lowest, {_pair(worst)}, have intervals that overlap. {mean}"
         )
     near = ranked.filter(pl.col("high") >= best["low"]).height - 1
     far = ranked.filter(pl.col("low") <= worst["high"]).height - 1
-    verdict = "Yes, some are more related than others: the" if first else "The"
+    begin = "Yes, some are more related than others: the" if first else "The"
     return (
-        f"{verdict} most similar models are {_pair(best)}{_tied(near)}; the least similar are "
+        f"{begin} most similar models are {_pair(best)}{_tied(near)}; the least similar are "
         f"{_pair(worst)}{_tied(far)}. {mean}"
     )
 
@@ -213,10 +214,9 @@ def _within_or_between(
     same = np.equal.outer(np.array(families), np.array(families))
     of_draws = block_means(draws, [pair & same, pair & ~same])
     low, high = interval(of_draws[:, 0] - of_draws[:, 1])
-    verdict = "Yes" if low > 0 else "No" if high < 0 else "Not certain"
     return [
-        f"{verdict}: models of one family fool each other {np.exp(within - between):.1f} times as "
-        f"often as models of different ones. Within a family the mean is s = {within:.2f}, between "
-        f"families {between:.2f}: a difference of {within - between:.2f} (95% interval over images "
-        f"{low:.2f} to {high:.2f})."
+        f"{verdict(low, high)}: models of one family fool each other "
+        f"{np.exp(within - between):.1f} times as often as models of different ones. Within a "
+        f"family the mean is s = {within:.2f}, between families {between:.2f}: a difference of "
+        f"{within - between:.2f} (95% interval over images {low:.2f} to {high:.2f})."
     ]
