@@ -1,6 +1,8 @@
 """The cheapest steps and images of the same matrix."""
 
+import html
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from omegaconf import OmegaConf
 from experiments.studies.budget import cheapest, passes
 from netkin.attacks import PGD
 from netkin.similarity import Outcomes
-from tests.conftest import Mistake
+from tests.conftest import Mistake, run_command
 from tests.helpers import on_four
 
 OWN = OmegaConf.create({"least_r": 0.95, "most_bias": 0.1, "least_inside": 0.9})
@@ -28,8 +30,10 @@ def check_budget(folder: Path) -> None:
     assert own["cost"] == 1 and own["inside"] == 1 and own["clusters"] == 1
     for _, part in table.sort("steps").group_by("images"):
         assert part["cost"].is_sorted()
-    page = (done / "report.html").read_text()
+    page = html.unescape((done / "report.html").read_text())
     assert re.search(r"(Yes|No)\. ", page) and "On all images: 2 steps shift scores by" in page
+    if use := re.search(r"To use it: python evaluate\.py ([^<]+)<", page):
+        assert run_command(*shlex.split(use[1]), "--cfg", "job", cwd=folder).returncode == 0
 
 
 def test_cost_is_counted_by_hand() -> None:
