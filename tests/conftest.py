@@ -18,7 +18,14 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 import torch
+from hypothesis import HealthCheck, settings
 
+settings.register_profile(
+    "busy",  # a busy machine is no failure
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("busy")
 ROOT = Path(__file__).parent.parent
 SMALL = ["model.members=[test_byobnet,vit_ti]", "recipe.epochs=4", "attack.steps=8", "subset=quick"]
 """Overrides for a run of seconds: two members, few epochs, few steps, few images."""

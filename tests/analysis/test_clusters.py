@@ -41,7 +41,7 @@ def test_planted_clusters_are_found_and_numbered_along_the_list() -> None:
 
 
 @given(seed=st.integers(0, 999), n=st.integers(3, 12), shift=st.floats(-9, 0))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_laplacian_is_that_of_scipy(seed: int, n: int, shift: float) -> None:
     scores = random_scores(seed, n) + shift
     values, vectors = clusters.spectrum(scores)
@@ -56,7 +56,7 @@ def test_the_laplacian_is_that_of_scipy(seed: int, n: int, shift: float) -> None
 
 
 @given(seed=st.integers(0, 999), n=st.integers(4, 12), k=st.integers(2, 4))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_neither_the_diagonal_nor_names_nor_units_matter(seed: int, n: int, k: int) -> None:
     """The diagonal is the attack's strength; a factor on all scores is a change of units."""
     scores = random_scores(seed, n)
@@ -124,7 +124,7 @@ def test_draws_resolve_the_planted_clusters_and_not_more() -> None:
 
 
 @given(scores=st.lists(st.sampled_from([np.nan, 1.0, 2.0]), min_size=3, max_size=3))
-@settings(max_examples=27, deadline=None)
+@settings(max_examples=27)
 def test_a_draw_has_clusters_exactly_where_it_can_be_clustered(scores: list[float]) -> None:
     """Of three models a draw of images often gives all pairs one score."""
     draw = np.full((3, 3), 4.6)

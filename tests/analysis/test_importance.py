@@ -121,7 +121,7 @@ def test_too_few_models() -> None:
 
 
 @given(seed=st.integers(0, 999))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_differences_are_a_symmetric_hamming_distance(seed: int) -> None:
     table, _ = planted(8, seed)
     differ = differences(table)

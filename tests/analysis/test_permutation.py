@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
@@ -66,7 +66,6 @@ def test_mantel_is_uniform_where_there_is_nothing() -> None:
     assert naive > sound + 0.05
 
 
-@settings(deadline=None)
 @given(st.integers(4, 9), seeds)
 def test_mantel_does_not_know_the_order_or_direction(n: int, seed: int) -> None:
     a, b = symmetric(n, seed), symmetric(n, seed + 1)
@@ -99,7 +98,6 @@ def residual(y: np.ndarray, *controls: np.ndarray) -> np.ndarray:
     return y - z @ np.linalg.lstsq(z, y, rcond=None)[0]
 
 
-@settings(deadline=None)
 @given(st.integers(4, 8), seeds, st.booleans())
 def test_partial_r_is_that_of_residuals(n: int, seed: int, holes: bool) -> None:
     a, b, c = (symmetric(n, seed + i) for i in range(3))

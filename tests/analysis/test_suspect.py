@@ -53,7 +53,7 @@ LABELS = np.repeat(np.arange(12), 10)
 
 
 @given(COUNTS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_best_relabelling_is_the_best_permutation(counts: NDArray[np.int64]) -> None:
     outputs = best_relabelling(counts)
     assert sorted(outputs) == [0, 1, 2, 3]
@@ -65,7 +65,7 @@ def test_the_best_relabelling_is_the_best_permutation(counts: NDArray[np.int64])
 
 
 @given(st.permutations(range(5)), st.integers(2, 9))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_right_classifier_in_any_order_is_found_right(order: list[int], each: int) -> None:
     labels = np.repeat(np.arange(5), each)
     predictions = np.array(order)[labels]
@@ -75,7 +75,7 @@ def test_a_right_classifier_in_any_order_is_found_right(order: list[int], each: 
 
 
 @given(st.integers(0, 10_000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_no_order_is_found_in_guesses_nor_in_plain_errors(seed: int) -> None:
     """A permutation fitted to guesses on few images a class is right on many of them; not here."""
     rng = np.random.default_rng(seed)
@@ -135,7 +135,7 @@ def test_wordnet_ids_are_named_in_words() -> None:
 
 
 @given(st.integers(1, 400), st.integers(2, 1000), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_near_chance(images: int, classes: int, data: st.DataObject) -> None:
     """At chance and below it always; then up to some number of images; never at half of the way."""
     correct = data.draw(st.integers(0, images - 1))

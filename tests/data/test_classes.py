@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from timm.utils.misc import natural_key as timm_key
 
@@ -26,7 +26,6 @@ def by_name(images: Images) -> dict[str, int]:
     return dict(zip([i.rpartition("/")[2] for i in images.ids], images.labels, strict=True))
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(st.lists(st.text("aB10_ é²", min_size=1, max_size=6).filter(lambda t: "²" not in t)))
 def test_natural_order_is_that_of_timm(names: list[str]) -> None:
     ours = in_order(names, "natural")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from netkin.data import views
@@ -75,7 +75,6 @@ def test_pngs_in_folders_are_the_same_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@settings(deadline=None)  # a busy machine is no failure
 @given(st.integers(1, 20), st.integers(0, 5))
 def test_a_draw_is_stratified_and_fixed_by_its_seed(per_class: int, seed: int) -> None:
     digits = Digits()

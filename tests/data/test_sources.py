@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
@@ -198,7 +198,6 @@ def test_images_of_any_mode_become_rgb(tmp_path: Path, mode: str) -> None:
         assert (np.asarray(image) == PIXELS).all()
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(st.integers(0, 65535))
 def test_16_bit_grey_keeps_its_order_and_range(value: int) -> None:
     image = rgb(Image.fromarray(np.full((2, 2), value, np.uint16)))
@@ -272,7 +271,6 @@ def test_a_manifest_with_images_that_are_not_there(imagenet: Path) -> None:
         from_manifest(images, file, "imagenet")
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(st.floats(0.01, 1), st.integers(0, 3))
 def test_a_fraction_of_each_class(fraction: float, seed: int) -> None:
     digits = Digits()

@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from timm.data import auto_augment
 
@@ -27,7 +27,6 @@ def order(n: int, recipe: Recipe, epoch: int, rank: int = 0, ranks: int = 1) -> 
     return listed
 
 
-@settings(deadline=None)
 @given(
     n=st.integers(8, 300),
     ranks=st.integers(1, 4),
