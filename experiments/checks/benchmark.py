@@ -33,7 +33,7 @@ from rich.table import Table
 from experiments.checks import passes, speed
 from experiments.checks.batch import correct_batch
 from experiments.common.devices import cores, device
-from experiments.common.finish import terminal
+from experiments.common.finish import Terminal, terminal
 from experiments.common.keys import naming
 from experiments.common.members import build_members
 from experiments.common.runs import run_info, tracked
@@ -74,7 +74,7 @@ def run(config: DictConfig) -> None:
         for name, table in tables.items():
             write(folder / f"{name}.csv", table.write_csv)
             tracker.table(name, table)
-            Console(width=max(console.width, 140), markup=False).print(_terminal_table(table), "")
+            Terminal(max(console.width, 140)).print(_terminal_table(table), "")
         console.print(f"Tables   {folder}/{', '.join(f'{n}.csv' for n in tables)}")
 
 

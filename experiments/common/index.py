@@ -14,9 +14,9 @@ from urllib.parse import quote
 import polars as pl
 import yaml
 from markupsafe import Markup
-from rich.console import Console
 from rich.table import Table
 
+from experiments.common.finish import Terminal
 from experiments.common.values import own_overrides
 from netkin.errors import OutputsError
 from netkin.report.study import Section, render
@@ -145,7 +145,7 @@ def _text(value: Any) -> str:
 
 def print_jobs(folder: Path) -> None:
     """Print the jobs of a sweep, unless none got far enough, and where they are."""
-    console, table = Console(highlight=False, markup=False), jobs_table(folder)
+    console, table = Terminal(), jobs_table(folder)
     if table is not None:
         console.print("", table, f"\nJobs     {folder}", sep="\n")
 

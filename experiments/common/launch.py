@@ -242,8 +242,8 @@ def launch(main: Callable[[], None]) -> None:
             if not isinstance(sys.exc_info()[1], Stopped | BrokenPipeError):
                 folder.print_jobs()
         Stopped.check()
-    except BrokenPipeError:  # the reader of our output has left, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        stop.silence()
         sys.exit(128 + signal.SIGPIPE)
     except ENDS as error:
         fail(one_line(error, script, given), 1)
