@@ -105,7 +105,8 @@ def spelled_out(overrides: Sequence[str]) -> list[str]:
     if "experiment=relatives" in overrides:
         one = re.compile(rf"model\.members=\[({NAME})\]")
         spelled = [one.sub(r"relatives.model=\1", text) for text in spelled]
-    known = {"null", *options("similarity")}
+    spelled = [text for text in spelled if text != "similarity=null"]  # it is null unless given
+    known = {*options("similarity")}
     for i, text in enumerate(spelled):
         key, _, value = text.partition("=")
         if key == "similarity" and value not in known and not value.startswith("{"):
