@@ -38,7 +38,7 @@ from experiments.common.keys import naming
 from experiments.common.members import build_members
 from experiments.common.runs import run_info, tracked
 from experiments.common.setting import build_setting, open_pipeline, prepare
-from experiments.common.values import one_of, positive_int, run_folder
+from experiments.common.values import lists, one_of, positive_int, run_folder
 from netkin.attacks.units import fraction
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
@@ -55,6 +55,7 @@ PARTS = ("speed", "evaluate")
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     own = config.benchmark
+    lists(own, "benchmark", "parts", "models", "overrides")
     for part in own.parts:
         one_of(part, PARTS, "benchmark.parts")
     positive_int(own.steps, "benchmark.steps")

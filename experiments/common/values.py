@@ -67,6 +67,13 @@ def whole_numbers(value: Any, name: str, least: int = 1) -> list[int]:
     return list(value)
 
 
+def lists(settings: DictConfig, group: str, *names: str) -> None:
+    """Raises UserError for one of a group's settings that must be a list and is none."""
+    for name in names:
+        if not isinstance(settings[name], ListConfig):
+            raise UserError(f"{group}.{name} must be a list, got {settings[name]!r}")
+
+
 def positive(value: Any, name: str) -> float:
     """A value that must be a number above 0. Raises UserError that names its key."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:

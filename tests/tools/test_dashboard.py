@@ -83,7 +83,10 @@ def test_a_wrong_key_is_one_line(tmp_path: Path, words: tuple[str, ...]) -> None
     (line,) = done.stderr.splitlines()
     assert "W&B does not take the API key (WANDB_API_KEY invalid: " in line
     written = {board.file for board in BOARDS} if words[0] == "experiment=dashboard" else set()
-    assert {file.stem for file in (tmp_path / "run").glob("*.json")} - {".run", "summary"} == written
+    assert {file.stem for file in (tmp_path / "run").glob("*.json")} - {
+        ".run",
+        "summary",
+    } == written
     assert not (tmp_path / "store" / "weights").exists()
 
 
