@@ -30,13 +30,18 @@ def test_csv(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "summary.json").read_text())["numbers"] == {"a": 1.5, "b": None}
 
 
-def test_tensorboard(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fails", [False, True])
+def test_tensorboard(tmp_path: Path, fails: bool) -> None:
+    """What was logged is kept, also where the run fails."""
     event_accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator"
     )
-    with track({"kind": "tensorboard"}, replace(info(tmp_path), config={"lr": 0.1})) as tracker:
+    run = replace(info(tmp_path), config={"lr": 0.1})
+    with suppress(ValueError), track({"kind": "tensorboard"}, run) as tracker:
         tracker.curve([{"epoch": 1, "train/loss": 2.0}, {"epoch": 2, "train/loss": 1.0}], "epoch")
         tracker.summary({"accuracy": 0.5, "teacher": "a"})
+        if fails:
+            raise ValueError
     found = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     found.Reload()
     assert [(e.step, e.value) for e in found.Scalars("train/loss")] == [(1, 2.0), (2, 1.0)]

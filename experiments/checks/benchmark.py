@@ -33,12 +33,12 @@ from rich.table import Table
 from experiments.checks import passes, speed
 from experiments.checks.batch import correct_batch
 from experiments.common.devices import cores, device
-from experiments.common.finish import terminal
+from experiments.common.finish import Terminal, terminal
 from experiments.common.keys import naming
 from experiments.common.members import build_members
 from experiments.common.runs import run_info, tracked
 from experiments.common.setting import build_setting, open_pipeline, prepare
-from experiments.common.values import one_of, positive_int, run_folder
+from experiments.common.values import lists, one_of, positive_int, run_folder
 from netkin.attacks.units import fraction
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
@@ -55,6 +55,7 @@ PARTS = ("speed", "evaluate")
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     own = config.benchmark
+    lists(own, "benchmark", "parts", "models", "overrides")
     for part in own.parts:
         one_of(part, PARTS, "benchmark.parts")
     positive_int(own.steps, "benchmark.steps")
@@ -74,7 +75,7 @@ def run(config: DictConfig) -> None:
         for name, table in tables.items():
             write(folder / f"{name}.csv", table.write_csv)
             tracker.table(name, table)
-            Console(width=max(console.width, 140), markup=False).print(_terminal_table(table), "")
+            Terminal(max(console.width, 140)).print(_terminal_table(table), "")
         console.print(f"Tables   {folder}/{', '.join(f'{n}.csv' for n in tables)}")
 
 

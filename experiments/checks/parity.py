@@ -30,7 +30,7 @@ from experiments.common.keys import naming_group
 from experiments.common.members import build_members
 from experiments.common.runs import run_info, tracked
 from experiments.common.setting import build_setting, open_pipeline, prepare
-from experiments.common.values import positive_int
+from experiments.common.values import lists, positive_int, whole_numbers
 from netkin.attacks import Attack, Clean, PatchFool
 from netkin.attacks.frozen import frozen
 from netkin.attacks.grid import to_grid
@@ -122,8 +122,8 @@ def check_config(config: DictConfig) -> None:
     positive_int(parity.images, "parity.images")
     positive_int(parity.rounds, "parity.rounds")
     fraction(parity.autoattack_eps, "parity.autoattack_eps")
-    for patches in parity.patches:
-        positive_int(patches, "parity.patches")
+    whole_numbers(parity.patches, "parity.patches")
+    lists(parity, "parity", "variants", "attacks", "changes")
     for variant in parity.variants:
         if variant not in VARIANTS:
             raise UserError(

@@ -1,8 +1,9 @@
-"""How much do scores change with the precision of crafting, compared with a change of seed?
+"""How much do scores change with the precision, compared with a change of seed?
 
 The same members are attacked again in each precision, and once with another seed, whose effect is
-chance alone: a precision with an effect no larger is free. Writes precision.csv (every pair),
-summary.csv, the figure and report.html.
+chance alone: a precision with an effect no larger is free. Then targets are evaluated in each
+precision on the run's own adversarial images, and timed. Writes precision.csv (every pair),
+summary.csv, speed.csv, the figure and report.html.
 
 On the 12 digits members (500 images, PGD-50): see experiments/results/speed.md.
 """
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from experiments.checks.target_precision import differing, in_turn, speed_sentence
 from experiments.common.devices import on_cpu
 from experiments.common.keys import naming
 from experiments.common.setting import build_attack
@@ -31,12 +33,12 @@ from netkin.similarity import Outcomes
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import adversarial
 from netkin.zoo import execution
-from netkin.zoo.execution import PRECISIONS, Execution, check_execution
+from netkin.zoo.execution import PRECISIONS, TARGET_PRECISIONS, Execution, check_execution
 
 
 @dataclass(frozen=True)
 class Variant:
-    """The attack in another precision, or with another seed."""
+    """The attack or its targets in another precision, or the attack with another seed."""
 
     name: str
     setting: Setting
@@ -53,6 +55,10 @@ def run(config: DictConfig) -> None:
         assert s.measured is not None
         variants = [in_precision(s.measured.setting, name) for name in others]
         variants.append(Variant(f"seed {config.seed}", with_seed(config, s.measured.setting)))
+        variants += [
+            Variant(f"transfer {name}", replace(s.measured.setting, precision=name))
+            for name in of_targets(config)
+        ]
         members, outcomes = s.measured.members, {}
         for variant in variants:
             with Bars(s.console) as bars:
@@ -60,12 +66,30 @@ def run(config: DictConfig) -> None:
                 outcomes[variant.name] = measure_prepared(
                     config, variant.setting, members, s.tracker, bars
                 )
-        pixels = {v.name: differing_pixels(s.measured, v.setting) for v in variants}
-        compare(s, outcomes, pixels)
+        shares = {
+            v.name: {
+                "differing_pixels": differing_pixels(s.measured, v.setting),
+                **differing(s.measured.setting, v.setting, members),
+            }
+            for v in variants
+        }
+        speed = in_turn(s.measured.setting, members, config.hardware.threads)
+        compare(s, outcomes, shares, s.outputs.table("speed", speed))
+
+
+def of_targets(config: DictConfig) -> list[str]:
+    """The precisions of targets to compare with the run's own; `precisions` checks the key."""
+    chosen = config.precisions
+    names = execution.precisions(not on_cpu(config)) if chosen == "auto" else chosen
+    others = [name for name in names if name != config.transfer.precision]
+    return [name for name in TARGET_PRECISIONS if name in others]
 
 
 def precisions(config: DictConfig) -> list[str]:
-    """The precisions to compare with the run's own. Raises UserError for what this device lacks."""
+    """The precisions of crafting to compare with the run's own.
+
+    Raises UserError for what this device lacks.
+    """
     gpu = not on_cpu(config)
     if config.precisions == "auto":
         return [
@@ -110,8 +134,13 @@ def differing_pixels(measured: Measured, other: Setting) -> float:
     return differ / total
 
 
-def compare(s: Study, variants: dict[str, Outcomes], pixels: dict[str, float]) -> None:
-    """The tables, the figure and the page."""
+def compare(
+    s: Study,
+    variants: dict[str, Outcomes],
+    shares: dict[str, dict[str, float]],
+    speed: pl.DataFrame,
+) -> None:
+    """The tables, the figure and the page, from outcomes and shares that differ by variant."""
     assert s.measured is not None
     score = s.config.score
     pairs = similarity.pairs(s.measured.outcomes, score.eps_s)
@@ -126,7 +155,7 @@ def compare(s: Study, variants: dict[str, Outcomes], pixels: dict[str, float]) -
             {
                 **summary(name, rows.filter(variant=name)),
                 **shift(s.scores, draws, outcomes, score.bootstrap),
-                "differing_pixels": pixels[name],
+                **shares[name],
             }
             for name, outcomes in variants.items()
         ]
@@ -143,15 +172,18 @@ def compare(s: Study, variants: dict[str, Outcomes], pixels: dict[str, float]) -
         "differences",
         figure(rows, list(variants)),
         rows,
-        f"The change of each score against {own} and the first seed. Grey: the 95% interval over "
-        "images of each score itself.",
+        f"The change of each score against {own} and the first seed; transfer: of targets on the "
+        "same adversarial images. Grey: the 95% interval over images of each score itself.",
     )
     s.finish(
-        f"Does the precision of the attack change the scores of {len(s.names)} models?",
+        f"Does the precision change the scores of {len(s.names)} models?",
         f"{s.source}, in {own}; then the same in other precisions, and with another seed of the "
-        "attack, whose effect is chance alone.",
-        [sentence(row) for row in table.to_dicts()],
-        [Section("Differences", (), {"Differences of scores (nats)": table}, [picture])],
+        "attack, whose effect is chance alone; then targets alone in other precisions.",
+        [*map(sentence, table.to_dicts()), speed_sentence(speed)],
+        [
+            Section("Differences", (), {"Differences of scores (nats)": table}, [picture]),
+            Section("Time of a target", (), {"": speed}),
+        ],
     )
 
 
@@ -234,5 +266,7 @@ def sentence(row: dict) -> str:
         f"average{r}); {row['inside_interval']:.0%} stay inside their interval. The mean over "
         f"pairs shifts by {row['mean_difference']:+.4f} (95% interval over images "
         f"{row['mean_low']:+.4f} to {row['mean_high']:+.4f}). "
-        f"{row['differing_pixels']:.1%} of stored pixels differ."
+        f"{row['differing_pixels']:.1%} of stored pixels differ, "
+        f"{row['differing_predictions']:.2%} of predictions on them, and "
+        f"{row['differing_outcomes']:.2%} of outcomes (fooled or not)."
     )

@@ -4,13 +4,29 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from experiments.common import stop
 from netkin.analysis.summary import left_out
 from netkin.report.study import Outputs, Section
 
 
-def terminal() -> Console:
-    """The console of a command: text as it is, without markup, colours of numbers, or wrapping."""
-    return Console(soft_wrap=True, markup=False, highlight=False)
+class Terminal(Console):
+    """A console of text as it is, without markup or colours of numbers.
+
+    Where the reader of its lines leaves, as `| head` does, the command goes on without printing.
+    """
+
+    def __init__(self, width: int | None = None, soft_wrap: bool = False):
+        super().__init__(width=width, soft_wrap=soft_wrap, markup=False, highlight=False)
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing from here on. rich itself would exit, in the middle of the work."""
+        self.quiet = True
+        stop.silence()
+
+
+def terminal() -> Terminal:
+    """The console of a command, whose lines are not wrapped."""
+    return Terminal(soft_wrap=True)
 
 
 def finish(

@@ -14,9 +14,9 @@ from urllib.parse import quote
 import polars as pl
 import yaml
 from markupsafe import Markup
-from rich.console import Console
 from rich.table import Table
 
+from experiments.common.finish import Terminal
 from experiments.common.values import own_overrides
 from netkin.errors import OutputsError
 from netkin.report.study import Section, render
@@ -63,16 +63,26 @@ def runs(root: Path) -> list[Entry]:
     """The runs below a folder, the latest first; what is no run, or cannot be read, is left out."""
     found = []
     for file in root.rglob("summary.json"):
-        with suppress(OSError, ValueError, AttributeError, KeyError):
-            summary = json.loads(file.read_text())
-            assert isinstance(summary["numbers"], dict)
-            hydra = file.parent / ".hydra"
+        with suppress(OSError, ValueError):
+            summary, hydra = json.loads(file.read_text()), file.parent / ".hydra"
+            if not _is_run(summary):
+                continue
             overrides, settings = [], {}
-            with suppress(OSError, yaml.YAMLError):
-                overrides = yaml.safe_load((hydra / "overrides.yaml").read_text()) or []
-                settings = dict(_flat(yaml.safe_load((hydra / "config.yaml").read_text()) or {}))
+            with suppress(OSError, ValueError, AttributeError, yaml.YAMLError):
+                overrides = list(map(str, yaml.safe_load((hydra / "overrides.yaml").read_text())))
+                settings = dict(_flat(yaml.safe_load((hydra / "config.yaml").read_text())))
             found.append(Entry(file.parent, summary, overrides, settings))
     return sorted(found, key=lambda run: str(run.summary.get("began")), reverse=True)
+
+
+def _is_run(summary: Any) -> bool:
+    """Whether the content of a summary.json is a run's: other programs write files of this name."""
+    return (
+        isinstance(summary, dict)
+        and all(isinstance(summary.get(key), str) for key in ("name", "job_type", "state", "began"))
+        and isinstance(summary.get("seconds"), int | float)
+        and isinstance(summary.get("numbers"), dict)
+    )
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -145,7 +155,7 @@ def _text(value: Any) -> str:
 
 def print_jobs(folder: Path) -> None:
     """Print the jobs of a sweep, unless none got far enough, and where they are."""
-    console, table = Console(highlight=False, markup=False), jobs_table(folder)
+    console, table = Terminal(), jobs_table(folder)
     if table is not None:
         console.print("", table, f"\nJobs     {folder}", sep="\n")
 

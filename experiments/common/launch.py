@@ -105,7 +105,8 @@ def spelled_out(overrides: Sequence[str]) -> list[str]:
     if "experiment=relatives" in overrides:
         one = re.compile(rf"model\.members=\[({NAME})\]")
         spelled = [one.sub(r"relatives.model=\1", text) for text in spelled]
-    known = {"null", *options("similarity")}
+    spelled = [text for text in spelled if text != "similarity=null"]  # it is null unless given
+    known = {*options("similarity")}
     for i, text in enumerate(spelled):
         key, _, value = text.partition("=")
         if key == "similarity" and value not in known and not value.startswith("{"):
@@ -242,8 +243,8 @@ def launch(main: Callable[[], None]) -> None:
             if not isinstance(sys.exc_info()[1], Stopped | BrokenPipeError):
                 folder.print_jobs()
         Stopped.check()
-    except BrokenPipeError:  # the reader of our output has left, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        stop.silence()
         sys.exit(128 + signal.SIGPIPE)
     except ENDS as error:
         fail(one_line(error, script, given), 1)

@@ -32,7 +32,7 @@ FREE = ("opt_args", "sched_args", "augmentation", "model_args", "adversarial", "
 
 
 def refuse_no_options(overrides: Sequence[str]) -> None:
-    """Raises UserError for a number or a truth value as the option of a group: subset=10."""
+    """Raises UserError for a number, a truth value or null as the option of a group: subset=10."""
     for text in overrides:
         try:
             override = OverridesParser.create().parse_override(text)
@@ -40,7 +40,11 @@ def refuse_no_options(overrides: Sequence[str]) -> None:
             continue
         group, value = override.key_or_group, override.value()
         values = value.list if isinstance(value, ChoiceSweep) else [value]
-        if (CONF / group).is_dir() and any(isinstance(v, int | float | dict) for v in values):
+        if text == "similarity=null":  # which is its default
+            continue
+        if (CONF / group).is_dir() and any(
+            isinstance(v, int | float | dict | None) for v in values
+        ):
             raise UserError(
                 f"{text}: {group} must be one of {', '.join(options(group))}; settings of it are "
                 f"{group}.NAME=VALUE"

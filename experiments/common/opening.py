@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.common.values import swept
 from netkin.report.text import duration
-from netkin.store.names import folder
+from netkin.store.names import folder, outcomes_folder
 from netkin.store.rates import rates
 
 ATTACKED = ("pairwise", "clusters", "importance", "within", "ensemble", "select", "teachers")
@@ -71,7 +71,8 @@ def _measuring(config: DictConfig) -> str:
     attacked: set[str] = set()
     for path in root.glob(f"{subset}/{_folder(option)}-*"):
         if attack and _same(path / "identity.json", attack):
-            attacked |= _having(names, path, "outcomes/*/target=*.parquet")
+            outcomes = path / outcomes_folder(str(config.transfer.precision))
+            attacked |= _having(names, outcomes, "*/target=*.parquet")
     if not clean:
         return f"{text} (which has none of them)"
     has = [f"clean predictions of {len(clean)}", f"attacks on {len(attacked)}"]

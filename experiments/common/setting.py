@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.common.devices import batch_size, build_jobs, execution_choice, loader
+from experiments.common.devices import batch_size, build_jobs, execution_choice, loader, on_cpu
 from experiments.common.keys import construct, naming, naming_group
 from experiments.common.members import build_training
 from experiments.common.runs import open_store
@@ -32,6 +32,7 @@ from netkin.transfer.decode import skipping
 from netkin.transfer.setting import AttackSpec, Setting
 from netkin.zoo import published
 from netkin.zoo.build import Classifier, Task, build, check_member
+from netkin.zoo.execution import TARGET_PRECISIONS, Execution, check_execution
 from netkin.zoo.member import Member
 from netkin.zoo.preprocessing import trained_here
 
@@ -47,6 +48,9 @@ def build_setting(config: DictConfig) -> Setting:
     positive_int(values["store"]["shard_size"], "store.shard_size")
     one_of(values["store"]["dtype"], ("uint8", "float32"), "store.dtype")
     one_of(values["transfer"]["interpolation"], ("bilinear", "bicubic"), "transfer.interpolation")
+    one_of(values["transfer"]["precision"], TARGET_PRECISIONS, "transfer.precision")
+    with naming({"precision": "transfer.precision"}):
+        check_execution(Execution(values["transfer"]["precision"]), gpu=not on_cpu(config))
     positive(values["score"]["eps_s"], "score.eps_s")
     positive_int(values["score"]["bootstrap"], "score.bootstrap")
     one_of(values["on_suspect"], ("warn", "stop"), "on_suspect")
@@ -68,6 +72,7 @@ def build_setting(config: DictConfig) -> Setting:
         choice=execution_choice(config),
         dtype=values["store"]["dtype"],
         interpolation=values["transfer"]["interpolation"],
+        precision=values["transfer"]["precision"],
         accelerator=config.hardware.accelerator,
         loader=loader(config),
     )

@@ -46,6 +46,11 @@ def _leave(number: int, _frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
+def silence() -> None:
+    """Print nothing from here on: the reader of our output has left, as `| head` does."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def fail(message: str, code: int) -> NoReturn:
     """Print a message on the error stream, as an error where the code is 1, and exit."""
     print(f"error: {message}" if code == 1 else message, file=sys.stderr)

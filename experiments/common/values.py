@@ -6,7 +6,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -56,6 +56,22 @@ def positive_int(value: Any, name: str, auto: bool = False) -> int:
         choice = "auto or " if auto else ""
         raise UserError(f"{name} must be {choice}a whole number of 1 or more, got {value!r}")
     return value
+
+
+def whole_numbers(value: Any, name: str, least: int = 1) -> list[int]:
+    """A value that must be a list of whole numbers. Raises UserError that names its key."""
+    if not isinstance(value, list | ListConfig) or any(
+        not isinstance(n, int) or isinstance(n, bool) or n < least for n in value
+    ):
+        raise UserError(f"{name} must list whole numbers of {least} or more, got {value!r}")
+    return list(value)
+
+
+def lists(settings: DictConfig, group: str, *names: str) -> None:
+    """Raises UserError for one of a group's settings that must be a list and is none."""
+    for name in names:
+        if not isinstance(settings[name], ListConfig):
+            raise UserError(f"{group}.{name} must be a list, got {settings[name]!r}")
 
 
 def positive(value: Any, name: str) -> float:

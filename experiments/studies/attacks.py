@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 
 from experiments.common.attacks import attack_specs
 from experiments.common.members import build_members
@@ -122,9 +122,9 @@ def chosen_sources(config: DictConfig, members: list[Member]) -> list[Member] | 
     """The members that the other attacks are run on; None for all."""
     if config.sources is None:
         return None
-    names = OmegaConf.to_container(config.sources)
+    names = config.sources
     by_name = {member.name: member for member in members}
-    if not isinstance(names, list) or not names:
+    if not isinstance(names, ListConfig) or not names:
         raise UserError(f"sources must be a list of members such as [vit_s], got {names}")
     for name in names:
         if name not in by_name:

@@ -21,7 +21,7 @@ from sklearn.metrics import adjusted_rand_score
 from experiments.common.runs import command
 from experiments.common.setting import build_attack
 from experiments.common.study import Measured, Study, measure_prepared, measured
-from experiments.common.values import positive, positive_int
+from experiments.common.values import positive, positive_int, whole_numbers
 from netkin import similarity
 from netkin.analysis.clusters import choose_k, spectral
 from netkin.analysis.hierarchy import off_diagonal
@@ -42,20 +42,18 @@ BACKWARD = 2
 def run(config: DictConfig) -> None:
     """Run the study of a composed config."""
     own, attack = config.budget, build_attack(config).attack
-    for name in ("steps", "images"):
-        for value in own[name]:
-            positive_int(value, f"budget.{name}")
+    given = whole_numbers(own.steps, "budget.steps")
+    whole_numbers(own.images, "budget.images")
     positive_int(own.draws, "budget.draws")
     for name in ("least_r", "most_bias", "least_inside", "least_clusters"):
         positive(own[name], f"budget.{name}")
     if not isinstance(attack, PGD):
         name = build_attack(config).name
         raise UserError(f"experiment=budget takes an attack of steps, such as pgd, got {name}")
-    fewer = sorted({steps for steps in own.steps if steps < attack.steps})
+    fewer = sorted({steps for steps in given if steps < attack.steps})
     if not fewer:
         raise UserError(
-            f"budget.steps must have a number below attack.steps={attack.steps}, got "
-            f"{list(own.steps)}"
+            f"budget.steps must have a number below attack.steps={attack.steps}, got {given}"
         )
     with measured(config) as s:
         assert s.measured is not None

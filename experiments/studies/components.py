@@ -8,11 +8,10 @@ experiments/results/components.md.
 
 import polars as pl
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.table import Table
 
 from experiments.common.components import PUBLISHED, from_file, read_off
-from experiments.common.finish import finish, terminal
+from experiments.common.finish import Terminal, finish, terminal
 from experiments.common.members import build_members
 from experiments.common.runs import tracked
 from experiments.common.values import positive_int, resolved, run_folder
@@ -39,7 +38,7 @@ def run(config: DictConfig) -> None:
         outputs = Outputs(run_folder(), tracker)
         with Bars(console) as bars:
             ours = outputs.table("components", read_off(members, _task(config), bars))
-        Console(width=WIDE, markup=False).print(_printed(ours))
+        Terminal(WIDE).print(_printed(ours))
         answer = [
             f"Yes, all are known: the components of {len(names)} models, read off the models "
             "themselves."

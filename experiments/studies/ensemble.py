@@ -15,17 +15,16 @@ import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from experiments.common.ensemble_pairs import pair_section
 from experiments.common.ensembles import build_variants, ensembles_wrong, with_variants
 from experiments.common.keys import naming
 from experiments.common.study import Study, study, with_logits
-from experiments.common.values import positive_int
+from experiments.common.values import positive_int, whole_numbers
 from netkin.analysis import ensemble
 from netkin.analysis.clusters import choose_k, spectral
 from netkin.analysis.groups import groups
-from netkin.errors import UserError
 from netkin.report.lines import Line, lines_figure
 from netkin.report.study import Section
 from netkin.similarity import resample
@@ -45,9 +44,7 @@ INTERVALS = (
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    sizes = config.ensemble.sizes
-    if not isinstance(sizes, ListConfig) or any(not isinstance(n, int) or n < 2 for n in sizes):
-        raise UserError(f"ensemble.sizes must list whole numbers of 2 or more, got {sizes}")
+    sizes = whole_numbers(config.ensemble.sizes, "ensemble.sizes", least=2)
     positive_int(config.ensemble.samples, "ensemble.samples")
     positive_int(config.ensemble.permutations, "ensemble.permutations")
     with study(config) as s:

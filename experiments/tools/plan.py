@@ -21,7 +21,7 @@ from experiments.common.members import build_members, build_training, unreadable
 from experiments.common.runs import run_info, tracked
 from experiments.common.setting import build_setting, check_sources, prepare
 from experiments.common.study import describe, described
-from experiments.common.values import positive
+from experiments.common.values import positive, whole_numbers
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
@@ -40,6 +40,7 @@ ROW_BYTES = 12
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
+    whole_numbers(config.plan.devices, "plan.devices")
     setting = build_setting(config)
     members = build_members(config)
     info = run_info(config, setting, len(members))

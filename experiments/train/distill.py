@@ -35,7 +35,7 @@ from netkin.report.text import percent, settings_text
 from netkin.similarity import Z_95, score
 from netkin.store.files import digest, parquet_metadata
 from netkin.store.layout import OutcomeStore
-from netkin.store.names import folder
+from netkin.store.names import FLOAT32, folder, outcomes_folder
 from netkin.training.distillation import Distillation
 from netkin.training.students import with_token
 from netkin.training.weights import Teaching, identity, notes
@@ -139,7 +139,7 @@ def compare(session: Session, student: Member, alone: Member, teaching: Teaching
 
 def stored_similarity(setting: Setting, a: Member, b: Member) -> dict[str, Any]:
     """The similarity of two models by outcomes that the store has: of several subsets and attacks,
-    by those with the most images, and of these by the latest.
+    by those with the most images, and of these by the latest of those in float32, if there are any.
 
     Returns:
         similarity (nats), similarity_images (their number) and similarity_attack; null where the
@@ -150,7 +150,8 @@ def stored_similarity(setting: Setting, a: Member, b: Member) -> dict[str, Any]:
     }
     made_by = {member.name: digest(setting.model(member)) for member in (a, b)}
     dataset = setting.store.root / folder(setting.task.dataset)
-    for path in sorted(dataset.glob("*/*/outcomes"), key=lambda path: path.stat().st_mtime):
+    tables = sorted(dataset.glob("*/*/outcomes*"), key=lambda path: path.stat().st_mtime)
+    for path in sorted(tables, key=lambda path: path.name == outcomes_folder(FLOAT32)):
         table = OutcomeStore(path)
         fooled = []
         for source, target in ((a, b), (b, a)):

@@ -43,13 +43,32 @@ def test_rows_may_be_in_another_order_and_directions_may_differ(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        ",a,b\r\na,9,1\r\nb,1,9\r\n",
+        "\ufeff,a,b\na,9,1\nb,1,9\n",
+        ",a,b\n\na,9,1\nb,1,9\n\n\n",
+        ",a,b\na,9,1\nb,1,9\n,,\n",
+        " , a, b \na , 9, 1\n b,1 ,9\n",
+        '"","a","b"\n"a","9","1"\n"b","1","9"',
+    ],
+    ids=["windows", "bom", "blank lines", "an empty row", "spaces", "quotes"],
+)
+def test_what_spreadsheets_and_people_write(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "m.csv"
+    file.write_bytes(text.encode())
+    found = read(file)
+    assert found.names == ("a", "b") and found.scores.tolist() == [[9, 1], [1, 9]]
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         (",a,b\na,9,1\n", "is not square: 1 rows and 2 columns"),
         (",a,b\na,9,1\nc,1,9\n", "b in the header only, c in the column only"),
         (",a,a\na,9,1\na,1,9\n", "more than one row named a"),
         (",a,b\na,9,1\nb,2,9\n", "a, b is 1 and b, a is 2; symmetrise=True takes their mean"),
-        (",a,b\na,9,\nb,1,9\n", "the score of a and b is None, expected a number"),
+        (",a,b\na,9,\nb,1,9\n", "the score of a and b is '', expected a number"),
         (",a,b\na,9,NaN\nb,1,9\n", "the score of a and b is 'NaN'"),
         (",a,b\na,9,inf\nb,inf,9\n", "the score of a and b is 'inf'"),
         (",a,b\na,9,x\nb,1,9\n", "the score of a and b is 'x'"),

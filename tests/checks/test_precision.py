@@ -8,7 +8,7 @@ import pytest
 
 from experiments.checks.precision import differences
 from tests.conftest import Mistake
-from tests.helpers import four_store, has_figures, on_four
+from tests.helpers import MEMBERS, four_store, has_figures, on_four
 
 
 def check_precision(folder: Path) -> None:
@@ -16,8 +16,9 @@ def check_precision(folder: Path) -> None:
     run = on_four("precision", folder)
     has_figures(run, "differences")
     rows = pl.read_csv(run / "precision.csv")
-    assert rows["variant"].unique(maintain_order=True).to_list() == ["bf16-mixed", "seed 1"]
-    assert rows.height == 2 * 6
+    variants = ["bf16-mixed", "seed 1", "transfer bf16-mixed"]
+    assert rows["variant"].unique(maintain_order=True).to_list() == variants
+    assert rows.height == 3 * 6
     for row in rows.to_dicts():
         assert row["difference"] == pytest.approx(row["other"] - row["score"])
         assert row["inside"] == (row["low"] <= row["other"] <= row["high"])
@@ -26,13 +27,22 @@ def check_precision(folder: Path) -> None:
         mine = rows.filter(variant=row["variant"])["difference"].to_numpy()
         assert row["mean_absolute_difference"] == pytest.approx(np.abs(mine).mean())
         assert row["mean_low"] <= row["mean_high"]
-        assert 0 < row["differing_pixels"] < 1
-    # Each precision has images of its own, in a folder that says which.
+        targets = row["variant"].startswith("transfer")
+        assert row["differing_pixels"] == 0 if targets else 0 < row["differing_pixels"] < 1
+        assert 0 < row["differing_outcomes"] <= row["differing_predictions"] < 1
+    speed = pl.read_csv(run / "speed.csv")
+    assert speed.select("model", "precision").rows() == [
+        (name, precision) for name in MEMBERS for precision in ("32-true", "bf16-mixed")
+    ]
+    assert speed["transfer_ms_per_image"].min() > 0  # type: ignore[operator]
+    # Each precision has images of its own, in a folder that says which; targets share them.
     identities = [
         (file.parent.name, file.read_text())
         for file in four_store(folder).glob("digits/quick-*/pgd-*/identity.json")
     ]
     assert sum('"precision": "bf16-mixed"' in text for _, text in identities) == 1
+    tables = four_store(folder).glob("digits/quick-*/pgd-*/outcomes-*/source=*/target=*.parquet")
+    assert sorted({file.parents[1].name for file in tables}) == ["outcomes-bf16-mixed"]
 
 
 def test_differences_are_of_the_same_pairs() -> None:
@@ -56,6 +66,11 @@ def test_differences_are_of_the_same_pairs() -> None:
     [
         (["precisions=[32-true]"], "precisions names 32-true, which is the run's own"),
         (["precisions=[tf32]"], "precisions tf32 needs a GPU"),
+        (["transfer.precision=tf32"], "transfer.precision tf32 needs a GPU"),
+        (
+            ["transfer.precision=16-mixed"],
+            "transfer.precision must be 32-true or tf32 or bf16-mixed, got '16-mixed'",
+        ),
         (["precisions=[8-true]"], "precisions must be 32-true or tf32 or"),
         (["seed=0"], "seed=0 is the attack's own"),
         (["precisions=[]"], "precisions must be auto or a list"),

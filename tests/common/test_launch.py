@@ -34,7 +34,7 @@ def test_a_model_stands_for_a_list_of_one(given: str, spelled: str) -> None:
         (["similarity=a b.csv"], ["similarity={file: a b.csv}"]),
         (["similarity=a.csv,b.csv"], ["similarity={file: a.csv},{file: b.csv}"]),
         (["similarity=sat69"], ["similarity=sat69"]),
-        (["similarity=null"], ["similarity=null"]),
+        (["similarity=null"], []),
         (["similarity.dir=copies"], ["similarity.dir=copies", "similarity=sat69"]),
         (
             ["experiment=relatives", "model=resnet50"],

@@ -1,5 +1,6 @@
 """Ctrl-C in a terminal, with the default logger, in each stage: one line, whatever W&B does."""
 
+import json
 import os
 import pty
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL
 from tests.store.test_restart import TINY, in_hand
 
 LOGGED = [text for text in TINY if text != "logger=csv"]
@@ -79,3 +80,24 @@ def test_ctrl_c_in_each_stage(tmp_path: Path) -> None:
         assert nothing == "" and said.startswith(f"stopped during {stage}, with "), terminal.text
         assert "Traceback" not in terminal.text and "wandb" not in "".join(bars), terminal.text
         assert not in_hand(store)
+
+
+def test_the_reader_of_its_lines_may_leave(small_run: Path) -> None:
+    """As `| head -1` does: the run goes on to its end, in silence."""
+    folder = small_run / "unread"
+    command = [sys.executable, str(ROOT / "evaluate.py"), *SMALL, f"hydra.run.dir={folder}"]
+    with (small_run / "unread.txt").open("w+") as errors:
+        process = subprocess.Popen(
+            [*command, "logger=csv"],
+            cwd=small_run,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"pairwise: ")
+        process.stdout.close()
+        assert process.wait(600) == 0
+        errors.seek(0)
+        assert not errors.read()
+    assert json.loads((folder / "summary.json").read_text())["state"] == "finished"
+    assert (folder / "report.html").is_file()

@@ -1,5 +1,6 @@
 """What a command says of itself: help, its first line, jobs of a sweep, and the index of runs."""
 
+import json
 import re
 from pathlib import Path
 
@@ -100,6 +101,25 @@ def test_index_names_what_differs() -> None:
     runs.append(entry("b", **{"recipe.lr": 0.2, "seed": 0, "dataset.name": "digits"}))
     assert index.differing(runs) == ["recipe.lr"]
     assert index.headlines(runs) == ["accuracy"]
+
+
+def test_files_of_other_programs_are_no_runs(tmp_path: Path) -> None:
+    """Nor are half-written ones; a run whose config cannot be read is listed without settings."""
+    run = {"name": "a", "job_type": "pairwise", "state": "finished", "began": "2026", "seconds": 1}
+    texts = ["", "{", "[]", "null", "3", '{"numbers": []}', json.dumps({"numbers": {}})]
+    texts += [
+        json.dumps({**run, "numbers": {}, "seconds": "x"}),
+        json.dumps({**run, "numbers": {}}),
+    ]
+    for i, text in enumerate(texts):
+        folder = tmp_path / f"{i}" / ".hydra"
+        folder.mkdir(parents=True)
+        (folder.parent / "summary.json").write_text(text)
+        (folder / "overrides.yaml").write_text("[a=1]")
+        (folder / "config.yaml").write_text("- x")
+    page, entries = index.write_index(tmp_path, "store")
+    assert [entry.folder.name for entry in entries] == [str(len(texts) - 1)]
+    assert "1 runs: 1 finished" in page.read_text()
 
 
 def test_index_without_a_folder(mistake: Mistake) -> None:

@@ -5,18 +5,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib.figure import Figure
 
 from netkin.analysis.hierarchy import hierarchy
 from netkin.errors import UserError
 from netkin.report.examples import Example, difference, examples_section
 from netkin.report.figures import cell_colours, colour_range
 from netkin.report.matrix import Relations, matrix_sections
-from netkin.report.study import Section, render
+from netkin.report.study import TEX_ROWS, Outputs, Section, render
 from netkin.report.style import NO_SCORE
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -293,6 +295,18 @@ def test_columns_of_seconds_and_bytes_have_a_unit_and_sort_by_number() -> None:
     for heading, cell in (("craft", "2.0 h"), ("peak", "12.0 MB"), ("p", "0.250")):
         assert heading in Parsed(html).text and cell in Parsed(html).text
     assert 'data-value="12000000"' in html and "<caption>" not in html
+
+
+def test_long_tables_are_not_written_for_latex(tmp_path: Path) -> None:
+    """Nor does the page link to a file that there is not."""
+    for rows, written in ((TEX_ROWS, True), (TEX_ROWS + 1, False)):
+        outputs = Outputs(tmp_path)
+        table = pl.DataFrame({"n": range(rows)})
+        picture = outputs.figure("long.name", Figure(), table, "Long")
+        html = outputs.report("t", "q", [], [Section("S", figures=[picture])], "").read_text()
+        assert (tmp_path / "long.name.tex").is_file() == written == ("./long.name.tex" in html)
+        assert pl.read_csv(tmp_path / "long.name.csv").equals(table)
+        assert ("long.name.tex" in outputs.files) == written
 
 
 def test_columns_of_numbers_names_and_prose_differ() -> None:

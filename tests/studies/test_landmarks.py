@@ -196,6 +196,26 @@ def test_an_onnx_export(small_run: Path, pack: Path, tmp_path: Path) -> None:
     run(small_run, "onnx_run", "experiment=probe", MARKS, *overrides)
 
 
+def test_an_unfinished_pack_is_finished(small_run: Path, pack: Path, tmp_path: Path) -> None:
+    """By the same command, to the same bytes; a pack of other images is left alone."""
+    copy = tmp_path / "pack"
+    shutil.copytree(pack, copy)
+    before = {file: file.read_bytes() for file in copy.rglob("*") if file.is_file()}
+    content = json.loads((copy / "manifest.json").read_text())
+    assert content.pop("folders")
+    (copy / "manifest.json").write_text(json.dumps(content))
+    for file in [copy / "images.csv", *sorted(copy.rglob("*.png"))[::2]]:
+        file.unlink()
+    words = ("experiment=probe", MARKS, f"probe.export={copy}", *arguments(small_run))
+    run(small_run, "pack_again", *words)
+    assert {file: file.read_bytes() for file in copy.rglob("*") if file.is_file()} == before
+    content["made_by"]["a"] = "other weights"
+    (copy / "manifest.json").write_text(json.dumps(content))
+    refused = run_here(*words, "hydra.run.dir=bad", cwd=small_run)
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1
+    assert f"{copy} is not empty; name a new folder for the pack" in refused.stderr
+
+
 def test_mistakes_in_predictions(small_run: Path, pack: Path, tmp_path: Path) -> None:
     good = answer(pack, network(small_run), tmp_path / "good.csv")
 

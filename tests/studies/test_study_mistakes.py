@@ -16,6 +16,7 @@ def matrices(tmp_path: Path) -> None:
     Matrix(("test_resnet", "vit_ti", "c"), scores).table().write_csv(tmp_path / "three.csv")
     Matrix(("a", "b", "c"), np.ones((3, 3))).table().write_csv(tmp_path / "constant.csv")
     (tmp_path / "wide.csv").write_text(",a,b\na,1,2\n")
+    (tmp_path / "folder").mkdir()
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,20 @@ def matrices(tmp_path: Path) -> None:
         ("within similarity=constant.csv", "is constant: all 3 pairs have the score 1"),
         ("within similarity=wide.csv", "is not square: 1 rows and 2 columns"),
         ("within similarity=no.csv", "no.csv cannot be read"),
+        ("compare a=three.csv b=folder", "b=folder has no similarity.csv"),
+        ("relatives similarity=folder model=c", "folder cannot be read (it is a folder)"),
+        (
+            "relatives similarity=three.csv model=c components=folder",
+            "folder cannot be read as a CSV file (it is a folder)",
+        ),
+        ("probe predictions=folder", "predictions=folder cannot be read (it is a folder)"),
+        ("budget budget.steps=4", "budget.steps must list whole numbers of 1 or more, got 4"),
+        ("budget budget.images=null", "budget.images must list whole numbers of 1 or more, got N"),
+        ("attacks sources=x", "sources must be a list of members such as [vit_s], got x"),
+        ("parity parity.changes=null", "parity.changes must be a list, got None"),
+        ("benchmark benchmark.models=x", "benchmark.models must be a list, got 'x'"),
+        ("plan plan.devices=[0]", "plan.devices must list whole numbers of 1 or more, got [0]"),
+        ("pairwise dataset=null", "dataset=null: dataset must be one of compatible, digits"),
         (
             "within similarity=three.csv groups={x:[d]}",
             "groups: group x: no model is named 'd'",

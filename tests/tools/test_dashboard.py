@@ -76,6 +76,21 @@ def test_a_student_is_a_row_of_fig_5(boards: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("words", [("experiment=dashboard", "entity=me"), ("logger.mode=online",)])
+def test_a_wrong_key_is_one_line(tmp_path: Path, words: tuple[str, ...]) -> None:
+    done = run_command(*words, "hydra.run.dir=run", cwd=tmp_path, WANDB_API_KEY="bad")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "W&B does not take the API key (WANDB_API_KEY invalid: " in line
+    written = {board.file for board in BOARDS} if words[0] == "experiment=dashboard" else set()
+    assert {file.stem for file in (tmp_path / "run").glob("*.json")} - {
+        ".run",
+        "summary",
+    } == written
+    assert not (tmp_path / "store" / "weights").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [("experiment=dashboard", "entity=me"), ("logger.mode=online", "subset=quick")]
 )

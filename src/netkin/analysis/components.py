@@ -8,6 +8,7 @@ import polars as pl
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from netkin.data.tables import read_text
 from netkin.errors import UserError, and_more, near
 
 
@@ -20,11 +21,10 @@ def read_components(path: str | Path) -> pl.DataFrame:
     """
     file = Path(path).expanduser()
     try:
-        table = pl.read_csv(file, infer_schema=False, glob=False)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        table = read_text(file)
+    except UserError as error:
         raise UserError(
-            f"{path} cannot be read as a CSV file ({reason}); expected a header, models in the "
+            f"{path} cannot be read as a CSV file ({error}); expected a header, models in the "
             "first column and a component in each other column"
         ) from None
     if table.width < 2 or not table.height:
@@ -32,7 +32,6 @@ def read_components(path: str | Path) -> pl.DataFrame:
             f"{path} has {table.height} models and {max(table.width - 1, 0)} components; expected "
             "models in the first column and a component in each other column"
         )
-    table = table.fill_null("").with_columns(pl.all().str.strip_chars())
     models = table.to_series(0)
     if (models == "").any():
         raise UserError(f"{path}: row {int((models == '').arg_max() or 0) + 2} has no model")

@@ -9,6 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from netkin.analysis.hierarchy import off_diagonal
+from netkin.data.tables import read_text
 from netkin.errors import UserError, and_more, near
 
 SYMMETRIC = 1e-6
@@ -110,24 +111,16 @@ def checked(matrix: Matrix, what: str) -> Matrix:
 def _cells(file: Path) -> tuple[list[str], list[str], dict[str, list[str]]]:
     """Column names, row names, and the text of the cells by column."""
     try:
-        table = pl.read_csv(
-            file,
-            has_header=False,
-            infer_schema=False,
-            truncate_ragged_lines=False,
-            glob=False,
-        )
-    except (OSError, pl.exceptions.PolarsError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"the similarity file {file} cannot be read ({reason})") from None
+        table = read_text(file, header=False)
+    except UserError as error:
+        raise UserError(f"the similarity file {file} cannot be read ({error})") from None
     if table.height < 2 or table.width < 2:
         raise UserError(
             f"{file} has {table.height} rows and {table.width} columns; expected a header of "
             "model names, and a row of scores per model"
         )
-    header = [name or "" for name in table.row(0)[1:]]
-    body = table.slice(1)
-    rows = [name or "" for name in body.to_series(0).to_list()]
+    header, body = list(table.row(0)[1:]), table.slice(1)
+    rows = body.to_series(0).to_list()
     columns = [body.to_series(k + 1).to_list() for k in range(len(header))]
     return header, rows, dict(zip(header, columns, strict=True))
 

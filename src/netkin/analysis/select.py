@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 
 from netkin.analysis.statistics import FEWEST, pearson
-from netkin.errors import UserError, and_more
+from netkin.data.tables import read_text
+from netkin.errors import UserError, and_more, first_line
 
 stats: Any = scipy_stats  # whose results are typed without their fields
 KEEP = 20_000
@@ -244,13 +245,16 @@ def read_accuracies(path: str | Path, names: Sequence[str]) -> NDArray[np.float6
     Raises UserError for a file that cannot be read, lacks a model, or has another value.
     """
     try:
-        table = pl.read_csv(path, schema_overrides={"accuracy": pl.Float64}, glob=False)
-        accuracies = dict(zip(table["model"], table["accuracy"], strict=True))
-    except (OSError, pl.exceptions.PolarsError) as error:
+        table = read_text(path)
+        rates = table["accuracy"].cast(pl.Float64)
+    except (UserError, pl.exceptions.PolarsError) as error:
         raise UserError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}); expected a CSV file with the "
-            "columns model and accuracy"
+            f"{path} cannot be read ({first_line(error)}); expected a CSV file with the columns "
+            "model and accuracy"
         ) from None
+    if "model" not in table.columns:
+        raise UserError(f"{path} has no column model; expected model and accuracy")
+    accuracies = dict(zip(table["model"], rates, strict=True))
     missing = [name for name in names if accuracies.get(name) is None]
     if missing:
         raise UserError(f"{path} lacks {and_more(missing, 3)}")

@@ -225,6 +225,8 @@ def attacked(setting: Setting) -> str:
     precision = setting.choice.execution.precision
     if precision != DEFAULT_PRECISION:
         words.append(f"computed in {precision}")
+    if setting.precision != DEFAULT_PRECISION:
+        words.append(f"transfer in {setting.precision}")
     settings = ", ".join(filter(None, words))
     return f"{setting.attack.name} ({settings})" if settings else setting.attack.name
 

@@ -75,8 +75,9 @@ class Result:
     def save(self, folder: str | Path) -> Path:
         """Write what the command writes, and return the path of report.html.
 
-        That is similarity, pairs, models and families as CSV and LaTeX, the heatmap as PNG, PDF and
-        SVG, and report.html. Raises UserError where the folder cannot be written.
+        That is similarity, pairs, models and families as CSV and, up to 500 rows, for LaTeX, the
+        heatmap as PNG, PDF and SVG, and report.html. Raises UserError where the folder cannot be
+        written.
         """
         try:
             outputs = Outputs(Path(folder).expanduser())

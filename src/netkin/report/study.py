@@ -37,6 +37,8 @@ SHARP = 200
 """Dots an inch of figures within a page, which shows 120 pixels an inch."""
 ROWS = 200
 """Rows of a table on the page; the CSV file has them all."""
+TEX_ROWS = 500
+"""The most rows of a table that is written for LaTeX, too: ten pages of a paper."""
 LONG = 60
 """Characters; a column with a longer text is set as prose, with line breaks."""
 
@@ -85,17 +87,22 @@ class Outputs:
         folder.mkdir(parents=True, exist_ok=True)
 
     def table(self, name: str, table: pl.DataFrame) -> pl.DataFrame:
-        """Write name.csv and name.tex, a table for LaTeX; returns the table."""
+        """Write name.csv and, of at most TEX_ROWS rows, name.tex for LaTeX; returns the table."""
         write(self.folder / f"{name}.csv", table.write_csv, OutputsError, "folder")
-        text, tex = latex(table), self.folder / f"{name}.tex"
-        write(tex, lambda f: f.write_text(text, encoding="utf-8"), OutputsError, "folder")
+        self.files.append(f"{name}.csv")
+        tex = self.folder / f"{name}.tex"
+        if table.height <= TEX_ROWS:
+            text = latex(table)
+            write(tex, lambda f: f.write_text(text, encoding="utf-8"), OutputsError, "folder")
+            self.files.append(tex.name)
+        else:
+            tex.unlink(missing_ok=True)  # of an earlier run of fewer rows
         self._unlogged.append(lambda tracker: tracker.table(name, table))
-        self.files += [f"{name}.csv", tex.name]
         return table
 
     def figure(self, name: str, figure: Figure, table: pl.DataFrame, caption: str) -> Picture:
-        """Write name.png, name.pdf, name.svg and, unless it is written already, the numbers:
-        name.csv and name.tex."""
+        """Write name.png, name.pdf, name.svg and, unless they are written already, the numbers by
+        `table`."""
         if f"{name}.csv" not in self.files:
             self.table(name, table)
         png, *others = save(figure, self.folder / name)
@@ -244,7 +251,8 @@ def _picture(picture: Picture) -> dict[str, Any]:
         "url": f"data:image/webp;base64,{data}",
         "width": width,
         "caption": minus(picture.caption),
-        "stem": picture.png.name.removesuffix(".png"),
+        "stem": picture.png.stem,
+        "latex": picture.png.with_suffix(".tex").is_file(),
     }
 
 

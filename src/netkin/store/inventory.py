@@ -20,7 +20,7 @@ from netkin.errors import DamagedFile, UserError, near
 from netkin.store.files import check_seal, digest, parquet_metadata, read_tensors
 from netkin.store.layout import manifest_problem
 from netkin.store.lease import Holder, holders, sweep, token
-from netkin.store.names import folder
+from netkin.store.names import FLOAT32, folder, outcomes_folder
 
 YOUNG = 3600.0
 """Seconds for which a temporary file may belong to a running process of another machine."""
@@ -178,6 +178,9 @@ def _identity_problem(file: Path, subset: SubsetFolder | None) -> str | None:
     if "attack" in identity and above == subset.path:
         fits = digest(identity["attack"])[:8] == entry.name.rpartition("-")[2]
         return None if fits else "its attack does not fit its folder's name"
+    if isinstance(transfer := identity.get("transfer"), dict):
+        fits = outcomes_folder(str(transfer.get("precision", FLOAT32))) == entry.name
+        return None if fits else "its precision does not fit its folder's name"
     if above.name == "adversarial":
         attack = _json(above.parent / "identity.json")
         if attack and identity.get("attack") != attack.get("attack"):

@@ -10,6 +10,7 @@
         <attack>-<hash>/           identity.json
             adversarial/<source>/  identity.json, execution.json, 00000.safetensors, ...
             outcomes/              identity.json, source=<A>/target=<B>.parquet
+            outcomes-<precision>/  likewise, of targets evaluated in another precision than float32
 
 A file under its own name is complete: it is written under a temporary name in the same folder,
 flushed to the disk and renamed, which is atomic on a POSIX file system. Each folder has an
@@ -42,7 +43,7 @@ from netkin.store.files import (
     write_table,
 )
 from netkin.store.identity import differences
-from netkin.store.names import folder
+from netkin.store.names import FLOAT32, folder, outcomes_folder
 
 
 @dataclass(frozen=True)
@@ -182,9 +183,12 @@ class AttackStore:
         return Entry(self.path / "adversarial" / folder(source), identity)
 
     def outcomes(self, transfer: Mapping[str, Any]) -> "OutcomeStore":
-        """The table of outcomes, for one way of resizing between models."""
-        identity = {**self.identity, "transfer": transfer}
-        return OutcomeStore(Entry(self.path / "outcomes", identity).claim().path)
+        """The table of outcomes, for one way of resizing between models.
+
+        Those of another `precision` than float32 have a folder of their own.
+        """
+        path = self.path / outcomes_folder(transfer.get("precision", FLOAT32))
+        return OutcomeStore(Entry(path, {**self.identity, "transfer": transfer}).claim().path)
 
 
 def shard_path(source: Entry, shard: int) -> Path:

@@ -12,3 +12,12 @@ def folder(name: str) -> str:
 def unfolded(component: str) -> str:
     """The name of a path component: the inverse of `folder`."""
     return unquote(component)
+
+
+FLOAT32 = "32-true"
+"""The precision of outcomes whose folder and identity name none."""
+
+
+def outcomes_folder(precision: str) -> str:
+    """The folder, in an attack's, of the outcomes of targets evaluated in a precision."""
+    return "outcomes" if precision == FLOAT32 else f"outcomes-{precision}"

@@ -74,8 +74,10 @@ def _tracker(logger: Mapping[str, Any], info: RunInfo) -> Iterator[Tracker]:
         yield CSV(info.folder)
     elif kind == "tensorboard":
         tracker = TensorBoard(info)
-        yield tracker
-        tracker.finish()
+        try:
+            yield tracker
+        finally:
+            tracker.finish()
     elif kind != "wandb":
         raise UserError(f"kind must be wandb, tensorboard, csv or none, got {kind!r}")
     else:

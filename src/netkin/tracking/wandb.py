@@ -29,11 +29,20 @@ def quiet_at_exit() -> None:
 
 
 def logged_in() -> bool:
-    """Whether there is an API key for W&B. Never asks for one, as W&B itself does in a terminal."""
+    """Whether there is an API key for W&B. Never asks for one, as W&B itself does in a terminal.
+
+    Raises UserError for one that cannot be any.
+    """
     import wandb
 
     with redirect_stderr(io.StringIO()):
-        return bool(wandb.login(prompt=False, verify=False))
+        try:
+            return bool(wandb.login(prompt=False, verify=False))
+        except wandb.Error as error:
+            raise UserError(
+                f"W&B does not take the API key ({first_line(error)}); run `wandb login`, or set "
+                "WANDB_API_KEY to another one"
+            ) from None
 
 
 class WandB(Tracker):

@@ -1,4 +1,4 @@
-"""Runs a classifier on images, clean or adversarial, in float32."""
+"""Runs a classifier on images, clean or adversarial, without gradients."""
 
 from torch import Tensor, nn
 

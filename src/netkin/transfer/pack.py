@@ -13,6 +13,7 @@ with the columns image_id and prediction, an index of the classes in the manifes
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,9 +26,10 @@ from torch import Tensor
 
 from netkin.attacks import SignNoise
 from netkin.attacks.grid import to_grid
+from netkin.data.tables import read_text
 from netkin.data.views import View
 from netkin.errors import OutputsError, UserError, and_more, near
-from netkin.store.files import file_sha256, write
+from netkin.store.files import digest, file_sha256, write
 from netkin.store.layout import folder
 from netkin.transfer.noise import SEED, has_noise
 from netkin.transfer.setting import Setting
@@ -121,7 +123,7 @@ def export(
     to: Path,
     advance: Callable[[int], None] = lambda n: None,
 ) -> pl.DataFrame:
-    """Write a pack into a new or empty folder.
+    """Write a pack into a new or empty folder, or into that of the same pack, finished or not.
 
     Args:
         setting: whose clean images, and whose landmarks' adversarial images, are in the store.
@@ -130,10 +132,9 @@ def export(
         advance: called with the number of images written.
 
     Returns a row a folder of images: folder, kind, images, file_bytes. Raises UserError where `to`
-    has files already, OutputsError where it cannot be written.
+    has other files, OutputsError where it cannot be written.
     """
-    if to.is_dir() and any(to.iterdir()):
-        raise UserError(f"{to} is not empty; name a new folder for the pack")
+    _begin(setting, landmarks, to)
     rows, listed = {}, []
     for part in images(setting, landmarks):
         row = rows.setdefault(
@@ -149,13 +150,34 @@ def export(
         advance(len(part.index))
     table = pl.DataFrame(listed, schema=["image_id", "file", "sha256"], orient="row")
     write(to / "images.csv", table.write_csv, OutputsError, "folder")
-    write(to / "README.txt", lambda f: f.write_text(HOW), OutputsError, "folder")
-    manifest = json.dumps(_manifest(setting, landmarks, list(rows.values())), indent=2)
-    write(to / "manifest.json", lambda f: f.write_text(manifest + "\n"), OutputsError, "folder")
+    text = _json({**_manifest(setting, landmarks), "folders": list(rows.values())})
+    write(to / "manifest.json", lambda f: f.write_text(text), OutputsError, "folder")
     return pl.DataFrame(list(rows.values()))
 
 
-def _manifest(setting: Setting, landmarks: Sequence[Member], folders: list[dict]) -> dict:
+def _begin(setting: Setting, landmarks: Sequence[Member], to: Path) -> None:
+    """Write the manifest of a pack, without its folders of images, as the first of its files.
+
+    Raises UserError where the folder has files, unless they are of this very pack.
+    """
+    own, file = _manifest(setting, landmarks), to / "manifest.json"
+    if to.is_dir() and any(to.iterdir()):
+        with suppress(OSError, ValueError, AttributeError):
+            stored = json.loads(file.read_text())
+            stored.pop("folders", None)
+            if stored == json.loads(_json(own)):
+                return
+        raise UserError(f"{to} is not empty; name a new folder for the pack")
+    write(file, lambda f: f.write_text(_json(own)), OutputsError, "folder")
+    write(to / "README.txt", lambda f: f.write_text(HOW), OutputsError, "folder")
+
+
+def _json(content: dict) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _manifest(setting: Setting, landmarks: Sequence[Member]) -> dict:
+    """What a pack is of; its folders of images are added when all are written."""
     views = view_names(setting, landmarks)
     return {
         "dataset": setting.task.dataset,
@@ -167,7 +189,7 @@ def _manifest(setting: Setting, landmarks: Sequence[Member], folders: list[dict]
         "eps_unit": "pixels in [0, 1]",
         "views": {name: asdict(view) for view, name in views.items()},
         "landmarks": {m.name: views[setting.view(m)] for m in landmarks},
-        "folders": folders,
+        "made_by": {m.name: digest(setting.adversarial_entry(m).identity) for m in landmarks},
         "predictions": "a CSV file with the columns image_id and prediction",
         "preprocessing": " ".join(HOW.split()),
     }
@@ -237,11 +259,10 @@ def read_table(path: str | Path, classes: Sequence[str]) -> dict[str, int]:
     """
     path = Path(path).expanduser()
     try:
-        table = pl.read_csv(path, infer_schema=False, glob=False)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        table = read_text(path)
+    except UserError as error:
         raise UserError(
-            f"predictions={path} cannot be read ({reason}); expected a CSV file with the columns "
+            f"predictions={path} cannot be read ({error}); expected a CSV file with the columns "
             "image_id and prediction"
         ) from None
     if lacking := [name for name in ("image_id", "prediction") if name not in table.columns]:
@@ -249,12 +270,12 @@ def read_table(path: str | Path, classes: Sequence[str]) -> dict[str, int]:
             f"{path} has no column {' and no column '.join(lacking)}; expected image_id,prediction,"
             f" got {','.join(table.columns[:5])}"
         )
-    ids = table["image_id"].fill_null("").str.strip_chars().str.strip_suffix(".png")
+    ids = table["image_id"].str.strip_suffix(".png")
     ids = ids.str.strip_prefix("images/")
     if ids.is_duplicated().any():
         twice = ids.filter(ids.is_duplicated()).unique(maintain_order=True)
         raise UserError(f"{path} has {len(twice)} image_ids more than once: {and_more(twice, 3)}")
-    texts = table["prediction"].fill_null("").str.strip_chars().str.strip_suffix(".0")
+    texts = table["prediction"].str.strip_suffix(".0")
     names = {name: i for i, name in enumerate(classes)}
     known = {**names, **{str(i): i for i in range(len(classes))}}
     wrong = [(i, t) for i, t in zip(ids, texts, strict=True) if t not in known]

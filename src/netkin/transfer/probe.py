@@ -92,7 +92,7 @@ class _Trial:
         self.setting, self.member = setting, member
         self.execution = replace(setting.choice.execution, compile=False)
         self.model = prepare(classifier, self.execution, self._first(FIRST_BATCH))
-        self.evaluator = setting.evaluator(classifier)
+        self.evaluator = setting.evaluator(classifier, setting.precision)
         self.attack = setting.attack.attack.shortened(STEPS)
 
     def run(self, size: int, seconds: float) -> _Timing:

@@ -77,9 +77,12 @@ class Setting:
         shard_size: images in a unit of work; a shard is stored whole or not at all.
         batch_size: images through a model at once; craft's own may be another, see `choice`.
         choice: how models are run. Its precision is that of attacks alone, and part of their
-            identity: targets are evaluated in float32.
+            identity.
         dtype: of stored adversarial images, "uint8" or "float32".
         interpolation: for a target of another input size, "bilinear" or "bicubic" (antialiased).
+        precision: one of TARGET_PRECISIONS, in which targets are evaluated on adversarial images,
+            and part of the outcomes' identity. Predictions on clean images and under noise are in
+            float32 whatever it is: which images are compared does not depend on it.
         accelerator: as of Lightning's Trainer: "auto", "cpu", "gpu".
         loader: how images are loaded.
         published: the files of members' published weights; see `netkin.zoo.published`.
@@ -94,6 +97,7 @@ class Setting:
     batch_size: int = 100
     dtype: str = "uint8"
     interpolation: str = "bilinear"
+    precision: str = DEFAULT_PRECISION
     accelerator: str = "auto"
     loader: Loader = Loader()
     choice: Choice = field(default_factory=Choice)
@@ -156,12 +160,10 @@ class Setting:
         """The member with its weights. Raises UserError where they do not fit."""
         return build(member, self.task, self.weights(member))
 
-    def evaluator(self, classifier: Classifier) -> Evaluator:
-        """Runs a classifier on images: in float32, and otherwise by `choice`."""
+    def evaluator(self, classifier: Classifier, precision: str = DEFAULT_PRECISION) -> Evaluator:
+        """Runs a classifier on images: in a precision, and otherwise by `choice`."""
         chosen = self.choice.execution
-        return Evaluator(
-            classifier, Execution(fuse=chosen.fuse, memory_format=chosen.memory_format)
-        )
+        return Evaluator(classifier, Execution(precision, chosen.fuse, chosen.memory_format))
 
     def view(self, member: Member) -> View:
         """The member's resize and crop."""

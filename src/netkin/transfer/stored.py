@@ -18,6 +18,7 @@ from netkin.similarity import Outcomes
 from netkin.store.files import digest, read_metadata, read_tensors
 from netkin.store.layout import OutcomeStore, shard_path
 from netkin.transfer.setting import Setting
+from netkin.zoo.execution import DEFAULT_PRECISION
 from netkin.zoo.member import Member
 
 
@@ -131,7 +132,10 @@ def adversarial(setting: Setting, member: Member, shard: int) -> tuple[Tensor, T
 
 def outcome_store(setting: Setting) -> OutcomeStore:
     """The table of outcomes."""
-    return setting.stored_attack.outcomes({"interpolation": setting.interpolation})
+    transfer = {"interpolation": setting.interpolation}
+    if setting.precision != DEFAULT_PRECISION:
+        transfer["precision"] = setting.precision
+    return setting.stored_attack.outcomes(transfer)
 
 
 def maker(setting: Setting, source: Member, target: Member) -> str:

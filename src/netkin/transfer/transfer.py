@@ -39,7 +39,8 @@ class Transfer(pl.LightningModule):
 
     def __init__(self, classifier: Classifier, setting: Setting, target: Target, advance: Advance):
         super().__init__()
-        self.evaluator, self.setting, self.advance = setting.evaluator(classifier), setting, advance
+        self.evaluator = setting.evaluator(classifier, setting.precision)
+        self.setting, self.advance = setting, advance
         self.target = target
         self.size = setting.view(target.member).input_size
         self.images = 0

@@ -32,6 +32,8 @@ PRECISIONS = {
 }
 """Lightning's names, and the type that matrix products and convolutions are computed in."""
 DEFAULT_PRECISION = "32-true"
+TARGET_PRECISIONS = ("32-true", "tf32", "bf16-mixed")
+"""Those of PRECISIONS for targets: not float16, whose range some networks exceed."""
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
