@@ -16,6 +16,7 @@ LONGEST_FILE, LONGEST_FUNCTION = 350, 60
 LAYERS = [
     {"api"},
     {"pipeline"},
+    {"passes"},
     {"report", "training"},
     {"transfer", "tracking"},
     {"zoo", "analysis"},

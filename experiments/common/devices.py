@@ -17,7 +17,7 @@ from experiments.common.values import one_of, positive_int
 from netkin.errors import UserError
 from netkin.jobs.devices import device_of
 from netkin.jobs.pool import Display, Jobs
-from netkin.pipeline import PRELOAD
+from netkin.passes import PRELOAD
 from netkin.store.lease import lease
 from netkin.training.job import Hardware
 from netkin.transfer.setting import Loader

@@ -25,7 +25,7 @@ from experiments.common import folder, stop, sweep, usage
 from experiments.common.mistakes import explained, no_group, options, refuse_no_options
 from experiments.common.opening import opening
 from experiments.common.stop import fail
-from experiments.common.values import one_of
+from experiments.common.values import check_half_width, one_of
 from netkin.errors import (
     DamagedFile,
     OtherContents,
@@ -161,6 +161,7 @@ def run_study(config: DictConfig, script: str) -> Any:
                 f"experiment={config.experiment.name} is run by {own}.py: "
                 f"python {own}.py experiment={config.experiment.name}"
             )
+        check_half_width(config)
         one_of(config.quiet, (True, False), "quiet")
         one_of(config.index, (True, False), "index")
         if not config.quiet:

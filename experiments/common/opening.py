@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.common.values import swept
+from experiments.common.values import may_stop, swept
 from netkin.report.text import duration
 from netkin.store.names import folder, outcomes_folder
 from netkin.store.rates import rates
@@ -83,7 +83,8 @@ def _measuring(config: DictConfig) -> str:
     text = f"{text}, with {', '.join(has)} of them"
     text += f"; {images} images" if images else ""
     steps = int(attack.get("steps", 1)) if attack else 1
-    left = _seconds(rates(root), names, missing, images, steps) if missing and images else None
+    known = missing and images and not may_stop(config)
+    left = _seconds(rates(root), names, missing, images, steps) if known else None
     return f"{text}; about {duration(left)} of work left" if left else text
 
 

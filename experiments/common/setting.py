@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.common.devices import batch_size, build_jobs, execution_choice, loader, on_cpu
 from experiments.common.keys import construct, naming, naming_group
 from experiments.common.members import build_training
 from experiments.common.runs import open_store
-from experiments.common.values import one_of, positive, positive_int, resolved
+from experiments.common.sequential import rule
+from experiments.common.values import may_stop, one_of, positive, positive_int, resolved
 from netkin.attacks import PGD, Clean
 from netkin.attacks.grid import levels
 from netkin.attacks.units import fraction
@@ -53,6 +54,7 @@ def build_setting(config: DictConfig) -> Setting:
         check_execution(Execution(values["transfer"]["precision"]), gpu=not on_cpu(config))
     positive(values["score"]["eps_s"], "score.eps_s")
     positive_int(values["score"]["bootstrap"], "score.bootstrap")
+    rule(config)
     one_of(values["on_suspect"], ("warn", "stop"), "on_suspect")
     check_dataset(values["dataset"])
     attack = build_attack(config)
@@ -175,7 +177,12 @@ def _subset(config: DictConfig, images: Images, values: dict[str, Any]) -> Subse
     if "file" in chosen:
         with naming_group("subset", config.subset):
             return subset.from_manifest(images, chosen["file"], values["dataset"]["name"])
-    return construct(subset.draw, "subset", config.subset, images)
+    shuffled = chosen.get("shuffled")
+    one_of(shuffled, (True, False, None), "subset.shuffled")
+    if shuffled is None:  # the first images of a run that may stop must be a sample of all
+        shuffled = may_stop(config)
+    with_order = OmegaConf.create({**chosen, "shuffled": shuffled})
+    return construct(subset.draw, "subset", with_order, images)
 
 
 def build_attack(config: DictConfig, option: str | None = None) -> AttackSpec:

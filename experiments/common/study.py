@@ -22,11 +22,13 @@ from experiments.common.finish import finish, print_notes, terminal
 from experiments.common.members import build_members, build_training
 from experiments.common.runs import file_info, matrix_name, run_info, tracked, used
 from experiments.common.sat69 import Published
+from experiments.common.sequential import printer, rule
 from experiments.common.setting import build_setting, check_sources, prepare
 from experiments.common.suspects import Suspects
 from netkin import pipeline, similarity
-from netkin.analysis import matrix
+from netkin.analysis import matrix, sequential
 from netkin.analysis.matrix import Matrix
+from netkin.analysis.sequential import Look
 from netkin.analysis.summary import left_out
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
@@ -51,6 +53,7 @@ class Measured:
         outcomes: of the members.
         requested: the config's members, those that failed included.
         failures: of the others; None where all are done.
+        look: how certain scores are, in a run that stops when they are certain enough.
         suspects: the members whose clean predictions look wrong.
     """
 
@@ -60,6 +63,7 @@ class Measured:
     requested: list[Member]
     suspects: Suspects
     failures: Incomplete | None = None
+    look: Look | None = None
 
 
 @dataclass(frozen=True)
@@ -187,15 +191,19 @@ def measured(
                     raise
                 outcomes, failures = error.outcomes, error
         complete = [member for member in requested if member.name in outcomes.members]
+        look, stop = None, rule(config)
+        if stop is not None:
+            look = sequential.look(outcomes, len(setting.subset), setting.shard_size, stop)
+            tracker.summary({"images_used": look.images, "share_reached": look.share})
         yield Study(
             config,
             Matrix(outcomes.members, similarity.smoothed_matrix(outcomes)),
             [member.family for member in complete],
-            Measured(setting, complete, outcomes, requested, suspects, failures),
+            Measured(setting, complete, outcomes, requested, suspects, failures, look),
             Outputs(info.folder, tracker),
             tracker,
             console,
-            describe(setting, len(complete)),
+            describe(setting, len(complete), len(outcomes.image_ids)),
         )
 
 
@@ -264,12 +272,20 @@ def measure_prepared(
     """
     training = build_training(config, setting, members, bars)
     with build_jobs(config, (setting, training), bars) as jobs:
-        return pipeline.compute_outcomes(setting, members, training, jobs, tracker, sources, watch)
+        return pipeline.compute_outcomes(
+            *(setting, members, training, jobs, tracker, sources, watch),
+            rule(config),
+            printer(bars.console),
+        )
 
 
-def describe(setting: Setting, models: int) -> str:
-    """A setting in words: "12 models on digits (500 images) under pgd (eps = 48/255, ...)"."""
-    images = f"{setting.task.dataset} ({len(setting.subset)} images)"
+def describe(setting: Setting, models: int, used: int | None = None) -> str:
+    """A setting in words: "12 models on digits (500 images) under pgd (eps = 48/255, ...)".
+
+    Of all the images, or of `used` ones.
+    """
+    number = len(setting.subset) if used is None else used
+    images = f"{setting.task.dataset} ({number} images)"
     return f"{models} models on {images} under {attacked(setting)}"
 
 

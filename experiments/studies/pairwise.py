@@ -12,6 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
+from experiments.common import sequential
 from experiments.common.runs import eps_advice
 from experiments.common.study import Measured, Study, measured
 from netkin import similarity
@@ -51,10 +52,13 @@ def report(s: Study, m: Measured) -> None:
         m.requested,
         None if m.failures is None else _failure_table(m.failures),
         m.suspects.reasons,
+        similarity.ALPHA if m.look is None else m.look.alpha,
     )
     tables = comparison.write(s.outputs)
     s.tracker.summary(numbers(paper, draws, comparison))
-    answer = [*comparison.answer, *_weak(m, comparison.relations.models)]
+    first, *others = comparison.answer
+    stopped = [] if m.look is None else sequential.answer(m.look)
+    answer = [first, *stopped, *others, *_weak(m, comparison.relations.models)]
     s.finish(comparison.title, comparison.question, answer, comparison.sections(s.outputs.folder))
     s.tracker.artifact(
         f"similarity-{m.setting.task.dataset}-{m.setting.attack.name}", "similarity", tables

@@ -19,9 +19,11 @@ from experiments.common.devices import build_jobs, members_at_once
 from experiments.common.finish import finish, print_notes, terminal
 from experiments.common.members import build_members, build_training, unreadable
 from experiments.common.runs import run_info, tracked
+from experiments.common.sequential import rule
 from experiments.common.setting import build_setting, check_sources, prepare
 from experiments.common.study import describe, described
 from experiments.common.values import positive, whole_numbers
+from experiments.tools import pilot
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
@@ -33,9 +35,6 @@ from netkin.transfer.probe import Cost, probe
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import missing_sources
 from netkin.zoo.member import Member
-
-ROW_BYTES = 12
-"""Bytes of an outcome in its parquet file, measured on digits with a hundred images a pair."""
 
 
 def run(config: DictConfig) -> None:
@@ -65,6 +64,9 @@ def run(config: DictConfig) -> None:
         workers = members_at_once(config)
         seconds = total(table, "craft_seconds") + total(table, "transfer_seconds")
         tracker.summary({"plan/seconds": seconds / workers})
+        stop, images = rule(config), []
+        if stop is not None:
+            images = pilot.report(config, setting, members, costs, stop, outputs)
         console.print(_terminal_table(table, workers))
         finish(
             outputs,
@@ -72,7 +74,11 @@ def run(config: DictConfig) -> None:
             f"What would {len(members)} models on {setting.task.dataset} cost?",
             f"For {describe(setting, len(members))}: a small batch of each model's crafting and "
             "transfer was timed on this device, and multiplied by what the store lacks.",
-            [*_unbuilt(problems), *_sentences(config, setting, table, untrained, bad, workers)],
+            [
+                *_unbuilt(problems),
+                *_sentences(config, setting, table, untrained, bad, workers),
+                *images,
+            ],
             _sections(table),
             described(config),
         )
@@ -142,7 +148,7 @@ def cost_table(
 
     A member that could not be built has `model` and `problem` alone.
     """
-    images, width = len(setting.subset), 1 if setting.dtype == "uint8" else 4
+    images, width = len(setting.subset), pilot.width(setting)
     rows = []
     for member in members:
         if member.name in problems:
@@ -162,7 +168,7 @@ def cost_table(
                 "craft_seconds": cost.craft * cost.uncrafted,
                 "transfer_seconds": cost.transfer * images * pairs[member.name],
                 "adversarial_bytes": 3 * cost.input_size**2 * width * cost.uncrafted,
-                "outcome_bytes": ROW_BYTES * images * pairs[member.name],
+                "outcome_bytes": pilot.ROW_BYTES * images * pairs[member.name],
                 "peak_memory_bytes": cost.memory,
                 "problem": None,
             }

@@ -10,22 +10,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from netkin import passes
+from netkin.analysis import sequential
+from netkin.analysis.sequential import Look, Rule
 from netkin.analysis.suspect import Suspicion, saturation, suspicions
 from netkin.errors import UserError
-from netkin.jobs.pool import Advance, Jobs
+from netkin.jobs.pool import Jobs
 from netkin.jobs.results import Result, Trained, totals
 from netkin.similarity import Outcomes
-from netkin.store.lease import lease, sweep
+from netkin.store.lease import sweep
 from netkin.store.rates import note_rates
 from netkin.tracking import Tracker
 from netkin.training.weights import Training, is_trained, noted_accuracy
-from netkin.transfer.decode import Undecoded, decode, undecoded
+from netkin.transfer.decode import undecoded
 from netkin.transfer.noise import fooled_by_noise, missing_noise
-from netkin.transfer.resize import Unresized, missing_views
+from netkin.transfer.resize import missing_views
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import (
     Source,
-    Target,
     correct,
     is_clean,
     logits,
@@ -112,12 +114,14 @@ class Pipeline:
         untrained = [member for member in members if training and not is_trained(training, member)]
         shards = undecoded(setting, members) if _work_left(setting, members, untrained) else []
         images = sum(len(setting.shards[item.shard]) for item in shards)
-        self._stage("decode", _decode, shards, images)
+        self._stage("decode", passes.decode_work, shards, images)
         if training is not None:
-            self._stage("train", _train, untrained, len(untrained) * training.recipe.epochs)
+            self._stage(
+                "train", passes.train_work, untrained, len(untrained) * training.recipe.epochs
+            )
         members = self.remaining(members)
         missing = [member for member in members if not is_clean(setting, member)]
-        self._stage("clean", _clean, missing, len(missing) * len(setting.subset))
+        self._stage("clean", passes.clean_work, missing, len(missing) * len(setting.subset))
         members = self.remaining(members)
         classes = {m.name: predictions(setting, m).numpy() for m in members}
         rates = {name: float((p == labels).mean()) for name, p in classes.items()}
@@ -132,36 +136,47 @@ class Pipeline:
         if self.watch is not None:
             self.watch(suspects(setting, members, classes))
         unresized = missing_views(setting, members)
-        self._stage("resize", _resize, unresized, sum(len(item.views) for item in unresized))
+        self._stage(
+            "resize", passes.resize_work, unresized, sum(len(item.views) for item in unresized)
+        )
         return self.remaining(members)
 
     def noise(self, members: Sequence[Member]) -> list[Member]:
         """Evaluate members under noise of the attack's eps; see `netkin.transfer.noise`."""
         missing = missing_noise(self.setting, members)
-        self._stage("noise", _noise, missing, len(missing) * len(self.setting.subset))
+        self._stage("noise", passes.noise_work, missing, len(missing) * len(self.setting.subset))
         return self.remaining(members)
 
-    def craft(self, members: Sequence[Member]) -> list[Member]:
-        """Craft the adversarial images of members whose clean pass is done."""
+    def craft(self, members: Sequence[Member], images: int | None = None) -> list[Member]:
+        """Craft the adversarial images of members whose clean pass is done.
+
+        Of the subset's first `images` and the rest of their last shard, if their number is given.
+        """
         setting = self.setting
         parts, units = [], 0
         for member in members:
-            source = Source(member, tuple(missing_shards(setting, member)))
+            source = Source(member, tuple(missing_shards(setting, member, images)))
             parts += source.split(self.jobs.devices)
             if source.shards:
                 right = correct(setting, member)
                 units += sum(int(right[list(setting.shards[i])].sum()) for i in source.shards)
-        self._stage("craft", _craft, parts, units)
+        self._stage("craft", passes.craft_work, parts, units)
         return self.remaining(members)
 
     def transfer(
-        self, members: Sequence[Member], sources: Sequence[Member] | None = None
+        self,
+        members: Sequence[Member],
+        sources: Sequence[Member] | None = None,
+        images: int | None = None,
     ) -> list[Member]:
-        """Evaluate members on the sources' adversarial images; on each other's, unless given."""
-        targets = missing_sources(self.setting, members, sources)
+        """Evaluate members on the sources' adversarial images; on each other's, unless given.
+
+        On all images, or the first `images` of the subset.
+        """
+        targets = missing_sources(self.setting, members, sources, images)
         units = sum(len(target.sources) for target in targets)
         parts = [part for target in targets for part in target.split(self.jobs.devices)]
-        self._stage("transfer", _transfer, parts, units)
+        self._stage("transfer", passes.transfer_work, parts, units)
         return self.remaining(members)
 
     def remaining(self, members: Sequence[Member]) -> list[Member]:
@@ -221,8 +236,13 @@ def compute_outcomes(
     tracker: Tracker,
     sources: Sequence[Member] | None = None,
     watch: Watch | None = None,
+    rule: Rule | None = None,
+    looked: Callable[[Look], None] | None = None,
 ) -> Outcomes:
     """The outcomes that scores are computed from, where the store lacks them; see `Pipeline`.
+
+    With a rule, images are attacked shard by shard, those of the subset's order, until the rule is
+    reached (`netkin.analysis.sequential`); the outcomes are those of the images that were used.
 
     Args:
         setting: images, attack and store.
@@ -232,24 +252,33 @@ def compute_outcomes(
         tracker: see `Pipeline`.
         sources: those of the members that are attacked; all, unless given.
         watch: see `Pipeline`.
+        rule: when to stop; after all images, unless given.
+        looked: called after each look at the scores.
 
     Raises Incomplete, with the outcomes of the others, when members failed.
     """
     pipeline = Pipeline(setting, training, jobs, tracker, watch)
     evaluated = pipeline.noise(pipeline.clean(members))
-    crafted = pipeline.craft([m for m in evaluated if sources is None or m in sources])
-    finished = pipeline.transfer(pipeline.remaining(evaluated), crafted) if crafted else []
-    attacked = [m for m in crafted if m in finished]
-    result = None
-    if len(finished) >= 2 and attacked:
-        noise = fooled_by_noise(setting, finished)
-        result = replace(outcomes(setting, finished, attacked), noise=noise)
+    total, result = len(setting.subset), None
+    for images in [total] if rule is None else sequential.looks(total, setting.shard_size):
+        result = _attacked(pipeline, evaluated, sources, images)
+        if rule is None or result is None:
+            break
+        look = sequential.look(result, total, setting.shard_size, rule)
+        tracker.curve([look.numbers], step="sequential/images")
+        if looked is not None:
+            looked(look)
+        if look.reached:
+            break
+    if result is not None:
+        attacked = {member.name for member in sources or members}
         successes = [
             float(result.per_image(i, i).mean())
-            for i, member in enumerate(finished)
-            if member in attacked
+            for i, name in enumerate(result.members)
+            if name in attacked
         ]
-        tracker.summary({"members": len(finished), "white_box_success/least": min(successes)})
+        values = {"members": len(result.members), "white_box_success/least": min(successes)}
+        tracker.summary(values)
     if pipeline.failures:
         first = pipeline.failures[0].error
         if result is None and len(pipeline.failures) == 1 and isinstance(first, UserError):
@@ -257,6 +286,22 @@ def compute_outcomes(
         raise Incomplete(pipeline.failures, result, len(members))
     assert result is not None
     return result
+
+
+def _attacked(
+    pipeline: Pipeline, members: Sequence[Member], sources: Sequence[Member] | None, images: int
+) -> Outcomes | None:
+    """The outcomes of members on the subset's first images; None where too few did not fail."""
+    setting = pipeline.setting
+    members = pipeline.remaining(members)
+    crafted = pipeline.craft([m for m in members if sources is None or m in sources], images)
+    finished = pipeline.transfer(pipeline.remaining(members), crafted, images) if crafted else []
+    attacked = [m for m in crafted if m in finished]
+    if len(finished) < 2 or not attacked:
+        return None
+    noise = fooled_by_noise(setting, finished)
+    found = outcomes(setting, finished, attacked, images)
+    return replace(found, noise=None if noise is None else noise[:, :images])
 
 
 def suspects(
@@ -293,58 +338,3 @@ def _work_left(setting: Setting, members: Sequence[Member], untrained: Sequence[
         or missing_views(setting, members)
         or missing_noise(setting, members)
     )
-
-
-# What workers run: module-level functions of (context, item, advance). They import the passes only
-# when there is work, so that a run with everything in the store starts sooner.
-
-PRELOAD = ("netkin.training.train", "netkin.transfer.craft", "netkin.transfer.transfer")
-
-
-def _decode(context: tuple[Setting, Any], item: Undecoded, advance: Advance) -> Result:
-    return decode(context[0], item, advance)
-
-
-def _train(context: tuple[Setting, Training], member: Member, advance: Advance) -> Result:
-    setting, training = context
-    file = setting.weights(member)
-    assert file is not None
-    with lease(setting.store.root, file) as held:
-        if not held:
-            return Result(remaining=member)
-        if is_trained(training, member):
-            advance(training.recipe.epochs)
-            return Result()
-        from netkin.training.train import train
-
-        return train(training, member, advance)
-
-
-def _clean(context: tuple[Setting, Any], member: Member, advance: Advance) -> Result:
-    from netkin.transfer.clean import clean_pass
-
-    return clean_pass(context[0], member, advance)
-
-
-def _noise(context: tuple[Setting, Any], member: Member, advance: Advance) -> Result:
-    from netkin.transfer.control_passes import noise_pass
-
-    return noise_pass(context[0], member, advance)
-
-
-def _resize(context: tuple[Setting, Any], item: Unresized, advance: Advance) -> Result:
-    from netkin.transfer.control_passes import resize_pass
-
-    return resize_pass(context[0], item, advance)
-
-
-def _craft(context: tuple[Setting, Any], source: Source, advance: Advance) -> Result:
-    from netkin.transfer.craft import craft
-
-    return craft(context[0], source, advance)
-
-
-def _transfer(context: tuple[Setting, Any], target: Target, advance: Advance) -> Result:
-    from netkin.transfer.transfer import transfer
-
-    return transfer(context[0], target, advance)

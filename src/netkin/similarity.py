@@ -31,6 +31,8 @@ from scipy.stats import beta
 from netkin.errors import UserError
 
 EPS_S = 0.01
+ALPHA = 0.05
+"""How often an interval may miss."""
 Z_95 = 1.959963984540054
 ALWAYS = float(np.log(100.0))
 """The score of a pair whose every adversarial image transfers: ln 100 = 4.605."""
@@ -136,22 +138,30 @@ def with_interval(z: NDArray[np.float64], eps_s: float = EPS_S) -> Score:
     if n == 0:
         raise ValueError("the score of no images is undefined")
     always, half = np.array([np.sum(z == 1.0)]), np.array([np.sum(z == 0.5)])
-    values, low, high = _with_intervals(always, half, np.array([n]), eps_s)
+    values, low, high = with_intervals(always, half, np.array([n]), eps_s)
     return Score(float(values[0]), float(low[0]), float(high[0]), n)
 
 
-def _with_intervals(
-    always: NDArray, half: NDArray, n: NDArray, eps_s: float
+def with_intervals(
+    always: NDArray, half: NDArray, n: NDArray, eps_s: float = EPS_S, alpha: float = ALPHA
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """`with_interval` of pairs [P] by how many of their n values are 1 and 1/2."""
+    """`with_interval` of pairs [P] by how many of their n values are 1 and 1/2.
+
+    Args:
+        always, half, n: [P].
+        eps_s: the floor of 100 p.
+        alpha: how often an interval may miss.
+
+    Returns scores and the ends of their intervals, in nats, [P] each.
+    """
     p = (always + half / 2) / n
     mean = (always + half / 2 + 1.5) / (n + 3)
     variance = (always + half / 4 + 1.25) / (n + 3) - mean**2
     draws = n * mean * (1 - mean) / variance
     x = p * draws
     with np.errstate(invalid="ignore"):
-        low = np.where(x > 0, beta.ppf(0.025, x, draws - x + 1), 0.0)
-        high = np.where(p < 1, beta.ppf(0.975, x + 1, draws - x), 1.0)
+        low = np.where(x > 0, beta.ppf(alpha / 2, x, draws - x + 1), 0.0)
+        high = np.where(p < 1, beta.ppf(1 - alpha / 2, x + 1, draws - x), 1.0)
     return score(p, eps_s), score(low, eps_s), score(high, eps_s)
 
 
@@ -200,15 +210,19 @@ def one_sided(outcomes: Outcomes, counts: NDArray[np.float64] | None = None) -> 
     return result[0] if counts is None else result
 
 
-def pairs(outcomes: Outcomes, eps_s: float = EPS_S) -> pl.DataFrame:
-    """One row per pair: a, b, n, a_fools_b, b_fools_a (rates over X), score, low, high."""
+def pairs(outcomes: Outcomes, eps_s: float = EPS_S, alpha: float = ALPHA) -> pl.DataFrame:
+    """One row per pair: a, b, n, a_fools_b, b_fools_a (rates over X), score, low, high.
+
+    An interval, low to high, misses with a probability of alpha: 5 % unless given.
+    """
     tables, n = [], len(outcomes.members)
     for a in range(n - 1):
         others = slice(a + 1, n)
         both, there, back = _directions(outcomes, a, a + 1, n)
         mask = outcomes.correct[a] & outcomes.correct[others]
         always = (outcomes.fooled[a, others] & outcomes.fooled[others, a] & mask).sum(axis=1)
-        values, low, high = _with_intervals(always, there + back - 2 * always, both, eps_s)
+        half = there + back - 2 * always
+        values, low, high = with_intervals(always, half, both, eps_s, alpha)
         tables.append(
             pl.DataFrame(
                 {

@@ -172,6 +172,28 @@ def test_two_devices_give_the_bytes_of_one(uninterrupted: Path, trained: Path) -
     assert len(list((trained / "run").glob("*.html"))) == 1
 
 
+@pytest.mark.slow
+def test_a_run_that_stops_early_is_killed_and_shared(uninterrupted: Path, tmp_path: Path) -> None:
+    """Between its looks and within them; then two at once start it anew."""
+    rule = ("score.half_width=0.7", "hardware.members_at_once=1")
+    folders = [tmp_path / name for name in ("one", "killed", "shared")]
+    for folder in folders:
+        shutil.copytree(uninterrupted / "store" / "weights", folder / "store" / "weights")
+    one, killed, shared = folders
+    done = run_command(*TINY, *rule, "hydra.run.dir=run", cwd=one)
+    assert done.returncode == 0 and "going on" in done.stdout, done.stderr
+    assert "0.7 nats; enough" in done.stdout
+    moments = ["adversarial", "outcomes"]
+    assert killed_run(killed, moments, 0, *rule) == Counter(moments)
+    assert result(killed) == result(one)
+    runs = [start(shared, *rule, f"hydra.run.dir=run{i}") for i in (1, 2)]
+    for run in runs:
+        _, errors = run.communicate(timeout=600)
+        assert run.returncode == 0, errors
+    for i in (1, 2):
+        assert result(shared, f"run{i}") == result(one)
+
+
 def starting(process: subprocess.Popen[str]) -> bool:
     """Whether the process that workers are forks of exists, and imports what they need."""
     with suppress(psutil.Error):

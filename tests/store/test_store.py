@@ -24,7 +24,7 @@ from netkin.store.files import (
     write,
     write_tensors,
 )
-from netkin.store.layout import Entry, OutcomeStore, Store
+from netkin.store.layout import ALL, Entry, OutcomeStore, Store
 from netkin.store.names import folder
 
 SUBSET = Subset("some", ("a", "b"), (0, 1), (0, 1))
@@ -158,15 +158,17 @@ def test_outcomes_are_read_from_any_path(tmp_path: Path, path: str) -> None:
 
 def test_outcomes_of_other_models_are_refused(tmp_path: Path) -> None:
     table = OutcomeStore(tmp_path)
-    assert not table.has("a", "b", "x")
+    assert table.covered("a", "b", "x") == 0
+    table.write("a", "b", "x", rows(0), 1)
+    assert table.covered("a", "b", "x") == table.covered("a", "b") == 1
     table.write("a", "b", "x", rows(0, 1))
-    assert table.has("a", "b", "x")
+    assert table.covered("a", "b", "x") == ALL
     with pytest.raises(UserError, match="made by other models of these names"):
-        table.has("a", "b", "y")
+        table.covered("a", "b", "y")
     file = table.file("a", "b")
     file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(UserError, match=r"target=b\.parquet is damaged"):
-        table.has("a", "b", "x")
+        table.covered("a", "b", "x")
 
 
 def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def noise_rates(outcomes: Outcomes) -> NDArray[np.float64]:
         return (outcomes.noise & outcomes.correct).sum(axis=1) / outcomes.correct.sum(axis=1)
 
 
-def pair_table(outcomes: Outcomes) -> pl.DataFrame:
+def pair_table(outcomes: Outcomes, z: float = Z_95) -> pl.DataFrame:
     """One row a pair, in the order of `netkin.similarity.pairs`.
 
     Columns: a, b; noise_fools_a, noise_fools_b (rates over the images that both classify
@@ -44,7 +44,7 @@ def pair_table(outcomes: Outcomes) -> pl.DataFrame:
                 {
                     "a": [outcomes.members[a]] * (n - 1 - a),
                     "b": outcomes.members[others],
-                    **_pairs(outcomes, a, others),
+                    **_pairs(outcomes, a, others, z),
                 }
             )
         )
@@ -93,7 +93,7 @@ def _counts(outcomes: Outcomes, a: int, others: slice) -> NDArray[np.float64]:
     return counts.reshape(-1, 2, 2, 2, 2).astype(float)
 
 
-def _pairs(outcomes: Outcomes, a: int, others: slice) -> dict[str, NDArray]:
+def _pairs(outcomes: Outcomes, a: int, others: slice, z: float) -> dict[str, NDArray]:
     """The columns of `pair_table` for the pairs of a model."""
     counts = _counts(outcomes, a, others)
     n = counts.sum(axis=(1, 2, 3, 4))
@@ -101,8 +101,8 @@ def _pairs(outcomes: Outcomes, a: int, others: slice) -> dict[str, NDArray]:
     excess = ((f - q) + (g - r)) / 2
     mean = (counts * excess).sum(axis=(1, 2, 3, 4)) / n
     square = (counts * excess**2).sum(axis=(1, 2, 3, 4)) / n
-    half = Z_95 * np.sqrt(np.maximum(square - mean**2, 0)) / np.sqrt(n)
-    rate, low, high = _rates(counts)
+    half = z * np.sqrt(np.maximum(square - mean**2, 0)) / np.sqrt(n)
+    rate, low, high = _rates(counts, z)
     return {
         "noise_fools_a": counts.sum(axis=(1, 2, 3))[:, 1] / n,
         "noise_fools_b": counts.sum(axis=(1, 2, 4))[:, 1] / n,
@@ -114,7 +114,7 @@ def _pairs(outcomes: Outcomes, a: int, others: slice) -> dict[str, NDArray]:
 
 
 def _rates(
-    counts: NDArray[np.float64],
+    counts: NDArray[np.float64], z: float = Z_95
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """The corrected rates of pairs, [P], by `_counts`, and their intervals by the delta method.
 
@@ -149,6 +149,6 @@ def _rates(
         square += (moves / 2) ** 2
     images = n + 3
     deviation = np.sqrt(np.maximum(square / images - (total / images) ** 2, 0))
-    half = Z_95 * deviation / np.sqrt(n)
+    half = z * deviation / np.sqrt(n)
     rate, untold = rates.mean(axis=0), (~told).mean(axis=0)  # an untold direction has any rate
     return rate, rate - half, np.minimum(rate + half + untold, 1.0)

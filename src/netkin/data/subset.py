@@ -14,6 +14,9 @@ from netkin.data.files import printable
 from netkin.data.images import Images
 from netkin.errors import UserError
 
+SHUFFLE = 1
+"""Tells the draw of the order of images from that of the images, which has the same seed."""
+
 
 @dataclass(frozen=True)
 class Subset:
@@ -74,6 +77,7 @@ def draw(
     fraction: float | None = None,
     stamped: bool = True,
     at_most: int | None = None,
+    shuffled: bool | None = None,
 ) -> Subset:
     """A stratified sample without replacement, drawn with `seed`, or all images.
 
@@ -85,6 +89,8 @@ def draw(
         fraction: instead of per_class, what share of each class, in (0, 1], rounded, at least one.
         at_most: images in all: per_class is lowered to keep to it, but not below 1.
         stamped: whether to read each image's stamp, which tells it from another of its id.
+        shuffled: whether the images are in a random order, which is drawn with `seed`, too, so that
+            the first ones are a sample of all; else they are in the order of their ids.
 
     Raises UserError when a class holds fewer images than `per_class`, and for an id listed twice.
     """
@@ -98,6 +104,8 @@ def draw(
         raise UserError(f"at_most must be 1 or more, got {at_most}")
     if per_class is not None and at_most is not None:
         per_class = max(1, min(per_class, at_most // len(images.classes)))
+    if not isinstance(seed, int) or seed < 0:
+        raise UserError(f"seed must be a whole number of 0 or more, got {seed!r}")
     if fraction is not None and not 0 < fraction <= 1:
         raise UserError(f"fraction must be in (0, 1], got {fraction}")
     order = sorted(range(len(ids)), key=ids.__getitem__)
@@ -107,6 +115,8 @@ def draw(
         order = _stratified(
             order, labels, images.classes, lambda n: min(n, max(1, round(fraction * n))), seed
         )
+    if shuffled:
+        order = np.random.default_rng([seed, SHUFFLE]).permutation(order).tolist()
     return Subset(
         name,
         ids=tuple(ids[i] for i in order),

@@ -86,6 +86,8 @@ class Bars:
 
     def start(self, stage: str, names: Sequence[str], units: int, unit: str | None = None) -> None:
         """Begin a stage on named items, of `units` in all; `unit` names those of a new stage."""
+        if stage in self._tasks:  # again, for other images: its finished bar makes room
+            self._bars.update(self._tasks[stage], visible=False)
         self._started[stage] = time.perf_counter()
         self._done[stage] = (0, len(names))
         self._tasks[stage] = self._bars.add_task(

@@ -22,7 +22,7 @@ from netkin.report.figures import LABEL, heatmap_figure
 from netkin.report.matrix import Relations, matrix_sections
 from netkin.report.study import Outputs, Section
 from netkin.report.text import settings_text
-from netkin.similarity import MeansOfDraws, Outcomes
+from netkin.similarity import ALPHA, MeansOfDraws, Outcomes
 from netkin.transfer.resize import resize_errors
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import params
@@ -110,6 +110,7 @@ def summarise(
     requested: Sequence[Member] = (),
     failures: pl.DataFrame | None = None,
     suspects: Mapping[str, str] | None = None,
+    alpha: float = ALPHA,
 ) -> Comparison:
     """The answer for members whose passes are done.
 
@@ -124,13 +125,14 @@ def summarise(
         requested: the members with those that failed; `members`, unless given.
         failures: of the others, a row each: model, stage, reason.
         suspects: why a member's clean predictions look wrong, by its name.
+        alpha: how often intervals of pairs may miss; less in a run that stops early.
     """
     requested = requested or members
     if failures is None:
         failures = pl.DataFrame(schema=["model", "stage", "reason"])
-    control = controls(outcomes, [member.family for member in members])
+    control = controls(outcomes, [member.family for member in members], alpha)
     models = _models(setting, members, outcomes, scores)
-    relations = _relations(control, outcomes, scores, draws, eps_s, requested, models)
+    relations = _relations(control, outcomes, scores, draws, eps_s, requested, models, alpha)
     flags = pl.Series("suspect", map((suspects or {}).get, relations.names), pl.String)
     relations = replace(
         relations,
@@ -147,7 +149,7 @@ def summarise(
     items = examples(setting, members)
     return Comparison(
         title=f"How related are {len(requested)} models on {setting.task.dataset}?",
-        question=_question(setting),
+        question=_question(setting, len(outcomes.image_ids)),
         answer=[*answer, *control.answer(), *_caveats(setting, members, failures, resize)],
         relations=relations,
         resize=resize,
@@ -188,11 +190,13 @@ def _relations(
     eps_s: float,
     requested: Sequence[Member],
     models: pl.DataFrame,
+    alpha: float,
 ) -> Relations:
     """Scores and tables of all requested members, with gaps for those that failed."""
     names = [member.name for member in requested]
     families = [member.family for member in requested]
-    pairs = similarity.pairs(outcomes, eps_s).join(control.pairs, on=["a", "b"], how="left")
+    pairs = similarity.pairs(outcomes, eps_s, alpha)
+    pairs = pairs.join(control.pairs, on=["a", "b"], how="left")
     return Relations(
         scores=with_gaps(scores, [names.index(name) for name in outcomes.members], len(names)),
         names=names,
@@ -231,10 +235,10 @@ def attacked(setting: Setting) -> str:
     return f"{setting.attack.name} ({settings})" if settings else setting.attack.name
 
 
-def _question(setting: Setting) -> str:
+def _question(setting: Setting, images: int) -> str:
     return (
         "Two networks are related when adversarial images crafted on one fool the other. Each "
-        f"model was attacked with {attacked(setting)} on those of the {len(setting.subset)} images "
+        f"model was attacked with {attacked(setting)} on those of the {images} images "
         f"of {setting.task.dataset} that it classifies correctly. Every other model was evaluated "
         "on the adversarial images whose originals it classifies correctly, too."
     )

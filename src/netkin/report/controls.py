@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
 from netkin import similarity
 from netkin.analysis import chance, effects
@@ -17,7 +18,7 @@ from netkin.analysis.summary import within_and_between
 from netkin.report.figures import heatmap_figure
 from netkin.report.study import Outputs, Picture, Section
 from netkin.report.text import and_more
-from netkin.similarity import Outcomes
+from netkin.similarity import ALPHA, Z_95, Outcomes
 
 FEWEST = 4
 """Models below which effects of single models are not separated from the rest."""
@@ -159,8 +160,11 @@ class Controls:
         return f"{what}, {', '.join(first)}{' and ' if first else ''}{last}."
 
 
-def controls(outcomes: Outcomes, families: Sequence[str]) -> Controls:
-    """The controls of measured outcomes of N models."""
+def controls(outcomes: Outcomes, families: Sequence[str], alpha: float = ALPHA) -> Controls:
+    """The controls of measured outcomes of N models.
+
+    `alpha` is how often intervals of pairs may miss.
+    """
     names, n = list(outcomes.members), len(outcomes.members)
     scores = similarity.smoothed_matrix(outcomes)
     pairs = similarity.pairs(outcomes)
@@ -168,8 +172,9 @@ def controls(outcomes: Outcomes, families: Sequence[str]) -> Controls:
     table = pairs.select("a", "b", pl.Series("asymmetry", asymmetry).fill_nan(None))
     models: dict[str, object] = {"model": names}
     corrected, at_chance = None, 0
+    z = Z_95 if alpha == ALPHA else float(-ndtri(alpha / 2))
     if outcomes.noise is not None:
-        table = table.join(chance.pair_table(outcomes), on=["a", "b"], maintain_order="left")
+        table = table.join(chance.pair_table(outcomes, z), on=["a", "b"], maintain_order="left")
         corrected = chance.corrected_matrix(outcomes)
         at_chance = chance.directions_at_chance(outcomes)
         models["noise_rate"] = chance.noise_rates(outcomes)

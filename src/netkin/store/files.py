@@ -176,10 +176,13 @@ def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 
 
 def parquet_metadata(path: Path) -> dict[str, str]:
-    """An outcome file's made_by and xxh3. Raises DamagedFile where it was cut or altered."""
+    """An outcome file's made_by and xxh3; images, of one that covers the first images alone.
+
+    Raises DamagedFile where it was cut or altered.
+    """
     try:
         metadata = pl.read_parquet_metadata(path)
-        if metadata.keys() - {"ARROW:schema"} != {"made_by", "xxh3"}:
+        if metadata.keys() - {"ARROW:schema", "images"} != {"made_by", "xxh3"}:
             raise ValueError(f"its footer holds {', '.join(metadata)}")
         return metadata
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:
@@ -209,17 +212,17 @@ def check_seal(file: Path) -> None:
         raise damaged(file, "its bytes do not fit their checksum")
 
 
-def write_table(path: Path, table: pl.DataFrame, made_by: str) -> None:
+def write_table(path: Path, table: pl.DataFrame, **metadata: str) -> None:
     """Write a parquet table with its checksum (see `check_seal`).
 
     Args:
         path: of the file.
         table: the rows.
-        made_by: what the table was computed from; see `parquet_metadata`.
+        metadata: made_by, what the table was computed from, and more; see `parquet_metadata`.
 
     Raises StoreError where the file cannot be written.
     """
     data = io.BytesIO()
-    table.write_parquet(data, metadata={"made_by": made_by, "xxh3": BLANK.decode()})
+    table.write_parquet(data, metadata={**metadata, "xxh3": BLANK.decode()})
     sealed = _seal(data.getvalue())
     write(path, lambda temporary: temporary.write_bytes(sealed))

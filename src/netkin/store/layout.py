@@ -23,6 +23,7 @@ the work in progress (`netkin.store.lease`), `.runs/` the unfinished runs
 
 import errno
 import json
+import sys
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -196,12 +197,18 @@ def shard_path(source: Entry, shard: int) -> Path:
     return source.path / f"{shard:05d}.safetensors"
 
 
+ALL = sys.maxsize
+"""Images of a file of outcomes that is complete."""
+
+
 @dataclass(frozen=True)
 class OutcomeStore:
     """A hive-partitioned table that polars, DuckDB or pandas read as one.
 
     Columns: source, target, image_id, label, prediction (the target's, on the source's
     adversarial image), fooled; a row for each image that source and target classify correctly.
+    A file of a run that stopped early has the rows of the subset's first images, and their number
+    in its metadata (`images`); a later run adds the others.
     """
 
     path: Path
@@ -210,25 +217,41 @@ class OutcomeStore:
         """The path of one pair's outcomes."""
         return self.path / f"source={folder(source)}" / f"target={folder(target)}.parquet"
 
-    def has(self, source: str, target: str, made_by: str) -> bool:
-        """Whether a pair's outcomes exist. Raises OtherContents where other models made them."""
+    def covered(self, source: str, target: str, made_by: str | None = None) -> int:
+        """How many of the subset's images, from the first on, a pair's outcomes cover.
+
+        0 where there are none, ALL where they are complete. Raises OtherContents where other models
+        made them than `made_by`.
+        """
         path = self.file(source, target)
         if not path.is_file():
-            return False
-        if parquet_metadata(path).get("made_by") != made_by:
+            return 0
+        metadata = parquet_metadata(path)
+        if made_by is not None and metadata.get("made_by") != made_by:
             raise OtherContents(
                 f"{path} was made by other models of these names, or another version of them; "
                 "remove it, or choose another store"
             )
-        return True
+        return int(metadata.get("images", ALL))
 
-    def write(self, source: str, target: str, made_by: str, rows: pl.DataFrame) -> None:
+    def rows(self, source: str, target: str) -> pl.DataFrame:
+        """A pair's image_id, label and prediction of each image, as `write` takes them.
+
+        Raises DamagedFile where the file was cut or altered.
+        """
+        rows = _scan([self.file(source, target)])
+        return rows.select("image_id", "label", "prediction").collect()
+
+    def write(
+        self, source: str, target: str, made_by: str, rows: pl.DataFrame, images: int = ALL
+    ) -> None:
         """Write a pair's outcomes.
 
         Args:
             source, target: names of models.
             made_by: hashes of both models, with the source's attack.
             rows: image_id, label and prediction of each image.
+            images: of the subset, from the first on, that the rows are of.
 
         Raises StoreError where the file cannot be written.
         """
@@ -239,7 +262,8 @@ class OutcomeStore:
             "prediction",
             (pl.col("prediction") != pl.col("label")).alias("fooled"),
         )
-        write_table(self.file(source, target), table, made_by)
+        part = {} if images == ALL else {"images": str(images)}
+        write_table(self.file(source, target), table, made_by=made_by, **part)
 
     def read(self, sources: Iterable[str], targets: Iterable[str] | None = None) -> pl.DataFrame:
         """The outcomes of targets (the sources, unless given) on the sources' images, as above.

@@ -114,6 +114,10 @@ class Setting:
         n, size = len(self.subset), self.shard_size
         return [range(start, min(start + size, n)) for start in range(0, n, size)]
 
+    def shards_of(self, images: int) -> list[range]:
+        """The shards that hold the subset's first images."""
+        return [shard for shard in self.shards if shard.start < images]
+
     @cached_property
     def labels(self) -> Tensor:
         """[I] int64."""

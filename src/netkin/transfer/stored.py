@@ -46,11 +46,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Target:
-    """A member and the sources on whose images it has not been evaluated; `part` as of a Source."""
+    """A member and the sources on whose images it has not been evaluated; `part` as of a Source.
+
+    It is evaluated on the first `images` of the subset; None for all.
+    """
 
     member: Member
     sources: tuple[Member, ...]
     part: str = ""
+    images: int | None = None
 
     @property
     def name(self) -> str:
@@ -114,10 +118,13 @@ def params(setting: Setting, member: Member) -> int:
     return int(read_metadata(logits_path(setting, member))["params"])
 
 
-def missing_shards(setting: Setting, member: Member) -> list[int]:
-    """Shards still to be crafted. Raises UserError when another model or attack made the others."""
+def missing_shards(setting: Setting, member: Member, images: int | None = None) -> list[int]:
+    """Shards of the subset, or of its first images, that are still to be crafted.
+
+    Raises UserError when another model or attack made the others.
+    """
     entry = setting.adversarial_entry(member)
-    shards = range(len(setting.shards))
+    shards = range(len(setting.shards if images is None else setting.shards_of(images)))
     if not entry.path.exists():
         return list(shards)
     entry.claim()
@@ -152,20 +159,28 @@ def _target_hash(setting: Setting, target: Member) -> str:
 
 
 def missing_sources(
-    setting: Setting, members: Sequence[Member], sources: Sequence[Member] | None = None
+    setting: Setting,
+    members: Sequence[Member],
+    sources: Sequence[Member] | None = None,
+    images: int | None = None,
 ) -> list[Target]:
     """Each target that has still to be run on some sources, with these.
 
-    The sources are the members themselves, unless given. Raises UserError when other models made
-    outcomes of these names.
+    The sources are the members themselves, unless given; all images are needed, or the first so
+    many. Raises UserError when other models made outcomes of these names.
     """
+    needed = len(setting.subset) if images is None else images
     table = outcome_store(setting)
     hashes = [(source, _source_hash(setting, source)) for source in sources or members]
     targets = []
     for target in members:
         own = _target_hash(setting, target)
-        missing = [s for s, made in hashes if not table.has(s.name, target.name, f"{made} {own}")]
-        targets.append(Target(target, tuple(missing)))
+        missing = [
+            source
+            for source, made in hashes
+            if table.covered(source.name, target.name, f"{made} {own}") < needed
+        ]
+        targets.append(Target(target, tuple(missing), images=images))
     return [target for target in targets if target.sources]
 
 
@@ -186,20 +201,24 @@ def fooled_by(setting: Setting, source: Member, targets: Sequence[Member]) -> ND
 
 
 def outcomes(
-    setting: Setting, members: Sequence[Member], sources: Sequence[Member] | None = None
+    setting: Setting,
+    members: Sequence[Member],
+    sources: Sequence[Member] | None = None,
+    images: int | None = None,
 ) -> Outcomes:
-    """The outcomes of these members as arrays.
+    """The outcomes of these members as arrays, on all images or the first so many.
 
     Where only some of them are sources, the rows of the others are all False and mean nothing.
     """
     place = {member.name: i for i, member in enumerate(members)}
-    fooled = _array((len(members), len(members), len(setting.subset)))
+    n = len(setting.subset) if images is None else images
+    fooled = _array((len(members), len(members), n))
     for source in sources or members:  # one at a time: all rows of a large zoo fill the memory
-        fooled[place[source.name]] = fooled_by(setting, source, members)
+        fooled[place[source.name]] = fooled_by(setting, source, members)[:, :n]
     return Outcomes(
         members=tuple(place),
-        image_ids=setting.subset.ids,
-        correct=torch.stack([correct(setting, member) for member in members]).numpy(),
+        image_ids=setting.subset.ids[:n],
+        correct=torch.stack([correct(setting, member)[:n] for member in members]).numpy(),
         fooled=fooled,
     )
 

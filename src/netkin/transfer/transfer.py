@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance
 from netkin.jobs.results import Result
+from netkin.store.layout import ALL
 from netkin.store.lease import is_held, lease
 from netkin.transfer.batches import Batches
 from netkin.transfer.engine import Work, predict
@@ -42,6 +43,9 @@ class Transfer(pl.LightningModule):
         self.evaluator = setting.evaluator(classifier, setting.precision)
         self.setting, self.advance = setting, advance
         self.target = target
+        total = len(setting.subset)
+        self.goal = total if target.images is None else target.images
+        self.covered = 0  # images that a source's outcomes have covered before
         self.size = setting.view(target.member).input_size
         self.images = 0
         self.table = outcome_store(setting)
@@ -55,9 +59,11 @@ class Transfer(pl.LightningModule):
         """Evaluate a shard of a source, unless another process does or has done that source."""
         source = self.target.sources[batch["source"]]
         if batch["first"]:
-            file = self.table.file(source.name, self.target.member.name)
-            held = self.leases.enter_context(lease(self.setting.store.root, file))
-            self.working = held and not file.is_file()
+            names = source.name, self.target.member.name
+            root, file = self.setting.store.root, self.table.file(*names)
+            held = self.leases.enter_context(lease(root, file))
+            self.covered = self.table.covered(*names) if held else 0
+            self.working = held and batch["start"] <= self.covered < self.goal
         if self.working:
             self._evaluate(source, batch)
         if batch["last"]:
@@ -65,6 +71,8 @@ class Transfer(pl.LightningModule):
 
     def _evaluate(self, source: Member, batch: dict) -> None:
         index, images = batch["index"], batch["images"]
+        if batch["start"] < self.covered:  # another process has got further than the plan knew
+            index, images = index[index >= self.covered], images[index >= self.covered]
         self.images += len(index)
         parts = list(self.batches.run(len(index), lambda b: self._logits(images[b])))
         if parts:
@@ -95,8 +103,11 @@ class Transfer(pl.LightningModule):
             },
             schema={"image_id": polars.String, "label": polars.Int32, "prediction": polars.Int32},
         )
+        pair = source.name, self.target.member.name
+        if self.covered:
+            rows = polars.concat([self.table.rows(*pair), rows], rechunk=True)
         made_by = maker(self.setting, source, self.target.member)
-        self.table.write(source.name, self.target.member.name, made_by, rows)
+        self.table.write(*pair, made_by, rows, ALL if self.goal == len(subset) else self.goal)
         self.predictions.clear()
         self.evaluated.append(source.name)
 
@@ -108,14 +119,20 @@ def transfer(setting: Setting, target: Target, advance: Advance) -> Result:
     """
     start = time.perf_counter()
     own = correct(setting, target.member)
-    last = len(setting.shards) - 1
+    goal = len(setting.subset) if target.images is None else target.images
+    last = len(setting.shards_of(goal)) - 1
     table = outcome_store(setting)
 
     def file(source: Member) -> Path:
         return table.file(source.name, target.member.name)
 
-    missing = [source for source in target.sources if not file(source).is_file()]
-    free = [source for source in missing if not is_held(setting.store.root, file(source))]
+    def unfinished() -> list[tuple[Member, int]]:
+        """The sources, with the first shard that is missing."""
+        covered = [(s, table.covered(s.name, target.member.name)) for s in target.sources]
+        return [(source, n // setting.shard_size) for source, n in covered if n < goal]
+
+    todo = [(s, n) for s, n in unfinished() if not is_held(setting.store.root, file(s))]
+    free, first = [source for source, _ in todo], [shard for _, shard in todo]
 
     def load(item: tuple[int, int]) -> dict:
         source, shard = item
@@ -125,7 +142,8 @@ def transfer(setting: Setting, target: Target, advance: Advance) -> Result:
             "source": source,
             "images": pixels[both],
             "index": index[both],
-            "first": shard == 0,
+            "start": setting.shards[shard].start,
+            "first": shard == first[source],
             "last": shard == last,
         }
 
@@ -133,11 +151,11 @@ def transfer(setting: Setting, target: Target, advance: Advance) -> Result:
     if free:
         part = replace(target, sources=tuple(free))
         module = Transfer(setting.build(target.member), setting, part, advance)
-        items = [(i, shard) for i in range(len(free)) for shard in range(last + 1)]
+        items = [(i, shard) for i, begin in enumerate(first) for shard in range(begin, last + 1)]
         with module.leases:
             predict(setting, module, Work(items, load))
         images, evaluated = module.images, module.evaluated
-    taken = tuple(source for source in missing if not file(source).is_file())
+    taken = tuple(source for source, _ in unfinished())
     advance(len([s for s in target.sources if s.name not in evaluated and s not in taken]))
     return Result(
         images=images,
