@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.common.values import swept
 from netkin.report.text import duration
+from netkin.store.compact import MANY
 from netkin.store.names import folder
 from netkin.store.rates import rates
 
@@ -69,9 +70,13 @@ def _measuring(config: DictConfig) -> str:
     subset = f"{_folder(dataset)}/{_folder(config.subset.get('name', ''))}-*"
     clean = _having(names, root, f"{subset}/clean/*/logits.safetensors")
     attacked: set[str] = set()
+    files = 0
     for path in root.glob(f"{subset}/{_folder(option)}-*"):
         if attack and _same(path / "identity.json", attack):
-            attacked |= _having(names, path, "outcomes/*/target=*.parquet")
+            for name in names:
+                found = len(list((path / "outcomes" / f"source={folder(name)}").glob("*.parquet")))
+                files += found
+                attacked |= {name} if found else set()
     if not clean:
         return f"{text} (which has none of them)"
     has = [f"clean predictions of {len(clean)}", f"attacks on {len(attacked)}"]
@@ -83,7 +88,13 @@ def _measuring(config: DictConfig) -> str:
     text += f"; {images} images" if images else ""
     steps = int(attack.get("steps", 1)) if attack else 1
     left = _seconds(rates(root), names, missing, images, steps) if missing and images else None
-    return f"{text}; about {duration(left)} of work left" if left else text
+    text += f"; about {duration(left)} of work left" if left else ""
+    if files > MANY:
+        text += (
+            f"; it has {files:,} small files of outcomes, which `python evaluate.py "
+            f"experiment=store store.dir={root} compact=true` would make {len(attacked):,}"
+        )
+    return text
 
 
 def _folder(name: Any) -> str:

@@ -9,7 +9,8 @@
         measures/<kind>-<hash>/<member>/  identity.json, 00000.safetensors, ...
         <attack>-<hash>/           identity.json
             adversarial/<source>/  identity.json, execution.json, 00000.safetensors, ...
-            outcomes/              identity.json, source=<A>/target=<B>.parquet
+            outcomes/              identity.json, source=<A>/target=<B>.parquet, or, compacted,
+                                   source=<A>/targets.parquet (`netkin.store.compact`)
 
 A file under its own name is complete: it is written under a temporary name in the same folder,
 flushed to the disk and renamed, which is atomic on a POSIX file system. Each folder has an
@@ -23,7 +24,7 @@ the work in progress (`netkin.store.lease`), `.runs/` the unfinished runs
 import errno
 import json
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,13 @@ from typing import Any
 import polars as pl
 
 from netkin.data.subset import Subset
-from netkin.errors import OtherContents, StoreError, UserError
+from netkin.errors import DamagedFile, OtherContents, StoreError, UserError
+from netkin.store import compact
 from netkin.store.files import (
     check_seal,
     create_json,
     damaged,
     digest,
-    parquet_metadata,
     write_json,
     write_table,
 )
@@ -192,6 +193,10 @@ def shard_path(source: Entry, shard: int) -> Path:
     return source.path / f"{shard:05d}.safetensors"
 
 
+COLUMNS = ("target", "image_id", "label", "prediction", "fooled")
+"""Of a file of outcomes."""
+
+
 @dataclass(frozen=True)
 class OutcomeStore:
     """A hive-partitioned table that polars, DuckDB or pandas read as one.
@@ -206,17 +211,37 @@ class OutcomeStore:
         """The path of one pair's outcomes."""
         return self.path / f"source={folder(source)}" / f"target={folder(target)}.parquet"
 
+    def compacted(self, source: str) -> Path:
+        """The path of a source's compacted file."""
+        return self.file(source, "").with_name(compact.NAME)
+
+    def exists(self, source: str, target: str) -> bool:
+        """Whether a pair has outcomes, whoever made them."""
+        # In this order: a pair that is being compacted is in both for a while.
+        single = self.file(source, target).is_file()
+        return single or target in compact.index(self.compacted(source))
+
+    def metadata(self, source: str, target: str) -> Mapping[str, str] | None:
+        """What is stored with a pair's outcomes, such as made_by; None where there are none.
+
+        Raises DamagedFile where a file was cut or altered.
+        """
+        path = self.file(source, target)
+        if path.is_file():
+            return compact.notes(path)
+        return compact.index(self.compacted(source)).get(target)
+
     def has(self, source: str, target: str, made_by: str) -> bool:
         """Whether a pair's outcomes exist. Raises OtherContents where other models made them."""
-        path = self.file(source, target)
-        if not path.is_file():
-            return False
-        if parquet_metadata(path).get("made_by") != made_by:
+        found = self.metadata(source, target)
+        if found is not None and found.get("made_by") != made_by:
+            path = self.file(source, target)
+            where = path if path.is_file() else f"{target} in {self.compacted(source)}"
             raise OtherContents(
-                f"{path} was made by other models of these names, or another version of them; "
+                f"{where} was made by other models of these names, or another version of them; "
                 "remove it, or choose another store"
             )
-        return True
+        return found is not None
 
     def write(self, source: str, target: str, made_by: str, rows: pl.DataFrame) -> None:
         """Write a pair's outcomes.
@@ -244,25 +269,38 @@ class OutcomeStore:
         """
         sources = list(sources)
         targets = sources if targets is None else list(targets)
-        files = [self.file(source, target) for source in sources for target in targets]
-        rows = _scan(files, include_file_paths="source").collect()
-        part = pl.col("source").str.extract(r"source=([^/]*)/[^/]*$")
-        return rows.with_columns(
-            part.replace_strict({folder(source): source for source in sources})
+        return pl.concat(
+            self._rows(source, targets).with_columns(pl.lit(source).alias("source"))
+            for source in sources
         )
 
     def fooled(self, source: str, targets: Iterable[str]) -> pl.DataFrame:
         """Of one source the columns target, image_id and fooled alone: a quarter of the time."""
-        files = [self.file(source, target) for target in targets]
-        return _scan(files).select("target", "image_id", "fooled").collect()
+        return self._rows(source, list(targets), ("target", "image_id", "fooled"))
+
+    def _rows(
+        self, source: str, targets: list[str], columns: Sequence[str] = COLUMNS
+    ) -> pl.DataFrame:
+        """The rows of targets. Raises DamagedFile where a file was cut, altered or is missing."""
+        whole = self.compacted(source)
+        index = compact.index(whole)
+        single = [t for t in targets if t not in index or self.file(source, t).is_file()]
+        rest = sorted({target for target in targets if target in index} - set(single))
+        try:
+            rows = [_scan([self.file(source, t) for t in single])] if single else []
+            if rest:
+                rows.append(_scan([whole]).filter(pl.col("target").is_in(rest)))
+            return pl.concat(rows).select(columns).collect()
+        except (DamagedFile, OSError):
+            if compact.index(whole) == index:
+                raise
+            return self._rows(source, targets, columns)  # compacted in the meantime
 
 
-def _scan(files: list[Path], include_file_paths: str | None = None) -> pl.LazyFrame:
+def _scan(files: list[Path]) -> pl.LazyFrame:
     """The rows of some files of outcomes. Raises DamagedFile where one was cut or altered."""
     for file in files:
         check_seal(file)
     # Paths as they are: as globs or hive partitions, [, *, ? or = anywhere in the store's path
     # would be read as patterns or columns.
-    return pl.scan_parquet(
-        files, glob=False, hive_partitioning=False, include_file_paths=include_file_paths
-    )
+    return pl.scan_parquet(files, glob=False, hive_partitioning=False)

@@ -156,13 +156,14 @@ def missing_sources(
     outcomes of these names.
     """
     table = outcome_store(setting)
-    hashes = [(source, _source_hash(setting, source)) for source in sources or members]
-    targets = []
-    for target in members:
-        own = _target_hash(setting, target)
-        missing = [s for s, made in hashes if not table.has(s.name, target.name, f"{made} {own}")]
-        targets.append(Target(target, tuple(missing)))
-    return [target for target in targets if target.sources]
+    hashes = [(target, _target_hash(setting, target)) for target in members]
+    missing: dict[str, list[Member]] = {target.name: [] for target in members}
+    for source in sources or members:  # one after another, as they may be files: see compact.index
+        own = _source_hash(setting, source)
+        for target, made in hashes:
+            if not table.has(source.name, target.name, f"{own} {made}"):
+                missing[target.name].append(source)
+    return [Target(t, tuple(missing[t.name])) for t in members if missing[t.name]]
 
 
 def fooled_by(setting: Setting, source: Member, targets: Sequence[Member]) -> NDArray[np.bool_]:

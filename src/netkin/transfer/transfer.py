@@ -1,9 +1,9 @@
 """Transfer: which targets a source's adversarial images fool."""
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 import polars
 import pytorch_lightning as pl
@@ -54,9 +54,9 @@ class Transfer(pl.LightningModule):
         """Evaluate a shard of a source, unless another process does or has done that source."""
         source = self.target.sources[batch["source"]]
         if batch["first"]:
-            file = self.table.file(source.name, self.target.member.name)
-            held = self.leases.enter_context(lease(self.setting.store.root, file))
-            self.working = held and not file.is_file()
+            pair = source.name, self.target.member.name
+            held = self.leases.enter_context(lease(self.setting.store.root, self.table.file(*pair)))
+            self.working = held and not self.table.exists(*pair)
         if self.working:
             self._evaluate(source, batch)
         if batch["last"]:
@@ -110,11 +110,14 @@ def transfer(setting: Setting, target: Target, advance: Advance) -> Result:
     last = len(setting.shards) - 1
     table = outcome_store(setting)
 
-    def file(source: Member) -> Path:
-        return table.file(source.name, target.member.name)
+    def missing(sources: Sequence[Member]) -> list[Member]:
+        return [source for source in sources if not table.exists(source.name, target.member.name)]
 
-    missing = [source for source in target.sources if not file(source).is_file()]
-    free = [source for source in missing if not is_held(setting.store.root, file(source))]
+    def held(source: Member) -> bool:
+        return is_held(setting.store.root, table.file(source.name, target.member.name))
+
+    not_done = missing(target.sources)
+    free = [source for source in not_done if not held(source)]
 
     def load(item: tuple[int, int]) -> dict:
         source, shard = item
@@ -136,7 +139,7 @@ def transfer(setting: Setting, target: Target, advance: Advance) -> Result:
         with module.leases:
             predict(setting, module, Work(items, load))
         images, evaluated = module.images, module.evaluated
-    taken = tuple(source for source in missing if not file(source).is_file())
+    taken = tuple(missing(not_done))
     advance(len([s for s in target.sources if s.name not in evaluated and s not in taken]))
     return Result(
         images=images,
