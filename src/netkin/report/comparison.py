@@ -130,7 +130,8 @@ def summarise(
         failures = pl.DataFrame(schema=["model", "stage", "reason"])
     control = controls(outcomes, [member.family for member in members])
     models = _models(setting, members, outcomes, scores)
-    relations = _relations(control, outcomes, scores, draws, eps_s, requested, models)
+    families = {member.name: member.family for member in requested}
+    relations = relate(control, outcomes, scores, draws, eps_s, families, models)
     flags = pl.Series("suspect", map((suspects or {}).get, relations.names), pl.String)
     relations = replace(
         relations,
@@ -180,25 +181,31 @@ def _models(
     )
 
 
-def _relations(
+def relate(
     control: Controls,
     outcomes: Outcomes,
     scores: NDArray[np.float64],
     draws: NDArray[np.float64] | MeansOfDraws,
     eps_s: float,
-    requested: Sequence[Member],
+    families: Mapping[str, str],
     models: pl.DataFrame,
 ) -> Relations:
-    """Scores and tables of all requested members, with gaps for those that failed."""
-    names = [member.name for member in requested]
-    families = [member.family for member in requested]
+    """Scores and tables of all requested models, with gaps for those that failed.
+
+    Args:
+        control: of the outcomes.
+        outcomes, scores, draws, eps_s: see `summarise`.
+        families: of all requested models, by name.
+        models: of `netkin.analysis.summary.model_table`.
+    """
+    names = list(families)
     pairs = similarity.pairs(outcomes, eps_s).join(control.pairs, on=["a", "b"], how="left")
     return Relations(
         scores=with_gaps(scores, [names.index(name) for name in outcomes.members], len(names)),
         names=names,
-        families=families,
+        families=list(families.values()),
         pairs=all_pairs(pairs, names),
-        models=pl.DataFrame({"model": names, "family": families})
+        models=pl.DataFrame({"model": names, "family": list(families.values())})
         .join(models.drop("family"), on="model", how="left", maintain_order="left")
         .join(control.models, on="model", how="left", maintain_order="left"),
         family_means=similarity.family_means(control.scores, control.families, draws),

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import Colormap, Normalize
+from matplotlib.colors import Colormap, Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.textpath import TextPath
@@ -16,11 +16,23 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from netkin.analysis.hierarchy import Hierarchy, hierarchy, off_diagonal
-from netkin.report.style import COLOURS, DIVERGING, FULL, INK, SMALL, base_colours, style, width_of
+from netkin.report.style import (
+    COLOURS,
+    DIVERGING,
+    FULL,
+    INK,
+    NO_SCORE,
+    SMALL,
+    base_colours,
+    style,
+    width_of,
+)
 
 LABEL = "similarity s = ln(100 p)"
 VALUES_UP_TO = 16  # models; beyond it a cell is too small for its number
 NAME_STEP = 0.1  # inches from one name to the next
+LARGE = 150
+"""Models above which a matrix is a picture: a pixel or less a pair, and no names."""
 
 
 def colour_range(
@@ -80,7 +92,8 @@ def heatmap_figure(
             where there are two or more.
         label: of the colours.
         least: see `colour_range`.
-        marked: [N, N], cells to mark with a circle, which `label` should explain.
+        marked: [N, N], cells to mark with a circle, which `label` should explain; not of more than
+            `LARGE` models.
         signed: whether 0 is in the middle of the colours.
 
     Raises UserError for fewer than 2 models, ValueError where the arguments disagree.
@@ -93,7 +106,7 @@ def heatmap_figure(
     colours = DIVERGING if signed else COLOURS
     square = Square(scores, names, tree.order, groups, label, limits, colours)
     figure, cells, side = square.draw(0.75 if width_of(FULL) > 5 else 0.5)
-    if marked is not None:
+    if marked is not None and n <= LARGE:
         _marks(cells, square, marked)
     _dendrogram(side, tree)
     return figure
@@ -181,6 +194,12 @@ class Square(NamedTuple):
     def _cells(self, ax: Axes, cell: float) -> None:
         """The coloured cells, `cell` points wide, with numbers where these have room."""
         n, ordered = len(self.names), self.ordered
+        ax.set(xlim=(0, n), ylim=(n, 0))
+        if n > LARGE:
+            picture = self.colours(Normalize(*self.limits)(ordered))
+            picture[np.isnan(ordered)] = to_rgba(NO_SCORE)
+            ax.imshow(picture, extent=(0, n, n, 0), aspect="auto", interpolation="antialiased")
+            return
         gap = cell > 9
         ax.pcolormesh(
             np.ma.masked_invalid(ordered),
@@ -194,7 +213,6 @@ class Square(NamedTuple):
             ax.add_patch(
                 Rectangle((column, row), 1, 1, fc="#e6e6e6", ec="#8c8c8c", hatch="////", lw=0.3)
             )
-        ax.set(xlim=(0, n), ylim=(n, 0))
         digits = 2 if cell >= 17 else 1
         if cell < 12:
             return

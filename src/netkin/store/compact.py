@@ -116,22 +116,22 @@ def compact(root: Path, source: Path) -> Compacted:
         return _merge(source, files, *kept)
 
 
-def _merge(source: Path, files: list[Path], rows: pl.DataFrame | None, of: dict) -> Compacted:
-    tables, moved = [], []
+def _merge(
+    source: Path, files: list[Path], rows: pl.DataFrame | None, of: Mapping[str, Notes]
+) -> Compacted:
+    """Of single files, and the rows and notes of the compacted one."""
+    moved, new = [], {}
     for file in files:
         stat = file.stat()
-        try:
-            table, own = read(file)
-        except DamagedFile:
-            continue
-        of = {**of, **own}
-        tables.append(table)
-        moved.append((file, stat))
-    if rows is not None:
-        replaced = [target_of(file) for file, _ in moved]
-        tables.insert(0, rows.filter(~pl.col("target").is_in(replaced)))
+        with suppress(DamagedFile):
+            check_seal(file)
+            new[target_of(file)] = notes(file)
+            moved.append((file, stat))
     if moved:
-        _write(source / NAME, pl.concat(tables), of)
+        tables = [_read([file for file, _ in moved])]
+        if rows is not None:
+            tables.append(rows.filter(~pl.col("target").is_in(new)))
+        _write(source / NAME, pl.concat(tables), {**of, **new})
         for file, stat in moved:
             with suppress(FileNotFoundError):
                 now = file.stat()  # one that was written again in the meantime is newer
@@ -146,11 +146,15 @@ def read(file: Path) -> tuple[pl.DataFrame, dict[str, Notes]]:
     Raises DamagedFile where its checksum fails.
     """
     check_seal(file)
-    try:
-        rows = pl.read_parquet(file, hive_partitioning=False, glob=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise damaged(file, str(error).partition("\n")[0]) from None
+    rows = _read([file])
     return rows, dict(index(file)) if file.name == NAME else {target_of(file): notes(file)}
+
+
+def _read(files: list[Path]) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(files, hive_partitioning=False, glob=False)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise damaged(files[0], str(error).partition("\n")[0]) from None
 
 
 def _write(file: Path, rows: pl.DataFrame, of: Mapping[str, Notes]) -> None:

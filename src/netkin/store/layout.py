@@ -287,20 +287,23 @@ class OutcomeStore:
         single = [t for t in targets if t not in index or self.file(source, t).is_file()]
         rest = sorted({target for target in targets if target in index} - set(single))
         try:
-            rows = [_scan([self.file(source, t) for t in single])] if single else []
+            rows = [_read([self.file(source, t) for t in single], columns)] if single else []
             if rest:
-                rows.append(_scan([whole]).filter(pl.col("target").is_in(rest)))
-            return pl.concat(rows).select(columns).collect()
+                found = _read([whole], columns)
+                # After reading: a filter while reading takes fifty times as long.
+                every = len(rest) == len(index)
+                rows.append(found if every else found.filter(pl.col("target").is_in(rest)))
+            return pl.concat(rows)
         except (DamagedFile, OSError):
             if compact.index(whole) == index:
                 raise
             return self._rows(source, targets, columns)  # compacted in the meantime
 
 
-def _scan(files: list[Path]) -> pl.LazyFrame:
+def _read(files: list[Path], columns: Sequence[str]) -> pl.DataFrame:
     """The rows of some files of outcomes. Raises DamagedFile where one was cut or altered."""
     for file in files:
         check_seal(file)
     # Paths as they are: as globs or hive partitions, [, *, ? or = anywhere in the store's path
     # would be read as patterns or columns.
-    return pl.scan_parquet(files, glob=False, hive_partitioning=False)
+    return pl.scan_parquet(files, glob=False, hive_partitioning=False).select(columns).collect()

@@ -190,7 +190,7 @@ def outcomes(
     Where only some of them are sources, the rows of the others are all False and mean nothing.
     """
     place = {member.name: i for i, member in enumerate(members)}
-    fooled = _array((len(members), len(members), len(setting.subset)))
+    fooled = outcome_array((len(members), len(members), len(setting.subset)))
     for source in sources or members:  # one at a time: all rows of a large zoo fill the memory
         fooled[place[source.name]] = fooled_by(setting, source, members)
     return Outcomes(
@@ -205,8 +205,9 @@ IN_MEMORY = 2**30
 """Bytes of outcomes above which they are kept in a temporary file."""
 
 
-def _array(shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """An array of False; a large one is mapped from a file, whose pages the system can drop."""
+def outcome_array(shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """An array of False, [N, N, I]; a large one is mapped from a file, whose pages the system can
+    drop."""
     if math.prod(shape) <= IN_MEMORY:
         return np.zeros(shape, dtype=bool)
     with tempfile.TemporaryFile(prefix="netkin-outcomes-") as file:
