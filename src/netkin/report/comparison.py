@@ -18,7 +18,7 @@ from netkin import similarity
 from netkin.analysis import summary
 from netkin.report.controls import NOT_ABOVE, Controls, controls
 from netkin.report.examples import contact_sheet, examples, examples_section
-from netkin.report.figures import LABEL, heatmap_figure
+from netkin.report.figures import LABEL, LARGE, heatmap_figure
 from netkin.report.matrix import Relations, matrix_sections
 from netkin.report.study import Outputs, Section
 from netkin.report.text import settings_text
@@ -69,7 +69,7 @@ class Comparison:
     def figure(self) -> Figure:
         """The clustered heatmap."""
         relations = self.relations
-        marked = relations.marked
+        marked = relations.marked if len(relations.names) <= LARGE else None
         label = LABEL if marked is None else f"{LABEL};  {NOT_ABOVE}"
         return heatmap_figure(
             relations.scores, relations.names, relations.groups, label, relations.least, marked

@@ -22,6 +22,7 @@ from netkin.report.style import (
     FULL,
     INK,
     NO_SCORE,
+    OTHER,
     SMALL,
     base_colours,
     style,
@@ -92,7 +93,7 @@ def heatmap_figure(
             where there are two or more.
         label: of the colours.
         least: see `colour_range`.
-        marked: [N, N], cells to mark with a circle, which `label` should explain; not of more than
+        marked: [N, N], cells to mark with a circle, which `label` should explain; for at most
             `LARGE` models.
         signed: whether 0 is in the middle of the colours.
 
@@ -106,7 +107,7 @@ def heatmap_figure(
     colours = DIVERGING if signed else COLOURS
     square = Square(scores, names, tree.order, groups, label, limits, colours)
     figure, cells, side = square.draw(0.75 if width_of(FULL) > 5 else 0.5)
-    if marked is not None and n <= LARGE:
+    if marked is not None:
         _marks(cells, square, marked)
     _dendrogram(side, tree)
     return figure
@@ -158,9 +159,10 @@ class Square(NamedTuple):
             step = side / n
         level = side / n >= NAME_STEP  # whether columns have room for names
         below = (room if level else 0.32) if named else 0.2
-        longest = max(map(inches, kinds)) + 0.35
+        legend_of = _legend(kinds)
+        longest = max(map(inches, legend_of)) + 0.35
         across = max(1, int(total / longest))
-        legend = 0.17 * -(-len(kinds) // across) if strip else 0.0
+        legend = 0.17 * -(-len(legend_of) // across) if strip else 0.0
         height = 0.52 + n * step + max(below, 0.35) + legend
         figure = Figure(figsize=(total, height))
         figure.set_layout_engine("none")
@@ -184,9 +186,9 @@ class Square(NamedTuple):
         beside.set(ylim=(n, 0), xticks=[], yticks=[])
         if strip:
             self._strip(axes(left + 0.02, 0.52, strip - 0.04, n * step), kinds)
-            patches = [Patch(color=colour, lw=0) for colour in kinds.values()]
+            patches = [Patch(color=colour, lw=0) for colour in legend_of.values()]
             figure.legend(
-                patches, list(kinds), loc="lower right", bbox_to_anchor=(1, 0), ncols=across,
+                patches, list(legend_of), loc="lower right", bbox_to_anchor=(1, 0), ncols=across,
                 handlelength=0.9, handleheight=0.9, borderaxespad=0, columnspacing=1.2,
             )  # fmt: skip
         return figure, cells, beside
@@ -230,7 +232,7 @@ class Square(NamedTuple):
         ax.yaxis.tick_right()
         if not named:
             ax.set(xticks=[], yticks=[])
-            note = f"{n} models; their names need more width"
+            note = f"{n:,} models" + ("" if n > LARGE else "; their names need more width")
             ax.set_xlabel(note, fontsize=SMALL, color="#666666", labelpad=2)
             return
         if level:
@@ -250,6 +252,15 @@ class Square(NamedTuple):
         for row, model in enumerate(map(int, self.order)):
             ax.add_patch(Rectangle((0, row), 1, 1, color=kinds[self.groups[model]], lw=0))
         ax.set(xlim=(0, 1), ylim=(len(self.names), 0), xticks=[], yticks=[])
+
+
+def _legend(kinds: dict[str, str]) -> dict[str, str]:
+    """The colours of groups, with those that have none of their own as one."""
+    rest = [kind for kind, colour in kinds.items() if colour == OTHER]
+    if len(rest) < 2:
+        return kinds
+    own = {kind: colour for kind, colour in kinds.items() if colour != OTHER}
+    return {**own, f"{len(rest)} others": OTHER}
 
 
 def inches(text: str) -> float:
