@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.common.values import may_stop, swept
 from netkin.report.text import duration
+from netkin.store.compact import MANY
 from netkin.store.names import folder, outcomes_folder
 from netkin.store.rates import rates
 
@@ -26,6 +27,7 @@ ATTACKED = ("pairwise", "clusters", "importance", "within", "ensemble", "select"
 """Experiments that attack all of model.members, where they are given no matrix."""
 
 TOOLS = ("store", "index", "dashboard")
+MADE_UP = ("ensemble_benchmark", "scale_benchmark")
 
 
 def opening(config: DictConfig, script: str) -> str:
@@ -59,6 +61,8 @@ def _measuring(config: DictConfig) -> str:
     option = HydraConfig.get().runtime.choices.get("attack")
     settings = [f"{key} {attack[key]}" for key in ("eps", "steps") if attack and key in attack]
     models = f"{len(names)} models" if names else "the models of the config"
+    if config.experiment.name in MADE_UP:
+        return "made-up models"
     if config.experiment.name in TOOLS:
         return f"store {config.store.dir}"
     text = f"{models} on {dataset}, {' '.join([str(option), *settings])}; store {config.store.dir}"
@@ -69,10 +73,14 @@ def _measuring(config: DictConfig) -> str:
     subset = f"{_folder(dataset)}/{_folder(config.subset.get('name', ''))}-*"
     clean = _having(names, root, f"{subset}/clean/*/logits.safetensors")
     attacked: set[str] = set()
+    files = 0
     for path in root.glob(f"{subset}/{_folder(option)}-*"):
         if attack and _same(path / "identity.json", attack):
             outcomes = path / outcomes_folder(str(config.transfer.precision))
-            attacked |= _having(names, outcomes, "*/target=*.parquet")
+            for name in names:
+                found = len(list((outcomes / f"source={folder(name)}").glob("*.parquet")))
+                files += found
+                attacked |= {name} if found else set()
     if not clean:
         return f"{text} (which has none of them)"
     has = [f"clean predictions of {len(clean)}", f"attacks on {len(attacked)}"]
@@ -85,7 +93,13 @@ def _measuring(config: DictConfig) -> str:
     steps = int(attack.get("steps", 1)) if attack else 1
     known = missing and images and not may_stop(config)
     left = _seconds(rates(root), names, missing, images, steps) if known else None
-    return f"{text}; about {duration(left)} of work left" if left else text
+    text += f"; about {duration(left)} of work left" if left else ""
+    if files > MANY:
+        text += (
+            f"; it has {files:,} small files of outcomes, which `python evaluate.py "
+            f"experiment=store store.dir={root} compact=true` would make {len(attacked):,}"
+        )
+    return text
 
 
 def _folder(name: Any) -> str:

@@ -35,7 +35,6 @@ from netkin.jobs.progress import Bars
 from netkin.pipeline import Incomplete
 from netkin.report.clusters import blocks_figure, cluster_order
 from netkin.report.figures import COLOURS, colour_range
-from netkin.report.large import NAMES_UP_TO, picture_figure
 from netkin.report.scatter import scatter_figure
 from netkin.report.study import Outputs, Section
 from netkin.report.text import and_more
@@ -163,13 +162,8 @@ def report(found: Found, outputs: Outputs) -> tuple[str, str, list[str], list[Se
     )
     other = np.isin(np.arange(n), found.marks, invert=True).astype(np.intp)
     order, label = cluster_order(c.scores, other), "similarity s (nats)"
-    drawing = (
-        picture_figure(c.scores[np.ix_(order, order)], m, label)
-        if n > NAMES_UP_TO
-        else blocks_figure(
-            *(c.scores, names, other, order, found.groups, label, COLOURS),
-            colour_range(c.scores),
-        )
+    drawing = blocks_figure(
+        *(c.scores, names, other, order, found.groups, label, COLOURS), colour_range(c.scores)
     )
     caption = (
         f"1: the {m} landmarks; 2: the other {n - m} models, whose scores with each other are "

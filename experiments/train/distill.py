@@ -33,7 +33,7 @@ from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.text import percent, settings_text
 from netkin.similarity import Z_95, score
-from netkin.store.files import digest, parquet_metadata
+from netkin.store.files import digest
 from netkin.store.layout import OutcomeStore
 from netkin.store.names import FLOAT32, folder, outcomes_folder
 from netkin.training.distillation import Distillation
@@ -155,8 +155,8 @@ def stored_similarity(setting: Setting, a: Member, b: Member) -> dict[str, Any]:
         table = OutcomeStore(path)
         fooled = []
         for source, target in ((a, b), (b, a)):
-            file, own = table.file(source.name, target.name), made_by[target.name]
-            if file.is_file() and parquet_metadata(file).get("made_by", "").endswith(f" {own}"):
+            stored = table.metadata(source.name, target.name) or {}
+            if stored.get("made_by", "").endswith(f" {made_by[target.name]}"):
                 fooled.append(table.fooled(source.name, [target.name]))
         images = fooled[0].height if len(fooled) == 2 else 0
         if images and images >= found["similarity_images"]:

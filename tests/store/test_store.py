@@ -125,7 +125,8 @@ def test_any_name_is_one_folder(tmp_path: Path, name: str) -> None:
 
 def rows(*predictions: int) -> pl.DataFrame:
     return pl.DataFrame(
-        {"image_id": ["a", "b"][: len(predictions)], "label": 1, "prediction": predictions}
+        {"image_id": ["a", "b"][: len(predictions)], "label": 1, "prediction": predictions},
+        {"image_id": pl.String, "label": pl.Int32, "prediction": pl.Int32},
     )
 
 

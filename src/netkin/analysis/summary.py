@@ -15,6 +15,12 @@ WEAK_ATTACK = 0.95
 """White-box success below which the attack, rather than the models, determines the scores."""
 
 
+MODELS = 30
+"""Models with a weak attack up to which all are named."""
+FAMILIES = 15
+"""Families up to which each has a sentence."""
+
+
 def model_table(
     outcomes: Outcomes,
     scores: NDArray[np.float64],
@@ -69,7 +75,8 @@ def answer(
     paragraphs += _families(family_means)
     weak = models.filter(pl.col("white_box_success") < WEAK_ATTACK)
     if weak.height:
-        names = ", ".join(f"{r['model']} ({r['white_box_success']:.1%})" for r in weak.to_dicts())
+        named = [f"{r['model']} ({r['white_box_success']:.1%})" for r in weak.to_dicts()]
+        names = ", ".join(named) if len(named) <= MODELS else and_more(named)
         paragraphs.append(
             f"The attack is weak on {names}: white-box success below {WEAK_ATTACK:.0%}, so scores "
             "in these rows understate similarity."
@@ -168,9 +175,10 @@ def _score(row: dict) -> str:
 
 
 def _families(family_means: pl.DataFrame) -> list[str]:
-    """For each family with a mean within: how that compares with its closest other family."""
+    """For each family with a mean within: how that compares with its closest other family. Of more
+    than FAMILIES, in how many it is higher."""
     between = family_means.filter(pl.col("family_a") != pl.col("family_b"))
-    sentences = []
+    sentences, less = [], []
     for row in family_means.filter(pl.col("family_a") == pl.col("family_b")).to_dicts():
         family = row["family_a"]
         others = between.filter((pl.col("family_a") == family) | (pl.col("family_b") == family))
@@ -179,10 +187,17 @@ def _families(family_means: pl.DataFrame) -> list[str]:
         closest = others.sort("mean", descending=True).row(0, named=True)
         other = ({closest["family_a"], closest["family_b"]} - {family}).pop()
         verb = "more" if row["mean"] > closest["mean"] else "less"
+        less += [family] if verb == "less" else []
         sentences.append(
             f"{family} models are {verb} similar to each other (mean s = {row['mean']:.2f}) than "
             f"to the closest other family, {other} ({closest['mean']:.2f})."
         )
+    if len(sentences) > FAMILIES:
+        told = (
+            f"In {len(sentences) - len(less)} of {len(sentences)} families models are more similar "
+        )
+        told += "to each other than to the closest other family"
+        return [f"{told}; not in {and_more(less)}." if less else f"{told}."]
     return [" ".join(sentences)] if sentences else []
 
 

@@ -18,7 +18,7 @@ from netkin import similarity
 from netkin.analysis import summary
 from netkin.report.controls import NOT_ABOVE, Controls, controls
 from netkin.report.examples import contact_sheet, examples, examples_section
-from netkin.report.figures import LABEL, heatmap_figure
+from netkin.report.figures import LABEL, LARGE, heatmap_figure
 from netkin.report.matrix import Relations, matrix_sections
 from netkin.report.study import Outputs, Section
 from netkin.report.text import settings_text
@@ -69,7 +69,7 @@ class Comparison:
     def figure(self) -> Figure:
         """The clustered heatmap."""
         relations = self.relations
-        marked = relations.marked
+        marked = relations.marked if len(relations.names) <= LARGE else None
         label = LABEL if marked is None else f"{LABEL};  {NOT_ABOVE}"
         return heatmap_figure(
             relations.scores, relations.names, relations.groups, label, relations.least, marked
@@ -132,7 +132,8 @@ def summarise(
         failures = pl.DataFrame(schema=["model", "stage", "reason"])
     control = controls(outcomes, [member.family for member in members], alpha)
     models = _models(setting, members, outcomes, scores)
-    relations = _relations(control, outcomes, scores, draws, eps_s, requested, models, alpha)
+    families = {member.name: member.family for member in requested}
+    relations = relate(control, outcomes, scores, draws, eps_s, families, models, alpha)
     flags = pl.Series("suspect", map((suspects or {}).get, relations.names), pl.String)
     relations = replace(
         relations,
@@ -182,27 +183,33 @@ def _models(
     )
 
 
-def _relations(
+def relate(
     control: Controls,
     outcomes: Outcomes,
     scores: NDArray[np.float64],
     draws: NDArray[np.float64] | MeansOfDraws,
     eps_s: float,
-    requested: Sequence[Member],
+    families: Mapping[str, str],
     models: pl.DataFrame,
     alpha: float,
 ) -> Relations:
-    """Scores and tables of all requested members, with gaps for those that failed."""
-    names = [member.name for member in requested]
-    families = [member.family for member in requested]
+    """Scores and tables of all requested models, with gaps for those that failed.
+
+    Args:
+        control: of the outcomes.
+        outcomes, scores, draws, eps_s, alpha: see `summarise`.
+        families: of all requested models, by name.
+        models: of `netkin.analysis.summary.model_table`.
+    """
+    names = list(families)
     pairs = similarity.pairs(outcomes, eps_s, alpha)
     pairs = pairs.join(control.pairs, on=["a", "b"], how="left")
     return Relations(
         scores=with_gaps(scores, [names.index(name) for name in outcomes.members], len(names)),
         names=names,
-        families=families,
+        families=list(families.values()),
         pairs=all_pairs(pairs, names),
-        models=pl.DataFrame({"model": names, "family": families})
+        models=pl.DataFrame({"model": names, "family": list(families.values())})
         .join(models.drop("family"), on="model", how="left", maintain_order="left")
         .join(control.models, on="model", how="left", maintain_order="left"),
         family_means=similarity.family_means(control.scores, control.families, draws),

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import Colormap, Normalize
+from matplotlib.colors import Colormap, Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.textpath import TextPath
@@ -16,11 +16,24 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from netkin.analysis.hierarchy import Hierarchy, hierarchy, off_diagonal
-from netkin.report.style import COLOURS, DIVERGING, FULL, INK, SMALL, base_colours, style, width_of
+from netkin.report.style import (
+    COLOURS,
+    DIVERGING,
+    FULL,
+    INK,
+    NO_SCORE,
+    OTHER,
+    SMALL,
+    base_colours,
+    style,
+    width_of,
+)
 
 LABEL = "similarity s = ln(100 p)"
 VALUES_UP_TO = 16  # models; beyond it a cell is too small for its number
 NAME_STEP = 0.1  # inches from one name to the next
+LARGE = 150
+"""Models above which a matrix is a picture: a pixel or less a pair, and no names."""
 
 
 def colour_range(
@@ -80,7 +93,8 @@ def heatmap_figure(
             where there are two or more.
         label: of the colours.
         least: see `colour_range`.
-        marked: [N, N], cells to mark with a circle, which `label` should explain.
+        marked: [N, N], cells to mark with a circle, which `label` should explain; for at most
+            `LARGE` models.
         signed: whether 0 is in the middle of the colours.
 
     Raises UserError for fewer than 2 models, ValueError where the arguments disagree.
@@ -145,9 +159,10 @@ class Square(NamedTuple):
             step = side / n
         level = side / n >= NAME_STEP  # whether columns have room for names
         below = (room if level else 0.32) if named else 0.2
-        longest = max(map(inches, kinds)) + 0.35
+        legend_of = _legend(kinds)
+        longest = max(map(inches, legend_of)) + 0.35
         across = max(1, int(total / longest))
-        legend = 0.17 * -(-len(kinds) // across) if strip else 0.0
+        legend = 0.17 * -(-len(legend_of) // across) if strip else 0.0
         height = 0.52 + n * step + max(below, 0.35) + legend
         figure = Figure(figsize=(total, height))
         figure.set_layout_engine("none")
@@ -171,9 +186,9 @@ class Square(NamedTuple):
         beside.set(ylim=(n, 0), xticks=[], yticks=[])
         if strip:
             self._strip(axes(left + 0.02, 0.52, strip - 0.04, n * step), kinds)
-            patches = [Patch(color=colour, lw=0) for colour in kinds.values()]
+            patches = [Patch(color=colour, lw=0) for colour in legend_of.values()]
             figure.legend(
-                patches, list(kinds), loc="lower right", bbox_to_anchor=(1, 0), ncols=across,
+                patches, list(legend_of), loc="lower right", bbox_to_anchor=(1, 0), ncols=across,
                 handlelength=0.9, handleheight=0.9, borderaxespad=0, columnspacing=1.2,
             )  # fmt: skip
         return figure, cells, beside
@@ -181,6 +196,12 @@ class Square(NamedTuple):
     def _cells(self, ax: Axes, cell: float) -> None:
         """The coloured cells, `cell` points wide, with numbers where these have room."""
         n, ordered = len(self.names), self.ordered
+        ax.set(xlim=(0, n), ylim=(n, 0))
+        if n > LARGE:
+            picture = self.colours(Normalize(*self.limits)(ordered))
+            picture[np.isnan(ordered)] = to_rgba(NO_SCORE)
+            ax.imshow(picture, extent=(0, n, n, 0), aspect="auto", interpolation="antialiased")
+            return
         gap = cell > 9
         ax.pcolormesh(
             np.ma.masked_invalid(ordered),
@@ -194,7 +215,6 @@ class Square(NamedTuple):
             ax.add_patch(
                 Rectangle((column, row), 1, 1, fc="#e6e6e6", ec="#8c8c8c", hatch="////", lw=0.3)
             )
-        ax.set(xlim=(0, n), ylim=(n, 0))
         digits = 2 if cell >= 17 else 1
         if cell < 12:
             return
@@ -212,7 +232,7 @@ class Square(NamedTuple):
         ax.yaxis.tick_right()
         if not named:
             ax.set(xticks=[], yticks=[])
-            note = f"{n} models; their names need more width"
+            note = f"{n:,} models" + ("" if n > LARGE else "; their names need more width")
             ax.set_xlabel(note, fontsize=SMALL, color="#666666", labelpad=2)
             return
         if level:
@@ -232,6 +252,15 @@ class Square(NamedTuple):
         for row, model in enumerate(map(int, self.order)):
             ax.add_patch(Rectangle((0, row), 1, 1, color=kinds[self.groups[model]], lw=0))
         ax.set(xlim=(0, 1), ylim=(len(self.names), 0), xticks=[], yticks=[])
+
+
+def _legend(kinds: dict[str, str]) -> dict[str, str]:
+    """The colours of groups, with those that have none of their own as one."""
+    rest = [kind for kind, colour in kinds.items() if colour == OTHER]
+    if len(rest) < 2:
+        return kinds
+    own = {kind: colour for kind, colour in kinds.items() if colour != OTHER}
+    return {**own, f"{len(rest)} others": OTHER}
 
 
 def inches(text: str) -> float:

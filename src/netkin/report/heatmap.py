@@ -1,9 +1,12 @@
 """The similarity matrix in a page: an SVG that stands by itself, and the data that page.js reads.
 
 Without scripts, and in print, the SVG is a complete figure. With them it can be pointed at, tapped,
-walked through by keyboard, reordered and zoomed, and the table of all pairs is built.
+walked through by keyboard, reordered and zoomed, and the table of all pairs is built. Of more than
+`LARGE` models the SVG has a picture instead of a million cells, and no data.
 """
 
+import base64
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -16,12 +19,15 @@ from markupsafe import Markup
 from matplotlib.colors import Colormap, to_hex
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+from PIL import Image
 
 from netkin.analysis.hierarchy import hierarchy
-from netkin.report.figures import VALUES_UP_TO, cell_colours, colour_range
+from netkin.report.figures import LARGE, VALUES_UP_TO, cell_colours, colour_range
 from netkin.report.style import COLOURS, DIVERGING, NO_SCORE, base_colours
 
 STRIP = 7  # px, of base architectures
+PICTURE = 900  # px, a side of a matrix without names
+SHADES = 64  # of the colour bar and of a picture
 PAIR_COLUMNS = (
     *("n", "score", "low", "high", "a_fools_b", "b_fools_a"),
     *("noise_fools_a", "noise_fools_b", "corrected", "above_noise"),
@@ -49,12 +55,14 @@ def heatmap_svg(
         signed: whether 0 is in the middle of the colours.
     """
     n, order = len(names), hierarchy(scores).order
+    limits = colour_range(scores, least, signed)
+    colours = DIVERGING if signed else COLOURS
+    if n > LARGE:
+        return _picture_svg(scores[np.ix_(order, order)], limits, colours, label)
     cell = cell_size(n)
     font = 12 if n <= VALUES_UP_TO else min(11.0, cell * 0.85)
     room = max(map(len, names)) * font * 0.57 + STRIP + 8  # an estimate, on the safe side
     side = n * cell
-    limits = colour_range(scores, least, signed)
-    colours = DIVERGING if signed else COLOURS
     marks = np.zeros((n, n), dtype=bool) if marked is None else marked
     strip = base_colours(bases)
     rows, columns = [], []
@@ -82,6 +90,28 @@ def heatmap_svg(
         f'<g class="plot" transform="translate({room:.0f} {room:.0f})">{"".join(columns)}'
         f'{"".join(rows)}</g><g transform="translate({room:.0f} {room + side + 14:.0f})">{bar}</g>'
         "</svg>"
+    )
+
+
+def _picture_svg(
+    ordered: NDArray[np.float64], limits: tuple[float, float], colours: Colormap, label: str
+) -> Markup:
+    """The SVG of scores [N, N] as they are ordered: a pixel a pair, and the colour bar."""
+    low, high = limits
+    steps = np.clip((ordered - low) / (high - low) * SHADES, 0, SHADES - 1)
+    pixels = np.where(np.isnan(ordered), SHADES, np.nan_to_num(steps)).astype(np.uint8)
+    shades = [to_hex(colours((k + 0.5) / SHADES)) for k in range(SHADES)]
+    image = Image.fromarray(pixels, "P")
+    image.putpalette(bytes.fromhex("".join(c.removeprefix("#") for c in [*shades, NO_SCORE])))
+    out = io.BytesIO()
+    image.save(out, format="PNG", optimize=True)
+    data = base64.b64encode(out.getvalue()).decode()
+    return Markup(
+        f'<svg class="heatmap" viewBox="0 0 {PICTURE} {PICTURE + 58}" width="{PICTURE}" role="img" '
+        f'aria-label="Heatmap: {escape(label)} of every pair of {len(ordered)} models.">'
+        f'<image width="{PICTURE}" height="{PICTURE}" href="data:image/png;base64,{data}"/>'
+        f'<g transform="translate(0 {PICTURE + 14})">'
+        f"{_bar(ordered, limits, colours, label, PICTURE)}</g></svg>"
     )
 
 
@@ -199,9 +229,10 @@ def _bar(
     left, width = 14.0, min(side - 28, 420.0)
     known = scores[~np.isnan(scores)]
     parts = [
-        f'<rect class="step" x="{left + width * k / 64:.2f}" style="width:{width / 64 + 0.5:.2f}px;'
-        f'height:10px" fill="{to_hex(colours((k + 0.5) / 64))}"/>'
-        for k in range(64)
+        f'<rect class="step" x="{left + width * k / SHADES:.2f}" '
+        f'style="width:{width / SHADES + 0.5:.2f}px;'
+        f'height:10px" fill="{to_hex(colours((k + 0.5) / SHADES))}"/>'
+        for k in range(SHADES)
     ]
     if (known < low).any():
         parts.append(f'<path d="M{left} 0v10l-9-5z" fill="{to_hex(tuple(colours.get_under()))}"/>')

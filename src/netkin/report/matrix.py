@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from netkin.analysis.hierarchy import hierarchy
 from netkin.analysis.summary import WEAK_ATTACK
-from netkin.report.figures import LABEL, cell_colours, colour_range
+from netkin.report.figures import LABEL, LARGE, cell_colours, colour_range
 from netkin.report.heatmap import heatmap_data, heatmap_svg
 from netkin.report.study import Section, block
 from netkin.report.style import base_colours
@@ -138,6 +138,11 @@ def heatmap_section(
     kind = "base architecture" if relations.bases else "family"
     scores = relations.scores
     svg = heatmap_svg(scores, names, groups, label, relations.least, marked, signed)
+    if len(names) > LARGE:
+        values = {"models": len(names), "pairs": relations.pairs.height}
+        return Section(
+            title, blocks=[block(_TEMPLATE, "picture", svg=svg, prints=prints, file=file, **values)]
+        )
     by = {"base": groups} | ({"family": relations.families} if relations.bases else {})
     data = heatmap_data(
         scores, names, by, relations.pairs, relations.models, relations.links, symbol

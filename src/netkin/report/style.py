@@ -21,6 +21,8 @@ from netkin.errors import UserError
 INK = "#222222"
 SMALL = 7.0
 """Points: the smallest text in a figure, such as names."""
+OTHER = "#bbbbbb"
+"""Of groups for which the palette has no colour left."""
 NO_SCORE = "#d9d9d9"
 # Perceptually uniform, and readable with any colour blindness and in grey. Values outside the range
 # are lighter or darker than its ends, so that they are not mistaken for them.
@@ -92,7 +94,7 @@ def base_colours(bases: Sequence[str]) -> dict[str, str]:
     that the palette has none left for."""
     kinds = sorted(set(bases), key=lambda base: (-list(bases).count(base), base))
     free = iter([c for c in PALETTE if c not in {BASES.get(kind) for kind in kinds}])
-    return {kind: BASES.get(kind) or next(free, "#bbbbbb") for kind in kinds}
+    return {kind: BASES.get(kind) or next(free, OTHER) for kind in kinds}
 
 
 @contextmanager

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-import polars as pl
-
 from netkin.errors import DamagedFile, UserError, near
-from netkin.store.files import check_seal, digest, parquet_metadata, read_tensors
+from netkin.store import compact
+from netkin.store.files import digest, read_tensors
 from netkin.store.layout import manifest_problem
 from netkin.store.lease import Holder, holders, sweep, token
 from netkin.store.names import FLOAT32, folder, outcomes_folder
@@ -99,7 +98,9 @@ def _parts_of(subset: SubsetFolder) -> Iterator[Part]:
         for path in sources:
             yield _shards(path, "adversarial", unquote(path.name), subset)
         for path in sorted(attack.glob("outcomes*/source=*")):
-            targets = [file for file in path.glob("target=*.parquet") if file.name[0] != "."]
+            targets = {compact.target_of(file) for file in compact.single_files(path)}
+            with suppress(DamagedFile):  # which `damage` finds
+                targets |= compact.index(path / compact.NAME).keys()
             member = unquote(path.name.removeprefix("source="))
             yield Part(path, "outcomes", member, len(targets), len(sources), _size(path))
 
@@ -196,21 +197,20 @@ def _outcome_problem(file: Path, subset: SubsetFolder | None) -> str | None:
 
     Raises DamagedFile where its checksum does not fit.
     """
-    check_seal(file)
-    try:
-        pl.read_parquet(file, hive_partitioning=False, glob=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        return str(error).splitlines()[0]
-    source, target = file.parent.name.removeprefix("source="), file.stem.removeprefix("target=")
-    attack = file.parents[2]
+    rows, of = compact.read(file)
+    if rows["target"].n_unique() > len(of) or not set(rows["target"]) <= of.keys():
+        return "it has rows of other targets than it lists"
+    attack, source = file.parents[2], file.parent.name.removeprefix("source=")
     images = attack / "adversarial" / source / "identity.json"
-    model = identity(attack.parent / "clean" / target).get("model")
-    by_source, _, by_target = parquet_metadata(file).get("made_by", "").partition(" ")
-    if model and by_target != digest(model):
-        return f"it was made by another model than {target} is now"
     readable = images.is_file() and _identity_problem(images, subset) is None
-    if readable and by_source != digest(identity(images.parent)):
-        return f"it was made by another model than {source} is now"
+    made = digest(identity(images.parent)) if readable else None
+    for target, notes in of.items():
+        by_source, _, by_target = notes.get("made_by", "").partition(" ")
+        model = identity(attack.parent / "clean" / folder(target)).get("model")
+        if model and by_target != digest(model):
+            return f"it was made by another model than {target} is now"
+        if made is not None and by_source != made:
+            return f"it was made by another model than {source} is now"
     return None
 
 
@@ -274,8 +274,7 @@ def _of_member(subset: SubsetFolder, name: str) -> Iterator[Path]:
         yield from (path for path in [attack / "adversarial" / name] if path.exists())
         for table in attack.glob("outcomes*"):
             yield from (path for path in [table / f"source={name}"] if path.exists())
-            rows = sorted(table.glob(f"source=*/target={name}.parquet"))
-            yield from (path for path in rows if path.parent.name != f"source={name}")
+            yield from compact.pair_files(table, name)
 
 
 def remove(root: Path, paths: Sequence[Path]) -> None:
@@ -289,7 +288,7 @@ def remove(root: Path, paths: Sequence[Path]) -> None:
                     raise UserError(f"{path} is being made by {_process(holder)}; wait, or stop it")
     for path in paths:
         try:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() else compact.discard(path)
         except OSError as error:
             raise UserError(f"{path} cannot be removed ({error.strerror})") from None
 

@@ -171,17 +171,14 @@ def missing_sources(
     """
     needed = len(setting.subset) if images is None else images
     table = outcome_store(setting)
-    hashes = [(source, _source_hash(setting, source)) for source in sources or members]
-    targets = []
-    for target in members:
-        own = _target_hash(setting, target)
-        missing = [
-            source
-            for source, made in hashes
-            if table.covered(source.name, target.name, f"{made} {own}") < needed
-        ]
-        targets.append(Target(target, tuple(missing), images=images))
-    return [target for target in targets if target.sources]
+    hashes = [(target, _target_hash(setting, target)) for target in members]
+    missing: dict[str, list[Member]] = {target.name: [] for target in members}
+    for source in sources or members:  # one after another, as they may be files: see compact.index
+        own = _source_hash(setting, source)
+        for target, made in hashes:
+            if table.covered(source.name, target.name, f"{own} {made}") < needed:
+                missing[target.name].append(source)
+    return [Target(t, tuple(missing[t.name]), images=images) for t in members if missing[t.name]]
 
 
 def fooled_by(setting: Setting, source: Member, targets: Sequence[Member]) -> NDArray[np.bool_]:
@@ -212,7 +209,7 @@ def outcomes(
     """
     place = {member.name: i for i, member in enumerate(members)}
     n = len(setting.subset) if images is None else images
-    fooled = _array((len(members), len(members), n))
+    fooled = outcome_array((len(members), len(members), n))
     for source in sources or members:  # one at a time: all rows of a large zoo fill the memory
         fooled[place[source.name]] = fooled_by(setting, source, members)[:, :n]
     return Outcomes(
@@ -227,8 +224,9 @@ IN_MEMORY = 2**30
 """Bytes of outcomes above which they are kept in a temporary file."""
 
 
-def _array(shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """An array of False; a large one is mapped from a file, whose pages the system can drop."""
+def outcome_array(shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """An array of False, [N, N, I]; a large one is mapped from a file, whose pages the system can
+    drop."""
     if math.prod(shape) <= IN_MEMORY:
         return np.zeros(shape, dtype=bool)
     with tempfile.TemporaryFile(prefix="netkin-outcomes-") as file:

@@ -3,7 +3,6 @@
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 import polars
 import pytorch_lightning as pl
@@ -123,15 +122,15 @@ def transfer(setting: Setting, target: Target, advance: Advance) -> Result:
     last = len(setting.shards_of(goal)) - 1
     table = outcome_store(setting)
 
-    def file(source: Member) -> Path:
-        return table.file(source.name, target.member.name)
-
     def unfinished() -> list[tuple[Member, int]]:
         """The sources, with the first shard that is missing."""
         covered = [(s, table.covered(s.name, target.member.name)) for s in target.sources]
         return [(source, n // setting.shard_size) for source, n in covered if n < goal]
 
-    todo = [(s, n) for s, n in unfinished() if not is_held(setting.store.root, file(s))]
+    def held(source: Member) -> bool:
+        return is_held(setting.store.root, table.file(source.name, target.member.name))
+
+    todo = [(source, shard) for source, shard in unfinished() if not held(source)]
     free, first = [source for source, _ in todo], [shard for _, shard in todo]
 
     def load(item: tuple[int, int]) -> dict:
