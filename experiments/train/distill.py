@@ -163,6 +163,8 @@ def stored_similarity(setting: Setting, a: Member, b: Member) -> dict[str, Any]:
             settings = settings_text(
                 json.loads((path.parent / "identity.json").read_text())["attack"]
             )
+            if precision := path.name.removeprefix(outcomes_folder(FLOAT32))[1:]:
+                settings += f", transfer in {precision}"
             p = sum(outcomes["fooled"].mean() for outcomes in fooled) / 2
             found = {
                 "similarity": float(score(p)),
