@@ -51,12 +51,15 @@ def answer(look: Look) -> list[str]:
     rule = look.rule
     asked = f"(score.share={rule.share:g} asked)"
     found = f"{look.share:.0%} of pairs have a half-width of {rule.half_width:g} nats or less"
+    if look.reached and look.images == look.total:
+        return [f"Reached with all {look.total:,} images: {found} {asked}.", meaning(look)]
     if look.reached:
-        words = f"Stopped after {look.images:,} of {look.total:,} images: {found} {asked}."
         more = command(f"score.half_width={rule.half_width / 2:g}")
-        if look.images < look.total:
-            words += f" A smaller half-width goes on from here: {more}"
-        return [words, meaning(look)]
+        return [
+            f"Stopped after {look.images:,} of {look.total:,} images: {found} {asked}. A smaller "
+            f"half-width goes on from here: {more}",
+            meaning(look),
+        ]
     words = f"Not reached with all {look.total:,} images: {found} {asked}."
     if math.isfinite(look.needed):
         words += (
@@ -72,7 +75,7 @@ def answer(look: Look) -> list[str]:
 def meaning(look: Look) -> str:
     """What the intervals of a run that may stop at any look are."""
     return (
-        f"Intervals of pairs are {1 - look.alpha:.1%} intervals of these images: by spending 5% "
-        "over all looks (alpha spending) they hold with 95%, whenever a run is stopped. Intervals "
-        "of means over pairs are for these images alone."
+        "The 95% intervals of pairs hold whenever a run is stopped: 5% are spent over all looks "
+        f"(alpha spending), {look.alpha:.1%} at this one. Intervals of means over pairs are for a "
+        "number of images fixed beforehand."
     )
