@@ -25,6 +25,7 @@ from tests.analysis.test_select import check_select
 from tests.analysis.test_within import check_within
 from tests.checks.test_parity import check_parity
 from tests.checks.test_precision import check_precision
+from tests.checks.test_scale import check_landmarks_benchmark, check_scale_benchmark
 from tests.common import test_usage
 from tests.common.test_sweep import check_craft, check_novel, check_store
 from tests.conftest import ROOT, SMALL, run_command
@@ -215,6 +216,8 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "budget": check_budget,
     "landmarks": check_landmarks,
     "probe": check_probe,
+    "scale_benchmark": check_scale_benchmark,
+    "landmarks_benchmark": check_landmarks_benchmark,
 }
 ELSEWHERE = {
     "distillation": test_train_studies.test_distillation,  # on a store of its own

@@ -1,4 +1,4 @@
-"""What do 12 to 1,000 models cost, beside the models' own passes? Time and peak memory by stage.
+"""What do 12 to 1,000 models cost, beside the models' own passes? Time and memory by stage.
 
 Made-up outcomes of N clustered models, in a process of its own for each N: scores, controls,
 intervals, family means, clusters, and then the tables, figures and page of `experiment=pairwise`,
@@ -56,17 +56,17 @@ def run(config: DictConfig) -> None:
     columns: dict[str, list[Any]] = {"stage": []}
     for n in options.models:
         rows = alone(timed, n, options.images, options.draws, options.landmarks, folder / str(n))
-        columns["stage"] = [stage for stage, *_ in rows]
-        columns[f"{n}_seconds"] = [seconds for _, seconds, _ in rows]
-        columns[f"{n}_peak_gib"] = [peak for *_, peak in rows]
-        total = sum(columns[f"{n}_seconds"])
+        names = ("stage", f"{n}_seconds", f"{n}_cpu_seconds", f"{n}_peak_gib")
+        columns |= dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+        seconds, cpu = (sum(columns[f"{n}_{kind}seconds"]) for kind in ("", "cpu_"))
+        page = folder / str(n) / "report.html"
         console.print(
-            f"{n} models, {options.images} images, {options.draws} draws: {total:.1f} s, "
-            f"{max(columns[f'{n}_peak_gib']):.2f} GiB; {folder / str(n) / 'report.html'} "
-            f"({size((folder / str(n) / 'report.html').stat().st_size)})"
+            f"{n} models, {options.images} images, {options.draws} draws: {seconds:.1f} s "
+            f"({cpu:.1f} s of CPU time), {max(columns[f'{n}_peak_gib']):.2f} GiB; {page} "
+            f"({size(page.stat().st_size)})"
         )
-        for stage, seconds, peak in rows:
-            console.print(f"  {stage:<36} {seconds:8.1f} s  {peak:6.2f} GiB")
+        for stage, seconds, cpu, peak in rows:
+            console.print(f"  {stage:<36} {seconds:8.1f} s {cpu:8.1f} s {peak:6.2f} GiB")
         write(folder / "scale.csv", pl.DataFrame(columns).write_csv)
     for n in options.stored:
         rows = alone(stored, positive_int(n, "benchmark.stored"), options.images)
@@ -114,15 +114,16 @@ def made_up(models: int, images: int, seed: int = 0) -> tuple[Outcomes, list[str
 
 def timed(
     models: int, images: int, draws: int, marks: int, folder: Path
-) -> list[tuple[str, float, float]]:
-    """(stage, seconds, peak GiB) of made-up models, whose page is written to a folder."""
+) -> list[tuple[str, float, float, float]]:
+    """(stage, seconds, seconds of CPU time, peak GiB) of made-up models; writes their page."""
     rows = []
 
     def stage(name: str, function: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         result = function()
+        times = time.perf_counter() - start, time.process_time() - cpu
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        rows.append((name, time.perf_counter() - start, peak))
+        rows.append((name, *times, peak))
         return result
 
     outcomes, families = stage("outcomes", lambda: made_up(models, images))

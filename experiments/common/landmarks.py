@@ -1,13 +1,16 @@
 """The landmarks of a study: their choice, and the passes that measure all models with them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from omegaconf import ListConfig
 
+from netkin.analysis import matrix
+from netkin.analysis.hierarchy import off_diagonal
 from netkin.analysis.landmarks import FEWEST, check_number
-from netkin.analysis.matrix import place_of
+from netkin.analysis.matrix import Matrix, place_of
 from netkin.errors import UserError
 from netkin.pipeline import Incomplete, Pipeline
 from netkin.zoo.member import Member
@@ -74,6 +77,23 @@ def pass_landmarks(
             [f for f in pipeline.failures if f.member.name in lost], None, len(members)
         )
     return finished
+
+
+def predicted(file: Path, scores: Matrix) -> tuple[str, ...]:
+    """A sentence on how many scores of a file are predicted: of the similarity.csv that
+    `experiment=landmarks` writes, by the measured.csv beside it."""
+    beside = file.with_name("measured.csv")
+    if file.name != "similarity.csv" or not beside.is_file():
+        return ()
+    try:
+        measured = matrix.read(beside).of(scores.names).scores
+    except UserError:  # another command's file, or all scores are measured
+        return ()
+    pairs = off_diagonal(measured)
+    return (
+        f"{int((pairs == 0).sum()):,} of {len(pairs):,} scores are predicted, not measured "
+        f"({beside.name}), by experiment=landmarks.",
+    )
 
 
 def check_level(level: Any) -> None:

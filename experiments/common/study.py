@@ -19,6 +19,7 @@ from timm.models._registry import get_deprecated_models
 from experiments.common import sat69
 from experiments.common.devices import build_jobs
 from experiments.common.finish import finish, print_notes, terminal
+from experiments.common.landmarks import predicted
 from experiments.common.members import build_members, build_training
 from experiments.common.runs import file_info, matrix_name, run_info, tracked, used
 from experiments.common.sat69 import Published
@@ -81,6 +82,7 @@ class Study:
         console: of the terminal.
         source: where the matrix comes from, in words: "12 models on digits under pgd (...)".
         published: what is known of the models of `similarity=sat69`; None for other matrices.
+        notes: on the scores of a file; they end the answer.
     """
 
     config: DictConfig
@@ -92,6 +94,7 @@ class Study:
     console: Console
     source: str
     published: Published | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -103,11 +106,15 @@ class Study:
         """[N, N], symmetric, in nats."""
         return self.matrix.scores
 
-    def draws(self) -> NDArray | None:
-        """Bootstrap matrices [draws, N, N], images shared by all pairs; None for a file."""
+    def draws(self, most: int | None = None) -> NDArray | None:
+        """Bootstrap matrices [draws, N, N], images shared by all pairs, at most so many; None for a
+        file. For N = 1,000 a hundred of them take 0.8 GB: `netkin.analysis.draws` has means over
+        pairs without them."""
         if self.measured is None:
             return None
-        return similarity.bootstrap(self.measured.outcomes, self.config.score.bootstrap)
+        number = self.config.score.bootstrap
+        number = number if most is None else min(number, most)
+        return similarity.bootstrap(self.measured.outcomes, number)
 
     def finish(
         self, title: str, question: str, answer: Sequence[str], sections: Sequence[Section]
@@ -118,6 +125,7 @@ class Study:
         clean pass. The answer ends with the notes on the images, and which could not be read.
         """
         suspects: Sequence[str] = ()
+        answer = [*answer, *self.notes]
         if self.measured is not None:
             setting, suspects = self.measured.setting, self.measured.suspects.sentences
             answer = [*answer, *left_out(setting.subset.skipped, setting.images.notes)]
@@ -143,9 +151,10 @@ def study(
             matrix.checked(s.matrix, "the measured matrix")
             yield s
         return
-    published = None
+    published, notes = None, ()
     if "file" in config.similarity:
         given = matrix.read(config.similarity.file, bool(config.symmetrise))
+        notes = predicted(Path(config.similarity.file).expanduser(), given)
         source = f"the {len(given.names)} models of {Path(config.similarity.file).name}"
     else:
         given, published = sat69.load(config)
@@ -154,7 +163,9 @@ def study(
     with tracked(config, info) as tracker:
         families = [family(name) for name in given.names]
         outputs, console = Outputs(info.folder, tracker), terminal()
-        yield Study(config, given, families, None, outputs, tracker, console, source, published)
+        yield Study(
+            config, given, families, None, outputs, tracker, console, source, published, notes
+        )
 
 
 @contextmanager

@@ -210,7 +210,7 @@ def _usable(s: Study) -> tuple[list[NDArray[np.float64]], list[str]]:
     if s.measured is None:
         draws = simulated_draws(s.scores, options.images, options.draws, options.seed)
     else:
-        draws = s.draws()
+        draws = s.draws(options.draws)
         assert draws is not None
     chosen = draws[: options.draws]
     usable = [draw for draw in chosen if clusters.has_clusters(draw)]

@@ -16,7 +16,7 @@ from experiments.common import sequential
 from experiments.common.runs import eps_advice
 from experiments.common.study import Measured, Study, measured
 from netkin import similarity
-from netkin.analysis.draws import Draws
+from netkin.analysis.draws import Draws, within_and_between
 from netkin.analysis.hierarchy import off_diagonal
 from netkin.analysis.summary import WEAK_ATTACK
 from netkin.pipeline import Incomplete
@@ -82,9 +82,10 @@ def numbers(paper: NDArray[np.float64], draws: Draws, comparison: Comparison) ->
     }
     family = np.array(control.families)
     same, lower = family[:, None] == family, np.tri(len(family), k=-1, dtype=bool)
-    for name, pairs in (("within", same & lower), ("between", ~same & lower)):
+    means = within_and_between(draws, control.families)
+    for i, (name, pairs) in enumerate((("within", same & lower), ("between", ~same & lower))):
         if pairs.any():
-            low, high = similarity.interval(draws.means([pairs])[:, 0])
+            low, high = similarity.interval(means[:, i])
             values |= {
                 f"similarity/{name}": float(control.scores[pairs].mean()),
                 f"similarity/{name}_low": low,

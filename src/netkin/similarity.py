@@ -288,18 +288,17 @@ def interval(draws: NDArray[np.float64]) -> tuple[float, float]:
 class MeansOfDraws(Protocol):
     """Bootstrap draws that give means over pairs; see `netkin.analysis.draws.Draws`."""
 
-    def means(self, blocks: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64]:
-        """The mean score of each of B blocks of pairs in each draw, [draws, B]."""
+    def group_means(self, groups: Sequence[str]) -> NDArray[np.float64]:
+        """The mean score of the pairs of two of G groups of models in each draw, [draws, G, G]."""
         ...
 
 
-def block_means(
-    draws: NDArray[np.float64] | MeansOfDraws, blocks: Sequence[NDArray[np.bool_]]
-) -> NDArray[np.float64]:
-    """Mean scores of blocks of pairs, [draws, B], of matrices [draws, N, N] or without them."""
-    if not isinstance(draws, np.ndarray):
-        return draws.means(blocks)
-    return np.stack([draws[:, block].mean(axis=1) for block in blocks], axis=1)
+def pairs_of_groups(groups: Sequence[str]) -> NDArray[np.intp]:
+    """The number of pairs of different models between two groups, and within one, [G, G]."""
+    sizes = np.array([list(groups).count(group) for group in dict.fromkeys(groups)])
+    pairs = np.outer(sizes, sizes)
+    np.fill_diagonal(pairs, sizes * (sizes - 1) // 2)
+    return pairs
 
 
 def family_means(
@@ -313,32 +312,36 @@ def family_means(
     and high are the 95 % interval over bootstrap draws of images ([draws, N, N], or their means);
     null without draws.
     """
-    family = np.array(families)
-    names = list(dict.fromkeys(families))
-    other = ~np.eye(len(family), dtype=bool)
-    found = []
-    for i, first in enumerate(names):
-        for second in names[i:]:
-            block = np.outer(family == first, family == second) & other
-            block |= block.T
-            block &= np.tri(len(family), k=-1, dtype=bool)
-            if block.any():
-                found.append((first, second, block))
-    blocks = [block for _, _, block in found]
-    means = None if draws is None or not blocks else block_means(draws, blocks)
+    family, names = np.array(families), list(dict.fromkeys(families))
+    pairs = pairs_of_groups(families)
+    lower = np.tri(len(family), k=-1, dtype=bool)
+    places = [np.flatnonzero(family == name) for name in names]
+    means = None
+    if draws is not None and not isinstance(draws, np.ndarray):
+        means = draws.group_means(families)
     rows = []
-    for i, (first, second, block) in enumerate(found):
-        low, high = (None, None) if means is None else interval(means[:, i])
-        rows.append(
-            {
-                "family_a": first,
-                "family_b": second,
-                "pairs": int(block.sum()),
-                "mean": float(scores[block].mean()),
-                "low": low,
-                "high": high,
-            }
-        )
+    for i, first in enumerate(names):
+        for j in range(i, len(names)):
+            if not pairs[i, j]:
+                continue
+            a, b = (x.ravel() for x in np.meshgrid(places[i], places[j], indexing="ij"))
+            chosen = lower[a, b] if i == j else slice(None)
+            a, b = a[chosen], b[chosen]
+            low, high = None, None
+            if means is not None:
+                low, high = interval(means[:, i, j])
+            elif isinstance(draws, np.ndarray):
+                low, high = interval(draws[:, a, b].mean(axis=1))
+            rows.append(
+                {
+                    "family_a": first,
+                    "family_b": names[j],
+                    "pairs": int(pairs[i, j]),
+                    "mean": float(scores[a, b].mean()),
+                    "low": low,
+                    "high": high,
+                }
+            )
     schema = {
         "family_a": pl.String,
         "family_b": pl.String,

@@ -86,9 +86,22 @@ def test_print_loses_nothing(tmp_path: Path) -> None:
     assert {"23.000", "s", "ln(100"} <= set(found)  # the last column, the colour bar
 
 
+@pytest.mark.slow
+@needs_browser
+def test_page_of_many_models_opens(tmp_path: Path) -> None:
+    assert "<image" in browse(tmp_path, page(160), "--dump-dom")
+
+
 def test_pages_are_small() -> None:
     assert len(page(12)) < 200_000
     assert len(page(69)) < 1_000_000
+    assert len(page(160)) < 500_000
+
+
+def test_many_models_are_a_picture_and_their_pairs_a_file() -> None:
+    html = page(160)
+    assert html.count("data:image/png") == 1 and 'type="application/json"' not in html
+    assert '12,720 pairs, are too many for a page: <a class="name" href="./pairs.csv">' in html
 
 
 def test_page_may_have_two_heatmaps() -> None:

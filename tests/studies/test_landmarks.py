@@ -77,7 +77,13 @@ def check_landmarks(folder: Path) -> None:
     marked = pl.read_csv(two / "measured.csv")
     assert marked.filter(pl.col("") == "x")["y"].item() == 0
     file = f"similarity={two / 'similarity.csv'}"
-    run(folder, "of_landmarks", "experiment=clusters", file, "k=2", "logger=none")
+    for study, *more in (
+        ("clusters", "k=2"),
+        ("relatives", "relatives.model=x", "k=2"),
+        ("select", "select.size=2"),
+    ):
+        out = run(folder, "of_landmarks", f"experiment={study}", file, *more, "logger=none")
+        assert "3 of 28 scores are predicted, not measured" in (out / "report.html").read_text()
 
     shutil.rmtree(next(outcomes.glob("quick-*/pgd-*")))
     one = run(

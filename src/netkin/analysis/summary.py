@@ -6,10 +6,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from netkin.analysis.draws import within_and_between as over_draws
 from netkin.analysis.hierarchy import off_diagonal
 from netkin.analysis.statistics import verdict
 from netkin.errors import and_more
-from netkin.similarity import MeansOfDraws, Outcomes, block_means, interval
+from netkin.similarity import MeansOfDraws, Outcomes, interval
 
 WEAK_ATTACK = 0.95
 """White-box success below which the attack, rather than the models, determines the scores."""
@@ -225,9 +226,7 @@ def _within_or_between(
     if means is None:
         return []
     within, between = means
-    pair = np.tri(len(families), k=-1, dtype=bool)
-    same = np.equal.outer(np.array(families), np.array(families))
-    of_draws = block_means(draws, [pair & same, pair & ~same])
+    of_draws = over_draws(draws, families)
     low, high = interval(of_draws[:, 0] - of_draws[:, 1])
     return [
         f"{verdict(low, high)}: models of one family fool each other "

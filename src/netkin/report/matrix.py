@@ -230,11 +230,12 @@ def _family_table(relations: Relations) -> dict[str, Any]:
     scores, families = relations.scores, list(relations.families)
     order = dict.fromkeys(families[i] for i in hierarchy(scores).order)
     cells: dict[tuple[str, str], dict[str, Any]] = {}
+    limits = colour_range(scores, relations.least)
     for row in relations.family_means.iter_rows(named=True):
         a, b, mean = row["family_a"], row["family_b"], row["mean"]
         if mean is None or math.isnan(mean):
             continue
-        rgba, (ink,) = cell_colours(np.array([mean]), colour_range(scores, relations.least))
+        rgba, (ink,) = cell_colours(np.array([mean]), limits)
         note = f"{row['pairs']} pair{'s' if row['pairs'] != 1 else ''}"
         if row.get("low") is not None and row.get("high") is not None:
             note += f", 95% interval {number(row['low'])} to {number(row['high'])}"

@@ -1,0 +1,41 @@
+"""The studies of many models and of landmarks over draws, small."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from netkin.analysis.matrix import Matrix
+from tests import helpers
+
+
+def check_scale_benchmark(folder: Path) -> None:
+    """Stages with their times, the page of `pairwise`, and files before and after compaction."""
+    sizes = {"models": "[14]", "images": 60, "draws": 20, "landmarks": 5, "stored": "[3]"}
+    arguments = [f"benchmark.{name}={value}" for name, value in sizes.items()]
+    out = helpers.run("scale_benchmark", folder / "scale_benchmark", arguments)
+    table = pl.read_csv(out / "scale.csv")
+    assert table.columns == ["stage", "14_seconds", "14_cpu_seconds", "14_peak_gib"]
+    assert {"scores", "clusters", "5 landmarks", "page"} <= set(table["stage"])
+    assert table["14_peak_gib"].is_sorted() and (table["14_seconds"] >= 0).all()
+    page = (out / "14" / "report.html").read_text()
+    assert "family00" in page and (out / "14" / "similarity.svg").is_file()
+    files = pl.read_csv(out / "storage_3.csv")
+    assert files["files"].to_list() == [9, 3] and files["bytes"].is_sorted(descending=True)
+
+
+def check_landmarks_benchmark(folder: Path) -> None:
+    """A row a draw, their means, and the curve; models that are not known have no components."""
+    places = np.linspace(0, 1, 9)
+    scores = 4 - 3 * np.abs(places[:, None] - places)
+    file = folder / "line.csv"
+    Matrix(tuple(f"model {i}" for i in range(9)), scores).table().write_csv(file)
+    arguments = [f"similarity={file}", "landmarks=[6,7]", "draws=2", "logger=none"]
+    out = helpers.run("landmarks_benchmark", folder / "landmarks_benchmark", arguments)
+    each, table = (pl.read_csv(out / f"landmarks_{name}.csv") for name in ("draws", "table"))
+    assert each.height == 4 and table["draws"].to_list() == [2, 2]
+    for row in table.to_dicts():
+        r2 = each.filter(landmarks=row["landmarks"])["r2"].to_list()
+        assert abs(row["r2"] - np.mean(r2)) < 1e-12 and row["r2_low"] == min(r2)
+    helpers.has_figures(out, "landmarks_curve")
+    assert "Without components: " in (out / "report.html").read_text()
