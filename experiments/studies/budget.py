@@ -107,15 +107,15 @@ def comparison(
     `table`; None where in every draw a pair has no image that both classify correctly."""
     truth, intervals = similarity.smoothed_matrix(reference), similarity.pairs(reference, eps_s)
     k, _ = choose_k(None, truth)
-    labels = spectral(truth, k, restarts=100)
+    labels = _clusters(truth, k, 100)
 
     def compared(parts: Sequence[Outcomes]) -> dict[str, float] | None:
         matrices = [m for m in map(_smoothed, parts) if m is not None]
         if not matrices:
             return None
-        r = [pearson(off_diagonal(truth), off_diagonal(m)).r for m in matrices]
+        r = [_r(truth, m) for m in matrices]
         low, high = similarity.interval(np.array(r))
-        same = [adjusted_rand_score(labels, spectral(m, k, restarts=20)) for m in matrices[:5]]
+        same = [adjusted_rand_score(labels, _clusters(m, k, 20)) for m in matrices[:5]]
         return {
             "r": float(np.mean(r)),
             "r_low": low,
@@ -126,6 +126,18 @@ def comparison(
         }
 
     return compared
+
+
+def _r(truth: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
+    """The correlation of scores; 0 where those of one matrix are all the same."""
+    return float(np.nan_to_num(pearson(off_diagonal(truth), off_diagonal(scores)).r))
+
+
+def _clusters(scores: NDArray[np.float64], k: int, restarts: int) -> NDArray[np.intp]:
+    """The clusters; a single one where all scores are the same."""
+    if np.ptp(off_diagonal(scores)) == 0:
+        return np.zeros(len(scores), dtype=np.intp)
+    return spectral(scores, k, restarts=restarts)
 
 
 def _smoothed(outcome: Outcomes) -> NDArray[np.float64] | None:

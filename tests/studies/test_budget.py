@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.studies.budget import cheapest, passes
+from experiments.studies.budget import cheapest, comparison, passes
 from netkin.attacks import PGD
 from netkin.similarity import Outcomes
 from tests.conftest import Mistake, run_command
@@ -58,6 +58,19 @@ def test_the_cheapest_that_is_the_same() -> None:
     best = cheapest(rows, OWN)
     assert best is not None and best["cost"] == 0.4
     assert cheapest(rows.filter(pl.col("cost") > 0.9), OWN) is None
+
+
+def test_few_images_may_give_all_pairs_the_same_score() -> None:
+    rng = np.random.default_rng(0)
+    fooled = rng.random((4, 4, 200)) < 0.5
+    fooled[..., :10] = True
+    outcomes = Outcomes(
+        tuple("abcd"), tuple(map(str, range(200))), np.ones((4, 200), dtype=bool), fooled
+    )
+    found = comparison(outcomes, 0.01)([outcomes.on(range(10))])
+    assert found is not None and found["r"] == 0 and found["clusters"] == 0
+    found = comparison(outcomes, 0.01)([outcomes])
+    assert found is not None and found["r"] == pytest.approx(1) and found["clusters"] == 1
 
 
 def test_steps_can_cross_the_ball_unless_told_otherwise() -> None:

@@ -191,7 +191,7 @@ def relate(
     eps_s: float,
     families: Mapping[str, str],
     models: pl.DataFrame,
-    alpha: float,
+    alpha: float = ALPHA,
 ) -> Relations:
     """Scores and tables of all requested models, with gaps for those that failed.
 
