@@ -72,6 +72,20 @@ def answer(look: Look) -> list[str]:
     ]
 
 
+def caution(config: DictConfig) -> list[str]:
+    """What to know where the order of the images is not a random one of this run's."""
+    if "file" in config.subset:
+        order = "the manifest's order"
+    elif config.subset.get("shuffled") is False:
+        order = "the order of their ids"
+    else:
+        return []
+    return [
+        f"The images were used in {order}: scores and intervals of a run that stops early are of "
+        "the dataset only where that order is as good as random, and says nothing of the classes."
+    ]
+
+
 def meaning(look: Look) -> str:
     """What the intervals of a run that may stop at any look are."""
     return (

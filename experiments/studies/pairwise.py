@@ -57,7 +57,8 @@ def report(s: Study, m: Measured) -> None:
     tables = comparison.write(s.outputs)
     s.tracker.summary(numbers(paper, draws, comparison))
     first, *others = comparison.answer
-    stopped = [] if m.look is None else sequential.answer(m.look)
+    look = m.look
+    stopped = [] if look is None else [*sequential.answer(look), *sequential.caution(s.config)]
     answer = [first, *stopped, *others, *_weak(m, comparison.relations.models)]
     s.finish(comparison.title, comparison.question, answer, comparison.sections(s.outputs.folder))
     s.tracker.artifact(

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from omegaconf import OmegaConf
 
 from experiments.common.mistakes import CONF
+from experiments.common.sequential import caution
 from tests.conftest import SMALL, Mistake, run_here
 
 FEW = [*SMALL, "store.shard_size=10", "score.bootstrap=50", "logger=csv"]
@@ -125,6 +127,13 @@ def test_a_stopped_run_is_a_pilot(stopped: Path, tmp_path: Path) -> None:
 )
 def test_mistakes(typed: str, expected: str, mistake: Mistake) -> None:
     assert expected in mistake(*typed.split())
+
+
+def test_an_order_that_may_not_be_random_is_said() -> None:
+    orders = ({"shuffled": None}, {"shuffled": True}, {"shuffled": False}, {"file": "m.json"})
+    said = [caution(OmegaConf.create({"subset": order})) for order in orders]
+    assert said[:2] == [[], []]
+    assert "in the order of their ids" in said[2][0] and "in the manifest's order" in said[3][0]
 
 
 def evaluated() -> list[str]:
