@@ -107,18 +107,18 @@ class Controls:
             text += (
                 "The pair transfers more often than that."
                 if total == 1
-                else f"All {total} pairs transfer more often than that."
+                else f"All {total:,} pairs transfer more often than that."
             )
         else:
             named = and_more([f"{a} and {b}" for a, b in below.select("a", "b").iter_rows()], 3)
             text += (
-                f"{below.height} of {total} pairs {'is' if below.height == 1 else 'are'} not above "
-                f"noise ({NOT_ABOVE[0]} in the heatmap): {named}. Such scores may show "
+                f"{below.height:,} of {total:,} pairs {'is' if below.height == 1 else 'are'} not "
+                f"above noise ({NOT_ABOVE[0]} in the heatmap): {named}. Such scores may show "
                 "brittleness, not kinship."
             )
         text += (
-            f" In {self.at_chance} of {n * (n - 1)} directions adversarial images of another model "
-            "fool the target no more often than noise."
+            f" In {self.at_chance:,} of {n * (n - 1):,} directions adversarial images of another "
+            "model fool the target no more often than noise."
         )
         compared = self._compared("Corrected for chance", self.corrected, "{:.0%}")
         return [f"{text} {compared}".rstrip()]
