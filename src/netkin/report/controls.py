@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from netkin import similarity
 from netkin.analysis import chance, effects
 from netkin.analysis.summary import within_and_between
-from netkin.report.figures import heatmap_figure
+from netkin.report.figures import LARGE, heatmap_figure
 from netkin.report.study import Outputs, Picture, Section
 from netkin.report.text import and_more
 from netkin.similarity import Outcomes
@@ -111,9 +111,10 @@ class Controls:
             )
         else:
             named = and_more([f"{a} and {b}" for a, b in below.select("a", "b").iter_rows()], 3)
+            where = f"{NOT_ABOVE[0]} in the heatmap" if n <= LARGE else "above_noise in pairs.csv"
             text += (
                 f"{below.height:,} of {total:,} pairs {'is' if below.height == 1 else 'are'} not "
-                f"above noise ({NOT_ABOVE[0]} in the heatmap): {named}. Such scores may show "
+                f"above noise ({where}): {named}. Such scores may show "
                 "brittleness, not kinship."
             )
         text += (
