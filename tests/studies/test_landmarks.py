@@ -257,6 +257,10 @@ def test_mistakes_in_predictions(small_run: Path, pack: Path, tmp_path: Path) ->
         (["experiment=landmarks", "landmarks=11"], "at most 10 of the 12 models, got 11"),
         (["experiment=landmarks", "landmarks=many"], "landmarks must be a number, a list of"),
         (["experiment=landmarks", "landmarks=[vit_x]"], "no model 'vit_x'; did you mean vit_s"),
+        (
+            ["experiment=landmarks", "similarity=sat69", "similarity.dir=none", "landmarks=20"],
+            "similarity.dir=none lacks",
+        ),
         (["experiment=landmarks", "level=90"], "level must be between 0 and 1, such as 0.9"),
     ],
 )

@@ -144,7 +144,7 @@ def _extremes(pairs: pl.DataFrame, scores: NDArray[np.float64], first: bool) -> 
             f"{begin}: {best['a']} and {best['b']} score {_score(best)}. Each fools the other on "
             f"{rate:.1%} of the images on average."
         )
-    mean = f"The mean of all {ranked.height} pairs is s = {off_diagonal(scores).mean():.2f}."
+    mean = f"The mean of all {ranked.height:,} pairs is s = {off_diagonal(scores).mean():.2f}."
     if best["low"] <= worst["high"]:
         begin = "Not certain: no" if first else "No"
         return (
@@ -165,7 +165,7 @@ def _tied(pairs: int) -> str:
     if not pairs:
         return ""
     return (
-        f", or one of {pairs} pairs whose intervals overlap"
+        f", or one of {pairs:,} pairs whose intervals overlap"
         if pairs > 1
         else (", or one more pair whose interval overlaps")
     )

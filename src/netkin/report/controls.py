@@ -15,7 +15,7 @@ from scipy.special import ndtri
 from netkin import similarity
 from netkin.analysis import chance, effects
 from netkin.analysis.summary import within_and_between
-from netkin.report.figures import heatmap_figure
+from netkin.report.figures import LARGE, heatmap_figure
 from netkin.report.study import Outputs, Picture, Section
 from netkin.report.text import and_more
 from netkin.similarity import ALPHA, Z_95, Outcomes
@@ -108,18 +108,19 @@ class Controls:
             text += (
                 "The pair transfers more often than that."
                 if total == 1
-                else f"All {total} pairs transfer more often than that."
+                else f"All {total:,} pairs transfer more often than that."
             )
         else:
             named = and_more([f"{a} and {b}" for a, b in below.select("a", "b").iter_rows()], 3)
+            where = f"{NOT_ABOVE[0]} in the heatmap" if n <= LARGE else "above_noise in pairs.csv"
             text += (
-                f"{below.height} of {total} pairs {'is' if below.height == 1 else 'are'} not above "
-                f"noise ({NOT_ABOVE[0]} in the heatmap): {named}. Such scores may show "
+                f"{below.height:,} of {total:,} pairs {'is' if below.height == 1 else 'are'} not "
+                f"above noise ({where}): {named}. Such scores may show "
                 "brittleness, not kinship."
             )
         text += (
-            f" In {self.at_chance} of {n * (n - 1)} directions adversarial images of another model "
-            "fool the target no more often than noise."
+            f" In {self.at_chance:,} of {n * (n - 1):,} directions adversarial images of another "
+            "model fool the target no more often than noise."
         )
         compared = self._compared("Corrected for chance", self.corrected, "{:.0%}")
         return [f"{text} {compared}".rstrip()]

@@ -318,7 +318,7 @@ def _dendrogram(ax: Axes, tree: Hierarchy) -> None:
         (x_a, y_a), (x_b, y_b), x = tips[a], tips[b], float(similarity[i])
         lines.append([(x_a, y_a), (x, y_a), (x, y_b), (x_b, y_b)])
         tips[n + i] = (x, (y_a + y_b) / 2)
-    width = 1.1 if n <= VALUES_UP_TO else 0.7
+    width = 1.1 if n <= VALUES_UP_TO else 0.7 if n <= LARGE else 0.25
     ax.add_collection(LineCollection(lines, colors=INK, linewidths=width, capstyle="projecting"))
     ax.set(xlim=(tree.top - span - stub, tree.top + stub), ylim=(n, 0), yticks=[])
     ax.xaxis.set_major_locator(MaxNLocator(2, min_n_ticks=1))
