@@ -332,16 +332,8 @@ def family_means(
                 low, high = interval(means[:, i, j])
             elif isinstance(draws, np.ndarray):
                 low, high = interval(draws[:, a, b].mean(axis=1))
-            rows.append(
-                {
-                    "family_a": first,
-                    "family_b": names[j],
-                    "pairs": int(pairs[i, j]),
-                    "mean": float(scores[a, b].mean()),
-                    "low": low,
-                    "high": high,
-                }
-            )
+            mean = float(scores[a, b].mean())
+            rows.append((first, names[j], int(pairs[i, j]), mean, low, high))
     schema = {
         "family_a": pl.String,
         "family_b": pl.String,
@@ -350,4 +342,4 @@ def family_means(
         "low": pl.Float64,
         "high": pl.Float64,
     }
-    return pl.DataFrame(rows, schema=schema)
+    return pl.DataFrame(rows, schema=schema, orient="row")
