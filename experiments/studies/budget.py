@@ -37,6 +37,8 @@ from netkin.transfer.setting import AttackSpec
 
 BACKWARD = 2
 """Forward passes that the backward pass of a step costs."""
+FEWEST = 6
+"""Models from which clusters say anything."""
 
 
 def run(config: DictConfig) -> None:
@@ -223,6 +225,8 @@ def in_words(s: Study, rows: pl.DataFrame, steps: int, total: int) -> list[str]:
             f"{percent(best['inside'])} of pairs inside their interval (asked: {bounds}).",
             f"To use it: {_command(s, best, steps, total)}",
         ]
+    if len(s.names) < FEWEST:
+        return words
     same = rows.filter(pl.col("clusters") >= own.least_clusters, pl.col("cost") < 1).sort("cost")
     if best is None or best["clusters"] < own.least_clusters:
         which = "nothing that was tried"
