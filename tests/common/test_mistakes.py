@@ -63,7 +63,7 @@ from tests.conftest import ROOT, SMALL, Mistake, run_command, run_here
         ("attack=[pgd", "attack=[pgd cannot be read as KEY=VALUE"),
         ("attack.epsilon=4/255", "no setting attack.epsilon; did you mean attack.eps"),
         ("atack=pgd", "no setting atack; did you mean attack"),
-        ("seed=3", "it is one of experiment=landmarks, precision, probe; did you mean"),
+        ("seed=3", "it is one of experiment=landmarks, landmarks_benchmark, precision, probe; did"),
         ("student=vit_ti", "it is one of experiment=distill, distillation, teachers"),
         ("recipe.sched_args={foo:1}", "to add it, type +recipe.sched_args.foo=VALUE"),
         ("experiment=distil", "no such option; did you mean distill, distillation?"),

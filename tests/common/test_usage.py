@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -58,8 +59,10 @@ def test_the_first_line_and_quiet(small_run: Path, tmp_path: Path) -> None:
     finally:
         Bars.quiet = False
     assert quiet.stdout == "\n".join(done.stdout.splitlines()[1:]) + "\n"
-    other = [text for text in words if not text.startswith("attack.steps")]
-    done = run_here(*other, "attack.steps=4", "hydra.run.dir=b", cwd=tmp_path)
+    own = shutil.copytree(store, tmp_path / "store")  # others expect one attack in the small one
+    words = [text for text in words if not text.startswith(("attack.steps", "store.dir"))]
+    words += [f"store.dir={own}", "attack.steps=4", "hydra.run.dir=b"]
+    done = run_here(*words, cwd=tmp_path)
     assert re.search(r"attacks on 0 of them; 100 images; about \S+ s of work left", done.stdout)
 
 
