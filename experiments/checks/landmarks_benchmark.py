@@ -11,7 +11,6 @@ On the published 69 models and on digits: experiments/results/landmarks.md.
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
@@ -20,7 +19,7 @@ from experiments.common.components import components_of
 from experiments.common.landmarks import check_level, choose
 from experiments.common.study import Study, study
 from experiments.common.values import positive_int
-from netkin.analysis.landmarks import USEFUL, Completed, complete, r2, verdict
+from netkin.analysis.landmarks import USEFUL, complete, verdict
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.study import Section
@@ -49,8 +48,9 @@ def run(config: DictConfig) -> None:
                 found = complete(
                     s.scores, marks, values if with_components else None, config.level, seed
                 )
-                rows.append({"landmarks": m, "components": with_components, "seed": seed})
-                rows[-1] |= measures(s, found)
+                row = {"landmarks": m, "components": with_components, "seed": seed}
+                own = {"run_r2": found.held_out.r2, "verdict": verdict(found.held_out)}
+                rows.append({**row, **found.against(s.scores), **own})
                 bars.advance("predict", 1)
             bars.end("predict")
         each = s.outputs.table("landmarks_draws", pl.DataFrame(rows))
@@ -76,20 +76,6 @@ def _components(s: Study) -> tuple[Any, list[str]]:
         if s.config.components is not None:
             raise
         return None, [f"Without components: {error}."]
-
-
-def measures(s: Study, found: Completed) -> dict[str, Any]:
-    """How well the hidden pairs are predicted, and what the run says of itself."""
-    hidden = ~found.measured & np.tri(len(s.names), k=-1, dtype=bool)
-    predicted, true = found.scores[hidden], s.scores[hidden]
-    return {
-        "r2": r2(predicted, true),
-        "r": float(np.corrcoef(predicted, true)[0, 1]),
-        "error": float(np.abs(predicted - true).mean()),
-        "coverage": float(((found.low[hidden] <= true) & (true <= found.high[hidden])).mean()),
-        "run_r2": found.held_out.r2,
-        "verdict": verdict(found.held_out),
-    }
 
 
 def means(each: pl.DataFrame) -> pl.DataFrame:

@@ -28,7 +28,7 @@ from experiments.common.runs import run_info, tracked
 from experiments.common.setting import build_setting, check_sources, open_pipeline, prepare
 from experiments.common.study import describe, described, study
 from experiments.common.suspects import Suspects
-from netkin.analysis.landmarks import Completed, complete, r2, verdict
+from netkin.analysis.landmarks import Completed, complete, verdict
 from netkin.analysis.matrix import Matrix
 from netkin.analysis.summary import left_out
 from netkin.jobs.progress import Bars
@@ -234,13 +234,11 @@ def answer(found: Found, outputs: Outputs) -> list[str]:
         f"{n * n:,}.",
     ]
     if found.truth is not None:
-        hidden = ~c.measured & np.tri(n, k=-1, dtype=bool)
-        p, t = c.scores[hidden], found.truth[hidden]
-        inside = ((c.low[hidden] <= t) & (t <= c.high[hidden])).mean()
+        h, hidden = c.against(found.truth), int(np.triu(~c.measured, 1).sum())
         words.insert(
             1,
-            f"The {len(p)} scores that the file has, and that were hidden: R2 = {r2(p, t):.3f}, "
-            f"mean error {np.abs(p - t).mean():.3f} nats, {inside:.1%} inside their intervals.",
+            f"The {hidden} scores that the file has, and that were hidden: R2 = {h['r2']:.3f}, "
+            f"mean error {h['error']:.3f} nats, {h['coverage']:.1%} inside their intervals.",
         )
     else:
         words.append(

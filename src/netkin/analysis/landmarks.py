@@ -101,6 +101,21 @@ class Completed:
     held_out: HeldOut
     level: float
 
+    def against(self, truth: NDArray[np.float64]) -> dict[str, float]:
+        """How well the scores that were not given are predicted, by all scores, [N, N].
+
+        r2, see `r2`; r; error, mean absolute, in nats; coverage, the share inside the intervals.
+        """
+        hidden = ~self.measured & np.tri(len(truth), k=-1, dtype=bool)
+        predicted, true = self.scores[hidden], truth[hidden]
+        inside = (self.low[hidden] <= true) & (true <= self.high[hidden])
+        return {
+            "r2": r2(predicted, true),
+            "r": float(np.corrcoef(predicted, true)[0, 1]),
+            "error": float(np.abs(predicted - true).mean()),
+            "coverage": float(inside.mean()),
+        }
+
 
 def r2(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> float:
     """The share of the variance of measured values [P] that is predicted; NaN without variance.
