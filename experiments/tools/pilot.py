@@ -15,7 +15,7 @@ from scipy.special import ndtri
 
 from experiments.common.runs import command
 from netkin import similarity
-from netkin.analysis.sequential import Rule, images_needed, level, looks
+from netkin.analysis.sequential import Rule, images_needed, level, looks, place_of_share
 from netkin.attacks import PGD
 from netkin.data.subset import from_manifest
 from netkin.errors import UserError
@@ -23,7 +23,7 @@ from netkin.report.study import Outputs
 from netkin.report.text import duration, size
 from netkin.similarity import ALPHA, Outcomes
 from netkin.store.layout import ALL
-from netkin.store.names import folder
+from netkin.store.names import folder, outcomes_folder
 from netkin.transfer.probe import Cost
 from netkin.transfer.setting import Setting
 from netkin.transfer.stored import is_clean, maker, outcome_store, outcomes
@@ -55,7 +55,7 @@ def find(setting: Setting, members: Sequence[Member]) -> Pilot | None:
     dataset, attack = setting.task.dataset, setting.stored_attack.path.name
     best: tuple[int, Setting] | None = None
     for manifest in sorted((setting.store.root / folder(dataset)).glob("*/manifest.json")):
-        if not (manifest.parent / attack / "outcomes").is_dir():
+        if not (manifest.parent / attack / outcomes_folder(setting.precision)).is_dir():
             continue
         try:
             other = replace(setting, subset=from_manifest(setting.images, manifest, dataset))
@@ -120,8 +120,7 @@ def stops_after(needed: int, total: int, shard_size: int) -> int | None:
 
 def at_share(values: pl.Series, share: float) -> int | None:
     """The value that a share of sorted values has at most, nulls being above all; None for null."""
-    place = math.ceil(share * len(values) - 1e-9) - 1
-    return values.sort(nulls_last=True)[place]
+    return values.sort(nulls_last=True)[place_of_share(share, len(values))]
 
 
 def report(

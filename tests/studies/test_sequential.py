@@ -110,6 +110,11 @@ def test_a_stopped_run_is_a_pilot(stopped: Path, tmp_path: Path) -> None:
     done = run_here(*FEW, *plan, "attack.steps=9", cwd=tmp_path)
     assert done.returncode == 0 and "is not known: the store has no pilot" in done.stdout
     assert "evaluate.py score.half_width=1 score.share=0.5" in done.stdout
+    shutil.rmtree(next((tmp_path / "store").glob("digits/*/pgd-*/outcomes")))
+    run = [*FEW, "transfer.precision=bf16-mixed", "score.half_width=0.5", "hydra.run.dir=bf16"]
+    assert run_here(*run, cwd=tmp_path).returncode == 0
+    done = run_here(*FEW, *plan, "transfer.precision=bf16-mixed", cwd=tmp_path)
+    assert done.returncode == 0 and re.search(r"from a pilot of \d+ images \(quick\)", done.stdout)
 
 
 @pytest.mark.parametrize(

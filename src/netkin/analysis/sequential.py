@@ -152,6 +152,11 @@ def _excess(c: float, wanted: float, root: float, sd: float, at: NDArray, mass: 
     return float(mass @ (ndtr((-c * root - at) / sd) + ndtr((at - c * root) / sd))) - wanted
 
 
+def place_of_share(share: float, values: int) -> int:
+    """The position of the value that a share, in (0, 1], of so many ascending ones has at most."""
+    return math.ceil(share * values - 1e-9) - 1
+
+
 def look(outcomes: Outcomes, total: int, shard_size: int, rule: Rule) -> Look:
     """How certain the scores of outcomes on a run's first images are.
 
@@ -168,6 +173,6 @@ def look(outcomes: Outcomes, total: int, shard_size: int, rule: Rule) -> Look:
     except UserError:  # two models have no image in common yet
         return Look(images, total, alpha, 0.0, math.inf, rule)
     widths = np.sort((pairs["high"] - pairs["low"]).to_numpy() / 2)
-    at_share = float(widths[math.ceil(rule.share * len(widths) - 1e-9) - 1])
+    at_share = float(widths[place_of_share(rule.share, len(widths))])
     share = float((widths <= rule.half_width).mean())
     return Look(images, total, alpha, share, at_share, rule)
