@@ -1,7 +1,7 @@
 """python evaluate.py [experiment=pairwise] [group=option] [name=value]; see --help."""
 
 if __name__ == "__main__":
-    from experiments.common import stop
+    from experiments.cli import stop
 
     stop.before_work()  # the imports below take seconds
 
@@ -11,7 +11,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from experiments.common.launch import launch, run_study
+from experiments.cli.launch import launch, run_study
 
 CONF = str(Path(__file__).parent / "conf")
 

@@ -70,7 +70,7 @@ def run_here(*overrides: str, cwd: Path, again: bool = False) -> subprocess.Comp
     if not again:
         forget(cwd, overrides)
     import evaluate
-    from experiments.common.launch import launch
+    from experiments.cli.launch import launch
 
     out, err, threads = io.StringIO(), io.StringIO(), torch.get_num_threads()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -100,7 +100,7 @@ def mistake(
     """The one line that a command prints for overrides that are wrong, having made nothing."""
 
     def line(*overrides: str, script: str = "evaluate") -> str:
-        from experiments.common.launch import launch
+        from experiments.cli.launch import launch
 
         folders = ("hydra.run.dir=run", "hydra.sweep.dir=sweep", "logger=none")
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *folders, *overrides])

@@ -13,8 +13,8 @@ import polars as pl
 from omegaconf import OmegaConf
 
 import evaluate
-from experiments.common.folder import release
-from experiments.common.launch import spelled_out
+from experiments.cli.folder import release
+from experiments.cli.launch import spelled_out
 from tests.conftest import ROOT
 
 MEMBERS = ("test_byobnet", "vit_ti", "twin", "other")

@@ -23,11 +23,11 @@ from tests.analysis.test_ensemble import check_ensemble, check_ensemble_benchmar
 from tests.analysis.test_measures import check_measures
 from tests.analysis.test_select import check_select
 from tests.analysis.test_within import check_within
-from tests.checks.test_parity import check_parity
-from tests.checks.test_precision import check_precision
-from tests.checks.test_scale import check_landmarks_benchmark, check_scale_benchmark
-from tests.common import test_usage
-from tests.common.test_sweep import check_craft, check_novel, check_store
+from tests.benchmarks.test_parity import check_parity
+from tests.benchmarks.test_precision import check_precision
+from tests.benchmarks.test_scale import check_landmarks_benchmark, check_scale_benchmark
+from tests.cli import test_usage
+from tests.cli.test_sweep import check_craft, check_novel, check_store
 from tests.conftest import ROOT, SMALL, run_command
 from tests.studies.test_budget import check_budget
 from tests.studies.test_comparison import check_attacks

@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 import experiments.studies
-from experiments.common.launch import spelled_out
+from experiments.cli.launch import spelled_out
 from netkin.data.subset import draw
 from tests.conftest import ROOT, run_command, run_here
 

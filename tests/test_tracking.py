@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from wandb.proto import wandb_internal_pb2 as protobuf
 
-from experiments.common import runs
+from experiments.cli import runs
 from netkin.data.subset import Subset
 from netkin.errors import Stopped, UserError
 from netkin.tracking import RunInfo, track

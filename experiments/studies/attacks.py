@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig
 
-from experiments.common.attacks import attack_specs
-from experiments.common.members import build_members
-from experiments.common.runs import matrix_name
-from experiments.common.setting import build_setting, check_sources
-from experiments.common.study import Measured, Study, measure_prepared, study
-from experiments.common.values import positive_int
+from experiments.cli.attacks import attack_specs
+from experiments.cli.members import build_members
+from experiments.cli.runs import matrix_name
+from experiments.cli.setting import build_setting, check_sources
+from experiments.cli.study import Measured, Study, measure_prepared, study
+from experiments.cli.values import positive_int
 from netkin.analysis import matrix, noise, permutation, statistics
 from netkin.analysis.noise import OverImages, Sampled
 from netkin.analysis.permutation import associate

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from sklearn.metrics import adjusted_rand_score
 
-from experiments.common.runs import command
-from experiments.common.setting import build_attack
-from experiments.common.study import Measured, Study, measure_prepared, measured
-from experiments.common.values import positive, positive_int, whole_numbers
+from experiments.cli.runs import command
+from experiments.cli.setting import build_attack
+from experiments.cli.study import Measured, Study, measure_prepared, measured
+from experiments.cli.values import positive, positive_int, whole_numbers
 from netkin import similarity
 from netkin.analysis.clusters import choose_k, spectral
 from netkin.analysis.hierarchy import off_diagonal
@@ -29,11 +29,11 @@ from netkin.analysis.statistics import pearson
 from netkin.attacks import PGD
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
+from netkin.passes.setting import AttackSpec
 from netkin.report.lines import Line, lines_figure
 from netkin.report.study import Section
 from netkin.report.text import percent
 from netkin.similarity import Outcomes
-from netkin.transfer.setting import AttackSpec
 
 BACKWARD = 2
 """Forward passes that the backward pass of a step costs."""

@@ -16,10 +16,10 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
-from experiments.common.cluster_words import members, shifted, verdict
-from experiments.common.components import bases_of, components_of
-from experiments.common.study import Study, study
-from experiments.common.values import positive_int
+from experiments.cli.cluster_words import members, shifted, verdict
+from experiments.cli.components import bases_of, components_of
+from experiments.cli.study import Study, study
+from experiments.cli.values import positive_int
 from netkin.analysis import clusters
 from netkin.analysis.components import keywords, shared_values
 from netkin.analysis.hierarchy import off_diagonal

@@ -12,11 +12,11 @@ import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from experiments.common import sat69
-from experiments.common.finish import finish, terminal
-from experiments.common.runs import file_info, tracked, used
-from experiments.common.study import described, family
-from experiments.common.values import positive_int
+from experiments.cli import sat69
+from experiments.cli.finish import finish, terminal
+from experiments.cli.runs import file_info, tracked, used
+from experiments.cli.study import described, family
+from experiments.cli.values import positive_int
 from netkin.analysis import matrix
 from netkin.analysis.matrix import Matrix
 from netkin.analysis.permutation import Association, associate

@@ -10,11 +10,11 @@ import polars as pl
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from experiments.common.components import PUBLISHED, from_file, read_off
-from experiments.common.finish import Terminal, finish, terminal
-from experiments.common.members import build_members
-from experiments.common.runs import tracked
-from experiments.common.values import positive_int, resolved, run_folder
+from experiments.cli.components import PUBLISHED, from_file, read_off
+from experiments.cli.finish import Terminal, finish, terminal
+from experiments.cli.members import build_members
+from experiments.cli.runs import tracked
+from experiments.cli.values import positive_int, resolved, run_folder
 from netkin.analysis.components import agreement
 from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs, Section

@@ -19,19 +19,19 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from scipy import stats
 
-from experiments.common.runs import open_store
-from experiments.common.setting import build_task
-from experiments.common.study import Study, study
-from experiments.common.values import one_of, positive_int, resolved
+from experiments.cli.runs import open_store
+from experiments.cli.setting import build_task
+from experiments.cli.study import Study, study
+from experiments.cli.values import one_of, positive_int, resolved
 from netkin.analysis.matrix import place_of
 from netkin.analysis.permutation import Tested, permutation_test
 from netkin.analysis.statistics import FEWEST, Correlation, naive_text, p_text, pearson, trend
+from netkin.components import base_architecture
 from netkin.errors import UserError
 from netkin.report.scatter import scatter
 from netkin.report.study import Section
 from netkin.report.style import INK, panels, style
 from netkin.training.weights import students_of
-from netkin.zoo.components import base_architecture
 from netkin.zoo.member import Member, parse_members
 
 LEVEL = 0.05

@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from experiments.common.ensemble_pairs import pair_section
-from experiments.common.ensembles import build_variants, ensembles_wrong, with_variants
-from experiments.common.keys import naming
-from experiments.common.study import Study, study, with_logits
-from experiments.common.values import positive_int, whole_numbers
+from experiments.cli.ensemble_pairs import pair_section
+from experiments.cli.ensembles import build_variants, ensembles_wrong, with_variants
+from experiments.cli.keys import naming
+from experiments.cli.study import Study, study, with_logits
+from experiments.cli.values import positive_int, whole_numbers
 from netkin.analysis import ensemble
 from netkin.analysis.clusters import choose_k, spectral
 from netkin.analysis.groups import groups

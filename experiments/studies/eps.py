@@ -16,20 +16,20 @@ import polars as pl
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from experiments.common.finish import finish, print_notes, terminal
-from experiments.common.keys import naming
-from experiments.common.members import build_members
-from experiments.common.runs import command, run_info, tracked
-from experiments.common.setting import (
+from experiments.cli.finish import finish, print_notes, terminal
+from experiments.cli.keys import naming
+from experiments.cli.members import build_members
+from experiments.cli.runs import command, run_info, tracked
+from experiments.cli.setting import (
     build_attack,
     build_setting,
     check_sources,
     open_pipeline,
     prepare,
 )
-from experiments.common.study import described
-from experiments.common.suspects import Suspects
-from experiments.common.values import positive_int, resolved
+from experiments.cli.study import described
+from experiments.cli.suspects import Suspects
+from experiments.cli.values import positive_int, resolved
 from netkin.analysis.eps import NOISE, SUCCESS, sentence, smallest, strength_row
 from netkin.analysis.summary import left_out
 from netkin.attacks import Attack, SignNoise
@@ -38,12 +38,12 @@ from netkin.attacks.units import fraction
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
+from netkin.passes.setting import Setting
+from netkin.passes.strength import Strengths, Trial, spread, strengths
 from netkin.pipeline import Failure, Incomplete
 from netkin.report.eps import eps_figure
 from netkin.report.study import Outputs, Section
 from netkin.report.text import settings_text
-from netkin.transfer.setting import Setting
-from netkin.transfer.strength import Strengths, Trial, spread, strengths
 
 
 def run(config: DictConfig) -> None:

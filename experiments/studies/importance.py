@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from experiments.common.components import components_of
-from experiments.common.study import Study, study
-from experiments.common.values import positive, positive_int
+from experiments.cli.components import components_of
+from experiments.cli.study import Study, study
+from experiments.cli.values import positive, positive_int
 from netkin.analysis.components import differences
 from netkin.analysis.importance import (
     SHALLOW,

@@ -20,25 +20,25 @@ import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from experiments.common.components import components_of, from_file, read_off
-from experiments.common.finish import finish, print_notes, terminal
-from experiments.common.landmarks import check_level, choose, pass_landmarks
-from experiments.common.members import build_members
-from experiments.common.runs import run_info, tracked
-from experiments.common.setting import build_setting, check_sources, open_pipeline, prepare
-from experiments.common.study import describe, described, study
-from experiments.common.suspects import Suspects
+from experiments.cli.components import components_of, from_file, read_off
+from experiments.cli.finish import finish, print_notes, terminal
+from experiments.cli.landmarks import check_level, choose, pass_landmarks
+from experiments.cli.members import build_members
+from experiments.cli.runs import run_info, tracked
+from experiments.cli.setting import build_setting, check_sources, open_pipeline, prepare
+from experiments.cli.study import describe, described, study
+from experiments.cli.suspects import Suspects
 from netkin.analysis.landmarks import Completed, complete, verdict
 from netkin.analysis.matrix import Matrix
 from netkin.analysis.summary import left_out
 from netkin.jobs.progress import Bars
+from netkin.passes.rows import rows
 from netkin.pipeline import Incomplete
 from netkin.report.clusters import blocks_figure, cluster_order
 from netkin.report.figures import COLOURS, colour_range
 from netkin.report.scatter import scatter_figure
 from netkin.report.study import Outputs, Section
 from netkin.report.text import and_more
-from netkin.transfer.rows import rows
 from netkin.zoo.member import Member
 
 
@@ -50,7 +50,7 @@ class Found:
         names, groups: of the N models; groups are families.
         marks: positions of the landmarks.
         completed: the scores.
-        pairs: of `netkin.transfer.rows.Rows`; None for a file.
+        pairs: of `netkin.passes.rows.Rows`; None for a file.
         truth: all scores, [N, N], of a file; None where the rest was not measured.
         source: where the scores come from, in words.
         one_sided: whether only landmarks were attacked.

@@ -21,9 +21,9 @@ import numpy as np
 import polars as pl
 from omegaconf import DictConfig
 
-from experiments.common.devices import build_jobs
-from experiments.common.study import Measured, Study, study
-from experiments.common.values import positive_int
+from experiments.cli.devices import build_jobs
+from experiments.cli.study import Measured, Study, study
+from experiments.cli.values import positive_int
 from netkin import similarity
 from netkin.analysis import measures, noise
 from netkin.analysis.matrix import Matrix
@@ -32,15 +32,15 @@ from netkin.analysis.statistics import FEWEST, p_text
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
 from netkin.jobs.results import Result
+from netkin.passes.cosines import gradient_cosines
+from netkin.passes.features import Kind, Sample, draw_sample, kinds, missing, read, shards
+from netkin.passes.setting import Setting
+from netkin.passes.stored import logits
 from netkin.report.measures import TITLES, correlation_matrix, measures_scatter, short_title
 from netkin.report.study import Section
-from netkin.transfer.cosines import gradient_cosines
-from netkin.transfer.features import Kind, Sample, draw_sample, kinds, missing, read, shards
-from netkin.transfer.setting import Setting
-from netkin.transfer.stored import logits
 from netkin.zoo.member import Member
 
-PRELOAD = ("netkin.transfer.features",)
+PRELOAD = ("netkin.passes.features",)
 STABILITY = (
     "Noise is the standard deviation of a pair over bootstrap draws of images (of triplets, for "
     "boundaries); spread is the standard deviation over pairs; agreement is the mean correlation "
@@ -119,7 +119,7 @@ class Todo:
 
 
 def _measure(context: tuple, item: Todo, advance: Advance) -> Result:
-    from netkin.transfer.features import measure_pass
+    from netkin.passes.features import measure_pass
 
     return measure_pass(context[0], context[1], item.member, item.kind, advance)
 
@@ -132,8 +132,8 @@ class Timed(Result):
 
 
 def _cost(context: tuple, member: Member, advance: Advance) -> Timed:
-    from netkin.transfer.features import time_passes
-    from netkin.transfer.probe import probe
+    from netkin.passes.features import time_passes
+    from netkin.passes.probe import probe
 
     start = time.perf_counter()
     timing = probe(context[0], member, context[2], advance)

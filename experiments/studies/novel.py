@@ -22,30 +22,30 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from experiments.common.finish import finish, terminal
-from experiments.common.keys import naming
-from experiments.common.members import build_member, build_members
-from experiments.common.runs import eps_advice, run_info, tracked
-from experiments.common.setting import build_setting, open_pipeline, prepare
-from experiments.common.study import attacked, described
-from experiments.common.suspects import Suspects
+from experiments.cli.finish import finish, terminal
+from experiments.cli.keys import naming
+from experiments.cli.members import build_member, build_members
+from experiments.cli.runs import eps_advice, run_info, tracked
+from experiments.cli.setting import build_setting, open_pipeline, prepare
+from experiments.cli.study import attacked, described
+from experiments.cli.suspects import Suspects
 from netkin import similarity
 from netkin.analysis import clusters
 from netkin.analysis.summary import WEAK_ATTACK
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
-from netkin.pipeline import Incomplete, Watch
-from netkin.report.study import Outputs, Section
-from netkin.report.style import INK, PALETTE, SMALL, legend_above, panels, style
-from netkin.tracking import Tracker
-from netkin.transfer.setting import Setting
-from netkin.transfer.stored import (
+from netkin.passes.setting import Setting
+from netkin.passes.stored import (
     correct,
     fooled_by,
     missing_shards,
     missing_sources,
     outcomes,
 )
+from netkin.pipeline import Incomplete, Watch
+from netkin.report.study import Outputs, Section
+from netkin.report.style import INK, PALETTE, SMALL, legend_above, panels, style
+from netkin.tracking import Tracker
 from netkin.zoo.member import Member
 
 NEAREST = 3

@@ -12,9 +12,9 @@ import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from experiments.common import sequential
-from experiments.common.runs import eps_advice
-from experiments.common.study import Measured, Study, measured
+from experiments.cli import sequential
+from experiments.cli.runs import eps_advice
+from experiments.cli.study import Measured, Study, measured
 from netkin import similarity
 from netkin.analysis.draws import Draws, within_and_between
 from netkin.analysis.hierarchy import off_diagonal

@@ -1,6 +1,6 @@
 """Where does a classifier belong that is known by its predictions alone?
 
-`probe.export=DIR` writes a pack of images (`netkin.transfer.pack`) for a classifier in any
+`probe.export=DIR` writes a pack of images (`netkin.passes.pack`) for a classifier in any
 framework or behind an interface: no gradient, no weights and no netkin are needed to answer it.
 `predictions=FILE` reads the answers: clean accuracy, one-sided scores with each landmark beside the
 control of noise, the predicted scores with the other members, and the classifier's cluster.
@@ -18,29 +18,29 @@ import numpy as np
 import polars as pl
 from omegaconf import DictConfig
 
-from experiments.common.finish import finish, print_notes, terminal
-from experiments.common.keys import naming
-from experiments.common.landmarks import choose, pass_landmarks
-from experiments.common.members import build_members
-from experiments.common.placing import Placed, place
-from experiments.common.runs import command, run_info, tracked
-from experiments.common.setting import build_setting, check_sources, open_pipeline, prepare
-from experiments.common.study import describe, described
-from experiments.common.suspects import Suspects
+from experiments.cli.finish import finish, print_notes, terminal
+from experiments.cli.keys import naming
+from experiments.cli.landmarks import choose, pass_landmarks
+from experiments.cli.members import build_members
+from experiments.cli.placing import Placed, place
+from experiments.cli.runs import command, run_info, tracked
+from experiments.cli.setting import build_setting, check_sources, open_pipeline, prepare
+from experiments.cli.study import describe, described
+from experiments.cli.suspects import Suspects
 from experiments.studies.novel import stored_clusters
 from netkin.analysis import clusters
 from netkin.analysis.placing import Answers
 from netkin.analysis.suspect import CHANCE, RELABELLED, suspicions
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
+from netkin.passes import pack
+from netkin.passes.pack import Predictions, export, read_predictions
+from netkin.passes.rows import rows
+from netkin.passes.setting import Setting
 from netkin.pipeline import Incomplete
 from netkin.report.intervals import intervals_figure
 from netkin.report.study import Outputs, Section
 from netkin.report.text import size
-from netkin.transfer import pack
-from netkin.transfer.pack import Predictions, export, read_predictions
-from netkin.transfer.rows import rows
-from netkin.transfer.setting import Setting
 from netkin.zoo.member import Member
 
 CERTAIN = 0.9

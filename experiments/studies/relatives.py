@@ -12,10 +12,10 @@ import polars as pl
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from experiments.common.cluster_words import cluster_words
-from experiments.common.components import components_of, stand_in
-from experiments.common.study import Study, study
-from experiments.common.values import positive_int
+from experiments.cli.cluster_words import cluster_words
+from experiments.cli.components import components_of, stand_in
+from experiments.cli.study import Study, study
+from experiments.cli.values import positive_int
 from netkin.analysis import clusters
 from netkin.analysis.hierarchy import off_diagonal
 from netkin.analysis.statistics import FEWEST

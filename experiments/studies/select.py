@@ -3,7 +3,7 @@
 Ensembles are ranked by predicted error: the mean error of the members, reduced by an ERR that is
 linear in their mean similarity, fitted on sampled ensembles of stored logits. Without logits
 (`similarity=sat69`) they are ranked by the error that is expected from accuracies, and similarity
-chooses among the best; see `experiments.common.ensemble_advice`. Writes select_ensembles and
+chooses among the best; see `experiments.cli.ensemble_advice`. Writes select_ensembles and
 select_teachers, each as PNG, PDF, SVG and CSV, and report.html.
 
 On the 12 digits members (500 images, PGD-50) similarity adds nothing to the members' mean error: on
@@ -18,8 +18,8 @@ import polars as pl
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.common.components import BASE, components_of, stand_in
-from experiments.common.ensemble_advice import (
+from experiments.cli.components import BASE, components_of, stand_in
+from experiments.cli.ensemble_advice import (
     LITERATURE,
     Advice,
     blind_section,
@@ -27,21 +27,21 @@ from experiments.common.ensemble_advice import (
     max_params,
     models_columns,
 )
-from experiments.common.ensembles import ensembles_wrong
-from experiments.common.keys import naming_group
-from experiments.common.members import build_members
-from experiments.common.runs import command, with_root
-from experiments.common.study import Study, study, with_logits
-from experiments.common.values import positive_int
+from experiments.cli.ensembles import ensembles_wrong
+from experiments.cli.keys import naming_group
+from experiments.cli.members import build_members
+from experiments.cli.runs import command, with_root
+from experiments.cli.study import Study, study, with_logits
+from experiments.cli.values import positive_int
 from netkin.analysis import ensemble, select
 from netkin.analysis.matrix import Matrix, place_of
 from netkin.analysis.select import mean_similarity
 from netkin.analysis.statistics import verdict
+from netkin.passes.setting import Setting
+from netkin.passes.stored import params
 from netkin.report.study import Section
 from netkin.report.style import MARKERS, PALETTE, panels, style
 from netkin.report.text import count
-from netkin.transfer.setting import Setting
-from netkin.transfer.stored import params
 from netkin.zoo.member import Member
 
 GUIDELINE = (

@@ -11,11 +11,11 @@ import polars as pl
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from experiments.common.components import stand_in
-from experiments.common.keys import naming_group
-from experiments.common.runs import command, with_root
-from experiments.common.study import Study, study
-from experiments.common.values import positive_int, resolved
+from experiments.cli.components import stand_in
+from experiments.cli.keys import naming_group
+from experiments.cli.runs import command, with_root
+from experiments.cli.study import Study, study
+from experiments.cli.values import positive_int, resolved
 from netkin.analysis.teachers import choose
 from netkin.report.study import Section
 from netkin.report.style import INK, PALETTE, SMALL, panels, style

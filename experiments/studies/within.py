@@ -14,10 +14,10 @@ import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from experiments.common.components import bases_of
-from experiments.common.keys import naming
-from experiments.common.study import Study, study
-from experiments.common.values import positive_int
+from experiments.cli.components import bases_of
+from experiments.cli.keys import naming
+from experiments.cli.study import Study, study
+from experiments.cli.values import positive_int
 from netkin.analysis import matrix
 from netkin.analysis.groups import groups
 from netkin.analysis.hierarchy import off_diagonal

@@ -13,16 +13,16 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
 
-from experiments.common.finish import terminal
-from experiments.common.members import build_members
-from experiments.common.runs import run_info, tracked
-from experiments.common.setting import build_setting, open_pipeline, prepare
-from experiments.common.suspects import Suspects
+from experiments.cli.finish import terminal
+from experiments.cli.members import build_members
+from experiments.cli.runs import run_info, tracked
+from experiments.cli.setting import build_setting, open_pipeline, prepare
+from experiments.cli.suspects import Suspects
 from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
+from netkin.passes.stored import correct
 from netkin.pipeline import Incomplete
 from netkin.store.layout import shard_path
-from netkin.transfer.stored import correct
 from netkin.zoo.member import Member
 
 

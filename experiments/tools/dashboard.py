@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig
 
-from experiments.common.finish import terminal
-from experiments.common.values import run_folder
+from experiments.cli.finish import terminal
+from experiments.cli.values import run_folder
 from netkin.errors import UserError, first_line
 from netkin.store.files import write
 from netkin.tracking.wandb import logged_in

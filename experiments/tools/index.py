@@ -7,8 +7,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from experiments.common.finish import terminal
-from experiments.common.index import write_index
+from experiments.cli.finish import terminal
+from experiments.cli.index import write_index
 from netkin.errors import UserError
 
 

@@ -13,20 +13,20 @@ import polars as pl
 from omegaconf import DictConfig
 from scipy.special import ndtri
 
-from experiments.common.runs import command
+from experiments.cli.runs import command
 from netkin import similarity
 from netkin.analysis.sequential import Rule, images_needed, level, looks, place_of_share
 from netkin.attacks import PGD
 from netkin.data.subset import from_manifest
 from netkin.errors import UserError
+from netkin.passes.probe import Cost
+from netkin.passes.setting import Setting
+from netkin.passes.stored import is_clean, maker, outcome_store, outcomes
 from netkin.report.study import Outputs
 from netkin.report.text import duration, size
 from netkin.similarity import ALPHA, Outcomes
 from netkin.store.layout import ALL
 from netkin.store.names import folder, outcomes_folder
-from netkin.transfer.probe import Cost
-from netkin.transfer.setting import Setting
-from netkin.transfer.stored import is_clean, maker, outcome_store, outcomes
 from netkin.zoo.member import Member
 
 ROW_BYTES = 12

@@ -15,25 +15,25 @@ import polars as pl
 from omegaconf import DictConfig
 from rich.table import Table
 
-from experiments.common.devices import build_jobs, members_at_once
-from experiments.common.finish import finish, print_notes, terminal
-from experiments.common.members import build_members, build_training, unreadable
-from experiments.common.runs import run_info, tracked
-from experiments.common.sequential import rule
-from experiments.common.setting import build_setting, check_sources, prepare
-from experiments.common.study import describe, described
-from experiments.common.values import positive, whole_numbers
+from experiments.cli.devices import build_jobs, members_at_once
+from experiments.cli.finish import finish, print_notes, terminal
+from experiments.cli.members import build_members, build_training, unreadable
+from experiments.cli.runs import run_info, tracked
+from experiments.cli.sequential import rule
+from experiments.cli.setting import build_setting, check_sources, prepare
+from experiments.cli.study import describe, described
+from experiments.cli.values import positive, whole_numbers
 from experiments.tools import pilot
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
 from netkin.jobs.results import Result
+from netkin.passes.probe import Cost, probe
+from netkin.passes.setting import Setting
+from netkin.passes.stored import missing_sources
 from netkin.report.study import Outputs, Section
 from netkin.report.text import and_more, duration, size
 from netkin.training.weights import is_trained
-from netkin.transfer.probe import Cost, probe
-from netkin.transfer.setting import Setting
-from netkin.transfer.stored import missing_sources
 from netkin.zoo.member import Member
 
 
@@ -111,7 +111,7 @@ def _costs(
 
     seconds = positive(config.plan.seconds, "plan.seconds")
     context = (setting, seconds)
-    with build_jobs(config, context, bars, ("netkin.transfer.probe",)) as jobs:
+    with build_jobs(config, context, bars, ("netkin.passes.probe",)) as jobs:
         results = jobs.run("plan", _probe, members, len(members), failed)
         return {member.name: result.cost for member, result in results}, problems
 

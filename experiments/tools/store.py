@@ -21,10 +21,10 @@ from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common.finish import finish, terminal
-from experiments.common.runs import open_store
-from experiments.common.study import described
-from experiments.common.values import run_folder
+from experiments.cli.finish import finish, terminal
+from experiments.cli.runs import open_store
+from experiments.cli.study import described
+from experiments.cli.values import run_folder
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs, Section

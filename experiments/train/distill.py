@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.common.keys import construct
-from experiments.common.members import build_recipe, one_member
-from experiments.common.session import (
+from experiments.cli.keys import construct
+from experiments.cli.members import build_recipe, one_member
+from experiments.cli.session import (
     Run,
     Session,
     build_session,
@@ -25,12 +25,14 @@ from experiments.common.session import (
     to_train,
     train_member,
 )
-from experiments.common.setting import prepare
-from experiments.common.trained import Answer, predictions, report, trained_classifier
-from experiments.common.values import one_of
+from experiments.cli.setting import prepare
+from experiments.cli.trained import Answer, predictions, report, trained_classifier
+from experiments.cli.values import one_of
 from netkin.analysis.statistics import verdict
+from netkin.components import base_architecture
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
+from netkin.passes.setting import Setting
 from netkin.report.text import percent, settings_text
 from netkin.similarity import Z_95, score
 from netkin.store.files import digest
@@ -39,8 +41,6 @@ from netkin.store.names import FLOAT32, folder, outcomes_folder
 from netkin.training.distillation import Distillation
 from netkin.training.students import with_token
 from netkin.training.weights import Teaching, identity, notes
-from netkin.transfer.setting import Setting
-from netkin.zoo.components import base_architecture
 from netkin.zoo.member import Member
 
 

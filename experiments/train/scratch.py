@@ -5,9 +5,9 @@ On the digits, `python train.py` trains vit_ti: see experiments/results/digits.m
 
 from omegaconf import DictConfig
 
-from experiments.common.members import build_members
-from experiments.common.session import build_session, named, to_train
-from experiments.common.trained import train_alone
+from experiments.cli.members import build_members
+from experiments.cli.session import build_session, named, to_train
+from experiments.cli.trained import train_alone
 from netkin.errors import UserError
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments.common.members import build_recipe, one_member
-from experiments.common.session import build_session, to_train
-from experiments.common.trained import train_alone
-from experiments.common.values import resolved
+from experiments.cli.members import build_recipe, one_member
+from experiments.cli.session import build_session, to_train
+from experiments.cli.trained import train_alone
+from experiments.cli.values import resolved
 from netkin.errors import UserError
 from netkin.training.recipe import Recipe
 

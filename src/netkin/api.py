@@ -24,14 +24,14 @@ from netkin.errors import UserError, first_line
 from netkin.jobs.pool import Jobs
 from netkin.jobs.progress import Bars, Silent
 from netkin.jobs.unchanged import unchanged
+from netkin.passes.setting import AttackSpec, Setting
+from netkin.passes.tune import Choice
 from netkin.pipeline import Failure, Incomplete, compute_outcomes
 from netkin.report.comparison import summarise
 from netkin.report.result import Result
 from netkin.similarity import EPS_S
 from netkin.store.layout import Store
 from netkin.tracking import Tracker
-from netkin.transfer.setting import AttackSpec, Setting
-from netkin.transfer.tune import Choice
 from netkin.zoo import instances, published
 from netkin.zoo.given import Model, num_classes, read_models
 from netkin.zoo.member import Member

@@ -10,23 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from netkin import passes
 from netkin.analysis import sequential
 from netkin.analysis.sequential import Look, Rule
 from netkin.analysis.suspect import Suspicion, saturation, suspicions
 from netkin.errors import UserError
 from netkin.jobs.pool import Jobs
 from netkin.jobs.results import Result, Trained, totals
-from netkin.similarity import Outcomes
-from netkin.store.lease import sweep
-from netkin.store.rates import note_rates
-from netkin.tracking import Tracker
-from netkin.training.weights import Training, is_trained, noted_accuracy
-from netkin.transfer.decode import undecoded
-from netkin.transfer.noise import fooled_by_noise, missing_noise
-from netkin.transfer.resize import missing_views
-from netkin.transfer.setting import Setting
-from netkin.transfer.stored import (
+from netkin.passes import work
+from netkin.passes.decode import undecoded
+from netkin.passes.noise import fooled_by_noise, missing_noise
+from netkin.passes.resize import missing_views
+from netkin.passes.setting import Setting
+from netkin.passes.stored import (
     Source,
     correct,
     is_clean,
@@ -36,6 +31,11 @@ from netkin.transfer.stored import (
     outcomes,
     predictions,
 )
+from netkin.similarity import Outcomes
+from netkin.store.lease import sweep
+from netkin.store.rates import note_rates
+from netkin.tracking import Tracker
+from netkin.training.weights import Training, is_trained, noted_accuracy
 from netkin.zoo.member import Member
 from netkin.zoo.preprocessing import unknown_preprocessing
 
@@ -114,14 +114,14 @@ class Pipeline:
         untrained = [member for member in members if training and not is_trained(training, member)]
         shards = undecoded(setting, members) if _work_left(setting, members, untrained) else []
         images = sum(len(setting.shards[item.shard]) for item in shards)
-        self._stage("decode", passes.decode_work, shards, images)
+        self._stage("decode", work.decode_work, shards, images)
         if training is not None:
             self._stage(
-                "train", passes.train_work, untrained, len(untrained) * training.recipe.epochs
+                "train", work.train_work, untrained, len(untrained) * training.recipe.epochs
             )
         members = self.remaining(members)
         missing = [member for member in members if not is_clean(setting, member)]
-        self._stage("clean", passes.clean_work, missing, len(missing) * len(setting.subset))
+        self._stage("clean", work.clean_work, missing, len(missing) * len(setting.subset))
         members = self.remaining(members)
         classes = {m.name: predictions(setting, m).numpy() for m in members}
         rates = {name: float((p == labels).mean()) for name, p in classes.items()}
@@ -137,14 +137,14 @@ class Pipeline:
             self.watch(suspects(setting, members, classes))
         unresized = missing_views(setting, members)
         self._stage(
-            "resize", passes.resize_work, unresized, sum(len(item.views) for item in unresized)
+            "resize", work.resize_work, unresized, sum(len(item.views) for item in unresized)
         )
         return self.remaining(members)
 
     def noise(self, members: Sequence[Member]) -> list[Member]:
-        """Evaluate members under noise of the attack's eps; see `netkin.transfer.noise`."""
+        """Evaluate members under noise of the attack's eps; see `netkin.passes.noise`."""
         missing = missing_noise(self.setting, members)
-        self._stage("noise", passes.noise_work, missing, len(missing) * len(self.setting.subset))
+        self._stage("noise", work.noise_work, missing, len(missing) * len(self.setting.subset))
         return self.remaining(members)
 
     def craft(self, members: Sequence[Member], images: int | None = None) -> list[Member]:
@@ -160,7 +160,7 @@ class Pipeline:
             if source.shards:
                 right = correct(setting, member)
                 units += sum(int(right[list(setting.shards[i])].sum()) for i in source.shards)
-        self._stage("craft", passes.craft_work, parts, units)
+        self._stage("craft", work.craft_work, parts, units)
         return self.remaining(members)
 
     def transfer(
@@ -176,7 +176,7 @@ class Pipeline:
         targets = missing_sources(self.setting, members, sources, images)
         units = sum(len(target.sources) for target in targets)
         parts = [part for target in targets for part in target.split(self.jobs.devices)]
-        self._stage("transfer", passes.transfer_work, parts, units)
+        self._stage("transfer", work.transfer_work, parts, units)
         return self.remaining(members)
 
     def remaining(self, members: Sequence[Member]) -> list[Member]:

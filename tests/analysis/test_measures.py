@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy
 
 from netkin.analysis import measures
 from netkin.errors import UserError
+from netkin.passes import features
 from netkin.similarity import resample
-from netkin.transfer import features
 from netkin.zoo.build import Classifier, Task, build
 from netkin.zoo.member import parse_members
 from tests.helpers import MEMBERS, four_store, has_figures, on_four, smoothed_score

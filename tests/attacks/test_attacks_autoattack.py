@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiments.checks.references import AuthorsDraws, authors, mim_by_definition
+from experiments.benchmarks.references import AuthorsDraws, authors, mim_by_definition
 from netkin.attacks import PGD, AutoAttack
 from netkin.attacks import autoattack as module
 from netkin.attacks.frozen import frozen

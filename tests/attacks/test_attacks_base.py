@@ -11,7 +11,7 @@ from netkin.attacks import PGD, Attack, AutoAttack, Clean, PatchFool, SignNoise,
 from netkin.attacks.autoattack import ATTACKS
 from netkin.attacks.frozen import frozen
 from netkin.errors import UserError
-from netkin.transfer.setting import AttackSpec
+from netkin.passes.setting import AttackSpec
 from netkin.zoo.build import Classifier
 
 pytestmark = pytest.mark.usefixtures("one_thread")

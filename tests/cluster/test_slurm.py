@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.test_sweep import files
 from tests.cluster.one_node import OneNode, missing
-from tests.common.test_sweep import files
 from tests.conftest import ROOT, run_command, run_here
 from tests.store.test_restart import in_hand
 

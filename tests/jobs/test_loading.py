@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from netkin.jobs import loading
 from netkin.jobs.loading import STOPPING, ShieldedLoader, obey_parent
 from netkin.jobs.signals import blocked
-from netkin.transfer.engine import Items
+from netkin.passes.engine import Items
 
 
 @pytest.mark.parametrize("number", sorted(STOPPING))

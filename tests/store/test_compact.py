@@ -18,7 +18,7 @@ from netkin.errors import UserError
 from netkin.store import compact, inventory
 from netkin.store.layout import OutcomeStore
 from netkin.store.lease import lease
-from tests.common.test_sweep import twin_of
+from tests.cli.test_sweep import twin_of
 from tests.conftest import SMALL, run_here
 
 NAMES = ("a", "m/1", "[x]*", "7", "targets")

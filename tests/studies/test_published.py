@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from experiments.common import sat69
-from experiments.common.launch import spelled_out
-from experiments.common.sweep import composed
+from experiments.cli import sat69
+from experiments.cli.launch import spelled_out
+from experiments.cli.sweep import composed
 from tests import helpers
 from tests.conftest import ROOT, Mistake
 

@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.common.mistakes import CONF
-from experiments.common.sequential import caution
+from experiments.cli.mistakes import CONF
+from experiments.cli.sequential import caution
 from tests.conftest import SMALL, Mistake, run_here
 
 FEW = [*SMALL, "store.shard_size=10", "score.bootstrap=50", "logger=csv"]

@@ -15,7 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import train
-from experiments.common.launch import with_members
+from experiments.cli.launch import with_members
 from experiments.train.distill import paired_gain
 from experiments.train.variants import label, varied
 from netkin.analysis.statistics import pearson

@@ -19,6 +19,7 @@ from netkin.data import views
 from netkin.data.digits import Digits
 from netkin.data.subset import draw
 from netkin.errors import UserError
+from netkin.passes.setting import AttackSpec, Setting
 from netkin.store.files import file_sha256
 from netkin.store.layout import Store
 from netkin.training import checkpoint
@@ -29,7 +30,6 @@ from netkin.training.optimizer import make_optimizer, make_schedule
 from netkin.training.recipe import Recipe
 from netkin.training.train import make_job, pixels_and_labels, train
 from netkin.training.weights import Training, identity, is_trained, trained_members
-from netkin.transfer.setting import AttackSpec, Setting
 from netkin.zoo.build import Task, build
 from netkin.zoo.member import Member, parse_members
 from tests.conftest import ROOT

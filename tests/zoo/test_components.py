@@ -12,10 +12,10 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from netkin.analysis.components import agreement, read_components, rows_of
+from netkin.components import COMPONENTS, base_architecture, component_table, components, read
+from netkin.components.record import trace
 from netkin.errors import UserError
 from netkin.zoo.build import Task
-from netkin.zoo.components import COMPONENTS, base_architecture, component_table, components, read
-from netkin.zoo.components.record import trace
 from netkin.zoo.member import Member, parse_members
 from tests.conftest import ROOT
 

@@ -8,7 +8,7 @@ from timm.models.metaformer import SquaredReLU, StarReLU
 from torch import Tensor, nn
 from torch.nn import functional
 
-from netkin.zoo.components import read
+from netkin.components import read
 
 SIZE = (3, 32, 32)
 

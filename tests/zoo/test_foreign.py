@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from netkin.attacks import PGD
+from netkin.components import components
 from netkin.errors import UserError
-from netkin.transfer.features import features, gradients
+from netkin.passes.features import features, gradients
 from netkin.zoo.build import (
     Task,
     build,
@@ -23,7 +24,6 @@ from netkin.zoo.build import (
     own_weights_sha256,
     preprocessing,
 )
-from netkin.zoo.components import components
 from netkin.zoo.execution import Execution, prepare
 from netkin.zoo.member import Member, noted, parse_members
 from netkin.zoo.preprocessing import unknown_preprocessing

@@ -12,6 +12,7 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
+from netkin.components import components
 from netkin.data.views import View
 from netkin.errors import UserError
 from netkin.zoo import from_transformers, published
@@ -23,7 +24,6 @@ from netkin.zoo.build import (
     knows_more,
     preprocessing,
 )
-from netkin.zoo.components import components
 from netkin.zoo.execution import Execution, prepare
 from netkin.zoo.from_torchvision import crop_pct
 from netkin.zoo.member import Member

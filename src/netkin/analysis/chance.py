@@ -1,7 +1,7 @@
 """Transfer beyond chance: how much of a pair's transfer noise of the same size explains.
 
 A brittle model errs under any change of its input. Where q is how often noise of the attack's eps
-makes the target err (`netkin.transfer.noise`), the chance-corrected rate of one direction is
+makes the target err (`netkin.passes.noise`), the chance-corrected rate of one direction is
 
     (p - q) / (1 - q)
 

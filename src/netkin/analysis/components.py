@@ -1,4 +1,4 @@
-"""Tables of models' components (`netkin.zoo.components`, or any other): reading and comparing."""
+"""Tables of models' components (`netkin.components`, or any other): reading and comparing."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -16,6 +16,10 @@ from PIL import Image
 
 from netkin import similarity
 from netkin.analysis import summary
+from netkin.components import base_architecture
+from netkin.passes.resize import resize_errors
+from netkin.passes.setting import Setting
+from netkin.passes.stored import params
 from netkin.report.controls import NOT_ABOVE, Controls, controls
 from netkin.report.examples import contact_sheet, examples, examples_section
 from netkin.report.figures import LABEL, LARGE, heatmap_figure
@@ -23,11 +27,7 @@ from netkin.report.matrix import Relations, matrix_sections
 from netkin.report.study import Outputs, Section
 from netkin.report.text import settings_text
 from netkin.similarity import ALPHA, MeansOfDraws, Outcomes
-from netkin.transfer.resize import resize_errors
-from netkin.transfer.setting import Setting
-from netkin.transfer.stored import params
 from netkin.zoo.build import knows_more, preprocessing
-from netkin.zoo.components import base_architecture
 from netkin.zoo.execution import DEFAULT_PRECISION
 from netkin.zoo.member import Member
 from netkin.zoo.published import model_page
@@ -42,7 +42,7 @@ class Comparison:
         question: the question and how it was measured.
         answer: the findings in words, a paragraph each.
         relations: scores and tables; empty where a member failed.
-        resize: of `netkin.transfer.resize.resize_errors`; empty where all models see the same.
+        resize: of `netkin.passes.resize.resize_errors`; empty where all models see the same.
         failures: a row a member that failed: model, stage, reason.
         images: the section of the page that shows images under attack, if there are any.
         sheet: the same images as one.

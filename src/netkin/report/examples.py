@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from netkin.data.classes import class_words
+from netkin.passes.setting import Setting
+from netkin.passes.stored import adversarial, outcome_store
 from netkin.report.study import Section, block
 from netkin.report.text import fraction_text
 from netkin.store.layout import OutcomeStore
-from netkin.transfer.setting import Setting
-from netkin.transfer.stored import adversarial, outcome_store
 from netkin.zoo.member import Member
 
 TILE = 132

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from netkin.errors import UserError
+from netkin.passes.engine import quiet, trainer
 from netkin.store.files import write_tensors
 from netkin.training import checkpoint
 from netkin.training.data import Augmented, Draws, as_pixels, batches, seeded
@@ -24,7 +25,6 @@ from netkin.training.distillation import Parts, distillation_loss
 from netkin.training.evaluation import evaluate
 from netkin.training.job import Job, Report
 from netkin.training.optimizer import make_optimizer, make_schedule
-from netkin.transfer.engine import quiet, trainer
 from netkin.zoo.build import Classifier
 
 CHECK_EVERY = 50

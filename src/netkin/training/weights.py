@@ -14,13 +14,13 @@ from netkin.analysis.suspect import Noted
 from netkin.data.images import Images
 from netkin.data.subset import fingerprint
 from netkin.errors import OtherTraining, UserError, and_more, near
+from netkin.passes.setting import Setting
 from netkin.store.identity import differences
 from netkin.store.layout import Store
 from netkin.store.names import unfolded
 from netkin.training.distillation import Distillation
 from netkin.training.job import Hardware
 from netkin.training.recipe import Recipe
-from netkin.transfer.setting import Setting
 from netkin.zoo.build import architecture_identity, preprocessing
 from netkin.zoo.member import IMAGE_FIELDS, Member
 

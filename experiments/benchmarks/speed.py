@@ -1,0 +1,257 @@
+"""How fast is a step of the attack, against a bare loop and against other libraries?
+
+All ways to attack the same images are timed in turn, round after round, in one process. The bare
+loop is a forward pass and the gradient with respect to the input: no update, no projection.
+Libraries run unchanged, and so with glibc's own rules for freed memory (`netkin.jobs.memory`).
+"""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from experiments.benchmarks.references import installed
+from netkin.attacks import PGD
+from netkin.attacks.frozen import frozen
+from netkin.attacks.grid import to_grid
+from netkin.jobs.devices import device_of, seconds_of
+from netkin.jobs.memory import as_glibc_does, keep_freed
+from netkin.zoo.build import Classifier
+from netkin.zoo.execution import (
+    MEMORY_FORMATS,
+    PRECISIONS,
+    Execution,
+    exact_float32,
+    precisions,
+    prepare,
+)
+
+PLAIN = Execution(fuse=False, memory_format="contiguous")
+DEFAULT = (PLAIN.precision, PLAIN.memory_format)
+EPS, STEP = 8 / 255, 2 / 255
+STEPS = 50
+"""Steps of an attack, for images a second."""
+HALF = (0.5, 0.5, 0.5)
+"""Mean and standard deviation of the models: those of members that are trained here."""
+REFERENCE = "torchattacks-style loop"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to attack a batch.
+
+    Attributes:
+        method, precision, memory_format: its name, and how it computes.
+        run: attacks with a number of steps.
+        keeps: whether freed memory stays in the process, as in netkin's passes.
+        setup: seconds before the first step, which only compiling takes.
+    """
+
+    method: str
+    precision: str
+    memory_format: str
+    run: Callable[[int], Tensor]
+    keeps: bool = True
+    setup: float = 0.0
+
+
+def ways(classifier: Classifier, pixels: Tensor, labels: Tensor, compiled: bool) -> list[Way]:
+    """The ways that are compared on one model. Libraries run unchanged: float32, contiguous."""
+    compared = [
+        Way(REFERENCE, *DEFAULT, _torchattacks_style(classifier, pixels, labels), keeps=False),
+        *_libraries(classifier, pixels, labels),
+        Way("craft, nothing fused", *DEFAULT, _craft(classifier, PLAIN, pixels, labels)),
+    ]
+    for precision in precisions(gpu=pixels.device.type == "cuda"):
+        for memory_format in MEMORY_FORMATS:
+            execution = Execution(precision, memory_format=memory_format)
+            how = (precision, memory_format)
+            compared += [
+                Way("bare loop", *how, _bare(classifier, execution, pixels, labels)),
+                Way("craft", *how, _craft(classifier, execution, pixels, labels)),
+            ]
+        if compiled:
+            execution = Execution(precision, compile=True)
+            start = time.perf_counter()
+            run = _craft(classifier, execution, pixels, labels)
+            setup, how = time.perf_counter() - start, (precision, execution.memory_format)
+            compared.append(Way("craft, compiled", *how, run, setup=setup))
+    return compared
+
+
+def _bare(
+    classifier: Classifier, execution: Execution, pixels: Tensor, labels: Tensor
+) -> Callable[[int], Tensor]:
+    memory_format = MEMORY_FORMATS[execution.memory_format]
+    model = copy.deepcopy(classifier).to(memory_format=memory_format).eval().requires_grad_(False)
+    images = pixels.contiguous(memory_format=memory_format)
+    dtype = PRECISIONS[execution.precision]
+
+    def run(steps: int) -> Tensor:
+        x = images
+        with exact_float32(execution.precision):
+            for _ in range(steps):
+                x = x.detach().requires_grad_()
+                with torch.autocast(pixels.device.type, dtype) if dtype else nullcontext():
+                    logits = model(x)
+                loss = cross_entropy(logits.float(), labels, reduction="sum")
+                torch.autograd.grad(loss, x)
+        return x
+
+    return run
+
+
+def _craft(
+    classifier: Classifier, execution: Execution, pixels: Tensor, labels: Tensor
+) -> Callable[[int], Tensor]:
+    model = prepare(classifier, execution, pixels)
+    keys = [str(i) for i in range(len(pixels))]
+
+    def run(steps: int) -> Tensor:
+        attack = PGD(EPS, STEP, steps, random_start=False)
+        with frozen(model) as fast, exact_float32(execution.precision):
+            return attack.perturb(fast, pixels, labels, keys)
+
+    return run
+
+
+def _torchattacks_style(
+    classifier: Classifier, pixels: Tensor, labels: Tensor
+) -> Callable[[int], Tensor]:
+    """The loop of torchattacks 3.5's PGD, rewritten; parameters require gradients, as there."""
+    model = copy.deepcopy(classifier).eval().requires_grad_()
+
+    def run(steps: int) -> Tensor:
+        x = pixels.clone().detach()
+        for _ in range(steps):
+            x.requires_grad = True
+            loss = cross_entropy(model(x), labels)
+            (gradient,) = torch.autograd.grad(loss, x, retain_graph=False, create_graph=False)
+            x = x.detach() + STEP * gradient.sign()
+            delta = torch.clamp(x - pixels, min=-EPS, max=EPS)
+            x = torch.clamp(pixels + delta, min=0, max=1).detach()
+        return x
+
+    return run
+
+
+def _libraries(classifier: Classifier, pixels: Tensor, labels: Tensor) -> Iterator[Way]:
+    """foolbox and torchattacks, where they are installed."""
+    model = copy.deepcopy(classifier).eval()
+    if (foolbox := installed("foolbox")) is not None:
+        wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=pixels.device)
+        goal = foolbox.criteria.Misclassification(labels)
+
+        def with_foolbox(steps: int) -> Tensor:
+            attack = foolbox.attacks.LinfPGD(abs_stepsize=STEP, steps=steps, random_start=False)
+            return attack.run(wrapped, pixels, goal, epsilon=EPS)
+
+        yield Way("foolbox", *DEFAULT, with_foolbox, keeps=False)
+    if (torchattacks := installed("torchattacks")) is not None:
+
+        def with_torchattacks(steps: int) -> Tensor:
+            return torchattacks.PGD(model, EPS, STEP, steps, random_start=False)(pixels, labels)
+
+        yield Way("torchattacks", *DEFAULT, with_torchattacks, keeps=False)
+
+
+def timed(compared: Sequence[Way], rounds: int, steps: int) -> list[float]:
+    """Median seconds of a step, for each way: in turn, after a warm-up."""
+    times: list[list[float]] = [[] for _ in compared]
+    keeps = None
+    for number in range(rounds + 1):
+        for way, steps_seconds in zip(compared, times, strict=True):
+            if way.keeps != keeps:
+                keeps = way.keeps
+                (keep_freed if keeps else as_glibc_does)()
+                way.run(1)
+            seconds = seconds_of(lambda way=way: way.run(steps), device_of("auto"))
+            if number:  # the first round is the warm-up
+                steps_seconds.append(seconds / steps)
+    keep_freed()
+    return [statistics.median(steps_seconds) for steps_seconds in times]
+
+
+def rates(
+    name: str, compared: Sequence[Way], seconds: Sequence[float], images: int
+) -> pl.DataFrame:
+    """One row a way: model, method, precision, memory_format, images, ms_a_step, images_per_second
+    (of 50 steps), the speed as a multiple of that of the bare loop in the same precision and format
+    and of the torchattacks-style loop, and setup_seconds (the time to compile, once)."""
+    bare = {
+        (way.precision, way.memory_format): elapsed
+        for way, elapsed in zip(compared, seconds, strict=True)
+        if way.method == "bare loop"
+    }
+    return pl.DataFrame(
+        [
+            {
+                "model": name,
+                "method": way.method,
+                "precision": way.precision,
+                "memory_format": way.memory_format,
+                "images": images,
+                "ms_a_step": 1e3 * elapsed,
+                "images_per_second": images / elapsed / STEPS,
+                "times_bare_loop": bare[way.precision, way.memory_format] / elapsed,
+                "times_torchattacks_style": seconds[0] / elapsed,
+                "setup_seconds": way.setup,
+            }
+            for way, elapsed in zip(compared, seconds, strict=True)
+        ]
+    )
+
+
+def differing(
+    name: str, classifier: Classifier, clean: Tensor, labels: Tensor, eps: float, steps: int
+) -> pl.DataFrame:
+    """The effect of fusing and precision on the stored images, against a plain float32 loop: one
+    row an execution. differing_pixels and fooled (misclassified images) are shares."""
+    pixels, keys = clean.float() / 255, [str(i) for i in range(len(clean))]
+    attack = PGD(eps, steps=steps, random_start=False)
+
+    def stored_images(model: nn.Module) -> Tensor:
+        with frozen(model) as fast:
+            return to_grid(attack.perturb(fast, pixels, labels, keys), clean, eps)
+
+    plain = stored_images(classifier)
+    rows = []
+    for fuse in (False, True):
+        for precision in ("32-true", "bf16-mixed"):
+            for memory_format in MEMORY_FORMATS:
+                execution = Execution(precision, fuse, memory_format)
+                with exact_float32(precision):
+                    stored = stored_images(prepare(classifier, execution, pixels))
+                with torch.no_grad():
+                    predicted = classifier(stored.float() / 255).argmax(dim=1)
+                rows.append(
+                    {
+                        "model": name,
+                        "fuse": fuse,
+                        "precision": precision,
+                        "memory_format": memory_format,
+                        "images": len(clean),
+                        "differing_pixels": float((stored != plain).float().mean()),
+                        "fooled": float((predicted != labels).float().mean()),
+                    }
+                )
+    return pl.DataFrame(rows)
+
+
+def with_random_weights(name: str, device: str) -> tuple[Classifier, int]:
+    """A timm model with random weights, and its input size."""
+    import timm
+
+    torch.manual_seed(0)
+    net: Any = timm.create_model(name, num_classes=1000)
+    classifier = Classifier(net, name, HALF, HALF)
+    size = int(net.pretrained_cfg["input_size"][-1])
+    return classifier.eval().requires_grad_(False).to(device), size

@@ -1,0 +1,120 @@
+"""The components of the models that a study works on."""
+
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+
+import numpy as np
+import polars as pl
+
+from experiments.cli.sat69 import pinned, place
+from experiments.cli.study import Study
+from experiments.cli.values import resolved
+from netkin.analysis.components import read_components, rows_of
+from netkin.analysis.matrix import place_of
+from netkin.components import COMPONENTS, component_table
+from netkin.errors import UserError, and_more, near
+from netkin.jobs.progress import Bars
+from netkin.zoo.build import Task
+from netkin.zoo.member import Member, parse_members
+
+PUBLISHED = Task("imagenet", 1000, "pretrained")
+"""The task of published models, of which components are read without a dataset."""
+BASE = COMPONENTS[0]
+"""The component that colours of figures stand for."""
+_READ: dict[str, pl.DataFrame] = {}
+"""Tables that were read off, by members and task: a study asks for components and bases apart."""
+
+
+def components_of(s: Study) -> pl.DataFrame:
+    """The components of a study's N models: the model's name, then a column per component.
+
+    From the file `components=path.csv`, with the matrix (`similarity=sat69`), or from the models
+    themselves. Raises UserError where none of these is possible.
+    """
+    if s.config.get("components") is not None:
+        return from_file(s.config.components, s.names)
+    if s.published is not None:
+        return s.published.components
+    if s.measured is not None:
+        members, task = s.measured.members, s.measured.setting.task
+    else:
+        known = {**pinned(), **(resolved(s.config.model).get("known") or {})}
+        try:
+            members, task = parse_members(s.names, known, at_least=1), PUBLISHED
+        except UserError as error:
+            raise UserError(
+                f"the components of the matrix's models are not known ({error}); give them with "
+                "components=path.csv"
+            ) from None
+    with Bars(s.console) as bars:
+        return read_off(members, task, bars)
+
+
+def bases_of(s: Study) -> list[str]:
+    """The base architecture of each of a study's N models; the family where it is not known."""
+    try:
+        table = components_of(s)
+    except UserError:
+        return s.families
+    return table[BASE].to_list() if BASE in table.columns else s.families
+
+
+def stand_in(s: Study, name: str, what: str) -> tuple[int, list[str]]:
+    """The position of a model in a study's matrix, and a sentence where it is another's.
+
+    A model that a matrix from a file lacks is replaced by its nearest kin: the one that shares most
+    components with it, of several the one of its module of timm, or with the nearest name.
+
+    Args:
+        s: the study.
+        name: in the matrix, or timm's, or of model.known.
+        what: names the key and the matrix in errors.
+
+    Raises UserError where it is neither in the matrix nor known.
+    """
+    tags = () if s.published is None else s.published.timm
+    if (found := place(name, s.names, tags)) is not None:
+        return found, []
+    if s.measured is not None:
+        return place_of(name, s.names, what), []
+    try:
+        known = {**pinned(), **(resolved(s.config.model).get("known") or {})}
+        (member,) = parse_members([name], known, at_least=1)
+        table = components_of(s)
+    except UserError as error:
+        raise UserError(f"{what} has no model {name!r}{near(name, s.names)}, and {error}") from None
+    with Bars(s.console) as bars:
+        own = read_off([member], PUBLISHED, bars)
+    shared = [c for c in table.columns[1:] if c in own.columns]
+    counts = (table.select(shared).to_numpy() == own.select(shared).to_numpy()).sum(axis=1)
+    best = max(
+        range(len(s.names)),
+        key=lambda i: (
+            counts[i],
+            s.families[i] == member.family,
+            SequenceMatcher(None, member.architecture, s.names[i]).ratio(),
+        ),
+    )
+    ties = [s.names[i] for i in np.flatnonzero(counts == counts[best]) if i != best]
+    text = (
+        f"{name} is not in the matrix. What is said of it is said of its nearest kin by "
+        f"components, {s.names[best]}, with which it shares {counts[best]} of {len(shared)}"
+    )
+    return best, [f"{text} ({and_more(ties, 3)} share as many)." if ties else f"{text}."]
+
+
+def from_file(path: str, names: Sequence[str]) -> pl.DataFrame:
+    """The components of some models from the file that the key `components` names."""
+    return rows_of(read_components(path), names, f"components={path}")
+
+
+def read_off(members: list[Member], task: Task, bars: Bars) -> pl.DataFrame:
+    """The components of members, built for a task, with a progress bar."""
+    key = repr((members, task))
+    if key in _READ:
+        return _READ[key]
+    bars.start("components", [member.name for member in members], len(members))
+    table = component_table(members, task, lambda _: bars.advance("components", 1))
+    bars.end("components")
+    _READ[key] = table
+    return table

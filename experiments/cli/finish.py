@@ -1,0 +1,70 @@
+"""The end of every command: its page, the answer in the terminal, and the paths of its files."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from experiments.cli import stop
+from netkin.analysis.summary import left_out
+from netkin.report.study import Outputs, Section
+
+
+class Terminal(Console):
+    """A console of text as it is, without markup or colours of numbers.
+
+    Where the reader of its lines leaves, as `| head` does, the command goes on without printing.
+    """
+
+    def __init__(self, width: int | None = None, soft_wrap: bool = False):
+        super().__init__(width=width, soft_wrap=soft_wrap, markup=False, highlight=False)
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing from here on. rich itself would exit, in the middle of the work."""
+        self.quiet = True
+        stop.silence()
+
+
+def terminal() -> Terminal:
+    """The console of a command, whose lines are not wrapped."""
+    return Terminal(soft_wrap=True)
+
+
+def finish(
+    outputs: Outputs,
+    console: Console,
+    title: str,
+    question: str,
+    answer: Sequence[str],
+    sections: Sequence[Section],
+    config_text: str,
+    printed: Sequence[str] = (),
+) -> None:
+    """Write report.html, print the answer, and name the files of the run.
+
+    Args:
+        outputs: the run's folder with its tables and figures.
+        console: where the answer is printed.
+        title: the question in one line.
+        question: the question and how it was measured, in a sentence or two.
+        answer: the findings in words, a paragraph each.
+        sections: the evidence.
+        config_text: the resolved config as YAML.
+        printed: cautions after the verdict on the page, which the terminal has shown already.
+    """
+    cautious = [*answer[:1], *printed, *answer[1:]]
+    report = outputs.report(title, question, cautious, sections, config_text)
+    if printed:
+        console.print("\nSome members are suspect: see above, and the page.")
+    for paragraph in answer:
+        console.print(f"\n{paragraph}")
+    console.print(f"\nReport   {report}")
+    for kind, suffix in (("Tables", ".csv"), ("Figures", ".png")):
+        if names := sorted(file for file in outputs.files if file.endswith(suffix)):
+            text = f"{kind:<8} {outputs.folder}/{', '.join(names)}"
+            console.print(text)
+
+
+def print_notes(console: Console, notes: Sequence[str]) -> None:
+    """Print notes on how the images were read (`netkin.data.images.Images.notes`)."""
+    for note in left_out((), list(dict.fromkeys(notes))):
+        console.print(note)

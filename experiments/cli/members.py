@@ -1,0 +1,130 @@
+"""Members of the zoo from a config, their weights and what they are trained on."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.cli.devices import member_hardware
+from experiments.cli.keys import construct, naming, naming_group
+from experiments.cli.runs import open_store
+from experiments.cli.values import resolved
+from netkin.data.images import Images, Part
+from netkin.errors import UserError
+from netkin.jobs.pool import Display
+from netkin.passes.decode import unreadable_images
+from netkin.passes.setting import Setting
+from netkin.training import optimizer
+from netkin.training.recipe import Recipe
+from netkin.training.weights import Training, trained_members
+from netkin.zoo.member import Member, parse_members
+
+
+def build_members(config: DictConfig, at_least: int = 2) -> list[Member]:
+    """The members of a config; see `netkin.zoo.member.parse_members` and `with_trained`."""
+    model = resolved(config.model)
+    if not isinstance(model["members"], list):
+        raise UserError(
+            f"model.members must be a list such as [test_vit,vit_ti], got {model['members']}"
+        )
+    with naming({"members": "model.members"}):
+        return parse_members(with_trained(config, model["members"]), model.get("known"), at_least)
+
+
+def with_trained(config: DictConfig, entries: list[Any]) -> list[Any]:
+    """Entries of a list of members, in which the store's notes replace the names of trained models,
+    such as digits/vit_ti@seed1 or digits/vit_ti@*."""
+    dataset = config.dataset.name
+    replaced: list[Any] = []
+    for entry in entries:
+        if isinstance(entry, str) and entry.startswith(f"{dataset}/"):
+            name = entry.removeprefix(f"{dataset}/")
+            replaced += trained_members(open_store(config), dataset, name)
+        else:
+            replaced.append(entry)
+    return replaced
+
+
+def build_member(config: DictConfig, entry: Any) -> Member:
+    """A model given as a member is, or by the name of a mapping in model.members."""
+    if OmegaConf.is_config(entry):
+        entry = OmegaConf.to_container(entry, resolve=True)
+    model = resolved(config.model)
+    listed = model["members"] if isinstance(model["members"], list) else []
+    own = {m.get("name"): m for m in listed if isinstance(m, Mapping)}
+    known = isinstance(entry, str) and entry in own
+    entries = [own[entry]] if known else with_trained(config, [entry])
+    if len(entries) > 1:
+        raise UserError(f"{entry} stands for {len(entries)} trained models; name one of them")
+    return parse_members(entries, model.get("known"), at_least=1)[0]
+
+
+def one_member(config: DictConfig, name: Any, what: str) -> Member:
+    """A model by name (timm's, one that model.known or model.members names, or a trained one,
+    `imagenet/NAME`), or by its fields, as one of model.members.
+
+    Args:
+        config: as composed.
+        name: of the model, or its fields.
+        what: the key that names it, for errors.
+    """
+    if not isinstance(name, str | Mapping | DictConfig) or not name:
+        known = ", ".join(config.model.get("known") or {})
+        raise UserError(
+            f"name a {what} with {what}=NAME: any timm name, a trained model such as "
+            f"{config.dataset.name}/NAME, one of this zoo ({known}), or a mapping as in "
+            f"model.members; got {name!r}"
+        )
+    return build_member(config, name)
+
+
+def build_training(
+    config: DictConfig, setting: Setting, members: list[Member], display: Display
+) -> Training | None:
+    """The training of members without weights; None where all members have theirs."""
+    task = setting.task
+    if all(member.checkpoint or member.uses_published(task) for member in members):
+        return None
+    images, recipe = training_images(config, display), build_recipe(config, "recipe")
+    return Training(setting, images, recipe, member_hardware(config))
+
+
+def build_recipe(config: DictConfig, key: str) -> Recipe:
+    """The recipe at a key of the config, such as "recipe" or "recipes.teacher".
+
+    Raises UserError that names the key of an unknown or unusable value.
+    """
+    values = OmegaConf.select(config, key)
+    recipe = construct(Recipe, key, values)
+    with naming_group(key, values):
+        optimizer.check(recipe)
+    return recipe
+
+
+def training_images(config: DictConfig, display: Display) -> Images:
+    """The training images; with `dataset.on_error=skip` without those that cannot be read."""
+    with naming_group("dataset.train_images", config.dataset.train_images):
+        images: Images = instantiate(config.dataset.train_images)
+    if config.dataset.get("on_error") == "skip":
+        bad = unreadable(images, range(len(images.ids)), "training images", display)
+        readable = tuple(i for i, image in enumerate(images.ids) if image not in bad)
+        images = Part(images, readable) if bad else images
+    return images
+
+
+def unreadable(
+    images: Images, positions: Sequence[int], what: str, display: Display
+) -> dict[str, str]:
+    """The images that cannot be read, id to reason, with a progress bar.
+
+    Args:
+        images: the dataset.
+        positions: the images that are tried.
+        what: what the display calls them.
+        display: of the progress.
+    """
+    display.start("check", [what], len(positions))
+    bad = unreadable_images(images, positions, lambda n: display.advance("check", n))
+    display.end("check")
+    return bad

@@ -1,0 +1,162 @@
+"""The store and the tracker of a run, and how dashboards name and group it."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.cli.keys import naming, naming_group
+from experiments.cli.values import resolved, run_folder, swept
+from netkin.passes.setting import Setting
+from netkin.store.files import digest
+from netkin.store.layout import Store
+from netkin.tracking import RunInfo, Tracker, track
+from netkin.training.recipe import Recipe
+
+MEASURING = (
+    *("dataset", "subset", "model", "recipe", "attack", "store", "transfer", "score"),
+    *("on_suspect", "hardware"),
+)
+"""Keys that have no effect on a study whose matrix comes from a file."""
+
+
+TOP_LEVEL = ("lr", "weight_decay", "opt", "sched", "epochs", "batch_size")
+"""Settings of a recipe that dashboards sort runs by."""
+
+
+def open_store(config: DictConfig) -> Store:
+    """The store of a config. Raises UserError that names store.dir where it cannot be written."""
+    with naming({"root": "store.dir"}):
+        return Store(resolved(config.store)["dir"])
+
+
+@contextmanager
+def tracked(config: DictConfig, info: RunInfo) -> Iterator[Tracker]:
+    """`netkin.tracking.track` with the config's logger, whose keys its errors name."""
+    with ExitStack() as stack:
+        with naming_group("logger", config.logger):
+            tracker = stack.enter_context(track(resolved(config.logger), info))
+        yield tracker
+
+
+def run_info(
+    config: DictConfig, setting: Setting, members: int, names: Sequence[str] = ()
+) -> RunInfo:
+    """Group by experiment and dataset, so that a dashboard compares like runs.
+
+    Jobs of one sweep have a group of their own, and are named by what differs between them. Of few
+    members the run is named by their `names`. The attack's numbers, and how many models and images
+    there are, are at the top level of the config, where a dashboard sorts and plots them.
+    """
+    experiment, dataset, attack = config.experiment.name, config.dataset.name, setting.attack.name
+    what = ", ".join(names) if len(names) == 1 else f"{members} models"
+    values, own = resolved(config), setting.attack.attack
+    note = setting.store.root / ".runs" / f"{digest(values)[:16]}.json"
+    eps = values["attack"].get("eps")
+    name = f"{dataset}, {attack}{'' if eps is None else f' eps {eps}'}, {what}"
+    known = {key: getattr(own, key, None) for key in ("eps", "step_size", "steps", "seed")}
+    numbers = {key: value for key, value in known.items() if value is not None}
+    return RunInfo(
+        folder=run_folder(),
+        config={**numbers, "models": members, "images": len(setting.subset), **values},
+        group=sweep_group(f"{experiment}-{dataset}"),
+        job_type=experiment,
+        name=", ".join(swept()) or name,
+        tags=(experiment, dataset, setting.subset.name, attack),
+        note=note if setting.store.writable else None,
+    )
+
+
+def training_info(config: DictConfig, folder: Path, name: str, recipe: Recipe) -> RunInfo:
+    """Group by experiment and dataset; the jobs of a sweep have a group of their own.
+
+    The trained model's name and the recipe's main numbers are at the top level of the config.
+    """
+    experiment, dataset = config.experiment.name, config.dataset.name
+    return RunInfo(
+        folder=folder,
+        config={
+            **{key: getattr(recipe, key) for key in TOP_LEVEL},
+            **resolved(config),
+            "name": name,
+            "seed": recipe.seed,
+        },
+        group=sweep_group(f"{experiment}-{dataset}"),
+        job_type=experiment,
+        name=", ".join(swept()) or f"{dataset}/{name}",
+        tags=(experiment, dataset),
+    )
+
+
+def file_info(config: DictConfig, models: int, stem: str | None = None) -> RunInfo:
+    """Group a run whose matrix comes from a file by experiment and file (`stem`)."""
+    experiment, stem = config.experiment.name, stem or Path(matrix_name(config)).stem
+    return RunInfo(
+        folder=run_folder(),
+        config=resolved(used(config)),
+        group=sweep_group(f"{experiment}-{stem}"),
+        job_type=experiment,
+        name=", ".join(swept()) or f"{stem}, {models} models",
+        tags=(experiment, stem),
+    )
+
+
+def sweep_group(group: str) -> str:
+    """The group of a run on a dashboard: of the jobs of one sweep, one of their own."""
+    hydra = HydraConfig.get()
+    return f"{group}-{Path(hydra.sweep.dir).name}" if hydra.mode == RunMode.MULTIRUN else group
+
+
+TRAINING = ("dataset", "model", "store", "hardware", "logger")
+"""Keys of MEASURING that train.py has, too."""
+
+
+def command(*changes: str, script: str = "evaluate") -> str:
+    """The command for another run of the same images, models, attack and store, to be copied.
+
+    Args:
+        changes: overrides that it has besides, or instead.
+        script: evaluate, or train, which has no attack.
+    """
+    new = {change.split("=")[0] for change in changes}
+    keys = (*MEASURING, "logger") if script == "evaluate" else TRAINING
+    kept = [
+        override
+        for override in HydraConfig.get().overrides.task
+        if (key := override.lstrip("+~").split("=")[0]) not in {*new, "model.candidate"}
+        and key.split(".")[0] in keys
+    ]
+    return shlex.join(["python", f"{script}.py", *changes, *kept])
+
+
+def with_root(text: str) -> str:
+    """A command on ImageNet with the folder that its user has to fill in, unless it has one."""
+    return text if "dataset.root=" in text else f"{text} dataset.root=ROOT"
+
+
+def eps_advice() -> str:
+    """How to choose eps where the attack is weak: a sentence with a command to copy."""
+    return f"To find an eps that is large enough: {command('experiment=eps')}"
+
+
+def matrix_name(config: DictConfig) -> str:
+    """Where a matrix that is not measured comes from: the file's path, or "sat69"."""
+    return str(config.similarity.get("file", "sat69"))
+
+
+def used(config: DictConfig) -> DictConfig:
+    """The config less the keys that a study of a matrix from a file does not read."""
+    if config.get("similarity") is None:
+        return config
+    read = {key: config[key] for key in config if key not in MEASURING}
+    values = {
+        str(key): OmegaConf.to_container(value, resolve=True)
+        if OmegaConf.is_config(value)
+        else value
+        for key, value in read.items()
+    }
+    return OmegaConf.create(values)

@@ -1,0 +1,313 @@
+"""The similarity matrix that a study works on: computed from the config's members, or a file.
+
+A study opens with `with study(config) as s:`. With `similarity=path.csv` it reads the file; else it
+computes what the store lacks for the config's members, on its images, by its attack.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import timm
+from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from timm.models import split_model_name_tag
+from timm.models._registry import get_deprecated_models
+
+from experiments.cli import sat69
+from experiments.cli.devices import build_jobs
+from experiments.cli.finish import finish, print_notes, terminal
+from experiments.cli.landmarks import predicted
+from experiments.cli.members import build_members, build_training
+from experiments.cli.runs import file_info, matrix_name, run_info, tracked, used
+from experiments.cli.sat69 import Published
+from experiments.cli.sequential import printer, rule
+from experiments.cli.setting import build_setting, check_sources, prepare
+from experiments.cli.suspects import Suspects
+from netkin import pipeline, similarity
+from netkin.analysis import matrix, sequential
+from netkin.analysis.matrix import Matrix
+from netkin.analysis.sequential import Look
+from netkin.analysis.summary import left_out
+from netkin.errors import UserError
+from netkin.jobs.progress import Bars
+from netkin.passes.setting import AttackSpec, Setting
+from netkin.passes.stored import is_clean
+from netkin.pipeline import Incomplete, Watch
+from netkin.report.comparison import attacked as attacked
+from netkin.report.study import Outputs, Section
+from netkin.report.text import and_more
+from netkin.similarity import Outcomes
+from netkin.tracking import Tracker
+from netkin.zoo.member import Member
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a matrix was computed from.
+
+    Attributes:
+        setting: as prepared, without unreadable images.
+        members: the models of the matrix, in the same order.
+        outcomes: of the members.
+        requested: the config's members, those that failed included.
+        failures: of the others; None where all are done.
+        look: how certain scores are, in a run that stops when they are certain enough.
+        suspects: the members whose clean predictions look wrong.
+    """
+
+    setting: Setting
+    members: list[Member]
+    outcomes: Outcomes
+    requested: list[Member]
+    suspects: Suspects
+    failures: Incomplete | None = None
+    look: Look | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """A matrix and all that a study of it needs.
+
+    Attributes:
+        config: as composed.
+        matrix: names and scores of N models: smoothed (`netkin.similarity.smoothed`) where they
+            were measured, as they are in a file.
+        families: [N], of a model without a family the module of timm that has it.
+        measured: None where the matrix comes from a file.
+        outputs: where tables, figures and the report go.
+        tracker: where metrics go.
+        console: of the terminal.
+        source: where the matrix comes from, in words: "12 models on digits under pgd (...)".
+        published: what is known of the models of `similarity=sat69`; None for other matrices.
+        notes: on the scores of a file; they end the answer.
+    """
+
+    config: DictConfig
+    matrix: Matrix
+    families: list[str]
+    measured: Measured | None
+    outputs: Outputs
+    tracker: Tracker
+    console: Console
+    source: str
+    published: Published | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The N models, in the matrix's order."""
+        return self.matrix.names
+
+    @property
+    def scores(self) -> NDArray:
+        """[N, N], symmetric, in nats."""
+        return self.matrix.scores
+
+    def draws(self, most: int | None = None) -> NDArray | None:
+        """Bootstrap matrices [draws, N, N], images shared by all pairs, at most so many; None for a
+        file. For N = 1,000 a hundred of them take 0.8 GB: `netkin.analysis.draws` has means over
+        pairs without them."""
+        if self.measured is None:
+            return None
+        number = self.config.score.bootstrap
+        number = number if most is None else min(number, most)
+        return similarity.bootstrap(self.measured.outcomes, number)
+
+    def finish(
+        self, title: str, question: str, answer: Sequence[str], sections: Sequence[Section]
+    ) -> None:
+        """Write report.html, print the answer, and name the files of the run.
+
+        On the page the members that look wrong follow the verdict; they were printed after the
+        clean pass. The answer ends with the notes on the images, and which could not be read.
+        """
+        suspects: Sequence[str] = ()
+        answer = [*answer, *self.notes]
+        if self.measured is not None:
+            setting, suspects = self.measured.setting, self.measured.suspects.sentences
+            answer = [*answer, *left_out(setting.subset.skipped, setting.images.notes)]
+        text = described(self.config)
+        finish(self.outputs, self.console, title, question, answer, sections, text, suspects)
+
+
+@contextmanager
+def study(
+    config: DictConfig, attack: AttackSpec | None = None, members: list[Member] | None = None
+) -> Iterator[Study]:
+    """The matrix of a config, read from the file `similarity` or computed, with an open tracker.
+
+    Args:
+        config: as composed; with a file, `symmetrise` tells how to read it.
+        attack: instead of the config's.
+        members: instead of the config's.
+
+    Raises Incomplete where a member failed.
+    """
+    if config.get("similarity") is None:
+        with measured(config, attack, members=members) as s:
+            matrix.checked(s.matrix, "the measured matrix")
+            yield s
+        return
+    published, notes = None, ()
+    if "file" in config.similarity:
+        given = matrix.read(config.similarity.file, bool(config.symmetrise))
+        notes = predicted(Path(config.similarity.file).expanduser(), given)
+        source = f"the {len(given.names)} models of {Path(config.similarity.file).name}"
+    else:
+        given, published = sat69.load(config)
+        source = f"the {len(given.names)} ImageNet models that the paper's authors published"
+    info = file_info(config, len(given.names))
+    with tracked(config, info) as tracker:
+        families = [family(name) for name in given.names]
+        outputs, console = Outputs(info.folder, tracker), terminal()
+        yield Study(
+            config, given, families, None, outputs, tracker, console, source, published, notes
+        )
+
+
+@contextmanager
+def measured(
+    config: DictConfig,
+    attack: AttackSpec | None = None,
+    partial: bool = False,
+    members: list[Member] | None = None,
+) -> Iterator[Study]:
+    """`study` without a file: the measured matrix of the config's members.
+
+    With `partial` the matrix is that of the members that did not fail, if there are two, and
+    `Measured.failures` has the others; else a failure raises Incomplete.
+    """
+    console = terminal()
+    setting = build_setting(config)
+    if attack is not None:
+        setting = replace(setting, attack=attack)
+    requested = build_members(config) if members is None else members
+    check_sources(setting, requested, requested)
+    info = run_info(config, setting, len(requested))
+    print_notes(console, setting.images.notes)
+    suspects = Suspects(config, console)
+    with tracked(config, info) as tracker:
+        failures = None
+        with Bars(console) as bars:
+            setting = prepare(config, setting, requested, bars)
+            try:
+                outcomes = measure_prepared(
+                    config, setting, requested, tracker, bars, watch=suspects
+                )
+            except Incomplete as error:
+                if not partial or error.outcomes is None:
+                    raise
+                outcomes, failures = error.outcomes, error
+        complete = [member for member in requested if member.name in outcomes.members]
+        look, stop = None, rule(config)
+        if stop is not None:
+            look = sequential.look(outcomes, len(setting.subset), setting.shard_size, stop)
+            tracker.summary({"images_used": look.images, "share_reached": look.share})
+        yield Study(
+            config,
+            Matrix(outcomes.members, similarity.smoothed_matrix(outcomes)),
+            [member.family for member in complete],
+            Measured(setting, complete, outcomes, requested, suspects, failures, look),
+            Outputs(info.folder, tracker),
+            tracker,
+            console,
+            describe(setting, len(complete), len(outcomes.image_ids)),
+        )
+
+
+def with_logits(s: Study) -> tuple[Setting, list[Member], Matrix]:
+    """The members' setting, whose clean logits are stored, and the matrix in their order.
+
+    With a matrix from a file the members are those of the config, all of which it must have.
+    Raises UserError where logits are missing, with the command that makes them.
+    """
+    if s.measured is not None:
+        return s.measured.setting, s.measured.members, s.matrix
+    members = build_members(s.config)
+    if absent := [member.name for member in members if member.name not in s.names]:
+        raise UserError(
+            f"{matrix_name(s.config)} has scores, and this study needs the models' logits on "
+            f"images, too, which are those of model.members: {and_more(absent, 3)} "
+            f"{'is' if len(absent) == 1 else 'are'} not among the {len(s.names)} models of the "
+            f"matrix ({and_more(s.names, 3)}); name members that are, and their dataset"
+        )
+    if OmegaConf.is_missing(s.config.dataset, "root"):
+        raise UserError(
+            f"this study needs the models' logits on images: name the images with "
+            f"dataset.root=FOLDER; {matrix_name(s.config)} has scores alone, which are enough for "
+            "experiment=select, clusters, importance, within, teachers and relatives"
+        )
+    setting = build_setting(s.config)
+    matrix = s.matrix.of(tuple(member.name for member in members), matrix_name(s.config))
+    with Bars(s.console) as bars:
+        setting = prepare(s.config, setting, members, bars)
+    without = [member.name for member in members if not _has_logits(setting, member)]
+    if without:
+        raise UserError(
+            f"{len(without)} of {len(members)} models have no clean logits in {setting.store.root} "
+            f"for these images ({and_more(without, 3)}); "
+            "`python evaluate.py experiment=pairwise` with the same dataset, subset and model "
+            "computes them"
+        )
+    return setting, members, matrix
+
+
+def _has_logits(setting: Setting, member: Member) -> bool:
+    return setting.has_weights(member) and is_clean(setting, member)
+
+
+def measure_prepared(
+    config: DictConfig,
+    setting: Setting,
+    members: list[Member],
+    tracker: Tracker,
+    bars: Bars,
+    sources: list[Member] | None = None,
+    watch: Watch | None = None,
+) -> Outcomes:
+    """Outcomes of all members, computed where the store lacks them.
+
+    Args:
+        config: as composed.
+        setting: the result of `prepare`.
+        members: the models.
+        tracker: gets each pass's metrics.
+        bars: of the progress.
+        sources: the members that are attacked; all, unless given.
+        watch: see `netkin.pipeline.Pipeline`; further outcomes of the same members need none.
+
+    Raises Incomplete where a member failed.
+    """
+    training = build_training(config, setting, members, bars)
+    with build_jobs(config, (setting, training), bars) as jobs:
+        return pipeline.compute_outcomes(
+            *(setting, members, training, jobs, tracker, sources, watch),
+            rule(config),
+            printer(bars.console),
+        )
+
+
+def describe(setting: Setting, models: int, used: int | None = None) -> str:
+    """A setting in words: "12 models on digits (500 images) under pgd (eps = 48/255, ...)".
+
+    Of all the images, or of `used` ones.
+    """
+    number = len(setting.subset) if used is None else used
+    images = f"{setting.task.dataset} ({number} images)"
+    return f"{models} models on {images} under {attacked(setting)}"
+
+
+def family(name: str) -> str:
+    """The architecture family of a name: its module in timm, or "unknown"."""
+    architecture, _ = split_model_name_tag(get_deprecated_models().get(name) or name)
+    if not timm.is_model(architecture):
+        return "unknown"
+    return timm.model_entrypoint(architecture).__module__.split(".")[-1]
+
+
+def described(config: DictConfig) -> str:
+    """The config as YAML, resolved, without keys that were not used."""
+    return OmegaConf.to_yaml(used(config), resolve=True)

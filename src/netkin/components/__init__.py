@@ -1,0 +1,99 @@
+"""The 13 components of a network (the paper's Tab. 1, B.2 and B.3), for any model.
+
+They are read from the model itself: from the operations of a traced forward pass
+(`netkin.components.record`) and from its tree of modules. No rule depends on a model's name.
+The words are those of the paper's table: "7s2" is a 7 x 7 convolution of stride 2, "3s2/3/3" three
+of 3 x 3, "~" means not applicable, "-" none.
+"""
+
+from collections.abc import Callable, Sequence
+
+import polars as pl
+from torch import nn
+
+from netkin.components import activations, gates, mixing, parts
+from netkin.components.record import trace
+from netkin.components.stem import stem
+from netkin.errors import UserError, first_line
+from netkin.zoo.build import Task, blueprint, preprocessing
+from netkin.zoo.member import Member
+
+COMPONENTS = (
+    "Base architecture",
+    "Hierarchical structure",
+    "Stem layer",
+    "Input resolution",
+    "Normalization",
+    "Activation",
+    "Pooling (stem)",
+    "Pooling (final)",
+    "2D SA",
+    "CW attention",
+    "Location of CW attention",
+    "DW conv",
+    "Group conv",
+)
+"""Names of the components, in the order of the published table."""
+
+
+def read(net: nn.Module, size: tuple[int, int, int]) -> dict[str, str]:
+    """The 13 components of a classifier of images of size (channels, height, width).
+
+    The network may be on any device; on torch's meta device nothing is computed but shapes.
+    """
+    operations = trace(net, size)
+    first = stem(operations)
+    attention, location = gates.channel_attention(operations)
+    return {
+        "Base architecture": mixing.base_architecture(operations, first),
+        "Hierarchical structure": mixing.hierarchy(operations, first),
+        "Stem layer": first.layers,
+        "Input resolution": f"{size[1]} x {size[2]}",
+        "Normalization": parts.normalization(operations),
+        "Activation": activations.activation(operations),
+        "Pooling (stem)": "Yes" if first.pooled else "No",
+        "Pooling (final)": parts.final_pooling(operations),
+        "2D SA": mixing.attention_2d(operations),
+        "CW attention": attention,
+        "Location of CW attention": location,
+        "DW conv": parts.any_op(operations, lambda op: op.is_depthwise),
+        "Group conv": parts.any_op(operations, lambda op: op.is_grouped),
+    }
+
+
+def components(member: Member, task: Task) -> dict[str, str]:
+    """The 13 components of a member, as it is built for a dataset.
+
+    Raises UserError when it cannot be built, or a network that is not timm's cannot be traced.
+    """
+    own = preprocessing(member, task)
+    side = own.view.input_size
+    net = blueprint(member, task)
+    try:
+        return read(net, (len(own.mean), side, side))
+    except Exception as error:  # whatever a network of the user's raises
+        if member.timm:
+            raise
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(
+            f"{member.name}: the components of {member.architecture} cannot be read from its "
+            f"forward pass ({reason}); leave it out of the members"
+        ) from None
+
+
+def base_architecture(member: Member, task: Task) -> str:
+    """CNN, Transformer, Hybrid, MLP-Mixer, NAS (CNN), NAS (TFM) or RNN."""
+    return components(member, task)["Base architecture"]
+
+
+def component_table(
+    members: Sequence[Member], task: Task, done: Callable[[str], None] = lambda name: None
+) -> pl.DataFrame:
+    """One row a member: "Model name" and the components. `done` is called with each name."""
+    rows = []
+    for member in members:
+        rows.append({"Model name": member.name, **components(member, task)})
+        done(member.name)
+    return pl.DataFrame(
+        rows, schema={"Model name": pl.String, **dict.fromkeys(COMPONENTS, pl.String)}
+    )

@@ -1,0 +1,83 @@
+"""What both commands do with their arguments before Hydra reads them."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from experiments.cli.launch import RENAMED, spelled_out, with_members
+from experiments.cli.members import build_member, one_member
+from netkin.errors import UserError
+from tests.conftest import ROOT, Mistake
+
+
+@pytest.mark.parametrize(
+    ("given", "spelled"),
+    [
+        ("model=resnet18", "model.members=[resnet18]"),
+        ("model=resnet50.a1_in1k", "model.members=[resnet50.a1_in1k]"),
+        ("model=[vit_s,vit_ti]", "model.members=[vit_s,vit_ti]"),
+        ("model=vit_s,vit_ti", "model.members=[vit_s],[vit_ti]"),
+        ("model=hf-hub:timm/resnet18", "model.members=[hf-hub:timm/resnet18]"),
+        ("model=imagenet69", "model=imagenet69"),  # a list in conf/model
+        ("attack=pgd", "attack=pgd"),
+    ],
+)
+def test_a_model_stands_for_a_list_of_one(given: str, spelled: str) -> None:
+    assert with_members([given]) == [spelled]
+
+
+@pytest.mark.parametrize(
+    ("given", "spelled"),
+    [
+        (["similarity=a b.csv"], ["similarity={file: a b.csv}"]),
+        (["similarity=a.csv,b.csv"], ["similarity={file: a.csv},{file: b.csv}"]),
+        (["similarity=sat69"], ["similarity=sat69"]),
+        (["similarity=null"], []),
+        (["similarity.dir=copies"], ["similarity.dir=copies", "similarity=sat69"]),
+        (
+            ["experiment=relatives", "model=resnet50"],
+            ["experiment=relatives", "relatives.model=resnet50"],
+        ),
+    ],
+)
+def test_a_matrix_is_a_file_or_the_published_one(given: list[str], spelled: list[str]) -> None:
+    assert spelled_out(given) == spelled
+
+
+@pytest.mark.parametrize("script", ["evaluate", "train"])
+def test_old_names_of_keys_say_the_new_ones(script: str, mistake: Mistake) -> None:
+    assert "trainer.devices is now called hardware.devices: type hardware.devices=8" in mistake(
+        "trainer.devices=8", script=script
+    )
+
+
+@pytest.mark.parametrize("script", ["evaluate", "train"])
+def test_every_new_name_exists_and_no_old_one_does(script: str) -> None:
+    with initialize_config_dir(str(Path(ROOT, "conf")), version_base="1.3"):
+        config = compose(script)
+    for old, new in RENAMED.items():
+        if (script, new) != ("evaluate", "fast_dev_run"):
+            assert OmegaConf.select(config, new) is not None, new
+        assert OmegaConf.select(config, old) is None, old
+
+
+def test_both_commands_have_the_same_hardware() -> None:
+    with initialize_config_dir(str(Path(ROOT, "conf")), version_base="1.3"):
+        assert compose("evaluate").hardware == compose("train").hardware
+
+
+def test_a_teacher_is_a_name_or_the_fields_of_a_member() -> None:
+    with initialize_config_dir(str(Path(ROOT, "conf")), version_base="1.3"):
+        teacher = "{name: mine, torchvision: resnet18, mean: 0.5, std: 0.25}"
+        config = compose("train", ["experiment=distill", f"teacher={teacher}"])
+        named = compose("train", ["experiment=distill", "teacher=test_vit"])
+        listed = compose("train", [f"model.members=[test_vit,{teacher}]"])
+    assert one_member(listed, "mine", "teacher").torchvision == "resnet18"
+    assert build_member(listed, "mine").torchvision == "resnet18"
+    member = one_member(config, config.teacher, "teacher")
+    assert (member.name, member.torchvision) == ("mine", "resnet18")
+    assert one_member(named, named.teacher, "teacher").name == "test_vit"
+    with pytest.raises(UserError, match="name a teacher with teacher=NAME"):
+        one_member(named, None, "teacher")

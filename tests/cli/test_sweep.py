@@ -1,0 +1,344 @@
+"""One member at a time: crafting alone, sweeps over sources, a member more, a novel model, and
+the study of the store."""
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from experiments.cli import sweep
+from netkin.errors import UserError
+from tests.conftest import SMALL, run_command, run_here
+from tests.helpers import has_figures
+
+QUIET = ("logger=none", "hydra.run.dir=run")
+MEMBERS = ["test_byobnet", "vit_ti"]
+
+
+def files(store: Path, pattern: str) -> dict[str, bytes]:
+    """Bytes by path, of a store's files."""
+    return {str(f.relative_to(store)): f.read_bytes() for f in sorted(store.glob(pattern))}
+
+
+@pytest.fixture
+def store(small_run: Path, tmp_path: Path) -> Path:
+    """The small run's store, to be changed."""
+    return Path(shutil.copytree(small_run / "store", tmp_path / "store"))
+
+
+def twin_of(store: Path, name: str = "twin") -> str:
+    """A member with the weights of test_byobnet: it needs no training."""
+    weights = store / "weights" / "digits" / "test_byobnet.safetensors"
+    return f"{{name: {name}, timm: test_byobnet, checkpoint: {weights}}}"
+
+
+def check_craft(folder: Path) -> None:
+    """One source alone, in a store of its own: the bytes of the run that did all."""
+    work = folder / "craft"
+    shutil.copytree(folder / "store" / "weights", work / "store" / "weights")
+    done = run_here(*SMALL, "experiment=craft", "source=vit_ti", *QUIET, cwd=work)
+    assert done.returncode == 0, done.stderr
+    pattern = "digits/*/pgd-*/adversarial/*/*.safetensors"
+    wanted = {k: v for k, v in files(folder / "store", pattern).items() if "/vit_ti/" in k}
+    assert wanted and files(work / "store", pattern) == wanted
+    assert not list((work / "store").rglob("*.parquet"))
+    assert "vit_ti: " in done.stdout and "adversarial images in" in done.stdout
+    wrong = run_here(*SMALL, "experiment=craft", "source=[vit_t]", *QUIET, cwd=work)
+    assert wrong.returncode == 1
+    assert "source=vit_t is not in model.members; did you mean vit_ti?" in wrong.stderr
+
+
+def check_store(folder: Path) -> None:
+    """An intact store is listed; then each kind of damage is found, named and repaired by a run."""
+    work = folder / "damaged"
+    shutil.copytree(folder / "store", work / "store")
+    intact = run_here("experiment=store", "check=true", "hydra.run.dir=run", cwd=work)
+    assert intact.returncode == 0, intact.stderr
+    assert "No file is damaged." in intact.stdout
+    table = pl.read_csv(work / "run" / "store.csv")
+    attacked = table.filter(kind="adversarial")
+    assert sorted(attacked["member"]) == MEMBERS and attacked["complete"].to_list() == [1, 1]
+    assert table.filter(kind="outcomes")["total"].to_list() == [2, 2]
+    (images,) = attacked.filter(member="vit_ti")["path"]
+    held = sum(f.stat().st_size for f in (work / "store" / images).iterdir())
+    assert attacked.filter(member="vit_ti")["bytes"].item() == held
+
+    before = files(work / "store", "digits/**/*.*")
+    attack = (work / "store" / images).parents[1]
+    subset = attack.parent
+    flipped = attack / "adversarial" / "vit_ti" / "00000.safetensors"
+    cut = attack / "outcomes" / "source=vit_ti" / "target=vit_ti.parquet"
+    altered = attack / "outcomes" / "source=vit_ti" / "target=test_byobnet.parquet"
+    identity = attack / "adversarial" / "test_byobnet" / "identity.json"
+    manifest = subset / "manifest.json"
+    logits = subset / "clean" / "vit_ti" / "logits.safetensors"
+    for file, place in ((flipped, 1000), (altered, 60), (logits, 500)):
+        data = bytearray(file.read_bytes())
+        data[place] ^= 4
+        file.write_bytes(data)
+    cut.write_bytes(cut.read_bytes()[:-20])
+    other = json.loads(identity.read_text())
+    other["attack"]["steps"] = 7
+    identity.write_text(json.dumps(other))
+    manifest.write_text(manifest.read_text().replace("digits/00", "digits/99", 1))
+
+    checked = run_here("experiment=store", "check=true", "hydra.run.dir=run", cwd=work)
+    assert checked.returncode == 1 and checked.stderr.count("\n") == 1
+    damage = dict(pl.read_csv(work / "run" / "damage.csv").iter_rows())
+    page = (work / "run" / "report.html").read_text()
+    assert "6 files are damaged" in page and all(file in page for file in damage)
+    problems = {
+        flipped: "do not fit their checksum",
+        altered: "do not fit their checksum",
+        logits: "do not fit their checksum",
+        cut: "do not fit their checksum",
+        identity: "another attack than its folder",
+        manifest: "do not fit its own hash",
+    }
+    assert damage.keys() == {str(f.relative_to(work / "store")) for f in problems}
+    for file, problem in problems.items():
+        assert problem in damage[str(file.relative_to(work / "store"))]
+    used = run_here(*SMALL, *QUIET, cwd=work)
+    assert used.returncode == 1 and "manifest.json is damaged" in used.stderr
+
+    listed = run_here("experiment=store", "remove=damaged", "hydra.run.dir=run", cwd=work)
+    assert "Nothing was removed: add confirm=true" in listed.stdout and flipped.exists()
+    removed = run_here("experiment=store", "remove=damaged", "confirm=true", *QUIET, cwd=work)
+    assert removed.returncode == 0, removed.stderr
+    assert not any(file.exists() for file in problems)
+    again = run_here(*SMALL, *QUIET, cwd=work)
+    assert again.returncode == 0, again.stderr
+    assert files(work / "store", "digits/**/*.*") == before
+
+
+def check_novel(folder: Path) -> None:
+    """One direction: the candidate is attacked, and the others are evaluated on its images."""
+    work = folder / "novel"
+    shutil.copytree(folder / "store", work / "store")
+    before = set(files(work / "store", "digits/*/pgd-*/**/*.*"))
+    done = run_here(
+        *SMALL,
+        "experiment=novel",
+        f"model.candidate={twin_of(work / 'store')}",
+        "novel.clusters=2",
+        *QUIET,
+        cwd=work,
+    )
+    assert done.returncode == 0, done.stderr
+    new = sorted(set(files(work / "store", "digits/*/pgd-*/**/*.*")) - before)
+    assert [Path(name).name for name in new] == [
+        "00000.safetensors",
+        "execution.json",
+        "identity.json",
+        "target=test_byobnet.parquet",
+        "target=twin.parquet",
+        "target=vit_ti.parquet",
+    ]
+    table = pl.read_csv(work / "run" / "novel.csv")
+    assert table["model"].to_list() == MEMBERS and table["cluster"].n_unique() == 2
+    outcomes = pl.read_parquet(
+        work / "store/digits/*/pgd-*/outcomes/source=twin/*.parquet", hive_partitioning=False
+    )
+    for row in table.to_dicts():
+        fooled = outcomes.filter(target=row["model"])["fooled"]
+        assert (row["n"], row["fooled"]) == (len(fooled), pytest.approx(fooled.to_numpy().mean()))
+        assert row["score"] == pytest.approx(math.log(100 * row["fooled"]))
+    assert "nearest relatives of twin are test_byobnet (s1 = " in done.stdout
+    assert re.search(r"It belongs to cluster \d \(test_byobnet; mean s1 = ", done.stdout)
+    assert "These scores are one-sided" in done.stdout
+    has_figures(work / "run", "novel")
+
+
+@pytest.mark.slow
+def test_what_auto_has_decided_holds_for_the_shards_that_were_lost(
+    store: Path, tmp_path: Path
+) -> None:
+    """Crafted by timing, in 16 bits; then half is removed, and timings would decide otherwise."""
+    small = (*SMALL, "experiment=craft", "store.shard_size=25", f"store.dir={store}", *QUIET)
+    auto = (
+        "hardware.craft_precision=bf16-mixed",
+        "hardware.memory_format=auto",
+        "hardware.batch_size=auto",
+    )
+    done = run_here(*small, *auto, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    made = {
+        name: data
+        for name, data in files(store, "digits/*/pgd-*/adversarial/*/*.*").items()
+        if (store / name).with_name("execution.json").read_text().count("bf16-mixed")
+    }
+    shards = [name for name in made if name.endswith(".safetensors")]
+    assert len(shards) == 2 * 4
+    for name in shards[::2]:
+        (store / name).unlink()
+    for name in made:
+        if name.endswith("execution.json"):  # as if the other had been the faster one
+            kept = json.loads(made[name])
+            assert kept["timed"] and kept["batch_size"] <= 25
+    again = run_here(*small, *auto, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert {name: (store / name).read_bytes() for name in made} == made
+    fixed = run_here(*small, "hardware.craft_precision=bf16-mixed", cwd=tmp_path)
+    assert fixed.returncode == 0, fixed.stderr
+    assert {name: (store / name).read_bytes() for name in made} == made
+
+
+@pytest.mark.slow
+def test_one_member_more_costs_a_row_and_a_column(store: Path, tmp_path: Path) -> None:
+    before = set(files(store, "digits/*/pgd-*/**/*.*"))
+    members = f"model.members=[test_byobnet,vit_ti,{twin_of(store)}]"
+    done = run_here(*SMALL[1:], members, *QUIET, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    new = sorted(set(files(store, "digits/*/pgd-*/**/*.*")) - before)
+    assert ["/".join(Path(name).parts[-2:]) for name in new] == [
+        "twin/00000.safetensors",
+        "twin/execution.json",
+        "twin/identity.json",
+        "source=test_byobnet/target=twin.parquet",
+        "source=twin/target=test_byobnet.parquet",
+        "source=twin/target=twin.parquet",
+        "source=twin/target=vit_ti.parquet",
+        "source=vit_ti/target=twin.parquet",
+    ]
+
+
+@pytest.mark.slow
+def test_one_member_fails_and_the_others_are_scored(
+    small_run: Path, store: Path, tmp_path: Path
+) -> None:
+    state = load_file(store / "weights" / "digits" / "test_byobnet.safetensors")
+    state["head.fc.bias"] = torch.full_like(state["head.fc.bias"], float("nan"))
+    save_file(state, tmp_path / "nan.safetensors")
+    broken = f"{{name: broken, timm: test_byobnet, checkpoint: {tmp_path / 'nan.safetensors'}}}"
+    members = f"model.members=[test_byobnet,{broken},vit_ti,{broken.replace('broken', 'second')}]"
+    done = run_here(*SMALL[1:], members, *QUIET, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "2 of 4 members failed: broken (clean: broken gives NaN" in done.stderr
+    assert "second (clean: second gives NaN" in done.stderr
+    table = pl.read_csv(tmp_path / "run" / "similarity.csv")
+    names = ["test_byobnet", "broken", "vit_ti", "second"]
+    assert table.columns == ["", *names] and table[""].to_list() == names
+    whole = pl.read_csv(small_run / "first" / "similarity.csv").drop("").to_numpy()
+    found = table.drop("").to_numpy().astype(float)
+    assert (found[np.ix_([0, 2], [0, 2])] == whole).all()
+    assert np.isnan(found[[1, 3]]).all() and np.isnan(found[:, [1, 3]]).all()
+    failures = pl.read_csv(tmp_path / "run" / "failures.csv")
+    assert failures["model"].to_list() == ["broken", "second"]
+    assert pl.read_csv(tmp_path / "run" / "pairs.csv").height == 6
+    assert "broken has no scores" in (tmp_path / "run" / "report.html").read_text()
+    (log,) = (tmp_path / "run").glob("*.log")
+    assert "broken failed in clean" in log.read_text()
+
+
+@pytest.mark.slow
+def test_a_full_disk_loses_nothing(
+    small_run: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second shard does not fit: one line, and the first is kept and not made again."""
+    for attack in store.glob("digits/*/pgd-*"):
+        shutil.rmtree(attack)
+    from netkin.store import files as module
+
+    real, written = module.save_file, []
+
+    def full(tensors: dict, path: Path, metadata: dict) -> None:
+        if "images" in tensors and len(written) == 1:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        real(tensors, path, metadata)
+        if "images" in tensors:
+            written.append(path)
+
+    monkeypatch.setattr(module, "save_file", full)
+    done = run_here(*SMALL, *QUIET, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "(No space left on device); what was finished before is kept" in done.stderr
+    kept = list(store.glob("digits/*/pgd-*/adversarial/*/0*.safetensors"))
+    assert len(kept) == 1 and not list(store.rglob("*.tmp"))
+    made = kept[0].stat().st_mtime_ns
+    monkeypatch.setattr(module, "save_file", real)
+    done = run_here(*SMALL, *QUIET, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert kept[0].stat().st_mtime_ns == made
+    name = "similarity.csv"
+    assert (tmp_path / "run" / name).read_bytes() == (small_run / "first" / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_a_sweep_over_sources(launcher: str, small_run: Path, tmp_path: Path) -> None:
+    """A job a source, by Hydra's launchers; then the matrix is put together from what they made."""
+    store = Path(shutil.copytree(small_run / "store", tmp_path / "store"))
+    pattern = "digits/*/pgd-*/adversarial/*/*.safetensors"
+    wanted = files(store, pattern)
+    for attack in store.glob("digits/*/pgd-*"):
+        shutil.rmtree(attack)
+    overrides = (*SMALL, "experiment=craft", "source=glob(*)", f"hydra/launcher={launcher}")
+    done = run_command(
+        "-m",
+        *overrides,
+        "logger=csv",
+        "hardware.members_at_once=1",
+        "hydra.sweep.dir=sweep",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert files(store, pattern) == wanted
+    for job, name in enumerate(MEMBERS):
+        stages = pl.read_csv(tmp_path / "sweep" / str(job) / "stages.csv")
+        assert stages.select("stage", "model").rows() == [("craft", name)]
+    done = run_here(*SMALL, *QUIET, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    name = "similarity.csv"
+    assert (tmp_path / "run" / name).read_bytes() == (small_run / "first" / name).read_bytes()
+
+
+def test_a_sweep_names_the_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "")
+    members = "model.members=[test_vit,{name: a, timm: test_vit},vit_ti]"
+    given = ["-m", "experiment=craft", members, "seed=1,2"]
+    all_of = sweep.arguments("evaluate.py", [*given[:3], "source=glob(*)"])
+    assert all_of == [*given[:3], "source='test_vit','a','vit_ti'"]
+    some = sweep.arguments("evaluate.py", [*given[:3], "source=glob(*vit*)", "attack.steps=1,2"])
+    assert some == [*given[:3], "source='test_vit','vit_ti'", "attack.steps=1,2"]
+    with pytest.raises(UserError, match=r"source=glob\(x\): no member matches \(they are test_vit"):
+        sweep.arguments("evaluate.py", [*given[:3], "source=glob(x)"])
+    single = ["experiment=craft", "source=[a]", "hardware.devices=2"]
+    assert sweep.arguments("evaluate.py", single) == single
+
+
+def test_a_sweep_over_several_devices_is_refused(tmp_path: Path) -> None:
+    arguments = (
+        "-m",
+        "attack.eps=8/255,16/255",
+        "hardware.devices=2",
+        "hardware.accelerator=cpu",
+        "hydra.sweep.dir=sweep",
+    )
+    done = run_here(*arguments, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "hardware.devices=2 in a multirun: all jobs would use the same devices" in done.stderr
+    assert (
+        "without -m: python evaluate.py hardware.devices=2 hardware.accelerator=cpu" in done.stderr
+    )
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "submitit_slurm", "joblib"])
+def test_launchers_compose(launcher: str) -> None:
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(sweep.ROOT / "conf"), version_base="1.3"):
+        config = compose(
+            "evaluate", [f"hydra/launcher={launcher}"], return_hydra_config=True
+        ).hydra.launcher
+    assert ("partition" in config) == (launcher != "joblib")
+    if launcher == "slurm":
+        assert config.gpus_per_node == 1 and config.additional_parameters.requeue

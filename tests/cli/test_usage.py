@@ -1,0 +1,129 @@
+"""What a command says of itself: help, its first line, jobs of a sweep, and the index of runs."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from experiments.cli import index, usage
+from experiments.cli.mistakes import CONF
+from netkin.jobs.progress import Bars
+from netkin.store.rates import note_rates, rates
+from tests.conftest import SMALL, Mistake, run_command, run_here
+
+
+@pytest.mark.parametrize("script", ["evaluate", "train"])
+def test_help_names_every_experiment_with_what_it_answers(
+    script: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage.show(script, ["--help"])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    for file in (CONF / "experiment").glob("*.yaml"):
+        assert re.search(rf"(?m)^  {file.stem}(?:\n {{20}}| +)\S", text), file.stem
+    for line in (CONF / f"{script}.yaml").read_text().split("\n\n", 1)[1].splitlines():
+        if comment := re.search(r"\w+: .* # (\S+ \S+ \S+)", line):
+            assert comment[1] in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    "file", sorted(CONF.glob("[!h]*/*.yaml")), ids=lambda file: f"{file.parent.name}-{file.stem}"
+)
+def test_help_of_an_option(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    usage.show("evaluate", [f"{file.parent.name}={file.stem}", "-h"])
+    text = capsys.readouterr().out
+    assert text.startswith(f"{file.parent.name}={file.stem}\n")
+    assert all(len(line) <= 80 or re.search(r"[\[{]|url:", line) for line in text.splitlines())
+    assert "\n  experiment:" not in text and "_global_" not in text
+    if file.parent.name == "experiment":
+        assert re.search(r"Commands\n  python (evaluate|train)\.py ", text)
+
+
+def test_help_of_an_option_that_is_misspelt(mistake: Mistake) -> None:
+    assert "experiment=clutsers; did you mean clusters?" in mistake("experiment=clutsers", "--help")
+
+
+def test_the_first_line_and_quiet(small_run: Path, tmp_path: Path) -> None:
+    store = small_run / "store"
+    words = [*SMALL, f"store.dir={store}", "logger=none", "hydra.run.dir=run"]
+    done = run_here(*words, cwd=tmp_path)
+    assert done.stdout.splitlines()[0] == (
+        f"pairwise: 2 models on digits, pgd eps 48/255 steps 8; store {store}, with weights of 2, "
+        "clean predictions of 2, attacks on 2 of them; 100 images"
+    )
+    try:
+        quiet = run_here(*words, "quiet=true", cwd=tmp_path)
+    finally:
+        Bars.quiet = False
+    assert quiet.stdout == "\n".join(done.stdout.splitlines()[1:]) + "\n"
+    own = shutil.copytree(store, tmp_path / "store")  # others expect one attack in the small one
+    words = [text for text in words if not text.startswith(("attack.steps", "store.dir"))]
+    words += [f"store.dir={own}", "attack.steps=4", "hydra.run.dir=b"]
+    done = run_here(*words, cwd=tmp_path)
+    assert re.search(r"attacks on 0 of them; 100 images; about \S+ s of work left", done.stdout)
+
+
+def test_rates_are_kept_by_stage_and_model(tmp_path: Path) -> None:
+    assert rates(tmp_path) == {}
+    note_rates(tmp_path, "craft", {"a": 1.0, "b": 2.0})
+    note_rates(tmp_path, "craft", {"b": 3.0})
+    note_rates(tmp_path, "transfer", {"a": 0.5})
+    assert rates(tmp_path) == {"craft": {"a": 1.0, "b": 3.0}, "transfer": {"a": 0.5}}
+    (tmp_path / ".rates.json").write_text("{")
+    assert rates(tmp_path) == {}
+
+
+@pytest.mark.slow
+def test_a_sweep_ends_with_its_jobs_and_index_lists_them(small_run: Path, tmp_path: Path) -> None:
+    words = [text for text in SMALL if not text.startswith("attack.steps")]
+    words += [f"store.dir={small_run / 'store'}", "logger=none", "hydra.sweep.dir=outputs/sweep"]
+    done = run_command("-m", *words, "attack.steps=8,x", cwd=tmp_path)
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    starts = [line for line in lines if line.startswith("job ")]
+    assert starts[0].startswith("job 1 (attack.steps=8): pairwise: 2 models")
+    assert re.search(r"0 +attack\.steps=8 +finished +\d\.\d{3}", done.stdout)
+    assert "Jobs     outputs/sweep" in lines
+    done = run_command("experiment=index", cwd=tmp_path)
+    assert done.returncode == 0 and "1 runs below outputs" in done.stdout, done.stderr
+    page = (tmp_path / "outputs" / "index.html").read_text()
+    assert '<a href="./sweep/0/report.html">attack.steps=8</a>' in page
+    table = pl.read_csv(tmp_path / "outputs" / "index.csv").to_dicts()
+    assert [(row["job_type"], row["state"]) for row in table] == [("pairwise", "finished")]
+    assert table[0]["similarity/mean"] > 0
+
+
+def test_index_names_what_differs() -> None:
+    def entry(name: str, **settings: object) -> index.Entry:
+        return index.Entry(Path(name), {"numbers": {"accuracy": 0.5}}, [], settings)
+
+    runs = [entry("a", **{"recipe.lr": 0.1, "seed": 0, "dataset.name": "digits"})]
+    runs.append(entry("b", **{"recipe.lr": 0.2, "seed": 0, "dataset.name": "digits"}))
+    assert index.differing(runs) == ["recipe.lr"]
+    assert index.headlines(runs) == ["accuracy"]
+
+
+def test_files_of_other_programs_are_no_runs(tmp_path: Path) -> None:
+    """Nor are half-written ones; a run whose config cannot be read is listed without settings."""
+    run = {"name": "a", "job_type": "pairwise", "state": "finished", "began": "2026", "seconds": 1}
+    texts = ["", "{", "[]", "null", "3", '{"numbers": []}', json.dumps({"numbers": {}})]
+    texts += [
+        json.dumps({**run, "numbers": {}, "seconds": "x"}),
+        json.dumps({**run, "numbers": {}}),
+    ]
+    for i, text in enumerate(texts):
+        folder = tmp_path / f"{i}" / ".hydra"
+        folder.mkdir(parents=True)
+        (folder.parent / "summary.json").write_text(text)
+        (folder / "overrides.yaml").write_text("[a=1]")
+        (folder / "config.yaml").write_text("- x")
+    page, entries = index.write_index(tmp_path, "store")
+    assert [entry.folder.name for entry in entries] == [str(len(texts) - 1)]
+    assert "1 runs: 1 finished" in page.read_text()
+
+
+def test_index_without_a_folder(mistake: Mistake) -> None:
+    assert "runs must be a folder of runs such as outputs" in mistake("experiment=index")
