@@ -6,7 +6,7 @@ from difflib import SequenceMatcher
 import numpy as np
 import polars as pl
 
-from experiments.cli.sat69 import pinned, place
+from experiments.cli.sat69 import pinned, position_by_tag
 from experiments.cli.study import Study
 from experiments.cli.values import resolved
 from netkin.analysis.components import read_components, rows_of
@@ -73,7 +73,7 @@ def stand_in(s: Study, name: str, what: str) -> tuple[int, list[str]]:
     Raises UserError where it is neither in the matrix nor known.
     """
     tags = () if s.published is None else s.published.timm
-    if (found := place(name, s.names, tags)) is not None:
+    if (found := position_by_tag(name, s.names, tags)) is not None:
         return found, []
     if s.measured is not None:
         return place_of(name, s.names, what), []

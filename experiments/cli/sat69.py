@@ -4,8 +4,6 @@ Nothing of it is part of this repository. Each file is fetched into store.dir/pu
 from similarity.dir.
 """
 
-import hashlib
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from timm.models import split_model_name_tag
+from torch.hub import download_url_to_file
 
 from experiments.cli.mistakes import CONF
 from experiments.cli.runs import open_store
@@ -24,7 +23,7 @@ from netkin.analysis import matrix
 from netkin.analysis.components import read_components, rows_of
 from netkin.analysis.matrix import Matrix
 from netkin.errors import UserError, first_line
-from netkin.store.files import file_sha256, write
+from netkin.store.files import file_sha256
 
 COPIES = {
     "scores": "sat69_scores.csv",
@@ -34,8 +33,6 @@ COPIES = {
 """What a file may be called in similarity.dir, beside the name that it is published under."""
 COLUMNS = (("model", "top1", "param_count"), ("timm", "top1", "params_millions"))
 """Of timm's file of accuracies, and of a copy of a part of it: model, per cent, millions."""
-TIMEOUT = 30.0
-"""Seconds without an answer after which a server counts as out of reach."""
 
 
 @dataclass(frozen=True)
@@ -79,56 +76,42 @@ def pinned() -> dict[str, Any]:
 def find(config: DictConfig) -> dict[str, Path]:
     """The paths of the three files by key; what is not there is fetched, and all are checked."""
     given = config.similarity or OmegaConf.load(CONF / "similarity" / "sat69.yaml").similarity
-    options = resolved(given)
-    names = {key: unquote(options[key]["url"].rpartition("/")[2]) for key in COPIES}
+    options, files = resolved(given), {}
+    own = options["dir"] is not None
     folder = Path(options["dir"] or open_store(config).root / "published").expanduser()
-    files = {key: folder / name for key, name in names.items()}
     for key, copy in COPIES.items():
-        if options["dir"] is not None and not files[key].is_file():
-            files[key] = folder / copy
-    absent = [key for key in COPIES if not files[key].is_file()]
-    if absent and options["dir"] is not None:
-        urls = " ".join(options[key]["url"] for key in absent)
-        lacking = ", ".join(f"{names[key]} (or {COPIES[key]})" for key in absent)
-        raise UserError(
-            f"similarity.dir={folder} lacks {lacking}: download {urls} into it, or leave out "
-            "similarity.dir to have them fetched"
-        )
-    for key in absent:
-        try:
-            fetch(options[key]["url"], files[key], options[key]["sha256"])
-        except OSError as error:
-            left = [each for each in absent if not files[each].is_file()]
-            urls = " ".join(options[each]["url"] for each in left)
+        url, sha256 = options[key]["url"], options[key]["sha256"]
+        file = folder / unquote(url.rpartition("/")[2])
+        if own and not file.is_file() and not (folder / copy).is_file():
             raise UserError(
-                f"the published files cannot be fetched ({first_line(error)}): download {urls} on "
-                f"a machine with a network into {folder}, or into a folder that you name with "
-                "similarity.dir=FOLDER"
-            ) from None
-    for key, file in files.items():
-        sha256 = options[key]["sha256"]
+                f"similarity.dir={folder} lacks {file.name} (or {copy}): download {url} into it, "
+                "or leave out similarity.dir to have it fetched"
+            )
+        if own and not file.is_file():
+            file = folder / copy
+        if not file.is_file():
+            fetch(url, file, sha256)
         if sha256 is not None and (found := file_sha256(file)) != sha256:
             raise UserError(
                 f"{file} is not the published file: its SHA-256 is {found}, expected {sha256}; "
-                f"remove it, and download {options[key]['url']} again"
+                f"remove it, and download {url} again"
             )
+        files[key] = file
     return files
 
 
-def fetch(url: str, file: Path, sha256: str | None = None) -> None:
-    """Download a file whole, or not at all; its SHA-256 is checked before it is stored.
-
-    Raises OSError where the server is out of reach, UserError for another file.
-    """
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
-        data = answer.read()
-    found = hashlib.sha256(data).hexdigest()
-    if sha256 is not None and found != sha256:
+def fetch(url: str, file: Path, sha256: str | None) -> None:
+    """Download a file whole, or not at all. Raises UserError where that fails, or for another
+    SHA-256."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        download_url_to_file(url, str(file), sha256, progress=False)
+    except (OSError, RuntimeError) as error:
         raise UserError(
-            f"{url} has changed: its SHA-256 is {found}, expected {sha256}; download the file as "
-            "at commit 79f23d1 into a folder that you name with similarity.dir=FOLDER"
-        )
-    write(file, lambda temporary: temporary.write_bytes(data))
+            f"{url} cannot be fetched ({first_line(error)}): download it as of commit 79f23d1, on "
+            f"a machine with a network, into {file.parent}, or into a folder that you name with "
+            "similarity.dir=FOLDER"
+        ) from None
 
 
 def accuracies(
@@ -140,28 +123,28 @@ def accuracies(
     """
     try:
         table = pl.read_csv(path, infer_schema=False, glob=False)
-        columns = next(names for names in COLUMNS if {*names} <= {*table.columns})
-        name, top1, params = (table[column] for column in columns)
-        values = {
-            model: (float(rate) / 100, 1e6 * float(size.replace(",", "")))
-            for model, rate, size in zip(name, top1, params, strict=True)
-        }
-    except (pl.exceptions.PolarsError, OSError, ValueError, AttributeError, TypeError) as error:
+        columns = next((names for names in COLUMNS if {*names} <= {*table.columns}), None)
+        if columns is None:
+            raise UserError(
+                f"{path} has the columns {', '.join(table.columns)}; expected "
+                f"{', '.join(COLUMNS[0])}, as in timm's results-imagenet.csv"
+            )
+        name, rate, size = columns
+        known = table.select(
+            pl.col(name).alias("tag"),
+            pl.col(rate).cast(pl.Float64),
+            pl.col(size).str.replace_all(",", "").cast(pl.Float64) * 1e6,
+        )
+    except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}); remove it") from None
-    except StopIteration:
-        raise UserError(
-            f"{path} has the columns {', '.join(table.columns)}; expected "
-            f"{', '.join(COLUMNS[0])}, as in timm's results-imagenet.csv"
-        ) from None
-    rows = np.array([values.get(tag, (np.nan, np.nan)) for tag in tags])
-    return rows[:, 0], rows[:, 1]
+    found = pl.DataFrame({"tag": tags}).join(known, "tag", how="left", maintain_order="left")
+    rates, sizes = (found[:, i].fill_null(np.nan).to_numpy() for i in (1, 2))
+    return rates / 100, sizes
 
 
-def place(name: str, names: tuple[str, ...], tags: tuple[str, ...]) -> int | None:
+def position_by_tag(name: str, names: tuple[str, ...], tags: tuple[str, ...]) -> int | None:
     """The position of a model by its name in the matrix, or by timm's name, old, new or tagged."""
     if name in names:
         return names.index(name)
-    for i, tag in enumerate(tags):
-        if name in (tag, split_model_name_tag(tag)[0]):
-            return i
-    return None
+    known = (i for i, tag in enumerate(tags) if name in (tag, split_model_name_tag(tag)[0]))
+    return next(known, None)

@@ -8,6 +8,8 @@ cluster (Fig. D.2), the spectral features (Fig. C.1), a t-SNE map and the co-ass
 On the published 69 x 69 matrix: see experiments/results/digits.md and statistics.md.
 """
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
@@ -16,18 +18,20 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
-from experiments.cli.cluster_words import members, shifted, verdict
 from experiments.cli.components import bases_of, components_of
 from experiments.cli.study import Study, study
 from experiments.cli.values import positive_int
 from netkin.analysis import clusters
 from netkin.analysis.components import keywords, shared_values
 from netkin.analysis.hierarchy import off_diagonal
+from netkin.analysis.matrix import Matrix
 from netkin.analysis.noise import simulated_draws
+from netkin.analysis.verdict import verdict
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.clusters import blocks_figure, cluster_order, map_figure, score_blocks
 from netkin.report.matrix import bare, heatmap_section
+from netkin.report.sentences import Sentences
 from netkin.report.study import Picture, Section
 from netkin.report.text import and_more
 from netkin.similarity import interval
@@ -45,8 +49,7 @@ UP_TO = 12
 """The largest number of clusters that draws are tested for."""
 TESTED = 50
 """Draws that each number of clusters is tested on."""
-
-TOGETHER = "How often a model is with its cluster's others"
+text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
 def run(config: DictConfig) -> None:
@@ -64,39 +67,25 @@ def run(config: DictConfig) -> None:
                 f"clusters take at least 3 models, got {len(s.names)}; add model.members"
             )
         k, reason = clusters.choose_k(config.k, s.scores)
-        labels = clusters.spectral(s.scores, k, options.seed, options.restarts)
-        components, missing = _components(s)
-        words = common = None
-        if components is not None:
-            words = s.outputs.table("keywords", keywords(components, labels, options.keywords))
-            common = s.outputs.table("shared", shared_values(components, labels))
-        bases = bases_of(s)
-        table = s.outputs.table(
-            "clusters", pl.DataFrame({"model": s.names, "cluster": labels + 1}).sort("cluster")
-        )
+        labels, bases = clusters.spectral(s.scores, k, options.seed, options.restarts), bases_of(s)
+        table = s.outputs.table("clusters", _labelled(s, labels))
         values, _ = clusters.spectrum(s.scores)
-        eigenvalues = s.outputs.table(
-            "eigenvalues", pl.DataFrame({"k": np.arange(len(values)) + 1, "eigenvalue": values})
+        spectrum = pl.DataFrame({"k": np.arange(len(values)) + 1, "eigenvalue": values})
+        eigenvalues = s.outputs.table("eigenvalues", spectrum)
+        draws, drawn = _draws(s)
+        stability = _stability(s, labels, draws)
+        certain, resolution = _resolution(s, k, draws[:TESTED])
+        common, sections, missing = _components(s, labels, table)
+        pages = {name: page for name in s.names if (page := model_page(name))}
+        relations = bare(s.scores, s.names, s.families, bases, {} if s.measured else pages)
+        s.outputs.table("pairs", relations.pairs)
+        co_assigned, stable = _co_assigned(s, labels, bases, stability)
+        matrix = s.outputs.figure(
+            "cluster_matrix",
+            score_blocks(s.scores, s.names, labels, bases),
+            _square(s, s.scores, labels),
+            "The similarity of all pairs, by cluster (frames and numbers; Fig. D.2).",
         )
-        stability, certain, stable, co_assigned = _stability(s, labels, bases)
-        matrix = _matrix(s, labels, bases)
-        answer = [verdict(s, labels, certain, reason), *members(s, labels, common)]
-        answer += [*shifted(s), *stable]
-        sections = [
-            Section("Clusters (Tab. 2)", missing, _tab_2(table, words), [matrix]),
-            _heatmap(s, bases),
-            Section("Stability", (), {TOGETHER: stability}, [co_assigned]),
-            Section(
-                "Spectral features (Fig. C.1)",
-                [f"k = {k}: {reason}."],
-                {"The smallest eigenvalues of the normalised Laplacian": eigenvalues.head(k + 5)},
-                [_features(s, labels, k, bases)],
-            ),
-            Section("Map", (), {}, [_map(s, labels, bases)]),
-        ]
-        if words is not None and common is not None:
-            tables = {"In common, and rarer elsewhere": common, "Keywords, by TF-IDF": words}
-            sections.insert(1, Section("What each cluster shares", (), tables))
         s.tracker.summary(
             {"clusters/k": k, "similarity/mean": float(off_diagonal(s.scores).mean())}
         )
@@ -105,200 +94,208 @@ def run(config: DictConfig) -> None:
             f"Spectral clustering (Ng et al. 2001) of {s.source}: K-means, the best of "
             f"{options.restarts} runs, on the eigenvectors of the {k} smallest eigenvalues of the "
             "normalised Laplacian, without self-loops.",
-            answer,
-            sections,
+            [
+                _verdict(s, labels, certain, reason),
+                *_members(s, labels, common),
+                *_shifted(s),
+                *([text("dropped", left=left, n=drawn)] if (left := drawn - len(draws)) else []),
+                *stable,
+                *resolution,
+            ],
+            [
+                Section("Clusters (Tab. 2)", missing, sections[0], [matrix]),
+                *([Section("What each cluster shares", (), sections[1])] if sections[1] else []),
+                heatmap_section(relations),
+                co_assigned,
+                Section(
+                    "Spectral features (Fig. C.1)",
+                    [f"k = {k}: {reason}."],
+                    {
+                        "The smallest eigenvalues of the normalised Laplacian": eigenvalues.head(
+                            k + 5
+                        )
+                    },
+                    [_features(s, labels, k, bases)],
+                ),
+                Section("Map", (), {}, [_map(s, labels, bases)]),
+            ],
         )
 
 
-def _components(s: Study) -> tuple[pl.DataFrame | None, list[str]]:
-    """The models' components, or the reason why they are not known."""
+def _labelled(s: Study, labels: NDArray, **columns: NDArray) -> pl.DataFrame:
+    """A row a model: its name, its cluster, and further columns [N], by cluster."""
+    table = pl.DataFrame({"model": s.names, "cluster": labels + 1, **columns})
+    return table.fill_nan(None).sort("cluster")
+
+
+def _square(s: Study, values: NDArray[np.float64], labels: NDArray) -> pl.DataFrame:
+    """Values of pairs as a table, in the order of the figure."""
+    order = cluster_order(s.scores, labels)
+    names = tuple(s.names[i] for i in order)
+    return Matrix(names, values[np.ix_(order, order)]).table()
+
+
+def _components(
+    s: Study, labels: NDArray, table: pl.DataFrame
+) -> tuple[pl.DataFrame | None, tuple[dict[str, pl.DataFrame], ...], list[str]]:
+    """What the models of a cluster share; tables of clusters (as in Tab. 2, a row each) and of what
+    they share; and the reason where components are not known."""
+    rows = table.group_by("cluster", maintain_order=True).agg(pl.col("model").str.join(", "))
+    rows = rows.rename({"model": "models"})
     try:
-        return s.outputs.table("components", components_of(s)), []
+        components = s.outputs.table("components", components_of(s))
     except UserError as error:
         if s.config.components is not None:
             raise
-        return None, [f"No keywords: {error}."]
+        return None, ({"": rows}, {}), [text("no_keywords", error=error)]
+    found = keywords(components, labels, s.config.clusters.keywords)
+    words = s.outputs.table("keywords", found)
+    common = s.outputs.table("shared", shared_values(components, labels))
+    texts = words.with_columns(keywords=pl.format("{}: {}", "component", "value"))
+    texts = texts.group_by("cluster", maintain_order=True).agg(pl.col("keywords").str.join("; "))
+    rows = rows.join(texts, on="cluster").select("cluster", "keywords", "models")
+    tables = {"In common, and rarer elsewhere": common, "Keywords, by TF-IDF": words}
+    return common, ({"": rows}, tables), []
 
 
-def _tab_2(table: pl.DataFrame, words: pl.DataFrame | None) -> dict[str, pl.DataFrame]:
-    """As in the paper's Tab. 2: a row per cluster."""
-    rows = table.group_by("cluster", maintain_order=True).agg(pl.col("model").str.join(", "))
-    if words is not None:
-        texts = words.with_columns(word=pl.format("{}: {}", "component", "value"))
-        texts = texts.group_by("cluster", maintain_order=True).agg(pl.col("word").str.join("; "))
-        rows = rows.join(texts.rename({"word": "keywords"}), on="cluster")
-        rows = rows.select("cluster", "keywords", "model")
-    return {"": rows.rename({"model": "models"})}
+def _verdict(s: Study, labels: NDArray, certain: bool | None, reason: str) -> str:
+    """Whether the clusters are certain, and how much more alike the models in them are."""
+    within, lower = labels[:, None] == labels, np.tri(len(labels), k=-1, dtype=bool)
+    inside, between = s.scores[within & lower], s.scores[~within & lower]
+    decision = verdict(float(bool(certain)), threshold=0.5, enough=certain is not None)
+    sentence = text("verdict", decision, k=labels.max() + 1, reason=reason)
+    if inside.size and between.size:
+        means = {"inside": inside.mean(), "between": between.mean()}
+        sentence += text("within", factor=np.exp(means["inside"] - means["between"]), **means)
+    return sentence + text("mean", mean=s.scores[lower].mean())
 
 
-def _stability(
-    s: Study, labels: NDArray, bases: list[str]
-) -> tuple[pl.DataFrame, bool | None, list[str], Picture]:
-    """Co-assignment over K-means seeds, and over draws of images where there are any; whether these
-    reproduce the clusters, None without them; and both in words."""
+def _members(s: Study, labels: NDArray, common: pl.DataFrame | None) -> list[str]:
+    """A paragraph a cluster: its models, and the components that they share."""
+    paragraphs = []
+    for cluster in range(int(labels.max()) + 1):
+        names = [s.names[i] for i in np.flatnonzero(labels == cluster)]
+        sentence = text("cluster", number=cluster + 1, n=len(names), names=", ".join(names))
+        if common is not None and len(names) > 1:
+            shared = "; ".join(
+                f"{row['component']}: {row['value']} ({row['share']:.0%}, "
+                f"of others {row['share_of_others']:.0%})"
+                for row in common.filter(cluster=cluster + 1).iter_rows(named=True)
+            )
+            sentence += text("common", shared=shared or "nothing that others lack")
+        paragraphs.append(sentence)
+    return paragraphs
+
+
+def _shifted(s: Study) -> list[str]:
+    """A sentence where scores below 0 were shifted for the clustering."""
+    shift = clusters.affinity(s.scores).shift
+    negative = int((off_diagonal(s.scores) < 0).sum())
+    return [text("shifted", n=negative, shift=shift)] if shift else []
+
+
+def _draws(s: Study) -> tuple[list[NDArray[np.float64]], int]:
+    """The matrices of draws of images that have clusters, at most `clusters.draws`, and how many
+    draws there were: of the measured images, or simulated for `clusters.images`."""
+    options = s.config.clusters
+    if s.measured is not None:
+        draws = s.draws(options.draws)
+        assert draws is not None
+    elif options.images is not None:
+        draws = simulated_draws(s.scores, options.images, options.draws, options.seed)
+    else:
+        return [], 0
+    return [draw for draw in draws if clusters.has_clusters(draw)], len(draws)
+
+
+def _stability(s: Study, labels: NDArray, draws: list[NDArray]) -> dict[str, NDArray]:
+    """Clusterings [runs, N] over K-means seeds, and over draws of images where there are any."""
     options, k = s.config.clusters, int(labels.max()) + 1
-    complete, dropped = _usable(s)
     seeds = range(options.seed + 1, options.seed + options.seeds + 1)
     runs = [("seeds", s.scores, seed, options.restarts) for seed in seeds]
-    runs += [("images", draw, options.seed, DRAW_RESTARTS) for draw in complete]
-    by: dict[str, list[NDArray]] = {"seeds": []}
+    runs += [("images", draw, options.seed, DRAW_RESTARTS) for draw in draws]
+    found: dict[str, list[NDArray]] = {}
     with Bars(s.console) as bars:
         bars.start("cluster", ["stability"], len(runs))
         for what, scores, seed, restarts in runs:
-            by.setdefault(what, []).append(clusters.spectral(scores, k, seed, restarts))
+            found.setdefault(what, []).append(clusters.spectral(scores, k, seed, restarts))
             bars.advance("cluster", 1)
         bars.end("cluster")
-    columns, paragraphs = {}, [*dropped]
-    for what, clusterings in by.items():
-        columns[what] = clusters.cohesion(labels, np.stack(clusterings))
-        rand = np.array([adjusted_rand_score(labels, other) for other in clusterings])
+    return {what: np.stack(each) for what, each in found.items()}
+
+
+def _co_assigned(
+    s: Study, labels: NDArray, bases: list[str], found: dict[str, NDArray]
+) -> tuple[Section, list[str]]:
+    """How often models stay together over the clusterings of `_stability`, and in words."""
+    sentences = []
+    nouns = {"seeds": "K-means seeds", "images": "draws of images"}
+    if s.measured is None:
+        nouns["images"] = "simulated draws of images"
+    columns = {what: clusters.cohesion(labels, runs) for what, runs in found.items()}
+    for what, runs in found.items():
+        rand = np.array([adjusted_rand_score(labels, other) for other in runs])
         low, high = interval(rand)
-        same = f"; {np.mean(rand == 1):.0%} give exactly the same clusters"
-        paragraphs.append(
-            f"Over {len(clusterings)} {_noun(s, what)} the adjusted Rand index with these clusters "
-            f"is {rand.mean():.3f} on average (95% of them: {low:.3f} to {high:.3f}{same})."
-            + _unsettled(s, columns[what])
-        )
+        values = {"mean": rand.mean(), "low": low, "high": high, "same": np.mean(rand == 1)}
+        sentence = text("rand", n=len(runs), noun=nouns[what], **values)
+        order = [i for i in np.argsort(columns[what], kind="stable") if columns[what][i] < SETTLED]
+        if order:  # models whose cluster is not certain
+            named = and_more([f"{s.names[i]} ({columns[what][i]:.0%})" for i in order], NAMED)
+            many = {"n": len(order), "models": len(s.names)}
+            sentence += text("unsettled", settled=SETTLED, named=named, **many)
+        sentences.append(sentence)
         s.tracker.summary({f"clusters/rand_over_{what}": float(rand.mean())})
-    certain = None
-    if complete:
-        certain, text = _resolution(s, k, complete[:TESTED])
-        paragraphs.append(text)
-    elif s.measured is None:
-        paragraphs.append(
-            "clusters.images=N simulates draws of N images, and tells which clusters these "
-            "reproduce."
-        )
-    stability = pl.DataFrame({"model": s.names, "cluster": labels + 1, **columns}).fill_nan(None)
-    stability = s.outputs.table("stability", stability.sort("cluster"))
-    what = list(by)[-1]
-    shares, noun = clusters.co_assignment(np.stack(by[what])), _noun(s, what)
-    order = cluster_order(s.scores, labels)
+    stability = s.outputs.table("stability", _labelled(s, labels, **columns))
+    what = list(found)[-1]
+    shares, order = clusters.co_assignment(found[what]), cluster_order(s.scores, labels)
     picture = s.outputs.figure(
         "co_assignment",
-        blocks_figure(shares, s.names, labels, order, bases, f"share of {noun}", "cividis"),
+        blocks_figure(shares, s.names, labels, order, bases, f"share of {nouns[what]}", "cividis"),
         _square(s, shares, labels),
-        f"How often two models share a cluster over {len(by[what])} {noun}.",
+        f"How often two models share a cluster over {len(found[what])} {nouns[what]}.",
     )
-    return stability, certain, paragraphs, picture
+    tables = {"How often a model is with its cluster's others": stability}
+    return Section("Stability", (), tables, [picture]), sentences
 
 
-def _noun(s: Study, what: str) -> str:
-    if what == "seeds":
-        return "K-means seeds"
-    return "draws of images" if s.measured else "simulated draws of images"
-
-
-def _unsettled(s: Study, cohesion: NDArray[np.float64]) -> str:
-    """Names the models whose cluster is not certain."""
-    order = [i for i in np.argsort(cohesion, kind="stable") if cohesion[i] < SETTLED]
-    if not order:
-        return ""
-    named = [f"{s.names[i]} ({cohesion[i]:.0%})" for i in order]
-    return (
-        f" The cluster of {len(order)} of {len(s.names)} models is uncertain, as they are with its "
-        f"others in less than {SETTLED:.0%}: {and_more(named, NAMED)}."
-    )
-
-
-def _usable(s: Study) -> tuple[list[NDArray[np.float64]], list[str]]:
-    """The matrices of draws of images that have clusters, at most `clusters.draws`; and, in words,
-    how many have none."""
-    options = s.config.clusters
-    if s.measured is None and options.images is None:
-        return [], []
-    if s.measured is None:
-        draws = simulated_draws(s.scores, options.images, options.draws, options.seed)
-    else:
-        draws = s.draws(options.draws)
-        assert draws is not None
-    chosen = draws[: options.draws]
-    usable = [draw for draw in chosen if clusters.has_clusters(draw)]
-    left = len(chosen) - len(usable)
-    text = f"{left} of {len(chosen)} draws of images have no clusters and were left out."
-    return usable, [text] if left else []
-
-
-def _resolution(s: Study, k: int, draws: list[NDArray[np.float64]]) -> tuple[bool, str]:
-    """Whether draws of images reproduce k clusters, and how many they do; writes resolution.csv."""
+def _resolution(s: Study, k: int, draws: list[NDArray]) -> tuple[bool | None, list[str]]:
+    """Whether draws of images reproduce k clusters, None without draws, and in words how many
+    clusters they do; writes resolution.csv."""
+    if not draws:
+        return None, [] if s.measured else [text("simulate")]
     # More than N / 2 clusters are mostly single models, which any draw reproduces.
     most = min(UP_TO, max(2, len(s.names) // 2))
     numbers = sorted({*range(2, most + 1), k})
+    rand, seed = {}, s.config.clusters.seed
     with Bars(s.console) as bars:
         bars.start("resolve", [f"{number} clusters" for number in numbers], len(numbers))
-        rand = {}
         for number in numbers:
-            rand[number] = clusters.resolved(
-                s.scores, draws, number, s.config.clusters.seed, DRAW_RESTARTS
-            )
+            rand[number] = clusters.resolved(s.scores, draws, number, seed, DRAW_RESTARTS)
             bars.advance("resolve", 1)
         bars.end("resolve")
     table = pl.DataFrame({"k": list(rand), "rand_over_images": list(rand.values())})
     s.outputs.table("resolution", table)
     known = [number for number, value in rand.items() if value >= RESOLVED]
     if not known:
-        return False, (
-            "Draws of images do not reproduce the clusters for any number of them: the adjusted "
-            f"Rand index is {max(rand.values()):.2f} at most. Use more images."
-        )
-    return k in known, (
-        f"Are the {k} clusters certain? {'Yes' if k in known else 'No'}: draws of images reproduce "
-        f"them with an adjusted Rand index of {rand[k]:.2f} (certain from {RESOLVED}). The images "
-        f"can tell at most {max(known)} apart: of 2 to {max(numbers)} clusters, "
-        f"{', '.join(map(str, known))} are reproduced (resolution.csv)."
-    )
-
-
-def _square(s: Study, values: NDArray[np.float64], labels: NDArray) -> pl.DataFrame:
-    """Values of pairs as a table, in the order of the figure."""
-    order = cluster_order(s.scores, labels)
-    names = [s.names[i] for i in order]
-    ordered = values[np.ix_(order, order)]
-    return pl.DataFrame({"": names, **{name: ordered[:, i] for i, name in enumerate(names)}})
-
-
-def _heatmap(s: Study, bases: list[str]) -> Section:
-    """All pairs, to look up."""
-    pages = {name: page for name in s.names if (page := model_page(name))}
-    relations = bare(s.scores, s.names, s.families, bases, {} if s.measured else pages)
-    s.outputs.table("pairs", relations.pairs)
-    return heatmap_section(relations)
-
-
-def _matrix(s: Study, labels: NDArray, bases: list[str]) -> Picture:
-    return s.outputs.figure(
-        "cluster_matrix",
-        score_blocks(s.scores, s.names, labels, bases),
-        _square(s, s.scores, labels),
-        "The similarity of all pairs, by cluster (frames and numbers; Fig. D.2).",
-    )
+        return False, [text("none", most=max(rand.values()))]
+    listed, decision = ", ".join(map(str, known)), verdict(rand[k], threshold=RESOLVED)
+    values = {"k": k, "rand": rand[k], "resolved": RESOLVED, "most": max(known), "known": listed}
+    return k in known, [text("certain", verdict=decision, tried=max(numbers), **values)]
 
 
 def _features(s: Study, labels: NDArray, k: int, bases: list[str]) -> Picture:
     """The similarity of models in the feature space of K-means, and the features as a table."""
     features = clusters.features(s.scores, k)
-    s.outputs.table(
-        "features",
-        pl.DataFrame({"model": s.names, "cluster": labels + 1})
-        .hstack(pl.DataFrame({f"eigenvector_{i + 1}": features[:, i] for i in range(k)}))
-        .sort("cluster"),
-    )
+    columns = {f"eigenvector_{i + 1}": features[:, i] for i in range(k)}
+    s.outputs.table("features", _labelled(s, labels, **columns))
     cosines = np.clip(features @ features.T, -1, 1)
+    least = min(-0.05, float(cosines.min()))
+    label, order = "cosine similarity of spectral features", cluster_order(s.scores, labels)
     return s.outputs.figure(
         "spectral_features",
-        blocks_figure(
-            cosines,
-            s.names,
-            labels,
-            cluster_order(s.scores, labels),
-            bases,
-            "cosine similarity of spectral features",
-            "magma",
-            (min(-0.05, float(cosines.min())), 1.0),
-        ),
+        blocks_figure(cosines, s.names, labels, order, bases, label, "magma", (least, 1.0)),
         _square(s, cosines, labels),
-        f"Cosine similarity of the models' spectral features: their rows in the {k} eigenvectors "
-        "(features.csv) that K-means clusters (Fig. C.1).",
+        text("features", k=k),
     )
 
 
@@ -313,13 +310,9 @@ def _map(s: Study, labels: NDArray, bases: list[str]) -> Picture:
     )
     with threadpool_limits(1):  # with so few points, waiting for other threads costs more
         points = tsne.fit_transform(distance)
-    table = pl.DataFrame(
-        {"model": s.names, "cluster": labels + 1, "x": points[:, 0], "y": points[:, 1]}
-    )
     return s.outputs.figure(
         "cluster_map",
         map_figure(points.astype(float), s.names, labels, bases),
-        table.sort("cluster"),
-        "Similar models are close together (markers: clusters): t-SNE of the distances max(s) - s "
-        f"(perplexity {perplexity:.3g}). Only neighbourhoods are meaningful, not axes or gaps.",
+        _labelled(s, labels, x=points[:, 0], y=points[:, 1]),
+        text("map", perplexity=perplexity),
     )

@@ -1,183 +1,866 @@
-"""Do two runs, or two matrices, agree on which models are alike, and where do they differ most?
+"""Do scores depend on how they are measured? A reference matrix, and others of the same models.
 
-Over the models that both have: Pearson's r with its interval over models, the Mantel test, the
-mean difference, and the pairs and models that differ most. Writes compare (the scatter with its
-table of pairs), differences (a heatmap with its table), models.csv and report.html.
+Each other one is a definition: a file, or the run's config with some values changed.
+
+- experiment=compare: two runs or files. Also where they differ most (differences, models.csv).
+- experiment=attacks: other attacks, scores of one direction, or a file (Appendix G; Fig. G.1, G.2).
+- experiment=precision: other precisions, of crafting and of targets, beside another seed, whose
+  effect is chance alone.
+- experiment=budget: fewer, longer steps (attack.step_size=null), and fewer images, drawn at random
+  several times: r says whether the order of pairs stays, the bias whether the level does.
+
+On the 12 digits members (500 images): PGD-50 and PGD-10 r = 0.98, two-sided and one-sided r = 0.60
+(66 pairs, 132 directions; both Mantel p <= 0.0001). Precisions: experiments/results/speed.md.
 """
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from sklearn.metrics import adjusted_rand_score
 
 from experiments.cli import sat69
-from experiments.cli.finish import finish, terminal
-from experiments.cli.runs import file_info, tracked, used
-from experiments.cli.study import described, family
-from experiments.cli.values import positive_int
-from netkin.analysis import matrix
-from netkin.analysis.matrix import Matrix
-from netkin.analysis.permutation import Association, associate
+from experiments.cli.devices import execution_choice, on_cpu
+from experiments.cli.keys import naming
+from experiments.cli.members import build_members
+from experiments.cli.runs import command, matrix_name
+from experiments.cli.setting import build_attack, build_setting, check_sources
+from experiments.cli.study import Study, family, measure_prepared, study
+from experiments.cli.values import one_of, positive, positive_int, whole_numbers
+from netkin import similarity
+from netkin.analysis import matrix, noise, permutation, statistics
+from netkin.analysis.clusters import choose_k, spectral
+from netkin.analysis.hierarchy import off_diagonal
+from netkin.analysis.matrix import Matrix, place_of
+from netkin.analysis.noise import OverImages, Sampled
+from netkin.analysis.permutation import associate
 from netkin.analysis.statistics import FEWEST, pearson, trend
-from netkin.errors import UserError, and_more
+from netkin.analysis.verdict import verdict
+from netkin.attacks import PGD
+from netkin.errors import UserError, and_more, near
+from netkin.jobs.progress import Bars
+from netkin.passes.setting import Setting
+from netkin.passes.stored import adversarial, outcome_store
 from netkin.report.figures import heatmap_figure
-from netkin.report.scatter import scatter_figure
-from netkin.report.study import Outputs, Section
+from netkin.report.lines import Line, lines_figure
+from netkin.report.scatter import scatter
+from netkin.report.sentences import Sentences
+from netkin.report.study import Section
+from netkin.report.style import panels, style
+from netkin.report.text import percent
+from netkin.similarity import Outcomes
+from netkin.zoo import execution
+from netkin.zoo.execution import PRECISIONS, TARGET_PRECISIONS, Execution, check_execution
+from netkin.zoo.member import Member
 
 ALIKE = 0.9
-"""Pearson's r from which two matrices agree on which models are alike."""
-RELATED = 0.05
-"""Of the p-value below which two matrices are surely related."""
+"""Pearson's r from which two definitions count as the same."""
+text = Sentences(Path(__file__).with_suffix(".toml"))
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One way to score pairs.
+
+    Attributes:
+        name: such as "pgd".
+        scores: [N, N], symmetric or one-sided ([a, b]: b on a's images); NaN where not measured.
+        sampled: on other images, drawn in the same way for all definitions; None for a file.
+        intervals: of `netkin.similarity.pairs`, where other scores are looked for inside them.
+    """
+
+    name: str
+    scores: NDArray[np.float64]
+    sampled: Sampled | None = None
+    intervals: pl.DataFrame | None = None
+
+
+Comparison = tuple[Definition, Definition]
 
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    shown = positive_int(config.compare.pairs, "compare.pairs")
-    positive_int(config.compare.permutations, "compare.permutations")
-    a, b = (load(config, key, str(value)) for key, value in (("a", config.a), ("b", config.b)))
-    names = tuple(name for name in a.names if name in b.names)
-    if len(names) < 3:
+    if config.experiment.name == "compare":
+        positive_int(config.compare.pairs, "compare.pairs")
+        first = config.copy()
+        first.similarity = config.similarity if config.a == "sat69" else {"file": csv(config, "a")}
+        with study(first) as s:
+            compare(s, *two(s, str(config.a), str(config.b), load(config, "b")))
+        return
+    {"attacks": attacks, "precision": precision, "budget": budget}[config.experiment.name](config)
+
+
+def changed(config: DictConfig, values: dict[str, Any]) -> DictConfig:
+    """A config with other values of some keys."""
+    result = config.copy()
+    for key, value in values.items():
+        OmegaConf.update(result, key, value)
+    return result
+
+
+def under(s: Study, config: DictConfig) -> Setting:
+    """The setting of a study with the attack and the precisions of another config."""
+    assert s.measured is not None
+    return replace(
+        s.measured.setting,
+        attack=build_attack(config),
+        choice=execution_choice(config),
+        precision=config.transfer.precision,
+    )
+
+
+def outcomes_under(s: Study, setting: Setting, sources: list[Member] | None = None) -> Outcomes:
+    """The outcomes of the study's members under another setting, of some sources or all."""
+    assert s.measured is not None
+    with Bars(s.console) as bars:
+        return measure_prepared(s.config, setting, s.measured.members, s.tracker, bars, sources)
+
+
+# Two files or runs
+
+
+def csv(config: DictConfig, key: str) -> Path:
+    """The file of scores that a key names: the similarity.csv of a run's folder, or a CSV file."""
+    path = Path(str(config[key])).expanduser()
+    if not path.is_dir():
+        return path
+    if not (path / "similarity.csv").is_file():
         raise UserError(
-            f"a={config.a} and b={config.b} share {len(names)} models, expected 3 or more (a has "
-            f"{and_more(a.names, 3)}; b has {and_more(b.names, 3)})"
+            f"{key}={config[key]} has no similarity.csv; name the folder of a run of "
+            "experiment=pairwise, a CSV file of scores, or sat69"
         )
-    x, y = a.of(names).scores, b.of(names).scores
-    association = associate(x, y, config.compare.permutations)
-    pairs, models = pair_table(names, x, y), model_table(names, x, y)
-    info = file_info(config, len(names), Path(str(config.a)).stem)
-    with tracked(config, info) as tracker:
-        outputs = Outputs(info.folder, tracker)
-        outputs.table("models", models)
-        if not np.isnan(association.pairs.r):
-            tracker.summary({"compare/r": association.pairs.r})
-        against = outputs.figure(
-            "compare",
-            scatter_figure(
-                pairs["s_a"].to_numpy(),
-                pairs["s_b"].to_numpy(),
-                f"s, a = {config.a} (nats)",
-                f"s, b = {config.b} (nats)",
-                trend=trend(pairs["s_a"], pairs["s_b"]) if len(names) >= FEWEST else None,
-                text=str(association),
-            ),
-            pairs,
-            "The same pairs in both matrices. Line and band: least squares and the 90% confidence "
-            "band of its mean for independent pairs.",
-        )
-        difference = np.where(np.eye(len(x), dtype=bool), 0.0, x - y)
-        heatmap = outputs.figure(
-            "differences",
-            heatmap_figure(
-                difference,
-                names,
-                list(map(family, names)),
-                "s of a less s of b (nats)",
-                signed=True,
-            ),
-            Matrix(names, difference).table(),
-            "Differences of the scores, a less b; the diagonal is not compared.",
-        )
-        answer = [verdict(association), *differ_most(pairs, models), association.sentence()]
-        most = {f"The {shown} pairs that differ most": pairs.head(shown), "Models": models}
-        finish(
-            *(outputs, terminal(), f"Do {config.a} and {config.b} agree on {len(names)} models?"),
-            f"The scores of {pairs.height} pairs of models that are in both.",
-            [*answer, *left_out(a, b, names)],
-            [
-                Section("One against the other", (), {}, [against]),
-                Section("Where they differ", (), most, [heatmap]),
-            ],
-            described(used(config)),
-        )
+    return path / "similarity.csv"
 
 
-def left_out(a: Matrix, b: Matrix, names: tuple[str, ...]) -> list[str]:
-    """How many models are in one of the two only."""
-    return [
-        f"{len(m.names) - len(names)} models are in {key} only and are left out."
-        for key, m in (("a", a), ("b", b))
-        if len(m.names) > len(names)
-    ]
-
-
-def load(config: DictConfig, key: str, value: str) -> Matrix:
+def load(config: DictConfig, key: str) -> Matrix:
     """The matrix that a key names: sat69, a run's folder with a similarity.csv, or a CSV file."""
-    if value == "sat69":
+    if config[key] == "sat69":
         return sat69.load(config)[0]
-    path = Path(value).expanduser()
-    if path.is_dir():
-        path = path / "similarity.csv"
-        if not path.is_file():
+    one_sided = bool(config.get("one_sided"))
+    return matrix.read(csv(config, key), bool(config.symmetrise), one_sided)
+
+
+def two(
+    s: Study, title: str, other: str, theirs: Matrix
+) -> tuple[tuple[str, ...], list[Comparison], list[str]]:
+    """The models that both matrices have, their scores, and how many models only one has."""
+    common = tuple(name for name in s.names if name in theirs.names)
+    if len(common) < 3:
+        raise UserError(
+            f"{title} and {other} share {len(common)} models, expected 3 or more "
+            f"({and_more(s.names, 3)}; {and_more(theirs.names, 3)})"
+        )
+    left_out = [
+        text("only", n=len(names) - len(common), name=name)
+        for name, names in ((title, s.names), (other, theirs.names))
+        if len(names) > len(common)
+    ]
+    pair = (
+        Definition(title, s.matrix.of(common).scores),
+        Definition(other, theirs.of(common).scores),
+    )
+    return common, [pair], left_out
+
+
+# Attacks
+
+
+def attacks(config: DictConfig) -> None:
+    """Other attacks, one direction, or a file."""
+    positive_int(config.permutations, "permutations")
+    if config.similarity is not None and config.other is None:
+        raise UserError(
+            "similarity=path.csv names one matrix; name the other one with other=path.csv"
+        )
+    if config.other is not None:
+        with study(config) as s:
+            title = "two-sided" if s.measured else matrix_name(config)
+            compare(s, *two(s, title, str(config.other), load(config, "other")))
+        return
+    if config.one_sided:
+        with study(config) as s:
+            assert s.measured is not None
+            there = one_direction(s, "one-sided", s.measured.outcomes)
+            # The two-sided score contains the one-sided one; the other direction does not.
+            assert there.sampled is not None
+            parts = (there.sampled.values, there.sampled.draws, there.sampled.halves)
+            turned = Sampled(*(part.swapaxes(-1, -2) for part in parts))
+            back = Definition("the other direction", there.scores.T, turned)
+            both = defined(s, "two-sided", s.measured.outcomes)
+            compare(s, s.names, [(both, there), (there, back)])
+        return
+    configs = attack_configs(config)
+    members = build_members(config)
+    sources = chosen_sources(config, members)
+    setting = build_setting(config)
+    for i, (each, option) in enumerate(configs.values()):
+        attacked = members if i == 0 or sources is None else sources
+        check_sources(replace(setting, attack=build_attack(each, option)), attacked, members)
+    (label, (first, option)), *others = configs.items()
+    with study(config, build_attack(first, option)) as s:
+        assert s.measured is not None
+        measured = {label: s.measured.outcomes}
+        for label, (each, option) in others:
+            setting = replace(s.measured.setting, attack=build_attack(each, option))
+            measured[label] = outcomes_under(s, setting, sources)
+        reference, *rest = (defined(s, *item, sources) for item in measured.items())
+        white_box(s, measured, sources)
+        compare(s, s.names, [(reference, other) for other in rest], (), sources)
+
+
+def attack_configs(config: DictConfig) -> dict[str, tuple[DictConfig, str]]:
+    """The attacks to compare: a config each and its option of the attack group, by label.
+
+    Each is composed as by `attack=option`. Overrides of attack.* on the command line apply to each
+    attack that has the setting; an entry's own settings take precedence.
+    """
+    entries = config.attacks
+    if not isinstance(entries, ListConfig) or len(entries) < 2:
+        raise UserError(
+            f"attacks must list two or more, such as [pgd,{{attack: pgd, steps: 10}}], got "
+            f"{entries}"
+        )
+    overrides = HydraConfig.get().overrides.task
+    others = [each for each in overrides if not each.startswith(("attack", "+attack"))]
+    parsed = OverridesParser.create().parse_overrides(
+        [each for each in overrides if each.startswith("attack.")]
+    )
+    shared = {each.key_or_group.removeprefix("attack."): each.value() for each in parsed}
+    configs: dict[str, tuple[DictConfig, str]] = {}
+    for entry in entries:
+        own = dict(entry) if isinstance(entry, DictConfig) else {"attack": entry}
+        option = own.pop("attack", None)
+        if not isinstance(option, str):
             raise UserError(
-                f"{key}={value} has no similarity.csv; name the folder of a run of "
-                "experiment=pairwise, a CSV file of scores, or sat69"
+                f"an entry of attacks is an option or {{attack: option, ...}}, got {entry}"
             )
-    return matrix.read(path, bool(config.symmetrise))
+        texts = ", ".join(f"{key} = {value}" for key, value in own.items())
+        label = f"{option} ({texts})" if own else option
+        composed = compose("evaluate", overrides=[*others, f"attack={option}"])
+        known = [str(key) for key in composed.attack]
+        if unknown := [str(key) for key in own if key not in known]:
+            raise UserError(
+                f"attack {option} has no setting {unknown[0]!r}{near(unknown[0], known)}"
+            )
+        values = {k: v for k, v in shared.items() if k.split(".")[0] in known} | own
+        composed = changed(composed, {f"attack.{key}": value for key, value in values.items()})
+        for other, (earlier, _) in configs.items():
+            if earlier.attack == composed.attack:
+                raise UserError(
+                    f"attacks: {other} and {label} are the same attack, since attack.* on the "
+                    "command line applies to each; choose others with attacks=[...]"
+                )
+        configs[label] = composed, option
+    return configs
 
 
-def pair_table(names: tuple[str, ...], x: NDArray, y: NDArray) -> pl.DataFrame:
-    """A row a pair: a, b (models), s_a, s_b and their difference (nats); the largest first."""
-    rows, columns = np.tril_indices(len(names), k=-1)
-    table = pl.DataFrame(
+def chosen_sources(config: DictConfig, members: list[Member]) -> list[Member] | None:
+    """The members that the other attacks are run on; None for all."""
+    if config.sources is None:
+        return None
+    if not isinstance(config.sources, ListConfig) or not config.sources:
+        raise UserError(f"sources must be a list of members such as [vit_s], got {config.sources}")
+    names = [member.name for member in members]
+    return [members[place_of(name, names, "sources: the run")] for name in config.sources]
+
+
+def defined(
+    s: Study, label: str, outcomes: Outcomes, sources: list[Member] | None = None
+) -> Definition:
+    """The scores of outcomes: of both directions, or of the sources' images alone."""
+    if sources is None:
+        sampled = noise.sampled_scores(outcomes, s.config.score.bootstrap)
+        return Definition(label, sampled.values, sampled)
+    one_sided = one_direction(s, label, outcomes)
+    assert one_sided.sampled is not None
+    names = {member.name for member in sources}
+    others = [i for i, name in enumerate(outcomes.members) if name not in names]
+    one_sided.scores[others] = np.nan
+    one_sided.sampled.values[others] = np.nan
+    return one_sided
+
+
+def one_direction(s: Study, label: str, outcomes: Outcomes) -> Definition:
+    """One-sided scores of outcomes, with their draws."""
+    sampled = noise.sampled_directions(outcomes, s.config.score.bootstrap)
+    return Definition(label, sampled.values.copy(), sampled)
+
+
+def white_box(s: Study, measured: dict[str, Outcomes], sources: list[Member] | None) -> None:
+    """The white-box success of each attack: a weak attack makes all models look dissimilar."""
+    attacked = set(s.names) if sources is None else {member.name for member in sources}
+    rows = [
+        (label, name, float(outcomes.per_image(i, i).mean()))
+        for label, outcomes in measured.items()
+        for i, name in enumerate(s.names)
+        if name in attacked
+    ]
+    schema = ["attack", "model", "white_box_success"]
+    s.outputs.table("white_box", pl.DataFrame(rows, schema=schema, orient="row"))
+
+
+# The page of compare and attacks
+
+
+def compare(
+    s: Study,
+    names: tuple[str, ...],
+    comparisons: list[Comparison],
+    left_out: Sequence[str] = (),
+    sources: list[Member] | None = None,
+    shares: Sequence[dict[str, float]] = (),
+) -> None:
+    """The scatters, the table of correlations, where two files differ most, and the page.
+
+    Args:
+        s: the study.
+        names: of the N models.
+        comparisons: of a reference with another definition each.
+        left_out: sentences on models that only one of two files has.
+        sources: the models that were attacked, if not all.
+        shares: further columns of the table, of `differing`.
+    """
+    name, files = s.config.experiment.name, comparisons[0][1].sampled is None
+    rows = [correlation(s, *each, sources) for each in comparisons]
+    rows = [{**row, **more} for row, more in zip(rows, shares or [{}] * len(rows), strict=True)]
+    table = s.outputs.table("correlations", pl.DataFrame(rows, infer_schema_length=None))
+    for row in rows:
+        if not np.isnan(row["r"]):
+            s.tracker.summary({f"{name}/r" if files else f"{name}/r/{row['other']}": row["r"]})
+    pairs = pl.concat([pairs_table(names, *each) for each in comparisons])
+    picture = s.outputs.figure(
+        name,
+        figure(names, comparisons, rows),
+        pairs,
+        "Scores of the same pairs by two definitions. Line and band: least squares and the 90% "
+        "confidence band of its mean for independent pairs; dashed: equal scores.",
+    )
+    sections = [Section("Scores against scores", (), {"Correlations": table}, [picture])]
+    answer = precision_answer(rows) if shares else [decided(rows, name), *map(sentence, rows)]
+    if files:
+        section, differ = differences_section(s, names, comparisons[0], pairs)
+        sections.append(section)
+        answer.insert(1, differ)
+    described = [f"{first.name} and {other.name}" for first, other in comparisons]
+    s.finish(
+        text(f"{name}.title", n=len(names), what=described[0]),
+        f"The same pairs scored by {', '.join(described)}: {s.source}.",
+        [*answer, *left_out],
+        sections,
+    )
+
+
+def correlation(
+    s: Study, first: Definition, other: Definition, sources: list[Member] | None
+) -> dict[str, Any]:
+    """Pearson's r of two definitions with its intervals and p-values, as a row."""
+    x, y = first.scores, other.scores
+    at = cells(x, y)
+    images = OverImages()
+    if first.sampled is not None and other.sampled is not None:
+        images = noise.over_images(first.sampled.at(*at), other.sampled.at(*at), len(x))
+    low = high = None
+    settings = s.config.compare if s.config.experiment.name == "compare" else s.config
+    permutations = positive_int(settings.permutations, "permutations")
+    if sources is None:
+        association = associate(x, y, permutations)
+        pairs, tested, test = association.pairs, association.test, "Mantel"
+        if not np.isnan(association.low):
+            low, high = association.low, association.high
+    else:
+        attacked = [i for i, name in enumerate(s.names) if name in {m.name for m in sources}]
+        off = np.where(np.eye(len(x), dtype=bool), np.nan, 1.0)
+        pairs, test = pearson(x[at], y[at]), "target permutation"
+        tested = permutation.target_test((x * off)[attacked], (y * off)[attacked], permutations)
+    return {
+        "reference": first.name,
+        "other": other.name,
+        "models": len(x),
+        "n": pairs.n,
+        "r": pairs.r,
+        "models_low": low,
+        "models_high": high,
+        **images.row(),
+        "p": tested.p,
+        "permutations": tested.permutations,
+        "test": test,
+        "p_independent_pairs": pairs.p,
+        **changes(first, other),
+    }
+
+
+def changes(first: Definition, other: Definition) -> dict[str, float | None]:
+    """How scores change from one definition to another, over pairs, in nats: columns of the table.
+
+    Empty where one of them is one-sided. The mean difference has its 95% interval over images.
+    """
+    x, y = first.scores, other.scores
+    if not all(np.allclose(m, m.T, equal_nan=True) for m in (x, y)):
+        return {}
+    difference = off_diagonal(y - x)
+    row: dict[str, float | None] = {
+        "mean_difference": float(difference.mean()),
+        "mean_absolute_difference": float(np.abs(difference).mean()),
+        "largest_difference": float(np.abs(difference).max()),
+    }
+    if first.sampled is not None and other.sampled is not None:
+        pair = np.tril_indices(len(x), k=-1)
+        one, two = first.sampled, other.sampled
+        low, high = similarity.interval((two.draws - one.draws)[:, *pair].mean(axis=1))
+        mean = float((two.values - one.values)[pair].mean())
+        row |= {"mean_difference": mean, "mean_low": low, "mean_high": high}
+    if (known := first.intervals) is not None:
+        other_scores = y[np.triu_indices(len(y), k=1)]
+        low, high = known["low"].to_numpy(), known["high"].to_numpy()
+        row["mean_half_width"] = float((high - low).mean() / 2)
+        row["inside_interval"] = float(((low <= other_scores) & (other_scores <= high)).mean())
+    return row
+
+
+def cells(x: NDArray, y: NDArray) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows and columns of the pairs that both have: each once, or each direction if they differ."""
+    rows, columns = statistics.pair_positions(x, y)
+    known = ~np.isnan(x[rows, columns]) & ~np.isnan(y[rows, columns])
+    return rows[known], columns[known]
+
+
+def pairs_table(names: tuple[str, ...], first: Definition, other: Definition) -> pl.DataFrame:
+    """A row a pair: a, b, reference, other (definitions), s_reference, s_other, and difference, the
+    first less the second (nats)."""
+    rows, columns = cells(first.scores, other.scores)
+    x, y = first.scores[rows, columns], other.scores[rows, columns]
+    return pl.DataFrame(
         {
-            "model": [names[i] for i in columns],
-            "other": [names[i] for i in rows],
-            "s_a": x[rows, columns],
-            "s_b": y[rows, columns],
-            "difference": x[rows, columns] - y[rows, columns],
+            "a": [names[i] for i in rows],
+            "b": [names[i] for i in columns],
+            "reference": first.name,
+            "other": other.name,
+            "s_reference": x,
+            "s_other": y,
+            "difference": x - y,
         }
     )
-    return table.sort(pl.col("difference").abs(), descending=True)
 
 
-def model_table(names: tuple[str, ...], x: NDArray, y: NDArray) -> pl.DataFrame:
-    """A row a model: mean difference to the others (nats), r of its row, nearest in each; those
-    with the largest mean difference first."""
-    n, rows = len(names), []
-    for i in range(n):
-        others = np.delete(np.arange(n), i)
-        rows.append(
-            {
-                "model": names[i],
-                "mean_difference": float((x[i, others] - y[i, others]).mean()),
-                "r": pearson(x[i, others], y[i, others]).r,
-                "nearest_in_a": names[others[x[i, others].argmax()]],
-                "nearest_in_b": names[others[y[i, others].argmax()]],
-            }
+@style()
+def figure(names: tuple[str, ...], comparisons: list[Comparison], found: list[dict]) -> Figure:
+    """A scatter plot for each comparison."""
+    n = len(comparisons)
+    across = 2 if n == 4 else min(3, n)
+    drawing, axes = panels(across, 3.6, 3.3, rows=-(-n // across))
+    for ax in axes[n:]:
+        ax.remove()
+    for ax, (first, other), row in zip(axes, comparisons, found, strict=False):
+        rows, columns = cells(first.scores, other.scores)
+        x, y = first.scores[rows, columns], other.scores[rows, columns]
+        ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+        ax.plot(ends, ends, color="#999999", lw=0.8, ls=(0, (4, 3)), zorder=0, label="equal scores")
+        one_source = len(set(rows)) == 1 < len(x)
+        p = statistics.p_text(row["p"], row["permutations"])
+        scatter(
+            ax,
+            x,
+            y,
+            f"s, {first.name} (nats)",
+            f"s, {other.name} (nats)",
+            names=[names[i] for i in columns] if one_source else None,
+            trend=trend(x, y) if len(names) >= FEWEST else None,
+            text=f"r = {row['r']:.2f}, {row['test']} p {p}, n = {row['n']}",
         )
-    table = pl.DataFrame(rows)
-    return table.sort(pl.col("mean_difference").abs(), descending=True)
+    return drawing
 
 
-def verdict(association: Association) -> str:
-    """Whether the two agree, with the variance that they share."""
-    r, low, high = association.pairs.r, association.low, association.high
-    if np.isnan(r) or association.models < FEWEST:
-        return f"Not certain: {association.models} models are too few for a verdict."
-    share = f"they share {r**2:.0%} of the variance of scores (r = {r:.2f})"
-    if low >= ALIKE:
-        return f"Yes, they agree on which models are alike: {share}."
-    if association.test.p >= RELATED:
-        return f"Not certain: {share}, which may be chance."
-    if high >= ALIKE:
-        return f"Not certain: {share}, which may be close agreement or not."
-    return f"No, only in part: {share}."
+def decided(rows: list[dict], question: str) -> str:
+    """Whether definitions agree, by the comparison with the lowest correlation."""
+    known = [row for row in rows if not np.isnan(row["r"])]
+    if not known or known[0]["models"] < FEWEST:
+        return text(f"{question}.few", models=rows[0]["models"])
+    worst = min(known, key=lambda row: row["r"])
+    ends = worst["models_low"], worst["models_high"]
+    decision = verdict(worst["r"], ends, worst["p"], threshold=ALIKE)
+    return text(question, decision, share=text("share", share=worst["r"] ** 2, **worst))
 
 
-def differ_most(pairs: pl.DataFrame, models: pl.DataFrame) -> list[str]:
-    """The pairs and the model that differ most, and how many nearest relatives change."""
-    mean = float(pairs["difference"].to_numpy().mean())
-    parts = [
-        f"{row['model']} and {row['other']} ({row['s_a']:.2f} in a, {row['s_b']:.2f} in b)"
-        for row in pairs.head(3).iter_rows(named=True)
+def sentence(row: dict) -> str:
+    """A comparison in words."""
+    if np.isnan(row["r"]):
+        return text("undefined", **row)
+    notes = [noise.words(row)]
+    if row["models_low"] is not None:
+        notes.append(text("models", low=row["models_low"], high=row["models_high"]))
+    if row["models"] < FEWEST:
+        notes.append(text("few", fewest=FEWEST))
+    listed = "; ".join(filter(None, notes))
+    p = statistics.p_text(row["p"], row["permutations"])
+    naive = statistics.naive_text(row["p_independent_pairs"])
+    return text("r", **{**row, "p": p}, notes=f" ({listed})" if listed else "", naive=naive)
+
+
+def differences_section(
+    s: Study, names: tuple[str, ...], comparison: Comparison, pairs: pl.DataFrame
+) -> tuple[Section, str]:
+    """Where two matrices differ: a heatmap, the pairs and the models that differ most."""
+    (a, b), n = comparison, len(names)
+    x, y = a.scores, b.scores
+    off = ~np.eye(n, dtype=bool)
+    difference = np.where(off, x - y, 0.0)
+    rows = [
+        {
+            "model": name,
+            "mean_difference": float(difference[i, off[i]].mean()),
+            "r": pearson(x[i, off[i]], y[i, off[i]]).r,
+            "nearest_in_a": names[np.where(off[i], x[i], -np.inf).argmax()],
+            "nearest_in_b": names[np.where(off[i], y[i], -np.inf).argmax()],
+        }
+        for i, name in enumerate(names)
     ]
-    first = models.row(0, named=True)
-    changed = models.filter(pl.col("nearest_in_a") != pl.col("nearest_in_b")).height
-    return [
-        f"Scores of a are {abs(mean):.2f} {'higher' if mean >= 0 else 'lower'} than those of b on "
-        f"average. They differ most for {', '.join(parts)}; of the models most for "
-        f"{first['model']} (by {first['mean_difference']:+.2f} on average). {changed} of "
-        f"{models.height} models have another nearest relative."
+    models = pl.DataFrame(rows).sort(pl.col("mean_difference").abs(), descending=True)
+    s.outputs.table("models", models)
+    picture = s.outputs.figure(
+        "differences",
+        heatmap_figure(
+            difference, names, list(map(family, names)), "difference of s (nats)", signed=True
+        ),
+        Matrix(names, difference).table(),
+        f"Scores of {a.name} less those of {b.name}; the diagonal is not compared.",
+    )
+    ranked = pairs.sort(pl.col("difference").abs(), descending=True)
+    shown = s.config.compare.pairs if "compare" in s.config else 10
+    mean, first = float(pairs["difference"].to_numpy().mean()), models.row(0, named=True)
+    listed = [
+        f"{row['b']} and {row['a']} ({row['s_reference']:.2f} and {row['s_other']:.2f})"
+        for row in ranked.head(3).iter_rows(named=True)
     ]
+    differ = text(
+        "differ",
+        a=a.name,
+        b=b.name,
+        mean=abs(mean),
+        direction="higher" if mean >= 0 else "lower",
+        pairs=", ".join(listed),
+        model=first["model"],
+        most=first["mean_difference"],
+        changed=models.filter(pl.col("nearest_in_a") != pl.col("nearest_in_b")).height,
+        models=n,
+    )
+    tables = {f"The {shown} pairs that differ most": ranked.head(shown), "Models": models}
+    return Section("Where they differ", (), tables, [picture]), differ
+
+
+# Precisions and a seed
+
+
+def precision(config: DictConfig) -> None:
+    """The run in other precisions and from another seed."""
+    crafting, targets = precisions(config)
+    if "seed" not in config.attack:
+        raise UserError("experiment=precision needs an attack with a seed, such as attack=pgd")
+    if config.seed == config.attack.seed:
+        raise UserError(f"seed must differ from attack.seed ({config.attack.seed})")
+    changes = {name: {"hardware.craft_precision": name} for name in crafting}
+    changes[f"seed {config.seed}"] = {"attack.seed": config.seed}
+    changes |= {f"transfer {name}": {"transfer.precision": name} for name in targets}
+    with study(config) as s:
+        assert s.measured is not None
+        first, eps_s = s.measured, config.score.eps_s
+
+        def paper(name: str, outcomes: Outcomes) -> Definition:
+            scores = similarity.matrix(outcomes, eps_s)
+            return replace(defined(s, name, outcomes), scores=scores)
+
+        reference = paper(config.hardware.craft_precision, first.outcomes)
+        reference = replace(reference, intervals=similarity.pairs(first.outcomes, eps_s))
+        comparisons, shares = [], []
+        for name, values in changes.items():
+            s.console.print(f"\n{name}")
+            setting = under(s, changed(config, values))
+            comparisons.append((reference, paper(name, outcomes_under(s, setting))))
+            shares.append(differing(first.setting, setting, first.members))
+        compare(s, s.names, comparisons, shares=shares)
+
+
+def precisions(config: DictConfig) -> tuple[list[str], list[str]]:
+    """The precisions of crafting and of targets to compare with the run's own.
+
+    Raises UserError for what this device lacks.
+    """
+    gpu, own, chosen = not on_cpu(config), config.hardware.craft_precision, config.precisions
+    if chosen == "auto":
+        chosen = execution.precisions(gpu)
+    else:
+        if not isinstance(chosen, ListConfig) or not chosen:
+            raise UserError(f"precisions must be auto or a list of them, got {chosen!r}")
+        for name in chosen:
+            one_of(name, tuple(PRECISIONS), "precisions")
+            with naming({"precision": "precisions"}):
+                check_execution(Execution(name), gpu)
+            if name == own:
+                raise UserError(f"precisions names {own}, which is the run's own: leave it out")
+    targets = [name for name in TARGET_PRECISIONS if name in chosen]
+    return (
+        [name for name in dict.fromkeys(chosen) if name != own],
+        [name for name in targets if name != config.transfer.precision],
+    )
+
+
+def differing(ours: Setting, theirs: Setting, members: Sequence[Member]) -> dict[str, float]:
+    """The shares of stored pixels, of predictions on them, and of outcomes, that differ.
+
+    Predictions are those of all pairs of members on the images that both classify correctly, which
+    are the same in both settings.
+    """
+    names, pixels, key = (
+        [member.name for member in members],
+        [0, 0],
+        ("source", "target", "image_id"),
+    )
+    rows = np.zeros(3)
+    tables = outcome_store(ours), outcome_store(theirs)
+    for member in members:  # one source at a time: all rows of a large zoo fill the memory
+        for shard in range(len(ours.shards)):
+            one, other = (adversarial(each, member, shard)[0] for each in (ours, theirs))
+            pixels[0] += int(torch.count_nonzero(one != other))
+            pixels[1] += one.numel()
+        one, other = (table.read([member.name], names) for table in tables)
+        both = one.join(other, on=list(key), suffix="_other", validate="1:1")
+        assert both.height == one.height == other.height
+        differ = [(both[c] != both[f"{c}_other"]).sum() for c in ("prediction", "fooled")]
+        rows += [both.height, *differ]
+    return {
+        "differing_pixels": pixels[0] / pixels[1],
+        "differing_predictions": float(rows[1] / rows[0]),
+        "differing_outcomes": float(rows[2] / rows[0]),
+    }
+
+
+def precision_answer(rows: list[dict]) -> list[str]:
+    """Whether a precision changes scores by more than a seed does, and each change."""
+    by = {row["other"]: row["mean_absolute_difference"] for row in rows}
+    (seed,) = (by.pop(name) for name in list(by) if name.startswith("seed "))
+    answer = []
+    if by:
+        worst = max(by, key=lambda name: by[name])
+        values = {"variant": worst, "change": by[worst], "seed": seed}
+        answer.append(text("precision.verdict", verdict(by[worst], threshold=seed), **values))
+    for row in rows:
+        r_text = "" if np.isnan(row["r"]) else f", r = {row['r']:.4f}"
+        answer.append(text("precision.variant", r_text=r_text, **row))
+    return answer
+
+
+# Fewer steps and images
+
+
+def budget(config: DictConfig) -> None:
+    """Fewer steps of the attack, and fewer images."""
+    options, attack = config.budget, build_attack(config)
+    given = whole_numbers(options.steps, "budget.steps")
+    whole_numbers(options.images, "budget.images")
+    positive_int(options.draws, "budget.draws")
+    for name in ("least_r", "most_bias", "least_inside", "least_clusters"):
+        positive(options[name], f"budget.{name}")
+    if not isinstance(attack.attack, PGD):
+        raise UserError(
+            f"experiment=budget takes an attack of steps, such as pgd, got {attack.name}"
+        )
+    steps = attack.attack.steps
+    fewer = sorted({n for n in given if n < steps})
+    if not fewer:
+        raise UserError(f"budget.steps must have a number below attack.steps={steps}, got {given}")
+    with study(config) as s:
+        assert s.measured is not None
+        found = {}
+        for n in fewer:
+            values = {"attack.steps": n, "attack.step_size": None}
+            found[n] = outcomes_under(s, under(s, changed(config, values)))
+        found[steps] = s.measured.outcomes
+        budget_page(s, budget_table(s, found, steps), steps)
+
+
+def budget_table(s: Study, found: dict[int, Outcomes], steps: int) -> pl.DataFrame:
+    """A row for each number of steps and images: steps, images, r, r_low and r_high (the 95% range
+    over draws of images), bias (nats), inside (the share of pairs inside the reference's interval),
+    clusters (adjusted Rand index), passes (in forward passes) and cost (a share of the
+    reference's)."""
+    options, reference = s.config.budget, found[steps]
+    total, whole = len(reference.image_ids), passes(reference, steps)
+    against = comparison(reference, s.config.score.eps_s)
+    rng, rows = np.random.default_rng(0), []
+    sizes = [*sorted({n for n in options.images if n < total}), total]
+    with Bars(s.console) as bars:
+        bars.start("compare", ["matrices"], len(sizes) * len(found), "cells")
+        for size in sizes:
+            draws = options.draws if size < total else 1
+            drawn = [rng.choice(total, size, replace=False) for _ in range(draws)]
+            for number, outcome in sorted(found.items()):
+                parts = [outcome.on(list(images)) for images in drawn]
+                cost = float(np.mean([passes(part, number) for part in parts]))
+                if (values := against(parts)) is not None:
+                    cell = {"steps": number, "images": size, **values}
+                    rows.append({**cell, "passes": cost, "cost": cost / whole})
+                bars.advance("compare", 1)
+    return pl.DataFrame(rows)
+
+
+def comparison(
+    reference: Outcomes, eps_s: float
+) -> Callable[[Sequence[Outcomes]], dict[str, float] | None]:
+    """Compares draws of outcomes with the reference: r, r_low, r_high, bias, inside and clusters of
+    `budget_table`; None where in every draw a pair has no image that both classify correctly."""
+    truth, intervals = similarity.smoothed_matrix(reference), similarity.pairs(reference, eps_s)
+    low, high = intervals["low"].to_numpy(), intervals["high"].to_numpy()
+    upper, pairs = np.triu_indices(len(truth), k=1), off_diagonal(truth)
+    k, _ = choose_k(None, truth)
+
+    def clusters(scores: NDArray, restarts: int) -> NDArray[np.intp]:
+        if np.ptp(off_diagonal(scores)) == 0:  # all scores are the same: a single cluster
+            return np.zeros(len(scores), dtype=np.intp)
+        return spectral(scores, k, restarts=restarts)
+
+    def against(parts: Sequence[Outcomes]) -> dict[str, float] | None:
+        matrices = list(smoothed(parts))
+        if not matrices:
+            return None
+        r = [np.nan_to_num(pearson(pairs, off_diagonal(m)).r) for m in matrices]
+        r_low, r_high = similarity.interval(np.array(r))
+        same = [adjusted_rand_score(labels, clusters(m, 20)) for m in matrices[:5]]
+        inside = [((m[upper] >= low) & (m[upper] <= high)).mean() for m in matrices]
+        return {
+            "r": float(np.mean(r)),
+            "r_low": r_low,
+            "r_high": r_high,
+            "bias": float(np.mean([off_diagonal(m) - pairs for m in matrices])),
+            "inside": float(np.mean(inside)),
+            "clusters": float(np.mean(same)),
+        }
+
+    labels = clusters(truth, 100)
+    return against
+
+
+def smoothed(parts: Sequence[Outcomes]) -> Iterator[NDArray[np.float64]]:
+    """The scores of outcomes, without those in which a pair has no image in common."""
+    for outcomes in parts:
+        try:
+            yield similarity.smoothed_matrix(outcomes)
+        except UserError:
+            continue
+
+
+def passes(outcomes: Outcomes, steps: int) -> float:
+    """The cost of outcomes in forward passes of one image: crafting, whose steps have a forward and
+    a backward pass, which counts as two, and transfer."""
+    correct = outcomes.correct.astype(float)
+    return float(correct.sum() * steps * 3 + (correct @ correct.T).sum())
+
+
+def cheapest(rows: pl.DataFrame, options: Any) -> dict[str, Any] | None:
+    """The cheapest row whose matrix is the reference's within the tolerance; None without one."""
+    good = rows.filter(
+        pl.col("r") >= options.least_r,
+        pl.col("bias").abs() <= options.most_bias,
+        pl.col("inside") >= options.least_inside,
+        pl.col("cost") < 1,
+    ).sort("cost")
+    return good.row(0, named=True) if good.height else None
+
+
+def budget_page(s: Study, rows: pl.DataFrame, steps: int) -> None:
+    """The figure, the table and the page."""
+    total = int(rows["images"].max())  # type: ignore[arg-type]
+    on_all = rows.filter(images=total).to_dicts()
+    s.tracker.summary({f"budget/r/{row['steps']}": row["r"] for row in on_all})
+    picture = s.outputs.figure(
+        "budget",
+        budget_figure(rows),
+        rows,
+        f"The matrix of fewer steps and images against that of {steps} steps on all {total} "
+        "images: r, the mean difference of scores, and how far clusters agree (adjusted Rand "
+        f"index). Along a line there are more images; bars: 95% range over {s.config.budget.draws} "
+        "draws of images.",
+    )
+    levels = [
+        f"{row['steps']} steps shift scores by {row['bias']:+.2f}, with r = {row['r']:.3f}"
+        for row in on_all
+        if row["steps"] != steps
+    ]
+    s.finish(
+        f"How few steps and images give the matrix of {len(s.names)} models?",
+        f"The reference is {s.source}. Fewer steps are longer ones, which can cross the ball.",
+        [
+            *budget_answer(s, rows, steps, total),
+            text("budget.level", levels="; ".join(levels)),
+        ],
+        [Section("Cost and certainty", figures=[picture], tables={"Settings": rows})],
+    )
+
+
+def budget_answer(s: Study, rows: pl.DataFrame, steps: int, total: int) -> list[str]:
+    """The verdict, the command that uses the cheapest setting, and what holds for clusters."""
+    options = s.config.budget
+    best = cheapest(rows, options)
+
+    def named(row: dict[str, Any]) -> str:
+        images = f" on {row['images']} of {total} images" if row["images"] < total else ""
+        return f"{row['steps']} steps{images}"
+
+    values = {"least_r": options.least_r, "most_bias": options.most_bias}
+    bounds = text("budget.bounds", inside=percent(options.least_inside), **values)
+    answer = [text("budget.No", bounds=bounds)]
+    if best is not None:
+        shares = {"cost": percent(best["cost"]), "inside": percent(best["inside"])}
+        values = {**best, **shares, "steps": steps, "total": total, "bounds": bounds}
+        answer = [
+            text("budget.Yes", setting=named(best), **values),
+            text("budget.use", command=budget_command(s, best, steps, total)),
+        ]
+    if len(s.names) < FEWEST + 1:
+        return answer
+    if best is None or best["clusters"] < options.least_clusters:
+        same = rows.filter(pl.col("clusters") >= options.least_clusters, pl.col("cost") < 1)
+        which = "nothing that was tried"
+        if same.height:
+            row = same.sort("cost").row(0, named=True)
+            which = f"{named(row)} at {percent(row['cost'])} of the cost"
+        others = "" if best is None else text("budget.others", **best)
+        least = options.least_clusters
+        answer.append(text("budget.clusters", others=others, which=which, least=least))
+    return answer
+
+
+def budget_command(s: Study, row: dict[str, Any], steps: int, total: int) -> str:
+    """A pairwise run with the steps and images of a row, of the same subset."""
+    changes, subset = ["experiment=pairwise"], s.config.subset
+    if row["steps"] != steps:
+        changes += [f"attack.steps={row['steps']}", "attack.step_size=null"]
+    assert s.measured is not None
+    if row["images"] < total and "file" not in subset:
+        classes = len({*s.measured.setting.subset.labels})
+        share = (subset.fraction or 1) * row["images"] / total
+        each = f"subset.per_class={max(1, row['images'] // classes)}"
+        changes.append(each if subset.per_class else f"subset.fraction={share:.3g}")
+    return command(*changes)
+
+
+def budget_figure(rows: pl.DataFrame) -> Figure:
+    """r, bias and clusters over the cost, a line for each number of steps."""
+    parts: list[tuple[str, Sequence[Line]]] = []
+    labels = {"r": "r with the reference", "bias": "bias (nats)", "clusters": "clusters (ARI)"}
+    for column, label in labels.items():
+        lines = []
+        for (steps,), part in rows.sort("steps", "images").group_by("steps", maintain_order=True):
+            y = part[column].to_numpy()
+            low, high = (part[f"r_{e}"].to_numpy() if column == "r" else y for e in ("low", "high"))
+            lines.append(Line(f"{steps} steps", part["cost"].to_numpy(), y, low, high))
+        parts.append((label, lines))
+    return lines_figure(parts, "cost (share of the reference's)", 2.6, shares=True)

@@ -1,33 +1,47 @@
 """Do less similar models make better ensembles? (Sec. 4.1; Fig. 2, 3 and 4.)
 
 Ensembles average the stored clean logits of their members. Writes ensemble_pairs (Fig. 2),
-ensemble_clusters (Fig. 3) and ensemble_groups (Fig. 4), each as PNG, PDF, SVG and CSV,
-and report.html.
+ensemble_clusters (Fig. 3) and ensemble_groups (Fig. 4), each as a figure with its table,
+ensembles.csv and report.html.
 
 On the 12 digits members (500 images, PGD-50) no relation was found: r = -0.08 over 66 pairs (noise
 ceiling 0.59), Mantel p = 0.59; given the members' errors, partial r = -0.02, p = 0.90. They err on
 1% of the images, too few to measure one.
 """
 
+import os
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from experiments.cli.ensemble_pairs import pair_section
-from experiments.cli.ensembles import build_variants, ensembles_wrong, with_variants
 from experiments.cli.keys import naming
+from experiments.cli.members import with_trained
+from experiments.cli.passes import clean_logits
 from experiments.cli.study import Study, study, with_logits
 from experiments.cli.values import positive_int, whole_numbers
 from netkin.analysis import ensemble
 from netkin.analysis.clusters import choose_k, spectral
 from netkin.analysis.groups import groups
+from netkin.analysis.matrix import Matrix
+from netkin.analysis.noise import OverImages, Sampled, halves, over_images, sampled_scores, words
+from netkin.analysis.permutation import associate, partial_mantel
+from netkin.analysis.statistics import FEWEST, pair_values, trend
+from netkin.analysis.verdict import verdict
+from netkin.errors import UserError
+from netkin.jobs.progress import Bars
+from netkin.passes.setting import Setting
+from netkin.passes.stored import logits_by_block
 from netkin.report.lines import Line, lines_figure
-from netkin.report.study import Section
-from netkin.similarity import resample
+from netkin.report.scatter import scatter_figure
+from netkin.report.sentences import Sentences
+from netkin.report.study import Picture, Section
+from netkin.similarity import interval, resample
+from netkin.zoo.member import Member, parse_members
 
 PANELS = (
     ("top1_error", "top-1 error (%)"),
@@ -35,11 +49,8 @@ PANELS = (
     ("all_wrong", "wrong in all members (%)"),
 )
 """The three metrics of Fig. 3 and 4: column, and label of the axis."""
-INTERVALS = (
-    "Intervals are 95%: over bootstrap draws of images, shared by all ensembles; where fewer than "
-    f"{ensemble.FEW} images decide, exact (Clopper and Pearson) and conservative instead. "
-    "err_of_one_image is what one more misclassified image takes from ERR."
-)
+ALL = "all (N = k)"
+text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
 def run(config: DictConfig) -> None:
@@ -49,74 +60,136 @@ def run(config: DictConfig) -> None:
     positive_int(config.ensemble.permutations, "ensemble.permutations")
     with study(config) as s:
         setting, members, matrix = with_logits(s)
-        families = [member.family for member in members]
         n = len(members)
         sizes = [size for size in sizes if size <= n]
         with naming({"k": "ensemble.clusters"}):
             clusters, _ = choose_k(config.ensemble.clusters, matrix.scores)
         labels = spectral(matrix.scores, clusters, config.ensemble.seed)
-        drawn = by_clusters(labels.tolist(), sizes, config)
         with naming({"group": "groups: group"}):
-            chosen = groups(config.groups, matrix.names, families)
+            chosen = groups(config.groups, matrix.names, [member.family for member in members])
         variants = build_variants(config, list(chosen))
         setting, models, apart = with_variants(s, setting, members, variants)
         chosen |= apart
-        drawn |= by_groups(chosen, sizes, config)
+        drawn = draw(labels.tolist(), chosen, sizes, config)
         pairs = ensemble.pairs_of(n)
         every = [(i,) for i in range(len(models))] + pairs
         every += sorted({group for ensembles, _ in drawn.values() for group in ensembles})
         rows = ensembles_wrong(s, setting, models, every)
         wrong, alone = dict(zip(every, rows, strict=True)), rows[: len(models)]
         counts = resample(len(setting.subset), config.score.bootstrap)
-        by_pair = pair_section(
-            s, matrix, alone[:n], rows[len(models) : len(models) + len(pairs)], counts
-        )
+        pair_wrong = rows[len(models) : len(models) + len(pairs)]
+        by_pair = pair_section(s, matrix, alone[:n], pair_wrong, counts)
         table = metric_table(drawn, alone, wrong, counts)
         by_cluster = cluster_section(s, table, clusters, len(setting.subset))
         sections = [by_pair, by_cluster, *([group_section(s, table)] if chosen else [])]
-        sections.append(
-            Section(
-                "All ensembles",
-                [INTERVALS],
-                {"Means over the ensembles of a row": table},
-            )
-        )
-        s.outputs.table("ensembles", table)
+        tables = {"Means over the ensembles of a row": s.outputs.table("ensembles", table)}
+        intervals = text("intervals", few=ensemble.FEW)
         s.finish(
             f"Do less similar ones of {n} models make better ensembles?",
             f"Ensembles average the logits of their members, here {s.source}. The error reduction "
             "rate is ERR = 1 - error of the ensemble / mean error of its members.",
             [*by_pair.paragraphs, *by_cluster.paragraphs[:1]],
-            sections,
+            [*sections, Section("All ensembles", [intervals], tables)],
         )
+
+
+# Ensembles of stored logits
+
+
+def ensembles_wrong(
+    s: Study, setting: Setting, members: list[Member], groups: Sequence[Sequence[int]]
+) -> NDArray[np.bool_]:
+    """Which images each of G ensembles misclassifies, [G, I], with a progress bar.
+
+    Args:
+        s: the study, whose console shows the progress.
+        setting, members: of `with_logits`.
+        groups: G ensembles, each the positions of its members.
+    """
+    with Bars(s.console) as bars, logits_by_block(setting, members) as read:
+        bars.start("ensemble", ["images"], len(setting.subset))
+        correct = ensemble.ensembles_correct(
+            read,
+            setting.labels.numpy(),
+            groups,
+            len(os.sched_getaffinity(0)),
+            lambda images: bars.advance("ensemble", images),
+        )
+        bars.end("ensemble")
+    return ~correct
+
+
+def build_variants(config: DictConfig, taken: Sequence[str]) -> dict[str, list[Member]]:
+    """The members of `ensemble.variants`, by the name of their group.
+
+    Args:
+        config: as composed.
+        taken: names of the other groups.
+    """
+    chosen = config.ensemble.variants
+    if chosen is None:
+        return {}
+    if not isinstance(chosen, DictConfig):
+        raise UserError(
+            "ensemble.variants must name groups, such as {vit_ti: [digits/vit_ti@*]}, got "
+            f"{chosen!r}"
+        )
+    result = {}
+    for key, entries in chosen.items():
+        name = str(key)
+        if name in taken or name == "clusters":
+            raise UserError(f"ensemble.variants names {name}, which another group has")
+        if not isinstance(entries, ListConfig):
+            raise UserError(f"ensemble.variants.{name} must list members, got {entries!r}")
+        plain = OmegaConf.to_container(entries, resolve=True)
+        assert isinstance(plain, list)
+        with naming({"members": f"ensemble.variants.{name}"}):
+            result[name] = parse_members(
+                with_trained(config, plain), config.model.get("known"), at_least=2
+            )
+    return result
+
+
+def with_variants(
+    s: Study, setting: Setting, members: Sequence[Member], variants: dict[str, list[Member]]
+) -> tuple[Setting, list[Member], dict[str, list[int]]]:
+    """The members followed by the variants, whose clean logits are computed where they are missing.
+
+    Returns the setting for all of them, all of them, and the positions of each group's members. A
+    variant with the name of a member is that member.
+    """
+    every = {member.name: member for member in members}
+    for variant in (variant for group in variants.values() for variant in group):
+        known = every.setdefault(variant.name, variant)
+        if known != variant and replace(known, family=variant.family) != variant:
+            raise UserError(f"two models are called {variant.name}: give each a name of its own")
+    setting = clean_logits(s, setting, list(every.values())[len(members) :])
+    index = {name: i for i, name in enumerate(every)}
+    groups = {name: [index[v.name] for v in group] for name, group in variants.items()}
+    return setting, list(every.values()), groups
 
 
 Drawn = dict[tuple[str, int, int], tuple[list[tuple[int, ...]], bool]]
 """Kind of ensembles, N and k -> the ensembles, and whether these are all ensembles of the kind."""
 
 
-def by_clusters(labels: Sequence[int], sizes: Sequence[int], config: DictConfig) -> Drawn:
-    """Ensembles of N models from k clusters, for k = 1..N, where there are any."""
-    options = config.ensemble
-    drawn = {
-        ("clusters", n, k): ensemble.sample(labels, n, k, options.samples, options.seed)
+def draw(
+    labels: Sequence[int], chosen: dict[str, list[int]], sizes: Sequence[int], config: DictConfig
+) -> Drawn:
+    """Ensembles of N models from k clusters, for k = 1..N, and of N models of each group, where
+    there are any."""
+    samples, seed = config.ensemble.samples, config.ensemble.seed
+    drawn: Drawn = {
+        ("clusters", n, k): ensemble.sample(labels, n, k, samples, seed)
         for n in sizes
         for k in range(1, n + 1)
     }
-    return {key: value for key, value in drawn.items() if value[0]}
-
-
-def by_groups(chosen: dict[str, list[int]], sizes: Sequence[int], config: DictConfig) -> Drawn:
-    """Ensembles of N models of one group, for each group."""
-    drawn: Drawn = {}
     for name, models in chosen.items():
         for n in sizes:
             if n <= len(models):
-                sampled, complete = ensemble.sample(
-                    range(len(models)), n, n, config.ensemble.samples, config.ensemble.seed
-                )
-                drawn[name, n, 1] = [tuple(models[i] for i in g) for g in sampled], complete
-    return drawn
+                some, complete = ensemble.sample(range(len(models)), n, n, samples, seed)
+                drawn[name, n, 1] = [tuple(models[i] for i in g) for g in some], complete
+    return {key: value for key, value in drawn.items() if value[0]}
 
 
 def metric_table(
@@ -141,29 +214,173 @@ def metric_table(
     return pl.DataFrame(rows)
 
 
-def metric_figure(series: dict[str, pl.DataFrame]) -> Figure:
-    """The three metrics over N, a line per series."""
+# Pairs (Fig. 2)
+
+
+def pair_section(
+    s: Study,
+    matrix: Matrix,
+    wrong: NDArray[np.bool_],
+    pair_wrong: NDArray[np.bool_],
+    counts: NDArray[np.float64],
+) -> Section:
+    """ERR of all pairs against their similarity."""
+    scores, n, permutations = matrix.scores, len(matrix.names), s.config.ensemble.permutations
+    table = pair_table(matrix, wrong, pair_wrong, counts)
+    square, mean, gap = (_square(n, table[name]) for name in ("err", "member_error", "error_gap"))
+    association = associate(scores, square, permutations)
+    beyond = partial_mantel(scores, square, (mean, gap), permutations)
+    r = association.pairs.r
+    if not np.isnan(r):
+        s.tracker.summary({"ensemble/r": r, "ensemble/mantel_p": association.test.p})
+    x, y = pair_values(scores, square)
+    line = trend(x, 100 * y) if n >= FEWEST else None
+    figure = scatter_figure(
+        x,
+        100 * y,
+        "similarity s (nats)",
+        "error reduction rate (%)",
+        names=[f"{a} + {b}" for a, b in table.select("a", "b").iter_rows()] if n < 6 else None,
+        trend=line,
+        text=str(association) if n > 2 else "",
+    )
+    caption = (
+        f"Error reduction rate of all {table.height} pairs against their similarity. "
+        "Line and band: least squares and the 90% confidence band of its mean for independent "
+        "pairs."
+    )
+    picture = s.outputs.figure("ensemble_pairs", figure, table, caption)
+    noise = words(pair_noise(s, table, wrong, pair_wrong, counts, n).row(), r)
+    images = f" {noise[0].upper()}{noise[1:]}." if noise else ""
+    found = verdict(-r, p=association.test.p)  # is a pair better the less similar it is?
+    few, adds = n < FEWEST or np.isnan(r), verdict(-beyond.r, p=beyond.p)
+    paragraphs = [
+        f"{text('verdict.few', models=n) if few else text('verdict', found)} "
+        f"{effect(table, wrong.shape[1])}",
+        text("association", sentence=association.sentence(), images=images),
+        text("beyond.few", models=n)
+        if n < FEWEST or np.isnan(beyond.r)
+        else text("beyond.found", verdict=text("beyond", adds), r=beyond.r, p=beyond.words()),
+        *one_image(table),
+    ]
+    if undefined := table["err"].is_nan().sum():
+        paragraphs.append(text("undefined", n=undefined))
+    return Section("Similarity and error reduction (Fig. 2)", paragraphs, {}, [picture])
+
+
+def pair_table(
+    matrix: Matrix,
+    wrong: NDArray[np.bool_],
+    pair_wrong: NDArray[np.bool_],
+    counts: NDArray[np.float64],
+) -> pl.DataFrame:
+    """A row a pair: similarity (nats), errors, ERR with its 95 % interval, images that either model
+    misclassifies, and what one more misclassified image takes from ERR."""
+    groups = ensemble.pairs_of(len(wrong))
+    a, b = np.array(groups).T
+    alone, error = wrong.mean(axis=1), pair_wrong.mean(axis=1)
+    mean = (alone[a] + alone[b]) / 2
+    drawn = ensemble.reduction_draws(wrong, groups, pair_wrong, counts)
+    ends, events = [], []
+    for i, group in enumerate(groups):
+        members = wrong[list(group)].mean(axis=0)
+        events.append(int((members > 0).sum()))
+        few = min(pair_wrong[i].sum(), events[-1]) < ensemble.FEW
+        exact = ensemble.reduction_interval(pair_wrong[i], members, 2)
+        ends.append(exact if few else interval(drawn[:, i]))
+    return pl.DataFrame(
+        {
+            "a": [matrix.names[i] for i in a],
+            "b": [matrix.names[i] for i in b],
+            "similarity": matrix.scores[a, b],
+            "top1_error": error,
+            "err": ensemble.reduction(error, mean),
+            "err_low": [low for low, _ in ends],
+            "err_high": [high for _, high in ends],
+            "all_wrong": (wrong[a] & wrong[b]).mean(axis=1),
+            "member_error": mean,
+            "error_gap": np.abs(alone[a] - alone[b]),
+            "images_with_errors": events,
+            "err_of_one_image": [1 / (wrong.shape[1] * m) if m else np.nan for m in mean],
+        }
+    )
+
+
+def _square(n: int, values: pl.Series) -> NDArray[np.float64]:
+    """A column of pairs as a symmetric matrix, NaN on the diagonal."""
+    square = np.full((n, n), np.nan)
+    rows, columns = np.tril_indices(n, k=-1)
+    square[rows, columns] = square[columns, rows] = values.to_numpy()
+    return square
+
+
+def pair_noise(
+    s: Study,
+    table: pl.DataFrame,
+    wrong: NDArray[np.bool_],
+    pair_wrong: NDArray[np.bool_],
+    counts: NDArray[np.float64],
+    n: int,
+) -> OverImages:
+    """The noise of the images in the correlation of similarity and ERR; unknown for a file."""
+    if s.measured is None:
+        return OverImages()
+    score = s.config.score
+    scores = sampled_scores(s.measured.outcomes, score.bootstrap)
+    reductions = (
+        ensemble.reduction_draws(wrong, ensemble.pairs_of(n), pair_wrong, weights)
+        for weights in (counts, halves(wrong.shape[1]))
+    )
+    err = Sampled(table["err"].to_numpy(), *reductions)
+    return over_images(scores.at(*np.tril_indices(n, k=-1)), err, n)
+
+
+def effect(table: pl.DataFrame, images: int) -> str:
+    """What similarity changes in plain rates, and what one image is worth."""
+    ranked, errors = table.sort("similarity")["top1_error"], table["top1_error"]
+    half = max(len(ranked) // 2, 1)
+    values = {"images": images, "one": 1 / images, "least": errors.min(), "most": errors.max()}
+    return text("effect", low=ranked.head(half).mean(), high=ranked.tail(half).mean(), **values)
+
+
+def one_image(table: pl.DataFrame) -> list[str]:
+    """Says, if it is so, that one image is worth more than the effect of similarity on ERR."""
+    line = trend(table["similarity"].to_numpy(), table["err"].to_numpy())
+    worth = table["err_of_one_image"].drop_nans()
+    if line is None or not len(worth):
+        return []
+    change, median = abs(line.slope) * float(np.ptp(line.x)), float(np.median(worth))
+    return [] if median <= change else [text("one_image", median=median, effect=change)]
+
+
+# Clusters and groups (Fig. 3 and 4)
+
+
+def metric_figure(
+    s: Study, name: str, series: dict[str, pl.DataFrame], rows: pl.DataFrame, caption: str
+) -> Picture:
+    """The three metrics over N, a line per series, with the rows as its table."""
     panels = []
     for column, label in PANELS:
         lines = [
             Line(
-                name,
+                key,
                 part["n"].to_numpy(),
                 *(100 * part[f"{column}{end}"].to_numpy() for end in ("", "_low", "_high")),
             )
-            for name, part in series.items()
+            for key, part in series.items()
         ]
         panels.append((label, lines))
-    return lines_figure(panels, "models in the ensemble, N")
+    return s.outputs.figure(name, lines_figure(panels, "models in the ensemble, N"), rows, caption)
 
 
 def cluster_section(s: Study, table: pl.DataFrame, clusters: int, images: int) -> Section:
     """Fig. 3: the metrics of ensembles of N models from k of the clusters."""
     rows = table.filter(kind="clusters")
-    series = {f"k = {k}": rows.filter(k=k).sort("n") for k in sorted(rows["k"].unique())}
-    picture = s.outputs.figure(
+    picture = metric_figure(
+        s,
         "ensemble_clusters",
-        metric_figure(series),
+        {f"k = {k}": rows.filter(k=k).sort("n") for k in sorted(rows["k"].unique())},
         rows,
         f"Ensembles of N models drawn from k of {clusters} spectral clusters: mean, and 95% "
         "interval over images.",
@@ -171,31 +388,21 @@ def cluster_section(s: Study, table: pl.DataFrame, clusters: int, images: int) -
     largest = rows.filter(pl.col("n") == rows["n"].max()).sort("k")
     paragraphs = []
     if largest.height > 1:
-        few, most = largest.row(0, named=True), largest.row(-1, named=True)
-        paragraphs.append(
-            f"Ensembles of {few['n']} models from {_clusters(few['k'])} err on "
-            f"{few['top1_error']:.2%}, from {_clusters(most['k'])} on {most['top1_error']:.2%} "
-            f"(ERR {few['err']:.1%} and {most['err']:.1%}). All members are wrong on "
-            f"{few['all_wrong']:.2%} and {most['all_wrong']:.2%} of the images."
-        )
-        difference, worth = abs(few["top1_error"] - most["top1_error"]), 1 / images
-        if difference <= worth:
-            paragraphs[0] += (
-                f" One image is worth {worth:.2%} of error, no less than this difference: it shows "
-                "nothing. Use more images."
-            )
+        values: dict = {"n": largest["n"][0]}
+        for key, row in (
+            ("few", largest.row(0, named=True)),
+            ("most", largest.row(-1, named=True)),
+        ):
+            values[key] = f"{row['k']} cluster{'s' * (row['k'] != 1)}"
+            values |= {f"{key}_error": row["top1_error"], f"{key}_err": row["err"]}
+            values[f"{key}_wrong"] = row["all_wrong"]
+        paragraphs.append(text("clusters", **values))
+        if abs(values["few_error"] - values["most_error"]) <= 1 / images:
+            paragraphs[0] += text("nothing", worth=1 / images)
     sampled = rows.filter(~pl.col("complete"))
-    paragraphs.append(
-        f"At most {sampled['ensembles'].max()} ensembles of a kind, drawn with equal probability."
-        if sampled.height
-        else "All ensembles of each kind."
-    )
-    title = "Ensembles of models from k clusters (Fig. 3)"
-    return Section(title, paragraphs, {}, [picture])
-
-
-def _clusters(k: int) -> str:
-    return f"{k} cluster{'s' * (k != 1)}"
+    most = sampled["ensembles"].max()
+    paragraphs.append(text("all") if sampled.is_empty() else text("sampled", n=most))
+    return Section("Ensembles of models from k clusters (Fig. 3)", paragraphs, {}, [picture])
 
 
 def group_section(s: Study, table: pl.DataFrame) -> Section:
@@ -204,16 +411,16 @@ def group_section(s: Study, table: pl.DataFrame) -> Section:
     kinds = [kind for kind in table["kind"].unique(maintain_order=True) if kind != "clusters"]
     series = {kind: table.filter(kind=kind).sort("n") for kind in kinds}
     apart = table.filter((pl.col("kind") == "clusters") & (pl.col("n") == pl.col("k"))).sort("n")
-    series["all (N = k)"] = apart
-    rows = pl.concat([part.with_columns(series=pl.lit(name)) for name, part in series.items()])
-    picture = s.outputs.figure(
+    series[ALL] = apart
+    picture = metric_figure(
+        s,
         "ensemble_groups",
-        metric_figure(series),
-        rows,
+        series,
+        pl.concat([part.with_columns(series=pl.lit(name)) for name, part in series.items()]),
         'Ensembles of N models of one group; "all" are models from N different clusters. Mean, and '
         "95% interval over images.",
     )
-    pairs = {name: part.filter(n=2) for name, part in series.items()}
-    errs = ", ".join(f"{name} {part['err'][0]:.1%}" for name, part in pairs.items() if part.height)
+    pairs = {name: part.filter(n=2)["err"] for name, part in series.items()}
+    errs = ", ".join(f"{name} {err[0]:.1%}" for name, err in pairs.items() if len(err))
     title = "Ensembles of models of one kind (Fig. 4)"
-    return Section(title, [f"ERR of pairs: {errs}."], {}, [picture])
+    return Section(title, [text("groups", errs=errs)], {}, [picture])

@@ -1,58 +1,68 @@
-"""Which models to combine into an ensemble, and which teacher to distil from? (Sec. 4.1 and 4.2.)
+"""Which models to combine into an ensemble, and which teachers to distil from? (Sec. 4.1 and 4.2.)
 
-Ensembles are ranked by predicted error: the mean error of the members, reduced by an ERR that is
-linear in their mean similarity, fitted on sampled ensembles of stored logits. Without logits
-(`similarity=sat69`) they are ranked by the error that is expected from accuracies, and similarity
-chooses among the best; see `experiments.cli.ensemble_advice`. Writes select_ensembles and
-select_teachers, each as PNG, PDF, SVG and CSV, and report.html.
+Ensembles are ranked
+
+- with stored logits by predicted error: the mean error of the members, reduced by an ERR that is
+  linear in their mean similarity, fitted on sampled ensembles;
+- with accuracies alone (`similarity=sat69`, `select.accuracies`) by the error expected from them,
+  and similarity chooses among the best; nothing is measured, and the answer says what is known
+  against the choice;
+- without either by similarity.
+
+`select.student=NAME` ranks teachers of a student. experiment=teachers chooses teachers for a study
+of distillation. Writes select_ensembles, select_teachers or teachers (figures and tables).
 
 On the 12 digits members (500 images, PGD-50) similarity adds nothing to the members' mean error: on
 ensembles of 3 with a held-out model predicted errors are wrong by 0.213 points with it and by 0.207
 without.
 """
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.cli.components import BASE, components_of, stand_in
-from experiments.cli.ensemble_advice import (
-    LITERATURE,
-    Advice,
-    blind_section,
-    ensemble_figure,
-    max_params,
-    models_columns,
-)
-from experiments.cli.ensembles import ensembles_wrong
+from experiments.cli.components import BASE, PUBLISHED, components_of, stand_in
 from experiments.cli.keys import naming_group
 from experiments.cli.members import build_members
 from experiments.cli.runs import command, with_root
+from experiments.cli.sat69 import pinned
 from experiments.cli.study import Study, study, with_logits
-from experiments.cli.values import positive_int
+from experiments.cli.values import positive, positive_int, resolved
+from experiments.studies.ensemble import ensembles_wrong
 from netkin.analysis import ensemble, select
 from netkin.analysis.matrix import Matrix, place_of
-from netkin.analysis.select import mean_similarity
-from netkin.analysis.statistics import verdict
+from netkin.analysis.select import LEAST, LIKELY, MOST, expected_error, mean_similarity
+from netkin.analysis.teachers import choose
+from netkin.analysis.verdict import verdict
+from netkin.errors import UserError, and_more
 from netkin.passes.setting import Setting
 from netkin.passes.stored import params
+from netkin.report.scatter import scatter_figure
+from netkin.report.sentences import Sentences
 from netkin.report.study import Section
-from netkin.report.style import MARKERS, PALETTE, panels, style
+from netkin.report.style import INK, MARKERS, PALETTE, SMALL, panels, style
 from netkin.report.text import count
-from netkin.zoo.member import Member
+from netkin.zoo.cost import flops
+from netkin.zoo.member import Member, parse_members
 
-GUIDELINE = (
-    "The guideline (Sec. 4.2): among teachers with the student's base architecture the more "
-    "similar one is better, among others the more dissimilar one. It comes from 25 ViT-Ti students "
-    "on ImageNet, where the teacher's accuracy hardly mattered (r = 0.05)."
-)
+Advice = tuple[Section, list[str]]
+"""A section of the page, and its part of the answer."""
+SPANNED = 0.8
+"""Share of the range of similarities from which the chosen teachers represent it."""
+text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
+    if config.experiment.name == "teachers":
+        choose_teachers(config)
+        return
     options = config.select
     for name in ("size", "top", "samples"):
         positive_int(options[name], f"select.{name}")
@@ -60,15 +70,11 @@ def run(config: DictConfig) -> None:
         known = logits_if_any(s)
         matrix = s.matrix if known is None else known[2]
         what = "select.include: the matrix"
-        places = [place_of(name, matrix.names, what) for name in options.include]
-        include = list(dict.fromkeys(places))
+        include = [place_of(name, matrix.names, what) for name in dict.fromkeys(options.include)]
         with naming_group("select", options):
             select.check_size(options.size, len(matrix.names), include)
-        ensembles, answer = (
-            blind_section(s, matrix, include)
-            if known is None
-            else measured_section(s, *known, include)
-        )
+            advice = by_accuracy(s, include) if known is None else by_logits(s, *known, include)
+        ensembles, answer = advice
         sections = [ensembles]
         if options.student is not None:  # the question is another, so ensembles are on the page
             sections[0] = replace(ensembles, paragraphs=[*answer, *ensembles.paragraphs])
@@ -88,13 +94,15 @@ def logits_if_any(s: Study) -> tuple[Setting, list[Member], Matrix] | None:
     if s.measured is None:
         if s.published is not None and OmegaConf.is_missing(s.config.dataset, "root"):
             return None
-        names = {member.name for member in build_members(s.config)}
-        if not names <= {*s.names}:
+        if not {member.name for member in build_members(s.config)} <= {*s.names}:
             return None
     return with_logits(s)
 
 
-def measured_section(
+# Ensembles
+
+
+def by_logits(
     s: Study, setting: Setting, members: list[Member], matrix: Matrix, include: list[int]
 ) -> Advice:
     """Ensembles by predicted error, with their measured errors."""
@@ -105,127 +113,275 @@ def measured_section(
     errors = ensembles_wrong(s, setting, members, [(i,) for i in range(n)]).mean(axis=1)
     sampled_errors = ensembles_wrong(s, setting, members, drawn).mean(axis=1)
     predict = select.fit_prediction(scores, errors, sampled, sampled_errors)
-    with naming_group("select", options):
-        best = select.search(predict, n, options.size, include, sizes, max_params(options))
+    best = select.search(predict, n, options.size, include, sizes, max_params(options))
     best = best[: options.top]
     wrong = ensembles_wrong(s, setting, members, best.tolist())
     ends = [ensemble.share_interval(int(row.sum()), len(row)) for row in wrong]
-    table = pl.DataFrame(
+    table = ensemble_table(
+        matrix,
+        best,
+        mean_member_error=errors[best].mean(axis=1),
+        best_member_error=errors[best].min(axis=1),
+        predicted_error=predict(best),
+        measured_error=wrong.mean(axis=1),
+        measured_low=np.array([low for low, _ in ends]),
+        measured_high=np.array([high for _, high in ends]),
+        params=sizes[best].sum(axis=1).astype(int),
+    )
+    first = table.row(0, named=True)
+    values = {"images": len(setting.subset), "count": count(first["params"]), **first}
+    better = better_alone(first, "measured")
+    found = select.held_out_models(scores, errors, sampled, sampled_errors)
+    quality = text("quality", intercept=predict.intercept, slope=predict.slope, n=len(sampled))
+    return ensemble_section(
+        s,
+        table,
+        (mean_similarity(scores, sampled), 100 * sampled_errors, "sampled ones"),
+        ("measured_error", "measured top-1 error (%)"),
+        quality,
+    ), [text("measured", verdict=better, **values), what_similarity_adds(found)]
+
+
+def by_accuracy(s: Study, include: list[int]) -> Advice:
+    """Ensembles by expected error; among those that accuracy cannot tell apart, the least alike."""
+    options, matrix = s.config.select, s.matrix
+    accuracy = sizes = None
+    if s.published is not None:
+        accuracy, sizes = s.published.accuracy, s.published.params
+    if options.accuracies is not None:
+        accuracy = select.read_accuracies(options.accuracies, matrix.names)
+    limit, tolerance = max_params(options), options.tolerance
+    if limit is not None and sizes is None:
+        raise UserError(
+            "select.max_params needs the models' sizes: use similarity=sat69, which has them, or "
+            "name the models in model.members, with their logits in the store"
+        )
+    if accuracy is None:
+        return by_diversity(s, include)
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or tolerance < 0:
+        raise UserError(f"select.tolerance must be 0 or more, got {tolerance!r}")
+    use = np.flatnonzero(~np.isnan(accuracy))
+    if gone := [i for i in include if i not in use]:
+        raise UserError(f"select.include: {matrix.names[gone[0]]} has no known accuracy")
+    errors = 1 - accuracy
+    within = [int(np.searchsorted(use, i)) for i in include]
+    some = None if sizes is None else sizes[use]
+    found = select.search(
+        lambda g: expected_error(errors[use], g), len(use), options.size, within, some, limit
+    )
+    groups = use[found]
+    expected, similarity = expected_error(errors, groups), mean_similarity(matrix.scores, groups)
+    order, near = select.least_similar_of_the_best(expected, similarity, tolerance)
+    best = groups[order[: options.top]]
+    more = {} if sizes is None else {"params": sizes[best].sum(axis=1).astype(int)}
+    table = ensemble_table(
+        matrix,
+        best,
+        expected_error=expected_error(errors, best),
+        expected_low=expected_error(errors, best, LEAST),
+        expected_high=expected_error(errors, best, MOST),
+        mean_member_error=errors[best].mean(axis=1),
+        best_member_error=errors[best].min(axis=1),
+        **more,
+    )
+    sampled = np.random.default_rng(options.seed).permutation(len(groups))[: options.samples]
+    first = table.row(0, named=True)
+    chosen, accurate = best[0], groups[0]
+
+    def named(group: NDArray[np.intp]) -> str:
+        return ", ".join(f"{matrix.names[i]} ({accuracy[i]:.1%})" for i in group)
+
+    choice = text("same_choice", chosen=named(chosen))
+    if {*accurate} != {*chosen}:
+        choice = text(
+            "other_choice",
+            chosen=named(chosen),
+            similarity=first["mean_similarity"],
+            accurate=named(accurate),
+            error=expected[0],
+            other=similarity[0],
+            near=near,
+            points=100 * tolerance,
+        )
+    answer = [
+        text("expected", verdict=better_alone(first, "expected"), **first),
+        choice,
+        cost(s, accurate, chosen),
+        text("adds.begin") + text("adds.unknown"),
+    ]
+    if len(use) < len(matrix.names):
+        left = [name for name, v in zip(matrix.names, accuracy, strict=True) if np.isnan(v)]
+        answer.append(text("left_out", models=and_more(left)))
+    if s.published is not None:
+        members = ",".join(matrix.names[i] for i in chosen)
+        measure = command("experiment=ensemble", "dataset=imagenet", f"model.members=[{members}]")
+        answer.append(text("measure", command=with_root(measure)))
+    return ensemble_section(
+        s,
+        table,
+        (similarity[sampled], 100 * expected[sampled], "at random"),
+        ("expected_error", "expected top-1 error (%)"),
+        text("method", likely=LIKELY, least=LEAST, most=MOST),
+    ), answer
+
+
+def by_diversity(s: Study, include: list[int]) -> Advice:
+    """Ensembles by mean similarity alone; no error is expected."""
+    options, matrix, scores = s.config.select, s.matrix, s.scores
+
+    def closest(groups: NDArray[np.intp]) -> NDArray[np.float64]:
+        rows, columns = np.tril_indices(options.size, k=-1)
+        return scores[groups[:, rows], groups[:, columns]].max(axis=1)
+
+    ranked = select.search(
+        lambda groups: mean_similarity(scores, groups), len(matrix.names), options.size, include
+    )
+    best = ranked[: options.top]
+    table = ensemble_table(matrix, best, closest_pair=closest(best))
+    some = np.random.default_rng(options.seed).permutation(len(ranked))[: options.samples]
+    mean = mean_similarity(scores, ranked)
+    return ensemble_section(
+        s,
+        table,
+        (mean[some], closest(ranked[some]), "at random"),
+        ("closest_pair", "closest pair (nats)"),
+    ), [
+        text("diverse", size=options.size, mean=mean.mean(), **table.row(0, named=True)),
+        text("no_accuracies"),
+    ]
+
+
+def max_params(options: DictConfig) -> float | None:
+    """The value of select.max_params."""
+    return None if options.max_params is None else positive(options.max_params, "select.max_params")
+
+
+def ensemble_table(matrix: Matrix, groups: NDArray[np.intp], **columns: NDArray) -> pl.DataFrame:
+    """A row an ensemble [k] of G: rank, models, mean_similarity (nats), and further columns [G]."""
+    return pl.DataFrame(
         {
-            **models_columns(matrix, best),
-            "mean_member_error": errors[best].mean(axis=1),
-            "best_member_error": errors[best].min(axis=1),
-            "predicted_error": predict(best),
-            "measured_error": wrong.mean(axis=1),
-            "measured_low": [low for low, _ in ends],
-            "measured_high": [high for _, high in ends],
-            "params": sizes[best].sum(axis=1).astype(int),
+            "rank": range(1, len(groups) + 1),
+            "models": [" + ".join(matrix.names[i] for i in group) for group in groups],
+            "mean_similarity": mean_similarity(matrix.scores, groups),
+            **columns,
         }
     )
-    figure = ensemble_figure(
-        mean_similarity(scores, sampled),
-        100 * sampled_errors,
-        mean_similarity(scores, best),
-        100 * wrong.mean(axis=1),
-        "measured top-1 error (%)",
-    )
-    picture = s.outputs.figure(
-        "select_ensembles",
-        figure,
-        table,
-        f"Ensembles of {options.size}: {len(sampled)} sampled ones, and the {table.height} most "
-        "promising.",
-    )
-    quality = (
-        f"The ERR of an ensemble is predicted as {predict.intercept:.3f} {predict.slope:+.3f} x "
-        f"mean similarity, fitted on {len(sampled)} ensembles. "
-        "The same images chose and measured: expect a slightly higher error on others."
-    )
-    answer = [
-        better_than_one(table, len(setting.subset)),
-        what_similarity_adds(select.held_out_models(scores, errors, sampled, sampled_errors)),
-    ]
-    tables = {"The most promising ensembles": table}
-    return Section(f"Ensembles of {options.size}", [LITERATURE, quality], tables, [picture]), answer
 
 
-def better_than_one(table: pl.DataFrame, images: int) -> str:
-    """The best ensemble, the verdict first: does it err less than its best member?"""
-    first = table.row(0, named=True)
+def ensemble_section(
+    s: Study,
+    table: pl.DataFrame,
+    sampled: tuple[NDArray, NDArray, str],
+    y: tuple[str, str],
+    *paragraphs: str,
+) -> Section:
+    """The most promising ensembles among sampled ones.
+
+    Args:
+        s: the study.
+        table: of the most promising ones.
+        sampled: mean similarity [G], y [G], and how they were drawn, in words.
+        y: the table's column, in the unit of the sampled ones or as a rate, and its label.
+        paragraphs: what is known of the method.
+    """
+    x, values, how = sampled
+    column, label = y
+    scale = 100 if column.endswith("_error") else 1
+    best = "most promising" if scale == 100 else "least similar"
+    drawing = scatter_figure(
+        np.r_[x, table["mean_similarity"].to_numpy()],
+        np.r_[values, scale * table[column].to_numpy()],
+        "mean similarity of the pairs (nats)",
+        label,
+        groups=["others"] * len(x) + ["most promising"] * table.height,
+        width=4.6,
+        height=3.0,
+    )
+    size = s.config.select.size
+    values = {"size": size, "sampled": len(x), "how": how, "shown": table.height, "best": best}
+    picture = s.outputs.figure("select_ensembles", drawing, table, text("caption", **values))
+    tables = {f"The {best} ensembles": table}
+    return Section(f"Ensembles of {size}", [text("literature"), *paragraphs], tables, [picture])
+
+
+def better_alone(first: dict, kind: str) -> str:
+    """Whether an ensemble errs less than its best member, by the interval of its error."""
     alone = first["best_member_error"]
-    better = verdict(alone - first["measured_high"], alone - first["measured_low"])
-    return (
-        f"{better}: {first['models']} misclassifies {first['measured_error']:.1%} of {images} "
-        f"images (95% interval {first['measured_low']:.1%} to {first['measured_high']:.1%}; "
-        f"predicted {first['predicted_error']:.1%}), its best member alone {alone:.1%}. It has "
-        f"{count(first['params'])} parameters and a mean similarity of "
-        f"{first['mean_similarity']:.2f}."
-    )
+    low, error, high = (alone - first[f"{kind}_{end}"] for end in ("high", "error", "low"))
+    return verdict(error, (low, high))
 
 
 def what_similarity_adds(found: select.HeldOut | None) -> str:
     """What similarity adds to the errors of members on held-out models, the verdict first."""
-    question = "Does similarity add anything to the members' mean error?"
     if found is None:
-        return f"{question} Not certain: there are too few models to hold any out."
-    adds = verdict(found.low, found.high, "No, it makes predictions worse")
-    return (
-        f"{question} {adds}: on ensembles with a model that was held out of the fit, predicted "
-        f"errors are wrong by {100 * found.error:.3f} points on average with similarity and by "
-        f"{100 * found.error_alone:.3f} without: a gain of {100 * found.gain:.3f} (95% interval "
-        f"over {found.models} models {100 * found.low:.3f} to {100 * found.high:.3f}). Predicted "
-        f"and measured errors correlate with r = {found.r:.2f} with similarity and "
-        f"{found.r_alone:.2f} without."
-    )
+        return text("adds.begin") + text("adds.few")
+    adds = verdict(found.gain, (found.low, found.high))
+    points = {k: 100 * v for k, v in asdict(found).items() if k not in ("models", "r", "r_alone")}
+    values = {**asdict(found), **points}
+    begin = text("adds.No") if adds == "No" else adds
+    return text("adds.begin") + begin + text("adds.found", **values)
+
+
+def cost(s: Study, accurate: NDArray[np.intp], chosen: NDArray[np.intp]) -> str:
+    """Parameters and operations of the chosen ensemble and of the one by accuracy alone."""
+    if s.published is None:
+        return text("no_cost")
+    entries, costs = pinned(), []
+    for group in (chosen, accurate):
+        members = parse_members([s.names[i] for i in group], entries, at_least=1)
+        each = [flops(member, PUBLISHED) for member in members]
+        known = [number for number in each if number is not None]
+        operations = (
+            f" and {sum(known) / 1e9:.1f} GFLOPs an image" if len(known) == len(each) else ""
+        )
+        costs.append(f"{count(int(s.published.params[group].sum()))} parameters{operations}")
+    other = "" if costs[0] == costs[1] else text("other_cost", cost=costs[1])
+    return text("cost", cost=costs[0], other=other)
+
+
+# One teacher of a student
 
 
 def teacher_section(s: Study) -> Advice:
     """Teachers of a student, ranked, with reasons."""
-    names = s.names
-    student, notes = stand_in(s, str(s.config.select.student), "select.student: the matrix")
-    name = names[student]
+    names, wanted = s.names, str(s.config.select.student)
+    student, notes = stand_in(s, wanted, "select.student: the matrix")
     bases = components_of(s)[BASE].to_list()
     ranked = select.teachers(s.scores, student, bases, names)
-    table = pl.DataFrame(
-        {
-            "rank": range(1, len(ranked) + 1),
-            "teacher": [names[t.model] for t in ranked],
-            "base_architecture": [bases[t.model] for t in ranked],
-            "similarity": [t.similarity for t in ranked],
-            "fit": [t.fit for t in ranked],
-            "reason": [t.reason for t in ranked],
-        }
-    )
-    if s.published is not None:
-        accuracy = s.published.accuracy[[t.model for t in ranked]]
-        table = table.insert_column(3, pl.Series("accuracy", accuracy))
+    name, base, order = names[student], bases[student], [t.model for t in ranked]
+    columns = {
+        "rank": range(1, len(ranked) + 1),
+        "teacher": [names[i] for i in order],
+        "base_architecture": [bases[i] for i in order],
+        **({} if s.published is None else {"accuracy": s.published.accuracy[order]}),
+        "similarity": [t.similarity for t in ranked],
+        "fit": [t.fit for t in ranked],
+        "reason": [t.reason for t in ranked],
+    }
+    table = pl.DataFrame(columns)
     picture = s.outputs.figure(
         "select_teachers",
-        teacher_figure(table, name, bases[student]),
+        teacher_figure(table, name, base),
         table,
-        f"Teachers for {name} ({bases[student]}), the most promising at the top.",
+        text("teacher.caption", student=name, base=base),
     )
-    best = table.row(0, named=True)
-    answer = (
-        f"Not certain: the most promising teacher for {s.config.select.student} is "
-        f"{best['teacher']} ({best['reason']}), but similarity says little about students: in the "
-        "paper it explains 10% of the variance of 25 students (r = -0.32, p = 0.12)."
-    )
-    same = table.filter(base_architecture=bases[student])
-    if same.height and best["base_architecture"] != bases[student]:
-        answer += f" Of the same base architecture ({bases[student]}) it is {same['teacher'][0]}."
-    tables = {"Teachers": table}
-    section = Section(f"Teachers for {name}", [GUIDELINE], tables, [picture])
-    return section, [answer, *notes, *train_it(s, best["teacher"])]
+    best, same = table.row(0, named=True), table.filter(base_architecture=base)
+    answer = text("teacher.best", student=wanted, **best)
+    if same.height and best["base_architecture"] != base:
+        answer += text("teacher.same", base=base, teacher=same["teacher"][0])
+    train = [] if s.published is None else [train_command(s, "teacher", wanted, [best["teacher"]])]
+    section = Section(f"Teachers for {name}", [text("guideline")], {"Teachers": table}, [picture])
+    return section, [answer, *notes, *train]
 
 
-def train_it(s: Study, teacher: str) -> list[str]:
-    """The command that trains the student with the teacher, where both have published names."""
+def train_command(s: Study, key: str, student: str, teachers: Sequence[str]) -> str:
+    """A sentence with the command that trains the student with each teacher."""
+    many = ("-m",) if key == "teachers" else ()
+    words = ["experiment=distill", f"student={student}", f"teacher={','.join(teachers)}"]
     if s.published is None:
-        return []
-    words = ["experiment=distill", f"student={s.config.select.student}", f"teacher={teacher}"]
-    text = command(*words, "dataset=imagenet", script="train")
-    return [f"To train it: {with_root(text)}"]
+        return text(f"{key}.train", command=command(*many, *words, script="train"))
+    line = command(*many, *words, "dataset=imagenet", script="train")
+    return text(f"{key}.train", command=with_root(line))
 
 
 @style()
@@ -233,12 +389,81 @@ def teacher_figure(table: pl.DataFrame, student: str, base: str) -> Figure:
     """Similarity of the teachers to the student, by rank, marked by base architecture."""
     n = table.height
     figure, (ax,) = panels(1, 4.8, 0.9 + 0.15 * n)
-    same = (table["base_architecture"] == base).to_numpy()
-    s = table["similarity"].to_numpy()
+    same, s = (table["base_architecture"] == base).to_numpy(), table["similarity"].to_numpy()
     for i, (mask, label) in enumerate(((~same, "another base architecture"), (same, base))):
-        places = np.flatnonzero(mask)
-        ax.plot(s[mask], places, ls="", marker=MARKERS[i], color=PALETTE[i], label=label)
+        rows = np.flatnonzero(mask)
+        ax.plot(s[mask], rows, ls="", marker=MARKERS[i], color=PALETTE[i], label=label)
     ax.set_yticks(range(n), table["teacher"].to_list(), fontsize=7)
     ax.set(ylim=(n - 0.4, -0.6), xlabel=f"similarity to {student} (nats)")
     figure.legend(loc="outside upper left", ncols=2)
+    return figure
+
+
+# Teachers for a study of distillation
+
+
+def choose_teachers(config: DictConfig) -> None:
+    """experiment=teachers: all candidates above a similarity, and a sample of the others.
+
+    Candidates are all models but the student and the excluded families. Raises UserError where a
+    matrix from a file has fewer candidates than teachers.
+    """
+    options, wanted = resolved(config.teachers), str(config.student)
+    number = positive_int(options["number"], "teachers.number")
+    with study(config) as s:
+        student, notes = stand_in(s, wanted, "student=NAME: the matrix")
+        candidates = [
+            i
+            for i, family in enumerate(s.families)
+            if i != student and family not in options["exclude"]
+        ]
+        number = min(number, len(candidates)) if s.measured else number
+        names, similarities = [s.names[i] for i in candidates], s.scores[student, candidates]
+        with naming_group("teachers", s.config.teachers):
+            table = choose(names, similarities, number, options["above"], options["seed"])
+        chosen = table.drop_nulls("chosen")
+        picture = s.outputs.figure(
+            "teachers",
+            teachers_figure(table, s.names[student], options["above"]),
+            table,
+            text("teachers.caption", student=s.names[student], chosen=chosen.height),
+        )
+        scores, some = table["similarity"].to_numpy(), chosen["similarity"].to_numpy()
+        share = np.ptp(some) / (np.ptp(scores) or 1.0)
+        spans = "Yes" if verdict(share, threshold=SPANNED) == "Yes" else "Not certain"
+        span = text(
+            "teachers.span",
+            verdict=spans,
+            chosen=chosen.height,
+            candidates=table.height,
+            share=share,
+            low=some.min(),
+            high=some.max(),
+            show="show" if spans == "Yes" else "hardly show",
+        )
+        kinds = {kind: table.filter(chosen=kind).height for kind in ("above", "sampled")}
+        how = text("teachers.how", threshold=options["above"], seed=options["seed"], **kinds)
+        train = train_command(s, "teachers", wanted, chosen["teacher"].to_list())
+        s.finish(
+            f"Which teachers for {wanted}?",
+            f"Similarities are those of {s.source}.",
+            [span, how, *notes, train],
+            [Section("The choice", figures=[picture], tables={"All candidates": table})],
+        )
+
+
+@style()
+def teachers_figure(table: pl.DataFrame, student: str, above: float) -> Figure:
+    """A dot a candidate along its similarity to the student, a row for each value of `chosen`."""
+    figure, (ax,) = panels(1, 5.2, 1.9)
+    labels = {"above": "above the threshold", "sampled": "sampled", None: "not chosen"}
+    for row, (chosen, label) in enumerate(labels.items()):
+        group = table.filter(pl.col("chosen").eq_missing(pl.lit(chosen)))
+        colour = PALETTE[row] if chosen else "#999999"
+        y = np.full(group.height, -row)
+        ax.scatter(group["similarity"].to_numpy(), y, s=22, color=colour, alpha=0.8, lw=0)
+        place = {"ha": "right", "va": "center", "transform": ax.get_yaxis_transform()}
+        ax.text(-0.01, -row, f"{label} ({group.height})", fontsize=SMALL, **place)
+    ax.axvline(above, color=INK, lw=0.8, ls=":")
+    ax.set(yticks=[], ylim=(-2.6, 0.6), xlabel=f"similarity to {student}  s = ln(100 p)")
     return figure

@@ -1,12 +1,13 @@
-"""How similar are models of one architecture, compared with all models? (Tab. D.1, Fig. D.1.)
+"""How similar are models of one architecture, compared with all models? (Tab. D.1)
 
 Groups are families, or those of the key `groups`, or separate matrices (`within.matrices`, such as
-those of `model=resnet50_regimes`). Writes within (Tab. D.1 as a figure, with its table), the block
-matrices within_blocks (Fig. D.1) and report.html.
+those of `model=resnet50_regimes`). Writes within (Tab. D.1 as a figure, with its table) and
+report.html.
 
 On the published matrix: mean of all 2,346 pairs 2.665.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,15 @@ from omegaconf import DictConfig
 from experiments.cli.components import bases_of
 from experiments.cli.keys import naming
 from experiments.cli.study import Study, study
-from experiments.cli.values import positive_int
 from netkin.analysis import matrix
 from netkin.analysis.groups import groups
 from netkin.analysis.hierarchy import off_diagonal
 from netkin.analysis.matrix import Matrix
+from netkin.analysis.verdict import verdict
 from netkin.analysis.within import Mean, mean_between, mean_within
 from netkin.errors import UserError
-from netkin.report.blocks import Block, blocks_figure
 from netkin.report.intervals import intervals_figure
+from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.similarity import ALWAYS, interval
 
@@ -33,38 +34,35 @@ ALL = "all models"
 BETWEEN = "different groups"
 FAMILIES_UP_TO = 12
 """Families that are the groups; where there are more, base architectures are."""
-WORDS = 8
+NAMED = 8
 """Groups in the answer."""
-SHOWN = 16
-"""Models of a sampled matrix at most; of more, the largest groups are used."""
+ENDS = ("models_low", "models_high")
+text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    positive_int(config.within.sample, "within.sample")
     with study(config) as s:
         with naming({"group": "groups: group"}):
             chosen = groups(config.groups, s.names, kinds(s))
-        apart = own_matrices(config)
+        apart = {
+            str(name): matrix.read(path, bool(config.symmetrise))
+            for name, path in (config.within.matrices or {}).items()
+        }
         if clash := sorted({*chosen} & {*apart}):
             raise UserError(f"groups and within.matrices both name {', '.join(clash)}")
         table = means(s, chosen, apart)
         named = table.filter(~pl.col("group").is_in([ALL, BETWEEN]))
-        s.tracker.summary(
-            {
-                f"similarity/{group}": mean
-                for group, mean in table.select("group", "mean").iter_rows()
-                if group in (ALL, BETWEEN)
-            }
-        )
-        figure = s.outputs.figure(
+        totals = table.filter(pl.col("group").is_in([ALL, BETWEEN])).select("group", "mean").rows()
+        s.tracker.summary({f"similarity/{group}": mean for group, mean in totals})
+        picture = s.outputs.figure(
             "within",
             intervals_figure(
                 table["group"].to_list(),
                 pair_values(s, chosen, apart, table["group"].to_list()),
                 table["mean"].to_numpy(),
-                _columns(table, "images"),
-                _columns(table, "models"),
+                table.select("images_low", "images_high").to_numpy().astype(float),
+                table.select("models_low", "models_high").to_numpy().astype(float),
                 table.filter(group=ALL)["mean"].item(),
                 "similarity s (nats)",
             ),
@@ -73,22 +71,11 @@ def run(config: DictConfig) -> None:
             "(jackknife, from 3 models on; cut to ln eps_s and ln 100, between which s lies)"
             f"{'; thick: over images' if s.measured else ''}.",
         )
-        blocks, cells = sampled(s, chosen, apart)
-        picture = s.outputs.figure(
-            "within_blocks",
-            blocks_figure(blocks),
-            cells,
-            f"Similarity of sampled models, at most {config.within.sample} of a group (right), and "
-            "of models of different groups (left). Grey: not measured together.",
-        )
         s.finish(
             "Are models of one kind more similar than others?",
             f"Mean similarity of the pairs within each group, compared with all pairs: {s.source}.",
             answer(table, named),
-            [
-                Section("Within groups, and all (Tab. D.1)", (), {"Means": table}, [figure]),
-                Section("Sampled matrices (Fig. D.1)", (), {}, [picture]),
-            ],
+            [Section("Within groups, and all (Tab. D.1)", (), {"Means": table}, [picture])],
         )
 
 
@@ -96,14 +83,6 @@ def kinds(s: Study) -> list[str]:
     """What the models are grouped by: families, or base architectures where there are too many
     families to tell apart."""
     return s.families if len({*s.families}) <= FAMILIES_UP_TO else bases_of(s)
-
-
-def own_matrices(config: DictConfig) -> dict[str, Matrix]:
-    """The groups that have separate matrices."""
-    return {
-        str(name): matrix.read(path, bool(config.symmetrise))
-        for name, path in (config.within.matrices or {}).items()
-    }
 
 
 def means(s: Study, chosen: dict[str, list[int]], apart: dict[str, Matrix]) -> pl.DataFrame:
@@ -125,10 +104,10 @@ def means(s: Study, chosen: dict[str, list[int]], apart: dict[str, Matrix]) -> p
     for name, own_matrix in apart.items():
         row = _row(name, mean_within(own_matrix.scores, limits=limits))
         rows.append({**row, "minus_all": row["mean"] - everything.mean})
-    kinds = np.arange(len(s.names)) + len(chosen)
-    for i, models in enumerate(chosen.values()):
-        kinds[models] = i
-    if chosen and (between := mean_between(s.scores, kinds, draws, limits)) is not None:
+    if (
+        chosen
+        and (between := mean_between(s.scores, labels_of(s, chosen), draws, limits)) is not None
+    ):
         rows.append(_row(BETWEEN, between))
     rows.append(_row(ALL, everything))
     ends = ("_low", "_high")
@@ -140,36 +119,32 @@ def means(s: Study, chosen: dict[str, list[int]], apart: dict[str, Matrix]) -> p
     return pl.DataFrame(rows, schema=schema)
 
 
+def labels_of(s: Study, chosen: dict[str, list[int]]) -> NDArray[np.intp]:
+    """The group of each model, [N]; models of no group have one each of their own."""
+    labels = np.arange(len(s.names)) + len(chosen)
+    for i, models in enumerate(chosen.values()):
+        labels[models] = i
+    return labels
+
+
 def pair_values(
     s: Study, chosen: dict[str, list[int]], apart: dict[str, Matrix], names: list[str]
 ) -> list[NDArray]:
     """The scores of the pairs of each group of the table of means, in nats."""
-    kinds = np.arange(len(s.names)) + len(chosen)
-    for i, models in enumerate(chosen.values()):
-        kinds[models] = i
-    rows, columns = np.tril_indices(len(s.names), k=-1)
-    scores, apart_from = s.scores[rows, columns], kinds[rows] != kinds[columns]
-    values = {name: scores[(kinds[rows] == kinds[columns]) & (kinds[rows] == i)]
-              for i, name in enumerate(chosen)}  # fmt: skip
+    labels, lower = labels_of(s, chosen), np.tri(len(s.names), k=-1, dtype=bool)
+    same = labels[:, None] == labels
+    values = {name: s.scores[lower & same & (labels == i)] for i, name in enumerate(chosen)}
     values |= {name: off_diagonal(own.scores) for name, own in apart.items()}
-    values |= {ALL: scores, BETWEEN: scores[apart_from]}
+    values |= {ALL: s.scores[lower], BETWEEN: s.scores[lower & ~same]}
     return [values[name] for name in names]
 
 
 def _row(name: str, mean: Mean) -> dict[str, Any]:
-    return {
-        "group": name,
-        "models": mean.models,
-        "pairs": mean.pairs,
-        "mean": mean.mean,
-        **_ends("images", mean.images),
-        **_ends("models", mean.models_interval),
-    }
-
-
-def _ends(name: str, ends: tuple[float, float] | None) -> dict[str, float | None]:
-    low, high = ends or (None, None)
-    return {f"{name}_low": low, f"{name}_high": high}
+    row: dict[str, Any] = {"group": name, "models": mean.models, "pairs": mean.pairs}
+    row["mean"] = mean.mean
+    for of, ends in (("images", mean.images), ("models", mean.models_interval)):
+        row[f"{of}_low"], row[f"{of}_high"] = ends or (None, None)
+    return row
 
 
 def _pair_means(draws: NDArray, models: Any) -> NDArray:
@@ -178,109 +153,36 @@ def _pair_means(draws: NDArray, models: Any) -> NDArray:
     return block[:, rows, columns].mean(axis=1)
 
 
-def _columns(table: pl.DataFrame, name: str) -> NDArray:
-    """[rows, 2] interval ends, NaN where there is none."""
-    return table.select(f"{name}_low", f"{name}_high").to_numpy().astype(float)
-
-
-def sampled(
-    s: Study, chosen: dict[str, list[int]], apart: dict[str, Matrix]
-) -> tuple[list[Block], pl.DataFrame]:
-    """Fig. D.1: models of different groups, and some models of each group, as two blocks."""
-    rng = np.random.default_rng(s.config.within.seed)
-    size = s.config.within.sample
-
-    def some(models: list[int], n: int) -> list[int]:
-        return sorted(rng.choice(models, min(n, len(models)), replace=False).tolist())
-
-    grouped = {i for models in chosen.values() for i in models}
-    single = [models[int(rng.integers(len(models)))] for models in chosen.values()]
-    alone = [i for i in range(len(s.names)) if i not in grouped]
-    different = single[: 2 * size] + some(alone, max(2 * size - len(single), 0))
-    left = Block(
-        "models of different groups",
-        [s.names[i] for i in different],
-        s.scores[np.ix_(different, different)],
-        [],
-    )
-    names, parts, edges = [], [], []
-    largest = sorted(chosen.values(), key=len, reverse=True)[: max(SHOWN // size, 1)]
-    for models in (group for group in chosen.values() if group in largest):
-        picked = some(models, size)
-        names += [s.names[i] for i in picked]
-        parts.append((s.matrix, picked))
-        edges.append(len(names))
-    for own in apart.values():
-        picked = some(list(range(len(own.names))), size)
-        names += [own.names[i] for i in picked]
-        parts.append((own, picked))
-        edges.append(len(names))
-    together = np.full((len(names), len(names)), np.nan)
-    starts = [0, *edges][:-1]
-    for (a, rows), top in zip(parts, starts, strict=True):
-        for (b, columns), left_edge in zip(parts, starts, strict=True):
-            if a is b:
-                cells = a.scores[np.ix_(rows, columns)]
-                together[top : top + len(rows), left_edge : left_edge + len(columns)] = cells
-    blocks = [left]
-    if names:
-        blocks.append(Block("models within groups", names, together, edges[:-1]))
-    cells = pl.concat(
-        [
-            pl.DataFrame(
-                {
-                    "panel": [block.title] * len(block.names) ** 2,
-                    "a": np.repeat(block.names, len(block.names)),
-                    "b": np.tile(block.names, len(block.names)),
-                    "similarity": block.scores.ravel(),
-                }
-            )
-            for block in blocks
-            if len(block.names)
-        ]
-    )
-    return [block for block in blocks if len(block.names) > 1], cells
-
-
 def answer(table: pl.DataFrame, named: pl.DataFrame) -> list[str]:
-    """The findings in words, the verdict first."""
+    """The findings, the verdict first: by the pairs' means, and their interval over models."""
     everything = table.filter(group=ALL).row(0, named=True)
-    all_pairs = f"all {everything['pairs']:,} pairs" if everything["pairs"] > 1 else "the only pair"
-    overall = f"The mean similarity of {all_pairs} is {everything['mean']:.2f}."
+    what = f"all {everything['pairs']:,} pairs" if everything["pairs"] > 1 else "the only pair"
+    overall = text("overall", what=what, mean=everything["mean"])
     if named.is_empty():
-        text = "Not certain: no group has two models; name some with groups={name: [members]}."
-        return [text, overall]
-    ranked = named.sort("mean", descending=True)
-    sentences = []
-    for row in ranked.head(WORDS).iter_rows(named=True):
-        words = f"{row['group']}: {row['mean']:.2f} over {row['pairs']} pair"
-        words += "s" if row["pairs"] != 1 else ""
-        if row["minus_all_low"] is not None:
-            words += (
-                f", {row['minus_all']:+.2f} relative to all (95% interval over images "
-                f"{row['minus_all_low']:.2f} to {row['minus_all_high']:.2f})"
-            )
-        sentences.append(f"{words}.")
-    if ranked.height > WORDS:
-        sentences.append(f"The table has {ranked.height - WORDS} more groups.")
-    return [verdict(table, named), overall, " ".join(sentences)]
-
-
-def verdict(table: pl.DataFrame, named: pl.DataFrame) -> str:
-    """Whether models within a group are more similar than models of different groups, by the
-    pairs' means and their intervals over models."""
-    inside = float(np.average(named["mean"], weights=named["pairs"]))
-    between = table.filter(group=BETWEEN)
+        return [text("no_groups"), overall]
+    sentences = [
+        text(
+            "group",
+            relative="" if row["minus_all_low"] is None else text("relative", **row),
+            **row,
+        )
+        for row in named.sort("mean", descending=True).head(NAMED).iter_rows(named=True)
+    ]
+    if named.height > NAMED:
+        sentences.append(text("more", n=named.height - NAMED))
+    listed, between = " ".join(sentences), table.filter(group=BETWEEN)
     if between.is_empty():
-        return "Not certain: there is one group, so nothing to compare it with."
+        return [text("one_group"), overall, listed]
     other = between.row(0, named=True)
-    factor = np.exp(inside - other["mean"])
-    text = (
-        f"a pair within a group has {inside:.2f} on average, a pair of different groups "
-        f"{other['mean']:.2f}, a factor of {factor:.1f} in how often they fool each other"
+    inside = float(np.average(named["mean"], weights=named["pairs"]))
+    ends = [None if other[end] is None else inside - other[end] for end in ENDS]
+    decided = text(
+        "verdict",
+        verdict=verdict(inside - other["mean"], (ends[1], ends[0])),
+        inside=inside,
+        other=other["mean"],
+        factor=np.exp(inside - other["mean"]),
+        above=named.filter(pl.col("mean") > other["mean"]).height,
+        groups=named.height,
     )
-    above = named.filter(pl.col("mean") > other["mean"]).height
-    text += f"; {above} of {named.height} groups are above that."
-    if other["models_high"] is None or other["models_low"] <= inside <= other["models_high"]:
-        return f"Not certain: {text}"
-    return f"{'Yes' if inside > other['mean'] else 'No'}: {text}"
+    return [decided, overall, listed]
