@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from netkin import similarity
-from netkin.analysis.draws import Draws
+from netkin.analysis.groups import Draws
 from netkin.analysis.suspect import Suspicion
 from netkin.attacks import PGD
 from netkin.attacks.units import fraction, whole_number
