@@ -42,7 +42,7 @@ FEWEST = 6
 
 def run(config: DictConfig) -> None:
     """Run the study of a composed config."""
-    own, attack = config.budget, build_attack(config).attack
+    own, attack = config.budget, build_attack(config)
     given = whole_numbers(own.steps, "budget.steps")
     whole_numbers(own.images, "budget.images")
     positive_int(own.draws, "budget.draws")
