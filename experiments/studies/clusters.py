@@ -23,8 +23,7 @@ from experiments.cli.study import Study, study
 from experiments.cli.values import positive_int
 from netkin.analysis import clusters
 from netkin.analysis.components import keywords, shared_values
-from netkin.analysis.hierarchy import off_diagonal
-from netkin.analysis.matrix import Matrix
+from netkin.analysis.matrix import Matrix, off_diagonal
 from netkin.analysis.noise import simulated_draws
 from netkin.analysis.verdict import verdict
 from netkin.errors import UserError

@@ -38,13 +38,11 @@ from experiments.cli.setting import build_attack, build_setting, check_sources
 from experiments.cli.study import Study, family, measure_prepared, study
 from experiments.cli.values import one_of, positive, positive_int, whole_numbers
 from netkin import similarity
-from netkin.analysis import matrix, noise, permutation, statistics
+from netkin.analysis import matrix, noise, statistics
 from netkin.analysis.clusters import choose_k, spectral
-from netkin.analysis.hierarchy import off_diagonal
-from netkin.analysis.matrix import Matrix, place_of
+from netkin.analysis.matrix import Matrix, off_diagonal, position_of
 from netkin.analysis.noise import OverImages, Sampled
-from netkin.analysis.permutation import associate
-from netkin.analysis.statistics import FEWEST, pearson, trend
+from netkin.analysis.statistics import ALIKE, FEWEST, associate, pearson, trend
 from netkin.analysis.verdict import verdict
 from netkin.attacks import PGD
 from netkin.errors import UserError, and_more, near
@@ -63,8 +61,6 @@ from netkin.zoo import execution
 from netkin.zoo.execution import PRECISIONS, TARGET_PRECISIONS, Execution, check_execution
 from netkin.zoo.member import Member
 
-ALIKE = 0.9
-"""Pearson's r from which two definitions count as the same."""
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
@@ -271,7 +267,7 @@ def chosen_sources(config: DictConfig, members: list[Member]) -> list[Member] | 
     if not isinstance(config.sources, ListConfig) or not config.sources:
         raise UserError(f"sources must be a list of members such as [vit_s], got {config.sources}")
     names = [member.name for member in members]
-    return [members[place_of(name, names, "sources: the run")] for name in config.sources]
+    return [members[position_of(name, names, "sources: the run")] for name in config.sources]
 
 
 def defined(
@@ -381,7 +377,7 @@ def correlation(
         attacked = [i for i, name in enumerate(s.names) if name in {m.name for m in sources}]
         off = np.where(np.eye(len(x), dtype=bool), np.nan, 1.0)
         pairs, test = pearson(x[at], y[at]), "target permutation"
-        tested = permutation.target_test((x * off)[attacked], (y * off)[attacked], permutations)
+        tested = statistics.target_test((x * off)[attacked], (y * off)[attacked], permutations)
     return {
         "reference": first.name,
         "other": other.name,
@@ -495,7 +491,7 @@ def sentence(row: dict) -> str:
     """A comparison in words."""
     if np.isnan(row["r"]):
         return text("undefined", **row)
-    notes = [noise.words(row)]
+    notes = [noise.text(row)]
     if row["models_low"] is not None:
         notes.append(text("models", low=row["models_low"], high=row["models_high"]))
     if row["models"] < FEWEST:
@@ -669,11 +665,11 @@ def budget(config: DictConfig) -> None:
     positive_int(options.draws, "budget.draws")
     for name in ("least_r", "most_bias", "least_inside", "least_clusters"):
         positive(options[name], f"budget.{name}")
-    if not isinstance(attack.attack, PGD):
+    if not isinstance(attack, PGD):
         raise UserError(
             f"experiment=budget takes an attack of steps, such as pgd, got {attack.name}"
         )
-    steps = attack.attack.steps
+    steps = attack.steps
     fewer = sorted({n for n in given if n < steps})
     if not fewer:
         raise UserError(f"budget.steps must have a number below attack.steps={steps}, got {given}")

@@ -27,10 +27,10 @@ from experiments.cli.values import positive_int, whole_numbers
 from netkin.analysis import ensemble
 from netkin.analysis.clusters import choose_k, spectral
 from netkin.analysis.groups import groups
-from netkin.analysis.matrix import Matrix
-from netkin.analysis.noise import OverImages, Sampled, halves, over_images, sampled_scores, words
-from netkin.analysis.permutation import associate, partial_mantel
-from netkin.analysis.statistics import FEWEST, pair_values, trend
+from netkin.analysis.matrix import Matrix, pair_index, square
+from netkin.analysis.noise import OverImages, Sampled, halves, over_images, sampled_scores
+from netkin.analysis.noise import text as noise_text
+from netkin.analysis.statistics import FEWEST, associate, paired, partial_mantel, trend
 from netkin.analysis.verdict import verdict
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
@@ -227,13 +227,15 @@ def pair_section(
     """ERR of all pairs against their similarity."""
     scores, n, permutations = matrix.scores, len(matrix.names), s.config.ensemble.permutations
     table = pair_table(matrix, wrong, pair_wrong, counts)
-    square, mean, gap = (_square(n, table[name]) for name in ("err", "member_error", "error_gap"))
-    association = associate(scores, square, permutations)
-    beyond = partial_mantel(scores, square, (mean, gap), permutations)
+    err, mean, gap = (
+        square(table[name].to_numpy(), n) for name in ("err", "member_error", "error_gap")
+    )
+    association = associate(scores, err, permutations)
+    beyond = partial_mantel(scores, err, (mean, gap), permutations)
     r = association.pairs.r
     if not np.isnan(r):
         s.tracker.summary({"ensemble/r": r, "ensemble/mantel_p": association.test.p})
-    x, y = pair_values(scores, square)
+    x, y = paired(scores, err)
     line = trend(x, 100 * y) if n >= FEWEST else None
     figure = scatter_figure(
         x,
@@ -250,7 +252,7 @@ def pair_section(
         "pairs."
     )
     picture = s.outputs.figure("ensemble_pairs", figure, table, caption)
-    noise = words(pair_noise(s, table, wrong, pair_wrong, counts, n).row(), r)
+    noise = noise_text(pair_noise(s, table, wrong, pair_wrong, counts, n).row(), r)
     images = f" {noise[0].upper()}{noise[1:]}." if noise else ""
     found = verdict(-r, p=association.test.p)  # is a pair better the less similar it is?
     few, adds = n < FEWEST or np.isnan(r), verdict(-beyond.r, p=beyond.p)
@@ -260,7 +262,7 @@ def pair_section(
         text("association", sentence=association.sentence(), images=images),
         text("beyond.few", models=n)
         if n < FEWEST or np.isnan(beyond.r)
-        else text("beyond.found", verdict=text("beyond", adds), r=beyond.r, p=beyond.words()),
+        else text("beyond.found", verdict=text("beyond", adds), r=beyond.r, p=beyond.text()),
         *one_image(table),
     ]
     if undefined := table["err"].is_nan().sum():
@@ -306,14 +308,6 @@ def pair_table(
     )
 
 
-def _square(n: int, values: pl.Series) -> NDArray[np.float64]:
-    """A column of pairs as a symmetric matrix, NaN on the diagonal."""
-    square = np.full((n, n), np.nan)
-    rows, columns = np.tril_indices(n, k=-1)
-    square[rows, columns] = square[columns, rows] = values.to_numpy()
-    return square
-
-
 def pair_noise(
     s: Study,
     table: pl.DataFrame,
@@ -332,7 +326,7 @@ def pair_noise(
         for weights in (counts, halves(wrong.shape[1]))
     )
     err = Sampled(table["err"].to_numpy(), *reductions)
-    return over_images(scores.at(*np.tril_indices(n, k=-1)), err, n)
+    return over_images(scores.at(*pair_index(n)), err, n)
 
 
 def effect(table: pl.DataFrame, images: int) -> str:

@@ -40,6 +40,7 @@ from netkin import similarity
 from netkin.analysis import clusters
 from netkin.analysis.landmarks import FEWEST, complete
 from netkin.analysis.placing import Answers, cluster_shares, drawn_rows, excess
+from netkin.analysis.statistics import CERTAIN, NEAREST
 from netkin.analysis.summary import WEAK_ATTACK
 from netkin.analysis.suspect import CHANCE, RELABELLED, suspicions
 from netkin.analysis.verdict import verdict
@@ -55,10 +56,6 @@ from netkin.report.style import INK, PALETTE, SMALL, legend_above, panels, style
 from netkin.report.text import size
 from netkin.zoo.member import Member
 
-CERTAIN = 0.95
-"""Share of draws of images from which a cluster counts as certain."""
-NEAREST = 3
-"""Relatives that the answer names."""
 SHOWN = 40
 """Members in the figure of a probe."""
 text = Sentences(Path(__file__).with_suffix(".toml"))
@@ -130,7 +127,7 @@ def novel(config: DictConfig) -> None:
         ]
         if success < WEAK_ATTACK:
             answer.append(text("novel.weak", name=name, success=success))
-            if setting.attack.attack.eps is not None:
+            if setting.attack.eps is not None:
                 answer.append(eps_advice())
         label = f"one-sided similarity to {name}, s1 = ln(100 p1) (nats)"
         picture = r.outputs.figure(

@@ -36,9 +36,8 @@ from experiments.cli.study import Study, study, with_logits
 from experiments.cli.values import positive, positive_int, resolved
 from experiments.studies.ensemble import ensembles_wrong
 from netkin.analysis import ensemble, select
-from netkin.analysis.matrix import Matrix, place_of
+from netkin.analysis.matrix import Matrix, position_of
 from netkin.analysis.select import LEAST, LIKELY, MOST, expected_error, mean_similarity
-from netkin.analysis.teachers import choose
 from netkin.analysis.verdict import verdict
 from netkin.errors import UserError, and_more
 from netkin.passes.setting import Setting
@@ -70,7 +69,7 @@ def run(config: DictConfig) -> None:
         known = logits_if_any(s)
         matrix = s.matrix if known is None else known[2]
         what = "select.include: the matrix"
-        include = [place_of(name, matrix.names, what) for name in dict.fromkeys(options.include)]
+        include = [position_of(name, matrix.names, what) for name in dict.fromkeys(options.include)]
         with naming_group("select", options):
             select.check_size(options.size, len(matrix.names), include)
             advice = by_accuracy(s, include) if known is None else by_logits(s, *known, include)
@@ -420,7 +419,9 @@ def choose_teachers(config: DictConfig) -> None:
         number = min(number, len(candidates)) if s.measured else number
         names, similarities = [s.names[i] for i in candidates], s.scores[student, candidates]
         with naming_group("teachers", s.config.teachers):
-            table = choose(names, similarities, number, options["above"], options["seed"])
+            table = select.choose_teachers(
+                names, similarities, number, options["above"], options["seed"]
+            )
         chosen = table.drop_nulls("chosen")
         picture = s.outputs.figure(
             "teachers",

@@ -19,11 +19,9 @@ from experiments.cli.components import bases_of
 from experiments.cli.keys import naming
 from experiments.cli.study import Study, study
 from netkin.analysis import matrix
-from netkin.analysis.groups import groups
-from netkin.analysis.hierarchy import off_diagonal
-from netkin.analysis.matrix import Matrix
+from netkin.analysis.groups import Mean, groups, mean_between, mean_within
+from netkin.analysis.matrix import Matrix, off_diagonal
 from netkin.analysis.verdict import verdict
-from netkin.analysis.within import Mean, mean_between, mean_within
 from netkin.errors import UserError
 from netkin.report.intervals import intervals_figure
 from netkin.report.sentences import Sentences
