@@ -10,7 +10,7 @@ from netkin.analysis.matrix import Matrix
 from tests import helpers
 
 
-def check_scale_benchmark(folder: Path) -> None:
+def test_scale_benchmark(folder: Path) -> None:
     """Stages with their times, the page of `pairwise`, and files before and after compaction."""
     sizes = {"models": "[14]", "images": 60, "draws": 20, "landmarks": 5, "stored": "[3]"}
     arguments = [f"benchmark.{name}={value}" for name, value in sizes.items()]
@@ -25,7 +25,7 @@ def check_scale_benchmark(folder: Path) -> None:
     assert files["files"].to_list() == [9, 3] and files["bytes"].is_sorted(descending=True)
 
 
-def check_landmarks_benchmark(folder: Path) -> None:
+def test_landmarks_benchmark(folder: Path) -> None:
     """A row a draw, their means, and the curve; models that are not known have no components."""
     places = np.linspace(0, 1, 9)
     scores = 4 - 3 * np.abs(places[:, None] - places)
