@@ -26,7 +26,7 @@ from experiments.cli.finish import terminal
 from experiments.cli.values import positive_int, run_folder
 from netkin import similarity
 from netkin.analysis import clusters, landmarks, summary
-from netkin.analysis.draws import Draws
+from netkin.analysis.groups import Draws
 from netkin.errors import UserError
 from netkin.passes.stored import outcome_array
 from netkin.report.comparison import Comparison, relate
