@@ -17,8 +17,8 @@ from PIL import Image
 from timm.data import ImageNetInfo, create_transform
 
 from netkin.store.files import read_tensors
-from netkin.zoo.member import Member
 from netkin.zoo import sources
+from netkin.zoo.member import Member
 from tests.conftest import run_command
 from tests.zoo.hub_cache import offline, write_hub
 
