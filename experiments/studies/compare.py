@@ -334,6 +334,8 @@ def compare(
         if not np.isnan(row["r"]):
             s.tracker.summary({f"{name}/r" if files else f"{name}/r/{row['other']}": row["r"]})
     pairs = pl.concat([pairs_table(names, *each) for each in comparisons])
+    if files:
+        pairs = pairs.sort(pl.col("difference").abs(), descending=True)
     picture = s.outputs.figure(
         name,
         figure(names, comparisons, rows),
@@ -505,7 +507,7 @@ def sentence(row: dict) -> str:
 def differences_section(
     s: Study, names: tuple[str, ...], comparison: Comparison, pairs: pl.DataFrame
 ) -> tuple[Section, str]:
-    """Where two matrices differ: a heatmap, the pairs and the models that differ most."""
+    """Where two matrices differ: a heatmap, the models and the pairs, sorted, that differ most."""
     (a, b), n = comparison, len(names)
     x, y = a.scores, b.scores
     off = ~np.eye(n, dtype=bool)
@@ -530,12 +532,11 @@ def differences_section(
         Matrix(names, difference).table(),
         f"Scores of {a.name} less those of {b.name}; the diagonal is not compared.",
     )
-    ranked = pairs.sort(pl.col("difference").abs(), descending=True)
     shown = s.config.compare.pairs if "compare" in s.config else 10
     mean, first = float(pairs["difference"].to_numpy().mean()), models.row(0, named=True)
     listed = [
         f"{row['b']} and {row['a']} ({row['s_reference']:.2f} and {row['s_other']:.2f})"
-        for row in ranked.head(3).iter_rows(named=True)
+        for row in pairs.head(3).iter_rows(named=True)
     ]
     differ = text(
         "differ",
@@ -549,7 +550,7 @@ def differences_section(
         changed=models.filter(pl.col("nearest_in_a") != pl.col("nearest_in_b")).height,
         models=n,
     )
-    tables = {f"The {shown} pairs that differ most": ranked.head(shown), "Models": models}
+    tables = {f"The {shown} pairs that differ most": pairs.head(shown), "Models": models}
     return Section("Where they differ", (), tables, [picture]), differ
 
 

@@ -47,7 +47,7 @@ from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.report.style import INK, MARKERS, PALETTE, SMALL, panels, style
 from netkin.report.text import count
-from netkin.zoo.cost import flops
+from netkin.zoo.build import flops
 from netkin.zoo.member import Member, parse_members
 
 Advice = tuple[Section, list[str]]

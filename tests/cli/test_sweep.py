@@ -150,7 +150,7 @@ def test_novel(folder: Path) -> None:
         assert (row["n"], row["fooled"]) == (len(fooled), pytest.approx(fooled.to_numpy().mean()))
         assert row["score"] == pytest.approx(math.log(100 * row["fooled"]))
     assert "nearest relatives of twin are test_byobnet (s1 = " in done.stdout
-    assert re.search(r"It belongs to cluster \d \(test_byobnet; mean s1 = ", done.stdout)
+    assert re.search(r"(belongs|is closest) to cluster \d of 2 \(test_byobnet\)", done.stdout)
     assert "These scores are one-sided" in done.stdout
     has_figures(work / "run", "novel")
 

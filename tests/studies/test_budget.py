@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.studies.budget import cheapest, comparison, passes
+from experiments.studies.compare import cheapest, comparison, passes
 from netkin.attacks import PGD
 from netkin.similarity import Outcomes
 from tests.conftest import Mistake, run_command

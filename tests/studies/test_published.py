@@ -120,7 +120,7 @@ def test_mistakes(mistake: Mistake, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     missing = "similarity.accuracies.url=file:///no/where.csv"
     said = mistake(*overrides, missing)
     assert "download file:///no/where.csv" in said and "similarity.dir=FOLDER" in said
-    assert "has changed: its SHA-256 is" in mistake(
+    assert "invalid hash value" in mistake(
         *overrides, "similarity.scores.sha256=abc", "store.dir=new"
     )
     assert "is not the published file" in mistake(*overrides, "similarity.scores.sha256=abc")
