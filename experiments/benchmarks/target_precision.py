@@ -9,8 +9,9 @@ from torch import Tensor
 
 from experiments.benchmarks.batch import correct_batch
 from netkin.jobs.devices import seconds_of
-from netkin.passes.evaluator import Evaluator
-from netkin.passes.setting import Setting
+from netkin.runner import Predictor
+from netkin.model import Model
+from netkin.run import Run
 from netkin.passes.stored import outcome_store
 from netkin.zoo.execution import TARGET_PRECISIONS, precisions
 from netkin.zoo.member import Member
@@ -19,18 +20,18 @@ ROUNDS = 3
 KEY = ("source", "target", "image_id")
 
 
-def in_turn(setting: Setting, members: Sequence[Member], threads: int) -> pl.DataFrame:
+def in_turn(r: Run, members: Sequence[Model], threads: int) -> pl.DataFrame:
     """Milliseconds an image of each member in each of TARGET_PRECISIONS that the device has.
 
     The fastest of three rounds, in which the precisions take turns, on one batch of clean images:
     columns model, precision, transfer_ms_per_image. Members' clean pass is done.
     """
-    device, rows = setting.device, []
+    device, rows = r.runner.device, []
     names = [name for name in precisions(device.type == "cuda") if name in TARGET_PRECISIONS]
     torch.set_num_threads(threads)
     for member in members:
-        batch = correct_batch(setting, member, setting.batch_size, device)
-        runs = {name: setting.evaluator(batch.classifier, name) for name in names}
+        batch = correct_batch(r.results, member, r.runner.batch_size, device)
+        runs = {name: r.runner.predictor(batch.classifier, name) for name in names}
         seconds = {name: float("inf") for name in names}
         for round_ in range(ROUNDS + 1):  # the first one prepares the models
             for name, evaluator in runs.items():
@@ -47,9 +48,9 @@ def in_turn(setting: Setting, members: Sequence[Member], threads: int) -> pl.Dat
     return pl.DataFrame(rows)
 
 
-def _classify(evaluator: Evaluator, pixels: Tensor) -> None:
+def _classify(predictor: Predictor, pixels: Tensor) -> None:
     with torch.no_grad():
-        evaluator(pixels)
+        predictor(pixels)
 
 
 def speed_sentence(table: pl.DataFrame) -> str:
