@@ -9,7 +9,7 @@ On the 12 digits members (500 images, PGD-50): see experiments/results/speed.md.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -26,11 +26,10 @@ from experiments.cli.study import Measured, Study, study
 from experiments.cli.values import one_of
 from netkin import similarity
 from netkin.errors import UserError
-from netkin.jobs.progress import Bars
-from netkin.results import Results
-from netkin.run import Run
 from netkin.report.study import Section
 from netkin.report.style import INK, MARKERS, PALETTE, panels, style
+from netkin.results import Results
+from netkin.run import Run
 from netkin.similarity import Outcomes
 from netkin.zoo import execution
 from netkin.zoo.execution import PRECISIONS, TARGET_PRECISIONS, Execution, check_execution

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from experiments.benchmarks.batch import correct_batch
 from netkin.jobs.devices import seconds_of
-from netkin.runner import Predictor
 from netkin.model import Model
+from netkin.results import Results
 from netkin.run import Run
-from netkin.passes.stored import outcome_store
+from netkin.runner import Predictor
 from netkin.zoo.execution import TARGET_PRECISIONS, precisions
-from netkin.zoo.member import Member
 
 ROUNDS = 3
 KEY = ("source", "target", "image_id")
@@ -64,16 +63,16 @@ def speed_sentence(table: pl.DataFrame) -> str:
     )
 
 
-def differing(ours: Setting, theirs: Setting, members: Sequence[Member]) -> dict[str, float]:
+def differing(ours: Results, theirs: Results, members: Sequence[Model]) -> dict[str, float]:
     """The shares of predictions on adversarial images, and of outcomes, that differ.
 
     Over all pairs of members and the images that both classify correctly, which are the same in
-    both settings.
+    both.
     """
     names, counts = [member.name for member in members], pl.Series([0, 0, 0])
-    tables = outcome_store(ours), outcome_store(theirs)
-    for name in names:  # one source at a time: all rows of a large zoo fill the memory
-        one, other = (table.read([name], names) for table in tables)
+    tables = ours.outcome_store, theirs.outcome_store
+    for name in names:  # one target at a time: all rows of a large zoo fill the memory
+        one, other = (table.read(name, names) for table in tables)
         both = one.join(other, on=list(KEY), suffix="_other", validate="1:1")
         assert both.height == one.height == other.height
         counts += pl.Series(

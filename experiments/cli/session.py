@@ -17,12 +17,12 @@ from experiments.cli.members import build_recipe, training_images
 from experiments.cli.runs import open_store, tracked, training_info
 from experiments.cli.setting import build_images
 from experiments.cli.values import positive_int, run_folder
-from netkin.jobs.memory import keep_freed
-from netkin.jobs.progress import Bars
-from netkin.report.study import Outputs
 from netkin.attacks import Clean, as_attack
 from netkin.evaluation import Evaluation
+from netkin.jobs.memory import keep_freed
+from netkin.jobs.progress import Bars
 from netkin.model import Model, open_model, open_models
+from netkin.report.study import Outputs
 from netkin.results import Results
 from netkin.store.layout import Store
 from netkin.tracking import Tracker

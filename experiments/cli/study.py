@@ -120,7 +120,7 @@ class Study:
 
     def draws(self, most: int | None = None) -> NDArray | None:
         """Bootstrap matrices [draws, N, N], images shared by all pairs, at most so many; None for a
-        file. For N = 1,000 a hundred of them take 0.8 GB: `netkin.analysis.draws` has means over
+        file. For N = 1,000 a hundred of them take 0.8 GB: `netkin.analysis.groups` has means over
         pairs without them."""
         if self.measured is None:
             return None
@@ -246,7 +246,8 @@ def with_logits(s: Study) -> tuple[Run, list[Model], Matrix]:
         without = [m.name for m in r.models if not (m.has_weights and r.results.has(m))]
     if without:
         raise UserError(
-            f"{len(without)} of {len(members)} models have no clean logits in {r.results.store.root} "
+            f"{len(without)} of {len(members)} models have no clean logits in "
+            f"{r.results.store.root} "
             f"for these images ({and_more(without, 3)}); "
             "`python evaluate.py experiment=pairwise` with the same dataset, subset and model "
             "computes them"

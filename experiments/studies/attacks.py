@@ -18,16 +18,15 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig
 
 from experiments.cli.attacks import attack_specs
+from experiments.cli.finish import terminal
 from experiments.cli.members import build_members
 from experiments.cli.runs import matrix_name
-from experiments.cli.finish import terminal
 from experiments.cli.setting import build_settings
 from experiments.cli.study import Measured, Study, study
 from experiments.cli.values import positive_int
-from netkin.analysis import matrix, noise, permutation, statistics
+from netkin.analysis import matrix, noise, statistics
 from netkin.analysis.noise import OverImages, Sampled
-from netkin.analysis.permutation import associate
-from netkin.analysis.statistics import FEWEST, pearson, trend
+from netkin.analysis.statistics import FEWEST, associate, pearson, trend
 from netkin.errors import UserError, and_more, near
 from netkin.report.scatter import scatter
 from netkin.report.study import Section
@@ -227,7 +226,7 @@ def correlation(
         attacked = [i for i, name in enumerate(s.names) if name in {m.name for m in sources}]
         off = np.where(np.eye(len(x), dtype=bool), np.nan, 1.0)
         pairs, test = pearson(x[at], y[at]), "target permutation"
-        tested = permutation.target_test(
+        tested = statistics.target_test(
             (x * off)[attacked], (y * off)[attacked], s.config.permutations
         )
     return {
@@ -320,7 +319,7 @@ def sentence(row: dict) -> str:
             f"{row['reference']} and {row['other']}: no correlation over {row['n']} "
             f"pair{'s' * (row['n'] != 1)} (too few, or all scores of one are the same)."
         )
-    images = noise.words(row)
+    images = noise.text(row)
     if row["models_low"] is not None:
         ends = f"{row['models_low']:.2f} to {row['models_high']:.2f}"
         images = "; ".join([*filter(None, [images]), f"95% interval over models {ends}"])

@@ -24,7 +24,7 @@ from experiments.cli.study import Measured, Study, measured
 from experiments.cli.values import positive, positive_int, whole_numbers
 from netkin import similarity
 from netkin.analysis.clusters import choose_k, spectral
-from netkin.analysis.hierarchy import off_diagonal
+from netkin.analysis.matrix import off_diagonal
 from netkin.analysis.statistics import pearson
 from netkin.attacks import PGD, as_attack
 from netkin.errors import UserError

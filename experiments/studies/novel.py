@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from experiments.cli.keys import naming
+from experiments.cli.landmarks import pass_landmarks
 from experiments.cli.members import build_member, build_members
 from experiments.cli.runs import eps_advice
-from experiments.cli.landmarks import pass_landmarks
 from experiments.cli.setting import opened
 from experiments.cli.study import attacked
 from netkin import similarity
@@ -34,8 +34,8 @@ from netkin.analysis.summary import WEAK_ATTACK
 from netkin.errors import UserError
 from netkin.model import Model
 from netkin.report.study import Section
-from netkin.results import Results
 from netkin.report.style import INK, PALETTE, SMALL, legend_above, panels, style
+from netkin.results import Results
 
 NEAREST = 3
 """Members that the answer names."""

@@ -15,11 +15,11 @@ from omegaconf import DictConfig
 from experiments.cli.runs import eps_advice
 from experiments.cli.study import Measured, Study, measured
 from netkin import similarity
-from netkin.analysis.draws import Draws, within_and_between
-from netkin.analysis.hierarchy import off_diagonal
+from netkin.analysis.groups import Draws, within_and_between
+from netkin.analysis.matrix import off_diagonal
 from netkin.analysis.summary import WEAK_ATTACK
-from netkin.run import Incomplete
 from netkin.report.comparison import Comparison, summarise
+from netkin.run import Incomplete
 
 
 def run(config: DictConfig) -> None:

@@ -30,15 +30,15 @@ from netkin.analysis import clusters
 from netkin.analysis.placing import Answers
 from netkin.analysis.suspect import CHANCE, RELABELLED, suspicions
 from netkin.errors import UserError
+from netkin.evaluation import Evaluation
+from netkin.model import Model
 from netkin.passes import pack
 from netkin.passes.pack import Predictions, export, read_predictions
 from netkin.passes.rows import rows
-from netkin.evaluation import Evaluation
-from netkin.model import Model
-from netkin.results import Results
 from netkin.report.intervals import intervals_figure
 from netkin.report.study import Outputs, Section
 from netkin.report.text import size
+from netkin.results import Results
 
 CERTAIN = 0.9
 """Share of draws from which a cluster counts as certain."""
@@ -90,7 +90,8 @@ def exported(
     marks = ",".join(member.name for member in landmarks)
     return (
         f"A pack of {number} images of {results.evaluation.task.dataset}",
-        f"The images of {describe(results.evaluation, len(landmarks))}, for a classifier to be run on.",
+        f"The images of {describe(results.evaluation, len(landmarks))}, for a classifier to be run "
+        "on.",
         [
             f"Yes: {folder} has {number:,} images ({total}) of {len(landmarks)} landmarks, and "
             "README.txt, which says how to run a classifier on them.",

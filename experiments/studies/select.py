@@ -34,16 +34,15 @@ from experiments.cli.runs import command, with_root
 from experiments.cli.study import Study, study, with_logits
 from experiments.cli.values import positive_int
 from netkin.analysis import ensemble, select
-from netkin.analysis.matrix import Matrix, place_of
+from netkin.analysis.matrix import Matrix, position_of
 from netkin.analysis.select import mean_similarity
 from netkin.analysis.statistics import verdict
 from netkin.model import Model
-from netkin.results import Results
-from netkin.run import Run
 from netkin.report.study import Section
 from netkin.report.style import MARKERS, PALETTE, panels, style
 from netkin.report.text import count
-from netkin.zoo.member import Member
+from netkin.results import Results
+from netkin.run import Run
 
 GUIDELINE = (
     "The guideline (Sec. 4.2): among teachers with the student's base architecture the more "
@@ -61,7 +60,7 @@ def run(config: DictConfig) -> None:
         known = logits_if_any(s)
         matrix = s.matrix if known is None else known[2]
         what = "select.include: the matrix"
-        places = [place_of(name, matrix.names, what) for name in options.include]
+        places = [position_of(name, matrix.names, what) for name in options.include]
         include = list(dict.fromkeys(places))
         with naming_group("select", options):
             select.check_size(options.size, len(matrix.names), include)

@@ -29,10 +29,10 @@ from netkin.jobs.results import Result
 from netkin.model import Model
 from netkin.passes.probe import Cost, probe
 from netkin.report.study import Section
+from netkin.report.text import and_more, duration, size
 from netkin.results import Results
 from netkin.run import Run
 from netkin.runner import Runner
-from netkin.report.text import and_more, duration, size
 from netkin.training.weights import is_trained
 
 

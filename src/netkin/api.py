@@ -14,22 +14,22 @@ from rich.console import Console
 from torch import nn
 
 from netkin import run, similarity
-from netkin.analysis.draws import Draws
+from netkin.analysis.groups import Draws
 from netkin.analysis.suspect import Suspicion
 from netkin.attacks import PGD, Attack, as_attack
 from netkin.attacks.units import fraction, whole_number
 from netkin.data import arrays, subset
 from netkin.data.arrays import Arrays
 from netkin.errors import UserError, first_line
+from netkin.evaluation import Evaluation
 from netkin.jobs.progress import Bars, Silent
 from netkin.jobs.unchanged import unchanged
-from netkin.evaluation import Evaluation
 from netkin.report.comparison import summarise
 from netkin.report.result import Result
-from netkin.similarity import EPS_S
-from netkin.store.layout import Store
 from netkin.run import Failure, Incomplete, Processes, Settings
 from netkin.runner import Runner
+from netkin.similarity import EPS_S
+from netkin.store.layout import Store
 from netkin.zoo import instances
 from netkin.zoo.given import Model, num_classes, read_models
 from netkin.zoo.task import Task

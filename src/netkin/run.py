@@ -30,8 +30,8 @@ from netkin.passes import Item
 from netkin.results import CLEAN, NOISE, Results
 from netkin.runner import Runner
 from netkin.similarity import Outcomes
-from netkin.store.lease import lease, sweep
 from netkin.store.layout import Store
+from netkin.store.lease import lease, sweep
 from netkin.store.rates import note_rates
 from netkin.tracking import Tracker
 from netkin.training.weights import Training, is_trained, noted_accuracy
@@ -261,7 +261,7 @@ class Run:
 
     @contextmanager
     def working(self) -> Iterator[Jobs]:
-        """Processes and a display for the passes of a block; passes outside of one open their own."""
+        """Processes and a display for the passes of a block; others open their own."""
         if self._jobs is not None:
             yield self._jobs
             return

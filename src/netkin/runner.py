@@ -1,7 +1,7 @@
 """Where and how models run: device, batch size, precision, and the loop over stored shards.
 
 Crafting and predicting cut their work into batches that are halved when memory runs out. A pass is
-a Lightning module whose `predict_step` gets one shard; Lightning's Trainer moves both to the device.
+a Lightning module whose `predict_step` gets one shard; Lightning moves both to the device.
 """
 
 import logging

@@ -11,7 +11,7 @@ from tests import helpers
 
 
 def check_scale_benchmark(folder: Path) -> None:
-    """Stages with their times, the page of `pairwise`, and files before and after compaction."""
+    """Stages with their times, the page of `pairwise`, and files of outcomes."""
     sizes = {"models": "[14]", "images": 60, "draws": 20, "landmarks": 5, "stored": "[3]"}
     arguments = [f"benchmark.{name}={value}" for name, value in sizes.items()]
     out = helpers.run("scale_benchmark", folder / "scale_benchmark", arguments)
@@ -22,7 +22,7 @@ def check_scale_benchmark(folder: Path) -> None:
     page = (out / "14" / "report.html").read_text()
     assert "family00" in page and (out / "14" / "similarity.svg").is_file()
     files = pl.read_csv(out / "storage_3.csv")
-    assert files["files"].to_list() == [9, 3] and files["bytes"].is_sorted(descending=True)
+    assert files["files"].to_list() == [3] and files["bytes"].item() > 1000
 
 
 def check_landmarks_benchmark(folder: Path) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from safetensors import safe_open
 from numpy.typing import NDArray
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 

@@ -41,7 +41,7 @@ class Comparison:
         question: the question and how it was measured.
         answer: the findings in words, a paragraph each.
         relations: scores and tables; empty where a member failed.
-        resize: of `netkin.passes.resize.resize_errors`; empty where all models see the same.
+        resize: of `netkin.results.Results.resize_errors`; empty where all models see the same.
         failures: a row a member that failed: model, stage, reason.
         images: the section of the page that shows images under attack, if there are any.
         sheet: the same images as one.
@@ -246,8 +246,8 @@ def _question(evaluation: Evaluation, images: int) -> str:
     return (
         "Two networks are related when adversarial images crafted on one fool the other. Each "
         f"model was attacked with {attacked(evaluation)} on those of the {images} images "
-        f"of {evaluation.task.dataset} that it classifies correctly. Every other model was evaluated "
-        "on the adversarial images whose originals it classifies correctly, too."
+        f"of {evaluation.task.dataset} that it classifies correctly. Every other model was "
+        "evaluated on the adversarial images whose originals it classifies correctly, too."
     )
 
 

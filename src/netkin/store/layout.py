@@ -103,7 +103,7 @@ class Store:
         return self.root / "training" / folder(dataset) / folder(member)
 
     def subset(self, dataset: str, subset: Subset) -> Path:
-        """The folder of a subset, which is made if need be. Raises DamagedFile for a damaged manifest."""
+        """The folder of a subset, made if need be. Raises DamagedFile for a damaged manifest."""
         path = self.root / folder(dataset) / f"{folder(subset.name)}-{subset.digest[:8]}"
         manifest = path / "manifest.json"
         if not manifest.is_file():
