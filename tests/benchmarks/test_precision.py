@@ -11,7 +11,7 @@ from tests.conftest import Mistake
 from tests.helpers import MEMBERS, four_store, has_figures, on_four
 
 
-def check_precision(folder: Path) -> None:
+def test_precision(folder: Path) -> None:
     """Four members in bfloat16 and from another seed, by the numbers of the pairwise study."""
     run = on_four("precision", folder)
     has_figures(run, "differences")

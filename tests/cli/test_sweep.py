@@ -39,7 +39,7 @@ def twin_of(store: Path, name: str = "twin") -> str:
     return f"{{name: {name}, timm: test_byobnet, checkpoint: {weights}}}"
 
 
-def check_craft(folder: Path) -> None:
+def test_craft(folder: Path) -> None:
     """One source alone, in a store of its own: the bytes of the run that did all."""
     work = folder / "craft"
     shutil.copytree(folder / "store" / "weights", work / "store" / "weights")
@@ -55,7 +55,7 @@ def check_craft(folder: Path) -> None:
     assert "source=vit_t is not in model.members; did you mean vit_ti?" in wrong.stderr
 
 
-def check_store(folder: Path) -> None:
+def test_store(folder: Path) -> None:
     """An intact store is listed; then each kind of damage is found, named and repaired by a run."""
     work = folder / "damaged"
     shutil.copytree(folder / "store", work / "store")
@@ -118,7 +118,7 @@ def check_store(folder: Path) -> None:
     assert files(work / "store", "digits/**/*.*") == before
 
 
-def check_novel(folder: Path) -> None:
+def test_novel(folder: Path) -> None:
     """One direction: the candidate is attacked, and the others are evaluated on its images."""
     work = folder / "novel"
     shutil.copytree(folder / "store", work / "store")

@@ -59,7 +59,7 @@ def test_p_over_targets_is_uniform_where_there_is_nothing_and_small_where_there_
     assert (few.permutations, few.p) == (24, 1 / 24)
 
 
-def check_attacks(folder: Path) -> None:
+def test_attacks(folder: Path) -> None:
     """Two attacks, by the numbers of the pairwise study; some sources; one direction; two files."""
     run = on_four("attacks", folder, "attacks=[pgd,{attack: pgd, steps: 2}]", "permutations=99")
     has_figures(run, "attacks")

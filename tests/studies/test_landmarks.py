@@ -52,7 +52,7 @@ def run(folder: Path, name: str, *overrides: str) -> Path:
     return folder / name
 
 
-def check_landmarks(folder: Path) -> None:
+def test_landmarks(folder: Path) -> None:
     """What is measured equals the pairwise matrix; other studies read the output."""
     two = run(folder, "landmarks", "experiment=landmarks", MARKS, *arguments(folder))
     has_figures(two, "held_out", "landmarks")
@@ -105,7 +105,7 @@ def answer(pack: Path, classifier: Classifier, to: Path) -> pl.DataFrame:
     return table
 
 
-def check_probe(folder: Path) -> None:
+def test_probe(folder: Path) -> None:
     """A member known by its predictions alone has the scores that it has as a member."""
     pack = folder / "pack"
     exported = run(
@@ -156,7 +156,8 @@ def network(folder: Path) -> Classifier:
 
 
 @pytest.fixture(scope="module")
-def pack(small_run: Path) -> Path:
+def pack(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    small_run = shutil.copytree(trained, tmp_path_factory.mktemp("pack") / "small")
     folder = small_run / "module_pack"
     overrides = ("experiment=probe", MARKS, f"probe.export={folder}", *arguments(small_run))
     run(small_run, "module_run", *overrides)
