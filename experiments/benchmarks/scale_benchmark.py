@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from netkin.results import outcome_array
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
@@ -32,6 +31,7 @@ from netkin.report.comparison import Comparison, relate
 from netkin.report.controls import controls
 from netkin.report.study import Outputs
 from netkin.report.text import size
+from netkin.results import outcome_array
 from netkin.similarity import Outcomes
 from netkin.store.files import write
 from netkin.store.outcomes import OutcomeStore, Part

@@ -13,6 +13,7 @@ from experiments.cli.keys import naming
 from experiments.cli.runs import command
 from experiments.cli.values import may_stop
 from netkin.analysis.sequential import Certainty, Rule
+from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 
 
@@ -25,6 +26,15 @@ def rule(config: DictConfig) -> Rule | None:
         return None
     with naming({"half_width": "score.half_width", "share": "score.share"}):
         return Rule(config.score.half_width, config.score.share, config.score.eps_s)
+
+
+def refuse(config: DictConfig) -> None:
+    """Raises UserError for a half-width that a command would ignore."""
+    if may_stop(config):
+        raise UserError(
+            f"experiment={config.experiment.name} takes no score.half_width: its numbers are of "
+            "all images. Leave it out, or run experiment=pairwise with it first"
+        )
 
 
 def printer(console: Console) -> Callable[[Certainty], None]:

@@ -89,6 +89,7 @@ def opened(
     sources: Sequence[str] | None = None,
     named: Sequence[str] = (),
     check_members: bool = True,
+    stops: bool = False,
 ) -> Iterator[Opened]:
     """The run of a config, before any work, with an open tracker; see `netkin.run.open`.
 
@@ -99,7 +100,10 @@ def opened(
         sources: names of the members that are attacked; all, unless given.
         named: the models that a dashboard names the run for, where they are few.
         check_members: whether members that are neither published nor trained here are built once.
+        stops: whether the command stops at `score.half_width`; others refuse it.
     """
+    if not stops:
+        sequential.refuse(config)
     console = terminal()
     suspects = Suspects(config, console)
     settings = build_settings(config, console, suspects, members, attack)

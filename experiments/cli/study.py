@@ -165,6 +165,7 @@ def study(
             matrix.checked(s.matrix, "the measured matrix")
             yield s
         return
+    sequential.refuse(config)
     published, notes = None, ()
     if "file" in config.similarity:
         given = matrix.read(config.similarity.file, bool(config.symmetrise))
@@ -194,7 +195,7 @@ def measured(
     With `partial` the matrix is that of the members that did not fail, if there are two, and
     `Measured.failures` has the others; else a failure raises Incomplete.
     """
-    with opened(config, members, attack) as o:
+    with opened(config, members, attack, stops=True) as o:
         failures = None
         try:
             outcomes = o.run.measure()

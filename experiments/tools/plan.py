@@ -39,7 +39,7 @@ from netkin.training.weights import is_trained
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     whole_numbers(config.plan.devices, "plan.devices")
-    with opened(config, check_members=False) as o:
+    with opened(config, check_members=False, stops=True) as o:
         r, images = o.run, o.run.evaluation.images
         with Bars(o.console) as bars:
             bad = unreadable(images, r.evaluation.subset.positions, "images", bars)

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from netkin.jobs import loading
 from netkin.jobs.loading import STOPPING, ShieldedLoader, obey_parent
 from netkin.jobs.signals import blocked
-from netkin.passes.engine import Items
+from netkin.runner import Loaded
 
 
 @pytest.mark.parametrize("number", sorted(STOPPING))
@@ -28,7 +28,7 @@ def test_a_signal_to_loading_processes_changes_nothing(number: signal.Signals) -
 
     before = signal.signal(number, handler)
     try:
-        items = cast(Dataset, Items(list(range(40)), lambda i: {"x": torch.tensor(i)}))
+        items = cast(Dataset, Loaded(list(range(40)), lambda i: {"x": torch.tensor(i)}))
         loader = ShieldedLoader(items, batch_size=None, num_workers=2, worker_init_fn=obey_parent)
         batches = iter(loader)
         workers: list[BaseProcess] = cast(Any, batches)._workers
