@@ -196,7 +196,7 @@ def _time_passes(
 def evaluation(
     folder: Path, classifier: Classifier, images: RandomImages, batch: int
 ) -> tuple[Results, Runner, Model, list[Model]]:
-    """An evaluation of four models that share a classifier's weights: a target and three sources."""
+    """An evaluation of a target and three sources, which share a classifier's weights."""
     weights = folder / "weights.safetensors"
     state = {k: v.cpu().clone() for k, v in classifier.net.state_dict().items()}
     save_file(state, weights)

@@ -41,7 +41,6 @@ from netkin.model import Model
 from netkin.report.study import Section
 from netkin.report.style import MARKERS, PALETTE, panels, style
 from netkin.report.text import count
-from netkin.results import Results
 from netkin.run import Run
 
 GUIDELINE = (
@@ -95,10 +94,10 @@ def logits_if_any(s: Study) -> tuple[Run, list[Model], Matrix] | None:
 
 
 def measured_section(
-    s: Study, results: Results, members: list[Model], matrix: Matrix, include: list[int]
+    s: Study, run: Run, members: list[Model], matrix: Matrix, include: list[int]
 ) -> Advice:
     """Ensembles by predicted error, with their measured errors."""
-    options, scores, n = s.config.select, matrix.scores, len(members)
+    options, scores, n, results = s.config.select, matrix.scores, len(members), run.results
     sizes = np.array([float(results.params(member)) for member in members])
     drawn, _ = ensemble.sample(range(n), options.size, options.size, options.samples, options.seed)
     sampled = np.array(drawn, dtype=np.intp).reshape(-1, options.size)
