@@ -12,7 +12,7 @@ from experiments.cli.runs import open_store
 from experiments.cli.values import resolved
 from netkin.data.images import Images, Part
 from netkin.errors import UserError
-from netkin.jobs.pool import Display
+from netkin.jobs.progress import Bars
 from netkin.passes.decode import unreadable_images
 from netkin.results import Results
 from netkin.training import optimizer
@@ -79,7 +79,7 @@ def one_member(config: DictConfig, name: Any, what: str) -> Member:
     return build_member(config, name)
 
 
-def build_training(config: DictConfig, results: Results, display: Display) -> Training:
+def build_training(config: DictConfig, results: Results, display: Bars) -> Training:
     """The training of members without weights."""
     images, recipe = training_images(config, display), build_recipe(config, "recipe")
     return Training(results, images, recipe, member_hardware(config))
@@ -97,7 +97,7 @@ def build_recipe(config: DictConfig, key: str) -> Recipe:
     return recipe
 
 
-def training_images(config: DictConfig, display: Display) -> Images:
+def training_images(config: DictConfig, display: Bars) -> Images:
     """The training images; with `dataset.on_error=skip` without those that cannot be read."""
     with naming_group("dataset.train_images", config.dataset.train_images):
         images: Images = instantiate(config.dataset.train_images)
@@ -109,7 +109,7 @@ def training_images(config: DictConfig, display: Display) -> Images:
 
 
 def unreadable(
-    images: Images, positions: Sequence[int], what: str, display: Display
+    images: Images, positions: Sequence[int], what: str, display: Bars
 ) -> dict[str, str]:
     """The images that cannot be read, id to reason, with a progress bar.
 

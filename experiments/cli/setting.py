@@ -32,7 +32,6 @@ from netkin.data.images import Images
 from netkin.data.subset import Subset
 from netkin.errors import UserError
 from netkin.evaluation import Evaluation
-from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs, Section
 from netkin.run import Run, Settings, Watch
 from netkin.tracking import Tracker
@@ -139,7 +138,7 @@ def build_settings(
         processes(config),
         training=lambda results, display: build_training(config, results, display),
         skip_unreadable=config.dataset.get("on_error") == "skip",
-        display=lambda: Bars(console),
+        console=console,
         watch=watch,
         certain=sequential.printer(console),
     )

@@ -22,16 +22,14 @@ from netkin.data import arrays, subset
 from netkin.data.arrays import Arrays
 from netkin.errors import UserError, first_line
 from netkin.evaluation import Evaluation
-from netkin.jobs.progress import Bars, Silent
-from netkin.jobs.unchanged import unchanged
+from netkin.jobs.process import unchanged
 from netkin.report.comparison import summarise
 from netkin.report.result import Result
 from netkin.run import Failure, Incomplete, Processes, Settings
 from netkin.runner import Runner
 from netkin.similarity import EPS_S
 from netkin.store.layout import Store
-from netkin.zoo import instances
-from netkin.zoo.given import Model, num_classes, read_models
+from netkin.zoo.given import Model, as_json, num_classes, read_models, source_text
 from netkin.zoo.task import Task
 
 
@@ -117,7 +115,7 @@ def _settings(
         store,
         runner,
         Processes(threads=torch.get_num_threads()),
-        display=(lambda: Bars(Console(stderr=True))) if progress else Silent,
+        console=Console(stderr=True, quiet=not progress),
         check_members=False,
     )
 
@@ -232,8 +230,8 @@ def _spec(attack: Any, eps: Any, step_size: Any, steps: Any, seed: Any, stored: 
         )
     identity = {
         "_target_": f"{kind.__module__}.{kind.__qualname__}",
-        "_source_sha256": hashlib.sha256(instances.source(kind).encode()).hexdigest(),
-        **{key: instances.plain(value) for key, value in values.items()},
+        "_source_sha256": hashlib.sha256(source_text(kind).encode()).hexdigest(),
+        **{key: as_json(value) for key, value in values.items()},
     }
     return as_attack(attack, kind.__name__.lower(), identity)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from netkin.data.views import View
 from netkin.errors import UserError
-from netkin.jobs.pool import Display
+from netkin.jobs.progress import Bars
 from netkin.store.files import digest, file_sha256
 from netkin.zoo import published
 from netkin.zoo.build import (
@@ -119,7 +119,7 @@ def open_models(
     members: Sequence[Member],
     task: Task,
     trained: Callable[[str, str], Path],
-    display: Display,
+    display: Bars,
     checked: bool = True,
 ) -> list[Model]:
     """The models of members, with the files of published weights.

@@ -16,15 +16,16 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from rich.console import Console
 
 from netkin.analysis import sequential
 from netkin.analysis.sequential import Certainty, Rule
 from netkin.analysis.suspect import Suspicion, saturation, suspicions
 from netkin.errors import UserError
 from netkin.evaluation import Evaluation
-from netkin.jobs.pool import Advance, Display, Jobs
-from netkin.jobs.progress import Silent
-from netkin.jobs.results import Result, Trained, totals
+from netkin.jobs.pool import Advance, Jobs
+from netkin.jobs.progress import Bars
+from netkin.jobs.results import Result, totals
 from netkin.model import Model, open_model, open_models
 from netkin.passes import Item
 from netkin.results import CLEAN, NOISE, Results
@@ -79,7 +80,7 @@ class Settings:
         check_members: build each member once that is neither published nor trained here.
         rule: when to stop attacking more images; after all, unless given.
         tracker: entered for the time of the run.
-        display: displays progress, in a context.
+        console: where progress is shown.
         tell: takes notes on the images, before any work.
         watch: called after the clean pass with the models that look wrong; it may raise UserError.
         certain: called after each look at how certain scores are, where there is a rule.
@@ -91,12 +92,12 @@ class Settings:
     runner: Runner = field(default_factory=Runner)
     processes: Processes = Processes()
     sources: Sequence[str] | None = None
-    training: "Callable[[Results, Display], Training] | None" = None
+    training: "Callable[[Results, Bars], Training] | None" = None
     skip_unreadable: bool = False
     check_members: bool = True
     rule: Rule | None = None
     tracker: AbstractContextManager[Tracker] = field(default_factory=lambda: nullcontext(Tracker()))
-    display: Callable[[], AbstractContextManager[Display]] = Silent
+    console: Console = field(default_factory=lambda: Console(quiet=True))
     tell: Callable[[Sequence[str]], None] = lambda notes: None
     watch: Watch | None = None
     certain: Callable[[Certainty], None] = lambda certainty: None
@@ -155,7 +156,7 @@ def open(settings: Settings) -> Iterator["Run"]:
     settings.tell(settings.evaluation.images.notes)
     with settings.tracker as tracker:
         results = Results(settings.store, settings.evaluation)
-        with settings.display() as display:
+        with Bars(settings.console) as display:
             models = open_models(
                 settings.members,
                 settings.evaluation.task,
@@ -255,7 +256,7 @@ class Run:
     def with_models(self, members: Sequence[Member]) -> "Run":
         """The same run with further members, opened. Raises UserError as `open` does."""
         task, store = self.evaluation.task, self.settings.store
-        with self.settings.display() as display:
+        with Bars(self.settings.console) as display:
             models = open_models(members, task, store.weights, display, self.settings.check_members)
         return replace(self, models=[*self.models, *models], failures=[], _jobs=None)
 
@@ -269,7 +270,7 @@ class Run:
         sweep(root)
         context = (self.results, self.runner, self.training)
         with (
-            self.settings.display() as display,
+            Bars(self.settings.console) as display,
             Jobs(context, p.workers, p.threads, display, PRELOAD, p.devices, p.gpus) as jobs,
         ):
             jobs.stopped = partial(sweep, root)
@@ -463,7 +464,7 @@ class Run:
         with self.working() as jobs:
             passed = jobs.run(stage, work, items, units, None if stage == "decode" else failed)
             for done, (item, result) in enumerate(passed, start=1):
-                if isinstance(result, Trained) and result.curves:
+                if result.curves:
                     rows = [{"model": item.name, **row} for row in result.curves]
                     self.tracker.add("training", rows)
                 if stage != "decode":

@@ -24,7 +24,7 @@ from netkin.attacks.grid import to_grid
 from netkin.errors import UserError, and_more
 from netkin.evaluation import Evaluation
 from netkin.jobs.devices import device_of
-from netkin.jobs.loading import ShieldedLoader, obey_parent
+from netkin.jobs.signals import shielded_loader
 from netkin.zoo.build import Classifier
 from netkin.zoo.execution import DEFAULT_PRECISION, Execution, Prepared, exact_float32, prepare
 
@@ -265,13 +265,12 @@ class Items(pl.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """One item at a time."""
-        return ShieldedLoader(
+        return shielded_loader(
             Loaded(self.items, self.load),
             batch_size=None,
             num_workers=self.loader.workers,
             prefetch_factor=self.loader.prefetch if self.loader.workers else None,
             pin_memory=self.loader.pin_memory,
-            worker_init_fn=obey_parent,
         )
 
 

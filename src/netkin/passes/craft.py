@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from netkin.attacks.frozen import frozen
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance
-from netkin.jobs.results import Crafted
+from netkin.jobs.results import Result
 from netkin.model import Model
 from netkin.passes import Item
 from netkin.results import Results
@@ -134,7 +134,7 @@ class Writer:
         self.thread.shutdown()  # after the file that is being written
 
 
-def craft(results: Results, runner: Runner, item: Item, advance: Advance) -> Crafted:
+def craft(results: Results, runner: Runner, item: Item, advance: Advance) -> Result:
     """Craft and store a source's shards, except those that another process crafts.
 
     Raises UserError where the attack returns another shape, NaN or pixels outside [0, 1].
@@ -165,7 +165,7 @@ def craft(results: Results, runner: Runner, item: Item, advance: Advance) -> Cra
             crafted, storing = module.crafted, module.storing + time.perf_counter() - waited
     taken = tuple(shard for shard in missing if not shard_file(folder, shard).is_file())
     advance(images([s for s in item.todo if s not in crafted and s not in taken]))
-    return Crafted(
+    return Result(
         images=images(crafted),
         shards=len(crafted),
         storing=storing,
