@@ -33,20 +33,19 @@ from rich.table import Table
 from experiments.benchmarks import passes, speed
 from experiments.benchmarks.batch import correct_batch
 from experiments.cli.devices import cores, device
-from experiments.cli.finish import Terminal, terminal
+from experiments.cli.finish import Terminal
 from experiments.cli.keys import naming
 from experiments.cli.members import build_members
-from experiments.cli.runs import run_info, tracked
-from experiments.cli.setting import build_setting, open_pipeline, prepare
+from experiments.cli.setting import Opened, opened
 from experiments.cli.values import lists, one_of, positive_int, run_folder
 from netkin.attacks.units import fraction
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.jobs.results import Result
-from netkin.passes.setting import Setting
+from netkin.model import Model
+from netkin.run import Run
 from netkin.store.files import write
-from netkin.tracking import Tracker
-from netkin.zoo.member import Member, parse_members
+from netkin.zoo.member import parse_members
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("speed", "evaluate")
@@ -63,20 +62,18 @@ def run(config: DictConfig) -> None:
     if own.images != "auto":
         positive_int(own.images, "benchmark.images")
     check_models(config)
-    setting = build_setting(config)
-    console = terminal()
     tables: dict[str, pl.DataFrame] = {}
-    with tracked(config, run_info(config, setting, 0)) as tracker:
+    with opened(config, build_members(config, at_least=0)) as o:
         if "speed" in own.parts:
-            tables |= time_steps(config, setting, console, tracker)
+            tables |= time_steps(config, o)
         if "evaluate" in own.parts:
-            tables |= time_runs(config, console)
+            tables |= time_runs(config, o.console)
         folder = run_folder()
         for name, table in tables.items():
             write(folder / f"{name}.csv", table.write_csv)
-            tracker.table(name, table)
-            Terminal(max(console.width, 140)).print(_terminal_table(table), "")
-        console.print(f"Tables   {folder}/{', '.join(f'{n}.csv' for n in tables)}")
+            o.tracker.table(name, table)
+            Terminal(max(o.console.width, 140)).print(_terminal_table(table), "")
+        o.console.print(f"Tables   {folder}/{', '.join(f'{n}.csv' for n in tables)}")
 
 
 def check_models(config: DictConfig) -> None:
@@ -92,19 +89,14 @@ def check_models(config: DictConfig) -> None:
             )
 
 
-def time_steps(
-    config: DictConfig, setting: Setting, console: Console, tracker: Tracker
-) -> dict[str, pl.DataFrame]:
+def time_steps(config: DictConfig, o: Opened) -> dict[str, pl.DataFrame]:
     """speed, bytes and transfer: craft and transfer of one batch, in this process."""
-    own, on = config.benchmark, device(config)
+    own, on, r = config.benchmark, device(config), o.run
     images = (8 if on.type == "cpu" else 64) if own.images == "auto" else own.images
-    members = build_members(config, at_least=0)
+    members = r.clean() if r.models else []
+    r.raise_failures()
     tables: dict[str, list[pl.DataFrame]] = {"speed": [], "bytes": [], "transfer": []}
-    with Bars(console) as bars:
-        if members:
-            setting = prepare(config, setting, members, bars)
-            with open_pipeline(config, setting, members, tracker, bars) as pipeline:
-                pipeline.clean(members)
+    with Bars(o.console) as bars:
         torch.set_num_threads(cores())
         names = [*own.models, *(member.name for member in members)]
         bars.start("speed", names, len(names), "models")
@@ -115,7 +107,7 @@ def time_steps(
             bars.advance("speed", 1)
             bars.finish("speed", name, Result())
         for member in members:
-            rows, stored = time_member(config, setting, member, on)
+            rows, stored = time_member(config, r, member, on)
             tables["speed"].append(rows)
             tables["bytes"].append(stored)
             bars.advance("speed", 1)
@@ -140,11 +132,11 @@ def time_model(
 
 
 def time_member(
-    config: DictConfig, setting: Setting, member: Member, on: torch.device
+    config: DictConfig, r: Run, member: Model, on: torch.device
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """A member of the dataset on images that it classifies correctly: rows of speed and bytes."""
     own, eps = config.benchmark, fraction(config.dataset.eps, "dataset.eps")
-    batch = correct_batch(setting, member, setting.batch_size, on)
+    batch = correct_batch(r.results, member, r.runner.batch_size, on)
     ways = speed.ways(batch.classifier, batch.pixels, batch.labels, bool(own.compile))
     seconds = speed.timed(ways, own.rounds, own.steps)
     stored = speed.differing(

@@ -24,12 +24,9 @@ from torch import Tensor, nn
 
 from experiments.benchmarks.batch import Batch, correct_batch
 from experiments.benchmarks.references import COMPARISONS, require_foolbox
-from experiments.cli.devices import build_jobs, device
-from experiments.cli.finish import terminal
+from experiments.cli.devices import device
 from experiments.cli.keys import naming_group
-from experiments.cli.members import build_members
-from experiments.cli.runs import run_info, tracked
-from experiments.cli.setting import build_setting, open_pipeline, prepare
+from experiments.cli.setting import opened
 from experiments.cli.values import lists, positive_int, whole_numbers
 from netkin.attacks import Attack, Clean, PatchFool
 from netkin.attacks.frozen import frozen
@@ -40,12 +37,13 @@ from netkin.jobs.devices import seconds_of
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
 from netkin.jobs.results import Result
-from netkin.passes.setting import Setting
+from netkin.model import Model
 from netkin.report.strips import attack_strips
+from netkin.results import Results
+from netkin.run import Run
 from netkin.store.files import write
 from netkin.tracking import Tracker
 from netkin.zoo import execution
-from netkin.zoo.member import Member
 
 CONFIGS = Path(__file__).parents[2] / "conf" / "attack"
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -64,7 +62,7 @@ class Check:
     """One comparison, or one Patch-Fool run, on one member."""
 
     kind: str
-    member: Member
+    model: Model
     patches: int = 0
     variant: str = ""
 
@@ -72,48 +70,44 @@ class Check:
     def name(self) -> str:
         """Its name on the display."""
         kind = f"{self.kind} ({self.variant}, {self.patches})" if self.patches else self.kind
-        return f"{kind} on {self.member.name}"
+        return f"{kind} on {self.model.name}"
 
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     require_foolbox()
     check_config(config)
-    setting = build_setting(config)
-    members = build_members(config)
-    info = run_info(config, setting, len(members))
-    console = terminal()
-    with tracked(config, info) as tracker:
-        with Bars(console) as bars:
-            setting = prepare(config, setting, members, bars)
-            with open_pipeline(config, setting, members, tracker, bars) as pipeline:
-                members = pipeline.clean(members)
-            with build_jobs(config, (setting, config), bars, PRELOAD) as jobs:
-                fitting = vits(config, setting, members)
-                todo = checks(config, members, fitting)
-                ran = jobs.run("check", _check, todo, len(todo))
-                done = {item.name: result.rows for item, result in ran}
-                rows = [row for item in todo for row in done[item.name]]
-            tables = {
-                "parity": table_of(row for row in rows if "reference" in row),
-                "patchfool": table_of(row for row in rows if "reference" not in row),
+    with opened(config) as o:
+        r, folder = o.run, o.outputs.folder
+        with r.working():
+            members = r.clean()
+            fitting = vits(config, members)
+            todo = checks(config, members, fitting)
+            done = {
+                i.name: result.rows
+                for i, result in r.stage("check", partial(_check, config), todo, len(todo))
             }
-            write_tables(tables, info.folder, tracker)
-            pair = [m for m in members if m not in fitting][:1] + fitting[:1]
-            tables["cost"] = cost_table(config, setting, pair, bars)
-            write_tables({"cost": tables["cost"]}, info.folder, tracker)
-        images, predictions = examples(config, setting, (fitting or members)[0])
+        r.raise_failures()
+        rows = [row for item in todo for row in done[item.name]]
+        tables = {
+            "parity": table_of(row for row in rows if "reference" in row),
+            "patchfool": table_of(row for row in rows if "reference" not in row),
+        }
+        write_tables(tables, folder, o.tracker)
+        pair = [m for m in members if m not in fitting][:1] + fitting[:1]
+        with Bars(o.console) as bars:
+            tables["cost"] = cost_table(config, r, pair, bars)
+        write_tables({"cost": tables["cost"]}, folder, o.tracker)
+        images, predictions = examples(config, r, (fitting or members)[0])
         names = predictions["attack"].unique(maintain_order=True).to_list()
-        png = attack_strips(images, names, predictions, info.folder / "attacks")
-        tracker.figure("attacks", png)
+        png = attack_strips(images, names, predictions, folder / "attacks")
+        o.tracker.figure("attacks", png)
+    console = o.console
     for table in terminal_tables(tables):
         console.print(table)
     names = ", ".join(f"{name}.csv" for name, table in tables.items() if table.height)
-    console.print(f"Tables   {info.folder}/{names}")
-    console.print(f"Figure   {info.folder}/attacks.png, .pdf")
-
-
-PRELOAD = ("netkin.attacks",)
+    console.print(f"Tables   {folder}/{names}")
+    console.print(f"Figure   {folder}/attacks.png, .pdf")
 
 
 def check_config(config: DictConfig) -> None:
@@ -142,13 +136,13 @@ def write_tables(tables: dict[str, pl.DataFrame], folder: Path, tracker: Tracker
             tracker.table(name, table)
 
 
-def vits(config: DictConfig, setting: Setting, members: list[Member]) -> list[Member]:
+def vits(config: DictConfig, members: list[Model]) -> list[Model]:
     """The members that Patch-Fool fits."""
     attack: PatchFool = configured(config, "patchfool")
-    return [m for m in members if attack.unfit(setting.build(m)) is None]
+    return [m for m in members if attack.unfit(m.build()) is None]
 
 
-def checks(config: DictConfig, members: list[Member], fitting: list[Member]) -> list[Check]:
+def checks(config: DictConfig, members: list[Model], fitting: list[Model]) -> list[Check]:
     """All checks, the longest first."""
     patchfool = [
         Check("patchfool", member, patches, variant)
@@ -180,9 +174,9 @@ def configured(config: DictConfig, name: str, **changes: Any) -> Any:
         return instantiate(attack)
 
 
-def batch_of(config: DictConfig, setting: Setting, member: Member) -> Batch:
+def batch_of(config: DictConfig, results: Results, member: Model) -> Batch:
     """The first parity.images images that a member classifies correctly."""
-    return correct_batch(setting, member, config.parity.images, device(config))
+    return correct_batch(results, member, config.parity.images, device(config))
 
 
 # What workers run.
@@ -195,9 +189,8 @@ class Checked(Result):
     rows: list[dict[str, Any]]
 
 
-def _check(context: tuple[Setting, DictConfig], check: Check, advance: Advance) -> Checked:
-    setting, config = context
-    batch = batch_of(config, setting, check.member)
+def _check(config: DictConfig, context: tuple, check: Check, advance: Advance) -> Checked:
+    batch = batch_of(config, context[0], check.model)
     with frozen(batch.classifier) as model:
         if check.kind == "patchfool":
             rows = [_patchfool(config, check, model, batch)]
@@ -206,7 +199,7 @@ def _check(context: tuple[Setting, DictConfig], check: Check, advance: Advance) 
             images = (model, batch.clean, batch.labels, batch.keys)
             rows = COMPARISONS[check.kind](partial(configured, config), images, eps)
     advance(1)
-    named = [{"model": check.member.name, "images": len(batch.keys), **row} for row in rows]
+    named = [{"model": check.model.name, "images": len(batch.keys), **row} for row in rows]
     return Checked(rows=named)
 
 
@@ -228,9 +221,7 @@ def _patchfool(config: DictConfig, check: Check, model: nn.Module, batch: Batch)
     }
 
 
-def cost_table(
-    config: DictConfig, setting: Setting, members: list[Member], bars: Bars
-) -> pl.DataFrame:
+def cost_table(config: DictConfig, r: Run, members: list[Model], bars: Bars) -> pl.DataFrame:
     """Images a second of each attack on a model prepared for crafting. Attacks are timed in turn,
     so that a busy machine slows them equally."""
     rounds, names = config.parity.rounds, list(config.parity.attacks)
@@ -239,8 +230,8 @@ def cost_table(
     bars.start("cost", names, units)
     rows = []
     for member in members:
-        batch = batch_of(config, setting, member)
-        fast = execution.prepare(batch.classifier, setting.choice.execution, batch.pixels)
+        batch = batch_of(config, r.results, member)
+        fast = execution.prepare(batch.classifier, r.runner.execution, batch.pixels)
         seconds: dict[str, list[float]] = {}
         for _ in range(rounds):
             for name in names:
@@ -248,7 +239,7 @@ def cost_table(
                 if isinstance(attack, PatchFool) and attack.unfit(batch.classifier):
                     continue
                 with frozen(fast) as model:
-                    attacking = partial(_perturb, attack, model, batch, setting.batch_size)
+                    attacking = partial(_perturb, attack, model, batch, r.runner.batch_size)
                     seconds.setdefault(name, []).append(seconds_of(attacking, device(config)))
                 bars.advance("cost", 1)
         for name, times in seconds.items():
@@ -272,10 +263,10 @@ def _perturb(attack: Attack, model: nn.Module, batch: Batch, size: int) -> None:
 
 
 def examples(
-    config: DictConfig, setting: Setting, member: Member, images: int = 3
+    config: DictConfig, r: Run, member: Model, images: int = 3
 ) -> tuple[Tensor, pl.DataFrame]:
     """Some images under each attack, [A, I, 3, H, W] uint8, and the member's predictions."""
-    batch = batch_of(config, setting, member)
+    batch = batch_of(config, r.results, member)
     clean, labels, keys = batch.clean[:images], batch.labels[:images], batch.keys[:images]
     attacks: dict[str, Attack] = {"clean": Clean()}
     attacks |= {name: configured(config, name) for name in config.parity.attacks}

@@ -25,16 +25,20 @@ from netkin.attacks import Clean, as_attack
 from netkin.data import views
 from netkin.data.subset import draw
 from netkin.data.views import View
+from netkin.evaluation import Evaluation
 from netkin.jobs.devices import device_of, seconds_of
-from netkin.passes.clean import clean_pass
-from netkin.passes.setting import Setting
-from netkin.passes.stored import Target, outcome_store
-from netkin.passes.transfer import resized, transfer
+from netkin.model import Model
+from netkin.passes import Item
+from netkin.passes.predict import predict
+from netkin.passes.transfer import transfer
+from netkin.results import CLEAN, Results
+from netkin.runner import Runner, resized
 from netkin.store.files import read_tensors, write_tensors
-from netkin.store.layout import Store, shard_path
-from netkin.zoo.build import Classifier, Task
+from netkin.store.layout import Store, shard_file
+from netkin.zoo.build import Classifier
 from netkin.zoo.execution import MEMORY_FORMATS, Execution
 from netkin.zoo.member import Member
+from netkin.zoo.task import Task
 
 OTHER_SIZE = 288
 """Pixels a side of a target of another input size."""
@@ -127,35 +131,36 @@ def measure_costs(classifier: Classifier, size: int, batch: int, rounds: int) ->
     with tempfile.TemporaryDirectory(prefix="netkin-passes-") as scratch, torch.no_grad():
         labels = torch.cat([classifier(part) for part in parts]).argmax(dim=1).tolist()
         images = RandomImages(number, size, labels)  # so that all are classified correctly
-        setting, target, sources = evaluation(Path(scratch), classifier, images, batch)
-        clean_pass(setting, target, lambda _n: None)
-        write_shards(setting, sources, pixels)
-        file = shard_path(setting.adversarial_entry(sources[0]), 0)
+        results, runner, target, sources = evaluation(Path(scratch), classifier, images, batch)
+        predict(results, runner, Item(target.name, target, (CLEAN,)), lambda _n: None)
+        write_shards(results, sources, pixels)
+        file = shard_file(results.adversarial_folder(sources[0]), 0)
         write = _median(lambda: write_tensors(file, read_tensors(file)), 3)
         read = _median(lambda: read_tensors(file), 3)
-        shard = pixels[: setting.shard_size].to(device)
+        shard = pixels[: results.evaluation.shard_size].to(device)
         resize = _median(lambda: resized(shard, OTHER_SIZE, "bilinear"), 3)
         one, formatted, three, plain = _time_passes(
-            classifier, parts, setting, target, sources, rounds
+            classifier, parts, results, runner, target, sources, rounds
         )
     return Costs(read, write, resize, one, three, formatted, plain)
 
 
-def write_shards(setting: Setting, sources: Sequence[Member], pixels: Tensor) -> None:
+def write_shards(results: Results, sources: Sequence[Model], pixels: Tensor) -> None:
     """Store the same pixels [I, 3, H, W] uint8 as the adversarial images of each source."""
     for source in sources:
-        entry = setting.adversarial_entry(source).claim()
-        for i, positions in enumerate(setting.shards):
+        folder = results.adversarial_folder(source).claim()
+        for i, positions in enumerate(results.evaluation.shards):
             index = torch.tensor(positions)
-            write_tensors(shard_path(entry, i), {"images": pixels[index], "index": index})
+            write_tensors(shard_file(folder, i), {"images": pixels[index], "index": index})
 
 
 def _time_passes(
     classifier: Classifier,
     parts: Sequence[Tensor],
-    setting: Setting,
-    target: Member,
-    sources: Sequence[Member],
+    results: Results,
+    runner: Runner,
+    target: Model,
+    sources: Sequence[Model],
     rounds: int,
 ) -> list[float]:
     """Median seconds of the pass over one source, the loop in the pass's memory format, the pass
@@ -164,10 +169,10 @@ def _time_passes(
     same = copy.deepcopy(classifier).to(memory_format=memory_format)
     formatted = [part.contiguous(memory_format=memory_format) for part in parts]
 
-    def evaluate(chosen: Sequence[Member]) -> None:
-        for file in outcome_store(setting).files(target.name):
+    def evaluate(chosen: Sequence[Model]) -> None:
+        for file in results.outcome_store.files(target.name):
             file.unlink()
-        transfer(setting, Target(target, tuple(chosen)), lambda _n: None)
+        transfer(results, runner, Item(target.name, target, tuple(chosen)), lambda _n: None)
 
     def loop(model: Classifier, batches: Sequence[Tensor]) -> None:
         for part in batches:
@@ -190,24 +195,25 @@ def _time_passes(
 
 def evaluation(
     folder: Path, classifier: Classifier, images: RandomImages, batch: int
-) -> tuple[Setting, Member, list[Member]]:
-    """A setting with four members that share a classifier's weights: a target and three sources."""
+) -> tuple[Results, Runner, Model, list[Model]]:
+    """An evaluation of a target and three sources, which share a classifier's weights."""
     weights = folder / "weights.safetensors"
     state = {k: v.cpu().clone() for k, v in classifier.net.state_dict().items()}
     save_file(state, weights)
     name = classifier.name
-    target, *sources = (Member(n, name, checkpoint=str(weights)) for n in "tabc")
-    setting = Setting(
+    task = Task("random", 1000, input_size=images.size)
+    target, *sources = (
+        Model(Member(n, name, checkpoint=str(weights)), task, weights) for n in "tabc"
+    )
+    evaluation = Evaluation(
         images=images,
         subset=draw(images, "random"),
-        task=Task("random", 1000, input_size=images.size),
+        task=task,
         attack=as_attack(Clean(), "clean"),
-        store=Store(folder / "store"),
         shard_size=2 * batch,
-        batch_size=batch,
-        accelerator="gpu" if classifier.mean.device.type == "cuda" else "cpu",
     )
-    return setting, target, sources
+    runner = Runner("gpu" if classifier.mean.device.type == "cuda" else "cpu", batch)
+    return Results(Store(folder / "store"), evaluation), runner, target, sources
 
 
 def _median(work: Callable[[], Any], rounds: int) -> float:

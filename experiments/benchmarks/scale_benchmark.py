@@ -27,11 +27,11 @@ from netkin import similarity
 from netkin.analysis import clusters, landmarks, summary
 from netkin.analysis.groups import Draws
 from netkin.errors import UserError
-from netkin.passes.stored import outcome_array
 from netkin.report.comparison import Comparison, relate
 from netkin.report.controls import controls
 from netkin.report.study import Outputs
 from netkin.report.text import size
+from netkin.results import outcome_array
 from netkin.similarity import Outcomes
 from netkin.store.files import write
 from netkin.store.outcomes import OutcomeStore, Part

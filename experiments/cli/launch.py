@@ -25,7 +25,7 @@ from experiments.cli import folder, stop, sweep, usage
 from experiments.cli.mistakes import explained, no_group, options, refuse_no_options
 from experiments.cli.opening import opening
 from experiments.cli.stop import fail
-from experiments.cli.values import check_half_width, one_of
+from experiments.cli.values import one_of
 from netkin.errors import (
     DamagedFile,
     OtherContents,
@@ -161,7 +161,6 @@ def run_study(config: DictConfig, script: str) -> Any:
                 f"experiment={config.experiment.name} is run by {own}.py: "
                 f"python {own}.py experiment={config.experiment.name}"
             )
-        check_half_width(config)
         one_of(config.quiet, (True, False), "quiet")
         one_of(config.index, (True, False), "index")
         if not config.quiet:

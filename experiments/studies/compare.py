@@ -30,12 +30,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from sklearn.metrics import adjusted_rand_score
 
 from experiments.cli import sat69
-from experiments.cli.devices import execution_choice, on_cpu
+from experiments.cli.devices import on_cpu
+from experiments.cli.finish import terminal
 from experiments.cli.keys import naming
 from experiments.cli.members import build_members
 from experiments.cli.runs import command, matrix_name
-from experiments.cli.setting import build_attack, build_setting, check_sources
-from experiments.cli.study import Study, family, measure_prepared, study
+from experiments.cli.setting import build_attack, build_settings
+from experiments.cli.study import Study, family, study
 from experiments.cli.values import one_of, positive, positive_int, whole_numbers
 from netkin import similarity
 from netkin.analysis import matrix, noise, statistics
@@ -44,11 +45,10 @@ from netkin.analysis.matrix import Matrix, off_diagonal, position_of
 from netkin.analysis.noise import OverImages, Sampled
 from netkin.analysis.statistics import ALIKE, FEWEST, associate, pearson, trend
 from netkin.analysis.verdict import verdict
-from netkin.attacks import PGD
+from netkin.attacks import PGD, Attack
 from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
-from netkin.passes.setting import Setting
-from netkin.passes.stored import adversarial, outcome_store
+from netkin.model import Model
 from netkin.report.figures import heatmap_figure
 from netkin.report.lines import Line, lines_figure
 from netkin.report.scatter import scatter
@@ -56,6 +56,8 @@ from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.report.style import panels, style
 from netkin.report.text import percent
+from netkin.results import Results
+from netkin.run import Run, check_sources
 from netkin.similarity import Outcomes
 from netkin.zoo import execution
 from netkin.zoo.execution import PRECISIONS, TARGET_PRECISIONS, Execution, check_execution
@@ -104,22 +106,25 @@ def changed(config: DictConfig, values: dict[str, Any]) -> DictConfig:
     return result
 
 
-def under(s: Study, config: DictConfig) -> Setting:
-    """The setting of a study with the attack and the precisions of another config."""
+def outcomes_under(
+    s: Study, config: DictConfig, attack: Attack | None = None, sources: Sequence[str] | None = None
+) -> tuple[Run, Outcomes]:
+    """The study's models under the attack and the precisions of another config: run and outcomes.
+
+    Args:
+        s: the study.
+        config: as `changed`.
+        attack: instead of the config's.
+        sources: names of the models that are attacked; all, unless given.
+    """
     assert s.measured is not None
-    return replace(
-        s.measured.setting,
-        attack=build_attack(config),
-        choice=execution_choice(config),
-        precision=config.transfer.precision,
+    r = s.measured.run.under(
+        attack=attack or build_attack(config),
+        craft_precision=config.hardware.craft_precision,
+        target_precision=config.transfer.precision,
     )
-
-
-def outcomes_under(s: Study, setting: Setting, sources: list[Member] | None = None) -> Outcomes:
-    """The outcomes of the study's members under another setting, of some sources or all."""
-    assert s.measured is not None
-    with Bars(s.console) as bars:
-        return measure_prepared(s.config, setting, s.measured.members, s.tracker, bars, sources)
+    r = replace(r, settings=replace(r.settings, sources=sources, watch=None))
+    return r, r.measure()
 
 
 # Two files or runs
@@ -198,17 +203,16 @@ def attacks(config: DictConfig) -> None:
     configs = attack_configs(config)
     members = build_members(config)
     sources = chosen_sources(config, members)
-    setting = build_setting(config)
-    for i, (each, option) in enumerate(configs.values()):
-        attacked = members if i == 0 or sources is None else sources
-        check_sources(replace(setting, attack=build_attack(each, option)), attacked, members)
-    (label, (first, option)), *others = configs.items()
-    with study(config, build_attack(first, option)) as s:
+    specs = {label: build_attack(*each) for label, each in configs.items()}
+    for i, spec in enumerate(specs.values()):
+        settings = build_settings(config, terminal(), lambda _: None, members, spec)
+        check_sources(replace(settings, sources=None if i == 0 else sources))
+    (label, spec), *others = specs.items()
+    with study(config, spec) as s:
         assert s.measured is not None
         measured = {label: s.measured.outcomes}
-        for label, (each, option) in others:
-            setting = replace(s.measured.setting, attack=build_attack(each, option))
-            measured[label] = outcomes_under(s, setting, sources)
+        for label, spec in others:
+            _, measured[label] = outcomes_under(s, config, spec, sources)
         reference, *rest = (defined(s, *item, sources) for item in measured.items())
         white_box(s, measured, sources)
         compare(s, s.names, [(reference, other) for other in rest], (), sources)
@@ -260,18 +264,18 @@ def attack_configs(config: DictConfig) -> dict[str, tuple[DictConfig, str]]:
     return configs
 
 
-def chosen_sources(config: DictConfig, members: list[Member]) -> list[Member] | None:
-    """The members that the other attacks are run on; None for all."""
+def chosen_sources(config: DictConfig, members: list[Member]) -> list[str] | None:
+    """The names of the members that the other attacks are run on; None for all."""
     if config.sources is None:
         return None
     if not isinstance(config.sources, ListConfig) or not config.sources:
         raise UserError(f"sources must be a list of members such as [vit_s], got {config.sources}")
     names = [member.name for member in members]
-    return [members[position_of(name, names, "sources: the run")] for name in config.sources]
+    return [names[position_of(name, names, "sources: the run")] for name in config.sources]
 
 
 def defined(
-    s: Study, label: str, outcomes: Outcomes, sources: list[Member] | None = None
+    s: Study, label: str, outcomes: Outcomes, sources: list[str] | None = None
 ) -> Definition:
     """The scores of outcomes: of both directions, or of the sources' images alone."""
     if sources is None:
@@ -279,8 +283,7 @@ def defined(
         return Definition(label, sampled.values, sampled)
     one_sided = one_direction(s, label, outcomes)
     assert one_sided.sampled is not None
-    names = {member.name for member in sources}
-    others = [i for i, name in enumerate(outcomes.members) if name not in names]
+    others = [i for i, name in enumerate(outcomes.members) if name not in sources]
     one_sided.scores[others] = np.nan
     one_sided.sampled.values[others] = np.nan
     return one_sided
@@ -292,9 +295,9 @@ def one_direction(s: Study, label: str, outcomes: Outcomes) -> Definition:
     return Definition(label, sampled.values.copy(), sampled)
 
 
-def white_box(s: Study, measured: dict[str, Outcomes], sources: list[Member] | None) -> None:
+def white_box(s: Study, measured: dict[str, Outcomes], sources: list[str] | None) -> None:
     """The white-box success of each attack: a weak attack makes all models look dissimilar."""
-    attacked = set(s.names) if sources is None else {member.name for member in sources}
+    attacked = s.names if sources is None else sources
     rows = [
         (label, name, float(outcomes.per_image(i, i).mean()))
         for label, outcomes in measured.items()
@@ -313,7 +316,7 @@ def compare(
     names: tuple[str, ...],
     comparisons: list[Comparison],
     left_out: Sequence[str] = (),
-    sources: list[Member] | None = None,
+    sources: list[str] | None = None,
     shares: Sequence[dict[str, float]] = (),
 ) -> None:
     """The scatters, the table of correlations, where two files differ most, and the page.
@@ -359,7 +362,7 @@ def compare(
 
 
 def correlation(
-    s: Study, first: Definition, other: Definition, sources: list[Member] | None
+    s: Study, first: Definition, other: Definition, sources: list[str] | None
 ) -> dict[str, Any]:
     """Pearson's r of two definitions with its intervals and p-values, as a row."""
     x, y = first.scores, other.scores
@@ -376,7 +379,7 @@ def correlation(
         if not np.isnan(association.low):
             low, high = association.low, association.high
     else:
-        attacked = [i for i, name in enumerate(s.names) if name in {m.name for m in sources}]
+        attacked = [i for i, name in enumerate(s.names) if name in sources]
         off = np.where(np.eye(len(x), dtype=bool), np.nan, 1.0)
         pairs, test = pearson(x[at], y[at]), "target permutation"
         tested = statistics.target_test((x * off)[attacked], (y * off)[attacked], permutations)
@@ -580,9 +583,9 @@ def precision(config: DictConfig) -> None:
         comparisons, shares = [], []
         for name, values in changes.items():
             s.console.print(f"\n{name}")
-            setting = under(s, changed(config, values))
-            comparisons.append((reference, paper(name, outcomes_under(s, setting))))
-            shares.append(differing(first.setting, setting, first.members))
+            r, outcomes = outcomes_under(s, changed(config, values))
+            comparisons.append((reference, paper(name, outcomes)))
+            shares.append(differing(first.results, r.results, first.members))
         compare(s, s.names, comparisons, shares=shares)
 
 
@@ -610,11 +613,11 @@ def precisions(config: DictConfig) -> tuple[list[str], list[str]]:
     )
 
 
-def differing(ours: Setting, theirs: Setting, members: Sequence[Member]) -> dict[str, float]:
+def differing(ours: Results, theirs: Results, members: Sequence[Model]) -> dict[str, float]:
     """The shares of stored pixels, of predictions on them, and of outcomes, that differ.
 
     Predictions are those of all pairs of members on the images that both classify correctly, which
-    are the same in both settings.
+    are the same in both.
     """
     names, pixels, key = (
         [member.name for member in members],
@@ -622,13 +625,13 @@ def differing(ours: Setting, theirs: Setting, members: Sequence[Member]) -> dict
         ("source", "target", "image_id"),
     )
     rows = np.zeros(3)
-    tables = outcome_store(ours), outcome_store(theirs)
-    for member in members:  # one source at a time: all rows of a large zoo fill the memory
-        for shard in range(len(ours.shards)):
-            one, other = (adversarial(each, member, shard)[0] for each in (ours, theirs))
+    tables = ours.outcome_store, theirs.outcome_store
+    for member in members:  # one target at a time: all rows of a large zoo fill the memory
+        for shard in range(len(ours.evaluation.shards)):
+            one, other = (each.adversarial(member, shard)[0] for each in (ours, theirs))
             pixels[0] += int(torch.count_nonzero(one != other))
             pixels[1] += one.numel()
-        one, other = (table.read([member.name], names) for table in tables)
+        one, other = (table.read(member.name, names) for table in tables)
         both = one.join(other, on=list(key), suffix="_other", validate="1:1")
         assert both.height == one.height == other.height
         differ = [(both[c] != both[f"{c}_other"]).sum() for c in ("prediction", "fooled")]
@@ -679,7 +682,7 @@ def budget(config: DictConfig) -> None:
         found = {}
         for n in fewer:
             values = {"attack.steps": n, "attack.step_size": None}
-            found[n] = outcomes_under(s, under(s, changed(config, values)))
+            _, found[n] = outcomes_under(s, changed(config, values))
         found[steps] = s.measured.outcomes
         budget_page(s, budget_table(s, found, steps), steps)
 
@@ -842,7 +845,7 @@ def budget_command(s: Study, row: dict[str, Any], steps: int, total: int) -> str
         changes += [f"attack.steps={row['steps']}", "attack.step_size=null"]
     assert s.measured is not None
     if row["images"] < total and "file" not in subset:
-        classes = len({*s.measured.setting.subset.labels})
+        classes = len({*s.measured.evaluation.subset.labels})
         share = (subset.fraction or 1) * row["images"] / total
         each = f"subset.per_class={max(1, row['images'] // classes)}"
         changes.append(each if subset.per_class else f"subset.fraction={share:.3g}")

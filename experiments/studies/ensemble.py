@@ -21,7 +21,6 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from experiments.cli.keys import naming
 from experiments.cli.members import with_trained
-from experiments.cli.passes import clean_logits
 from experiments.cli.study import Study, study, with_logits
 from experiments.cli.values import positive_int, whole_numbers
 from netkin.analysis import ensemble
@@ -34,12 +33,13 @@ from netkin.analysis.statistics import FEWEST, associate, paired, partial_mantel
 from netkin.analysis.verdict import verdict
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
-from netkin.passes.setting import Setting
-from netkin.passes.stored import logits_by_block
+from netkin.model import Model
 from netkin.report.lines import Line, lines_figure
 from netkin.report.scatter import scatter_figure
 from netkin.report.sentences import Sentences
 from netkin.report.study import Picture, Section
+from netkin.results import Results
+from netkin.run import Run
 from netkin.similarity import interval, resample
 from netkin.zoo.member import Member, parse_members
 
@@ -59,7 +59,7 @@ def run(config: DictConfig) -> None:
     positive_int(config.ensemble.samples, "ensemble.samples")
     positive_int(config.ensemble.permutations, "ensemble.permutations")
     with study(config) as s:
-        setting, members, matrix = with_logits(s)
+        r, members, matrix = with_logits(s)
         n = len(members)
         sizes = [size for size in sizes if size <= n]
         with naming({"k": "ensemble.clusters"}):
@@ -68,19 +68,19 @@ def run(config: DictConfig) -> None:
         with naming({"group": "groups: group"}):
             chosen = groups(config.groups, matrix.names, [member.family for member in members])
         variants = build_variants(config, list(chosen))
-        setting, models, apart = with_variants(s, setting, members, variants)
+        r, models, apart = with_variants(r, members, variants)
         chosen |= apart
         drawn = draw(labels.tolist(), chosen, sizes, config)
         pairs = ensemble.pairs_of(n)
         every = [(i,) for i in range(len(models))] + pairs
         every += sorted({group for ensembles, _ in drawn.values() for group in ensembles})
-        rows = ensembles_wrong(s, setting, models, every)
+        rows = ensembles_wrong(s, r.results, models, every)
         wrong, alone = dict(zip(every, rows, strict=True)), rows[: len(models)]
-        counts = resample(len(setting.subset), config.score.bootstrap)
+        counts = resample(len(r.evaluation.subset), config.score.bootstrap)
         pair_wrong = rows[len(models) : len(models) + len(pairs)]
         by_pair = pair_section(s, matrix, alone[:n], pair_wrong, counts)
         table = metric_table(drawn, alone, wrong, counts)
-        by_cluster = cluster_section(s, table, clusters, len(setting.subset))
+        by_cluster = cluster_section(s, table, clusters, len(r.evaluation.subset))
         sections = [by_pair, by_cluster, *([group_section(s, table)] if chosen else [])]
         tables = {"Means over the ensembles of a row": s.outputs.table("ensembles", table)}
         intervals = text("intervals", few=ensemble.FEW)
@@ -97,20 +97,20 @@ def run(config: DictConfig) -> None:
 
 
 def ensembles_wrong(
-    s: Study, setting: Setting, members: list[Member], groups: Sequence[Sequence[int]]
+    s: Study, results: Results, models: Sequence[Model], groups: Sequence[Sequence[int]]
 ) -> NDArray[np.bool_]:
     """Which images each of G ensembles misclassifies, [G, I], with a progress bar.
 
     Args:
         s: the study, whose console shows the progress.
-        setting, members: of `with_logits`.
+        results, models: with clean logits; see `with_logits`.
         groups: G ensembles, each the positions of its members.
     """
-    with Bars(s.console) as bars, logits_by_block(setting, members) as read:
-        bars.start("ensemble", ["images"], len(setting.subset))
+    with Bars(s.console) as bars, results.logits_by_block(models) as read:
+        bars.start("ensemble", ["images"], len(results.evaluation.subset))
         correct = ensemble.ensembles_correct(
             read,
-            setting.labels.numpy(),
+            results.evaluation.labels.numpy(),
             groups,
             len(os.sched_getaffinity(0)),
             lambda images: bars.advance("ensemble", images),
@@ -151,22 +151,28 @@ def build_variants(config: DictConfig, taken: Sequence[str]) -> dict[str, list[M
 
 
 def with_variants(
-    s: Study, setting: Setting, members: Sequence[Member], variants: dict[str, list[Member]]
-) -> tuple[Setting, list[Member], dict[str, list[int]]]:
-    """The members followed by the variants, whose clean logits are computed where they are missing.
+    r: Run, models: Sequence[Model], variants: dict[str, list[Member]]
+) -> tuple[Run, list[Model], dict[str, list[int]]]:
+    """The models followed by the variants, whose clean logits are computed where they are missing.
 
-    Returns the setting for all of them, all of them, and the positions of each group's members. A
-    variant with the name of a member is that member.
+    Returns the run of all of them, all of them, and the positions of each group's members. A
+    variant with the name of a model is that model.
     """
-    every = {member.name: member for member in members}
+    every = {model.name: model.member for model in models}
     for variant in (variant for group in variants.values() for variant in group):
         known = every.setdefault(variant.name, variant)
         if known != variant and replace(known, family=variant.family) != variant:
             raise UserError(f"two models are called {variant.name}: give each a name of its own")
-    setting = clean_logits(s, setting, list(every.values())[len(members) :])
+    if extra := list(every.values())[len(models) :]:
+        r = r.with_models(extra)
+        added = r.models[-len(extra) :]
+        models = [*models, *added]
+        r.clean(added)
+        for failed in r.failures:
+            raise UserError(f"{failed.model.name} failed in {failed.stage}: {failed.reason}")
     index = {name: i for i, name in enumerate(every)}
     groups = {name: [index[v.name] for v in group] for name, group in variants.items()}
-    return setting, list(every.values()), groups
+    return r, list(models), groups
 
 
 Drawn = dict[tuple[str, int, int], tuple[list[tuple[int, ...]], bool]]

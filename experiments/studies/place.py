@@ -32,9 +32,8 @@ from omegaconf import DictConfig
 from experiments.cli.keys import naming
 from experiments.cli.landmarks import choose, pass_landmarks
 from experiments.cli.members import build_member, build_members
-from experiments.cli.passes import Passes, opened
 from experiments.cli.runs import command, eps_advice
-from experiments.cli.setting import build_setting, check_sources
+from experiments.cli.setting import Opened, build_evaluation, opened
 from experiments.cli.study import attacked, describe
 from netkin import similarity
 from netkin.analysis import clusters
@@ -45,16 +44,14 @@ from netkin.analysis.summary import WEAK_ATTACK
 from netkin.analysis.suspect import CHANCE, RELABELLED, suspicions
 from netkin.analysis.verdict import verdict
 from netkin.errors import UserError
+from netkin.model import Model
 from netkin.passes import pack
 from netkin.passes.rows import rows
-from netkin.passes.setting import Setting
-from netkin.passes.stored import correct, fooled_by, missing_shards, missing_sources, outcomes
-from netkin.pipeline import Incomplete, Pipeline
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.report.style import INK, PALETTE, SMALL, legend_above, panels, style
 from netkin.report.text import size
-from netkin.zoo.member import Member
+from netkin.results import Results
 
 SHOWN = 40
 """Members in the figure of a probe."""
@@ -88,7 +85,6 @@ def run(config: DictConfig) -> None:
 
 def novel(config: DictConfig) -> None:
     """The members on the candidate's adversarial images."""
-    setting = build_setting(config)
     candidate = build_member(config, config.model.candidate)
     members = [m for m in build_members(config, at_least=1) if m.name != candidate.name]
     if not members:
@@ -99,21 +95,20 @@ def novel(config: DictConfig) -> None:
         with naming({"k": "novel.clusters"}):
             clusters.check_k(config.novel.clusters, len(members))
     name = candidate.name
-    with opened(config, setting, [*members, candidate], [name]) as r:
-        with r.passes() as (pipeline, _):
-            done = attack_one(pipeline, r.members, candidate)
-        members, setting = [m for m in done if m.name != name], r.setting
-        right = correct(setting, candidate).numpy()
-        success = float(fooled_by(setting, candidate, [candidate])[0][right].mean())
-        r.tracker.summary({"candidate": name, "white_box_success/candidate": success})
+    with opened(config, [*members, candidate], sources=[name], named=[name]) as o:
+        results, evaluation = o.run.results, o.run.evaluation
+        *models, new = pass_landmarks(o.run, [name], one_sided=True)
+        right = results.correct(new).numpy()
+        success = float(results.fooled([new], [new])[0, 0][right].mean())
+        o.tracker.summary({"candidate": name, "white_box_success/candidate": success})
         answers = Answers(
-            right & np.stack([correct(setting, member).numpy() for member in members]),
-            fooled_by(setting, candidate, members),
+            right & np.stack([results.correct(model).numpy() for model in models]),
+            results.fooled([new], models)[0],
             None,
         )
-        check_common(answers, [m.name for m in members], name)
-        found = novel_clusters(setting, members, config.novel.clusters, answers, config)
-        table = novel_table(members, answers, found, config.score.eps_s)
+        check_common(answers, [m.name for m in models], name)
+        found = novel_clusters(results, models, config.novel.clusters, answers, config)
+        table = novel_table(models, answers, found, config.score.eps_s)
         first = table.row(0, named=True)
         answer = [
             *belongs(name, found, table, "score"),
@@ -127,68 +122,58 @@ def novel(config: DictConfig) -> None:
         ]
         if success < WEAK_ATTACK:
             answer.append(text("novel.weak", name=name, success=success))
-            if setting.attack.eps is not None:
+            if evaluation.attack.eps is not None:
                 answer.append(eps_advice())
         label = f"one-sided similarity to {name}, s1 = ln(100 p1) (nats)"
-        picture = r.outputs.figure(
+        picture = o.outputs.figure(
             "novel",
             figure(table, table.select("score", "low", "high"), label),
             table,
             f"One-sided similarity of the members to {name}, with 95% intervals over images; "
             "colours are clusters of the members.",
         )
-        r.finish(
-            f"Where does {name} belong among {len(members)} models?",
-            f"{name} was attacked with {attacked(setting)} on the images of "
-            f"{setting.task.dataset} ({len(setting.subset)} in all) that it classifies correctly, "
-            "and every member that classifies them correctly was evaluated on the result.",
+        images = f"{evaluation.task.dataset} ({len(evaluation.subset)} in all)"
+        o.finish(
+            f"Where does {name} belong among {len(models)} models?",
+            f"{name} was attacked with {attacked(evaluation)} on the images of {images} that it "
+            "classifies correctly, and every member that classifies them correctly was evaluated "
+            "on the result.",
             answer,
             [Section("Members by one-sided similarity", (), {"": table}, [picture])],
         )
-
-
-def attack_one(pipeline: Pipeline, everyone: list[Member], candidate: Member) -> list[Member]:
-    """Attack the candidate and evaluate all models on its images, where the store lacks that.
-
-    Returns the models that did not fail. Raises Incomplete when the candidate failed.
-    """
-    pipeline.craft([m for m in pipeline.clean(everyone) if m.name == candidate.name])
-    if candidate in pipeline.remaining(everyone):
-        pipeline.transfer(pipeline.remaining(everyone), [candidate])
-    if candidate not in (done := pipeline.remaining(everyone)):
-        raise Incomplete(pipeline.failures, None, len(everyone))
-    return done
+        o.run.raise_failures()
 
 
 def novel_clusters(
-    setting: Setting,
-    members: list[Member],
+    results: Results,
+    members: list[Model],
     k: int | str | None,
     answers: Answers,
     config: DictConfig,
 ) -> Clusters:
     """The members' clusters, and the candidate's among them."""
-    labels, reason = stored_clusters(setting, members, k)
+    labels, reason = stored_clusters(results, members, k)
     if labels is None:
         return Clusters(None, reason, np.empty(0), 0)
-    counts = similarity.resample(len(setting.subset), config.score.bootstrap)
+    counts = similarity.resample(len(results.evaluation.subset), config.score.bootstrap)
     _, shares = cluster_shares(answers.smoothed(counts), labels)
-    one_sided = similarity.one_sided(outcomes(setting, members))
+    one_sided = similarity.one_sided(results.outcomes(members))
     np.fill_diagonal(one_sided, np.nan)
     chosen, _ = cluster_shares(one_sided, labels)
     return Clusters(labels, reason, shares, int((chosen == labels).sum()))
 
 
 def stored_clusters(
-    setting: Setting, members: list[Member], k: int | str | None
+    results: Results, members: list[Model], k: int | str | None
 ) -> tuple[NDArray[np.intp] | None, str]:
     """The cluster of each member, [N] from 0, from the stored two-sided matrix (App. C), and the
     reason for their number; None where there are no clusters, with the reason."""
     if len(members) < 2:
         return None, "there is only one member"
-    if any(missing_shards(setting, m) for m in members) or missing_sources(setting, members):
+    crafted = not any(results.missing_shards(member) for member in members)
+    if not crafted or any(results.missing_sources(members).values()):
         return None, text("novel.no_scores")
-    scores = similarity.smoothed_matrix(outcomes(setting, members))
+    scores = similarity.smoothed_matrix(results.outcomes(members))
     try:
         number, reason = clusters.choose_k(k, scores)
         return clusters.spectral(scores, number), reason
@@ -197,7 +182,7 @@ def stored_clusters(
 
 
 def novel_table(
-    members: list[Member], answers: Answers, found: Clusters, eps_s: float
+    members: list[Model], answers: Answers, found: Clusters, eps_s: float
 ) -> pl.DataFrame:
     """A row a member, the most similar first: model, family, cluster (from 1; null where unknown),
     n (images that both classify correctly), fooled (rate over these), score, low, high (95 %
@@ -231,64 +216,59 @@ def probe(config: DictConfig) -> None:
             "experiment=probe takes either probe.export=DIR, to write a pack of images, or "
             "predictions=FILE, to read what a classifier answered on it"
         )
-    setting, members = build_setting(config), build_members(config)
+    members = build_members(config)
     names = [member.name for member in members]
     chosen = choose(config.landmarks, names, config.seed, all_allowed=True)
-    landmarks = [members[i] for i in chosen]
-    check_sources(setting, landmarks, members)
+    landmarks = [names[i] for i in chosen]
     exporting = config.probe.export is not None
     if exporting:
-        members = landmarks  # no other member is needed for the images
+        members = [members[i] for i in chosen]  # no other member is needed for the images
     else:
         with naming({"k": "probe.clusters"}):
             clusters.check_k(config.probe.clusters, len(members))
-        pack.read_table(config.predictions, setting.images.classes)  # mistakes, before any work
-    with opened(config, setting, members) as r:
-        with r.passes() as (pipeline, bars):
-            done = pass_landmarks(pipeline, members, landmarks, one_sided=True)
-            if exporting:
-                folders = sorted({*pack.view_names(r.setting, landmarks).values()})
-                bars.start("export", folders, len(r.setting.subset))
-                table = pack.export(r.setting, landmarks, Path(config.probe.export).expanduser())
-                bars.end("export")
-        if exporting:
-            exported(r, table, landmarks)
-        else:
-            answered(r, done, landmarks)
+        # mistakes, before any work
+        pack.read_table(config.predictions, build_evaluation(config).images.classes)
+    with opened(config, members, sources=landmarks) as o:
+        done = pass_landmarks(o.run, landmarks, one_sided=True)
+        (exported if exporting else answered)(o, done, [m for m in done if m.name in landmarks])
+        o.run.raise_failures()
 
 
-def exported(r: Passes, table: pl.DataFrame, landmarks: list[Member]) -> None:
-    """What the pack holds, and what to do with it."""
-    r.outputs.table("pack", table)
+def exported(o: Opened, _: list[Model], landmarks: list[Model]) -> None:
+    """Write the pack: what it holds, and what to do with it."""
+    folder, evaluation = Path(o.config.probe.export).expanduser(), o.run.evaluation
+    table = pack.export(o.run.results, landmarks, folder)
+    o.outputs.table("pack", table)
     total, number = size(float(table["file_bytes"].sum())), int(table["images"].sum())
     names = ",".join(member.name for member in landmarks)
     then = command("experiment=probe", f"landmarks=[{names}]", "predictions=FILE")
     values = {"number": number, "total": total, "n": len(landmarks)}
-    r.finish(
-        f"A pack of {number} images of {r.setting.task.dataset}",
-        f"The images of {describe(r.setting, len(landmarks))}, for a classifier to be run on.",
+    o.finish(
+        f"A pack of {number} images of {evaluation.task.dataset}",
+        f"The images of {describe(evaluation, len(landmarks))}, for a classifier to be run on.",
         [
-            text("probe.exported", folder=Path(r.config.probe.export).expanduser(), **values),
+            text("probe.exported", folder=folder, **values),
             text("probe.then", command=then),
         ],
         [Section("Folders", (), {"": table})],
     )
 
 
-def answered(r: Passes, members: list[Member], landmarks: list[Member]) -> None:
+def answered(o: Opened, members: list[Model], landmarks: list[Model]) -> None:
     """Where the classifier belongs."""
-    config, setting, name = r.config, r.setting, r.config.probe.name
+    config, results, name = o.config, o.run.results, o.config.probe.name
+    evaluation = o.run.evaluation
     chosen = [members.index(landmark) for landmark in landmarks]
-    given = pack.read_predictions(setting, landmarks, config.predictions)
-    labels = setting.labels.numpy()
-    for suspicion in suspicions(labels, given.clean[0], setting.images.classes):
+    given = pack.read_predictions(results, landmarks, config.predictions)
+    labels = evaluation.labels.numpy()
+    for suspicion in suspicions(labels, given.clean[0], evaluation.images.classes):
         if suspicion.kind in (CHANCE, RELABELLED):
             raise UserError(
                 f"predictions={config.predictions} cannot be used: {suspicion.finding}; are rows "
                 "shuffled against their image_ids, or the classes in another order than in "
                 "manifest.json?"
             )
-    measured = rows(setting, members, chosen, one_sided=True, eps_s=config.score.eps_s)
+    measured = rows(results, members, chosen, one_sided=True, eps_s=config.score.eps_s)
     right = given.clean == labels
     answers = Answers(
         right & measured.correct[chosen],
@@ -304,10 +284,10 @@ def answered(r: Passes, members: list[Member], landmarks: list[Member]) -> None:
     if predicted := FEWEST <= len(chosen) < n:
         completed = complete(scores, chosen, one_sided=True)
         scores, half = completed.scores, (completed.high - completed.low)[:n, n] / 2
-    found = probe_clusters(config, setting, members, answers, chosen, scores, half, predicted)
+    found = probe_clusters(config, results, members, answers, chosen, scores, half, predicted)
     table = probe_table(config, members, chosen, answers, scores, half, found.labels)
     shown = table.head(SHOWN)
-    picture = r.outputs.figure(
+    picture = o.outputs.figure(
         "probe",
         figure(
             shown.with_columns(
@@ -324,10 +304,10 @@ def answered(r: Passes, members: list[Member], landmarks: list[Member]) -> None:
         "Intervals are over images (95%) for landmarks, and of predictions (90%) for others; "
         "colours are clusters of the members.",
     )
-    r.finish(
+    o.finish(
         f"Where does {name} belong among {n} models?",
         f"{name} was given {len(landmarks)} landmarks' images: its predictions are compared with "
-        f"those of {describe(setting, n)}.",
+        f"those of {describe(evaluation, n)}.",
         [
             *probe_answer(name, table, found),
             text("probe.accuracy", accuracy=right.mean(), n=len(labels)),
@@ -338,8 +318,8 @@ def answered(r: Passes, members: list[Member], landmarks: list[Member]) -> None:
 
 def probe_clusters(
     config: DictConfig,
-    setting: Setting,
-    members: list[Member],
+    results: Results,
+    members: list[Model],
     answers: Answers,
     chosen: list[int],
     scores: NDArray[np.float64],
@@ -349,14 +329,14 @@ def probe_clusters(
     """The members' clusters, of stored scores or else of predicted ones, and the classifier's.
 
     Args:
-        config, setting, members, answers: of the run.
+        config, results, members, answers: of the run.
         chosen: positions of the landmarks.
         scores: [N + 1, N + 1], the classifier's last; NaN where unknown.
         half: [N] half-widths of 90 % intervals of its predicted scores.
         predicted: whether scores without a landmark are.
     """
     n = len(members)
-    labels, reason = stored_clusters(setting, members, config.probe.clusters)
+    labels, reason = stored_clusters(results, members, config.probe.clusters)
     own, with_it = scores[:n, :n], scores[:n, n]
     if labels is None and predicted:
         symmetric = (own + own.T) / 2
@@ -379,7 +359,7 @@ def probe_clusters(
 
 def probe_table(
     config: DictConfig,
-    members: list[Member],
+    members: list[Model],
     chosen: list[int],
     answers: Answers,
     scores: NDArray[np.float64],

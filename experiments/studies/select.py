@@ -40,15 +40,15 @@ from netkin.analysis.matrix import Matrix, position_of
 from netkin.analysis.select import LEAST, LIKELY, MOST, expected_error, mean_similarity
 from netkin.analysis.verdict import verdict
 from netkin.errors import UserError, and_more
-from netkin.passes.setting import Setting
-from netkin.passes.stored import params
+from netkin.model import Model
 from netkin.report.scatter import scatter_figure
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.report.style import INK, MARKERS, PALETTE, SMALL, panels, style
 from netkin.report.text import count
+from netkin.run import Run
 from netkin.zoo.build import flops
-from netkin.zoo.member import Member, parse_members
+from netkin.zoo.member import parse_members
 
 Advice = tuple[Section, list[str]]
 """A section of the page, and its part of the answer."""
@@ -87,7 +87,7 @@ def run(config: DictConfig) -> None:
         )
 
 
-def logits_if_any(s: Study) -> tuple[Setting, list[Member], Matrix] | None:
+def logits_if_any(s: Study) -> tuple[Run, list[Model], Matrix] | None:
     """The members with stored logits, and their matrix; None where the matrix has other models, or
     the images of a published matrix are not here."""
     if s.measured is None:
@@ -101,20 +101,18 @@ def logits_if_any(s: Study) -> tuple[Setting, list[Member], Matrix] | None:
 # Ensembles
 
 
-def by_logits(
-    s: Study, setting: Setting, members: list[Member], matrix: Matrix, include: list[int]
-) -> Advice:
+def by_logits(s: Study, r: Run, members: list[Model], matrix: Matrix, include: list[int]) -> Advice:
     """Ensembles by predicted error, with their measured errors."""
-    options, scores, n = s.config.select, matrix.scores, len(members)
-    sizes = np.array([float(params(setting, member)) for member in members])
+    options, scores, n, results = s.config.select, matrix.scores, len(members), r.results
+    sizes = np.array([float(results.params(member)) for member in members])
     drawn, _ = ensemble.sample(range(n), options.size, options.size, options.samples, options.seed)
     sampled = np.array(drawn, dtype=np.intp).reshape(-1, options.size)
-    errors = ensembles_wrong(s, setting, members, [(i,) for i in range(n)]).mean(axis=1)
-    sampled_errors = ensembles_wrong(s, setting, members, drawn).mean(axis=1)
+    errors = ensembles_wrong(s, results, members, [(i,) for i in range(n)]).mean(axis=1)
+    sampled_errors = ensembles_wrong(s, results, members, drawn).mean(axis=1)
     predict = select.fit_prediction(scores, errors, sampled, sampled_errors)
     best = select.search(predict, n, options.size, include, sizes, max_params(options))
     best = best[: options.top]
-    wrong = ensembles_wrong(s, setting, members, best.tolist())
+    wrong = ensembles_wrong(s, results, members, best.tolist())
     ends = [ensemble.share_interval(int(row.sum()), len(row)) for row in wrong]
     table = ensemble_table(
         matrix,
@@ -128,7 +126,7 @@ def by_logits(
         params=sizes[best].sum(axis=1).astype(int),
     )
     first = table.row(0, named=True)
-    values = {"images": len(setting.subset), "count": count(first["params"]), **first}
+    values = {"images": len(results.evaluation.subset), "count": count(first["params"]), **first}
     better = better_alone(first, "measured")
     found = select.held_out_models(scores, errors, sampled, sampled_errors)
     quality = text("quality", intercept=predict.intercept, slope=predict.slope, n=len(sampled))

@@ -11,10 +11,10 @@ from typing import Any, cast
 
 import pytest
 import torch
+from netkin.passes.engine import Items
 from torch.utils.data import Dataset
 
 from netkin.jobs.signals import STOPPING, blocked, obey_parent, shielded_loader
-from netkin.passes.engine import Items
 
 PROGRAM = """
 import os, signal, time

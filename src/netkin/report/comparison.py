@@ -17,19 +17,18 @@ from PIL import Image
 from netkin import similarity
 from netkin.analysis import summary
 from netkin.components import base_architecture
-from netkin.passes.resize import resize_errors
-from netkin.passes.setting import Setting
-from netkin.passes.stored import params
+from netkin.evaluation import Evaluation
+from netkin.model import Model
 from netkin.report.controls import NOT_ABOVE, Controls, controls
 from netkin.report.examples import contact_sheet, examples, examples_section
 from netkin.report.figures import LABEL, LARGE, heatmap_figure
 from netkin.report.matrix import Relations, matrix_sections
 from netkin.report.study import Outputs, Section
 from netkin.report.text import settings_text
+from netkin.results import Results
 from netkin.similarity import ALPHA, MeansOfDraws, Outcomes
-from netkin.zoo.build import knows_more, preprocessing
+from netkin.zoo.build import knows_more
 from netkin.zoo.execution import DEFAULT_PRECISION
-from netkin.zoo.member import Member
 from netkin.zoo.published import model_page
 
 
@@ -42,7 +41,7 @@ class Comparison:
         question: the question and how it was measured.
         answer: the findings in words, a paragraph each.
         relations: scores and tables; empty where a member failed.
-        resize: of `netkin.passes.resize.resize_errors`; empty where all models see the same.
+        resize: of `netkin.results.Results.resize_errors`; empty where all models see the same.
         failures: a row a member that failed: model, stage, reason.
         images: the section of the page that shows images under attack, if there are any.
         sheet: the same images as one.
@@ -101,13 +100,13 @@ class Comparison:
 
 
 def summarise(
-    setting: Setting,
-    members: Sequence[Member],
+    results: Results,
+    members: Sequence[Model],
     outcomes: Outcomes,
     scores: NDArray[np.float64],
     draws: NDArray[np.float64] | MeansOfDraws,
     eps_s: float,
-    requested: Sequence[Member] = (),
+    requested: Sequence[Model] = (),
     failures: pl.DataFrame | None = None,
     suspects: Mapping[str, str] | None = None,
     alpha: float = ALPHA,
@@ -115,7 +114,7 @@ def summarise(
     """The answer for members whose passes are done.
 
     Args:
-        setting: images, attack and store.
+        results: what the store holds of the images under the attack.
         members: the N models of the outcomes, in the same order.
         outcomes: of the members.
         scores: `similarity.matrix` of the outcomes, [N, N].
@@ -131,55 +130,56 @@ def summarise(
     if failures is None:
         failures = pl.DataFrame(schema=["model", "stage", "reason"])
     control = controls(outcomes, [member.family for member in members], alpha)
-    models = _models(setting, members, outcomes, scores)
+    models = _models(results, members, outcomes, scores)
     families = {member.name: member.family for member in requested}
     relations = relate(control, outcomes, scores, draws, eps_s, families, models, alpha)
     flags = pl.Series("suspect", map((suspects or {}).get, relations.names), pl.String)
     relations = replace(
         relations,
         models=relations.models.with_columns(flags),
-        bases=_bases(requested, setting),
-        links={m.name: page for m in requested if (page := _page(m, setting))},
+        bases=_bases(requested),
+        links={m.name: page for m in requested if (page := _page(m))},
     )
-    resize = resize_errors(setting, members)
+    evaluation, resize = results.evaluation, results.resize_errors(members)
     scored = relations.pairs.drop_nulls("score")
     noted = models.with_columns(
         pl.Series("suspect", map((suspects or {}).get, models["model"]), pl.String)
     )
     answer = summary.answer(scored, noted, relations.family_means, control.scores, draws)
-    items = examples(setting, members)
+    items = examples(results, members)
     return Comparison(
-        title=f"How related are {len(requested)} models on {setting.task.dataset}?",
-        question=_question(setting, len(outcomes.image_ids)),
-        answer=[*answer, *control.answer(), *_caveats(setting, members, failures, resize)],
+        title=f"How related are {len(requested)} models on {evaluation.task.dataset}?",
+        question=_question(evaluation, len(outcomes.image_ids)),
+        answer=[*answer, *control.answer(), *_caveats(members, failures, resize)],
         relations=relations,
         resize=resize,
         failures=failures,
-        images=[examples_section(items, setting.attack.eps)] if items else [],
-        sheet=contact_sheet(items, setting.attack.eps) if items else None,
+        images=[examples_section(items, evaluation.attack.eps)] if items else [],
+        sheet=contact_sheet(items, evaluation.attack.eps) if items else None,
         controls=control,
     )
 
 
-def _bases(members: Sequence[Member], setting: Setting) -> list[str]:
+def _bases(models: Sequence[Model]) -> list[str]:
     """The base architecture of each member; its family where it is not timm's."""
-    return [base_architecture(m, setting.task) if m.timm else m.family for m in members]
+    return [base_architecture(m.member, m.task) if m.member.timm else m.family for m in models]
 
 
-def _page(member: Member, setting: Setting) -> str | None:
-    return model_page(member.source) if member.uses_published(setting.task) else None
+def _page(model: Model) -> str | None:
+    member = model.member
+    return model_page(member.source) if member.uses_published(model.task) else None
 
 
 def _models(
-    setting: Setting, members: Sequence[Member], outcomes: Outcomes, scores: NDArray[np.float64]
+    results: Results, members: Sequence[Model], outcomes: Outcomes, scores: NDArray[np.float64]
 ) -> pl.DataFrame:
     """The table of the members, without those that failed."""
     return summary.model_table(
         outcomes,
         scores,
         [member.family for member in members],
-        [params(setting, member) for member in members],
-        [preprocessing(member, setting.task).view.input_size for member in members],
+        [results.params(member) for member in members],
+        [member.view.input_size for member in members],
     )
 
 
@@ -230,36 +230,34 @@ def all_pairs(scored: pl.DataFrame, names: list[str]) -> pl.DataFrame:
     return table.with_columns(pl.col("n").fill_null(0))
 
 
-def attacked(setting: Setting) -> str:
+def attacked(evaluation: Evaluation) -> str:
     """An attack with its settings in words: "pgd (eps = 48/255, steps = 50)"."""
-    words = [settings_text(setting.attack.identity)]
-    precision = setting.choice.execution.precision
-    if precision != DEFAULT_PRECISION:
-        words.append(f"computed in {precision}")
-    if setting.precision != DEFAULT_PRECISION:
-        words.append(f"transfer in {setting.precision}")
+    words = [settings_text(evaluation.attack.identity)]
+    if evaluation.craft_precision != DEFAULT_PRECISION:
+        words.append(f"computed in {evaluation.craft_precision}")
+    if evaluation.target_precision != DEFAULT_PRECISION:
+        words.append(f"transfer in {evaluation.target_precision}")
     settings = ", ".join(filter(None, words))
-    return f"{setting.attack.name} ({settings})" if settings else setting.attack.name
+    name = evaluation.attack.name
+    return f"{name} ({settings})" if settings else name
 
 
-def _question(setting: Setting, images: int) -> str:
+def _question(evaluation: Evaluation, images: int) -> str:
     return (
         "Two networks are related when adversarial images crafted on one fool the other. Each "
-        f"model was attacked with {attacked(setting)} on those of the {images} images "
-        f"of {setting.task.dataset} that it classifies correctly. Every other model was evaluated "
-        "on the adversarial images whose originals it classifies correctly, too."
+        f"model was attacked with {attacked(evaluation)} on those of the {images} images "
+        f"of {evaluation.task.dataset} that it classifies correctly. Every other model was "
+        "evaluated on the adversarial images whose originals it classifies correctly, too."
     )
 
 
-def _caveats(
-    setting: Setting, members: Sequence[Member], failures: pl.DataFrame, resize: pl.DataFrame
-) -> list[str]:
+def _caveats(models: Sequence[Model], failures: pl.DataFrame, resize: pl.DataFrame) -> list[str]:
     """What a reader of the scores has to know: resizing, classes and members left out."""
-    task = setting.task
-    partly = [member.name for member in members if knows_more(member, task)]
+    partly = [model.name for model in models if knows_more(model.member, model.task)]
+    classes = models[0].task.num_classes
     return [
         *summary.resize(resize),
-        *summary.part_of_imagenet(partly, task.num_classes),
+        *summary.part_of_imagenet(partly, classes),
         *(
             f"{model} has no scores: it failed in {stage}. {reason}"
             for model, stage, reason in failures.iter_rows()

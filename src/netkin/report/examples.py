@@ -12,11 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from netkin.data.classes import class_words
-from netkin.passes.setting import Setting
-from netkin.passes.stored import adversarial, outcome_store
+from netkin.model import Model
 from netkin.report.study import Section, block
 from netkin.report.text import fraction_text
-from netkin.zoo.member import Member
+from netkin.results import Results
 
 TILE = 132
 """Pixels of an image of `contact_sheet`, with its margin."""
@@ -44,20 +43,20 @@ class Example:
 
 
 def examples(
-    setting: Setting, members: Sequence[Member], sources: int = 6, images: int = 2
+    results: Results, members: Sequence[Model], sources: int = 6, images: int = 2
 ) -> list[Example]:
     """Up to `images` of up to `sources` sources, from as many families as there are.
 
     Of each source they are the first of its images, so that most sources show the same ones.
     """
-    words = class_words(setting.images.classes)
+    words = class_words(results.evaluation.images.classes)
     one_a_family = list({member.family: member for member in reversed(members)}.values())[::-1]
     rest = [member for member in members if member not in one_a_family]
     selected = []
     for source in (one_a_family + rest)[:sources]:
-        stored, index = adversarial(setting, source, 0)
+        stored, index = results.adversarial(source, 0)
         for row in range(min(images, len(index))):
-            selected.append(_example(setting, source, stored[row], int(index[row]), words))
+            selected.append(_example(results, source, stored[row], int(index[row]), words))
     return selected
 
 
@@ -110,17 +109,17 @@ def difference(
 
 
 def _example(
-    setting: Setting, source: Member, stored: Tensor, position: int, words: Sequence[str]
+    results: Results, source: Model, stored: Tensor, position: int, words: Sequence[str]
 ) -> Example:
-    image_id = setting.subset.ids[position]
-    outcomes = outcome_store(setting).read(source.name, [source.name])
-    (prediction,) = outcomes.filter(image_id=image_id)["prediction"]
+    subset, name = results.evaluation.subset, source.name
+    table = results.outcome_store.read(name, [name], ("source", "image_id", "prediction"))
+    (prediction,) = table.filter(image_id=subset.ids[position])["prediction"]
     return Example(
         source=source.name,
-        image_id=image_id,
-        label=words[setting.subset.labels[position]],
+        image_id=subset.ids[position],
+        label=words[subset.labels[position]],
         prediction=words[int(prediction)],
-        clean=_hwc(setting.pixels(setting.view(source), 0)[position]),
+        clean=_hwc(results.pixels(source.view, 0)[position]),
         adversarial=_hwc(stored),
     )
 
