@@ -1,11 +1,10 @@
-"""How does similarity by transfer compare with five other measures of the same models and images?
+"""How does similarity by transfer compare with four other measures of the same models and images?
 
 Prediction agreement, error consistency (Cohen's kappa; Geirhos et al. 2020), the cosine of input
-gradients, linear CKA of penultimate features (Kornblith et al. 2019, with the unbiased HSIC of Song
-et al. 2012) and decision-boundary agreement on planes through triplets (Somepalli et al. 2022).
-Writes a matrix for each (measure_<name>.csv), measures.csv (stability and costs), the correlations
-of every two, and report.html. Features, gradients and predictions on planes are stored by model and
-shard, so that an interrupted run continues where it stopped.
+gradients and linear CKA of penultimate features (Kornblith et al. 2019, with the unbiased HSIC of
+Song et al. 2012). Writes a matrix for each (measure_<name>.csv), measures.csv (stability and
+costs), the correlations of every two, and report.html. Features and gradients are stored by model
+and shard, so that an interrupted run continues where it stopped.
 
 On the 12 digits members (500 images, PGD-50, 66 pairs) s correlates with the cosine of input
 gradients (r = 0.57, Mantel p <= 0.0001) and linear CKA (0.49, 0.0005); for the others |r| < 0.25,
@@ -13,6 +12,7 @@ p > 0.05. Noise ceilings are 0.98 to 0.99, of agreement 0.91, of error consisten
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -26,9 +26,9 @@ from experiments.cli.study import Measured, Study, study
 from experiments.cli.values import positive_int
 from netkin import similarity
 from netkin.analysis import measures, noise
-from netkin.analysis.matrix import Matrix
+from netkin.analysis.matrix import Matrix, pair_index
 from netkin.analysis.measures import Measure, correlate
-from netkin.analysis.statistics import FEWEST, p_text
+from netkin.analysis.statistics import FEWEST, LEVEL, p_text
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
 from netkin.jobs.results import Result
@@ -36,8 +36,7 @@ from netkin.model import Model
 from netkin.passes import Item
 from netkin.passes.features import (
     Kind,
-    Sample,
-    draw_sample,
+    draw_images,
     gradient_cosines,
     kinds,
     missing,
@@ -50,35 +49,30 @@ from netkin.results import Results
 
 PRELOAD = ("netkin.passes.features",)
 STABILITY = (
-    "Noise is the standard deviation of a pair over bootstrap draws of images (of triplets, for "
-    "boundaries); spread is the standard deviation over pairs; agreement is the mean correlation "
+    "Noise is the standard deviation of a pair over bootstrap draws of images; "
+    "spread is the standard deviation over pairs; agreement is the mean correlation "
     "between the matrix of a draw and that of all images. Seconds are for all models on this "
     "device, one after another, estimated from a timed batch of each. Those of similarity include "
     "its attacks and the evaluation of every model on every other's images (seconds for pairs)."
 )
 
-LEVEL = 0.05
-"""Of the p-value below which a relation is certain."""
-
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     options = config.measures
-    for name in ("images", "triplets", "grid", "bootstrap", "permutations"):
+    for name in ("images", "bootstrap", "permutations"):
         positive_int(options[name], f"measures.{name}")
     with study(config) as s:
         assert s.measured is not None
-        sample = draw_sample(
-            len(s.measured.evaluation.subset),
-            *(options.images, options.triplets, options.grid, options.seed),
-        )
-        costs = gather(config, s.measured, sample)
+        images = len(s.measured.evaluation.subset)
+        positions = draw_images(images, options.images, options.seed)
+        costs = gather(config, s.measured, positions)
         with s.console.status("comparing") if s.console.is_terminal else Bars(s.console):
-            results = all_measures(s, s.measured, sample, costs)
-        report(s, results, sample)
+            results = all_measures(s, s.measured, positions, costs)
+        report(s, results, len(positions))
 
 
-def gather(config: DictConfig, m: Measured, sample: Sample) -> dict[str, float]:
+def gather(config: DictConfig, m: Measured, positions: Sequence[int]) -> dict[str, float]:
     """Compute what the store lacks, and time a batch of each model.
 
     Returns the seconds per image of a forward pass, an attack (craft), features and gradients,
@@ -86,11 +80,11 @@ def gather(config: DictConfig, m: Measured, sample: Sample) -> dict[str, float]:
     """
     r, seconds = m.run, config.measures.seconds
     with r.working():
-        for kind in kinds(sample):
+        for kind in kinds(positions):
             todo = [
-                Todo(model, kind, sample, tuple(lacking))
+                Todo(model, kind, positions, tuple(lacking))
                 for model in m.members
-                if (lacking := missing(r.results, sample, model, kind))
+                if (lacking := missing(r.results, positions, model, kind))
             ]
             r.stage(kind.name, _measure, todo, sum(item.units(r.results) for item in todo))
         timed = r.stage(
@@ -107,7 +101,7 @@ class Todo:
 
     model: Model
     kind: Kind
-    sample: Sample
+    positions: Sequence[int]
     shards: tuple[int, ...]
 
     @property
@@ -116,15 +110,15 @@ class Todo:
         return self.model.name
 
     def units(self, results: Results) -> int:
-        """How many images or planes the shards have."""
-        parts = shards(results, self.sample, self.kind)
+        """How many images the shards have."""
+        parts = shards(results, self.positions)
         return sum(len(parts[i]) for i in self.shards)
 
 
 def _measure(context: tuple, item: Todo, advance: Advance) -> Result:
     from netkin.passes.features import measure_pass
 
-    return measure_pass(*context[:2], item.sample, item.model, item.kind, advance)
+    return measure_pass(*context[:2], item.positions, item.model, item.kind, advance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,23 +140,20 @@ def _cost(seconds: float, context: tuple, item: Item, advance: Advance) -> Timed
 
 
 def all_measures(
-    s: Study, measured: Measured, sample: Sample, costs: dict[str, float]
+    s: Study, measured: Measured, positions: Sequence[int], costs: dict[str, float]
 ) -> list[Measure]:
-    """The six measures with their draws, of the same models and images."""
+    """The five measures with their draws, of the same models and images."""
     found, members = measured.results, measured.members
-    positions = list(sample.positions)
-    n, images, triplets = len(members), len(positions), len(sample.triplets)
-    bootstrap = s.config.measures.bootstrap
-    outcomes = measured.outcomes.on(positions)
-    weights, plane_weights = (
-        np.vstack([np.ones(count), similarity.resample(count, bootstrap), noise.halves(count)])
-        for count in (images, triplets)
+    n, images, bootstrap = len(members), len(positions), s.config.measures.bootstrap
+    outcomes = measured.outcomes.on(list(positions))
+    draws = similarity.resample(images, bootstrap), noise.halves(images)
+    weights = np.vstack([np.ones(images), *draws])
+    predictions = np.stack([found.predictions(m).numpy() for m in members])[:, list(positions)]
+    features_of, gradients_of = kinds(positions)
+    cosines = gradient_cosines(found, members, positions, gradients_of)
+    grams = np.stack(
+        [measures.gram(read(found, positions, m, features_of).numpy()) for m in members]
     )
-    predictions = np.stack([found.predictions(m).numpy() for m in members])[:, positions]
-    features_of, gradients_of, planes_of = kinds(sample)
-    cosines = gradient_cosines(found, members, sample, gradients_of)
-    grams = np.stack([measures.gram(read(found, sample, m, features_of).numpy()) for m in members])
-    planes = np.stack([read(found, sample, m, planes_of).numpy() for m in members])
     forward = costs["forward"] * images
     return [
         Measure(
@@ -191,17 +182,12 @@ def all_measures(
                     costs["gradients"] * images,
                 ),
                 ("linear_cka", measures.linear_cka(grams, weights), costs["features"] * images),
-                (
-                    "boundary_agreement",
-                    measures.boundary_agreement(planes, plane_weights),
-                    costs["forward"] * triplets * sample.grid**2,
-                ),
             )
         ),
     ]
 
 
-def report(s: Study, results: list[Measure], sample: Sample) -> None:
+def report(s: Study, results: list[Measure], images: int) -> None:
     """Tables, figures and the page."""
     names, n, permutations = s.names, len(s.names), s.config.measures.permutations
     for measure in results:
@@ -213,7 +199,7 @@ def report(s: Study, results: list[Measure], sample: Sample) -> None:
     )
     known = correlations.filter(a="similarity").drop_nulls("r").drop_nans("r")
     s.tracker.summary({f"measures/r/{r['b']}": r["r"] for r in known.iter_rows(named=True)})
-    rows, columns = np.tril_indices(n, k=-1)
+    rows, columns = pair_index(n)
     pairs = pl.DataFrame(
         {
             "a": [names[i] for i in rows],
@@ -233,11 +219,9 @@ def report(s: Study, results: list[Measure], sample: Sample) -> None:
         correlations,
         "Pearson's r between every two measures over the pairs of models.",
     )
-    planes = f"{len(sample.triplets)} planes of {sample.grid} x {sample.grid} points"
     s.finish(
-        f"How do six measures of the similarity of {n} models compare?",
-        f"Measured on {len(sample.positions)} images of {s.source}; decision boundaries on "
-        f"{planes}.",
+        f"How do five measures of the similarity of {n} models compare?",
+        f"Measured on {images} images of {s.source}.",
         answer(n, table, known.sort("r", descending=True)),
         [
             Section("Against similarity by transfer", (), {}, [against]),

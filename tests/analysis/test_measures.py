@@ -13,7 +13,6 @@ from sklearn.metrics import cohen_kappa_score
 from torch.nn.functional import cross_entropy
 
 from netkin.analysis import measures
-from netkin.errors import UserError
 from netkin.passes import features
 from netkin.similarity import resample
 from netkin.zoo.build import Classifier, Task, build
@@ -100,9 +99,6 @@ def test_cka_of_unrelated_features_is_0() -> None:
 def test_agreement_by_hand() -> None:
     predictions = np.array([[0, 1, 2, 2], [0, 1, 0, 0]])
     assert measures.prediction_agreement(predictions, np.ones((1, 4)))[0, 0, 1] == 0.5
-    planes = np.array([[[0, 0], [1, 1]], [[0, 1], [1, 1]]])  # two models, planes and points
-    assert measures.boundary_agreement(planes, np.ones((1, 2)))[0, 0, 1] == 0.75
-    assert measures.boundary_agreement(planes, np.array([[2, 0]]))[0, 0, 1] == 0.5
 
 
 def test_draws_are_the_measures_of_the_drawn_images() -> None:
@@ -136,14 +132,9 @@ def test_stability_tells_noise_from_models() -> None:
 
 
 def test_a_sample_is_seeded_and_of_different_images() -> None:
-    sample = features.draw_sample(40, 25, 60, 10, seed=3)
-    assert sample == features.draw_sample(40, 25, 60, 10, seed=3)
-    assert len(set(sample.positions)) == 25 and [*sample.positions] == sorted(sample.positions)
-    assert len(sample.triplets) == 60
-    assert all(len({*t}) == 3 and {*t} <= {*sample.positions} for t in sample.triplets)
-    assert len({t[0] for t in sample.triplets[:25]}) == 25
-    with pytest.raises(UserError, match="planes go through 3 images, there are 2"):
-        features.draw_sample(2, 2, 1, 2, 0)
+    positions = features.draw_images(40, 25, seed=3)
+    assert positions == features.draw_images(40, 25, seed=3)
+    assert len(set(positions)) == 25 and [*positions] == sorted(positions)
 
 
 @pytest.fixture(scope="module")
@@ -194,26 +185,15 @@ def test_gradients_of_a_certain_model_have_a_direction(network: tuple) -> None:
     torch.testing.assert_close(found, torch.full_like(found, -(3072**-0.5)), atol=1e-4, rtol=0)
 
 
-def test_planes_go_through_their_triplets(network: tuple) -> None:
-    """13 points a side from -0.1 to 1.1 are a tenth apart: 0 and 1 are among them."""
-    classifier, pixels, _ = network
-    corners = torch.stack([pixels[:3], pixels[3:]])
-    found = features.planes(classifier, {"corners": corners}, grid=13, most=50).view(2, 13, 13)
-    with torch.no_grad():
-        expected = classifier(pixels / 255).argmax(1).view(2, 3)
-    for plane, (x, y, z) in zip(found, expected, strict=True):
-        assert (plane[1, 1], plane[11, 1], plane[1, 11]) == (x, y, z)
-
-
 def test_measures(folder: Path) -> None:
     """A twin is its model by every measure; what is in the store is not made again."""
-    sizes = ("measures.triplets=25", "measures.grid=4", "measures.permutations=99")
+    sizes = ("measures.permutations=99",)
     fast = ("measures.seconds=0.01", "measures.bootstrap=20")
     run = on_four("measures", folder, *sizes, *fast)
     has_figures(run, "measures_scatter", "measures_correlations")
     table = pl.read_csv(run / "measures_scatter.csv")
     (twins,) = table.filter(a="twin", b="test_byobnet").to_dicts()
-    for name in ("prediction_agreement", "gradient_cosine", "linear_cka", "boundary_agreement"):
+    for name in ("prediction_agreement", "gradient_cosine", "linear_cka"):
         assert twins[name] == pytest.approx(1, abs=2e-3), name
     assert twins["error_consistency"] == pytest.approx(1)
     (others,) = table.filter(a="vit_ti", b="test_byobnet").to_dicts()
@@ -228,8 +208,8 @@ def test_measures(folder: Path) -> None:
     assert (summary["seconds"] > 0).all() and (summary["noise"] >= 0).all()
 
     kept = sorted(four_store(folder).glob("digits/quick-*/measures/*/*/*.safetensors"))
-    assert len(kept) == 4 * (1 + 1 + 2)  # features and gradients in one shard, planes in two
-    lost = next(path for path in kept if path.match("planes-*/vit_ti/00001.safetensors"))
+    assert len(kept) == 4 * 2  # features and gradients, in one shard
+    lost = next(path for path in kept if path.match("gradients-*/vit_ti/00000.safetensors"))
     lost.unlink()
     before = {path: path.stat().st_mtime_ns for path in kept if path != lost}
     again = on_four("measures", folder, *sizes, *fast)

@@ -106,23 +106,6 @@ def gram(features: NDArray[np.float32]) -> NDArray[np.float32]:
     return (x @ x.T).astype(np.float32)
 
 
-def boundary_agreement(predictions: NDArray[np.int32], weights: NDArray) -> Matrices:
-    """How often two models predict the same class on planes through triplets of images, in [0, 1]
-    (Somepalli et al. 2022, Sec. 4).
-
-    Args:
-        predictions: [N, T, S], classes at S points of T planes.
-        weights: [draws, T]; the draws are of triplets, not of images.
-    """
-    n = len(predictions)
-    result = np.empty((len(weights), n, n))
-    shares = _shares(weights)
-    for a in range(n):
-        same = (predictions == predictions[a]).mean(axis=2)  # [N, T]
-        result[:, a] = shares @ same.T
-    return result
-
-
 def _shares(weights: NDArray) -> NDArray[np.float64]:
     """Weights that sum to 1 in each draw."""
     return weights / weights.sum(axis=1, keepdims=True)
@@ -173,8 +156,7 @@ def correlate(a: Measure, b: Measure, permutations: int) -> dict[str, Any]:
     """The correlation of two measures as a row of a table: r, n, the interval over models, the
     noise ceiling, r without the noise of the images with its interval, and the Mantel p.
 
-    The boundary measure draws triplets, the others draw images; the draws of the two are treated as
-    independent. Null where unknown, such as intervals for fewer than 5 models.
+    Null where unknown, such as intervals for fewer than 5 models.
     """
     association = associate(a.matrix, b.matrix, permutations)
     at = pair_index(len(a.matrix))

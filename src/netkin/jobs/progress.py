@@ -29,7 +29,7 @@ UNITS = {
     **dict.fromkeys(("features", "gradients"), "images"),
     **dict.fromkeys(("plan", "cost"), "models"),
     **{"weights": "files", "train": "epochs", "transfer": "pairs"},
-    **{"planes": "planes", "eps": "attacks"},
+    **{"eps": "attacks"},
 }
 """By stage."""
 

@@ -1,13 +1,11 @@
 """What other similarity measures need of a member, stored shard by shard.
 
-Features are the input of the last layer; gradients are those of the loss with respect to pixels;
-plane predictions are the classes of points on planes through triplets of images.
+Features are the input of the last layer; gradients are those of the loss with respect to pixels.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,45 +28,11 @@ from netkin.store.files import read_tensors, write_tensors
 from netkin.store.layout import Folder, shard_file
 from netkin.zoo.build import Classifier
 
-MARGIN = 0.1
-"""How far a plane's grid extends beyond the triplet, in lengths of its sides."""
-PER_SHARD = 20
-"""Triplets in a shard."""
 
-
-@dataclass(frozen=True)
-class Sample:
-    """The images and planes that the measures are computed on.
-
-    Attributes:
-        positions: of images in the subset, in order.
-        triplets: of positions in the subset: planes through (x, y, z).
-        grid: points a side; grid * grid points a plane.
-    """
-
-    positions: tuple[int, ...]
-    triplets: tuple[tuple[int, int, int], ...]
-    grid: int
-
-
-def draw_sample(images: int, most: int, triplets: int, grid: int, seed: int) -> Sample:
-    """At most `most` of a subset's images, and triplets of different ones of these.
-
-    The first image of a triplet is not used again as one until all others were. Raises UserError
-    for fewer than 3 images.
-    """
-    rng = np.random.default_rng(seed)
-    positions = np.sort(rng.permutation(images)[:most])
-    if len(positions) < 3:
-        raise UserError(f"planes go through 3 images, there are {len(positions)}; use more images")
-    first = np.concatenate(
-        [rng.permutation(positions) for _ in range(-(-triplets // len(positions)))]
-    )[:triplets]
-    chosen = []
-    for image in first.tolist():
-        others = rng.choice(positions[positions != image], 2, replace=False)
-        chosen.append((image, int(others[0]), int(others[1])))
-    return Sample(tuple(positions.tolist()), tuple(chosen), grid)
+def draw_images(images: int, most: int, seed: int) -> tuple[int, ...]:
+    """Positions of at most `most` of a subset's images, in order."""
+    drawn = np.random.default_rng(seed).permutation(images)[:most]
+    return tuple(np.sort(drawn).tolist())
 
 
 @dataclass(frozen=True)
@@ -79,37 +43,33 @@ class Kind:
     identity: dict[str, Any]
 
 
-def kinds(sample: Sample) -> list[Kind]:
-    """The kinds for a sample: features, gradients, planes."""
-    images = {"images": list(sample.positions)}
-    planes = {"triplets": [list(t) for t in sample.triplets], "grid": sample.grid, "margin": MARGIN}
-    return [Kind("features", images), Kind("gradients", images), Kind("planes", planes)]
+def kinds(positions: Sequence[int]) -> list[Kind]:
+    """The kinds for some images: features, gradients."""
+    images = {"images": list(positions)}
+    return [Kind("features", images), Kind("gradients", images)]
 
 
-def shards(results: Results, sample: Sample, kind: Kind) -> list[list[Any]]:
-    """The units of work: positions of images, or triplets."""
-    if kind.name == "planes":
-        t = list(sample.triplets)
-        return [t[i : i + PER_SHARD] for i in range(0, len(t), PER_SHARD)]
-    chosen = set(sample.positions)
+def shards(results: Results, positions: Sequence[int]) -> list[list[int]]:
+    """The units of work: positions of the images of each shard."""
+    chosen = set(positions)
     parts = [[i for i in shard if i in chosen] for shard in results.evaluation.shards]
     return [part for part in parts if part]
 
 
-def missing(results: Results, sample: Sample, model: Model, kind: Kind) -> list[int]:
+def missing(results: Results, positions: Sequence[int], model: Model, kind: Kind) -> list[int]:
     """The shards that are not stored. Raises UserError when another model made the others."""
     folder = results.measure_folder(kind.name, kind.identity, model)
-    numbers = range(len(shards(results, sample, kind)))
+    numbers = range(len(shards(results, positions)))
     if not folder.path.exists():
         return list(numbers)
     folder.claim()
     return [shard for shard in numbers if not shard_file(folder, shard).is_file()]
 
 
-def read(results: Results, sample: Sample, model: Model, kind: Kind) -> Tensor:
+def read(results: Results, positions: Sequence[int], model: Model, kind: Kind) -> Tensor:
     """All stored data of a kind on a member, [n, ...]. Raises StoreError for a damaged file."""
     folder = results.measure_folder(kind.name, kind.identity, model)
-    paths = [shard_file(folder, i) for i in range(len(shards(results, sample, kind)))]
+    paths = [shard_file(folder, i) for i in range(len(shards(results, positions)))]
     return torch.cat([read_tensors(path)[kind.name] for path in paths])
 
 
@@ -156,35 +116,23 @@ class MeasurePass(pl.LightningModule):
 def measure_pass(
     results: Results,
     runner: Runner,
-    sample: Sample,
+    positions: Sequence[int],
     model: Model,
     kind: Kind,
     advance: Advance,
 ) -> Result:
-    """Compute and store a kind's missing shards. Raises UserError for values that are not finite.
-
-    The `images` of the result are triplets where the kind is planes.
-    """
+    """Compute and store a kind's missing shards. Raises UserError for values not finite."""
     start = time.perf_counter()
     into = results.measure_folder(kind.name, kind.identity, model).claim()
-    parts, view, labels = shards(results, sample, kind), model.view, results.evaluation.labels
-    todo = missing(results, sample, model, kind)
+    parts, view, labels = shards(results, positions), model.view, results.evaluation.labels
+    todo = missing(results, positions, model, kind)
 
     def load(shard: int) -> dict:
         units = parts[shard]
-        if kind.name == "planes":
-            flat = torch.tensor(units)  # [n, 3]
-            corners = results.images_at(view, flat.flatten().tolist())
-            of = {"corners": corners.unflatten(0, flat.shape)}
-        else:
-            of = {"pixels": results.images_at(view, units), "labels": labels[units]}
+        of = {"pixels": results.images_at(view, units), "labels": labels[units]}
         return {"shard": shard, "units": len(units), "of": of}
 
-    compute = {
-        "features": features,
-        "gradients": gradients,
-        "planes": partial(planes, grid=sample.grid, most=runner.batch_size),
-    }[kind.name]
+    compute = {"features": features, "gradients": gradients}[kind.name]
     classifier = model.build()
     with frozen(classifier):
         module = MeasurePass(classifier, runner.batch_size, kind, compute, into, advance)
@@ -252,35 +200,12 @@ def gradients(classifier: Classifier, of: dict[str, Tensor]) -> Tensor:
     return (gradient / length[:, None, None, None]).half()
 
 
-def planes(classifier: Classifier, of: dict[str, Tensor], grid: int, most: int) -> Tensor:
-    """Predicted classes on planes through triplets, [n, grid * grid] int32.
-
-    Points are x + a (y - x) + b (z - x), a and b from -0.1 to 1.1. Somepalli et al. take a
-    rectangle around the triplet instead; this parallelogram lies in the same plane and needs no
-    angles, which differ between models of different geometries. Points may leave [0, 1], as theirs
-    do.
-    """
-    x, y, z = (of["corners"].float() / 255).unbind(1)  # [n, 3, H, W] each
-    steps = torch.linspace(-MARGIN, 1 + MARGIN, grid, device=x.device)
-    a, b = torch.cartesian_prod(steps, steps).T
-    classes = []
-    with torch.inference_mode():
-        for i in range(len(x)):
-            predictions = []
-            for start in range(0, len(a), most):
-                u, v = (c[start : start + most, None, None, None] for c in (a, b))
-                points = x[i] + u * (y[i] - x[i]) + v * (z[i] - x[i])
-                predictions.append(classifier(points).argmax(dim=1))
-            classes.append(torch.cat(predictions).int())
-    return torch.stack(classes)
-
-
 AT_ONCE = 10
 """Images whose gradients are compared at once: 415 MB for 69 models of 224 x 224 pixels."""
 
 
 def gradient_cosines(
-    results: Results, models: Sequence[Model], sample: Sample, kind: Kind
+    results: Results, models: Sequence[Model], positions: Sequence[int], kind: Kind
 ) -> NDArray[np.float32]:
     """Cosines of the gradients of N members at each of I images, [I, N, N] in [-1, 1].
 
@@ -288,13 +213,13 @@ def gradient_cosines(
     images are in memory at a time.
 
     Args:
-        results, sample: whose gradients are stored.
+        results, positions: whose gradients are stored.
         models: N of them.
         kind: "gradients" of `kinds`.
     """
     size = min(model.view.input_size for model in models)
     cosines = []
-    for shard, images in enumerate(shards(results, sample, kind)):
+    for shard, images in enumerate(shards(results, positions)):
         for start in range(0, len(images), AT_ONCE):
             part = slice(start, start + AT_ONCE)
             rows = []

@@ -17,7 +17,6 @@ TITLES = {
     "error_consistency": "error consistency (kappa)",
     "gradient_cosine": "cosine of input gradients",
     "linear_cka": "linear CKA of features",
-    "boundary_agreement": "decision-boundary agreement",
 }
 """The measures in the order of figures, with their names on axes."""
 
