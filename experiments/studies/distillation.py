@@ -10,6 +10,7 @@ Measured on the digits: see experiments/results/digits.md.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,16 +35,17 @@ from netkin.analysis.statistics import (
     permutation_test,
     trend,
 )
+from netkin.analysis.verdict import verdict
 from netkin.components import base_architecture
 from netkin.errors import UserError
 from netkin.report.scatter import scatter
+from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.report.style import INK, panels, style
 from netkin.training.weights import students_of
 from netkin.zoo.member import Member, parse_members
 
-LEVEL = 0.05
-"""Of the p-value below which a correlation is certain."""
+text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
 def run(config: DictConfig) -> None:
@@ -159,20 +161,12 @@ def seeds_text(table: pl.DataFrame) -> str:
     """How far students of one teacher differ between seeds, and what that leaves to explain."""
     share = reliability(table)
     if np.isnan(share):
-        return (
-            "With one seed for each teacher, differences between teachers may be differences "
-            "between seeds: train more with `python train.py -m experiment=distill teacher=A,B,C "
-            "seed=0,1,2,3,4`."
-        )
-    seeds = table["seeds"]
+        return text("one_seed")
+    seeds, means = table["seeds"], 100 * table["student_accuracy"]
     each = f"{seeds.min()}" if seeds.n_unique() == 1 else f"{seeds.min()} to {seeds.max()}"
-    means = 100 * table["student_accuracy"]
-    return (
-        f"Students of one teacher differ by {100 * table['seed_sd'][0]:.1f} points between seeds "
-        f"(standard deviation), the means of the teachers ({each} seeds each) by {means.std():.1f} "
-        f"points ({means.min():.1f}% to {means.max():.1f}%). Seeds explain {1 - share:.0%} of the "
-        f"variance of the means: no correlation with them can exceed {share**0.5:.2f}."
-    )
+    spread = {"between": means.std(), "low": means.min(), "high": means.max()}
+    sd = 100 * table["seed_sd"][0]
+    return text("seeds", sd=sd, each=each, share=1 - share, most=share**0.5, **spread)
 
 
 def teacher_accuracy(s: Study, i: int, student: Mapping[str, Any]) -> float | None:
@@ -187,14 +181,10 @@ def in_short(table: pl.DataFrame) -> str:
     half = table.height // 2
     test = permutation_test(table["similarity"].to_numpy(), table["student_accuracy"].to_numpy())
     if half < 1:
-        return "Not certain: there is one teacher, so nothing to compare it with."
+        return text("one_teacher")
     more, less = (part["student_accuracy"].mean() for part in (table[:half], table[-half:]))
-    sure = table.height >= FEWEST and test.p < LEVEL
-    verdict = "Not certain" if not sure else "Yes" if test.r > 0 else "No"
-    return (
-        f"{verdict}: students of the more similar half of {table.height} teachers have an accuracy "
-        f"of {more:.1%}, those of the other half {less:.1%}."
-    )
+    found = verdict(test.r, p=test.p, enough=table.height >= FEWEST)
+    return text("halves", verdict=found, n=table.height, more=more, less=less)
 
 
 def similarity_section(s: Study, table: pl.DataFrame, base: str) -> Section:
@@ -241,10 +231,10 @@ def correlation_figure(
         test = permutation_test(x, y, settings.permutations)
         label = f"({letter}) {title}" if len(parts) > 1 else title
         if np.isnan(correlation.r):
-            text = f"{label}\n{len(x)} teacher{'s' * (len(x) != 1)}: no correlation"
+            note = f"{label}\n{len(x)} teacher{'s' * (len(x) != 1)}: no correlation"
         else:
             p_value = p_text(test.p, test.permutations)
-            text = f"{label}\nr = {correlation.r:.2f}, p {p_value}, n = {correlation.n}"
+            note = f"{label}\nr = {correlation.r:.2f}, p {p_value}, n = {correlation.n}"
         sentences.append(correlation_text(title, correlation, test, len(x)))
         line = trend(x, y, settings.level) if len(x) >= FEWEST else None
         if part.height and part["student_low"].null_count() == 0:
@@ -260,7 +250,7 @@ def correlation_figure(
                 label="95% over seeds",
             )
         scatter(ax, x, y, xlabel, "accuracy of the student (%)", part["teacher"].to_list(),
-                part["base"].to_list(), trend=line, text=text)  # fmt: skip
+                part["base"].to_list(), trend=line, text=note)  # fmt: skip
     return figure, sentences
 
 
@@ -270,21 +260,17 @@ def correlation_text(title: str, correlation: Correlation, test: Tested, teacher
     Fewer than FEWEST teachers have no verdict and no interval.
     """
     if np.isnan(correlation.r):
-        return (
-            f"{title}. Not certain: {teachers} of them, too few or too similar for a correlation."
-        )
-    interval = ""
-    if correlation.n < FEWEST:
-        verdict = f"Not certain: fewer than {FEWEST} teachers are too few for a verdict"
-    else:
-        interval = f"95% interval {correlation.low:.2f} to {correlation.high:.2f}, "
-        if test.p >= LEVEL:
-            verdict = "Not certain: the correlation may be chance"
-        elif correlation.r > 0:
-            verdict = "Yes: the higher, the better the student"
-        else:
-            verdict = "No: the higher, the worse the student"
-    return (
-        f"{title}. {verdict}. Pearson r = {correlation.r:.2f} ({interval}n = {correlation.n} "
-        f"teachers), permutation {test.text()}, Student's p {naive_text(correlation.p)}."
+        return text("undefined", title=title, n=teachers)
+    enough = correlation.n >= FEWEST
+    found = verdict(correlation.r, p=test.p)
+    ends = {"low": correlation.low, "high": correlation.high}
+    return text(
+        "correlation",
+        title=title,
+        verdict=text("panel", found) if enough else text("few", n=FEWEST),
+        r=correlation.r,
+        interval=text("interval", **ends) if enough else "",
+        n=correlation.n,
+        p=test.text(),
+        naive=naive_text(correlation.p),
     )

@@ -9,6 +9,7 @@ On the published matrix and components: see experiments/results/digits.md.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -31,13 +32,17 @@ from netkin.analysis.importance import (
     lookup_r2,
     pairs,
 )
+from netkin.analysis.statistics import LEVEL
+from netkin.analysis.verdict import verdict
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.bars import Bar, bars_figure
+from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.similarity import interval
 
 LABEL = "drop in R² when shuffled"
+text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
 def run(config: DictConfig) -> None:
@@ -64,7 +69,7 @@ def run(config: DictConfig) -> None:
             f"models that the regressor was fitted on (as in the paper's Fig. 1); lines: range of "
             f"{options.repeats} shuffles."
             + (
-                f" Right: pairs of held-out models, by {_words(SHALLOW)}; lines: 95% of {len(out)} "
+                f" Right: pairs of held-out models, by {_trees(SHALLOW)}; lines: 95% of {len(out)} "
                 "splits."
                 if out
                 else ""
@@ -78,7 +83,7 @@ def run(config: DictConfig) -> None:
         s.tracker.summary({"importance/r2": fitted.r2, **_held_out_metrics(deep, out)})
         s.finish(
             f"Do components determine the similarity of {n} models?",
-            f"Gradient boosting ({_words(options)}) predicts the "
+            f"Gradient boosting ({_trees(options)}) predicts the "
             f"similarity of a pair, of {s.source}, from which of {len(names)} components differ.",
             paragraphs,
             [
@@ -135,7 +140,7 @@ def _options(config: DictConfig) -> Boosting:
     )
 
 
-def _words(options: Boosting) -> str:
+def _trees(options: Boosting) -> str:
     return f"{options.stages} trees of depth {options.depth}"
 
 
@@ -174,38 +179,17 @@ def _concluded(
     table: pl.DataFrame, lookup: tuple[float, int], models: int, permutations: int
 ) -> list[str]:
     """What the components say by themselves, and what R^2 is worth."""
-    r2, patterns = lookup
     known = table.drop_nulls("mantel_p").sort("mantel_p", "mantel_r")
     least = least_holm_p(models, max(known.height, 1), permutations)
-    sure = known.filter(pl.col("holm_p") < 0.05)
-    listed = ", ".join(
-        f"{row['component']} (r = {row['mantel_r']:.2f}, p = {row['holm_p']:.2g})"
-        for row in sure.to_dicts()
-    )
-    related = f"{listed or 'none'} {'is' if sure.height < 2 else 'are'} related to similarity"
-    text = (
-        "By themselves, with the models permuted (Mantel) and Holm's correction for "
-        f"{known.height} components: {related}."
-    )
-    if least >= 0.05:
-        text = (
-            f"{models} models are too few to tell whether a component is related to similarity: "
-            f"after Holm's correction for {known.height} components no p-value of the Mantel test "
-            f"can be below {least:.2g}."
-        )
-    told = (
-        f"The means of the {patterns} patterns of differences that occur have R² {r2:.2f} on the "
-        "same pairs, which no regressor of these components exceeds: R² there says how finely the "
-        "patterns divide the pairs. Only components that are also related by themselves, or that "
-        "help on held-out models, may be called determinants; which of those that occur together "
-        "is the cause cannot be told."
-    )
+    sure = known.filter(pl.col("holm_p") < LEVEL)
+    listed = ", ".join(text("related", **row) for row in sure.to_dicts()) or "none"
+    isare = "is" if sure.height < 2 else "are"
+    alone = text("alone", tested=known.height, listed=listed, verb=isare)
+    if least >= LEVEL:
+        alone = text("few", models=models, tested=known.height, least=least)
     constant = table.filter(pl.col("pairs_that_differ").is_in([0.0, 1.0]))["component"].to_list()
-    if constant:
-        told += (
-            f" Nothing can be told here about {', '.join(constant)}: all pairs are alike in that."
-        )
-    return [text, told]
+    same = text("constant", listed=", ".join(constant)) if constant else ""
+    return [alone, text("patterns", r2=lookup[0], n=lookup[1]) + same]
 
 
 def _r2(fitted: Importance, deep: list[Importance], out: list[Importance], n: int) -> pl.DataFrame:
@@ -232,19 +216,15 @@ def _figure(table: pl.DataFrame) -> Figure:
 def _verdict(table: pl.DataFrame, out: list[Importance], models: int) -> str:
     """Whether components predict the similarity of models that were not seen, and which do."""
     if not out:
-        return f"Not certain: {models} models are too few to try components on models not seen."
+        return text("verdict.few", models=models)
     values = np.array([split.r2 for split in out])
     low, high = interval(values)
     first, second = table.sort("held_out", descending=True)["component"].to_list()[:2]
-    share = f"{max(values.mean(), 0):.0%} of the variance of similarity"
-    ends = f"95% of {len(out)} splits: {max(low, 0):.0%} to {max(high, 0):.0%}"
-    if low > 0:
-        return (
-            f"Yes, in part: of models that were not seen, components predict {share} ({ends}), "
-            f"most of all {first} and {second}."
-        )
-    verdict = "Not certain" if high > 0 else "No"
-    return f"{verdict}: of models that were not seen, components predict {share} ({ends})."
+    share, low_share, high_share = (max(v, 0) for v in (values.mean(), low, high))
+    ends = text("splits", share=share, n=len(out), low=low_share, high=high_share)
+    return text(
+        "verdict", verdict(values.mean(), (low, high)), what=ends, first=first, second=second
+    )
 
 
 def _answer(
@@ -257,30 +237,17 @@ def _answer(
     """The findings in words."""
     ranked = table["component"].to_list()
     differ = table.filter(pl.col("pairs_that_differ") > 0)["component"].to_list()
-    least = f"; the least important are {differ[-1]} and {differ[-2]}" if len(differ) > 4 else ""
-    first = (
-        f"The most important component is {ranked[0]}, followed by {', '.join(ranked[1:3])}"
-        f"{least}. R² is {fitted.r2:.2f} on the pairs that the regressor was fitted on."
-    )
+    least = text("least", a=differ[-1], b=differ[-2]) if len(differ) > 4 else ""
+    first = text("most", first=ranked[0], next=", ".join(ranked[1:3]), least=least, r2=fitted.r2)
     if not out:
-        note = (
-            f"{len(s.names)} models are too few to hold any out, so this is not tested on others."
-        )
-        return [first, note]
+        return [first, text("none_out", n=len(s.names))]
     values = np.array([split.r2 for split in out])
     low, high = interval(values)
-    best = table.sort("held_out", descending=True)["component"].to_list()
-    predicted = (
-        "components do not predict the similarity of new models"
-        if low <= 0
-        else f"the most important there are {best[0]}, {best[1]} and {best[2]}"
-    )
-    second = (
-        f"On pairs of held-out models R² is {np.mean([split.r2 for split in deep]):.2f} on average "
-        f"with the same trees, and {values.mean():.2f} with {_words(SHALLOW)} (95% of {len(out)} "
-        f"splits: {low:.2f} to {high:.2f}): {predicted}."
-    )
-    return [first, second]
+    a, b, c = table.sort("held_out", descending=True)["component"].to_list()[:3]
+    deep_r2 = np.mean([split.r2 for split in deep])
+    found = {"deep": deep_r2, "r2": values.mean(), "n": len(out), "low": low, "high": high}
+    predicted = text("unpredicted") if low <= 0 else text("best", a=a, b=b, c=c)
+    return [first, text("held_out", trees=_trees(SHALLOW), predicted=predicted, **found)]
 
 
 def _held_out_metrics(deep: list[Importance], out: list[Importance]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ from netkin import similarity
 from netkin.analysis import measures, noise
 from netkin.analysis.matrix import Matrix, pair_index
 from netkin.analysis.measures import Measure, correlate
-from netkin.analysis.statistics import FEWEST, LEVEL, p_text
+from netkin.analysis.statistics import FEWEST, p_text
+from netkin.analysis.verdict import verdict
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
 from netkin.jobs.results import Result
@@ -44,17 +46,12 @@ from netkin.passes.features import (
     shards,
 )
 from netkin.report.measures import TITLES, correlation_matrix, measures_scatter, short_title
+from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.results import Results
 
 PRELOAD = ("netkin.passes.features",)
-STABILITY = (
-    "Noise is the standard deviation of a pair over bootstrap draws of images; "
-    "spread is the standard deviation over pairs; agreement is the mean correlation "
-    "between the matrix of a draw and that of all images. Seconds are for all models on this "
-    "device, one after another, estimated from a timed batch of each. Those of similarity include "
-    "its attacks and the evaluation of every model on every other's images (seconds for pairs)."
-)
+text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
 def run(config: DictConfig) -> None:
@@ -228,73 +225,59 @@ def report(s: Study, results: list[Measure], images: int) -> None:
             Section(
                 "Every two measures", (), {"Correlations over pairs": correlations}, [every_two]
             ),
-            Section("Stability and cost", [STABILITY], {"Measures": table}, ()),
+            Section("Stability and cost", [text("stability")], {"Measures": table}, ()),
         ],
     )
 
 
 def answer(n: int, table: pl.DataFrame, correlations: pl.DataFrame) -> list[str]:
-    """The findings in words.
+    """The findings, the verdict first.
 
     Args:
         n: number of models.
         table: a row per measure.
         correlations: of similarity with the other measures, the highest first.
     """
-    sentences = [verdict(n, correlations)]
+    sentences = [decided(n, correlations)]
     if correlations.height:
-        first = correlations.row(0, named=True)
-        parts = [correlated(r) for r in correlations.iter_rows(named=True)]
-        sentences.append(
-            f"Similarity by transfer correlates, over {first['pairs']} pairs of {n} models, with "
-            f"{'; '.join(parts)}."
+        pairs, listed = (
+            correlations["pairs"][0],
+            "; ".join(map(correlated, correlations.to_dicts())),
         )
+        sentences.append(text("correlates", pairs=pairs, n=n, listed=listed))
         if n < FEWEST:
-            sentences.append(
-                f"{n} models are too few for intervals or a verdict (fewer than {FEWEST})."
-            )
+            sentences.append(text("few", n=n, fewest=FEWEST))
     else:
-        sentences.append(f"{n} models are too few for correlations.")
+        sentences.append(text("none", n=n))
     ranked = table.drop_nulls("agreement").drop_nans("agreement").sort("agreement")
     if ranked.height:
         last, first = ranked.row(0, named=True), ranked.row(-1, named=True)
+        most = {"first": short_title(first["measure"]), "r": first["agreement"]}
+        least = {"last": short_title(last["measure"]), "low": last["agreement"]}
+        sentences.append(text("stable", **most, **least))
+    costs = table.sort("seconds").to_dicts()
+    cost = ", ".join(f"{short_title(r['measure'])} {r['seconds']:.1f} s" for r in costs)
+    sentences.append(text("cost", cost=cost))
+    for r in table.filter(pl.col("undefined_pairs") > 0).to_dicts():
         sentences.append(
-            f"The most stable measure over draws is {short_title(first['measure'])} (the matrix of "
-            f"a draw correlates with that of all images with r = {first['agreement']:.3f}), the "
-            f"least stable {short_title(last['measure'])} ({last['agreement']:.3f})."
-        )
-    cost = ", ".join(
-        f"{short_title(r['measure'])} {r['seconds']:.1f} s"
-        for r in table.sort("seconds").iter_rows(named=True)
-    )
-    sentences.append(f"Time for all models, one after another: {cost}.")
-    for r in table.filter(pl.col("undefined_pairs") > 0).iter_rows(named=True):
-        sentences.append(
-            f"{TITLES[r['measure']]} is undefined for {r['undefined_pairs']} pairs: neither model "
-            "errs on these images."
+            text("undefined", measure=TITLES[r["measure"]], pairs=r["undefined_pairs"])
         )
     return sentences
 
 
-def verdict(n: int, correlations: pl.DataFrame) -> str:
+def decided(n: int, correlations: pl.DataFrame) -> str:
     """Whether another measure orders pairs as similarity by transfer does, and how closely."""
     if n < FEWEST or correlations.is_empty():
-        return f"Not certain: {n} models are too few to say whether measures agree."
-    sure = correlations.filter((pl.col("mantel_p") < LEVEL) & (pl.col("r") > 0))
+        return text("verdict.few", n=n)
+    related = [verdict(r["r"], p=r["mantel_p"]) == "Yes" for r in correlations.to_dicts()]
+    sure = correlations.filter(pl.Series(related))
     best = (sure if sure.height else correlations).row(0, named=True)
-    closest = (
-        f"the closest is {short_title(best['b'])}, which shares {best['r'] ** 2:.0%} of the "
-        "variance of similarity by transfer"
-    )
-    if sure.is_empty():
-        return f"Not certain: no other measure is surely related to it; {closest}."
-    return (
-        f"Yes, {sure.height} of {correlations.height} other measures are related to it: {closest}."
-    )
+    values = {"best": short_title(best["b"]), "share": best["r"] ** 2, "n": correlations.height}
+    return text("verdict", "Yes" if sure.height else "Not certain", sure=sure.height, **values)
 
 
 def correlated(row: dict[str, Any]) -> str:
-    """A correlation with similarity in words: r, the noise ceiling, r without noise, Mantel p."""
+    """A correlation with similarity: r, the noise ceiling, r without noise, Mantel p."""
     p = f"Mantel p {p_text(row['mantel_p'], row['permutations'])}"
-    parts = ", ".join(part for part in (noise.text(row, row["r"]), p) if part)
+    parts = ", ".join(filter(None, (noise.text(row, row["r"]), p)))
     return f"{short_title(row['b'])} r = {row['r']:.2f} ({parts})"
