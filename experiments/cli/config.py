@@ -400,7 +400,6 @@ class _Select(WithComponents):
 @experiment("store")
 class _Store:
     check: bool = False  # read every file and verify its checksum
-    compact: bool = False  # write outcomes as one file a source instead of one a pair
     remove: Any = items()  # damaged | leftovers | members' names | paths in the table
     confirm: bool = False  # false: only list what would be removed
 

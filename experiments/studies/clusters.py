@@ -22,7 +22,7 @@ from experiments.cli.study import Study, study
 from experiments.cli.values import positive_int
 from netkin.analysis import clusters
 from netkin.analysis.components import keywords, shared_values
-from netkin.analysis.hierarchy import off_diagonal
+from netkin.analysis.matrix import off_diagonal
 from netkin.analysis.noise import simulated_draws
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars

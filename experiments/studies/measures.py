@@ -311,5 +311,5 @@ def verdict(n: int, correlations: pl.DataFrame) -> str:
 def correlated(row: dict[str, Any]) -> str:
     """A correlation with similarity in words: r, the noise ceiling, r without noise, Mantel p."""
     p = f"Mantel p {p_text(row['mantel_p'], row['permutations'])}"
-    parts = ", ".join(part for part in (noise.words(row, row["r"]), p) if part)
+    parts = ", ".join(part for part in (noise.text(row, row["r"]), p) if part)
     return f"{short_title(row['b'])} r = {row['r']:.2f} ({parts})"

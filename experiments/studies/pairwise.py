@@ -16,8 +16,8 @@ from experiments.cli import sequential
 from experiments.cli.runs import eps_advice
 from experiments.cli.study import Measured, Study, measured
 from netkin import similarity
-from netkin.analysis.draws import Draws, within_and_between
-from netkin.analysis.hierarchy import off_diagonal
+from netkin.analysis.groups import Draws, within_and_between
+from netkin.analysis.matrix import off_diagonal
 from netkin.analysis.summary import WEAK_ATTACK
 from netkin.pipeline import Incomplete
 from netkin.report.comparison import Comparison, summarise
@@ -109,4 +109,4 @@ def _failure_table(failures: Incomplete) -> pl.DataFrame:
 def _weak(m: Measured, models: pl.DataFrame) -> list[str]:
     """How to choose eps, where the attack has one and is weak on a model."""
     weak = (models["white_box_success"] < WEAK_ATTACK).any()
-    return [eps_advice()] if weak and m.setting.attack.attack.eps is not None else []
+    return [eps_advice()] if weak and m.setting.attack.eps is not None else []

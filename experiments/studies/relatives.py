@@ -17,7 +17,7 @@ from experiments.cli.components import components_of, stand_in
 from experiments.cli.study import Study, study
 from experiments.cli.values import positive_int
 from netkin.analysis import clusters
-from netkin.analysis.hierarchy import off_diagonal
+from netkin.analysis.matrix import off_diagonal
 from netkin.analysis.statistics import FEWEST
 from netkin.errors import UserError, and_more
 from netkin.report.scatter import scatter

@@ -19,10 +19,8 @@ from experiments.cli.keys import naming
 from experiments.cli.study import Study, study
 from experiments.cli.values import positive_int
 from netkin.analysis import matrix
-from netkin.analysis.groups import groups
-from netkin.analysis.hierarchy import off_diagonal
-from netkin.analysis.matrix import Matrix
-from netkin.analysis.within import Mean, mean_between, mean_within
+from netkin.analysis.groups import Mean, groups, mean_between, mean_within
+from netkin.analysis.matrix import Matrix, off_diagonal
 from netkin.errors import UserError
 from netkin.report.blocks import Block, blocks_figure
 from netkin.report.intervals import intervals_figure

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 from matplotlib.figure import Figure
 
-from netkin.analysis.hierarchy import hierarchy
+from netkin.analysis.clusters import hierarchy
 from netkin.errors import UserError
 from netkin.report.examples import Example, difference, examples_section
 from netkin.report.figures import cell_colours, colour_range

@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from netkin.analysis.hierarchy import off_diagonal
+from netkin.analysis.matrix import off_diagonal
 from netkin.report.figures import NAME_STEP, cell_colours
 from netkin.report.style import COLOURS, SMALL, style, width_of
 

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from netkin.analysis.hierarchy import hierarchy
+from netkin.analysis.clusters import hierarchy
 from netkin.report.figures import Square, colour_range, inches
 from netkin.report.scatter import NAMES_UP_TO, write_names
 from netkin.report.style import (

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from netkin import similarity
-from netkin.analysis import chance, effects
+from netkin.analysis import confounders
 from netkin.analysis.summary import within_and_between
 from netkin.report.figures import LARGE, heatmap_figure
 from netkin.report.study import Outputs, Picture, Section
@@ -46,8 +46,8 @@ class Controls:
     scores: NDArray[np.float64]
     pairs: pl.DataFrame
     models: pl.DataFrame
-    directions: effects.Directions | None
-    main: effects.MainEffects | None
+    directions: confounders.Directions | None
+    main: confounders.MainEffects | None
     corrected: NDArray[np.float64] | None
     at_chance: int
 
@@ -142,7 +142,7 @@ class Controls:
         """What another matrix says about clusters, nearest relatives and families."""
         parts = []
         if len(self.names) >= FEWEST:
-            c = effects.change(self.scores, other)
+            c = confounders.change(self.scores, other)
             if c.rand is not None:
                 same = (
                     "are the same"
@@ -169,20 +169,22 @@ def controls(outcomes: Outcomes, families: Sequence[str], alpha: float = ALPHA) 
     names, n = list(outcomes.members), len(outcomes.members)
     scores = similarity.smoothed_matrix(outcomes)
     pairs = similarity.pairs(outcomes)
-    asymmetry = effects.asymmetry(pairs["a_fools_b"].to_numpy(), pairs["b_fools_a"].to_numpy())
+    asymmetry = confounders.asymmetry(pairs["a_fools_b"].to_numpy(), pairs["b_fools_a"].to_numpy())
     table = pairs.select("a", "b", pl.Series("asymmetry", asymmetry).fill_nan(None))
     models: dict[str, object] = {"model": names}
     corrected, at_chance = None, 0
     z = Z_95 if alpha == ALPHA else float(-ndtri(alpha / 2))
     if outcomes.noise is not None:
-        table = table.join(chance.pair_table(outcomes, z), on=["a", "b"], maintain_order="left")
-        corrected = chance.corrected_matrix(outcomes)
-        at_chance = chance.directions_at_chance(outcomes)
-        models["noise_rate"] = chance.noise_rates(outcomes)
+        table = table.join(
+            confounders.pair_table(outcomes, z), on=["a", "b"], maintain_order="left"
+        )
+        corrected = confounders.corrected_matrix(outcomes)
+        at_chance = confounders.directions_at_chance(outcomes)
+        models["noise_rate"] = confounders.noise_rates(outcomes)
     directions = main = None
     if n >= FEWEST:
-        directions = effects.directions(similarity.one_sided(outcomes))
-        main = effects.main_effects(scores)
+        directions = confounders.directions(similarity.one_sided(outcomes))
+        main = confounders.main_effects(scores)
         models["source_strength"] = directions.strength
         models["target_brittleness"] = directions.brittleness
         models["main_effect"] = main.effects

@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from netkin.analysis.hierarchy import hierarchy
+from netkin.analysis.clusters import hierarchy
 from netkin.report.figures import LARGE, VALUES_UP_TO, cell_colours, colour_range
 from netkin.report.style import COLOURS, DIVERGING, NO_SCORE, base_colours
 

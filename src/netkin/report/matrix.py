@@ -11,7 +11,7 @@ import polars as pl
 from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 
-from netkin.analysis.hierarchy import hierarchy
+from netkin.analysis.clusters import hierarchy
 from netkin.analysis.summary import WEAK_ATTACK
 from netkin.report.figures import LABEL, LARGE, cell_colours, colour_range
 from netkin.report.heatmap import heatmap_data, heatmap_svg
