@@ -49,7 +49,7 @@ def _training(config: DictConfig) -> str:
 def _measuring(config: DictConfig) -> str:
     choices, root = HydraConfig.get().runtime.choices, Path(str(config.store.dir)).expanduser()
     if config.get("similarity") is not None:
-        return f"scores of {config.similarity.get('file') or choices.similarity}"
+        return f"scores of {config.similarity.get('file') or choices['similarity']}"
     if config.experiment.name in TOOLS:
         return f"store {config.store.dir}"
     if config.experiment.name.endswith("_benchmark"):
@@ -57,9 +57,8 @@ def _measuring(config: DictConfig) -> str:
     names, attack, dataset = _names(config), config.attack, str(config.dataset.name)
     settings = [f"{key} {attack[key]}" for key in ("eps", "steps") if key in attack]
     models = f"{len(names)} models" if names else "the models of the config"
-    text = (
-        f"{models} on {dataset}, {' '.join([choices.attack, *settings])}; store {config.store.dir}"
-    )
+    option = str(choices["attack"])
+    text = f"{models} on {dataset}, {' '.join([option, *settings])}; store {config.store.dir}"
     if not names or config.experiment.name not in ATTACKED:
         return text
     subset = f"{_pattern(dataset)}/{_pattern(config.subset.get('name', ''))}-*"
@@ -67,7 +66,7 @@ def _measuring(config: DictConfig) -> str:
     if not clean:
         return f"{text} (which has none of them)"
     attacked: set[str] = set()
-    for path in root.glob(f"{subset}/{_pattern(choices.attack)}-*"):
+    for path in root.glob(f"{subset}/{_pattern(option)}-*"):
         if _same(path / "identity.json", attack):
             attacked |= _having(names, path, "adversarial/*/*.safetensors")
     has = [f"clean predictions of {len(clean)}", f"attacks on {len(attacked)}"]
