@@ -21,13 +21,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from experiments.benchmarks.speed import STEPS
-from netkin.attacks import Clean
+from netkin.attacks import Clean, as_attack
 from netkin.data import views
 from netkin.data.subset import draw
 from netkin.data.views import View
 from netkin.jobs.devices import device_of, seconds_of
 from netkin.passes.clean import clean_pass
-from netkin.passes.setting import AttackSpec, Setting
+from netkin.passes.setting import Setting
 from netkin.passes.stored import Target, outcome_store
 from netkin.passes.transfer import resized, transfer
 from netkin.store.files import read_tensors, write_tensors
@@ -202,7 +202,7 @@ def evaluation(
         images=images,
         subset=draw(images, "random"),
         task=Task("random", 1000, input_size=images.size),
-        attack=AttackSpec("clean", Clean(), {}),
+        attack=as_attack(Clean(), "clean"),
         store=Store(folder / "store"),
         shard_size=2 * batch,
         batch_size=batch,

@@ -6,11 +6,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from experiments.cli.setting import build_attack
+from netkin.attacks import Attack
 from netkin.errors import UserError, near
-from netkin.passes.setting import AttackSpec
 
 
-def attack_specs(config: DictConfig) -> list[tuple[str, AttackSpec]]:
+def attack_specs(config: DictConfig) -> list[tuple[str, Attack]]:
     """The attacks to compare, with their names in figures.
 
     Each is composed as by `attack=option`. Overrides of attack.* on the command line apply to each
@@ -28,7 +28,7 @@ def attack_specs(config: DictConfig) -> list[tuple[str, AttackSpec]]:
         [text for text in overrides if text.startswith("attack.")]
     )
     shared = {each.key_or_group.removeprefix("attack."): each.value() for each in parsed}
-    specs: dict[str, AttackSpec] = {}
+    specs: dict[str, Attack] = {}
     for entry in entries:
         settings = dict(entry) if isinstance(entry, DictConfig) else {"attack": entry}
         option = settings.pop("attack", None)

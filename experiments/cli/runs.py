@@ -54,7 +54,7 @@ def run_info(
     """
     experiment, dataset, attack = config.experiment.name, config.dataset.name, setting.attack.name
     what = ", ".join(names) if len(names) == 1 else f"{members} models"
-    values, own = resolved(config), setting.attack.attack
+    values, own = resolved(config), setting.attack
     note = setting.store.root / ".runs" / f"{digest(values)[:16]}.json"
     eps = values["attack"].get("eps")
     name = f"{dataset}, {attack}{'' if eps is None else f' eps {eps}'}, {what}"

@@ -19,7 +19,7 @@ from experiments.cli.members import build_training
 from experiments.cli.runs import open_store
 from experiments.cli.sequential import rule
 from experiments.cli.values import may_stop, one_of, positive, positive_int, resolved
-from netkin.attacks import PGD, Clean
+from netkin.attacks import PGD, Attack, Clean, as_attack
 from netkin.attacks.grid import levels
 from netkin.attacks.units import fraction
 from netkin.data import subset
@@ -28,7 +28,7 @@ from netkin.data.subset import Subset
 from netkin.errors import UserError
 from netkin.jobs.pool import Display
 from netkin.passes.decode import skipping
-from netkin.passes.setting import AttackSpec, Setting
+from netkin.passes.setting import Setting
 from netkin.pipeline import Pipeline, Watch
 from netkin.tracking import Tracker
 from netkin.zoo import published
@@ -58,7 +58,7 @@ def build_setting(config: DictConfig) -> Setting:
     one_of(values["on_suspect"], ("warn", "stop"), "on_suspect")
     check_dataset(values["dataset"])
     attack = build_attack(config)
-    eps = attack.attack.eps
+    eps = attack.eps
     if values["store"]["dtype"] == "uint8" and eps is not None:
         with naming({"eps": "attack.eps", "dtype": "store.dtype"}):
             levels(eps)
@@ -89,7 +89,7 @@ def training_setting(config: DictConfig) -> Setting:
         images=images,
         subset=_subset(config, images, values),
         task=build_task(config, images.classes),
-        attack=AttackSpec("clean", Clean(), {}),
+        attack=as_attack(Clean(), "clean"),
         store=open_store(config),
         batch_size=batch_size(config),
         accelerator=config.hardware.accelerator,
@@ -185,7 +185,7 @@ def _subset(config: DictConfig, images: Images, values: dict[str, Any]) -> Subse
     return construct(subset.draw, "subset", with_order, images)
 
 
-def build_attack(config: DictConfig, option: str | None = None) -> AttackSpec:
+def build_attack(config: DictConfig, option: str | None = None) -> Attack:
     """The attack; its identity is its resolved config, with fractions as numbers.
 
     Args:
@@ -193,10 +193,10 @@ def build_attack(config: DictConfig, option: str | None = None) -> AttackSpec:
         option: of the attack group, for the attack's name; the run's own, unless given.
     """
     with naming_group("attack", config.attack):
-        return _attack_spec(config, option)
+        return _composed(config, option)
 
 
-def _attack_spec(config: DictConfig, option: str | None) -> AttackSpec:
+def _composed(config: DictConfig, option: str | None) -> Attack:
     values = resolved(config.attack)
     own = option or HydraConfig.get().runtime.choices["attack"]
     name = values.pop("name", None) or own
@@ -206,7 +206,7 @@ def _attack_spec(config: DictConfig, option: str | None) -> AttackSpec:
     attack = instantiate(config.attack)
     if isinstance(attack, PGD) and identity.get("step_size", 0) is None and not attack.momentum:
         identity["step_size"] = attack.step_size  # which null used to mean is another one
-    return AttackSpec(str(name), attack, identity)
+    return as_attack(attack, str(name), identity)
 
 
 def check_sources(setting: Setting, sources: Sequence[Member], members: Sequence[Member]) -> None:
@@ -214,7 +214,7 @@ def check_sources(setting: Setting, sources: Sequence[Member], members: Sequence
 
     The error lists the members that it fits.
     """
-    attack = setting.attack.attack
+    attack = setting.attack
     if not attack.selective:
         return
     problems = {m.name: attack.unfit(_architecture(m, setting.task)) for m in members}

@@ -31,9 +31,10 @@ from netkin.analysis import matrix, sequential
 from netkin.analysis.matrix import Matrix
 from netkin.analysis.sequential import Look
 from netkin.analysis.summary import left_out
+from netkin.attacks import Attack
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
-from netkin.passes.setting import AttackSpec, Setting
+from netkin.passes.setting import Setting
 from netkin.passes.stored import is_clean
 from netkin.pipeline import Incomplete, Watch
 from netkin.report.comparison import attacked as attacked
@@ -135,7 +136,7 @@ class Study:
 
 @contextmanager
 def study(
-    config: DictConfig, attack: AttackSpec | None = None, members: list[Member] | None = None
+    config: DictConfig, attack: Attack | None = None, members: list[Member] | None = None
 ) -> Iterator[Study]:
     """The matrix of a config, read from the file `similarity` or computed, with an open tracker.
 
@@ -171,7 +172,7 @@ def study(
 @contextmanager
 def measured(
     config: DictConfig,
-    attack: AttackSpec | None = None,
+    attack: Attack | None = None,
     partial: bool = False,
     members: list[Member] | None = None,
 ) -> Iterator[Study]:

@@ -26,10 +26,9 @@ from netkin import similarity
 from netkin.analysis.clusters import choose_k, spectral
 from netkin.analysis.hierarchy import off_diagonal
 from netkin.analysis.statistics import pearson
-from netkin.attacks import PGD
+from netkin.attacks import PGD, as_attack
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
-from netkin.passes.setting import AttackSpec
 from netkin.report.lines import Line, lines_figure
 from netkin.report.study import Section
 from netkin.report.text import percent
@@ -43,7 +42,7 @@ FEWEST = 6
 
 def run(config: DictConfig) -> None:
     """Run the study of a composed config."""
-    own, attack = config.budget, build_attack(config).attack
+    own, attack = config.budget, build_attack(config)
     given = whole_numbers(own.steps, "budget.steps")
     whole_numbers(own.images, "budget.images")
     positive_int(own.draws, "budget.draws")
@@ -71,7 +70,7 @@ def outcomes(s: Study, m: Measured, steps: int) -> Outcomes:
     fields = {key: value for key, value in values.items() if key != "_target_"}
     cheaper = PGD(**{**fields, "step_size": None})
     values["step_size"] = cheaper.step_size
-    setting = replace(m.setting, attack=AttackSpec(attack.name, cheaper, values))
+    setting = replace(m.setting, attack=as_attack(cheaper, attack.name, values))
     with Bars(s.console) as bars:
         return measure_prepared(s.config, setting, m.members, s.tracker, bars)
 

@@ -111,7 +111,7 @@ def at_eps(config: DictConfig, eps: float) -> Attack:
     """The run's attack with another eps."""
     changed = config.copy()
     OmegaConf.update(changed, "attack.eps", eps)
-    return build_attack(changed).attack
+    return build_attack(changed)
 
 
 def _strengths(context: tuple, trial: Trial, advance: Advance) -> Strengths:

@@ -97,7 +97,7 @@ def run(config: DictConfig) -> None:
             "images; colours are clusters of the members.",
         )
         paragraphs = answer(table, candidate.name, success, reason, shares, record)
-        if success < WEAK_ATTACK and setting.attack.attack.eps is not None:
+        if success < WEAK_ATTACK and setting.attack.eps is not None:
             paragraphs.append(eps_advice())
         if failures:
             paragraphs += [f"{f.member.name} failed: {f.reason}." for f in failures.failures]

@@ -109,4 +109,4 @@ def _failure_table(failures: Incomplete) -> pl.DataFrame:
 def _weak(m: Measured, models: pl.DataFrame) -> list[str]:
     """How to choose eps, where the attack has one and is weak on a model."""
     weak = (models["white_box_success"] < WEAK_ATTACK).any()
-    return [eps_advice()] if weak and m.setting.attack.attack.eps is not None else []
+    return [eps_advice()] if weak and m.setting.attack.eps is not None else []

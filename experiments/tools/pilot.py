@@ -170,8 +170,8 @@ def report(
         "A run that stops by itself has wider intervals, which hold whenever it stops. It would "
         f"{end}: {run}"
     )
-    steps = getattr(setting.attack.attack, "steps", 0)
-    if isinstance(setting.attack.attack, PGD) and steps > FEWER:
+    steps = getattr(setting.attack, "steps", 0)
+    if isinstance(setting.attack, PGD) and steps > FEWER:
         sentences.append(
             f"Fewer steps save more: attack=pgd10 costs {FEWER / steps:.0%} of these {steps} "
             "steps. experiment=budget says whether it gives the same matrix."

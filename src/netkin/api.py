@@ -16,7 +16,7 @@ from torch import nn
 from netkin import similarity
 from netkin.analysis.draws import Draws
 from netkin.analysis.suspect import Suspicion
-from netkin.attacks import PGD
+from netkin.attacks import PGD, Attack, as_attack
 from netkin.attacks.units import fraction, whole_number
 from netkin.data import arrays, subset
 from netkin.data.arrays import Arrays
@@ -24,7 +24,7 @@ from netkin.errors import UserError, first_line
 from netkin.jobs.pool import Jobs
 from netkin.jobs.progress import Bars, Silent
 from netkin.jobs.unchanged import unchanged
-from netkin.passes.setting import AttackSpec, Setting
+from netkin.passes.setting import Setting
 from netkin.passes.tune import Choice
 from netkin.pipeline import Failure, Incomplete, compute_outcomes
 from netkin.report.comparison import summarise
@@ -97,7 +97,7 @@ def compare(
 def _setting(
     data: Arrays,
     members: Sequence[Member],
-    spec: AttackSpec,
+    spec: Attack,
     store: Store,
     batch_size: int,
     accelerator: str,
@@ -199,22 +199,18 @@ def _accelerator(device: str | torch.device) -> str:
     return "cpu" if text == "cpu" else "gpu"
 
 
-def _attack(
-    attack: Any, eps: Any, step_size: Any, steps: Any, seed: Any, stored: bool
-) -> AttackSpec:
+def _attack(attack: Any, eps: Any, step_size: Any, steps: Any, seed: Any, stored: bool) -> Attack:
     """The attack, with the identity that the command gives to PGD.
 
     Raises UserError where an eps is too small for images of 8 bits.
     """
     spec = _spec(attack, eps, step_size, steps, seed, stored)
-    if spec.attack.eps is not None and spec.attack.eps < 1 / 255 - 1e-9:
-        raise UserError(
-            f"eps must be 1/255 or more, the step of 8-bit images, got {spec.attack.eps:.4g}"
-        )
+    if spec.eps is not None and spec.eps < 1 / 255 - 1e-9:
+        raise UserError(f"eps must be 1/255 or more, the step of 8-bit images, got {spec.eps:.4g}")
     return spec
 
 
-def _spec(attack: Any, eps: Any, step_size: Any, steps: Any, seed: Any, stored: bool) -> AttackSpec:
+def _spec(attack: Any, eps: Any, step_size: Any, steps: Any, seed: Any, stored: bool) -> Attack:
     given = {"eps": eps, "step_size": step_size, "steps": steps, "seed": seed}
     if attack is None:
         radius = fraction(8 / 255 if eps is None else eps, "eps")
@@ -225,7 +221,7 @@ def _spec(attack: Any, eps: Any, step_size: Any, steps: Any, seed: Any, stored: 
             "random_start": True,
             "seed": whole_number(0 if seed is None else seed, "seed", 0),
         }
-        return AttackSpec("pgd", PGD(**values), {"_target_": "netkin.attacks.PGD", **values})
+        return as_attack(PGD(**values), "pgd", {"_target_": "netkin.attacks.PGD", **values})
     both = [key for key, value in given.items() if value is not None]
     if both:
         raise UserError(f"{both[0]} is of PGD; give it to the attack that `attack` is")
@@ -241,7 +237,7 @@ def _spec(attack: Any, eps: Any, step_size: Any, steps: Any, seed: Any, stored: 
         "_source_sha256": hashlib.sha256(instances.source(kind).encode()).hexdigest(),
         **{key: instances.plain(value) for key, value in values.items()},
     }
-    return AttackSpec(kind.__name__.lower(), attack, identity)
+    return as_attack(attack, kind.__name__.lower(), identity)
 
 
 def _is_json(value: Any) -> bool:
@@ -265,7 +261,7 @@ def _with_weights(setting: Setting, members: Sequence[Member]) -> Setting:
 
 def _check_sources(setting: Setting, members: Sequence[Member]) -> None:
     """Raises UserError for models that the attack does not fit."""
-    attack = setting.attack.attack
+    attack = setting.attack
     if attack.selective:
         for member in members:
             if problem := attack.unfit(setting.build(member)):

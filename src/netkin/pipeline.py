@@ -213,7 +213,7 @@ class Pipeline:
             for name, parts in results.items()
         ]
         self.tracker.add("stages", rows)
-        steps = getattr(self.setting.attack.attack, "steps", 1) if stage == "craft" else 1
+        steps = getattr(self.setting.attack, "steps", 1) if stage == "craft" else 1
         per_unit = {r["model"]: r["seconds"] / (r["images"] * steps) for r in rows if r["images"]}
         if stage == "train" and self.training is not None:
             epochs = self.training.recipe.epochs

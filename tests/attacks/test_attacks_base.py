@@ -11,7 +11,6 @@ from netkin.attacks import PGD, Attack, AutoAttack, Clean, PatchFool, SignNoise,
 from netkin.attacks.autoattack import ATTACKS
 from netkin.attacks.frozen import frozen
 from netkin.errors import UserError
-from netkin.passes.setting import AttackSpec
 from netkin.zoo.build import Classifier
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -123,7 +122,7 @@ class Picky(Brighten):
 
 
 def test_a_class_with_perturb_alone_is_an_attack() -> None:
-    attack = AttackSpec("mine", Brighten(), {}).attack  # type: ignore[arg-type]
+    attack = as_attack(Brighten(), "mine")
     assert isinstance(attack, Attack)
     assert (attack.eps, attack.looks_inside, attack.selective) == (None, False, False)
     assert attack.passes(nn.Identity(), 10) is None and attack.shortened(2) is attack

@@ -14,12 +14,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch.utils.data import TensorDataset
 
-from netkin.attacks import PGD
+from netkin.attacks import PGD, as_attack
 from netkin.data import views
 from netkin.data.digits import Digits
 from netkin.data.subset import draw
 from netkin.errors import UserError
-from netkin.passes.setting import AttackSpec, Setting
+from netkin.passes.setting import Setting
 from netkin.store.files import file_sha256
 from netkin.store.layout import Store
 from netkin.training import checkpoint
@@ -49,7 +49,7 @@ def threads():
 
 def training(store: Path, recipe: Recipe = RECIPE) -> Training:
     images = Digits()
-    attack = AttackSpec("pgd", PGD(), {})
+    attack = as_attack(PGD(), "pgd")
     setting = Setting(images, draw(images, "quick", 5), TASK, attack, Store(store))
     return Training(setting, Digits("train", test_size=1000), recipe)
 

@@ -1,7 +1,8 @@
 """What an attack is, and what it may state about itself."""
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,8 @@ class Attack(ABC):
     """Makes adversarial images. Only `perturb` has to be defined; the rest has defaults.
 
     Attributes:
+        name: what the store, tables and dashboards call it.
+        identity: the arguments that identify its results in the store, as JSON.
         eps: radius of the L-infinity ball around the clean image, in pixels of [0, 1], in which
             stored images are kept; None for an attack without one.
         looks_inside: whether it hooks into the model's modules, so that the model must not be
@@ -39,6 +42,8 @@ class Attack(ABC):
         selective: whether some models cannot be its source; `unfit` tells which.
     """
 
+    name: str = ""
+    identity: Mapping[str, Any] = {}
     eps: float | None = None
     looks_inside: bool = False
     selective: bool = False
@@ -101,13 +106,20 @@ class Plain(Attack):
         return self.attack.perturb(model, pixels, labels, keys)
 
 
-def as_attack(attack: Any) -> Attack:
-    """Any object with `perturb` as an `Attack`. Raises UserError for one without."""
-    if isinstance(attack, Attack):
-        return attack
-    if not callable(getattr(attack, "perturb", None)):
-        raise UserError(
-            f"{type(attack).__name__} is no attack: it must have a method "
-            "perturb(model, pixels, labels, keys); see netkin.attacks"
-        )
-    return Plain(attack)
+def as_attack(attack: Any, name: str = "", identity: Mapping[str, Any] | None = None) -> Attack:
+    """Any object with `perturb` as an `Attack`, a copy with this name and identity if given.
+
+    Raises UserError for an object without `perturb`.
+    """
+    if not isinstance(attack, Attack):
+        if not callable(getattr(attack, "perturb", None)):
+            raise UserError(
+                f"{type(attack).__name__} is no attack: it must have a method "
+                "perturb(model, pixels, labels, keys); see netkin.attacks"
+            )
+        attack = Plain(attack)
+    elif name:
+        attack = copy.copy(attack)
+    if name:
+        attack.name, attack.identity = name, identity or {}
+    return attack

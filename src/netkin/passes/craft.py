@@ -95,7 +95,7 @@ class Craft(pl.LightningModule):
     def _prepared(self, clean: Tensor) -> Prepared:
         """The source as it is run for all shards, tested on some of the first one's images."""
         setting, choice = self.setting, self.setting.choice
-        if choice.execution.compile and setting.attack.attack.looks_inside:
+        if choice.execution.compile and setting.attack.looks_inside:
             log.warning(
                 "%s: attack %s hooks into the model, which is therefore not compiled",
                 self.member.name,
@@ -110,7 +110,7 @@ class Craft(pl.LightningModule):
     def _check_gradient(self, clean: Tensor, labels: Tensor) -> None:
         """Raises UserError for a source whose loss has no finite gradient: signs of NaN are 0, so
         that attacks would leave its images as they are, without a word."""
-        passes = self.setting.attack.attack.passes(self.classifier, self.setting.task.num_classes)
+        passes = self.setting.attack.passes(self.classifier, self.setting.task.num_classes)
         if passes is not None and not passes.backward:
             return
         assert self.model is not None
@@ -128,7 +128,7 @@ class Craft(pl.LightningModule):
     def _perturb(self, index: Tensor, clean: Tensor, labels: Tensor) -> Tensor:
         """Adversarial images of a batch as they are stored: uint8, or float32 in [0, 1]."""
         setting = self.setting
-        attack = setting.attack.attack
+        attack = setting.attack
         pixels = clean.float() / 255
         keys = setting.keys(self.member, index.tolist())
         assert self.model is not None

@@ -23,13 +23,13 @@ SEED = 0
 
 def has_noise(setting: Setting) -> bool:
     """Whether there is a control: for attacks that have an eps and are not noise themselves."""
-    attack = setting.attack.attack
+    attack = setting.attack
     return attack.eps is not None and not isinstance(attack, SignNoise)
 
 
 def noise_path(setting: Setting, member: Member) -> Path:
     """The file of a member's predictions under noise."""
-    key = digest({"eps": setting.attack.attack.eps, "seed": SEED, "dtype": setting.dtype})[:12]
+    key = digest({"eps": setting.attack.eps, "seed": SEED, "dtype": setting.dtype})[:12]
     return setting.clean_entry(member).path / f"noise-{key}.safetensors"
 
 
@@ -43,7 +43,7 @@ def missing_noise(setting: Setting, members: Sequence[Member]) -> list[Member]:
 def noised(setting: Setting, member: Member, shard: int) -> Tensor:
     """A shard of the subset under noise in a member's view, [n, 3, H, W] as images are stored."""
     clean = setting.pixels(setting.view(member), shard)
-    eps = setting.attack.attack.eps
+    eps = setting.attack.eps
     assert eps is not None
     keys = setting.keys(member, setting.shards[shard])
     pixels, labels = clean.float() / 255, torch.zeros(len(clean), dtype=torch.long)

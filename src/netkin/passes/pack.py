@@ -109,7 +109,7 @@ def images(setting: Setting, landmarks: Sequence[Member]) -> Iterator[Images]:
 
 def _noised(setting: Setting, view: str, shard: int, clean: Tensor) -> Tensor:
     """Noise as `netkin.passes.noise.noised` makes it, of a view instead of a model."""
-    eps = setting.attack.attack.eps
+    eps = setting.attack.eps
     assert eps is not None
     keys = [f"{view}\n{setting.subset.ids[i]}" for i in setting.shards[shard]]
     labels = torch.zeros(len(clean), dtype=torch.long)
@@ -185,7 +185,7 @@ def _manifest(setting: Setting, landmarks: Sequence[Member]) -> dict:
         "images": len(setting.subset),
         "classes": list(setting.images.classes),
         "attack": {"name": setting.attack.name, **setting.attack.identity},
-        "eps": setting.attack.attack.eps,
+        "eps": setting.attack.eps,
         "eps_unit": "pixels in [0, 1]",
         "views": {name: asdict(view) for view, name in views.items()},
         "landmarks": {m.name: views[setting.view(m)] for m in landmarks},

@@ -67,7 +67,7 @@ def probe(setting: Setting, member: Member, seconds: float, advance: Advance) ->
     return Cost(
         params=sum(parameter.numel() for parameter in classifier.parameters()),
         input_size=setting.view(member).input_size,
-        craft=timing.craft * times_longer(setting.attack.attack, classifier, setting),
+        craft=timing.craft * times_longer(setting.attack, classifier, setting),
         transfer=timing.transfer,
         memory=timing.memory,
         batch=timing.batch,
@@ -93,7 +93,7 @@ class _Trial:
         self.execution = replace(setting.choice.execution, compile=False)
         self.model = prepare(classifier, self.execution, self._first(FIRST_BATCH))
         self.evaluator = setting.evaluator(classifier, setting.precision)
-        self.attack = setting.attack.attack.shortened(STEPS)
+        self.attack = setting.attack.shortened(STEPS)
 
     def run(self, size: int, seconds: float) -> _Timing:
         """Time the first `size` images, up to three times or for about `seconds`."""

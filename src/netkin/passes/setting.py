@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from netkin.attacks import Attack, as_attack
+from netkin.attacks import Attack
 from netkin.data import views
 from netkin.data.images import Images
 from netkin.data.subset import Subset
@@ -31,21 +31,6 @@ from netkin.zoo.build import (
 from netkin.zoo.execution import DEFAULT_PRECISION, Execution
 from netkin.zoo.member import Member
 from netkin.zoo.published import WeightsFile
-
-
-@dataclass(frozen=True)
-class AttackSpec:
-    """An attack, its name, and the arguments that identify it in the store, as JSON.
-
-    `attack` may be given as any object with `perturb`; see `netkin.attacks`.
-    """
-
-    name: str
-    attack: Attack
-    identity: Mapping[str, Any]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "attack", as_attack(self.attack))
 
 
 @dataclass(frozen=True)
@@ -91,7 +76,7 @@ class Setting:
     images: Images
     subset: Subset
     task: Task
-    attack: AttackSpec
+    attack: Attack
     store: Store
     shard_size: int = 100
     batch_size: int = 100

@@ -155,8 +155,8 @@ def summarise(
         relations=relations,
         resize=resize,
         failures=failures,
-        images=[examples_section(items, setting.attack.attack.eps)] if items else [],
-        sheet=contact_sheet(items, setting.attack.attack.eps) if items else None,
+        images=[examples_section(items, setting.attack.eps)] if items else [],
+        sheet=contact_sheet(items, setting.attack.eps) if items else None,
         controls=control,
     )
 
