@@ -1,4 +1,4 @@
-"""Scatter plots, lines, intervals, bars, training curves, maps and strips of images.
+"""Scatter plots, lines, intervals, bars, training curves, maps, and images side by side.
 
 Each returns a figure that is ready to be saved; `scatter` and `panels` of `netkin.report.style`
 build others. Draw these in `netkin.report.style.style()`.
@@ -371,37 +371,41 @@ def _list_names(ax: Axes, names: Sequence[str], labels: NDArray) -> None:
 
 
 @style()
-def strips_figure(
-    images: NDArray[np.uint8], attacks: Sequence[str], predictions: pl.DataFrame
+def images_figure(
+    images: Sequence[Sequence[NDArray[np.uint8]]],
+    titles: Sequence[str],
+    below: Sequence[Sequence[str]],
+    names: Sequence[str] = (),
+    wrong: NDArray[np.bool_] | None = None,
 ) -> Figure:
-    """Some images under several attacks, side by side.
+    """Images side by side, as they are.
 
     Args:
-        images: [A, I, H, W, 3]: I images under each of A attacks.
-        attacks: their A names.
-        predictions: label and prediction; A * I rows, attack by attack. A prediction other than
-            the label is written in red.
+        images: R rows of up to C images, [H, W, 3] each.
+        titles: of the C columns.
+        below: a text for each image.
+        names: of the rows, at the left.
+        wrong: [R, C], whose texts are red.
     """
-    columns, rows = images.shape[:2]
-    if len(attacks) != columns or predictions.height != columns * rows:
-        raise ValueError(
-            f"{len(attacks)} attacks, {predictions.height} rows and images {images.shape}"
-        )
+    rows, columns = len(images), len(titles)
     width = width_of(columns * 0.95)
     figure = Figure(figsize=(width, rows * (width / columns + 0.15) + 0.2))
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     grid = figure.subplots(rows, columns, squeeze=False)
-    for i, row in enumerate(predictions.to_dicts()):
-        column, line = divmod(i, rows)
-        ax = grid[line][column]
-        ax.imshow(images[column, line], interpolation="nearest")
+    for (row, column), ax in np.ndenumerate(grid):
+        if column >= len(images[row]):
+            ax.set_axis_off()
+            continue
+        ax.imshow(images[row][column], interpolation="nearest")
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
-        if line == 0:
-            ax.set_title(attacks[column], fontsize=SMALL, weight="normal", loc="center", pad=3)
-        colour = INK if row["prediction"] == row["label"] else WRONG
-        ax.set_xlabel(f"{row['prediction']}", fontsize=SMALL, color=colour, labelpad=1)
+        if row == 0:
+            ax.set_title(titles[column], fontsize=SMALL, weight="normal", loc="center", pad=3)
+        if column == 0 and names:
+            ax.set_ylabel(names[row], fontsize=SMALL)
+        colour = WRONG if wrong is not None and wrong[row, column] else INK
+        ax.set_xlabel(below[row][column], fontsize=SMALL, color=colour, labelpad=1)
     return figure
 
 
