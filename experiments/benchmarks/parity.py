@@ -17,6 +17,7 @@ from typing import Any
 import polars as pl
 import torch
 from hydra.utils import instantiate
+from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 from scipy.stats import binomtest
@@ -35,13 +36,14 @@ from netkin.attacks import Attack, Clean, PatchFool
 from netkin.attacks.frozen import frozen
 from netkin.attacks.grid import to_grid
 from netkin.attacks.units import fraction
-from netkin.errors import UserError, near
+from netkin.errors import OutputsError, UserError, near
 from netkin.jobs.devices import seconds_of
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
 from netkin.jobs.results import Result
 from netkin.passes.setting import Setting
-from netkin.report.strips import attack_strips
+from netkin.report.plots import images_figure
+from netkin.report.style import save
 from netkin.store.files import write
 from netkin.tracking import Tracker
 from netkin.zoo import execution
@@ -104,13 +106,24 @@ def run(config: DictConfig) -> None:
             write_tables({"cost": tables["cost"]}, info.folder, tracker)
         images, predictions = examples(config, setting, (fitting or members)[0])
         names = predictions["attack"].unique(maintain_order=True).to_list()
-        png = attack_strips(images, names, predictions, info.folder / "attacks")
-        tracker.figure("attacks", png)
+        figure = strips(images, names, predictions)
+        tracker.figure("attacks", save(figure, info.folder / "attacks").paths[0])
+        write(info.folder / "attacks.csv", predictions.write_csv, OutputsError, "folder")
     for table in terminal_tables(tables):
         console.print(table)
     names = ", ".join(f"{name}.csv" for name, table in tables.items() if table.height)
     console.print(f"Tables   {info.folder}/{names}")
     console.print(f"Figure   {info.folder}/attacks.png, .pdf")
+
+
+def strips(images: Tensor, attacks: list[str], predictions: pl.DataFrame) -> Figure:
+    """Images [A, I, 3, H, W] uint8 under A attacks, a column each, with their predictions; wrong
+    ones are red. `predictions` has A * I rows, attack by attack."""
+    shape = images.shape[:2]
+    wrong = (predictions["prediction"] != predictions["label"]).to_numpy().reshape(shape).T
+    below = predictions["prediction"].cast(pl.String).to_numpy().reshape(shape).T.tolist()
+    pixels = images.permute(1, 0, 3, 4, 2).numpy()
+    return images_figure([list(row) for row in pixels], attacks, below, wrong=wrong)
 
 
 PRELOAD = ("netkin.attacks",)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from experiments.cli.study import Study
 from netkin.analysis.clusters import affinity
 from netkin.analysis.components import shared_values
-from netkin.analysis.hierarchy import off_diagonal
+from netkin.analysis.matrix import off_diagonal
 
 
 def verdict(s: Study, labels: NDArray, certain: bool | None, reason: str) -> str:

@@ -10,7 +10,7 @@ from experiments.cli.sat69 import pinned, place
 from experiments.cli.study import Study
 from experiments.cli.values import resolved
 from netkin.analysis.components import read_components, rows_of
-from netkin.analysis.matrix import place_of
+from netkin.analysis.matrix import position_of
 from netkin.components import COMPONENTS, component_table
 from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
@@ -76,7 +76,7 @@ def stand_in(s: Study, name: str, what: str) -> tuple[int, list[str]]:
     if (found := place(name, s.names, tags)) is not None:
         return found, []
     if s.measured is not None:
-        return place_of(name, s.names, what), []
+        return position_of(name, s.names, what), []
     try:
         known = {**pinned(), **(resolved(s.config.model).get("known") or {})}
         (member,) = parse_members([name], known, at_least=1)

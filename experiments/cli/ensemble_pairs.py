@@ -9,11 +9,18 @@ from numpy.typing import NDArray
 
 from experiments.cli.study import Study
 from netkin.analysis import ensemble
-from netkin.analysis.matrix import Matrix
-from netkin.analysis.noise import OverImages, Sampled, halves, over_images, sampled_scores, words
-from netkin.analysis.permutation import Association, Tested, associate, partial_mantel
-from netkin.analysis.statistics import FEWEST, pair_values, trend
-from netkin.report.scatter import scatter_figure
+from netkin.analysis.matrix import Matrix, pair_index, square
+from netkin.analysis.noise import OverImages, Sampled, halves, over_images, sampled_scores, text
+from netkin.analysis.statistics import (
+    FEWEST,
+    Association,
+    Tested,
+    associate,
+    paired,
+    partial_mantel,
+    trend,
+)
+from netkin.report.plots import scatter_figure
 from netkin.report.study import Section
 from netkin.similarity import interval
 
@@ -31,13 +38,15 @@ def pair_section(
     """Fig. 2: ERR of all pairs against their similarity."""
     scores, n, permutations = matrix.scores, len(matrix.names), s.config.ensemble.permutations
     table = pair_table(matrix, wrong, pair_wrong, counts)
-    square, mean, gap = (_square(n, table[name]) for name in ("err", "member_error", "error_gap"))
-    association = associate(scores, square, permutations)
-    beyond = partial_mantel(scores, square, (mean, gap), permutations)
+    err, mean, gap = (
+        square(table[name].to_numpy(), n) for name in ("err", "member_error", "error_gap")
+    )
+    association = associate(scores, err, permutations)
+    beyond = partial_mantel(scores, err, (mean, gap), permutations)
     r = association.pairs.r
     if not np.isnan(r):
         s.tracker.summary({"ensemble/r": r, "ensemble/mantel_p": association.test.p})
-    x, y = pair_values(scores, square)
+    x, y = paired(scores, err)
     figure = scatter_figure(
         x,
         100 * y,
@@ -53,7 +62,7 @@ def pair_section(
         "pairs."
     )
     picture = s.outputs.figure("ensemble_pairs", figure, table, caption)
-    images = words(pair_noise(s, table, wrong, pair_wrong, counts, n).row(), r)
+    images = text(pair_noise(s, table, wrong, pair_wrong, counts, n).row(), r)
     paragraphs = [
         f"{verdict(association)} {effect(table, wrong.shape[1])}",
         f"Similarity and error reduction: {association.sentence()}"
@@ -104,14 +113,6 @@ def pair_table(
     )
 
 
-def _square(n: int, values: pl.Series) -> NDArray[np.float64]:
-    """A column of pairs as a symmetric matrix, NaN on the diagonal."""
-    square = np.full((n, n), np.nan)
-    rows, columns = np.tril_indices(n, k=-1)
-    square[rows, columns] = square[columns, rows] = values.to_numpy()
-    return square
-
-
 def pair_noise(
     s: Study,
     table: pl.DataFrame,
@@ -130,7 +131,7 @@ def pair_noise(
         for weights in (counts, halves(wrong.shape[1]))
     )
     err = Sampled(table["err"].to_numpy(), *reductions)
-    return over_images(scores.at(*np.tril_indices(n, k=-1)), err, n)
+    return over_images(scores.at(*pair_index(n)), err, n)
 
 
 def verdict(association: Association) -> str:
@@ -167,7 +168,7 @@ def beyond_accuracy(beyond: Tested, models: int) -> str:
         found = "Not certain: no relation of similarity and ERR was found"
     else:
         found = f"Yes: {'less' if beyond.r < 0 else 'more'} similar pairs have a higher ERR"
-    return f"{question} {found}, {given}: partial r = {beyond.r:.2f}, Mantel {beyond.words()}."
+    return f"{question} {found}, {given}: partial r = {beyond.r:.2f}, Mantel {beyond.text()}."
 
 
 def one_image(table: pl.DataFrame) -> list[str]:

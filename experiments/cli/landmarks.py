@@ -8,9 +8,8 @@ import numpy as np
 from omegaconf import ListConfig
 
 from netkin.analysis import matrix
-from netkin.analysis.hierarchy import off_diagonal
 from netkin.analysis.landmarks import FEWEST, check_number
-from netkin.analysis.matrix import Matrix, place_of
+from netkin.analysis.matrix import Matrix, off_diagonal, position_of
 from netkin.errors import UserError
 from netkin.pipeline import Incomplete, Pipeline
 from netkin.zoo.member import Member
@@ -41,7 +40,7 @@ def choose(value: Any, names: Sequence[str], seed: int, all_allowed: bool = Fals
             f"landmarks must be a number, a list of models or auto, got {value!r}; for example "
             "landmarks=20 or landmarks=[resnet50,vit_base_patch16_224]"
         )
-    chosen = sorted({place_of(str(name), names, "landmarks: the run") for name in value})
+    chosen = sorted({position_of(str(name), names, "landmarks: the run") for name in value})
     if len(chosen) < len(value):
         raise UserError(f"landmarks names a model twice: {', '.join(map(str, value))}")
     _check(len(chosen), len(names), all_allowed)

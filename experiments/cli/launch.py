@@ -188,11 +188,11 @@ def run_study(config: DictConfig, script: str) -> Any:
 def _drawn(module: ModuleType, config: DictConfig) -> Any:
     """Run the study with figures of the config's width."""
     from experiments.cli.keys import naming  # matplotlib and torch, which the study imports, too
-    from netkin.report.style import figure_width
+    from netkin.report.style import figure_settings
 
     with ExitStack() as stack:
-        with naming({"width": "figure.width"}):
-            stack.enter_context(figure_width(config.figure.width))
+        with naming({"width": "figure.width", "formats": "figure.formats"}):
+            stack.enter_context(figure_settings(**config.figure))
         return module.run(config)
 
 

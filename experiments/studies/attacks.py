@@ -23,13 +23,12 @@ from experiments.cli.runs import matrix_name
 from experiments.cli.setting import build_setting, check_sources
 from experiments.cli.study import Measured, Study, measure_prepared, study
 from experiments.cli.values import positive_int
-from netkin.analysis import matrix, noise, permutation, statistics
+from netkin.analysis import matrix, noise, statistics
 from netkin.analysis.noise import OverImages, Sampled
-from netkin.analysis.permutation import associate
-from netkin.analysis.statistics import FEWEST, pearson, trend
+from netkin.analysis.statistics import FEWEST, associate, pearson, trend
 from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
-from netkin.report.scatter import scatter
+from netkin.report.plots import scatter
 from netkin.report.study import Section
 from netkin.report.style import panels, style
 from netkin.similarity import Outcomes
@@ -226,7 +225,7 @@ def correlation(
         attacked = [i for i, name in enumerate(s.names) if name in {m.name for m in sources}]
         off = np.where(np.eye(len(x), dtype=bool), np.nan, 1.0)
         pairs, test = pearson(x[at], y[at]), "target permutation"
-        tested = permutation.target_test(
+        tested = statistics.target_test(
             (x * off)[attacked], (y * off)[attacked], s.config.permutations
         )
     return {
@@ -319,7 +318,7 @@ def sentence(row: dict) -> str:
             f"{row['reference']} and {row['other']}: no correlation over {row['n']} "
             f"pair{'s' * (row['n'] != 1)} (too few, or all scores of one are the same)."
         )
-    images = noise.words(row)
+    images = noise.text(row)
     if row["models_low"] is not None:
         ends = f"{row['models_low']:.2f} to {row['models_high']:.2f}"
         images = "; ".join([*filter(None, [images]), f"95% interval over models {ends}"])

@@ -24,12 +24,12 @@ from experiments.cli.study import Measured, Study, measure_prepared, measured
 from experiments.cli.values import positive, positive_int, whole_numbers
 from netkin import similarity
 from netkin.analysis.clusters import choose_k, spectral
-from netkin.analysis.hierarchy import off_diagonal
+from netkin.analysis.matrix import off_diagonal
 from netkin.analysis.statistics import pearson
 from netkin.attacks import PGD, as_attack
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
-from netkin.report.lines import Line, lines_figure
+from netkin.report.plots import Line, lines_figure
 from netkin.report.study import Section
 from netkin.report.text import percent
 from netkin.similarity import Outcomes

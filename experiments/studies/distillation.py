@@ -23,12 +23,20 @@ from experiments.cli.runs import open_store
 from experiments.cli.setting import build_task
 from experiments.cli.study import Study, study
 from experiments.cli.values import one_of, positive_int, resolved
-from netkin.analysis.matrix import place_of
-from netkin.analysis.permutation import Tested, permutation_test
-from netkin.analysis.statistics import FEWEST, Correlation, naive_text, p_text, pearson, trend
+from netkin.analysis.matrix import position_of
+from netkin.analysis.statistics import (
+    FEWEST,
+    Correlation,
+    Tested,
+    naive_text,
+    p_text,
+    pearson,
+    permutation_test,
+    trend,
+)
 from netkin.components import base_architecture
 from netkin.errors import UserError
-from netkin.report.scatter import scatter
+from netkin.report.plots import scatter
 from netkin.report.study import Section
 from netkin.report.style import INK, panels, style
 from netkin.training.weights import students_of
@@ -94,14 +102,14 @@ def student_table(
     student_accuracy (mean over seeds; both in [0, 1]), student_low, student_high (its 95% interval
     over seeds; null where no teacher has two), seeds, seed_sd (of one training; the same for all
     teachers), n (test images), by falling similarity."""
-    student = place_of(s.config.student, s.names, "student=NAME: the matrix")
+    student = position_of(s.config.student, s.names, "student=NAME: the matrix")
     taught_by: dict[str, list[Mapping[str, Any]]] = {}
     for row in students:
         taught_by.setdefault(row["teacher"]["name"], []).append(row)
     sd, freedom = pooled_sd([[row["test_accuracy"] for row in t] for t in taught_by.values()])
     rows = []
     for teacher, taught in taught_by.items():
-        i = place_of(teacher, s.names)
+        i = position_of(teacher, s.names)
         accuracy = float(np.mean([row["test_accuracy"] for row in taught]))
         half = None if sd is None else stats.t.ppf(0.975, freedom) * sd / len(taught) ** 0.5
         rows.append(
@@ -278,5 +286,5 @@ def correlation_text(title: str, correlation: Correlation, test: Tested, teacher
             verdict = "No: the higher, the worse the student"
     return (
         f"{title}. {verdict}. Pearson r = {correlation.r:.2f} ({interval}n = {correlation.n} "
-        f"teachers), permutation {test.words()}, Student's p {naive_text(correlation.p)}."
+        f"teachers), permutation {test.text()}, Student's p {naive_text(correlation.p)}."
     )

@@ -17,10 +17,10 @@ from experiments.cli.components import components_of, stand_in
 from experiments.cli.study import Study, study
 from experiments.cli.values import positive_int
 from netkin.analysis import clusters
-from netkin.analysis.hierarchy import off_diagonal
+from netkin.analysis.matrix import off_diagonal
 from netkin.analysis.statistics import FEWEST
 from netkin.errors import UserError, and_more
-from netkin.report.scatter import scatter
+from netkin.report.plots import scatter
 from netkin.report.study import Section
 from netkin.report.style import panels, style
 

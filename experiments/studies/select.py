@@ -34,7 +34,7 @@ from experiments.cli.runs import command, with_root
 from experiments.cli.study import Study, study, with_logits
 from experiments.cli.values import positive_int
 from netkin.analysis import ensemble, select
-from netkin.analysis.matrix import Matrix, place_of
+from netkin.analysis.matrix import Matrix, position_of
 from netkin.analysis.select import mean_similarity
 from netkin.analysis.statistics import verdict
 from netkin.passes.setting import Setting
@@ -60,7 +60,7 @@ def run(config: DictConfig) -> None:
         known = logits_if_any(s)
         matrix = s.matrix if known is None else known[2]
         what = "select.include: the matrix"
-        places = [place_of(name, matrix.names, what) for name in options.include]
+        places = [position_of(name, matrix.names, what) for name in options.include]
         include = list(dict.fromkeys(places))
         with naming_group("select", options):
             select.check_size(options.size, len(matrix.names), include)

@@ -16,7 +16,7 @@ from experiments.cli.keys import naming_group
 from experiments.cli.runs import command, with_root
 from experiments.cli.study import Study, study
 from experiments.cli.values import positive_int, resolved
-from netkin.analysis.teachers import choose
+from netkin.analysis.select import choose_teachers
 from netkin.report.study import Section
 from netkin.report.style import INK, PALETTE, SMALL, panels, style
 
@@ -53,7 +53,7 @@ def run(config: DictConfig) -> None:
 
 
 def choice(s: Study, student: int, settings: dict[str, Any]) -> pl.DataFrame:
-    """All candidates with what they are chosen for; see `netkin.analysis.teachers.choose`.
+    """All candidates with what they are chosen for; see `netkin.analysis.select.choose_teachers`.
 
     Candidates are all models but the student and the excluded families. Raises UserError where a
     matrix from a file has fewer candidates than teachers.
@@ -67,7 +67,7 @@ def choice(s: Study, student: int, settings: dict[str, Any]) -> pl.DataFrame:
     number = min(settings["number"], len(names)) if s.measured else settings["number"]
     similarities = s.scores[student, candidates]
     with naming_group("teachers", s.config.teachers):
-        return choose(names, similarities, number, settings["above"], settings["seed"])
+        return choose_teachers(names, similarities, number, settings["above"], settings["seed"])
 
 
 def answer(table: pl.DataFrame, settings: dict[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from netkin import similarity
-from netkin.analysis.draws import Draws
+from netkin.analysis.groups import Draws
 from netkin.analysis.suspect import Suspicion
 from netkin.attacks import PGD, Attack, as_attack
 from netkin.attacks.units import fraction, whole_number
@@ -27,8 +27,7 @@ from netkin.jobs.unchanged import unchanged
 from netkin.passes.setting import Setting
 from netkin.passes.tune import Choice
 from netkin.pipeline import Failure, Incomplete, compute_outcomes
-from netkin.report.comparison import summarise
-from netkin.report.result import Result
+from netkin.report.comparison import Result, summarise
 from netkin.similarity import EPS_S
 from netkin.store.layout import Store
 from netkin.tracking import Tracker

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from netkin.analysis import ensemble, matrix, sequential
 from netkin.analysis.noise import Sampled, halves, over_images
-from netkin.analysis.permutation import over_models
-from netkin.analysis.statistics import correlations
+from netkin.analysis.statistics import correlations, over_models
 from netkin.similarity import ALPHA, interval, resample, score, with_intervals
 from tests.analysis.test_matrix import PUBLISHED
 from tests.conftest import ROOT

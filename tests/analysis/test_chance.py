@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netkin.analysis import chance
+from netkin.analysis import confounders
 from netkin.similarity import Outcomes
 
 
@@ -30,38 +30,40 @@ def test_rates_by_hand() -> None:
     fooled[0, 1, :3], fooled[1, 0, 0] = True, True
     noise = np.array([[False] * 5, [True, False, False, False, True]])
     o = Outcomes(("a", "b"), tuple("12345"), correct, fooled, noise)
-    assert chance.noise_rates(o).tolist() == [0, 0.25]
-    (row,) = chance.pair_table(o).to_dicts()
+    assert confounders.noise_rates(o).tolist() == [0, 0.25]
+    (row,) = confounders.pair_table(o).to_dicts()
     assert (row["noise_fools_a"], row["noise_fools_b"]) == (0, 0.25)
     rate = ((0.75 - 0.25) / 0.75 + 0.25) / 2
     assert row["corrected"] == pytest.approx(rate)
-    assert chance.corrected_matrix(o)[0, 1] == pytest.approx(rate)
+    assert confounders.corrected_matrix(o)[0, 1] == pytest.approx(rate)
     assert row["corrected_low"] < rate < row["corrected_high"]
-    assert chance.directions_at_chance(o) == 0
+    assert confounders.directions_at_chance(o) == 0
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 60), st.integers(0, 5))
 def test_bounds(p: float, q: float, n: int, seed: int) -> None:
     o = make(p, q, n, seed)
-    (row,) = chance.pair_table(o).to_dicts()
+    (row,) = confounders.pair_table(o).to_dicts()
     assert row["corrected_low"] < row["corrected_high"] <= 1  # never certain
     assert row["corrected_low"] <= row["corrected"] <= row["corrected_high"]
 
 
 def test_without_noise_the_corrected_rate_is_p() -> None:
-    (row,) = chance.pair_table(make(0.3, 0.0, 400)).to_dicts()
+    (row,) = confounders.pair_table(make(0.3, 0.0, 400)).to_dicts()
     z = make(0.3, 0.0, 400).per_image(0, 1)
     assert row["corrected"] == pytest.approx(z.mean())
     assert row["above_noise"]
 
 
 def test_a_target_that_noise_always_fools_tells_nothing() -> None:
-    (row,) = chance.pair_table(make(1.0, 1.0, 50)).to_dicts()
+    (row,) = confounders.pair_table(make(1.0, 1.0, 50)).to_dicts()
     assert row["corrected"] == 0 and not row["above_noise"]
 
 
 def test_pairs_at_chance_are_rarely_above_noise() -> None:
-    above = [chance.pair_table(make(0.3, 0.3, 200, s))["above_noise"].item() for s in range(400)]
+    above = [
+        confounders.pair_table(make(0.3, 0.3, 200, s))["above_noise"].item() for s in range(400)
+    ]
     assert np.mean(above) <= 0.025 + 3 * math.sqrt(0.025 * 0.975 / 400)
 
 
@@ -69,6 +71,6 @@ def test_pairs_at_chance_are_rarely_above_noise() -> None:
 def test_coverage_of_corrected_rates(p: float, q: float) -> None:
     truth, hits, repeats = (p - q) / (1 - q), 0, 1000
     for seed in range(repeats):
-        (row,) = chance.pair_table(make(p, q, 300, seed)).to_dicts()
+        (row,) = confounders.pair_table(make(p, q, 300, seed)).to_dicts()
         hits += row["corrected_low"] <= truth <= row["corrected_high"]
     assert 0.93 <= hits / repeats <= 0.985

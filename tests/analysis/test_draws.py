@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netkin import similarity
-from netkin.analysis.draws import Draws, within_and_between
+from netkin.analysis.groups import Draws, within_and_between
 from netkin.similarity import Outcomes
 
 

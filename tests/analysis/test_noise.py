@@ -68,8 +68,8 @@ def test_what_is_unknown_is_left_out_or_undefined() -> None:
     sampled = Sampled(x, a, a), Sampled(y, b, b)
     few = over_images(*sampled, models=4)
     assert np.isnan([few.r, few.low, few.high]).all() and few.ceiling >= 0
-    assert "interval" not in noise.words(few.row())
-    assert "95% interval over images" in noise.words(over_images(*sampled, 5).row())
+    assert "interval" not in noise.text(few.row())
+    assert "95% interval over images" in noise.text(over_images(*sampled, 5).row())
 
 
 @given(st.integers(2, 40), st.integers(1, 5))

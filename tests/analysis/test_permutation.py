@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from netkin.analysis.permutation import (
+from netkin.analysis.statistics import (
     associate,
     mantel,
     over_models,
+    p_text,
     partial_mantel,
     permutation_test,
 )
-from netkin.analysis.statistics import p_text
 
 stats: Any = scipy_stats  # whose results are typed without their fields
 seeds = st.integers(0, 10_000)
@@ -150,7 +150,7 @@ def test_permutation_of_observations_is_scipys() -> None:
     assert permutation_test(x, y).p == pytest.approx(theirs.pvalue, abs=0.025)
     assert permutation_test(x, y) == permutation_test(x, y, seed=0)
     assert np.isnan(permutation_test([1, 2], [1, 2]).p)
-    assert permutation_test([1, 2, 3], [1, 2, 4]).words() == "p = 0.33 (all 6 permutations)"
+    assert permutation_test([1, 2, 3], [1, 2, 4]).text() == "p = 0.33 (all 6 permutations)"
 
 
 def test_p_says_when_it_is_the_least_that_can_be() -> None:

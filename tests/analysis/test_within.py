@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from netkin.analysis.groups import mean_between, mean_within
 from netkin.analysis.matrix import Matrix
-from netkin.analysis.within import mean_between, mean_within
 from tests import helpers
 from tests.analysis.test_matrix import PUBLISHED
 from tests.helpers import MEMBERS, has_figures, on_four, smoothed_score

@@ -8,7 +8,7 @@ import pytest
 
 from netkin import similarity
 from netkin.analysis.matrix import Matrix
-from netkin.analysis.permutation import target_test
+from netkin.analysis.statistics import target_test
 from netkin.similarity import Outcomes, resample
 from tests import helpers
 from tests.conftest import Mistake

@@ -18,8 +18,8 @@ import train
 from experiments.cli.launch import with_members
 from experiments.train.distill import paired_gain
 from experiments.train.variants import label, varied
+from netkin.analysis.select import choose_teachers
 from netkin.analysis.statistics import pearson
-from netkin.analysis.teachers import choose
 from netkin.errors import UserError
 from netkin.report.text import minus
 from netkin.store.files import file_sha256
@@ -227,16 +227,16 @@ def test_the_sample_follows_the_distribution() -> None:
     rng = np.random.default_rng(0)
     similarities = np.concatenate([rng.normal(1.0, 0.3, 300), rng.uniform(2.6, 3, 5)])
     names = [str(i) for i in range(305)]
-    table = choose(names, similarities, 25, 2.5, seed=1)
+    table = choose_teachers(names, similarities, 25, 2.5, seed=1)
     assert table.filter(chosen="above").height == 5
     sampled = np.sort(table.filter(chosen="sampled")["similarity"].to_numpy())
     assert len(sampled) == 20
     quantiles = np.quantile(similarities[:300], (np.arange(20) + 0.5) / 20)
     assert np.abs(sampled - quantiles).mean() < 0.1
-    assert table.equals(choose(names, similarities, 25, 2.5, seed=1))
-    assert not table.equals(choose(names, similarities, 25, 2.5, seed=2))
+    assert table.equals(choose_teachers(names, similarities, 25, 2.5, seed=1))
+    assert not table.equals(choose_teachers(names, similarities, 25, 2.5, seed=2))
     with pytest.raises(UserError, match="number must be at most 5, since there are 5"):
-        choose(names[:5], similarities[:5], 30)
+        choose_teachers(names[:5], similarities[:5], 30)
 
 
 def test_a_sweeps_settings() -> None:

@@ -1,7 +1,8 @@
-"""Spectral clustering of a similarity matrix (Ng et al. 2001), as in Sec. 3.1 and Appendix C.
+"""Spectral clustering of a similarity matrix (Ng et al. 2001), as in Sec. 3.1 and Appendix C, and
+average linkage, which gives the order of figures and pages.
 
-The models are the vertices of a graph whose edges are weighted by the scores of pairs. There are no
-self-loops: a model's score with itself measures the strength of the attack.
+In spectral clustering models are the vertices of a graph whose edges are weighted by the scores of
+pairs. There are no self-loops: a model's score with itself measures the strength of the attack.
 
 Every study clusters with `choose_k` and `spectral`, so that one matrix has the same clusters, under
 the same numbers, wherever they are named.
@@ -12,12 +13,54 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
-from sklearn.metrics import adjusted_rand_score
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
 from threadpoolctl import threadpool_limits
 
-from netkin.analysis.hierarchy import hierarchy, off_diagonal
+from netkin.analysis.matrix import off_diagonal
 from netkin.errors import UserError
+
+
+class Hierarchy(NamedTuple):
+    """A tree over N models.
+
+    Attributes:
+        linkage: [N - 1, 4], as in SciPy: row i joins clusters linkage[i, 0] and linkage[i, 1]
+            (below N: a model) at height linkage[i, 2] into cluster N + i of linkage[i, 3] models.
+        order: [N] int, the leaves from first to last: of the permutations in which every cluster
+            is contiguous, the one with the most similar neighbours.
+        top: the highest off-diagonal score in nats (0 where no pair has a score); top - height is
+            the mean score between the two clusters that a row joins.
+    """
+
+    linkage: NDArray[np.float64]
+    order: NDArray[np.intp]
+    top: float
+
+
+def hierarchy(scores: NDArray[np.float64]) -> Hierarchy:
+    """Cluster N >= 2 models by distance = (highest off-diagonal score) - score.
+
+    Args:
+        scores: [N, N], symmetric, in nats. The diagonal is not read: a model's distance to itself
+            is zero, however weak its attack was. A pair without a score (NaN) gets the mean
+            distance of all pairs.
+
+    Raises UserError for fewer than 2 models, and ValueError when the matrix is not symmetric.
+    """
+    n = len(scores)
+    if scores.shape != (n, n) or not np.allclose(scores, scores.T, equal_nan=True):
+        raise ValueError(f"expected a symmetric matrix of scores, got shape {scores.shape}")
+    if n < 2:
+        raise UserError(f"clustering takes at least 2 models, got {n}")
+    pairs = off_diagonal(scores)
+    top = float(pairs.max()) if pairs.size else 0.0
+    distance = top - np.where(np.isnan(scores), pairs.mean() if pairs.size else 0.0, scores)
+    distance = np.maximum(distance, 0)  # scores are symmetric up to rounding
+    # The condensed form omits the diagonal, which therefore counts as zero.
+    tree = linkage(squareform(distance, checks=False), method="average", optimal_ordering=True)
+    return Hierarchy(tree, leaves_list(tree).astype(np.intp), top)
+
 
 PAPER_K = 10
 """The number of clusters in the paper (Sec. 3.1)."""
@@ -170,6 +213,8 @@ def spectral(
     if k == len(scores):
         return numbered(np.arange(k), scores)
     # The features have rank k, so they are k points or more, as K-means needs.
+    from sklearn.cluster import KMeans
+
     means = KMeans(k, n_init=restarts, random_state=seed)  # pyright: ignore[reportArgumentType]
     points = features(scores, k)
     with threadpool_limits(1):  # with so few points, waiting for other threads costs more
@@ -211,6 +256,13 @@ def has_clusters(scores: NDArray[np.float64]) -> bool:
     return bool(np.isfinite(scores).all() and pairs.size and np.ptp(pairs) >= EQUAL)
 
 
+def rand_index(labels: NDArray[np.intp], other: NDArray[np.intp]) -> float:
+    """The adjusted Rand index of two clusterings [N]: at most 1, and near 0 by chance."""
+    from sklearn.metrics import adjusted_rand_score
+
+    return float(adjusted_rand_score(labels, other))
+
+
 def resolved(
     scores: NDArray[np.float64],
     draws: Sequence[NDArray[np.float64]],
@@ -230,7 +282,7 @@ def resolved(
     """
     labels = spectral(scores, k, seed)
     drawn = [spectral(draw, k, seed, restarts) for draw in draws]
-    return float(np.mean([adjusted_rand_score(labels, other) for other in drawn]))
+    return float(np.mean([rand_index(labels, other) for other in drawn]))
 
 
 def cohesion(labels: NDArray[np.intp], clusterings: NDArray) -> NDArray[np.float64]:

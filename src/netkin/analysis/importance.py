@@ -16,7 +16,7 @@ from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.inspection import permutation_importance
 from sklearn.metrics import r2_score
 
-from netkin.analysis.permutation import PERMUTATIONS, mantel
+from netkin.analysis.statistics import PERMUTATIONS, mantel
 from netkin.errors import UserError
 
 

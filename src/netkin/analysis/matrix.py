@@ -8,7 +8,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from netkin.analysis.hierarchy import off_diagonal
 from netkin.data.tables import read_text
 from netkin.errors import UserError, and_more, near
 
@@ -29,16 +28,47 @@ class Matrix:
         columns = {name: self.scores[:, i] for i, name in enumerate(self.names)}
         return pl.DataFrame({"": self.names, **columns})
 
+    def pairs(self, **others: NDArray) -> pl.DataFrame:
+        """A row a pair: a, b, score, and a column for each other matrix [N, N] of the models."""
+        rows, columns = pair_index(len(self.names))
+        names, matrices = np.array(self.names), {"score": self.scores, **others}
+        values = {name: pair_values(matrix) for name, matrix in matrices.items()}
+        return pl.DataFrame({"a": names[columns], "b": names[rows], **values})
+
     def of(self, names: tuple[str, ...], what: str = "the matrix") -> "Matrix":
         """The part of it for some models, in their order; `what` names the matrix in errors.
 
         Raises UserError for a name that is not in the matrix.
         """
-        index = [place_of(name, self.names, what) for name in names]
+        index = [position_of(name, self.names, what) for name in names]
         return Matrix(names, self.scores[np.ix_(index, index)])
 
 
-def place_of(name: str, names: Sequence[str], what: str = "the matrix") -> int:
+def pair_index(n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows and columns of the pairs of n models, each once: (1, 0), (2, 0), (2, 1), (3, 0) ..."""
+    return np.tril_indices(n, k=-1)
+
+
+def pair_values(matrices: NDArray) -> NDArray:
+    """The values of pairs, [..., N, N] -> [..., N (N - 1) / 2], in the order of `pair_index`."""
+    return matrices[..., *pair_index(matrices.shape[-1])]
+
+
+def square(values: NDArray, n: int, diagonal: float = np.nan) -> NDArray[np.float64]:
+    """Symmetric matrices of the values of pairs: the inverse of `pair_values`."""
+    rows, columns = pair_index(n)
+    result = np.full((*np.shape(values)[:-1], n, n), diagonal)
+    result[..., rows, columns] = result[..., columns, rows] = values
+    return result
+
+
+def off_diagonal(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The known scores of pairs of different models, each once: [at most N (N - 1) / 2]."""
+    pairs = pair_values(scores)
+    return pairs[~np.isnan(pairs)]
+
+
+def position_of(name: str, names: Sequence[str], what: str = "the matrix") -> int:
     """The position of a model among the names of a matrix; `what` names the matrix in errors.
 
     Raises UserError, with similar names, where it is not among them.

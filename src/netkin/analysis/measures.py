@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from netkin.analysis.matrix import pair_index, pair_values
 from netkin.analysis.noise import Sampled, over_images
-from netkin.analysis.permutation import associate
-from netkin.analysis.statistics import correlations
+from netkin.analysis.statistics import associate, correlations
 
 Matrices = NDArray[np.float64]
 """[draws, N, N], symmetric."""
@@ -165,7 +165,7 @@ class Measure:
             "seconds": self.seconds,
             "seconds_for_pairs": self.paired,
             "seconds_a_model": self.seconds / n,
-            "undefined_pairs": int(np.isnan(self.matrix[np.tril_indices(n, k=-1)]).sum()),
+            "undefined_pairs": int(np.isnan(pair_values(self.matrix)).sum()),
         }
 
 
@@ -177,9 +177,8 @@ def correlate(a: Measure, b: Measure, permutations: int) -> dict[str, Any]:
     independent. Null where unknown, such as intervals for fewer than 5 models.
     """
     association = associate(a.matrix, b.matrix, permutations)
-    n = len(a.matrix)
-    at = np.tril_indices(n, k=-1)
-    images = over_images(a.sampled.at(*at), b.sampled.at(*at), n)
+    at = pair_index(len(a.matrix))
+    images = over_images(a.sampled.at(*at), b.sampled.at(*at), len(a.matrix))
     return {
         "a": a.name,
         "b": b.name,
@@ -210,8 +209,7 @@ class Stability:
 
 def stability(matrix: NDArray[np.float64], draws: Matrices) -> Stability:
     """Of a matrix [N, N] and its bootstrap draws [draws, N, N]; pairs that are NaN are left out."""
-    rows, columns = np.tril_indices(len(matrix), k=-1)
-    values, drawn = matrix[rows, columns], draws[:, rows, columns]
+    values, drawn = pair_values(matrix), pair_values(draws)
     known = ~np.isnan(values)
     values, drawn = values[known], drawn[:, known]
     if not len(values):

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netkin import similarity
+from netkin.analysis.matrix import pair_values, square
 from netkin.analysis.statistics import FEWEST, correlations
 from netkin.similarity import Outcomes, interval
 
@@ -48,7 +49,7 @@ class OverImages:
         return {name: None if np.isnan(value) else value for name, value in values.items()}
 
 
-def words(row: Mapping[str, Any], r: float = np.nan) -> str:
+def text(row: Mapping[str, Any], r: float = np.nan) -> str:
     """`OverImages.row` for a report, such as "noise ceiling 0.93; without the noise of the images
     r = 0.52 (95% interval over images 0.44 to 0.60)"; without what is null.
 
@@ -84,7 +85,7 @@ class Sampled:
     halves: NDArray[np.float64]
 
     def at(self, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> "Sampled":
-        """The pairs of matrices."""
+        """The pairs of matrices, such as at `netkin.analysis.matrix.pair_index`."""
         at = (..., rows, columns)
         return Sampled(self.values[at], self.draws[at], self.halves[at])
 
@@ -190,12 +191,10 @@ def simulated_draws(
         draws: number of matrices.
         seed: of the draws.
     """
-    rows, columns = np.tril_indices(len(scores), k=-1)
-    rates = np.clip(np.exp(scores[rows, columns]) / 100, 0, 1)
+    rates = np.clip(np.exp(pair_values(scores)) / 100, 0, 1)
     counts = np.random.default_rng(seed).binomial(2 * images, rates, (draws, len(rates))) / 2
-    result = np.tile(scores, (draws, 1, 1))
-    result[:, rows, columns] = similarity.smoothed(counts, images)
-    result[:, columns, rows] = result[:, rows, columns]
+    result = square(similarity.smoothed(counts, images), len(scores))
+    result[:, *np.diag_indices(len(scores))] = np.diag(scores)
     return result
 
 

@@ -1,22 +1,38 @@
-"""Correlations and trends: pure functions of arrays.
+"""Correlations and trends, with p-values by permutation: pure functions of arrays.
 
-Their p-values by permutation are in `netkin.analysis.permutation`, their intervals over images in
-`netkin.analysis.noise`.
+The N (N - 1) / 2 pairs of N models share models, so a p-value that treats pairs as independent is
+far too small. A correlation between two matrices is therefore tested by permuting models (Mantel
+1967). The p-value for independent pairs, which the paper prints, is reported beside it under its
+own name. Intervals over images are in `netkin.analysis.noise`.
 """
 
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import factorial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import stats as scipy_stats
 
+from netkin.analysis.matrix import pair_index
 from netkin.similarity import Z_95
 
-LEAST_P = 0.0001
-"""The least p-value that is written with its digits."""
+stats: Any = scipy_stats  # whose results are typed without their fields
+
 FEWEST = 5
 """Models, or independent observations, below which there is neither an interval nor a verdict."""
+LEVEL = 0.05
+"""The p-value below which a test decides."""
+ALIKE = 0.9
+"""The correlation from which two matrices count as the same."""
+CERTAIN = 0.95
+"""The share of draws of images from which a choice, such as a cluster, counts as certain."""
+NEAREST = 3
+"""The nearest models that an answer names."""
+LEAST_P = 0.0001
+"""The least p-value that is written with its digits."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +108,7 @@ def pearson(x: ArrayLike, y: ArrayLike) -> Correlation:
     return Correlation(r, low, high, p, n)
 
 
-def pair_values(
+def paired(
     a: NDArray[np.float64], b: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The values of two matrices over the same models, pair by pair; see `pair_positions`."""
@@ -110,7 +126,7 @@ def pair_positions(
     """
     n = len(a)
     if all(np.allclose(m, m.T, equal_nan=True) for m in (a, b)):
-        rows, columns = np.tril_indices(n, k=-1)
+        rows, columns = pair_index(n)
     else:
         rows, columns = np.nonzero(~np.eye(n, dtype=bool))
     return rows, columns
@@ -174,3 +190,258 @@ def p_text(p: float, permutations: int | None = None) -> str:
 def naive_text(p: float) -> str:
     """A p-value of Student's t such as "= 0.012", or "< 0.0001"."""
     return f"= {p:.2g}" if p >= LEAST_P else f"< {LEAST_P}"
+
+
+PERMUTATIONS = 9999
+ALL = 5040
+"""Permutations that are all used, however few are wanted: those of up to 7 models."""
+_CHUNK = 4_000_000
+"""Values of permuted matrices that are held at once: 32 MB."""
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A correlation with the p-value of a permutation test.
+
+    Attributes:
+        r: Pearson's, in [-1, 1]; NaN where undefined.
+        p: two-sided; NaN where r is. Of m drawn permutations p = (k + 1) / (m + 1), where k have
+            |r| at least as large; p = k / m where all m permutations are used, the identity
+            included.
+        permutations: m.
+        every: whether these are all permutations that there are.
+    """
+
+    r: float
+    p: float
+    permutations: int
+    every: bool = False
+
+    def text(self) -> str:
+        """The p-value such as "p = 0.17 (all 6 permutations)" or "p ≤ 0.0001 (9,999 ...)"."""
+        number = f"{'all ' if self.every else ''}{self.permutations:,}"
+        return f"p {p_text(self.p, self.permutations)} ({number} permutations)"
+
+
+@dataclass(frozen=True)
+class Association:
+    """The correlation of two matrices over the same N models.
+
+    Attributes:
+        pairs: Pearson's r over the pairs of models, with the p for independent pairs.
+        test: the Mantel test, which permutes models.
+        models: N.
+        low, high: 95 % interval over the choice of models; see `over_models`.
+    """
+
+    pairs: Correlation
+    test: Tested
+    models: int
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """For a figure, such as "r = -0.31, Mantel p = 0.0012, n = 66"."""
+        p = p_text(self.test.p, self.test.permutations)
+        return f"r = {self.pairs.r:.2f}, Mantel p {p}, n = {self.pairs.n}"
+
+    def row(self) -> dict[str, Any]:
+        """Columns of a table; the interval is null for fewer than FEWEST models."""
+        known = not np.isnan(self.low)
+        return {
+            "models": self.models,
+            "models_low": self.low if known else None,
+            "models_high": self.high if known else None,
+            "mantel_p": self.test.p,
+            "permutations": self.test.permutations,
+        }
+
+    def sentence(self) -> str:
+        """For a report: r, its interval over models, and both p-values."""
+        c = self.pairs
+        if np.isnan(c.r):
+            return f"{c.n} pair{'s' * (c.n != 1)} of models: too few for a correlation."
+        text = f"Pearson r = {c.r:.3f} over {c.n} pairs of {self.models} models"
+        if not np.isnan(self.low):
+            text += f" (95% interval over models {self.low:.2f} to {self.high:.2f})"
+        if self.models < FEWEST:
+            text += f", too few for an interval or a verdict (fewer than {FEWEST})"
+        return (
+            f"{text}; Mantel {self.test.text()}. If pairs were independent, which they are not: "
+            f"p {naive_text(c.p)}."
+        )
+
+
+def _square(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if x.ndim != 2 or x.shape[0] != x.shape[1] or x.shape != y.shape:
+        raise ValueError(f"expected two square matrices of one size, got {x.shape}, {y.shape}")
+    return x, y
+
+
+def _permuted(
+    observed: float,
+    statistic: Callable[[NDArray[np.intp]], NDArray[np.float64]],
+    n: int,
+    wanted: int,
+    seed: int,
+    width: int,
+) -> Tested:
+    """Test an observed r against `statistic`, which is given orders [m, n] and returns [m] r.
+
+    All n! orders are used where there are at most ALL or `wanted`; `width` is the number of values
+    that one order needs.
+    """
+    if np.isnan(observed):
+        return Tested(np.nan, np.nan, 0)
+    every = n < 13 and factorial(n) <= max(wanted, ALL)
+    total = factorial(n) if every else wanted
+    count, chunk = 0, max(_CHUNK // max(width, 1), 1)
+    for orders in _orders(n, total, every, seed, chunk):
+        count += int((np.abs(statistic(orders)) >= abs(observed) - 1e-12).sum())
+    p = count / total if every else (count + 1) / (total + 1)
+    return Tested(observed, p, total, every)
+
+
+def _orders(n: int, total: int, every: bool, seed: int, chunk: int) -> Iterator[NDArray[np.intp]]:
+    rng, listed = np.random.default_rng(seed), itertools.permutations(range(n))
+    for start in range(0, total, chunk):
+        m = min(chunk, total - start)
+        if every:
+            yield np.array(list(itertools.islice(listed, m)), dtype=np.intp)
+        else:
+            yield rng.permuted(np.tile(np.arange(n), (m, 1)), axis=1)
+
+
+def mantel(a: ArrayLike, b: ArrayLike, permutations: int = PERMUTATIONS, seed: int = 0) -> Tested:
+    """Pearson's r of two matrices over the same models, and its p by permuting models (Mantel).
+
+    Args:
+        a, b: [N, N]; diagonals are not read. Where both are symmetric each pair counts once,
+            otherwise each direction. Pairs with NaN in either are left out, in permutations too.
+        permutations: drawn with replacement; all N! where these are no more, or N is at most 7.
+        seed: of the permutations.
+
+    NaN where r is undefined (N < 3, or a constant matrix). Raises ValueError for matrices that are
+    not square or differ in size.
+    """
+    return partial_mantel(a, b, (), permutations, seed)
+
+
+def partial_mantel(
+    a: ArrayLike,
+    b: ArrayLike,
+    controls: Sequence[ArrayLike],
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> Tested:
+    """The partial r of two matrices given others, and its p by permuting models.
+
+    r is that of the residuals of a and b on the controls (Smouse, Long and Sokal 1986). The
+    residuals of a are permuted (Legendre 2000), and regressed on the controls again.
+
+    Args:
+        a, b: [N, N], as for `mantel`.
+        controls: matrices [N, N] without NaN off the diagonal.
+        permutations, seed: as for `mantel`.
+
+    NaN where r is undefined, such as with no more pairs than controls + 2.
+    """
+    x, y = _square(a, b)
+    rows, columns = pair_positions(x, y)
+    z = [np.asarray(c, dtype=float)[rows, columns] for c in controls]
+    z = np.column_stack([np.ones(len(rows)), *z])
+    moved = _residuals(x, rows, columns, z) if controls else x
+    known = ~np.isnan(y[rows, columns])
+    rows, columns, z = rows[known], columns[known], z[known]
+    fixed = _without(y[rows, columns][None], z)[0]
+
+    def statistic(orders: NDArray[np.intp]) -> NDArray[np.float64]:
+        values = moved[orders[:, rows], orders[:, columns]]  # [m, pairs]
+        return correlations(fixed, _without(values, z) if controls else values)
+
+    some = x[rows, columns], y[rows, columns]
+    r = pearson(*some).r
+    if controls and not np.isnan(r):
+        enough = pearson(*some).n > z.shape[1] + 1 and varies(fixed)
+        r = float(statistic(np.arange(len(x))[None])[0]) if enough else np.nan
+    return _permuted(r, statistic, len(x), permutations, seed, len(rows))
+
+
+def _residuals(x: NDArray, rows: NDArray, columns: NDArray, z: NDArray) -> NDArray[np.float64]:
+    """The residuals of a matrix [N, N] on controls at its pairs, [pairs, controls], as a matrix."""
+    result = np.full_like(x, np.nan)
+    result[rows, columns] = _without(x[rows, columns][None], z)[0]
+    if 2 * len(rows) == len(x) * (len(x) - 1):  # each pair once
+        result[columns, rows] = result[rows, columns]
+    return result
+
+
+def _without(values: NDArray[np.float64], z: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The residuals of rows [m, n] on the columns of z [n, controls]; NaN stays."""
+    known = ~np.isnan(values)
+    if known.all():
+        u, size, _ = np.linalg.svd(z, full_matrices=False)
+        u = u[:, size > 1e-10 * size.max(initial=0)]
+        return values - (values @ u) @ u.T
+    result = np.full_like(values, np.nan)
+    for i, (row, k) in enumerate(zip(values, known, strict=True)):
+        result[i, k] = _without(row[k][None], z[k])[0]
+    return result
+
+
+def associate(
+    a: ArrayLike, b: ArrayLike, permutations: int = PERMUTATIONS, seed: int = 0
+) -> Association:
+    """Pearson's r over pairs of models with the Mantel p beside it; see `mantel`."""
+    x, y = _square(a, b)
+    test = mantel(x, y, permutations, seed)
+    return Association(pearson(*paired(x, y)), test, len(x), *over_models(x, y))
+
+
+def over_models(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
+    """The 95 % interval of r between two matrices [N, N] when models are the sample.
+
+    By the jackknife over models (Arvesen 1969), on Fisher's scale, with Student's t. NaN for fewer
+    than FEWEST models, or where r without one of the models is undefined.
+    """
+    x, y = _square(a, b)
+    n = len(x)
+    if n < FEWEST:
+        return np.nan, np.nan
+    kept = [np.delete(np.arange(n), i) for i in range(n)]
+    some = [pearson(*paired(x[np.ix_(k, k)], y[np.ix_(k, k)])).r for k in kept]
+    r = np.clip([*some, pearson(*paired(x, y)).r], -1 + 1e-12, 1 - 1e-12)
+    z = np.arctanh(r)
+    error = np.sqrt((n - 1) / n * ((z[:-1] - z[:-1].mean()) ** 2).sum())
+    half = stats.t.ppf(0.975, n - 1) * error
+    return float(np.tanh(z[-1] - half)), float(np.tanh(z[-1] + half))
+
+
+def permutation_test(
+    x: ArrayLike, y: ArrayLike, permutations: int = PERMUTATIONS, seed: int = 0
+) -> Tested:
+    """Pearson's r and its p by permuting y, for independent observations, such as students.
+
+    All permutations are used where they are few, as in `mantel`; NaN where r is undefined.
+    """
+    a, b = known_pairs(x, y)
+    r = pearson(a, b).r
+    return _permuted(r, lambda o: correlations(a, b[o]), len(a), permutations, seed, len(a))
+
+
+def target_test(
+    x: ArrayLike, y: ArrayLike, permutations: int = PERMUTATIONS, seed: int = 0
+) -> Tested:
+    """Pearson's r between two matrices of S sources and N targets, [S, N], and its p.
+
+    The targets of y are permuted, in the same way for all sources. Entries that are NaN, such as a
+    source with itself, are left out. NaN where r is undefined.
+    """
+    a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    r = pearson(a.ravel(), b.ravel()).r
+
+    def statistic(orders: NDArray[np.intp]) -> NDArray[np.float64]:
+        return correlations(a.ravel(), b[:, orders].transpose(1, 0, 2).reshape(len(orders), -1))
+
+    return _permuted(r, statistic, b.shape[1], permutations, seed, b.size)

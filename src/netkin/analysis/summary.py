@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from netkin.analysis.draws import within_and_between as over_draws
-from netkin.analysis.hierarchy import off_diagonal
+from netkin.analysis.groups import within_and_between as over_draws
+from netkin.analysis.matrix import off_diagonal
 from netkin.analysis.statistics import verdict
 from netkin.errors import and_more
 from netkin.similarity import MeansOfDraws, Outcomes, interval

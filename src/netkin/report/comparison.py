@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from netkin import similarity
-from netkin.analysis import chance, effects, summary
-from netkin.analysis.draws import within_and_between as over_draws
-from netkin.analysis.hierarchy import hierarchy, off_diagonal
-from netkin.analysis.matrix import Matrix
+from netkin.analysis import confounders, summary
+from netkin.analysis.clusters import hierarchy
+from netkin.analysis.groups import within_and_between as over_draws
+from netkin.analysis.matrix import Matrix, off_diagonal
 from netkin.analysis.summary import WEAK_ATTACK, within_and_between
 from netkin.analysis.verdict import verdict
 from netkin.components import base_architecture
@@ -70,8 +70,8 @@ class Controls:
     Attributes:
         names, families: of the models.
         scores: smoothed, [N, N].
-        pairs: a row a pair: a, b, asymmetry; and the columns of `netkin.analysis.chance`, where
-            the noise control was run.
+        pairs: a row a pair: a, b, asymmetry; and the columns of `netkin.analysis.confounders`,
+            where the noise control was run.
         models: a row a model: model, noise_rate, source_strength, target_brittleness, main_effect;
             null where unknown.
         directions, main: the fits; None for fewer than 4 models.
@@ -84,11 +84,12 @@ class Controls:
     scores: NDArray[np.float64]
     pairs: pl.DataFrame
     models: pl.DataFrame
-    directions: effects.Directions | None
-    main: effects.MainEffects | None
+    directions: confounders.Directions | None
+    main: confounders.MainEffects | None
     corrected: NDArray[np.float64] | None
     at_chance: int
 
+    @cached_property
     def noise_sentence(self) -> str:
         """How often noise alone fools, and which pairs are not above it."""
         assert self.corrected is not None
@@ -115,6 +116,7 @@ class Controls:
         sentence += text("confounders.directions", below=self.at_chance, n=n * (n - 1))
         return (sentence + self._changed("Corrected for chance", self.corrected, "{:.0%}")).rstrip()
 
+    @cached_property
     def single_sentence(self) -> str:
         """How much single models explain."""
         assert self.directions is not None and self.main is not None
@@ -131,7 +133,7 @@ class Controls:
         """What another matrix says about clusters, nearest relatives and families."""
         parts = []
         if len(self.names) >= FEWEST:
-            c = effects.change(self.scores, other)
+            c = confounders.change(self.scores, other)
             if c.rand is not None:
                 agree = f"agree with those of s to an adjusted Rand index of {c.rand:.2f}"
                 parts.append(f"the {c.k} clusters {'are the same' if c.rand == 1 else agree}")
@@ -154,20 +156,22 @@ def controls(outcomes: Outcomes, families: Sequence[str], alpha: float = ALPHA) 
     names, n = list(outcomes.members), len(outcomes.members)
     scores = similarity.smoothed_matrix(outcomes)
     pairs = similarity.pairs(outcomes)
-    asymmetry = effects.asymmetry(pairs["a_fools_b"].to_numpy(), pairs["b_fools_a"].to_numpy())
+    asymmetry = confounders.asymmetry(pairs["a_fools_b"].to_numpy(), pairs["b_fools_a"].to_numpy())
     table = pairs.select("a", "b", pl.Series("asymmetry", asymmetry).fill_nan(None))
     models: dict[str, object] = {"model": names}
     corrected, at_chance = None, 0
     z = Z_95 if alpha == ALPHA else float(-ndtri(alpha / 2))
     if outcomes.noise is not None:
-        table = table.join(chance.pair_table(outcomes, z), on=["a", "b"], maintain_order="left")
-        corrected = chance.corrected_matrix(outcomes)
-        at_chance = chance.directions_at_chance(outcomes)
-        models["noise_rate"] = chance.noise_rates(outcomes)
+        table = table.join(
+            confounders.pair_table(outcomes, z), on=["a", "b"], maintain_order="left"
+        )
+        corrected = confounders.corrected_matrix(outcomes)
+        at_chance = confounders.directions_at_chance(outcomes)
+        models["noise_rate"] = confounders.noise_rates(outcomes)
     directions = main = None
     if n >= FEWEST:
-        directions = effects.directions(similarity.one_sided(outcomes))
-        main = effects.main_effects(scores)
+        directions = confounders.directions(similarity.one_sided(outcomes))
+        main = confounders.main_effects(scores)
         models["source_strength"] = directions.strength
         models["target_brittleness"] = directions.brittleness
         models["main_effect"] = main.effects
@@ -187,7 +191,7 @@ class Comparison:
             failed.
         names, families: of the models.
         pairs: one row a pair: a, b, n, a_fools_b, b_fools_a (rates in [0, 1]), score, low, high
-            (95 % interval), and above_noise and others of `netkin.analysis.chance` where that
+            (95 % interval), and above_noise and others of `netkin.analysis.confounders` where that
             control was run; N (N - 1) / 2 rows.
         models: one row a model: model, family, params, input_size, clean_accuracy and
             white_box_success (in [0, 1]), white_box_score, mean_similarity, nearest; and, where it
@@ -255,7 +259,7 @@ class Comparison:
             self.figure(),
             tables["similarity"],
             text("pairwise.caption") + circles,
-            self._lookup() if len(self.names) <= LARGE else None,
+            self.lookup() if len(self.names) <= LARGE else None,
         )
         anchors = pl.DataFrame({"fooling_rate": ANCHORS, "s": [math.log(100 * p) for p in ANCHORS]})
         sections = [
@@ -284,7 +288,8 @@ class Comparison:
             marked[index[a], index[b]] = marked[index[b], index[a]] = True
         return marked if marked.any() else None
 
-    def _lookup(self) -> Lookup:
+    def lookup(self) -> Lookup:
+        """What a page shows of each pair."""
         diagonal = [
             ""
             if row["white_box_score"] is None
@@ -374,13 +379,13 @@ class Comparison:
 
         if c.corrected is not None:
             label = "chance-corrected rate (p - q) / (1 - q)"
-            section("Above chance", c.noise_sentence(), "corrected", c.corrected, label, {})
+            section("Above chance", c.noise_sentence, "corrected", c.corrected, label, {})
         if c.main is not None:
             columns = ["model", "source_strength", "target_brittleness", "main_effect"]
             table = c.models.select(columns).sort("target_brittleness", descending=True)
             section(
                 "Strong sources, brittle targets",
-                c.single_sentence(),
+                c.single_sentence,
                 "rest",
                 c.main.rest,
                 "score without main effects (nats)",
@@ -511,8 +516,8 @@ def relate(
     done = table.filter(pl.col("model").is_in(list(outcomes.members)))
     answer = [
         *_answer(pairs.drop_nulls("score"), done, means, control, draws),
-        *([control.noise_sentence()] if control.corrected is not None else []),
-        *([control.single_sentence()] if control.main is not None else []),
+        *([control.noise_sentence] if control.corrected is not None else []),
+        *([control.single_sentence] if control.main is not None else []),
         *caveats,
     ]
     return Comparison(

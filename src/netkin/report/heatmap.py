@@ -14,7 +14,8 @@ from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from netkin.analysis.hierarchy import Hierarchy, hierarchy, off_diagonal
+from netkin.analysis.clusters import Hierarchy, hierarchy
+from netkin.analysis.matrix import off_diagonal
 from netkin.report.style import (
     COLOURS,
     DIVERGING,

@@ -189,14 +189,15 @@ function interactive(root, data) {
 
 // The table of all pairs. A name in the search field lists the neighbours of that model.
 function pairTable(root, data, matrix) {
-  const {names, links, groups, columns} = data, FIRST = 20;
+  const {names, links, groups, group} = data, FIRST = 20;
+  const columns = data.columns.filter((column) => !/^noise/.test(column.title));  // there is no room
   const box = root.querySelector(".lookup"), table = box.querySelector("table"), body = table.tBodies[0];
   const search = box.querySelector("input"), count = box.querySelector(".count"), more = box.querySelector(".more");
   const texts = {A: ([a]) => names[a], B: ([, b]) => names[b]};
-  if (groups.length) texts.groups = ([a, b]) => `${groups[a]}, ${groups[b]}`;
+  if (groups.length) texts[`${group} of A, B`] = ([a, b]) => `${groups[a]}, ${groups[b]}`;
   const heads = [...Object.keys(texts), ...columns.map((column) => column.title)], words = Object.keys(texts).length;
   table.tHead.rows[0].append(...heads.map((title, k) => element("th", {scope: "col", className: k < words ? "" : "n"},
-    element("button", {type: "button", textContent: title}))));
+    element("button", {type: "button", textContent: title, title: columns[k - words]?.meaning ?? ""}))));
   const value = (pair, k) => k < words ? texts[heads[k]](pair) : valueOf(data, columns[k - words], ...pair)[0];
   const name = (i) => element("span", {className: "name"}, links[i] ? element("a", {href: links[i], textContent: names[i]}) : names[i]);
   const all = names.flatMap((_, b) => names.slice(0, b).map((_, a) => [a, b]));

@@ -457,7 +457,11 @@ def _write_names(
         occupied = on_points.sum(axis=1) + 10 * on_names.sum(axis=1) + 100 * outside
         best = int(occupied.argmin())
         taken = np.vstack([taken, boxes[best]])
-        to_data = ax.transData.inverted().transform
+
+        def to_data(place: NDArray[np.float64]) -> tuple[float, float]:
+            x, y = ax.transData.inverted().transform(place)
+            return float(x), float(y)
+
         text.set_position(to_data(centres[best]))
         near = np.clip(point, boxes[best, :2], boxes[best, 2:])
         if np.linalg.norm(near - point) > (RADIUS + 5) * unit:

@@ -328,7 +328,8 @@ def _lookup(lookup: Lookup, saved: Saved) -> Markup:
     for column in known:
         title, kind, other = PAIRS[column]
         title = lookup.symbol if column == "score" else title
-        entry = {"title": title, "kind": kind, "values": values(column, other)}
+        meaning = sentence.table("headings").get(title, "")
+        entry = {"title": title, "kind": kind, "meaning": meaning, "values": values(column, other)}
         if kind == "range":
             entry["ends"] = values("high", "high")
         columns.append(entry | {"other": known.index(other)})
@@ -343,6 +344,7 @@ def _lookup(lookup: Lookup, saved: Saved) -> Markup:
         "order": order,
         "orders": orders if lookup.reorder else {"clusters": order},
         "diagonal": lookup.diagonal,
+        "group": next(iter(lookup.groups), "").split(" ")[0],  # base of "base architecture"
         "groups": next(iter(lookup.groups.values()), []),
         "links": [lookup.links.get(name) for name in names],
         "columns": columns,

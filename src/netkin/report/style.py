@@ -227,5 +227,5 @@ def save(figure: Figure, stem: Path) -> Saved:
         for ax in figure.axes:
             if label := ax.get_label():
                 axes[str(label)] = edges_of(ax.get_window_extent())
-                axes[f"{label}+names"] = edges_of(ax.get_tightbbox())
+                axes[f"{label}+names"] = edges_of(ax.get_tightbbox() or ax.bbox)
     return Saved(paths, axes)
