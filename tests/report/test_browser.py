@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from netkin.report.study import Section
+from tests.report import test_report as made
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

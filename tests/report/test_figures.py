@@ -9,12 +9,11 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from netkin.report.latex import latex
 from PIL import Image
 
 from netkin.analysis.statistics import trend
 from netkin.errors import UserError
-from netkin.report.heatmap import heatmap_figure
+from netkin.report.heatmap import cell_colours, colour_range, heatmap_figure
 from netkin.report.plots import Line, lines_figure, scatter_figure
 from netkin.report.style import BASES, base_colours, figure_settings, save
 from netkin.report.text import latex
@@ -169,7 +168,7 @@ def test_no_name_is_left_out_or_struck_through(tmp_path: Path, width: float) -> 
     [{"width": 0}, {"width": "wide"}, {"width": True}, {"formats": "png"}, {"formats": ["gif"]}],
 )
 def test_settings_that_no_figure_has_are_refused(settings: dict) -> None:
-    with pytest.raises(UserError, match=f"^{[*settings][0]} must be"), figure_settings(**settings):
+    with pytest.raises(UserError, match=f"^{next(iter(settings))} must be"), figure_settings(**settings):
         pass
 
 

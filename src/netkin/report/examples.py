@@ -53,7 +53,7 @@ def examples(
     selected = []
     for source in (one_a_family + rest)[:sources]:
         stored, index = adversarial(setting, source, 0)
-        predicted = outcome_store(setting).read([source.name])
+        predicted = outcome_store(setting).read(source.name, [source.name])
         for row in range(min(images, len(index))):
             position = int(index[row])
             image_id = setting.subset.ids[position]
