@@ -1,8 +1,8 @@
-"""How similar are models of one architecture, compared with all models? (Tab. D.1, Fig. D.1.)
+"""How similar are models of one architecture, compared with all models? (Tab. D.1.)
 
 Groups are families, or those of the key `groups`, or separate matrices (`within.matrices`, such as
-those of `model=resnet50_regimes`). Writes within (Tab. D.1 as a figure, with its table), the block
-matrices within_blocks (Fig. D.1) and report.html.
+those of `model=resnet50_regimes`). Writes within (Tab. D.1 as a figure, with its table)
+and report.html.
 
 On the published matrix: mean of all 2,346 pairs 2.665.
 """

@@ -20,7 +20,7 @@ def test_scale_benchmark(tmp_path: Path) -> None:
     assert {"scores", "clusters", "5 landmarks", "page"} <= set(table["stage"])
     assert table["14_peak_gib"].is_sorted() and (table["14_seconds"] >= 0).all()
     page = (out / "14" / "report.html").read_text()
-    assert "family00" in page and (out / "14" / "similarity.svg").is_file()
+    assert "family00" in page and (out / "14" / "similarity.pdf").is_file()
     files = pl.read_csv(out / "storage_3.csv")
     assert files["files"].to_list() == [3] and files["bytes"].item() > 1000
 

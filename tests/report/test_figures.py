@@ -168,7 +168,10 @@ def test_no_name_is_left_out_or_struck_through(tmp_path: Path, width: float) -> 
     [{"width": 0}, {"width": "wide"}, {"width": True}, {"formats": "png"}, {"formats": ["gif"]}],
 )
 def test_settings_that_no_figure_has_are_refused(settings: dict) -> None:
-    with pytest.raises(UserError, match=f"^{next(iter(settings))} must be"), figure_settings(**settings):
+    with (
+        pytest.raises(UserError, match=f"^{next(iter(settings))} must be"),
+        figure_settings(**settings),
+    ):
         pass
 
 
