@@ -1,14 +1,29 @@
-"""A small zoo that is trained once a session, and the real command as a process.
+"""What tests share: the command, a small trained store, and the rule that a test leaves nothing.
 
-Test files run side by side, one a core (pytest-xdist): each process has one thread.
+- `run_here(*overrides, cwd=FOLDER, script="evaluate")` is the command in this process, without a
+  logger and without workers unless given, and returns its code, stdout and stderr. `run_command`
+  is a process, as a user starts it: for signals, terminals and SLURM.
+- `trained` is a folder made once for all workers, which tests only read: `store/` has the weights,
+  clean predictions, noise, adversarial images and outcomes of four members (tests/helpers.py);
+  `first/` has the outputs of a run of two of them with the overrides SMALL, `stdout.txt` what it
+  printed, and `four/` the outputs of all four. A test that changes it fails.
+- `folder` (also `small_run`) is the test's own copy of it, to be written to.
+- `mistake(*overrides, script="evaluate")` is the one line that a wrong command prints.
+- After each test, handlers, files, signals, environment, torch's, Hydra's and matplotlib's state
+  are compared with those before (tests/isolation.py), and restored; what was left is its failure.
+
+README's `pytest` runs all but the marks slow, cluster and real; `-m` on the command line replaces
+that. Test files run side by side, one a core (pytest-xdist), each with one thread.
 """
 
+import fcntl
 import importlib
 import io
 import os
-import signal
+import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -20,6 +35,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests import isolation
+
 settings.register_profile(
     "busy",  # a busy machine is no failure
     deadline=None,
@@ -29,13 +46,6 @@ settings.load_profile("busy")
 ROOT = Path(__file__).parent.parent
 SMALL = ["model.members=[test_byobnet,vit_ti]", "recipe.epochs=4", "attack.steps=8", "subset=quick"]
 """Overrides for a run of seconds: two members, few epochs, few steps, few images."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the small zoo, which is trained once a process, are slow."""
-    for item in items:
-        if isinstance(item, pytest.Function) and "small_run" in item.fixturenames:
-            item.add_marker(pytest.mark.slow)
 
 
 def forget(cwd: Path, overrides: tuple[str, ...]) -> None:
@@ -62,68 +72,131 @@ def run_command(
     )
 
 
-def run_here(*overrides: str, cwd: Path, again: bool = False) -> subprocess.CompletedProcess[str]:
-    """The command in this process, which has imported everything: for tests of what it does.
+def run_here(
+    *overrides: str, cwd: Path, script: str = "evaluate", again: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """The command in this process, which has imported everything.
 
-    With `again` its folder stays that of the config it was used for.
+    Fails where the command leaves files open.
+
+    Args:
+        overrides: as typed; logger=none and one process are added, where they say nothing of it.
+        cwd: the folder that the command is started in.
+        script: evaluate or train.
+        again: whether the run's folder stays that of the config it was used for.
     """
-    if not again:
-        forget(cwd, overrides)
-    import evaluate
     from experiments.cli.launch import launch
 
-    out, err, threads = io.StringIO(), io.StringIO(), torch.get_num_threads()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.chdir(cwd)
-        patch.setattr(sys, "argv", ["evaluate.py", *overrides, "hardware.members_at_once=1"])
-        patch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+    if not again:
+        forget(cwd, overrides)
+    main = importlib.import_module(script).main
+    typed = [*overrides, *_unless_given(overrides, script)]
+    out, err, opened = io.StringIO(), io.StringIO(), isolation.open_files(cwd)
+    with (
+        isolation.restored(),
+        warnings.catch_warnings(),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        os.chdir(cwd)
+        sys.argv[:] = [f"{script}.py", *typed]
         try:
-            launch(evaluate.main)
+            launch(main)
             code = 0
         except SystemExit as stop:
             code = int(stop.code or 0)
-        finally:
-            torch.set_num_threads(threads)
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-    return subprocess.CompletedProcess(list(overrides), code, out.getvalue(), err.getvalue())
+        left = isolation.open_files(cwd) - opened
+    assert not left, f"left open by {' '.join(typed)}: {', '.join(left)}"
+    return subprocess.CompletedProcess(typed, code, out.getvalue(), err.getvalue())
+
+
+def _unless_given(overrides: tuple[str, ...], script: str) -> list[str]:
+    keys = {text.partition("=")[0].split(".")[0] for text in overrides}
+    added = [] if "logger" in keys else ["logger=none"]
+    if script == "evaluate" and not any("hardware.members_at_once" in text for text in overrides):
+        added.append("hardware.members_at_once=1")
+    return added
 
 
 Mistake = Callable[..., str]
 
 
 @pytest.fixture
-def mistake(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Mistake:
+def mistake(tmp_path: Path) -> Mistake:
     """The one line that a command prints for overrides that are wrong, having made nothing."""
 
     def line(*overrides: str, script: str = "evaluate") -> str:
-        from experiments.cli.launch import launch
-
-        folders = ("hydra.run.dir=run", "hydra.sweep.dir=sweep", "logger=none")
-        monkeypatch.setattr(sys, "argv", [f"{script}.py", *folders, *overrides])
-        monkeypatch.chdir(tmp_path)
-        with pytest.raises(SystemExit) as stop:
-            launch(importlib.import_module(script).main)
-        err = capfd.readouterr().err
-        assert stop.value.code == 1
-        assert err.startswith("error: ") and err.count("\n") == 1, err
+        folders = ("hydra.run.dir=run", "hydra.sweep.dir=sweep")
+        done = run_here(*folders, *overrides, cwd=tmp_path, script=script)
+        assert done.returncode == 1, done.stdout
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
         assert not list((tmp_path / "store").rglob("*.safetensors"))
-        return err
+        return done.stderr
 
     return line
 
 
+def _contents(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of every file, by its name."""
+    found = {}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            status = path.stat()
+            found[str(path)] = (status.st_size, status.st_mtime_ns)
+    return found
+
+
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the small zoo ran once: `store/`, and the run's outputs in `first/`."""
-    folder = tmp_path_factory.mktemp("small")
-    done = run_command(*SMALL, "hydra.run.dir=first", cwd=folder)
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the small zoo, which tests only read; see this module's docstring."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / "trained"
+    with (shared / "trained.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            _train(shared / "training")
+            (shared / "training").rename(folder)
+    before = _contents(folder)
+    yield folder
+    assert _contents(folder) == before, "a test has changed what tests share: use `folder`"
+
+
+def _train(folder: Path) -> None:
+    from tests import helpers
+
+    shutil.rmtree(folder, ignore_errors=True)  # of a worker that was stopped
+    folder.mkdir()
+    done = run_here(*SMALL, "hydra.run.dir=first", "logger=csv", cwd=folder)
     assert done.returncode == 0, done.stderr
     (folder / "stdout.txt").write_text(done.stdout)
+    done = run_here(*helpers.overrides(folder), "hydra.run.dir=four", cwd=folder)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the small zoo's folder, for this test alone."""
+    return shutil.copytree(trained, tmp_path / "small")
+
+
+@pytest.fixture
+def small_run(folder: Path) -> Path:
+    """The same as `folder`."""
     return folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A test leaves this process as it was, and no file open."""
+    base = tmp_path_factory.getbasetemp()
+    before, opened = isolation.state(), isolation.open_files(base)
+    yield
+    found = isolation.differences(before, isolation.state())
+    isolation.restore(before)
+    found += [f"open: {name}" for name in isolation.open_files(base) - opened]
+    if found:
+        pytest.fail("this test leaves behind " + "; ".join(found), pytrace=False)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,7 @@
-"""Studies run in this process, on a store of four members that takes seconds to make."""
+"""Studies run in this process, on a store of four members."""
 
 import math
-import os
 import re
-import shutil
-import sys
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
@@ -12,21 +9,15 @@ from pathlib import Path
 import polars as pl
 from omegaconf import OmegaConf
 
-import evaluate
-from experiments.cli.folder import release
-from experiments.cli.launch import spelled_out
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_here
 
 MEMBERS = ("test_byobnet", "vit_ti", "twin", "other")
-"""A twin has a member's weights; the other is small_run's vit_ti in another dress, too."""
+"""A twin has test_byobnet's weights, and the other has vit_ti's."""
 
 
 def four_store(folder: Path) -> Path:
-    """The store of the four members: a copy of the small run's, made once, which others read."""
-    store = folder / "four" / "store"
-    if not store.is_dir():
-        shutil.copytree(folder / "store", store)
-    return store
+    """The store of the four members."""
+    return folder / "store"
 
 
 def overrides(folder: Path) -> list[str]:
@@ -56,18 +47,10 @@ def overrides(folder: Path) -> list[str]:
 
 def run(experiment: str, to: Path, arguments: Sequence[str]) -> Path:
     """The command in this process; returns the folder of its outputs."""
-    argv, cwd = sys.argv, Path.cwd()
-    sys.argv = ["evaluate.py", f"experiment={experiment}", f"hydra.run.dir={to}", *arguments]
-    sys.argv[1:] = spelled_out(sys.argv[1:])
     to.parent.mkdir(parents=True, exist_ok=True)
-    (to / ".run.json").unlink(missing_ok=True)  # most tests use a folder for several configs
-    os.chdir(to.parent)
-    try:
-        evaluate.main()
-    finally:
-        release()
-        sys.argv = argv
-        os.chdir(cwd)
+    words = (f"experiment={experiment}", f"hydra.run.dir={to}", *arguments)
+    done = run_here(*words, cwd=to.parent)
+    assert done.returncode == 0, done.stderr
     check_verdict(experiment, to / "report.html")
     return to
 

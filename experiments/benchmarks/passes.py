@@ -165,9 +165,8 @@ def _time_passes(
     formatted = [part.contiguous(memory_format=memory_format) for part in parts]
 
     def evaluate(chosen: Sequence[Member]) -> None:
-        outcomes = outcome_store(setting)
-        for source in chosen:
-            outcomes.file(source.name, target.name).unlink(missing_ok=True)
+        for file in outcome_store(setting).files(target.name):
+            file.unlink()
         transfer(setting, Target(target, tuple(chosen)), lambda _n: None)
 
     def loop(model: Classifier, batches: Sequence[Tensor]) -> None:

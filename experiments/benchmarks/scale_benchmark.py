@@ -2,9 +2,8 @@
 
 Made-up outcomes of N clustered models, in a process of its own for each N: scores, controls,
 intervals, family means, clusters, and then the tables, figures and page of `experiment=pairwise`,
-in a folder of their own. Also made-up files of outcomes, before and after
-`experiment=store compact=true`. Writes scale.csv and storage.csv. Peak memory is the process's
-resident set since its start, files that it has mapped among it.
+in a folder of their own. Also made-up files of outcomes. Writes scale.csv and storage.csv. Peak
+memory is the process's resident set since its start, files that it has mapped among it.
 
 On two CPU cores: experiments/results/landmarks.md.
 """
@@ -34,9 +33,8 @@ from netkin.report.controls import controls
 from netkin.report.study import Outputs
 from netkin.report.text import size
 from netkin.similarity import Outcomes
-from netkin.store import compact
 from netkin.store.files import write
-from netkin.store.layout import OutcomeStore
+from netkin.store.outcomes import OutcomeStore, Part
 
 FAMILY = 13
 """Models of a family, about as in timm."""
@@ -69,14 +67,13 @@ def run(config: DictConfig) -> None:
             console.print(f"  {stage:<36} {seconds:8.1f} s {cpu:8.1f} s {peak:6.2f} GiB")
         write(folder / "scale.csv", pl.DataFrame(columns).write_csv)
     for n in options.stored:
-        rows = alone(stored, positive_int(n, "benchmark.stored"), options.images)
-        for row in rows:
-            console.print(
-                f"{n} x {n} pairs, {row['kind']}: {row['files']:,} files, {size(row['bytes'])}, "
-                f"{row['check_seconds']:.1f} s to check, {row['read_seconds']:.1f} s to read"
-            )
-        console.print(f"  compacted in {rows[-1]['compact_seconds']:.1f} s")
-        write(folder / f"storage_{n}.csv", pl.DataFrame(rows).write_csv)
+        row = alone(stored, positive_int(n, "benchmark.stored"), options.images)
+        console.print(
+            f"{n} x {n} pairs: {row['files']:,} files, {size(row['bytes'])}, "
+            f"{row['write_seconds']:.1f} s to write, {row['check_seconds']:.1f} s to check, "
+            f"{row['read_seconds']:.1f} s to read"
+        )
+        write(folder / f"storage_{n}.csv", pl.DataFrame([row]).write_csv)
     console.print(f"Tables   {', '.join(map(str, sorted(folder.glob('*.csv'))))}")
 
 
@@ -166,59 +163,46 @@ def predicted(scores: NDArray[np.float64], marks: int) -> landmarks.Completed:
     return landmarks.complete(scores, drawn.tolist())
 
 
-def stored(models: int, images: int) -> list[dict[str, Any]]:
-    """Files of outcomes of all pairs, one a pair and one a source: a row each."""
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="netkin-scale-") as scratch:
-        table = OutcomeStore(Path(scratch) / "made-up" / "subset-0" / "pgd-0" / "outcomes")
-        for model in range(models):
-            write_rows(table, model, models, images)
-        rows.append(opened(table, models, "one file a pair"))
-        start = time.perf_counter()
-        for source in compact.sources(Path(scratch)):
-            compact.compact(Path(scratch), source)
-        seconds = time.perf_counter() - start
-        rows.append({**opened(table, models, "one file a source"), "compact_seconds": seconds})
-    return [{"compact_seconds": None, **row} for row in rows]
-
-
-def write_rows(table: OutcomeStore, source: int, models: int, images: int) -> None:
-    """The files of one source: of each target the rows of 64% of the images."""
-    rng, size = np.random.default_rng(source), int(0.64 * images)
-    for target in range(models):
-        chosen = np.sort(rng.choice(images, size, replace=False))
-        label = chosen % 1000
-        prediction = np.where(rng.random(size) < 0.3, rng.integers(0, 1000, size), label)
-        rows = pl.DataFrame(
-            {
-                "image_id": [f"val/n{i % 1000:08d}/ILSVRC2012_val_{i:08d}" for i in chosen],
-                "label": label.astype(np.int32),
-                "prediction": prediction.astype(np.int32),
-            }
-        )
-        table.write(f"model{source:04d}", f"model{target:04d}", made_by(source, target), rows)
-
-
-def made_by(source: int, target: int) -> str:
-    """As long as the hashes of two models."""
-    return f"{source:064d} {target:064d}"
-
-
-def opened(table: OutcomeStore, models: int, kind: str) -> dict[str, Any]:
-    """Files, bytes, and the seconds to look up all pairs and to read what scores need of them."""
+def stored(models: int, images: int) -> dict[str, Any]:
+    """Files, bytes, and the seconds to write the outcomes of all pairs, to look them up, and to
+    read what scores need of them."""
     names = [f"model{i:04d}" for i in range(models)]
-    files = list(table.path.rglob("*.parquet"))
+    ids = [f"val/n{i % 1000:08d}/ILSVRC2012_val_{i:08d}" for i in range(images)]
+    hashes = {name: f"{i:064d}" for i, name in enumerate(names)}
+    parts = {name: Part(hashes[name], 0, images) for name in names}
+    with tempfile.TemporaryDirectory(prefix="netkin-scale-") as scratch:
+        table, times = OutcomeStore(Path(scratch)), [0.0, 0.0, 0.0]
+        for i, target in enumerate(names):
+            rows = made_up_rows(i, names, ids)
+            times[0] += seconds_of(lambda t=target, r=rows: table.write(t, hashes[t], parts, r))
+        for target in names:
+            times[1] += seconds_of(lambda t=target: table.covered(t, hashes[t], hashes))
+            times[2] += seconds_of(lambda t=target: table.fooled(t, names, ids))
+        files = list(table.path.rglob("*.parquet"))
+        return {
+            "files": len(files),
+            "bytes": sum(file.stat().st_size for file in files),
+            **dict(zip(("write_seconds", "check_seconds", "read_seconds"), times, strict=True)),
+        }
+
+
+def made_up_rows(seed: int, sources: list[str], ids: list[str]) -> dict[str, pl.DataFrame]:
+    """A target's rows on 64% of each source's images."""
+    rng, tables = np.random.default_rng(seed), {}
+    for source in sources:
+        chosen = np.sort(rng.choice(len(ids), int(0.64 * len(ids)), replace=False))
+        label = chosen % 1000
+        other = rng.integers(0, 1000, len(chosen))
+        prediction = np.where(rng.random(len(chosen)) < 0.3, other, label)
+        tables[source] = pl.DataFrame(
+            {"image_id": [ids[i] for i in chosen], "label": label, "prediction": prediction},
+            schema={"image_id": pl.String, "label": pl.Int32, "prediction": pl.Int32},
+        )
+    return tables
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Seconds of a call."""
     start = time.perf_counter()
-    for a, source in enumerate(names):
-        for b, target in enumerate(names):
-            assert table.covered(source, target, made_by(a, b))
-    checked = time.perf_counter()
-    for source in names:
-        table.fooled(source, names)
-    return {
-        "kind": kind,
-        "files": len(files),
-        "bytes": sum(file.stat().st_size for file in files),
-        "check_seconds": checked - start,
-        "read_seconds": time.perf_counter() - checked,
-    }
+    work()
+    return time.perf_counter() - start

@@ -71,8 +71,8 @@ def differing(ours: Setting, theirs: Setting, members: Sequence[Member]) -> dict
     """
     names, counts = [member.name for member in members], pl.Series([0, 0, 0])
     tables = outcome_store(ours), outcome_store(theirs)
-    for name in names:  # one source at a time: all rows of a large zoo fill the memory
-        one, other = (table.read([name], names) for table in tables)
+    for name in names:  # one target at a time: all rows of a large zoo fill the memory
+        one, other = (table.read(name, names) for table in tables)
         both = one.join(other, on=list(KEY), suffix="_other", validate="1:1")
         assert both.height == one.height == other.height
         counts += pl.Series(

@@ -256,8 +256,17 @@ def launch(main: Callable[[], None]) -> None:
         fail(f"stopped{done}; what is finished is kept. To go on: {command}", stopped.code)
     finally:
         folder.release()
+        _close_logs()
         for number in stop.SIGNALS:
             signal.signal(number, _at_once)
+
+
+def _close_logs() -> None:
+    """Close the files that Hydra has opened for the run's log."""
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
+        root.removeHandler(handler)
+        handler.close()
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:

@@ -19,7 +19,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.cli.values import may_stop, swept
 from netkin.report.text import duration
-from netkin.store.compact import MANY
 from netkin.store.names import folder, outcomes_folder
 from netkin.store.rates import rates
 
@@ -73,14 +72,11 @@ def _measuring(config: DictConfig) -> str:
     subset = f"{_folder(dataset)}/{_folder(config.subset.get('name', ''))}-*"
     clean = _having(names, root, f"{subset}/clean/*/logits.safetensors")
     attacked: set[str] = set()
-    files = 0
     for path in root.glob(f"{subset}/{_folder(option)}-*"):
         if attack and _same(path / "identity.json", attack):
             outcomes = path / outcomes_folder(str(config.transfer.precision))
-            for name in names:
-                found = len(list((outcomes / f"source={folder(name)}").glob("*.parquet")))
-                files += found
-                attacked |= {name} if found else set()
+            if any(outcomes.glob("*/*.parquet")):
+                attacked |= _having(names, path, "adversarial/*/*.safetensors")
     if not clean:
         return f"{text} (which has none of them)"
     has = [f"clean predictions of {len(clean)}", f"attacks on {len(attacked)}"]
@@ -94,11 +90,6 @@ def _measuring(config: DictConfig) -> str:
     known = missing and images and not may_stop(config)
     left = _seconds(rates(root), names, missing, images, steps) if known else None
     text += f"; about {duration(left)} of work left" if left else ""
-    if files > MANY:
-        text += (
-            f"; it has {files:,} small files of outcomes, which `python evaluate.py "
-            f"experiment=store store.dir={root} compact=true` would make {len(attacked):,}"
-        )
     return text
 
 
@@ -131,7 +122,7 @@ def _having(names: Sequence[str], root: Path, pattern: str) -> set[str]:
     """The models that have a file in the store, by the name of the file or of its folder."""
     found = set()
     for path in root.glob(pattern):
-        found |= {path.stem, path.parent.name.removeprefix("source=")}
+        found |= {path.stem, path.parent.name}
     return {name for name in names if folder(name) in found}
 
 

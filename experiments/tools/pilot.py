@@ -21,11 +21,11 @@ from netkin.data.subset import from_manifest
 from netkin.errors import UserError
 from netkin.passes.probe import Cost
 from netkin.passes.setting import Setting
-from netkin.passes.stored import is_clean, maker, outcome_store, outcomes
+from netkin.passes.stored import covered as covered_of
+from netkin.passes.stored import is_clean, outcomes
 from netkin.report.study import Outputs
 from netkin.report.text import duration, size
 from netkin.similarity import ALPHA, Outcomes
-from netkin.store.layout import ALL
 from netkin.store.names import folder, outcomes_folder
 from netkin.zoo.member import Member
 
@@ -74,14 +74,12 @@ def covered(setting: Setting, members: Sequence[Member]) -> int:
     """How many images of a setting's subset the outcomes of all pairs of members cover."""
     if not all(is_clean(setting, member) for member in members):
         return 0
-    table, least = outcome_store(setting), ALL
-    for source in members:
-        for target in members:
-            made_by = maker(setting, source, target)
-            least = min(least, table.covered(source.name, target.name, made_by))
-            if not least:
-                return 0
-    return min(least, len(setting.subset))
+    least = len(setting.subset)
+    for target in members:
+        least = min(least, *covered_of(setting, target, members).values())
+        if not least:
+            break
+    return least
 
 
 def pair_needs(pilot: Pilot, rule: Rule, total: int, shard_size: int) -> pl.DataFrame:

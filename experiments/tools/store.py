@@ -6,11 +6,9 @@
     python evaluate.py experiment=store remove=leftovers confirm=true half-written files, and
                                       leases of processes that another machine has lost
     python evaluate.py experiment=store remove=[vit_ti] confirm=true  a member, except its weights
-    python evaluate.py experiment=store compact=true                  outcomes: a file a source,
-                                                                      instead of one a pair
 
-What is removed is computed again when it is needed; compacting loses nothing. Writes store.csv,
-report.html and, after a check, damage.csv.
+What is removed is computed again when it is needed. Writes store.csv, report.html and, after a
+check, damage.csv.
 """
 
 import shlex
@@ -22,14 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.cli.finish import finish, terminal
-from experiments.cli.runs import open_store
 from experiments.cli.study import described
 from experiments.cli.values import run_folder
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs, Section
 from netkin.report.text import and_more, duration, settings_text, size
-from netkin.store import compact, inventory
+from netkin.store import inventory
 from netkin.store.inventory import Damage, Part
 
 MANY = 8
@@ -38,7 +35,7 @@ MANY = 8
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    for name in ("check", "confirm", "compact"):
+    for name in ("check", "confirm"):
         if not isinstance(config[name], bool):
             raise UserError(f"{name} must be true or false, got {config[name]!r}")
     root = Path(config.store.dir).expanduser().resolve()
@@ -46,12 +43,7 @@ def run(config: DictConfig) -> None:
         raise UserError(f"there is no store {root}; choose another with store.dir=PATH")
     remove = config.remove if isinstance(config.remove, ListConfig) else [config.remove]
     names = [str(name) for name in remove]
-    if config.compact and (config.check or names):
-        raise UserError("compact=true works alone: leave out check and remove")
     console, folder = terminal(), run_folder()
-    if config.compact:
-        _compact(config, root, console)
-        return
     if names:
         _remove(root, names, config.confirm, console)
         return
@@ -179,31 +171,6 @@ def _damaged(root: Path, damage: list[Damage]) -> UserError:
         f"{damage[0].path} ({damage[0].problem}); `python evaluate.py experiment=store "
         f"store.dir={root} remove=damaged confirm=true` removes what is damaged, and the next run "
         "computes it again"
-    )
-
-
-def _compact(config: DictConfig, root: Path, console: Console) -> None:
-    if not open_store(config).writable:
-        raise UserError(f"the store {root} cannot be written, so it cannot be compacted")
-    folders, results = compact.sources(root), []
-    with Bars(console) as bars:
-        bars.start("compact", ["sources"], len(folders), unit="sources")
-        for folder in folders:
-            results.append(compact.compact(root, folder))
-            bars.advance("compact", 1)
-        bars.end("compact")
-    for result in [r for r in results if r.reason][:MANY]:
-        console.print(f"Left out {result.source.relative_to(root)}: {result.reason}.")
-    if damaged := sum(result.damaged for result in results):
-        console.print(
-            f"{damaged} damaged files were left as they are; check=true lists them, and "
-            "remove=damaged confirm=true removes them."
-        )
-    files, done = sum(r.files for r in results), sum(bool(r.files) for r in results)
-    console.print(
-        f"Compacted {files:,} files of outcomes into {done:,}, one a source."
-        if files
-        else "There is nothing to compact."
     )
 
 

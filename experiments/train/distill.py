@@ -36,8 +36,8 @@ from netkin.passes.setting import Setting
 from netkin.report.text import percent, settings_text
 from netkin.similarity import Z_95, score
 from netkin.store.files import digest
-from netkin.store.layout import OutcomeStore
 from netkin.store.names import FLOAT32, folder, outcomes_folder
+from netkin.store.outcomes import OutcomeStore
 from netkin.training.distillation import Distillation
 from netkin.training.students import with_token
 from netkin.training.weights import Teaching, identity, notes
@@ -155,9 +155,8 @@ def stored_similarity(setting: Setting, a: Member, b: Member) -> dict[str, Any]:
         table = OutcomeStore(path)
         fooled = []
         for source, target in ((a, b), (b, a)):
-            stored = table.metadata(source.name, target.name) or {}
-            if stored.get("made_by", "").endswith(f" {made_by[target.name]}"):
-                fooled.append(table.fooled(source.name, [target.name]))
+            if table.has(source.name, target.name, made_by[target.name]):
+                fooled.append(table.read(target.name, [source.name]))
         images = fooled[0].height if len(fooled) == 2 else 0
         if images and images >= found["similarity_images"]:
             settings = settings_text(

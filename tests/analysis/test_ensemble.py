@@ -142,7 +142,7 @@ def test_groups_by_family_and_by_pattern() -> None:
             groups(chosen, names, families)
 
 
-def check_ensemble(folder: Path) -> None:
+def test_ensemble(folder: Path) -> None:
     """The study's numbers from the logits in the store, by NumPy."""
     run = on_four("ensemble", folder)
     has_figures(run, "ensemble_pairs", "ensemble_clusters", "ensemble_groups")
@@ -185,7 +185,7 @@ def check_ensemble(folder: Path) -> None:
     assert [row["top1_error"] for row in seeds] == [pytest.approx(error)]  # vit_ti, test_byobnet
 
 
-def check_ensemble_benchmark(folder: Path) -> None:
+def test_ensemble_benchmark(folder: Path) -> None:
     sizes = {"models": 5, "images": 300, "classes": 10, "threads": 2}
     arguments = [f"benchmark.{name}={value}" for name, value in sizes.items()]
     out = helpers.run("ensemble_benchmark", folder / "ensemble_benchmark", arguments)

@@ -205,7 +205,7 @@ def test_planes_go_through_their_triplets(network: tuple) -> None:
         assert (plane[1, 1], plane[11, 1], plane[1, 11]) == (x, y, z)
 
 
-def check_measures(folder: Path) -> None:
+def test_measures(folder: Path) -> None:
     """A twin is its model by every measure; what is in the store is not made again."""
     sizes = ("measures.triplets=25", "measures.grid=4", "measures.permutations=99")
     fast = ("measures.seconds=0.01", "measures.bootstrap=20")

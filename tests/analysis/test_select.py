@@ -118,7 +118,7 @@ def test_teachers_by_the_guideline() -> None:
     assert [t.same for t in ranked] == [False, True, False, False, True]
 
 
-def check_select(folder: Path) -> None:
+def test_select(folder: Path) -> None:
     """Ensembles of two, whose errors ensemble_pairs.csv has; and teachers by base architecture."""
     run = on_four("select", folder, "select.size=2", "select.student=vit_ti", "select.top=6")
     has_figures(run, "select_ensembles", "select_teachers")

@@ -54,7 +54,7 @@ def test_on_the_published_matrix(tmp_path: Path) -> None:
     has_figures(run, "within", "within_blocks")
 
 
-def check_within(folder: Path) -> None:
+def test_within(folder: Path) -> None:
     """The twins have the highest similarity; a matrix of its own is a group."""
     Matrix(("x", "y", "z"), np.array([[9, 1, 2], [1, 9, 6], [2, 6, 9.0]])).table().write_csv(
         folder / "own.csv"

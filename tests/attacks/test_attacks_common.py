@@ -50,7 +50,7 @@ def attack_of(name: str, **changes: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def zoo(small_run: Path) -> dict[str, Batch]:
+def zoo(trained: Path) -> dict[str, Batch]:
     """A CNN and a ViT, each with five digits that it classifies correctly."""
     known = yaml.safe_load((ROOT / "conf" / "model" / "digits.yaml").read_text())["known"]
     task = Task("digits", 10, "train", 32, ({"img_size": 32, "patch_size": 8}, {"img_size": 32}))
@@ -60,7 +60,7 @@ def zoo(small_run: Path) -> dict[str, Batch]:
     labels = torch.tensor(subset.labels)
     found = {}
     for member in parse_members(["test_byobnet", "vit_ti"], known):
-        weights = small_run / "store" / "weights" / "digits" / f"{member.name}.safetensors"
+        weights = trained / "store" / "weights" / "digits" / f"{member.name}.safetensors"
         classifier = build(member, task, weights).eval()
         with torch.no_grad():
             right = (classifier(pixels / 255).argmax(1) == labels).nonzero().flatten()[:5]

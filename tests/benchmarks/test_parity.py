@@ -12,7 +12,7 @@ MEMBERS = ["test_byobnet", "vit_ti"]
 NAMES = ["noise", "fgsm", "patchfool"]
 
 
-def check_parity(folder: Path) -> None:
+def test_parity(folder: Path) -> None:
     """Tables whose rows are complete, of the right images, and equal where they must be."""
     shorter = '"patchfool.steps=4","autoattack.queries=20","autoattack.targets=2","pgd.steps=4"'
     done = run_command(

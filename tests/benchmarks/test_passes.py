@@ -50,7 +50,7 @@ def seen(
         index = torch.tensor(positions)
         write_tensors(shard_path(entry, i), {"images": pixels[24 + index], "index": index})
     transfer(setting, Target(target, (sources[0],)), lambda _n: None)
-    rows = outcome_store(setting).read(sources[0].name, target.name)
+    rows = outcome_store(setting).read(target.name, [sources[0].name])
     return logits, rows["prediction"].to_list(), pixels
 
 

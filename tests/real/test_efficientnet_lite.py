@@ -78,8 +78,8 @@ def adversarial(run: Run, source: str) -> tuple[Tensor, list[str]]:
 
 def outcomes(run: Run, source: str, target: str) -> dict[str, int]:
     """Stored predictions of a target on a source's images, by the photograph's id."""
-    (file,) = run.stored.glob(f"pgd-*/outcomes/source={source}/target={target}.parquet")
-    table = pl.read_parquet(file, hive_partitioning=False)
+    (file,) = run.stored.glob(f"pgd-*/outcomes/{target}/*.parquet")
+    table = pl.read_parquet(file).filter(source=source)
     return dict(table.select("image_id", "prediction").iter_rows())
 
 

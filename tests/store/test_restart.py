@@ -1,5 +1,5 @@
 """Nothing is lost: the real command killed, stopped, run twice at once, split over devices, and on
-a disk that fills up ends with the bytes of a run that nothing happened to.
+a disk that fills up ends with the bytes of a run that nothing happened to, and its outcomes.
 
 `python -m tests.store.test_restart 50` kills it fifty times, in small shards and two workers.
 """
@@ -61,9 +61,11 @@ def result(folder: Path, run: str = "run") -> dict[str, bytes]:
         *store.glob("weights/**/*.safetensors"),
         *store.glob("digits/**/logits.safetensors"),
         *store.glob("digits/**/adversarial/*/*.safetensors"),
-        *store.glob("digits/**/*.parquet"),
     ]
     found = {str(file.relative_to(store)): file.read_bytes() for file in files}
+    for table in store.glob("digits/*/*/outcomes"):
+        rows = pl.read_parquet(table / "*/*.parquet").sort("target", "source", "image_id")
+        found[str(table.relative_to(store))] = rows.write_csv().encode()
     for name in ("similarity.csv", "pairs.csv", "models.csv"):
         found[name] = (folder / run / name).read_bytes()
     return found

@@ -17,14 +17,14 @@ from safetensors.torch import save_file
 from netkin.data.subset import Subset
 from netkin.errors import DamagedFile, StoreError, UserError
 from netkin.store.files import (
-    check_seal,
     digest,
-    parquet_metadata,
+    read_sealed,
     read_tensors,
+    table_metadata,
     write,
     write_tensors,
 )
-from netkin.store.layout import ALL, Entry, OutcomeStore, Store
+from netkin.store.layout import Entry, Store
 from netkin.store.names import folder
 
 SUBSET = Subset("some", ("a", "b"), (0, 1), (0, 1))
@@ -77,11 +77,11 @@ def test_only_other_libraries_files_lack_a_checksum(tmp_path: Path) -> None:
         with pytest.raises(DamagedFile, match="its header lacks the checksum"):
             read_tensors(file, ours)
     table = tmp_path / "t.parquet"
-    rows(0, 1).write_parquet(table, metadata={"made_by": "x"})
+    pl.DataFrame({"x": [1]}).write_parquet(table, metadata={"made_by": "x"})
     with pytest.raises(DamagedFile, match="its checksum cannot be read"):
-        check_seal(table)
+        read_sealed(table)
     with pytest.raises(DamagedFile, match="its footer holds"):
-        parquet_metadata(table)
+        table_metadata(table)
 
 
 def test_an_entry_is_claimed_once_and_checked_afterwards(tmp_path: Path) -> None:
@@ -123,55 +123,6 @@ def test_any_name_is_one_folder(tmp_path: Path, name: str) -> None:
     assert (tmp_path / "root").exists() and path.resolve().parent == (tmp_path / "root").resolve()
 
 
-def rows(*predictions: int) -> pl.DataFrame:
-    return pl.DataFrame(
-        {"image_id": ["a", "b"][: len(predictions)], "label": 1, "prediction": predictions},
-        {"image_id": pl.String, "label": pl.Int32, "prediction": pl.Int32},
-    )
-
-
-def test_outcomes_are_one_table(tmp_path: Path) -> None:
-    table = OutcomeStore(tmp_path)
-    for source, target, predictions in (
-        ("m/1", "m/1", (0, 0)),
-        ("m/1", "7", (1, 0)),
-        ("7", "m/1", ()),
-        ("7", "7", (1,)),
-    ):
-        table.write(source, target, "x", rows(*predictions))
-    found = table.read(["m/1", "7"])
-    assert found.columns == ["target", "image_id", "label", "prediction", "fooled", "source"]
-    assert found.filter(source="m/1", target="7")["fooled"].to_list() == [False, True]
-    assert set(found["source"]) == {"m/1", "7"}
-    # Another reader: polars itself, over the whole folder.
-    glob = pl.read_parquet(tmp_path / "**/*.parquet", hive_schema={"source": pl.String})
-    assert glob.height == found.height == 5
-
-
-@pytest.mark.parametrize("path", ["a=b", "a=b/source=c/[d]", "*?", "x=1,[y]"])
-def test_outcomes_are_read_from_any_path(tmp_path: Path, path: str) -> None:
-    """No part of it is a pattern or a partition, as polars has them."""
-    table = OutcomeStore(tmp_path / path)
-    table.write("m/1", "m/1", "x", rows(0, 1))
-    found = table.read(["m/1"])
-    assert found.height == 2 and set(found["source"]) == {"m/1"}
-
-
-def test_outcomes_of_other_models_are_refused(tmp_path: Path) -> None:
-    table = OutcomeStore(tmp_path)
-    assert table.covered("a", "b", "x") == 0
-    table.write("a", "b", "x", rows(0), 1)
-    assert table.covered("a", "b", "x") == table.covered("a", "b") == 1
-    table.write("a", "b", "x", rows(0, 1))
-    assert table.covered("a", "b", "x") == ALL
-    with pytest.raises(UserError, match="made by other models of these names"):
-        table.covered("a", "b", "y")
-    file = table.file("a", "b")
-    file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(UserError, match=r"target=b\.parquet is damaged"):
-        table.covered("a", "b", "x")
-
-
 def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"root=.*file/store cannot be written"):
@@ -194,24 +145,19 @@ def test_a_complete_store_can_be_read_only(tmp_path: Path, monkeypatch: pytest.M
 
 
 @given(st.data())
-def test_no_byte_of_a_shard_or_table_goes_unnoticed(data: st.DataObject) -> None:
+def test_no_byte_of_a_shard_goes_unnoticed(data: st.DataObject) -> None:
     """Flip any bits of any byte: the file is refused, or has the same content (blanks of JSON)."""
     with tempfile.TemporaryDirectory() as scratch:
-        file, table = Path(scratch) / "t.safetensors", OutcomeStore(Path(scratch))
+        file = Path(scratch) / "t.safetensors"
         tensors = {"images": torch.arange(60, dtype=torch.uint8), "index": torch.tensor([3, 4])}
         write_tensors(file, tensors, params="5")
-        table.write("a", "b", "x", rows(0, 1))
-        for path in (file, table.file("a", "b")):
-            content = bytearray(path.read_bytes())
-            place = data.draw(st.integers(0, len(content) - 1))
-            content[place] ^= data.draw(st.integers(1, 255))
-            path.write_bytes(content)
+        content = bytearray(file.read_bytes())
+        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+        file.write_bytes(content)
         with suppress(StoreError):
             found = read_tensors(file)
             assert found.keys() == tensors.keys()
             assert all(torch.equal(found[name], tensors[name]) for name in tensors)
-        with pytest.raises(StoreError):
-            check_seal(table.file("a", "b"))
 
 
 @pytest.mark.parametrize("wrap", ["os", "safetensors", "polars"])

@@ -19,7 +19,7 @@ from tests.helpers import on_four
 OWN = OmegaConf.create({"least_r": 0.95, "most_bias": 0.1, "least_inside": 0.9})
 
 
-def check_budget(folder: Path) -> None:
+def test_budget(folder: Path) -> None:
     """Ten steps of the four members against their eight, on fewer images, too."""
     small = ("budget.steps=[2,4]", "budget.images=[30,60]", "budget.draws=5")
     done = on_four("budget", folder, *small)

@@ -41,7 +41,7 @@ def test_images_are_spread_over_the_subset() -> None:
     assert len({i // 10 for i in spread(500, 50)}) == 50
 
 
-def check_eps(folder: Path) -> None:
+def test_eps(folder: Path) -> None:
     """At the run's eps, the success that the pairwise study has from the store; nothing stored."""
     before = sorted((folder / "store").rglob("*"))
     values = "eps.values=[48/255,1/255]"

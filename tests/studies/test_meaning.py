@@ -19,7 +19,7 @@ published = pytest.mark.skipif(
 )
 
 
-def check_clusters(folder: Path) -> None:
+def test_clusters(folder: Path) -> None:
     """Four members, two and two of one architecture: their clusters, keywords and stability."""
     done = on_four("clusters", folder, "clusters.draws=20", "clusters.seeds=3")
     has_figures(done, *CLUSTER_FIGURES)
@@ -64,7 +64,7 @@ def check_same_clusters(folder: Path) -> None:
         assert {table["model"][0], table["model"][1]} == {"vit_ti", "other"}
 
 
-def check_components(folder: Path) -> None:
+def test_components(folder: Path) -> None:
     """Two members as they are built for the digits, and compared with a table."""
     theirs = folder / "theirs.csv"
     theirs.write_text("model,Base architecture,Stem layer\nvit_ti,Transformer,16s16\n")
@@ -86,7 +86,7 @@ def check_components(folder: Path) -> None:
     assert "1 of 2 cells (50.0%) agree" in (done / "report.html").read_text()
 
 
-def check_importance(folder: Path) -> None:
+def test_importance(folder: Path) -> None:
     """Four members are enough to fit, and too few to hold any out, as the answer states."""
     done = on_four("importance", folder, "importance.stages=20")
     has_figures(done, "importance")
@@ -103,7 +103,7 @@ def check_importance(folder: Path) -> None:
     assert "2D SA" not in page.split("the least important are")[-1].split(".")[0]
 
 
-def check_relatives(folder: Path) -> None:
+def test_relatives(folder: Path) -> None:
     """A member's relatives among four: its double, with the same components, comes first."""
     done = on_four("relatives", folder, "model=test_byobnet")
     has_figures(done, "relatives")
@@ -118,7 +118,7 @@ def check_relatives(folder: Path) -> None:
     assert "With test_byobnet in cluster" in page and "the same components" in page
 
 
-def check_compare(folder: Path) -> None:
+def test_compare(folder: Path) -> None:
     """A run with itself, and with one of its members renamed and a score changed."""
     first = folder / "first"
     four = folder / "compared.csv"

@@ -19,10 +19,10 @@ TABLES = ("similarity.csv", "pairs.csv", "models.csv", "families.csv")
 
 
 @pytest.fixture(scope="module")
-def stopped(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stopped(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the small run's weights in which a run stopped early, and its output."""
     folder = tmp_path_factory.mktemp("stopped")
-    shutil.copytree(small_run / "store" / "weights", folder / "store" / "weights")
+    shutil.copytree(trained / "store" / "weights", folder / "store" / "weights")
     done = run_here(*FEW, "score.half_width=0.5", "hydra.run.dir=first", cwd=folder)
     assert done.returncode == 0, done.stderr
     (folder / "stdout.txt").write_text(done.stdout)

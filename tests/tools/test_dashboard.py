@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,16 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def boards(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def boards(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Of each board: the JSON of its workspace, and what one of its runs logged."""
     folder = tmp_path_factory.mktemp("boards")
     done = run_command("experiment=dashboard", "hydra.run.dir=boards", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "Nothing was saved to W&B: give entity=NAME" in done.stdout
     found = {}
+    store = shutil.copytree(trained / "store", folder / "small_store")
     for name, (script, *words) in RUNS.items():
-        words += [f"store.dir={small_run / 'store'}", f"hydra.run.dir={name}"]
+        words += [f"store.dir={store}", f"hydra.run.dir={name}"]
         words.append(f"hydra.sweep.dir={name}")
         done = run_command(*words, cwd=folder, script=script)
         assert done.returncode == 0, done.stderr

@@ -159,7 +159,7 @@ def own(folder: Path) -> Path:
     return copy
 
 
-def check_distill(folder: Path) -> None:
+def test_distill_on_stored_weights(folder: Path) -> None:
     """On the small run's weights: teacher and student alone are in the store, and are used."""
     folder = own(folder)
     weights = folder / "store" / "weights" / "digits"
@@ -172,7 +172,7 @@ def check_distill(folder: Path) -> None:
     assert pl.read_csv(out / "result.csv")["kind"].to_list() == ["soft"]
 
 
-def check_scratch(folder: Path) -> None:
+def test_scratch(folder: Path) -> None:
     """The zoo's own training under the zoo's name; a seed has a name of its own."""
     folder = own(folder)
     weights = folder / "store" / "weights" / "digits"
@@ -198,16 +198,16 @@ def _check_sweep(experiment: str, runs: str, folder: Path, names: Sequence[str])
     assert not (folder / "store" / "weights" / "digits" / f"{names[0]}.json").exists()
 
 
-def check_seeds(folder: Path) -> None:
+def test_seeds(folder: Path) -> None:
     _check_sweep("seeds", "20,21", folder, ["test_resnet@seed20", "vit_s@seed0"])
 
 
-def check_hparams(folder: Path) -> None:
+def test_hparams(folder: Path) -> None:
     names = ["test_resnet@lr0.1-wd0.5-cosine", "vit_s@lr1-wd1"]
     _check_sweep("hparams", "0,36", folder, names)
 
 
-def check_teachers(folder: Path) -> None:
+def test_teachers(folder: Path) -> None:
     names = [f"m{i}" for i in range(8)]
     s = np.full((8, 8), 4.6)
     s[0, 1:] = s[1:, 0] = [3.0, 2.6, 2.4, 2.0, 1.5, 1.0, 0.5]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from netkin import similarity
 from netkin.errors import UserError
 from netkin.passes.setting import Setting
-from netkin.passes.stored import correct, fooled_by
+from netkin.passes.stored import correct, fooled
 from netkin.zoo.member import Member
 
 
@@ -56,12 +56,13 @@ def rows(
     """
     chosen = [members[i] for i in marks]
     right = np.stack([correct(setting, member).numpy() for member in members])
-    forward = np.stack([fooled_by(setting, mark, members) for mark in chosen])
+    forward = fooled(setting, chosen, members)
     back = {int(i): forward[k] for k, i in enumerate(marks)}  # by source: [N or m, I]
-    if not one_sided:
-        for i, member in enumerate(members):
-            if i not in back:
-                back[i] = fooled_by(setting, member, chosen)
+    others = [] if one_sided else [i for i in range(len(members)) if i not in back]
+    if others:
+        back |= dict(
+            zip(others, fooled(setting, [members[i] for i in others], chosen), strict=True)
+        )
     scores, table = np.full((len(members), len(members)), np.nan), []
     for k, a in enumerate(marks):
         for b, other in enumerate(members):

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
@@ -17,7 +16,8 @@ from torch import Tensor
 from netkin.passes.setting import Setting
 from netkin.similarity import Outcomes
 from netkin.store.files import digest, read_metadata, read_tensors
-from netkin.store.layout import OutcomeStore, shard_path
+from netkin.store.layout import shard_path
+from netkin.store.outcomes import OutcomeStore
 from netkin.zoo.execution import DEFAULT_PRECISION
 from netkin.zoo.member import Member
 
@@ -145,17 +145,23 @@ def outcome_store(setting: Setting) -> OutcomeStore:
     return setting.stored_attack.outcomes(transfer)
 
 
-def maker(setting: Setting, source: Member, target: Member) -> str:
-    """Hashes of the source's images and of the target, which are stored with outcomes."""
-    return f"{_source_hash(setting, source)} {_target_hash(setting, target)}"
-
-
-def _source_hash(setting: Setting, source: Member) -> str:
+def source_hash(setting: Setting, source: Member) -> str:
+    """The hash of what crafted a source's images, which is stored with outcomes."""
     return digest(setting.adversarial_entry(source).identity)
 
 
-def _target_hash(setting: Setting, target: Member) -> str:
+def target_hash(setting: Setting, target: Member) -> str:
+    """The hash of a target, which is stored with outcomes."""
     return digest(setting.model(target))
+
+
+def covered(setting: Setting, target: Member, sources: Sequence[Member]) -> dict[str, int]:
+    """How many of the subset's images, from the first on, a target was evaluated on, by source.
+
+    Raises OtherContents when other models made outcomes of these names.
+    """
+    hashes = {source.name: source_hash(setting, source) for source in sources}
+    return outcome_store(setting).covered(target.name, target_hash(setting, target), hashes)
 
 
 def missing_sources(
@@ -170,31 +176,36 @@ def missing_sources(
     many. Raises UserError when other models made outcomes of these names.
     """
     needed = len(setting.subset) if images is None else images
+    sources = list(sources or members)
     table = outcome_store(setting)
-    hashes = [(target, _target_hash(setting, target)) for target in members]
-    missing: dict[str, list[Member]] = {target.name: [] for target in members}
-    for source in sources or members:  # one after another, as they may be files: see compact.index
-        own = _source_hash(setting, source)
-        for target, made in hashes:
-            if table.covered(source.name, target.name, f"{own} {made}") < needed:
-                missing[target.name].append(source)
-    return [Target(t, tuple(missing[t.name]), images=images) for t in members if missing[t.name]]
+    hashes = {source.name: source_hash(setting, source) for source in sources}
+    targets = []
+    for target in members:
+        done = table.covered(target.name, target_hash(setting, target), hashes)
+        missing = tuple(source for source in sources if done[source.name] < needed)
+        if missing:
+            targets.append(Target(target, missing, images=images))
+    return targets
 
 
-def fooled_by(setting: Setting, source: Member, targets: Sequence[Member]) -> NDArray[np.bool_]:
-    """Which of a source's adversarial images fool each target, [targets, I].
+def fooled(
+    setting: Setting, sources: Sequence[Member], targets: Sequence[Member]
+) -> NDArray[np.bool_]:
+    """Which adversarial images of each source fool each target, [sources, targets, I].
 
     False where source or target is wrong on the clean image: there it was not evaluated.
     """
-    position = {image: i for i, image in enumerate(setting.subset.ids)}
-    place = {target.name: i for i, target in enumerate(targets)}
-    fooled = np.zeros((len(targets), len(position)), dtype=bool)
-    table = outcome_store(setting).fooled(source.name, place)
-    fooled[
-        table["target"].replace_strict(place, return_dtype=pl.Int64).to_numpy(),
-        table["image_id"].replace_strict(position, return_dtype=pl.Int64).to_numpy(),
-    ] = table["fooled"].to_numpy()
-    return fooled
+    table, ids = outcome_store(setting), setting.subset.ids
+    names = [source.name for source in sources]
+    found = outcome_array((len(sources), len(targets), len(ids)))
+    for i, target in enumerate(targets):
+        found[:, i] = table.fooled(target.name, names, ids)
+    return found
+
+
+def fooled_by(setting: Setting, source: Member, targets: Sequence[Member]) -> NDArray[np.bool_]:
+    """Which of a source's adversarial images fool each target, [targets, I]; see `fooled`."""
+    return fooled(setting, [source], targets)[0]
 
 
 def outcomes(
@@ -207,16 +218,19 @@ def outcomes(
 
     Where only some of them are sources, the rows of the others are all False and mean nothing.
     """
-    place = {member.name: i for i, member in enumerate(members)}
     n = len(setting.subset) if images is None else images
-    fooled = outcome_array((len(members), len(members), n))
-    for source in sources or members:  # one at a time: all rows of a large zoo fill the memory
-        fooled[place[source.name]] = fooled_by(setting, source, members)[:, :n]
+    found = outcome_array((len(members), len(members), n))
+    position = {member.name: i for i, member in enumerate(members)}
+    names = [source.name for source in sources or members]
+    rows = [position[name] for name in names]
+    table = outcome_store(setting)
+    for i, target in enumerate(members):  # one at a time: all rows of a large zoo fill the memory
+        found[rows, i] = table.fooled(target.name, names, setting.subset.ids)[:, :n]
     return Outcomes(
-        members=tuple(place),
+        members=tuple(position),
         image_ids=setting.subset.ids[:n],
         correct=torch.stack([correct(setting, member)[:n] for member in members]).numpy(),
-        fooled=fooled,
+        fooled=found,
     )
 
 

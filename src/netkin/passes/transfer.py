@@ -16,9 +16,17 @@ from netkin.jobs.results import Result
 from netkin.passes.batches import Batches
 from netkin.passes.engine import Work, predict
 from netkin.passes.setting import Setting, names
-from netkin.passes.stored import Target, adversarial, correct, maker, outcome_store
-from netkin.store.layout import ALL
+from netkin.passes.stored import (
+    Target,
+    adversarial,
+    correct,
+    covered,
+    outcome_store,
+    source_hash,
+    target_hash,
+)
 from netkin.store.lease import is_held, lease
+from netkin.store.outcomes import Part
 from netkin.zoo.build import Classifier
 from netkin.zoo.member import Member
 
@@ -32,6 +40,10 @@ def resized(images: Tensor, size: int, interpolation: str) -> Tensor:
     if pixels.shape[-2:] == (size, size):
         return pixels
     return interpolate(pixels, (size, size), mode=interpolation, antialias=True).clamp(0, 1)
+
+
+FLUSH = 300.0
+"""Seconds after which evaluated sources are written, in one file: what a kill may cost."""
 
 
 class Transfer(pl.LightningModule):
@@ -50,7 +62,10 @@ class Transfer(pl.LightningModule):
         self.table = outcome_store(setting)
         self.batches = Batches(setting.batch_size, classifier.name)
         self.predictions: list[tuple[Tensor, Tensor]] = []
-        self.leases = ExitStack()
+        self.parts: dict[str, Part] = {}
+        self.rows: dict[str, polars.DataFrame] = {}
+        self.written = time.monotonic()
+        self.leases = ExitStack()  # of sources that are evaluated and not written yet
         self.working = False
         self.evaluated: list[str] = []
 
@@ -58,15 +73,18 @@ class Transfer(pl.LightningModule):
         """Evaluate a shard of a source, unless another process does or has done that source."""
         source = self.target.sources[batch["source"]]
         if batch["first"]:
-            names = source.name, self.target.member.name
-            root, file = self.setting.store.root, self.table.file(*names)
-            held = self.leases.enter_context(lease(root, file))
-            self.covered = self.table.covered(*names) if held else 0
-            self.working = held and batch["start"] <= self.covered < self.goal
+            root = self.setting.store.root
+            pair = self.table.pair(source.name, self.target.member.name)
+            held = self.leases.enter_context(lease(root, pair))
+            done = covered(self.setting, self.target.member, [source])[source.name] if held else 0
+            self.covered = done
+            self.working = held and batch["start"] <= done < self.goal
         if self.working:
             self._evaluate(source, batch)
-        if batch["last"]:
-            self.leases.close()
+            if batch["last"]:
+                self._finish(source)
+        if batch["last"] and time.monotonic() - self.written > FLUSH:
+            self.write()
 
     def _evaluate(self, source: Member, batch: dict) -> None:
         index, images = batch["index"], batch["images"]
@@ -83,18 +101,15 @@ class Transfer(pl.LightningModule):
                     f"adversarial images of {names(self.setting, index[bad].tolist())}"
                 )
             self.predictions.append((index.cpu(), logits.argmax(dim=1).cpu()))
-        if batch["last"]:
-            self._write(source)
-            self.advance(1)
 
     def _logits(self, images: Tensor) -> Tensor:
         return self.evaluator(resized(images, self.size, self.setting.interpolation))
 
-    def _write(self, source: Member) -> None:
+    def _finish(self, source: Member) -> None:
         index = [i for index, _ in self.predictions for i in index.tolist()]
         predictions = [k for _, prediction in self.predictions for k in prediction.tolist()]
         subset = self.setting.subset
-        rows = polars.DataFrame(
+        self.rows[source.name] = polars.DataFrame(
             {
                 "image_id": [subset.ids[i] for i in index],
                 "label": [subset.labels[i] for i in index],
@@ -102,13 +117,21 @@ class Transfer(pl.LightningModule):
             },
             schema={"image_id": polars.String, "label": polars.Int32, "prediction": polars.Int32},
         )
-        pair = source.name, self.target.member.name
-        if self.covered:
-            rows = polars.concat([self.table.rows(*pair), rows], rechunk=True)
-        made_by = maker(self.setting, source, self.target.member)
-        self.table.write(*pair, made_by, rows, ALL if self.goal == len(subset) else self.goal)
+        made_by = source_hash(self.setting, source)
+        self.parts[source.name] = Part(made_by, self.covered, self.goal)
         self.predictions.clear()
-        self.evaluated.append(source.name)
+        self.advance(1)
+
+    def write(self) -> None:
+        """Store what is evaluated and not stored yet, and release it to other processes."""
+        if self.parts:
+            member = self.target.member
+            model = target_hash(self.setting, member)
+            self.table.write(member.name, model, self.parts, self.rows)
+            self.evaluated += self.parts
+            self.parts, self.rows = {}, {}
+        self.written = time.monotonic()
+        self.leases.close()
 
 
 def transfer(setting: Setting, target: Target, advance: Advance) -> Result:
@@ -117,18 +140,19 @@ def transfer(setting: Setting, target: Target, advance: Advance) -> Result:
     Raises UserError where the target gives NaN or infinite logits.
     """
     start = time.perf_counter()
-    own = correct(setting, target.member)
+    right = correct(setting, target.member)
     goal = len(setting.subset) if target.images is None else target.images
     last = len(setting.shards_of(goal)) - 1
     table = outcome_store(setting)
 
     def unfinished() -> list[tuple[Member, int]]:
         """The sources, with the first shard that is missing."""
-        covered = [(s, table.covered(s.name, target.member.name)) for s in target.sources]
-        return [(source, n // setting.shard_size) for source, n in covered if n < goal]
+        done = covered(setting, target.member, target.sources)
+        found = [(source, done[source.name]) for source in target.sources]
+        return [(source, n // setting.shard_size) for source, n in found if n < goal]
 
     def held(source: Member) -> bool:
-        return is_held(setting.store.root, table.file(source.name, target.member.name))
+        return is_held(setting.store.root, table.pair(source.name, target.member.name))
 
     todo = [(source, shard) for source, shard in unfinished() if not held(source)]
     free, first = [source for source, _ in todo], [shard for _, shard in todo]
@@ -136,7 +160,7 @@ def transfer(setting: Setting, target: Target, advance: Advance) -> Result:
     def load(item: tuple[int, int]) -> dict:
         source, shard = item
         pixels, index = adversarial(setting, free[source], shard)
-        both = own[index]
+        both = right[index]
         return {
             "source": source,
             "images": pixels[both],
@@ -152,7 +176,10 @@ def transfer(setting: Setting, target: Target, advance: Advance) -> Result:
         module = Transfer(setting.build(target.member), setting, part, advance)
         items = [(i, shard) for i, begin in enumerate(first) for shard in range(begin, last + 1)]
         with module.leases:
-            predict(setting, module, Work(items, load))
+            try:
+                predict(setting, module, Work(items, load))
+            finally:  # also where the run is stopped, or the next source fails
+                module.write()
         images, evaluated = module.images, module.evaluated
     taken = tuple(source for source, _ in unfinished())
     advance(len([s for s in target.sources if s.name not in evaluated and s not in taken]))

@@ -16,7 +16,6 @@ from netkin.passes.setting import Setting
 from netkin.passes.stored import adversarial, outcome_store
 from netkin.report.study import Section, block
 from netkin.report.text import fraction_text
-from netkin.store.layout import OutcomeStore
 from netkin.zoo.member import Member
 
 TILE = 132
@@ -113,9 +112,9 @@ def difference(
 def _example(
     setting: Setting, source: Member, stored: Tensor, position: int, words: Sequence[str]
 ) -> Example:
-    table: OutcomeStore = outcome_store(setting)
     image_id = setting.subset.ids[position]
-    (prediction,) = table.read([source.name]).filter(image_id=image_id)["prediction"]
+    outcomes = outcome_store(setting).read(source.name, [source.name])
+    (prediction,) = outcomes.filter(image_id=image_id)["prediction"]
     return Example(
         source=source.name,
         image_id=image_id,

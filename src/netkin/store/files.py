@@ -175,18 +175,15 @@ def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     return state.hexdigest()
 
 
-def parquet_metadata(path: Path) -> dict[str, str]:
-    """An outcome file's made_by and xxh3; images, of one that covers the first images alone.
-
-    Raises DamagedFile where it was cut or altered.
-    """
+def table_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a table that `write_table` wrote. Raises DamagedFile where it was altered."""
     try:
         metadata = pl.read_parquet_metadata(path)
-        if metadata.keys() - {"ARROW:schema", "images"} != {"made_by", "xxh3"}:
-            raise ValueError(f"its footer holds {', '.join(metadata)}")
-        return metadata
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:
         raise damaged(path, error) from None
+    if not {"made_by", "xxh3"} <= metadata.keys():
+        raise damaged(path, f"its footer holds {', '.join(metadata)}")
+    return metadata
 
 
 BLANK = b"xxh3:" + 32 * b"0"
@@ -199,8 +196,8 @@ def _seal(data: bytes) -> bytes:
     return data.replace(BLANK, b"xxh3:" + xxhash.xxh3_128_hexdigest(data).encode())
 
 
-def check_seal(file: Path) -> None:
-    """Raise DamagedFile where a table of `write_table` was cut, altered or is missing."""
+def read_sealed(file: Path) -> bytes:
+    """The bytes of a table of `write_table`. Raises DamagedFile where it was cut or altered."""
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -210,15 +207,11 @@ def check_seal(file: Path) -> None:
         raise damaged(file, "its checksum cannot be read")
     if _seal(data.replace(seal.group(), BLANK)) != data:
         raise damaged(file, "its bytes do not fit their checksum")
+    return data
 
 
 def write_table(path: Path, table: pl.DataFrame, **metadata: str) -> None:
-    """Write a parquet table with its checksum (see `check_seal`).
-
-    Args:
-        path: of the file.
-        table: the rows.
-        metadata: made_by, what the table was computed from, and more; see `parquet_metadata`.
+    """Write a parquet table with its checksum, and with metadata such as made_by.
 
     Raises StoreError where the file cannot be written.
     """

@@ -15,11 +15,11 @@ from typing import Any
 from urllib.parse import unquote
 
 from netkin.errors import DamagedFile, UserError, near
-from netkin.store import compact
 from netkin.store.files import digest, read_tensors
 from netkin.store.layout import manifest_problem
 from netkin.store.lease import Holder, holders, sweep, token
 from netkin.store.names import FLOAT32, folder, outcomes_folder
+from netkin.store.outcomes import OutcomeStore, contents, read_table
 
 YOUNG = 3600.0
 """Seconds for which a temporary file may belong to a running process of another machine."""
@@ -32,9 +32,9 @@ class Part:
     Attributes:
         path: its file or folder, below the store's root.
         kind: views, clean, adversarial, outcomes, or a folder of the root such as weights.
-        member: the model, of outcomes the source; "" where there is none.
-        done, total: pieces that are stored, and of the complete part: shards of images, targets
-            that were evaluated on a source, files of clean logits. total is 0 where it is unknown.
+        member: the model, of outcomes the target; "" where there is none.
+        done, total: pieces that are stored, and of the complete part: shards of images, sources
+            that a target was evaluated on, files of clean logits. total is 0 where it is unknown.
         size: bytes.
     """
 
@@ -97,12 +97,13 @@ def _parts_of(subset: SubsetFolder) -> Iterator[Part]:
         sources = sorted(attack.glob("adversarial/*"))
         for path in sources:
             yield _shards(path, "adversarial", unquote(path.name), subset)
-        for path in sorted(attack.glob("outcomes*/source=*")):
-            targets = {compact.target_of(file) for file in compact.single_files(path)}
-            with suppress(DamagedFile):  # which `damage` finds
-                targets |= compact.index(path / compact.NAME).keys()
-            member = unquote(path.name.removeprefix("source="))
-            yield Part(path, "outcomes", member, len(targets), len(sources), _size(path))
+        for path in sorted(p for p in attack.glob("outcomes*/*") if p.is_dir()):
+            evaluated: set[str] = set()
+            for file in path.glob("[!.]*.parquet"):
+                with suppress(DamagedFile):  # which `damage` finds
+                    evaluated |= contents(file).parts.keys()
+            member = unquote(path.name)
+            yield Part(path, "outcomes", member, len(evaluated), len(sources), _size(path))
 
 
 def _shards(path: Path, kind: str, member: str, subset: SubsetFolder) -> Part:
@@ -197,19 +198,17 @@ def _outcome_problem(file: Path, subset: SubsetFolder | None) -> str | None:
 
     Raises DamagedFile where its checksum does not fit.
     """
-    rows, of = compact.read(file)
-    if rows["target"].n_unique() > len(of) or not set(rows["target"]) <= of.keys():
-        return "it has rows of other targets than it lists"
-    attack, source = file.parents[2], file.parent.name.removeprefix("source=")
-    images = attack / "adversarial" / source / "identity.json"
-    readable = images.is_file() and _identity_problem(images, subset) is None
-    made = digest(identity(images.parent)) if readable else None
-    for target, notes in of.items():
-        by_source, _, by_target = notes.get("made_by", "").partition(" ")
-        model = identity(attack.parent / "clean" / folder(target)).get("model")
-        if model and by_target != digest(model):
-            return f"it was made by another model than {target} is now"
-        if made is not None and by_source != made:
+    rows, of = read_table(file), contents(file)
+    if not set(rows["source"]) <= of.parts.keys() or not set(rows["target"]) <= {of.target}:
+        return "it has rows of other models than it lists"
+    attack = file.parents[2]
+    model = identity(attack.parent / "clean" / file.parent.name).get("model")
+    if model and of.model != digest(model):
+        return f"it was made by another model than {of.target} is now"
+    for source, part in of.parts.items():
+        images = attack / "adversarial" / folder(source) / "identity.json"
+        readable = images.is_file() and _identity_problem(images, subset) is None
+        if readable and part.made_by != digest(identity(images.parent)):
             return f"it was made by another model than {source} is now"
     return None
 
@@ -273,8 +272,16 @@ def _of_member(subset: SubsetFolder, name: str) -> Iterator[Path]:
     for attack in subset.attacks:
         yield from (path for path in [attack / "adversarial" / name] if path.exists())
         for table in attack.glob("outcomes*"):
-            yield from (path for path in [table / f"source={name}"] if path.exists())
-            yield from compact.pair_files(table, name)
+            yield from (path for path in [table / name] if path.exists())
+            yield from _pairs(table, unquote(name))
+
+
+def _pairs(table: Path, source: str) -> Iterator[Path]:
+    """The pairs of a source with other targets, as paths that stand for them."""
+    outcomes = OutcomeStore(table)
+    for target in sorted(p for p in table.iterdir() if p.is_dir() and p.name != folder(source)):
+        if any(source in contents(file).parts for file in outcomes.files(unquote(target.name))):
+            yield outcomes.pair(source, unquote(target.name))
 
 
 def remove(root: Path, paths: Sequence[Path]) -> None:
@@ -288,7 +295,13 @@ def remove(root: Path, paths: Sequence[Path]) -> None:
                     raise UserError(f"{path} is being made by {_process(holder)}; wait, or stop it")
     for path in paths:
         try:
-            shutil.rmtree(path) if path.is_dir() else compact.discard(path)
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.parents[1].name.startswith("outcomes") and not path.exists():
+                table = OutcomeStore(path.parents[1])
+                table.remove(unquote(path.name), unquote(path.parent.name))
+            else:
+                path.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"{path} cannot be removed ({error.strerror})") from None
 

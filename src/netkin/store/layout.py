@@ -9,8 +9,7 @@
         measures/<kind>-<hash>/<member>/  identity.json, 00000.safetensors, ...
         <attack>-<hash>/           identity.json
             adversarial/<source>/  identity.json, execution.json, 00000.safetensors, ...
-            outcomes/              identity.json, source=<A>/target=<B>.parquet, or, compacted,
-                                   source=<A>/targets.parquet (`netkin.store.compact`)
+            outcomes/              identity.json, <target>/<hash>.parquet (`netkin.store.outcomes`)
             outcomes-<precision>/  likewise, of targets evaluated in another precision than float32
 
 A file under its own name is complete: it is written under a temporary name in the same folder,
@@ -24,28 +23,18 @@ the work in progress (`netkin.store.lease`), `.runs/` the unfinished runs
 
 import errno
 import json
-import sys
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from netkin.data.subset import Subset
-from netkin.errors import DamagedFile, OtherContents, StoreError, UserError
-from netkin.store import compact
-from netkin.store.files import (
-    check_seal,
-    create_json,
-    damaged,
-    digest,
-    write_json,
-    write_table,
-)
+from netkin.errors import OtherContents, StoreError, UserError
+from netkin.store.files import create_json, damaged, digest, write_json
 from netkin.store.identity import differences
 from netkin.store.names import FLOAT32, folder, outcomes_folder
+from netkin.store.outcomes import OutcomeStore
 
 
 @dataclass(frozen=True)
@@ -184,7 +173,7 @@ class AttackStore:
         identity = {**self.identity, "model": model, "shard_size": shard_size}
         return Entry(self.path / "adversarial" / folder(source), identity)
 
-    def outcomes(self, transfer: Mapping[str, Any]) -> "OutcomeStore":
+    def outcomes(self, transfer: Mapping[str, Any]) -> OutcomeStore:
         """The table of outcomes, for one way of resizing between models.
 
         Those of another `precision` than float32 have a folder of their own.
@@ -196,135 +185,3 @@ class AttackStore:
 def shard_path(source: Entry, shard: int) -> Path:
     """The path of a shard, by its number from 0."""
     return source.path / f"{shard:05d}.safetensors"
-
-
-ALL = sys.maxsize
-"""Images of a file of outcomes that is complete."""
-COLUMNS = ("target", "image_id", "label", "prediction", "fooled")
-"""Of a file of outcomes."""
-
-
-@dataclass(frozen=True)
-class OutcomeStore:
-    """A hive-partitioned table that polars, DuckDB or pandas read as one.
-
-    Columns: source, target, image_id, label, prediction (the target's, on the source's
-    adversarial image), fooled; a row for each image that source and target classify correctly.
-    A file of a run that stopped early has the rows of the subset's first images, and their number
-    in its metadata (`images`); a later run adds the others.
-    """
-
-    path: Path
-
-    def file(self, source: str, target: str) -> Path:
-        """The path of one pair's outcomes."""
-        return self.path / f"source={folder(source)}" / f"target={folder(target)}.parquet"
-
-    def compacted(self, source: str) -> Path:
-        """The path of a source's compacted file."""
-        return self.file(source, "").with_name(compact.NAME)
-
-    def metadata(self, source: str, target: str) -> Mapping[str, str] | None:
-        """What is stored with a pair's outcomes, such as made_by; None where there are none.
-
-        Raises DamagedFile where a file was cut or altered.
-        """
-        path = self.file(source, target)
-        # In this order: a pair that is being compacted is in both for a while.
-        if path.is_file():
-            return compact.notes(path)
-        return compact.index(self.compacted(source)).get(target)
-
-    def covered(self, source: str, target: str, made_by: str | None = None) -> int:
-        """How many of the subset's images, from the first on, a pair's outcomes cover.
-
-        0 where there are none, ALL where they are complete. Raises OtherContents where other models
-        made them than `made_by`.
-        """
-        found = self.metadata(source, target)
-        if found is None:
-            return 0
-        if made_by is not None and found.get("made_by") != made_by:
-            path = self.file(source, target)
-            where = path if path.is_file() else f"{target} in {self.compacted(source)}"
-            raise OtherContents(
-                f"{where} was made by other models of these names, or another version of them; "
-                "remove it, or choose another store"
-            )
-        return int(found.get("images", ALL))
-
-    def rows(self, source: str, target: str) -> pl.DataFrame:
-        """A pair's image_id, label and prediction of each image, as `write` takes them.
-
-        Raises DamagedFile where the file was cut or altered.
-        """
-        return self._rows(source, [target], ("image_id", "label", "prediction"))
-
-    def write(
-        self, source: str, target: str, made_by: str, rows: pl.DataFrame, images: int = ALL
-    ) -> None:
-        """Write a pair's outcomes.
-
-        Args:
-            source, target: names of models.
-            made_by: hashes of both models, with the source's attack.
-            rows: image_id, label and prediction of each image.
-            images: of the subset, from the first on, that the rows are of.
-
-        Raises StoreError where the file cannot be written.
-        """
-        table = rows.select(
-            pl.lit(target).alias("target"),
-            "image_id",
-            "label",
-            "prediction",
-            (pl.col("prediction") != pl.col("label")).alias("fooled"),
-        )
-        part = {} if images == ALL else {"images": str(images)}
-        write_table(self.file(source, target), table, made_by=made_by, **part)
-
-    def read(self, sources: Iterable[str], targets: Iterable[str] | None = None) -> pl.DataFrame:
-        """The outcomes of targets (the sources, unless given) on the sources' images, as above.
-
-        Raises DamagedFile, naming the file, where one was cut or altered.
-        """
-        sources = list(sources)
-        targets = sources if targets is None else list(targets)
-        return pl.concat(
-            self._rows(source, targets).with_columns(pl.lit(source).alias("source"))
-            for source in sources
-        )
-
-    def fooled(self, source: str, targets: Iterable[str]) -> pl.DataFrame:
-        """Of one source the columns target, image_id and fooled alone: a quarter of the time."""
-        return self._rows(source, list(targets), ("target", "image_id", "fooled"))
-
-    def _rows(
-        self, source: str, targets: list[str], columns: Sequence[str] = COLUMNS
-    ) -> pl.DataFrame:
-        """The rows of targets. Raises DamagedFile where a file was cut, altered or is missing."""
-        whole = self.compacted(source)
-        index = compact.index(whole)
-        single = [t for t in targets if t not in index or self.file(source, t).is_file()]
-        rest = sorted({target for target in targets if target in index} - set(single))
-        try:
-            rows = [_read([self.file(source, t) for t in single], columns)] if single else []
-            if rest:
-                found = _read([whole], columns)
-                # After reading: a filter while reading takes fifty times as long.
-                every = len(rest) == len(index)
-                rows.append(found if every else found.filter(pl.col("target").is_in(rest)))
-            return pl.concat(rows)
-        except (DamagedFile, OSError):
-            if compact.index(whole) == index:
-                raise
-            return self._rows(source, targets, columns)  # compacted in the meantime
-
-
-def _read(files: list[Path], columns: Sequence[str]) -> pl.DataFrame:
-    """The rows of some files of outcomes. Raises DamagedFile where one was cut or altered."""
-    for file in files:
-        check_seal(file)
-    # Paths as they are: as globs or hive partitions, [, *, ? or = anywhere in the store's path
-    # would be read as patterns or columns.
-    return pl.scan_parquet(files, glob=False, hive_partitioning=False).select(columns).collect()

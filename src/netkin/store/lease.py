@@ -16,7 +16,6 @@ NFS from version 3 on, Lustre, GPFS and BeeGFS do. Locks and synchronised clocks
 - A new holder has to check whether the work was done in the meantime.
 """
 
-import glob
 import hashlib
 import json
 import os
@@ -131,10 +130,9 @@ def sweep(root: Path) -> None:
     for holder, lives, file in holders(root):
         if holder is None or lives or holder.machine != this_machine():
             continue
-        product = root / holder.product
-        begun = glob.escape(f".{product.name}.{_token(holder.machine, holder.pid)}-")
+        begun = f".*.{_token(holder.machine, holder.pid)}-*.tmp"
         with suppress(OSError):
-            for half in product.parent.glob(f"{begun}*.tmp"):
+            for half in (root / holder.product).parent.glob(begun):
                 half.unlink()
             file.unlink()
 
