@@ -26,7 +26,6 @@ ATTACKED = ("pairwise", "clusters", "importance", "within", "ensemble", "select"
 """Experiments that attack all of model.members, where they are given no matrix."""
 
 TOOLS = ("store", "index", "dashboard")
-MADE_UP = ("ensemble_benchmark", "scale_benchmark")
 
 
 def opening(config: DictConfig, script: str) -> str:
@@ -60,8 +59,6 @@ def _measuring(config: DictConfig) -> str:
     option = HydraConfig.get().runtime.choices.get("attack")
     settings = [f"{key} {attack[key]}" for key in ("eps", "steps") if attack and key in attack]
     models = f"{len(names)} models" if names else "the models of the config"
-    if config.experiment.name in MADE_UP:
-        return "made-up models"
     if config.experiment.name in TOOLS:
         return f"store {config.store.dir}"
     text = f"{models} on {dataset}, {' '.join([str(option), *settings])}; store {config.store.dir}"
