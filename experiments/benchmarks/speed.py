@@ -6,7 +6,7 @@
 Full-size timm models with random weights on random images. All ways to attack the same images are
 timed in turn, round after round, in one process. The bare loop is a forward pass and the gradient
 with respect to the input: no update, no projection. Libraries run unchanged, and so with glibc's
-own rules for freed memory (`netkin.jobs.memory`). With `--attacks` whole attacks of conf/attack are
+own rules for freed memory (`netkin.jobs.process`). With `--attacks` whole attacks of conf/attack are
 timed instead, as images a second.
 
 Measured: experiments/results/speed.md.
@@ -35,7 +35,7 @@ from torch.nn.functional import cross_entropy
 from netkin.attacks import PGD, Attack
 from netkin.attacks.frozen import frozen
 from netkin.jobs.devices import device_of, seconds_of
-from netkin.jobs.memory import as_glibc_does, keep_freed
+from netkin.jobs.process import keep_freed
 from netkin.zoo.build import Classifier
 from netkin.zoo.execution import (
     MEMORY_FORMATS,
@@ -195,7 +195,7 @@ def timed(compared: Sequence[Way], rounds: int, steps: int) -> list[float]:
         for way, steps_seconds in zip(compared, times, strict=True):
             if way.keeps != keeps:
                 keeps = way.keeps
-                (keep_freed if keeps else as_glibc_does)()
+                keep_freed(keeps)
                 way.run(1)
             seconds = seconds_of(lambda way=way: way.run(steps), device_of("auto"))
             if number:  # the first round is the warm-up

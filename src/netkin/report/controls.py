@@ -32,7 +32,7 @@ class Controls:
     Attributes:
         names, families: of the models.
         scores: smoothed, [N, N].
-        pairs: a row a pair: a, b, asymmetry; and the columns of `netkin.analysis.confounders`, where
+        pairs: a row a pair: a, b, asymmetry; and those of `netkin.analysis.confounders`, where
             the noise control was run.
         models: a row a model: model, noise_rate, source_strength, target_brittleness, main_effect;
             null where unknown.
