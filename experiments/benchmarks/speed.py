@@ -6,8 +6,8 @@
 Full-size timm models with random weights on random images. All ways to attack the same images are
 timed in turn, round after round, in one process. The bare loop is a forward pass and the gradient
 with respect to the input: no update, no projection. Libraries run unchanged, and so with glibc's
-own rules for freed memory (`netkin.jobs.process`). With `--attacks` whole attacks of conf/attack are
-timed instead, as images a second.
+own rules for freed memory (`netkin.jobs.process`). With `--attacks` whole attacks of conf/attack
+are timed instead, as images a second.
 
 Measured: experiments/results/speed.md.
 """
@@ -258,7 +258,7 @@ def configured(name: str) -> Attack:
     """The attack of conf/attack/NAME.yaml at ImageNet's eps."""
     dataset = OmegaConf.load(CONF / "dataset" / "imagenet.yaml")
     settings = {
-        "dataset": {key: dataset[key] for key in ("eps", "step_size")},
+        "dataset": {"eps": dataset.eps, "step_size": dataset.step_size},
         "attack": OmegaConf.load(CONF / "attack" / f"{name}.yaml"),
     }
     return instantiate(OmegaConf.create(settings).attack)
