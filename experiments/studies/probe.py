@@ -35,7 +35,7 @@ from netkin.model import Model
 from netkin.passes import pack
 from netkin.passes.pack import Predictions, export, read_predictions
 from netkin.passes.rows import rows
-from netkin.report.intervals import intervals_figure
+from netkin.report.plots import intervals_figure
 from netkin.report.study import Outputs, Section
 from netkin.report.text import size
 from netkin.results import Results
