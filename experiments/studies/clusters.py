@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from matplotlib import colormaps
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from sklearn.manifold import TSNE
@@ -28,10 +29,10 @@ from netkin.analysis.noise import simulated_draws
 from netkin.analysis.verdict import verdict
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
-from netkin.report.clusters import blocks_figure, cluster_order, map_figure, score_blocks
-from netkin.report.matrix import bare, heatmap_section
+from netkin.report.heatmap import LARGE, cluster_order, heatmap_figure
+from netkin.report.plots import map_figure
 from netkin.report.sentences import Sentences
-from netkin.report.study import Picture, Section
+from netkin.report.study import Lookup, Picture, Section
 from netkin.report.text import and_more
 from netkin.similarity import interval
 from netkin.zoo.published import model_page
@@ -75,16 +76,7 @@ def run(config: DictConfig) -> None:
         stability = _stability(s, labels, draws)
         certain, resolution = _resolution(s, k, draws[:TESTED])
         common, sections, missing = _components(s, labels, table)
-        pages = {name: page for name in s.names if (page := model_page(name))}
-        relations = bare(s.scores, s.names, s.families, bases, {} if s.measured else pages)
-        s.outputs.table("pairs", relations.pairs)
         co_assigned, stable = _co_assigned(s, labels, bases, stability)
-        matrix = s.outputs.figure(
-            "cluster_matrix",
-            score_blocks(s.scores, s.names, labels, bases),
-            _square(s, s.scores, labels),
-            "The similarity of all pairs, by cluster (frames and numbers; Fig. D.2).",
-        )
         s.tracker.summary(
             {"clusters/k": k, "similarity/mean": float(off_diagonal(s.scores).mean())}
         )
@@ -102,9 +94,8 @@ def run(config: DictConfig) -> None:
                 *resolution,
             ],
             [
-                Section("Clusters (Tab. 2)", missing, sections[0], [matrix]),
+                Section("Clusters (Tab. 2)", missing, sections[0], [_matrix(s, labels, bases)]),
                 *([Section("What each cluster shares", (), sections[1])] if sections[1] else []),
-                heatmap_section(relations),
                 co_assigned,
                 Section(
                     "Spectral features (Fig. C.1)",
@@ -249,7 +240,13 @@ def _co_assigned(
     shares, order = clusters.co_assignment(found[what]), cluster_order(s.scores, labels)
     picture = s.outputs.figure(
         "co_assignment",
-        blocks_figure(shares, s.names, labels, order, bases, f"share of {nouns[what]}", "cividis"),
+        heatmap_figure(
+            *(shares, s.names, bases, f"share of {nouns[what]}"),
+            clusters=labels,
+            order=order,
+            limits=(0.0, 1.0),
+            colours=colormaps["cividis"],
+        ),
         _square(s, shares, labels),
         f"How often two models share a cluster over {len(found[what])} {nouns[what]}.",
     )
@@ -282,6 +279,22 @@ def _resolution(s: Study, k: int, draws: list[NDArray]) -> tuple[bool | None, li
     return k in known, [text("certain", verdict=decision, tried=max(numbers), **values)]
 
 
+def _matrix(s: Study, labels: NDArray, bases: list[str]) -> Picture:
+    """All pairs, to look up."""
+    pairs = s.outputs.table("pairs", s.matrix.pairs())
+    pages = {} if s.measured else {name: page for name in s.names if (page := model_page(name))}
+    order = cluster_order(s.scores, labels)
+    groups = {"base architecture": bases, "family": s.families}
+    lookup = Lookup(s.names, order.tolist(), pairs, groups=groups, links=pages, reorder=False)
+    return s.outputs.figure(
+        "cluster_matrix",
+        heatmap_figure(s.scores, s.names, bases, "similarity s (nats)", clusters=labels),
+        _square(s, s.scores, labels),
+        "The similarity of all pairs, by cluster (frames and numbers; Fig. D.2).",
+        lookup if len(s.names) <= LARGE else None,
+    )
+
+
 def _features(s: Study, labels: NDArray, k: int, bases: list[str]) -> Picture:
     """The similarity of models in the feature space of K-means, and the features as a table."""
     features = clusters.features(s.scores, k)
@@ -292,7 +305,13 @@ def _features(s: Study, labels: NDArray, k: int, bases: list[str]) -> Picture:
     label, order = "cosine similarity of spectral features", cluster_order(s.scores, labels)
     return s.outputs.figure(
         "spectral_features",
-        blocks_figure(cosines, s.names, labels, order, bases, label, "magma", (least, 1.0)),
+        heatmap_figure(
+            *(cosines, s.names, bases, label),
+            clusters=labels,
+            order=order,
+            limits=(least, 1.0),
+            colours=colormaps["magma"],
+        ),
         _square(s, cosines, labels),
         text("features", k=k),
     )

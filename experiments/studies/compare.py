@@ -49,9 +49,8 @@ from netkin.attacks import PGD, Attack
 from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
 from netkin.model import Model
-from netkin.report.figures import heatmap_figure
-from netkin.report.lines import Line, lines_figure
-from netkin.report.scatter import scatter
+from netkin.report.heatmap import heatmap_figure
+from netkin.report.plots import Line, lines_figure, scatter
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.report.style import panels, style

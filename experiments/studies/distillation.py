@@ -38,7 +38,7 @@ from netkin.analysis.statistics import (
 from netkin.analysis.verdict import verdict
 from netkin.components import base_architecture
 from netkin.errors import UserError
-from netkin.report.scatter import scatter
+from netkin.report.plots import scatter
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.report.style import INK, panels, style

@@ -34,8 +34,7 @@ from netkin.analysis.verdict import verdict
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.model import Model
-from netkin.report.lines import Line, lines_figure
-from netkin.report.scatter import scatter_figure
+from netkin.report.plots import Line, lines_figure, scatter_figure
 from netkin.report.sentences import Sentences
 from netkin.report.study import Picture, Section
 from netkin.results import Results

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
+from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.cli.keys import naming
@@ -27,9 +28,12 @@ from netkin.attacks.units import fraction
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance
 from netkin.passes.strength import Strengths, Trial, spread, strengths
-from netkin.report.eps import eps_figure
+from netkin.report.plots import Line, lines_figure
 from netkin.report.study import Section
 from netkin.report.text import settings_text
+
+LINES = 12
+"""Models in the figure."""
 
 
 def run(config: DictConfig) -> None:
@@ -126,3 +130,20 @@ def short_steps(attack: Mapping[str, Any], table: pl.DataFrame) -> list[str]:
         f"{steps} steps of {255 * size:.3g}/255 go {levels:.3g}/255 at most, less than eps = "
         f"{', '.join(dict.fromkeys(beyond))}: use more steps or a larger attack.step_size there."
     ]
+
+
+def eps_figure(table: pl.DataFrame) -> Figure:
+    """White-box success and the effect of noise by eps, a line a model: of more than `LINES`, those
+    that are the hardest to fool."""
+    strength = table.group_by("model", maintain_order=True).agg(pl.col(SUCCESS).mean())
+    names = strength.sort(SUCCESS, maintain_order=True)["model"].head(LINES).to_list()
+    labels = {SUCCESS: "white-box success (%)", NOISE: "error under noise (%)"}
+    panels = []
+    for column, label in labels.items():
+        lines = []
+        for name in names:
+            rows = table.filter(model=name)
+            rates = [100 * rows[column + end].to_numpy() for end in ("", "_low", "_high")]
+            lines.append(Line(name, rows["levels"].to_numpy(), *rates))
+        panels.append((label, lines))
+    return lines_figure(panels, "eps (of 255)", 3.2)

@@ -36,7 +36,7 @@ from netkin.analysis.statistics import LEVEL
 from netkin.analysis.verdict import verdict
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
-from netkin.report.bars import Bar, bars_figure
+from netkin.report.plots import Bar, bars_figure
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.similarity import interval

@@ -21,15 +21,16 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from experiments.cli.study import Measured, Study, study
 from experiments.cli.values import positive_int
 from netkin import similarity
 from netkin.analysis import measures, noise
-from netkin.analysis.matrix import Matrix, pair_index
+from netkin.analysis.matrix import Matrix, pair_index, pair_values
 from netkin.analysis.measures import Measure, correlate
-from netkin.analysis.statistics import FEWEST, p_text
+from netkin.analysis.statistics import FEWEST, p_text, trend
 from netkin.analysis.verdict import verdict
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
@@ -45,12 +46,22 @@ from netkin.passes.features import (
     read,
     shards,
 )
-from netkin.report.measures import TITLES, correlation_matrix, measures_scatter, short_title
+from netkin.report.heatmap import heatmap_figure
+from netkin.report.plots import scatter
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
+from netkin.report.style import panels, style
 from netkin.results import Results
 
 PRELOAD = ("netkin.passes.features",)
+TITLES = {
+    "similarity": "similarity s (nats)",
+    "prediction_agreement": "prediction agreement",
+    "error_consistency": "error consistency (kappa)",
+    "gradient_cosine": "cosine of input gradients",
+    "linear_cka": "linear CKA of features",
+}
+"""The measures in the order of figures, with their names on axes."""
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
@@ -227,6 +238,45 @@ def report(s: Study, results: list[Measure], images: int) -> None:
             ),
             Section("Stability and cost", [text("stability")], {"Measures": table}, ()),
         ],
+    )
+
+
+def short_title(name: str) -> str:
+    """The name of a measure in a sentence, without its unit."""
+    return TITLES[name].split(" (")[0]
+
+
+@style()
+def measures_scatter(measures: list[Measure], correlations: pl.DataFrame) -> Figure:
+    """Each of 2 to 7 measures against the first one, with a point per pair of models."""
+    figure, axes = panels(3, 2.7, 2.6, rows=2)
+    first, others = measures[0], measures[1:]
+    x = pair_values(first.matrix)
+    for ax, other in zip(axes, others, strict=False):
+        y = pair_values(other.matrix)
+        r = correlations.filter(a=first.name, b=other.name)["r"][0]
+        note = "" if r is None or np.isnan(r) else f"r = {r:.2f}"
+        known, labels = ~np.isnan(y), (TITLES[first.name], TITLES[other.name])
+        line = trend(x, y) if len(first.matrix) >= FEWEST else None
+        scatter(ax, x[known], y[known], *labels, trend=line, text=note)
+    for ax in axes[len(others) :]:
+        ax.set_axis_off()
+    return figure
+
+
+def correlation_matrix(measures: list[Measure], correlations: pl.DataFrame) -> Figure:
+    """r between every two measures, as a matrix with its numbers."""
+    values, index = np.eye(len(measures)), {m.name: i for i, m in enumerate(measures)}
+    for a, b, r in correlations.select("a", "b", "r").iter_rows():
+        values[index[a], index[b]] = values[index[b], index[a]] = np.nan if r is None else r
+    return heatmap_figure(
+        values,
+        [short_title(measure.name) for measure in measures],
+        [""] * len(measures),
+        "Pearson's r over pairs",
+        signed=True,
+        order=np.arange(len(measures)),
+        limits=(-1.0, 1.0),
     )
 
 

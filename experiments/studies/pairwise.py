@@ -52,13 +52,15 @@ def report(s: Study, m: Measured) -> None:
         None if m.failures is None else _failure_table(m.failures),
         m.suspects.reasons,
     )
-    tables = comparison.write(s.outputs)
+    sections = comparison.write(s.outputs)
     s.tracker.summary(numbers(paper, draws, comparison))
     first, *others = comparison.answer
-    answer = [first, *others, *_weak(m, comparison.relations.models)]
-    s.finish(comparison.title, comparison.question, answer, comparison.sections(s.outputs.folder))
+    answer = [first, *others, *_weak(m, comparison.models)]
+    s.finish(comparison.title, comparison.question, answer, sections)
     s.tracker.artifact(
-        f"similarity-{m.evaluation.task.dataset}-{m.evaluation.attack.name}", "similarity", tables
+        f"similarity-{m.evaluation.task.dataset}-{m.evaluation.attack.name}",
+        "similarity",
+        [s.outputs.folder / f"{name}.csv" for name in comparison.tables],
     )
 
 

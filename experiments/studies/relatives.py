@@ -23,7 +23,7 @@ from netkin.analysis.components import shared_values
 from netkin.analysis.matrix import off_diagonal
 from netkin.analysis.statistics import FEWEST
 from netkin.errors import UserError, and_more
-from netkin.report.scatter import scatter_figure
+from netkin.report.plots import scatter_figure
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 

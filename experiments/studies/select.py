@@ -41,7 +41,7 @@ from netkin.analysis.select import LEAST, LIKELY, MOST, expected_error, mean_sim
 from netkin.analysis.verdict import verdict
 from netkin.errors import UserError, and_more
 from netkin.model import Model
-from netkin.report.scatter import scatter_figure
+from netkin.report.plots import scatter_figure
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.report.style import INK, MARKERS, PALETTE, SMALL, panels, style

@@ -23,7 +23,7 @@ from netkin.analysis.groups import Mean, groups, mean_between, mean_within
 from netkin.analysis.matrix import Matrix, off_diagonal
 from netkin.analysis.verdict import verdict
 from netkin.errors import UserError
-from netkin.report.intervals import intervals_figure
+from netkin.report.plots import intervals_figure
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.similarity import ALWAYS, interval

@@ -23,8 +23,7 @@ from netkin.data.arrays import Arrays
 from netkin.errors import UserError, first_line
 from netkin.evaluation import Evaluation
 from netkin.jobs.process import unchanged
-from netkin.report.comparison import summarise
-from netkin.report.result import Result
+from netkin.report.comparison import Result, summarise
 from netkin.run import Failure, Incomplete, Processes, Settings
 from netkin.runner import Runner
 from netkin.similarity import EPS_S

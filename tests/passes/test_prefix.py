@@ -9,8 +9,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from experiments.benchmarks.passes import RandomImages, evaluation, write_shards
-from experiments.benchmarks.speed import with_random_weights
 from netkin.data import views
 from netkin.data.views import View
 from netkin.errors import UserError
@@ -25,6 +23,12 @@ from netkin.runner import Runner
 from netkin.store.inventory import damage
 from netkin.store.lease import holders
 from netkin.zoo.build import Classifier
+from tests.passes.random_images import (
+    RandomImages,
+    evaluation,
+    with_random_weights,
+    write_shards,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -67,7 +71,7 @@ class Crafted:
 
 @pytest.fixture(scope="module")
 def model() -> Classifier:
-    return with_random_weights("test_efficientnet", "cpu")[0]
+    return with_random_weights("test_efficientnet")
 
 
 @pytest.fixture
