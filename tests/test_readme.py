@@ -23,8 +23,7 @@ from tests.conftest import ROOT, run_command, run_here
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TOPICS = [
     *("attacks", "clusters-and-restarts", "dashboards", "data", "extending", "landmarks", "models"),
-    "published",
-    *("python", "reading-the-score", "speed", "studies", "training"),
+    *("outputs", "published", "python", "score", "speed", "statistics", "studies", "training"),
 ]
 RUN = {  # what a test can afford; the rest is composed
     "python evaluate.py --help",

@@ -38,8 +38,7 @@ from netkin.similarity import Z_95, score
 from netkin.store.files import digest
 from netkin.store.names import FLOAT32, folder, outcomes_folder
 from netkin.store.outcomes import OutcomeStore
-from netkin.training.distillation import Distillation
-from netkin.training.students import with_token
+from netkin.training.distillation import Distillation, with_token
 from netkin.training.weights import Teaching, identity, notes
 from netkin.zoo.member import Member
 

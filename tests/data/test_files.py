@@ -73,7 +73,7 @@ def test_a_link_to_nothing_is_an_unreadable_image(root: Path, kind: str) -> None
     images = open_folder(str(root))
     subset = draw(images, "full")
     assert "cat/z.png" in subset.ids
-    with pytest.raises(UnreadableImage, match=r"cat/z\.png in .* is unreadable .*it is a link to"):
+    with pytest.raises(UnreadableImage, match=r"cat/z\.png in .* is unreadable"):
         images.load(images.ids.index("cat/z.png"))
 
 
@@ -100,7 +100,7 @@ def test_postscript_starts_no_program(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("subprocess.Popen", started)
     monkeypatch.setattr("subprocess.check_call", started)
     with pytest.raises(UnreadableImage, match="not an image of a raster format"):
-        decode("a", tmp_path / "a.png")
+        decode("a", (tmp_path / "a.png").read_bytes)
 
 
 def test_a_decompression_bomb_is_an_unreadable_image(
@@ -109,7 +109,7 @@ def test_a_decompression_bomb_is_an_unreadable_image(
     picture(tmp_path / "a.png")
     monkeypatch.setattr(decoding.Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UnreadableImage, match=r"960 pixels\) exceeds limit .* decompression bomb"):
-        decode("a", tmp_path / "a.png")
+        decode("a", (tmp_path / "a.png").read_bytes)
 
 
 def add(tar: tarfile.TarFile, name: str, content: bytes | None = None, **settings: object) -> None:

@@ -190,7 +190,7 @@ def test_images_of_any_mode_become_rgb(tmp_path: Path, mode: str) -> None:
         image = Image.fromarray(PIXELS).convert(mode)
     path = tmp_path / ("image.tif" if mode in ("CMYK", "I;16") else "image.png")
     image.save(path)
-    image = decode("an image", path)
+    image = decode("an image", path.read_bytes)
     assert (image.mode, image.size) == ("RGB", (40, 24))
     if mode in ("L", "LA", "I;16"):
         assert (np.asarray(image) == np.asarray(grey)[..., None]).all()
@@ -207,9 +207,9 @@ def test_16_bit_grey_keeps_its_order_and_range(value: int) -> None:
 def test_one_pixel_and_a_hair(tmp_path: Path) -> None:
     for size in ((1, 1), (1, 1000)):
         Image.fromarray(np.zeros((*size, 3), np.uint8)).save(tmp_path / f"{size[1]}.png")
-    assert decode("dot", tmp_path / "1.png").size == (1, 1)
+    assert decode("dot", (tmp_path / "1.png").read_bytes).size == (1, 1)
     with pytest.raises(UnreadableImage, match="1000 x 1 pixels is too narrow"):
-        decode("hair", tmp_path / "1000.png")
+        decode("hair", (tmp_path / "1000.png").read_bytes)
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "gif", "bmp", "tif", "webp"])
@@ -220,7 +220,7 @@ def test_a_broken_image_is_named(tmp_path: Path, kind: str, damage: str) -> None
     content = path.read_bytes()
     path.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"hello"}[damage])
     with pytest.raises(UnreadableImage, match="image val/x is unreadable"):
-        decode("val/x", path)
+        decode("val/x", path.read_bytes)
 
 
 def test_a_manifest_gives_the_same_images(imagenet: Path) -> None:

@@ -13,12 +13,10 @@ from torch.utils.data import TensorDataset
 
 from netkin.data.digits import Digits
 from netkin.errors import UserError
-from netkin.training.distillation import Distillation, Teacher, distillation_loss
-from netkin.training.evaluation import one_head
-from netkin.training.fit import Fit, fit
+from netkin.training.distillation import Distillation, Teacher, distillation_loss, with_token
+from netkin.training.fit import Fit, fit, one_head
 from netkin.training.job import Hardware, Job
 from netkin.training.recipe import Recipe
-from netkin.training.students import with_token
 from netkin.zoo.build import Classifier, Task, build
 from netkin.zoo.member import Member
 

@@ -1,8 +1,9 @@
-"""From an image file of any kind to 8-bit RGB, or an error that names it."""
+"""An image's bytes, and the way from these to 8-bit RGB, or to an error that names the image."""
 
 import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +19,8 @@ LONGEST = 100
 RASTER = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """The formats that are decoded, whatever a file is called. Others that PIL knows run an external
 program (PostScript starts Ghostscript) or are no photographs."""
+UNREADABLE = "unreadable"
+"""The stamp of a file that cannot be opened: decoding reports the error, as of all such images."""
 
 
 class UnreadableImage(Unreadable):
@@ -25,8 +28,8 @@ class UnreadableImage(Unreadable):
 
     Attributes:
         image_id: of the dataset.
-        reason: why, in words.
-        within: the archive or table that it is in, if any.
+        reason: why.
+        within: the archive, table or folder that it is in, if any.
     """
 
     def __init__(self, image_id: str, reason: str, within: str = ""):
@@ -40,8 +43,68 @@ class UnreadableImage(Unreadable):
         return UnreadableImage, (self.image_id, self.reason, self.within)
 
 
-def decode(image_id: str, source: Path | Callable[[], bytes], within: str = "") -> Image.Image:
-    """An image as 8-bit RGB, from a file or its bytes; errors name `within`, the archive or table.
+class Source:
+    """The place of one encoded image, which may be sent to another process."""
+
+    __slots__ = ()
+
+    def read(self, most: int | None = None) -> tuple[int, bytes]:
+        """(its size in bytes, its first `most` bytes, or all). Raises OSError."""
+        raise NotImplementedError
+
+    @property
+    def within(self) -> str:
+        """The archive, table or folder, for errors."""
+        return ""
+
+    def load(self, image_id: str) -> Image.Image:
+        """The image as 8-bit RGB. Raises UnreadableImage under the id."""
+        return decode(image_id, lambda: self.read()[1], self.within)
+
+    def stamp(self) -> str:
+        """See `stamp`; `UNREADABLE` where it cannot be opened."""
+        try:
+            return stamp(*self.read(STAMPED))
+        except OSError:
+            return UNREADABLE
+
+
+@dataclass(frozen=True, slots=True)
+class File(Source):
+    """A file of its own, below the folder `root`."""
+
+    root: str
+    path: str
+
+    def read(self, most: int | None = None) -> tuple[int, bytes]:
+        with Path(self.root, self.path).open("rb") as file:
+            return os.fstat(file.fileno()).st_size, file.read(most)
+
+    @property
+    def within(self) -> str:
+        return self.root
+
+
+@dataclass(frozen=True, slots=True)
+class Slice(Source):
+    """Some bytes of a tar file, from `offset` on."""
+
+    archive: str
+    offset: int
+    size: int
+
+    def read(self, most: int | None = None) -> tuple[int, bytes]:
+        with open(self.archive, "rb") as file:
+            file.seek(self.offset)
+            return self.size, file.read(self.size if most is None else min(self.size, most))
+
+    @property
+    def within(self) -> str:
+        return self.archive
+
+
+def decode(image_id: str, read: Callable[[], bytes], within: str = "") -> Image.Image:
+    """An image as 8-bit RGB, from its encoded bytes; errors name `within`.
 
     Grey, palette, CMYK and alpha images are converted as PIL and timm do (alpha is dropped);
     16-bit grey is scaled to 8 bits, which PIL's own conversion would clip. Raises UnreadableImage
@@ -49,14 +112,13 @@ def decode(image_id: str, source: Path | Callable[[], bytes], within: str = "") 
     has more pixels than PIL's limit against decompression bombs.
     """
     try:
-        file = source if isinstance(source, Path) else BytesIO(source())
-        with Image.open(file, formats=_formats()) as image:
+        with Image.open(BytesIO(read()), formats=_formats()) as image:
             image.load()
             converted = rgb(image)
     except MemoryError:
         raise  # of the machine, not of the image
     except Exception as error:  # each of PIL's formats has its own
-        raise UnreadableImage(image_id, _reason(error, source), within) from None
+        raise UnreadableImage(image_id, _reason(error), within) from None
     width, height = converted.size
     if max(width, height) > LONGEST * min(width, height):
         reason = f"{width} x {height} pixels is too narrow to be resized"
@@ -71,12 +133,10 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in RASTER if name in Image.OPEN)
 
 
-def _reason(error: Exception, source: Path | Callable[[], bytes]) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image of a raster format, such as JPEG, PNG, TIFF or WebP"
     if isinstance(error, OSError) and error.strerror:
-        if isinstance(source, Path) and source.is_symlink():
-            return f"{error.strerror}: it is a link to {os.readlink(source)}"
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
 

@@ -7,39 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from netkin.data.classes import labels_of
-from netkin.data.decode import decode, stamp
-from netkin.data.files import UNREADABLE
+from netkin.data.decode import Source
 from netkin.data.images import Labelled
 from netkin.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Row(Source):
     """An image of a table, whose column holds the bytes or the path of an encoded image."""
 
     table: Any
     column: str
     index: int
 
-    def read(self) -> bytes:
-        """The encoded image."""
+    def read(self, most: int | None = None) -> tuple[int, bytes]:
         cell = self.table[self.index][self.column]
-        return cell["bytes"] or Path(cell["path"]).read_bytes()
-
-    def load(self, image_id: str) -> Image.Image:
-        """The image as 8-bit RGB. Raises UnreadableImage."""
-        return decode(image_id, self.read)
-
-    def stamp(self) -> str:
-        """Its stamp, or `UNREADABLE`."""
-        try:
-            content = self.read()
-        except OSError:
-            return UNREADABLE
-        return stamp(len(content), content)
+        content = cell["bytes"] or Path(cell["path"]).read_bytes()
+        return len(content), content[:most]
 
 
 def read_table(
@@ -140,7 +125,7 @@ def _ids(paths: list[str | None], sources: list[Row], ids_are: str) -> list[str]
             parts = file.parts[-2:] if file.is_absolute() else file.parts
             ids.append(file.name if ids_are == "name" else "/".join(parts))
             continue
-        name = hashlib.sha256(source.read()).hexdigest()[:20]
+        name = hashlib.sha256(source.read()[1]).hexdigest()[:20]
         times[name] += 1
         # Equal bytes without a name are told apart by how often they came before.
         ids.append(name if times[name] == 1 else f"{name}-{times[name]}")

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Protocol
 
 from PIL import Image
 
-from netkin.data.files import Source
+from netkin.data.decode import Source
 
 
 class Images(Protocol):
@@ -82,42 +81,15 @@ class Labelled:
         return replace(self, notes=(*self.notes, *notes))
 
 
-@dataclass(frozen=True)
 class Part:
     """Some images of a dataset, by their positions in it."""
 
-    images: Images
-    positions: tuple[int, ...]
-
-    @property
-    def classes(self) -> Sequence[str]:
-        """Names of the classes."""
-        return self.images.classes
-
-    @cached_property
-    def _ids(self) -> list[str]:
-        ids = self.images.ids
-        return [ids[i] for i in self.positions]
-
-    @cached_property
-    def _labels(self) -> list[int]:
-        labels = self.images.labels
-        return [labels[i] for i in self.positions]
-
-    @property
-    def ids(self) -> list[str]:
-        """An id an image."""
-        return self._ids
-
-    @property
-    def labels(self) -> list[int]:
-        """A class index an image."""
-        return self._labels
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """Sentences about how the dataset was read."""
-        return self.images.notes
+    def __init__(self, images: Images, positions: Sequence[int]):
+        self.images, self.positions = images, tuple(positions)
+        self.classes, self.notes = images.classes, images.notes
+        ids, labels = images.ids, images.labels
+        self.ids = [ids[i] for i in self.positions]
+        self.labels = [labels[i] for i in self.positions]
 
     def stamp(self, index: int) -> str:
         """See `Images`."""

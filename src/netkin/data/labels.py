@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from netkin.data.classes import labels_of
-from netkin.data.files import EXTENSIONS, Entry, Listing, printable
+from netkin.data.files import ALL_SPLITS, EXTENSIONS, SPLITS, Entry, Listing, printable
 from netkin.data.images import Labelled
 from netkin.errors import UserError
 
-SPLITS = {"val": ("val", "validation", "test"), "train": ("train",)}
-"""What a split's folder may be called."""
-ALL_SPLITS = tuple(name for names in SPLITS.values() for name in names)
 IMAGE_COLUMNS = ("image", "imageid", "filename", "file", "name", "path", "filepath", "img", "id")
 LABEL_COLUMNS = ("label", "labels", "truelabel", "class", "classname", "classid", "category")
 LABEL_COLUMNS += ("target", "wnid", "synset", "predictionstring", "labelid", "y")

@@ -7,12 +7,19 @@ from typing import Any
 
 from netkin.data import huggingface, imagenet
 from netkin.data.classes import in_order, read_classes
-from netkin.data.files import Listing, walk
-from netkin.data.folder import by_folder
+from netkin.data.files import (
+    ALL_SPLITS,
+    SPLITS,
+    Listing,
+    by_folder,
+    is_tar,
+    list_tar,
+    read_webdataset,
+    walk,
+)
 from netkin.data.imagenet import DEVKIT, GROUND_TRUTH, wnids
 from netkin.data.images import Images, Labelled
-from netkin.data.labels import ALL_SPLITS, SPLITS, by_labels
-from netkin.data.tars import is_tar, list_tar, read_webdataset
+from netkin.data.labels import by_labels
 from netkin.errors import UserError
 
 PREFIXES = ("hfds/", "wds/")

@@ -12,9 +12,9 @@ import torch
 from timm.data.mixup import Mixup
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from netkin.errors import UserError
 from netkin.passes.engine import quiet, trainer
@@ -22,7 +22,6 @@ from netkin.store.files import write_tensors
 from netkin.training import checkpoint
 from netkin.training.data import Augmented, Draws, as_pixels, batches, seeded
 from netkin.training.distillation import Parts, distillation_loss
-from netkin.training.evaluation import evaluate
 from netkin.training.job import Job, Report
 from netkin.training.optimizer import make_optimizer, make_schedule
 from netkin.zoo.build import Classifier
@@ -32,6 +31,8 @@ CHECK_EVERY = 50
 between two rows of steps."""
 LONG = 100
 """Steps of an epoch from which on there are rows of steps."""
+TEST_BATCH = 250
+"""Test images through the model at once."""
 
 
 class Fit(pl.LightningModule):
@@ -40,7 +41,7 @@ class Fit(pl.LightningModule):
     `curves` has one row an epoch: epoch, lr, train_loss, train_accuracy, grad_norm,
     images_per_second and seconds; with a teacher label_loss, teacher_loss, teacher_agreement and
     distilled_accuracy; every `validate_every` epochs and at the end the accuracies of
-    `netkin.training.evaluation.evaluate`. Losses are in nats, accuracies in [0, 1]. Training
+    `evaluate`. Losses are in nats, accuracies in [0, 1]. Training
     accuracies are on augmented images; a mixed image has the label with the largest share.
 
     In epochs of 100 steps or more there is a row every 50: step (over all epochs), loss (the mean
@@ -343,3 +344,64 @@ def _more_than_one(batch_size: int) -> Iterator[None]:
             f"batch norm cannot be trained with the recipe's batch_size={batch_size} on a device; "
             "take 2 or more"
         ) from None
+
+
+def evaluate(
+    classifier: Classifier,
+    images: TensorDataset,
+    two_heads: bool = False,
+    average: nn.Module | None = None,
+    first_batch: bool = False,
+) -> dict[str, float]:
+    """Accuracies in [0, 1]; the classifier is in training mode afterwards.
+
+    Args:
+        classifier: on its device; one with two heads predicts with their mean.
+        images: pixels [I, 3, H, W] uint8 and labels [I].
+        two_heads: whether it is a distilled ViT, whose heads are evaluated separately, too.
+        average: the same network with a moving average of the weights, evaluated too.
+        first_batch: evaluate one batch only.
+
+    Returns:
+        test_accuracy and, where they apply, test_accuracy_class_head,
+        test_accuracy_distilled_head and test_accuracy_ema.
+    """
+    accuracies = {"test_accuracy": _accuracy(classifier, images, None, first_batch)}
+    if two_heads:
+        for head, name in enumerate(("class", "distilled")):
+            key = f"test_accuracy_{name}_head"
+            accuracies[key] = _accuracy(classifier, images, head, first_batch)
+    if average is not None:
+        trained, classifier.net = classifier.net, average
+        accuracies["test_accuracy_ema"] = _accuracy(classifier, images, None, first_batch)
+        classifier.net = trained
+    classifier.train()
+    return accuracies
+
+
+def one_head(classifier: Classifier, pixels: Tensor, head: int) -> Tensor:
+    """Logits [B, K] of the class head (0) or the distillation head (1) of a distilled ViT.
+
+    Args:
+        classifier: whose `net` is a distilled ViT of timm.
+        pixels: [B, 3, H, W] in [0, 1].
+        head: 0 or 1.
+    """
+    net: Any = classifier.net
+    features = net.forward_features(classifier.normalise(pixels))
+    return (net.head, net.head_dist)[head](features[:, head])
+
+
+def _accuracy(
+    classifier: Classifier, images: TensorDataset, head: int | None, first_batch: bool
+) -> float:
+    classifier.eval()
+    correct, device = 0, classifier.mean.device
+    with torch.no_grad():
+        for batch, labels in DataLoader(images, TEST_BATCH):
+            pixels = as_pixels(batch.to(device))
+            logits = classifier(pixels) if head is None else one_head(classifier, pixels, head)
+            correct += int((logits.argmax(dim=1) == labels.to(device)).sum())
+            if first_batch:
+                return correct / len(labels)
+    return correct / len(images)
