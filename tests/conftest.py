@@ -48,6 +48,10 @@ SMALL = ["model.members=[test_byobnet,vit_ti]", "recipe.epochs=4", "attack.steps
 """Overrides for a run of seconds: two members, few epochs, few steps, few images."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rewrite-answers", action="store_true", help="record tests/answers.txt")
+
+
 def forget(cwd: Path, overrides: tuple[str, ...]) -> None:
     """Let a run's folder be of another config: most tests use one for several."""
     for folder in (

@@ -492,13 +492,13 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_importing_netkin_is_light() -> None:
     code = (
-        "import sys, time; start = time.perf_counter(); import netkin; "
-        "print(time.perf_counter() - start, 'torch' in sys.modules, 'polars' in sys.modules)"
+        "import sys, netkin; "
+        "print(*sorted({'torch', 'polars', 'timm', 'wandb', 'sklearn'} & sys.modules.keys()))"
     )
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
-    assert float(out[0]) < 0.3 and out[1:] == ["False", "False"]
+    assert out == []
     assert set(netkin.__all__) <= set(dir(netkin))
     with pytest.raises(AttributeError, match="has no attribute 'comparison_of'"):
         netkin.comparison_of  # type: ignore[attr-defined]  # noqa: B018
