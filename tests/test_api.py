@@ -31,7 +31,7 @@ from netkin.attacks import PGD, PatchFool
 from netkin.data.digits import Digits
 from netkin.errors import UserError
 from netkin.zoo import build as zoo
-from netkin.zoo import instances
+from netkin.zoo import given
 from netkin.zoo.member import parse_members
 from netkin.zoo.task import Task
 from tests.conftest import ROOT
@@ -433,13 +433,13 @@ def test_no_common_image_is_an_error_and_chance_is_noted(
 
 
 def test_a_fingerprint_tells_what_runs(nets: dict[str, nn.Module]) -> None:
-    sha256, copied = instances.register(nets["cnn"], "cnn")
-    assert instances.register(nn.DataParallel(nets["cnn"]), "cnn")[0] == sha256
-    assert instances.instance(sha256) is copied is not nets["cnn"]
+    sha256, copied = given.register(nets["cnn"], "cnn")
+    assert given.register(nn.DataParallel(nets["cnn"]), "cnn")[0] == sha256
+    assert given.instance(sha256) is copied is not nets["cnn"]
     stride = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
     other = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU())
     other.load_state_dict(stride.state_dict())
-    assert instances.fingerprint(stride) != instances.fingerprint(other)
+    assert given.fingerprint(stride) != given.fingerprint(other)
 
 
 def blocks(page: str) -> list[str]:

@@ -25,7 +25,7 @@ from netkin.report.scatter import scatter
 from netkin.report.study import Section
 from netkin.report.style import panels, style
 from netkin.report.text import count
-from netkin.zoo.cost import flops
+from netkin.zoo.build import flops
 from netkin.zoo.member import parse_members
 
 Advice = tuple[Section, list[str]]

@@ -22,8 +22,8 @@ from netkin.data import arrays, subset
 from netkin.data.arrays import Arrays
 from netkin.errors import UserError, first_line
 from netkin.jobs.pool import Jobs
-from netkin.jobs.progress import Bars, Silent
-from netkin.jobs.unchanged import unchanged
+from netkin.jobs.process import unchanged
+from netkin.jobs.progress import Bars
 from netkin.passes.setting import Setting
 from netkin.passes.tune import Choice
 from netkin.pipeline import Failure, Incomplete, compute_outcomes
@@ -32,8 +32,8 @@ from netkin.report.result import Result
 from netkin.similarity import EPS_S
 from netkin.store.layout import Store
 from netkin.tracking import Tracker
-from netkin.zoo import instances, published
-from netkin.zoo.given import Model, num_classes, read_models
+from netkin.zoo import published
+from netkin.zoo.given import Model, as_json, num_classes, read_models, source_text
 from netkin.zoo.member import Member
 from netkin.zoo.task import Task
 
@@ -123,7 +123,7 @@ def _result(
 ) -> Result:
     threads, suspects = torch.get_num_threads(), dict[str, Sequence[Suspicion]]()
     with (
-        Bars(Console(stderr=True)) if progress else Silent() as display,
+        Bars(Console(stderr=True, quiet=not progress)) as display,
         Jobs((setting, None), 1, threads, display) as jobs,
     ):
         try:
@@ -234,8 +234,8 @@ def _spec(attack: Any, eps: Any, step_size: Any, steps: Any, seed: Any, stored: 
         )
     identity = {
         "_target_": f"{kind.__module__}.{kind.__qualname__}",
-        "_source_sha256": hashlib.sha256(instances.source(kind).encode()).hexdigest(),
-        **{key: instances.plain(value) for key, value in values.items()},
+        "_source_sha256": hashlib.sha256(source_text(kind).encode()).hexdigest(),
+        **{key: as_json(value) for key, value in values.items()},
     }
     return as_attack(attack, kind.__name__.lower(), identity)
 

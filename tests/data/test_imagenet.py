@@ -17,8 +17,8 @@ from PIL import Image
 from timm.data import ImageNetInfo, create_transform
 
 from netkin.store.files import read_tensors
+from netkin.zoo import sources
 from netkin.zoo.member import Member
-from netkin.zoo.published import origin
 from tests.conftest import run_command
 from tests.zoo.hub_cache import offline, write_hub
 
@@ -49,7 +49,7 @@ def solved(name: str, images: list[Image.Image]) -> dict[str, torch.Tensor]:
     """Weights of an architecture whose head tells the images apart."""
     torch.manual_seed(0)
     net = timm.create_model(name).eval()
-    config = origin(name).config
+    config = sources.config(name)
     transform = create_transform(
         SIZES[name],
         crop_pct=config["crop_pct"],
@@ -188,7 +188,7 @@ def test_a_local_dir_and_the_hub_name_a_model(
     }
     (file.parent / "config.json").write_text(json.dumps(config))
     offline(tmp_path, monkeypatch)
-    published.origin.cache_clear()
+    sources.config.cache_clear()
     pixels = torch.rand(2, 3, 64, 64)
     for name in (f"local-dir:{file.parent}", "hf-hub:timm/mine"):
         member = Member("mine", name)
@@ -202,4 +202,4 @@ def test_a_local_dir_and_the_hub_name_a_model(
         with torch.no_grad():
             wanted = net.eval()((pixels - mean.view(-1, 1, 1)) / std.view(-1, 1, 1))
             torch.testing.assert_close(classifier(pixels), wanted)
-    published.origin.cache_clear()
+    sources.config.cache_clear()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from netkin.analysis.components import agreement, read_components, rows_of
 from netkin.components import COMPONENTS, base_architecture, component_table, components, read
-from netkin.components.record import trace
+from netkin.components.trace import trace
 from netkin.errors import UserError
 from netkin.zoo.build import Task
 from netkin.zoo.member import Member, parse_members

@@ -25,7 +25,7 @@ from netkin.zoo.build import (
     preprocessing,
 )
 from netkin.zoo.execution import Execution, prepare
-from netkin.zoo.member import Member, noted, parse_members
+from netkin.zoo.member import Member, as_json, parse_members
 from netkin.zoo.preprocessing import unknown_preprocessing
 from tests.zoo.hub_cache import logits_of
 from tests.zoo.own_nets import OUTPUTS, Half, Net, ready
@@ -205,9 +205,9 @@ def test_identity_and_notes_of_timms_models_are_what_they_were() -> None:
             "std": (0.5, 0.5, 0.5),
         },
     }
-    assert list(noted(member)) == ["name", "timm", "kwargs", "checkpoint", "family", "input_size"]
+    assert list(as_json(member)) == ["name", "timm", "kwargs", "checkpoint", "family", "input_size"]
     gray = one({"name": "g", "_target_": NET, "in_chans": 1})
-    assert parse_members([noted(gray)], at_least=1) == [gray]
+    assert parse_members([as_json(gray)], at_least=1) == [gray]
 
 
 def test_a_function_that_brings_its_weights() -> None:

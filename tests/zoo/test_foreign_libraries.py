@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from netkin.components import components
 from netkin.data.views import View
 from netkin.errors import UserError
-from netkin.zoo import from_transformers, published
+from netkin.zoo import from_timm, from_transformers, published, sources
 from netkin.zoo.build import (
     Task,
     architecture_identity,
@@ -44,7 +44,7 @@ def test_torchvisions_weights_and_their_transforms(
             _fetch_without_network(member, monkeypatch)
         torch.manual_seed(0)
         net = spread(torchvision.models.get_model(name.partition(".")[0]))
-        url = published.origin(member.source).config["url"]
+        url = sources.config(member.source)["url"]
         file = tmp_path / "torch" / "hub" / "checkpoints" / Path(url).name
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.save(net.state_dict(), file)
@@ -62,7 +62,7 @@ def _fetch_without_network(member: Member, monkeypatch: pytest.MonkeyPatch) -> N
     def no_network(*_: Any, **__: Any) -> None:
         raise OSError("no network")
 
-    monkeypatch.setattr(published, "download_cached_file", no_network)
+    monkeypatch.setattr(from_timm, "download_cached_file", no_network)
     list(published.fetch({"m": member.source}))
 
 
@@ -161,7 +161,7 @@ def tiny(folder: Path, **changes: Any) -> nn.Module:
         "rescale_factor": 1 / 255,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor | changes))
-    published.origin.cache_clear()
+    sources.config.cache_clear()
     return net
 
 
@@ -258,7 +258,7 @@ def test_weights_without_a_classifier_are_an_error(tmp_path: Path) -> None:
         net.vit.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_labels": 10}))
-    published.origin.cache_clear()
+    sources.config.cache_clear()
     with pytest.raises(UserError, match=r"its weights lack classifier.bias and 1 more"):
         build(one(f"transformers:{tmp_path}"), FOLDER, tmp_path / "model.safetensors")
 

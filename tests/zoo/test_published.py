@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from timm.models import load_state_dict_from_hf
 
 from netkin.errors import UserError
-from netkin.zoo import published
+from netkin.zoo import published, sources
 from netkin.zoo.build import Task, build, preprocessing
 from netkin.zoo.member import Member, parse_members
 from tests.conftest import ROOT
@@ -92,7 +92,7 @@ def test_file_names_of_the_hub_are_timms(
 ) -> None:
     name = "test_resnet.r160_in1k"
     offline(tmp_path, monkeypatch)
-    monkeypatch.setitem(published.origin(name).config, "hf_hub_filename", asked)
+    monkeypatch.setitem(sources.config(name), "hf_hub_filename", asked)
     state = random_weights(name)
     path = write_hub(tmp_path, f"timm/{name}", file, state)
     ((_, weights),) = published.fetch({"r": name})
@@ -182,7 +182,7 @@ def test_the_original_archive_at_a_url_is_read_by_the_models_own_loader(
     state = random_weights(name, **kwargs)
     folder = tmp_path / "torch" / "hub" / "checkpoints"
     folder.mkdir(parents=True)
-    file = folder / Path(published.origin(name).config["url"]).name
+    file = folder / Path(sources.config(name)["url"]).name
     np.savez(file, **arrays_of(state, heads=3))  # type: ignore[arg-type]
     ((_, weights),) = published.fetch({"v": name})
     assert weights.path == file and file.suffix == ".npz"

@@ -13,9 +13,10 @@ from timm.data import ImageNetInfo
 
 from netkin.errors import UserError
 from netkin.passes.transfer import resized
+from netkin.zoo import sources
 from netkin.zoo.build import Task, build, identity, knows_more, preprocessing
 from netkin.zoo.member import Member, parse_members
-from netkin.zoo.published import fetch, origin
+from netkin.zoo.published import fetch
 
 DIGITS = Task(
     "digits",
@@ -256,7 +257,7 @@ def local_dir(folder: Path, **changes: object) -> str:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
     save_file(net.state_dict(), folder / "model.safetensors")
-    origin.cache_clear()
+    sources.config.cache_clear()
     return f"local-dir:{folder}"
 
 
@@ -274,7 +275,7 @@ def test_a_wrong_config_of_a_local_model(tmp_path: Path, changes: dict, said: st
 
 def test_a_local_model_without_weights_does_not_turn_to_the_hub(tmp_path: Path) -> None:
     name = local_dir(tmp_path / "mine")
-    origin(name).config["hf_hub_id"] = "timm/test_resnet.r160_in1k"
+    sources.config(name)["hf_hub_id"] = "timm/test_resnet.r160_in1k"
     (tmp_path / "mine" / "model.safetensors").unlink()
     with pytest.raises(
         UserError, match=r"mine holds no weights, such as model\.safetensors or pytorch"

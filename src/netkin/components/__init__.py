@@ -1,19 +1,19 @@
 """The 13 components of a network (the paper's Tab. 1, B.2 and B.3), for any model.
 
 They are read from the model itself: from the operations of a traced forward pass
-(`netkin.components.record`) and from its tree of modules. No rule depends on a model's name.
+(`netkin.components.trace`) and from its tree of modules. No rule depends on a model's name.
 The words are those of the paper's table: "7s2" is a 7 x 7 convolution of stride 2, "3s2/3/3" three
 of 3 x 3, "~" means not applicable, "-" none.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import polars as pl
 from torch import nn
 
-from netkin.components import activations, gates, mixing, parts
-from netkin.components.record import trace
+from netkin.components import architecture, parts
 from netkin.components.stem import stem
+from netkin.components.trace import trace
 from netkin.errors import UserError, first_line
 from netkin.zoo.build import Task, blueprint, preprocessing
 from netkin.zoo.member import Member
@@ -43,22 +43,26 @@ def read(net: nn.Module, size: tuple[int, int, int]) -> dict[str, str]:
     """
     operations = trace(net, size)
     first = stem(operations)
-    attention, location = gates.channel_attention(operations)
+    attention, location = parts.channel_attention(operations)
     return {
-        "Base architecture": mixing.base_architecture(operations, first),
-        "Hierarchical structure": mixing.hierarchy(operations, first),
+        "Base architecture": architecture.base_architecture(operations, first),
+        "Hierarchical structure": architecture.hierarchy(operations, first),
         "Stem layer": first.layers,
         "Input resolution": f"{size[1]} x {size[2]}",
         "Normalization": parts.normalization(operations),
-        "Activation": activations.activation(operations),
-        "Pooling (stem)": "Yes" if first.pooled else "No",
+        "Activation": parts.activation(operations),
+        "Pooling (stem)": _yes([first.pooled]),
         "Pooling (final)": parts.final_pooling(operations),
-        "2D SA": mixing.attention_2d(operations),
+        "2D SA": architecture.attention_2d(operations),
         "CW attention": attention,
         "Location of CW attention": location,
-        "DW conv": parts.any_op(operations, lambda op: op.is_depthwise),
-        "Group conv": parts.any_op(operations, lambda op: op.is_grouped),
+        "DW conv": _yes(op.is_depthwise for op in operations.ops),
+        "Group conv": _yes(op.is_grouped for op in operations.ops),
     }
+
+
+def _yes(tests: Iterable[bool]) -> str:
+    return "Yes" if any(tests) else "No"
 
 
 def components(member: Member, task: Task) -> dict[str, str]:

@@ -1,9 +1,16 @@
-"""Components that are counted anywhere in a network: norms, kinds of convolution, final pooling."""
+"""Norms, activations, channel attention, kinds of convolution and the final pooling.
+
+Which modules are activations is told by what they compute, not by a list: every operation in it is
+elementwise and depends on one input, and one of them is not linear. A module that computes such a
+function from others (StarReLU: s * relu(x)² + b) is one activation, named for its class. A module
+that only scales or shifts another one (timm's GammaAct) is that one.
+"""
 
 import re
-from collections.abc import Callable
+from collections import defaultdict
+from dataclasses import dataclass
 
-from netkin.components.trace import Op, Trace, joined
+from netkin.components.trace import Op, Trace
 
 NORMS = {
     "native_layer_norm": "LN",
@@ -27,9 +34,10 @@ POOLS = ("CLS token", "GAP", "Max", "Sum")
 NORM_ORDER = ("LN", "BN", "GN", "IN", "RMSNorm", "EvoNorm", "FRN", "DyT")
 
 
-def is_norm(op: Op) -> bool:
-    """Whether an operation is a normalisation that ATen knows as one."""
-    return op.name in NORMS
+def _joined(names: set[str], order: tuple[str, ...]) -> str:
+    """Names in a table's cell: those of `order` first."""
+    known = [name for name in order if name in names]
+    return " + ".join([*known, *sorted(names - set(order))])
 
 
 def norm_class(name: str) -> str:
@@ -40,21 +48,16 @@ def norm_class(name: str) -> str:
 def normalization(trace: Trace) -> str:
     """Such as "LN + BN"; "Affine transform" for learned scales and shifts in place of a norm, and
     "Norm-free" without either."""
-    norms = {NORMS[op.name] for op in trace.ops if is_norm(op)}
+    norms = {NORMS[op.name] for op in trace.ops if op.name in NORMS}
     norms |= {norm for name in trace.classes.values() if (norm := norm_class(name))}
     if norms:
-        return joined(norms, NORM_ORDER)
+        return _joined(norms, NORM_ORDER)
     return "Affine transform" if any(map(_is_affine, trace.ops)) else "Norm-free"
 
 
 def _is_affine(op: Op) -> bool:
     """A learned scale and shift in one: beta + alpha * x, as in ResMLP."""
     return op.name == "addcmul" and bool(op.weight) and op.positions > 1
-
-
-def any_op(trace: Trace, test: Callable[[Op], bool]) -> str:
-    """Yes or No."""
-    return "Yes" if any(map(test, trace.ops)) else "No"
 
 
 def final_pooling(trace: Trace) -> str:
@@ -66,7 +69,7 @@ def final_pooling(trace: Trace) -> str:
         if pooling == "CLS token" and _attends_before(trace, i):
             return "Attention"
         if pooling in POOLS:
-            return joined({pooling, *_parallel_pools(trace, i)}, POOLS)
+            return _joined({pooling, *_parallel_pools(trace, i)}, POOLS)
         if pooling:
             return pooling
     return "None"
@@ -154,3 +157,237 @@ def _attends_before(trace: Trace, i: int) -> bool:
 
 def _places(op: Op, trace: Trace) -> int:
     return max((trace.ops[i].positions for i in op.inputs), default=0)
+
+
+ACTIVATIONS = {
+    "gelu": "GeLU",
+    "relu": "ReLU",
+    "silu": "SiLU",
+    "hardtanh": "ReLU6",
+    "leaky_relu": "Leaky ReLU",
+    "hardswish": "HardSwish",
+    "mish": "Mish",
+    "elu": "ELU",
+    "celu": "CELU",
+    "selu": "SELU",
+    "prelu": "PReLU",
+    "_prelu_kernel": "PReLU",
+    "softplus": "Softplus",
+}
+SQUARES = ("pow", "square")
+BOUNDS = ("clamp", "clamp_min", "clamp_max", "maximum", "minimum", "where", "abs")
+CURVES = ("sigmoid", "hardsigmoid", "tanh", "exp", "log", "log1p", "erf", "sin", "cos", "sqrt")
+BENT = frozenset((*ACTIVATIONS, *SQUARES, *BOUNDS, *CURVES))
+"""Elementwise operations that are not linear. A sigmoid by itself is a gate, no activation."""
+ELEMENTWISE = BENT | {"mul", "add", "sub", "rsub", "div", "neg", "addcmul", "clone", "_to_copy"}
+ACTIVE_NORMS = ("EvoNorm", "FRN")
+CONTAINERS = ("Sequential", "ModuleList", "ModuleDict")
+CLASSES = {  # in the words of the published table, and of its kind
+    "QuickGELU": "QuickGeLU",
+    "QuickGELUActivation": "QuickGeLU",
+    "GELUTanh": "GeLU",
+    "NewGELUActivation": "GeLU",
+    "ReLUSquared": "SquaredReLU",
+    "ReluSquared": "SquaredReLU",
+    "ReLUSquaredActivation": "SquaredReLU",
+    "Swish": "SiLU",
+    "SwishMe": "SiLU",
+    "HardSwish": "HardSwish",
+    "HardSwishMe": "HardSwish",
+    "HardSigmoid": "",
+    "HardMishMe": "HardMish",
+    "MishMe": "Mish",
+    "PReLU": "PReLU",
+}
+ORDER = ("GeLU", "ReLU", "Leaky ReLU", "SiLU", "HardSwish", "ReLU6")
+
+
+def is_activated(trace: Trace, i: int) -> bool:
+    """Whether an operation takes the result of an activation, which may be part of a norm."""
+    source = trace.source(i)
+    if trace.ops[source].name in ACTIVATIONS:
+        return True
+    path = trace.ops[source].path
+    if trace.ops[source].name not in ELEMENTWISE or not path:
+        return False
+    if norm_class(trace.classes.get(path, "")) in ACTIVE_NORMS:
+        return True
+    return bool(_name(trace, path, [j for j, op in enumerate(trace.ops) if op.path == path]))
+
+
+def activation(trace: Trace) -> str:
+    """Such as "ReLU + SiLU", those inside channel attention among them; gates are not. "-" where
+    there is none, as when it is part of the norm."""
+    modules = _modules(trace)
+    names = set()
+    for i, op in enumerate(trace.ops):
+        if op.name in BENT:
+            outermost = next((path for path in _ancestors(op.path) if path in modules), None)
+            if outermost is not None:
+                names.add(modules[outermost])
+            elif op.name in ACTIVATIONS:
+                names.add("SquaredReLU" if _is_squared(trace, i) else ACTIVATIONS[op.name])
+    names.discard("")
+    return _joined(names, ORDER) if names else "-"
+
+
+def _modules(trace: Trace) -> dict[str, str]:
+    """The modules that compute an activation, each with its name, "" if it is a gate."""
+    within: dict[str, list[int]] = defaultdict(list)
+    for i, op in enumerate(trace.ops):
+        for path in _ancestors(op.path):
+            within[path].append(i)
+    named = {path: _name(trace, path, inside) for path, inside in within.items()}
+    return {path: name for path, name in named.items() if name is not None}
+
+
+def _ancestors(path: str) -> list[str]:
+    """The modules that an operation of this path is in, from the outermost, without the network."""
+    parts = path.split(".")
+    return [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)] if path else []
+
+
+def _name(trace: Trace, path: str, inside: list[int]) -> str | None:
+    """What a module of these operations computes, None if it is no activation."""
+    ops = [trace.ops[i] for i in inside]
+    module = trace.classes.get(path)
+    if module is None or module in CONTAINERS or norm_class(module):
+        return None
+    if any(op.name not in ELEMENTWISE for op in ops) or not _has_one_input(trace, inside):
+        return None
+    kinds = {op.name for op in ops} & BENT
+    if not kinds:
+        return None
+    if module in CLASSES:
+        return CLASSES[module]
+    multiplies = any(op.name in ("mul", "div") and len(op.inputs) > 1 for op in ops)
+    if len(kinds) > 1 or multiplies:
+        return module
+    return ACTIVATIONS.get(kinds.pop(), "")
+
+
+def _has_one_input(trace: Trace, inside: list[int]) -> bool:
+    """Whether each operation depends on one result from outside; a module may run several times."""
+    sources: dict[int, set[int]] = {}
+    for i in inside:
+        sources[i] = set().union(*(sources.get(j, {j}) for j in trace.ops[i].inputs))
+    return all(len(each) <= 1 for each in sources.values())
+
+
+def _is_squared(trace: Trace, i: int) -> bool:
+    """Whether a ReLU is only there to be squared, as by `relu(x) ** 2` in a forward pass."""
+
+    def squares(op: Op) -> bool:
+        return op.name in SQUARES or (op.name == "mul" and op.inputs == (i, i))
+
+    consumers = trace.consumers[i]
+    return (
+        trace.ops[i].name == "relu"
+        and bool(consumers)
+        and all(squares(trace.ops[j]) for j in consumers)
+    )
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One channel attention.
+
+    Attributes:
+        kind: SE (two layers between pool and gate), ESE (one), ECA (a convolution along
+            channels), GCA (pooled by attention over places), CBAM (also max-pooled), Split (a
+            softmax over parallel branches), GE (no layer).
+        location: Middle, when a convolution of the same block follows, or End.
+        at: the operation that applies it.
+    """
+
+    kind: str
+    location: str
+    at: int
+
+
+def gates(trace: Trace) -> list[Gate]:
+    """The channel attention of a network, in order."""
+    attention = []
+    for i, op in enumerate(trace.ops):
+        if norm_class(trace.classes.get(op.path, "")):
+            continue  # it scales by a mean over places, but to normalise
+        if op.name in ("mul", "add") and len(op.inputs) == 2 and op.positions > 1:
+            source = _pooled_input(trace, i)
+            if source is not None and (kind := _kind(trace, source, op.name == "add")):
+                attention.append(Gate(kind, _location(trace, i), i))
+    return attention
+
+
+def channel_attention(trace: Trace) -> tuple[str, str]:
+    """What, such as "Yes (SE)", and where: "Middle", "End" or both; ("No", "~") without."""
+    attention = gates(trace)
+    if not attention:
+        return "No", "~"
+    kinds = ", ".join(dict.fromkeys(gate.kind for gate in attention))
+    locations = {gate.location for gate in attention}
+    return f"Yes ({kinds})", " + ".join(where for where in ("Middle", "End") if where in locations)
+
+
+def _pooled_input(trace: Trace, i: int) -> int | None:
+    """Of the two factors the one that has each channel once, if the other has it at many places."""
+    op = trace.ops[i]
+    for small, large in (op.inputs, op.inputs[::-1]):
+        while trace.ops[small].name in ("expand", "alias") and trace.ops[small].inputs:
+            small = trace.ops[small].inputs[0]
+        gate, features = trace.ops[small], trace.ops[large]
+        axis = features.channels
+        if axis is None or len(gate.shape) != len(features.shape) or features.shape == gate.shape:
+            continue
+        if gate.shape[axis] != features.shape[axis] or features.shape[axis] == 1:
+            continue
+        places = [n for d, n in enumerate(gate.shape) if d != axis]
+        if all(n == 1 for n in places) or _after_softmax(trace, small):
+            return small
+    return None
+
+
+def _after_softmax(trace: Trace, i: int) -> bool:
+    def stop(j: int) -> bool:
+        return trace.ops[j].is_dense or trace.ops[j].is_conv or trace.ops[j].is_product
+
+    above = [i, *trace.upstream(i, stop)]
+    return any("softmax" in trace.ops[j].name for j in above) and any(map(stop, above))
+
+
+def _kind(trace: Trace, source: int, added: bool) -> str:
+    """The operations between the pool and the gate; empty where it is no attention."""
+
+    def pools(j: int) -> bool:
+        op = trace.ops[j]
+        before = max((trace.ops[k].positions for k in op.inputs), default=0)
+        reduces = op.name in ("mean", "sum", "amax", "_adaptive_avg_pool2d") or op.is_product
+        return before > 1 and (op.positions == 1 or min(op.shape[-2:]) == 1) and reduces
+
+    between, pool = [], []
+    for j in [source, *trace.upstream(source, pools)]:
+        (pool if pools(j) else between).append(trace.ops[j])
+    if not pool or any(op.positions > 3 and op.is_conv for op in between):
+        return ""
+    learned = {op.path for op in between if op.is_dense or op.is_conv}
+    if any("softmax" in op.name for op in between):
+        return "Split"
+    if any(op.is_product for op in pool):
+        return "GCA"
+    if any(op.is_conv and len(op.weight) == 3 for op in between):
+        return "ECA"
+    if any(op.name == "amax" for op in pool):
+        return "CBAM"
+    if added and not learned:
+        return ""
+    return ("GE", "ESE")[len(learned)] if len(learned) < 2 else "SE"
+
+
+def _location(trace: Trace, i: int) -> str:
+    block = trace.ops[i].path.rpartition(".")[0]
+
+    def stop(j: int) -> bool:
+        return trace.is_residual(j) or not trace.ops[j].path.startswith(block)
+
+    after = trace.downstream(i, stop)
+    inside = [trace.ops[j] for j in after if trace.ops[j].path.startswith(block + ".")]
+    return "Middle" if any(op.is_conv and op.positions > 1 for op in inside) else "End"

@@ -2,19 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isqrt
 
-from netkin.components.branches import fork, longest
-from netkin.components.layers import (
-    block_size,
-    completes,
-    is_layer,
-    is_linear,
-    is_single,
-    is_within,
-    kernel_of,
-    module_beside,
-    written,
-)
 from netkin.components.trace import Op, Trace
 
 
@@ -25,13 +14,11 @@ class Stem:
     Attributes:
         layers: such as "3s2/3/3": kernel, and stride where it is not 1 (and always of the first).
         pooled: whether a pooling layer ends it, or lies beside its convolutions.
-        convolutions: how many layers it has.
         end: its last operation in the trace.
     """
 
     layers: str
     pooled: bool
-    convolutions: int
     end: int
 
 
@@ -60,7 +47,7 @@ def stem(trace: Trace) -> Stem:
     """
     first = _first(trace)
     if first is None:
-        return Stem("-", False, 0, 0)
+        return Stem("-", False, 0)
     parts = trace.ops[first].path.split(".")
     walks = (
         _walk(trace, first, ".".join(parts[:depth]))
@@ -68,8 +55,8 @@ def stem(trace: Trace) -> Stem:
         if depth == len(parts) or not _is_trunk(trace, ".".join(parts[:depth]))
     )
     walk = next((found for found in walks if not found.blocked), _Walk([trace.ops[first]], first))
-    words = "/".join(written(walk.layers, block_size(trace, first)))
-    return Stem(words, walk.pooled, len(walk.layers), walk.end)
+    words = "/".join(_written(walk.layers, _block_size(trace, first)))
+    return Stem(words, walk.pooled, walk.end)
 
 
 def _first(trace: Trace) -> int | None:
@@ -78,39 +65,39 @@ def _first(trace: Trace) -> int | None:
     def stop(i: int) -> bool:
         return trace.ops[i].is_conv or trace.ops[i].is_dense or trace.ops[i].is_pool
 
-    first = [i for i in trace.downstream(0, stop) if is_layer(trace.ops[i])]
-    spatial = [i for i in first if max(kernel_of(trace.ops[i])) * block_size(trace, i) > 1]
-    return max(spatial, key=lambda i: (max(kernel_of(trace.ops[i])), i), default=None)
+    first = [i for i in trace.downstream(0, stop) if _is_layer(trace.ops[i])]
+    spatial = [i for i in first if max(_kernel_of(trace.ops[i])) * _block_size(trace, i) > 1]
+    return max(spatial, key=lambda i: (max(_kernel_of(trace.ops[i])), i), default=None)
 
 
 def _is_trunk(trace: Trace, module: str) -> bool:
     """Whether a module holds more than half of all layers."""
-    layers = [op.path for op in trace.ops if is_layer(op) or is_linear(op)]
-    return 2 * sum(is_within(path, module) for path in layers) > len(layers)
+    layers = [op.path for op in trace.ops if _is_layer(op) or _is_linear(op)]
+    return 2 * sum(_is_within(path, module) for path in layers) > len(layers)
 
 
 def _walk(trace: Trace, first: int, home: str) -> _Walk:
     """The stem if `home` is the module of its first convolution."""
     found = _Walk([], 0)
     start = first
-    join, inner = fork(trace, 0)
+    join, inner = _fork(trace, 0)
     while join is not None and join < first:
-        join, inner = fork(trace, join)
+        join, inner = _fork(trace, join)
     if join is not None and first in inner and _all_in(trace, inner, home):
         if not _composite(trace, join, inner, found):
             found.blocked = True
             return found
         start = join
     else:
-        beside = [i for i in inner if i > first and is_layer(trace.ops[i])]
+        beside = [i for i in inner if i > first and _is_layer(trace.ops[i])]
         found.layers, found.end = [trace.ops[first]], first
-        if beside and not all(is_within(trace.ops[i].path, home) for i in beside):
+        if beside and not all(_is_within(trace.ops[i].path, home) for i in beside):
             found.end = max(first, beside[0])
     for join, inner in _spine(trace, start):
         if any(_counts(trace.ops[i]) for i in inner):
             if not (_all_in(trace, inner, home) or _is_next(trace, inner, home, found.layers)):
                 found.blocked = any(
-                    _counts(trace.ops[i]) and is_within(trace.ops[i].path, home) for i in inner
+                    _counts(trace.ops[i]) and _is_within(trace.ops[i].path, home) for i in inner
                 )
                 break
             if not _composite(trace, join, inner, found):
@@ -120,34 +107,34 @@ def _walk(trace: Trace, first: int, home: str) -> _Walk:
         if op.is_conv and not op.weight:  # a blur belongs to the layer before it
             continue
         if op.is_pool:
-            top = module_beside(op.path, home)
-            if top == home or is_single(trace, top):
+            top = _module_beside(op.path, home)
+            if top == home or _is_single(trace, top):
                 found.pooled, found.end = True, join
             break
-        if op.is_product or is_linear(op):
+        if op.is_product or _is_linear(op):
             break
-        if not is_layer(op):
+        if not _is_layer(op):
             continue
-        if not (is_within(op.path, home) or _continues(trace, op, home, found.layers)):
+        if not (_is_within(op.path, home) or _continues(trace, op, home, found.layers)):
             break
         found.end = join
-        if not completes(trace, found.layers[-1], op):
+        if not _completes(trace, found.layers[-1], op):
             found.layers.append(op)
     return found
 
 
 def _spine(trace: Trace, start: int) -> Iterator[tuple[int, list[int]]]:
     """The operations that all paths from `start` pass, each with what lies beside it."""
-    join, inner = fork(trace, start)
+    join, inner = _fork(trace, start)
     while join is not None:
         yield join, inner
-        join, inner = fork(trace, join)
+        join, inner = _fork(trace, join)
 
 
 def _composite(trace: Trace, join: int, inner: list[int], found: _Walk) -> bool:
     """Add branches to the stem; False if they are a block."""
-    branch = longest(trace, join, inner, is_layer)
-    mixers = any(trace.ops[i].is_product or is_linear(trace.ops[i]) for i in inner)
+    branch = _longest(trace, join, inner)
+    mixers = any(trace.ops[i].is_product or _is_linear(trace.ops[i]) for i in inner)
     around = trace.is_residual(join) or _has_shortcut(trace, join, inner)
     if mixers or (len(branch) > 1 and around):
         return False
@@ -167,21 +154,21 @@ def _has_shortcut(trace: Trace, join: int, inner: list[int]) -> bool:
 
 
 def _counts(op: Op) -> bool:
-    return is_layer(op) or op.is_pool or op.is_product or is_linear(op)
+    return _is_layer(op) or op.is_pool or op.is_product or _is_linear(op)
 
 
 def _all_in(trace: Trace, inner: list[int], home: str) -> bool:
     counted = [trace.ops[i].path for i in inner if _counts(trace.ops[i])]
-    return bool(counted) and all(is_within(path, home) for path in counted)
+    return bool(counted) and all(_is_within(path, home) for path in counted)
 
 
 def _is_next(trace: Trace, inner: list[int], home: str, layers: list[Op]) -> bool:
     """Whether branches are one layer, in the module after `home`."""
-    tops = {module_beside(trace.ops[i].path, home) for i in inner if _counts(trace.ops[i])}
-    branches = [trace.ops[i] for i in inner if is_layer(trace.ops[i])]
-    plain = all(op.is_dense for op in branches) and any(max(kernel_of(op)) > 1 for op in branches)
+    tops = {_module_beside(trace.ops[i].path, home) for i in inner if _counts(trace.ops[i])}
+    branches = [trace.ops[i] for i in inner if _is_layer(trace.ops[i])]
+    plain = all(op.is_dense for op in branches) and any(max(_kernel_of(op)) > 1 for op in branches)
     single = all(
-        is_single(trace, top) for top in tops | {module_beside(op.path, home) for op in layers}
+        _is_single(trace, top) for top in tops | {_module_beside(op.path, home) for op in layers}
     )
     return len(tops) == 1 and plain and single
 
@@ -189,9 +176,132 @@ def _is_next(trace: Trace, inner: list[int], home: str, layers: list[Op]) -> boo
 def _continues(trace: Trace, op: Op, home: str, layers: list[Op]) -> bool:
     """Whether a layer outside `home` goes on with the stem: all have been single layers so far, or
     it stands in the place of a pool."""
-    top = module_beside(op.path, home)
+    top = _module_beside(op.path, home)
     plain = op.groups == 1 and max(op.kernel) > 1
     return plain and (
         "pool" in top.rpartition(".")[2].lower()
-        or all(is_single(trace, module_beside(layer.path, home)) for layer in (*layers, op))
+        or all(_is_single(trace, _module_beside(layer.path, home)) for layer in (*layers, op))
     )
+
+
+def _fork(trace: Trace, start: int) -> tuple[int | None, list[int]]:
+    """The first operation that all paths from `start` pass, and those between them in order.
+
+    None if no operation follows.
+    """
+    if not trace.consumers[start]:
+        return None, []
+    inner: list[int] = []
+    last = max(trace.consumers[start])
+    for i in trace.downstream(start, lambda _: False):
+        if i == last:
+            return i, inner
+        inner.append(i)
+        last = max([last, *trace.consumers[i]])
+    return None, inner
+
+
+def _longest(trace: Trace, join: int, inner: list[int]) -> list[int]:
+    """Of the branches that `join` takes the one with the most layers, or the largest kernel."""
+    layers: dict[int, list[int]] = {}
+
+    def rank(branch: list[int]) -> tuple[int, int]:
+        return len(branch), sum(max(trace.ops[i].kernel, default=1) for i in branch)
+
+    for i in (*inner, join):
+        before = max((layers.get(j, []) for j in trace.ops[i].inputs), key=rank, default=[])
+        layers[i] = [*before, i] if i != join and _is_layer(trace.ops[i]) else before
+    return layers[join]
+
+
+RESAMPLING = ("pool", "upsample", "interpolate", "mean", "amax", "grid_sample")
+
+
+def _is_layer(op: Op) -> bool:
+    """A learned convolution of a feature map, or a linear map of patches of the image."""
+    if op.is_conv:
+        return len(op.weight) == 4 and op.positions > 1
+    return op.is_dense and len(op.shape) >= 2 and _patch(op) > 1
+
+
+def _is_linear(op: Op) -> bool:
+    """A linear layer over many places, which is no convolution."""
+    return op.is_dense and not op.is_conv and op.positions > 1
+
+
+def _patch(op: Op) -> int:
+    """Pixels a side of the patch that a linear layer on RGB pixels takes; 0 if it is not one."""
+    inputs = min(op.weight) if len(op.weight) < 2 else op.weight[0]
+    side = isqrt(inputs // 3)
+    return side if 3 * side * side == inputs else 0
+
+
+def _kernel_of(op: Op) -> tuple[int, ...]:
+    """Of a convolution, or the side of the patches."""
+    return op.kernel if op.is_conv else (_patch(op),) * 2
+
+
+def _block_size(trace: Trace, first: int) -> int:
+    """Pixels a side that were moved into channels before the first convolution, 1 if none were."""
+    op = trace.ops[first]
+    if not op.is_conv:
+        return 1
+    above = [trace.ops[i] for i in trace.upstream(first, lambda _: False)]
+    if any(word in other.name for other in above for word in RESAMPLING):
+        return 1
+    block = max(1, round(trace.ops[0].shape[2] / op.input_shapes[0][2]))
+    # Patches may have been moved into the batch instead, as in TNT.
+    return block if op.input_shapes[0][1] in (block**2, trace.ops[0].shape[1] * block**2) else 1
+
+
+def _completes(trace: Trace, before: Op, op: Op) -> bool:
+    """Whether a 1 x 1 convolution is the second half of a separable one."""
+    if not (before.is_depthwise and op.is_conv and max(op.kernel) == 1):
+        return False
+    parts = zip(before.path.split("."), op.path.split("."), strict=False)
+    shared = []
+    for one, other in parts:
+        if one != other:
+            break
+        shared.append(one)
+    module = ".".join(shared)
+    inside = {o.path for o in trace.ops if _is_layer(o) and _is_within(o.path, module)}
+    return inside == {before.path, op.path}
+
+
+def _is_within(path: str, module: str) -> bool:
+    """Whether a path is a module's or that of one in it."""
+    return path == module or path.startswith(module + ".")
+
+
+def _module_beside(path: str, home: str) -> str:
+    """The module that a path leads into, as deep in the tree as `home`."""
+    return ".".join(path.split(".")[: home.count(".") + 1])
+
+
+def _is_single(trace: Trace, top: str) -> bool:
+    """A module that is one layer: a convolution with its norm, a pool."""
+    convs = [
+        i
+        for i, op in enumerate(trace.ops)
+        if op.is_conv and op.weight and op.positions > 1 and _is_within(op.path, top)
+    ]
+    if not convs:
+        return True
+    listed = trace.classes.get(top) in ("Sequential", "ModuleList")
+    # Parallel convolutions take one input.
+    sources = {trace.source(i) for i in convs}
+    return not listed and (len({trace.ops[i].path for i in convs}) == 1 or len(sources) == 1)
+
+
+def _written(layers: list[Op], block: int) -> list[str]:
+    """In pixels of the image for the first layer, of its result for the others."""
+    words = []
+    for op in layers:
+        scale = 1 if words else block
+        kernel, stride = _kernel_of(op), op.stride if op.is_conv else _kernel_of(op)
+        kernel = tuple(scale * side for side in kernel)
+        size = str(kernel[0]) if len(set(kernel)) == 1 else "x".join(map(str, kernel))
+        step = scale * stride[0]
+        words.append(size if words and step == 1 else f"{size}s{step}")
+    return words

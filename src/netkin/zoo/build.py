@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from netkin.errors import UserError, first_line
-from netkin.zoo import from_python, from_timm, from_torchvision, from_transformers
-from netkin.zoo.checkpoints import choose, load_weights
+from netkin.zoo import from_python, sources
+from netkin.zoo.checkpoints import choose, holds_arrays, load_weights
 from netkin.zoo.member import Member
 from netkin.zoo.preprocessing import Preprocessing, preprocessing
-from netkin.zoo.published import holds_arrays, origin
 from netkin.zoo.task import Task
 
 log = logging.getLogger(__name__)
@@ -71,12 +71,12 @@ def build(member: Member, task: Task, weights: Path | None = None, seed: int = 0
     Raises UserError when the architecture cannot take the dataset's images or has another number
     of classes, and when the weights do not fit it.
     """
-    own = preprocessing(member, task)
-    net, classes = _network(member, task, own, weights, seed)
+    prep = preprocessing(member, task)
+    net, classes = _network(member, task, prep, weights, seed)
     columns = _columns(classes, member, task)
     if weights is not None and not member.uses_published(task):
         load_weights(net, weights, member.name, member.weights_key)
-    return Classifier(net, member.name, own.mean, own.std, columns)
+    return Classifier(net, member.name, prep.mean, prep.std, columns)
 
 
 def blueprint(member: Member, task: Task) -> nn.Module:
@@ -85,20 +85,17 @@ def blueprint(member: Member, task: Task) -> nn.Module:
     Where it cannot be built there, it is on the CPU with random weights. Raises UserError when
     the architecture cannot take the dataset's images.
     """
-    own = preprocessing(member, task)
-    return _on_meta(member, task, own)[0]
+    return _on_meta(member, task, preprocessing(member, task))[0]
 
 
-def _on_meta(
-    member: Member, task: Task, own: Preprocessing, weights: None = None, seed: int = 0
-) -> tuple[nn.Module, int]:
+def _on_meta(member: Member, task: Task, prep: Preprocessing) -> tuple[nn.Module, int]:
     """As `_network`, on the meta device where that is possible."""
     try:
         with torch.device("meta"):
-            return _network(member, task, own, weights, seed)
+            return _network(member, task, prep)
     except UserError as error:
         log.info("%s on the meta device: %s", member.name, error)
-        return _network(member, task, own, weights, seed)
+        return _network(member, task, prep)
 
 
 def check_member(member: Member, task: Task) -> str:
@@ -107,13 +104,18 @@ def check_member(member: Member, task: Task) -> str:
     Gives a note where the checkpoint holds several sets of weights that fit; otherwise "".
     Raises UserError as `build` does.
     """
-    own = preprocessing(member, task)
+    prep = preprocessing(member, task)
     # A constructor of one's own may load weights, which the meta device would drop.
-    make = _network if member.target else _on_meta
-    net, classes = make(member, task, own, None, 0)
+    net, classes = (_network if member.target else _on_meta)(member, task, prep)
     _columns(classes, member, task)
     if member.target:
-        _check_copy(net, member)
+        try:
+            copy.deepcopy(net)  # it is copied to be made faster
+        except Exception as error:  # whatever the module's parts raise
+            raise UserError(
+                f"{member.name} ({member.architecture}) cannot be copied ({first_line(error)}): "
+                "copy.deepcopy has to work on it; leave out such attributes, or set them in forward"
+            ) from None
     file = Path(member.checkpoint).expanduser() if member.checkpoint else None
     if file is None or holds_arrays(file):
         return ""
@@ -121,29 +123,49 @@ def check_member(member: Member, task: Task) -> str:
     return choice.describe(file, member.name) if choice.others else ""
 
 
-def _check_copy(net: nn.Module, member: Member) -> None:
-    """Raises UserError for a network of one's own that has no copies, which are made faster."""
-    try:
-        copy.deepcopy(net)
-    except Exception as error:  # whatever the module's parts raise
-        raise UserError(
-            f"{member.name} ({member.architecture}) cannot be copied ({first_line(error)}): "
-            "copy.deepcopy has to work on it; leave out such attributes, or set them in forward"
-        ) from None
-
-
 def _network(
-    member: Member, task: Task, own: Preprocessing, weights: Path | None, seed: int
+    member: Member, task: Task, prep: Preprocessing, weights: Path | None = None, seed: int = 0
 ) -> tuple[nn.Module, int]:
     """The network, with published weights where the member uses them, and its number of classes."""
-    if not member.timm:
-        return _foreign(member, task, own, weights is not None, seed)
-    if task.weights == "pretrained" or member.pretrained:
+    source, size = sources.SOURCES[member.kind], prep.view.input_size
+    as_published = member.source and (task.weights == "pretrained" or member.pretrained)
+    config = sources.config(member.source) if as_published else {}
+    file = weights if member.uses_published(task) else None
+    reason = ""
+    for kwargs in source.ways(member, config, task, size):
         torch.manual_seed(seed)
-        net = from_timm.pretrained(member, weights)
-    else:
-        net = from_timm.fitted(member, task, own, seed)
-    return net, int(getattr(net, "num_classes", task.num_classes))
+        try:
+            net = source.build(member, config, kwargs, file)
+            if member.timm and config and member.input_size is None:  # it takes its own size
+                return net, int(net.num_classes)  # type: ignore[arg-type]
+            classes = _count_classes(net, prep, f"{member.name} ({member.architecture})")
+        except UserError:
+            raise
+        except Exception as error:  # any network's constructor and forward pass
+            reason = first_line(error)
+            log.info("%s does not take %s: %s", member.name, kwargs, error)
+        else:
+            return net if member.timm else from_python.only_logits(net), classes
+    if "weights_only" in reason:  # torch advises to load it nevertheless
+        reason = "they hold pickled objects, which are not loaded because they can run code"
+    raise UserError(
+        f"{member.name} ({member.architecture}) cannot be built for {size} x {size} images"
+        f"{f' with the weights {file}' if file else ''} ({reason}); give it other kwargs, another "
+        "input_size, or in_chans: 1"
+    )
+
+
+def _count_classes(net: nn.Module, prep: Preprocessing, name: str) -> int:
+    """Classes of a network, from its logits of two blank images. Raises what it raises."""
+    parameter, training = next(net.parameters(), None), net.training
+    shape = (2, len(prep.mean), prep.view.input_size, prep.view.input_size)
+    with torch.no_grad():
+        device = None if parameter is None else parameter.device
+        logits = from_python.logits_in(net.eval()(torch.zeros(shape, device=device)), name)
+    net.train(training)
+    if logits.ndim != 2 or len(logits) != 2:
+        raise ValueError(f"its output for 2 images is {list(logits.shape)}, expected [2, classes]")
+    return logits.shape[1]
 
 
 def _columns(classes: int, member: Member, task: Task) -> list[int] | None:
@@ -167,7 +189,7 @@ def knows_more(member: Member, task: Task) -> bool:
         return False
     classes = published_classes(member)
     if classes is None:
-        classes = _network(member, task, preprocessing(member, task), None, 0)[1]
+        classes = _network(member, task, preprocessing(member, task))[1]
     return classes > task.num_classes and set(task.classes) <= set(_wnids(classes))
 
 
@@ -177,7 +199,7 @@ def published_classes(member: Member) -> int | None:
     named = member.kwargs.get("num_classes", member.kwargs.get("num_labels"))
     if named is not None:
         return int(named)
-    return None if member.target else int(origin(member.source).config["num_classes"])
+    return None if member.target else int(sources.config(member.source)["num_classes"])
 
 
 @cache
@@ -187,74 +209,12 @@ def _wnids(classes: int) -> list[str]:
     return ImageNetInfo(subset).label_names() if subset else []
 
 
-def _foreign(
-    member: Member, task: Task, own: Preprocessing, with_weights: bool, seed: int
-) -> tuple[nn.Module, int]:
-    """A network that is not timm's, which returns its logits alone, and its number of classes."""
-    failure = None
-    for kwargs in _arguments(member, task, own):
-        torch.manual_seed(seed)
-        try:
-            net = _constructed(member, task, with_weights, kwargs)
-            classes = _count_classes(net, own, f"{member.name} ({member.architecture})")
-        except UserError:
-            raise
-        except Exception as error:  # any network's constructor and forward pass
-            failure = failure or error
-            log.info("%s does not take %s: %s", member.name, kwargs, error)
-        else:
-            return from_python.only_logits(net), classes
-    size = own.view.input_size
-    raise UserError(
-        f"{member.name} ({member.architecture}) cannot be built for {size} x {size} images "
-        f"({first_line(failure)}); give it other kwargs, another input_size, or in_chans: 1"
-    )
-
-
-def _arguments(member: Member, task: Task, own: Preprocessing) -> list[dict[str, Any]]:
-    """The arguments to try, in order."""
-    kwargs = dict(member.kwargs)
-    if member.target:
-        return [kwargs]
-    if not member.uses_published(task) and task.weights == "train":
-        key = "num_classes" if member.torchvision else "num_labels"
-        kwargs = {key: task.num_classes, **kwargs}
-    if member.torchvision:  # its vision transformers take their images' size
-        return [kwargs, {"image_size": own.view.input_size, **kwargs}]
-    return [kwargs]
-
-
-def _constructed(
-    member: Member, task: Task, with_weights: bool, kwargs: Mapping[str, Any]
-) -> nn.Module:
-    if member.target:
-        return from_python.build(member.target, member.name, kwargs)
-    library = from_torchvision if member.torchvision else from_transformers
-    published = with_weights and member.uses_published(task)
-    return library.build(member.torchvision or member.transformers, published, kwargs)
-
-
-def _count_classes(net: nn.Module, own: Preprocessing, name: str) -> int:
-    """Classes of a network, from its logits of two blank images. Raises what it raises."""
-    parameter, training = next(net.parameters(), None), net.training
-    size = own.view.input_size
-    device = None if parameter is None else parameter.device
-    with torch.no_grad():
-        logits = from_python.logits_in(
-            net.eval()(torch.zeros(2, len(own.mean), size, size, device=device)), name
-        )
-    net.train(training)
-    if logits.ndim != 2 or len(logits) != 2:
-        raise ValueError(f"its output for 2 images is {list(logits.shape)}, expected [2, classes]")
-    return logits.shape[1]
-
-
 def identity(member: Member, task: Task, weights_sha256: str) -> dict[str, Any]:
     """What makes a member's results its own, as JSON: architecture, weights and preprocessing."""
     published = {}
     if member.timm and (task.weights == "pretrained" or member.pretrained):
-        resolved = origin(member.timm)
-        published = {"architecture": resolved.architecture, "arguments": resolved.arguments}
+        config = sources.config(member.timm)
+        published = {key: config[key] for key in ("architecture", "arguments")}
     fit = {"fit": [dict(fit) for fit in task.fit]} if member.timm else {}
     key = {"weights_key": member.weights_key} if member.weights_key else {}
     return {
@@ -271,12 +231,28 @@ def identity(member: Member, task: Task, weights_sha256: str) -> dict[str, Any]:
 def architecture_identity(member: Member) -> dict[str, Any]:
     """What a member is built of, as JSON; of one's own class or function, its source text, too."""
     if member.target:
-        source = from_python.source_sha256(member.target, member.name)
+        source = from_python.source_sha256(member.target)
         return {"_target_": member.target, "source_sha256": source}
-    kind = next(kind for kind in ("timm", "torchvision", "transformers") if getattr(member, kind))
-    return {kind: getattr(member, kind)}
+    return {member.kind: getattr(member, member.kind)}
 
 
 def own_weights_sha256(member: Member, task: Task) -> str:
     """The hash of the weights that a `target` brings, for which it is built."""
     return from_python.weights_sha256(build(member, task).net)
+
+
+def flops(member: Member, task: Task) -> int | None:
+    """Floating-point operations of matrix products and convolutions for one image at the member's
+    own input size; a multiplication and an addition are two. Nothing is computed or downloaded.
+
+    None for a network that does not run on torch's meta device.
+    """
+    try:
+        prep, net = preprocessing(member, task), blueprint(member, task).eval()
+        shape = (1, len(prep.mean), prep.view.input_size, prep.view.input_size)
+        device = next(net.parameters()).device
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net(torch.empty(shape, device=device))
+    except (UserError, RuntimeError, NotImplementedError, StopIteration):
+        return None
+    return counter.get_total_flops()

@@ -13,7 +13,8 @@ import logging
 import pickle
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from netkin.errors import UserError, first_line, near
-from netkin.zoo.published import holds_arrays
 
 log = logging.getLogger(__name__)
 
@@ -48,40 +48,32 @@ HARMLESS: list[Any] = [
 """What a torch file may hold beside tensors and plain values: data without code."""
 DEEPEST = 4
 
-
-@dataclass(frozen=True)
-class Weights:
-    """A state dict in a file; `label` is its place there, such as "state_dict.model"."""
-
-    label: str
-    tensors: dict[str, Tensor]
+Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The weights of a checkpoint that are used, and the labels of others that fit as well."""
+    """The weights of a checkpoint that are used.
 
-    weights: Weights
+    Attributes:
+        label: where they are in the file, such as "state_dict.model"; "" for the top level.
+        tensors: by the network's keys.
+        others: the labels of others that fit as well.
+    """
+
+    label: str
+    tensors: Weights
     others: tuple[str, ...] = ()
 
     def describe(self, path: Path, name: str) -> str:
-        """Which weights of a file are used, and how to choose others, in words."""
-        label, *others = (text or "(top level)" for text in (self.weights.label, *self.others))
+        """Which weights of a file are used, and how to choose others."""
+        label, *others = (text or "(top level)" for text in (self.label, *self.others))
         if not others:
             return f"{name}: weights {label} of {path}"
         return (
             f"{name}: {path} holds several sets of weights that fit; {label} is used, not "
             f"{', '.join(others)} (the member's field weights_key chooses another)"
         )
-
-
-@dataclass(frozen=True)
-class Misfit:
-    """The first key that differs; shapes are lists, or "no such key"."""
-
-    key: str
-    in_model: Any
-    in_file: Any
 
 
 def load_weights(net: nn.Module, path: Path, name: str, key: str | None = None) -> None:
@@ -102,12 +94,15 @@ def load_weights(net: nn.Module, path: Path, name: str, key: str | None = None) 
     if not path.is_file():
         raise UserError(f"{name}: there is no weights file {path}")
     if holds_arrays(path) and hasattr(net, "load_pretrained"):
-        _load_arrays(net, path, name)
+        try:
+            net.load_pretrained(str(path))  # type: ignore[operator]
+        except Exception as error:  # whatever numpy and the model's loader raise
+            raise UserError(f"{name}: weights {path} do not fit ({first_line(error)})") from None
         return
     choice = choose(net, path, name, key)
-    if choice.others or choice.weights.label:
+    if choice.others or choice.label:
         log.info("%s", choice.describe(path, name))
-    net.load_state_dict(choice.weights.tensors, strict=False)
+    net.load_state_dict(choice.tensors, strict=False)
 
 
 def choose(net: nn.Module, path: Path, name: str, key: str | None = None) -> Choice:
@@ -115,18 +110,31 @@ def choose(net: nn.Module, path: Path, name: str, key: str | None = None) -> Cho
 
     Raises UserError as `load_weights` does.
     """
-    candidates = list(state_dicts(read(path, name)))
+    candidates = list(_state_dicts(read(path, name)))
     if not candidates:
         raise UserError(f"{name}: {path} holds no tensors; expected a state dict of the network")
-    fits = [weights for candidate in candidates for weights in _fits(net, candidate)]
+    fits: dict[str, Weights] = {}
+    for label, tensors in candidates:
+        for below, renamed in _renamed(net, tensors):
+            if (fitting := _fitting(net, renamed)) is not None:
+                fits.setdefault(".".join(filter(None, (label, below))), fitting)
     if key is not None:
-        fits = [weights for weights in fits if _is_at(weights, key)]
-        candidates = _at(key, candidates, path, name) if not fits else candidates
+        labels = [label for label, _ in candidates if label]
+        fits = {label: tensors for label, tensors in fits.items() if _is_at(label, key)}
+        candidates = [(label, tensors) for label, tensors in candidates if _is_at(label, key)]
+        if not fits and not candidates:
+            raise UserError(
+                f"{name}: {path} has no weights under weights_key {key!r}{near(key, labels)} "
+                f"(there are {', '.join(labels[:8]) or 'none: its tensors lie at the top level'})"
+            )
     if not fits:
         raise UserError(_misfit_message(net, candidates, path, name))
-    chosen = next((w for w in fits if AVERAGED.search(w.label.lower())), fits[0])
-    others = [weights.label for weights in fits if weights.label != chosen.label]
-    return Choice(chosen, tuple(dict.fromkeys(others)))
+    label = next((label for label in fits if AVERAGED.search(label.lower())), next(iter(fits)))
+    return Choice(label, fits[label], tuple(other for other in fits if other != label))
+
+
+def _is_at(label: str, key: str) -> bool:
+    return f".{key}." in f".{label}."
 
 
 def read(path: Path, name: str, lazily: bool = False) -> Any:
@@ -142,18 +150,15 @@ def read(path: Path, name: str, lazily: bool = False) -> Any:
             with safe_open(path, "pt") as file:
                 return {} if lazily else {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         with torch.serialization.safe_globals(HARMLESS):
-            try:
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
-            except RuntimeError as error:
-                if not lazily or "mmap" not in str(error):
-                    raise
-                return torch.load(path, map_location="cpu", weights_only=True)
+            lazily = lazily and zipfile.is_zipfile(path)  # the older format cannot be mapped
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     except pickle.UnpicklingError as error:
         objects = _pickled(path)
-        what = f"pickled objects ({objects})" if objects else first_line(error)
-        what = "something else than tensors" if "weights_only" in what else what
+        reason = first_line(error)
+        if objects or "weights_only" in reason:
+            reason = f"pickled objects{objects and f' ({objects})'}"
         raise UserError(
-            f"{name}: {path} cannot be read as weights: it holds {what}, which are not loaded "
+            f"{name}: {path} cannot be read as weights: it holds {reason}, which are not loaded "
             "because they can run code; on the machine that wrote it, save the tensors alone: "
             "torch.save(net.state_dict(), FILE)"
         ) from None
@@ -177,122 +182,87 @@ def _pickled(path: Path) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def state_dicts(content: Any, label: str = "", depth: int = 0) -> Iterator[Weights]:
+def holds_arrays(file: Path) -> bool:
+    """Whether a file is an .npz archive of numpy arrays, whatever its name."""
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any(name.endswith(".npy") for name in archive.namelist())
+
+
+def _state_dicts(content: Any, label: str = "", depth: int = 0) -> Iterator[tuple[str, Weights]]:
     """Every mapping of names to tensors in a file; what is no tensor is passed over."""
     if not isinstance(content, Mapping):
         return
     named = {key: value for key, value in content.items() if isinstance(key, str)}
-    tensors = {key: value for key, value in named.items() if isinstance(value, Tensor)}
-    if tensors:
-        yield Weights(label, tensors)
+    if tensors := {key: value for key, value in named.items() if isinstance(value, Tensor)}:
+        yield label, tensors
     if depth < DEEPEST:
         for key, value in named.items():
-            yield from state_dicts(value, f"{label}.{key}".lstrip("."), depth + 1)
+            yield from _state_dicts(value, f"{label}.{key}".lstrip("."), depth + 1)
 
 
-def _at(key: str, candidates: list[Weights], path: Path, name: str) -> list[Weights]:
-    """The candidates that a key names."""
-    matches = [weights for weights in candidates if _is_at(weights, key)]
-    if not matches:
-        labels = [weights.label for weights in candidates if weights.label]
-        raise UserError(
-            f"{name}: {path} has no weights under weights_key {key!r}{near(key, labels)} "
-            f"(there are {', '.join(labels[:8]) or 'none: its tensors lie at the top level'})"
-        )
-    return matches
-
-
-def _is_at(weights: Weights, key: str) -> bool:
-    return f".{key}." in f".{weights.label}."
-
-
-def _fits(net: nn.Module, weights: Weights) -> Iterator[Weights]:
-    """The ways in which a state dict fits a network, each with the label that tells it apart."""
-    for prefix, tensors in _renamed(net, weights.tensors):
-        label = ".".join(part for part in (weights.label, prefix) if part)
-        if misfit(net, tensors) is None:
-            yield Weights(label, tensors)
-        elif (convert := _converter(net)) is not None:
-            converted = dict(convert(tensors, net))
-            if misfit(net, converted) is None:
-                yield Weights(label, converted)
-
-
-def _renamed(net: nn.Module, tensors: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _renamed(net: nn.Module, tensors: Weights) -> Iterator[tuple[str, Weights]]:
     """A state dict without wrappers in its keys: all of it, and below each prefix that leads to a
     key of the network: pairs of the prefix without its last dot, and the tensors below it."""
+
+    def parts(key: str) -> list[str]:
+        return [part for part in key.split(".") if part not in WRAPPERS]
+
     ours = net.state_dict()
-    plain = tensors if any(_wrapped(k) for k in ours) else _without_wrappers(tensors)
+    if not any(part in WRAPPERS for key in ours for part in key.split(".")):
+        tensors = {".".join(parts(key)): value for key, value in tensors.items()}
     anchor = next((key for key in ours if not NOT_WEIGHTS.search(key)), "")
-    prefixes = [k[: -len(anchor)] for k in plain if k == anchor or k.endswith(f".{anchor}")]
-    shared = {key.partition(".")[0] for key in plain}
-    if len(shared) == 1 and all("." in key for key in plain):
+    prefixes = [k[: -len(anchor)] for k in tensors if k == anchor or k.endswith(f".{anchor}")]
+    shared = {key.partition(".")[0] for key in tensors}
+    if len(shared) == 1 and all("." in key for key in tensors):
         prefixes.append(f"{shared.pop()}.")  # above the keys of other authors, to be converted
     for prefix in dict.fromkeys(["", *prefixes]):
-        below = {k[len(prefix) :]: v for k, v in plain.items() if k.startswith(prefix)}
+        below = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
         named = {k: v for k, v in below.items() if k in ours or not NOT_WEIGHTS.search(k)}
         yield prefix.rstrip("."), named
 
 
-def _wrapped(key: str) -> bool:
-    return any(part in WRAPPERS for part in key.split("."))
+def _fitting(net: nn.Module, tensors: Weights) -> Weights | None:
+    """Tensors that fit a network, as they are or as timm converts those of the original authors."""
+    if _misfit(net, tensors) is None:
+        return tensors
+    module = sys.modules.get(type(net).__module__)
+    convert = getattr(module, "checkpoint_filter_fn", None)
+    if convert is None or not type(net).__module__.startswith("timm."):
+        return None
+    try:
+        converted = dict(convert(dict(tensors), net))
+    except Exception as error:  # not a checkpoint that it was written for
+        log.info("%s: %s", convert, error)
+        return None
+    return converted if _misfit(net, converted) is None else None
 
 
-def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    def plain(key: str) -> str:
-        return ".".join(part for part in key.split(".") if part not in WRAPPERS)
-
-    return {plain(key): value for key, value in tensors.items()}
-
-
-def misfit(net: nn.Module, tensors: Mapping[str, Tensor]) -> Misfit | None:
-    """The first key that differs between a network and a state dict; None where it fits."""
+def _misfit(net: nn.Module, tensors: Weights) -> tuple[str, Any, Any] | None:
+    """The first key that differs between a network and a state dict, with its shape in both;
+    None where they fit."""
     ours = net.state_dict()
     for key in dict.fromkeys([*ours, *tensors]):
         in_model = list(ours[key].shape) if key in ours else "no such key"
         in_file = list(tensors[key].shape) if key in tensors else "no such key"
         if in_model != in_file and not (key not in tensors and NOT_WEIGHTS.search(key)):
-            return Misfit(key, in_model, in_file)
+            return key, in_model, in_file
     return None
 
 
-def _misfit_message(net: nn.Module, candidates: list[Weights], path: Path, name: str) -> str:
+def _misfit_message(
+    net: nn.Module, candidates: list[tuple[str, Weights]], path: Path, name: str
+) -> str:
     """Of the candidate with most keys in common with the network."""
     ours = net.state_dict()
-    ways = [tensors for weights in candidates for _, tensors in _renamed(net, weights.tensors)]
+    ways = [renamed for _, tensors in candidates for _, renamed in _renamed(net, tensors)]
     nearest = max(ways, key=lambda tensors: (len(ours.keys() & tensors.keys()), len(tensors)))
-    differs = misfit(net, nearest)
+    differs = _misfit(net, nearest)
     assert differs is not None
+    key, in_model, in_file = differs
     return (
-        f"{name}: weights {path} do not fit: {differs.key} is {differs.in_model} in the model and "
-        f"{differs.in_file} in the file; the file's first keys are {_first(nearest)}, the model's "
-        f"{_first(ours)}; is it a checkpoint of this architecture and these classes?"
+        f"{name}: weights {path} do not fit: {key} is {in_model} in the model and {in_file} in the "
+        f"file; the file's first keys are {', '.join(list(nearest)[:3])}, the model's "
+        f"{', '.join(list(ours)[:3])}; is it a checkpoint of this architecture and these classes?"
     )
-
-
-def _first(tensors: Mapping[str, Tensor]) -> str:
-    return ", ".join(list(tensors)[:3])
-
-
-def _converter(net: nn.Module) -> Callable[[Any, nn.Module], Mapping[str, Tensor]] | None:
-    """timm's conversion of the original authors' checkpoints, where an architecture has one."""
-    module = sys.modules.get(type(net).__module__)
-    filter_fn = getattr(module, "checkpoint_filter_fn", None)
-    if filter_fn is None or not type(net).__module__.startswith("timm."):
-        return None
-
-    def convert(tensors: Any, net: nn.Module) -> Mapping[str, Tensor]:
-        try:
-            return filter_fn(dict(tensors), net)
-        except Exception as error:  # not a checkpoint that it was written for
-            log.info("%s: %s", filter_fn, error)
-            return tensors
-
-    return convert
-
-
-def _load_arrays(net: Any, path: Path, name: str) -> None:
-    try:
-        net.load_pretrained(str(path))
-    except Exception as error:  # whatever numpy and the model's loader raise
-        raise UserError(f"{name}: weights {path} do not fit ({first_line(error)})") from None

@@ -5,67 +5,90 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from netkin.errors import UserError, first_line, near
+from netkin.zoo.task import Task
+
+if TYPE_CHECKING:
+    from netkin.zoo.member import Member
 
 
 @cache
-def find(target: str, name: str) -> Callable[..., Any]:
+def find(target: str) -> Callable[..., Any]:
     """The class or function of a dotted name, imported.
 
-    Raises UserError, with the member's `name`, when it cannot be imported or called.
+    Raises UserError when it cannot be imported or called.
     """
     module_name, dot, attribute = target.rpartition(".")
     if not dot:
-        raise UserError(
-            f"{name}: _target_ must be a dotted name such as my_pkg.MyNet, got {target!r}"
-        )
+        raise UserError(f"_target_ must be a dotted name such as my_pkg.MyNet, got {target!r}")
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        missing = str(error.name)
-        if module_name == missing or module_name.startswith(f"{missing}."):
-            advice = "start in its folder, put that on PYTHONPATH, or install it"
-            raise UserError(f"{name}: there is no module {missing} ({target}); {advice}") from None
-        raise UserError(f"{name}: {module_name} cannot be imported ({first_line(error)})") from None
     except Exception as error:  # a module of the user's raises what it will
+        missing = str(getattr(error, "name", None))
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{missing}."):
+            advice = "start in its folder, put that on PYTHONPATH, or install it"
+            raise UserError(f"there is no module {missing} ({target}); {advice}") from None
         reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{name}: {module_name} cannot be imported ({reason})") from None
+        raise UserError(f"{module_name} cannot be imported ({reason})") from None
     value = getattr(module, attribute, None)
     if value is None:
         file = getattr(module, "__file__", None)
         origin = f"{module_name} ({file})" if file else module_name
-        raise UserError(f"{name}: {origin} has no {attribute!r}{near(attribute, dir(module))}")
+        raise UserError(f"{origin} has no {attribute!r}{near(attribute, dir(module))}")
     if not callable(value):
-        raise UserError(f"{name}: {target} must be a class or a function, got {value!r}")
+        raise UserError(f"{target} must be a class or a function, got {value!r}")
     return value
 
 
-def build(target: str, name: str, kwargs: Mapping[str, Any]) -> nn.Module:
+def config(name: str) -> dict[str, Any]:
+    """Of a class, of which nothing is published."""
+    return {"family": find(name).__name__}
+
+
+def file(name: str, config: Mapping[str, Any], fetch: bool) -> None:
+    """It brings its weights, or has a checkpoint."""
+
+
+def ways(
+    member: "Member", config: Mapping[str, Any], task: Task, size: int
+) -> list[dict[str, Any]]:
+    """The member's own arguments alone."""
+    return [dict(member.kwargs)]
+
+
+def build(
+    member: "Member", config: Mapping[str, Any], kwargs: Mapping[str, Any], file: Path | None
+) -> nn.Module:
     """The network that a class or function returns for its arguments.
 
     Raises UserError when it raises, or returns something else.
     """
-    make = find(target, name)
+    make, name = find(member.target), member.name
     try:
         net = make(**kwargs)
     except Exception as error:  # a class of the user's raises what it will
         reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{name} ({target}) cannot be built ({reason}); see its kwargs") from None
+        raise UserError(
+            f"{name} ({member.target}) cannot be built ({reason}); see its kwargs"
+        ) from None
     if not isinstance(net, nn.Module):
         kind = type(net).__name__
-        raise UserError(f"{name}: {target} must give an nn.Module, got an object of type {kind}")
+        raise UserError(
+            f"{name}: {member.target} must give an nn.Module, got an object of type {kind}"
+        )
     return net
 
 
-def source_sha256(target: str, name: str) -> str | None:
+def source_sha256(target: str) -> str | None:
     """The hash of a class's or function's own source text; None where there is none."""
     try:
-        return hashlib.sha256(inspect.getsource(find(target, name)).encode()).hexdigest()
+        return hashlib.sha256(inspect.getsource(find(target)).encode()).hexdigest()
     except (OSError, TypeError):  # defined in a console, or in C
         return None
 

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torchvision
 from torch import nn
@@ -10,9 +11,14 @@ from torchvision.models import get_model_builder, get_model_weights, list_models
 from torchvision.transforms._presets import ImageClassification
 
 from netkin.errors import UserError, near
+from netkin.zoo import from_timm
+from netkin.zoo.task import Task
+
+if TYPE_CHECKING:
+    from netkin.zoo.member import Member
 
 
-def weights_of(name: str) -> Any:
+def _weights(name: str) -> Any:
     """The weights (a member of torchvision's enumerations) of "resnet18" or "resnet18.NAME".
 
     Raises UserError for unknown names, and for networks that classify no images.
@@ -37,7 +43,7 @@ def weights_of(name: str) -> Any:
 
 def config(name: str) -> dict[str, Any]:
     """A classifier's published weights in timm's words: preprocessing, classes and url."""
-    weights = weights_of(name)
+    weights = _weights(name)
     transforms = weights.transforms()
     assert isinstance(transforms, ImageClassification)
     (crop,), (resize,) = transforms.crop_size, transforms.resize_size
@@ -54,12 +60,27 @@ def config(name: str) -> dict[str, Any]:
     }
 
 
-def build(name: str, pretrained: bool, kwargs: Mapping[str, Any]) -> nn.Module:
-    """The network, with its published weights from torch's cache, where they must exist.
+def file(name: str, config: Mapping[str, Any], fetch: bool) -> Path | None:
+    """In torch's cache, where timm looks for files of a url, too."""
+    return from_timm.file(name, config, fetch)
 
-    Raises what torchvision raises.
-    """
-    weights = weights_of(name) if pretrained else None
+
+def ways(
+    member: "Member", config: Mapping[str, Any], task: Task, size: int
+) -> list[dict[str, Any]]:
+    """Vision transformers take their images' size."""
+    kwargs = dict(member.kwargs)
+    if not member.uses_published(task) and task.weights == "train":
+        kwargs = {"num_classes": task.num_classes, **kwargs}
+    return [{"image_size": size, **kwargs}, kwargs]
+
+
+def build(
+    member: "Member", config: Mapping[str, Any], kwargs: Mapping[str, Any], file: Path | None
+) -> nn.Module:
+    """See `netkin.zoo.sources.Source`. The weights are those of torch's cache."""
+    name = member.torchvision
+    weights = _weights(name) if file else None
     return get_model_builder(name.partition(".")[0])(weights=weights, **kwargs)
 
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,10 @@ from torch import nn
 from netkin.data.views import View
 from netkin.errors import UserError, first_line
 from netkin.zoo.from_torchvision import crop_pct
+from netkin.zoo.task import Task
+
+if TYPE_CHECKING:
+    from netkin.zoo.member import Member
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 """What a folder's weights are called, in the order in which transformers looks for them."""
@@ -52,28 +56,22 @@ def _fetched(repository: str, file: str, revision: str | None) -> Path:
     )
 
 
-def cached(name: str) -> Path | None:
-    """The file of a model's weights, or of the index of several, if all are on this machine."""
+def file(name: str, config: Mapping[str, Any], fetch: bool) -> Path | None:
+    """The file of a model's weights, or the index of several, which are all there."""
     where = folder(name)
-    for file in WEIGHTS:
-        if (where / file).is_file() and all(part.is_file() for part in files(where / file)):
-            return where / file
-    return None
-
-
-def download(name: str) -> Path:
-    """Fetch a model's weights into the hub's cache. Raises what the hub's client raises."""
-    if Path(name).expanduser().is_dir():
-        raise FileNotFoundError(f"{name} holds no weights, such as {WEIGHTS[0]}")
-    repository, revision = hf_split(name)
-    for file in WEIGHTS:
-        try:
-            path = _fetched(repository, file, revision)
-        except EntryNotFoundError:
-            continue
-        for part in files(path):
-            _fetched(repository, part.name, revision)
-        return path
+    for weights in WEIGHTS:
+        if (where / weights).is_file() and all(p.is_file() for p in files(where / weights)):
+            return where / weights
+    if not fetch:
+        return None
+    if not Path(name).expanduser().is_dir():
+        repository, revision = hf_split(name)
+        for weights in WEIGHTS:
+            with suppress(EntryNotFoundError):
+                path = _fetched(repository, weights, revision)
+                for part in files(path):
+                    _fetched(repository, part.name, revision)
+                return path
     raise FileNotFoundError(f"{name} holds no weights, such as {WEIGHTS[0]}")
 
 
@@ -197,13 +195,22 @@ def _difference(processor: Any, config: dict[str, Any]) -> str:
     return f"pixels differ by {difference:.2f} on average" if difference > TOLERANCE else ""
 
 
-def build(name: str, pretrained: bool, kwargs: Mapping[str, Any]) -> nn.Module:
-    """The network in float32, with its published weights (from this machine) or random ones.
+def ways(
+    member: "Member", config: Mapping[str, Any], task: Task, size: int
+) -> list[dict[str, Any]]:
+    """With the dataset's classes, unless the weights are the published ones."""
+    if not member.uses_published(task) and task.weights == "train":
+        return [{"num_labels": task.num_classes, **member.kwargs}]
+    return [dict(member.kwargs)]
 
-    Raises UserError where the weights lack a part of it, and what transformers raises.
-    """
+
+def build(
+    member: "Member", config: Mapping[str, Any], kwargs: Mapping[str, Any], file: Path | None
+) -> nn.Module:
+    """The network in float32. Raises UserError where the weights lack a part of it."""
+    name = member.transformers
     where, model = folder(name), transformers().AutoModelForImageClassification
-    if not pretrained:
+    if file is None:
         settings = transformers().AutoConfig.from_pretrained(where, local_files_only=True, **kwargs)
         return model.from_config(settings)
     with _silent():

@@ -1,17 +1,15 @@
 """What a user writes for a model, checked before anything is built."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 from urllib.parse import quote
 
 import timm
-from timm.models import split_model_name_tag
 
 from netkin.errors import UserError, near
-from netkin.zoo import from_python
-from netkin.zoo.published import origin
+from netkin.zoo import sources
 from netkin.zoo.task import Task
 
 KINDS = ("timm", "torchvision", "transformers", "target")
@@ -78,12 +76,14 @@ class Member:
     weights_key: str | None = None
 
     @property
+    def kind(self) -> str:
+        """Which of KINDS it has."""
+        return next(kind for kind in KINDS if getattr(self, kind))
+
+    @property
     def source(self) -> str:
-        """The name of published weights, as `netkin.zoo.published` takes it; empty for `target`."""
-        for kind in PREFIXES:
-            if value := getattr(self, kind):
-                return f"{kind}:{value}"
-        return self.timm
+        """The name of published weights, as `netkin.zoo.sources` takes it; empty for `target`."""
+        return f"{self.kind}:{getattr(self, self.kind)}" if self.kind in PREFIXES else self.timm
 
     @property
     def architecture(self) -> str:
@@ -95,8 +95,8 @@ class Member:
         return self.checkpoint is None and (self.pretrained or task.weights == "pretrained")
 
 
-def noted(member: Member) -> dict[str, Any]:
-    """A member as JSON: the fields that every member has, and others that are set."""
+def as_json(member: Member) -> dict[str, Any]:
+    """The fields that every member has, and others that are set."""
     always = ("name", "timm", "kwargs", "checkpoint", "family", "input_size")
     defaults = {f.name: f.default for f in fields(Member) if f.default is not MISSING}
     return {
@@ -138,6 +138,7 @@ def parse_members(
 
 def _parse(entry: str | Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> Member:
     if isinstance(entry, str):
+        _check_spelling(entry, known)
         spec: dict[str, Any] = {"name": entry, "timm": entry, **known.get(entry, {})}
     elif isinstance(entry, Mapping):
         spec = dict(entry)
@@ -153,10 +154,17 @@ def _parse(entry: str | Mapping[str, Any], known: Mapping[str, Mapping[str, Any]
                 f"(fields: {', '.join(allowed)})"
             )
     _one_kind(spec)
-    _check_types(spec)
-    _channels(spec)
-    spec["family"] = _family(spec, known)
-    return Member(**spec)
+    _check_fields(spec)
+    member = Member(**spec)
+    config = sources.config(member.source or f"target:{member.target}")
+    return replace(member, family=member.family or config["family"])
+
+
+def _check_spelling(name: str, known: Mapping[str, Any]) -> None:
+    """Names of the config are likelier meant than those of timm."""
+    plain = name not in known and ":" not in name and not timm.is_model(name.partition(".")[0])
+    if plain and (meant := near(name, list(known))):
+        raise UserError(f"there is no model {name!r}{meant}")
 
 
 def _one_kind(spec: dict[str, Any]) -> None:
@@ -168,21 +176,63 @@ def _one_kind(spec: dict[str, Any]) -> None:
         spec |= {"timm": "", prefix: rest}
         spec.setdefault("name", f"{prefix}:{rest}")
     kinds = [kind for kind in KINDS if spec.get(kind)]
-    if not kinds:
-        raise UserError(
-            f"member {spec.get('name', '?')!r} lacks `timm`, the architecture's name (or "
-            "torchvision, transformers, or _target_)"
-        )
-    if len(kinds) > 1:
+    if len(kinds) != 1:
         raise UserError(
             f"member {spec.get('name', '?')!r} has {' and '.join(kinds)}; give one of them"
+            if kinds
+            else f"member {spec.get('name', '?')!r} lacks `timm`, the architecture's name (or "
+            "torchvision, transformers, or _target_)"
         )
     spec.setdefault("name", spec[kinds[0]])
     if spec.get("transformers") and spec.get("checkpoint") is None:
         spec["pretrained"] = True
 
 
-def _check_types(spec: Mapping[str, Any]) -> None:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _per_channel(value: Any) -> bool:
+    values = [value] if _is_number(value) else value
+    listed = isinstance(values, Sequence) and not isinstance(values, str)
+    return listed and len(values) in (1, 3) and all(map(_is_number, values))
+
+
+def _positive_per_channel(value: Any) -> bool:
+    return _per_channel(value) and all(v > 0 for v in ([value] if _is_number(value) else value))
+
+
+CHANNELS = "1 or 3 numbers{} for pixels in [0, 1], such as [0.5, 0.5, 0.5]"
+CHECKS: dict[str, tuple[Callable[[Any], bool] | tuple, str]] = {
+    "timm": (_is_text, "a timm name"),
+    "torchvision": (_is_text, "a torchvision name such as resnet18"),
+    "transformers": (_is_text, "org/name on the hub, or a folder"),
+    "target": (_is_text, "the dotted name of a class or function"),
+    "family": (_is_text, "a name"),
+    "checkpoint": (_is_text, "a file"),
+    "weights_key": (_is_text, "a key in the checkpoint, such as model_ema"),
+    "kwargs": (lambda value: isinstance(value, Mapping), "a mapping such as {depth: 4}"),
+    "input_size": (
+        lambda value: isinstance(value, int) and value >= 1,
+        "a whole number of pixels, 1 or more",
+    ),
+    "pretrained": ((True, False), ""),
+    "crop_mode": (CROP_MODES, ""),
+    "interpolation": (INTERPOLATIONS, ""),
+    "in_chans": ((1, 3), ""),
+    "crop_pct": (lambda value: _is_number(value) and 0 < value <= 1, "in (0, 1]"),
+    "mean": (_per_channel, CHANNELS.format("")),
+    "std": (_positive_per_channel, CHANNELS.format(" above 0")),
+}
+"""By field, a test or the values that it can have, and what is expected."""
+
+
+def _check_fields(spec: dict[str, Any]) -> None:
+    """Raises UserError for values that a field cannot have; mean and std become tuples."""
     if not isinstance(name := spec["name"], str) or not name.strip():
         raise UserError(f"a member's name must be text, such as mine, got {name!r}")
     if (size := len(quote(name))) > LONGEST:
@@ -190,92 +240,17 @@ def _check_types(spec: Mapping[str, Any]) -> None:
             f"a member's name must have {LONGEST} characters at most, since files are named for "
             f"it; {name[:20]}... takes {size}. Give it another with {{name: ...}}"
         )
-    for key, kind, expected in (
-        ("timm", str, "a timm name"),
-        ("torchvision", str, "a torchvision name such as resnet18"),
-        ("transformers", str, "org/name on the hub, or a folder"),
-        ("target", str, "the dotted name of a class or function"),
-        ("family", str, "a name"),
-        ("checkpoint", str, "a file"),
-        ("weights_key", str, "a key in the checkpoint, such as model_ema"),
-        ("kwargs", Mapping, "a mapping such as {depth: 4}"),
-        ("input_size", int, "a whole number of pixels, 1 or more"),
-    ):
+    for key, (fits, expected) in CHECKS.items():
         value = spec.get(key)
-        wrong = value is not None and not isinstance(value, kind)
-        if wrong or (isinstance(value, int) and value < 1):
-            raise UserError(f"member {spec.get('name')!r}: {key} must be {expected}, got {value!r}")
-    for key, choices in (
-        ("pretrained", (True, False)),
-        ("crop_mode", CROP_MODES),
-        ("interpolation", INTERPOLATIONS),
-        ("in_chans", (1, 3)),
-    ):
-        value = spec.get(key)
-        if value is not None and value not in choices:
-            expected = " or ".join(map(str, choices))
-            raise UserError(f"member {spec['name']!r}: {key} must be {expected}, got {value!r}")
-    pct = spec.get("crop_pct")
-    if pct is not None and not (_is_number(pct) and 0 < pct <= 1):
-        raise UserError(f"member {spec['name']!r}: crop_pct must be in (0, 1], got {pct!r}")
-
-
-def _channels(spec: dict[str, Any]) -> None:
-    """Mean and std as tuples, and the number of channels of timm's own argument."""
-    if spec.get("timm") and "in_chans" not in spec:
-        channels = (spec.get("kwargs") or {}).get("in_chans")
-        if channels in (1, 3):
-            spec["in_chans"] = channels
-    if (spec.get("mean") is None) != (spec.get("std") is None):
-        raise UserError(f"member {spec['name']!r}: give both mean and std, or neither")
-    for key in ("mean", "std"):
-        value = spec.get(key)
-        if value is None:
+        if value is None or (value in fits if isinstance(fits, tuple) else fits(value)):
             continue
-        values = [value] if _is_number(value) else value
-        right = isinstance(values, Sequence) and not isinstance(values, str)
-        right = right and len(values) in (1, 3) and all(map(_is_number, values))
-        if not right or (key == "std" and any(float(v) <= 0 for v in values)):
-            numbers = "1 or 3 numbers" + " above 0" * (key == "std")
-            raise UserError(
-                f"member {spec['name']!r}: {key} must be {numbers} for pixels in [0, 1], such as "
-                f"[0.5, 0.5, 0.5], got {value!r}"
-            )
-        spec[key] = tuple(float(v) for v in values)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _family(spec: Mapping[str, Any], known: Mapping[str, Any]) -> str:
-    """The family that is given, or the module of the architecture, which has to exist."""
-    if spec.get("target"):
-        own = from_python.find(spec["target"], spec["name"]).__name__
-    elif spec.get("timm"):
-        architecture = _architecture(spec["timm"], known)
-        own = timm.model_entrypoint(architecture).__module__.split(".")[-1]
-    else:
-        (kind,) = [kind for kind in PREFIXES if spec.get(kind)]
-        own = origin(f"{kind}:{spec[kind]}").config["family"]
-    return spec.get("family") or own
-
-
-def _architecture(name: str, known: Mapping[str, Any]) -> str:
-    if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
-        return origin(name).architecture
-    architecture, tag = split_model_name_tag(name)
-    if not timm.is_model(architecture):
-        names = [*known, *timm.list_models()]
-        advice = "; a class of your own is {name: ..., _target_: my_pkg.MyNet}" if tag else ""
-        raise UserError(
-            f"timm has no model {name!r}{near(architecture, names)} "
-            f"(all names: timm.list_models(){advice})"
-        )
-    tags = [split_model_name_tag(n)[1] for n in timm.list_pretrained(f"{architecture}.*")]
-    if tag and tag not in tags:
-        raise UserError(
-            f"timm's {architecture} has no weights tagged {tag!r}{near(tag, tags)} "
-            f"(tags: {', '.join(tags) or 'none'})"
-        )
-    return architecture
+        expected = expected or " or ".join(map(str, fits))  # type: ignore[arg-type]
+        raise UserError(f"member {name!r}: {key} must be {expected}, got {value!r}")
+    if (spec.get("mean") is None) != (spec.get("std") is None):
+        raise UserError(f"member {name!r}: give both mean and std, or neither")
+    for key in ("mean", "std"):
+        if (value := spec.get(key)) is not None:
+            spec[key] = tuple(map(float, [value] if _is_number(value) else value))
+    channels = (spec.get("kwargs") or {}).get("in_chans")
+    if spec.get("timm") and "in_chans" not in spec and channels in (1, 3):
+        spec["in_chans"] = channels  # timm's own argument

@@ -16,9 +16,8 @@ from timm.models._hub import _PREFERRED_FILES
 
 from netkin.data.views import View
 from netkin.errors import UserError
-from netkin.zoo import checkpoints
+from netkin.zoo import checkpoints, sources
 from netkin.zoo.member import Member
-from netkin.zoo.published import origin
 from netkin.zoo.task import Task
 
 DEFAULT = 0.5
@@ -67,11 +66,6 @@ def preprocessing(member: Member, task: Task) -> Preprocessing:
     )
 
 
-def in_chans(member: Member, config: Mapping[str, Any]) -> int:
-    """Channels of a member's images: 3, or 1 for gray."""
-    return member.in_chans or config.get("in_chans") or 3
-
-
 def unknown_preprocessing(member: Member, task: Task) -> bool:
     """Whether a member with weights of its own is run with a guessed mean and std.
 
@@ -92,16 +86,16 @@ def known_config(member: Member, task: Task) -> dict[str, Any]:
     config: dict[str, Any] = {}
     lends = "." in member.torchvision  # named weights, to a checkpoint or a training
     if lends or (member.source and (task.weights == "pretrained" or member.uses_published(task))):
-        config = _resolved(origin(member.source).config)
+        config = _resolved(sources.config(member.source))
     if member.checkpoint:
         path = Path(member.checkpoint).expanduser()
         if path.is_file() and not trained_here(path):
-            config |= _own_config(path, path.stat().st_mtime_ns)
+            config |= _recorded(path, path.stat().st_mtime_ns)
     return config
 
 
 def _each_channel(member: Member, key: str, config: Mapping[str, Any]) -> tuple[float, ...]:
-    channels = in_chans(member, config)
+    channels = member.in_chans or config.get("in_chans") or 3
     values = getattr(member, key)
     given = values if values is not None else config.get(key, (DEFAULT,))
     if len(set(given)) == 1:
@@ -139,26 +133,28 @@ def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def _own_config(path: Path, changed: int) -> dict[str, Any]:
+def _recorded(path: Path, changed: int) -> dict[str, Any]:
     """A checkpoint's config of its images: in the file, or in its folder if it was exported."""
     del changed  # of the file: a changed file is read again
-    inside = _metadata(path) if path.suffix == ".safetensors" else _torch_content(path)
-    for key in CONFIGS:
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                inside: Any = {key: _json(v) for key, v in (file.metadata() or {}).items()}
+        else:
+            inside = checkpoints.read(path, path.name, lazily=True)
+    except Exception:  # loading the weights reports it
+        inside = {}
+    for key in CONFIGS if isinstance(inside, Mapping) else ():
         if fields := _if_complete(inside.get(key) if key else inside):
             return fields
-    if path.name in _PREFERRED_FILES:
-        return _beside(path.parent)
-    return {}
-
-
-def _metadata(path: Path) -> dict[str, Any]:
-    """The metadata of a safetensors file, with JSON read."""
-    try:
-        with safe_open(path, "pt") as file:
-            content = dict(file.metadata() or {})
-    except Exception:  # the library has its own errors; loading the weights reports them
+    if path.name not in _PREFERRED_FILES:
         return {}
-    return {key: _json(value) for key, value in content.items()}
+    config = path.with_name("config.json")
+    if config.is_file() and (fields := _if_complete(_json(config.read_text()))):
+        return fields
+    if path.with_name("preprocessor_config.json").is_file():
+        return _resolved(sources.config(f"transformers:{path.parent}"))
+    return {}
 
 
 def _json(text: str) -> Any:
@@ -166,14 +162,6 @@ def _json(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def _torch_content(path: Path) -> dict[str, Any]:
-    try:
-        content = checkpoints.read(path, path.name, lazily=True)
-    except UserError:  # loading the weights reports it
-        return {}
-    return dict(content) if isinstance(content, Mapping) else {}
 
 
 def _if_complete(config: Any) -> dict[str, Any]:
@@ -190,27 +178,14 @@ def _if_complete(config: Any) -> dict[str, Any]:
     if "crop_pct" in config and isinstance(name, str) and timm.is_model(name.partition(".")[0]):
         # the arguments of timm's training script, which leaves to the model what is None
         published = timm.get_pretrained_cfg(name, allow_unregistered=True)
-        return _resolved_arguments(config, published.to_dict() if published else {})
+        known = published.to_dict() if published else {}
+        return _fields(resolve_data_config(dict(config), pretrained_cfg=known))
     return {}
-
-
-def _resolved_arguments(arguments: Mapping[str, Any], published: dict) -> dict[str, Any]:
-    return _fields(resolve_data_config(dict(arguments), pretrained_cfg=published))
 
 
 def _numbers(value: Any) -> bool:
     plain = isinstance(value, Sequence) and not isinstance(value, str) and len(value) in (1, 3)
     return plain and all(isinstance(v, int | float) and math.isfinite(v) for v in value)
-
-
-def _beside(folder: Path) -> dict[str, Any]:
-    """The config of an exported model: timm's config.json, transformers' preprocessor_config."""
-    config = folder / "config.json"
-    if config.is_file() and (fields := _if_complete(_json(config.read_text()))):
-        return fields
-    if (folder / "preprocessor_config.json").is_file():
-        return _resolved(origin(f"transformers:{folder}").config)
-    return {}
 
 
 def trained_here(path: Path) -> bool:
