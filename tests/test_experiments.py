@@ -141,17 +141,15 @@ def test_adversarial_images_are_in_the_ball_and_of_correct_images(trained: Path)
         assert difference.max() <= 48
 
 
-def test_nothing_is_computed_twice(small_run: Path) -> None:
-    before = {p: p.stat().st_mtime_ns for p in (small_run / "store").rglob("*") if p.is_file()}
-    done = run_here(*SMALL, "hydra.run.dir=again", cwd=small_run)
+def test_nothing_is_computed_twice(folder: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (folder / "store").rglob("*") if p.is_file()}
+    done = run_here(*SMALL, "hydra.run.dir=again", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert not re.search(r"^(train|clean|craft|transfer) ", done.stdout, re.M)
-    after = {p: p.stat().st_mtime_ns for p in (small_run / "store").rglob("*") if p.is_file()}
+    after = {p: p.stat().st_mtime_ns for p in (folder / "store").rglob("*") if p.is_file()}
     assert after == before
     for name in ("similarity.csv", "pairs.csv", "models.csv", "families.csv", "similarity.png"):
-        assert (small_run / "again" / name).read_bytes() == (
-            small_run / "first" / name
-        ).read_bytes()
+        assert (folder / "again" / name).read_bytes() == (folder / "first" / name).read_bytes()
 
 
 def test_only_missing_parts_are_computed_and_come_out_the_same(folder: Path) -> None:
