@@ -99,6 +99,7 @@ class Figure:
     """Of all figures of a run."""
 
     width: float | None = None  # inches, such as 3.25 or 6.75; null leaves each its own
+    formats: list[str] = field(default_factory=lambda: ["png", "pdf"])  # and svg
 
 
 @dataclass
@@ -415,8 +416,6 @@ class _Teachers(OfStudent):
 @experiment("within", section="within")
 class _Within(OfGroups):
     matrices: Any = None  # further groups, each with its own matrix: {name: similarity.csv}
-    sample: int = 4  # models of each group in Fig. D.1
-    seed: int = 0  # of their choice
 
 
 COMMANDS: dict[str, type] = {"evaluate": Evaluate, "train": Train}
@@ -548,13 +547,6 @@ def check(config: DictConfig, script: str) -> None:
             continue
         hint = near(value, CHOICES.get(key, ())) if isinstance(value, str) else ""
         raise UserError(f"{key} must be {setting.expected}, got {value!r}{hint}")
-    stops = "score.half_width" in known and config.score.half_width is not None
-    if stops and not config.experiment.get("sequential"):
-        way = f", or give experiment={name} the similarity.csv of an experiment=pairwise with it"
-        raise UserError(
-            f"experiment={name} takes no score.half_width; pairwise and plan do: leave it out"
-            + (way if "similarity" in known else "")
-        )
     if name in EXPERIMENTS and config.get("similarity") is not None and "similarity" not in known:
         having = [other for other in EXPERIMENTS if "similarity" in settings(other, script)]
         raise UserError(

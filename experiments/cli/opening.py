@@ -52,8 +52,6 @@ def _measuring(config: DictConfig) -> str:
         return f"scores of {config.similarity.get('file') or choices['similarity']}"
     if config.experiment.name in TOOLS:
         return f"store {config.store.dir}"
-    if config.experiment.name.endswith("_benchmark"):
-        return "made-up models"
     names, attack, dataset = _names(config), config.attack, str(config.dataset.name)
     settings = [f"{key} {attack[key]}" for key in ("eps", "steps") if key in attack]
     models = f"{len(names)} models" if names else "the models of the config"

@@ -44,7 +44,6 @@ CONFIG = {
     "store.shard_size=0": ("store.shard_size", "whole number of 1 or more"),
     "score.eps_s=0": ("score.eps_s", "above 0"),
     "score.half_width=x": ("score.half_width", "above 0, or null"),
-    "score.half_width=0.1 experiment=clusters": ("score.half_width", "pairwise and plan"),
     "hardware.train_precision=half": ("hardware.train_precision", "32-true or"),
     "hardware.batch_size=0": ("hardware.batch_size", "auto or a whole number"),
     "hardware.members_at_once=none": ("hardware.members_at_once", "auto or a whole number"),
