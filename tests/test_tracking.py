@@ -251,7 +251,7 @@ def test_a_sweeps_jobs_share_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "hydra: {overrides: {task: ['attack.eps=8/255,16/255', attack.steps=3]}}"
     )
     setting: Any = SimpleNamespace(
-        attack=SimpleNamespace(name="pgd", attack=SimpleNamespace(eps=8 / 255, steps=3)),
+        attack=SimpleNamespace(name="pgd", eps=8 / 255, steps=3),
         subset=Subset("full", ("0",), (0,), (0,), ("a",), ("",)),
         store=SimpleNamespace(root=tmp_path, writable=True),
     )
@@ -268,7 +268,7 @@ def test_a_sweeps_jobs_share_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [
         ({"kind": "tensorbord"}, "kind must be wandb, tensorboard, csv or none"),
         ({"kind": "wandb", "mode": "ofline"}, "mode must be online or offline"),
-        ({"kind": "wandb", "mode": "offline", "project": "a/b"}, "project must be a name without"),
+        ({"kind": "wandb", "mode": "offline", "project": "a/b"}, "Invalid project name"),
     ],
 )
 def test_mistakes(tmp_path: Path, logger: dict, message: str, monkeypatch) -> None:
