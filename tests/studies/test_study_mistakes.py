@@ -35,15 +35,12 @@ def matrices(tmp_path: Path) -> None:
         ("budget budget.steps=4", "budget.steps must list whole numbers of 1 or more, got 4"),
         ("budget budget.images=null", "budget.images must list whole numbers of 1 or more, got N"),
         ("attacks sources=x", "sources must be a list of members such as [vit_s], got x"),
-        ("parity parity.changes=null", "parity.changes must be a list, got None"),
-        ("benchmark benchmark.models=x", "benchmark.models must be a list, got 'x'"),
         ("plan plan.devices=[0]", "plan.devices must list whole numbers of 1 or more, got [0]"),
         ("pairwise dataset=null", "dataset=null: dataset must be one of compatible, digits"),
         (
             "within similarity=three.csv groups={x:[d]}",
             "groups: group x: no model is named 'd'",
         ),
-        ("within similarity=three.csv within.sample=0", "within.sample must be a whole"),
         (
             "ensemble similarity=three.csv model.members=[test_resnet,vit_ti] store.dir=store",
             "2 of 2 models have no clean logits in",
