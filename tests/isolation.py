@@ -34,6 +34,7 @@ def _handlers() -> list[logging.Handler]:
         if isinstance(logger, logging.Logger)
         for handler in logger.handlers
         if isinstance(handler, logging.FileHandler)
+        and not type(handler).__module__.startswith("_pytest")
     ]
 
 

@@ -161,6 +161,9 @@ def test_a_failed_job_finishes_its_run_as_failed(small_run: Path, tmp_path: Path
     assert end.exit_code == 1
 
 
+LOGGER = {"mode": "offline", "project": "p", "entity": None, "group": None, "tags": []}
+
+
 def info(folder: Path) -> RunInfo:
     return RunInfo(folder, {}, "group", "job", "name", ())
 
@@ -273,7 +276,7 @@ def test_a_sweeps_jobs_share_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyP
 )
 def test_mistakes(tmp_path: Path, logger: dict, message: str, monkeypatch) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    with pytest.raises(UserError, match=message), track(logger, info(tmp_path)):
+    with pytest.raises(UserError, match=message), track({**LOGGER, **logger}, info(tmp_path)):
         raise AssertionError
 
 

@@ -126,6 +126,10 @@ class WandB(Tracker):
                 self._warn(error)
             with suppress(Exception):
                 self.wandb.teardown()
+        logger = logging.getLogger("wandb")
+        for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
+            logger.removeHandler(handler)  # W&B's debug.log, which it leaves open
+            handler.close()
 
     def _try(self, action: Callable[[], object]) -> None:
         if self.failed:
