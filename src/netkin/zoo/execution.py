@@ -18,9 +18,7 @@ from torch import Tensor, nn
 
 from netkin.errors import UserError, first_line
 from netkin.zoo.build import Classifier
-from netkin.zoo.fold import TOLERANCE, fold_batch_norm, standardise_once
-from netkin.zoo.patches import PatchProduct, patches_by_product
-from netkin.zoo.squeeze import cheap_gradients
+from netkin.zoo.fuse import TOLERANCE, cheap_gradients, fold_batch_norm, standardise_once
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +43,8 @@ class Execution:
         precision: one of PRECISIONS. Mixed ones compute products and convolutions in 16 bits, with
             inputs and outputs in float32; "tf32" rounds a GPU's float32 products to 10 bits of
             mantissa, which "32-true" forbids.
-        fuse: batch normalisation folded into convolutions and weights standardised once
-            (`netkin.zoo.fold`), squeeze-and-excitation with a cheaper gradient
-            (`netkin.zoo.squeeze`), and on a CPU patches embedded by a product
-            (`netkin.zoo.patches`).
+        fuse: batch normalisation folded into convolutions, weights standardised once, and
+            squeeze-and-excitation with a cheaper gradient (`netkin.zoo.fuse`).
         memory_format: one of MEMORY_FORMATS. On a CPU channels_last was the faster, or as fast, for
             all of 12 small and 5 full-size architectures (experiments/results/speed.md).
         compile: by torch.compile, for batches of one size (others are padded to it).
@@ -98,8 +94,6 @@ class Prepared(Classifier):
             standardise_once(net)
             net, self.folded = fold_batch_norm(net, self.normalise(few), self.name)
             cheap_gradients(net)
-            if few.device.type == "cpu":
-                patches_by_product(net)
         if execution.memory_format != "contiguous":
             net = net.to(memory_format=MEMORY_FORMATS[execution.memory_format])
         return net
@@ -252,7 +246,7 @@ def check_execution(execution: Execution, gpu: bool) -> None:
         )
 
 
-CAST = (nn.Conv1d, nn.Conv2d, Conv2dSame, PatchProduct, nn.Linear)
+CAST = (nn.Conv1d, nn.Conv2d, Conv2dSame, nn.Linear)
 """Layers that keep no weights in float32 when autocast would cast these in every pass."""
 
 
