@@ -118,6 +118,7 @@ def _formula(shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
     return state
 
 
+@pytest.mark.slow
 def test_gluon_xception65_is_the_original(tmp_path: Path) -> None:
     """Its logits are those of timm 0.6.7 for the same checkpoint, given as a local file.
 
