@@ -58,65 +58,6 @@ def test_pairwise(folder: Path) -> None:
     assert (models["clean_accuracy"] > 0.2).all()
 
 
-def test_benchmark(folder: Path) -> None:
-    """Each way to attack is timed against its bare loop; then the complete command."""
-    overrides = ",".join(
-        repr(o) for o in [*SMALL[1:], SMALL[0], "logger=csv", "hardware.members_at_once=1"]
-    )
-    done = run_command(
-        "experiment=benchmark",
-        *("benchmark.models=[test_efficientnet]", "benchmark.images=2", "benchmark.rounds=1"),
-        *(
-            "benchmark.steps=1",
-            "model.members=[test_byobnet]",
-            *SMALL[1:],
-            "hardware.members_at_once=1",
-        ),
-        f"store.dir={folder / 'store'}",
-        f"benchmark.overrides=[{overrides}]",
-        "benchmark.member=test_byobnet",
-        "hydra.run.dir=benchmark",
-        "logger=csv",
-        cwd=folder,
-    )
-    assert done.returncode == 0, done.stderr
-    table = pl.read_csv(folder / "benchmark" / "benchmark.csv")
-    assert table["state"].to_list() == ["nothing cached", "weights cached", "everything cached"]
-    assert (table["seconds"] > 0).all()
-    assert (table["peak_memory_gib"] > 0.1).all()
-    (row,) = pl.read_csv(folder / "benchmark" / "store_overhead.csv").to_dicts()
-    assert (row["model"], row["shards"]) == ("test_byobnet", 1)
-    assert 0 <= row["share_in_store"] < 1
-
-    speed = pl.read_csv(folder / "benchmark" / "speed.csv")
-    assert speed["model"].unique(maintain_order=True).to_list() == [
-        "test_efficientnet",
-        "test_byobnet",
-    ]
-    ours = speed.filter(model="test_byobnet", method="craft")
-    assert sorted(ours.select("precision", "memory_format").rows()) == [
-        (p, f) for p in ("32-true", "bf16-mixed") for f in ("channels_last", "contiguous")
-    ]
-    assert {"foolbox", "torchattacks-style loop", "bare loop"} <= set(speed["method"])
-    for row in ours.to_dicts():
-        same = speed.filter(
-            model="test_byobnet",
-            method="bare loop",
-            precision=row["precision"],
-            memory_format=row["memory_format"],
-        )
-        assert row["times_bare_loop"] == pytest.approx(
-            same["ms_a_step"].item() / row["ms_a_step"], rel=1e-6
-        )
-    stored = pl.read_csv(folder / "benchmark" / "bytes.csv")
-    plain = stored.filter(fuse=False, precision="32-true", memory_format="contiguous")
-    assert plain["differing_pixels"].to_list() == [0.0]
-    fused = stored.filter(fuse=True, precision="32-true")
-    assert (fused["differing_pixels"] < 0.2).all() and (fused["fooled"] > 0.9).all()
-    (row,) = pl.read_csv(folder / "benchmark" / "transfer.csv").to_dicts()
-    assert row["model"] == "test_efficientnet" and row["images"] == 12
-
-
 def test_plan(folder: Path) -> None:
     """The work that is left is counted exactly, and no model is attacked."""
     before = {*(folder / "store").rglob("*.safetensors")}

@@ -1,29 +1,41 @@
 """How fast is a step of the attack, against a bare loop and against other libraries?
 
-All ways to attack the same images are timed in turn, round after round, in one process. The bare
-loop is a forward pass and the gradient with respect to the input: no update, no projection.
-Libraries run unchanged, and so with glibc's own rules for freed memory (`netkin.jobs.memory`).
+    python -m experiments.benchmarks.speed --models resnet50 vit_small_patch16_224 --compile
+    python -m experiments.benchmarks.speed --attacks fgsm mim pgd apgd --models resnet50
+
+Full-size timm models with random weights on random images. All ways to attack the same images are
+timed in turn, round after round, in one process. The bare loop is a forward pass and the gradient
+with respect to the input: no update, no projection. Libraries run unchanged, and so with glibc's
+own rules for freed memory (`netkin.jobs.process`). With `--attacks` whole attacks of conf/attack
+are timed instead, as images a second.
+
+Measured: experiments/results/speed.md.
 """
 
+import argparse
 import copy
+import importlib
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
-from torch import Tensor, nn
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from experiments.benchmarks.references import installed
-from netkin.attacks import PGD
+from netkin.attacks import PGD, Attack
 from netkin.attacks.frozen import frozen
-from netkin.attacks.grid import to_grid
 from netkin.jobs.devices import device_of, seconds_of
-from netkin.jobs.memory import as_glibc_does, keep_freed
+from netkin.jobs.process import keep_freed
 from netkin.zoo.build import Classifier
 from netkin.zoo.execution import (
     MEMORY_FORMATS,
@@ -40,7 +52,9 @@ EPS, STEP = 8 / 255, 2 / 255
 STEPS = 50
 """Steps of an attack, for images a second."""
 HALF = (0.5, 0.5, 0.5)
-"""Mean and standard deviation of the models: those of members that are trained here."""
+"""Mean and standard deviation of the models."""
+MODELS = ["resnet50", "vit_small_patch16_224", "convnext_tiny", "efficientnet_b2", "halonet50ts"]
+CONF = Path(__file__).parents[2] / "conf"
 REFERENCE = "torchattacks-style loop"
 
 
@@ -143,6 +157,16 @@ def _torchattacks_style(
     return run
 
 
+def installed(package: str) -> Any | None:
+    """A package, imported; None where it is not installed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # foolbox uses SciPy's old names
+            return importlib.import_module(package)
+    except ImportError:
+        return None
+
+
 def _libraries(classifier: Classifier, pixels: Tensor, labels: Tensor) -> Iterator[Way]:
     """foolbox and torchattacks, where they are installed."""
     model = copy.deepcopy(classifier).eval()
@@ -171,7 +195,7 @@ def timed(compared: Sequence[Way], rounds: int, steps: int) -> list[float]:
         for way, steps_seconds in zip(compared, times, strict=True):
             if way.keeps != keeps:
                 keeps = way.keeps
-                (keep_freed if keeps else as_glibc_does)()
+                keep_freed(keeps)
                 way.run(1)
             seconds = seconds_of(lambda way=way: way.run(steps), device_of("auto"))
             if number:  # the first round is the warm-up
@@ -210,40 +234,34 @@ def rates(
     )
 
 
-def differing(
-    name: str, classifier: Classifier, clean: Tensor, labels: Tensor, eps: float, steps: int
+def attack_rates(
+    name: str, attacks: Sequence[str], classifier: Classifier, pixels: Tensor, rounds: int
 ) -> pl.DataFrame:
-    """The effect of fusing and precision on the stored images, against a plain float32 loop: one
-    row an execution. differing_pixels and fooled (misclassified images) are shares."""
-    pixels, keys = clean.float() / 255, [str(i) for i in range(len(clean))]
-    attack = PGD(eps, steps=steps, random_start=False)
+    """One row an attack of conf/attack: model, attack, images, images_per_second (of the fastest
+    round). Attacks are timed in turn, so that a busy machine slows them equally."""
+    labels, keys = (
+        torch.arange(len(pixels), device=pixels.device),
+        [str(i) for i in range(len(pixels))],
+    )
+    fast, seconds = prepare(classifier, Execution(), pixels), dict[str, list[float]]()
+    for _ in range(rounds):
+        for attack in attacks:
+            made = configured(attack)
+            with frozen(fast) as model:
+                work = partial(made.perturb, model, pixels, labels, keys)
+                seconds.setdefault(attack, []).append(seconds_of(work, pixels.device))
+    rows = [(name, a, len(pixels), len(pixels) / min(s)) for a, s in seconds.items()]
+    return pl.DataFrame(rows, ["model", "attack", "images", "images_per_second"], orient="row")
 
-    def stored_images(model: nn.Module) -> Tensor:
-        with frozen(model) as fast:
-            return to_grid(attack.perturb(fast, pixels, labels, keys), clean, eps)
 
-    plain = stored_images(classifier)
-    rows = []
-    for fuse in (False, True):
-        for precision in ("32-true", "bf16-mixed"):
-            for memory_format in MEMORY_FORMATS:
-                execution = Execution(precision, fuse, memory_format)
-                with exact_float32(precision):
-                    stored = stored_images(prepare(classifier, execution, pixels))
-                with torch.no_grad():
-                    predicted = classifier(stored.float() / 255).argmax(dim=1)
-                rows.append(
-                    {
-                        "model": name,
-                        "fuse": fuse,
-                        "precision": precision,
-                        "memory_format": memory_format,
-                        "images": len(clean),
-                        "differing_pixels": float((stored != plain).float().mean()),
-                        "fooled": float((predicted != labels).float().mean()),
-                    }
-                )
-    return pl.DataFrame(rows)
+def configured(name: str) -> Attack:
+    """The attack of conf/attack/NAME.yaml at ImageNet's eps."""
+    dataset = OmegaConf.load(CONF / "dataset" / "imagenet.yaml")
+    settings = {
+        "dataset": {"eps": dataset.eps, "step_size": dataset.step_size},
+        "attack": OmegaConf.load(CONF / "attack" / f"{name}.yaml"),
+    }
+    return instantiate(OmegaConf.create(settings).attack)
 
 
 def with_random_weights(name: str, device: str) -> tuple[Classifier, int]:
@@ -255,3 +273,38 @@ def with_random_weights(name: str, device: str) -> tuple[Classifier, int]:
     classifier = Classifier(net, name, HALF, HALF)
     size = int(net.pretrained_cfg["input_size"][-1])
     return classifier.eval().requires_grad_(False).to(device), size
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="A step of the attack against other loops.")
+    parser.add_argument("--models", nargs="+", default=MODELS, help="timm's names")
+    parser.add_argument("--images", type=int, help="in a batch: 8, or 64 on a GPU")
+    parser.add_argument("--steps", type=int, default=2, help="of the attack, in each timing")
+    parser.add_argument("--rounds", type=int, default=5, help="of which the median is taken")
+    parser.add_argument("--compile", action="store_true", help="time torch.compile, too")
+    parser.add_argument("--attacks", nargs="+", help="of conf/attack, to time instead")
+    parser.add_argument("--out", type=Path, help="a CSV file for the table")
+    options = parser.parse_args(arguments)
+    device = device_of("auto")
+    images = options.images or (64 if device.type == "cuda" else 8)
+    tables = []
+    for name in options.models:
+        classifier, size = with_random_weights(name, device.type)
+        pixels = torch.rand(images, 3, size, size, device=device)
+        if options.attacks:
+            tables.append(attack_rates(name, options.attacks, classifier, pixels, options.rounds))
+            continue
+        labels = torch.arange(images, device=device)
+        compared = ways(classifier, pixels, labels, options.compile)
+        seconds = timed(compared, options.rounds, options.steps)
+        tables.append(rates(name, compared, seconds, images))
+    table = pl.concat(tables)
+    if options.out:
+        table.write_csv(options.out)
+    with pl.Config(tbl_cols=-1, tbl_rows=-1, tbl_width_chars=200, float_precision=3):
+        print(table)
+
+
+if __name__ == "__main__":
+    main()

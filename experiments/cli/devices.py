@@ -16,7 +16,8 @@ from experiments.cli.keys import naming
 from experiments.cli.values import one_of, positive_int
 from netkin.errors import UserError
 from netkin.jobs.devices import device_of
-from netkin.jobs.pool import Display, Jobs
+from netkin.jobs.pool import Jobs
+from netkin.jobs.progress import Bars
 from netkin.passes.setting import Loader
 from netkin.passes.tune import AUTO, Choice
 from netkin.passes.work import PRELOAD
@@ -152,7 +153,7 @@ def _processes(config: DictConfig, auto: int) -> int:
 def build_jobs(
     config: DictConfig,
     context: Any,
-    display: Display,
+    display: Bars,
     preload: Sequence[str] = PRELOAD,
     members: int | None = None,
 ) -> Jobs:

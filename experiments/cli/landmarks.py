@@ -65,13 +65,13 @@ def pass_landmarks(
     evaluated = pipeline.clean(members)
     crafted = pipeline.craft([m for m in evaluated if not one_sided or m in landmarks])
     done = pipeline.remaining(evaluated)
-    if all(mark in crafted for mark in landmarks):
+    if all(landmark in crafted for landmark in landmarks):
         pipeline.transfer(done, landmarks)
         rest = [m for m in crafted if m not in landmarks and m in pipeline.remaining(done)]
         if not one_sided and rest:
             pipeline.transfer(landmarks, rest)
     finished = pipeline.remaining(members)
-    if lost := [mark.name for mark in landmarks if mark not in finished]:
+    if lost := [landmark.name for landmark in landmarks if landmark not in finished]:
         raise Incomplete(
             [f for f in pipeline.failures if f.member.name in lost], None, len(members)
         )

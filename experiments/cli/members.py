@@ -12,7 +12,7 @@ from experiments.cli.runs import open_store
 from experiments.cli.values import resolved
 from netkin.data.images import Images, Part
 from netkin.errors import UserError
-from netkin.jobs.pool import Display
+from netkin.jobs.progress import Bars
 from netkin.passes.decode import unreadable_images
 from netkin.passes.setting import Setting
 from netkin.training import optimizer
@@ -80,7 +80,7 @@ def one_member(config: DictConfig, name: Any, what: str) -> Member:
 
 
 def build_training(
-    config: DictConfig, setting: Setting, members: list[Member], display: Display
+    config: DictConfig, setting: Setting, members: list[Member], display: Bars
 ) -> Training | None:
     """The training of members without weights; None where all members have theirs."""
     task = setting.task
@@ -102,7 +102,7 @@ def build_recipe(config: DictConfig, key: str) -> Recipe:
     return recipe
 
 
-def training_images(config: DictConfig, display: Display) -> Images:
+def training_images(config: DictConfig, display: Bars) -> Images:
     """The training images; with `dataset.on_error=skip` without those that cannot be read."""
     with naming_group("dataset.train_images", config.dataset.train_images):
         images: Images = instantiate(config.dataset.train_images)
@@ -114,7 +114,7 @@ def training_images(config: DictConfig, display: Display) -> Images:
 
 
 def unreadable(
-    images: Images, positions: Sequence[int], what: str, display: Display
+    images: Images, positions: Sequence[int], what: str, display: Bars
 ) -> dict[str, str]:
     """The images that cannot be read, id to reason, with a progress bar.
 

@@ -1,19 +1,11 @@
-"""Hydra's and OmegaConf's errors in netkin's words: one line, with what may have been meant."""
+"""Errors of a command in one line, with the setting or option that may have been meant."""
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hydra._internal.utils import get_args_parser
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    MissingConfigException,
-    OverrideParseException,
-)
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -21,57 +13,87 @@ from omegaconf.errors import (
     InterpolationToMissingValueError,
     MissingMandatoryValue,
     OmegaConfBaseException,
+    ValidationError,
 )
 
-from experiments.cli import sweep
-from netkin.errors import UserError, and_more, near
+from experiments.cli.config import CONF as CONF
+from experiments.cli.config import EXPERIMENTS, GROUPS, composed, settings
+from netkin.errors import (
+    DamagedFile,
+    OtherContents,
+    OtherTraining,
+    OutputsError,
+    StoreError,
+    Unreadable,
+    UserError,
+    and_more,
+    near,
+)
 
-CONF = sweep.ROOT / "conf"
-FREE = ("opt_args", "sched_args", "augmentation", "model_args", "adversarial", "kwargs")
-"""Mappings that are passed on, to which anything can be added."""
+ERRORS = (UserError, HydraException, OmegaConfBaseException)
+ENDS = (*ERRORS, OSError)
+"""What ends a command in one line; an OSError is a folder that cannot be made, or a full disk."""
+PASSED_ON = ("opt_args", "sched_args", "augmentation", "model_args", "adversarial", "kwargs")
+"""Mappings that are passed on to other libraries, to which anything can be added."""
+CHECKED = (*("attack", "recipe", "recipes", "subset", "logger", "distillation", "hydra"),)
+"""Groups whose settings are checked by what they are passed to."""
+HINTS: dict[type[UserError], str] = {
+    OtherTraining: (
+        "name=NAME of train.py and {name: NAME, timm: ...} of evaluate.py name a model, "
+        "store.dir=PATH a store; resume=never starts an unfinished training again"
+    ),
+    OtherContents: (
+        "{name: NAME, timm: ...} in model.members names a model, store.dir=PATH a store; "
+        "`python evaluate.py experiment=store remove=[NAME] confirm=true{store}` removes a model's "
+        "results"
+    ),
+    Unreadable: "dataset.on_error=skip leaves out images that cannot be read",
+    DamagedFile: (
+        "`python evaluate.py experiment=store remove=damaged confirm=true{store}` removes all that "
+        "is damaged"
+    ),
+    StoreError: "store.dir=PATH names a store",
+    OutputsError: "hydra.run.dir=PATH names the run's folder",
+}
+"""What to type, by the error of the library; {store} is the override of the run's store."""
+OUTPUTS = "; if it is the run's folder, choose another with hydra.run.dir=PATH, or make room"
 
 
-def refuse_no_options(overrides: Sequence[str]) -> None:
-    """Raises UserError for a number, a truth value or null as the option of a group: subset=10."""
-    for text in overrides:
-        try:
-            override = OverridesParser.create().parse_override(text)
-        except (HydraException, ValueError):
-            continue
-        group, value = override.key_or_group, override.value()
-        values = value.list if isinstance(value, ChoiceSweep) else [value]
-        if text == "similarity=null":  # which is its default
-            continue
-        if (CONF / group).is_dir() and any(
-            isinstance(v, int | float | dict | None) for v in values
-        ):
-            raise UserError(
-                f"{text}: {group} must be one of {', '.join(options(group))}; settings of it are "
-                f"{group}.NAME=VALUE"
-            )
-
-
-def explained(error: BaseException, script: str, overrides: Sequence[str]) -> str | None:
-    """An error of a composed config in one line; None for one that is not a user's slip.
+def one_line(error: BaseException, script: str = "evaluate", overrides: Sequence[str] = ()) -> str:
+    """An error's message on one line; Hydra wraps its own over several, causes last.
 
     Args:
-        error: of Hydra or OmegaConf, causes last.
-        script: evaluate or train.
-        overrides: of the command.
+        error: one of ENDS.
+        script, overrides: of the command, to say what may have been meant.
     """
+    while isinstance(error.__cause__, (*ERRORS, ValueError)):
+        error = error.__cause__
+    if line := _explained(error, script, overrides):
+        return line
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        return f"{error}{OUTPUTS}"
+    line = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    hint = next((hint for kind, hint in HINTS.items() if isinstance(error, kind)), None)
+    stores = [text for text in overrides if text.startswith("store.dir=")]  # the last one holds
+    store = f" {shlex.quote(stores[-1])}" if stores else ""
+    return f"{line} ({hint.replace('{store}', store)})" if hint else line
+
+
+def _explained(error: BaseException, script: str, overrides: Sequence[str]) -> str | None:
+    key = str(getattr(error, "full_key", None) or "")
     match error:
         case MissingMandatoryValue() | InterpolationToMissingValueError():
             found = re.search(r"Missing mandatory value: ([\w.]+\.\w+)", str(error))
-            return missing(found[1] if found else str(error.full_key), script, overrides)
-        case ConfigKeyError() | ConfigAttributeError() if "not in struct" in str(error):
-            return unknown(str(error.full_key), script, overrides)
-        case ConfigCompositionException() if found := re.match(
-            r"Could not override '(\w+)'", str(error)
-        ):
+            return _missing(found[1] if found else key, script, overrides)
+        case ValidationError():
+            return _invalid(error, key, script, overrides)
+        case ConfigKeyError() | ConfigAttributeError() if key:
+            return unknown(key, script, overrides)
+        case HydraException() if found := re.match(r"Could not override '([\w.@/]+)'", str(error)):
             return unknown(found[1], script, overrides)
         case MissingConfigException():
             found = re.search(r"Could not find '([\w/@.]+)/([^/']*)'", str(error))
-            return no_option(found[1], found[2]) if found else None
+            return _no_option(found[1], found[2]) if found else None
         case OverrideParseException():
             return (
                 f"{error.override} cannot be read as KEY=VALUE: check its brackets and commas, and "
@@ -86,85 +108,86 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def no_option(group: str, option: str) -> str:
-    """Says that a group has no such option."""
+def check_option(group: str, option: str) -> None:
+    """Raises UserError for an option that a group does not have."""
+    if option not in options(group):
+        raise UserError(_no_option(group, option))
+
+
+def _no_option(group: str, option: str) -> str:
     known = options(group)
-    return f"{group}={option}: no such option{near(option, known)} ({group}: {', '.join(known)})"
+    hint = near(option, known) or f" ({group} is one of {', '.join(known)})"
+    return f"{group}={option}: no such option{hint}"
+
+
+def check_additions(overrides: Sequence[str], script: str) -> None:
+    """Raises UserError for +KEY=VALUE that nothing would read."""
+    for text in overrides:
+        key = text.lstrip("+").partition("=")[0]
+        parent = key.rpartition(".")[0].split(".")
+        if text.startswith("+") and not (
+            parent[0] in CHECKED
+            or parent[-1] in (*PASSED_ON, "known", "images", "train_images")
+            or key.partition("@")[0].partition("/")[0] in (*CHECKED, *GROUPS)
+        ):
+            raise UserError(unknown(key, script, overrides))
 
 
 def unknown(key: str, script: str, overrides: Sequence[str]) -> str:
-    """Says that there is no such setting, with near ones, or which experiment has it."""
-    config = composed(script, [text for text in overrides if not names(text, key)])
-    known = [*settings(config), *(group.name for group in CONF.iterdir() if group.is_dir())]
+    """A sentence: there is no such setting, with near ones, or which experiment has it."""
+    try:
+        config = composed(script, [text for text in overrides if not _is_of(text, key)])
+    except (HydraException, OmegaConfBaseException, ValueError):
+        config = composed(script, [])
+    known = [*_keys(config), *GROUPS]
     parent, _, leaf = key.rpartition(".")
     same = [name for name in known if "." in name and name.split(".")[-1] == leaf]
     hint = f"; did you mean {and_more(same, 3)}?" if same else near(key, known, 2)
-    experiments = sorted((CONF / "experiment").glob("*.yaml"))
-    if having := [file.stem for file in experiments if key in OmegaConf.load(file)]:
+    having = [
+        name for name in EXPERIMENTS if any(_is_of(other, key) for other in settings(name, script))
+    ]
+    if having and len(having) < len(EXPERIMENTS):
         hint = f"; it is one of experiment={', '.join(having)}{hint}"
-    if parent.split(".")[-1] in FREE:
+    if parent.split(".")[-1] in PASSED_ON:
         hint += f"; to add it, type +{key}=VALUE"
     return f"there is no setting {key}{hint or f' (see python {script}.py --help)'}"
 
 
-def no_group(config: DictConfig, script: str) -> str | None:
-    """Says that a value stands where settings should be: store=foo; None where that is not so."""
-    usual = composed(script, [f"experiment={config.experiment.name}"])
-    for key in usual:
-        if isinstance(usual[key], DictConfig) and not isinstance(config.get(key), DictConfig):
-            return (
-                f"{key}={config.get(key)}: {key} holds settings, such as "
-                f"{key}.{next(iter(usual[key]), 'NAME')}=VALUE"
-            )
-    return None
+def _missing(key: str, script: str, overrides: Sequence[str]) -> str:
+    about = settings(_experiment(script, overrides), script).get(key)
+    line = f"{key} has no default: type {key}=VALUE"
+    if about is None or not about.about:
+        chosen = " ".join(o for o in overrides if o.startswith(("dataset=", "experiment=")))
+        return f"{line} (`python {script}.py {chosen} --help` says more)" if chosen else line
+    return f"{line} ({about.about})"
 
 
-def missing(key: str, script: str, overrides: Sequence[str]) -> str:
-    """Says which settings have no default, with the comments that conf/ has on them."""
-    group = key.rpartition(".")[0]
-    config = composed(script, overrides)
-    section = OmegaConf.select(config, group) if group else config
-    plain: Any = OmegaConf.to_container(section, resolve=False) if section is not None else {}
-    prefix = f"{group}." if group else ""
-    needed = [f"{prefix}{name}" for name, value in plain.items() if value == "???"]
-    return "; ".join(
-        f"{name} has no default: type {name}=VALUE{comment(name, overrides)}"
-        for name in needed or [key]
-    )
+def _invalid(error: BaseException, key: str, script: str, overrides: Sequence[str]) -> str | None:
+    """A value of another type than its setting's."""
+    name = key.partition("[")[0]
+    typed = [text for text in overrides if _is_of(text, name)]
+    got = typed[-1].partition("=")[2] if typed else str(error).splitlines()[0]
+    known = settings(_experiment(script, overrides), script)
+    if setting := known.get(name):
+        return f"{name} must be {setting.expected}, got {got}"
+    inside = next((other for other in known if other.startswith(f"{name}.")), None)
+    return f"{name}={got}: {name} holds settings, such as {inside}=VALUE" if inside else None
 
 
-def comment(key: str, overrides: Sequence[str]) -> str:
-    """The comment beside a setting without a default, in brackets; "" without one."""
-    leaf = re.escape(key.split(".")[-1])
-    files = sorted(CONF.rglob("*.yaml"))
-    for file in sorted(files, key=lambda file: f"{file.parent.name}={file.stem}" not in overrides):
-        line = rf"^\s*{leaf}: \?\?\?\s*#\s*(.+(?:\n\s+#.+)*)$"
-        if found := re.search(line, file.read_text(), re.MULTILINE):
-            text = re.sub(r"\s*\n\s*#\s*", " ", found[1])
-            return f" ({text.strip().rstrip('.')})"
-    return ""
+def _experiment(script: str, overrides: Sequence[str]) -> str:
+    chosen = [text[11:] for text in overrides if text.startswith("experiment=")]
+    return chosen[-1] if chosen else {"evaluate": "pairwise", "train": "scratch"}[script]
 
 
-def composed(script: str, given: Sequence[str]) -> DictConfig:
-    """The config of a command's arguments; without them where they cannot be composed."""
-    GlobalHydra.instance().clear()
-    parsed = get_args_parser().parse_args(list(given))
-    try:
-        return sweep.composed(script, sweep.without_sweeps(parsed.overrides), parsed.config_dir)
-    except (HydraException, OmegaConfBaseException, ValueError):
-        return sweep.composed(script, [])
-
-
-def names(override: str, key: str) -> bool:
+def _is_of(override: str, key: str) -> bool:
     """Whether an override is of a key or of settings in it."""
-    own = override.lstrip("+~").split("=")[0]
+    own = override.lstrip("+~").partition("=")[0]
     return own == key or own.startswith(f"{key}.")
 
 
-def settings(config: Any, path: str = "") -> Iterator[str]:
+def _keys(config: Any, path: str = "") -> Iterator[str]:
     """The dotted keys of a config, those of groups included."""
     for key in map(str, config) if isinstance(config, DictConfig) else ():
-        name = f"{path}{key}"
-        yield name
+        yield f"{path}{key}"
         if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key):
-            yield from settings(config[key], f"{name}.")
+            yield from _keys(config[key], f"{path}{key}.")

@@ -1,8 +1,7 @@
 """The first line of a command: what will be done, what the store has of it, and about how long.
 
-It is printed before anything slow is imported or read, so it goes by names, and the attack's
-numbers, in the config and in the store: what other weights or images of these names have made is
-counted, too, until the run itself finds out.
+It is printed before anything slow is imported or read, so it goes by names and the attack's
+numbers: results of other weights or images of these names are counted, too.
 """
 
 import glob
@@ -19,14 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.cli.values import may_stop, swept
 from netkin.report.text import duration
-from netkin.store.names import folder, outcomes_folder
+from netkin.store.names import folder
 from netkin.store.rates import rates
 
 ATTACKED = ("pairwise", "clusters", "importance", "within", "ensemble", "select", "teachers")
 """Experiments that attack all of model.members, where they are given no matrix."""
-
 TOOLS = ("store", "index", "dashboard")
-MADE_UP = ("ensemble_benchmark", "scale_benchmark")
 
 
 def opening(config: DictConfig, script: str) -> str:
@@ -41,59 +38,50 @@ def opening(config: DictConfig, script: str) -> str:
 
 
 def _training(config: DictConfig) -> str:
-    recipe, dataset = config.get("recipe"), config.dataset.name
-    teacher, student = config.get("teacher"), config.get("student")
-    what = "trains one model"
+    teacher, student, names = config.get("teacher"), config.get("student"), _names(config)
+    what = names[0] if len(names) == 1 else "one model"
     if isinstance(student, str) and isinstance(teacher, str):
-        what = f"trains {student} with the teacher {teacher}"
-    elif len(names := _names(config)) == 1:
-        what = f"trains {names[0]}"
-    epochs = f" for {recipe.epochs} epochs" if recipe and "epochs" in recipe else ""
-    return f"{what} on {dataset}{epochs}; store {config.store.dir}"
+        what = f"{student} with the teacher {teacher}"
+    epochs = f" for {config.recipe.epochs} epochs" if config.get("recipe") else ""
+    return f"trains {what} on {config.dataset.name}{epochs}; store {config.store.dir}"
 
 
 def _measuring(config: DictConfig) -> str:
+    choices, root = HydraConfig.get().runtime.choices, Path(str(config.store.dir)).expanduser()
     if config.get("similarity") is not None:
-        option = HydraConfig.get().runtime.choices.get("similarity")
-        return f"scores of {option or config.similarity.get('file')}"
-    names, dataset, attack = _names(config), str(config.dataset.name), config.get("attack")
-    option = HydraConfig.get().runtime.choices.get("attack")
-    settings = [f"{key} {attack[key]}" for key in ("eps", "steps") if attack and key in attack]
-    models = f"{len(names)} models" if names else "the models of the config"
-    if config.experiment.name in MADE_UP:
-        return "made-up models"
+        return f"scores of {config.similarity.get('file') or choices['similarity']}"
     if config.experiment.name in TOOLS:
         return f"store {config.store.dir}"
-    text = f"{models} on {dataset}, {' '.join([str(option), *settings])}; store {config.store.dir}"
+    names, attack, dataset = _names(config), config.attack, str(config.dataset.name)
+    settings = [f"{key} {attack[key]}" for key in ("eps", "steps") if key in attack]
+    models = f"{len(names)} models" if names else "the models of the config"
+    option = str(choices["attack"])
+    text = f"{models} on {dataset}, {' '.join([option, *settings])}; store {config.store.dir}"
     if not names or config.experiment.name not in ATTACKED:
         return text
-    root = Path(str(config.store.dir)).expanduser()
-    trained = _having(names, root, f"weights/{_folder(dataset)}/*.safetensors")
-    subset = f"{_folder(dataset)}/{_folder(config.subset.get('name', ''))}-*"
+    subset = f"{_pattern(dataset)}/{_pattern(config.subset.get('name', ''))}-*"
     clean = _having(names, root, f"{subset}/clean/*/logits.safetensors")
-    attacked: set[str] = set()
-    for path in root.glob(f"{subset}/{_folder(option)}-*"):
-        if attack and _same(path / "identity.json", attack):
-            outcomes = path / outcomes_folder(str(config.transfer.precision))
-            if any(outcomes.glob("*/*.parquet")):
-                attacked |= _having(names, path, "adversarial/*/*.safetensors")
     if not clean:
         return f"{text} (which has none of them)"
+    attacked: set[str] = set()
+    for path in root.glob(f"{subset}/{_pattern(option)}-*"):
+        if _same(path / "identity.json", attack):
+            attacked |= _having(names, path, "adversarial/*/*.safetensors")
     has = [f"clean predictions of {len(clean)}", f"attacks on {len(attacked)}"]
     if config.dataset.weights == "train":
+        trained = _having(names, root, f"weights/{_pattern(dataset)}/*.safetensors")
         has.insert(0, f"weights of {len(trained)}")
+    text += f", with {', '.join(has)} of them"
+    manifests = list(root.glob(f"{subset}/manifest.json"))
+    if len(manifests) != 1:
+        return text
+    images = len(json.loads(manifests[0].read_text())["ids"])
     missing = [name for name in names if name not in attacked]
-    images = _images(root, subset)
-    text = f"{text}, with {', '.join(has)} of them"
-    text += f"; {images} images" if images else ""
-    steps = int(attack.get("steps", 1)) if attack else 1
-    known = missing and images and not may_stop(config)
-    left = _seconds(rates(root), names, missing, images, steps) if known else None
-    text += f"; about {duration(left)} of work left" if left else ""
-    return text
+    left = 0.0 if may_stop(config) else _seconds(root, names, missing, attack.get("steps", 1))
+    return f"{text}; {images} images" + (f"; about {duration(left * images)} left" if left else "")
 
 
-def _folder(name: Any) -> str:
+def _pattern(name: Any) -> str:
     """A name's folder as a part of a pattern: a name may have [ and ], which are none of it."""
     return glob.escape(folder(str(name)))
 
@@ -120,30 +108,15 @@ def _names(config: DictConfig) -> list[str]:
 
 def _having(names: Sequence[str], root: Path, pattern: str) -> set[str]:
     """The models that have a file in the store, by the name of the file or of its folder."""
-    found = set()
-    for path in root.glob(pattern):
-        found |= {path.stem, path.parent.name}
+    found = {name for path in root.glob(pattern) for name in (path.stem, path.parent.name)}
     return {name for name in names if folder(name) in found}
 
 
-def _images(root: Path, subset: str) -> int:
-    """The number of images of the one subset of that name; 0 where there are several, or none."""
-    files = list(root.glob(f"{subset}/manifest.json"))
-    with suppress(OSError, ValueError, KeyError):
-        return len(json.loads(files[0].read_text())["ids"]) if len(files) == 1 else 0
-    return 0
-
-
-def _seconds(
-    known: dict[str, dict[str, float]],
-    names: Sequence[str],
-    missing: Sequence[str],
-    images: int,
-    steps: int,
-) -> float | None:
-    """Seconds of one process for the attacks that are missing; None where a rate is unknown."""
+def _seconds(root: Path, names: Sequence[str], missing: Sequence[str], steps: int) -> float:
+    """Seconds of one process, an image, for the missing attacks; 0 where a rate is unknown."""
+    known = rates(root)
     craft, transfer = known.get("craft", {}), known.get("transfer", {})
     if any(name not in craft for name in missing) or any(name not in transfer for name in names):
-        return None
-    made = sum(craft[name] for name in missing) * images * steps
-    return made + sum(transfer[name] for name in names) * images * len(missing)
+        return 0.0
+    made = sum(craft[name] for name in missing) * int(steps)
+    return made + sum(transfer[name] for name in names) * len(missing)

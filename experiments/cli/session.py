@@ -17,7 +17,7 @@ from experiments.cli.members import build_recipe, training_images
 from experiments.cli.runs import tracked, training_info
 from experiments.cli.setting import training_setting
 from experiments.cli.values import positive_int, run_folder
-from netkin.jobs.memory import keep_freed
+from netkin.jobs.process import keep_freed
 from netkin.jobs.progress import Bars
 from netkin.passes.setting import Setting
 from netkin.report.study import Outputs

@@ -26,7 +26,7 @@ from netkin.data import subset
 from netkin.data.images import Images
 from netkin.data.subset import Subset
 from netkin.errors import UserError
-from netkin.jobs.pool import Display
+from netkin.jobs.progress import Bars
 from netkin.passes.decode import skipping
 from netkin.passes.setting import Setting
 from netkin.pipeline import Pipeline, Watch
@@ -124,7 +124,7 @@ def prepare(
     config: DictConfig,
     setting: Setting,
     members: list[Member],
-    display: Display,
+    display: Bars,
     checked: bool = True,
 ) -> Setting:
     """The setting with the files of published weights, and without unreadable images if these are
@@ -250,7 +250,7 @@ def open_pipeline(
     setting: Setting,
     members: list[Member],
     tracker: Tracker,
-    display: Display,
+    display: Bars,
     watch: Watch | None = None,
     at_once: int | None = None,
 ) -> Iterator[Pipeline]:

@@ -109,7 +109,7 @@ class Study:
 
     def draws(self, most: int | None = None) -> NDArray | None:
         """Bootstrap matrices [draws, N, N], images shared by all pairs, at most so many; None for a
-        file. For N = 1,000 a hundred of them take 0.8 GB: `netkin.analysis.draws` has means over
+        file. For N = 1,000 a hundred of them take 0.8 GB: `netkin.analysis.groups` has means over
         pairs without them."""
         if self.measured is None:
             return None

@@ -1,4 +1,4 @@
-"""Arguments of a multirun (-m), before Hydra starts its jobs."""
+"""A command's arguments in Hydra's grammar."""
 
 import fnmatch
 import os
@@ -7,19 +7,55 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
+from experiments.cli import mistakes
+from experiments.cli.config import CONF, GROUPS, composed
 from netkin.errors import UserError, and_more
 
-ROOT = Path(__file__).parents[2]
+ROOT = CONF.parent
+NAME = r"[\w.@/:*-]+"
 GLOB = re.compile(r"source=glob\((.*)\)")
+NO_NAME = r"(?:[\d.]+|true|false|null)"
+
+
+def spelled_out(overrides: Sequence[str]) -> list[str]:
+    """Overrides in Hydra's grammar.
+
+    model=NAME is model.members=[NAME], unless conf/model has it, and model=[A,B] is
+    model.members=[A,B]; of experiment=relatives model=NAME is its setting. With --multirun,
+    model=A,B is a sweep over two lists of one member. similarity=PATH is a file, and
+    similarity.dir=FOLDER alone has the published 69.
+    """
+    spelled, lists = [], {*mistakes.options("model")}
+    for text in overrides:
+        key, _, value = text.partition("=")
+        names = re.fullmatch(rf"{NAME}(?:,{NAME})*|\[{NAME}(?:,{NAME})*\]", value)
+        if key == "model" and names and value not in lists:
+            if "experiment=relatives" in overrides:
+                text = f"relatives.model={value.strip('[]')}"
+            elif value.startswith("["):
+                text = f"model.members={value}"
+            else:
+                text = f"model.members={','.join(f'[{name}]' for name in value.split(','))}"
+        elif text == "similarity=null":  # which it is unless given
+            continue
+        elif key == "similarity" and value != "sat69" and not value.startswith("{"):
+            text = f"similarity={','.join(f'{{file: {file}}}' for file in value.split(','))}"
+        elif key in GROUPS and re.fullmatch(rf"{NO_NAME}(?:,{NO_NAME})*", value):
+            # Hydra refuses options that are no text before it lists those that there are.
+            text = f"{key}={','.join(repr(option) for option in value.split(','))}"
+        spelled.append(text)
+    keys = {text.partition("=")[0] for text in spelled}
+    if "similarity.dir" in keys and "similarity" not in keys:
+        spelled.append("similarity=sat69")
+    return spelled
 
 
 def arguments(script: str, given: Sequence[str]) -> list[str]:
-    """A command's arguments for Hydra: in a multirun, source=glob(*) becomes the members' names.
+    """A command's arguments; in a multirun, source=glob(*) becomes the members' names.
 
     Hydra's own glob() matches options of groups only. Raises UserError for a multirun over jobs of
     several devices.
@@ -31,8 +67,14 @@ def arguments(script: str, given: Sequence[str]) -> list[str]:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
     )
-    fixed = without_sweeps(parsed.overrides)
-    config = composed(Path(script).stem, fixed, parsed.config_dir)
+    parser = OverridesParser.create()
+    fixed = [
+        text
+        for text in parsed.overrides
+        if not GLOB.fullmatch(text) and not parser.parse_override(text).is_sweep_override()
+    ]
+    flags = [f"--config-dir={parsed.config_dir}"] if parsed.config_dir else []
+    config = composed(Path(script).stem, [*flags, *fixed])
     devices = config.hardware.devices
     if devices != 1:
         command = shlex.join(["python", script, *fixed])
@@ -44,32 +86,14 @@ def arguments(script: str, given: Sequence[str]) -> list[str]:
     return [_expanded(text, config) for text in given]
 
 
-def without_sweeps(overrides: Sequence[str]) -> list[str]:
-    """The overrides with one value, which all jobs of a multirun have."""
-    parser = OverridesParser.create()
-    return [
-        text
-        for text in overrides
-        if not GLOB.fullmatch(text) and not parser.parse_override(text).is_sweep_override()
-    ]
-
-
-def composed(name: str, overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:
-    """A script's config with these overrides, and options of a user's own folder."""
-    more = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose(name, overrides=[*overrides, *more])
-
-
 def _expanded(text: str, config: DictConfig) -> str:
     """source=glob(vit_*) as source=vit_s,vit_ti."""
     match = GLOB.fullmatch(text)
     if match is None:
         return text
-    pattern = match.group(1).strip("'\"")
     members = config.model.members
     names = [m if isinstance(m, str) else str(m.get("name", m.get("timm"))) for m in members]
-    matching = fnmatch.filter(names, pattern)
+    matching = fnmatch.filter(names, match[1].strip("'\""))
     if not matching:
         raise UserError(f"{text}: no member matches (they are {and_more(names, 20)})")
     return "source=" + ",".join(f"'{name}'" for name in matching)

@@ -1,15 +1,14 @@
-"""--help of evaluate.py and train.py, from the comments and values of conf/, within 80 columns."""
+"""--help of both commands, from the comments of conf/ and config.py, within 80 columns."""
 
 import re
-import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
 
-from experiments.cli.mistakes import CONF
-from netkin.errors import UserError, near
+from experiments.cli.config import CONF, GROUPS, Setting, settings
+from experiments.cli.mistakes import check_option, options
 
 WIDTH, INDENT = 80, "  "
 ABOUT = {
@@ -22,26 +21,21 @@ ABOUT = {
     "regnety_032, and digits/vit_ti@regnety_032 a member of evaluate.py. An interrupted training "
     "continues.",
 }
-EXAMPLES = {
-    "evaluate": (
-        "python evaluate.py",
-        "python evaluate.py model=[test_resnet,test_vit] attack.eps=16/255",
-        "python evaluate.py -m attack.eps=8/255,16/255,32/255",
-    ),
-    "train": (
-        "python train.py experiment=distill teacher=regnety_032",
-        "python train.py model=vit_ti seed=1 recipe.epochs=40",
-        "python train.py -m experiment=distill teacher=test_resnet,test_vit",
-    ),
-}
-FLAGS = (
-    ("experiment=NAME --help", "what one experiment answers, and its values"),
-    ("group=option --help", "the values of an option, such as attack=pgd"),
-    ("model=NAME, model=[A,B]", "any timm names; short for model.members=[...]"),
-    ("-m, --multirun", "a run for every combination of values a,b"),
-    ("--cfg job", "the composed configuration; --info its parts"),
-    ("--hydra-help", "Hydra's own flags"),
-)
+MORE = """
+Examples
+  python evaluate.py
+  python evaluate.py model=[test_resnet,test_vit] attack.eps=16/255
+  python evaluate.py -m attack.eps=8/255,16/255,32/255
+  python train.py experiment=distill teacher=regnety_032
+  python train.py -m experiment=distill teacher=test_resnet,test_vit
+
+More
+  experiment=NAME --help    what one experiment answers, and its settings
+  group=option --help       the settings of an option, such as attack=pgd
+  model=NAME, model=[A,B]   any timm names; short for model.members=[...]
+  -m, --multirun            a run for every combination of values a,b
+  --cfg job                 the composed configuration; --info its parts
+  --hydra-help              Hydra's own flags"""
 
 
 def asked(given: Sequence[str]) -> bool:
@@ -50,51 +44,43 @@ def asked(given: Sequence[str]) -> bool:
 
 
 def show(script: str, given: Sequence[str]) -> None:
-    """Print the help of a script; with group=option among the arguments, of these options alone."""
-    chosen = dict(text.split("=", 1) for text in given if re.fullmatch(r"[\w@.]+=\w+", text))
-    options = []
-    for group, option in chosen.items():
-        file = CONF / group / f"{option}.yaml"
-        if file.is_file():
-            options.append(file)
-        elif group in ("experiment", "attack", "dataset", "logger"):
-            known = sorted(path.stem for path in file.parent.glob("*.yaml"))
-            raise UserError(f"there is no {group}={option}{near(option, known)}; see --help")
+    """Print the help of a script; with group=option among the arguments, of these options alone.
+
+    Hydra's own --help takes three seconds to list its groups. Raises UserError for an option that
+    does not exist.
+    """
+    files = []
+    for group, _, option in (text.partition("=") for text in given):
+        if option and (CONF / group).is_dir() and option.isidentifier():
+            if not any(text.startswith("--config-dir") for text in given):
+                check_option(group, option)
+            files.append(CONF / group / f"{option}.yaml")
+    files = [file for file in files if file.is_file()]
     lines = _general(script)
-    if options:
-        lines = (line for file in options for line in (*_option(file), ""))
-    sys.stdout.write("\n".join(lines).rstrip() + "\n")
+    if files:
+        lines = (line for file in files for line in (*_option(file, script), ""))
+    print("\n".join(lines).rstrip())
 
 
 def _general(script: str) -> Iterator[str]:
-    other = "train" if script == "evaluate" else "evaluate"
     yield f"usage: python {script}.py [experiment=NAME] [group=option] [name=value] ..."
     yield ""
     yield from textwrap.wrap(ABOUT[script], WIDTH)
+    files = [CONF / "experiment" / f"{name}.yaml" for name in options("experiment")]
+    of = {file: yaml.safe_load(file.read_text())["experiment"].get("script") for file in files}
+    other = "train" if script == "evaluate" else "evaluate"
     for title, name in (("Experiments", script), (f"Experiments of {other}.py", other)):
         yield from ("", title)
-        for file in sorted(CONF.glob("experiment/*.yaml")):
-            if _script(file) == name:
+        for file in files:
+            if (of[file] or "evaluate") == name:
                 yield from _row(file.stem, _question(file), 20)
     yield from ("", "Groups and their options")
-    for group in sorted(path for path in CONF.iterdir() if path.is_dir()):
-        if group.name not in ("experiment", "hydra"):
-            names = sorted(file.stem for file in group.glob("*.yaml"))
-            yield from _row(group.name, ", ".join(names), 20)
-    launchers = sorted(file.stem for file in (CONF / "hydra" / "launcher").glob("*.yaml"))
-    yield from _row("hydra/launcher", ", ".join(["joblib", *launchers]), 20)
-    yield from ("", "Values and their defaults")
-    text = (CONF / f"{script}.yaml").read_text()
-    own = text[text.index("\n\n") : text.index("\nhydra:")]
-    yield from _values(own)
-    yield from ("", "Examples", *(INDENT + line for line in EXAMPLES[script]), "", "More")
-    for flag, text in FLAGS:
-        yield from _row(flag, text, 28)
-
-
-def _script(file: Path) -> str:
-    content = yaml.safe_load(file.read_text())
-    return content["experiment"].get("script", "evaluate")
+    for group in (*GROUPS[1:], "similarity"):
+        yield from _row(group, ", ".join(options(group)), 20)
+    yield from _row("hydra/launcher", ", ".join(["joblib", *options("hydra/launcher")]), 20)
+    yield from ("", "Settings and their defaults")
+    yield from _settings(settings("", script))
+    yield from MORE.splitlines()
 
 
 def _header(file: Path) -> tuple[list[str], list[str]]:
@@ -117,7 +103,7 @@ def _question(file: Path) -> str:
     return re.split(r"(?<=[?.])\s+(?=[A-Z(])", text)[0]
 
 
-def _option(file: Path) -> Iterator[str]:
+def _option(file: Path, script: str) -> Iterator[str]:
     commands, prose = _header(file)
     yield f"{file.parent.name}={file.stem}"
     for paragraph in textwrap.wrap(" ".join(prose), WIDTH - 2):
@@ -127,11 +113,25 @@ def _option(file: Path) -> Iterator[str]:
         for command in commands:
             lines = textwrap.wrap(command, WIDTH - 6, break_on_hyphens=False)
             yield " \\\n    ".join([INDENT + lines[0], *lines[1:]])
+    own: dict[str, Setting] = {}
+    if file.parent.name == "experiment":
+        common = settings("", script)
+        own = {k: v for k, v in settings(file.stem, script).items() if k not in common}
     text = "\n".join(line for line in file.read_text().splitlines() if line[:1] != "#")
-    values = re.sub(r"(?m)^experiment:\n(?: .*\n)+", "", f"{text}\n")
-    if values.strip():
-        yield from ("", "Values and their defaults")
-        yield from _values(values)
+    text = re.sub(r"(?m)^(experiment|defaults|hydra):.*\n(?:[ -].*\n)*", "", f"{text}\n").strip(
+        "\n"
+    )
+    if own or text:
+        yield from ("", "Settings and their defaults", *_settings(own), *_values(text))
+
+
+def _settings(own: dict[str, Setting]) -> Iterator[str]:
+    for key, setting in own.items():
+        text = yaml.safe_dump(setting.default, default_flow_style=True, width=1000)
+        value = text.removesuffix("...\n").strip().replace("'???'", "???")
+        expected = setting.expected if " or " in setting.expected and setting.type is str else ""
+        about = ". ".join(filter(None, [setting.about, expected and f"One of {expected}"]))
+        yield from _row(f"{key}: {value}", about, 30)
 
 
 def _values(text: str) -> Iterator[str]:

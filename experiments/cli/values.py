@@ -90,20 +90,3 @@ def one_of(value: Any, allowed: tuple[Any, ...], name: str) -> None:
 def may_stop(config: DictConfig) -> bool:
     """Whether a run of the config stops at score.half_width; train.py's config has no scores."""
     return "score" in config and config.score.half_width is not None
-
-
-def check_half_width(config: DictConfig) -> None:
-    """Raises UserError for a half-width that the config's experiment would ignore."""
-    if not may_stop(config) or config.experiment.get("sequential"):
-        return
-    name = config.experiment.name
-    way = "leave score.half_width out"
-    if "similarity" in config:
-        way += (
-            f", or run experiment=pairwise with it first, then experiment={name} "
-            "similarity=FOLDER/similarity.csv"
-        )
-    raise UserError(
-        f"experiment={name} takes no score.half_width; pairwise and plan do. Its numbers are of "
-        f"all images: {way}"
-    )

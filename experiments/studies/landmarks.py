@@ -28,8 +28,8 @@ from experiments.cli.runs import run_info, tracked
 from experiments.cli.setting import build_setting, check_sources, open_pipeline, prepare
 from experiments.cli.study import describe, described, study
 from experiments.cli.suspects import Suspects
-from netkin.analysis.landmarks import Completed, complete, verdict
-from netkin.analysis.matrix import Matrix
+from netkin.analysis.landmarks import Completed, complete
+from netkin.analysis.matrix import Matrix, pair_values
 from netkin.analysis.summary import left_out
 from netkin.jobs.progress import Bars
 from netkin.passes.rows import rows
@@ -48,7 +48,7 @@ class Found:
 
     Attributes:
         names, groups: of the N models; groups are families.
-        marks: positions of the landmarks.
+        landmarks: positions of the landmarks.
         completed: the scores.
         pairs: of `netkin.passes.rows.Rows`; None for a file.
         truth: all scores, [N, N], of a file; None where the rest was not measured.
@@ -58,7 +58,7 @@ class Found:
 
     names: Sequence[str]
     groups: Sequence[str]
-    marks: list[int]
+    landmarks: list[int]
     completed: Completed
     pairs: pl.DataFrame | None
     truth: NDArray[np.float64] | None
@@ -73,10 +73,10 @@ def run(config: DictConfig) -> None:
         measure(config)
         return
     with study(config) as s:
-        marks = choose(config.landmarks, s.names, config.seed)
+        positions = choose(config.landmarks, s.names, config.seed)
         components = components_of(s) if config.with_components else None
-        completed = _complete(config, s.scores, marks, components)
-        found = Found(s.names, s.families, marks, completed, None, s.scores, s.source, False)
+        completed = _complete(config, s.scores, positions, components)
+        found = Found(s.names, s.families, positions, completed, None, s.scores, s.source, False)
         s.finish(*report(found, s.outputs))
 
 
@@ -84,8 +84,8 @@ def measure(config: DictConfig) -> None:
     """The study of the config's members: passes, scores and report."""
     console, setting = terminal(), build_setting(config)
     members = build_members(config)
-    marks = choose(config.landmarks, [m.name for m in members], config.seed)
-    landmarks = [members[i] for i in marks]
+    positions = choose(config.landmarks, [m.name for m in members], config.seed)
+    landmarks = [members[i] for i in positions]
     check_sources(setting, landmarks if config.one_sided else members, members)
     print_notes(console, setting.images.notes)
     info, suspects = run_info(config, setting, len(members)), Suspects(config, console)
@@ -95,12 +95,12 @@ def measure(config: DictConfig) -> None:
             with open_pipeline(config, setting, members, tracker, bars, suspects) as pipeline:
                 done = pass_landmarks(pipeline, members, landmarks, config.one_sided)
             table = _components(config, done, setting.task, bars)
-        marks = [done.index(mark) for mark in landmarks]
-        measured = rows(setting, done, marks, config.one_sided, config.score.eps_s)
-        completed = _complete(config, measured.scores, marks, table)
+        positions = [done.index(landmark) for landmark in landmarks]
+        measured = rows(setting, done, positions, config.one_sided, config.score.eps_s)
+        completed = _complete(config, measured.scores, positions, table)
         names, source = [m.name for m in done], describe(setting, len(done))
         groups, sides = [m.family for m in done], bool(config.one_sided)
-        found = Found(names, groups, marks, completed, measured.pairs, None, source, sides)
+        found = Found(names, groups, positions, completed, measured.pairs, None, source, sides)
         outputs = Outputs(info.folder, tracker)
         title, question, answer, sections = report(found, outputs)
         answer += [f"{f.member.name} failed: {f.reason}." for f in pipeline.failures]
@@ -123,12 +123,12 @@ def _components(config: DictConfig, members: list[Member], task, bars: Bars) -> 
 def _complete(
     config: DictConfig,
     scores: NDArray[np.float64],
-    marks: list[int],
+    positions: list[int],
     components: pl.DataFrame | None,
 ) -> Completed:
     values = None if components is None else components[:, 1:].to_numpy()
     one_sided = config.similarity is None and bool(config.one_sided)
-    found = complete(scores, marks, values, config.level, config.seed, one_sided)
+    found = complete(scores, positions, values, config.level, config.seed, one_sided)
     both = (found.scores, found.low, found.high)  # of one-sided scores the mean of the directions
     scores, low, high = ((matrix + matrix.T) / 2 for matrix in both)
     return replace(found, scores=scores, low=low, high=high)
@@ -136,7 +136,7 @@ def _complete(
 
 def report(found: Found, outputs: Outputs) -> tuple[str, str, list[str], list[Section]]:
     """Write tables and figures; returns title, question, answer and sections of the page."""
-    c, names, n, m = found.completed, found.names, len(found.names), len(found.marks)
+    c, names, n, m = found.completed, found.names, len(found.names), len(found.landmarks)
     outputs.table("similarity", Matrix(tuple(names), c.scores).table())
     outputs.table("measured", Matrix(tuple(names), c.measured.astype(float)).table())
     pairs = outputs.table("pairs", pair_table(found))
@@ -160,7 +160,7 @@ def report(found: Found, outputs: Outputs) -> tuple[str, str, list[str], list[Se
         held,
         "Scores of landmarks that were taken for other models, predicted and measured.",
     )
-    other = np.isin(np.arange(n), found.marks, invert=True).astype(np.intp)
+    other = np.isin(np.arange(n), found.landmarks, invert=True).astype(np.intp)
     order, label = cluster_order(c.scores, other), "similarity s (nats)"
     drawing = blocks_figure(
         *(c.scores, names, other, order, found.groups, label, COLOURS), colour_range(c.scores)
@@ -173,7 +173,7 @@ def report(found: Found, outputs: Outputs) -> tuple[str, str, list[str], list[Se
     what = "one-sided scores, of the landmarks' images," if found.one_sided else "scores"
     question = (
         f"The {what} of {found.source} with {m} landmarks "
-        f"({and_more([names[i] for i in found.marks])}) predict the other "
+        f"({and_more([names[i] for i in found.landmarks])}) predict the other "
         f"{predicted.height} of {pairs.height} pairs."
     )
     sections = [
@@ -189,23 +189,13 @@ def pair_table(found: Found) -> pl.DataFrame:
     """A row a pair, the highest score first: a, b, kind (measured or predicted), score, low, high,
     level (of the interval); for measured pairs n, a_fools_b, b_fools_a, for a file's true scores
     true_score."""
-    c, names = found.completed, np.array(found.names)
-    i, j = np.tril_indices(len(names), -1)
-    known = c.measured[i, j]
-    table = pl.DataFrame(
-        {
-            "a": names[j],
-            "b": names[i],
-            "kind": np.where(known, "measured", "predicted"),
-            "score": c.scores[i, j],
-            "low": c.low[i, j],
-            "high": c.high[i, j],
-            "level": np.full(len(i), c.level),
-        }
-    )
+    c, level = found.completed, np.full_like(found.completed.scores, found.completed.level)
+    table = Matrix(tuple(found.names), c.scores).pairs(low=c.low, high=c.high, level=level)
+    kind = np.where(pair_values(c.measured), "measured", "predicted")
+    table = table.insert_column(2, pl.Series("kind", kind))
     if found.truth is not None:
         empty = pl.when(kind="predicted").then(pl.col("low", "high", "level"))
-        table = table.with_columns(empty, pl.Series("true_score", found.truth[i, j]))
+        table = table.with_columns(empty, pl.Series("true_score", pair_values(found.truth)))
     if found.pairs is not None:
         measured = found.pairs.with_columns(pl.lit("measured").alias("kind"), level=0.95)
         table = pl.concat([table.filter(kind="predicted"), measured], how="diagonal")
@@ -214,9 +204,9 @@ def pair_table(found: Found) -> pl.DataFrame:
 
 def answer(found: Found, outputs: Outputs) -> list[str]:
     """The findings in words, a paragraph each, the verdict first."""
-    c, n, m = found.completed, len(found.names), len(found.marks)
+    c, n, m = found.completed, len(found.names), len(found.landmarks)
     held, (low, high) = c.held_out, c.held_out.r2_interval()
-    spread, word = float(held.measured.std()), verdict(held)
+    spread, word = float(held.measured.std()), held.verdict
     passes = f"{m} attacks instead of {n}" if found.one_sided else f"{n} attacks"
     runs = n * m if found.one_sided else n * m + (n - m) * m
     ends = {

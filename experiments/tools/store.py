@@ -27,8 +27,9 @@ from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs, Section
 from netkin.report.text import and_more, duration, settings_text, size
 from netkin.store import inventory
-from netkin.store.inventory import Damage, Part
+from netkin.store.inventory import Damage
 
+COLUMNS = ("path", "kind", "member", "done", "total", "complete", "bytes", "part")
 MANY = 8
 """The most paths that are listed."""
 
@@ -43,29 +44,33 @@ def run(config: DictConfig) -> None:
         raise UserError(f"there is no store {root}; choose another with store.dir=PATH")
     remove = config.remove if isinstance(config.remove, ListConfig) else [config.remove]
     names = [str(name) for name in remove]
-    console, folder = terminal(), run_folder()
+    console, outputs = terminal(), Outputs(run_folder())
     if names:
         _remove(root, names, config.confirm, console)
         return
-    parts, outputs = inventory.parts(root), Outputs(folder)
-    _print(root, parts, console)
-    outputs.table("store", _table(root, parts))
-    sections = [Section("Parts", (), _page_tables(root, parts))]
-    held = size(sum(part.size for part in parts))
-    answer = [f"{root} holds {held} in {len(parts)} parts."]
+    parts = _parts(root)
+    outputs.table("store", parts.drop("part"))
+    tables = _by_folder(root, parts)
+    for title, table in tables.items():
+        console.print(_terminal_table(title, table))
+    command = f"python evaluate.py experiment=store store.dir={shlex.quote(str(root))}"
+    answer = [f"{root} holds {size(int(parts['bytes'].sum()))} in {parts.height} parts."]
     for process, product, unseen in inventory.at_work(root):
-        if unseen is None:
-            answer.append(f"In progress: {process}: {product}.")
-        else:
-            answer.append(
-                f"Last seen {duration(unseen)} ago: {process}, at work on {product}. If it has "
-                f"ended: python evaluate.py experiment=store store.dir={shlex.quote(str(root))} "
-                "remove=leftovers confirm=true"
-            )
+        answer.append(
+            f"In progress: {process}: {product}."
+            if unseen is None
+            else f"Last seen {duration(unseen)} ago: {process}, at work on {product}. If it has "
+            f"ended: {command} remove=leftovers confirm=true"
+        )
+    sections = [Section("Parts", (), tables)]
     damage = _damage(root, console) if config.check else []
+    count = f"{len(damage)} file{'s are' if len(damage) > 1 else ' is'} damaged"
     if config.check:
-        table = outputs.table("damage", _damage_table(root, damage))
-        answer.append(_verdict(damage))
+        rows = [{"path": str(d.path.relative_to(root)), "problem": d.problem} for d in damage]
+        table = pl.DataFrame(rows, schema={"path": pl.String, "problem": pl.String})
+        outputs.table("damage", table)
+        listed = and_more((f"{d.path.name} ({d.problem})" for d in damage), MANY)
+        answer.append(f"{count}: {listed}." if damage else "No file is damaged.")
         if damage:
             sections.insert(0, Section("Damage", (), {"": table}))
     finish(
@@ -78,100 +83,50 @@ def run(config: DictConfig) -> None:
         described(config),
     )
     if damage:
-        raise _damaged(root, damage)
-
-
-def _table(root: Path, parts: list[Part]) -> pl.DataFrame:
-    """One row a part: path, kind, member, done, total, complete (a rate, if known), bytes."""
-    return pl.DataFrame(
-        [
-            {
-                "path": part.path.relative_to(root).as_posix(),
-                "kind": part.kind,
-                "member": part.member,
-                "done": part.done,
-                "total": part.total or None,
-                "complete": part.done / part.total if part.total else None,
-                "bytes": part.size,
-            }
-            for part in parts
-        ],
-        schema={
-            "path": pl.String,
-            "kind": pl.String,
-            "member": pl.String,
-            "done": pl.Int64,
-            "total": pl.Int64,
-            "complete": pl.Float64,
-            "bytes": pl.Int64,
-        },
-    )
-
-
-def _page_tables(root: Path, parts: list[Part]) -> dict[str, pl.DataFrame]:
-    """A table for each folder."""
-    return {
-        f"{members[0].kind}: {folder.relative_to(root)}{_attack(folder)}": pl.DataFrame(
-            {
-                "part": [part.member or part.path.name for part in members],
-                "done": [part.done for part in members],
-                "total": [part.total or None for part in members],
-                "size_bytes": [part.size for part in members],
-            },
-            schema_overrides={"total": pl.Int64},
+        raise UserError(
+            f"{count}, such as {damage[0].path} ({damage[0].problem}); `{command} remove=damaged "
+            "confirm=true` removes what is damaged, and the next run computes it again"
         )
-        for folder, members in _by_folder(parts).items()
-    }
 
 
-def _by_folder(parts: list[Part]) -> dict[Path, list[Part]]:
-    groups: dict[Path, list[Part]] = {}
-    for part in parts:
-        groups.setdefault(part.path.parent, []).append(part)
-    return groups
+def _parts(root: Path) -> pl.DataFrame:
+    """One row a part: path, kind, member, done, total, complete (a rate, if known), bytes, part."""
+    rows = [
+        {
+            "path": part.path.relative_to(root).as_posix(),
+            "kind": part.kind,
+            "member": part.member,
+            "done": part.done,
+            "total": part.total or None,
+            "complete": part.done / part.total if part.total else None,
+            "bytes": part.size,
+            "part": part.member or part.path.name,
+        }
+        for part in inventory.parts(root)
+    ]
+    types = (pl.String, pl.String, pl.String, pl.Int64, pl.Int64, pl.Float64, pl.Int64, pl.String)
+    return pl.DataFrame(rows, schema=dict(zip(COLUMNS, types, strict=True)))
 
 
-def _print(root: Path, parts: list[Part], console: Console) -> None:
-    for folder, members in _by_folder(parts).items():
-        table = Table(
-            members[0].kind,
-            title=f"{folder.relative_to(root)}{_attack(folder)}",
-            title_justify="left",
-        )
-        for name in ("done", "complete", "size"):
-            table.add_column(name, justify="right")
-        for part in members:
-            done = f"{part.done} of {part.total}" if part.total else ""
-            rate = f"{part.done / part.total:.0%}" if part.total else ""
-            table.add_row(part.member or part.path.name, done, rate, size(part.size))
-        console.print(table)
+def _by_folder(root: Path, parts: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    """A table for each folder of parts, by its kind, path, and attack."""
+    tables = {}
+    folders = parts["path"].str.replace(r"/[^/]*$", "").alias("folder")
+    for (kind, folder), table in parts.group_by("kind", folders, maintain_order=True):
+        attack = settings_text(inventory.identity((root / folder).parent).get("attack", {}))
+        title = f"{kind}: {folder}{f'  ({attack})' if attack else ''}"
+        tables[title] = table.select("part", "done", "total", size_bytes="bytes")
+    return tables
 
 
-def _attack(folder: Path) -> str:
-    """The settings of the attack that a folder belongs to, in words."""
-    words = settings_text(inventory.identity(folder.parent).get("attack", {}))
-    return f"  ({words})" if words else ""
-
-
-def _damage_table(root: Path, damage: list[Damage]) -> pl.DataFrame:
-    rows = [{"path": str(d.path.relative_to(root)), "problem": d.problem} for d in damage]
-    return pl.DataFrame(rows, schema={"path": pl.String, "problem": pl.String})
-
-
-def _verdict(damage: list[Damage]) -> str:
-    if not damage:
-        return "No file is damaged."
-    named = and_more((f"{d.path.name} ({d.problem})" for d in damage), MANY)
-    return f"{len(damage)} file{'s are' if len(damage) > 1 else ' is'} damaged: {named}."
-
-
-def _damaged(root: Path, damage: list[Damage]) -> UserError:
-    return UserError(
-        f"{len(damage)} file{'s are' if len(damage) > 1 else ' is'} damaged, such as "
-        f"{damage[0].path} ({damage[0].problem}); `python evaluate.py experiment=store "
-        f"store.dir={root} remove=damaged confirm=true` removes what is damaged, and the next run "
-        "computes it again"
-    )
+def _terminal_table(title: str, parts: pl.DataFrame) -> Table:
+    table = Table(title.partition(":")[0], title=title, title_justify="left")
+    for name in ("done", "complete", "size"):
+        table.add_column(name, justify="right")
+    for part, done, total, held in parts.iter_rows():
+        known = (f"{done} of {total}", f"{done / total:.0%}") if total else ("", "")
+        table.add_row(part, *known, size(held))
+    return table
 
 
 def _damage(root: Path, console: Console) -> list[Damage]:
@@ -194,7 +149,7 @@ def _remove(root: Path, names: list[str], confirmed: bool, console: Console) -> 
     if not paths:
         console.print("There is nothing to remove.")
         return
-    held = size(inventory.size_of(paths))
+    held = size(inventory.size_of(*paths))
     if confirmed:
         inventory.remove(root, paths)
     verb = "Removed" if confirmed else "Would remove"

@@ -22,8 +22,8 @@ from netkin.data import arrays, subset
 from netkin.data.arrays import Arrays
 from netkin.errors import UserError, first_line
 from netkin.jobs.pool import Jobs
-from netkin.jobs.progress import Bars, Silent
-from netkin.jobs.unchanged import unchanged
+from netkin.jobs.process import unchanged
+from netkin.jobs.progress import Bars
 from netkin.passes.setting import Setting
 from netkin.passes.tune import Choice
 from netkin.pipeline import Failure, Incomplete, compute_outcomes
@@ -123,7 +123,7 @@ def _result(
 ) -> Result:
     threads, suspects = torch.get_num_threads(), dict[str, Sequence[Suspicion]]()
     with (
-        Bars(Console(stderr=True)) if progress else Silent() as display,
+        Bars(Console(stderr=True, quiet=not progress)) as display,
         Jobs((setting, None), 1, threads, display) as jobs,
     ):
         try:

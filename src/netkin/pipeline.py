@@ -15,7 +15,7 @@ from netkin.analysis.sequential import Look, Rule
 from netkin.analysis.suspect import Suspicion, saturation, suspicions
 from netkin.errors import UserError
 from netkin.jobs.pool import Jobs
-from netkin.jobs.results import Result, Trained, totals
+from netkin.jobs.results import Result, totals
 from netkin.passes import work
 from netkin.passes.decode import undecoded
 from netkin.passes.noise import fooled_by_noise, missing_noise
@@ -198,7 +198,7 @@ class Pipeline:
         on_failure = None if stage == "decode" else failed
         passed = self.jobs.run(stage, work, items, units, on_failure)
         for done, (item, result) in enumerate(passed, start=1):
-            if isinstance(result, Trained) and result.curves:
+            if result.curves:
                 self.tracker.add("training", [{"model": item.name, **r} for r in result.curves])
             if stage != "decode":
                 name = item.name if isinstance(item, Member) else item.member.name

@@ -286,7 +286,7 @@ def interval(draws: NDArray[np.float64]) -> tuple[float, float]:
 
 
 class MeansOfDraws(Protocol):
-    """Bootstrap draws that give means over pairs; see `netkin.analysis.draws.Draws`."""
+    """Bootstrap draws that give means over pairs; see `netkin.analysis.groups.Draws`."""
 
     def group_means(self, groups: Sequence[str]) -> NDArray[np.float64]:
         """The mean score of the pairs of two of G groups of models in each draw, [draws, G, G]."""

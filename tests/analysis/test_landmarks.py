@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from netkin.analysis.landmarks import HeldOut, complete, r2, verdict
-from netkin.analysis.profiles import Profiles
+from netkin.analysis.landmarks import HeldOut, complete, features, r2
 from netkin.errors import UserError
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
@@ -44,18 +45,17 @@ def test_hidden_scores_are_predicted_without_being_read() -> None:
     assert np.array_equal(given.scores[pair], found.scores[pair])
 
 
-def test_a_profile_leaves_out_the_score_of_a_landmark_with_itself() -> None:
-    """The diagonal of landmarks is white-box success, not similarity: distances ignore it."""
-    s, marks = made_up(20), np.arange(6)
-    other = s.copy()
-    other[2, 2] = 0.0
-    rows = np.arange(6, 20)
-    assert np.allclose(
-        Profiles(s, marks, rows).nearest, Profiles(other, marks, rows).nearest
-    ) and np.allclose(Profiles(s, marks, rows).kriging[0], Profiles(other, marks, rows).kriging[0])
-    a, b = np.array([0, 3]), np.array([5, 1])
-    features = Profiles(s, marks, rows)
-    assert np.allclose(features.features(a, b), features.features(b, a))
+@given(st.integers(1, 6), st.integers(3, 8), st.integers(0, 99))
+def test_features_of_a_pair_do_not_depend_on_its_order(pairs: int, c: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    p, q = rng.normal(2, 1, (2, pairs, c))
+    between = made_up(c, seed)
+    found = features(p, q, between)
+    np.testing.assert_allclose(found, features(q, p, between), rtol=1e-6, atol=1e-9)
+    order = rng.permutation(c)  # nor on that of the landmarks
+    other = features(p[:, order], q[:, order], between[np.ix_(order, order)])
+    np.testing.assert_allclose(found, other, rtol=1e-6, atol=1e-9)
+    assert found.shape[1] == features(p[:, :2], q[:, :2], between[:2, :2]).shape[1]
 
 
 def test_components_are_features() -> None:
@@ -77,7 +77,7 @@ def test_the_verdict_is_of_held_out_landmarks() -> None:
         predicted = truth + rng.normal(0, error, 200)
         return HeldOut(mark, np.arange(200), truth, predicted, np.ones(200, dtype=bool))
 
-    assert [verdict(held(error)) for error in (0.2, 0.7, 2.0)] == ["Yes", "Not certain", "No"]
+    assert [held(error).verdict for error in (0.2, 0.7, 2.0)] == ["Yes", "Not certain", "No"]
     low, high = held(0.7).r2_interval()
     assert low < 0.5 < high
 

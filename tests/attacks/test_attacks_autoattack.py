@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
-from experiments.benchmarks.references import AuthorsDraws, authors, mim_by_definition
 from netkin.attacks import PGD, AutoAttack
 from netkin.attacks import autoattack as module
+from netkin.attacks.autoattack import SquareAttack
 from netkin.attacks.frozen import frozen
 from netkin.errors import UserError
 
@@ -28,6 +29,51 @@ def problem(classes: int = 10, images: int = 24, size: int = 8) -> Problem:
     ).requires_grad_(False)
     pixels = torch.rand(images, 3, size, size)
     return model, pixels, model(pixels).argmax(dim=1), [f"image {i}" for i in range(images)]
+
+
+class AuthorsDraws(AutoAttack):
+    """AutoAttack with the random numbers of pyautoattack: torch's, seeded again by each attack.
+
+    They depend on an image's place in its batch, so this serves for a check only.
+    """
+
+    def _start(self, x: Tensor, keys: list[str], name: str) -> None:
+        if name in ("apgd-ce", "apgd-dlr", "apgd-t 1"):
+            torch.manual_seed(self.seed)
+
+    def _square_attack(self, model: nn.Module, keys: list[str]) -> SquareAttack:
+        torch.manual_seed(self.seed)
+        return SquareAttack(model, n_queries=self.queries, eps=self.eps, resc_schedule=False)
+
+
+def authors(model: nn.Module, pixels: Tensor, labels: Tensor, eps: float, queries: int) -> Tensor:
+    """The standard version by the authors' own loop, all images in one batch: [n, 3, H, W]."""
+    from pyautoattack import AutoAttack as Theirs
+
+    attack = Theirs(model, eps=eps, seed=0, device=pixels.device)
+    pixels = pixels.contiguous()  # their code takes views that other layouts do not allow
+    attack.square.n_queries = queries
+    with torch.random.fork_rng(devices=[]):
+        return attack.run_standard_evaluation(pixels, labels, batch_size=len(pixels))[0]
+
+
+def mim_by_definition(
+    model: nn.Module, pixels: Tensor, labels: Tensor, eps: float, steps: int, mu: float
+) -> Tensor:
+    """MI-FGSM after its paper (Dong et al. 2018, Algorithm 1), image by image: [n, 3, H, W]."""
+    results = []
+    for image, label in zip(pixels.split(1), labels.split(1), strict=True):
+        x, g = image, torch.zeros_like(image)
+        for _ in range(steps):
+            x = x.detach().requires_grad_()
+            with torch.enable_grad():
+                (gradient,) = torch.autograd.grad(cross_entropy(model(x), label), x)
+            g = mu * g + gradient / gradient.norm(p=1)
+            x = x.detach() + eps / steps * g.sign()
+            x = image + (x - image).clamp(-eps, eps)
+            x = x.clamp(0, 1)
+        results.append(x)
+    return torch.cat(results)
 
 
 EPS = 0.02

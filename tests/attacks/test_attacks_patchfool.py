@@ -15,6 +15,7 @@ from netkin.attacks.frozen import frozen
 from netkin.attacks.patchfool import attention_loss, attention_maps, patch_mask, without_conflict
 from netkin.errors import UserError
 from netkin.zoo.build import Classifier
+from tests.conftest import Mistake
 
 KEYS = ["a", "b"]
 
@@ -288,3 +289,21 @@ def test_fused_attention_is_back_after_an_error(source: Classifier) -> None:
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         PatchFool(**arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("attack=patchfool",),
+        ("experiment=attacks", "attacks=[pgd,patchfool]"),
+        ("experiment=attacks", "attacks=[pgd,patchfool]", "sources=[vit_ti,test_resnet]"),
+    ],
+)
+def test_sources_that_do_not_fit_are_named_with_what_would_work(
+    mistake: Mistake, overrides: tuple[str, ...]
+) -> None:
+    line = mistake("model.members=[test_resnet,vit_ti,vit_s]", *overrides)
+    assert "patchfool does not fit all sources: test_resnet is no timm VisionTr" in line
+    assert "model.members=[vit_ti,vit_s]" in line
+    assert "experiment=attacks attacks=[pgd,patchfool] sources=[vit_ti,vit_s]" in line

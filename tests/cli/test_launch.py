@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
-from experiments.cli.launch import RENAMED, spelled_out, with_members
+from experiments.cli.launch import spelled_out
 from experiments.cli.members import build_member, one_member
 from netkin.errors import UserError
-from tests.conftest import ROOT, Mistake
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize(
@@ -25,7 +24,7 @@ from tests.conftest import ROOT, Mistake
     ],
 )
 def test_a_model_stands_for_a_list_of_one(given: str, spelled: str) -> None:
-    assert with_members([given]) == [spelled]
+    assert spelled_out([given]) == [spelled]
 
 
 @pytest.mark.parametrize(
@@ -44,23 +43,6 @@ def test_a_model_stands_for_a_list_of_one(given: str, spelled: str) -> None:
 )
 def test_a_matrix_is_a_file_or_the_published_one(given: list[str], spelled: list[str]) -> None:
     assert spelled_out(given) == spelled
-
-
-@pytest.mark.parametrize("script", ["evaluate", "train"])
-def test_old_names_of_keys_say_the_new_ones(script: str, mistake: Mistake) -> None:
-    assert "trainer.devices is now called hardware.devices: type hardware.devices=8" in mistake(
-        "trainer.devices=8", script=script
-    )
-
-
-@pytest.mark.parametrize("script", ["evaluate", "train"])
-def test_every_new_name_exists_and_no_old_one_does(script: str) -> None:
-    with initialize_config_dir(str(Path(ROOT, "conf")), version_base="1.3"):
-        config = compose(script)
-    for old, new in RENAMED.items():
-        if (script, new) != ("evaluate", "fast_dev_run"):
-            assert OmegaConf.select(config, new) is not None, new
-        assert OmegaConf.select(config, old) is None, old
 
 
 def test_both_commands_have_the_same_hardware() -> None:

@@ -17,7 +17,6 @@ from tests.conftest import ROOT, SMALL, Mistake, run_command, run_here
     [
         ("model.members=[resnet5O,test_vit]", "no model 'resnet5O'; did you mean resnet50"),
         ("model.members=[test_vit]", "model.members names 1 model, expected 2 or more"),
-        ("experiment=benchmark benchmark.models=[resnet5O]", "did you mean resnet50"),
         ("model.members=[test_vit,test_vit]", "names test_vit more than once"),
         ("model.members=test_vit", "must be a list such as [test_vit,vit_ti]"),
         ("attack=pdg", "pgd"),
@@ -63,7 +62,7 @@ from tests.conftest import ROOT, SMALL, Mistake, run_command, run_here
         ("attack=[pgd", "attack=[pgd cannot be read as KEY=VALUE"),
         ("attack.epsilon=4/255", "no setting attack.epsilon; did you mean attack.eps"),
         ("atack=pgd", "no setting atack; did you mean attack"),
-        ("seed=3", "it is one of experiment=landmarks, landmarks_benchmark, precision, probe; did"),
+        ("seed=3", "it is one of experiment=landmarks, precision, probe; did"),
         ("student=vit_ti", "it is one of experiment=distill, distillation, teachers"),
         ("recipe.sched_args={foo:1}", "to add it, type +recipe.sched_args.foo=VALUE"),
         ("experiment=distil", "no such option; did you mean distill, distillation?"),

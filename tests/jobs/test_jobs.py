@@ -5,18 +5,20 @@ import signal
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from netkin.errors import Stopped, StoreError, UserError
 from netkin.jobs import pool as jobs_module
 from netkin.jobs.pool import Advance, Jobs
-from netkin.jobs.results import Crafted, Result, Trained
+from netkin.jobs.progress import Bars
+from netkin.jobs.results import Result
 from netkin.store.lease import is_held, lease, sweep
 
 
@@ -26,13 +28,14 @@ class Item:
     number: int
 
 
-@dataclass
-class Log:
+class Log(Bars):
     """A display that keeps its calls."""
 
-    calls: list[tuple] = field(default_factory=list)
+    def __init__(self) -> None:
+        super().__init__(Console(quiet=True))
+        self.calls: list[tuple] = []
 
-    def start(self, stage: str, names: Sequence[str], units: int) -> None:
+    def start(self, stage: str, names: Sequence[str], units: int, unit: Any = None) -> None:
         self.calls.append(("start", stage, tuple(names), units))
 
     def advance(self, stage: str, units: int) -> None:
@@ -134,9 +137,9 @@ def taken_once(context: str, item: Item, advance: Advance) -> Result:
     """Another process has taken the item, until it is tried for the second time."""
     tried = Path(context) / item.name
     if tried.exists() or item.name == "c":
-        return Crafted(shards=item.number)
+        return Result(shards=item.number)
     tried.touch()
-    return Crafted(remaining=item)
+    return Result(remaining=item)
 
 
 @pytest.mark.slow
@@ -179,8 +182,8 @@ def test_a_store_that_fails_ends_the_stage() -> None:
 
 
 def test_a_test_accuracy_is_displayed() -> None:
-    assert Trained(test_accuracy=0.976).note == "; test accuracy 97.6%"
-    assert Trained().note == Result().note == ""
+    assert Result(test_accuracy=0.976).note == "; test accuracy 97.6%"
+    assert Result().note == ""
 
 
 def hold(context: str, item: Item, advance: Advance) -> Result:

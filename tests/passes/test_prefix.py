@@ -6,8 +6,6 @@ import polars as pl
 import pytest
 import torch
 
-from experiments.benchmarks.passes import RandomImages, evaluation, write_shards
-from experiments.benchmarks.speed import with_random_weights
 from netkin.data import views
 from netkin.data.views import View
 from netkin.errors import UserError
@@ -21,6 +19,7 @@ from netkin.store.lease import holders
 from netkin.store.outcomes import OutcomeStore
 from netkin.zoo.build import Classifier
 from netkin.zoo.member import Member
+from tests.passes.random_images import RandomImages, evaluation, with_random_weights, write_shards
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,7 +29,7 @@ SIZE, BATCH, IMAGES, SHARD = 32, 4, 26, 8
 
 @pytest.fixture(scope="module")
 def model() -> Classifier:
-    return with_random_weights("test_efficientnet", "cpu")[0]
+    return with_random_weights("test_efficientnet")
 
 
 @pytest.fixture

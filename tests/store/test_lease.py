@@ -31,7 +31,7 @@ def abandon(root: Path, product: Path, **changes: object) -> Path:
     """The lease of a process that was killed, or of one elsewhere, by `changes` of its holder."""
     with lease(root, product) as held:
         assert held
-        file = leases._newest(root / ".leases", leases._key(root, product))
+        file = leases._newest(root, product)
         assert file is not None
         content = file.read_text()
     file.write_text(json.dumps({**json.loads(content), "pid": dead_process().pid, **changes}))
@@ -137,10 +137,10 @@ def test_a_lease_half_written_is_respected_for_a_while(
 def test_sweeping_removes_what_the_dead_left(tmp_path: Path, product: Path) -> None:
     file = abandon(tmp_path, product)
     holder = json.loads(file.read_text())
-    token = leases._token(holder["machine"], holder["pid"])
+    token = leases.Holder(**holder).token
     product.parent.mkdir(parents=True)
     half = product.with_name(f".{product.name}.{token}-abcd.tmp")
-    others = product.with_name(f".{product.name}.{leases.token()}-abcd.tmp")
+    others = product.with_name(f".{product.name}.{leases.me().token}-abcd.tmp")
     half.touch()
     others.touch()
     elsewhere = abandon(tmp_path, product.with_name("1.safetensors"), machine="another")

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.cli import sat69
 from experiments.cli.launch import spelled_out
-from experiments.cli.sweep import composed
+from experiments.cli.config import composed
 from tests import helpers
 from tests.conftest import ROOT, Mistake
 

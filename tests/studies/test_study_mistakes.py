@@ -35,8 +35,6 @@ def matrices(tmp_path: Path) -> None:
         ("budget budget.steps=4", "budget.steps must list whole numbers of 1 or more, got 4"),
         ("budget budget.images=null", "budget.images must list whole numbers of 1 or more, got N"),
         ("attacks sources=x", "sources must be a list of members such as [vit_s], got x"),
-        ("parity parity.changes=null", "parity.changes must be a list, got None"),
-        ("benchmark benchmark.models=x", "benchmark.models must be a list, got 'x'"),
         ("plan plan.devices=[0]", "plan.devices must list whole numbers of 1 or more, got [0]"),
         ("pairwise dataset=null", "dataset=null: dataset must be one of compatible, digits"),
         (

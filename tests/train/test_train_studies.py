@@ -15,7 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import train
-from experiments.cli.launch import with_members
+from experiments.cli.launch import spelled_out
 from experiments.train.distill import paired_gain
 from experiments.train.variants import label, varied
 from netkin.analysis.select import choose_teachers
@@ -40,7 +40,7 @@ def run(to: Path, *arguments: str, store: Path | None = None) -> Path:
     sys.argv = ["train.py", *words]
     os.chdir(to.parent)
     try:
-        sys.argv[1:] = with_members(words)
+        sys.argv[1:] = spelled_out(words)
         train.main()
     finally:
         sys.argv = argv

@@ -3,20 +3,20 @@
 Two models with similar scores with the landmarks are similar themselves. A regression learns how
 similar from the pairs with a landmark, which are measured, and predicts the pairs without one.
 
-- A pair is described by the profiles of its models, their scores with the landmarks (see
-  `netkin.analysis.profiles`). To learn from a pair of a landmark and a model, both profiles leave
-  out these two: no profile has the score that it is to predict.
+- A pair is described by the profiles of its models, their scores with the landmarks (`features`).
+  To learn from a pair of a landmark and a model, both profiles leave out these two: no profile has
+  the score that it is to predict.
 - The prediction is the mean of gradient boosting and of a ridge regression on the features of a
-  Gaussian kernel (Nystroem).
+  Gaussian kernel.
 - Intervals are cross-conformal (Vovk 2015): some landmarks at a time are taken for other models,
-  and their pairs with the true others are predicted from the remaining landmarks. The quantile of
-  these errors, relative to the error that is expected at such a prediction, is the half-width. It
-  is valid for models like the landmarks: draw these at random.
+  and their pairs with the true others are predicted from the remaining landmarks. The half-width is
+  a multiple of the error that is expected at such a prediction: the quantile of their ratios. It is
+  valid for models like the landmarks: draw these at random.
 
 On the published 69 models: experiments/results/landmarks.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from netkin.analysis.profiles import Profiles
+from netkin.analysis.matrix import pair_index
+from netkin.analysis.verdict import Verdict, verdict
 from netkin.errors import UserError
 from netkin.similarity import interval
 
@@ -73,12 +74,17 @@ class HeldOut:
 
     def r2_interval(self, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
         """The 95 % percentile interval of `r2` over draws of landmarks, with all their pairs."""
-        marks = [np.flatnonzero(self.landmark == mark) for mark in np.unique(self.landmark)]
+        pairs = [np.flatnonzero(self.landmark == one) for one in np.unique(self.landmark)]
         rng, found = np.random.default_rng(seed), []
         for _ in range(draws):
-            drawn = np.concatenate([marks[i] for i in rng.integers(0, len(marks), len(marks))])
+            drawn = np.concatenate([pairs[i] for i in rng.integers(0, len(pairs), len(pairs))])
             found.append(r2(self.predicted[drawn], self.measured[drawn]))
         return interval(np.array(found))
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether at least USEFUL of the variance is predicted, by `r2_interval`."""
+        return verdict(self.r2, self.r2_interval(), threshold=USEFUL)
 
 
 @dataclass(frozen=True)
@@ -126,12 +132,6 @@ def r2(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> float:
     return 1 - float(((predicted - measured) ** 2).sum()) / spread if spread > 0 else np.nan
 
 
-def verdict(held: HeldOut) -> str:
-    """Yes, No or Not certain: whether the interval of `HeldOut.r2` lies above or below USEFUL."""
-    low, high = held.r2_interval()
-    return "Yes" if low >= USEFUL else "No" if high < USEFUL else "Not certain"
-
-
 def check_number(landmarks: int, models: int) -> None:
     """Raises UserError unless `complete` can work with so many landmarks among so many models."""
     if landmarks < FEWEST:
@@ -167,118 +167,177 @@ def complete(
 
     Raises UserError as `check_number`, and where a pair with a landmark has no score.
     """
-    marks, n = np.unique(np.asarray(landmarks, dtype=np.intp)), len(scores)
-    check_number(len(marks), n)
+    chosen, n = np.unique(np.asarray(landmarks, dtype=np.intp)), len(scores)
+    check_number(len(chosen), n)
+    rest = np.setdiff1d(np.arange(n), chosen)
     given = np.zeros((n, n), dtype=bool)
-    given[marks] = given[:, marks] = True
+    given[chosen] = given[:, chosen] = True
     np.fill_diagonal(given, False)
     if one_sided:
-        others = np.setdiff1d(np.arange(n), marks)
         scores = scores.copy()
-        scores[np.ix_(others, marks)] = scores[np.ix_(marks, others)].T
+        scores[np.ix_(rest, chosen)] = scores[np.ix_(chosen, rest)].T
     if missing := int(np.isnan(scores[given]).sum()) // 2:
         raise UserError(f"{missing} pairs with a landmark have no score; leave their models out")
-    own = np.diag(scores)
-    known_own = ~np.isnan(own)
-    if not known_own[marks].all():
+    diagonal = np.diag(scores)
+    known = ~np.isnan(diagonal)
+    if not known[chosen].all():
         raise UserError("a landmark has no score with itself, which is its white-box success")
+    predictor = _Predictor(scores, components, seed, one_sided)
     with threadpool_limits(1):  # small matrices: other threads cost more than they save
-        held, expected, ratio = _held_out(scores, marks, components, level, seed, one_sided)
-        rest = np.setdiff1d(np.arange(n), marks)
-        i, j = np.tril_indices(len(rest), -1)
+        held, half_width = _held_out(predictor, chosen, rest, level)
+        i, j = pair_index(len(rest))
         a, b = rest[i], rest[j]
         if one_sided:
             a, b = np.concatenate([a, b]), np.concatenate([b, a])
-        predicted = _predict(scores, marks, a, b, components, seed, one_sided)
-    half = ratio * expected(predicted)
+        predicted = predictor(chosen, a, b)
+    half = half_width(predicted)
     full, low, high = (np.where(given, scores, np.nan) for _ in range(3))
     for matrix, values in ((full, predicted), (low, predicted - half), (high, predicted + half)):
         matrix[a, b] = values
         if not one_sided:
             matrix[b, a] = values
-        np.fill_diagonal(matrix, np.where(known_own, own, own[known_own].mean()))
-    np.fill_diagonal(given, known_own)
+        np.fill_diagonal(matrix, np.where(known, diagonal, diagonal[known].mean()))
+    np.fill_diagonal(given, known)
     return Completed(full, low, high, given, held, level)
 
 
 def _held_out(
-    scores: NDArray[np.float64],
-    marks: NDArray[np.intp],
-    components: NDArray | None,
-    level: float,
-    seed: int,
-    one_sided: bool,
-) -> tuple[HeldOut, "_Expected", float]:
-    """The predictions of held-out landmarks, the error to expect, and its multiple of `level`."""
-    rest = np.setdiff1d(np.arange(len(scores)), marks)
-    shuffled = np.random.default_rng(seed).permutation(marks)
-    folds = np.array_split(shuffled, min(FOLDS, len(marks)))
-    pairs, predicted, fold_of = [], [], []
-    for number, fold in enumerate(folds):
-        a, b = np.repeat(fold, len(rest)), np.tile(rest, len(fold))
-        kept = np.setdiff1d(marks, fold)
-        predicted.append(_predict(scores, kept, a, b, components, seed, one_sided))
-        pairs.append((a, b))
-        fold_of.append(np.full(len(a), number))
-    a, b = (np.concatenate([pair[k] for pair in pairs]) for k in range(2))
-    values, fold = np.concatenate(predicted), np.concatenate(fold_of)
-    truth = scores[a, b]
+    predictor: "_Predictor", chosen: NDArray[np.intp], rest: NDArray[np.intp], level: float
+) -> tuple[HeldOut, Callable[[NDArray[np.float64]], NDArray[np.float64]]]:
+    """The predictions of landmarks that are held out, some at a time, and what gives the half-width
+    of an interval from a prediction."""
+    shuffled = np.random.default_rng(predictor.seed).permutation(chosen)
+    folds = np.array_split(shuffled, min(FOLDS, len(chosen)))
+    predicted = [
+        predictor(np.setdiff1d(chosen, fold), np.repeat(fold, len(rest)), np.tile(rest, len(fold)))
+        for fold in folds
+    ]
+    fold_of = np.repeat(np.arange(len(folds)), [len(values) for values in predicted])
+    a, b = np.repeat(shuffled, len(rest)), np.tile(rest, len(shuffled))
+    truth, values = predictor.scores[a, b], np.concatenate(predicted)
     errors = np.abs(values - truth)
     covered = np.zeros(len(a), dtype=bool)
     for number in range(len(folds)):
-        out = fold == number
-        expected = _Expected(values[~out], errors[~out])
-        ratio = _quantile(errors[~out] / expected(values[~out]), level)
-        covered[out] = errors[out] <= ratio * expected(values[out])
-    expected = _Expected(values, errors)
-    ratio = _quantile(errors / expected(values), level)
-    return HeldOut(a, b, truth, values, covered), expected, ratio
+        out = fold_of == number
+        half_width = _half_width(values[~out], errors[~out], level)
+        covered[out] = errors[out] <= half_width(values[out])
+    return HeldOut(a, b, truth, values, covered), _half_width(values, errors, level)
 
 
-class _Expected:
-    """The mean absolute error of a prediction, which grows or shrinks linearly with it."""
+def _half_width(
+    predicted: NDArray[np.float64], errors: NDArray[np.float64], level: float
+) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """Half-widths that cover a share of such errors. The mean absolute error is taken as linear in
+    the prediction, and its multiple is the conformal quantile: of n ratios the k-th smallest, k =
+    level (n + 1) rounded up."""
+    mean = max(float(errors.mean()), 1e-6)
+    slope, start = np.polyfit(predicted, errors, 1)
 
-    def __init__(self, predicted: NDArray[np.float64], errors: NDArray[np.float64]):
-        mean = float(errors.mean())
-        self.least, self.most = max(mean / 3, 1e-6), max(3 * mean, 1e-6)
-        self.slope, self.start = np.polyfit(predicted, errors, 1) if len(errors) > 2 else (0, mean)
+    def expected(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.clip(start + slope * values, mean / 3, 3 * mean)
 
-    def __call__(self, predicted: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.clip(self.start + self.slope * predicted, self.least, self.most)
-
-
-def _quantile(values: NDArray[np.float64], level: float) -> float:
-    """The conformal quantile: the k-th smallest of n values, k = level (n + 1) rounded up."""
-    k = min(int(np.ceil(level * (len(values) + 1))), len(values))
-    return float(np.sort(values)[k - 1])
+    k = min(int(np.ceil(level * (len(errors) + 1))), len(errors))
+    ratio = float(np.sort(errors / expected(predicted))[k - 1])
+    return lambda values: ratio * expected(values)
 
 
-def _predict(
-    scores: NDArray[np.float64],
-    marks: NDArray[np.intp],
-    a: NDArray[np.intp],
-    b: NDArray[np.intp],
-    components: NDArray | None,
-    seed: int,
-    one_sided: bool,
+@dataclass(frozen=True)
+class _Predictor:
+    """Predicts pairs without a landmark; the fields are arguments of `complete`."""
+
+    scores: NDArray[np.float64]
+    components: NDArray | None
+    seed: int
+    one_sided: bool
+
+    def __call__(
+        self, landmarks: NDArray[np.intp], a: NDArray[np.intp], b: NDArray[np.intp]
+    ) -> NDArray[np.float64]:
+        """The scores [P] of pairs, by a regression on the pairs with one of the landmarks."""
+        x, y = self._measured(landmarks)
+        model = regression(len(y), self.seed).fit(x, y)
+        parts = [slice(start, start + BLOCK) for start in range(0, len(a), BLOCK)]
+        return np.concatenate([model.predict(self._rows(landmarks, a[p], b[p])) for p in parts])
+
+    def _measured(
+        self, landmarks: NDArray[np.intp]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Features and scores of the pairs with a landmark, each without the pair's own columns."""
+        rng, rows, targets = np.random.default_rng(self.seed), [], []
+        rest = np.setdiff1d(np.arange(len(self.scores)), landmarks)
+        each = min(len(rest), -(-FITTED // len(landmarks)))
+        for number, landmark in enumerate(landmarks):
+            others = rest if each == len(rest) else rng.choice(rest, each, replace=False)
+            pairs = [(np.full(each, landmark), others)]
+            for other in landmarks[:number]:
+                pairs.append((np.array([landmark]), np.array([other])))
+                if self.one_sided:
+                    pairs.append((np.array([other]), np.array([landmark])))
+            for a, b in pairs:
+                kept = landmarks[(landmarks != a[0]) & (landmarks != b[0])]
+                rows.append(self._rows(kept, a, b))
+                targets.append(self.scores[a, b])
+        return np.concatenate(rows), np.concatenate(targets)
+
+    def _rows(
+        self, landmarks: NDArray[np.intp], a: NDArray[np.intp], b: NDArray[np.intp]
+    ) -> NDArray[np.float64]:
+        p, q = (self.scores[np.ix_(landmarks, models)].T for models in (a, b))
+        between = self.scores[np.ix_(landmarks, landmarks)].T
+        rows = features(p, q, between, self.one_sided)
+        if self.components is None:
+            return rows
+        differ = (self.components[a] != self.components[b]).astype(float)
+        return np.hstack([rows, differ, differ.sum(axis=1, keepdims=True)])
+
+
+def features(
+    p: NDArray[np.float64],
+    q: NDArray[np.float64],
+    between: NDArray[np.float64],
+    directed: bool = False,
 ) -> NDArray[np.float64]:
-    """The scores of pairs without a landmark, [pairs]."""
-    x, y = _measured_pairs(scores, marks, components, seed, one_sided)
-    model = regression(len(y), seed).fit(x, y)
-    profiles = Profiles(scores, marks, np.arange(len(scores)))
-    parts = []
-    for start in range(0, len(a), BLOCK):
-        of = a[start : start + BLOCK], b[start : start + BLOCK]
-        features = profiles.features(*of, one_sided)
-        parts.append(model.predict(np.hstack([features, _differ(components, *of)])))
-    return np.concatenate(parts)
+    """Features [P, F] of pairs of models; F does not depend on the number of landmarks.
+
+    Args:
+        p, q: [P, c] the profiles of the two models, their scores with c landmarks; of one-sided
+            scores, how often the landmarks' images fool them.
+        between: [c, c] the profiles of the landmarks.
+        directed: whether features tell the source p from the target q.
+    """
+    difference, least, first = np.abs(p - q), np.minimum(p, q), np.arange(len(p))
+    mean_p, mean_q = p.mean(axis=1), q.mean(axis=1)
+    centred_p, centred_q = p - mean_p[:, None], q - mean_q[:, None]
+    length = np.sqrt(_dot(centred_p, centred_p) * _dot(centred_q, centred_q))
+    # The score of the pair if scores were of low rank (Nystrom's method, with a ridge of 0.5).
+    middle = between[~np.eye(len(between), dtype=bool)].mean()
+    offset = between - middle
+    inverse = np.linalg.solve(offset @ offset + 0.5 * np.eye(len(between)), offset)
+    columns = [
+        difference.mean(axis=1),
+        np.sqrt((difference**2).mean(axis=1)),
+        difference.max(axis=1),
+        _dot(centred_p, centred_q) / np.maximum(length, 1e-9),
+        least.mean(axis=1),
+        least.max(axis=1),
+        _dot(p, q) / p.shape[1],
+        middle + _dot((p - middle) @ inverse, q - middle),
+    ]
+    for of_p, of_q in (
+        (mean_p, mean_q),
+        (p.std(axis=1), q.std(axis=1)),
+        (p.max(axis=1), q.max(axis=1)),
+        (q[first, p.argmax(axis=1)], p[first, q.argmax(axis=1)]),  # by the nearest landmark
+    ):
+        columns += [of_p, of_q] if directed else [np.minimum(of_p, of_q), np.maximum(of_p, of_q)]
+    return np.stack(columns, axis=1)
 
 
 def regression(pairs: int, seed: int = 0) -> VotingRegressor:
     """The regression from features of so many pairs to scores."""
     trees = GradientBoostingRegressor(
-        n_estimators=300,
-        learning_rate=0.05,
+        n_estimators=100,
+        learning_rate=0.1,
         max_depth=5,
         min_samples_leaf=3,
         subsample=0.5,
@@ -293,40 +352,5 @@ def regression(pairs: int, seed: int = 0) -> VotingRegressor:
     return VotingRegressor([("trees", trees), ("smooth", smooth)])
 
 
-def _measured_pairs(
-    scores: NDArray[np.float64],
-    marks: NDArray[np.intp],
-    components: NDArray | None,
-    seed: int,
-    one_sided: bool,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Features and scores of the pairs with a landmark, each without the pair's own columns."""
-    rng = np.random.default_rng(seed)
-    rest = np.setdiff1d(np.arange(len(scores)), marks)
-    each = min(len(rest), -(-FITTED // len(marks)))
-    rows, targets = [], []
-    for number, mark in enumerate(marks):
-        others = rest if each == len(rest) else rng.choice(rest, each, replace=False)
-        profiles = Profiles(scores, marks[marks != mark], np.append(others, mark))
-        last = np.full(each, each, dtype=np.intp)
-        features = profiles.features(last, np.arange(each), one_sided)
-        rows.append(np.hstack([features, _differ(components, np.full(each, mark), others)]))
-        targets.append(scores[mark, others])
-        for other in marks[:number]:
-            pair = np.array([mark, other])
-            both = Profiles(scores, marks[~np.isin(marks, pair)], pair)
-            for i, j in ((0, 1), (1, 0))[: 2 if one_sided else 1]:
-                one = both.features(np.array([i]), np.array([j]), one_sided)
-                rows.append(np.hstack([one, _differ(components, pair[[i]], pair[[j]])]))
-                targets.append(scores[pair[i], pair[[j]]])
-    return np.concatenate(rows), np.concatenate(targets)
-
-
-def _differ(
-    components: NDArray | None, a: NDArray[np.intp], b: NDArray[np.intp]
-) -> NDArray[np.float64]:
-    """Whether the models of pairs differ in each component, and in how many, [pairs, C + 1]."""
-    if components is None:
-        return np.empty((len(a), 0))
-    bits = (components[a] != components[b]).astype(float)
-    return np.hstack([bits, bits.sum(axis=1, keepdims=True)])
+def _dot(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.einsum("ij,ij->i", x, y)

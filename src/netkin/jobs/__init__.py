@@ -1,1 +1,1 @@
-"""Worker processes, the memory that they free, and progress."""
+"""Worker processes, what they do to a process, and progress."""

@@ -4,12 +4,12 @@ Small networks do not fill a core's vector units, let alone several cores: sever
 with one thread each finish sooner than one member on all cores. Results do not depend on the
 number of workers, only (in the last float bits) on the threads that each has.
 
-The processes for several devices are ours, not Lightning's. Its `ddp` starts the whole command once
-a device, with its sweeps and reports. Its `ddp_spawn` starts new processes for every pass of every
-member: 27 s and 35 s for an empty pass on two busy cores, where ours took 24 s to start once and
-0.2 s a pass afterwards. Its `ddp_fork` took 0.4 s, but cannot be used once CUDA is. Our processes
-are independent: the passes need no collective operations, so none waits for another that has
-failed, and only the main process logs and reports.
+The processes for several devices are netkin's, not Lightning's. Its `ddp` starts the whole command
+once a device, with its sweeps and reports. Its `ddp_spawn` starts new processes for every pass of
+every member: 27 s and 35 s for an empty pass on two busy cores, where these took 24 s to start once
+and 0.2 s a pass afterwards. Its `ddp_fork` cannot be used once CUDA is. The passes need no
+collective operations, so no process waits for another that has failed, and only the main process
+logs and reports.
 """
 
 import logging
@@ -20,18 +20,23 @@ import queue
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker
-from typing import Any, Protocol
+from multiprocessing.synchronize import SemLock
+from pathlib import Path
+from typing import Any
+
+import psutil
 
 from netkin.errors import Stopped, StoreError, UserError
-from netkin.jobs import semaphores, worker
-from netkin.jobs.memory import hand_back_freed
+from netkin.jobs.process import keep_freed, release_freed
+from netkin.jobs.progress import Bars
 from netkin.jobs.results import Result
-from netkin.jobs.signals import blocked
+from netkin.jobs.signals import blocked, quiet_stops
 
 Advance = Callable[[int], None]
 Failed = Callable[[Any, Exception], None]
@@ -43,30 +48,6 @@ GRACE = 10.0
 except on a machine that is busy with other things; SLURM kills after 30."""
 
 log = logging.getLogger(__name__)
-
-
-class Display(Protocol):
-    """Displays progress; see `netkin.jobs.progress`."""
-
-    def start(self, stage: str, names: Sequence[str], units: int) -> None:
-        """Begin a stage on named items, of `units` in all."""
-        ...
-
-    def advance(self, stage: str, units: int) -> None:
-        """Some more units are done."""
-        ...
-
-    def finish(self, stage: str, name: str, result: Result) -> None:
-        """An item is done."""
-        ...
-
-    def wait(self, stage: str, name: str) -> None:
-        """The rest of an item is done by another process on the store."""
-        ...
-
-    def end(self, stage: str) -> None:
-        """The stage is done."""
-        ...
 
 
 class Jobs:
@@ -90,7 +71,7 @@ class Jobs:
         context: Any,
         workers: int,
         threads: int,
-        display: Display,
+        display: Bars,
         preload: Sequence[str] = (),
         devices: int = 1,
         gpus: bool = False,
@@ -138,7 +119,7 @@ class Jobs:
         self.display.end(stage)
 
     def _here(self, stage: str, work: Callable, items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-        worker.set_up(self.threads)
+        _set_up(self.threads)
         todo, idle = list(items), 0
 
         def advance(units: int) -> None:
@@ -147,7 +128,12 @@ class Jobs:
 
         while todo:
             item = todo.pop(0)
-            outcome = _outcome(work, self.context, item, advance)
+            try:
+                outcome = work(self.context, item, advance)
+            except Exception as error:
+                outcome = error
+            finally:
+                release_freed()
             yield item, outcome
             idle += 1
             if isinstance(outcome, Result) and outcome.remaining is not None:
@@ -162,9 +148,7 @@ class Jobs:
     ) -> Iterator[tuple[Any, Any]]:
         pool = self._started()
         self._starting = True  # the first jobs start the workers
-        jobs: dict[Future, Any] = {
-            pool.submit(worker.run, stage, work, item): item for item in items
-        }
+        jobs: dict[Future, Any] = {pool.submit(_run, stage, work, item): item for item in items}
         self._starting = False
         later: list[tuple[float, Any]] = []
         try:
@@ -173,12 +157,14 @@ class Jobs:
                     Stopped.check()
                     now = time.monotonic()
                     for due, item in [entry for entry in later if entry[0] <= now]:
-                        jobs[pool.submit(worker.run, stage, work, item)] = item
+                        jobs[pool.submit(_run, stage, work, item)] = item
                         later.remove((due, item))
                     # Not for longer: the signal that stops the run may wake another thread.
                     for job in wait(jobs, PATIENCE / 4, FIRST_COMPLETED).done:
-                        item = jobs.pop(job)
-                        outcome = _result(job)
+                        item, error = jobs.pop(job), job.exception()
+                        if isinstance(error, BrokenProcessPool):
+                            raise error
+                        outcome = error or job.result()
                         yield item, outcome
                         if isinstance(outcome, Result) and outcome.remaining is not None:
                             later.append((time.monotonic() + PATIENCE, outcome.remaining))
@@ -192,37 +178,36 @@ class Jobs:
             ) from None
 
     def _started(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            # forkserver: one clean process imports torch once, and the workers are its forks.
-            method = "forkserver" if hasattr(os, "fork") else "spawn"
-            processes = multiprocessing.get_context(method)
-            default = multiprocessing.get_start_method(allow_none=True)
-            if default not in (None, "fork", "forkserver", "spawn"):
-                # joblib's processes have a start method of their own, unknown to ours.
-                multiprocessing.set_start_method(method, force=True)
-            if method == "forkserver":
-                processes.set_forkserver_preload(list(self.preload))
-                resource_tracker.ensure_running()  # whose start would end with SIGINT not blocked
-                # Ctrl-C reaches all processes of a terminal, also those that still import torch
-                # and have no handler yet. The main process decides, and sends SIGTERM.
-                with blocked([signal.SIGINT]):
-                    forkserver.ensure_running()
-            semaphores.sweep()
-            # As bytes: multiprocessing would move the context's tensors to shared memory, and an
-            # array that shares memory with one of them would read memory that was freed.
-            context = pickle.dumps(self.context)
-            with semaphores.named():
-                self._pool = self._new_pool(processes, context)
+        if self._pool is not None:
+            return self._pool
+        # forkserver: one clean process imports torch once, and the workers are its forks.
+        method = "forkserver" if hasattr(os, "fork") else "spawn"
+        processes = multiprocessing.get_context(method)
+        default = multiprocessing.get_start_method(allow_none=True)
+        if default not in (None, "fork", "forkserver", "spawn"):
+            # joblib's processes have a start method that ours do not know.
+            multiprocessing.set_start_method(method, force=True)
+        if method == "forkserver":
+            processes.set_forkserver_preload(list(self.preload))
+            resource_tracker.ensure_running()  # whose start would end with SIGINT not blocked
+            # Ctrl-C reaches all processes of a terminal, also those that still import torch
+            # and have no handler yet. The main process decides, and sends SIGTERM.
+            with blocked([signal.SIGINT]):
+                forkserver.ensure_running()
+        # As bytes: multiprocessing would move the context's tensors to shared memory, and an
+        # array that shares memory with one of them would read memory that was freed.
+        context = pickle.dumps(self.context)
+        with _named_semaphores():
+            self._events, devices = processes.Queue(), None
+            if self.gpus:
+                devices = processes.Queue()
+                visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+                names = visible.split(",") if visible else map(str, range(self.workers))
+                for name in names:
+                    devices.put(name.strip())
+            arguments = (context, self.threads, self._events, devices)
+            self._pool = ProcessPoolExecutor(self.workers, processes, _start, arguments)
         return self._pool
-
-    def _new_pool(self, processes: Any, context: bytes) -> ProcessPoolExecutor:
-        self._events, devices = processes.Queue(), None
-        if self.gpus:
-            devices = processes.Queue()
-            for gpu in _visible_gpus(self.workers):
-                devices.put(gpu)
-        arguments = (context, self.threads, self._events, devices)
-        return ProcessPoolExecutor(self.workers, processes, worker.start, arguments)
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
@@ -276,28 +261,85 @@ class Jobs:
         self.stopped()
 
 
-def _visible_gpus(number: int) -> list[str]:
-    """CUDA's names of the first GPUs that are visible to this process."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return (
-        [name.strip() for name in visible.split(",")] if visible else list(map(str, range(number)))
+@contextmanager
+def _named_semaphores() -> Iterator[None]:
+    """Semaphores made in the block are named after this process; those of ended ones are removed.
+
+    multiprocessing's tracker removes semaphores when a process ends, but `kill -9` of a process
+    group ends the tracker, too, and its semaphores would stay in /dev/shm for good.
+    """
+    for file in Path("/dev/shm").glob("sem.netkin-*"):
+        with suppress(OSError, ValueError, IndexError):
+            if not psutil.pid_exists(int(file.name.split("-")[1])):
+                file.unlink()
+    usual = SemLock.__dict__["_make_name"]  # joblib has one of its own, too
+    SemLock._make_name = staticmethod(  # type: ignore[attr-defined]
+        lambda: f"/netkin-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     )
-
-
-def _result(job: Future) -> Any:
     try:
-        return job.result()
-    except BrokenProcessPool:
-        raise
-    except Exception as error:
-        return error
-
-
-def _outcome(work: Callable, *arguments: Any) -> Any:
-    """What work returns, or the exception that it raises."""
-    try:
-        return work(*arguments)
-    except Exception as error:
-        return error
+        yield
     finally:
-        hand_back_freed()
+        SemLock._make_name = usual  # type: ignore[attr-defined]
+
+
+# What follows runs in a worker process.
+
+_context: Any = None
+_events: Any = None
+_working = False
+
+
+def _start(context: bytes, threads: int, events: Any, devices: Any) -> None:
+    """Set up a worker process."""
+    global _context, _events
+    _context, _events = pickle.loads(context), events
+    if devices is not None:
+        # Before CUDA starts; the device is number 0 to this process.
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices.get()
+    # Where a signal cannot be blocked. A function, since Lightning calls the handler that is set,
+    # which SIG_IGN cannot be.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.signal(signal.SIGTERM, _give_up)
+    quiet_stops()
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    _set_up(threads)
+
+
+def _give_up(number: int, _frame: Any) -> None:
+    if _working:
+        raise Stopped(128 + number)  # unwinds the blocks that hold leases
+    os._exit(128 + number)
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _set_up(threads: int) -> None:
+    """Prepare this process for running models."""
+    import torch
+
+    torch.set_num_threads(threads)
+    keep_freed()
+
+
+def _run(stage: str, work: Callable, item: Any) -> Any:
+    """The result of work on an item; the process ends where it is told to give up."""
+    global _working
+    try:
+        _working = True
+        return work(_context, item, lambda n: _events.put((stage, n)))
+    except Stopped as stop:
+        os._exit(stop.code)
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # some libraries' errors cannot be pickled
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        raise
+    finally:
+        release_freed()
+        _working = False

@@ -24,10 +24,18 @@ SHARE = 0.1
 """Of an item's units, after which a line says how far its stage is, where there is no terminal."""
 OFTEN, RARELY = 10.0, 60.0
 """Seconds between such lines: at least, and at most while the work advances."""
+UNITS = {
+    **dict.fromkeys(("check", "decode", "clean", "noise", "craft", "ensemble"), "images"),
+    **dict.fromkeys(("features", "gradients"), "images"),
+    **dict.fromkeys(("plan", "cost"), "models"),
+    **{"weights": "files", "train": "epochs", "resize": "views", "transfer": "pairs"},
+    **{"planes": "planes", "eps": "attacks"},
+}
+"""By stage."""
 
 
 class Bars:
-    """A bar a stage; see `netkin.jobs.pool.Display`. Use as a context manager.
+    """A bar a stage. Use as a context manager; with Console(quiet=True) nothing is displayed.
 
     Attributes:
         quiet: whether nothing is displayed, for all instances.
@@ -37,7 +45,7 @@ class Bars:
 
     def __init__(self, console: Console):
         self.console = console
-        self._live = console.is_terminal and not self.quiet
+        self._live = console.is_terminal and not (self.quiet or console.quiet)
         self._bars = Progress(
             TextColumn("{task.description}", table_column=_fixed(9)),
             BarColumn(12, table_column=_fixed(12)),
@@ -59,7 +67,7 @@ class Bars:
         self._tasks: dict[str, TaskID] = {}
         self._started: dict[str, float] = {}
         self._done: dict[str, tuple[int, int]] = {}
-        self._said: dict[str, tuple[float, float]] = {}  # when, and at how many units
+        self._line_at: dict[str, tuple[float, float]] = {}  # when, and at how many units
         self._waiting: set[str] = set()
 
     def __enter__(self) -> "Bars":
@@ -76,13 +84,10 @@ class Bars:
         if not self._tasks:
             return ""
         stage = list(self._tasks)[-1]
-        done, total = self._done[stage]
-        bar = self._bar(stage)
-        text = f"during {stage}, with {done} of {total} done"
-        unit = bar.fields["unit"]
-        if unit and bar.total:
-            text += f" ({bar.completed:.0f} of {bar.total:.0f} {unit})"
-        return text
+        bar, (done, total) = self._bar(stage), self._done[stage]
+        text, unit = f"during {stage}, with {done} of {total} done", bar.fields["unit"]
+        some = bool(unit and bar.total)
+        return f"{text} ({bar.completed:.0f} of {bar.total:.0f} {unit})" if some else text
 
     def start(self, stage: str, names: Sequence[str], units: int, unit: str | None = None) -> None:
         """Begin a stage on named items, of `units` in all; `unit` names those of a new stage."""
@@ -95,35 +100,32 @@ class Bars:
         )
 
     def advance(self, stage: str, units: int) -> None:
-        """Move a stage's bar on by some units; without a terminal, say so now and then."""
+        """Some more units are done. Without a terminal, a line says so now and then."""
         self._bars.advance(self._tasks[stage], units)
         if self._live:
             return
-        bar = self._bar(stage)
-        now = time.perf_counter()
-        when, units_then = self._said.setdefault(stage, (now, bar.completed))
+        bar, now = self._bar(stage), time.perf_counter()
+        when, units_then = self._line_at.setdefault(stage, (now, bar.completed))
         total, items = bar.total or 0, self._done[stage][1] or 1
         much = bar.completed - units_then >= SHARE * total / items
         if 0 < bar.completed < total and now - when >= (OFTEN if much else RARELY):
-            self._said[stage] = (now, bar.completed)
             done = f"{stage}: {bar.completed:.0f} of {total:.0f} {bar.fields['unit']}"
-            self._line(f"{done} {self._time(stage, bar.completed / total)}")
+            self._line(stage, done, bar.completed / total)
 
     def finish(self, stage: str, name: str, result: Result) -> None:
-        """Show that an item is done; without a terminal, as a line with the time left."""
+        """An item is done. Without a terminal, a line says so, with the time left."""
         done, total = self._done[stage]
         self._done[stage] = (done + 1, total)
         self._bars.update(self._tasks[stage], last=name)
         if not self._live:
-            self._said[stage] = (time.perf_counter(), self._bar(stage).completed)
-            time_left = self._time(stage, (done + 1) / total)
-            self._line(f"{stage} {done + 1}/{total}: {name}{result.note} {time_left}")
+            text = f"{stage} {done + 1}/{total}: {name}{result.note}"
+            self._line(stage, text, (done + 1) / total)
 
     def wait(self, stage: str, name: str) -> None:
-        """Show that another process on the store has taken the rest of an item."""
+        """Another process on the store has taken the rest of an item."""
         self._bars.update(self._tasks[stage], last=f"{name}: waiting for another process")
         if not self._live and stage not in self._waiting:
-            self._line(
+            self._print(
                 f"{stage}: waiting for another process on this store, which is working on {name}"
             )
         self._waiting.add(stage)
@@ -135,60 +137,18 @@ class Bars:
     def _bar(self, stage: str) -> Task:
         return next(bar for bar in self._bars.tasks if bar.id == self._tasks[stage])
 
-    def _line(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         if not self.quiet:
             self.console.print(text, markup=False, highlight=False)
 
-    def _time(self, stage: str, share: float) -> str:
-        """The time of a stage of which a share is done, in (0, 1]."""
-        seconds = time.perf_counter() - self._started[stage]
-        return f"({seconds:.0f} s, about {seconds * (1 / share - 1):.0f} s left)"
+    def _line(self, stage: str, text: str, share: float) -> None:
+        """A line on a stage of which a share is done, in (0, 1]."""
+        now = time.perf_counter()
+        self._line_at[stage] = (now, self._bar(stage).completed)
+        seconds = now - self._started[stage]
+        self._print(f"{text} ({seconds:.0f} s, about {seconds * (1 / share - 1):.0f} s left)")
 
 
 def _fixed(width: int, justify: Literal["left", "right"] = "left") -> Column:
     """A column that neither wraps nor moves with its contents; all leave 15 of 80 for the last."""
     return Column(width=width, min_width=width, no_wrap=True, justify=justify)
-
-
-class Silent:
-    """Displays nothing; see `netkin.jobs.pool.Display`. Use as a context manager."""
-
-    def __enter__(self) -> "Silent":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def start(self, stage: str, names: Sequence[str], units: int) -> None:
-        """Nothing."""
-
-    def advance(self, stage: str, units: int) -> None:
-        """Nothing."""
-
-    def finish(self, stage: str, name: str, result: Result) -> None:
-        """Nothing."""
-
-    def wait(self, stage: str, name: str) -> None:
-        """Nothing."""
-
-    def end(self, stage: str) -> None:
-        """Nothing."""
-
-
-UNITS = {
-    "weights": "files",
-    "check": "images",
-    "plan": "models",
-    "decode": "images",
-    "train": "epochs",
-    "clean": "images",
-    "resize": "views",
-    "craft": "images",
-    "transfer": "pairs",
-    "ensemble": "images",
-    "features": "images",
-    "gradients": "images",
-    "planes": "planes",
-    "cost": "models",
-    "eps": "attacks",
-}

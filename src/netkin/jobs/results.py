@@ -14,46 +14,22 @@ class Result:
         images: number of images that a model was run on, or that were decoded.
         remaining: the item reduced to what another process has taken, which is tried again later;
             None where the item is finished.
+        shards, storing: of crafting, the number of shards, and the seconds spent on storing them.
+        curves, test_accuracy: of training, a row an epoch (see `netkin.training.fit`), and the
+            accuracy in [0, 1] of the weights that were kept, None where it was not evaluated.
     """
 
     seconds: float = 0.0
     images: int = 0
     remaining: Any = None
-
-    @property
-    def note(self) -> str:
-        """What the display adds to the item's name."""
-        return ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Crafted(Result):
-    """A source's adversarial images.
-
-    Attributes:
-        shards: number of shards crafted.
-        storing: seconds for which crafting waited for the store.
-    """
-
     shards: int = 0
     storing: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained(Result):
-    """A member's training.
-
-    Attributes:
-        curves: a row an epoch; see `netkin.training.fit`.
-        test_accuracy: of the weights that were kept, in [0, 1]; None where it was not evaluated.
-    """
-
     curves: Sequence[Mapping[str, float]] = ()
     test_accuracy: float | None = None
 
     @property
     def note(self) -> str:
-        """The test accuracy, in percent."""
+        """What the display adds to the item's name."""
         return f"; test accuracy {self.test_accuracy:.1%}" if self.test_accuracy else ""
 
 
@@ -64,13 +40,12 @@ def totals(name: str, parts: Sequence[Result]) -> dict[str, Any]:
     the share of the time that went into storing.
     """
     seconds, images = sum(part.seconds for part in parts), sum(part.images for part in parts)
-    crafted = [part for part in parts if isinstance(part, Crafted)]
-    shards = sum(part.shards for part in crafted)
+    shards = sum(part.shards for part in parts)
     return {
         "model": name,
         "seconds": seconds,
         "images": images,
         "images_per_second": images / seconds if images and seconds else None,
         "shards": shards or None,
-        "share_in_store": sum(part.storing for part in crafted) / seconds if shards else None,
+        "share_in_store": sum(part.storing for part in parts) / seconds if shards else None,
     }

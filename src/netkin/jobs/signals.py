@@ -1,4 +1,8 @@
-"""Signals: what waits for them, and what a stop must not print."""
+"""Signals: who must not get them, and what a stop must not print.
+
+A terminal sends Ctrl-C to all processes of a command, SLURM its signals to all of a job. The main
+process decides what a signal means; the processes that load images for it leave signals alone.
+"""
 
 import os
 import signal
@@ -9,6 +13,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from netkin.errors import Stopped
+
+STOPPING = {
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
+}
+"""USR1 and USR2 are what SLURM sends before a job's time is up."""
 
 
 @contextmanager
@@ -23,6 +34,43 @@ def blocked(numbers: Iterable[int]) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def shielded_loader(*args: Any, **kwargs: Any) -> Any:
+    """A torch DataLoader whose processes leave signals to the process that they load for.
+
+    They are forks, with the handlers of their parent: each would stop the run for itself, or put
+    the job back into SLURM's queue. Without a handler they would die while the parent reads from
+    them.
+    """
+    from torch.utils.data import DataLoader
+
+    class Shielded(DataLoader):
+        def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+            with blocked(STOPPING):
+                return super().__iter__()
+
+    return Shielded(*args, worker_init_fn=obey_parent, **kwargs)
+
+
+def obey_parent(_worker: int = 0) -> None:
+    """In a loading process: exit on SIGTERM, if the parent sends it.
+
+    Where the sender is not known (macOS), on any SIGTERM.
+    """
+    if hasattr(signal, "pthread_sigmask"):
+        threading.Thread(target=_exit_on_sigterm, daemon=True).start()
+
+
+def _exit_on_sigterm() -> None:
+    while True:
+        if not hasattr(signal, "sigwaitinfo"):
+            number, by_parent = signal.sigwait(STOPPING), True
+        else:
+            info = signal.sigwaitinfo(STOPPING)
+            number, by_parent = info.si_signo, info.si_pid == os.getppid()
+        if number == signal.SIGTERM and by_parent:
+            os._exit(0)
 
 
 def quiet_stops() -> None:
@@ -41,6 +89,6 @@ def quiet_stops() -> None:
 
 def without_trace(handled: Callable[[Any], bool]) -> None:
     """Print nothing of an exception that Python ignores (`sys.unraisablehook`) where `handled`,
-    which is given what the hook is, says that it has dealt with it."""
+    which gets the hook's argument, returns True."""
     usual = sys.unraisablehook
     sys.unraisablehook = lambda failed: None if handled(failed) else usual(failed)

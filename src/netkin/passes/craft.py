@@ -17,7 +17,7 @@ from netkin.attacks.frozen import frozen
 from netkin.attacks.grid import to_grid
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance
-from netkin.jobs.results import Crafted
+from netkin.jobs.results import Result
 from netkin.passes.batches import Batches
 from netkin.passes.engine import Work, predict
 from netkin.passes.setting import Setting, names
@@ -191,7 +191,7 @@ class Writer:
         self.thread.shutdown()  # after the file that is being written
 
 
-def craft(setting: Setting, source: Source, advance: Advance) -> Crafted:
+def craft(setting: Setting, source: Source, advance: Advance) -> Result:
     """Craft and store a source's shards, except those that another process crafts.
 
     Raises UserError where the attack returns another shape, NaN or pixels outside [0, 1].
@@ -223,7 +223,7 @@ def craft(setting: Setting, source: Source, advance: Advance) -> Crafted:
             crafted, storing = module.crafted, module.storing + time.perf_counter() - waited
     taken = tuple(shard for shard in missing if not shard_path(entry, shard).is_file())
     advance(images([s for s in source.shards if s not in crafted and s not in taken]))
-    return Crafted(
+    return Result(
         images=images(crafted),
         shards=len(crafted),
         storing=storing,

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch.utils.data import DataLoader, Dataset
 
-from netkin.jobs.loading import ShieldedLoader, obey_parent
+from netkin.jobs.signals import shielded_loader
 from netkin.passes.setting import Loader, Setting
 
 OURS = (
@@ -83,13 +83,12 @@ class Work(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         """The items in order, one at a time."""
         loader = self.loader
-        return ShieldedLoader(
+        return shielded_loader(
             Items(self.items, self.load),
             batch_size=None,
             num_workers=loader.workers,
             prefetch_factor=loader.prefetch if loader.workers else None,
             pin_memory=loader.pin_memory,
-            worker_init_fn=obey_parent,
         )
 
 

@@ -1,6 +1,6 @@
 """What a score may be due to beside kinship: chance, and single models. Sentences, tables, figures.
 
-The computations are `netkin.analysis.chance` and `netkin.analysis.effects`.
+The computations are in `netkin.analysis.confounders`.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class Controls:
     Attributes:
         names, families: of the models.
         scores: smoothed, [N, N].
-        pairs: a row a pair: a, b, asymmetry; and the columns of `netkin.analysis.chance`, where
+        pairs: a row a pair: a, b, asymmetry; and those of `netkin.analysis.confounders`, where
             the noise control was run.
         models: a row a model: model, noise_rate, source_strength, target_brittleness, main_effect;
             null where unknown.

@@ -35,7 +35,7 @@ class Relations:
         names: N model names.
         families: the family of each model.
         pairs: one row a pair: a, b, n, a_fools_b, b_fools_a (rates in [0, 1]), score, low, high
-            (95 % interval), and above_noise and others of `netkin.analysis.chance` where that
+            (95 % interval), and above_noise and others of `netkin.analysis.confounders` where that
             control was run; N (N - 1) / 2 rows, in any order.
         models: one row a model: model, family, params, input_size, clean_accuracy and
             white_box_success (in [0, 1]), white_box_score, mean_similarity, nearest; and, where it

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from netkin.errors import DamagedFile, StoreError, UserError
-from netkin.store.lease import token
+from netkin.store.lease import me
 
 METADATA = "netkin"
 """The only key of a safetensors file's metadata (JSON): several keys would have a random order."""
@@ -45,36 +45,33 @@ def write(
     path: Path,
     save: Callable[[Path], object],
     error_type: type[UserError] = StoreError,
-    place: str = "store",
+    kind: str = "store",
 ) -> None:
     """Call `save` on a temporary path beside `path`, then rename the file: all of it or nothing.
 
     Raises an error of a type, StoreError by default, where the file cannot be written; it advises
-    to choose another `place`.
+    to choose another `kind` of folder.
     """
-    temporary = path.with_name(f".{path.name}.{token()}-{uuid.uuid4().hex[:4]}.tmp")
+    temporary = _beside(path, "tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save(temporary)
-        _flush(temporary)
+        # Before the rename: the file survives a power cut, and a full disk fails here.
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, SafetensorError, pl.exceptions.PolarsError) as error:
         raise error_type(
             f"cannot write {path} ({reason(error)}); what was finished before is kept: "
-            f"make room or permission, or choose another {place}, and run again"
+            f"make room or permission, or choose another {kind}, and run again"
         ) from None
     finally:
         temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
 
 
-def _flush(file: Path) -> None:
-    """Flush to the disk before the rename: the file survives a power cut, and a full disk fails
-    here."""
-    handle = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _beside(path: Path, suffix: str) -> Path:
+    """A temporary path of this process beside another."""
+    return path.with_name(f".{path.name}.{me().token}-{uuid.uuid4().hex[:4]}.{suffix}")
 
 
 def reason(error: Exception) -> str:
@@ -93,7 +90,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def create_json(path: Path, content: Mapping[str, Any]) -> bool:
     """Write a file unless it exists, and return whether it was written. Of several processes that
     write it at once, one succeeds."""
-    temporary = path.with_name(f".{path.name}.{token()}-{uuid.uuid4().hex[:4]}.new")
+    temporary = _beside(path, "new")
     write_json(temporary, content)
     try:
         os.link(temporary, path)

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from netkin.errors import DamagedFile, UserError, near
 from netkin.store.files import digest, read_tensors
 from netkin.store.layout import manifest_problem
-from netkin.store.lease import Holder, holders, sweep, token
+from netkin.store.lease import Holder, holders, me, sweep
 from netkin.store.names import FLOAT32, folder, outcomes_folder
 from netkin.store.outcomes import OutcomeStore, contents, read_table
 
@@ -62,54 +62,52 @@ class SubsetFolder:
 
 def subsets(root: Path) -> list[SubsetFolder]:
     """All subsets of a store. Without a readable manifest only the path of one is known."""
-    folders = []
-    kinds = ("manifest.json", "views", "clean")
+    kinds, found = ("manifest.json", "views", "clean"), []
     for path in sorted({path.parent for kind in kinds for path in root.glob(f"*/*/{kind}")}):
         content = _json(path / "manifest.json")
-        images, sha256 = content.get("ids", ()), str(content.get("sha256", ""))
-        folders.append(SubsetFolder(path, len(images), sha256))
-    return folders
+        found.append(
+            SubsetFolder(path, len(content.get("ids", ())), str(content.get("sha256", "")))
+        )
+    return found
 
 
 def parts(root: Path) -> list[Part]:
     """Everything that a store holds, in the order of its folders."""
-    everything = []
-    datasets = {subset.path.parent for subset in subsets(root)}
+    everything, known = [], subsets(root)
+    datasets = {subset.path.parent for subset in known}
     for other in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        if other not in datasets:
-            everything += [
-                Part(p, other.name, unquote(p.stem), 1, 0, _size(p))
-                for p in sorted(other.glob("*/*"))
-                if p.is_dir() or p.suffix == ".safetensors"
-            ]
-    for subset in subsets(root):
+        everything += [
+            Part(p, other.name, unquote(p.stem), 1, 0, size_of(p))
+            for p in sorted(other.glob("*/*"))
+            if other not in datasets and (p.is_dir() or p.suffix == ".safetensors")
+        ]
+    for subset in known:
         everything += _parts_of(subset)
     return everything
 
 
 def _parts_of(subset: SubsetFolder) -> Iterator[Part]:
+    def shards(path: Path, kind: str, member: str = "") -> Part:
+        size = identity(path).get("shard_size", 0)
+        total = math.ceil(subset.images / size) if size else 0
+        return Part(path, kind, member, len(_files(path, "*.safetensors")), total, size_of(path))
+
     for path in sorted(subset.path.glob("views/*")):
-        yield _shards(path, "views", "", subset)
+        yield shards(path, "views")
     for path in sorted(subset.path.glob("clean/*")):
         done = (path / "logits.safetensors").is_file()
-        yield Part(path, "clean", unquote(path.name), int(done), 1, _size(path))
+        yield Part(path, "clean", unquote(path.name), int(done), 1, size_of(path))
     for attack in subset.attacks:
         sources = sorted(attack.glob("adversarial/*"))
         for path in sources:
-            yield _shards(path, "adversarial", unquote(path.name), subset)
+            yield shards(path, "adversarial", unquote(path.name))
         for path in sorted(p for p in attack.glob("outcomes*/*") if p.is_dir()):
             evaluated: set[str] = set()
             for file in path.glob("[!.]*.parquet"):
                 with suppress(DamagedFile):  # which `damage` finds
                     evaluated |= contents(file).parts.keys()
-            member = unquote(path.name)
-            yield Part(path, "outcomes", member, len(evaluated), len(sources), _size(path))
-
-
-def _shards(path: Path, kind: str, member: str, subset: SubsetFolder) -> Part:
-    size = _json(path / "identity.json").get("shard_size", 0)
-    total = math.ceil(subset.images / size) if size else 0
-    return Part(path, kind, member, len(_files(path, "*.safetensors")), total, _size(path))
+            total, size = len(sources), size_of(path)
+            yield Part(path, "outcomes", unquote(path.name), len(evaluated), total, size)
 
 
 @dataclass(frozen=True)
@@ -132,8 +130,7 @@ def damage(root: Path, advance: Callable[[int], None]) -> list[Damage]:
     damages = []
     known = {subset.path: subset for subset in subsets(root)}
     for file in checked(root):
-        problem = _problem(root, file, known)
-        if problem:
+        if problem := _problem(root, file, known):
             # The identity of these entries is lost with the file; others' is in the folder's name.
             entire = file.name in ("identity.json", "execution.json") and file.parents[1].name in (
                 "adversarial",
@@ -147,10 +144,9 @@ def damage(root: Path, advance: Callable[[int], None]) -> list[Damage]:
 def _problem(root: Path, file: Path, known: Mapping[Path, SubsetFolder]) -> str | None:
     subset = next((known[path] for path in file.parents if path in known), None)
     if file.name == "manifest.json":
-        content = _json(file)
-        problem = manifest_problem(file)
-        fits = str(content.get("sha256", "")).startswith(file.parent.name.rpartition("-")[2])
-        return problem or (None if fits else "it lists other images than its folder is for")
+        fits = str(_json(file).get("sha256", "")).startswith(file.parent.name.rpartition("-")[2])
+        other = None if fits else "it lists other images than its folder is for"
+        return manifest_problem(file) or other
     if file.name == "identity.json":
         return _identity_problem(file, subset)
     if file.name == "execution.json":
@@ -158,8 +154,8 @@ def _problem(root: Path, file: Path, known: Mapping[Path, SubsetFolder]) -> str 
     try:
         if file.suffix == ".parquet":
             return _outcome_problem(file, subset)
-        own = subset is not None or file.relative_to(root).parts[0] in ("weights", "training")
-        read_tensors(file, ours=own)
+        ours = subset is not None or file.relative_to(root).parts[0] in ("weights", "training")
+        read_tensors(file, ours)
     except DamagedFile as error:
         return error.problem
     return None
@@ -167,28 +163,26 @@ def _problem(root: Path, file: Path, known: Mapping[Path, SubsetFolder]) -> str 
 
 def _identity_problem(file: Path, subset: SubsetFolder | None) -> str | None:
     """What is wrong with an entry's identity: by its folder's name, and the folders around it."""
-    identity = _json(file)
-    if not identity:
+    content, entry, above = _json(file), file.parent, file.parents[1]
+    if not content:
         return "it cannot be read"
     if subset is None:
         return None
-    if subset.sha256 and identity.get("subset_sha256") != subset.sha256:
+    if subset.sha256 and content.get("subset_sha256") != subset.sha256:
         return "it is of another subset of images"
-    entry, above = file.parent, file.parents[1]
     if above.name == "views":
-        return None if digest(identity)[:12] == entry.name else "it does not fit its folder's name"
-    if "attack" in identity and above == subset.path:
-        fits = digest(identity["attack"])[:8] == entry.name.rpartition("-")[2]
+        return None if digest(content)[:12] == entry.name else "it does not fit its folder's name"
+    if "attack" in content and above == subset.path:
+        fits = digest(content["attack"])[:8] == entry.name.rpartition("-")[2]
         return None if fits else "its attack does not fit its folder's name"
-    if isinstance(transfer := identity.get("transfer"), dict):
+    if isinstance(transfer := content.get("transfer"), dict):
         fits = outcomes_folder(str(transfer.get("precision", FLOAT32))) == entry.name
         return None if fits else "its precision does not fit its folder's name"
     if above.name == "adversarial":
-        attack = _json(above.parent / "identity.json")
-        if attack and identity.get("attack") != attack.get("attack"):
+        attack, clean = identity(above.parent), identity(subset.path / "clean" / entry.name)
+        if attack and content.get("attack") != attack.get("attack"):
             return "it is of another attack than its folder"
-        clean = _json(subset.path / "clean" / entry.name / "identity.json")
-        if clean and identity.get("model") != clean.get("model"):
+        if clean and content.get("model") != clean.get("model"):
             return "it is of another model than the clean predictions of that name"
     return None
 
@@ -208,7 +202,7 @@ def _outcome_problem(file: Path, subset: SubsetFolder | None) -> str | None:
     for source, part in of.parts.items():
         images = attack / "adversarial" / folder(source) / "identity.json"
         readable = images.is_file() and _identity_problem(images, subset) is None
-        if readable and part.made_by != digest(identity(images.parent)):
+        if readable and part.made_by != digest(_json(images)):
             return f"it was made by another model than {source} is now"
     return None
 
@@ -225,7 +219,7 @@ def leftovers(root: Path) -> list[Path]:
 
 def _now(root: Path) -> float:
     """The time by the clock of the store's file system, or this machine's if it is read-only."""
-    clock = root / f".clock-{token()}.tmp"
+    clock = root / f".clock-{me().token}.tmp"
     try:
         clock.touch()
         return clock.stat().st_mtime
@@ -255,37 +249,31 @@ def selected(root: Path, names: Sequence[str]) -> list[Path]:
         path = (root / name).resolve()
         if name and path != root and root in path.parents and path.exists():
             chosen[path] = None
-            continue
-        member = [path for subset in subsets(root) for path in _of_member(subset, folder(name))]
-        if not member:
+        elif member := [path for subset in subsets(root) for path in _of_member(subset, name)]:
+            chosen |= dict.fromkeys(member)
+        else:
             members = {part.member for part in parts(root) if part.member}
             raise UserError(
                 f"the store {root} holds nothing named {name!r}, which may be damaged, leftovers, "
                 f"a member, or a path below the store{near(name, members)}"
             )
-        chosen |= dict.fromkeys(member)
     return list(chosen)
 
 
-def _of_member(subset: SubsetFolder, name: str) -> Iterator[Path]:
-    yield from (path for path in [subset.path / "clean" / name] if path.exists())
-    for attack in subset.attacks:
-        yield from (path for path in [attack / "adversarial" / name] if path.exists())
-        for table in attack.glob("outcomes*"):
-            yield from (path for path in [table / name] if path.exists())
-            yield from _pairs(table, unquote(name))
-
-
-def _pairs(table: Path, source: str) -> Iterator[Path]:
-    """The pairs of a source with other targets, as paths that stand for them."""
-    outcomes = OutcomeStore(table)
-    for target in sorted(p for p in table.iterdir() if p.is_dir() and p.name != folder(source)):
-        if any(source in contents(file).parts for file in outcomes.files(unquote(target.name))):
-            yield outcomes.pair(source, unquote(target.name))
+def _of_member(subset: SubsetFolder, member: str) -> Iterator[Path]:
+    """The folders of a member, and its pairs with other targets: paths that stand for these."""
+    name = folder(member)
+    tables = [table for attack in subset.attacks for table in attack.glob("outcomes*")]
+    folders = [subset.path / "clean", *(a / "adversarial" for a in subset.attacks), *tables]
+    yield from (path / name for path in folders if (path / name).exists())
+    for table in map(OutcomeStore, tables):
+        for target in sorted(unquote(path.name) for path in table.path.glob("*/")):
+            if target != member and any(member in contents(f).parts for f in table.files(target)):
+                yield table.pair(member, target)
 
 
 def remove(root: Path, paths: Sequence[Path]) -> None:
-    """Remove files and folders. Raises UserError while a running process writes to one."""
+    """Remove files, folders and pairs. Raises UserError while a running process writes to one."""
     now = _now(root)
     for holder, lives, file in holders(root):
         if holder is not None and lives and _age(file, now) <= YOUNG:
@@ -321,19 +309,14 @@ def _process(holder: Holder) -> str:
     return f"process {holder.pid} on {holder.host}"
 
 
-def size_of(paths: Sequence[Path]) -> int:
+def size_of(*paths: Path) -> int:
     """Bytes of files and folders."""
-    return sum(map(_size, paths))
+    files = [f for path in paths for f in ([path] if path.is_file() else path.rglob("*"))]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _files(root: Path, pattern: str) -> list[Path]:
     return [p for p in root.glob(pattern) if p.is_file() and ("/." in pattern or p.name[0] != ".")]
-
-
-def _size(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def identity(entry: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Leases: several processes share a store, and each works on what no other has taken.
 
-A lease is a small file in `<store>/.leases/`. Each process works on what no other has taken. Leases
-only save work: a file is written completely or not at all, and its bytes do not depend on who
-writes it, so two processes that did the same work would waste time and nothing else.
+A lease is a small file in `<store>/.leases/`. Leases only save work: a file is written completely
+or not at all, and its contents do not depend on who writes it, so two processes that did the same
+work would waste time and nothing else.
 
 A shared file system must do three things: rename atomically within a folder, fail to create with
 O_EXCL a file that exists, and show on opening when a file was last modified. Local file systems,
@@ -60,6 +60,11 @@ class Holder:
         except psutil.Error:
             return False
 
+    @property
+    def token(self) -> str:
+        """An identifier of the process for file names."""
+        return f"{hashlib.sha256(self.machine.encode()).hexdigest()[:8]}-{self.pid}"
+
 
 @cache
 def this_machine() -> str:
@@ -69,15 +74,6 @@ def this_machine() -> str:
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return platform.node()
-
-
-def token() -> str:
-    """An identifier of this process for file names."""
-    return _token(this_machine(), os.getpid())
-
-
-def _token(machine: str, pid: int) -> str:
-    return f"{hashlib.sha256(machine.encode()).hexdigest()[:8]}-{pid}"
 
 
 def me(product: str = "") -> Holder:
@@ -100,7 +96,7 @@ def lease(root: Path, product: Path) -> Iterator[bool]:
     Yields whether that worked; if not, another process has taken it. Raises StoreError when the
     store cannot be written.
     """
-    file = _acquire(_folder(root), _key(root, product), _name(root, product))
+    file = _acquire(root, product)
     if file is None:
         yield False
         return
@@ -110,93 +106,77 @@ def lease(root: Path, product: Path) -> Iterator[bool]:
         yield True
     finally:
         _beating.discard(file)
-        _release(file)
+        for generation in range(_generation(file), -1, -1):  # with those that it took over
+            with suppress(OSError):
+                file.with_suffix(f".{generation}").unlink()
 
 
 def is_held(root: Path, product: Path) -> bool:
     """Whether a running process has taken a product, at this moment."""
-    newest = _newest(_folder(root), _key(root, product))
+    newest = _newest(root, product)
     return newest is not None and _holder(newest)[1]
 
 
 def holders(root: Path) -> list[tuple[Holder | None, bool, Path]]:
     """All leases of a store: (holder, None where unreadable; whether it runs; the file)."""
-    files = sorted(_folder(root).glob("*.*")) if _folder(root).is_dir() else []
-    return [(*_holder(file), file) for file in files]
+    return [(*_holder(file), file) for file in sorted((root / ".leases").glob("*.*"))]
 
 
 def sweep(root: Path) -> None:
     """Remove the leases and half-written files of processes of this machine that have ended."""
     for holder, lives, file in holders(root):
-        if holder is None or lives or holder.machine != this_machine():
-            continue
-        begun = f".*.{_token(holder.machine, holder.pid)}-*.tmp"
-        with suppress(OSError):
-            for half in (root / holder.product).parent.glob(begun):
-                half.unlink()
-            file.unlink()
+        if holder is not None and not lives and holder.machine == this_machine():
+            with suppress(OSError):
+                for half in (root / holder.product).parent.glob(f".*.{holder.token}-*.tmp"):
+                    half.unlink()
+                file.unlink()
 
 
-def _folder(root: Path) -> Path:
-    return root / ".leases"
-
-
-def _name(root: Path, product: Path) -> str:
-    return product.relative_to(root).as_posix()
+def _newest(root: Path, product: Path) -> Path | None:
+    """The lease of the newest generation of a product, whoever holds it."""
+    files = (root / ".leases").glob(f"{_key(root, product)}.*")
+    return max(files, key=_generation, default=None)
 
 
 def _key(root: Path, product: Path) -> str:
-    return hashlib.sha256(_name(root, product).encode()).hexdigest()[:24]
-
-
-def _newest(folder: Path, key: str) -> Path | None:
-    files = folder.glob(f"{key}.*") if folder.is_dir() else ()
-    return max(files, key=_generation, default=None)
+    return hashlib.sha256(product.relative_to(root).as_posix().encode()).hexdigest()[:24]
 
 
 def _generation(file: Path) -> int:
     return int(file.suffix[1:])
 
 
-def _acquire(folder: Path, key: str, product: str) -> Path | None:
-    newest = _newest(folder, key)
+def _acquire(root: Path, product: Path) -> Path | None:
+    """The file of a new lease; None where another process has it."""
+    newest = _newest(root, product)
     if newest is not None and _holder(newest)[1]:
         return None
-    file = folder / f"{key}.{0 if newest is None else _generation(newest) + 1}"
+    generation = 0 if newest is None else _generation(newest) + 1
+    file = root / ".leases" / f"{_key(root, product)}.{generation}"
     try:
-        folder.mkdir(exist_ok=True)
+        file.parent.mkdir(exist_ok=True)
         handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:  # another process was faster
         return None
     except OSError as error:
-        if not folder.parent.is_dir():
-            raise StoreError(
-                f"the store {folder.parent} has gone: was it removed, or unmounted? Bring it back "
-                "and run the same command again"
-            ) from None
         raise StoreError(
-            f"cannot write {file} ({error.strerror}); make room or permission"
+            f"cannot write {file} ({error.strerror}); make room or permission, and run again"
+            if root.is_dir()
+            else f"the store {root} has gone: was it removed, or unmounted? Bring it back and run "
+            "the same command again"
         ) from None
     try:
         with os.fdopen(handle, "w") as out:
-            json.dump(asdict(me(product)), out)
-    except OSError as error:
+            json.dump(asdict(me(product.relative_to(root).as_posix())), out)
+    except BaseException as error:  # the disk is full, or the run is stopped
         file.unlink(missing_ok=True)
-        raise StoreError(
-            f"cannot write {file} ({error.strerror}); what was finished before is kept: make room, "
-            "and run the same command again"
-        ) from None
-    except BaseException:  # stopped
-        file.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise StoreError(
+                f"cannot write {file} ({error.strerror}); what was finished before is kept: make "
+                "room, and run the same command again"
+            ) from None
         raise
     return file
-
-
-def _release(file: Path) -> None:
-    """Remove a lease and those that it took over."""
-    for generation in range(_generation(file), -1, -1):
-        with suppress(OSError):
-            file.with_suffix(f".{generation}").unlink()
 
 
 def _holder(file: Path) -> tuple[Holder | None, bool]:

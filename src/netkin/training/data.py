@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from netkin.data.images import Images
 from netkin.errors import UserError
-from netkin.jobs.loading import ShieldedLoader, obey_parent
+from netkin.jobs.signals import shielded_loader
 from netkin.training.recipe import Recipe
 
 SELECTED = 256
@@ -167,14 +167,13 @@ def batches(
             f"the recipe's batch_size={size}{devices} is larger than the training set "
             f"({len(images)} images)"
         )
-    return ShieldedLoader(
+    return shielded_loader(
         images,
         size,
         sampler=draws,
         drop_last=True,
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=obey_parent,
         persistent_workers=workers > 0,
     )
 

@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance
-from netkin.jobs.results import Trained
+from netkin.jobs.results import Result
 from netkin.store.files import read_tensors, write, write_json, write_tensors
 from netkin.training import checkpoint
 from netkin.training.distillation import Teacher
@@ -33,7 +33,7 @@ def train(
     teaching: Teaching | None = None,
     report: Report | None = None,
     start: Path | None = None,
-) -> Trained:
+) -> Result:
     """Train a member, from its checkpoint if there is one, and store its weights.
 
     Beside the weights it writes `<member>.curves.csv` and `<member>.json` (see
@@ -69,7 +69,7 @@ def train(
     with suppress(OSError):  # another training of this name goes on
         job.folder.rmdir()
     elapsed = time.perf_counter() - began
-    return Trained(curves=end.curves, test_accuracy=accuracy, seconds=elapsed)
+    return Result(curves=end.curves, test_accuracy=accuracy, seconds=elapsed)
 
 
 def make_job(training: Training, member: Member, teaching: Teaching | None) -> Job:

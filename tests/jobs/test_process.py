@@ -1,18 +1,19 @@
 """Freed memory stays in the process while a model runs, and can be returned to the system."""
 
 import json
+import platform
 import subprocess
 import sys
 
 import pytest
 
-from netkin.jobs import memory
+from netkin.jobs import process
 
 WORK = """
 import json, resource, torch
-from netkin.jobs import memory
+from netkin.jobs import process
 torch.set_num_threads(1)
-kept = {mode}()
+kept = process.keep_freed({mode})
 
 def faults(rounds):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -27,7 +28,7 @@ def held():
 
 faults(5)
 each, full = faults(5), held()
-memory.hand_back_freed()
+process.release_freed()
 print(json.dumps([kept, each, full - held()]))
 """
 
@@ -40,11 +41,11 @@ def measured(mode: str) -> tuple[bool, float, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not memory.keep_freed(), reason="the allocator is not glibc's")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is not glibc's")
 def test_what_is_freed_is_used_again_and_handed_back_when_asked() -> None:
-    kept, few, handed_back = measured("memory.keep_freed")
+    kept, few, handed_back = measured("True")
     assert kept and handed_back > 150
-    as_before, many, nothing = measured("memory.as_glibc_does")
+    as_before, many, nothing = measured("False")
     assert as_before and nothing < 50
     assert few < many / 3
 
@@ -52,6 +53,6 @@ def test_what_is_freed_is_used_again_and_handed_back_when_asked() -> None:
 @pytest.mark.parametrize("library", [None, object()])
 def test_another_allocator_is_left_alone(monkeypatch: pytest.MonkeyPatch, library: object) -> None:
     """Windows has no such library, macOS one without these functions."""
-    monkeypatch.setattr(memory, "_libc", lambda: library)
-    assert not memory.keep_freed() and not memory.as_glibc_does()
-    memory.hand_back_freed()
+    monkeypatch.setattr(process, "_libc", lambda: library)
+    assert not process.keep_freed() and not process.keep_freed(False)
+    process.release_freed()

@@ -1,80 +1,45 @@
 """What do 12 to 1,000 models cost, beside the models' own passes? Time and memory by stage.
 
+    python -m experiments.benchmarks.scale --models 12 69 200 1000 --stored 100 --ensembles 69
+
 Made-up outcomes of N clustered models, in a process of its own for each N: scores, controls,
 intervals, family means, clusters, and then the tables, figures and page of `experiment=pairwise`,
-in a folder of their own. Also made-up files of outcomes. Writes scale.csv and storage.csv. Peak
+in a folder of their own. With `--stored` the files of outcomes of N x N pairs, with `--ensembles`
+the ensembles of all pairs of N models from stored logits of 5,000 images and 1,000 classes. Peak
 memory is the process's resident set since its start, files that it has mapped among it.
 
 On two CPU cores: experiments/results/landmarks.md.
 """
 
+import argparse
 import multiprocessing
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 from numpy.typing import NDArray
-from omegaconf import DictConfig
+from safetensors import safe_open
 
-from experiments.cli.finish import terminal
-from experiments.cli.values import positive_int, run_folder
 from netkin import similarity
-from netkin.analysis import clusters, landmarks, summary
+from netkin.analysis import clusters, ensemble, landmarks, summary
 from netkin.analysis.groups import Draws
-from netkin.errors import UserError
 from netkin.passes.stored import outcome_array
 from netkin.report.comparison import Comparison, relate
 from netkin.report.controls import controls
 from netkin.report.study import Outputs
-from netkin.report.text import size
 from netkin.similarity import Outcomes
-from netkin.store.files import write
+from netkin.store.files import write_tensors
 from netkin.store.outcomes import OutcomeStore, Part
 
 FAMILY = 13
 """Models of a family, about as in timm."""
-
-
-def run(config: DictConfig) -> None:
-    """The study: a table of stages and models, and one of files."""
-    options, console, folder = config.benchmark, terminal(), run_folder()
-    for name in ("images", "draws", "landmarks"):
-        positive_int(options[name], f"benchmark.{name}")
-    for n in options.models:
-        if positive_int(n, "benchmark.models") < options.landmarks + 2:
-            raise UserError(
-                f"benchmark.models must be {options.landmarks + 2} or more with "
-                f"benchmark.landmarks={options.landmarks}, got {n}"
-            )
-    columns: dict[str, list[Any]] = {"stage": []}
-    for n in options.models:
-        rows = alone(timed, n, options.images, options.draws, options.landmarks, folder / str(n))
-        names = ("stage", f"{n}_seconds", f"{n}_cpu_seconds", f"{n}_peak_gib")
-        columns |= dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
-        seconds, cpu = (sum(columns[f"{n}_{kind}seconds"]) for kind in ("", "cpu_"))
-        page = folder / str(n) / "report.html"
-        console.print(
-            f"{n} models, {options.images} images, {options.draws} draws: {seconds:.1f} s "
-            f"({cpu:.1f} s of CPU time), {max(columns[f'{n}_peak_gib']):.2f} GiB; {page} "
-            f"({size(page.stat().st_size)})"
-        )
-        for stage, seconds, cpu, peak in rows:
-            console.print(f"  {stage:<36} {seconds:8.1f} s {cpu:8.1f} s {peak:6.2f} GiB")
-        write(folder / "scale.csv", pl.DataFrame(columns).write_csv)
-    for n in options.stored:
-        row = alone(stored, positive_int(n, "benchmark.stored"), options.images)
-        console.print(
-            f"{n} x {n} pairs: {row['files']:,} files, {size(row['bytes'])}, "
-            f"{row['write_seconds']:.1f} s to write, {row['check_seconds']:.1f} s to check, "
-            f"{row['read_seconds']:.1f} s to read"
-        )
-        write(folder / f"storage_{n}.csv", pl.DataFrame([row]).write_csv)
-    console.print(f"Tables   {', '.join(map(str, sorted(folder.glob('*.csv'))))}")
 
 
 def alone(function: Callable, *arguments: Any) -> Any:
@@ -110,7 +75,7 @@ def made_up(models: int, images: int, seed: int = 0) -> tuple[Outcomes, list[str
 
 
 def timed(
-    models: int, images: int, draws: int, marks: int, folder: Path
+    models: int, images: int, draws: int, chosen: int, folder: Path
 ) -> list[tuple[str, float, float, float]]:
     """(stage, seconds, seconds of CPU time, peak GiB) of made-up models; writes their page."""
     rows = []
@@ -142,7 +107,7 @@ def timed(
     )
     k = clusters.choose_k(None, control.scores)[0]
     stage("clusters", lambda: clusters.spectral(control.scores, k))
-    stage(f"{marks} landmarks", lambda: predicted(control.scores, marks))
+    stage(f"{chosen} landmarks", lambda: predicted(control.scores, chosen))
     title = f"How related are {models} made-up models?"
     empty = pl.DataFrame()
     comparison = Comparison(
@@ -157,9 +122,9 @@ def timed(
     return rows
 
 
-def predicted(scores: NDArray[np.float64], marks: int) -> landmarks.Completed:
+def predicted(scores: NDArray[np.float64], number: int) -> landmarks.Completed:
     """All scores, predicted from those with random models."""
-    drawn = np.random.default_rng(0).choice(len(scores), marks, replace=False)
+    drawn = np.random.default_rng(0).choice(len(scores), number, replace=False)
     return landmarks.complete(scores, drawn.tolist())
 
 
@@ -206,3 +171,62 @@ def seconds_of(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def pair_ensembles(
+    models: int, images: int = 5000, classes: int = 1000, threads: int = 2
+) -> dict[str, Any]:
+    """Seconds and peak memory of the ensembles of all pairs, from logits as they are stored."""
+    with tempfile.TemporaryDirectory(prefix="netkin-ensemble-") as scratch:
+        files = [Path(scratch) / f"{model}.safetensors" for model in range(models)]
+        for file in files:
+            write_tensors(file, {"logits": torch.randn(images, classes)})
+        seconds, peak = alone(_read_ensembles, files, images, threads)
+    return {"pairs": models * (models - 1) // 2, "seconds": seconds, "peak_gib": peak}
+
+
+def _read_ensembles(files: list[Path], images: int, threads: int) -> tuple[float, float]:
+    start = time.perf_counter()
+    labels = np.random.default_rng(0).integers(0, 2, images)
+    with ExitStack() as stack:
+        parts = [stack.enter_context(safe_open(f, "np")).get_slice("logits") for f in files]
+        ensemble.ensembles_correct(
+            lambda block: np.stack([part[block] for part in parts]),
+            labels,
+            ensemble.pairs_of(len(files)),
+            threads,
+        )
+    seconds = time.perf_counter() - start
+    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Time and memory of many made-up models.")
+    parser.add_argument("--models", type=int, nargs="*", default=[40])
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--draws", type=int, default=1000, help="of images, for intervals")
+    parser.add_argument("--landmarks", type=int, default=6, help="that predict other scores")
+    parser.add_argument("--stored", type=int, nargs="*", default=[], help="models with files")
+    parser.add_argument("--ensembles", type=int, nargs="*", default=[], help="models in pairs")
+    parser.add_argument("--out", type=Path, default=Path("scale"), help="a folder for the pages")
+    options = parser.parse_args(arguments)
+    for n in options.models:
+        folder = options.out / str(n)
+        rows = alone(timed, n, options.images, options.draws, options.landmarks, folder)
+        table = pl.DataFrame(rows, ["stage", "seconds", "cpu_seconds", "peak_gib"], orient="row")
+        table.write_csv(folder / "scale.csv")
+        size = (folder / "report.html").stat().st_size / 1e6
+        sums = table.select(pl.sum("seconds", "cpu_seconds"), pl.max("peak_gib")).row(0)
+        print("{} models: {:.1f} s, {:.1f} s of CPU, {:.2f} GiB; page".format(n, *sums), end="")
+        print(f" {size:.1f} MB")
+        with pl.Config(tbl_rows=-1, float_precision=2):
+            print(table)
+    for n in options.stored:
+        print(f"outcomes of {n} x {n} pairs:", alone(stored, n, options.images))
+    for n in options.ensembles:
+        print(f"ensembles of {n} models:", pair_ensembles(n))
+
+
+if __name__ == "__main__":
+    main()

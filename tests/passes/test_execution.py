@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.benchmarks.passes import RandomImages, evaluation
-from experiments.benchmarks.speed import with_random_weights
 from netkin.data import views
 from netkin.data.views import View
 from netkin.passes import evaluator
@@ -22,6 +20,7 @@ from netkin.store.files import file_sha256, read_tensors, write_tensors
 from netkin.store.layout import shard_path
 from netkin.zoo.build import Classifier
 from netkin.zoo.execution import DEFAULT_PRECISION, Execution, Prepared, prepare
+from tests.passes.random_images import RandomImages, evaluation, with_random_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,7 +29,7 @@ SIZE, BATCH = 32, 4
 
 @pytest.fixture(scope="module")
 def model() -> Classifier:
-    return with_random_weights("test_efficientnet", "cpu")[0]
+    return with_random_weights("test_efficientnet")
 
 
 def seen(

@@ -1,0 +1,75 @@
+"""How many landmarks predict a matrix? Hidden scores against predicted ones, over random landmarks.
+
+    python -m experiments.benchmarks.landmarks scores.csv --landmarks 10 20 30 --draws 20
+
+Prints and writes a row a number of landmarks, means over the draws: R2, r and mean absolute error
+of hidden scores, the share of them inside their intervals, and the R2 that the run states itself.
+On the published 69 models: experiments/results/landmarks.md.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from netkin.analysis import matrix
+from netkin.analysis.components import read_components, rows_of
+from netkin.analysis.landmarks import complete
+from netkin.analysis.matrix import Matrix
+
+
+def draw(
+    scores: Matrix, landmarks: int, seed: int, level: float, components: pl.DataFrame | None
+) -> dict[str, float | str]:
+    """One draw of landmarks: a row."""
+    chosen = np.random.default_rng(seed).choice(len(scores.names), landmarks, replace=False)
+    values = None if components is None else components[:, 1:].to_numpy()
+    found = complete(scores.scores, sorted(chosen.tolist()), values, level, seed)
+    row = {"landmarks": landmarks, "seed": seed, **found.against(scores.scores)}
+    return {**row, "run_r2": found.held_out.r2, "verdict": found.held_out.verdict}
+
+
+def means(rows: pl.DataFrame) -> pl.DataFrame:
+    """A row a number of landmarks: means, the lowest R2, extremes of coverage, and verdicts."""
+    verdicts = [(pl.col("verdict") == v).sum().alias(v) for v in ("Yes", "Not certain", "No")]
+    return rows.group_by("landmarks", maintain_order=True).agg(
+        pl.len().alias("draws"),
+        pl.mean("r2", "r", "error", "coverage", "run_r2"),
+        pl.col("r2").min().alias("lowest_r2"),
+        pl.col("coverage").min().alias("lowest_coverage"),
+        pl.col("coverage").max().alias("highest_coverage"),
+        *verdicts,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("scores", help="a CSV file of scores of all pairs")
+    parser.add_argument("--landmarks", type=int, nargs="+", default=[5, 6, 7, 8])
+    parser.add_argument("--draws", type=int, default=5, help="of each number of landmarks")
+    parser.add_argument("--seed", type=int, default=0, help="of the first draw")
+    parser.add_argument("--level", type=float, default=0.9, help="of the intervals")
+    parser.add_argument("--components", help="a CSV file with a column per component")
+    parser.add_argument("--out", type=Path, help="a CSV file for the rows of all draws")
+    options = parser.parse_args(arguments)
+    scores = matrix.read(options.scores)
+    components = None
+    if options.components:
+        components = rows_of(read_components(options.components), scores.names, options.components)
+    seeds = range(options.seed, options.seed + options.draws)
+    rows = pl.DataFrame(
+        [draw(scores, m, k, options.level, components) for m in options.landmarks for k in seeds]
+    )
+    if options.out:
+        rows.write_csv(options.out)
+    with pl.Config(tbl_cols=-1, tbl_rows=-1, tbl_width_chars=200, float_precision=3):
+        print(means(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,562 @@
+"""The settings of evaluate.py and train.py: their types, defaults and meaning.
+
+The comment beside a setting is what --help says of it. OmegaConf refuses values of another type,
+`check` those out of range, and settings that the chosen experiment does not read. Groups of options
+(attack, dataset, recipe, ...) are in conf/ and are checked by the classes that they are passed to.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+
+from netkin.errors import UserError, near
+
+CONF = Path(__file__).parents[2] / "conf"
+GROUPS = ("experiment", "dataset", "subset", "model", "recipe", "attack", "logger", "distillation")
+"""Keys whose options are the files of a folder of conf/."""
+PRECISIONS = ("32-true", "tf32", "bf16-mixed", "16-mixed")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "store.dtype": ("uint8", "float32"),
+    "transfer.interpolation": ("bilinear", "bicubic"),
+    "transfer.precision": PRECISIONS[:3],
+    "hardware.accelerator": ("auto", "cpu", "gpu"),
+    "hardware.train_precision": ("32-true", "bf16-mixed", "16-mixed"),
+    "hardware.craft_precision": PRECISIONS,
+    "hardware.memory_format": ("contiguous", "channels_last", "auto"),
+    "on_suspect": ("warn", "stop"),
+}
+LEAST = {"hardware.loader_processes": 0, "run": 0, "select.tolerance": 0, "teachers.above": -5}
+"""Of other numbers: 0 of seeds, 1 of whole numbers, more than 0 of the rest."""
+EXPERIMENTS: dict[str, tuple[type, str]] = {}
+"""The class of an experiment's settings, and the section that those of the class itself are in."""
+
+
+def items(*values: Any) -> Any:
+    """The default of a list."""
+    return field(default_factory=lambda: list(values))
+
+
+def experiment(*names: str, section: str = "") -> Callable[[type], type]:
+    """A class of the settings of one or more experiments.
+
+    Settings of its base classes are at the config's top level, its own in the section, if any.
+    """
+
+    def add(class_: type) -> type:
+        EXPERIMENTS.update(dict.fromkeys(names, (dataclass(class_), section)))
+        return class_
+
+    return add
+
+
+@dataclass
+class TrainStore:
+    """Of train.py."""
+
+    dir: str = "store"  # shared by all runs; what it holds is not computed again
+
+
+@dataclass
+class Store(TrainStore):
+    """Of evaluate.py."""
+
+    dtype: str = "uint8"  # of stored adversarial images: on the 8-bit grid, or not
+    shard_size: int = 100  # images in a unit of work
+
+
+@dataclass
+class Transfer:
+    """How targets see adversarial images."""
+
+    interpolation: str = "bilinear"  # for a target of another input size, antialiased
+    precision: str = "32-true"  # of targets on adversarial images; tf32 on a GPU. Predictions on
+    # clean images and under noise are in float32 (docs/speed.md)
+
+
+@dataclass
+class Score:
+    """How scores are computed."""
+
+    eps_s: float = 0.01  # floor of 100 p in s = ln max(eps_s, 100 p)
+    bootstrap: int = 1000  # draws of images for the intervals of means over pairs
+    half_width: float | None = None  # nats, such as 0.1: attack a few images at a time, and stop
+    # when intervals are so narrow (high - low at most twice this); pairwise and plan
+    share: float = 0.95  # of the pairs whose intervals must be
+
+
+@dataclass
+class Figure:
+    """Of all figures of a run."""
+
+    width: float | None = None  # inches, such as 3.25 or 6.75; null leaves each its own
+
+
+@dataclass
+class Hardware:
+    """The devices, precision and memory of a run."""
+
+    accelerator: str = "auto"
+    devices: int | str = 1  # GPUs (with accelerator=cpu: processes) that share each model's work
+    members_at_once: int | str = "auto"  # evaluate.py: models worked on side by side; auto: one a
+    # CPU core, or 1 on a GPU
+    threads: int = 1  # torch threads a process; more make small networks slower
+    batch_size: int | str = 100  # images through a model at once; auto: while crafting the fastest
+    train_precision: str = "32-true"
+    train_compile: bool = False  # compile the model that is trained (torch.compile)
+    craft_precision: str = "32-true"  # of sources, and of models without gradients; tf32 and
+    # 16-mixed on a GPU
+    craft_compile: bool = False  # torch.compile: takes a minute a model, some get slower
+    memory_format: str = "channels_last"  # auto: while crafting the faster, by timing
+    fuse: bool = True  # run models with batch normalisation folded into convolutions, and the like
+    loader_processes: int | str = "auto"  # for each device: evaluate.py loads stored shards in them
+    # (auto: 0 on a CPU, 2 on a GPU), train.py augments (auto: 0 on a CPU, else the cores less 1)
+    prefetch: int = 2  # shards that each process keeps ready
+    pin_memory: bool | str = "auto"  # auto: on a GPU
+    decode_threads: int | str = "auto"  # image files decoded at once; auto: 1 a process on a CPU,
+    # all cores on a GPU
+
+
+@dataclass
+class Base:
+    """What both commands have."""
+
+    quiet: bool = False  # print the answer alone, without progress
+    index: bool = False  # write outputs/index.html, a table of all runs, at the end
+    figure: Figure = field(default_factory=Figure)
+    hardware: Hardware = field(default_factory=Hardware)
+
+
+@dataclass
+class Evaluate(Base):
+    """What evaluate.py has for every experiment."""
+
+    store: Store = field(default_factory=Store)
+    transfer: Transfer = field(default_factory=Transfer)
+    score: Score = field(default_factory=Score)
+    on_suspect: str = "warn"  # a member whose clean predictions look wrong (accuracy near chance or
+    # below its training's, classes in another order, unknown preprocessing)
+
+
+@dataclass
+class Train(Base):
+    """What train.py has for every experiment."""
+
+    store: TrainStore = field(default_factory=TrainStore)
+    seed: int = 0  # of the initialisation, the order of images, their augmentation, dropout
+    name: str | None = None  # of the weights; default: from the model, its teacher and its seed
+    resume: str = "auto"  # an unfinished training: auto continues, never starts anew, or a
+    # checkpoint
+    fast_dev_run: bool = False  # one batch, in a separate store: does everything fit together?
+
+
+@dataclass
+class OfMatrix:
+    """Of experiments on a matrix, measured or read."""
+
+    similarity: Any = None  # sat69 (the published 69) or a CSV file of scores, instead of measuring
+    symmetrise: bool = False  # use the mean of s(A, B) and s(B, A) where a file has both
+
+
+@dataclass
+class WithComponents(OfMatrix):
+    """Of those that compare components, too."""
+
+    components: str | None = None  # a CSV file with a column per component; null reads them from
+    # the models
+
+
+@dataclass
+class OfClusters(WithComponents):
+    """Of those that name clusters."""
+
+    k: int | str | None = None  # clusters: a number, auto (the eigengap), or null (the paper's 10,
+    # at most N / 3)
+
+
+@dataclass
+class OfGroups(OfMatrix):
+    """Of those that compare groups of models."""
+
+    groups: Any = None  # {name: [members or patterns]}; null takes the families
+
+
+@dataclass
+class OfStudent(OfMatrix):
+    """Of those on teachers of a student."""
+
+    student: Any = "${dataset.student}"
+
+
+@dataclass
+class TwoMatrices(OfMatrix):
+    """Of a comparison."""
+
+    a: str = MISSING  # a run's folder, a CSV file of scores, or sat69 (the published 69)
+    b: str = MISSING  # the same
+
+
+@dataclass
+class OfLandmarks:
+    """Of those with a few models that others are compared with."""
+
+    landmarks: Any = "auto"  # a number (drawn at random), names, or auto (20, or half of fewer than
+    # 40 models)
+    seed: int = 0  # of the draw of landmarks, and of the regression
+
+
+@dataclass
+class OfPack(OfLandmarks):
+    """Of a classifier that someone else runs."""
+
+    predictions: str | None = None  # a CSV file "image_id,prediction" of the images of the pack
+
+
+@experiment("attacks")
+class _Attacks(OfMatrix):
+    attacks: list[Any] = items("pgd", {"attack": "pgd", "steps": 10})  # options of the attack
+    # group, or {attack: option, setting: value, ...}; the others are compared with the first
+    other: str | None = None  # a CSV file to compare with
+    one_sided: bool = False  # compare with scores of one direction (`other`, or the outcomes)
+    sources: Any = None  # members that the other attacks are crafted on, if not all; then scores of
+    # one direction are compared
+    permutations: int = 9999  # of the models, for the Mantel test
+
+
+@experiment("budget", section="budget")
+class _Budget:
+    steps: list[int] = items(5, 10, 20)  # fewer than the attack's own, each 2.5 eps / steps long
+    images: list[int] = items(50, 100, 200)  # fewer than the run's own
+    draws: int = 20  # of so many images, for each number
+    least_r: float = 0.95  # of a matrix that counts as the same: its correlation with the
+    # reference,
+    most_bias: float = 0.1  # the mean difference of scores,
+    least_inside: float = 0.9  # and the share of pairs inside the reference's interval
+    least_clusters: float = 0.8  # adjusted Rand index from which clusters count as the same
+
+
+@experiment("clusters", section="clusters")
+class _Clusters(OfClusters):
+    restarts: int = 1000  # runs of K-means, of which the best counts
+    seed: int = 0  # of K-means and of the map
+    keywords: int = 5  # per cluster
+    seeds: int = 5  # clusterings with other seeds of K-means, for the stability
+    draws: int = 200  # clusterings of draws of images, for the stability
+    images: int | None = None  # that a file's scores are of: simulates draws of them
+    perplexity: float = 10  # of the t-SNE map, at most (N - 1) / 3
+
+
+@experiment("compare", section="compare")
+class _Compare(TwoMatrices):
+    pairs: int = 10  # pairs that differ most, in the answer's table
+    permutations: int = 9999  # of the models, for the Mantel test
+
+
+@experiment("components")
+class _Components:
+    components: str | None = None  # a CSV file to compare with, a column per component
+
+
+@experiment("craft")
+class _Craft:
+    source: Any = items()  # members' names, [] for all; in a sweep: a,b,c or glob(vit_*)
+
+
+@experiment("dashboard")
+class _Dashboard:
+    entity: str | None = "${logger.entity}"  # your account or team at W&B
+    project: str = "${logger.project}"
+
+
+@experiment("distill")
+class _Distill:
+    teacher: Any = None  # any timm name, name in model.known or of a mapping in model.members, or
+    # trained model such as digits/vit_s@seed1
+    student: Any = "${dataset.student}"
+
+
+@experiment("distillation", section="distillation")
+class _Distillation(OfStudent):
+    permutations: int = 9999  # of the teachers, for the p-value
+    level: float = 0.9  # confidence of the trend's band
+
+
+@experiment("ensemble", section="ensemble")
+class _Ensemble(OfGroups):
+    variants: Any = None  # Fig. 4, too: {name: [members]} of other models, such as one architecture
+    # under several seeds; they are evaluated on clean images only
+    sizes: list[int] = items(2, 3, 4, 5)  # N
+    clusters: int | str | None = None  # that ensembles are drawn from: a number, auto (the
+    # eigengap), or null (the paper's 10, at most N / 3)
+    samples: int = 200  # ensembles of N models from k clusters; all, where there are fewer
+    seed: int = 0  # of the draws and of the clusters
+    permutations: int = 9999  # of the models, for the Mantel test
+
+
+@experiment("eps", section="eps")
+class _Eps:
+    values: list[Any] = items("2/255", "4/255", "8/255", "16/255", "32/255", "48/255")
+    images: int = 100  # of the subset, evenly spaced: at most so many
+
+
+@experiment("seeds", "hparams")
+class _Sweep:
+    run: int = MISSING  # the number of one of sweep.runs
+
+
+@experiment("importance", section="importance")
+class _Importance(WithComponents):
+    stages: int = 500  # of gradient boosting; this and the next three as in the paper (Appendix B)
+    depth: int = 12
+    min_samples: int = 4  # fewest pairs of a node that is split
+    learning_rate: float = 0.02
+    repeats: int = 10  # shuffles of a component
+    splits: int = 20  # of the models into fitted and held-out ones
+    held_out: float = 0.25  # share of the models, at least 4
+    permutations: int = 9999  # of the models, for the Mantel test of each component
+    seed: int = 0
+
+
+@experiment("index")
+class _Index:
+    runs: str = "outputs"  # the folder of the runs
+
+
+@experiment("landmarks")
+class _Landmarks(OfLandmarks, WithComponents):
+    one_sided: bool = False  # attack the landmarks alone: m attacks instead of N, and scores of one
+    # direction
+    with_components: bool = False  # use components as features, too
+    level: float = 0.9  # of the intervals of predicted scores
+
+
+@experiment("landmarks_benchmark")
+class _LandmarksBenchmark(WithComponents):
+    landmarks: list[int] = items(5, 6, 7, 8)  # numbers of them
+    draws: int = 5  # random draws of each number
+    level: float = 0.9  # of the intervals of predicted scores
+    seed: int = 0  # of the first draw; the next draws have the next seeds
+
+
+@experiment("measures", section="measures")
+class _Measures:
+    images: int = 500  # at most, of the subset, for all measures
+    triplets: int = 100  # planes of the decision-boundary agreement (Somepalli et al. 2022)
+    grid: int = 10  # points on a side of a plane; 50 in that paper (50 x 50 = 2,500)
+    bootstrap: int = 100  # draws of images (for the boundary, of triplets), for the stability
+    seconds: float = 1  # longest time of a batch, for the costs
+    seed: int = 0  # of the images and triplets
+    permutations: int = 9999  # of the models, for the Mantel test
+
+
+@experiment("novel", section="novel")
+class _Novel:
+    clusters: int | str | None = None  # of the members, as k of experiment=clusters
+
+
+@experiment("plan", section="plan")
+class _Plan:
+    seconds: float = 1  # that a timed batch may take: it grows until then, up to
+    # hardware.batch_size
+    devices: list[int] = items(1, 4, 8)  # numbers of such devices for which times are computed
+
+
+@experiment("probe", section="probe")
+class _Probe(OfPack):
+    export: str | None = None  # a new folder for the pack
+    name: str = "probe"  # of the classifier
+    clusters: int | str | None = None  # of the members, as k of experiment=clusters
+
+
+@experiment("relatives", section="relatives")
+class _Relatives(OfClusters):
+    model: Any = MISSING  # of the matrix, or any timm name; model=NAME for short
+    number: int = 5  # nearest and farthest ones that are named
+
+
+@experiment("select", section="select")
+class _Select(WithComponents):
+    size: int = 3  # models in an ensemble
+    include: list[str] = items()  # models that each ensemble contains
+    max_params: float | None = None  # most parameters of an ensemble in all, such as 50e6
+    accuracies: str | None = None  # for a file without logits: a CSV file of "model,accuracy"
+    tolerance: float = 0.003  # without logits: a difference of expected errors that does not count,
+    # so that similarity decides; 0.3 points are the 95% interval of an accuracy on 50,000 images
+    top: int = 10  # ensembles that are listed
+    samples: int = 500  # ensembles that the prediction is fitted on; all, where there are fewer
+    student: Any = None  # rank all other models as its teachers
+    seed: int = 0
+
+
+@experiment("store")
+class _Store:
+    check: bool = False  # read every file and verify its checksum
+    remove: Any = items()  # damaged | leftovers | members' names | paths in the table
+    confirm: bool = False  # false: only list what would be removed
+
+
+@experiment("teachers", section="teachers")
+class _Teachers(OfStudent):
+    number: int = 25
+    above: float = 2.5  # candidates with a higher similarity to the student are all chosen
+    exclude: list[str] = items("ViT", "vision_transformer", "deit")  # families
+    seed: int = 0  # of the sample
+
+
+@experiment("within", section="within")
+class _Within(OfGroups):
+    matrices: Any = None  # further groups, each with its own matrix: {name: similarity.csv}
+    sample: int = 4  # models of each group in Fig. D.1
+    seed: int = 0  # of their choice
+
+
+COMMANDS: dict[str, type] = {"evaluate": Evaluate, "train": Train}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting: its dotted key, type, default, and what its comment says."""
+
+    key: str
+    type: Any
+    default: Any
+    about: str
+
+    @property
+    def kinds(self) -> set[Any]:
+        """Its type, and those of an alternative or of a list's items."""
+        return {self.type, *get_args(self.type)}
+
+    @property
+    def expected(self) -> str:
+        """What its value must be, in words."""
+        kinds, least = self.kinds, LEAST.get(self.key, 0)
+        if choices := CHOICES.get(self.key):
+            return " or ".join(choices)
+        what = "text"
+        if bool in kinds:
+            what = "true or false"
+        elif int in kinds:
+            seed = self.key.split(".")[-1] == "seed"
+            what = f"a whole number of {least if seed or self.key in LEAST else 1} or more"
+        elif float in kinds:
+            what = f"a number of {least} or more" if self.key in LEAST else "a number above 0"
+        if get_origin(self.type) is list:
+            what = f"a list, each {what}"
+        elif str in kinds and what != "text":
+            what = f"auto or {what}"
+        return f"{what}, or null" if NoneType in kinds else what
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value of its type is in its range."""
+        if isinstance(value, list | ListConfig):
+            return all(map(self.allows, value))
+        if choices := CHOICES.get(self.key):
+            return value in choices
+        if isinstance(value, str):
+            return not {bool, int} & self.kinds or value == "auto"
+        if value is None:
+            return {NoneType, Any} & self.kinds != set()
+        if not {int, float} & self.kinds:
+            return True
+        if isinstance(value, bool):
+            return False
+        if self.key in LEAST:
+            return value >= LEAST[self.key]
+        return value > 0 or (value == 0 and self.key.split(".")[-1] == "seed")
+
+
+def settings(name: str, script: str) -> dict[str, Setting]:
+    """The settings of an experiment and its command by dotted key, the experiment's own first."""
+    parts = [EXPERIMENTS[name]] if name in EXPERIMENTS else []
+    found = {}
+    for class_, section in (*parts, (COMMANDS[script], "")):
+        for each in _settings(class_, section):
+            found[each.key] = each
+    return found
+
+
+def _settings(class_: type, section: str, path: str = "") -> Iterator[Setting]:
+    types, own = get_type_hints(class_), inspect.get_annotations(class_)
+    comments = {}
+    for parent in reversed(class_.__mro__[:-1]):
+        for name, text in re.findall(
+            r"(?m)^    (\w+): .*?  # (.*(?:\n    # .*)*)", inspect.getsource(parent)
+        ):
+            comments[name] = re.sub(r"\n    #", "", text)
+    for each in fields(class_):
+        key = f"{section}.{each.name}" if section and each.name in own else path + each.name
+        made = each.default_factory
+        if isinstance(made, type):
+            yield from _settings(made, "", f"{key}.")
+        else:
+            default = made() if callable(made) else each.default
+            yield Setting(key, types[each.name], default, comments.get(each.name, ""))
+
+
+def register() -> None:
+    """Make the classes known to Hydra, for the defaults lists of conf/evaluate.yaml and train.yaml.
+
+    Their settings are typed; the root of a config is open for those that files in conf/ add.
+    """
+    store = ConfigStore.instance().store
+    for script, class_ in COMMANDS.items():
+        typed = OmegaConf.structured(class_)
+        store(script, {key: typed._get_node(key) for key in typed}, "base", "_global_")
+    for name, (class_, section) in EXPERIMENTS.items():
+        typed, own = OmegaConf.structured(class_), inspect.get_annotations(class_)
+        nodes: dict[str, Any] = {}
+        for key in typed:
+            inside = nodes.setdefault(section, {}) if section and key in own else nodes
+            inside[key] = typed._get_node(key)
+        store(name, nodes, "keys", "_global_")
+
+
+register()
+
+
+def composed(script: str, given: Sequence[str]) -> DictConfig:
+    """The config of a script with arguments that are no sweeps. Raises what Hydra does."""
+    GlobalHydra.instance().clear()
+    parsed = get_args_parser().parse_args(list(given))
+    own = Path(parsed.config_dir).absolute() if parsed.config_dir else None
+    more = [f"hydra.searchpath=[file://{own}]"] if own else []
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(script, overrides=[*parsed.overrides, *more])
+
+
+def check(config: DictConfig, script: str) -> None:
+    """Raises UserError for a value out of its range, and for a matrix that nothing would read."""
+    name = config.experiment.name
+    known = settings(name, script)
+    for key, setting in known.items():
+        node, (*path, leaf) = config, key.split(".")
+        for part in path:
+            node = node.get(part)
+            if not isinstance(node, DictConfig):
+                raise UserError(f"{part}={node}: {part} holds settings, such as {key}=VALUE")
+        if OmegaConf.is_missing(node, leaf) or setting.allows(value := node.get(leaf)):
+            continue
+        hint = near(value, CHOICES.get(key, ())) if isinstance(value, str) else ""
+        raise UserError(f"{key} must be {setting.expected}, got {value!r}{hint}")
+    stops = "score.half_width" in known and config.score.half_width is not None
+    if stops and not config.experiment.get("sequential"):
+        way = f", or give experiment={name} the similarity.csv of an experiment=pairwise with it"
+        raise UserError(
+            f"experiment={name} takes no score.half_width; pairwise and plan do: leave it out"
+            + (way if "similarity" in known else "")
+        )
+    if name in EXPERIMENTS and config.get("similarity") is not None and "similarity" not in known:
+        having = [other for other in EXPERIMENTS if "similarity" in settings(other, script)]
+        raise UserError(
+            f"experiment={name} does not read similarity; these do: {', '.join(having)}"
+        )

@@ -1,0 +1,60 @@
+"""The benchmarks' scripts, small."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from experiments.benchmarks import commands, landmarks, scale, speed
+from netkin.analysis.matrix import Matrix
+
+
+def test_landmarks_over_draws(tmp_path: Path) -> None:
+    at = np.linspace(0, 1, 9)
+    scores = 4 - 3 * np.abs(at[:, None] - at)
+    file = tmp_path / "line.csv"
+    Matrix(tuple(f"model {i}" for i in range(9)), scores).table().write_csv(file)
+    out = tmp_path / "rows.csv"
+    landmarks.main([str(file), "--landmarks", "5", "--draws", "2", "--out", str(out)])
+    rows = pl.read_csv(out)
+    assert rows["seed"].to_list() == [0, 1] and rows["coverage"].is_between(0, 1).all()
+    table = landmarks.means(rows)
+    assert table["r2"].item() == pytest.approx(rows["r2"].mean())
+    assert table.select("Yes", "Not certain", "No").sum_horizontal().item() == 2
+
+
+def test_attacks_and_loops_are_timed(tmp_path: Path) -> None:
+    out = tmp_path / "attacks.csv"
+    sizes = ["--models", "test_efficientnet", "--images", "1", "--rounds", "1"]
+    speed.main([*sizes, "--attacks", "fgsm", "noise", "--out", str(out)])
+    assert pl.read_csv(out)["attack"].to_list() == ["fgsm", "noise"]
+    assert (pl.read_csv(out)["images_per_second"] > 0).all()
+    assert speed.configured("pgd").eps == 8 / 255
+
+
+@pytest.mark.slow
+def test_ways_of_a_step_are_timed(tmp_path: Path) -> None:
+    out = tmp_path / "speed.csv"
+    sizes = ["--models", "test_efficientnet", "--images", "1", "--rounds", "1", "--steps", "1"]
+    speed.main([*sizes, "--out", str(out)])
+    bare = pl.read_csv(out).filter(method="bare loop")
+    assert bare.height == 4 and (bare["times_bare_loop"] == 1).all()
+
+
+def test_stages_of_made_up_models(tmp_path: Path) -> None:
+    rows = scale.timed(14, images=60, draws=20, chosen=5, folder=tmp_path)
+    assert {"scores", "clusters", "5 landmarks", "page"} <= {row[0] for row in rows}
+    assert "family00" in (tmp_path / "report.html").read_text()
+    stored = scale.stored(3, images=60)
+    assert stored["files"] == 3 and stored["bytes"] > 0
+
+
+@pytest.mark.slow
+def test_states_of_the_store_are_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    commands.main(
+        ["model.members=[test_byobnet,vit_ti]", "subset=quick", "recipe.epochs=1", "attack.steps=2"]
+    )
+    printed = capsys.readouterr().out
+    assert printed.index("nothing stored: ") < printed.index("everything stored: ")
+    assert "craft" in printed and "transfer" in printed
