@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from experiments.cli import sat69
-from experiments.cli.launch import spelled_out
 from experiments.cli.config import composed
+from experiments.cli.launch import spelled_out
 from tests import helpers
 from tests.conftest import ROOT, Mistake
 
