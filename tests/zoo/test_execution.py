@@ -11,6 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from timm.layers import BatchNormAct2d, Conv2dSame
+from timm.layers.squeeze_excite import EffectiveSEModule, SEModule
+from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -19,6 +21,7 @@ from netkin.errors import UserError
 from netkin.zoo.build import Classifier
 from netkin.zoo.execution import MEMORY_FORMATS, Execution, check_execution, prepare
 from netkin.zoo.fold import STANDARDISING, fold_batch_norm, standardise_once
+from netkin.zoo.squeeze import Excite, cheap_gradients
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -101,6 +104,37 @@ def test_weights_are_standardised_once_to_the_bit(layer: type, stride: int) -> N
     assert torch.equal(once(images(9)), net(images(9)))
     folded, number = fold_batch_norm(once, images(9)[:2], "std")
     assert number == 1 and torch.allclose(folded(images(9)), net(images(9)), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        SEModule(8, rd_channels=4),
+        SEModule(8, rd_channels=4, norm_layer=nn.BatchNorm2d, act_layer=nn.SiLU),
+        SEModule(8, rd_channels=4, add_maxpool=True),
+        EffectiveSEModule(8),
+        SqueezeExcite(8, rd_channels=4, act_layer=nn.SiLU),
+    ],
+    ids=["SE", "SE with norm", "SE with maximum", "effective", "EfficientNet's"],
+)
+@pytest.mark.parametrize("memory_format", list(MEMORY_FORMATS))
+def test_squeeze_and_excitation_has_the_same_gradient_to_the_bit(
+    module: nn.Module, memory_format: str
+) -> None:
+    """Also where its input has other uses, and where activations are in place."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(inplace=True), module, nn.SiLU(inplace=True))
+    net = lived_in(net).to(memory_format=MEMORY_FORMATS[memory_format])  # type: ignore[call-overload]
+    cheap = copy.deepcopy(net)
+    assert cheap_gradients(cheap) >= 2 and cheap_gradients(cheap) == 0
+    replaced = any(isinstance(one, Excite) for one in cheap.modules())
+    assert replaced != getattr(module, "add_maxpool", False)
+    found = []
+    for model in (net, cheap):
+        x = images(9).contiguous(memory_format=MEMORY_FORMATS[memory_format]).requires_grad_()
+        out = model(x)
+        found.append((out, *torch.autograd.grad(out.square().sum(), x)))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_a_fold_that_changes_logits_is_undone_and_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from netkin.errors import UserError, first_line
 from netkin.zoo.build import Classifier
 from netkin.zoo.fold import TOLERANCE, fold_batch_norm, standardise_once
+from netkin.zoo.squeeze import cheap_gradients
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +47,9 @@ class Execution:
         precision: one of PRECISIONS. Mixed ones compute products and convolutions in 16 bits, with
             inputs and outputs in float32; "tf32" rounds a GPU's float32 products to 10 bits of
             mantissa, which "32-true" forbids.
-        fuse: batch normalisation folded into convolutions, and weights standardised once
-            (`netkin.zoo.fold`).
+        fuse: batch normalisation folded into convolutions and weights standardised once
+            (`netkin.zoo.fold`), and squeeze-and-excitation with a cheaper gradient
+            (`netkin.zoo.squeeze`).
         memory_format: one of MEMORY_FORMATS. On a CPU channels_last was the faster, or as fast, for
             all of 12 small and 5 full-size architectures (experiments/results/speed.md).
         compile: by torch.compile, for batches of one size (others are padded to it).
@@ -96,6 +98,7 @@ class Prepared(Classifier):
         if execution.fuse:
             standardise_once(net)
             net, self.folded = fold_batch_norm(net, self.normalise(few), self.name)
+            cheap_gradients(net)
         if execution.memory_format != "contiguous":
             net = net.to(memory_format=MEMORY_FORMATS[execution.memory_format])
         return net
