@@ -81,7 +81,7 @@ def has_figures(run: Path, *names: str) -> None:
     page = (run / "report.html").read_text()
     assert page.count('<img src="data:image/webp') == len(names)
     for name in names:
-        for suffix in (".png", ".pdf", ".svg", ".csv", ".tex"):
+        for suffix in (".png", ".pdf", ".csv", ".tex"):
             assert (run / f"{name}{suffix}").stat().st_size > 50, name
             assert f"./{name}{suffix}" in page
 

@@ -31,8 +31,7 @@ from netkin import similarity
 from netkin.analysis import clusters, ensemble, landmarks, summary
 from netkin.analysis.groups import Draws
 from netkin.passes.stored import outcome_array
-from netkin.report.comparison import Comparison, relate
-from netkin.report.controls import controls
+from netkin.report.comparison import relate
 from netkin.report.study import Outputs
 from netkin.similarity import Outcomes
 from netkin.store.files import write_tensors
@@ -90,35 +89,22 @@ def timed(
 
     outcomes, families = stage("outcomes", lambda: made_up(models, images))
     paper = stage("scores", lambda: similarity.matrix(outcomes))
-    control = stage("noise control, effects", lambda: controls(outcomes, families))
     drawn = Draws(outcomes, draws)
     kinds = dict(zip(outcomes.members, families, strict=True))
     sizes = [25_000_000] * models, [224] * models
     table = summary.model_table(outcomes, paper, families, *sizes)
-    relations = stage(
-        "intervals of pairs and family means",
-        lambda: relate(control, outcomes, paper, drawn, similarity.EPS_S, kinds, table),
+    title = f"How related are {models} made-up models?"
+    comparison = stage(
+        "confounders, intervals and answer",
+        lambda: relate(title, title, outcomes, paper, drawn, table, kinds),
     )
-    answer = stage(
-        "answer",
-        lambda: summary.answer(
-            relations.pairs, table, relations.family_means, control.scores, drawn
-        ),
-    )
+    control = comparison.controls
     k = clusters.choose_k(None, control.scores)[0]
     stage("clusters", lambda: clusters.spectral(control.scores, k))
     stage(f"{chosen} landmarks", lambda: predicted(control.scores, chosen))
-    title = f"How related are {models} made-up models?"
-    empty = pl.DataFrame()
-    comparison = Comparison(
-        title, title, [*answer, *control.answer()], relations, empty, empty, [], None, control
-    )
     outputs = Outputs(folder)
-    stage("tables and figures", lambda: comparison.write(outputs))
-    stage(
-        "page",
-        lambda: outputs.report(title, title, comparison.answer, comparison.sections(folder), ""),
-    )
+    sections = stage("tables and figures", lambda: comparison.write(outputs))
+    stage("page", lambda: outputs.report(title, title, comparison.answer, sections, ""))
     return rows
 
 

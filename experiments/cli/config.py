@@ -99,6 +99,7 @@ class Figure:
     """Of all figures of a run."""
 
     width: float | None = None  # inches, such as 3.25 or 6.75; null leaves each its own
+    formats: list[str] = field(default_factory=lambda: ["png", "pdf"])  # and svg
 
 
 @dataclass
@@ -415,8 +416,6 @@ class _Teachers(OfStudent):
 @experiment("within", section="within")
 class _Within(OfGroups):
     matrices: Any = None  # further groups, each with its own matrix: {name: similarity.csv}
-    sample: int = 4  # models of each group in Fig. D.1
-    seed: int = 0  # of their choice
 
 
 COMMANDS: dict[str, type] = {"evaluate": Evaluate, "train": Train}

@@ -21,7 +21,7 @@ from netkin.analysis.matrix import Matrix
 from netkin.analysis.select import LEAST, LIKELY, MOST, expected_error, mean_similarity
 from netkin.analysis.statistics import verdict
 from netkin.errors import UserError, and_more
-from netkin.report.scatter import scatter
+from netkin.report.plots import scatter
 from netkin.report.study import Section
 from netkin.report.style import panels, style
 from netkin.report.text import count

@@ -20,7 +20,7 @@ from netkin.analysis.statistics import (
     partial_mantel,
     trend,
 )
-from netkin.report.scatter import scatter_figure
+from netkin.report.plots import scatter_figure
 from netkin.report.study import Section
 from netkin.similarity import interval
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.cli import folder, stop, sweep, usage
-from experiments.cli.config import check
+from experiments.cli.config import Figure, check
 from experiments.cli.mistakes import ENDS, check_additions, one_line
 from experiments.cli.opening import opening
 from experiments.cli.stop import fail
@@ -63,12 +63,12 @@ def run_study(config: DictConfig, script: str) -> Any:
             module = importlib.import_module(config.experiment.study)
         Bars.quiet = config.quiet
         with ExitStack() as stack:
-            if config.figure.width is not None:  # matplotlib is slow to import
+            if config.figure != OmegaConf.structured(Figure):  # matplotlib is slow to import
                 from experiments.cli.keys import naming
-                from netkin.report.style import figure_width
+                from netkin.report.style import figure_settings
 
-                with naming({"width": "figure.width"}):
-                    stack.enter_context(figure_width(config.figure.width))
+                with naming({"width": "figure.width", "formats": "figure.formats"}):
+                    stack.enter_context(figure_settings(**config.figure))
             result = module.run(config)
         if config.index:
             from experiments.cli.index import write_index

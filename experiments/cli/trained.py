@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from experiments.cli.devices import on_cpu
 from experiments.cli.finish import finish
 from experiments.cli.session import Run, Session, open_run, train_member
-from netkin.report.curves import curves_figure
+from netkin.report.plots import curves_figure
 from netkin.report.study import Outputs, Picture, Section
 from netkin.report.text import percent
 from netkin.training import weights

@@ -28,7 +28,7 @@ from netkin.analysis.noise import OverImages, Sampled
 from netkin.analysis.statistics import FEWEST, associate, pearson, trend
 from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
-from netkin.report.scatter import scatter
+from netkin.report.plots import scatter
 from netkin.report.study import Section
 from netkin.report.style import panels, style
 from netkin.similarity import Outcomes

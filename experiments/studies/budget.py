@@ -29,7 +29,7 @@ from netkin.analysis.statistics import pearson
 from netkin.attacks import PGD, as_attack
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
-from netkin.report.lines import Line, lines_figure
+from netkin.report.plots import Line, lines_figure
 from netkin.report.study import Section
 from netkin.report.text import percent
 from netkin.similarity import Outcomes

@@ -10,6 +10,7 @@ On the published 69 x 69 matrix: see experiments/results/digits.md and statistic
 
 import numpy as np
 import polars as pl
+from matplotlib import colormaps
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from sklearn.manifold import TSNE
@@ -26,9 +27,9 @@ from netkin.analysis.matrix import off_diagonal
 from netkin.analysis.noise import simulated_draws
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
-from netkin.report.clusters import blocks_figure, cluster_order, map_figure, score_blocks
-from netkin.report.matrix import bare, heatmap_section
-from netkin.report.study import Picture, Section
+from netkin.report.heatmap import LARGE, cluster_order, heatmap_figure
+from netkin.report.plots import map_figure
+from netkin.report.study import Lookup, Picture, Section
 from netkin.report.text import and_more
 from netkin.similarity import interval
 from netkin.zoo.published import model_page
@@ -84,7 +85,6 @@ def run(config: DictConfig) -> None:
         answer += [*shifted(s), *stable]
         sections = [
             Section("Clusters (Tab. 2)", missing, _tab_2(table, words), [matrix]),
-            _heatmap(s, bases),
             Section("Stability", (), {TOGETHER: stability}, [co_assigned]),
             Section(
                 "Spectral features (Fig. C.1)",
@@ -176,7 +176,13 @@ def _stability(
     order = cluster_order(s.scores, labels)
     picture = s.outputs.figure(
         "co_assignment",
-        blocks_figure(shares, s.names, labels, order, bases, f"share of {noun}", "cividis"),
+        heatmap_figure(
+            *(shares, s.names, bases, f"share of {noun}"),
+            clusters=labels,
+            order=order,
+            limits=(0.0, 1.0),
+            colours=colormaps["cividis"],
+        ),
         _square(s, shares, labels),
         f"How often two models share a cluster over {len(by[what])} {noun}.",
     )
@@ -257,20 +263,19 @@ def _square(s: Study, values: NDArray[np.float64], labels: NDArray) -> pl.DataFr
     return pl.DataFrame({"": names, **{name: ordered[:, i] for i, name in enumerate(names)}})
 
 
-def _heatmap(s: Study, bases: list[str]) -> Section:
-    """All pairs, to look up."""
-    pages = {name: page for name in s.names if (page := model_page(name))}
-    relations = bare(s.scores, s.names, s.families, bases, {} if s.measured else pages)
-    s.outputs.table("pairs", relations.pairs)
-    return heatmap_section(relations)
-
-
 def _matrix(s: Study, labels: NDArray, bases: list[str]) -> Picture:
+    """All pairs, to look up."""
+    pairs = s.outputs.table("pairs", s.matrix.pairs())
+    pages = {} if s.measured else {name: page for name in s.names if (page := model_page(name))}
+    order = cluster_order(s.scores, labels)
+    groups = {"base architecture": bases, "family": s.families}
+    lookup = Lookup(s.names, order.tolist(), pairs, groups=groups, links=pages, reorder=False)
     return s.outputs.figure(
         "cluster_matrix",
-        score_blocks(s.scores, s.names, labels, bases),
+        heatmap_figure(s.scores, s.names, bases, "similarity s (nats)", clusters=labels),
         _square(s, s.scores, labels),
         "The similarity of all pairs, by cluster (frames and numbers; Fig. D.2).",
+        lookup if len(s.names) <= LARGE else None,
     )
 
 
@@ -286,15 +291,12 @@ def _features(s: Study, labels: NDArray, k: int, bases: list[str]) -> Picture:
     cosines = np.clip(features @ features.T, -1, 1)
     return s.outputs.figure(
         "spectral_features",
-        blocks_figure(
-            cosines,
-            s.names,
-            labels,
-            cluster_order(s.scores, labels),
-            bases,
-            "cosine similarity of spectral features",
-            "magma",
-            (min(-0.05, float(cosines.min())), 1.0),
+        heatmap_figure(
+            *(cosines, s.names, bases, "cosine similarity of spectral features"),
+            clusters=labels,
+            order=cluster_order(s.scores, labels),
+            limits=(min(-0.05, float(cosines.min())), 1.0),
+            colours=colormaps["magma"],
         ),
         _square(s, cosines, labels),
         f"Cosine similarity of the models' spectral features: their rows in the {k} eigenvectors "

@@ -21,8 +21,8 @@ from netkin.analysis import matrix
 from netkin.analysis.matrix import Matrix
 from netkin.analysis.statistics import FEWEST, Association, associate, pearson, trend
 from netkin.errors import UserError, and_more
-from netkin.report.figures import heatmap_figure
-from netkin.report.scatter import scatter_figure
+from netkin.report.heatmap import heatmap_figure
+from netkin.report.plots import scatter_figure
 from netkin.report.study import Outputs, Section
 
 ALIKE = 0.9

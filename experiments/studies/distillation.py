@@ -36,7 +36,7 @@ from netkin.analysis.statistics import (
 )
 from netkin.components import base_architecture
 from netkin.errors import UserError
-from netkin.report.scatter import scatter
+from netkin.report.plots import scatter
 from netkin.report.study import Section
 from netkin.report.style import INK, panels, style
 from netkin.training.weights import students_of

@@ -25,7 +25,7 @@ from experiments.cli.values import positive_int, whole_numbers
 from netkin.analysis import ensemble
 from netkin.analysis.clusters import choose_k, spectral
 from netkin.analysis.groups import groups
-from netkin.report.lines import Line, lines_figure
+from netkin.report.plots import Line, lines_figure
 from netkin.report.study import Section
 from netkin.similarity import resample
 

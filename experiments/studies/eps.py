@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
+from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -41,9 +42,12 @@ from netkin.jobs.progress import Bars
 from netkin.passes.setting import Setting
 from netkin.passes.strength import Strengths, Trial, spread, strengths
 from netkin.pipeline import Failure, Incomplete
-from netkin.report.eps import eps_figure
+from netkin.report.plots import Line, lines_figure
 from netkin.report.study import Outputs, Section
 from netkin.report.text import settings_text
+
+LINES = 12
+"""Models in the figure."""
 
 
 def run(config: DictConfig) -> None:
@@ -168,3 +172,20 @@ def short_steps(attack: Mapping[str, Any], table: pl.DataFrame) -> list[str]:
         f"{steps} steps of {255 * size:.3g}/255 go {levels:.3g}/255 at most, less than eps = "
         f"{', '.join(dict.fromkeys(beyond))}: use more steps or a larger attack.step_size there."
     ]
+
+
+def eps_figure(table: pl.DataFrame) -> Figure:
+    """White-box success and the effect of noise by eps, a line a model: of more than `LINES`, those
+    that are the hardest to fool."""
+    strength = table.group_by("model", maintain_order=True).agg(pl.col(SUCCESS).mean())
+    names = strength.sort(SUCCESS, maintain_order=True)["model"].head(LINES).to_list()
+    labels = {SUCCESS: "white-box success (%)", NOISE: "error under noise (%)"}
+    panels = []
+    for column, label in labels.items():
+        lines = []
+        for name in names:
+            rows = table.filter(model=name)
+            rates = [100 * rows[column + end].to_numpy() for end in ("", "_low", "_high")]
+            lines.append(Line(name, rows["levels"].to_numpy(), *rates))
+        panels.append((label, lines))
+    return lines_figure(panels, "eps (of 255)", 3.2)

@@ -33,7 +33,7 @@ from netkin.analysis.importance import (
 )
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
-from netkin.report.bars import Bar, bars_figure
+from netkin.report.plots import Bar, bars_figure
 from netkin.report.study import Section
 from netkin.similarity import interval
 

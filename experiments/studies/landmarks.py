@@ -34,9 +34,8 @@ from netkin.analysis.summary import left_out
 from netkin.jobs.progress import Bars
 from netkin.passes.rows import rows
 from netkin.pipeline import Incomplete
-from netkin.report.clusters import blocks_figure, cluster_order
-from netkin.report.figures import COLOURS, colour_range
-from netkin.report.scatter import scatter_figure
+from netkin.report.heatmap import heatmap_figure
+from netkin.report.plots import scatter_figure
 from netkin.report.study import Outputs, Section
 from netkin.report.text import and_more
 from netkin.zoo.member import Member
@@ -161,10 +160,7 @@ def report(found: Found, outputs: Outputs) -> tuple[str, str, list[str], list[Se
         "Scores of landmarks that were taken for other models, predicted and measured.",
     )
     other = np.isin(np.arange(n), found.landmarks, invert=True).astype(np.intp)
-    order, label = cluster_order(c.scores, other), "similarity s (nats)"
-    drawing = blocks_figure(
-        *(c.scores, names, other, order, found.groups, label, COLOURS), colour_range(c.scores)
-    )
+    drawing = heatmap_figure(c.scores, names, found.groups, "similarity s (nats)", clusters=other)
     caption = (
         f"1: the {m} landmarks; 2: the other {n - m} models, whose scores with each other are "
         "predicted. All other cells are measured."

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from experiments.cli.devices import build_jobs
@@ -26,9 +27,9 @@ from experiments.cli.study import Measured, Study, study
 from experiments.cli.values import positive_int
 from netkin import similarity
 from netkin.analysis import measures, noise
-from netkin.analysis.matrix import Matrix
+from netkin.analysis.matrix import Matrix, pair_values
 from netkin.analysis.measures import Measure, correlate
-from netkin.analysis.statistics import FEWEST, p_text
+from netkin.analysis.statistics import FEWEST, p_text, trend
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
 from netkin.jobs.results import Result
@@ -36,8 +37,10 @@ from netkin.passes.cosines import gradient_cosines
 from netkin.passes.features import Kind, Sample, draw_sample, kinds, missing, read, shards
 from netkin.passes.setting import Setting
 from netkin.passes.stored import logits
-from netkin.report.measures import TITLES, correlation_matrix, measures_scatter, short_title
+from netkin.report.heatmap import heatmap_figure
+from netkin.report.plots import scatter
 from netkin.report.study import Section
+from netkin.report.style import panels, style
 from netkin.zoo.member import Member
 
 PRELOAD = ("netkin.passes.features",)
@@ -51,6 +54,16 @@ STABILITY = (
 
 LEVEL = 0.05
 """Of the p-value below which a relation is certain."""
+
+TITLES = {
+    "similarity": "similarity s (nats)",
+    "prediction_agreement": "prediction agreement",
+    "error_consistency": "error consistency (kappa)",
+    "gradient_cosine": "cosine of input gradients",
+    "linear_cka": "linear CKA of features",
+    "boundary_agreement": "decision-boundary agreement",
+}
+"""The measures in the order of figures, with their names on axes."""
 
 
 def run(config: DictConfig) -> None:
@@ -245,6 +258,45 @@ def report(s: Study, results: list[Measure], sample: Sample) -> None:
             ),
             Section("Stability and cost", [STABILITY], {"Measures": table}, ()),
         ],
+    )
+
+
+def short_title(name: str) -> str:
+    """The name of a measure in a sentence, without its unit."""
+    return TITLES[name].split(" (")[0]
+
+
+@style()
+def measures_scatter(measures: list[Measure], correlations: pl.DataFrame) -> Figure:
+    """Each of 2 to 7 measures against the first one, with a point per pair of models."""
+    figure, axes = panels(3, 2.7, 2.6, rows=2)
+    first, others = measures[0], measures[1:]
+    x = pair_values(first.matrix)
+    for ax, other in zip(axes, others, strict=False):
+        y = pair_values(other.matrix)
+        r = correlations.filter(a=first.name, b=other.name)["r"][0]
+        text = "" if r is None or np.isnan(r) else f"r = {r:.2f}"
+        known, labels = ~np.isnan(y), (TITLES[first.name], TITLES[other.name])
+        line = trend(x, y) if len(first.matrix) >= FEWEST else None
+        scatter(ax, x[known], y[known], *labels, trend=line, text=text)
+    for ax in axes[len(others) :]:
+        ax.set_axis_off()
+    return figure
+
+
+def correlation_matrix(measures: list[Measure], correlations: pl.DataFrame) -> Figure:
+    """r between every two measures, as a matrix with its numbers."""
+    values, index = np.eye(len(measures)), {m.name: i for i, m in enumerate(measures)}
+    for a, b, r in correlations.select("a", "b", "r").iter_rows():
+        values[index[a], index[b]] = values[index[b], index[a]] = np.nan if r is None else r
+    return heatmap_figure(
+        values,
+        [short_title(measure.name) for measure in measures],
+        [""] * len(measures),
+        "Pearson's r over pairs",
+        signed=True,
+        order=np.arange(len(measures)),
+        limits=(-1.0, 1.0),
     )
 
 

@@ -54,15 +54,17 @@ def report(s: Study, m: Measured) -> None:
         m.suspects.reasons,
         similarity.ALPHA if m.look is None else m.look.alpha,
     )
-    tables = comparison.write(s.outputs)
+    sections = comparison.write(s.outputs)
     s.tracker.summary(numbers(paper, draws, comparison))
     first, *others = comparison.answer
     look = m.look
     stopped = [] if look is None else [*sequential.answer(look), *sequential.caution(s.config)]
-    answer = [first, *stopped, *others, *_weak(m, comparison.relations.models)]
-    s.finish(comparison.title, comparison.question, answer, comparison.sections(s.outputs.folder))
+    answer = [first, *stopped, *others, *_weak(m, comparison.models)]
+    s.finish(comparison.title, comparison.question, answer, sections)
     s.tracker.artifact(
-        f"similarity-{m.setting.task.dataset}-{m.setting.attack.name}", "similarity", tables
+        f"similarity-{m.setting.task.dataset}-{m.setting.attack.name}",
+        "similarity",
+        [s.outputs.folder / f"{name}.csv" for name in comparison.tables],
     )
 
 

@@ -38,7 +38,7 @@ from netkin.passes.pack import Predictions, export, read_predictions
 from netkin.passes.rows import rows
 from netkin.passes.setting import Setting
 from netkin.pipeline import Incomplete
-from netkin.report.intervals import intervals_figure
+from netkin.report.plots import intervals_figure
 from netkin.report.study import Outputs, Section
 from netkin.report.text import size
 from netkin.zoo.member import Member

@@ -20,7 +20,7 @@ from netkin.analysis import clusters
 from netkin.analysis.matrix import off_diagonal
 from netkin.analysis.statistics import FEWEST
 from netkin.errors import UserError, and_more
-from netkin.report.scatter import scatter
+from netkin.report.plots import scatter
 from netkin.report.study import Section
 from netkin.report.style import panels, style
 

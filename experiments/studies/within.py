@@ -1,8 +1,8 @@
-"""How similar are models of one architecture, compared with all models? (Tab. D.1, Fig. D.1.)
+"""How similar are models of one architecture, compared with all models? (Tab. D.1.)
 
 Groups are families, or those of the key `groups`, or separate matrices (`within.matrices`, such as
-those of `model=resnet50_regimes`). Writes within (Tab. D.1 as a figure, with its table), the block
-matrices within_blocks (Fig. D.1) and report.html.
+those of `model=resnet50_regimes`). Writes within (Tab. D.1 as a figure, with its table)
+and report.html.
 
 On the published matrix: mean of all 2,346 pairs 2.665.
 """
@@ -17,13 +17,11 @@ from omegaconf import DictConfig
 from experiments.cli.components import bases_of
 from experiments.cli.keys import naming
 from experiments.cli.study import Study, study
-from experiments.cli.values import positive_int
 from netkin.analysis import matrix
 from netkin.analysis.groups import Mean, groups, mean_between, mean_within
 from netkin.analysis.matrix import Matrix, off_diagonal
 from netkin.errors import UserError
-from netkin.report.blocks import Block, blocks_figure
-from netkin.report.intervals import intervals_figure
+from netkin.report.plots import intervals_figure
 from netkin.report.study import Section
 from netkin.similarity import ALWAYS, interval
 
@@ -33,13 +31,10 @@ FAMILIES_UP_TO = 12
 """Families that are the groups; where there are more, base architectures are."""
 WORDS = 8
 """Groups in the answer."""
-SHOWN = 16
-"""Models of a sampled matrix at most; of more, the largest groups are used."""
 
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    positive_int(config.within.sample, "within.sample")
     with study(config) as s:
         with naming({"group": "groups: group"}):
             chosen = groups(config.groups, s.names, kinds(s))
@@ -71,22 +66,11 @@ def run(config: DictConfig) -> None:
             "(jackknife, from 3 models on; cut to ln eps_s and ln 100, between which s lies)"
             f"{'; thick: over images' if s.measured else ''}.",
         )
-        blocks, cells = sampled(s, chosen, apart)
-        picture = s.outputs.figure(
-            "within_blocks",
-            blocks_figure(blocks),
-            cells,
-            f"Similarity of sampled models, at most {config.within.sample} of a group (right), and "
-            "of models of different groups (left). Grey: not measured together.",
-        )
         s.finish(
             "Are models of one kind more similar than others?",
             f"Mean similarity of the pairs within each group, compared with all pairs: {s.source}.",
             answer(table, named),
-            [
-                Section("Within groups, and all (Tab. D.1)", (), {"Means": table}, [figure]),
-                Section("Sampled matrices (Fig. D.1)", (), {}, [picture]),
-            ],
+            [Section("Within groups, and all (Tab. D.1)", (), {"Means": table}, [figure])],
         )
 
 
@@ -179,65 +163,6 @@ def _pair_means(draws: NDArray, models: Any) -> NDArray:
 def _columns(table: pl.DataFrame, name: str) -> NDArray:
     """[rows, 2] interval ends, NaN where there is none."""
     return table.select(f"{name}_low", f"{name}_high").to_numpy().astype(float)
-
-
-def sampled(
-    s: Study, chosen: dict[str, list[int]], apart: dict[str, Matrix]
-) -> tuple[list[Block], pl.DataFrame]:
-    """Fig. D.1: models of different groups, and some models of each group, as two blocks."""
-    rng = np.random.default_rng(s.config.within.seed)
-    size = s.config.within.sample
-
-    def some(models: list[int], n: int) -> list[int]:
-        return sorted(rng.choice(models, min(n, len(models)), replace=False).tolist())
-
-    grouped = {i for models in chosen.values() for i in models}
-    single = [models[int(rng.integers(len(models)))] for models in chosen.values()]
-    alone = [i for i in range(len(s.names)) if i not in grouped]
-    different = single[: 2 * size] + some(alone, max(2 * size - len(single), 0))
-    left = Block(
-        "models of different groups",
-        [s.names[i] for i in different],
-        s.scores[np.ix_(different, different)],
-        [],
-    )
-    names, parts, edges = [], [], []
-    largest = sorted(chosen.values(), key=len, reverse=True)[: max(SHOWN // size, 1)]
-    for models in (group for group in chosen.values() if group in largest):
-        picked = some(models, size)
-        names += [s.names[i] for i in picked]
-        parts.append((s.matrix, picked))
-        edges.append(len(names))
-    for own in apart.values():
-        picked = some(list(range(len(own.names))), size)
-        names += [own.names[i] for i in picked]
-        parts.append((own, picked))
-        edges.append(len(names))
-    together = np.full((len(names), len(names)), np.nan)
-    starts = [0, *edges][:-1]
-    for (a, rows), top in zip(parts, starts, strict=True):
-        for (b, columns), left_edge in zip(parts, starts, strict=True):
-            if a is b:
-                cells = a.scores[np.ix_(rows, columns)]
-                together[top : top + len(rows), left_edge : left_edge + len(columns)] = cells
-    blocks = [left]
-    if names:
-        blocks.append(Block("models within groups", names, together, edges[:-1]))
-    cells = pl.concat(
-        [
-            pl.DataFrame(
-                {
-                    "panel": [block.title] * len(block.names) ** 2,
-                    "a": np.repeat(block.names, len(block.names)),
-                    "b": np.tile(block.names, len(block.names)),
-                    "similarity": block.scores.ravel(),
-                }
-            )
-            for block in blocks
-            if len(block.names)
-        ]
-    )
-    return [block for block in blocks if len(block.names) > 1], cells
 
 
 def answer(table: pl.DataFrame, named: pl.DataFrame) -> list[str]:

@@ -27,8 +27,7 @@ from netkin.jobs.progress import Bars
 from netkin.passes.setting import Setting
 from netkin.passes.tune import Choice
 from netkin.pipeline import Failure, Incomplete, compute_outcomes
-from netkin.report.comparison import summarise
-from netkin.report.result import Result
+from netkin.report.comparison import Result, summarise
 from netkin.similarity import EPS_S
 from netkin.store.layout import Store
 from netkin.tracking import Tracker

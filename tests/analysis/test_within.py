@@ -51,7 +51,7 @@ def test_on_the_published_matrix(tmp_path: Path) -> None:
     row = table.row(by_predicate=pl.col("group") == "all models", named=True)
     assert row["pairs"] == 2346 and row["mean"] == pytest.approx(2.665, abs=5e-4)
     assert not table["group"].str.contains("_registry|unknown").any()
-    has_figures(run, "within", "within_blocks")
+    has_figures(run, "within")
 
 
 def test_within(folder: Path) -> None:
@@ -60,7 +60,7 @@ def test_within(folder: Path) -> None:
         folder / "own.csv"
     )
     run = on_four("within", folder, f"within.matrices={{own: {folder / 'own.csv'}}}")
-    has_figures(run, "within", "within_blocks")
+    has_figures(run, "within")
     table = {row["group"]: row for row in pl.read_csv(run / "within.csv").to_dicts()}
     assert [*table] == ["ByobNet", "ViT", "own", "different groups", "all models"]
     assert table["own"]["mean"] == 3 and table["own"]["images_low"] is None

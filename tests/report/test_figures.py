@@ -13,12 +13,17 @@ from PIL import Image
 
 from netkin.analysis.statistics import trend
 from netkin.errors import UserError
-from netkin.report.figures import heatmap_figure
-from netkin.report.latex import latex
-from netkin.report.lines import Line, lines_figure
-from netkin.report.scatter import scatter_figure
-from netkin.report.style import BASES, base_colours, figure_width, save
-from tests.report.test_report import random_scores
+from netkin.report.heatmap import cell_colours, colour_range, heatmap_figure
+from netkin.report.plots import Line, lines_figure, scatter_figure
+from netkin.report.style import BASES, base_colours, figure_settings, save
+from netkin.report.text import latex
+
+
+def random_scores(n: int, seed: int = 0) -> np.ndarray:
+    s = np.random.default_rng(seed).uniform(1.5, 4.0, (n, n))
+    s = (s + s.T) / 2
+    np.fill_diagonal(s, np.log(100.0))
+    return s
 
 
 def written(figure: Figure, kind: type = Text) -> list:
@@ -34,14 +39,14 @@ def test_figures_have_the_width_and_text_of_7_to_9_points(
 ) -> None:
     x = np.arange(8.0)
     names = [f"vit_base_patch16_{i}" for i in range(n)]
-    with figure_width(width):
+    with figure_settings(width):
         figures = [
             heatmap_figure(random_scores(n), names, [list(BASES)[i % 7] for i in range(n)]),
             scatter_figure(x, np.sin(x), "x", "y", names[:8] if n > 8 else None),
             lines_figure([(y, [Line("a", x, x, x, x)]) for y in "uvw"], "x"),
         ]
         for i, figure in enumerate(figures):
-            png, *_ = save(figure, tmp_path / f"{i}")
+            png = save(figure, tmp_path / f"{i}").paths[0]
             with Image.open(png) as image:
                 assert image.width == pytest.approx(300 * width, abs=12)
             assert all(7 <= text.get_fontsize() <= 9 for text in written(figure))
@@ -59,9 +64,11 @@ def test_figures_have_the_width_and_text_of_7_to_9_points(
 def test_the_same_figure_gives_the_same_bytes(tmp_path: Path) -> None:
     s, names = random_scores(13), [f"net_{i}" for i in range(13)]
     s[0, 1] = s[1, 0] = np.nan
-    first = save(heatmap_figure(s, names, ["CNN", "ViT"] + ["CNN"] * 11), tmp_path / "digits.v1")
+    groups = ["CNN", "ViT"] + ["CNN"] * 11
+    with figure_settings(formats=["svg", "pdf"]):
+        first = save(heatmap_figure(s, names, groups), tmp_path / "digits.v1").paths
+        again = save(heatmap_figure(s, names, groups), tmp_path / "again").paths
     assert [path.name for path in first] == [f"digits.v1.{s}" for s in ("png", "pdf", "svg")]
-    again = save(heatmap_figure(s, names, ["CNN", "ViT"] + ["CNN"] * 11), tmp_path / "again")
     assert [p.read_bytes() for p in again] == [p.read_bytes() for p in first]
     assert b"/CIDFontType2" in first[1].read_bytes() and b"/Type3" not in first[1].read_bytes()
 
@@ -73,6 +80,52 @@ def test_heatmap_marks_holes_and_writes_the_other_cells() -> None:
     assert [p.get_hatch() for p in cells.patches] == ["////"] * 2
     texts = sorted(t.get_text() for t in cells.texts)
     assert texts == sorted(f"{v:.2f}" for v in s.flat if not np.isnan(v))
+
+
+def test_colours_span_the_scores_of_different_models() -> None:
+    s = random_scores(8)
+    pairs = s[~np.eye(8, dtype=bool)]
+    assert colour_range(s) == (pairs.min(), pairs.max())
+    many = random_scores(40)
+    many[1, 0] = many[0, 1] = 9.0  # one pair must not take the colours of the others
+    low, high = colour_range(many)
+    assert 1.5 < low < high < 4
+    assert colour_range(many - 3, signed=True)[0] == -colour_range(many - 3, signed=True)[1]
+    s[0, 1] = s[1, 0] = np.log(0.01)  # never fooled: must not take the range of the others
+    low, high = colour_range(s)
+    assert low >= 1.5 and high == pairs.max()
+    low, high = colour_range(random_scores(2))
+    assert low < high
+
+
+def test_ink_is_dark_on_light_and_light_on_dark() -> None:
+    assert cell_colours(np.array([1.0, 2.0, 9.0]), (1.0, 2.0))[1] == ["white", "black", "black"]
+
+
+def test_clusters_are_contiguous_and_framed() -> None:
+    labels = np.array([1, 0, 1, 0, 1])
+    figure = heatmap_figure(random_scores(5), list("abcde"), ["f"] * 5, clusters=labels)
+    cells, _, beside = figure.axes
+    assert [t.get_text() for t in cells.get_yticklabels()][:2] in (["b", "d"], ["d", "b"])
+    assert [t.get_text() for t in beside.texts] == ["1", "2"]
+    assert sorted(p.get_width() for p in cells.patches) == [2, 2, 3, 3]
+
+
+def test_saved_axes_lie_where_they_are_drawn(tmp_path: Path) -> None:
+    """A page finds the cells in the picture by them."""
+    figure = heatmap_figure(np.eye(2) + 1, ["a", "b"], ["f", "f"], order=np.arange(2))
+    saved = save(figure, tmp_path / "h")
+    left, top, right, bottom = saved.axes["cells"]
+    with Image.open(saved.paths[0]) as image:
+        pixels = np.asarray(image.convert("RGB"), dtype=int)
+    height, width, _ = pixels.shape
+    x, y = int(left * width), int(top * height)
+    cell = int((right - left) * width / 2), int((bottom - top) * height / 2)
+    inside = [
+        tuple(pixels[y + dy * cell[1] + 12, x + dx * cell[0] + 12]) for dy, dx in np.ndindex(2, 2)
+    ]
+    assert inside[0] == inside[3] != inside[1] == inside[2]
+    assert (pixels[y + 20, x - 4] > 250).all() and (pixels[y - 4, x + 20] > 250).all()
 
 
 def test_bases_have_one_colour_everywhere_and_many_groups_have_some() -> None:
@@ -93,7 +146,7 @@ def test_no_name_is_left_out_or_struck_through(tmp_path: Path, width: float) -> 
     x = np.random.default_rng(0).uniform(1, 4, 15)
     y = 60 + 4 * x + np.random.default_rng(1).normal(0, 1, 15)
     names = [f"deit_small_{i}" for i in range(15)]
-    with figure_width(width):
+    with figure_settings(width):
         figure = scatter_figure(x, y, "s", "accuracy", names, trend=trend(x, y))
         save(figure, tmp_path / "s")
     (ax,) = figure.axes
@@ -110,9 +163,15 @@ def test_no_name_is_left_out_or_struck_through(tmp_path: Path, width: float) -> 
         assert ax.bbox.padded(3).contains(*box.min) and ax.bbox.padded(3).contains(*box.max)
 
 
-@pytest.mark.parametrize("width", [0, "wide", True, 31])
-def test_a_width_that_no_figure_has_is_refused(width: object) -> None:
-    with pytest.raises(UserError, match=r"^width must be null or inches"), figure_width(width):  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "settings",
+    [{"width": 0}, {"width": "wide"}, {"width": True}, {"formats": "png"}, {"formats": ["gif"]}],
+)
+def test_settings_that_no_figure_has_are_refused(settings: dict) -> None:
+    with (
+        pytest.raises(UserError, match=f"^{next(iter(settings))} must be"),
+        figure_settings(**settings),
+    ):
         pass
 
 

@@ -41,7 +41,6 @@ def matrices(tmp_path: Path) -> None:
             "within similarity=three.csv groups={x:[d]}",
             "groups: group x: no model is named 'd'",
         ),
-        ("within similarity=three.csv within.sample=0", "within.sample must be a whole"),
         (
             "ensemble similarity=three.csv model.members=[test_resnet,vit_ti] store.dir=store",
             "2 of 2 models have no clean logits in",

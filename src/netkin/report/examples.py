@@ -1,25 +1,22 @@
-"""Images under attack for a page: their choice, and the section of the page."""
+"""Images under attack for a page: their choice, and their figure."""
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from netkin.data.classes import class_words
 from netkin.passes.setting import Setting
 from netkin.passes.stored import adversarial, outcome_store
-from netkin.report.study import Section, block
+from netkin.report.plots import images_figure
+from netkin.report.sentences import text
 from netkin.report.text import fraction_text
 from netkin.zoo.member import Member
-
-TILE = 132
-"""Pixels of an image of `contact_sheet`, with its margin."""
 
 
 @dataclass(frozen=True)
@@ -56,49 +53,53 @@ def examples(
     selected = []
     for source in (one_a_family + rest)[:sources]:
         stored, index = adversarial(setting, source, 0)
+        predicted = outcome_store(setting).read(source.name, [source.name])
         for row in range(min(images, len(index))):
-            selected.append(_example(setting, source, stored[row], int(index[row]), words))
+            position = int(index[row])
+            image_id = setting.subset.ids[position]
+            (prediction,) = predicted.filter(image_id=image_id)["prediction"]
+            selected.append(
+                Example(
+                    source=source.name,
+                    image_id=image_id,
+                    label=words[setting.subset.labels[position]],
+                    prediction=words[int(prediction)],
+                    clean=_hwc(setting.pixels(setting.view(source), 0)[position]),
+                    adversarial=_hwc(stored[row]),
+                )
+            )
     return selected
 
 
-def examples_section(items: Sequence[Example], eps: float | None) -> Section:
-    """Clean image, adversarial image and their difference, for each example.
-
-    `eps` is the attack's bound in pixels of [0, 1]; None where it has none.
-    """
-    bound = eps or 1.0
-    rows = [
-        {
-            "example": item,
-            "clean": _url(item.clean),
-            "adversarial": _url(item.adversarial),
-            "difference": _url(difference(item.clean, item.adversarial, bound)),
-        }
-        for item in items
-    ]
-    html = block(
-        "examples.html.j2",
-        "examples",
-        items=rows,
-        eps=fraction_text(eps) if eps else None,
-        amplification=0.5 / bound,
-    )
-    return Section("Images under attack", blocks=[html])
-
-
-def contact_sheet(items: Sequence[Example], eps: float | None) -> Image.Image:
+def examples_figure(items: Sequence[Example], eps: float | None) -> Figure:
     """Clean image, adversarial image and their difference of each example, a row a source."""
     rows: dict[str, list[NDArray[np.uint8]]] = {}
+    below: dict[str, list[str]] = {}
     for item in items:
-        three = (item.clean, item.adversarial, difference(item.clean, item.adversarial, eps or 1.0))
-        rows.setdefault(item.source, []).extend(three)
-    across = max(len(row) for row in rows.values())
-    sheet = Image.new("RGB", (TILE * across, TILE * len(rows)), "white")
-    for y, row in enumerate(rows.values()):
-        for x, pixels in enumerate(row):
-            tile = Image.fromarray(pixels).resize((TILE - 4, TILE - 4), Image.Resampling.NEAREST)
-            sheet.paste(tile, (TILE * x + 2, TILE * y + 2))
-    return sheet
+        changed = difference(item.clean, item.adversarial, eps or 1.0)
+        rows.setdefault(item.source, []).extend((item.clean, item.adversarial, changed))
+        below.setdefault(item.source, []).extend((item.label, item.prediction, ""))
+    across = max(map(len, rows.values()))
+    titles = (["clean", "adversarial", "difference"] * across)[:across]
+    return images_figure(list(rows.values()), titles, list(below.values()), names=list(rows))
+
+
+def examples_table(items: Sequence[Example]) -> pl.DataFrame:
+    """source, image, label and prediction, a row an example."""
+    return pl.DataFrame(
+        [
+            {"source": e.source, "image": e.image_id, "label": e.label, "prediction": e.prediction}
+            for e in items
+        ]
+    )
+
+
+def examples_note(eps: float | None) -> str:
+    """How the differences are shown; `eps` is the attack's bound, None where it has none."""
+    times = f"{0.5 / (eps or 1.0):.3g}"
+    if eps is None:
+        return text("examples.note", times=times)
+    return text("examples.note_eps", eps=fraction_text(eps), times=times)
 
 
 def difference(
@@ -109,31 +110,8 @@ def difference(
     return np.clip(np.round(127.5 + 127.5 * delta), 0, 255).astype(np.uint8)
 
 
-def _example(
-    setting: Setting, source: Member, stored: Tensor, position: int, words: Sequence[str]
-) -> Example:
-    image_id = setting.subset.ids[position]
-    outcomes = outcome_store(setting).read(source.name, [source.name])
-    (prediction,) = outcomes.filter(image_id=image_id)["prediction"]
-    return Example(
-        source=source.name,
-        image_id=image_id,
-        label=words[setting.subset.labels[position]],
-        prediction=words[int(prediction)],
-        clean=_hwc(setting.pixels(setting.view(source), 0)[position]),
-        adversarial=_hwc(stored),
-    )
-
-
 def _hwc(image: Tensor) -> np.ndarray:
     """[3, H, W], uint8 or in [0, 1], as [H, W, 3] uint8."""
     if image.dtype != torch.uint8:
         image = (image * 255).round().to(torch.uint8)
     return image.permute(1, 2, 0).numpy()
-
-
-def _url(image: NDArray[np.uint8]) -> str:
-    """A data URL of [H, W, 3] uint8."""
-    out = io.BytesIO()
-    Image.fromarray(image).save(out, format="WEBP", lossless=True, method=6)
-    return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()

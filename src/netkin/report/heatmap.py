@@ -1,250 +1,361 @@
-"""The similarity matrix in a page: an SVG that stands by itself, and the data that page.js reads.
+"""The figure of a matrix over models, for papers and pages."""
 
-Without scripts, and in print, the SVG is a complete figure. With them it can be pointed at, tapped,
-walked through by keyboard, reordered and zoomed, and the table of all pairs is built. Of more than
-`LARGE` models the SVG has a picture instead of a million cells, and no data.
-"""
-
-import base64
-import io
-import json
-import math
-from collections.abc import Mapping, Sequence
-from html import escape
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import polars as pl
-from markupsafe import Markup
-from matplotlib.colors import Colormap, to_hex
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
+from matplotlib.colors import Colormap, Normalize, to_rgba
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from PIL import Image
 
-from netkin.analysis.clusters import hierarchy
-from netkin.report.figures import LARGE, VALUES_UP_TO, cell_colours, colour_range
-from netkin.report.style import COLOURS, DIVERGING, NO_SCORE, base_colours
-
-STRIP = 7  # px, of base architectures
-PICTURE = 900  # px, a side of a matrix without names
-SHADES = 64  # of the colour bar and of a picture
-PAIR_COLUMNS = (
-    *("n", "score", "low", "high", "a_fools_b", "b_fools_a"),
-    *("noise_fools_a", "noise_fools_b", "corrected", "above_noise"),
+from netkin.analysis.clusters import Hierarchy, hierarchy
+from netkin.analysis.matrix import off_diagonal
+from netkin.report.style import (
+    COLOURS,
+    DIVERGING,
+    FULL,
+    INK,
+    NO_SCORE,
+    OTHER,
+    SMALL,
+    base_colours,
+    style,
+    width_of,
 )
-"""Columns of a table of pairs that the page shows, as far as it has them."""
+
+LABEL = "similarity s = ln(100 p)"
+VALUES_UP_TO = 16  # models; beyond it a cell is too small for its number
+NAME_STEP = 0.1  # inches from one name to the next
+LARGE = 150
+"""Models above which a matrix is a picture: a pixel or less a pair, and no names."""
+SHADES = ("#9aa3ad", "#4a525c")
+"""Of clusters beside a matrix, in turn: colours are of base architectures."""
 
 
-def heatmap_svg(
+def colour_range(
+    scores: NDArray[np.float64], least: float = 0.0, signed: bool = False
+) -> tuple[float, float]:
+    """The values that the two ends of the colour map stand for, from [N, N] of pairs.
+
+    2 to 98 % of the pairs of different models, so that one pair does not take the colours of all
+    others. With 50 pairs or fewer these are all of them but a far outlier below (Tukey's outer
+    fence), such as a pair that was never fooled: s = ln 0.01 = -4.6. The diagonal is outside.
+
+    The ends are at least `least` apart, so that differences of chance have similar colours. With
+    `signed` they have 0 in the middle.
+    """
+    pairs = off_diagonal(scores)
+    if not pairs.size:
+        return (-1.0, 1.0) if signed else (0.0, float(np.log(100.0)))
+    q1, q3 = np.quantile(pairs, (0.25, 0.75))
+    low = np.quantile(pairs[pairs >= q1 - max(3 * (q3 - q1), 1.0)], 0.02, method="lower")
+    high = np.quantile(pairs, 0.98, method="higher")
+    if signed:
+        end = max(abs(low), abs(high), least / 2, 1e-9)
+        return -float(end), float(end)
+    if high - low < 1e-9:  # one pair, or equal scores: any range of some width
+        low, high = low - 0.5, high + 0.5
+    more = max(0.0, least - (high - low)) / 2
+    return float(low - more), float(high + more)
+
+
+def cell_colours(
+    values: NDArray[np.float64], limits: tuple[float, float], colours: Colormap = COLOURS
+) -> tuple[NDArray[np.float64], list[str]]:
+    """RGBA of each value ([n] -> [n, 4] in [0, 1]) and the ink that is legible on it."""
+    rgba = colours(Normalize(*limits)(values))
+    linear = np.where(rgba <= 0.04045, rgba / 12.92, ((rgba + 0.055) / 1.055) ** 2.4)
+    luminance = linear[:, :3] @ (0.2126, 0.7152, 0.0722)
+    # 0.179 is where black and white have the same WCAG contrast.
+    return rgba, ["black" if y > 0.179 else "white" for y in luminance]
+
+
+def cluster_order(scores: NDArray[np.float64], labels: NDArray) -> NDArray[np.intp]:
+    """The models by cluster, and within each by the hierarchy of the scores, [N]."""
+    rank = np.argsort(hierarchy(scores).order)
+    return np.lexsort((rank, labels)).astype(np.intp)
+
+
+@style()
+def heatmap_figure(
     scores: NDArray[np.float64],
     names: Sequence[str],
-    bases: Sequence[str],
-    label: str,
+    groups: Sequence[str],
+    label: str = LABEL,
     least: float = 0.0,
     marked: NDArray[np.bool_] | None = None,
     signed: bool = False,
-) -> Markup:
-    """The SVG element of scores [N, N], N >= 2, in the order of their clustering.
+    *,
+    clusters: NDArray | None = None,
+    order: NDArray[np.intp] | None = None,
+    limits: tuple[float, float] | None = None,
+    colours: Colormap | None = None,
+) -> Figure:
+    """A matrix over models: cells with numbers where they have room, names, a strip of groups, and
+    a colour bar. The cells are the figure's first axes.
+
+    Cells are higher than wide where names need that; where they would be more than twice as high,
+    no names are written, and a note in the figure says so.
 
     Args:
-        scores: symmetric; NaN is grey.
+        scores: [N, N], symmetric, N >= 2. NaN is drawn hatched.
         names: N model names.
-        bases: the base architecture of each, which is drawn as a strip.
+        groups: the base architecture or family of each model: a strip of colours with a legend
+            where there are two or more.
         label: of the colours, with the unit.
-        least, marked: see `netkin.report.figures.heatmap_figure`.
+        least: see `colour_range`.
+        marked: [N, N], cells with a circle, which `label` should explain; for at most `LARGE`
+            models.
         signed: whether 0 is in the middle of the colours.
+        clusters: [N] int from 0: frames and numbers, from 1, in the place of the dendrogram.
+        order: [N], of rows and columns, contiguous by cluster. Unless given, that of
+            `cluster_order` or of the hierarchy, which is then drawn as a dendrogram.
+        limits: the values at the two ends of the colours; `colour_range`, unless given.
+        colours: a colour map; the usual one, unless given.
+
+    Raises UserError for fewer than 2 models, ValueError where the arguments disagree.
     """
-    n, order = len(names), hierarchy(scores).order
-    limits = colour_range(scores, least, signed)
-    colours = DIVERGING if signed else COLOURS
+    n = len(names)
+    if scores.shape != (n, n) or len(groups) != n:
+        raise ValueError(f"{n} names, {len(groups)} groups and scores {scores.shape} disagree")
+    tree = None
+    if order is None and clusters is None:
+        tree = hierarchy(scores)
+        order = tree.order
+    elif order is None:
+        assert clusters is not None
+        order = cluster_order(scores, clusters)
+    limits = limits or colour_range(scores, least, signed)
+    colours = colours or (DIVERGING if signed else COLOURS)
+    ordered = scores[np.ix_(order, order)]
+    rows = [names[int(i)] for i in order]
+    left = 0.36 if clusters is not None else 0.0
+    if tree is not None:
+        left = 0.75 if width_of(FULL) > 5 else 0.5
+
+    kinds = base_colours(groups)
+    strip = 0.12 if len(kinds) > 1 else 0.0
+    room = max(inches(f"00 {name}" if n > 16 else name) for name in names) + 0.08
+    total = width_of(left + strip + room + 0.06 + n * 0.42)
+    side = total - left - strip - room - 0.06
+    step = max(side / n, NAME_STEP)
+    named = step <= 2 * side / n
+    if not named:
+        side = total - left - strip - 0.06
+        step = side / n
+    level = side / n >= NAME_STEP  # whether columns have room for names
+    below = (room if level else 0.32) if named else 0.2
+    legend_of = _legend(kinds)
+    longest = max(map(inches, legend_of)) + 0.35
+    across = max(1, int(total / longest))
+    legend = 0.17 * -(-len(legend_of) // across) if strip else 0.0
+    height = 0.52 + n * step + max(below, 0.35) + legend
+    figure = Figure(figsize=(total, height))
+    figure.set_layout_engine("none")
+    FigureCanvasAgg(figure)
+
+    def axes(x: float, y: float, width: float, tall: float) -> Axes:
+        """Empty axes, in inches from the left and the top."""
+        ax = figure.add_axes(
+            (x / total, (height - y - tall) / height, width / total, tall / height)
+        )
+        ax.grid(visible=False)
+        ax.tick_params(length=0, pad=2, labelsize=SMALL, colors=INK)
+        ax.spines[:].set_visible(False)
+        return ax
+
+    cells = axes(left + strip + 0.02, 0.52, side, n * step)
+    cells.set_label("cells")  # which the page finds in the picture
+    _draw_cells(cells, ordered, limits, colours, 72 * side / n)
+    _write_names(cells, rows, named, level)
+    bar = axes(left + strip + 0.02, 0.4, side, 0.1)
+    _colour_bar(bar, scores, colours, limits, label, 6 if side > 2 else 3)
+    if left:
+        beside = axes(0, 0.52, left, n * step)
+        beside.set(ylim=(n, 0), xticks=[], yticks=[])
+        if tree is not None:
+            _dendrogram(beside, tree)
+        elif clusters is not None:
+            _frame_clusters(cells, beside, clusters[order])
+    if marked is not None:
+        _mark(cells, ordered, marked[np.ix_(order, order)], limits, colours)
+    if strip:
+        ax = axes(left + 0.02, 0.52, strip - 0.04, n * step)
+        for row, model in enumerate(map(int, order)):
+            ax.add_patch(Rectangle((0, row), 1, 1, color=kinds[groups[model]], lw=0))
+        ax.set(xlim=(0, 1), ylim=(n, 0), xticks=[], yticks=[], label="strip")
+        patches = [Patch(color=colour, lw=0) for colour in legend_of.values()]
+        figure.legend(
+            patches, list(legend_of), loc="lower right", bbox_to_anchor=(1, 0), ncols=across,
+            handlelength=0.9, handleheight=0.9, borderaxespad=0, columnspacing=1.2,
+        )  # fmt: skip
+    return figure
+
+
+def _draw_cells(
+    ax: Axes,
+    ordered: NDArray[np.float64],
+    limits: tuple[float, float],
+    colours: Colormap,
+    cell: float,
+) -> None:
+    """The coloured cells, `cell` points wide, with numbers where these have room."""
+    n = len(ordered)
+    ax.set(xlim=(0, n), ylim=(n, 0))
     if n > LARGE:
-        return _picture_svg(scores[np.ix_(order, order)], limits, colours, label)
-    cell = cell_size(n)
-    font = 12 if n <= VALUES_UP_TO else min(11.0, cell * 0.85)
-    room = max(map(len, names)) * font * 0.57 + STRIP + 8  # an estimate, on the safe side
-    side = n * cell
-    marks = np.zeros((n, n), dtype=bool) if marked is None else marked
-    strip = base_colours(bases)
-    rows, columns = [], []
-    for at, i in enumerate(map(int, order)):
-        name, fill = escape(names[i]), strip[bases[i]]
-        cells = _cells(scores[i, order], marks[i, order], limits, colours, cell, n <= VALUES_UP_TO)
-        rows.append(
-            f'<g class="row" transform="translate(0 {at * cell})"><text x="{-STRIP - 4}" '
-            f'y="{cell / 2}" dy=".35em" text-anchor="end">{name}</text>{_strip(fill, cell, True)}'
-            f"<g>{cells}</g></g>"
-        )
-        columns.append(
-            f'<g class="column" transform="translate({at * cell} 0)"><text transform="translate('
-            f'{cell / 2} {-STRIP - 4}) rotate(-90)" dy=".35em">{name}</text>'
-            f"{_strip(fill, cell, False)}</g>"
-        )
-    width, height = room + side + 4, room + side + 58
-    bar = _bar(scores, limits, colours, label, max(side, 190))
-    return Markup(
-        f'<svg class="heatmap" viewBox="0 0 {max(width, room + 200):.0f} {height:.0f}" '
-        f'width="{max(width, room + 200):.0f}" role="img" '
-        f'aria-label="Heatmap: {escape(label)} of every pair of {n} models. '
-        f'The table of pairs has the same numbers." '
-        f'style="font-size: {font:g}px; --cell: {cell}px">'
-        f'<g class="plot" transform="translate({room:.0f} {room:.0f})">{"".join(columns)}'
-        f'{"".join(rows)}</g><g transform="translate({room:.0f} {room + side + 14:.0f})">{bar}</g>'
-        "</svg>"
+        picture = colours(Normalize(*limits)(ordered))
+        picture[np.isnan(ordered)] = to_rgba(NO_SCORE)
+        ax.imshow(picture, extent=(0, n, n, 0), aspect="auto", interpolation="antialiased")
+        return
+    gap = cell > 9
+    ax.pcolormesh(
+        np.ma.masked_invalid(ordered),
+        cmap=colours,
+        norm=Normalize(*limits),
+        # Edges of the cell's own colour close the hairlines that viewers of PDFs show.
+        edgecolors="white" if gap else "face",
+        linewidth=0.8 if gap else 0.1,
     )
+    for row, column in np.argwhere(np.isnan(ordered)):
+        ax.add_patch(
+            Rectangle((column, row), 1, 1, fc="#e6e6e6", ec="#8c8c8c", hatch="////", lw=0.3)
+        )
+    digits = 2 if cell >= 17 else 1
+    if cell < 12:
+        return
+    _, inks = cell_colours(np.nan_to_num(ordered.ravel()), limits, colours)
+    for (row, column), value, ink in zip(np.ndindex(n, n), ordered.flat, inks, strict=True):
+        if not np.isnan(value):
+            text = f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+            centre = (column + 0.5, row + 0.53)
+            ax.text(*centre, text, color=ink, fontsize=SMALL, ha="center", va="center")
 
 
-def _picture_svg(
-    ordered: NDArray[np.float64], limits: tuple[float, float], colours: Colormap, label: str
-) -> Markup:
-    """The SVG of scores [N, N] as they are ordered: a pixel a pair, and the colour bar."""
-    low, high = limits
-    steps = np.clip((ordered - low) / (high - low) * SHADES, 0, SHADES - 1)
-    pixels = np.where(np.isnan(ordered), SHADES, np.nan_to_num(steps)).astype(np.uint8)
-    shades = [to_hex(colours((k + 0.5) / SHADES)) for k in range(SHADES)]
-    image = Image.fromarray(pixels, "P")
-    image.putpalette(bytes.fromhex("".join(c.removeprefix("#") for c in [*shades, NO_SCORE])))
-    out = io.BytesIO()
-    image.save(out, format="PNG", optimize=True)
-    data = base64.b64encode(out.getvalue()).decode()
-    return Markup(
-        f'<svg class="heatmap" viewBox="0 0 {PICTURE} {PICTURE + 58}" width="{PICTURE}" role="img" '
-        f'aria-label="Heatmap: {escape(label)} of every pair of {len(ordered)} models.">'
-        f'<image width="{PICTURE}" height="{PICTURE}" href="data:image/png;base64,{data}"/>'
-        f'<g transform="translate(0 {PICTURE + 14})">'
-        f"{_bar(ordered, limits, colours, label, PICTURE)}</g></svg>"
-    )
+def _write_names(ax: Axes, ordered: Sequence[str], named: bool, level: bool) -> None:
+    """Names at the right; below, names too, or numbers in two lines that rows have as well."""
+    n = len(ordered)
+    ticks = np.arange(n) + 0.5
+    ax.yaxis.tick_right()
+    if not named:
+        ax.set(xticks=[], yticks=[])
+        note = f"{n:,} models" + ("" if n > LARGE else "; their names need more width")
+        ax.set_xlabel(note, fontsize=SMALL, color="#666666", labelpad=2)
+        return
+    if level:
+        ax.set_xticks(ticks, ordered, rotation=90, parse_math=False)
+        ax.set_yticks(ticks, ordered, parse_math=False)
+        return
+    numbered = [f"{k} {name}" for k, name in enumerate(ordered, start=1)]
+    ax.set_yticks(ticks, numbered, parse_math=False)
+    ax.set_xticks([])
+    for k in range(n):
+        ax.annotate(
+            f"{k + 1}", (k + 0.5, n), (0, -2 - 9.5 * (k % 2)), textcoords="offset points",
+            rotation=90, ha="center", va="top", fontsize=SMALL, annotation_clip=False,
+        )  # fmt: skip
 
 
-def heatmap_data(
-    scores: NDArray[np.float64],
-    names: Sequence[str],
-    groups: Mapping[str, Sequence[str]],
-    pairs: pl.DataFrame,
-    models: pl.DataFrame,
-    links: Mapping[str, str],
-    symbol: str,
-) -> Markup:
-    """What page.js reads, as JSON that is safe within a script element.
-
-    Args:
-        scores: [N, N].
-        names: N model names.
-        groups: by kind (base, family), the group of each model.
-        pairs: a row a pair: a, b, and some of `PAIR_COLUMNS`.
-        models: a row a model: model, and clean_accuracy, white_box_success and white_box_score
-            where they are known.
-        links: a page about a model, by its name.
-        symbol: of a value.
-    """
-    place = {name: i for i, name in enumerate(names)}
-    by_model = {row["model"]: row for row in models.iter_rows(named=True)}
-    known = [c for c in PAIR_COLUMNS if c in pairs.columns and pairs[c].is_not_null().any()]
-    columns: dict[str, list[Any]] = {
-        c: [None] * (len(names) * (len(names) - 1) // 2) for c in known
-    }
-    for row in pairs.iter_rows(named=True):
-        a, b = place[row["a"]], place[row["b"]]
-        turned = a > b  # page.js takes the model that is listed first as A
-        at = max(a, b) * (max(a, b) - 1) // 2 + min(a, b)
-        for c in known:
-            columns[_turned(c) if turned else c][at] = _short(row[c])
-    data = {
-        "names": names,
-        "order": hierarchy(scores).order.tolist(),
-        "groups": groups,
-        "symbol": symbol,
-        "models": {
-            c: [_short(by_model.get(name, {}).get(c)) for name in names]
-            for c in ("clean_accuracy", "white_box_success", "white_box_score")
-        },
-        "pairs": columns,
-        "links": [links.get(name) for name in names],
-        "step": cell_size(len(names)),
-    }
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+def _legend(kinds: dict[str, str]) -> dict[str, str]:
+    """The colours of groups, with those that have none of their own as one."""
+    rest = [kind for kind, colour in kinds.items() if colour == OTHER]
+    if len(rest) < 2:
+        return kinds
+    distinct = {kind: colour for kind, colour in kinds.items() if colour != OTHER}
+    return {**distinct, f"{len(rest)} others": OTHER}
 
 
-def cell_size(models: int) -> int:
-    """The side of a cell in CSS pixels."""
-    return 40 if models <= VALUES_UP_TO else 18 if models <= 40 else 12
+def inches(text: str) -> float:
+    """The width of a text as names are set."""
+    return TextPath((0, 0), text.replace(" ", "-") or "-", size=SMALL).get_extents().width / 72
 
 
-def _turned(column: str) -> str:
-    other = {"a_fools_b": "b_fools_a", "noise_fools_a": "noise_fools_b"}
-    return {**other, **{b: a for a, b in other.items()}}.get(column, column)
-
-
-def _short(value: Any) -> Any:
-    if isinstance(value, float):
-        return None if math.isnan(value) else round(value, 4)
-    return value
-
-
-def _cells(
-    values: NDArray[np.float64],
-    marks: NDArray[np.bool_],
+def _mark(
+    ax: Axes,
+    ordered: NDArray[np.float64],
+    marked: NDArray[np.bool_],
     limits: tuple[float, float],
     colours: Colormap,
-    cell: int,
-    numbers: bool,
-) -> str:
-    """A row of cells: a square each, with its number or mark where it has one."""
-    rgba, inks = cell_colours(np.nan_to_num(values), limits, colours)
-    parts = []
-    for at, (value, mark, colour, ink) in enumerate(zip(values, marks, rgba, inks, strict=True)):
-        fill = NO_SCORE if math.isnan(value) else to_hex(colour)
-        square = f'<rect fill="{fill}"'
-        shift = f'transform="translate({at * cell})"'
-        inside = ""
-        if numbers and not math.isnan(value):
-            inside += (
-                f'<text x="{cell / 2}" y="{cell / 2}" dy=".35em" text-anchor="middle" '
-                f'fill="{ink}">{round(value, 2) + 0.0:.2f}</text>'
+) -> None:
+    """A circle in the corner of each marked cell, or in its middle if that is small."""
+    few = len(marked) <= VALUES_UP_TO
+    x, y, size = (0.86, 0.16, 2.4) if few else (0.5, 0.5, 2.0)
+    for row, column in np.argwhere(marked):
+        _, (ink,) = cell_colours(ordered[row, [column]], limits, colours)
+        ax.plot(column + x, row + y, "o", ms=size, mfc="none", mec=ink, mew=0.5)
+
+
+def _frame_clusters(ax: Axes, strip: Axes, ordered: NDArray) -> None:
+    """A frame around each cluster's block, and its shade and number at the left."""
+    n = len(ordered)
+    strip.set_xlim(0, 1)
+    for cluster in np.unique(ordered):
+        start, size = int((ordered == cluster).argmax()), int((ordered == cluster).sum())
+        for colour, width in (("white", 2.2), (INK, 1.0)):
+            ax.add_patch(
+                Rectangle(
+                    (start, start), size, size, fill=False, ec=colour, lw=width, clip_on=False
+                )
             )
-        if mark:
-            x, y, r = (cell - 6, 6, 2.6) if numbers else (cell / 2, cell / 2, cell * 0.22)
-            inside += f'<circle cx="{x}" cy="{y}" r="{r:g}" stroke="{ink}"/>'
-        parts.append(f"<g {shift}>{square}/>{inside}</g>" if inside else f"{square} {shift}/>")
-    return "".join(parts)
+        strip.add_patch(
+            Rectangle(
+                (0.72, start + 0.04 * size / n), 0.22, size - 0.08 * size / n,
+                color=SHADES[int(cluster) % 2], lw=0,
+            )
+        )  # fmt: skip
+        strip.text(
+            0.58, start + size / 2, str(cluster + 1), ha="right", va="center", fontsize=SMALL
+        )
 
 
-def _strip(fill: str, cell: int, row: bool) -> str:
-    x, y, width, height = (-STRIP, 0, STRIP - 2, cell) if row else (0, -STRIP, cell, STRIP - 2)
-    return (
-        f'<rect class="base" x="{x}" y="{y}" style="width:{width}px;height:{height}px" '
-        f'fill="{fill}"/>'
-    )
-
-
-def _bar(
-    scores: NDArray[np.float64],
-    limits: tuple[float, float],
+def _colour_bar(
+    ax: Axes,
+    values: NDArray[np.float64],
     colours: Colormap,
+    limits: tuple[float, float],
     label: str,
-    side: float,
-) -> str:
-    """The colour bar, with an arrow at an end that some of the values exceed."""
-    low, high = limits
-    left, width = 14.0, min(side - 28, 420.0)
-    known = scores[~np.isnan(scores)]
-    parts = [
-        f'<rect class="step" x="{left + width * k / SHADES:.2f}" '
-        f'style="width:{width / SHADES + 0.5:.2f}px;'
-        f'height:10px" fill="{to_hex(colours((k + 0.5) / SHADES))}"/>'
-        for k in range(SHADES)
-    ]
-    if (known < low).any():
-        parts.append(f'<path d="M{left} 0v10l-9-5z" fill="{to_hex(tuple(colours.get_under()))}"/>')
-    if (known > high).any():
-        end = to_hex(tuple(colours.get_over()))
-        parts.append(f'<path class="over" d="M{left + width} 0v10l9-5z" fill="{end}"/>')
-    ticks = [t for t in MaxNLocator(5).tick_values(low, high) if low <= t <= high]
-    step = min(np.diff(ticks), default=1.0)
-    digits = max(0, math.ceil(-math.log10(step) - 1e-9)) if step > 0 else 1
-    for tick in ticks:
-        x = left + width * (tick - low) / (high - low)
-        text = f"{tick + 0.0:.{digits}f}".replace("-", "\N{MINUS SIGN}")
-        parts.append(f'<text x="{x:.1f}" y="22" text-anchor="middle">{text}</text>')
-    parts.append(f'<text x="{left}" y="38">{escape(label)}</text>')
-    return f'<g class="bar">{"".join(parts)}</g>'
+    ticks: int,
+) -> None:
+    """A horizontal colour bar on `ax`, with an arrow at an end that some of the values exceed."""
+    known = values[~np.isnan(values)]
+    below, above = bool((known < limits[0]).any()), bool((known > limits[1]).any())
+    extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[below, above]
+    bar = ax.figure.colorbar(
+        ScalarMappable(Normalize(*limits), colours),
+        cax=ax,
+        orientation="horizontal",
+        extend=extend,
+        extendfrac=0.03,
+    )
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.set_label(label, color=INK, labelpad=3)
+    bar.locator = MaxNLocator(ticks)
+    ax.xaxis.set_ticks_position("top")
+    ax.xaxis.set_label_position("top")
+    ax.tick_params(length=2, width=0.6, labelsize=SMALL, colors=INK)
+
+
+def _dendrogram(ax: Axes, tree: Hierarchy) -> None:
+    n = len(tree.order)
+    similarity = tree.top - tree.linkage[:, 2]
+    # The most similar pair joins at the very end of the axis: leaves start a little beyond it.
+    span = max(float(np.ptp(similarity)), 0.3)  # a width also for a single join
+    stub = max(0.06, 0.4 / n) * span
+    tips = {int(leaf): (tree.top + stub, i + 0.5) for i, leaf in enumerate(tree.order)}
+    lines = []
+    for i, (a, b) in enumerate(tree.linkage[:, :2].astype(int)):
+        (x_a, y_a), (x_b, y_b), x = tips[a], tips[b], float(similarity[i])
+        lines.append([(x_a, y_a), (x, y_a), (x, y_b), (x_b, y_b)])
+        tips[n + i] = (x, (y_a + y_b) / 2)
+    width = 1.1 if n <= VALUES_UP_TO else 0.7 if n <= LARGE else 0.25
+    ax.add_collection(LineCollection(lines, colors=INK, linewidths=width, capstyle="projecting"))
+    ax.set(xlim=(tree.top - span - stub, tree.top + stub), ylim=(n, 0), yticks=[])
+    ax.xaxis.set_major_locator(MaxNLocator(2, min_n_ticks=1))
+    ax.spines["bottom"].set(visible=True, color=INK, linewidth=0.6)
+    ax.tick_params(axis="x", length=2, width=0.6, labelsize=SMALL, colors=INK)
+    ax.set_xlabel("joined at", fontsize=SMALL, color=INK, labelpad=1)

@@ -1,10 +1,9 @@
 "use strict";
-// Tables that sort, and the heatmap with its table of pairs. Nothing is loaded; without this file
-// the page is complete but still.
+// Tables that sort, and matrices with the numbers of a cell, an order and a table of pairs. Nothing
+// is loaded; without this file the page is complete but still.
 
 const UNKNOWN = "–", MINUS = "−";
-const number = (x, digits = 2) => x == null ? UNKNOWN : x.toFixed(digits).replace("-", MINUS);
-const percent = (x) => x == null ? UNKNOWN : (100 * x).toFixed(1).replace("-", MINUS) + "%";
+const number = (x, digits) => x == null ? UNKNOWN : x.toFixed(digits).replace("-", MINUS);
 const element = (tag, properties = {}, ...children) => {
   const made = Object.assign(document.createElement(tag), properties);
   made.append(...children);
@@ -53,207 +52,169 @@ addEventListener("resize", focusable);
 
 for (const root of document.querySelectorAll(".matrix")) {
   const data = JSON.parse(root.querySelector("script").textContent);
-  const heatmap = interactive(root, data);
-  const table = root.querySelector("table.pairs");
-  const look = table ? pairTable(root, data, table, heatmap) : () => {};
-  heatmap.onmodel = look;
+  const matrix = interactive(root, data);
+  matrix.onmodel = pairTable(root, data, matrix);
   root.querySelector(".tools").hidden = false;
 }
 focusable();
 
-// The pair of models i and j, with the first listed as A; null on the diagonal.
-function pairAt(data, i, j) {
-  const [a, b] = i < j ? [i, j] : [j, i];
-  const at = b * (b - 1) / 2 + a, pair = {a, b};
-  for (const column in data.pairs) pair[column] = data.pairs[column][at];
-  return pair;
+// The value of a column for a pair of models, A first, and its text. Columns hold each pair once,
+// with the model that is listed first as A.
+function valueOf(data, column, a, b) {
+  const {values, ends, other} = a < b ? column : {...column, ...data.columns[column.other]};
+  const at = Math.max(a, b) * (Math.max(a, b) - 1) / 2 + Math.min(a, b), value = values[at];
+  if (value == null) return [null, UNKNOWN];
+  return [typeof value === "boolean" ? Number(value) : value, {
+    number: () => number(value, 2),
+    range: () => `${number(value, 2)} to ${number(ends[at], 2)}`,
+    count: () => value.toLocaleString("en"),
+    rate: () => number(100 * value, 1) + "%",
+    flag: () => value ? "yes" : "no",
+  }[column.kind]()];
 }
 
-function lines(data, i, j) {
-  const {names, pairs, models} = data;
-  if (i === j) {
-    const known = models.white_box_score[i] != null;
-    return [`${names[i]} with itself`].concat(known ? [
-      `white-box success ${percent(models.white_box_success[i])}`,
-      `s = ${number(models.white_box_score[i])}`] : []);
-  }
-  const pair = pairAt(data, i, j), [a, b] = [names[pair.a], names[pair.b]];
-  const interval = pair.low == null ? "" : ` (95% interval ${number(pair.low)} to ${number(pair.high)})`;
-  const text = [`${a} and ${b}`, `${data.symbol} = ${number(pair.score)}${interval}`];
-  if (pairs.n) text.push(`n = ${pair.n.toLocaleString("en")} images`);
-  if (pairs.a_fools_b) {
-    text.push(`${a} fools ${b}: ${percent(pair.a_fools_b)}`, `${b} fools ${a}: ${percent(pair.b_fools_a)}`);
-  }
-  if (pairs.noise_fools_a) {
-    text.push(`noise fools ${b}: ${percent(pair.noise_fools_b)}`, `noise fools ${a}: ${percent(pair.noise_fools_a)}`);
-    const above = pair.above_noise === false ? "; not above noise" : "";
-    text.push(`corrected for chance: ${percent(pair.corrected)}${above}`);
-  }
-  return text;
-}
-
-// The heatmap: pointing, tapping and arrow keys show a cell; returns what the table needs of it.
+// The figure: pointing, tapping and arrow keys show a cell; returns what the table needs of it.
 function interactive(root, data) {
-  const svg = root.querySelector("svg.heatmap"), plot = svg.querySelector(".plot");
-  const tip = root.querySelector(".tip"), {names, step} = data, n = names.length;
-  const rows = [...plot.querySelectorAll(".row")], columns = [...plot.querySelectorAll(".column")];
-  const shape = (name) => plot.appendChild(document.createElementNS(svg.namespaceURI, name));
-  const veils = [0, 1, 2, 3].map(() => shape("rect")), cursor = shape("rect");
-  veils.forEach((veil) => veil.setAttribute("class", "veil"));
-  cursor.setAttribute("class", "cursor");
+  const {names, axes} = data, n = names.length, [left, top, right, bottom] = axes.cells;
+  const plot = root.querySelector(".plot"), image = plot.querySelector("img");
+  const tip = root.querySelector(".tip"), select = root.querySelector(".order");
+  const boxes = ["cursor", "model row", "model column"].map((name) => plot.appendChild(element("div", {className: name, hidden: true})));
   let order = data.order, at = null, model = null;  // order: models by place; at: [row, column]
-  const self = {onmodel: () => {}, select};
-  svg.setAttribute("role", "application");
-  svg.setAttribute("tabindex", "0");
-  svg.setAttribute("aria-label", svg.getAttribute("aria-label") + " Arrow keys move between cells; "
-    + "Enter shows the row and column of a model, Escape all.");
+  const self = {onmodel: () => {}, select: choose};
+  plot.tabIndex = 0;
+  plot.setAttribute("role", "application");
+  plot.setAttribute("aria-label", "Arrow keys move between cells; Enter shows the pairs of a model, Escape those of all.");
 
-  function box(rect, x, y, width, height) {
-    Object.entries({x, y}).forEach(([key, value]) => rect.setAttribute(key, value));
-    rect.style.width = `${Math.max(width, 0)}px`;
-    rect.style.height = `${Math.max(height, 0)}px`;
+  // Puts a box over some cells, in shares of the picture.
+  function cover(box, row, column, rows, columns) {
+    const [height, width] = [(bottom - top) / n, (right - left) / n];
+    const edges = {left: left + column * width, top: top + row * height, width: columns * width, height: rows * height};
+    for (const edge in edges) box.style[edge] = `${100 * edges[edge]}%`;
+    box.hidden = false;
   }
 
   function show(place) {
     at = place;
-    tip.hidden = !place;
-    cursor.toggleAttribute("hidden", !place);
-    [...rows, ...columns].forEach((g) => g.classList.remove("here"));
+    tip.hidden = boxes[0].hidden = !place;
     if (!place) return;
-    const [row, column] = place;
-    box(cursor, column * step, row * step, step, step);
-    rows[data.order.indexOf(order[row])].classList.add("here");
-    columns[data.order.indexOf(order[column])].classList.add("here");
-    const [head, ...rest] = lines(data, order[row], order[column]);
-    tip.replaceChildren(element("b", {textContent: head}), ...rest.map((text) => element("div", {textContent: text})));
+    cover(boxes[0], place[0], place[1], 1, 1);
+    const [i, j] = place.map((k) => order[k]), [a, b] = i < j ? [i, j] : [j, i];
+    const named = (title) => title.replace(/\bA\b/, names[a]).replace(/\bB\b/, names[b]);
+    const lines = i === j ? [`${names[i]} with itself`, data.diagonal[i] ?? ""] : [`${names[a]} and ${names[b]}`].concat(
+      data.columns.map((column) => [column, ...valueOf(data, column, a, b)]).filter(([, value]) => value != null)
+        .map(([column, , text]) => `${named(column.title)}: ${text}`));
+    tip.replaceChildren(...lines.map((text, k) => element(k ? "div" : "b", {textContent: text})));
     // Beside the cell, on the side where there is room.
-    const cell = cursor.getBoundingClientRect(), frame = root.getBoundingClientRect();
-    const right = cell.right - frame.left + 10, width = tip.offsetWidth;
-    const fits = right + width <= frame.width;
-    tip.style.left = `${Math.max(0, fits ? right : Math.min(cell.left - frame.left - width - 10, frame.width - width))}px`;
+    const cell = boxes[0].getBoundingClientRect(), frame = root.getBoundingClientRect(), width = tip.offsetWidth;
+    const beside = cell.right - frame.left + 10, fits = beside + width <= frame.width;
+    tip.style.left = `${Math.max(0, fits ? beside : Math.min(cell.left - frame.left - width - 10, frame.width - width))}px`;
     tip.style.top = `${cell.bottom - frame.top + (fits || cell.left - frame.left > width + 10 ? -20 : 10)}px`;
   }
 
-  function select(chosen) {
+  function choose(chosen) {
     model = chosen;
-    const k = chosen == null ? 0 : order.indexOf(chosen), edge = (k + 1) * step, all = n * step;
-    const end = chosen == null ? 0 : all - edge, start = chosen == null ? 0 : k * step;
-    box(veils[0], 0, 0, start, start);
-    box(veils[1], edge, 0, end, start);
-    box(veils[2], 0, edge, start, end);
-    box(veils[3], edge, edge, end, end);
+    boxes.slice(1).forEach((box) => { box.hidden = true; });
+    if (chosen == null) return;
+    const k = order.indexOf(chosen);
+    cover(boxes[1], k, 0, 1, n);
+    cover(boxes[2], 0, k, n, 1);
   }
 
+  // Another order of the same picture: its cells and names are copied to where they belong.
   function arrange(by) {
-    const value = {
-      cluster: (i) => data.order.indexOf(i),
-      name: (i) => names[i],
-      accuracy: (i) => data.models.clean_accuracy[i],
-    }[by] ?? ((i) => data.groups[by][i]);
-    order = [...data.order].sort((i, j) => compare(value(i), value(j), by !== "accuracy"));
-    const place = data.order.map((i) => order.indexOf(i));  // of each element, which never moves in the DOM
-    rows.forEach((row, r) => {
-      row.setAttribute("transform", `translate(0 ${place[r] * step})`);
-      [...row.lastChild.children].forEach((cell, c) => cell.setAttribute("transform", `translate(${place[c] * step})`));
-    });
-    columns.forEach((column, c) => column.setAttribute("transform", `translate(${place[c] * step} 0)`));
+    order = data.orders[by];
+    plot.querySelector("canvas")?.remove();
+    image.hidden = false;
+    if (by !== "clusters") {
+      const [width, height] = [image.naturalWidth, image.naturalHeight];
+      const canvas = element("canvas", {width, height}), pen = canvas.getContext("2d");
+      const x = (k) => Math.round(width * (left + k * (right - left) / n));
+      const y = (k) => Math.round(height * (top + k * (bottom - top) / n));
+      const edge = Math.round(width * (axes.strip ?? axes.cells)[0]);
+      const [, , namesRight, namesBottom] = axes["cells+names"];
+      const [x1, y1] = [Math.round(width * namesRight), Math.round(height * namesBottom)];
+      const copy = (sx, sy, sx1, sy1, dx, dy, dx1, dy1) =>
+        pen.drawImage(image, sx, sy, sx1 - sx, sy1 - sy, dx, dy, dx1 - dx, dy1 - dy);
+      pen.drawImage(image, 0, 0);
+      pen.fillStyle = "#fff";
+      pen.fillRect(0, y(0) - 2, edge, y1 - y(0) + 2);  // the dendrogram is of the other order
+      const drawn = order.map((i) => data.order.indexOf(i));
+      drawn.forEach((r, k) => {
+        copy(edge, y(r), x(0), y(r + 1), edge, y(k), x(0), y(k + 1));
+        copy(x(n), y(r), x1, y(r + 1), x(n), y(k), x1, y(k + 1));
+        copy(x(r), y(n), x(r + 1), y1, x(k), y(n), x(k + 1), y1);
+        drawn.forEach((c, l) => copy(x(c), y(r), x(c + 1), y(r + 1), x(l), y(k), x(l + 1), y(k + 1)));
+      });
+      image.after(canvas);
+      image.hidden = true;
+    }
     show(null);
-    select(model);
+    choose(model);
   }
 
-  // The row and column under a pointer; -1 on names.
+  // The row and column under a pointer: n and beyond on the names; null elsewhere.
   function placeOf(event) {
-    const point = new DOMPoint(event.clientX, event.clientY).matrixTransform(plot.getScreenCTM().inverse());
-    const [row, column] = [point.y, point.x].map((x) => x < 0 ? -1 : Math.floor(x / step));
-    return row < n && column < n ? [row, column] : null;
+    const frame = plot.getBoundingClientRect();
+    const row = Math.floor(((event.clientY - frame.top) / frame.height - top) / (bottom - top) * n);
+    const column = Math.floor(((event.clientX - frame.left) / frame.width - left) / (right - left) * n);
+    return row < 0 || column < 0 || Math.min(row, column) >= n ? null : [row, column];
   }
-  const inside = (place) => place && place[0] >= 0 && place[1] >= 0;
-  svg.addEventListener("pointermove", (event) => {
+  const inside = (place) => place && Math.max(...place) < n;
+  plot.addEventListener("pointermove", (event) => {
     const place = placeOf(event);
     if (event.pointerType === "mouse") show(inside(place) ? place : null);
   });
-  svg.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && show(null));
-  svg.addEventListener("click", (event) => {
+  plot.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && show(null));
+  const chosen = (name) => { choose(name === model ? null : name); self.onmodel(model); };
+  plot.addEventListener("click", (event) => {
     const place = placeOf(event);
-    if (inside(place)) return show(place);
-    if (!place || (place[0] < 0 && place[1] < 0)) return choose(null);
-    choose(order[Math.max(...place)]);
+    if (inside(place)) show(place);
+    else chosen(place ? order[Math.min(...place)] : null);
   });
-  svg.addEventListener("keydown", (event) => {
+  plot.addEventListener("keydown", (event) => {
     const move = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]}[event.key];
     if (move) show(at ? at.map((x, k) => Math.min(n - 1, Math.max(0, x + move[k]))) : [0, 0]);
-    else if (event.key === "Enter" && at) choose(order[at[0]]);
-    else if (event.key === "Escape") at ? show(null) : choose(null);
+    else if (event.key === "Enter" && at) chosen(order[at[0]]);
+    else if (event.key === "Escape") at ? show(null) : chosen(null);
     else return;
     event.preventDefault();
   });
-  svg.addEventListener("blur", () => show(null));
-
-  function choose(chosen) {
-    chosen = chosen === model ? null : chosen;
-    select(chosen);
-    self.onmodel(chosen);
-  }
-
-  root.querySelector(".order").addEventListener("change", (event) => arrange(event.target.value));
-  let zoom = 1;
-  for (const button of root.querySelectorAll(".zoom button")) {
-    button.addEventListener("click", () => {
-      const factor = Number(button.value);
-      zoom = factor ? Math.min(8, Math.max(0.5, zoom * factor)) : 1;
-      svg.style.width = zoom === 1 ? "" : `${svg.viewBox.baseVal.width * zoom}px`;
-      svg.style.maxWidth = zoom === 1 ? "" : "none";
-      show(null);
-      focusable();
-    });
-  }
-  select(null);
-  show(null);
+  plot.addEventListener("blur", () => show(null));
+  const orders = Object.keys(data.orders);
+  select.append(...orders.map((by) => element("option", {textContent: by})));
+  select.addEventListener("change", () => arrange(select.value));
+  root.querySelector(".orders").hidden = orders.length < 2;
   return self;
 }
 
 // The table of all pairs. A name in the search field lists the neighbours of that model.
-function pairTable(root, data, table, heatmap) {
-  const {names, links} = data, n = names.length, body = table.tBodies[0];
-  const keys = [...table.tHead.rows[0].cells].map((cell) => cell.dataset.key);
-  const search = root.querySelector("input[type=search]"), count = root.querySelector(".count");
-  const more = root.querySelector(".more"), FIRST = 20;
-  const all = [];
-  for (let b = 1; b < n; b++) for (let a = 0; a < b; a++) all.push(pairAt(data, a, b));
-  let sorted = {column: keys.indexOf("score"), up: false}, limit = FIRST;
-  const name = (i) => {
-    const text = links[i] ? element("a", {href: links[i], textContent: names[i]}) : names[i];
-    return element("span", {className: "name"}, text);
-  };
-  const cell = {
-    a: (pair) => name(pair.a), b: (pair) => name(pair.b),
-    bases: (pair) => data.groups.base ? `${data.groups.base[pair.a]}, ${data.groups.base[pair.b]}` : "",
-    score: (pair) => number(pair.score), n: (pair) => pair.n?.toLocaleString("en") ?? UNKNOWN,
-    noise_fools_a: (pair) => `${percent(pair.noise_fools_a)}, ${percent(pair.noise_fools_b)}`,
-    low: (pair) => pair.low == null ? UNKNOWN : `${number(pair.low)} to ${number(pair.high)}`,
-    above_noise: (pair) => pair.above_noise == null ? UNKNOWN : pair.above_noise ? "yes" : "no",
-  };
-  const value = (pair, key) => key === "a" || key === "b" ? names[pair[key]]
-    : key === "bases" ? cell.bases(pair) : typeof pair[key] === "boolean" ? Number(pair[key]) : pair[key];
-  // Seen from one model, that model is A.
-  const seen = (pair, model) => model !== pair.b ? pair : {
-    ...pair, a: pair.b, b: pair.a, a_fools_b: pair.b_fools_a, b_fools_a: pair.a_fools_b,
-    noise_fools_a: pair.noise_fools_b, noise_fools_b: pair.noise_fools_a};
+function pairTable(root, data, matrix) {
+  const {names, links, groups, group} = data, FIRST = 20;
+  const columns = data.columns.filter((column) => !/^noise/.test(column.title));  // there is no room
+  const box = root.querySelector(".lookup"), table = box.querySelector("table"), body = table.tBodies[0];
+  const search = box.querySelector("input"), count = box.querySelector(".count"), more = box.querySelector(".more");
+  const texts = {A: ([a]) => names[a], B: ([, b]) => names[b]};
+  if (groups.length) texts[`${group} of A, B`] = ([a, b]) => `${groups[a]}, ${groups[b]}`;
+  const heads = [...Object.keys(texts), ...columns.map((column) => column.title)], words = Object.keys(texts).length;
+  table.tHead.rows[0].append(...heads.map((title, k) => element("th", {scope: "col", className: k < words ? "" : "n"},
+    element("button", {type: "button", textContent: title, title: columns[k - words]?.meaning ?? ""}))));
+  const value = (pair, k) => k < words ? texts[heads[k]](pair) : valueOf(data, columns[k - words], ...pair)[0];
+  const name = (i) => element("span", {className: "name"}, links[i] ? element("a", {href: links[i], textContent: names[i]}) : names[i]);
+  const all = names.flatMap((_, b) => names.slice(0, b).map((_, a) => [a, b]));
+  let sorted = {column: words, up: false}, limit = FIRST;
+  table.tHead.rows[0].cells[words].setAttribute("aria-sort", "descending");
 
   function draw() {
     const text = search.value.trim().toLowerCase(), model = names.findIndex((x) => x.toLowerCase() === text);
-    const words = text.split(/\s+/);
-    const found = all
-      .filter((pair) => model >= 0 ? pair.a === model || pair.b === model
-        : words.every((word) => `${names[pair.a]} ${names[pair.b]} ${cell.bases(pair)}`.toLowerCase().includes(word)))
-      .map((pair) => seen(pair, model));
-    const key = keys[sorted.column];
-    found.sort((x, y) => compare(value(x, key), value(y, key), sorted.up));
+    const parts = text.split(/\s+/);
+    const found = model >= 0
+      ? all.filter((pair) => pair.includes(model)).map(([a, b]) => [model, a === model ? b : a])
+      : all.filter((pair) => parts.every((part) => Object.values(texts).map((f) => f(pair)).join(" ").toLowerCase().includes(part)));
+    found.sort((x, y) => compare(value(x, sorted.column), value(y, sorted.column), sorted.up));
     const shown = found.slice(0, limit);
-    body.replaceChildren(...shown.map((pair) => element("tr", {}, ...keys.map((k) => element(
-      "td", {className: ["a", "b", "bases"].includes(k) ? "" : "n"}, (cell[k] ?? ((p) => percent(p[k])))(pair))))));
-    const what = model >= 0 ? `neighbours of ${names[model]}` : text ? "pairs that match" : "pairs";
-    count.textContent = `${shown.length} of ${found.length} ${what}`;
+    body.replaceChildren(...shown.map((pair) => element("tr", {}, ...heads.map((title, k) => element("td",
+      {className: k < words ? "" : "n"}, k < 2 ? name(pair[k]) : k < words ? value(pair, k) : valueOf(data, columns[k - words], ...pair)[1])))));
+    count.textContent = `${shown.length} of ${found.length} ${model >= 0 ? `neighbours of ${names[model]}` : text ? "pairs that match" : "pairs"}`;
     more.hidden = shown.length === found.length;
     focusable();
     return model;
@@ -262,10 +223,10 @@ function pairTable(root, data, table, heatmap) {
   search.addEventListener("input", () => {
     limit = FIRST;
     const model = draw();
-    heatmap.select(model < 0 ? null : model);
+    matrix.select(model < 0 ? null : model);
   });
   more.addEventListener("click", () => { limit = Infinity; draw(); });
-  root.querySelector(".look").hidden = false;
+  box.hidden = false;
   draw();
   return (model) => {
     search.value = model == null ? "" : names[model];

@@ -45,16 +45,21 @@ class Sentences:
         self._file = file
         self._templates: dict[str, Any] | None = None
 
+    def table(self, key: str) -> dict[str, Any]:
+        """The table of a key of the top level."""
+        if self._templates is None:
+            self._templates = tomllib.loads(self._file.read_text(encoding="utf-8"))
+        return self._templates[key]
+
     def __call__(self, key: str, variant: str | None = None, /, **values: Any) -> str:
         """The sentence of a key such as "pairwise.most", filled with values.
 
         `variant` chooses one of several texts. Raises KeyError for a key, variant or value that
         is missing.
         """
-        if self._templates is None:
-            self._templates = tomllib.loads(self._file.read_text(encoding="utf-8"))
-        template: Any = self._templates
-        for part in [*key.split("."), *([] if variant is None else [variant])]:
+        first, *parts = key.split(".")
+        template: Any = self.table(first)
+        for part in [*parts, *([] if variant is None else [variant])]:
             template = template[part]
         return _Formatter().vformat(template, (), values)
 

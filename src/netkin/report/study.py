@@ -6,6 +6,8 @@ content security policy forbids any load from a network.
 
 import base64
 import io
+import json
+import math
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -24,10 +27,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from netkin.errors import OutputsError
-from netkin.report.glossary import MEANINGS
-from netkin.report.latex import latex
-from netkin.report.style import save
-from netkin.report.text import cell_text, count, heading, minus, number, percent
+from netkin.report.sentences import text as sentence
+from netkin.report.style import Saved, save
+from netkin.report.text import cell_text, heading, latex, minus
 from netkin.store.files import write
 from netkin.tracking import Tracker
 
@@ -44,11 +46,54 @@ LONG = 60
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A saved figure: its PNG (the PDF and the CSV have the same base name) and its caption."""
+class Lookup:
+    """What a page shows of a matrix's pairs: the cell that one points at, and a table to search.
 
-    png: Path
+    Attributes:
+        names: of the N models.
+        order: [N], of the figure's rows and columns.
+        pairs: a row a pair: a, b, and some of `PAIRS`, in any order of rows.
+        diagonal: a text for each model with itself, or none.
+        groups: by kind (base architecture, family), the group of each model.
+        accuracy: [N], for an order; empty where it is unknown.
+        links: a page about a model, by its name.
+        symbol: of a score.
+        reorder: whether a reader may choose the order; not where the figure has frames.
+    """
+
+    names: Sequence[str]
+    order: Sequence[int]
+    pairs: pl.DataFrame
+    diagonal: Sequence[str] = ()
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    accuracy: Sequence[float | None] = ()
+    links: Mapping[str, str] = field(default_factory=dict)
+    symbol: str = "s"
+    reorder: bool = True
+
+
+PAIRS = {
+    "score": ("s", "number", "score"),
+    "low": ("95% interval", "range", "low"),
+    "n": ("n", "count", "n"),
+    "a_fools_b": ("A fools B", "rate", "b_fools_a"),
+    "b_fools_a": ("B fools A", "rate", "a_fools_b"),
+    "noise_fools_a": ("noise fools A", "rate", "noise_fools_b"),
+    "noise_fools_b": ("noise fools B", "rate", "noise_fools_a"),
+    "corrected": ("corrected", "rate", "corrected"),
+    "above_noise": ("above noise", "flag", "above_noise"),
+}
+"""Columns of pairs that a page shows: heading, kind, and the column with A and B exchanged."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A saved figure: its files (the CSV has the same base name), caption, and where its labelled
+    axes lie; see `netkin.report.style.Saved`."""
+
+    saved: Saved
     caption: str
+    lookup: Lookup | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +106,8 @@ class Section:
         tables: caption -> table. Numbers have three decimals, rates are in per cent; columns named
             `..._seconds` and `..._bytes` are written in a unit that suits them.
         figures: of `Outputs.figure`.
-        blocks: HTML that the page takes over unescaped; see `block`.
+        blocks: HTML that the page takes over unescaped.
+        links: pages about texts that are cells of the tables, such as models' names.
     """
 
     title: str
@@ -69,6 +115,7 @@ class Section:
     tables: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     figures: Sequence[Picture] = ()
     blocks: Sequence[Markup] = ()
+    links: Mapping[str, str] = field(default_factory=dict)
 
 
 class Outputs:
@@ -100,22 +147,25 @@ class Outputs:
         self._unlogged.append(lambda tracker: tracker.table(name, table))
         return table
 
-    def figure(self, name: str, figure: Figure, table: pl.DataFrame, caption: str) -> Picture:
-        """Write name.png, name.pdf, name.svg and, unless they are written already, the numbers by
-        `table`."""
+    def figure(
+        self,
+        name: str,
+        figure: Figure,
+        table: pl.DataFrame,
+        caption: str,
+        lookup: Lookup | None = None,
+    ) -> Picture:
+        """Write the figure in the formats of `netkin.report.style.figure_settings` and, unless they
+        are written already, its numbers as name.csv.
+
+        `lookup` is of the pairs of a `netkin.report.heatmap.heatmap_figure`.
+        """
         if f"{name}.csv" not in self.files:
             self.table(name, table)
-        png, *others = save(figure, self.folder / name)
-        self._unlogged.append(lambda tracker: tracker.figure(name, png))
-        self.files += [png.name, *(path.name for path in others)]
-        return Picture(png, caption)
-
-    def image(self, name: str, image: Image.Image) -> None:
-        """Write name.png: an image that is no figure."""
-        png = self.folder / f"{name}.png"
-        write(png, lambda f: image.save(f, format="PNG"), OutputsError, "folder")
-        self._unlogged.append(lambda tracker: tracker.figure(name, png))
-        self.files.append(png.name)
+        saved = save(figure, self.folder / name)
+        self._unlogged.append(lambda tracker: tracker.figure(name, saved.paths[0]))
+        self.files += [path.name for path in saved.paths]
+        return Picture(saved, caption, lookup)
 
     def report(
         self,
@@ -152,6 +202,7 @@ def render(
     files: Sequence[str] = (),
 ) -> str:
     """The HTML of a page; see `Outputs.report`."""
+    script = resources.files("netkin.report").joinpath("page.js").read_text(encoding="utf-8")
     return (
         _environment()
         .get_template("page.html.j2")
@@ -167,44 +218,19 @@ def render(
                     ],
                     "blocks": section.blocks,
                     "pictures": [_picture(picture) for picture in section.figures],
-                    "tables": [_table(*item) for item in section.tables.items()],
+                    "tables": [
+                        _table(caption, table, section.links)
+                        for caption, table in section.tables.items()
+                    ],
                 }
                 for section in sections
             ],
             config=config,
             versions=versions(),
             files=files,
-            script=Markup(_script()),
+            script=Markup(script),
         )
     )
-
-
-def block(template: str, macro: str, **values: Any) -> Markup:
-    """The HTML of one macro of a template in this folder, for `Section.blocks`.
-
-    Values are escaped unless they are Markup.
-    """
-    return getattr(_environment().get_template(template).module, macro)(**values)
-
-
-@cache
-def _script() -> str:
-    return resources.files("netkin.report").joinpath("page.js").read_text(encoding="utf-8")
-
-
-def _meaning(heading: str) -> Markup:
-    """What a column's heading means, as the title attribute of its element."""
-    text = MEANINGS.get(heading)
-    return Markup(' title="{}"').format(text) if text else Markup("")
-
-
-def _paper(title: str) -> Markup:
-    """A title in which "Fig. 1", "Tab. 2" or "Sec. 3" of the paper is a link."""
-    before, _, after = title.partition(" (")
-    if not re.match(r"(Fig|Tab|Sec|App)\. ", after):
-        return escape(title)
-    link = Markup('<a href="{}">{}</a>').format(PAPER, after.removesuffix(")"))
-    return escape(before) + Markup(" <small>({})</small>").format(link)
 
 
 @cache
@@ -217,9 +243,23 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters |= {"num": number, "pct": percent, "count": count}
     env.filters |= {"meaning": _meaning, "paper": _paper}
     return env
+
+
+def _meaning(heading: str) -> Markup:
+    """What a column's heading means, as the title attribute of its element."""
+    text = sentence.table("headings").get(heading)
+    return Markup(' title="{}"').format(text) if text else Markup("")
+
+
+def _paper(title: str) -> Markup:
+    """A title in which "Fig. 1", "Tab. 2" or "Sec. 3" of the paper is a link."""
+    before, _, after = title.partition(" (")
+    if not re.match(r"(Fig|Tab|Sec|App)\. ", after):
+        return escape(title)
+    link = Markup('<a href="{}">{}</a>').format(PAPER, after.removesuffix(")"))
+    return escape(before) + Markup(" <small>({})</small>").format(link)
 
 
 def versions() -> dict[str, str]:
@@ -236,7 +276,8 @@ def versions() -> dict[str, str]:
 
 
 def _picture(picture: Picture) -> dict[str, Any]:
-    with Image.open(picture.png) as image:
+    png, *others = picture.saved.paths
+    with Image.open(png) as image:
         dpi = image.info.get("dpi", (300, 300))[0]
         width = round(image.width / dpi * 120)  # 120 CSS pixels an inch: 9 pt text reads as 15 px
         # The page needs no 300 dpi, and figures have few colours: a third of the bytes.
@@ -247,19 +288,86 @@ def _picture(picture: Picture) -> dict[str, Any]:
         few = small.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
         few.save(out, format="WEBP", lossless=True, method=6)  # two thirds of a PNG
     data = base64.b64encode(out.getvalue()).decode()
+    tables = [png.with_name(f"{png.stem}.{suffix}") for suffix in ("csv", "tex")]
+    links = {"tex": "LaTeX"}
     return {
         "url": f"data:image/webp;base64,{data}",
         "width": width,
+        "height": round(width * size[1] / size[0]),
         "caption": minus(picture.caption),
-        "stem": picture.png.stem,
-        "latex": picture.png.with_suffix(".tex").is_file(),
+        "files": {
+            links.get(file.suffix[1:], file.suffix[1:].upper()): file.name
+            for file in [*others, *tables]
+            if file in others or file.is_file()
+        },
+        "lookup": None if picture.lookup is None else _lookup(picture.lookup, picture.saved),
+        "names": [] if picture.lookup is None else picture.lookup.names,
     }
 
 
-def _table(caption: str, table: pl.DataFrame) -> dict[str, Any]:
+def _lookup(lookup: Lookup, saved: Saved) -> Markup:
+    """What page.js reads, as JSON that is safe within a script element."""
+    names, order, n = lookup.names, list(map(int, lookup.order)), len(lookup.names)
+    index = {name: i for i, name in enumerate(names)}
+    a, b = (
+        np.array([index[name] for name in lookup.pairs[column].to_list()]) for column in ("a", "b")
+    )
+    # The pair of models i < j is at j (j - 1) / 2 + i, with the first listed as A.
+    at = np.maximum(a, b) * (np.maximum(a, b) - 1) // 2 + np.minimum(a, b)
+    exchanged = a > b
+
+    def values(column: str, other: str) -> list[Any]:
+        listed: list[Any] = [None] * (n * (n - 1) // 2)
+        pairs = zip(lookup.pairs[column], lookup.pairs[other], at, exchanged, strict=True)
+        for value, turned, position, exchange in pairs:
+            listed[position] = _short(turned if exchange else value)
+        return listed
+
+    known = [c for c in PAIRS if c in lookup.pairs.columns and lookup.pairs[c].is_not_null().any()]
+    columns = []
+    for column in known:
+        title, kind, other = PAIRS[column]
+        title = lookup.symbol if column == "score" else title
+        meaning = sentence.table("headings").get(title, "")
+        entry = {"title": title, "kind": kind, "meaning": meaning, "values": values(column, other)}
+        if kind == "range":
+            entry["ends"] = values("high", "high")
+        columns.append(entry | {"other": known.index(other)})
+    orders = {"clusters": order}
+    for kind, groups in lookup.groups.items():
+        orders[kind] = sorted(order, key=lambda i, groups=groups: groups[i])
+    if any(value is not None for value in lookup.accuracy):
+        orders["accuracy"] = sorted(order, key=lambda i: -(lookup.accuracy[i] or 0.0))
+    orders["name"] = sorted(order, key=lambda i: names[i])
+    data = {
+        "names": names,
+        "order": order,
+        "orders": orders if lookup.reorder else {"clusters": order},
+        "diagonal": lookup.diagonal,
+        "group": next(iter(lookup.groups), "").split(" ")[0],  # base of "base architecture"
+        "groups": next(iter(lookup.groups.values()), []),
+        "links": [lookup.links.get(name) for name in names],
+        "columns": columns,
+        "axes": saved.axes,
+    }
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, float):
+        return None if math.isnan(value) else round(value, 4)
+    return value
+
+
+def _table(caption: str, table: pl.DataFrame, links: Mapping[str, str]) -> dict[str, Any]:
     rows = [
         [
-            {"text": cell_text(name, value), "value": "" if value is None else value}
+            {
+                "text": cell_text(name, value),
+                "value": "" if value is None else value,
+                "link": links.get(value) if isinstance(value, str) else None,
+            }
             for name, value in zip(table.columns, row, strict=True)
         ]
         for row in table.head(ROWS).iter_rows()

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import matplotlib as mpl
@@ -83,10 +83,13 @@ NARROW, FULL, WIDEST = 2.5, 6.75, 30.0
 PANEL = 1.9
 """Inches that a panel with labels takes at least."""
 PAD = 0.04
+FORMATS = ("png", "pdf", "svg")
 DPI = 300
 _GLOBAL = RLock()
 _BEFORE: WeakKeyDictionary[Figure, list[Callable[[], object]]] = WeakKeyDictionary()
-_WIDTH: ContextVar[float | None] = ContextVar("width", default=None)
+_SETTINGS: ContextVar[tuple[float | None, tuple[str, ...]]] = ContextVar(
+    "settings", default=(None, ("png", "pdf"))
+)
 
 
 def base_colours(bases: Sequence[str]) -> dict[str, str]:
@@ -105,27 +108,37 @@ def style() -> Iterator[None]:
 
 
 @contextmanager
-def figure_width(inches: float | None) -> Iterator[None]:
-    """Draw figures in this block at this width; None leaves each its own, up to `FULL`.
+def figure_settings(
+    width: float | None = None, formats: Sequence[str] = ("png", "pdf")
+) -> Iterator[None]:
+    """Draw and save figures in this block at a width and in some formats.
 
-    Text has 7 to 9 pt at any width. Raises UserError for a width that no figure fits.
+    Raises UserError for a width or a format that figures do not have.
+
+    Args:
+        width: in inches; None leaves each figure its own, up to `FULL`. Text has 7 to 9 pt at any
+            width.
+        formats: of `FORMATS`; a PNG is always written, for the page.
     """
-    number = isinstance(inches, int | float) and not isinstance(inches, bool)
-    if inches is not None and not (number and NARROW <= inches <= WIDEST):
+    number = isinstance(width, int | float) and not isinstance(width, bool)
+    if width is not None and not (number and NARROW <= width <= WIDEST):
         raise UserError(
             f"width must be null or inches from {NARROW} to {WIDEST}, such as 3.25 or 6.75 for a "
-            f"column or a page, got {inches!r}"
+            f"column or a page, got {width!r}"
         )
-    token = _WIDTH.set(inches)
+    listed = [] if isinstance(formats, str) else list(formats)
+    if not listed or set(listed) - set(FORMATS):
+        raise UserError(f"formats must be a list of {', '.join(FORMATS)}, got {formats!r}")
+    token = _SETTINGS.set((width, tuple(f for f in FORMATS if f == "png" or f in listed)))
     try:
         yield
     finally:
-        _WIDTH.reset(token)
+        _SETTINGS.reset(token)
 
 
-def width_of(own: float) -> float:
-    """The width of a figure in inches: as `figure_width` says, or its own, up to `FULL`."""
-    return _WIDTH.get() or min(own, FULL)
+def width_of(natural: float) -> float:
+    """The width of a figure in inches: as set by `figure_settings`, or its own, up to `FULL`."""
+    return _SETTINGS.get()[0] or min(natural, FULL)
 
 
 def panels(
@@ -133,8 +146,8 @@ def panels(
 ) -> tuple[Figure, list[Axes]]:
     """A figure of axes in rows, each about `width` by `height` inches, row by row.
 
-    At a given width (see `figure_width`) the panels are narrower or wider, and there are fewer in
-    a row where they would be too narrow. Draw in `style()`. Unlike pyplot's figures it has no
+    At a given width (see `figure_settings`) the panels are narrower or wider, and there are fewer
+    in a row where they would be too narrow. Draw in `style()`. Unlike pyplot's figures it has no
     window and is in no global list: safe in any thread.
     """
     total, count = width_of(width * columns), columns * rows
@@ -163,14 +176,27 @@ def before_saving(figure: Figure, function: Callable[[], object]) -> None:
     _BEFORE.setdefault(figure, []).append(function)
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write stem.png, stem.pdf and stem.svg; the same figure gives the same bytes.
+class Saved(NamedTuple):
+    """The files of a figure, the PNG first, and where its labelled axes lie in the picture.
+
+    `axes` has the left, top, right and bottom edge of axes by their label, as shares of the
+    picture's width and height; with `+names`, those of the axes with what is written around them.
+    """
+
+    paths: list[Path]
+    axes: dict[str, tuple[float, ...]]
+
+
+def save(figure: Figure, stem: Path) -> Saved:
+    """Write stem.png and the other formats of `figure_settings`; the same figure gives the same
+    bytes.
 
     They are as wide as the figure and as high as what is drawn; wider only where something is
     drawn beyond its sides. A dot in the stem is kept. Fonts are TrueType in the PDF, as journals
     require.
     """
-    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "pdf", "svg")]
+    width_set, formats = _SETTINGS.get()
+    undated: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
     # TrueType, and the ids of an SVG, can only be chosen through matplotlib's global settings.
     with _GLOBAL, mpl.rc_context({"pdf.fonttype": 42, "svg.hashsalt": STYLE["svg.hashsalt"]}):
         figure.set_dpi(DPI)  # the size of text depends on it a little, and so does the layout
@@ -180,10 +206,26 @@ def save(figure: Figure, stem: Path) -> list[Path]:
             function()
         drawn, width = figure.get_tightbbox(), figure.get_figwidth()
         edges = (min(0.0, drawn.x0), max(width, drawn.x1))
-        if _WIDTH.get() is None:
+        if width_set is None:
             edges = (drawn.x0 - PAD, drawn.x1 + PAD)
         box = Bbox([[edges[0], drawn.y0 - PAD], [edges[1], drawn.y1 + PAD]])
-        undated = (None, {"CreationDate": None}, {"Date": None})
-        for path, metadata in zip(paths, undated, strict=True):
-            figure.savefig(path, dpi=DPI, metadata=metadata, bbox_inches=box)
-    return paths
+        paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in formats]
+        for suffix, path in zip(formats, paths, strict=True):
+            figure.savefig(path, dpi=DPI, metadata=undated.get(suffix), bbox_inches=box)
+
+        def edges_of(extent: Bbox) -> tuple[float, ...]:
+            x0, y0, x1, y1 = extent.transformed(figure.dpi_scale_trans.inverted()).extents
+            shares = (x0 - box.x0, x1 - box.x0), (box.y1 - y1, box.y1 - y0)
+            (left, right), (top, bottom) = shares
+            return tuple(
+                round(float(share), 5)
+                for share in (left / box.width, top / box.height, right / box.width,
+                              bottom / box.height)
+            )  # fmt: skip
+
+        axes = {}
+        for ax in figure.axes:
+            if label := ax.get_label():
+                axes[str(label)] = edges_of(ax.get_window_extent())
+                axes[f"{label}+names"] = edges_of(ax.get_tightbbox() or ax.bbox)
+    return Saved(paths, axes)

@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import polars as pl
+
 # Messages of the lower layers list names, too, so this function lies below all of them.
 from netkin.errors import and_more as and_more
 
@@ -125,3 +127,51 @@ def cell_text(column: str, value: Any) -> str:
     if isinstance(value, int):
         return minus(f"{value:,}" if abs(value) >= 10_000 else str(value))
     return str(value)
+
+
+SPECIAL = {
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    UNKNOWN: "--",
+    "\N{MINUS SIGN}": "$-$",
+    "²": "$^2$",
+    "ε": r"$\varepsilon$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "○": r"$\circ$",
+    "\N{MULTIPLICATION SIGN}": r"$\times$",
+}
+
+
+def latex(table: pl.DataFrame) -> str:
+    """A tabular with the numbers as a page writes them; it takes \\usepackage{booktabs}."""
+    columns = "".join("r" if kind.is_numeric() else "l" for kind in table.dtypes)
+    head = " & ".join(_escaped(heading(name)) for name in table.columns)
+    numeric = [kind.is_numeric() for kind in table.dtypes]
+    rows = [
+        " & ".join(
+            _escaped(cell_text(name, value), number)
+            for name, value, number in zip(table.columns, row, numeric, strict=True)
+        )
+        for row in table.iter_rows()
+    ]
+    lines = [
+        r"% \usepackage{booktabs}",
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        rf"{head} \\",
+        r"\midrule",
+        *(rf"{row} \\" for row in rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str, number: bool = False) -> str:
+    """Plain text for LaTeX; the minus of a number is one."""
+    text = re.sub(r"\s+", " ", text)
+    escaped = "".join(SPECIAL.get(c, c) for c in text)
+    return re.sub(r"^-(?=\d)", "$-$", escaped) if number else escaped

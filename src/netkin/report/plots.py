@@ -1,0 +1,469 @@
+"""Scatter plots, lines, intervals, bars, training curves, maps, and images side by side.
+
+Each returns a figure that is ready to be saved; `scatter` and `panels` of `netkin.report.style`
+build others. Draw these in `netkin.report.style.style()`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
+from numpy.typing import ArrayLike, NDArray
+
+from netkin.analysis.statistics import Trend
+from netkin.report.heatmap import inches
+from netkin.report.style import (
+    BASES,
+    FULL,
+    INK,
+    MARKERS,
+    PALETTE,
+    SMALL,
+    base_colours,
+    before_saving,
+    legend_above,
+    panels,
+    style,
+    width_of,
+)
+
+NAMES_UP_TO = 40
+"""Points; of more, names cannot all be read."""
+RADIUS = 3.4
+"""Points of type: the distance from a point that no name enters."""
+MANY = 400
+"""Points; more are drawn small, and as pixels in a PDF."""
+WRONG = "#d55e00"  # Okabe and Ito's vermilion
+DASHED = (0, (4, 3))
+LOSSES = {
+    "train_loss": "total",
+    "label_loss": "from the label",
+    "teacher_loss": "from the teacher",
+}
+ACCURACIES = {
+    "train_accuracy": "training, class head",
+    "distilled_accuracy": "training, distillation head",
+    "teacher_agreement": "training, agreement with the teacher",
+    "test_accuracy": "test",
+    "test_accuracy_ema": "test, moving average",
+}
+
+
+@style()
+def scatter_figure(
+    x: ArrayLike,
+    y: ArrayLike,
+    xlabel: str,
+    ylabel: str,
+    names: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
+    trend: Trend | None = None,
+    text: str = "",
+    width: float = 4.2,
+    height: float = 3.2,
+) -> Figure:
+    """`scatter` on one pair of axes, of `width` by `height` inches with their labels."""
+    figure, (ax,) = panels(1, width, height)
+    scatter(ax, x, y, xlabel, ylabel, names, groups, trend, text)
+    return figure
+
+
+def scatter(
+    ax: Axes,
+    x: ArrayLike,
+    y: ArrayLike,
+    xlabel: str,
+    ylabel: str,
+    names: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
+    trend: Trend | None = None,
+    text: str = "",
+) -> None:
+    """A scatter plot of n points.
+
+    Args:
+        ax: of a figure of `panels`, whose panels share one legend.
+        x, y: [n].
+        xlabel, ylabel: with their units.
+        names: of the points, written near them where there are at most `NAMES_UP_TO`, and
+            joined by a line where there is no room beside the point.
+        groups: of the points: a colour and a marker each, in a legend.
+        trend: of `netkin.analysis.statistics.trend`: a line and its band.
+        text: such as "r = -0.31, Mantel p = 0.001", above the points.
+    """
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    many = len(x) > MANY
+    group_of = np.array(groups if groups is not None else [""] * len(x))
+    kinds = list(dict.fromkeys(group_of.tolist()))
+    colours = base_colours(group_of.tolist()) if groups is not None else {"": PALETTE[0]}
+    known = list(BASES) if {*BASES} & {*kinds} else []  # which have the same marker in all panels
+    listed = list(dict.fromkeys([*known, *kinds]))
+    markers = {kind: MARKERS[listed.index(kind) % len(MARKERS)] for kind in kinds}
+    for kind in kinds:
+        ax.scatter(
+            x[group_of == kind],
+            y[group_of == kind],
+            s=6 if many else 22,
+            alpha=0.35 if many else 0.85,
+            color=colours[kind],
+            marker=markers[kind],
+            linewidths=0,
+            rasterized=many,
+        )
+    if trend is not None:
+        ax.fill_between(trend.x, trend.low, trend.high, color="#555555", alpha=0.2, lw=0)
+        label = f"linear fit, {trend.level:.0%} band"
+        ax.plot(trend.x, trend.y, color=INK, lw=1.3, label=label)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    if text:
+        ax.set_title(text, fontsize=7.5, fontweight="normal", loc="left")
+    figure = ax.figure
+    assert isinstance(figure, Figure)
+    handles, labels = ax.get_legend_handles_labels()
+    if len(kinds) > 1:
+        handles += [_dot(markers[kind], colours[kind]) for kind in kinds]
+        labels += kinds
+    if handles and not figure.legends:
+        legend_above(figure, handles, labels)
+    if names is not None and len(names) <= NAMES_UP_TO:
+        line = None if trend is None else np.column_stack([trend.x, trend.y])
+        before_saving(figure, lambda: _write_names(ax, np.column_stack([x, y]), names, line))
+
+
+class Line(NamedTuple):
+    """A series: its name, x [n], y [n], and the interval of y, low and high [n]."""
+
+    name: str
+    x: NDArray
+    y: NDArray
+    low: NDArray
+    high: NDArray
+
+
+@style()
+def lines_figure(
+    parts: Sequence[tuple[str, Sequence[Line]]],
+    xlabel: str,
+    width: float = 2.6,
+    height: float = 2.5,
+    shares: bool = False,
+) -> Figure:
+    """A panel for each (label of its y axis, its lines); the lines have the same names in all.
+
+    x are whole numbers, or with `shares` numbers above 0, drawn as per cent on a log scale.
+    """
+    figure, axes = panels(len(parts), width, height)
+    for ax, (label, lines) in zip(axes, parts, strict=True):
+        for i, line in enumerate(lines):
+            # Side by side where they have the same x, so that no interval hides another.
+            x = line.x + (0 if shares else 0.05 * (i - (len(lines) - 1) / 2))
+            ax.errorbar(
+                x,
+                line.y,
+                [np.maximum(line.y - line.low, 0), np.maximum(line.high - line.y, 0)],
+                color=PALETTE[i % len(PALETTE)],
+                marker=MARKERS[i % len(MARKERS)],
+                lw=1.2,
+                elinewidth=0.7,
+                label=line.name,
+            )
+        ax.set(xlabel=xlabel, ylabel=label)
+        if shares:
+            ax.set_xscale("log")
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            ax.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            ax.set_xticks(sorted({int(v) for line in lines for v in line.x}))
+        ax.margins(x=0.08)
+    handles, names = axes[0].get_legend_handles_labels()
+    legend_above(figure, handles, names)
+    return figure
+
+
+@style()
+def intervals_figure(
+    names: Sequence[str],
+    values: Sequence[NDArray[np.float64]],
+    means: NDArray[np.float64],
+    inner: NDArray[np.float64],
+    outer: NDArray[np.float64],
+    line: float,
+    label: str,
+    colours: Sequence[str] = (),
+    legend: bool = True,
+) -> Figure:
+    """A row for each name: its values as points, their mean, a thick inner and a thin outer
+    interval of the mean.
+
+    Args:
+        names: [n], from top to bottom.
+        values: [n] arrays of any length, the pairs of each.
+        means: [n].
+        inner, outer: [n, 2] low and high; NaN where there is none.
+        line: the mean of all pairs, drawn through all rows.
+        label: the axis's, with its unit.
+        colours: [n], of the points; one for all, unless given.
+        legend: whether there is one, of pairs and intervals over models and images.
+    """
+    n = len(names)
+    figure, (ax,) = panels(1, 4.6, 0.75 + 0.22 * n)
+    rng, rows, shown = np.random.default_rng(0), np.arange(n), colours or [PALETTE[0]] * n
+    for row, pairs, colour in zip(rows, values, shown, strict=True):
+        many = len(pairs) > 200
+        ax.scatter(
+            pairs,
+            row + rng.uniform(-0.28, 0.28, len(pairs)),
+            s=2 if many else 7,
+            alpha=0.25 if many else 0.55,
+            color=colour,
+            linewidths=0,
+            rasterized=len(pairs) > 1000,
+        )
+    thin = ax.hlines(rows, *outer.T, color=INK, lw=0.9)
+    thick = ax.hlines(rows, *inner.T, color=INK, lw=2.6)
+    (mean,) = ax.plot(means, rows, ls="", marker="D", ms=4, mfc="white", mec=INK, mew=1)
+    every = ax.axvline(line, color=INK, lw=0.8, ls=DASHED)
+    ax.set_yticks(rows, names)
+    ax.set(xlabel=label, ylim=(n - 0.4, -0.6))
+    ax.grid(axis="y", visible=False)
+    if legend:
+        pair = Line2D([], [], ls="", marker="o", ms=3, color=shown[0])
+        handles = {"pair": pair, "mean": mean, "95% over models": thin}
+        if not np.isnan(inner).all():
+            handles["over images"] = thick
+        handles["mean of all pairs"] = every
+        legend_above(figure, list(handles.values()), list(handles))
+    return figure
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A panel: title, label of the axis, and values [n] with the ends of their intervals."""
+
+    title: str
+    label: str
+    values: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+@style()
+def bars_figure(names: Sequence[str], bars: Sequence[Bar]) -> Figure:
+    """Horizontal bars with intervals: a panel for each of `bars`, with the names [n] from top to
+    bottom at the left."""
+    figure, axes = panels(len(bars), 3.4, 0.7 + 0.21 * len(names))
+    rows = np.arange(len(names))
+    for i, (ax, bar) in enumerate(zip(axes, bars, strict=True)):
+        ax.barh(rows, bar.values, color=PALETTE[i], height=0.68)
+        ax.hlines(rows, bar.low, bar.high, color=INK, lw=1.0)
+        ax.axvline(0, color=INK, lw=0.6)
+        ax.set(ylim=(len(names) - 0.5, -0.5), xlabel=bar.label, title=bar.title)
+        spec = ax.get_subplotspec()
+        ax.set_yticks(rows, names if spec is None or spec.is_first_col() else [""] * len(names))
+        ax.tick_params(axis="y", length=0)
+        ax.grid(axis="y", visible=False)
+    return figure
+
+
+@style()
+def curves_figure(curves: pl.DataFrame) -> Figure:
+    """Two panels from the curves of `netkin.training.fit.Fit`: losses, and accuracies in per cent.
+
+    Test accuracies, which need not be there for every epoch, are points joined by a line.
+    """
+    figure, (left, right) = panels(2, 3.6, 2.9)
+    for column, label in LOSSES.items():
+        if column in curves.columns:
+            left.plot(curves["epoch"], curves[column], label=label)
+    left.set(xlabel="epoch", ylabel="loss on augmented images (nats)")
+    if "teacher_loss" in curves.columns:
+        left.legend()
+    for column, label in ACCURACIES.items():
+        if column in curves.columns:
+            rows = curves.drop_nulls(column)
+            marker = "o" if column.startswith("test") else ""
+            right.plot(rows["epoch"], 100 * rows[column], label=label, marker=marker)
+    right.set(xlabel="epoch", ylabel="accuracy (%)")
+    right.legend(loc="lower right")
+    return figure
+
+
+@style()
+def map_figure(
+    points: NDArray[np.float64], names: Sequence[str], labels: NDArray, groups: Sequence[str]
+) -> Figure:
+    """Models as points [N, 2] in the colour of their base architecture or other group ([N]) and
+    the marker of their cluster ([N] int from 0).
+
+    Up to 40 names are written near their points. More models are numbered from left to right
+    within their clusters, and a list at the right, or below, has their names.
+    """
+    n, few, colours = len(names), len(names) <= NAMES_UP_TO, base_colours(groups)
+    clusters = np.unique(labels)
+    width = width_of(5.2 if few else FULL)
+    listed = None
+    if few:
+        figure = Figure(figsize=(width, 0.8 * width))
+        ax = figure.subplots()
+    else:
+        tall = -(-(n + len(clusters)) // 2) * 0.118  # inches of a list in two columns
+        if width > 5:
+            figure = Figure(figsize=(width, max(tall, 0.6 * width)))
+            ax, listed = figure.subplots(ncols=2, width_ratios=(width - 3.4, 3.4))
+        else:
+            figure = Figure(figsize=(width, 0.9 * width + tall))
+            ax, listed = figure.subplots(nrows=2, height_ratios=(0.9 * width, tall))
+    FigureCanvasAgg(figure)
+    for cluster in clusters:
+        members = labels == cluster
+        ax.scatter(
+            *points[members].T,
+            s=36 if few else 26,
+            color=[colours[groups[i]] for i in np.flatnonzero(members).tolist()],
+            marker=MARKERS[cluster % len(MARKERS)],
+            edgecolors="white",
+            linewidths=0.5,
+        )
+    ax.set(xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[])
+    ax.margins(0.08)
+    ax.grid(False)
+    handles = {base: _dot("o", colour) for base, colour in colours.items()}
+    order, texts = np.arange(n), names
+    if listed is None:
+        handles |= {f"cluster {c + 1}": _dot(MARKERS[c % len(MARKERS)]) for c in clusters}
+    else:
+        order = np.lexsort((points[:, 0], labels))
+        texts = [str(number) for number in range(1, n + 1)]
+        _list_names(listed, [names[int(i)] for i in order], labels[order])
+    legend_above(figure, list(handles.values()), list(handles))
+    before_saving(figure, lambda: _write_names(ax, points[order], texts))
+    return figure
+
+
+def _list_names(ax: Axes, names: Sequence[str], labels: NDArray) -> None:
+    """Numbers and names, a line each in two columns, each cluster under its own heading."""
+    ax.set_axis_off()
+    lines: list[tuple[str, int | None]] = []
+    for number, (name, label) in enumerate(zip(names, labels.tolist(), strict=True), start=1):
+        if not lines or label != labels[number - 2]:
+            lines.append((f"cluster {label + 1}", label))
+        lines.append((f"{number}  {name}", None))
+    rows = -(-len(lines) // 2)
+    first, second = (max(inches(text) for text, _ in part) for part in (lines[:rows], lines[rows:]))
+    starts = (0.0, (first + 0.2) / (first + second + 0.3))
+    ax.set(xlim=(0, 1), ylim=(rows, 0))
+    for i, (text, cluster) in enumerate(lines):
+        column, row = divmod(i, rows)
+        x, y = starts[column], row + 0.5
+        if cluster is not None:
+            marker = MARKERS[cluster % len(MARKERS)]
+            ax.plot(x + 0.012, y, marker=marker, color=INK, ms=4, lw=0)
+        weight = "normal" if cluster is None else "bold"
+        ax.text(x + 0.035, y, text, fontsize=SMALL, va="center", fontweight=weight)
+
+
+@style()
+def images_figure(
+    images: Sequence[Sequence[NDArray[np.uint8]]],
+    titles: Sequence[str],
+    below: Sequence[Sequence[str]],
+    names: Sequence[str] = (),
+    wrong: NDArray[np.bool_] | None = None,
+) -> Figure:
+    """Images side by side, as they are.
+
+    Args:
+        images: R rows of up to C images, [H, W, 3] each.
+        titles: of the C columns.
+        below: a text for each image.
+        names: of the rows, at the left.
+        wrong: [R, C], whose texts are red.
+    """
+    rows, columns = len(images), len(titles)
+    width = width_of(columns * 0.95)
+    figure = Figure(figsize=(width, rows * (width / columns + 0.15) + 0.2))
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for (row, column), ax in np.ndenumerate(grid):
+        if column >= len(images[row]):
+            ax.set_axis_off()
+            continue
+        ax.imshow(images[row][column], interpolation="nearest")
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+        if row == 0:
+            ax.set_title(titles[column], fontsize=SMALL, weight="normal", loc="center", pad=3)
+        if column == 0 and names:
+            ax.set_ylabel(names[row], fontsize=SMALL)
+        colour = WRONG if wrong is not None and wrong[row, column] else INK
+        ax.set_xlabel(below[row][column], fontsize=SMALL, color=colour, labelpad=1)
+    return figure
+
+
+def _dot(marker: str, colour: str = INK) -> Line2D:
+    return Line2D([], [], ls="", marker=marker, color=colour)
+
+
+def _write_names(
+    ax: Axes,
+    points: NDArray[np.float64],
+    names: Sequence[str],
+    line: NDArray[np.float64] | None = None,
+) -> None:
+    """Write each name near its point ([n, 2]), off other names, points and a line ([m, 2]), and
+    join those that are farther away to their points.
+
+    Each name in turn takes the nearest free position around its point, or the least occupied one:
+    deterministic, and linear in the names. The figure's layout must be final: see `before_saving`.
+    """
+    figure = ax.figure
+    assert isinstance(figure, Figure)
+    figure.draw_without_rendering()
+    unit = figure.dpi / 72
+    pixels = ax.transData.transform(points)
+    turns = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    around = np.column_stack([np.cos(turns), np.sin(turns)])  # [24, 2], the first to the right
+    # Points have a size: a ring around each is avoided, too.
+    obstacles = [pixels, (pixels[:, None] + RADIUS * unit * around[::3]).reshape(-1, 2)]
+    if line is not None:
+        x = np.linspace(line[:, 0].min(), line[:, 0].max(), 200)
+        along = np.column_stack([x, np.interp(x, *line.T)])
+        obstacles.append(ax.transData.transform(along))
+    avoided = np.concatenate(obstacles)
+    frame = ax.bbox.padded(unit).extents
+    taken = np.empty((0, 4))  # boxes of names: left, bottom, right, top
+    texts = [ax.text(0, 0, name, fontsize=SMALL, color=INK, ha="center", va="center")
+             for name in names]  # fmt: skip
+    for text, point in zip(texts, pixels, strict=True):
+        half = np.asarray(text.get_window_extent().size) / 2
+        centres = np.concatenate(
+            [point + around * (half + (RADIUS + gap) * unit) for gap in range(1, 72, 3)]
+        )
+        boxes = np.hstack([centres - half, centres + half])  # [C, 4]
+        outside = ((boxes[:, :2] < frame[:2]) | (boxes[:, 2:] > frame[2:])).any(axis=1)
+        on_names = ((boxes[:, None, :2] < taken[:, 2:]) & (boxes[:, None, 2:] > taken[:, :2])).all(
+            axis=2
+        )
+        on_points = ((boxes[:, None, :2] < avoided) & (boxes[:, None, 2:] > avoided)).all(axis=2)
+        occupied = on_points.sum(axis=1) + 10 * on_names.sum(axis=1) + 100 * outside
+        best = int(occupied.argmin())
+        taken = np.vstack([taken, boxes[best]])
+
+        def to_data(place: NDArray[np.float64]) -> tuple[float, float]:
+            x, y = ax.transData.inverted().transform(place)
+            return float(x), float(y)
+
+        text.set_position(to_data(centres[best]))
+        near = np.clip(point, boxes[best, :2], boxes[best, 2:])
+        if np.linalg.norm(near - point) > (RADIUS + 5) * unit:
+            arrow = {"arrowstyle": "-", "color": "#8a929c", "lw": 0.5, "shrinkA": 0, "shrinkB": 2}
+            ax.annotate("", to_data(point), to_data(near), arrowprops=arrow)
