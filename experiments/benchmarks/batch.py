@@ -7,10 +7,9 @@ from torch import Tensor
 
 from netkin.data import views
 from netkin.errors import UserError
-from netkin.passes.setting import Setting
-from netkin.passes.stored import correct
+from netkin.model import Model
+from netkin.results import Results
 from netkin.zoo.build import Classifier
-from netkin.zoo.member import Member
 
 
 @dataclass(frozen=True)
@@ -35,19 +34,20 @@ class Batch:
         return self.clean.float() / 255
 
 
-def correct_batch(setting: Setting, member: Member, most: int, device: torch.device) -> Batch:
-    """At most `most` images; the store must hold the member's clean predictions.
+def correct_batch(results: Results, model: Model, most: int, device: torch.device) -> Batch:
+    """At most `most` images; the store must hold the model's clean predictions.
 
-    Raises UserError where the member classifies no image correctly.
+    Raises UserError where the model classifies no image correctly.
     """
-    chosen = correct(setting, member).nonzero().flatten()[:most].tolist()
+    chosen = results.correct(model).nonzero().flatten()[:most].tolist()
     if not chosen:
-        raise UserError(f"{member.name} classifies none of the images correctly")
-    positions = [setting.subset.positions[i] for i in chosen]
-    clean = views.load(setting.images, positions, setting.view(member)).contiguous()
+        raise UserError(f"{model.name} classifies none of the images correctly")
+    evaluation = results.evaluation
+    positions = [evaluation.subset.positions[i] for i in chosen]
+    clean = views.load(evaluation.images, positions, model.view).contiguous()
     return Batch(
-        setting.build(member).eval().requires_grad_(False).to(device),
+        model.build().eval().requires_grad_(False).to(device),
         clean.to(device),
-        setting.labels[chosen].to(device),
-        setting.keys(member, chosen),
+        evaluation.labels[chosen].to(device),
+        evaluation.keys(model.name, chosen),
     )

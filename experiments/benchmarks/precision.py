@@ -9,7 +9,7 @@ On the 12 digits members (500 images, PGD-50): see experiments/results/speed.md.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -22,15 +22,14 @@ from experiments.benchmarks.target_precision import differing, in_turn, speed_se
 from experiments.cli.devices import on_cpu
 from experiments.cli.keys import naming
 from experiments.cli.setting import build_attack
-from experiments.cli.study import Measured, Study, measure_prepared, study
+from experiments.cli.study import Measured, Study, study
 from experiments.cli.values import one_of
 from netkin import similarity
 from netkin.errors import UserError
-from netkin.jobs.progress import Bars
-from netkin.passes.setting import Setting
-from netkin.passes.stored import adversarial
 from netkin.report.study import Section
 from netkin.report.style import INK, MARKERS, PALETTE, panels, style
+from netkin.results import Results
+from netkin.run import Run
 from netkin.similarity import Outcomes
 from netkin.zoo import execution
 from netkin.zoo.execution import PRECISIONS, TARGET_PRECISIONS, Execution, check_execution
@@ -41,7 +40,7 @@ class Variant:
     """The attack or its targets in another precision, or the attack with another seed."""
 
     name: str
-    setting: Setting
+    run: Run
 
 
 def run(config: DictConfig) -> None:
@@ -53,27 +52,24 @@ def run(config: DictConfig) -> None:
         raise UserError(f"seed={config.seed} is the attack's own seed; give another one")
     with study(config) as s:
         assert s.measured is not None
-        variants = [in_precision(s.measured.setting, name) for name in others]
-        variants.append(Variant(f"seed {config.seed}", with_seed(config, s.measured.setting)))
+        variants = [in_precision(s.measured.run, name) for name in others]
+        variants.append(Variant(f"seed {config.seed}", with_seed(config, s.measured.run)))
         variants += [
-            Variant(f"transfer {name}", replace(s.measured.setting, precision=name))
+            Variant(f"transfer {name}", s.measured.run.under(target_precision=name))
             for name in of_targets(config)
         ]
         members, outcomes = s.measured.members, {}
         for variant in variants:
-            with Bars(s.console) as bars:
-                s.console.print(f"\n{variant.name}")
-                outcomes[variant.name] = measure_prepared(
-                    config, variant.setting, members, s.tracker, bars
-                )
+            s.console.print(f"\n{variant.name}")
+            outcomes[variant.name] = variant.run.measure()
         shares = {
             v.name: {
-                "differing_pixels": differing_pixels(s.measured, v.setting),
-                **differing(s.measured.setting, v.setting, members),
+                "differing_pixels": differing_pixels(s.measured, v.run.results),
+                **differing(s.measured.results, v.run.results, members),
             }
             for v in variants
         }
-        speed = in_turn(s.measured.setting, members, config.hardware.threads)
+        speed = in_turn(s.measured.run, members, config.hardware.threads)
         compare(s, outcomes, shares, s.outputs.table("speed", speed))
 
 
@@ -108,27 +104,25 @@ def precisions(config: DictConfig) -> list[str]:
     return list(dict.fromkeys(config.precisions))
 
 
-def in_precision(setting: Setting, name: str) -> Variant:
-    """The setting in another precision."""
-    choice = setting.choice
-    changed = replace(choice, execution=replace(choice.execution, precision=name))
-    return Variant(name, replace(setting, choice=changed))
+def in_precision(r: Run, name: str) -> Variant:
+    """The run in another precision of crafting."""
+    return Variant(name, r.under(craft_precision=name))
 
 
-def with_seed(config: DictConfig, setting: Setting) -> Setting:
-    """The setting with another seed of the attack."""
+def with_seed(config: DictConfig, r: Run) -> Run:
+    """The run with another seed of the attack."""
     changed = config.copy()
     OmegaConf.update(changed, "attack.seed", config.seed)
-    return replace(setting, attack=build_attack(changed))
+    return r.under(attack=build_attack(changed))
 
 
-def differing_pixels(measured: Measured, other: Setting) -> float:
+def differing_pixels(measured: Measured, other: Results) -> float:
     """The share of stored pixels that differ from the run's own, over all sources."""
     differ, total = 0, 0
     for member in measured.members:
-        for shard in range(len(measured.setting.shards)):
-            ours, _ = adversarial(measured.setting, member, shard)
-            theirs, _ = adversarial(other, member, shard)
+        for shard in range(len(measured.evaluation.shards)):
+            ours, _ = measured.results.adversarial(member, shard)
+            theirs, _ = other.adversarial(member, shard)
             differ += int(torch.count_nonzero(ours != theirs))
             total += ours.numel()
     return differ / total

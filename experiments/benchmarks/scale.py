@@ -30,9 +30,9 @@ from safetensors import safe_open
 from netkin import similarity
 from netkin.analysis import clusters, ensemble, landmarks, summary
 from netkin.analysis.groups import Draws
-from netkin.passes.stored import outcome_array
 from netkin.report.comparison import relate
 from netkin.report.study import Outputs
+from netkin.results import outcome_array
 from netkin.similarity import Outcomes
 from netkin.store.files import write_tensors
 from netkin.store.outcomes import OutcomeStore, Part

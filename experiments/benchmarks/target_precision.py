@@ -9,28 +9,28 @@ from torch import Tensor
 
 from experiments.benchmarks.batch import correct_batch
 from netkin.jobs.devices import seconds_of
-from netkin.passes.evaluator import Evaluator
-from netkin.passes.setting import Setting
-from netkin.passes.stored import outcome_store
+from netkin.model import Model
+from netkin.results import Results
+from netkin.run import Run
+from netkin.runner import Predictor
 from netkin.zoo.execution import TARGET_PRECISIONS, precisions
-from netkin.zoo.member import Member
 
 ROUNDS = 3
 KEY = ("source", "target", "image_id")
 
 
-def in_turn(setting: Setting, members: Sequence[Member], threads: int) -> pl.DataFrame:
+def in_turn(r: Run, members: Sequence[Model], threads: int) -> pl.DataFrame:
     """Milliseconds an image of each member in each of TARGET_PRECISIONS that the device has.
 
     The fastest of three rounds, in which the precisions take turns, on one batch of clean images:
     columns model, precision, transfer_ms_per_image. Members' clean pass is done.
     """
-    device, rows = setting.device, []
+    device, rows = r.runner.device, []
     names = [name for name in precisions(device.type == "cuda") if name in TARGET_PRECISIONS]
     torch.set_num_threads(threads)
     for member in members:
-        batch = correct_batch(setting, member, setting.batch_size, device)
-        runs = {name: setting.evaluator(batch.classifier, name) for name in names}
+        batch = correct_batch(r.results, member, r.runner.batch_size, device)
+        runs = {name: r.runner.predictor(batch.classifier, name) for name in names}
         seconds = {name: float("inf") for name in names}
         for round_ in range(ROUNDS + 1):  # the first one prepares the models
             for name, evaluator in runs.items():
@@ -47,9 +47,9 @@ def in_turn(setting: Setting, members: Sequence[Member], threads: int) -> pl.Dat
     return pl.DataFrame(rows)
 
 
-def _classify(evaluator: Evaluator, pixels: Tensor) -> None:
+def _classify(predictor: Predictor, pixels: Tensor) -> None:
     with torch.no_grad():
-        evaluator(pixels)
+        predictor(pixels)
 
 
 def speed_sentence(table: pl.DataFrame) -> str:
@@ -63,14 +63,14 @@ def speed_sentence(table: pl.DataFrame) -> str:
     )
 
 
-def differing(ours: Setting, theirs: Setting, members: Sequence[Member]) -> dict[str, float]:
+def differing(ours: Results, theirs: Results, members: Sequence[Model]) -> dict[str, float]:
     """The shares of predictions on adversarial images, and of outcomes, that differ.
 
     Over all pairs of members and the images that both classify correctly, which are the same in
-    both settings.
+    both.
     """
     names, counts = [member.name for member in members], pl.Series([0, 0, 0])
-    tables = outcome_store(ours), outcome_store(theirs)
+    tables = ours.outcome_store, theirs.outcome_store
     for name in names:  # one target at a time: all rows of a large zoo fill the memory
         one, other = (table.read(name, names) for table in tables)
         both = one.join(other, on=list(KEY), suffix="_other", validate="1:1")

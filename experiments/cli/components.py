@@ -36,7 +36,8 @@ def components_of(s: Study) -> pl.DataFrame:
     if s.published is not None:
         return s.published.components
     if s.measured is not None:
-        members, task = s.measured.members, s.measured.setting.task
+        members = [model.member for model in s.measured.members]
+        task = s.measured.evaluation.task
     else:
         known = {**pinned(), **(resolved(s.config.model).get("known") or {})}
         try:

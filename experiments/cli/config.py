@@ -547,13 +547,6 @@ def check(config: DictConfig, script: str) -> None:
             continue
         hint = near(value, CHOICES.get(key, ())) if isinstance(value, str) else ""
         raise UserError(f"{key} must be {setting.expected}, got {value!r}{hint}")
-    stops = "score.half_width" in known and config.score.half_width is not None
-    if stops and not config.experiment.get("sequential"):
-        way = f", or give experiment={name} the similarity.csv of an experiment=pairwise with it"
-        raise UserError(
-            f"experiment={name} takes no score.half_width; pairwise and plan do: leave it out"
-            + (way if "similarity" in known else "")
-        )
     if name in EXPERIMENTS and config.get("similarity") is not None and "similarity" not in known:
         having = [other for other in EXPERIMENTS if "similarity" in settings(other, script)]
         raise UserError(

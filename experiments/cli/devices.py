@@ -1,11 +1,9 @@
 """Where models run: devices, worker processes, and the GPU of a job of a sweep."""
 
 import os
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -16,17 +14,15 @@ from experiments.cli.keys import naming
 from experiments.cli.values import one_of, positive_int
 from netkin.errors import UserError
 from netkin.jobs.devices import device_of
-from netkin.jobs.pool import Jobs
-from netkin.jobs.progress import Bars
-from netkin.passes.setting import Loader
-from netkin.passes.tune import AUTO, Choice
-from netkin.passes.work import PRELOAD
+from netkin.run import Processes
+from netkin.runner import Loader, Runner
 from netkin.store.lease import lease
 from netkin.training.job import Hardware
 from netkin.zoo.execution import MEMORY_FORMATS, PRECISIONS, Execution, check_execution
 
+AUTO = "auto"
 BATCH_SIZE = 100
-"""Images at once with hardware.batch_size=auto, in passes without gradients."""
+"""Images at once with hardware.batch_size=auto; it is halved where memory runs out."""
 TRAIN_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 """Precisions of training, by Lightning's names."""
 
@@ -75,43 +71,39 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def batch_size(config: DictConfig) -> int:
-    """Images through a model at once, except while crafting."""
-    size = config.hardware.batch_size
-    return BATCH_SIZE if size == AUTO else positive_int(size, "hardware.batch_size", auto=True)
+def build_runner(config: DictConfig) -> Runner:
+    """Where and how models run.
 
-
-def execution_choice(config: DictConfig) -> Choice:
-    """How source models compute while they are attacked."""
-    hardware = config.hardware
+    Stored shards are loaded on a CPU by the model's process, for a GPU by two others.
+    """
+    hardware, gpu = config.hardware, not on_cpu(config)
     one_of(hardware.craft_precision, tuple(PRECISIONS), "hardware.craft_precision")
     one_of(hardware.memory_format, (*MEMORY_FORMATS, AUTO), "hardware.memory_format")
     for name in ("fuse", "craft_compile"):
         one_of(hardware[name], (True, False), f"hardware.{name}")
-    timed = hardware.memory_format == AUTO
+    layout = hardware.memory_format
     execution = Execution(
         hardware.craft_precision,
         hardware.fuse,
-        Execution.memory_format if timed else hardware.memory_format,
+        Execution.memory_format if layout == AUTO else layout,
         hardware.craft_compile,
     )
     with naming({"precision": "hardware.craft_precision"}):
-        check_execution(execution, gpu=not on_cpu(config))
-    return Choice(execution, timed, hardware.batch_size)
-
-
-def loader(config: DictConfig) -> Loader:
-    """How stored shards are loaded: on a CPU by the model's process, for a GPU by two others."""
-    hardware, gpu = config.hardware, not on_cpu(config)
+        check_execution(execution, gpu)
     threads = hardware.decode_threads
-    if threads == "auto":
+    if threads == AUTO:
         threads = cores() if gpu else 1
-    return Loader(
-        _processes(config, auto=2 * gpu),
+    loader = Loader(
+        _loader_processes(config, auto=2 * gpu),
         positive_int(hardware.prefetch, "hardware.prefetch"),
-        gpu if hardware.pin_memory == "auto" else bool(hardware.pin_memory),
+        gpu if hardware.pin_memory == AUTO else bool(hardware.pin_memory),
         positive_int(threads, "hardware.decode_threads", auto=True),
     )
+    size = hardware.batch_size
+    if size == AUTO:
+        size = BATCH_SIZE
+    positive_int(size, "hardware.batch_size", auto=True)
+    return Runner(hardware.accelerator, size, execution, loader)
 
 
 def member_hardware(config: DictConfig) -> Hardware:
@@ -133,12 +125,14 @@ def training_hardware(config: DictConfig) -> Hardware:
     return replace(
         member_hardware(config),
         devices=devices,
-        workers=_processes(config, auto=0 if on_cpu(config) else max(1, cores() // devices - 1)),
+        workers=_loader_processes(
+            config, auto=0 if on_cpu(config) else max(1, cores() // devices - 1)
+        ),
         fast_dev_run=config.fast_dev_run,
     )
 
 
-def _processes(config: DictConfig, auto: int) -> int:
+def _loader_processes(config: DictConfig, auto: int) -> int:
     """Processes of a device that load or augment images."""
     number = config.hardware.loader_processes
     if number == "auto":
@@ -150,34 +144,13 @@ def _processes(config: DictConfig, auto: int) -> int:
     return number
 
 
-def build_jobs(
-    config: DictConfig,
-    context: Any,
-    display: Bars,
-    preload: Sequence[str] = PRELOAD,
-    members: int | None = None,
-) -> Jobs:
-    """The worker processes.
-
-    Args:
-        config: as composed.
-        context: given to each piece of work.
-        display: of the progress.
-        preload: modules that workers import before they start.
-        members: the most processes that there is work for; None where that is unknown.
-    """
+def processes(config: DictConfig) -> Processes:
+    """The processes that work on several models at once."""
     if HydraConfig.get().mode == RunMode.MULTIRUN and not on_cpu(config):
         take_gpu(Path(config.store.dir).expanduser().resolve())
     threads = positive_int(config.hardware.threads, "hardware.threads")
-    number, split = members_at_once(config), device_count(config)
-    return Jobs(
-        context,
-        number if members is None or split > 1 else min(number, members),
-        threads,
-        display,
-        preload,
-        devices=split,
-        gpus=not on_cpu(config),
+    return Processes(
+        members_at_once(config), threads, device_count(config), gpus=not on_cpu(config)
     )
 
 

@@ -10,32 +10,31 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from experiments.cli.keys import naming
 from experiments.cli.members import with_trained
-from experiments.cli.setting import open_pipeline, prepare
 from experiments.cli.study import Study
-from experiments.cli.suspects import Suspects
 from netkin.analysis.ensemble import ensembles_correct
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
-from netkin.passes.setting import Setting
-from netkin.passes.stored import logits_by_block
+from netkin.model import Model
+from netkin.results import Results
+from netkin.run import Run
 from netkin.zoo.member import Member, parse_members
 
 
 def ensembles_wrong(
-    s: Study, setting: Setting, members: list[Member], groups: Sequence[Sequence[int]]
+    s: Study, results: Results, models: Sequence[Model], groups: Sequence[Sequence[int]]
 ) -> NDArray[np.bool_]:
     """Which images each of G ensembles misclassifies, [G, I], with a progress bar.
 
     Args:
         s: the study, whose console shows the progress.
-        setting, members: of `experiments.cli.study.with_logits`.
+        results, models: with clean logits; see `experiments.cli.study.with_logits`.
         groups: G ensembles, each the positions of its members.
     """
-    with Bars(s.console) as bars, logits_by_block(setting, members) as read:
-        bars.start("ensemble", ["images"], len(setting.subset))
+    with Bars(s.console) as bars, results.logits_by_block(models) as read:
+        bars.start("ensemble", ["images"], len(results.evaluation.subset))
         correct = ensembles_correct(
             read,
-            setting.labels.numpy(),
+            results.evaluation.labels.numpy(),
             groups,
             len(os.sched_getaffinity(0)),
             lambda images: bars.advance("ensemble", images),
@@ -76,20 +75,19 @@ def build_variants(config: DictConfig, taken: Sequence[str]) -> dict[str, list[M
 
 
 def with_variants(
-    s: Study, setting: Setting, members: Sequence[Member], variants: dict[str, list[Member]]
-) -> tuple[Setting, list[Member], dict[str, list[int]]]:
-    """The members followed by the variants, whose clean logits are computed where they are missing.
+    r: Run, models: Sequence[Model], variants: dict[str, list[Member]]
+) -> tuple[Run, list[Model], dict[str, list[int]]]:
+    """The models followed by the variants, whose clean logits are computed where they are missing.
 
     Args:
-        s: the study.
-        setting, members: of `experiments.cli.study.with_logits`.
+        r, models: of `experiments.cli.study.with_logits`.
         variants: of `build_variants`.
 
     Returns:
-        The setting for all of them, all of them, and the positions of each group's members. A
-        variant with the name of a member is that member.
+        The run of all of them, all of them, and the positions of each group's members. A variant
+        with the name of a model is that model.
     """
-    every = list(members)
+    every = [model.member for model in models]
     places = {member.name: i for i, member in enumerate(every)}
     for variant in (variant for group in variants.values() for variant in group):
         known = every[places[variant.name]] if variant.name in places else variant
@@ -98,15 +96,12 @@ def with_variants(
         if variant.name not in places:
             places[variant.name] = len(every)
             every.append(variant)
-    if extra := every[len(members) :]:
-        with Bars(s.console) as bars:
-            prepared = prepare(s.config, setting, extra, bars)
-            setting = replace(prepared, published={**setting.published, **prepared.published})
-            suspects = Suspects(s.config, s.console)
-            with open_pipeline(s.config, setting, extra, s.tracker, bars, suspects) as pipeline:
-                pipeline.clean(extra)
-            if pipeline.failures:
-                failed = pipeline.failures[0]
-                raise UserError(f"{failed.member.name} failed in {failed.stage}: {failed.reason}")
+    if extra := every[len(models) :]:
+        r = r.with_models(extra)
+        models = [*models, *r.models[-len(extra) :]]
+        r.clean(models[-len(extra) :])
+        if r.failures:
+            failed = r.failures[0]
+            raise UserError(f"{failed.model.name} failed in {failed.stage}: {failed.reason}")
     groups = {name: [places[v.name] for v in group] for name, group in variants.items()}
-    return setting, every, groups
+    return r, list(models), groups

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from experiments.cli import stop
+from experiments.cli.runs import used
 from netkin.analysis.summary import left_out
 from netkin.report.study import Outputs, Section
 
@@ -62,6 +64,11 @@ def finish(
         if names := sorted(file for file in outputs.files if file.endswith(suffix)):
             text = f"{kind:<8} {outputs.folder}/{', '.join(names)}"
             console.print(text)
+
+
+def described(config: DictConfig) -> str:
+    """The config as YAML, resolved, without keys that were not used."""
+    return OmegaConf.to_yaml(used(config), resolve=True)
 
 
 def print_notes(console: Console, notes: Sequence[str]) -> None:

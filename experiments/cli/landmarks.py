@@ -11,8 +11,8 @@ from netkin.analysis import matrix
 from netkin.analysis.landmarks import FEWEST, check_number
 from netkin.analysis.matrix import Matrix, off_diagonal, position_of
 from netkin.errors import UserError
-from netkin.pipeline import Incomplete, Pipeline
-from netkin.zoo.member import Member
+from netkin.model import Model
+from netkin.run import Incomplete, Run
 
 AUTO = 20
 """Landmarks of `landmarks=auto`, or half of the models where that is less."""
@@ -54,27 +54,24 @@ def _check(landmarks: int, models: int, all_allowed: bool) -> None:
         raise UserError(f"landmarks must be 1 model or more, got {landmarks}")
 
 
-def pass_landmarks(
-    pipeline: Pipeline, members: list[Member], landmarks: list[Member], one_sided: bool
-) -> list[Member]:
+def pass_landmarks(r: Run, landmarks: Sequence[str], one_sided: bool) -> list[Model]:
     """Attack the landmarks, and evaluate all models on their images, where the store lacks that.
 
     Unless `one_sided`, the others are attacked, too, and the landmarks evaluated on their images.
-    Returns the members that did not fail. Raises Incomplete where a landmark failed.
+    Returns the models that did not fail. Raises Incomplete where a landmark failed.
     """
-    evaluated = pipeline.clean(members)
-    crafted = pipeline.craft([m for m in evaluated if not one_sided or m in landmarks])
-    done = pipeline.remaining(evaluated)
-    if all(landmark in crafted for landmark in landmarks):
-        pipeline.transfer(done, landmarks)
-        rest = [m for m in crafted if m not in landmarks and m in pipeline.remaining(done)]
-        if not one_sided and rest:
-            pipeline.transfer(landmarks, rest)
-    finished = pipeline.remaining(members)
-    if lost := [landmark.name for landmark in landmarks if landmark not in finished]:
-        raise Incomplete(
-            [f for f in pipeline.failures if f.member.name in lost], None, len(members)
-        )
+    marks = [model for model in r.models if model.name in landmarks]
+    with r.working():
+        evaluated = r.clean()
+        crafted = r.craft([m for m in evaluated if not one_sided or m in marks])
+        if all(mark in crafted for mark in marks):
+            r.transfer(r.remaining(evaluated), marks)
+            rest = [m for m in r.remaining(crafted) if m not in marks]
+            if not one_sided and rest:
+                r.transfer(marks, rest)
+    finished = r.remaining()
+    if lost := [f for f in r.failures if f.model in marks]:
+        raise Incomplete(lost, None, len(r.models))
     return finished
 
 

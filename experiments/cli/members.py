@@ -14,7 +14,7 @@ from netkin.data.images import Images, Part
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.passes.decode import unreadable_images
-from netkin.passes.setting import Setting
+from netkin.results import Results
 from netkin.training import optimizer
 from netkin.training.recipe import Recipe
 from netkin.training.weights import Training, trained_members
@@ -79,15 +79,10 @@ def one_member(config: DictConfig, name: Any, what: str) -> Member:
     return build_member(config, name)
 
 
-def build_training(
-    config: DictConfig, setting: Setting, members: list[Member], display: Bars
-) -> Training | None:
-    """The training of members without weights; None where all members have theirs."""
-    task = setting.task
-    if all(member.checkpoint or member.uses_published(task) for member in members):
-        return None
+def build_training(config: DictConfig, results: Results, display: Bars) -> Training:
+    """The training of members without weights."""
     images, recipe = training_images(config, display), build_recipe(config, "recipe")
-    return Training(setting, images, recipe, member_hardware(config))
+    return Training(results, images, recipe, member_hardware(config))
 
 
 def build_recipe(config: DictConfig, key: str) -> Recipe:

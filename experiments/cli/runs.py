@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.cli.keys import naming, naming_group
 from experiments.cli.values import resolved, run_folder, swept
-from netkin.passes.setting import Setting
+from netkin.evaluation import Evaluation
 from netkin.store.files import digest
 from netkin.store.layout import Store
 from netkin.tracking import RunInfo, Tracker, track
@@ -44,7 +44,11 @@ def tracked(config: DictConfig, info: RunInfo) -> Iterator[Tracker]:
 
 
 def run_info(
-    config: DictConfig, setting: Setting, members: int, names: Sequence[str] = ()
+    config: DictConfig,
+    evaluation: Evaluation,
+    store: Store,
+    members: int,
+    names: Sequence[str] = (),
 ) -> RunInfo:
     """Group by experiment and dataset, so that a dashboard compares like runs.
 
@@ -52,22 +56,28 @@ def run_info(
     members the run is named by their `names`. The attack's numbers, and how many models and images
     there are, are at the top level of the config, where a dashboard sorts and plots them.
     """
-    experiment, dataset, attack = config.experiment.name, config.dataset.name, setting.attack.name
+    experiment, dataset, attack = (
+        config.experiment.name,
+        config.dataset.name,
+        evaluation.attack.name,
+    )
     what = ", ".join(names) if len(names) == 1 else f"{members} models"
-    values, own = resolved(config), setting.attack
-    note = setting.store.root / ".runs" / f"{digest(values)[:16]}.json"
+    values = resolved(config)
+    note = store.root / ".runs" / f"{digest(values)[:16]}.json"
     eps = values["attack"].get("eps")
     name = f"{dataset}, {attack}{'' if eps is None else f' eps {eps}'}, {what}"
-    known = {key: getattr(own, key, None) for key in ("eps", "step_size", "steps", "seed")}
+    known = {
+        key: getattr(evaluation.attack, key, None) for key in ("eps", "step_size", "steps", "seed")
+    }
     numbers = {key: value for key, value in known.items() if value is not None}
     return RunInfo(
         folder=run_folder(),
-        config={**numbers, "models": members, "images": len(setting.subset), **values},
+        config={**numbers, "models": members, "images": len(evaluation.subset), **values},
         group=sweep_group(f"{experiment}-{dataset}"),
         job_type=experiment,
         name=", ".join(swept()) or name,
-        tags=(experiment, dataset, setting.subset.name, attack),
-        note=note if setting.store.writable else None,
+        tags=(experiment, dataset, evaluation.subset.name, attack),
+        note=note if store.writable else None,
     )
 
 

@@ -12,7 +12,8 @@ from rich.console import Console
 from experiments.cli.keys import naming
 from experiments.cli.runs import command
 from experiments.cli.values import may_stop
-from netkin.analysis.sequential import Look, Rule
+from netkin.analysis.sequential import Certainty, Rule
+from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 
 
@@ -27,69 +28,60 @@ def rule(config: DictConfig) -> Rule | None:
         return Rule(config.score.half_width, config.score.share, config.score.eps_s)
 
 
-def printer(console: Console) -> Callable[[Look], None]:
-    """Prints a line after each look."""
-
-    def said(look: Look) -> None:
-        if not Bars.quiet:
-            console.print(line(look))
-
-    return said
-
-
-def line(look: Look) -> str:
-    """A look in one line, and what the run does next."""
-    end = "going on" if look.images < look.total else "no more images"
-    return (
-        f"{look.images} of {look.total} images: {look.share:.0%} of pairs within "
-        f"{look.rule.half_width:g} nats; {'enough' if look.reached else end}"
-    )
-
-
-def answer(look: Look) -> list[str]:
-    """How many images were used, whether that was enough, and what intervals mean; a paragraph."""
-    rule = look.rule
-    asked = f"(score.share={rule.share:g} asked)"
-    found = f"{look.share:.0%} of pairs have a half-width of {rule.half_width:g} nats or less"
-    if look.reached and look.images == look.total:
-        return [f"Reached with all {look.total:,} images: {found} {asked}.", meaning(look)]
-    if look.reached:
-        more = command(f"score.half_width={rule.half_width / 2:g}")
-        return [
-            f"Stopped after {look.images:,} of {look.total:,} images: {found} {asked}. A smaller "
-            f"half-width goes on from here: {more}",
-            meaning(look),
-        ]
-    words = f"Not reached with all {look.total:,} images: {found} {asked}."
-    if math.isfinite(look.needed):
-        words += (
-            f" That share would need about {look.needed:,.0f} images; its half-width is "
-            f"{look.half_width:.2f}."
+def refuse(config: DictConfig) -> None:
+    """Raises UserError for a half-width that a command would ignore."""
+    if may_stop(config):
+        raise UserError(
+            f"experiment={config.experiment.name} takes no score.half_width: its numbers are of "
+            "all images. Leave it out, or run experiment=pairwise with it first"
         )
-    return [
-        f"{words} Use a larger subset, a wider score.half_width, or a lower score.share.",
-        meaning(look),
-    ]
 
 
-def caution(config: DictConfig) -> list[str]:
-    """What to know where the order of the images is not a random one of this run's."""
-    if "file" in config.subset:
-        order = "the manifest's order"
-    elif config.subset.get("shuffled") is False:
-        order = "the order of their ids"
-    else:
+def printer(console: Console) -> Callable[[Certainty], None]:
+    """Prints a line each time that the run may stop."""
+
+    def line(found: Certainty) -> None:
+        if not Bars.quiet:
+            end = "going on" if found.images < found.total else "no more images"
+            console.print(
+                f"{found.images} of {found.total} images: {found.share:.0%} of pairs within "
+                f"{found.rule.half_width:g} nats; {'enough' if found.reached else end}"
+            )
+
+    return line
+
+
+def answer(config: DictConfig, found: Certainty | None) -> list[str]:
+    """How many images were used, and whether that was enough; empty for a run without a rule."""
+    if found is None:
         return []
-    return [
-        f"The images were used in {order}: scores and intervals of a run that stops early are of "
-        "the dataset only where that order is as good as random, and says nothing of the classes."
-    ]
-
-
-def meaning(look: Look) -> str:
-    """What the intervals of a run that may stop at any look are."""
-    return (
-        "The 95% intervals of pairs hold whenever a run is stopped: 5% are spent over all looks "
-        f"(alpha spending), {look.alpha:.1%} at this one. Intervals of means over pairs are for a "
-        "number of images fixed beforehand."
-    )
+    rule = found.rule
+    asked = f"(score.share={rule.share:g} asked)"
+    text = f"{found.share:.0%} of pairs have a half-width of {rule.half_width:g} nats or less"
+    if found.reached and found.images == found.total:
+        sentences = [f"Reached with all {found.total:,} images: {text} {asked}."]
+    elif found.reached:
+        sentences = [
+            f"Stopped after {found.images:,} of {found.total:,} images: {text} {asked}. A smaller "
+            f"half-width goes on from here: {command(f'score.half_width={rule.half_width / 2:g}')}"
+        ]
+    else:
+        need = ""
+        if math.isfinite(found.needed):
+            need = (
+                f" That share would need about {found.needed:,.0f} images; its half-width is "
+                f"{found.half_width:.2f}."
+            )
+        sentences = [
+            f"Not reached with all {found.total:,} images: {text} {asked}.{need} Use a larger "
+            "subset, a wider score.half_width, or a lower score.share."
+        ]
+    order = "the manifest's order" if "file" in config.subset else ""
+    if config.subset.get("shuffled") is False:
+        order = "the order of their ids"
+    if order:
+        sentences.append(
+            f"The images were used in {order}: scores and intervals of a run that stops early are "
+            "of the dataset only where that order is as good as random."
+        )
+    return sentences

@@ -14,13 +14,16 @@ from rich.console import Console
 from experiments.cli.devices import training_hardware
 from experiments.cli.finish import print_notes, terminal
 from experiments.cli.members import build_recipe, training_images
-from experiments.cli.runs import tracked, training_info
-from experiments.cli.setting import training_setting
+from experiments.cli.runs import open_store, tracked, training_info
+from experiments.cli.setting import build_images
 from experiments.cli.values import positive_int, run_folder
+from netkin.attacks import Clean, as_attack
+from netkin.evaluation import Evaluation
 from netkin.jobs.process import keep_freed
 from netkin.jobs.progress import Bars
-from netkin.passes.setting import Setting
+from netkin.model import Model, open_model, open_models
 from netkin.report.study import Outputs
+from netkin.results import Results
 from netkin.store.layout import Store
 from netkin.tracking import Tracker
 from netkin.training.job import Hardware
@@ -28,6 +31,7 @@ from netkin.training.recipe import Recipe
 from netkin.training.weights import Teaching, Training, check_identity, curves, identity, notes
 from netkin.zoo.build import published_classes
 from netkin.zoo.member import Member
+from netkin.zoo.task import Task
 
 
 @dataclass(frozen=True)
@@ -47,23 +51,27 @@ class Session:
     console: Console
 
     @property
-    def setting(self) -> Setting:
-        """The test images (the dataset's subset), the task and the store."""
-        return self.training.setting
+    def results(self) -> Results:
+        """What the store holds of the test images (the dataset's subset)."""
+        return self.training.results
 
     @property
     def hardware(self) -> Hardware:
         """Where and how models are trained."""
-        return self.training.runs_on
+        return self.training.hardware
 
     @property
     def dataset(self) -> str:
         """The dataset's name."""
-        return self.setting.task.dataset
+        return self.training.task.dataset
 
-    def with_setting(self, setting: Setting) -> "Session":
-        """The same with another setting."""
-        return replace(self, training=replace(self.training, setting=setting))
+    def open(self, member: Member) -> Model:
+        """A model with its weights, which exist or are published."""
+        task, store = self.training.task, self.results.store
+        if not member.uses_published(task):
+            return open_model(member, task, store.weights)
+        with Bars(self.console) as bars:
+            return open_models([member], task, store.weights, bars)[0]
 
     def with_recipe(self, recipe: Recipe) -> "Session":
         """The same with another recipe; of one epoch in a fast_dev_run."""
@@ -82,16 +90,17 @@ def build_session(config: DictConfig, recipe: Recipe | None = None) -> Session:
     Raises UserError for a value of the config that cannot be used.
     """
     console, folder = terminal(), run_folder()
-    setting, hardware = training_setting(config), training_hardware(config)
+    evaluation = Evaluation(*build_images(config), as_attack(Clean(), "clean"))
+    store, hardware = open_store(config), training_hardware(config)
     recipe = recipe or build_recipe(config, "recipe")
     if hardware.fast_dev_run:
-        setting = replace(setting, store=Store(folder / "fast_dev_run"))
+        store = Store(folder / "fast_dev_run")
     torch.set_num_threads(positive_int(config.hardware.threads, "hardware.threads"))
     keep_freed()
     with Bars(console) as bars:
         images = training_images(config, bars)
-    print_notes(console, [*images.notes, *setting.images.notes])
-    training = Training(setting, images, recipe, hardware)
+    print_notes(console, [*images.notes, *evaluation.images.notes])
+    training = Training(Results(store, evaluation), images, recipe, hardware)
     return Session(config, training, folder, console).with_recipe(recipe)
 
 
@@ -218,7 +227,7 @@ def _start(session: Session, member: Member) -> Path | None:
     """The checkpoint that the config's `resume` names; None for the one in the store, if any."""
     resume = session.config.resume
     if resume == "never":
-        folder = session.setting.store.training(session.dataset, member.name)
+        folder = session.results.store.training(session.dataset, member.name)
         shutil.rmtree(folder, ignore_errors=True)
     return None if resume in ("auto", "never") else Path(str(resume)).expanduser()
 
@@ -233,9 +242,8 @@ def named(config: DictConfig, member: Member) -> Member:
     return replace(member, name=f"{member.name}{joint}seed{config.seed}")
 
 
-def to_train(setting: Setting, member: Member) -> Member:
+def to_train(task: Task, member: Member) -> Member:
     """The member with the dataset's number of classes, where its published weights have another."""
-    task = setting.task
     if task.weights == "train" or member.target:
         return member  # built for the dataset's classes, or as its kwargs say
     if published_classes(member) == task.num_classes:

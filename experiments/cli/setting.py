@@ -1,47 +1,151 @@
-"""From a composed config to the library's objects; a user's mistake is one line of error here."""
+"""From a composed config to an open run; a user's mistake is one line of error here.
 
-import logging
+Every command that measures opens its run by `opened`.
+"""
+
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
-from experiments.cli.devices import batch_size, build_jobs, execution_choice, loader, on_cpu
+from experiments.cli import sequential
+from experiments.cli.devices import build_runner, on_cpu, processes
+from experiments.cli.finish import described, finish, print_notes, terminal
 from experiments.cli.keys import construct, naming, naming_group
-from experiments.cli.members import build_training
-from experiments.cli.runs import open_store
-from experiments.cli.sequential import rule
+from experiments.cli.members import build_members, build_training
+from experiments.cli.runs import open_store, run_info, tracked
+from experiments.cli.suspects import Suspects
 from experiments.cli.values import may_stop, one_of, positive, positive_int, resolved
-from netkin.attacks import PGD, Attack, Clean, as_attack
+from netkin import run
+from netkin.analysis.summary import left_out
+from netkin.attacks import PGD, Attack, as_attack
 from netkin.attacks.grid import levels
 from netkin.attacks.units import fraction
 from netkin.data import subset
 from netkin.data.images import Images
 from netkin.data.subset import Subset
 from netkin.errors import UserError
-from netkin.jobs.progress import Bars
-from netkin.passes.decode import skipping
-from netkin.passes.setting import Setting
-from netkin.pipeline import Pipeline, Watch
+from netkin.evaluation import Evaluation
+from netkin.report.study import Outputs, Section
+from netkin.run import Run, Settings, Watch
 from netkin.tracking import Tracker
-from netkin.zoo import published
-from netkin.zoo.build import Classifier, Task, build, check_member
 from netkin.zoo.execution import TARGET_PRECISIONS, Execution, check_execution
 from netkin.zoo.member import Member
-from netkin.zoo.preprocessing import trained_here
-
-log = logging.getLogger(__name__)
+from netkin.zoo.task import Task
 
 
-def build_setting(config: DictConfig) -> Setting:
-    """The evaluation that a config describes: images, subset, attack, store, and how models run.
+@dataclass(frozen=True)
+class Opened:
+    """An open run of a command, with what it prints and writes.
+
+    Attributes:
+        config: as composed.
+        run: the passes over its models, and what the store holds.
+        outputs: where tables, figures and the report go.
+        console: of the terminal.
+        suspects: the models whose clean predictions look wrong.
+    """
+
+    config: DictConfig
+    run: Run
+    outputs: Outputs
+    console: Console
+    suspects: Suspects
+
+    @property
+    def tracker(self) -> Tracker:
+        """Where metrics go."""
+        return self.run.tracker
+
+    def finish(
+        self, title: str, question: str, answer: Sequence[str], sections: Sequence[Section]
+    ) -> None:
+        """Write report.html, print the answer, and name the files of the run.
+
+        On the page the models that look wrong follow the verdict; they were printed after the
+        clean pass. The answer ends with the models that failed, the notes on the images, and which
+        could not be read.
+        """
+        evaluation = self.run.evaluation
+        failed = [f"{f.model.name} failed: {f.reason}." for f in self.run.failures]
+        notes = left_out(evaluation.subset.skipped, evaluation.images.notes)
+        text, answer = described(self.config), [*answer, *failed, *notes]
+        cautions = self.suspects.sentences
+        finish(self.outputs, self.console, title, question, answer, sections, text, cautions)
+
+
+@contextmanager
+def opened(
+    config: DictConfig,
+    members: Sequence[Member] | None = None,
+    attack: Attack | None = None,
+    sources: Sequence[str] | None = None,
+    named: Sequence[str] = (),
+    check_members: bool = True,
+    stops: bool = False,
+) -> Iterator[Opened]:
+    """The run of a config, before any work, with an open tracker; see `netkin.run.open`.
+
+    Args:
+        config: as composed.
+        members: instead of the config's.
+        attack: instead of the config's.
+        sources: names of the members that are attacked; all, unless given.
+        named: the models that a dashboard names the run for, where they are few.
+        check_members: whether members that are neither published nor trained here are built once.
+        stops: whether the command stops at `score.half_width`; others refuse it.
+    """
+    if not stops:
+        sequential.refuse(config)
+    console = terminal()
+    suspects = Suspects(config, console)
+    settings = build_settings(config, console, suspects, members, attack)
+    info = run_info(config, settings.evaluation, settings.store, len(settings.members), named)
+    settings = replace(
+        settings,
+        sources=sources,
+        check_members=check_members,
+        rule=sequential.rule(config),
+        tracker=tracked(config, info),
+        tell=lambda notes: print_notes(console, notes),
+    )
+    with run.open(settings) as open_run:
+        yield Opened(config, open_run, Outputs(info.folder, open_run.tracker), console, suspects)
+
+
+def build_settings(
+    config: DictConfig,
+    console: Console,
+    watch: Watch,
+    members: Sequence[Member] | None = None,
+    attack: Attack | None = None,
+) -> Settings:
+    """What a run is opened with, without a tracker.
+
+    Raises UserError that names the key of a value that cannot be used.
+    """
+    return Settings(
+        build_evaluation(config, attack),
+        build_members(config) if members is None else members,
+        open_store(config),
+        build_runner(config),
+        processes(config),
+        training=lambda results, display: build_training(config, results, display),
+        skip_unreadable=config.dataset.get("on_error") == "skip",
+        console=console,
+        watch=watch,
+        certain=sequential.printer(console),
+    )
+
+
+def build_evaluation(config: DictConfig, attack: Attack | None = None) -> Evaluation:
+    """The evaluation that a config describes: images, subset, task and attack.
 
     Raises UserError that names the key of a value that cannot be used.
     """
@@ -54,47 +158,30 @@ def build_setting(config: DictConfig) -> Setting:
         check_execution(Execution(values["transfer"]["precision"]), gpu=not on_cpu(config))
     positive(values["score"]["eps_s"], "score.eps_s")
     positive_int(values["score"]["bootstrap"], "score.bootstrap")
-    rule(config)
+    sequential.rule(config)
     one_of(values["on_suspect"], ("warn", "stop"), "on_suspect")
-    check_dataset(values["dataset"])
-    attack = build_attack(config)
-    eps = attack.eps
-    if values["store"]["dtype"] == "uint8" and eps is not None:
+    attack = attack or build_attack(config)
+    if values["store"]["dtype"] == "uint8" and attack.eps is not None:
         with naming({"eps": "attack.eps", "dtype": "store.dtype"}):
-            levels(eps)
-    images = _images(config)
-    return Setting(
-        images=images,
-        subset=_subset(config, images, values),
-        task=build_task(config, images.classes),
-        attack=attack,
-        store=open_store(config),
+            levels(attack.eps)
+    return Evaluation(
+        *build_images(config),
+        attack,
         shard_size=values["store"]["shard_size"],
-        batch_size=batch_size(config),
-        choice=execution_choice(config),
         dtype=values["store"]["dtype"],
         interpolation=values["transfer"]["interpolation"],
-        precision=values["transfer"]["precision"],
-        accelerator=config.hardware.accelerator,
-        loader=loader(config),
+        craft_precision=values["hardware"]["craft_precision"],
+        target_precision=values["transfer"]["precision"],
     )
 
 
-def training_setting(config: DictConfig) -> Setting:
-    """The test images of a training and the task of its models, without an attack."""
+def build_images(config: DictConfig) -> tuple[Images, Subset, Task]:
+    """The dataset's images, those that are evaluated, and the task that models are built for."""
     values = resolved(config)
     check_dataset(values["dataset"])
-    images = _images(config)
-    return Setting(
-        images=images,
-        subset=_subset(config, images, values),
-        task=build_task(config, images.classes),
-        attack=as_attack(Clean(), "clean"),
-        store=open_store(config),
-        batch_size=batch_size(config),
-        accelerator=config.hardware.accelerator,
-        loader=loader(config),
-    )
+    with naming_group("dataset.images", config.dataset.images):
+        images = instantiate(config.dataset.images)
+    return images, _subset(config, images, values), build_task(config, images.classes)
 
 
 def build_task(config: DictConfig, classes: Sequence[str]) -> Task:
@@ -118,58 +205,6 @@ def check_dataset(dataset: dict[str, Any]) -> None:
     one_of(dataset.get("on_error", "stop"), ("stop", "skip"), "dataset.on_error")
     if dataset["input_size"] is not None or dataset["weights"] == "train":
         positive_int(dataset["input_size"], "dataset.input_size")
-
-
-def prepare(
-    config: DictConfig,
-    setting: Setting,
-    members: list[Member],
-    display: Bars,
-    checked: bool = True,
-) -> Setting:
-    """The setting with the files of published weights, and without unreadable images if these are
-    skipped.
-
-    Args:
-        checked: whether members that are no published or trained timm models are built once.
-
-    Raises UserError that lists every member whose weights are missing, and for the first one that
-    cannot be built, does not fit its checkpoint, or has other classes.
-    """
-    absent = [m for m in members if m.checkpoint and not Path(m.checkpoint).expanduser().is_file()]
-    if absent:
-        raise UserError(
-            "there is no checkpoint "
-            + ", ".join(f"{m.checkpoint} (of {m.name}{_if_folder(m.checkpoint)})" for m in absent)
-        )
-    names = {m.name: m.source for m in members if m.uses_published(setting.task) and m.source}
-    for member in members if checked else ():
-        file = Path(member.checkpoint).expanduser() if member.checkpoint else None
-        untried = not trained_here(file) if file else not member.timm
-        if untried and (note := check_member(member, setting.task)):
-            log.warning("%s", note)
-    if names:
-        display.start("weights", list(names), len(names))
-        files = {}
-        for member, file in published.fetch(names):
-            files[member] = file
-            display.advance("weights", 1)
-        display.end("weights")
-        setting = replace(setting, published=files)
-    if config.dataset.get("on_error") == "skip":
-        display.start("check", ["images"], len(setting.subset))
-        setting = skipping(setting, lambda n: display.advance("check", n))
-        display.end("check")
-    return setting
-
-
-def _if_folder(path: str | None) -> str:
-    return "; it is a folder" if path and Path(path).expanduser().is_dir() else ""
-
-
-def _images(config: DictConfig) -> Images:
-    with naming_group("dataset.images", config.dataset.images):
-        return instantiate(config.dataset.images)
 
 
 def _subset(config: DictConfig, images: Images, values: dict[str, Any]) -> Subset:
@@ -209,62 +244,5 @@ def _composed(config: DictConfig, option: str | None) -> Attack:
     return as_attack(attack, str(name), identity)
 
 
-def check_sources(setting: Setting, sources: Sequence[Member], members: Sequence[Member]) -> None:
-    """Raises UserError, before any work, for sources that the attack does not fit.
-
-    The error lists the members that it fits.
-    """
-    attack = setting.attack
-    if not attack.selective:
-        return
-    problems = {m.name: attack.unfit(_architecture(m, setting.task)) for m in members}
-    refused = [f"{m.name} {problems[m.name]}" for m in sources if problems[m.name]]
-    if refused:
-        fit = ",".join(name for name, problem in problems.items() if not problem)
-        name = setting.attack.name
-        ways = (
-            f"those of these members that do: model.members=[{fit}], or, with all others as "
-            f"targets, experiment=attacks attacks=[pgd,{name}] sources=[{fit}]"
-            if fit
-            else "none of these members does"
-        )
-        raise UserError(f"attack {name} does not fit all sources: {'; '.join(refused)}; {ways}")
-
-
-def _architecture(member: Member, task: Task) -> Classifier:
-    """A member without weights; without memory for them, where its network can be built so."""
-    try:
-        with torch.device("meta"):
-            return build(member, task)
-    except UserError:
-        return build(member, task)
-
-
 def _is_fraction(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"\s*[\d.]+\s*/\s*[\d.]+\s*", value) is not None
-
-
-@contextmanager
-def open_pipeline(
-    config: DictConfig,
-    setting: Setting,
-    members: list[Member],
-    tracker: Tracker,
-    display: Bars,
-    watch: Watch | None = None,
-    at_once: int | None = None,
-) -> Iterator[Pipeline]:
-    """The passes over a setting, with worker processes and a training for members that need one.
-
-    Args:
-        config: as composed.
-        setting: after `prepare`.
-        members: the models.
-        tracker: logs metrics of stages and members.
-        display: where progress is shown.
-        watch: see `netkin.pipeline.Pipeline`.
-        at_once: the largest number of members that there is work for.
-    """
-    training = build_training(config, setting, members, display)
-    with build_jobs(config, (setting, training), display, members=at_once) as jobs:
-        yield Pipeline(setting, training, jobs, tracker, watch)

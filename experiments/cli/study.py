@@ -5,7 +5,7 @@ computes what the store lacks for the config's members, on its images, by its at
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,30 +16,27 @@ from rich.console import Console
 from timm.models import split_model_name_tag
 from timm.models._registry import get_deprecated_models
 
-from experiments.cli import sat69
-from experiments.cli.devices import build_jobs
-from experiments.cli.finish import finish, print_notes, terminal
+from experiments.cli import sat69, sequential
+from experiments.cli.finish import described, finish, terminal
 from experiments.cli.landmarks import predicted
-from experiments.cli.members import build_members, build_training
-from experiments.cli.runs import file_info, matrix_name, run_info, tracked, used
+from experiments.cli.members import build_members
+from experiments.cli.runs import file_info, matrix_name, tracked
 from experiments.cli.sat69 import Published
-from experiments.cli.sequential import printer, rule
-from experiments.cli.setting import build_setting, check_sources, prepare
+from experiments.cli.setting import build_settings, opened
 from experiments.cli.suspects import Suspects
-from netkin import pipeline, similarity
-from netkin.analysis import matrix, sequential
+from netkin import run, similarity
+from netkin.analysis import matrix
 from netkin.analysis.matrix import Matrix
-from netkin.analysis.sequential import Look
 from netkin.analysis.summary import left_out
 from netkin.attacks import Attack
 from netkin.errors import UserError
-from netkin.jobs.progress import Bars
-from netkin.passes.setting import Setting
-from netkin.passes.stored import is_clean
-from netkin.pipeline import Incomplete, Watch
+from netkin.evaluation import Evaluation
+from netkin.model import Model
 from netkin.report.comparison import attacked as attacked
 from netkin.report.study import Outputs, Section
 from netkin.report.text import and_more
+from netkin.results import Results
+from netkin.run import Incomplete, Run
 from netkin.similarity import Outcomes
 from netkin.tracking import Tracker
 from netkin.zoo.member import Member
@@ -50,22 +47,36 @@ class Measured:
     """What a matrix was computed from.
 
     Attributes:
-        setting: as prepared, without unreadable images.
-        members: the models of the matrix, in the same order.
-        outcomes: of the members.
-        requested: the config's members, those that failed included.
+        run: the passes over the models, and what the store holds.
+        outcomes: of the models that did not fail.
+        suspects: the models whose clean predictions look wrong.
         failures: of the others; None where all are done.
-        look: how certain scores are, in a run that stops when they are certain enough.
-        suspects: the members whose clean predictions look wrong.
     """
 
-    setting: Setting
-    members: list[Member]
+    run: Run
     outcomes: Outcomes
-    requested: list[Member]
     suspects: Suspects
     failures: Incomplete | None = None
-    look: Look | None = None
+
+    @property
+    def results(self) -> Results:
+        """What the store holds of the images under the attack."""
+        return self.run.results
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """Images, task and attack, without unreadable images."""
+        return self.run.evaluation
+
+    @property
+    def members(self) -> list[Model]:
+        """The models of the matrix, in the same order."""
+        return [model for model in self.run.models if model.name in self.outcomes.members]
+
+    @property
+    def requested(self) -> list[Model]:
+        """The config's models, those that failed included."""
+        return self.run.models
 
 
 @dataclass(frozen=True)
@@ -128,8 +139,10 @@ class Study:
         suspects: Sequence[str] = ()
         answer = [*answer, *self.notes]
         if self.measured is not None:
-            setting, suspects = self.measured.setting, self.measured.suspects.sentences
-            answer = [*answer, *left_out(setting.subset.skipped, setting.images.notes)]
+            suspects, evaluation = self.measured.suspects.sentences, self.measured.evaluation
+            stopped = sequential.answer(self.config, self.measured.run.certainty)
+            notes = left_out(evaluation.subset.skipped, evaluation.images.notes)
+            answer = [*answer[:1], *stopped, *answer[1:], *notes]
         text = described(self.config)
         finish(self.outputs, self.console, title, question, answer, sections, text, suspects)
 
@@ -152,6 +165,7 @@ def study(
             matrix.checked(s.matrix, "the measured matrix")
             yield s
         return
+    sequential.refuse(config)
     published, notes = None, ()
     if "file" in config.similarity:
         given = matrix.read(config.similarity.file, bool(config.symmetrise))
@@ -181,52 +195,38 @@ def measured(
     With `partial` the matrix is that of the members that did not fail, if there are two, and
     `Measured.failures` has the others; else a failure raises Incomplete.
     """
-    console = terminal()
-    setting = build_setting(config)
-    if attack is not None:
-        setting = replace(setting, attack=attack)
-    requested = build_members(config) if members is None else members
-    check_sources(setting, requested, requested)
-    info = run_info(config, setting, len(requested))
-    print_notes(console, setting.images.notes)
-    suspects = Suspects(config, console)
-    with tracked(config, info) as tracker:
+    with opened(config, members, attack, stops=True) as o:
         failures = None
-        with Bars(console) as bars:
-            setting = prepare(config, setting, requested, bars)
-            try:
-                outcomes = measure_prepared(
-                    config, setting, requested, tracker, bars, watch=suspects
-                )
-            except Incomplete as error:
-                if not partial or error.outcomes is None:
-                    raise
-                outcomes, failures = error.outcomes, error
-        complete = [member for member in requested if member.name in outcomes.members]
-        look, stop = None, rule(config)
-        if stop is not None:
-            look = sequential.look(outcomes, len(setting.subset), setting.shard_size, stop)
-            tracker.summary({"images_used": look.images, "share_reached": look.share})
+        try:
+            outcomes = o.run.measure()
+        except Incomplete as error:
+            if not partial or error.outcomes is None:
+                raise
+            outcomes, failures = error.outcomes, error
+        if o.run.certainty is not None:
+            found = o.run.certainty
+            o.tracker.summary({"images_used": found.images, "share_reached": found.share})
+        found = Measured(o.run, outcomes, o.suspects, failures)
         yield Study(
             config,
             Matrix(outcomes.members, similarity.smoothed_matrix(outcomes)),
-            [member.family for member in complete],
-            Measured(setting, complete, outcomes, requested, suspects, failures, look),
-            Outputs(info.folder, tracker),
-            tracker,
-            console,
-            describe(setting, len(complete), len(outcomes.image_ids)),
+            [model.family for model in found.members],
+            found,
+            o.outputs,
+            o.tracker,
+            o.console,
+            describe(o.run.evaluation, len(found.members), len(outcomes.image_ids)),
         )
 
 
-def with_logits(s: Study) -> tuple[Setting, list[Member], Matrix]:
-    """The members' setting, whose clean logits are stored, and the matrix in their order.
+def with_logits(s: Study) -> tuple[Run, list[Model], Matrix]:
+    """A run and models whose clean logits are stored, and a study's matrix in their order.
 
-    With a matrix from a file the members are those of the config, all of which it must have.
+    With a matrix from a file the models are those of the config, all of which it must have.
     Raises UserError where logits are missing, with the command that makes them.
     """
     if s.measured is not None:
-        return s.measured.setting, s.measured.members, s.matrix
+        return s.measured.run, s.measured.members, s.matrix
     members = build_members(s.config)
     if absent := [member.name for member in members if member.name not in s.names]:
         raise UserError(
@@ -241,64 +241,29 @@ def with_logits(s: Study) -> tuple[Setting, list[Member], Matrix]:
             f"dataset.root=FOLDER; {matrix_name(s.config)} has scores alone, which are enough for "
             "experiment=select, clusters, importance, within, teachers and relatives"
         )
-    setting = build_setting(s.config)
     matrix = s.matrix.of(tuple(member.name for member in members), matrix_name(s.config))
-    with Bars(s.console) as bars:
-        setting = prepare(s.config, setting, members, bars)
-    without = [member.name for member in members if not _has_logits(setting, member)]
+    settings = build_settings(s.config, s.console, Suspects(s.config, s.console), members)
+    with run.open(replace(settings, tracker=nullcontext(s.tracker))) as r:
+        without = [m.name for m in r.models if not (m.has_weights and r.results.has(m))]
     if without:
         raise UserError(
-            f"{len(without)} of {len(members)} models have no clean logits in {setting.store.root} "
+            f"{len(without)} of {len(members)} models have no clean logits in "
+            f"{r.results.store.root} "
             f"for these images ({and_more(without, 3)}); "
             "`python evaluate.py experiment=pairwise` with the same dataset, subset and model "
             "computes them"
         )
-    return setting, members, matrix
+    return r, r.models, matrix
 
 
-def _has_logits(setting: Setting, member: Member) -> bool:
-    return setting.has_weights(member) and is_clean(setting, member)
-
-
-def measure_prepared(
-    config: DictConfig,
-    setting: Setting,
-    members: list[Member],
-    tracker: Tracker,
-    bars: Bars,
-    sources: list[Member] | None = None,
-    watch: Watch | None = None,
-) -> Outcomes:
-    """Outcomes of all members, computed where the store lacks them.
-
-    Args:
-        config: as composed.
-        setting: the result of `prepare`.
-        members: the models.
-        tracker: gets each pass's metrics.
-        bars: of the progress.
-        sources: the members that are attacked; all, unless given.
-        watch: see `netkin.pipeline.Pipeline`; further outcomes of the same members need none.
-
-    Raises Incomplete where a member failed.
-    """
-    training = build_training(config, setting, members, bars)
-    with build_jobs(config, (setting, training), bars) as jobs:
-        return pipeline.compute_outcomes(
-            *(setting, members, training, jobs, tracker, sources, watch),
-            rule(config),
-            printer(bars.console),
-        )
-
-
-def describe(setting: Setting, models: int, used: int | None = None) -> str:
-    """A setting in words: "12 models on digits (500 images) under pgd (eps = 48/255, ...)".
+def describe(evaluation: Evaluation, models: int, used: int | None = None) -> str:
+    """An evaluation in words: "12 models on digits (500 images) under pgd (eps = 48/255, ...)".
 
     Of all the images, or of `used` ones.
     """
-    number = len(setting.subset) if used is None else used
-    images = f"{setting.task.dataset} ({number} images)"
-    return f"{models} models on {images} under {attacked(setting)}"
+    number = len(evaluation.subset) if used is None else used
+    images = f"{evaluation.task.dataset} ({number} images)"
+    return f"{models} models on {images} under {attacked(evaluation)}"
 
 
 def family(name: str) -> str:
@@ -307,8 +272,3 @@ def family(name: str) -> str:
     if not timm.is_model(architecture):
         return "unknown"
     return timm.model_entrypoint(architecture).__module__.split(".")[-1]
-
-
-def described(config: DictConfig) -> str:
-    """The config as YAML, resolved, without keys that were not used."""
-    return OmegaConf.to_yaml(used(config), resolve=True)

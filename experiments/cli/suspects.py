@@ -27,7 +27,7 @@ REMEDIES = {
 
 
 class Suspects:
-    """Takes the members that look wrong after the clean pass; a `netkin.pipeline.Watch`.
+    """Takes the members that look wrong after the clean pass; a `netkin.run.Watch`.
 
     Attributes:
         reasons: in words, by member.

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from experiments.cli.devices import on_cpu
+from experiments.cli.devices import BATCH_SIZE, on_cpu
 from experiments.cli.finish import finish
 from experiments.cli.session import Run, Session, open_run, train_member
 from netkin.report.plots import curves_figure
@@ -107,16 +107,16 @@ def predictions(session: Session, classifier: Classifier, member: Member) -> NDA
     """The classes that a classifier predicts for the test images, [I].
 
     Args:
-        session: whose setting has the test images.
+        session: that has the test images.
         classifier: of the member.
         member: its resize and crop are applied to the images.
     """
-    setting = session.setting
+    results = session.results
     device = torch.device("cpu" if on_cpu(session.config) else "cuda")
     classifier = classifier.eval().to(device)
-    view, predicted = setting.view(member), []
-    for shard in range(len(setting.shards)):
-        for batch in setting.pixels(view, shard).split(setting.batch_size):
+    view, predicted = session.open(member).view, []
+    for shard in range(len(results.evaluation.shards)):
+        for batch in results.pixels(view, shard).split(BATCH_SIZE):
             with torch.inference_mode():
                 predicted.append(classifier(batch.to(device).float() / 255).argmax(dim=1).cpu())
     return torch.cat(predicted).numpy()
@@ -125,4 +125,4 @@ def predictions(session: Session, classifier: Classifier, member: Member) -> NDA
 def trained_classifier(session: Session, member: Member) -> Classifier:
     """A member with the weights that the store has under its name."""
     file = session.training.file(member)
-    return build(replace(member, checkpoint=str(file)), session.setting.task, file)
+    return build(replace(member, checkpoint=str(file)), session.training.task, file)

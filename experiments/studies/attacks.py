@@ -18,19 +18,20 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig
 
 from experiments.cli.attacks import attack_specs
+from experiments.cli.finish import terminal
 from experiments.cli.members import build_members
 from experiments.cli.runs import matrix_name
-from experiments.cli.setting import build_setting, check_sources
-from experiments.cli.study import Measured, Study, measure_prepared, study
+from experiments.cli.setting import build_settings
+from experiments.cli.study import Measured, Study, study
 from experiments.cli.values import positive_int
 from netkin.analysis import matrix, noise, statistics
 from netkin.analysis.noise import OverImages, Sampled
 from netkin.analysis.statistics import FEWEST, associate, pearson, trend
 from netkin.errors import UserError, and_more, near
-from netkin.jobs.progress import Bars
 from netkin.report.plots import scatter
 from netkin.report.study import Section
 from netkin.report.style import panels, style
+from netkin.run import check_sources
 from netkin.similarity import Outcomes
 from netkin.zoo.member import Member
 
@@ -71,19 +72,19 @@ def run(config: DictConfig) -> None:
     specs = attack_specs(config)
     members = build_members(config)
     sources = chosen_sources(config, members)
-    setting = build_setting(config)
     for i, (_, spec) in enumerate(specs):
-        attacked = members if i == 0 or sources is None else sources
-        check_sources(replace(setting, attack=spec), attacked, members)
+        some = None if i == 0 or sources is None else [m.name for m in sources]
+        settings = build_settings(config, terminal(), lambda _: None, members, spec)
+        check_sources(replace(settings, sources=some))
     label, spec = specs[0]
     with study(config, spec) as s:
         assert s.measured is not None
         measured = [(label, s.measured)]
         for label, spec in specs[1:]:
-            setting = replace(s.measured.setting, attack=spec)
-            with Bars(s.console) as bars:
-                outcomes = measure_prepared(config, setting, members, s.tracker, bars, sources)
-            measured.append((label, replace(s.measured, setting=setting, outcomes=outcomes)))
+            r = s.measured.run.under(attack=spec)
+            some = None if sources is None else [m.name for m in sources]
+            r = replace(r, settings=replace(r.settings, sources=some, watch=None))
+            measured.append((label, Measured(r, r.measure(), s.measured.suspects)))
         definitions = [definition(s, label, m, sources) for label, m in measured]
         white_box(s, measured, sources)
         compare(s, s.names, [(definitions[0], other) for other in definitions[1:]], sources)

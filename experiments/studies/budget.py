@@ -20,7 +20,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from experiments.cli.runs import command
 from experiments.cli.setting import build_attack
-from experiments.cli.study import Measured, Study, measure_prepared, measured
+from experiments.cli.study import Measured, Study, measured
 from experiments.cli.values import positive, positive_int, whole_numbers
 from netkin import similarity
 from netkin.analysis.clusters import choose_k, spectral
@@ -58,21 +58,20 @@ def run(config: DictConfig) -> None:
         )
     with measured(config) as s:
         assert s.measured is not None
-        found = {steps: outcomes(s, s.measured, steps) for steps in fewer}
+        found = {steps: outcomes(s.measured, steps) for steps in fewer}
         found[attack.steps] = s.measured.outcomes
         report(s, table(s, found, attack.steps), attack.steps)
 
 
-def outcomes(s: Study, m: Measured, steps: int) -> Outcomes:
+def outcomes(m: Measured, steps: int) -> Outcomes:
     """The outcomes under the same attack with other steps, of 2.5 eps / steps."""
-    attack = m.setting.attack
+    attack = m.evaluation.attack
     values = {**attack.identity, "steps": steps}
     fields = {key: value for key, value in values.items() if key != "_target_"}
     cheaper = PGD(**{**fields, "step_size": None})
     values["step_size"] = cheaper.step_size
-    setting = replace(m.setting, attack=as_attack(cheaper, attack.name, values))
-    with Bars(s.console) as bars:
-        return measure_prepared(s.config, setting, m.members, s.tracker, bars)
+    r = m.run.under(attack=as_attack(cheaper, attack.name, values))
+    return replace(r, settings=replace(r.settings, watch=None)).measure()
 
 
 def table(s: Study, found: dict[int, Outcomes], steps: int) -> pl.DataFrame:
@@ -254,7 +253,7 @@ def _command(s: Study, row: dict[str, Any], steps: int, total: int) -> str:
     assert s.measured is not None
     subset = s.config.subset
     if row["images"] < total and "file" not in subset:
-        classes = len({*s.measured.setting.subset.labels})
+        classes = len({*s.measured.evaluation.subset.labels})
         share = (subset.fraction or 1) * row["images"] / total
         each = f"subset.per_class={max(1, row['images'] // classes)}"
         changes.append(each if subset.per_class else f"subset.fraction={share:.3g}")

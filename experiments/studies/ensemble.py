@@ -48,7 +48,7 @@ def run(config: DictConfig) -> None:
     positive_int(config.ensemble.samples, "ensemble.samples")
     positive_int(config.ensemble.permutations, "ensemble.permutations")
     with study(config) as s:
-        setting, members, matrix = with_logits(s)
+        run, members, matrix = with_logits(s)
         families = [member.family for member in members]
         n = len(members)
         sizes = [size for size in sizes if size <= n]
@@ -59,20 +59,20 @@ def run(config: DictConfig) -> None:
         with naming({"group": "groups: group"}):
             chosen = groups(config.groups, matrix.names, families)
         variants = build_variants(config, list(chosen))
-        setting, models, apart = with_variants(s, setting, members, variants)
+        run, models, apart = with_variants(run, members, variants)
         chosen |= apart
         drawn |= by_groups(chosen, sizes, config)
         pairs = ensemble.pairs_of(n)
         every = [(i,) for i in range(len(models))] + pairs
         every += sorted({group for ensembles, _ in drawn.values() for group in ensembles})
-        rows = ensembles_wrong(s, setting, models, every)
+        rows = ensembles_wrong(s, run.results, models, every)
         wrong, alone = dict(zip(every, rows, strict=True)), rows[: len(models)]
-        counts = resample(len(setting.subset), config.score.bootstrap)
+        counts = resample(len(run.evaluation.subset), config.score.bootstrap)
         by_pair = pair_section(
             s, matrix, alone[:n], rows[len(models) : len(models) + len(pairs)], counts
         )
         table = metric_table(drawn, alone, wrong, counts)
-        by_cluster = cluster_section(s, table, clusters, len(setting.subset))
+        by_cluster = cluster_section(s, table, clusters, len(run.evaluation.subset))
         sections = [by_pair, by_cluster, *([group_section(s, table)] if chosen else [])]
         sections.append(
             Section(

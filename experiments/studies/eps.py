@@ -15,35 +15,21 @@ from typing import Any
 import polars as pl
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
-from experiments.cli.finish import finish, print_notes, terminal
 from experiments.cli.keys import naming
 from experiments.cli.members import build_members
-from experiments.cli.runs import command, run_info, tracked
-from experiments.cli.setting import (
-    build_attack,
-    build_setting,
-    check_sources,
-    open_pipeline,
-    prepare,
-)
-from experiments.cli.study import described
-from experiments.cli.suspects import Suspects
+from experiments.cli.runs import command
+from experiments.cli.setting import Opened, build_attack, opened
 from experiments.cli.values import positive_int, resolved
 from netkin.analysis.eps import NOISE, SUCCESS, sentence, smallest, strength_row
-from netkin.analysis.summary import left_out
 from netkin.attacks import Attack, SignNoise
 from netkin.attacks.grid import levels
 from netkin.attacks.units import fraction
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance
-from netkin.jobs.progress import Bars
-from netkin.passes.setting import Setting
 from netkin.passes.strength import Strengths, Trial, spread, strengths
-from netkin.pipeline import Failure, Incomplete
 from netkin.report.plots import Line, lines_figure
-from netkin.report.study import Outputs, Section
+from netkin.report.study import Section
 from netkin.report.text import settings_text
 
 LINES = 12
@@ -56,42 +42,26 @@ def run(config: DictConfig) -> None:
     attacks = tuple(
         each for eps in values.values() for each in (at_eps(config, eps), SignNoise(eps))
     )
-    setting, members = build_setting(config), build_members(config, at_least=1)
-    check_sources(setting, members, members)
     most = positive_int(config.eps.images, "eps.images")
-    info, console = run_info(config, setting, len(members)), terminal()
-    suspects, failures, rows = Suspects(config, console), list[Failure](), list[dict]()
-    print_notes(console, setting.images.notes)
-    with tracked(config, info) as tracker:
-        with Bars(console) as bars:
-            setting = prepare(config, setting, members, bars)
-            positions = spread(len(setting.subset), most)
-            with open_pipeline(config, setting, members, tracker, bars, suspects) as pipeline:
-                trials = [Trial(m, attacks, positions) for m in pipeline.clean(members)]
-                failures += pipeline.failures
-                for trial, result in pipeline.jobs.run(
-                    *("eps", _strengths, trials, len(trials) * len(attacks)),
-                    lambda trial, error: failures.append(Failure(trial.member, "eps", error)),
-                ):
-                    rows += [
-                        strength_row(
-                            *(trial.name, eps, text, result.images),
-                            dict(zip((SUCCESS, NOISE), result.fooled[2 * i :], strict=False)),
-                        )
-                        for i, (text, eps) in enumerate(values.items())
-                    ]
+    with opened(config, build_members(config, at_least=1)) as o:
+        r, rows = o.run, list[dict]()
+        positions = spread(len(r.evaluation.subset), most)
+        with r.working():
+            trials = [Trial(model, attacks, positions) for model in r.clean()]
+            found = r.stage("eps", _strengths, trials, len(trials) * len(attacks))
+        for trial, result in found:
+            rows += [
+                strength_row(
+                    *(trial.name, eps, text, result.images),
+                    dict(zip((SUCCESS, NOISE), result.fooled[2 * i :], strict=False)),
+                )
+                for i, (text, eps) in enumerate(values.items())
+            ]
         if rows:
-            order = [member.name for member in members]
-            report(
-                config,
-                setting,
-                pl.DataFrame(rows).sort(pl.col("model").replace_strict(order, range(len(order)))),
-                Outputs(info.folder, tracker),
-                console,
-                suspects.sentences,
-            )
-        if failures:
-            raise Incomplete(failures, None, len(members))
+            order = [model.name for model in r.models]
+            table = pl.DataFrame(rows)
+            report(o, table.sort(pl.col("model").replace_strict(order, range(len(order)))))
+        o.run.raise_failures()
 
 
 def eps_values(config: DictConfig) -> dict[str, float]:
@@ -119,17 +89,10 @@ def at_eps(config: DictConfig, eps: float) -> Attack:
 
 
 def _strengths(context: tuple, trial: Trial, advance: Advance) -> Strengths:
-    return strengths(context[0], trial, advance)
+    return strengths(*context[:2], trial, advance)
 
 
-def report(
-    config: DictConfig,
-    setting: Setting,
-    table: pl.DataFrame,
-    outputs: Outputs,
-    console: Console,
-    cautions: list[str],
-) -> None:
+def report(o: Opened, table: pl.DataFrame) -> None:
     """Write the table, the figure and the page, and print the answer."""
     caption = (
         "White-box success, and errors under noise of the same size, over images that the model "
@@ -141,21 +104,16 @@ def report(
         if eps is None
         else f"To compare the models with it: {command(f'attack.eps={eps}')}"
     )
-    picture = outputs.figure("eps", eps_figure(table), table, caption)
-    steps = {key: value for key, value in setting.attack.identity.items() if key != "eps"}
-    dataset, models = setting.task.dataset, table["model"].n_unique()
-    finish(
-        *(outputs, console, f"Which eps for {models} models on {dataset}?"),
-        f"{setting.attack.name} ({settings_text(steps)}) attacked up to {table['n'].max()} images "
+    picture = o.outputs.figure("eps", eps_figure(table), table, caption)
+    attack, dataset = o.run.evaluation.attack, o.run.evaluation.task.dataset
+    steps = {key: value for key, value in attack.identity.items() if key != "eps"}
+    o.finish(
+        f"Which eps for {table['model'].n_unique()} models on {dataset}?",
+        f"{attack.name} ({settings_text(steps)}) attacked up to {table['n'].max()} images "
         f"of {dataset} on each model at each eps, and noise of the same size changed the same "
         "images.",
-        [
-            *(sentence(table), *short_steps(setting.attack.identity, table), next_step),
-            *left_out(setting.subset.skipped, setting.images.notes),
-        ],
+        [*sentence(table), *short_steps(attack.identity, table), next_step],
         [Section("White-box success by eps", (), {"": table}, [picture])],
-        described(config),
-        cautions,
     )
 
 

@@ -21,19 +21,14 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from experiments.cli.components import components_of, from_file, read_off
-from experiments.cli.finish import finish, print_notes, terminal
 from experiments.cli.landmarks import check_level, choose, pass_landmarks
 from experiments.cli.members import build_members
-from experiments.cli.runs import run_info, tracked
-from experiments.cli.setting import build_setting, check_sources, open_pipeline, prepare
-from experiments.cli.study import describe, described, study
-from experiments.cli.suspects import Suspects
+from experiments.cli.setting import opened
+from experiments.cli.study import describe, study
 from netkin.analysis.landmarks import Completed, complete
 from netkin.analysis.matrix import Matrix, pair_values
-from netkin.analysis.summary import left_out
 from netkin.jobs.progress import Bars
 from netkin.passes.rows import rows
-from netkin.pipeline import Incomplete
 from netkin.report.heatmap import heatmap_figure
 from netkin.report.plots import scatter_figure
 from netkin.report.study import Outputs, Section
@@ -81,34 +76,22 @@ def run(config: DictConfig) -> None:
 
 def measure(config: DictConfig) -> None:
     """The study of the config's members: passes, scores and report."""
-    console, setting = terminal(), build_setting(config)
     members = build_members(config)
     positions = choose(config.landmarks, [m.name for m in members], config.seed)
-    landmarks = [members[i] for i in positions]
-    check_sources(setting, landmarks if config.one_sided else members, members)
-    print_notes(console, setting.images.notes)
-    info, suspects = run_info(config, setting, len(members)), Suspects(config, console)
-    with tracked(config, info) as tracker:
-        with Bars(console) as bars:
-            setting = prepare(config, setting, members, bars)
-            with open_pipeline(config, setting, members, tracker, bars, suspects) as pipeline:
-                done = pass_landmarks(pipeline, members, landmarks, config.one_sided)
-            table = _components(config, done, setting.task, bars)
-        positions = [done.index(landmark) for landmark in landmarks]
-        measured = rows(setting, done, positions, config.one_sided, config.score.eps_s)
+    chosen, sides = [members[i].name for i in positions], bool(config.one_sided)
+    with opened(config, members, sources=chosen if sides else None) as o:
+        done = pass_landmarks(o.run, chosen, sides)
+        with Bars(o.console) as bars:
+            table = _components(config, [m.member for m in done], o.run.evaluation.task, bars)
+        names, groups = [m.name for m in done], [m.family for m in done]
+        positions = [names.index(name) for name in chosen]
+        measured = rows(o.run.results, done, positions, sides, config.score.eps_s)
         completed = _complete(config, measured.scores, positions, table)
-        names, source = [m.name for m in done], describe(setting, len(done))
-        groups, sides = [m.family for m in done], bool(config.one_sided)
+        source = describe(o.run.evaluation, len(done))
         found = Found(names, groups, positions, completed, measured.pairs, None, source, sides)
-        outputs = Outputs(info.folder, tracker)
-        title, question, answer, sections = report(found, outputs)
-        answer += [f"{f.member.name} failed: {f.reason}." for f in pipeline.failures]
-        answer += left_out(setting.subset.skipped, setting.images.notes)
-        text = described(config)
-        finish(outputs, console, title, question, answer, sections, text, suspects.sentences)
-        tracker.summary({"landmarks/held_out_r2": completed.held_out.r2})
-    if pipeline.failures:
-        raise Incomplete(pipeline.failures, None, len(members))
+        o.finish(*report(found, o.outputs))
+        o.tracker.summary({"landmarks/held_out_r2": completed.held_out.r2})
+        o.run.raise_failures()
 
 
 def _components(config: DictConfig, members: list[Member], task, bars: Bars) -> pl.DataFrame | None:

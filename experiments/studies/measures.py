@@ -14,6 +14,7 @@ p > 0.05. Noise ceilings are 0.98 to 0.99, of agreement 0.91, of error consisten
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -22,7 +23,6 @@ import polars as pl
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from experiments.cli.devices import build_jobs
 from experiments.cli.study import Measured, Study, study
 from experiments.cli.values import positive_int
 from netkin import similarity
@@ -33,15 +33,23 @@ from netkin.analysis.statistics import FEWEST, p_text, trend
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
 from netkin.jobs.results import Result
-from netkin.passes.cosines import gradient_cosines
-from netkin.passes.features import Kind, Sample, draw_sample, kinds, missing, read, shards
-from netkin.passes.setting import Setting
-from netkin.passes.stored import logits
+from netkin.model import Model
+from netkin.passes import Item
+from netkin.passes.features import (
+    Kind,
+    Sample,
+    draw_sample,
+    gradient_cosines,
+    kinds,
+    missing,
+    read,
+    shards,
+)
 from netkin.report.heatmap import heatmap_figure
 from netkin.report.plots import scatter
 from netkin.report.study import Section
 from netkin.report.style import panels, style
-from netkin.zoo.member import Member
+from netkin.results import Results
 
 PRELOAD = ("netkin.passes.features",)
 STABILITY = (
@@ -73,68 +81,63 @@ def run(config: DictConfig) -> None:
         positive_int(options[name], f"measures.{name}")
     with study(config) as s:
         assert s.measured is not None
-        setting, members = s.measured.setting, s.measured.members
         sample = draw_sample(
-            len(setting.subset), options.images, options.triplets, options.grid, options.seed
+            len(s.measured.evaluation.subset),
+            *(options.images, options.triplets, options.grid, options.seed),
         )
-        costs = gather(config, s, setting, members, sample)
+        costs = gather(config, s.measured, sample)
         with s.console.status("comparing") if s.console.is_terminal else Bars(s.console):
             results = all_measures(s, s.measured, sample, costs)
         report(s, results, sample)
 
 
-def gather(
-    config: DictConfig, s: Study, setting: Setting, members: list[Member], sample: Sample
-) -> dict[str, float]:
-    """Compute what the store lacks, and time a batch of each member.
+def gather(config: DictConfig, m: Measured, sample: Sample) -> dict[str, float]:
+    """Compute what the store lacks, and time a batch of each model.
 
     Returns the seconds per image of a forward pass, an attack (craft), features and gradients,
-    each summed over the members.
+    each summed over the models.
     """
-    with Bars(s.console) as bars:
-        context = (setting, sample, config.measures.seconds)
-        with build_jobs(config, context, bars, PRELOAD) as jobs:
-            for kind in kinds(sample):
-                todo = [
-                    Todo(member, kind, tuple(lacking))
-                    for member in members
-                    if (lacking := missing(setting, sample, member, kind))
-                ]
-                units = sum(item.units(setting, sample) for item in todo)
-                start = time.perf_counter()
-                for item, result in jobs.run(kind.name, _measure, todo, units):
-                    row = {"stage": kind.name, "model": item.name, "seconds": result.seconds}
-                    s.tracker.add("stages", [row])
-                if todo:
-                    s.tracker.summary({f"seconds/{kind.name}": time.perf_counter() - start})
-            timed = jobs.run("cost", _cost, members, len(members))
-            costs = [result.cost for _, result in timed]
-            return {name: sum(cost[name] for cost in costs) for name in costs[0]}
+    r, seconds = m.run, config.measures.seconds
+    with r.working():
+        for kind in kinds(sample):
+            todo = [
+                Todo(model, kind, sample, tuple(lacking))
+                for model in m.members
+                if (lacking := missing(r.results, sample, model, kind))
+            ]
+            r.stage(kind.name, _measure, todo, sum(item.units(r.results) for item in todo))
+        timed = r.stage(
+            "cost", partial(_cost, seconds), [Item(m.name, m) for m in m.members], len(m.members)
+        )
+    r.raise_failures()
+    costs = [result.cost for _, result in timed]
+    return {name: sum(cost[name] for cost in costs) for name in costs[0]}
 
 
 @dataclass(frozen=True)
 class Todo:
-    """A member, and the shards of one kind that the store lacks."""
+    """A model, and the shards of one kind that the store lacks."""
 
-    member: Member
+    model: Model
     kind: Kind
+    sample: Sample
     shards: tuple[int, ...]
 
     @property
     def name(self) -> str:
-        """The member's, for the display."""
-        return self.member.name
+        """The model's, for the display."""
+        return self.model.name
 
-    def units(self, setting: Setting, sample: Sample) -> int:
+    def units(self, results: Results) -> int:
         """How many images or planes the shards have."""
-        parts = shards(setting, sample, self.kind)
+        parts = shards(results, self.sample, self.kind)
         return sum(len(parts[i]) for i in self.shards)
 
 
 def _measure(context: tuple, item: Todo, advance: Advance) -> Result:
     from netkin.passes.features import measure_pass
 
-    return measure_pass(context[0], context[1], item.member, item.kind, advance)
+    return measure_pass(*context[:2], item.sample, item.model, item.kind, advance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,14 +147,14 @@ class Timed(Result):
     cost: dict[str, float]
 
 
-def _cost(context: tuple, member: Member, advance: Advance) -> Timed:
+def _cost(seconds: float, context: tuple, item: Item, advance: Advance) -> Timed:
     from netkin.passes.features import time_passes
     from netkin.passes.probe import probe
 
     start = time.perf_counter()
-    timing = probe(context[0], member, context[2], advance)
+    timing = probe(*context[:2], item.of_model(), seconds, advance)
     cost = {"craft": timing.craft, "forward": timing.transfer}
-    cost |= time_passes(context[0], member, timing.batch)
+    cost |= time_passes(*context[:2], item.of_model(), timing.batch)
     return Timed(cost=cost, seconds=time.perf_counter() - start)
 
 
@@ -159,7 +162,7 @@ def all_measures(
     s: Study, measured: Measured, sample: Sample, costs: dict[str, float]
 ) -> list[Measure]:
     """The six measures with their draws, of the same models and images."""
-    setting, members = measured.setting, measured.members
+    found, members = measured.results, measured.members
     positions = list(sample.positions)
     n, images, triplets = len(members), len(positions), len(sample.triplets)
     bootstrap = s.config.measures.bootstrap
@@ -168,13 +171,11 @@ def all_measures(
         np.vstack([np.ones(count), similarity.resample(count, bootstrap), noise.halves(count)])
         for count in (images, triplets)
     )
-    predictions = np.stack([logits(setting, m).argmax(1).numpy() for m in members])[:, positions]
+    predictions = np.stack([found.predictions(m).numpy() for m in members])[:, positions]
     features_of, gradients_of, planes_of = kinds(sample)
-    cosines = gradient_cosines(setting, members, sample, gradients_of)
-    grams = np.stack(
-        [measures.gram(read(setting, sample, m, features_of).numpy()) for m in members]
-    )
-    planes = np.stack([read(setting, sample, m, planes_of).numpy() for m in members])
+    cosines = gradient_cosines(found, members, sample, gradients_of)
+    grams = np.stack([measures.gram(read(found, sample, m, features_of).numpy()) for m in members])
+    planes = np.stack([read(found, sample, m, planes_of).numpy() for m in members])
     forward = costs["forward"] * images
     return [
         Measure(

@@ -22,31 +22,20 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from experiments.cli.finish import finish, terminal
 from experiments.cli.keys import naming
+from experiments.cli.landmarks import pass_landmarks
 from experiments.cli.members import build_member, build_members
-from experiments.cli.runs import eps_advice, run_info, tracked
-from experiments.cli.setting import build_setting, open_pipeline, prepare
-from experiments.cli.study import attacked, described
-from experiments.cli.suspects import Suspects
+from experiments.cli.runs import eps_advice
+from experiments.cli.setting import opened
+from experiments.cli.study import attacked
 from netkin import similarity
 from netkin.analysis import clusters
 from netkin.analysis.summary import WEAK_ATTACK
 from netkin.errors import UserError
-from netkin.jobs.progress import Bars
-from netkin.passes.setting import Setting
-from netkin.passes.stored import (
-    correct,
-    fooled_by,
-    missing_shards,
-    missing_sources,
-    outcomes,
-)
-from netkin.pipeline import Incomplete, Watch
-from netkin.report.study import Outputs, Section
+from netkin.model import Model
+from netkin.report.study import Section
 from netkin.report.style import INK, PALETTE, SMALL, legend_above, panels, style
-from netkin.tracking import Tracker
-from netkin.zoo.member import Member
+from netkin.results import Results
 
 NEAREST = 3
 """Members that the answer names."""
@@ -60,7 +49,6 @@ CERTAIN = 0.95
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    setting = build_setting(config)
     members = build_members(config, at_least=1)
     candidate = build_member(config, config.model.candidate)
     members = [member for member in members if member.name != candidate.name]
@@ -72,77 +60,41 @@ def run(config: DictConfig) -> None:
     if len(members) > 1:
         with naming({"k": "novel.clusters"}):
             clusters.check_k(k, len(members))
-    info = run_info(config, setting, len(members) + 1, [candidate.name])
-    console = terminal()
-    suspects = Suspects(config, console)
-    with tracked(config, info) as tracker:
-        with Bars(console) as bars:
-            setting = prepare(config, setting, [*members, candidate], bars)
-            failures = attack_one(config, setting, members, candidate, tracker, bars, suspects)
-        failed = {failure.member.name for failure in failures.failures} if failures else set()
-        members = [member for member in members if member.name not in failed]
-        labels, reason, record = stored_clusters(setting, members, k)
-        table = one_sided(setting, candidate, members, labels, config.score.eps_s)
-        counts = similarity.resample(len(setting.subset), config.score.bootstrap)
-        shares = assignments(setting, candidate, members, labels, counts)
-        right = correct(setting, candidate)
-        success = float(fooled_by(setting, candidate, [candidate])[0][right].mean())
-        tracker.summary({"candidate": candidate.name, "white_box_success/candidate": success})
-        outputs = Outputs(info.folder, tracker)
-        picture = outputs.figure(
+    name = candidate.name
+    with opened(config, [*members, candidate], sources=[name], named=[name]) as o:
+        results, evaluation = o.run.results, o.run.evaluation
+        *models, new = pass_landmarks(o.run, [name], one_sided=True)
+        labels, reason, record = stored_clusters(results, models, k)
+        table = one_sided(results, new, models, labels, config.score.eps_s)
+        counts = similarity.resample(len(evaluation.subset), config.score.bootstrap)
+        shares = assignments(results, new, models, labels, counts)
+        right = results.correct(new)
+        success = float(results.fooled([new], [new])[0, 0][right].mean())
+        o.tracker.summary({"candidate": name, "white_box_success/candidate": success})
+        picture = o.outputs.figure(
             "novel",
-            figure(table, candidate.name),
+            figure(table, name),
             table,
-            f"One-sided similarity of the members to {candidate.name}, with 95% intervals over "
+            f"One-sided similarity of the members to {name}, with 95% intervals over "
             "images; colours are clusters of the members.",
         )
-        paragraphs = answer(table, candidate.name, success, reason, shares, record)
-        if success < WEAK_ATTACK and setting.attack.eps is not None:
+        paragraphs = answer(table, name, success, reason, shares, record)
+        if success < WEAK_ATTACK and evaluation.attack.eps is not None:
             paragraphs.append(eps_advice())
-        if failures:
-            paragraphs += [f"{f.member.name} failed: {f.reason}." for f in failures.failures]
-        finish(
-            outputs,
-            console,
-            f"Where does {candidate.name} belong among {len(members)} models?",
-            f"{candidate.name} was attacked with {attacked(setting)} on the images of "
-            f"{setting.task.dataset} ({len(setting.subset)} in all) that it classifies correctly, "
-            "and every member that classifies them correctly was evaluated on the result.",
+        o.finish(
+            f"Where does {name} belong among {len(models)} models?",
+            f"{name} was attacked with {attacked(evaluation)} on the images of "
+            f"{evaluation.task.dataset} ({len(evaluation.subset)} in all) that it classifies "
+            "correctly, and every member that classifies them correctly was evaluated on the "
+            "result.",
             paragraphs,
             [Section("Members by one-sided similarity", (), {"": table}, [picture])],
-            described(config),
-            suspects.sentences,
         )
-        if failures:
-            raise failures
-
-
-def attack_one(
-    config: DictConfig,
-    setting: Setting,
-    members: list[Member],
-    candidate: Member,
-    tracker: Tracker,
-    bars: Bars,
-    watch: Watch,
-) -> Incomplete | None:
-    """Attack the candidate and evaluate all models on its images, where the store lacks that.
-
-    Returns the failures of members, if any. Raises Incomplete when the candidate failed.
-    """
-    everyone = [*members, candidate]
-    with open_pipeline(config, setting, everyone, tracker, bars, watch) as pipeline:
-        pipeline.craft([m for m in pipeline.clean(everyone) if m.name == candidate.name])
-        if candidate in pipeline.remaining(everyone):
-            pipeline.transfer(pipeline.remaining(everyone), [candidate])
-    failures = Incomplete(pipeline.failures, None, len(everyone)) if pipeline.failures else None
-    if failures and candidate not in pipeline.remaining(everyone):
-        raise failures
-    return failures
+        o.run.raise_failures()
 
 
 def stored_clusters(
-    setting: Setting, members: list[Member], k: int | str | None
+    results: Results, members: list[Model], k: int | str | None
 ) -> tuple[NDArray[np.intp] | None, str, int]:
     """The cluster of each member, [N] from 0, from the stored two-sided matrix (App. C).
 
@@ -151,11 +103,11 @@ def stored_clusters(
     """
     if len(members) < 2:
         return None, "there is only one member", 0
-    if any(missing_shards(setting, member) for member in members):
+    if any(results.missing_shards(member) for member in members):
         return None, NO_SCORES, 0
-    if missing_sources(setting, members):
+    if any(results.missing_sources(members).values()):
         return None, NO_SCORES, 0
-    stored = outcomes(setting, members)
+    stored = results.outcomes(members)
     scores = similarity.smoothed_matrix(stored)
     try:
         number, reason = clusters.choose_k(k, scores)
@@ -180,9 +132,9 @@ def nearest_cluster(one_sided: NDArray[np.float64], labels: NDArray[np.intp]) ->
 
 
 def assignments(
-    setting: Setting,
-    candidate: Member,
-    members: list[Member],
+    results: Results,
+    candidate: Model,
+    members: list[Model],
     labels: NDArray[np.intp] | None,
     counts: NDArray[np.float64],
 ) -> dict[int, float]:
@@ -192,18 +144,18 @@ def assignments(
     """
     if labels is None:
         return {}
-    right = correct(setting, candidate).numpy()
-    both = np.stack([right & correct(setting, member).numpy() for member in members])
-    fooled = fooled_by(setting, candidate, members) & both
+    right = results.correct(candidate).numpy()
+    both = np.stack([right & results.correct(member).numpy() for member in members])
+    fooled = results.fooled([candidate], members)[0] & both
     draws = similarity.smoothed(counts @ fooled.T, counts @ both.T)
     chosen = nearest_cluster(draws, labels)
     return {c + 1: float((chosen == c).mean()) for c in range(int(labels.max()) + 1)}
 
 
 def one_sided(
-    setting: Setting,
-    candidate: Member,
-    members: list[Member],
+    results: Results,
+    candidate: Model,
+    members: list[Model],
     labels: NDArray[np.intp] | None,
     eps_s: float,
 ) -> pl.DataFrame:
@@ -212,11 +164,11 @@ def one_sided(
     Columns: model, family, cluster (from 1; null where unknown), n (images that both classify
     correctly), fooled (rate over these), score, low, high (95 % interval, nats).
     """
-    right = correct(setting, candidate).numpy()
-    fooled = fooled_by(setting, candidate, members)
+    right = results.correct(candidate).numpy()
+    fooled = results.fooled([candidate], members)[0]
     rows = []
     for i, member in enumerate(members):
-        both: NDArray[np.bool_] = right & correct(setting, member).numpy()
+        both: NDArray[np.bool_] = right & results.correct(member).numpy()
         if not both.any():
             raise UserError(
                 f"no image is classified correctly by {candidate.name} and {member.name}: their "

@@ -12,15 +12,14 @@ import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from experiments.cli import sequential
 from experiments.cli.runs import eps_advice
 from experiments.cli.study import Measured, Study, measured
 from netkin import similarity
 from netkin.analysis.groups import Draws, within_and_between
 from netkin.analysis.matrix import off_diagonal
 from netkin.analysis.summary import WEAK_ATTACK
-from netkin.pipeline import Incomplete
 from netkin.report.comparison import Comparison, summarise
+from netkin.run import Incomplete
 
 
 def run(config: DictConfig) -> None:
@@ -43,7 +42,7 @@ def report(s: Study, m: Measured) -> None:
     draws = Draws(m.outcomes, s.config.score.bootstrap)
     paper = similarity.matrix(m.outcomes, eps_s)
     comparison = summarise(
-        m.setting,
+        m.results,
         m.members,
         m.outcomes,
         paper,
@@ -52,17 +51,14 @@ def report(s: Study, m: Measured) -> None:
         m.requested,
         None if m.failures is None else _failure_table(m.failures),
         m.suspects.reasons,
-        similarity.ALPHA if m.look is None else m.look.alpha,
     )
     sections = comparison.write(s.outputs)
     s.tracker.summary(numbers(paper, draws, comparison))
     first, *others = comparison.answer
-    look = m.look
-    stopped = [] if look is None else [*sequential.answer(look), *sequential.caution(s.config)]
-    answer = [first, *stopped, *others, *_weak(m, comparison.models)]
+    answer = [first, *others, *_weak(m, comparison.models)]
     s.finish(comparison.title, comparison.question, answer, sections)
     s.tracker.artifact(
-        f"similarity-{m.setting.task.dataset}-{m.setting.attack.name}",
+        f"similarity-{m.evaluation.task.dataset}-{m.evaluation.attack.name}",
         "similarity",
         [s.outputs.folder / f"{name}.csv" for name in comparison.tables],
     )
@@ -102,7 +98,7 @@ def numbers(paper: NDArray[np.float64], draws: Draws, comparison: Comparison) ->
 def _failure_table(failures: Incomplete) -> pl.DataFrame:
     return pl.DataFrame(
         [
-            {"model": failure.member.name, "stage": failure.stage, "reason": failure.reason}
+            {"model": failure.model.name, "stage": failure.stage, "reason": failure.reason}
             for failure in failures.failures
         ]
     )
@@ -111,4 +107,4 @@ def _failure_table(failures: Incomplete) -> pl.DataFrame:
 def _weak(m: Measured, models: pl.DataFrame) -> list[str]:
     """How to choose eps, where the attack has one and is weak on a model."""
     weak = (models["white_box_success"] < WEAK_ATTACK).any()
-    return [eps_advice()] if weak and m.setting.attack.eps is not None else []
+    return [eps_advice()] if weak and m.evaluation.attack.eps is not None else []

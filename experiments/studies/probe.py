@@ -18,30 +18,27 @@ import numpy as np
 import polars as pl
 from omegaconf import DictConfig
 
-from experiments.cli.finish import finish, print_notes, terminal
 from experiments.cli.keys import naming
 from experiments.cli.landmarks import choose, pass_landmarks
 from experiments.cli.members import build_members
 from experiments.cli.placing import Placed, place
-from experiments.cli.runs import command, run_info, tracked
-from experiments.cli.setting import build_setting, check_sources, open_pipeline, prepare
-from experiments.cli.study import describe, described
-from experiments.cli.suspects import Suspects
+from experiments.cli.runs import command
+from experiments.cli.setting import build_evaluation, opened
+from experiments.cli.study import describe
 from experiments.studies.novel import stored_clusters
 from netkin.analysis import clusters
 from netkin.analysis.placing import Answers
 from netkin.analysis.suspect import CHANCE, RELABELLED, suspicions
 from netkin.errors import UserError
-from netkin.jobs.progress import Bars
+from netkin.evaluation import Evaluation
+from netkin.model import Model
 from netkin.passes import pack
 from netkin.passes.pack import Predictions, export, read_predictions
 from netkin.passes.rows import rows
-from netkin.passes.setting import Setting
-from netkin.pipeline import Incomplete
 from netkin.report.plots import intervals_figure
 from netkin.report.study import Outputs, Section
 from netkin.report.text import size
-from netkin.zoo.member import Member
+from netkin.results import Results
 
 CERTAIN = 0.9
 """Share of draws from which a cluster counts as certain."""
@@ -56,43 +53,28 @@ def run(config: DictConfig) -> None:
             "experiment=probe takes either probe.export=DIR, to write a pack of images, or "
             "predictions=FILE, to read what a classifier answered on it"
         )
-    console, setting, members = terminal(), build_setting(config), build_members(config)
+    members = build_members(config)
     names = [member.name for member in members]
     marks = choose(config.landmarks, names, config.seed, all_allowed=True)
-    landmarks = [members[i] for i in marks]
-    check_sources(setting, landmarks, members)
+    chosen = [names[i] for i in marks]
     exporting = config.probe.export is not None
     if exporting:
-        members = landmarks  # no other member is needed for the images
+        members = [members[i] for i in marks]  # no other member is needed for the images
     else:
         with naming({"k": "probe.clusters"}):
             clusters.check_k(config.probe.clusters, len(members))
-        pack.read_table(config.predictions, setting.images.classes)  # mistakes, before any work
-    print_notes(console, setting.images.notes)
-    info = run_info(config, setting, len(members))
-    suspects = Suspects(config, console)
-    with tracked(config, info) as tracker:
-        outputs = Outputs(info.folder, tracker)
-        with Bars(console) as bars:
-            setting = prepare(config, setting, members, bars)
-            with open_pipeline(config, setting, members, tracker, bars, suspects) as pipeline:
-                done = pass_landmarks(pipeline, members, landmarks, one_sided=True)
-            if exporting:
-                folder = Path(config.probe.export).expanduser()
-                folders = sorted({*pack.view_names(setting, landmarks).values()})
-                bars.start("export", folders, len(setting.subset))
-                table = export(setting, landmarks, folder)
-                bars.end("export")
+        # mistakes, before any work
+        pack.read_table(config.predictions, build_evaluation(config).images.classes)
+    with opened(config, members, sources=chosen) as o:
+        done = pass_landmarks(o.run, chosen, one_sided=True)
+        landmarks = [model for model in done if model.name in chosen]
         if exporting:
-            title, question, answer, sections = exported(folder, table, outputs, setting, landmarks)
+            folder = Path(config.probe.export).expanduser()
+            table = export(o.run.results, landmarks, folder)
+            o.finish(*exported(folder, table, o.outputs, o.run.results, landmarks))
         else:
-            title, question, answer, sections = answered(config, setting, done, landmarks, outputs)
-        failed = [f"{f.member.name} failed: {f.reason}." for f in pipeline.failures]
-        text = described(config)
-        cautions = suspects.sentences
-        finish(outputs, console, title, question, [*answer, *failed], sections, text, cautions)
-    if pipeline.failures:
-        raise Incomplete(pipeline.failures, None, len(members))
+            o.finish(*answered(config, o.run.results, done, landmarks, o.outputs))
+        o.run.raise_failures()
 
 
 Report = tuple[str, str, list[str], list[Section]]
@@ -100,15 +82,16 @@ Report = tuple[str, str, list[str], list[Section]]
 
 
 def exported(
-    folder: Path, table: pl.DataFrame, outputs: Outputs, setting: Setting, landmarks: list[Member]
+    folder: Path, table: pl.DataFrame, outputs: Outputs, results: Results, landmarks: list[Model]
 ) -> Report:
     """What the pack holds, and what to do with it."""
     outputs.table("pack", table)
     total, number = size(float(table["file_bytes"].sum())), int(table["images"].sum())
     marks = ",".join(member.name for member in landmarks)
     return (
-        f"A pack of {number} images of {setting.task.dataset}",
-        f"The images of {describe(setting, len(landmarks))}, for a classifier to be run on.",
+        f"A pack of {number} images of {results.evaluation.task.dataset}",
+        f"The images of {describe(results.evaluation, len(landmarks))}, for a classifier to be run "
+        "on.",
         [
             f"Yes: {folder} has {number:,} images ({total}) of {len(landmarks)} landmarks, and "
             "README.txt, which says how to run a classifier on them.",
@@ -120,17 +103,17 @@ def exported(
 
 def answered(
     config: DictConfig,
-    setting: Setting,
-    members: list[Member],
-    landmarks: list[Member],
+    results: Results,
+    members: list[Model],
+    landmarks: list[Model],
     outputs: Outputs,
 ) -> Report:
     """Where the classifier belongs."""
     marks = [members.index(mark) for mark in landmarks]
-    given = read_predictions(setting, landmarks, config.predictions)
-    labels = setting.labels.numpy()
-    check_answers(config, setting, given)
-    measured = rows(setting, members, marks, one_sided=True, eps_s=config.score.eps_s)
+    given = read_predictions(results, landmarks, config.predictions)
+    labels = results.evaluation.labels.numpy()
+    check_answers(config, results.evaluation, given)
+    measured = rows(results, members, marks, one_sided=True, eps_s=config.score.eps_s)
     right = given.clean == labels
     answers = Answers(
         right & measured.correct[marks],
@@ -143,7 +126,7 @@ def answered(
                 f"no image is classified correctly by {mark.name} and {config.probe.name}: their "
                 "similarity is undefined; use more images"
             )
-    stored = stored_clusters(setting, members, config.probe.clusters)[:2]
+    stored = stored_clusters(results, members, config.probe.clusters)[:2]
     placed = place(config, members, measured, answers, *stored)
     name, n = config.probe.name, len(members)
     shown = placed.table.head(40)
@@ -168,7 +151,7 @@ def answered(
     picture = outputs.figure("probe", drawing, placed.table, caption)
     question = (
         f"{name} was given to {len(landmarks)} landmarks' images: its predictions are compared "
-        f"with those of {describe(setting, n)}."
+        f"with those of {describe(results.evaluation, n)}."
     )
     accuracy = f"Its clean accuracy is {right.mean():.1%} on {len(labels)} images."
     return (
@@ -179,9 +162,9 @@ def answered(
     )
 
 
-def check_answers(config: DictConfig, setting: Setting, given: Predictions) -> None:
+def check_answers(config: DictConfig, evaluation: Evaluation, given: Predictions) -> None:
     """Raises UserError for predictions near chance, or right but for the order of the classes."""
-    found = suspicions(setting.labels.numpy(), given.clean[0], setting.images.classes)
+    found = suspicions(evaluation.labels.numpy(), given.clean[0], evaluation.images.classes)
     for suspicion in found:
         if suspicion.kind in (CHANCE, RELABELLED):
             raise UserError(

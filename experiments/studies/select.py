@@ -37,12 +37,11 @@ from netkin.analysis import ensemble, select
 from netkin.analysis.matrix import Matrix, position_of
 from netkin.analysis.select import mean_similarity
 from netkin.analysis.statistics import verdict
-from netkin.passes.setting import Setting
-from netkin.passes.stored import params
+from netkin.model import Model
 from netkin.report.study import Section
 from netkin.report.style import MARKERS, PALETTE, panels, style
 from netkin.report.text import count
-from netkin.zoo.member import Member
+from netkin.run import Run
 
 GUIDELINE = (
     "The guideline (Sec. 4.2): among teachers with the student's base architecture the more "
@@ -82,7 +81,7 @@ def run(config: DictConfig) -> None:
         )
 
 
-def logits_if_any(s: Study) -> tuple[Setting, list[Member], Matrix] | None:
+def logits_if_any(s: Study) -> tuple[Run, list[Model], Matrix] | None:
     """The members with stored logits, and their matrix; None where the matrix has other models, or
     the images of a published matrix are not here."""
     if s.measured is None:
@@ -95,20 +94,20 @@ def logits_if_any(s: Study) -> tuple[Setting, list[Member], Matrix] | None:
 
 
 def measured_section(
-    s: Study, setting: Setting, members: list[Member], matrix: Matrix, include: list[int]
+    s: Study, run: Run, members: list[Model], matrix: Matrix, include: list[int]
 ) -> Advice:
     """Ensembles by predicted error, with their measured errors."""
-    options, scores, n = s.config.select, matrix.scores, len(members)
-    sizes = np.array([float(params(setting, member)) for member in members])
+    options, scores, n, results = s.config.select, matrix.scores, len(members), run.results
+    sizes = np.array([float(results.params(member)) for member in members])
     drawn, _ = ensemble.sample(range(n), options.size, options.size, options.samples, options.seed)
     sampled = np.array(drawn, dtype=np.intp).reshape(-1, options.size)
-    errors = ensembles_wrong(s, setting, members, [(i,) for i in range(n)]).mean(axis=1)
-    sampled_errors = ensembles_wrong(s, setting, members, drawn).mean(axis=1)
+    errors = ensembles_wrong(s, results, members, [(i,) for i in range(n)]).mean(axis=1)
+    sampled_errors = ensembles_wrong(s, results, members, drawn).mean(axis=1)
     predict = select.fit_prediction(scores, errors, sampled, sampled_errors)
     with naming_group("select", options):
         best = select.search(predict, n, options.size, include, sizes, max_params(options))
     best = best[: options.top]
-    wrong = ensembles_wrong(s, setting, members, best.tolist())
+    wrong = ensembles_wrong(s, results, members, best.tolist())
     ends = [ensemble.share_interval(int(row.sum()), len(row)) for row in wrong]
     table = pl.DataFrame(
         {
@@ -142,7 +141,7 @@ def measured_section(
         "The same images chose and measured: expect a slightly higher error on others."
     )
     answer = [
-        better_than_one(table, len(setting.subset)),
+        better_than_one(table, len(results.evaluation.subset)),
         what_similarity_adds(select.held_out_models(scores, errors, sampled, sampled_errors)),
     ]
     tables = {"The most promising ensembles": table}

@@ -13,45 +13,32 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
 
-from experiments.cli.finish import terminal
 from experiments.cli.members import build_members
-from experiments.cli.runs import run_info, tracked
-from experiments.cli.setting import build_setting, open_pipeline, prepare
-from experiments.cli.suspects import Suspects
+from experiments.cli.setting import opened
 from netkin.errors import UserError, and_more, near
-from netkin.jobs.progress import Bars
-from netkin.passes.stored import correct
-from netkin.pipeline import Incomplete
-from netkin.store.layout import shard_path
+from netkin.store.layout import shard_file
 from netkin.zoo.member import Member
 
 
 def run(config: DictConfig) -> list[Path]:
     """The study, from a composed config; returns the files with the adversarial images."""
-    setting = build_setting(config)
     sources = sources_of(build_members(config, at_least=1), config.source)
-    info = run_info(config, setting, len(sources), [source.name for source in sources])
-    console = terminal()
-    with tracked(config, info) as tracker:
-        with Bars(console) as bars:
-            setting = prepare(config, setting, sources, bars)
-            suspects, most = Suspects(config, console), len(sources)
-            with open_pipeline(config, setting, sources, tracker, bars, suspects, most) as pipeline:
-                crafted = pipeline.craft(pipeline.clean(sources))
+    with opened(config, sources, named=[source.name for source in sources]) as o:
+        with o.run.working():
+            crafted = o.run.craft(o.run.clean())
+        results = o.run.results
         for source in crafted:
-            console.print(
-                f"{source.name}: {int(correct(setting, source).sum())} adversarial images in "
-                f"{setting.adversarial_entry(source).path}",
+            o.console.print(
+                f"{source.name}: {int(results.correct(source).sum())} adversarial images in "
+                f"{results.adversarial_folder(source).path}",
             )
-        if pipeline.failures:
-            first = pipeline.failures[0].error
-            if len(sources) == 1 and isinstance(first, UserError):
-                raise first
-            raise Incomplete(pipeline.failures, None, len(sources))
+        if len(sources) == 1 and o.run.failures:
+            raise o.run.failures[0].error
+        o.run.raise_failures()
     return [
-        shard_path(setting.adversarial_entry(source), shard)
+        shard_file(results.adversarial_folder(source), shard)
         for source in crafted
-        for shard in range(len(setting.shards))
+        for shard in range(len(results.evaluation.shards))
     ]
 
 

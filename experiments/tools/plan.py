@@ -9,78 +9,66 @@ A model that cannot be built gets a row with the reason, and the others are time
 
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 from omegaconf import DictConfig
 from rich.table import Table
 
-from experiments.cli.devices import build_jobs, members_at_once
-from experiments.cli.finish import finish, print_notes, terminal
-from experiments.cli.members import build_members, build_training, unreadable
-from experiments.cli.runs import run_info, tracked
-from experiments.cli.sequential import rule
-from experiments.cli.setting import build_setting, check_sources, prepare
-from experiments.cli.study import describe, described
+from experiments.cli.members import unreadable
+from experiments.cli.setting import opened
+from experiments.cli.study import describe
 from experiments.cli.values import positive, whole_numbers
 from experiments.tools import pilot
 from netkin.errors import UserError
+from netkin.evaluation import Evaluation
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
 from netkin.jobs.results import Result
+from netkin.model import Model
 from netkin.passes.probe import Cost, probe
-from netkin.passes.setting import Setting
-from netkin.passes.stored import missing_sources
-from netkin.report.study import Outputs, Section
+from netkin.report.study import Section
 from netkin.report.text import and_more, duration, size
+from netkin.results import Results
+from netkin.run import Run
+from netkin.runner import Runner
 from netkin.training.weights import is_trained
-from netkin.zoo.member import Member
 
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     whole_numbers(config.plan.devices, "plan.devices")
-    setting = build_setting(config)
-    members = build_members(config)
-    info = run_info(config, setting, len(members))
-    console = terminal()
-    print_notes(console, setting.images.notes)
-    with tracked(config, info) as tracker:
-        with Bars(console) as bars:
-            check_sources(setting, members, members)
-            setting = prepare(config, setting, members, bars, checked=False)
-            bad = unreadable(setting.images, setting.subset.positions, "images", bars)
-            readable = replace(setting, subset=setting.subset.without(bad))
-            training = build_training(config, setting, members, bars)
-            untrained = [m.name for m in members if training and not is_trained(training, m)]
+    with opened(config, check_members=False, stops=True) as o:
+        r, images = o.run, o.run.evaluation.images
+        with Bars(o.console) as bars:
+            bad = unreadable(images, r.evaluation.subset.positions, "images", bars)
+            training = r.training
+            untrained = [
+                m.name for m in r.models if training and not is_trained(training, m.member)
+            ]
             if training and untrained:
                 images = training.images
                 bad |= unreadable(images, range(len(images.ids)), "training images", bars)
-            costs, problems = _costs(config, readable, members, bars)
-        pairs = _missing_pairs(setting, members, {*untrained} | {*bad})
-        table = cost_table(setting, members, costs, pairs, problems)
-        outputs = Outputs(info.folder, tracker)
-        outputs.table("plan", table)
-        workers = members_at_once(config)
+        readable = r.under(subset=r.evaluation.subset.without(bad))
+        costs, problems = _costs(config, readable)
+        pairs = _missing_pairs(r, {*untrained} | {*bad})
+        table = cost_table(r.evaluation, r.models, costs, pairs, problems)
+        o.outputs.table("plan", table)
+        workers = r.settings.processes.workers
         seconds = total(table, "craft_seconds") + total(table, "transfer_seconds")
-        tracker.summary({"plan/seconds": seconds / workers})
-        stop, images = rule(config), []
-        if stop is not None:
-            images = pilot.report(config, setting, members, costs, stop, outputs)
-        console.print(_terminal_table(table, workers))
-        finish(
-            outputs,
-            console,
-            f"What would {len(members)} models on {setting.task.dataset} cost?",
-            f"For {describe(setting, len(members))}: a small batch of each model's crafting and "
-            "transfer was timed on this device, and multiplied by what the store lacks.",
+        o.tracker.summary({"plan/seconds": seconds / workers})
+        o.console.print(_terminal_table(table, workers))
+        o.finish(
+            f"What would {len(r.models)} models on {r.evaluation.task.dataset} cost?",
+            f"For {describe(r.evaluation, len(r.models))}: a small batch of each model's crafting "
+            "and transfer was timed on this device, and multiplied by what the store lacks.",
             [
                 *_unbuilt(problems),
-                *_sentences(config, setting, table, untrained, bad, workers),
-                *images,
+                *_sentences(config, r, table, untrained, bad, workers),
+                *pilot.report(o, costs),
             ],
             _sections(table),
-            described(config),
         )
 
 
@@ -98,48 +86,54 @@ def _sections(table: pl.DataFrame) -> list[Section]:
     ]
 
 
-def _costs(
-    config: DictConfig, setting: Setting, members: list[Member], bars: Bars
-) -> tuple[dict[str, Cost], dict[str, str]]:
-    """The cost of each member, and the problem of each that cannot be built, by name."""
-    problems: dict[str, str] = {}
-
-    def failed(member: Member, error: Exception) -> None:
-        if not isinstance(error, UserError):
-            raise error
-        problems[member.name] = str(error)
-
+def _costs(config: DictConfig, r: Run) -> tuple[dict[str, Cost], dict[str, str]]:
+    """The cost of each model, and the problem of each that cannot be built, by name."""
     seconds = positive(config.plan.seconds, "plan.seconds")
-    context = (setting, seconds)
-    with build_jobs(config, context, bars, ("netkin.passes.probe",)) as jobs:
-        results = jobs.run("plan", _probe, members, len(members), failed)
-        return {member.name: result.cost for member, result in results}, problems
+    items = [Probe(model, seconds) for model in r.models]
+    found = r.stage("plan", _probe, items, len(items))
+    for failure in r.failures:
+        if not isinstance(failure.error, UserError):
+            raise failure.error
+    costs = {item.name: result.cost for item, result in found}
+    return costs, {failure.model.name: str(failure.error) for failure in r.failures}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A model, and about how many seconds its timing may take."""
+
+    model: Model
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        """The model's, for the display."""
+        return self.model.name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probed(Result):
-    """A member's cost."""
+    """A model's cost."""
 
     cost: Cost
 
 
-def _probe(context: tuple[Setting, float], member: Member, advance: Advance) -> Probed:
+def _probe(context: tuple[Results, Runner, Any], item: Probe, advance: Advance) -> Probed:
     start = time.perf_counter()
-    cost = probe(context[0], member, context[1], advance)
+    cost = probe(*context[:2], item.model, item.seconds, advance)
     return Probed(cost=cost, seconds=time.perf_counter() - start)
 
 
-def _missing_pairs(setting: Setting, members: list[Member], new: set[str]) -> dict[str, int]:
+def _missing_pairs(r: Run, new: set[str]) -> dict[str, int]:
     """The number of sources that each target has not been evaluated on yet."""
-    if new:  # members without weights, or a subset that will change, have no outcomes yet
-        return {member.name: len(members) for member in members}
-    left = {target.name: len(target.sources) for target in missing_sources(setting, members)}
-    return {member.name: left.get(member.name, 0) for member in members}
+    if new:  # models without weights, or a subset that will change, have no outcomes yet
+        return {model.name: len(r.models) for model in r.models}
+    return {name: len(left) for name, left in r.results.missing_sources(r.models).items()}
 
 
 def cost_table(
-    setting: Setting,
-    members: list[Member],
+    evaluation: Evaluation,
+    members: list[Model],
     costs: dict[str, Cost],
     pairs: dict[str, int],
     problems: dict[str, str],
@@ -148,7 +142,7 @@ def cost_table(
 
     A member that could not be built has `model` and `problem` alone.
     """
-    images, width = len(setting.subset), pilot.width(setting)
+    images, width = len(evaluation.subset), evaluation.bytes_per_value
     rows = []
     for member in members:
         if member.name in problems:
@@ -207,7 +201,7 @@ def _unbuilt(problems: dict[str, str]) -> list[str]:
 
 def _sentences(
     config: DictConfig,
-    setting: Setting,
+    r: Run,
     table: pl.DataFrame,
     untrained: list[str],
     bad: dict[str, str],
@@ -215,10 +209,10 @@ def _sentences(
 ) -> list[str]:
     craft = total(table, "craft_seconds") / workers
     transfer = total(table, "transfer_seconds") / workers
-    views = {setting.view(m) for m in build_members(config)}
-    decoded = sum(3 * view.input_size**2 for view in views) * len(setting.subset)
+    views = {model.view for model in r.models}
+    decoded = sum(3 * view.input_size**2 for view in views) * len(r.evaluation.subset)
     need = total(table, "adversarial_bytes") + total(table, "outcome_bytes") + decoded
-    free = shutil.disk_usage(setting.store.root).free
+    free = shutil.disk_usage(r.results.store.root).free
     sentences = [
         f"Crafting takes {duration(craft)}, transfer {duration(transfer)}"
         f"{f' with {workers} workers' if workers > 1 else ''}. In all: "
@@ -227,7 +221,7 @@ def _sentences(
             for n in config.plan.devices
         )
         + ". At most, since models are attacked only on images that they classify correctly.",
-        f"Disk: {size(need)} at most in {setting.store.root} ({size(decoded)} of it the decoded "
+        f"Disk: {size(need)} at most in {r.results.store.root} ({size(decoded)} of it the decoded "
         f"images, for {len(views)} geometr{'y' if len(views) == 1 else 'ies'}); {size(free)} free.",
     ]
     if need > free:
@@ -247,7 +241,7 @@ def _sentences(
         )
     elif not untrained and table["problem"].null_count() == table.height:
         sentences.append(
-            f"No weights, labels or images are missing ({len(setting.subset)} images)."
+            f"No weights, labels or images are missing ({len(r.evaluation.subset)} images)."
         )
     return sentences
 

@@ -25,17 +25,15 @@ from experiments.cli.session import (
     to_train,
     train_member,
 )
-from experiments.cli.setting import prepare
 from experiments.cli.trained import Answer, predictions, report, trained_classifier
 from experiments.cli.values import one_of
 from netkin.analysis.statistics import verdict
 from netkin.components import base_architecture
 from netkin.errors import UserError
-from netkin.jobs.progress import Bars
-from netkin.passes.setting import Setting
+from netkin.model import Model
 from netkin.report.text import percent, settings_text
+from netkin.results import Results
 from netkin.similarity import Z_95, score
-from netkin.store.files import digest
 from netkin.store.names import FLOAT32, folder, outcomes_folder
 from netkin.store.outcomes import OutcomeStore
 from netkin.training.distillation import Distillation, with_token
@@ -47,14 +45,13 @@ def run(config: DictConfig) -> None:
     """Run the study of a composed config."""
     session = build_session(config)
     teacher = one_member(config, config.teacher, "teacher")
-    plain = to_train(session.setting, one_member(config, config.student, "student"))
+    plain = to_train(session.training.task, one_member(config, config.student, "student"))
     student, distillation = student_of(config, plain)
     student = named(config, replace(student, name=f"{plain.name}@{teacher.name}"))
     with open_run(session, student.name) as run:
-        session = with_teacher(session, teacher, run)
+        teaching = Teaching(with_weights(session, teacher, run), distillation)
         alone = without_teacher(session, plain)
         train_member(session, alone, run, role="alone")
-        teaching = Teaching(teacher, distillation)
         train_member(session, student, run, teaching)
         result = compare(session, student, alone, teaching)
         report(session, student, run, answer(session, plain, result))
@@ -76,19 +73,16 @@ def student_of(config: DictConfig, plain: Member) -> tuple[Member, Distillation]
         raise UserError(f"{error} (distillation.token=false, or student=vit_ti)") from None
 
 
-def with_teacher(session: Session, teacher: Member, run: Run) -> Session:
-    """The session in which the teacher's weights exist: published, given, or trained now.
+def with_weights(session: Session, teacher: Member, run: Run) -> Model:
+    """The teacher, whose weights exist: published, given, or trained now.
 
-    A teacher in the store is used as it is; a missing one is trained with `recipes.teacher`.
+    One in the store is used as it is; a missing one is trained with `recipes.teacher`.
     """
-    with Bars(session.console) as bars:
-        session = session.with_setting(prepare(session.config, session.setting, [teacher], bars))
-    if teacher.checkpoint or teacher.uses_published(session.setting.task):
-        return session
-    if notes(session.training.file(teacher)) is None:
+    trained = not teacher.checkpoint and not teacher.uses_published(session.training.task)
+    if trained and notes(session.training.file(teacher)) is None:
         recipe = build_recipe(session.config, "recipes.teacher")
         train_member(session.with_recipe(recipe), teacher, run, role="teacher")
-    return session
+    return session.open(teacher)
 
 
 def without_teacher(session: Session, plain: Member) -> Member:
@@ -112,9 +106,9 @@ def compare(session: Session, student: Member, alone: Member, teaching: Teaching
     predicted: dict[str, NDArray] = {}
     for name, member in (("student", student), ("alone", alone)):
         predicted[name] = predictions(session, trained_classifier(session, member), member)
-    teacher = session.setting.build(teaching.teacher)
-    predicted["teacher"] = predictions(session, teacher, teaching.teacher)
-    labels = session.setting.labels.numpy()
+    teacher = teaching.teacher
+    predicted["teacher"] = predictions(session, teacher.build(), teacher.member)
+    labels = session.results.evaluation.labels.numpy()
     correct = {name: classes == labels for name, classes in predicted.items()}
     gain, low, high = paired_gain(correct["student"], correct["alone"])
     return {
@@ -130,13 +124,13 @@ def compare(session: Session, student: Member, alone: Member, teaching: Teaching
         "gain_low": low,
         "gain_high": high,
         "agreement": float((predicted["student"] == predicted["teacher"]).mean()),
-        "student_base": base_architecture(student, session.setting.task),
-        "teacher_base": base_architecture(teaching.teacher, session.setting.task),
-        **stored_similarity(session.setting, teaching.teacher, alone),
+        "student_base": base_architecture(student, session.training.task),
+        "teacher_base": base_architecture(teacher.member, session.training.task),
+        **stored_similarity(session.results, teacher, session.open(alone)),
     }
 
 
-def stored_similarity(setting: Setting, a: Member, b: Member) -> dict[str, Any]:
+def stored_similarity(results: Results, a: Model, b: Model) -> dict[str, Any]:
     """The similarity of two models by outcomes that the store has: of several subsets and attacks,
     by those with the most images, and of these by the latest of those in float32, if there are any.
 
@@ -147,14 +141,13 @@ def stored_similarity(setting: Setting, a: Member, b: Member) -> dict[str, Any]:
     found: dict[str, Any] = {
         **{"similarity": None, "similarity_images": 0, "similarity_attack": None}
     }
-    made_by = {member.name: digest(setting.model(member)) for member in (a, b)}
-    dataset = setting.store.root / folder(setting.task.dataset)
+    dataset = results.store.root / folder(results.evaluation.task.dataset)
     tables = sorted(dataset.glob("*/*/outcomes*"), key=lambda path: path.stat().st_mtime)
     for path in sorted(tables, key=lambda path: path.name == outcomes_folder(FLOAT32)):
         table = OutcomeStore(path)
         fooled = []
         for source, target in ((a, b), (b, a)):
-            if table.has(source.name, target.name, made_by[target.name]):
+            if table.has(source.name, target.name, target.digest):
                 fooled.append(table.read(target.name, [source.name]))
         images = fooled[0].height if len(fooled) == 2 else 0
         if images and images >= found["similarity_images"]:

@@ -20,5 +20,5 @@ def run(config: DictConfig) -> None:
             f"experiment=scratch trains one model, got {len(members)}; several are a sweep: "
             f"python train.py -m model={','.join(m.name for m in members[:3])}"
         )
-    member = to_train(session.setting, members[0])
+    member = to_train(session.training.task, members[0])
     train_alone(session, named(config, member))

@@ -27,7 +27,7 @@ def run(config: DictConfig) -> None:
     kind = entry.pop("model")
     session = build_session(config, varied(build_recipe(config, f"recipes.{kind}"), entry))
     base = one_member(config, config.dataset.sweep[kind], f"dataset.sweep.{kind}")
-    base = to_train(session.setting, base)
+    base = to_train(session.training.task, base)
     train_alone(session, replace(base, name=config.name or f"{base.name}@{label(entry)}"))
 
 

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from netkin import similarity
+from netkin import run, similarity
 from netkin.analysis.groups import Draws
 from netkin.analysis.suspect import Suspicion
 from netkin.attacks import PGD, Attack, as_attack
@@ -21,19 +21,14 @@ from netkin.attacks.units import fraction, whole_number
 from netkin.data import arrays, subset
 from netkin.data.arrays import Arrays
 from netkin.errors import UserError, first_line
-from netkin.jobs.pool import Jobs
+from netkin.evaluation import Evaluation
 from netkin.jobs.process import unchanged
-from netkin.jobs.progress import Bars
-from netkin.passes.setting import Setting
-from netkin.passes.tune import Choice
-from netkin.pipeline import Failure, Incomplete, compute_outcomes
 from netkin.report.comparison import Result, summarise
+from netkin.run import Failure, Incomplete, Processes, Settings
+from netkin.runner import Runner
 from netkin.similarity import EPS_S
 from netkin.store.layout import Store
-from netkin.tracking import Tracker
-from netkin.zoo import published
 from netkin.zoo.given import Model, as_json, num_classes, read_models, source_text
-from netkin.zoo.member import Member
 from netkin.zoo.task import Task
 
 
@@ -83,74 +78,75 @@ def compare(
     """
     with unchanged(), _naming_store(), tempfile.TemporaryDirectory(prefix="netkin-") as temporary:
         _check(models, batch_size, bootstrap, eps_s)
-        spec = _attack(attack, eps, step_size, steps, seed, store is not None)
-        data = arrays.read(images, labels, ids)
-        members, held = read_models(models, data.pixels.shape[1:])
-        width = num_classes(members, held, classes)
-        data = data.with_classes(list(map(str, range(width) if classes is None else classes)))
-        folder = Store(temporary if store is None else store)
-        setting = _setting(data, members, spec, folder, batch_size, _accelerator(device))
-        return _result(setting, members, bootstrap, eps_s, progress)
+        settings = _settings(
+            arrays.read(images, labels, ids),
+            models,
+            classes,
+            _attack(attack, eps, step_size, steps, seed, store is not None),
+            Store(temporary if store is None else store),
+            Runner(_accelerator(device), batch_size),
+            progress,
+        )
+        return _result(settings, bootstrap, eps_s)
 
 
-def _setting(
+def _settings(
     data: Arrays,
-    members: Sequence[Member],
-    spec: Attack,
+    models: Mapping[str, Any],
+    classes: Sequence[str] | None,
+    attack: Attack,
     store: Store,
-    batch_size: int,
-    accelerator: str,
-) -> Setting:
-    """The setting, with the files of published weights."""
-    setting = Setting(
-        images=data,
-        subset=subset.draw(data, "full"),
-        task=Task("images", len(data.classes), "pretrained", classes=tuple(data.classes)),
-        attack=spec,
-        store=store,
-        batch_size=batch_size,
-        choice=Choice(batch_size=batch_size),
-        accelerator=accelerator,
-    )
-    setting = _with_weights(setting, members)
-    _check_sources(setting, members)
-    return setting
-
-
-def _result(
-    setting: Setting, members: Sequence[Member], draws: int, eps_s: float, progress: bool
-) -> Result:
-    threads, suspects = torch.get_num_threads(), dict[str, Sequence[Suspicion]]()
-    with (
-        Bars(Console(stderr=True, quiet=not progress)) as display,
-        Jobs((setting, None), 1, threads, display) as jobs,
-    ):
-        try:
-            outcomes = compute_outcomes(
-                setting, members, None, jobs, Tracker(), watch=suspects.update
+    runner: Runner,
+    progress: bool,
+) -> Settings:
+    members, held = read_models(models, data.pixels.shape[1:])
+    width = num_classes(members, held, classes)
+    data = data.with_classes(list(map(str, range(width) if classes is None else classes)))
+    task = Task("images", len(data.classes), "pretrained", classes=tuple(data.classes))
+    for member in members:
+        if member.checkpoint and not Path(member.checkpoint).expanduser().is_file():
+            raise UserError(
+                f"models: there is no checkpoint {member.checkpoint} (of {member.name})"
             )
+    return Settings(
+        Evaluation(data, subset.draw(data, "full"), task, attack),
+        members,
+        store,
+        runner,
+        Processes(threads=torch.get_num_threads()),
+        console=Console(stderr=True, quiet=not progress),
+        check_members=False,
+    )
+
+
+def _result(settings: Settings, draws: int, eps_s: float) -> Result:
+    suspects = dict[str, Sequence[Suspicion]]()
+    with run.open(replace(settings, watch=suspects.update)) as r:
+        try:
+            outcomes = r.measure()
         except Incomplete as error:
-            failures = [f"{f.member.name} failed in {f.stage}: {_line(f)}" for f in error.failures]
+            failures = [f"{f.model.name} failed in {f.stage}: {_line(f)}" for f in error.failures]
             raise UserError("; ".join(failures)) from error.failures[0].error
     scores = similarity.matrix(outcomes, eps_s)
     matrices = Draws(outcomes, draws)
     reasons = {name: "; ".join(s.finding for s in found) for name, found in suspects.items()}
-    comparison = summarise(setting, members, outcomes, scores, matrices, eps_s, suspects=reasons)
+    comparison = summarise(r.results, r.models, outcomes, scores, matrices, eps_s, suspects=reasons)
     comparison.answer.extend(
         f"Suspect: {name}: {reason}. Check that the labels are in its order of classes, and give "
         "netkin.Model the mean, std and input_size that it was trained with."
         for name, reason in reasons.items()
     )
-    settings = {
-        "models": {m.name: setting.model(m) for m in members},
-        "images": {"number": len(setting.subset), "sha256": setting.subset.digest},
-        "attack": {"name": setting.attack.name, **setting.attack.identity},
+    evaluation = r.evaluation
+    values = {
+        "models": {model.name: model.identity for model in r.models},
+        "images": {"number": len(evaluation.subset), "sha256": evaluation.subset.digest},
+        "attack": {"name": evaluation.attack.name, **evaluation.attack.identity},
         "score": {"eps_s": eps_s, "bootstrap": draws},
-        "batch_size": setting.batch_size,
-        "device": setting.accelerator,
+        "batch_size": r.runner.batch_size,
+        "device": r.runner.accelerator,
     }
     # JSON, so that tuples and numbers are written as plain ones
-    return Result(outcomes, comparison, json.loads(json.dumps(settings)))
+    return Result(outcomes, comparison, json.loads(json.dumps(values)))
 
 
 def _line(failure: Failure) -> str:
@@ -245,23 +241,3 @@ def _is_json(value: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
-
-
-def _with_weights(setting: Setting, members: Sequence[Member]) -> Setting:
-    """The setting with the files of published weights. Raises UserError where files lack."""
-    for member in members:
-        if member.checkpoint and not Path(member.checkpoint).expanduser().is_file():
-            raise UserError(
-                f"models: there is no checkpoint {member.checkpoint} (of {member.name})"
-            )
-    names = {m.name: m.source for m in members if m.source and m.uses_published(setting.task)}
-    return replace(setting, published=dict(published.fetch(names))) if names else setting
-
-
-def _check_sources(setting: Setting, members: Sequence[Member]) -> None:
-    """Raises UserError for models that the attack does not fit."""
-    attack = setting.attack
-    if attack.selective:
-        for member in members:
-            if problem := attack.unfit(setting.build(member)):
-                raise UserError(f"attack {setting.attack.name}: {member.name} {problem}")

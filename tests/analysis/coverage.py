@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from netkin.analysis import ensemble, matrix, sequential
 from netkin.analysis.noise import Sampled, halves, over_images
 from netkin.analysis.statistics import correlations, over_models
-from netkin.similarity import ALPHA, interval, resample, score, with_intervals
+from netkin.similarity import interval, resample, score, with_intervals
 from tests.analysis.test_matrix import PUBLISHED
 from tests.conftest import ROOT
 
@@ -147,63 +147,39 @@ def of_reduction(expected: float, images: int, repetitions: int = 1000) -> tuple
     return float(bootstrap), float(reported)
 
 
-@dataclass(frozen=True)
-class Looks:
-    """Of simulated runs of one pair that stop at a half-width, or after all images.
-
-    Attributes:
-        stopped, plain_stopped: coverage where they stop, by the intervals that are reported, and by
-            those for a fixed number of images, which stop by themselves.
-        everywhere, plain_everywhere: how often all looks' intervals hold the truth.
-        images, plain_images: mean number used.
-    """
-
-    stopped: float
-    plain_stopped: float
-    everywhere: float
-    plain_everywhere: float
-    images: float
-    plain_images: float
-
-
-def of_looks(
+def of_stops(
     p: float, together: float, half_width: float, total: int = 5000, runs: int = 10_000
-) -> Looks:
+) -> tuple[float, float]:
     """Runs of one pair with a fooling rate of p in both directions, in shards of 100 images.
 
-    Of independent directions `together` is 0, of directions that agree on every image 1.
+    Of independent directions `together` is 0, of directions that agree on every image 1. Returns
+    the coverage where they stop at a half-width, and the mean number of images.
     """
-    rng, found = np.random.default_rng(0), sequential.looks(total, 100)
+    rng, found = np.random.default_rng(0), sequential.stops(total, 100)
     both = p * p + together * (p - p * p)
     chances = [both, 2 * (p - both), 1 - 2 * p + both]
     steps = [rng.multinomial(n, chances, runs) for n in np.diff([0, *found])]
-    counts = np.stack(steps).cumsum(axis=0)  # [looks, runs, 3]
-    rows, truth, images = [], score(p), np.array(found)
-    for plain in (False, True):
-        levels = [ALPHA if plain else sequential.level(n, total, 100) for n in found]
-        ends = [
-            with_intervals(c[:, 0], c[:, 1], np.full(runs, n), alpha=alpha)[1:]
-            for c, n, alpha in zip(counts, found, levels, strict=True)
-        ]
-        low, high = np.moveaxis(np.array(ends), 1, 0)  # [looks, runs] each
-        held = (low <= truth) & (truth <= high)
-        enough = (high - low) / 2 <= half_width
-        enough[-1] = True
-        last = enough.argmax(axis=0)
-        rows.append((held[last, range(runs)], held.all(axis=0), images[last]))
-    (a, b, c), (d, e, f) = [[float(x.mean()) for x in row] for row in rows]
-    return Looks(a, d, b, e, c, f)
+    counts = np.stack(steps).cumsum(axis=0)  # [stops, runs, 3]
+    ends = [
+        with_intervals(c[:, 0], c[:, 1], np.full(runs, n))[1:]
+        for c, n in zip(counts, found, strict=True)
+    ]
+    low, high = np.moveaxis(np.array(ends), 1, 0)  # [stops, runs] each
+    held = (low <= score(p)) & (score(p) <= high)
+    enough = (high - low) / 2 <= half_width
+    enough[-1] = True
+    last = enough.argmax(axis=0)
+    return float(held[last, range(runs)].mean()), float(np.array(found)[last].mean())
 
 
 def of_zoo(
     scores: NDArray, half_width: float, share: float = 0.95, total: int = 5000, runs: int = 500
-) -> tuple[float, float, float]:
+) -> tuple[float, float]:
     """Runs of all pairs of a matrix, whose images' difficulty the pairs share, that stop together.
 
-    Returns the coverage of pairs where they stop, by the intervals that are reported and by those
-    for a fixed number of images (at the same look), and the mean number of images.
+    Returns the coverage of pairs where they stop, and the mean number of images.
     """
-    rng, found = np.random.default_rng(0), sequential.looks(total, 100)
+    rng, found = np.random.default_rng(0), sequential.stops(total, 100)
     x = np.clip(scores[np.tril_indices(len(scores), k=-1)], -1, 4.55)
     mean, rows = logits_of(x), []
     for _ in range(runs):
@@ -212,36 +188,29 @@ def of_zoo(
         always, half = ((twice == k).cumsum(axis=1) for k in (2, 1))
         for n in found:
             pair = always[:, n - 1], half[:, n - 1], np.full(len(x), n)
-            _, low, high = with_intervals(*pair, alpha=sequential.level(n, total, 100))
+            _, low, high = with_intervals(*pair)
             if ((high - low) / 2 <= half_width).mean() >= share or n == total:
-                plain = with_intervals(*pair)[1:]
-                held = [((a <= x) & (x <= b)).mean() for a, b in ((low, high), plain)]
-                rows.append((*held, n))
+                rows.append((((low <= x) & (x <= high)).mean(), n))
                 break
-    stopped, plain_stopped, images = np.mean(rows, axis=0).tolist()
-    return stopped, plain_stopped, images
+    stopped, images = np.mean(rows, axis=0).tolist()
+    return stopped, images
 
 
 def stopping(matrices: Mapping[str, NDArray]) -> None:
     """Print the tables of runs that stop at a half-width."""
-    print("\n| p | directions | half-width | mean images | covers when stopped | at all looks | "
-          "plain: mean images | plain: when stopped | plain: at all looks |")  # fmt: skip
-    print("|---" * 9 + "|")
+    print("\n| p | directions | half-width | mean images | covers when stopped |")
+    print("|---" * 5 + "|")
     for p in (0.02, 0.1, 0.3, 0.6, 0.95):
         for together, words in ((0, "independent"), (0.5, "half equal"), (1, "equal")):
             for half_width in (0.3, 0.1):
-                c = of_looks(p, together, half_width)
-                print(
-                    f"| {p} | {words} | {half_width} | {c.images:.0f} | {c.stopped:.1%} | "
-                    f"{c.everywhere:.1%} | {c.plain_images:.0f} | {c.plain_stopped:.1%} | "
-                    f"{c.plain_everywhere:.1%} |"
-                )
-    print("\n| matrix | half-width | mean images | covers when stopped | plain, same images |")
-    print("|---" * 5 + "|")
+                held, images = of_stops(p, together, half_width)
+                print(f"| {p} | {words} | {half_width} | {images:.0f} | {held:.1%} |")
+    print("\n| matrix | half-width | mean images | covers when stopped |")
+    print("|---" * 4 + "|")
     for name, scores in matrices.items():
         for half_width in (0.5, 0.3, 0.2):
-            a, b, images = of_zoo(scores, half_width)
-            print(f"| {name} | {half_width} | {images:.0f} | {a:.1%} | {b:.1%} |")
+            held, images = of_zoo(scores, half_width)
+            print(f"| {name} | {half_width} | {images:.0f} | {held:.1%} |")
 
 
 def main() -> None:

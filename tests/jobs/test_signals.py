@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from netkin.jobs.signals import STOPPING, blocked, obey_parent, shielded_loader
-from netkin.passes.engine import Items
+from netkin.runner import Loaded
 
 PROGRAM = """
 import os, signal, time
@@ -55,7 +55,7 @@ def test_a_signal_to_loading_processes_changes_nothing(number: signal.Signals) -
 
     before = signal.signal(number, handler)
     try:
-        items = cast(Dataset, Items(list(range(40)), lambda i: {"x": torch.tensor(i)}))
+        items = cast(Dataset, Loaded(list(range(40)), lambda i: {"x": torch.tensor(i)}))
         loader = shielded_loader(items, batch_size=None, num_workers=2)
         batches = iter(loader)
         workers: list[BaseProcess] = cast(Any, batches)._workers

@@ -13,11 +13,15 @@ from torch import Tensor
 
 from netkin.attacks import Clean, as_attack
 from netkin.data.subset import draw
-from netkin.passes.setting import Setting
+from netkin.evaluation import Evaluation
+from netkin.model import Model
+from netkin.results import Results
+from netkin.runner import Runner
 from netkin.store.files import write_tensors
-from netkin.store.layout import Store, shard_path
-from netkin.zoo.build import Classifier, Task
+from netkin.store.layout import Store, shard_file
+from netkin.zoo.build import Classifier
 from netkin.zoo.member import Member
+from netkin.zoo.task import Task
 
 
 class RandomImages:
@@ -39,35 +43,36 @@ class RandomImages:
         return Image.fromarray(drawn.astype(np.uint8))
 
 
-def write_shards(setting: Setting, sources: Sequence[Member], pixels: Tensor) -> None:
+def write_shards(results: Results, sources: Sequence[Model], pixels: Tensor) -> None:
     """Store the same pixels [I, 3, H, W] uint8 as the adversarial images of each source."""
     for source in sources:
-        entry = setting.adversarial_entry(source).claim()
-        for i, positions in enumerate(setting.shards):
+        folder = results.adversarial_folder(source).claim()
+        for i, positions in enumerate(results.evaluation.shards):
             index = torch.tensor(positions)
-            write_tensors(shard_path(entry, i), {"images": pixels[index], "index": index})
+            write_tensors(shard_file(folder, i), {"images": pixels[index], "index": index})
 
 
 def evaluation(
     folder: Path, classifier: Classifier, images: RandomImages, batch: int
-) -> tuple[Setting, Member, list[Member]]:
-    """A setting with four members that share a classifier's weights: a target and three sources."""
+) -> tuple[Results, Runner, Model, list[Model]]:
+    """An evaluation of a target and three sources, which share a classifier's weights."""
     weights = folder / "weights.safetensors"
     state = {k: v.cpu().clone() for k, v in classifier.net.state_dict().items()}
     save_file(state, weights)
     name = classifier.name
-    target, *sources = (Member(n, name, checkpoint=str(weights)) for n in "tabc")
-    setting = Setting(
+    task = Task("random", 1000, input_size=images.size)
+    target, *sources = (
+        Model(Member(n, name, checkpoint=str(weights)), task, weights) for n in "tabc"
+    )
+    evaluation = Evaluation(
         images=images,
         subset=draw(images, "random"),
-        task=Task("random", 1000, input_size=images.size),
+        task=task,
         attack=as_attack(Clean(), "clean"),
-        store=Store(folder / "store"),
         shard_size=2 * batch,
-        batch_size=batch,
-        accelerator="gpu" if classifier.mean.device.type == "cuda" else "cpu",
     )
-    return setting, target, sources
+    runner = Runner("gpu" if classifier.mean.device.type == "cuda" else "cpu", batch)
+    return Results(Store(folder / "store"), evaluation), runner, target, sources
 
 
 def with_random_weights(name: str) -> Classifier:

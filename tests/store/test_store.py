@@ -14,8 +14,12 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from netkin.data.subset import Subset
+from netkin.attacks import PGD, as_attack
+from netkin.data.digits import Digits
+from netkin.data.subset import Subset, draw
 from netkin.errors import DamagedFile, StoreError, UserError
+from netkin.evaluation import Evaluation
+from netkin.results import Results
 from netkin.store.files import (
     digest,
     read_sealed,
@@ -24,8 +28,9 @@ from netkin.store.files import (
     write,
     write_tensors,
 )
-from netkin.store.layout import Entry, Store
+from netkin.store.layout import Folder, Store
 from netkin.store.names import folder
+from netkin.zoo.task import Task
 
 SUBSET = Subset("some", ("a", "b"), (0, 1), (0, 1))
 
@@ -86,28 +91,32 @@ def test_only_other_libraries_files_lack_a_checksum(tmp_path: Path) -> None:
 
 def test_an_entry_is_claimed_once_and_checked_afterwards(tmp_path: Path) -> None:
     own = {"model": {"timm": "test_vit", "kwargs": {"depth": 2}}, "attack": {"steps": 50}}
-    Entry(tmp_path / "e", own).claim().claim()
+    Folder(tmp_path / "e", own).claim().claim()
     other = {"model": {"timm": "test_vit", "kwargs": {"depth": 3}}, "attack": {"steps": 50}}
     with pytest.raises(UserError, match=r"made with model\.kwargs\.depth = 2, now it is 3"):
-        Entry(tmp_path / "e", other).claim()
+        Folder(tmp_path / "e", other).claim()
     with pytest.raises(UserError, match=r"made with attack = .* now it is nothing"):
-        Entry(tmp_path / "e", {"model": own["model"]}).claim()
+        Folder(tmp_path / "e", {"model": own["model"]}).claim()
 
 
 def test_a_damaged_identity_is_named(tmp_path: Path) -> None:
-    Entry(tmp_path / "e", {}).claim()
+    Folder(tmp_path / "e", {}).claim()
     (tmp_path / "e" / "identity.json").write_text("{")
     with pytest.raises(UserError, match=r"identity\.json cannot be read"):
-        Entry(tmp_path / "e", {}).claim()
+        Folder(tmp_path / "e", {}).claim()
 
 
 def test_attacks_of_other_settings_live_side_by_side(tmp_path: Path) -> None:
-    subset = Store(tmp_path).subset("digits", SUBSET)
-    a, b = subset.attack("pgd", {"steps": 50}), subset.attack("pgd", {"steps": 20})
-    assert a.path != b.path
-    assert json.loads((a.path / "identity.json").read_text())["attack"] == {"steps": 50}
-    manifest = json.loads((subset.path / "manifest.json").read_text())
-    assert (manifest["ids"], manifest["sha256"]) == (["a", "b"], SUBSET.digest)
+    images = Digits()
+    task = Task("digits", 10)
+    subset = draw(images, "quick", 5)
+    attacks = [as_attack(PGD(steps=n), "pgd", {"steps": n}) for n in (50, 20)]
+    a, b = (Results(Store(tmp_path), Evaluation(images, subset, task, each)) for each in attacks)
+    assert a.attack_folder.path != b.attack_folder.path
+    identity = json.loads((a.attack_folder.path / "identity.json").read_text())
+    assert identity["attack"] == {"steps": 50, "dtype": "uint8"}
+    manifest = json.loads((a.folder / "manifest.json").read_text())
+    assert (manifest["ids"], manifest["sha256"]) == ([*subset.ids], subset.digest)
 
 
 def test_digests_do_not_depend_on_order() -> None:
@@ -180,7 +189,7 @@ def test_a_full_disk_is_named_whoever_notices(tmp_path: Path, wrap: str) -> None
 
 def test_a_manifest_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    file = store.subset("digits", SUBSET).path / "manifest.json"
+    file = store.subset("digits", SUBSET) / "manifest.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps({**content, "labels": [1, 1]}))
     with pytest.raises(StoreError, match="its images do not fit its own hash"):
@@ -197,7 +206,7 @@ def test_of_two_claims_at_once_one_is_refused(tmp_path: Path) -> None:
     def claim(steps: int) -> None:
         ready.wait()
         try:
-            outcomes.append(Entry(tmp_path / "e", {"steps": steps}).claim().identity["steps"])
+            outcomes.append(Folder(tmp_path / "e", {"steps": steps}).claim().identity["steps"])
         except UserError:
             outcomes.append(None)
 

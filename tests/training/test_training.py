@@ -19,7 +19,9 @@ from netkin.data import views
 from netkin.data.digits import Digits
 from netkin.data.subset import draw
 from netkin.errors import UserError
-from netkin.passes.setting import Setting
+from netkin.evaluation import Evaluation
+from netkin.model import Model, open_model
+from netkin.results import Results
 from netkin.store.files import file_sha256
 from netkin.store.layout import Store
 from netkin.training import checkpoint
@@ -50,8 +52,13 @@ def threads():
 def training(store: Path, recipe: Recipe = RECIPE) -> Training:
     images = Digits()
     attack = as_attack(PGD(), "pgd")
-    setting = Setting(images, draw(images, "quick", 5), TASK, attack, Store(store))
-    return Training(setting, Digits("train", test_size=1000), recipe)
+    evaluation = Evaluation(images, draw(images, "quick", 5), TASK, attack)
+    results = Results(Store(store), evaluation)
+    return Training(results, Digits("train", test_size=1000), recipe)
+
+
+def opened(job: Training, member: Member) -> Model:
+    return open_model(member, job.task, job.results.store.weights)
 
 
 def test_the_hardware_of_a_training(tmp_path: Path) -> None:
@@ -61,7 +68,6 @@ def test_the_hardware_of_a_training(tmp_path: Path) -> None:
     assert identity(half, MEMBER) == identity(default, MEMBER) | {"precision": "bf16-mixed"}
     assert "precision" not in identity(replace(default, hardware=Hardware("cpu")), MEMBER)
     assert make_job(half, MEMBER, None).hardware.precision == "bf16-mixed"
-    assert default.runs_on == Hardware(default.setting.accelerator)
 
 
 @pytest.mark.slow
@@ -92,12 +98,12 @@ def test_it_learns_is_reproducible_and_is_stored(tmp_path: Path) -> None:
 def test_the_stored_weights_are_the_trained_ones(tmp_path: Path) -> None:
     job = training(tmp_path)
     result = train(job, MEMBER, lambda n: None)
-    classifier = job.setting.build(MEMBER).eval()
-    setting = job.setting
-    pixels = [setting.pixels(setting.view(MEMBER), i) for i in range(len(setting.shards))]
+    classifier = opened(job, MEMBER).build().eval()
+    results, view = job.results, opened(job, MEMBER).view
+    pixels = [results.pixels(view, i) for i in range(len(results.evaluation.shards))]
     with torch.no_grad():
         predictions = classifier(torch.cat(pixels).float() / 255).argmax(1)
-    accuracy = (predictions == job.setting.labels).float().mean().item()
+    accuracy = (predictions == results.evaluation.labels).float().mean().item()
     assert accuracy == pytest.approx(result.test_accuracy)
 
 
@@ -353,7 +359,7 @@ def test_the_weights_that_the_recipe_keeps_are_the_member(tmp_path: Path, keep: 
     """Their accuracy is the one that is noted, and nothing else is left."""
     job = training(tmp_path, replace(RECIPE, ema_decay=0.5, keep=keep))
     result = train(job, MEMBER, lambda n: None)
-    assert not job.setting.store.training("digits", "small").exists()
+    assert not job.results.store.training("digits", "small").exists()
     rows = result.curves
     expected = {
         "last": rows[-1]["test_accuracy"],
@@ -362,7 +368,7 @@ def test_the_weights_that_the_recipe_keeps_are_the_member(tmp_path: Path, keep: 
     }[keep]
     assert result.test_accuracy == expected
     test = pixels_and_labels(job, MEMBER)
-    classifier = job.setting.build(MEMBER).eval()
+    classifier = opened(job, MEMBER).build().eval()
     with torch.no_grad():
         predicted = classifier(test.tensors[0].float() / 255).argmax(1)
     accuracy = (predicted == test.tensors[1]).float().mean().item()
@@ -412,11 +418,11 @@ def test_trained_models_by_name(tmp_path: Path) -> None:
     for name in ("small", "small@seed1", "small@seed2"):
         member = Member(name, "test_byobnet", family="ByobNet")
         train(replace(job, recipe=replace(RECIPE, epochs=1)), member, lambda n: None)
-    store = job.setting.store
+    store = job.results.store
     (entry,) = trained_members(store, "digits", "small@seed1")
     (member,) = parse_members([entry], at_least=1)
     assert (member.name, member.family) == ("small@seed1", "ByobNet")
-    assert job.setting.build(member).name == "small@seed1"
+    assert opened(job, member).build().name == "small@seed1"
     names = [entry["name"] for entry in trained_members(store, "digits", "small@*")]
     assert names == ["small", "small@seed1", "small@seed2"]
     with pytest.raises(UserError, match=r"no trained model digits/smal; did you mean small"):
@@ -429,4 +435,4 @@ def test_other_classes_in_training(tmp_path: Path) -> None:
 
     job = training(tmp_path)
     with pytest.raises(UserError, match=r"training images have classes \['cat', 'dog'\]"):
-        Training(job.setting, Other("train"), RECIPE)
+        Training(job.results, Other("train"), RECIPE)

@@ -51,7 +51,7 @@ def mean_cosine(cosines: NDArray, weights: NDArray) -> Matrices:
     """Mean over images of the cosine of two models' input gradients, in [-1, 1].
 
     Args:
-        cosines: [I, N, N] of each image; see `netkin.passes.cosines`.
+        cosines: [I, N, N] of each image; see `netkin.passes.features`.
         weights: [draws, I].
     """
     images, n, _ = cosines.shape

@@ -88,7 +88,7 @@ def answer(
 
 
 def resize(errors: pl.DataFrame) -> list[str]:
-    """The errors that crop and resize alone cause, from `netkin.passes.resize.resize_errors`."""
+    """The errors that crop and resize alone cause, from `netkin.results.Results.resize_errors`."""
     if errors.is_empty():
         return []
     worst = errors.row(0, named=True)

@@ -25,10 +25,10 @@ SHARE = 0.1
 OFTEN, RARELY = 10.0, 60.0
 """Seconds between such lines: at least, and at most while the work advances."""
 UNITS = {
-    **dict.fromkeys(("check", "decode", "clean", "noise", "craft", "ensemble"), "images"),
+    **dict.fromkeys(("check", "decode", "clean", "noise", "resize", "craft", "ensemble"), "images"),
     **dict.fromkeys(("features", "gradients"), "images"),
     **dict.fromkeys(("plan", "cost"), "models"),
-    **{"weights": "files", "train": "epochs", "resize": "views", "transfer": "pairs"},
+    **{"weights": "files", "train": "epochs", "transfer": "pairs"},
     **{"planes": "planes", "eps": "attacks"},
 }
 """By stage."""

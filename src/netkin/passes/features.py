@@ -5,7 +5,7 @@ plane predictions are the classes of points on planes through triplets of images
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,21 +13,22 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.nn.functional import interpolate, normalize
 
 from netkin.attacks.frozen import frozen
 from netkin.errors import UserError
 from netkin.jobs.devices import fastest
 from netkin.jobs.pool import Advance
 from netkin.jobs.results import Result
-from netkin.passes.batches import Batches
-from netkin.passes.engine import Work, predict
-from netkin.passes.setting import Setting
+from netkin.model import Model
+from netkin.results import Results
+from netkin.runner import Batches, Runner
 from netkin.store.files import read_tensors, write_tensors
-from netkin.store.layout import Entry, shard_path
+from netkin.store.layout import Folder, shard_file
 from netkin.zoo.build import Classifier
-from netkin.zoo.member import Member
 
 MARGIN = 0.1
 """How far a plane's grid extends beyond the triplet, in lengths of its sides."""
@@ -85,42 +86,37 @@ def kinds(sample: Sample) -> list[Kind]:
     return [Kind("features", images), Kind("gradients", images), Kind("planes", planes)]
 
 
-def entry(setting: Setting, member: Member, kind: Kind) -> Entry:
-    """The folder of a kind of data on a member."""
-    identity = {**kind.identity, "shard_size": setting.shard_size}
-    return setting.stored.measure(kind.name, identity, member.name, setting.model(member))
-
-
-def shards(setting: Setting, sample: Sample, kind: Kind) -> list[list[Any]]:
+def shards(results: Results, sample: Sample, kind: Kind) -> list[list[Any]]:
     """The units of work: positions of images, or triplets."""
     if kind.name == "planes":
         t = list(sample.triplets)
         return [t[i : i + PER_SHARD] for i in range(0, len(t), PER_SHARD)]
     chosen = set(sample.positions)
-    parts = [[i for i in shard if i in chosen] for shard in setting.shards]
+    parts = [[i for i in shard if i in chosen] for shard in results.evaluation.shards]
     return [part for part in parts if part]
 
 
-def missing(setting: Setting, sample: Sample, member: Member, kind: Kind) -> list[int]:
+def missing(results: Results, sample: Sample, model: Model, kind: Kind) -> list[int]:
     """The shards that are not stored. Raises UserError when another model made the others."""
-    folder = entry(setting, member, kind)
-    numbers = range(len(shards(setting, sample, kind)))
+    folder = results.measure_folder(kind.name, kind.identity, model)
+    numbers = range(len(shards(results, sample, kind)))
     if not folder.path.exists():
         return list(numbers)
     folder.claim()
-    return [shard for shard in numbers if not shard_path(folder, shard).is_file()]
+    return [shard for shard in numbers if not shard_file(folder, shard).is_file()]
 
 
-def read(setting: Setting, sample: Sample, member: Member, kind: Kind) -> Tensor:
+def read(results: Results, sample: Sample, model: Model, kind: Kind) -> Tensor:
     """All stored data of a kind on a member, [n, ...]. Raises StoreError for a damaged file."""
-    folder = entry(setting, member, kind)
-    paths = [shard_path(folder, i) for i in range(len(shards(setting, sample, kind)))]
+    folder = results.measure_folder(kind.name, kind.identity, model)
+    paths = [shard_file(folder, i) for i in range(len(shards(results, sample, kind)))]
     return torch.cat([read_tensors(path)[kind.name] for path in paths])
 
 
-def read_some(setting: Setting, member: Member, kind: Kind, shard: int, part: slice) -> Tensor:
+def read_some(results: Results, model: Model, kind: Kind, shard: int, part: slice) -> Tensor:
     """A part of a stored shard, [n, ...]."""
-    with safe_open(shard_path(entry(setting, member, kind), shard), "pt") as file:
+    folder = results.measure_folder(kind.name, kind.identity, model)
+    with safe_open(shard_file(folder, shard), "pt") as file:
         return file.get_slice(kind.name)[part]
 
 
@@ -130,16 +126,16 @@ class MeasurePass(pl.LightningModule):
     def __init__(
         self,
         classifier: Classifier,
-        setting: Setting,
+        batch_size: int,
         kind: Kind,
         compute: Callable[[Classifier, dict], Tensor],
-        into: Entry,
+        into: Folder,
         advance: Advance,
     ):
         super().__init__()
-        self.classifier, self.setting, self.kind = classifier, setting, kind
+        self.classifier, self.kind = classifier, kind
         self.compute, self.into, self.advance = compute, into, advance
-        self.batches = Batches(setting.batch_size, classifier.name)
+        self.batches = Batches(batch_size, classifier.name)
 
     def predict_step(self, batch: dict) -> None:
         """Compute and store one shard."""
@@ -153,50 +149,55 @@ class MeasurePass(pl.LightningModule):
                 f"{self.classifier.name} gives NaN or infinite {self.kind.name}; are its weights "
                 "intact?"
             )
-        write_tensors(shard_path(self.into, batch["shard"]), {self.kind.name: values})
+        write_tensors(shard_file(self.into, batch["shard"]), {self.kind.name: values})
         self.advance(n)
 
 
 def measure_pass(
-    setting: Setting, sample: Sample, member: Member, kind: Kind, advance: Advance
+    results: Results,
+    runner: Runner,
+    sample: Sample,
+    model: Model,
+    kind: Kind,
+    advance: Advance,
 ) -> Result:
     """Compute and store a kind's missing shards. Raises UserError for values that are not finite.
 
     The `images` of the result are triplets where the kind is planes.
     """
     start = time.perf_counter()
-    into = entry(setting, member, kind).claim()
-    parts, view, labels = shards(setting, sample, kind), setting.view(member), setting.labels
-    todo = missing(setting, sample, member, kind)
+    into = results.measure_folder(kind.name, kind.identity, model).claim()
+    parts, view, labels = shards(results, sample, kind), model.view, results.evaluation.labels
+    todo = missing(results, sample, model, kind)
 
     def load(shard: int) -> dict:
         units = parts[shard]
         if kind.name == "planes":
             flat = torch.tensor(units)  # [n, 3]
-            corners = setting.images_at(view, flat.flatten().tolist())
+            corners = results.images_at(view, flat.flatten().tolist())
             of = {"corners": corners.unflatten(0, flat.shape)}
         else:
-            of = {"pixels": setting.images_at(view, units), "labels": labels[units]}
+            of = {"pixels": results.images_at(view, units), "labels": labels[units]}
         return {"shard": shard, "units": len(units), "of": of}
 
     compute = {
         "features": features,
         "gradients": gradients,
-        "planes": partial(planes, grid=sample.grid, most=setting.batch_size),
+        "planes": partial(planes, grid=sample.grid, most=runner.batch_size),
     }[kind.name]
-    classifier = setting.build(member)
+    classifier = model.build()
     with frozen(classifier):
-        module = MeasurePass(classifier, setting, kind, compute, into, advance)
-        predict(setting, module, Work(todo, load))
+        module = MeasurePass(classifier, runner.batch_size, kind, compute, into, advance)
+        runner.run(module, todo, load)
     return Result(images=sum(len(parts[s]) for s in todo), seconds=time.perf_counter() - start)
 
 
-def time_passes(setting: Setting, member: Member, images: int) -> dict[str, float]:
+def time_passes(results: Results, runner: Runner, model: Model, images: int) -> dict[str, float]:
     """Seconds an image of features and gradients, in a batch of so many: the best of three."""
-    device = setting.device
-    classifier = setting.build(member).to(device)
-    pixels = setting.images_at(setting.view(member), range(images)).to(device)
-    of = {"pixels": pixels, "labels": setting.labels[:images].to(device)}
+    device = runner.device
+    classifier = model.build().to(device)
+    pixels = results.images_at(model.view, range(images)).to(device)
+    of = {"pixels": pixels, "labels": results.evaluation.labels[:images].to(device)}
     with frozen(classifier):
         return {
             name: fastest(lambda f=compute: f(classifier, of).cpu(), device) / images
@@ -272,3 +273,38 @@ def planes(classifier: Classifier, of: dict[str, Tensor], grid: int, most: int) 
                 predictions.append(classifier(points).argmax(dim=1))
             classes.append(torch.cat(predictions).int())
     return torch.stack(classes)
+
+
+AT_ONCE = 10
+"""Images whose gradients are compared at once: 415 MB for 69 models of 224 x 224 pixels."""
+
+
+def gradient_cosines(
+    results: Results, models: Sequence[Model], sample: Sample, kind: Kind
+) -> NDArray[np.float32]:
+    """Cosines of the gradients of N members at each of I images, [I, N, N] in [-1, 1].
+
+    Gradients of members with larger inputs are first resized to the smallest input size. Only a few
+    images are in memory at a time.
+
+    Args:
+        results, sample: whose gradients are stored.
+        models: N of them.
+        kind: "gradients" of `kinds`.
+    """
+    size = min(model.view.input_size for model in models)
+    cosines = []
+    for shard, images in enumerate(shards(results, sample, kind)):
+        for start in range(0, len(images), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            rows = []
+            for model in models:
+                gradients = read_some(results, model, kind, shard, part).float()
+                if gradients.shape[-1] != size:
+                    gradients = interpolate(
+                        gradients, (size, size), mode="bilinear", antialias=True
+                    )
+                rows.append(normalize(gradients.flatten(1), eps=1e-20))
+            x = torch.stack(rows, dim=1)  # [images, N, 3 * size * size]
+            cosines.append((x @ x.mT).numpy())
+    return np.concatenate(cosines)

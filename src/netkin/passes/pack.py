@@ -19,22 +19,18 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from netkin.attacks import SignNoise
-from netkin.attacks.grid import to_grid
 from netkin.data.tables import read_text
 from netkin.data.views import View
 from netkin.errors import OutputsError, UserError, and_more, near
-from netkin.passes.noise import SEED, has_noise
-from netkin.passes.setting import Setting
-from netkin.passes.stored import adversarial
-from netkin.store.files import digest, file_sha256, write
-from netkin.store.layout import folder
-from netkin.zoo.member import Member
+from netkin.model import Model
+from netkin.passes.predict import noised
+from netkin.results import Results
+from netkin.store.files import file_sha256, write
+from netkin.store.names import folder
 
 HOW = """Run your classifier on every PNG file below images/, and write a CSV file with the columns
 image_id (the file's path below images/ without .png; images.csv lists them all) and prediction (the
@@ -71,9 +67,9 @@ class Images:
         return [f"{self.name}/{i:05d}-{h}" for i, h in zip(self.index, hashes, strict=True)]
 
 
-def view_names(setting: Setting, landmarks: Sequence[Member]) -> dict[View, str]:
+def view_names(results: Results, landmarks: Sequence[Model]) -> dict[View, str]:
     """The distinct views of the landmarks, and a name of each for folders."""
-    views = list(dict.fromkeys(setting.view(member) for member in landmarks))
+    views = list(dict.fromkeys(member.view for member in landmarks))
     sizes = [view.input_size for view in views]
     return {
         view: f"{view.input_size}px"
@@ -82,51 +78,42 @@ def view_names(setting: Setting, landmarks: Sequence[Member]) -> dict[View, str]
     }
 
 
-def images(setting: Setting, landmarks: Sequence[Member]) -> Iterator[Images]:
+def images(results: Results, landmarks: Sequence[Model]) -> Iterator[Images]:
     """All images of a pack, shard by shard.
 
     Raises UserError where adversarial images are not stored on the 8-bit grid, which PNG files
     need, or where a landmark's name is that of a folder of the pack.
     """
-    if setting.dtype != "uint8":
-        raise UserError(f"a pack of PNG files needs dtype=uint8, got {setting.dtype}")
-    views = view_names(setting, landmarks)
+    if results.evaluation.dtype != "uint8":
+        raise UserError(f"a pack of PNG files needs dtype=uint8, got {results.evaluation.dtype}")
+    views, evaluation = view_names(results, landmarks), results.evaluation
     ours = {f"{kind}-{name}" for name in views.values() for kind in (CLEAN, NOISE)}
     if clash := sorted(ours & {folder(member.name) for member in landmarks}):
         raise UserError(f"a landmark has the name of a folder of the pack: {', '.join(clash)}")
     for view, name in views.items():
-        for shard, positions in enumerate(setting.shards):
-            clean, index = setting.pixels(view, shard), np.array(positions)
+        for shard, positions in enumerate(evaluation.shards):
+            clean, index = results.pixels(view, shard), np.array(positions)
             yield Images(f"{CLEAN}-{name}", CLEAN, index, clean)
-            if has_noise(setting):
-                noisy = _noised(setting, name, shard, clean)
+            if evaluation.has_noise:
+                # As of a model with the view's name.
+                noisy = noised(evaluation, clean, evaluation.keys(name, positions))
                 yield Images(f"{NOISE}-{name}", NOISE, index, noisy)
     for member in landmarks:
-        for shard in range(len(setting.shards)):
-            pixels, index = adversarial(setting, member, shard)
+        for shard in range(len(evaluation.shards)):
+            pixels, index = results.adversarial(member, shard)
             yield Images(folder(member.name), ADVERSARIAL, index.numpy(), pixels)
 
 
-def _noised(setting: Setting, view: str, shard: int, clean: Tensor) -> Tensor:
-    """Noise as `netkin.passes.noise.noised` makes it, of a view instead of a model."""
-    eps = setting.attack.eps
-    assert eps is not None
-    keys = [f"{view}\n{setting.subset.ids[i]}" for i in setting.shards[shard]]
-    labels = torch.zeros(len(clean), dtype=torch.long)
-    noisy = SignNoise(eps, SEED).perturb(torch.nn.Identity(), clean.float() / 255, labels, keys)
-    return to_grid(noisy, clean, eps)
-
-
 def export(
-    setting: Setting,
-    landmarks: Sequence[Member],
+    results: Results,
+    landmarks: Sequence[Model],
     to: Path,
     advance: Callable[[int], None] = lambda n: None,
 ) -> pl.DataFrame:
     """Write a pack into a new or empty folder, or into that of the same pack, finished or not.
 
     Args:
-        setting: whose clean images, and whose landmarks' adversarial images, are in the store.
+        results: whose clean images, and whose landmarks' adversarial images, are in the store.
         landmarks: the members whose adversarial images are packed.
         to: the folder.
         advance: called with the number of images written.
@@ -134,9 +121,9 @@ def export(
     Returns a row a folder of images: folder, kind, images, file_bytes. Raises UserError where `to`
     has other files, OutputsError where it cannot be written.
     """
-    _begin(setting, landmarks, to)
+    _begin(results, landmarks, to)
     rows, listed = {}, []
-    for part in images(setting, landmarks):
+    for part in images(results, landmarks):
         row = rows.setdefault(
             part.name, {"folder": part.name, "kind": part.kind, "images": 0, "file_bytes": 0}
         )
@@ -150,17 +137,17 @@ def export(
         advance(len(part.index))
     table = pl.DataFrame(listed, schema=["image_id", "file", "sha256"], orient="row")
     write(to / "images.csv", table.write_csv, OutputsError, "folder")
-    text = _json({**_manifest(setting, landmarks), "folders": list(rows.values())})
+    text = _json({**_manifest(results, landmarks), "folders": list(rows.values())})
     write(to / "manifest.json", lambda f: f.write_text(text), OutputsError, "folder")
     return pl.DataFrame(list(rows.values()))
 
 
-def _begin(setting: Setting, landmarks: Sequence[Member], to: Path) -> None:
+def _begin(results: Results, landmarks: Sequence[Model], to: Path) -> None:
     """Write the manifest of a pack, without its folders of images, as the first of its files.
 
     Raises UserError where the folder has files, unless they are of this very pack.
     """
-    own, file = _manifest(setting, landmarks), to / "manifest.json"
+    own, file = _manifest(results, landmarks), to / "manifest.json"
     if to.is_dir() and any(to.iterdir()):
         with suppress(OSError, ValueError, AttributeError):
             stored = json.loads(file.read_text())
@@ -176,20 +163,20 @@ def _json(content: dict) -> str:
     return json.dumps(content, indent=2) + "\n"
 
 
-def _manifest(setting: Setting, landmarks: Sequence[Member]) -> dict:
+def _manifest(results: Results, landmarks: Sequence[Model]) -> dict:
     """What a pack is of; its folders of images are added when all are written."""
-    views = view_names(setting, landmarks)
+    views, evaluation = view_names(results, landmarks), results.evaluation
     return {
-        "dataset": setting.task.dataset,
-        "subset_sha256": setting.subset.digest,
-        "images": len(setting.subset),
-        "classes": list(setting.images.classes),
-        "attack": {"name": setting.attack.name, **setting.attack.identity},
-        "eps": setting.attack.eps,
+        "dataset": evaluation.task.dataset,
+        "subset_sha256": results.evaluation.subset.digest,
+        "images": len(results.evaluation.subset),
+        "classes": list(results.evaluation.images.classes),
+        "attack": {"name": evaluation.attack.name, **evaluation.attack.identity},
+        "eps": evaluation.attack.eps,
         "eps_unit": "pixels in [0, 1]",
         "views": {name: asdict(view) for view, name in views.items()},
-        "landmarks": {m.name: views[setting.view(m)] for m in landmarks},
-        "made_by": {m.name: digest(setting.adversarial_entry(m).identity) for m in landmarks},
+        "landmarks": {m.name: views[m.view] for m in landmarks},
+        "made_by": {m.name: results.source_digest(m) for m in landmarks},
         "predictions": "a CSV file with the columns image_id and prediction",
         "preprocessing": " ".join(HOW.split()),
     }
@@ -211,16 +198,14 @@ class Predictions:
     attacked: NDArray[np.intp]
 
 
-def read_predictions(
-    setting: Setting, landmarks: Sequence[Member], path: str | Path
-) -> Predictions:
+def read_predictions(results: Results, landmarks: Sequence[Model], path: str | Path) -> Predictions:
     """The predictions in a CSV file, in any order of rows.
 
     Raises UserError, in one line, for a file that cannot be read, lacks a column, an image or a
     class, has an image twice, or is of another pack.
     """
-    given = read_table(path, setting.images.classes)
-    wanted = [(image, p.name, i) for p in images(setting, landmarks) for image, i in _placed(p)]
+    given = read_table(path, results.evaluation.images.classes)
+    wanted = [(image, p.name, i) for p in images(results, landmarks) for image, i in _placed(p)]
     ids = {image for image, _, _ in wanted}
     if foreign := [image for image in given if image not in ids]:
         raise UserError(
@@ -235,11 +220,11 @@ def read_predictions(
         )
     found: dict[str, NDArray[np.intp]] = {}
     for image, name, i in wanted:
-        values = found.setdefault(name, np.full(len(setting.subset), -1, dtype=np.intp))
+        values = found.setdefault(name, np.full(len(results.evaluation.subset), -1, dtype=np.intp))
         values[i] = given[image]
-    views = view_names(setting, landmarks)
-    own = [views[setting.view(member)] for member in landmarks]
-    noise = [found[f"{NOISE}-{name}"] for name in own] if has_noise(setting) else None
+    views = view_names(results, landmarks)
+    own = [views[member.view] for member in landmarks]
+    noise = [found[f"{NOISE}-{name}"] for name in own] if results.evaluation.has_noise else None
     return Predictions(
         np.stack([found[f"{CLEAN}-{name}"] for name in own]),
         None if noise is None else np.stack(noise),

@@ -11,12 +11,11 @@ from netkin.attacks.frozen import frozen
 from netkin.data import views
 from netkin.jobs.devices import fastest
 from netkin.jobs.pool import Advance
-from netkin.passes.batches import Batches
-from netkin.passes.setting import Setting
-from netkin.passes.stored import correct, is_clean, missing_shards
+from netkin.model import Model
+from netkin.results import Results
+from netkin.runner import Batches, Runner
 from netkin.zoo.build import Classifier, build
 from netkin.zoo.execution import exact_float32, prepare
-from netkin.zoo.member import Member
 
 FIRST_BATCH = 2
 STEPS = 2
@@ -47,16 +46,16 @@ class Cost:
     uncrafted: int
 
 
-def probe(setting: Setting, member: Member, seconds: float, advance: Advance) -> Cost:
+def probe(results: Results, runner: Runner, model: Model, seconds: float, advance: Advance) -> Cost:
     """Time a member on the first images of the subset, with its weights where there are any.
 
     The batch grows from two images until attacking it takes `seconds`, memory runs out, or it has
-    `setting.batch_size`: a small network's time in a small batch is mostly overhead.
+    `runner.batch_size`: a small network's time in a small batch is mostly overhead.
     """
-    weights, trained = setting.weights(member), setting.has_weights(member)
-    classifier = build(member, setting.task, weights if trained else None)
-    trial = _Trial(setting, member, classifier.eval().to(setting.device))
-    most = min(setting.batch_size, len(setting.subset))
+    evaluation, trained = results.evaluation, model.has_weights
+    classifier = build(model.member, model.task, model.weights if trained else None)
+    trial = _Trial(results, runner, model, classifier.eval().to(runner.device))
+    most = min(runner.batch_size, len(evaluation.subset))
     size = min(FIRST_BATCH, most)
     while True:
         timing = trial.run(size, seconds)
@@ -66,12 +65,13 @@ def probe(setting: Setting, member: Member, seconds: float, advance: Advance) ->
     advance(1)
     return Cost(
         params=sum(parameter.numel() for parameter in classifier.parameters()),
-        input_size=setting.view(member).input_size,
-        craft=timing.craft * times_longer(setting.attack, classifier, setting),
+        input_size=model.view.input_size,
+        craft=timing.craft
+        * times_longer(evaluation.attack, classifier, evaluation.task.num_classes),
         transfer=timing.transfer,
         memory=timing.memory,
         batch=timing.batch,
-        uncrafted=uncrafted(setting, member) if trained else len(setting.subset),
+        uncrafted=uncrafted(results, model) if trained else len(evaluation.subset),
     )
 
 
@@ -88,19 +88,21 @@ class _Timing:
 class _Trial:
     """A member with a shortened attack, to be timed on batches of any size."""
 
-    def __init__(self, setting: Setting, member: Member, classifier: Classifier):
-        self.setting, self.member = setting, member
-        self.execution = replace(setting.choice.execution, compile=False)
+    def __init__(self, results: Results, runner: Runner, of: Model, classifier: Classifier):
+        self.results, self.evaluation, self.of = results, results.evaluation, of
+        self.device = runner.device
+        precision = self.evaluation.craft_precision
+        self.execution = replace(runner.execution, precision=precision, compile=False)
         self.model = prepare(classifier, self.execution, self._first(FIRST_BATCH))
-        self.evaluator = setting.evaluator(classifier, setting.precision)
-        self.attack = setting.attack.shortened(STEPS)
+        self.evaluator = runner.predictor(classifier, self.evaluation.target_precision)
+        self.attack = self.evaluation.attack.shortened(STEPS)
 
     def run(self, size: int, seconds: float) -> _Timing:
         """Time the first `size` images, up to three times or for about `seconds`."""
-        device = self.setting.device
-        pixels, labels = self._first(size), self.setting.labels[:size].to(device)
-        keys = self.setting.keys(self.member, range(size))
-        batches = Batches(size, self.member.name)
+        device = self.device
+        pixels, labels = self._first(size), self.evaluation.labels[:size].to(device)
+        keys = self.evaluation.keys(self.of.name, range(size))
+        batches = Batches(size, self.of.name)
 
         def classify(batch: slice) -> None:
             with torch.no_grad():  # as in the pass; only the evaluator's own test needs gradients
@@ -118,27 +120,27 @@ class _Trial:
         return _Timing(craft / size, transfer / size, memory, batches.size)
 
     def _first(self, images: int) -> Tensor:
-        """The first images in the member's view, [n, 3, H, W] in [0, 1]."""
-        positions, view = self.setting.subset.positions[:images], self.setting.view(self.member)
-        pixels = views.load(self.setting.images, positions, view)
-        return pixels.to(self.setting.device).float() / 255
+        """The first images in the model's view, [n, 3, H, W] in [0, 1]."""
+        pixels = views.load(
+            self.evaluation.images, self.evaluation.subset.positions[:images], self.of.view
+        )
+        return pixels.to(self.device).float() / 255
 
 
-def times_longer(attack: Attack, classifier: Classifier, setting: Setting) -> float:
+def times_longer(attack: Attack, classifier: Classifier, classes: int) -> float:
     """How many times longer the full attack takes than the shortened one that is timed."""
-    classes = setting.task.num_classes
     full = attack.passes(classifier, classes)
     short = attack.shortened(STEPS).passes(classifier, classes)
     return full.total / short.total if full and short and short.total else 1.0
 
 
-def uncrafted(setting: Setting, member: Member) -> int:
-    """Number of images that are still to be attacked on the member."""
-    shards = missing_shards(setting, member)
-    positions = [i for shard in shards for i in setting.shards[shard]]
-    if not is_clean(setting, member):
+def uncrafted(results: Results, model: Model) -> int:
+    """Number of images that are still to be attacked on a model."""
+    shards = results.missing_shards(model)
+    positions = [i for shard in shards for i in results.evaluation.shards[shard]]
+    if not results.has(model):
         return len(positions)
-    return int(correct(setting, member)[positions].sum())
+    return int(results.correct(model)[positions].sum())
 
 
 def _reset_peak(device: torch.device) -> bool:

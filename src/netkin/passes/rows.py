@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from netkin import similarity
 from netkin.errors import UserError
-from netkin.passes.setting import Setting
-from netkin.passes.stored import correct, fooled
-from netkin.zoo.member import Member
+from netkin.model import Model
+from netkin.results import Results
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class Rows:
 
 
 def rows(
-    setting: Setting,
-    members: Sequence[Member],
+    results: Results,
+    members: Sequence[Model],
     marks: Sequence[int],
     one_sided: bool,
     eps_s: float = similarity.EPS_S,
@@ -46,7 +45,7 @@ def rows(
     """The scores of all members with the landmarks, whose passes are done.
 
     Args:
-        setting: images, attack and store.
+        results: of the images and the attack.
         members: N models.
         marks: positions of the landmarks among them.
         one_sided: whether only landmarks were attacked.
@@ -55,14 +54,13 @@ def rows(
     Raises UserError, naming the pair, where no image is classified correctly by both.
     """
     chosen = [members[i] for i in marks]
-    right = np.stack([correct(setting, member).numpy() for member in members])
-    forward = fooled(setting, chosen, members)
+    right = np.stack([results.correct(member).numpy() for member in members])
+    forward = results.fooled(chosen, members)
     back = {int(i): forward[k] for k, i in enumerate(marks)}  # by source: [N or m, I]
     others = [] if one_sided else [i for i in range(len(members)) if i not in back]
     if others:
-        back |= dict(
-            zip(others, fooled(setting, [members[i] for i in others], chosen), strict=True)
-        )
+        reverse = results.fooled([members[i] for i in others], chosen)
+        back |= dict(zip(others, reverse, strict=True))
     scores, table = np.full((len(members), len(members)), np.nan), []
     for k, a in enumerate(marks):
         for b, other in enumerate(members):

@@ -1,77 +1,67 @@
-"""How strong attacks are on a member itself: white-box success, with nothing stored."""
+"""How strong attacks are on a model itself: white-box success, with nothing stored."""
 
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from netkin.attacks import Attack
-from netkin.attacks.frozen import frozen
-from netkin.attacks.grid import to_grid
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance
 from netkin.jobs.results import Result
-from netkin.passes.batches import Batches
-from netkin.passes.setting import Setting
-from netkin.passes.stored import correct
-from netkin.zoo.execution import exact_float32, prepare
-from netkin.zoo.member import Member
+from netkin.model import Model
+from netkin.results import Results
+from netkin.runner import Runner
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A member, attacks with an eps, and the positions in the subset of the images to attack."""
+    """A model, attacks with an eps, and the positions in the subset of the images to attack."""
 
-    member: Member
+    model: Model
     attacks: tuple[Attack, ...]
     positions: tuple[int, ...]
 
     @property
     def name(self) -> str:
-        """The member's, for the display."""
-        return self.member.name
+        """The model's, for the display."""
+        return self.model.name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Strengths(Result):
-    """Of `images` attacked images, how many fool the member: one number an attack."""
+    """Of `images` attacked images, how many fool the model: one number an attack."""
 
     fooled: tuple[int, ...]
 
 
-def strengths(setting: Setting, trial: Trial, advance: Advance) -> Strengths:
-    """Attack those of a trial's images that the member, whose clean pass is done, has right.
+def strengths(results: Results, runner: Runner, trial: Trial, advance: Advance) -> Strengths:
+    """Attack those of a trial's images that the model, whose clean pass is done, has right.
 
-    Images are 8-bit ones, as crafting stores them, unless the setting's `dtype` is float32. Raises
-    UserError where the member has none of the images right.
+    Images are 8-bit ones, as crafting stores them, unless the evaluation's `dtype` is float32.
+    Raises UserError where the model has none of the images right.
     """
-    member, right = trial.member, correct(setting, trial.member)
+    model, right, evaluation = trial.model, results.correct(trial.model), results.evaluation
     positions = [i for i in trial.positions if right[i]]
     if not positions:
         raise UserError(
-            f"{member.name} classifies none of {len(trial.positions)} images correctly: there is "
+            f"{model.name} classifies none of {len(trial.positions)} images correctly: there is "
             "nothing to attack"
         )
-    device, execution = setting.device, replace(setting.choice.execution, compile=False)
-    clean = setting.images_at(setting.view(member), positions).to(device)
-    labels, keys = setting.labels[positions].to(device), setting.keys(member, positions)
-    classifier = setting.build(member).eval().to(device)
-    evaluator = setting.evaluator(classifier)
-    model = prepare(classifier, execution, clean[:2].float() / 255)
-    batches = Batches(setting.batch_size, member.name)
-
-    def fooled(attack: Attack, batch: slice) -> int:
-        pixels = clean[batch].float() / 255
-        with frozen(model) as source, exact_float32(execution.precision):
-            adversarial = attack.perturb(source, pixels, labels[batch], keys[batch]).detach()
-        with torch.no_grad():
-            predictions = evaluator(_stored(setting, adversarial, clean[batch], attack)).argmax(1)
-        return int((predictions != labels[batch]).sum())
-
+    runner = replace(runner, execution=replace(runner.execution, compile=False))
+    clean = results.images_at(model.view, positions).to(runner.device)
+    labels = evaluation.labels[positions].to(runner.device)
+    keys = evaluation.keys(model.name, positions)
+    classifier = model.build().eval().to(runner.device)
+    predictor = runner.predictor(classifier)
+    crafter = runner.crafter(classifier, evaluation)
+    crafter.prepare(clean[:2].float() / 255)
     counts = []
     for attack in trial.attacks:
-        parts = batches.run(len(positions), lambda batch, attack=attack: fooled(attack, batch))
-        counts.append(sum(parts))
+        crafter.evaluation = replace(evaluation, attack=attack)
+        images = torch.cat(list(crafter.craft(clean, labels, keys)))
+        with torch.no_grad():
+            logits = torch.cat(list(predictor.logits(images, images.shape[-1])))
+        counts.append(int((logits.argmax(dim=1) != labels).sum()))
         advance(1)
     return Strengths(images=len(positions), fooled=tuple(counts))
 
@@ -81,10 +71,3 @@ def spread(images: int, most: int) -> tuple[int, ...]:
     are in the order of the classes."""
     n = min(images, most)
     return tuple(i * images // n for i in range(n))
-
-
-def _stored(setting: Setting, adversarial: Tensor, clean: Tensor, attack: Attack) -> Tensor:
-    """Adversarial pixels as the store would hold them, in [0, 1]."""
-    if setting.dtype == "uint8":
-        return to_grid(adversarial, clean, attack.eps).float() / 255
-    return adversarial

@@ -30,9 +30,8 @@ from netkin.analysis.summary import WEAK_ATTACK, within_and_between
 from netkin.analysis.verdict import verdict
 from netkin.components import base_architecture
 from netkin.errors import UserError, and_more
-from netkin.passes.resize import resize_errors
-from netkin.passes.setting import Setting
-from netkin.passes.stored import params
+from netkin.evaluation import Evaluation
+from netkin.model import Model
 from netkin.report.examples import (
     Example,
     examples,
@@ -44,10 +43,10 @@ from netkin.report.heatmap import LABEL, LARGE, heatmap_figure
 from netkin.report.sentences import text
 from netkin.report.study import Lookup, Outputs, Section
 from netkin.report.text import number, percent, settings_text
+from netkin.results import Results
 from netkin.similarity import ALPHA, Z_95, MeansOfDraws, Outcomes, interval
-from netkin.zoo.build import knows_more, preprocessing
+from netkin.zoo.build import knows_more
 from netkin.zoo.execution import DEFAULT_PRECISION
-from netkin.zoo.member import Member
 from netkin.zoo.published import model_page
 
 FEWEST = 4
@@ -202,7 +201,7 @@ class Comparison:
         controls: what the scores owe to chance and to single models.
         bases: the base architecture of each model; the families, unless given.
         links: a page about a model, by its name.
-        resize: of `netkin.passes.resize.resize_errors`; empty where all models see the same.
+        resize: of `netkin.results.Results.resize_errors`; empty where all models see the same.
         failures: a row a member that failed: model, stage, reason.
         examples: images under attack.
         eps: the attack's bound in pixels of [0, 1]; None where it has none.
@@ -403,13 +402,13 @@ class Comparison:
 
 
 def summarise(
-    setting: Setting,
-    members: Sequence[Member],
+    results: Results,
+    members: Sequence[Model],
     outcomes: Outcomes,
     scores: NDArray[np.float64],
     draws: NDArray[np.float64] | MeansOfDraws,
     eps_s: float,
-    requested: Sequence[Member] = (),
+    requested: Sequence[Model] = (),
     failures: pl.DataFrame | None = None,
     suspects: Mapping[str, str] | None = None,
     alpha: float = ALPHA,
@@ -417,7 +416,7 @@ def summarise(
     """The answer for members whose passes are done.
 
     Args:
-        setting: images, attack and store.
+        results: what the store holds of the images under the attack.
         members: the N models of the outcomes, in the same order.
         outcomes: of the members.
         scores: `similarity.matrix` of the outcomes, [N, N].
@@ -429,19 +428,19 @@ def summarise(
         suspects: why a member's clean predictions look wrong, by its name.
         alpha: how often intervals of pairs may miss; less in a run that stops early.
     """
-    requested, task = requested or members, setting.task
+    requested, task = requested or members, results.evaluation.task
     if failures is None:
         failures = pl.DataFrame(schema=["model", "stage", "reason"])
     models = summary.model_table(
         outcomes,
         scores,
         [member.family for member in members],
-        [params(setting, member) for member in members],
-        [preprocessing(member, task).view.input_size for member in members],
+        [results.params(member) for member in members],
+        [member.view.input_size for member in members],
     )
-    published = {m.name: m.source for m in requested if m.uses_published(task)}
-    resize = resize_errors(setting, members)
-    partly = [member.name for member in members if knows_more(member, task)]
+    published = {m.name: m.member.source for m in requested if m.member.uses_published(task)}
+    resize = results.resize_errors(members)
+    partly = [member.name for member in members if knows_more(member.member, task)]
     images, dataset = len(outcomes.image_ids), task.dataset
     caveats = [*_resized(resize)]
     if partly:
@@ -451,7 +450,9 @@ def summarise(
     caveats += [text("pairwise.failed", **row) for row in failures.iter_rows(named=True)]
     return relate(
         text("pairwise.title", models=len(requested), dataset=dataset),
-        text("pairwise.question", attack=attacked(setting), images=images, dataset=dataset),
+        text(
+            "pairwise.question", attack=attacked(results.evaluation), images=images, dataset=dataset
+        ),
         outcomes,
         scores,
         draws,
@@ -461,12 +462,12 @@ def summarise(
         alpha=alpha,
         suspects=suspects or {},
         caveats=caveats,
-        bases=[base_architecture(m, task) if m.timm else m.family for m in requested],
+        bases=[base_architecture(m.member, task) if m.member.timm else m.family for m in requested],
         links={name: page for name, source in published.items() if (page := model_page(source))},
         resize=resize,
         failures=failures,
-        examples=examples(setting, members),
-        eps=setting.attack.eps,
+        examples=examples(results, members),
+        eps=results.evaluation.attack.eps,
     )
 
 
@@ -526,16 +527,17 @@ def relate(
     )  # fmt: skip
 
 
-def attacked(setting: Setting) -> str:
+def attacked(evaluation: Evaluation) -> str:
     """An attack with its settings in words: "pgd (eps = 48/255, steps = 50)"."""
-    listed = [settings_text(setting.attack.identity)]
-    precision = setting.choice.execution.precision
+    listed = [settings_text(evaluation.attack.identity)]
+    precision = evaluation.craft_precision
     if precision != DEFAULT_PRECISION:
         listed.append(f"computed in {precision}")
-    if setting.precision != DEFAULT_PRECISION:
-        listed.append(f"transfer in {setting.precision}")
+    if evaluation.target_precision != DEFAULT_PRECISION:
+        listed.append(f"transfer in {evaluation.target_precision}")
     settings = ", ".join(filter(None, listed))
-    return f"{setting.attack.name} ({settings})" if settings else setting.attack.name
+    name = evaluation.attack.name
+    return f"{name} ({settings})" if settings else name
 
 
 def _answer(
@@ -647,7 +649,7 @@ def _closest_families(family_means: pl.DataFrame) -> list[str]:
 
 
 def _resized(errors: pl.DataFrame) -> list[str]:
-    """The errors that crop and resize alone cause, from `netkin.passes.resize.resize_errors`."""
+    """The errors that crop and resize alone cause, from `netkin.results.Results.resize_errors`."""
     if errors.is_empty():
         return []
     worst = errors.row(0, named=True)

@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from netkin.data.classes import class_words
-from netkin.passes.setting import Setting
-from netkin.passes.stored import adversarial, outcome_store
+from netkin.model import Model
 from netkin.report.plots import images_figure
 from netkin.report.sentences import text
 from netkin.report.text import fraction_text
-from netkin.zoo.member import Member
+from netkin.results import Results
 
 
 @dataclass(frozen=True)
@@ -41,30 +40,30 @@ class Example:
 
 
 def examples(
-    setting: Setting, members: Sequence[Member], sources: int = 6, images: int = 2
+    results: Results, members: Sequence[Model], sources: int = 6, images: int = 2
 ) -> list[Example]:
     """Up to `images` of up to `sources` sources, from as many families as there are.
 
     Of each source they are the first of its images, so that most sources show the same ones.
     """
-    words = class_words(setting.images.classes)
+    subset, words = results.evaluation.subset, class_words(results.evaluation.images.classes)
     one_a_family = list({member.family: member for member in reversed(members)}.values())[::-1]
     rest = [member for member in members if member not in one_a_family]
     selected = []
     for source in (one_a_family + rest)[:sources]:
-        stored, index = adversarial(setting, source, 0)
-        predicted = outcome_store(setting).read(source.name, [source.name])
+        stored, index = results.adversarial(source, 0)
+        predicted = results.outcome_store.read(source.name, [source.name])
         for row in range(min(images, len(index))):
             position = int(index[row])
-            image_id = setting.subset.ids[position]
+            image_id = subset.ids[position]
             (prediction,) = predicted.filter(image_id=image_id)["prediction"]
             selected.append(
                 Example(
                     source=source.name,
                     image_id=image_id,
-                    label=words[setting.subset.labels[position]],
+                    label=words[subset.labels[position]],
                     prediction=words[int(prediction)],
-                    clean=_hwc(setting.pixels(setting.view(source), 0)[position]),
+                    clean=_hwc(results.pixels(source.view, 0)[position]),
                     adversarial=_hwc(stored[row]),
                 )
             )

@@ -8,7 +8,7 @@
         clean/<member>/            identity.json, logits.safetensors
         measures/<kind>-<hash>/<member>/  identity.json, 00000.safetensors, ...
         <attack>-<hash>/           identity.json
-            adversarial/<source>/  identity.json, execution.json, 00000.safetensors, ...
+            adversarial/<source>/  identity.json, 00000.safetensors, ...
             outcomes/              identity.json, <target>/<hash>.parquet (`netkin.store.outcomes`)
             outcomes-<precision>/  likewise, of targets evaluated in another precision than float32
 
@@ -31,20 +31,19 @@ from typing import Any
 
 from netkin.data.subset import Subset
 from netkin.errors import OtherContents, StoreError, UserError
-from netkin.store.files import create_json, damaged, digest, write_json
+from netkin.store.files import create_json, damaged, write_json
 from netkin.store.identity import differences
-from netkin.store.names import FLOAT32, folder, outcomes_folder
-from netkin.store.outcomes import OutcomeStore
+from netkin.store.names import folder
 
 
 @dataclass(frozen=True)
-class Entry:
+class Folder:
     """A folder whose contents depend on one identity, which its `identity.json` holds."""
 
     path: Path
     identity: Mapping[str, Any]
 
-    def claim(self) -> "Entry":
+    def claim(self) -> "Folder":
         """Make the folder, or check that it has this identity; returns itself.
 
         Raises OtherContents where it has another, StoreError where its identity cannot be read.
@@ -103,7 +102,7 @@ class Store:
         """The folder of a member's training: its checkpoint and its best weights."""
         return self.root / "training" / folder(dataset) / folder(member)
 
-    def subset(self, dataset: str, subset: Subset) -> "SubsetStore":
+    def subset(self, dataset: str, subset: Subset) -> Path:
         """The folder of a subset, made if need be. Raises DamagedFile for a damaged manifest."""
         path = self.root / folder(dataset) / f"{folder(subset.name)}-{subset.digest[:8]}"
         manifest = path / "manifest.json"
@@ -111,7 +110,7 @@ class Store:
             write_json(manifest, {"dataset": dataset, **subset.manifest()})
         elif problem := manifest_problem(manifest, subset.digest):
             raise damaged(manifest, problem)
-        return SubsetStore(path, {"dataset": dataset, "subset_sha256": subset.digest})
+        return path
 
 
 def manifest_problem(file: Path, digest: str | None = None) -> str | None:
@@ -130,58 +129,6 @@ def manifest_problem(file: Path, digest: str | None = None) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class SubsetStore:
-    """The folder of one subset of a dataset."""
-
-    path: Path
-    identity: Mapping[str, Any]
-
-    def view(self, view: Mapping[str, Any], shard_size: int) -> Entry:
-        """The folder of the images after one resize and crop."""
-        identity = {**self.identity, "view": view, "shard_size": shard_size}
-        return Entry(self.path / "views" / digest(identity)[:12], identity)
-
-    def clean(self, member: str, model: Mapping[str, Any]) -> Entry:
-        """The folder of a member's logits on the clean images."""
-        return Entry(self.path / "clean" / folder(member), {**self.identity, "model": model})
-
-    def measure(
-        self, kind: str, measure: Mapping[str, Any], member: str, model: Mapping[str, Any]
-    ) -> Entry:
-        """The folder of a member's data for another measure of similarity, such as features."""
-        identity = {**self.identity, "measure": measure, "model": model}
-        path = self.path / "measures" / f"{kind}-{digest(measure)[:8]}" / folder(member)
-        return Entry(path, identity)
-
-    def attack(self, name: str, attack: Mapping[str, Any]) -> "AttackStore":
-        """The folder of an attack with these settings. Raises OtherContents as `Entry.claim`."""
-        identity = {**self.identity, "attack": attack}
-        path = self.path / f"{folder(name)}-{digest(attack)[:8]}"
-        return AttackStore(path, Entry(path, identity).claim().identity)
-
-
-@dataclass(frozen=True)
-class AttackStore:
-    """The folder of one attack on one subset: adversarial images and outcomes."""
-
-    path: Path
-    identity: Mapping[str, Any]
-
-    def adversarial(self, source: str, model: Mapping[str, Any], shard_size: int) -> Entry:
-        """The folder of a source's adversarial images."""
-        identity = {**self.identity, "model": model, "shard_size": shard_size}
-        return Entry(self.path / "adversarial" / folder(source), identity)
-
-    def outcomes(self, transfer: Mapping[str, Any]) -> OutcomeStore:
-        """The table of outcomes, for one way of resizing between models.
-
-        Those of another `precision` than float32 have a folder of their own.
-        """
-        path = self.path / outcomes_folder(transfer.get("precision", FLOAT32))
-        return OutcomeStore(Entry(path, {**self.identity, "transfer": transfer}).claim().path)
-
-
-def shard_path(source: Entry, shard: int) -> Path:
+def shard_file(folder: Folder, shard: int) -> Path:
     """The path of a shard, by its number from 0."""
-    return source.path / f"{shard:05d}.safetensors"
+    return folder.path / f"{shard:05d}.safetensors"

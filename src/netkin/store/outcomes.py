@@ -222,7 +222,7 @@ def read_table(file: Path, columns: Sequence[str] = COLUMNS) -> pl.DataFrame:
     """The rows of a file. Raises DamagedFile where it was cut or altered."""
     data = read_sealed(file)
     try:
-        return pl.read_parquet(io.BytesIO(data), columns=list(columns))
+        return pl.read_parquet(io.BytesIO(data), columns=list(columns), glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise damaged(file, str(error).partition("\n")[0]) from None
 

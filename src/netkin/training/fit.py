@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from netkin.errors import UserError
-from netkin.passes.engine import quiet, trainer
+from netkin.runner import quiet, trainer
 from netkin.store.files import write_tensors
 from netkin.training import checkpoint
 from netkin.training.data import Augmented, Draws, as_pixels, batches, seeded

@@ -24,6 +24,7 @@ from netkin.training.job import Job, Report
 from netkin.training.weights import Teaching, Training, identity
 from netkin.zoo.build import Classifier, build
 from netkin.zoo.member import Member
+from netkin.zoo.preprocessing import preprocessing
 
 
 def train(
@@ -74,17 +75,17 @@ def train(
 
 def make_job(training: Training, member: Member, teaching: Teaching | None) -> Job:
     """The training of a member, with its teacher's weights loaded."""
-    setting, teacher = training.setting, None
+    teacher, store = None, training.results.store
     if teaching is not None:
-        size = setting.view(teaching.teacher).input_size
-        teacher = Teacher(setting.build(teaching.teacher), size, teaching.distillation)
+        size = teaching.teacher.view.input_size
+        teacher = Teacher(teaching.teacher.build(), size, teaching.distillation)
     return Job(
         identity={"name": member.name, **identity(training, member, teaching)},
         recipe=training.recipe,
         images=training.images,
         test=pixels_and_labels(training, member),
-        folder=setting.store.training(setting.task.dataset, member.name),
-        hardware=training.runs_on,
+        folder=store.training(training.task.dataset, member.name),
+        hardware=training.hardware,
         teacher=teacher,
     )
 
@@ -112,10 +113,10 @@ def _store(
         {
             "made_of": {key: value for key, value in job.identity.items() if key != "name"},
             "member": asdict(member),
-            **({"teacher": asdict(teaching.teacher)} if teaching else {}),
+            **({"teacher": asdict(teaching.teacher.member)} if teaching else {}),
             "test_accuracy": accuracy,
             "test_images": len(job.test),
-            "test_subset": training.setting.subset.name,
+            "test_subset": training.results.evaluation.subset.name,
             "seconds": sum(row["seconds"] for row in end.curves),
         },
     )
@@ -126,15 +127,15 @@ def initial(training: Training, member: Member) -> Classifier:
     """The member before training: weights from the recipe's seed, with its `model_args`."""
     kwargs = {**member.kwargs, **training.recipe.model_args}
     untrained = replace(member, kwargs=kwargs, checkpoint=None, pretrained=False)
-    return build(untrained, training.setting.task, seed=training.recipe.seed)
+    return build(untrained, training.task, seed=training.recipe.seed)
 
 
 def pixels_and_labels(training: Training, member: Member) -> TensorDataset:
     """The test images through the member's view: pixels [I, 3, H, W] uint8, labels [I] int64."""
-    setting = training.setting
-    view = setting.view(member)
-    pixels = torch.cat([setting.pixels(view, shard) for shard in range(len(setting.shards))])
-    return TensorDataset(pixels, setting.labels)
+    results, view = training.results, preprocessing(member, training.task).view
+    shards = range(len(results.evaluation.shards))
+    pixels = torch.cat([results.pixels(view, shard) for shard in shards])
+    return TensorDataset(pixels, results.evaluation.labels)
 
 
 def _fit(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,8 @@ from netkin.analysis.suspect import Noted
 from netkin.data.images import Images
 from netkin.data.subset import fingerprint
 from netkin.errors import OtherTraining, UserError, and_more, near
-from netkin.passes.setting import Setting
+from netkin.model import Model
+from netkin.results import Results
 from netkin.store.identity import differences
 from netkin.store.layout import Store
 from netkin.store.names import unfolded
@@ -23,28 +24,29 @@ from netkin.training.job import Hardware
 from netkin.training.recipe import Recipe
 from netkin.zoo.build import architecture_identity, preprocessing
 from netkin.zoo.member import IMAGE_FIELDS, Member
+from netkin.zoo.task import Task
 
 
 @dataclass(frozen=True)
 class Training:
-    """The images and the recipe with which the members of a setting are trained.
+    """The images and the recipe with which the members of a run are trained.
 
     Attributes:
-        setting: the test images, the task and the store.
+        results: of the test images, with the task and the store.
         images: the training images.
         recipe: how members are trained.
-        hardware: where and how; None is one device of the setting's accelerator, in float32.
+        hardware: where and how.
 
     Raises UserError where training and test images have different classes.
     """
 
-    setting: Setting
+    results: Results
     images: Images
     recipe: Recipe
-    hardware: Hardware | None = None
+    hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:
-        ours, theirs = list(self.images.classes), list(self.setting.images.classes)
+        ours, theirs = list(self.images.classes), list(self.results.evaluation.images.classes)
         if ours != theirs:
             raise UserError(
                 f"the training images have classes {ours[:5]} ({len(ours)} in all), the test "
@@ -52,20 +54,20 @@ class Training:
             )
 
     @property
-    def runs_on(self) -> Hardware:
-        """Where and how a member is trained."""
-        return self.hardware or Hardware(self.setting.accelerator)
+    def task(self) -> Task:
+        """What members are trained for."""
+        return self.results.evaluation.task
 
     def file(self, member: Member) -> Path:
         """The path of the member's trained weights, whether or not they exist."""
-        return self.setting.store.weights(self.setting.task.dataset, member.name)
+        return self.results.store.weights(self.task.dataset, member.name)
 
 
 @dataclass(frozen=True)
 class Teaching:
     """A teacher whose weights exist, and the loss of the distillation."""
 
-    teacher: Member
+    teacher: Model
     distillation: Distillation
 
 
@@ -73,7 +75,7 @@ def identity(
     training: Training, member: Member, teaching: Teaching | None = None
 ) -> dict[str, Any]:
     """Everything that trained weights depend on, as JSON values."""
-    task = training.setting.task
+    task = training.task
     values = {
         **architecture_identity(member),
         "kwargs": dict(member.kwargs),
@@ -89,10 +91,10 @@ def identity(
         values["distillation"] = {
             **asdict(teaching.distillation),
             "teacher": teaching.teacher.name,
-            "teacher_sha256": training.setting.model(teaching.teacher)["weights_sha256"],
+            "teacher_sha256": teaching.teacher.identity["weights_sha256"],
         }
-    if training.runs_on.precision != Hardware.precision:
-        values["precision"] = training.runs_on.precision
+    if training.hardware.precision != Hardware.precision:
+        values["precision"] = training.hardware.precision
     return values
 
 
@@ -125,13 +127,12 @@ def curves(weights: Path) -> pl.DataFrame:
     return pl.read_csv(weights.with_suffix(".curves.csv"), infer_schema_length=None, glob=False)
 
 
-def noted_accuracy(setting: Setting, member: Member) -> Noted | None:
-    """The accuracy that the member's training noted on test images of the setting's dataset.
+def noted_accuracy(store: Store, model: Model) -> Noted | None:
+    """The accuracy that a model's training noted on test images of its task's dataset.
 
-    None where the member's weights were not trained by netkin, or on another dataset.
+    None where its weights were not trained by netkin, or on another dataset.
     """
-    file = setting.weights(member)
-    trained = setting.store.weights(setting.task.dataset, member.name)
+    file, trained = model.weights, store.weights(model.task.dataset, model.name)
     if file is None or file.parent.name != trained.parent.name or file.suffix != trained.suffix:
         return None
     try:
@@ -158,7 +159,7 @@ def is_trained(training: Training, member: Member) -> bool:
     Raises UserError when its checkpoint is missing or its notes are damaged, and OtherTraining when
     the weights in the store were trained otherwise.
     """
-    if member.uses_published(training.setting.task):
+    if member.uses_published(training.task):
         return True
     if member.checkpoint:
         if not Path(member.checkpoint).expanduser().is_file():

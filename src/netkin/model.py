@@ -1,0 +1,163 @@
+"""Models of a run: members of a zoo, opened once with their weights and preprocessing."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from netkin.data.views import View
+from netkin.errors import UserError
+from netkin.jobs.progress import Bars
+from netkin.store.files import digest, file_sha256
+from netkin.zoo import published
+from netkin.zoo.build import (
+    Classifier,
+    build,
+    check_member,
+    identity,
+    own_weights_sha256,
+    preprocessing,
+)
+from netkin.zoo.member import Member
+from netkin.zoo.preprocessing import Preprocessing, trained_here
+from netkin.zoo.task import Task
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A member of a zoo for one task.
+
+    Attributes:
+        member: what the user wrote for it.
+        task: what it is built for.
+        weights: its weights file, whether or not it exists yet; None where published weights have
+            not been fetched, or the member's own class or function brings them.
+        sha256: of published weights, which is known without reading them.
+    """
+
+    member: Member
+    task: Task
+    weights: Path | None
+    sha256: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What tables, figures and the store call it."""
+        return self.member.name
+
+    @property
+    def family(self) -> str:
+        """The group of architectures that it counts to."""
+        return self.member.family
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        """Resize, crop, mean and standard deviation."""
+        return preprocessing(self.member, self.task)
+
+    @property
+    def view(self) -> View:
+        """Its resize and crop."""
+        return self.preprocessing.view
+
+    @property
+    def brings_weights(self) -> bool:
+        """Whether its class or function comes with weights, so that there is no file."""
+        return bool(self.member.target) and self.member.uses_published(self.task)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it can be run: its weights are there, or it brings them."""
+        return self.brings_weights if self.weights is None else self.weights.is_file()
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Architecture, arguments, hash of the weights and preprocessing, as JSON.
+
+        It is read once, from weights that must exist.
+        """
+        return identity(self.member, self.task, self._weights_sha256())
+
+    @cached_property
+    def digest(self) -> str:
+        """The hash of the identity."""
+        return digest(self.identity)
+
+    def _weights_sha256(self) -> str:
+        if self.sha256 is not None:
+            return self.sha256
+        if self.brings_weights:
+            return own_weights_sha256(self.member, self.task)
+        assert self.weights is not None, f"weights of {self.name} have not been fetched"
+        return file_sha256(self.weights)
+
+    def build(self) -> Classifier:
+        """The classifier with its weights. Raises UserError where they do not fit."""
+        return build(self.member, self.task, self.weights)
+
+
+def open_model(member: Member, task: Task, trained: Callable[[str, str], Path]) -> Model:
+    """A model without a check of its weights, which may have to be trained or fetched.
+
+    Args:
+        member, task: see `Model`.
+        trained: the path of weights that are trained here, by dataset and name, such as
+            `netkin.store.layout.Store.weights`.
+    """
+    if member.checkpoint:
+        return Model(member, task, Path(member.checkpoint).expanduser())
+    if member.uses_published(task):
+        return Model(member, task, None)
+    return Model(member, task, trained(task.dataset, member.name))
+
+
+def open_models(
+    members: Sequence[Member],
+    task: Task,
+    trained: Callable[[str, str], Path],
+    display: Bars,
+    checked: bool = True,
+) -> list[Model]:
+    """The models of members, with the files of published weights.
+
+    Args:
+        members, task, trained: see `open_model`.
+        display: of the progress of downloads.
+        checked: whether members that are no published or trained timm models are built once.
+
+    Raises UserError that lists every member whose checkpoint or published weights are missing, and
+    for the first one that cannot be built, does not fit its checkpoint, or has other classes.
+    """
+    models = [open_model(member, task, trained) for member in members]
+    absent = [m for m in models if m.member.checkpoint and not m.has_weights]
+    if absent:
+        raise UserError(
+            "there is no checkpoint "
+            + ", ".join(f"{m.member.checkpoint} (of {m.name}{_if_folder(m)})" for m in absent)
+        )
+    for model in models if checked else ():
+        file = model.weights if model.member.checkpoint else None
+        untried = not trained_here(file) if file else not model.member.timm
+        if untried and (note := check_member(model.member, task)):
+            log.warning("%s", note)
+    names = {m.name: m.source for m in members if m.uses_published(task) and m.source}
+    if not names:
+        return models
+    display.start("weights", list(names), len(names))
+    files = {}
+    for name, file in published.fetch(names):
+        files[name] = file
+        display.advance("weights", 1)
+    display.end("weights")
+    return [
+        Model(m.member, task, files[m.name].path, files[m.name].sha256) if m.name in files else m
+        for m in models
+    ]
+
+
+def _if_folder(model: Model) -> str:
+    return "; it is a folder" if model.weights is not None and model.weights.is_dir() else ""

@@ -1,0 +1,337 @@
+"""The only gate to what the store holds of an evaluation: what is done, what is missing, reading.
+
+Each kind of result has a folder (`Folder`, with the identity of what made it) a model: decoded
+views, clean logits with the predictions under noise and through other views, other measures such as
+features, and under the attack the adversarial images. Outcomes are one table
+(`netkin.store.outcomes`). Passes write what `missing_...` lists; the rest only reads.
+"""
+
+import itertools
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from torch import Tensor
+
+from netkin.data import views
+from netkin.data.views import View
+from netkin.evaluation import Evaluation
+from netkin.model import Model
+from netkin.similarity import Outcomes
+from netkin.store.files import digest, read_metadata, read_tensors
+from netkin.store.layout import Folder, Store, shard_file
+from netkin.store.names import folder as folder_name
+from netkin.store.names import outcomes_folder
+from netkin.store.outcomes import OutcomeStore
+
+NOISE_SEED = 0
+"""Of the control's noise. Images and models have noise of their own."""
+IN_MEMORY = 2**30
+"""Bytes of outcomes above which they are kept in a temporary file."""
+Change = View | str
+"""What is done to clean images: CLEAN or NOISE in the model's own view, or another view."""
+CLEAN, NOISE = "clean", "noise"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a store holds of one evaluation.
+
+    Attributes:
+        store: where results are stored.
+        evaluation: images, task and attack.
+    """
+
+    store: Store
+    evaluation: Evaluation
+
+    def under(self, **changes: Any) -> "Results":
+        """Those of the same evaluation with other attributes, such as `attack`."""
+        return Results(self.store, replace(self.evaluation, **changes))
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder of the subset, which is made if need be."""
+        return self.store.subset(self.evaluation.task.dataset, self.evaluation.subset)
+
+    # Decoded images
+
+    def view_folder(self, view: View) -> Folder:
+        """The folder of the images after a resize and crop."""
+        evaluation = self.evaluation
+        view_identity = {"view": asdict(view), "shard_size": evaluation.shard_size}
+        identity = {**evaluation.identity(), **view_identity}
+        return Folder(self.folder / "views" / digest(identity)[:12], identity)
+
+    def pixels(self, view: View, shard: int) -> Tensor:
+        """A shard of the subset through a view, [n, 3, H, W] uint8; decoded if it is not stored."""
+        file = shard_file(self.view_folder(view), shard)
+        if file.is_file():
+            return read_tensors(file)["pixels"]
+        subset = self.evaluation.subset
+        positions = [subset.positions[i] for i in self.evaluation.shards[shard]]
+        return views.load(self.evaluation.images, positions, view)
+
+    def images_at(self, view: View, positions: Sequence[int]) -> Tensor:
+        """Images of the subset at any positions, through a view, [n, 3, H, W] uint8."""
+        size = self.evaluation.shard_size
+        loaded = {shard: self.pixels(view, shard) for shard in {p // size for p in positions}}
+        return torch.stack([loaded[p // size][p % size] for p in positions])
+
+    def missing_views(self, models: Sequence[Model]) -> dict[int, tuple[View, ...]]:
+        """The shards that are not stored in all of the models' views, with the views that lack."""
+        folders = {view: self.view_folder(view) for view in {m.view: None for m in models}}
+        missing = {
+            shard: tuple(v for v, f in folders.items() if not shard_file(f, shard).is_file())
+            for shard in range(len(self.evaluation.shards))
+        }
+        return {shard: lacking for shard, lacking in missing.items() if lacking}
+
+    # Predictions on clean images, under noise, and through other views
+
+    def clean_folder(self, model: Model) -> Folder:
+        """The folder of a model's logits and predictions."""
+        identity = {**self.evaluation.identity(), "model": model.identity}
+        return Folder(self.folder / "clean" / folder_name(model.name), identity)
+
+    def prediction_file(self, model: Model, change: Change) -> Path:
+        """The file of a model's logits on clean images, or of its predictions on changed ones."""
+        folder, evaluation = self.clean_folder(model).path, self.evaluation
+        if change == CLEAN:
+            return folder / "logits.safetensors"
+        if isinstance(change, View):
+            key = {"view": asdict(change), "interpolation": evaluation.interpolation}
+            return folder / f"seen-as-{digest(key)[:12]}.safetensors"
+        key = {"eps": evaluation.attack.eps, "seed": NOISE_SEED, "dtype": evaluation.dtype}
+        return folder / f"noise-{digest(key)[:12]}.safetensors"
+
+    def has(self, model: Model, change: Change = CLEAN) -> bool:
+        """Whether a model's predictions are stored. Raises OtherContents if another model's are."""
+        folder = self.clean_folder(model)
+        if not folder.path.exists():
+            return False
+        folder.claim()
+        return self.prediction_file(model, change).is_file()
+
+    def other_views(self, models: Sequence[Model]) -> dict[str, list[View]]:
+        """The others' views through which a model's predictions are not stored, by its name."""
+        distinct = dict.fromkeys(model.view for model in models)
+        return {m.name: [v for v in distinct if v != m.view and not self.has(m, v)] for m in models}
+
+    def logits(self, model: Model) -> Tensor:
+        """A model's clean logits, [I, K] float32."""
+        return read_tensors(self.prediction_file(model, CLEAN))["logits"]
+
+    @contextmanager
+    def logits_by_block(
+        self, models: Sequence[Model]
+    ) -> Iterator[Callable[[slice], NDArray[np.float32]]]:
+        """A reader of M models' clean logits: slice of images -> [M, images, K] float32."""
+        with ExitStack() as stack:
+            files = [
+                stack.enter_context(safe_open(self.prediction_file(model, CLEAN), "np"))
+                for model in models
+            ]
+            parts = [file.get_slice("logits") for file in files]
+            yield lambda block: np.stack([part[block] for part in parts])
+
+    def predictions(self, model: Model, change: Change = CLEAN) -> Tensor:
+        """The classes that a model predicts, [I] int64."""
+        if change == CLEAN:
+            return self.logits(model).argmax(dim=1)
+        return read_tensors(self.prediction_file(model, change))["predictions"]
+
+    def correct(self, model: Model) -> Tensor:
+        """Which clean images a model classifies correctly, [I] bool."""
+        return self.predictions(model) == self.evaluation.labels
+
+    def params(self, model: Model) -> int:
+        """Number of parameters of a model whose clean pass is done."""
+        return int(read_metadata(self.prediction_file(model, CLEAN))["params"])
+
+    def resize_errors(self, models: Sequence[Model]) -> pl.DataFrame:
+        """How often a target errs on another model's view of clean images: the control of resizing.
+
+        One row an ordered pair of different views, sorted by error, largest first. Columns:
+        source_view, target_view (in words), targets (models with that view), images (mean number
+        that a target classifies correctly in its own view) and resize_error: the share of those
+        that it gets wrong in the source's view, averaged over the targets.
+        """
+        by_view: dict[View, list[Model]] = {}
+        for model in models:
+            by_view.setdefault(model.view, []).append(model)
+        rows = []
+        for source, target in itertools.permutations(by_view, 2):
+            shares, images = [], []
+            for model in by_view[target]:
+                right = self.correct(model)
+                if right.any():
+                    wrong = self.predictions(model, source) != self.evaluation.labels
+                    shares.append(wrong[right].float().mean().item())
+                    images.append(int(right.sum()))
+            rows.append(
+                {
+                    "source_view": view_text(source),
+                    "target_view": view_text(target),
+                    "targets": len(by_view[target]),
+                    "images": float(np.mean(images)) if images else 0.0,
+                    "resize_error": float(np.mean(shares)) if shares else None,
+                }
+            )
+        schema = {
+            "source_view": pl.String,
+            "target_view": pl.String,
+            "targets": pl.Int64,
+            "images": pl.Float64,
+            "resize_error": pl.Float64,
+        }
+        table = pl.DataFrame(rows, schema=schema)
+        return table.sort("resize_error", descending=True, nulls_last=True)
+
+    # Other measures
+
+    def measure_folder(self, kind: str, identity: Mapping[str, Any], model: Model) -> Folder:
+        """The folder of a model's data for another measure of similarity, such as features."""
+        measure = {**identity, "shard_size": self.evaluation.shard_size}
+        path = self.folder / "measures" / f"{kind}-{digest(measure)[:8]}" / folder_name(model.name)
+        whole = {**self.evaluation.identity(), "measure": measure, "model": model.identity}
+        return Folder(path, whole)
+
+    # Adversarial images
+
+    @cached_property
+    def attack_folder(self) -> Folder:
+        """The folder of the attack."""
+        attack = self.evaluation.attack_identity()
+        name = f"{folder_name(self.evaluation.attack.name)}-{digest(attack)[:8]}"
+        identity = {**self.evaluation.identity(), "attack": attack}
+        return Folder(self.folder / name, identity).claim()
+
+    def adversarial_folder(self, model: Model) -> Folder:
+        """The folder of a source's adversarial images."""
+        of = {"model": model.identity, "shard_size": self.evaluation.shard_size}
+        path = self.attack_folder.path / "adversarial" / folder_name(model.name)
+        return Folder(path, {**self.attack_folder.identity, **of})
+
+    def missing_shards(self, model: Model, images: int | None = None) -> list[int]:
+        """Shards of the subset, or of its first images, that are still to be crafted.
+
+        Raises OtherContents when another model or attack made the others.
+        """
+        folder, evaluation = self.adversarial_folder(model), self.evaluation
+        shards = range(len(evaluation.shards if images is None else evaluation.shards_of(images)))
+        if not folder.path.exists():
+            return list(shards)
+        folder.claim()
+        return [shard for shard in shards if not shard_file(folder, shard).is_file()]
+
+    def adversarial(self, model: Model, shard: int) -> tuple[Tensor, Tensor]:
+        """A stored shard: (images [n, 3, H, W], their positions in the subset [n])."""
+        tensors = read_tensors(shard_file(self.adversarial_folder(model), shard))
+        return tensors["images"], tensors["index"]
+
+    # Outcomes
+
+    @cached_property
+    def outcome_store(self) -> OutcomeStore:
+        """The table of outcomes."""
+        transfer = self.evaluation.transfer_identity()
+        path = self.attack_folder.path / outcomes_folder(self.evaluation.target_precision)
+        identity = {**self.attack_folder.identity, "transfer": transfer}
+        return OutcomeStore(Folder(path, identity).claim().path)
+
+    def source_digest(self, source: Model) -> str:
+        """The hash of what crafted a source's images, which is stored with outcomes."""
+        return digest(self.adversarial_folder(source).identity)
+
+    def covered(self, target: Model, sources: Sequence[Model]) -> dict[str, int]:
+        """How many of the subset's images, from the first on, a target was evaluated on: by source.
+
+        Raises OtherContents when other models made outcomes of these names.
+        """
+        digests = {source.name: self.source_digest(source) for source in sources}
+        return self.outcome_store.covered(target.name, target.digest, digests)
+
+    def missing_sources(
+        self,
+        targets: Sequence[Model],
+        sources: Sequence[Model] | None = None,
+        images: int | None = None,
+    ) -> dict[str, list[Model]]:
+        """The sources that a target has still to be run on, by its name; none are left out.
+
+        The sources are the targets themselves, unless given; all images are needed, or the first so
+        many. Raises OtherContents when other models made outcomes of these names.
+        """
+        needed = len(self.evaluation.subset) if images is None else images
+        sources = list(targets if sources is None else sources)
+        digests = {source.name: self.source_digest(source) for source in sources}
+        missing = {}
+        for target in targets:
+            done = self.outcome_store.covered(target.name, target.digest, digests)
+            missing[target.name] = [source for source in sources if done[source.name] < needed]
+        return missing
+
+    def fooled(self, sources: Sequence[Model], targets: Sequence[Model]) -> NDArray[np.bool_]:
+        """Which adversarial images of each source fool each target, [sources, targets, I].
+
+        False where source or target is wrong on the clean image: there it was not evaluated.
+        """
+        names, ids = [source.name for source in sources], self.evaluation.subset.ids
+        fooled = outcome_array((len(names), len(targets), len(ids)))
+        for i, target in enumerate(targets):  # all rows of a large zoo would fill the memory
+            fooled[:, i] = self.outcome_store.fooled(target.name, names, ids)
+        return fooled
+
+    def outcomes(
+        self,
+        models: Sequence[Model],
+        sources: Sequence[Model] | None = None,
+        images: int | None = None,
+    ) -> Outcomes:
+        """The outcomes of models as arrays, on all images or the first so many.
+
+        Where only some of them are sources, the rows of the others are all False and mean nothing.
+        """
+        position = {model.name: i for i, model in enumerate(models)}
+        names = [source.name for source in (models if sources is None else sources)]
+        ids = self.evaluation.subset.ids
+        n, rows = len(ids) if images is None else images, [position[name] for name in names]
+        fooled = outcome_array((len(models), len(models), n))
+        for i, target in enumerate(models):
+            fooled[rows, i] = self.outcome_store.fooled(target.name, names, ids)[:, :n]
+        noise = None
+        if self.evaluation.has_noise and all(self.has(model, NOISE) for model in models):
+            classes = torch.stack([self.predictions(model, NOISE)[:n] for model in models])
+            noise = (classes != self.evaluation.labels[:n]).numpy()
+        return Outcomes(
+            members=tuple(position),
+            image_ids=ids[:n],
+            correct=torch.stack([self.correct(model)[:n] for model in models]).numpy(),
+            fooled=fooled,
+            noise=noise,
+        )
+
+
+def view_text(view: View) -> str:
+    """A view in words: "224 px, crop 0.9, bicubic"."""
+    crop = "" if view.crop_mode == "center" else f" {view.crop_mode}"
+    return f"{view.input_size} px, crop {view.crop_pct:.4g}{crop}, {view.interpolation}"
+
+
+def outcome_array(shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """An array of False; a large one is mapped from a file, whose pages the system can drop."""
+    if math.prod(shape) <= IN_MEMORY:
+        return np.zeros(shape, dtype=bool)
+    with tempfile.TemporaryFile(prefix="netkin-outcomes-") as file:
+        return np.memmap(file, dtype=bool, mode="w+", shape=shape)
