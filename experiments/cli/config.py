@@ -340,14 +340,6 @@ class _Landmarks(OfLandmarks, WithComponents):
     level: float = 0.9  # of the intervals of predicted scores
 
 
-@experiment("landmarks_benchmark")
-class _LandmarksBenchmark(WithComponents):
-    landmarks: list[int] = items(5, 6, 7, 8)  # numbers of them
-    draws: int = 5  # random draws of each number
-    level: float = 0.9  # of the intervals of predicted scores
-    seed: int = 0  # of the first draw; the next draws have the next seeds
-
-
 @experiment("measures", section="measures")
 class _Measures:
     images: int = 500  # at most, of the subset, for all measures

@@ -1,4 +1,4 @@
-"""A similarity matrix in words and tables."""
+"""Tables of a similarity matrix."""
 
 from collections.abc import Sequence
 
