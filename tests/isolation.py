@@ -15,8 +15,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 SIGNALS = sorted({*signal.Signals} - {signal.SIGKILL, signal.SIGSTOP})
-LOADED = {"PYTEST_CURRENT_TEST"}
-"""Variables of the environment that pytest changes."""
+LOADED = {"PYTEST_CURRENT_TEST", "KMP_INIT_AT_FORK"}
+"""Variables of the environment that pytest changes, and scikit-learn, once it is imported."""
 
 State = dict[str, Any]
 

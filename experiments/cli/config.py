@@ -253,7 +253,7 @@ class _Clusters(OfClusters):
     seeds: int = 5  # clusterings with other seeds of K-means, for the stability
     draws: int = 200  # clusterings of draws of images, for the stability
     images: int | None = None  # that a file's scores are of: simulates draws of them
-    perplexity: float = 10  # of the t-SNE map, at most (N - 1) / 3
+    perplexity: int = 10  # of the t-SNE map, at most (N - 1) / 3
 
 
 @experiment("compare", section="compare")

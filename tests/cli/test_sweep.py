@@ -64,7 +64,7 @@ def test_store(folder: Path) -> None:
     assert "No file is damaged." in intact.stdout
     table = pl.read_csv(work / "run" / "store.csv")
     attacked = table.filter(kind="adversarial")
-    assert sorted(attacked["member"]) == MEMBERS and attacked["complete"].to_list() == [1, 1]
+    assert set(attacked["member"]) >= {*MEMBERS} and set(attacked["complete"]) == {1}
     assert table.filter(kind="outcomes")["total"].to_list() == [2, 2]
     (images,) = attacked.filter(member="vit_ti")["path"]
     held = sum(f.stat().st_size for f in (work / "store" / images).iterdir())

@@ -16,14 +16,13 @@ from tests.conftest import ROOT, run_here
 ANSWERS = ROOT / "tests" / "answers.txt"
 COMMANDS = {
     "attacks": "similarity=digits.csv other=other.csv permutations=99",
-    "clusters": "similarity=digits.csv",
+    "clusters": "similarity=digits.csv clusters.draws=10 clusters.seeds=2 clusters.restarts=50",
     "compare": "a=digits.csv b=other.csv",
     "importance": "similarity=digits.csv importance.stages=20",
     "landmarks": "similarity=digits.csv landmarks=6",
     "relatives": "similarity=digits.csv model=vit_ti",
-    "select": "similarity=digits.csv select.size=3",
     "teachers": "similarity=digits.csv student=vit_ti teachers.number=6",
-    "within": "similarity=digits.csv 'groups={attention: [vit_s, vit_ti, test_vit]}'",
+    "within": "similarity=digits.csv groups={attention:[vit_s,vit_ti,test_vit]}",
 }
 
 
@@ -48,8 +47,8 @@ def scores(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("experiment", COMMANDS)
 def test_answer(experiment: str, scores: Path, request: pytest.FixtureRequest) -> None:
-    words = COMMANDS[experiment].replace(", ", ",").replace("'", "").split()
-    done = run_here(f"experiment={experiment}", *words, "quiet=true", cwd=scores)
+    words = [f"experiment={experiment}", *COMMANDS[experiment].split(), "quiet=true"]
+    done = run_here(*words, cwd=scores)
     assert done.returncode == 0, done.stderr
     answer = done.stdout.split("\nReport ")[0].strip() + "\n"
     recorded = read()
