@@ -7,7 +7,8 @@
   clean predictions, noise, adversarial images and outcomes of four members (tests/helpers.py);
   `first/` has the outputs of a run of two of them with the overrides SMALL, `stdout.txt` what it
   printed, and `four/` the outputs of all four. A test that changes it fails.
-- `folder` (also `small_run`) is the test's own copy of it, to be written to.
+- `folder` is the test's own copy of it, to be written to; `small_run` the same for tests that take
+  longer than a few seconds, which are thereby slow.
 - `mistake(*overrides, script="evaluate")` is the one line that a wrong command prints.
 - After each test, handlers, files, signals, environment, torch's, Hydra's and matplotlib's state
   are compared with those before (tests/isolation.py), and restored; what was left is its failure.
@@ -46,6 +47,16 @@ settings.load_profile("busy")
 ROOT = Path(__file__).parent.parent
 SMALL = ["model.members=[test_byobnet,vit_ti]", "recipe.epochs=4", "attack.steps=8", "subset=quick"]
 """Overrides for a run of seconds: two members, few epochs, few steps, few images."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and "small_run" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rewrite-answers", action="store_true", help="record tests/answers.txt")
 
 
 def forget(cwd: Path, overrides: tuple[str, ...]) -> None:
@@ -182,7 +193,7 @@ def folder(trained: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_run(folder: Path) -> Path:
-    """The same as `folder`."""
+    """The same as `folder`, for tests that are slow."""
     return folder
 
 

@@ -15,8 +15,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 SIGNALS = sorted({*signal.Signals} - {signal.SIGKILL, signal.SIGSTOP})
-LOADED = {"PYTEST_CURRENT_TEST"}
-"""Variables of the environment that pytest changes."""
+LOADED = {"PYTEST_CURRENT_TEST", "KMP_INIT_AT_FORK"}
+"""Variables of the environment that pytest changes, and scikit-learn, once it is imported."""
 
 State = dict[str, Any]
 
@@ -26,15 +26,8 @@ def _environment() -> dict[str, str]:
 
 
 def _handlers() -> list[logging.Handler]:
-    """Of all loggers, less pytest's, which come and go with a test's phases."""
-    loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
-    return [
-        handler
-        for logger in loggers
-        if isinstance(logger, logging.Logger)
-        for handler in logger.handlers
-        if isinstance(handler, logging.FileHandler)
-    ]
+    """The root logger's files, less pytest's, which come and go with a test's phases."""
+    return [h for h in logging.getLogger().handlers if type(h) is logging.FileHandler]
 
 
 def _figures() -> list[int]:

@@ -86,9 +86,9 @@ def quick(models: Any, images: Any, labels: Any = None, **arguments: Any) -> "ne
     )
 
 
-def test_scores_are_the_commands(small_run: Path, tmp_path: Path) -> None:
+def test_scores_are_the_commands(trained: Path, tmp_path: Path) -> None:
     """The command's members and images, as modules and arrays, give its tables byte for byte."""
-    manifest = json.loads(next((small_run / "store").glob("digits/*/manifest.json")).read_text())
+    manifest = json.loads(next((trained / "store").glob("digits/*/manifest.json")).read_text())
     images = Digits()
     place = {image: i for i, image in enumerate(images.ids)}
     pixels = np.stack([np.asarray(images.load(place[i])) for i in manifest["ids"]])
@@ -96,9 +96,9 @@ def test_scores_are_the_commands(small_run: Path, tmp_path: Path) -> None:
     known = {"test_byobnet": {"timm": "test_byobnet"}, "vit_ti": VIT_TI}
     models = {}
     for member in parse_members(list(known), known):
-        weights = small_run / "store" / "weights" / "digits" / f"{member.name}.safetensors"
+        weights = trained / "store" / "weights" / "digits" / f"{member.name}.safetensors"
         net = zoo.build(member, task, weights).net
-        family = family_of(small_run, member.name)
+        family = family_of(trained, member.name)
         models[member.name] = netkin.Model(net, mean=0.5, std=0.5, family=family)
     result = netkin.compare(
         models,
@@ -111,7 +111,7 @@ def test_scores_are_the_commands(small_run: Path, tmp_path: Path) -> None:
     )
     result.save(tmp_path)
     for table in ("similarity", "pairs", "models", "families"):
-        ours, theirs = tmp_path / f"{table}.csv", small_run / "first" / f"{table}.csv"
+        ours, theirs = tmp_path / f"{table}.csv", trained / "first" / f"{table}.csv"
         assert ours.read_bytes() == theirs.read_bytes(), table
     assert result.names == ("test_byobnet", "vit_ti")
     assert result.scores[0, 1] == result.pairs["score"][0]
@@ -492,13 +492,13 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_importing_netkin_is_light() -> None:
     code = (
-        "import sys, time; start = time.perf_counter(); import netkin; "
-        "print(time.perf_counter() - start, 'torch' in sys.modules, 'polars' in sys.modules)"
+        "import sys, netkin; "
+        "print(*sorted({'torch', 'polars', 'timm', 'wandb', 'sklearn'} & sys.modules.keys()))"
     )
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
-    assert float(out[0]) < 0.3 and out[1:] == ["False", "False"]
+    assert out == []
     assert set(netkin.__all__) <= set(dir(netkin))
     with pytest.raises(AttributeError, match="has no attribute 'comparison_of'"):
         netkin.comparison_of  # type: ignore[attr-defined]  # noqa: B018

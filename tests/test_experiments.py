@@ -1,7 +1,4 @@
-"""Every experiment, by the real command. A config without an entry here fails a test.
-
-The small zoo runs once (`small_run`); what can reuse its store does.
-"""
+"""The default study on the small zoo, from the bytes of its store; each experiment has a test."""
 
 import json
 import math
@@ -18,7 +15,7 @@ from netkin.data.digits import Digits
 from netkin.data.subset import draw
 from netkin.similarity import with_interval
 from netkin.store.files import read_tensors
-from tests.conftest import ROOT, SMALL, run_command
+from tests.conftest import ROOT, SMALL, run_here
 
 RUN = "hydra.run.dir=run"
 MEMBERS = ["test_byobnet", "vit_ti"]
@@ -28,9 +25,9 @@ CONTROLS = [
 ]
 
 
-def test_pairwise(folder: Path) -> None:
+def test_pairwise(trained: Path) -> None:
     """The matrix, from the bytes in the store: nothing that is written may disagree with them."""
-    run = folder / "first"
+    run = trained / "first"
     table = pl.read_csv(run / "similarity.csv")
     assert table.columns == ["", *MEMBERS] and table[""].to_list() == MEMBERS
     s = table.drop("").to_numpy()
@@ -38,7 +35,7 @@ def test_pairwise(folder: Path) -> None:
     (row,) = pl.read_csv(run / "pairs.csv").to_dicts()
     first = ["a", "b", "n", "a_fools_b", "b_fools_a", "score", "low", "high"]
     assert list(row)[:8] == first and list(row)[8:] == CONTROLS
-    outcomes = pl.read_parquet(folder / "store/digits/*/pgd-*/outcomes/**/*.parquet")
+    outcomes = pl.read_parquet(trained / "store/digits/*/pgd-*/outcomes/**/*.parquet")
     a_b = outcomes.filter(source=row["a"], target=row["b"]).sort("image_id")
     b_a = outcomes.filter(source=row["b"], target=row["a"]).sort("image_id")
     assert a_b["image_id"].to_list() == b_a["image_id"].to_list()
@@ -72,13 +69,12 @@ def test_plan(folder: Path) -> None:
         *SMALL,
         "logger=csv",
         "plan.seconds=0.05",
-        "hardware.members_at_once=1",
         RUN,
     )
-    done = run_command(*arguments, cwd=folder)
+    done = run_here(*arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "In all: 0.0 s on 1 device, 0.0 s on 4 devices" in done.stdout
-    done = run_command(*arguments, "attack.steps=2000", cwd=folder)
+    done = run_here(*arguments, "attack.steps=2000", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "No weights, labels or images are missing (100 images)." in done.stdout
     table = pl.read_csv(folder / "run" / "plan.csv")
@@ -124,8 +120,8 @@ def test_what_a_run_says_and_writes(trained: Path) -> None:
     assert (run / ".hydra" / "config.yaml").is_file()
 
 
-def test_adversarial_images_are_in_the_ball_and_of_correct_images(small_run: Path) -> None:
-    (subset,) = (small_run / "store" / "digits").glob("quick-*")
+def test_adversarial_images_are_in_the_ball_and_of_correct_images(trained: Path) -> None:
+    (subset,) = (trained / "store" / "digits").glob("quick-*")
     manifest = json.loads((subset / "manifest.json").read_text())
     labels = torch.tensor(manifest["labels"])
     for name in MEMBERS:
@@ -145,35 +141,28 @@ def test_adversarial_images_are_in_the_ball_and_of_correct_images(small_run: Pat
         assert difference.max() <= 48
 
 
-@pytest.mark.slow
-def test_nothing_is_computed_twice(small_run: Path) -> None:
-    before = {p: p.stat().st_mtime_ns for p in (small_run / "store").rglob("*") if p.is_file()}
-    done = run_command(*SMALL, "hydra.run.dir=again", "logger=none", cwd=small_run)
+def test_nothing_is_computed_twice(folder: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (folder / "store").rglob("*") if p.is_file()}
+    done = run_here(*SMALL, "hydra.run.dir=again", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert not re.search(r"^(train|clean|craft|transfer) ", done.stdout, re.M)
-    after = {p: p.stat().st_mtime_ns for p in (small_run / "store").rglob("*") if p.is_file()}
+    after = {p: p.stat().st_mtime_ns for p in (folder / "store").rglob("*") if p.is_file()}
     assert after == before
     for name in ("similarity.csv", "pairs.csv", "models.csv", "families.csv", "similarity.png"):
-        assert (small_run / "again" / name).read_bytes() == (
-            small_run / "first" / name
-        ).read_bytes()
+        assert (folder / "again" / name).read_bytes() == (folder / "first" / name).read_bytes()
 
 
-@pytest.mark.slow
-def test_only_missing_parts_are_computed_and_come_out_the_same(
-    small_run: Path, tmp_path: Path
-) -> None:
+def test_only_missing_parts_are_computed_and_come_out_the_same(folder: Path) -> None:
     """A lost shard and a lost outcome are made again, with the same bytes, in other numbers of
     processes and with another batch size; nothing else is touched."""
-    shutil.copytree(small_run / "store", tmp_path / "store")
-    (shard,) = (tmp_path / "store").glob("digits/*/pgd-*/adversarial/vit_ti/00000.safetensors")
-    outcome = next((tmp_path / "store").glob("digits/*/pgd-*/outcomes/vit_ti/*.parquet"))
+    (shard,) = (folder / "store").glob("digits/*/pgd-*/adversarial/vit_ti/00000.safetensors")
+    outcome = next((folder / "store").glob("digits/*/pgd-*/outcomes/vit_ti/*.parquet"))
     lost = {file: file.read_bytes() for file in (shard, outcome)}
     for file in lost:
         file.unlink()
-    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "store").rglob("[!.]*") if p.is_file()}
-    done = run_command(
-        *SMALL, "hardware.members_at_once=1", "logger=csv", "hydra.run.dir=run", cwd=tmp_path
+    kept = {p: p.stat().st_mtime_ns for p in (folder / "store").rglob("[!.]*") if p.is_file()}
+    done = run_here(
+        *SMALL, "hardware.members_at_once=1", "logger=csv", "hydra.run.dir=run", cwd=folder
     )
     assert done.returncode == 0, done.stderr
     assert re.findall(r"^(\w+) \d/\d: (\w+)", done.stdout, re.M) == [
@@ -182,35 +171,30 @@ def test_only_missing_parts_are_computed_and_come_out_the_same(
     ]
     assert {file: file.read_bytes() for file in lost} == lost
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
-    names = pl.read_csv(tmp_path / "run" / "metrics.csv")["name"].to_list()
+    names = pl.read_csv(folder / "run" / "metrics.csv")["name"].to_list()
     assert {"images_per_second/craft", "similarity/mean"} <= {*names}
-    stages = pl.read_csv(tmp_path / "run" / "stages.csv").select("stage", "model").rows()
+    stages = pl.read_csv(folder / "run" / "stages.csv").select("stage", "model").rows()
     assert stages == [("craft", "vit_ti"), ("transfer", "vit_ti")]
 
 
-@pytest.mark.slow
-def test_another_attack_another_model_and_a_local_checkpoint(
-    small_run: Path, tmp_path: Path
-) -> None:
+def test_another_attack_and_a_local_checkpoint(folder: Path) -> None:
     """The same store serves them; the local copy of a member is its twin."""
-    shutil.copytree(small_run / "store", tmp_path / "store")
-    weights = tmp_path / "store" / "weights" / "digits" / "test_byobnet.safetensors"
+    weights = folder / "store" / "weights" / "digits" / "test_byobnet.safetensors"
     twin = f"{{name: twin, timm: test_byobnet, checkpoint: {weights}}}"
-    done = run_command(
-        f"model.members=[test_byobnet,vit_ti,test_convnext,{twin}]",
+    done = run_here(
+        f"model.members=[test_byobnet,vit_ti,{twin}]",
         "recipe.epochs=4",
         "subset=quick",
         "attack.steps=5",
         "attack.eps=16/255",
-        "logger=none",
         "hydra.run.dir=run",
-        cwd=tmp_path,
+        cwd=folder,
     )
     assert done.returncode == 0, done.stderr
-    assert re.findall(r"^train \d/\d: (\w+)", done.stdout, re.M) == ["test_convnext"]
-    s = pl.read_csv(tmp_path / "run" / "similarity.csv").drop("").to_numpy()
+    assert not re.search(r"^train ", done.stdout, re.M)
+    s = pl.read_csv(folder / "run" / "similarity.csv").drop("").to_numpy()
     # Not equal: the twin draws its own random start.
-    assert s[0, 3] > max(s[0, 1], s[0, 2])
+    assert s[0, 2] > s[0, 1]
     assert np.isfinite(s).all()
 
 
@@ -239,11 +223,9 @@ def without_start(
     arguments = (
         *SMALL,
         "attack.random_start=false",
-        "logger=none",
-        "hardware.members_at_once=1",
         RUN,
     )
-    done = run_command(*arguments, cwd=folder)
+    done = run_here(*arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
     return crafted(folder / "store", "digits")
 
@@ -251,7 +233,7 @@ def without_start(
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["class folders", "flat with labels"])
 def test_images_as_files_give_the_same_bytes(
-    layout: str, small_run: Path, tmp_path: Path, without_start: dict
+    layout: str, trained: Path, tmp_path: Path, without_start: dict
 ) -> None:
     """The digits as PNG files: the same clean predictions and adversarial images, bit for bit."""
     digits = Digits()
@@ -265,7 +247,7 @@ def test_images_as_files_give_the_same_bytes(
             path.parent.mkdir(parents=True, exist_ok=True)
             digits.load(i).save(path)
     (tmp_path / "labels.txt").write_text("\n".join(lines))
-    weights = small_run / "store" / "weights" / "digits"
+    weights = trained / "store" / "weights" / "digits"
     members = ",".join(
         f"{{name: {name}, timm: {timm}, checkpoint: {weights / name}.safetensors, "
         f"kwargs: {kwargs}}}"
@@ -278,7 +260,7 @@ def test_images_as_files_give_the_same_bytes(
             ),
         )
     )
-    done = run_command(
+    done = run_here(
         "dataset=folder",
         "dataset.name=mine",
         f"dataset.root={tmp_path / 'mine'}",
@@ -288,9 +270,7 @@ def test_images_as_files_give_the_same_bytes(
         "attack.step_size=6/255",
         "attack.random_start=false",
         f"model.members=[{members}]",
-        "hardware.members_at_once=1",
         "attack.steps=8",
-        "logger=none",
         "hydra.run.dir=run",
         cwd=tmp_path,
     )
@@ -306,7 +286,7 @@ def test_images_as_files_give_the_same_bytes(
 
 
 @pytest.mark.slow
-def test_unreadable_images_stop_the_run_or_are_skipped(small_run: Path, tmp_path: Path) -> None:
+def test_unreadable_images_stop_the_run_or_are_skipped(trained: Path, tmp_path: Path) -> None:
     """Two of a hundred files are broken: named, before anything is trained; or left out."""
     digits = Digits()
     for i in draw(digits, "quick", 10).positions:
@@ -316,7 +296,7 @@ def test_unreadable_images_stop_the_run_or_are_skipped(small_run: Path, tmp_path
     broken = sorted((tmp_path / "mine" / "val" / "4").iterdir())[:2]
     broken[0].write_bytes(broken[0].read_bytes()[:60])
     broken[1].write_text("not an image")
-    weights = small_run / "store" / "weights" / "digits" / "test_byobnet.safetensors"
+    weights = trained / "store" / "weights" / "digits" / "test_byobnet.safetensors"
     members = ",".join(
         f"{{name: {name}, timm: test_byobnet, checkpoint: {weights}}}" for name in ("a", "b")
     )
@@ -324,18 +304,16 @@ def test_unreadable_images_stop_the_run_or_are_skipped(small_run: Path, tmp_path
         "dataset=folder",
         f"dataset.root={tmp_path / 'mine'}",
         f"model.members=[{members}]",
-        "hardware.members_at_once=1",
         "attack.steps=4",
-        "logger=none",
         "hydra.run.dir=run",
     )
-    done = run_command(*arguments, cwd=tmp_path)
+    done = run_here(*arguments, cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     assert "error: 2 images are unreadable: " in done.stderr
     assert all(f"4/{file.name} (" in done.stderr for file in broken)
     assert not list((tmp_path / "store").rglob("*.safetensors"))
     for _ in range(2):  # the second run remembers which
-        done = run_command(*arguments, "dataset.on_error=skip", cwd=tmp_path)
+        done = run_here(*arguments, "dataset.on_error=skip", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "2 images could not be read and were left out" in done.stdout
     (row,) = pl.read_csv(tmp_path / "run" / "pairs.csv").to_dicts()
@@ -356,58 +334,54 @@ class Brighten:
 """
 
 
-@pytest.mark.slow
-def test_the_noise_control_is_a_run_of_noise(small_run: Path, tmp_path: Path) -> None:
+def test_the_noise_control_is_a_run_of_noise(folder: Path) -> None:
     """attack=noise crafts and stores what the control only evaluates: the rates are the same."""
-    shutil.copytree(small_run / "store", tmp_path / "store")
     arguments = [o for o in SMALL if not o.startswith("attack.")]
-    done = run_command("attack=noise", *arguments, "logger=none", RUN, cwd=tmp_path)
+    done = run_here("attack=noise", *arguments, RUN, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "noise 1/2" not in done.stdout  # no control of the control
-    crafted = pl.read_csv(tmp_path / "run" / "models.csv")
+    crafted = pl.read_csv(folder / "run" / "models.csv")
     assert "noise_rate" not in crafted.columns
-    control = pl.read_csv(small_run / "first" / "models.csv")
+    control = pl.read_csv(folder / "first" / "models.csv")
     assert control["noise_rate"].to_list() == pytest.approx(crafted["white_box_success"].to_list())
     assert control["noise_rate"].max() > 0  # type: ignore[operator]
 
 
-@pytest.mark.slow
-def test_an_attack_of_ones_own(small_run: Path, tmp_path: Path) -> None:
-    (tmp_path / "my_module.py").write_text(OWN_ATTACK)
-    (tmp_path / "my_conf" / "attack").mkdir(parents=True)
+def test_an_attack_of_ones_own(folder: Path) -> None:
+    (folder / "my_module.py").write_text(OWN_ATTACK)
+    (folder / "my_conf" / "attack").mkdir(parents=True)
     config = "_target_: my_module.Brighten\nby: 0.2\n"
-    (tmp_path / "my_conf" / "attack" / "mine.yaml").write_text(config)
-    shutil.copytree(small_run / "store", tmp_path / "store")
+    (folder / "my_conf" / "attack" / "mine.yaml").write_text(config)
     arguments = [o for o in SMALL if not o.startswith("attack.")]
-    done = run_command(
-        *("--config-dir", str(tmp_path / "my_conf"), "attack=mine", *arguments),
-        *("logger=none", "hydra.run.dir=run"),
-        cwd=tmp_path,
-        PYTHONPATH=str(tmp_path),
+    done = run_here(
+        *("--config-dir", str(folder / "my_conf"), "attack=mine", *arguments),
+        "hydra.run.dir=run",
+        cwd=folder,
     )
     assert done.returncode == 0, done.stderr
     assert re.findall(r"^(\w+) 1/2", done.stdout, re.M) == ["noise", "craft", "transfer"]
-    (folder,) = (tmp_path / "store").glob("digits/*/mine-*/adversarial/vit_ti")
-    shard = read_tensors(folder / "00000.safetensors")["images"]
+    (found,) = (folder / "store").glob("digits/*/mine-*/adversarial/vit_ti")
+    shard = read_tensors(found / "00000.safetensors")["images"]
     assert shard.min() == 51  # 0.2 of 255 brighter
 
 
-@pytest.mark.slow
-def test_the_clean_attack_fools_by_resizing_alone(small_run: Path, tmp_path: Path) -> None:
+def test_the_clean_attack_fools_by_resizing_alone(folder: Path) -> None:
     """Between 32 and 48 px, `attack=clean` errs exactly where the resize control errs."""
-    shutil.copytree(small_run / "store", tmp_path / "store")
     arguments = [o for o in SMALL[1:] if not o.startswith("attack.")]
-    members = "[test_byobnet,{name: big, timm: test_byobnet, input_size: 48}]"
-    done = run_command(
-        *(f"model.members={members}", "attack=clean", "logger=none", "hydra.run.dir=run"),
+    members = (
+        "[test_byobnet,{name: big, timm: test_byobnet, input_size: 48, "
+        f"checkpoint: {folder / 'store/weights/digits/test_byobnet.safetensors'}}}]"
+    )
+    done = run_here(
+        *(f"model.members={members}", "attack=clean", "hydra.run.dir=run"),
         *arguments,
-        cwd=tmp_path,
+        cwd=folder,
     )
     assert done.returncode == 0, done.stderr
     assert "resize_errors.csv" in done.stdout
-    errors = pl.read_csv(tmp_path / "run" / "resize_errors.csv")
+    errors = pl.read_csv(folder / "run" / "resize_errors.csv")
     assert sorted(errors["target_view"].str.slice(0, 5)) == ["32 px", "48 px"]
-    subset = next((tmp_path / "store" / "digits").glob("quick-*"))
+    subset = next((folder / "store" / "digits").glob("quick-*"))
     labels = np.array(json.loads((subset / "manifest.json").read_text())["labels"])
     clean = {
         name: read_tensors(subset / "clean" / name / "logits.safetensors")["logits"].argmax(1)

@@ -9,8 +9,7 @@ import polars as pl
 import pytest
 
 from netkin.errors import Stopped
-from netkin.tracking import track
-from netkin.tracking.files import CSV
+from netkin.tracking import CSV, track
 from tests.test_tracking import info
 
 

@@ -63,8 +63,8 @@ def bases_of(s: Study) -> list[str]:
 def stand_in(s: Study, name: str, what: str) -> tuple[int, list[str]]:
     """The position of a model in a study's matrix, and a sentence where it is another's.
 
-    A model that a matrix from a file lacks is replaced by its nearest kin: the one that shares most
-    components with it, of several the one of its module of timm, or with the nearest name.
+    A model that a matrix from a file lacks is represented by the one that shares most components
+    with it; of several by one of its family, or with the most similar name.
 
     Args:
         s: the study.
@@ -85,9 +85,9 @@ def stand_in(s: Study, name: str, what: str) -> tuple[int, list[str]]:
     except UserError as error:
         raise UserError(f"{what} has no model {name!r}{near(name, s.names)}, and {error}") from None
     with Bars(s.console) as bars:
-        own = read_off([member], PUBLISHED, bars)
-    shared = [c for c in table.columns[1:] if c in own.columns]
-    counts = (table.select(shared).to_numpy() == own.select(shared).to_numpy()).sum(axis=1)
+        row = read_off([member], PUBLISHED, bars)
+    shared = [c for c in table.columns[1:] if c in row.columns]
+    counts = (table.select(shared).to_numpy() == row.select(shared).to_numpy()).sum(axis=1)
     best = max(
         range(len(s.names)),
         key=lambda i: (
@@ -98,8 +98,8 @@ def stand_in(s: Study, name: str, what: str) -> tuple[int, list[str]]:
     )
     ties = [s.names[i] for i in np.flatnonzero(counts == counts[best]) if i != best]
     text = (
-        f"{name} is not in the matrix. What is said of it is said of its nearest kin by "
-        f"components, {s.names[best]}, with which it shares {counts[best]} of {len(shared)}"
+        f"{name} is not in the matrix. It is represented by {s.names[best]}, with which it shares "
+        f"{counts[best]} of {len(shared)} components"
     )
     return best, [f"{text} ({and_more(ties, 3)} share as many)." if ties else f"{text}."]
 

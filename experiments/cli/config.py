@@ -253,7 +253,7 @@ class _Clusters(OfClusters):
     seeds: int = 5  # clusterings with other seeds of K-means, for the stability
     draws: int = 200  # clusterings of draws of images, for the stability
     images: int | None = None  # that a file's scores are of: simulates draws of them
-    perplexity: float = 10  # of the t-SNE map, at most (N - 1) / 3
+    perplexity: int = 10  # of the t-SNE map, at most (N - 1) / 3
 
 
 @experiment("compare", section="compare")
@@ -338,14 +338,6 @@ class _Landmarks(OfLandmarks, WithComponents):
     # direction
     with_components: bool = False  # use components as features, too
     level: float = 0.9  # of the intervals of predicted scores
-
-
-@experiment("landmarks_benchmark")
-class _LandmarksBenchmark(WithComponents):
-    landmarks: list[int] = items(5, 6, 7, 8)  # numbers of them
-    draws: int = 5  # random draws of each number
-    level: float = 0.9  # of the intervals of predicted scores
-    seed: int = 0  # of the first draw; the next draws have the next seeds
 
 
 @experiment("measures", section="measures")

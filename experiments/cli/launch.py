@@ -131,7 +131,7 @@ def launch(main: Callable[[], None]) -> None:
 def _close_logs() -> None:
     """Close the files that Hydra has opened for the run's log."""
     root = logging.getLogger()
-    for handler in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
+    for handler in [h for h in root.handlers if type(h) is logging.FileHandler]:
         root.removeHandler(handler)
         handler.close()
 

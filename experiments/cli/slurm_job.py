@@ -103,7 +103,7 @@ def _fail(job: Any, error: BaseException, overrides: list[str]) -> NoReturn:
     """End a job as failed: for its log, for the launcher, and for SLURM."""
     from submitit.core.utils import cloudpickle_dump, temporary_save_path
 
-    from experiments.cli.launch import ENDS, one_line
+    from experiments.cli.mistakes import ENDS, one_line
 
     if isinstance(error, ENDS):
         line = one_line(error, overrides=overrides)

@@ -29,6 +29,7 @@ from netkin.runner import Runner
 from netkin.similarity import EPS_S
 from netkin.store.layout import Store
 from netkin.zoo.given import Model, as_json, num_classes, read_models, source_text
+from netkin.zoo.member import Member
 from netkin.zoo.task import Task
 
 
@@ -78,30 +79,26 @@ def compare(
     """
     with unchanged(), _naming_store(), tempfile.TemporaryDirectory(prefix="netkin-") as temporary:
         _check(models, batch_size, bootstrap, eps_s)
-        settings = _settings(
-            arrays.read(images, labels, ids),
-            models,
-            classes,
-            _attack(attack, eps, step_size, steps, seed, store is not None),
-            Store(temporary if store is None else store),
-            Runner(_accelerator(device), batch_size),
-            progress,
-        )
+        attack = _attack(attack, eps, step_size, steps, seed, store is not None)
+        data = arrays.read(images, labels, ids)
+        # Modules can be built for as long as they are held.
+        members, held = read_models(models, data.pixels.shape[1:])
+        width = num_classes(members, held, classes)
+        data = data.with_classes(list(map(str, range(width) if classes is None else classes)))
+        folder = Store(temporary if store is None else store)
+        runner = Runner(_accelerator(device), batch_size)
+        settings = _settings(data, members, attack, folder, runner, progress)
         return _result(settings, bootstrap, eps_s)
 
 
 def _settings(
     data: Arrays,
-    models: Mapping[str, Any],
-    classes: Sequence[str] | None,
+    members: Sequence[Member],
     attack: Attack,
     store: Store,
     runner: Runner,
     progress: bool,
 ) -> Settings:
-    members, held = read_models(models, data.pixels.shape[1:])
-    width = num_classes(members, held, classes)
-    data = data.with_classes(list(map(str, range(width) if classes is None else classes)))
     task = Task("images", len(data.classes), "pretrained", classes=tuple(data.classes))
     for member in members:
         if member.checkpoint and not Path(member.checkpoint).expanduser().is_file():

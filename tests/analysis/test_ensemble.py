@@ -16,7 +16,6 @@ from netkin.analysis.groups import groups
 from netkin.analysis.matrix import Matrix
 from netkin.errors import UserError
 from netkin.similarity import resample
-from tests import helpers
 from tests.analysis.coverage import of_reduction
 from tests.helpers import MEMBERS, four_store, has_figures, on_four, smoothed_score
 
@@ -183,11 +182,3 @@ def test_ensemble(folder: Path) -> None:
     same, seeds = (by_kind.filter(kind=kind).to_dicts() for kind in ("same", "seeds"))
     assert [row["err"] for row in same] == [pytest.approx(0)]
     assert [row["top1_error"] for row in seeds] == [pytest.approx(error)]  # vit_ti, test_byobnet
-
-
-def test_ensemble_benchmark(folder: Path) -> None:
-    sizes = {"models": 5, "images": 300, "classes": 10, "threads": 2}
-    arguments = [f"benchmark.{name}={value}" for name, value in sizes.items()]
-    out = helpers.run("ensemble_benchmark", folder / "ensemble_benchmark", arguments)
-    (row,) = pl.read_csv(out / "ensemble_benchmark.csv").to_dicts()
-    assert row["pairs"] == 10 and row["seconds"] > 0 and 0 < row["peak_memory_gib"] < 4

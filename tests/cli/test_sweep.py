@@ -58,7 +58,8 @@ def test_craft(folder: Path) -> None:
 def test_store(folder: Path) -> None:
     """An intact store is listed; then each kind of damage is found, named and repaired by a run."""
     work = folder / "damaged"
-    shutil.copytree(folder / "store", work / "store")
+    shutil.copytree(folder / "store" / "weights", work / "store" / "weights")
+    assert run_here(*SMALL, "hydra.run.dir=first", cwd=work).returncode == 0
     intact = run_here("experiment=store", "check=true", "hydra.run.dir=run", cwd=work)
     assert intact.returncode == 0, intact.stderr
     assert "No file is damaged." in intact.stdout

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from experiments.studies.compare import cheapest, comparison, passes
 from netkin.attacks import PGD
 from netkin.similarity import Outcomes
-from tests.conftest import Mistake, run_command
+from tests.conftest import Mistake, run_here
 from tests.helpers import on_four
 
 OWN = OmegaConf.create({"least_r": 0.95, "most_bias": 0.1, "least_inside": 0.9})
@@ -33,7 +33,7 @@ def test_budget(folder: Path) -> None:
     page = html.unescape((done / "report.html").read_text())
     assert re.search(r"(Yes|No)\. ", page) and "On all images: 2 steps shift scores by" in page
     if use := re.search(r"To use it: python evaluate\.py ([^<]+)<", page):
-        assert run_command(*shlex.split(use[1]), "--cfg", "job", cwd=folder).returncode == 0
+        assert run_here(*shlex.split(use[1]), "--cfg", "job", cwd=folder).returncode == 0
 
 
 def test_cost_is_counted_by_hand() -> None:

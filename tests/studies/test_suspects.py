@@ -110,9 +110,9 @@ def test_chance_unknown_preprocessing_and_novel(
             assert guessed in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_below_what_the_training_noted(small_run: Path, tmp_path: Path) -> None:
+def test_below_what_the_training_noted(trained: Path, tmp_path: Path) -> None:
     """The notes of another accuracy stand for other weights, images or preprocessing."""
-    shutil.copytree(small_run / "store", tmp_path / "store")
+    shutil.copytree(trained / "store", tmp_path / "store")
     notes = tmp_path / "store" / "weights" / "digits" / "vit_ti.json"
     content = json.loads(notes.read_text())
     assert content["test_images"] == 100

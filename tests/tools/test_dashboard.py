@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from experiments.tools.dashboard import BOARDS, Board
-from tests.conftest import SMALL, run_command
+from tests.conftest import SMALL, run_command, run_here
 from tests.test_tracking import inspected
 
 QUICK = ("recipe.epochs=4", "recipe.validate_every=2", "recipes.teacher.epochs=4", "subset=quick")
@@ -24,7 +24,7 @@ RUNS = {
 def boards(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Of each board: the JSON of its workspace, and what one of its runs logged."""
     folder = tmp_path_factory.mktemp("boards")
-    done = run_command("experiment=dashboard", "hydra.run.dir=boards", cwd=folder)
+    done = run_here("experiment=dashboard", "hydra.run.dir=boards", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "Nothing was saved to W&B: give entity=NAME" in done.stdout
     found = {}

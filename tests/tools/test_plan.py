@@ -4,18 +4,16 @@ from pathlib import Path
 
 import polars as pl
 
-from tests.conftest import run_command
+from tests.conftest import run_here
 
 
 def test_a_model_that_cannot_be_built_has_a_row_and_stops_nothing(tmp_path: Path) -> None:
-    done = run_command(
+    done = run_here(
         "experiment=plan",
         "attack=fgsm",
         "model.members=[{name: broken, timm: test_vit, kwargs: {depths: 3}}, test_byobnet]",
         "subset=quick",
         "plan.seconds=0.01",
-        "hardware.members_at_once=1",
-        "logger=none",
         "hydra.run.dir=run",
         cwd=tmp_path,
     )

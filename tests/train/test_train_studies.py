@@ -1,7 +1,5 @@
 """train.py: its studies, their weights in the store, and evaluate.py on these weights."""
 
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +12,6 @@ import polars as pl
 import pytest
 from omegaconf import OmegaConf
 
-import train
-from experiments.cli.launch import spelled_out
 from experiments.train.distill import paired_gain
 from experiments.train.variants import label, varied
 from netkin.analysis.select import choose_teachers
@@ -26,7 +22,7 @@ from netkin.store.files import file_sha256
 from netkin.training.checkpoint import epochs_done
 from netkin.training.recipe import Recipe
 from tests import helpers
-from tests.conftest import ROOT, Mistake, run_command
+from tests.conftest import ROOT, Mistake, run_command, run_here
 
 QUICK = ("recipe.epochs=2", "recipes.teacher.epochs=2", "logger=csv")
 TEACHERS = ("test_byobnet", "test_resnet", "test_vit", "test_convnext")
@@ -35,17 +31,13 @@ TEACHERS = ("test_byobnet", "test_resnet", "test_vit", "test_convnext")
 def run(to: Path, *arguments: str, store: Path | None = None) -> Path:
     """train.py in this process; returns the folder of its outputs."""
     folder = to.parent if store is None else store.parent
-    words = [f"hydra.run.dir={to}", f"store.dir={folder / 'store'}", *arguments]
-    argv, cwd = sys.argv, Path.cwd()
-    sys.argv = ["train.py", *words]
-    os.chdir(to.parent)
-    try:
-        sys.argv[1:] = spelled_out(words)
-        train.main()
-    finally:
-        sys.argv = argv
-        os.chdir(cwd)
+    done = trained(to, *arguments, f"store.dir={folder / 'store'}")
+    assert done.returncode == 0, done.stderr
     return to
+
+
+def trained(to: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_here(f"hydra.run.dir={to}", *arguments, cwd=to.parent, script="train")
 
 
 @pytest.fixture(scope="module")
@@ -86,16 +78,16 @@ def test_distill(students: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_trained_is_not_trained_again(
-    students: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_trained_is_not_trained_again(students: Path) -> None:
     weights = students / "store" / "weights"
     before = {file: file.stat().st_mtime_ns for file in weights.rglob("*")}
-    run(students / "again", "experiment=distill", "teacher=test_vit", *QUICK)
+    words = ("experiment=distill", "teacher=test_vit", *QUICK)
+    done = trained(students / "again", *words, f"store.dir={students / 'store'}")
+    assert done.returncode == 0, done.stderr
     assert {file: file.stat().st_mtime_ns for file in weights.rglob("*")} == before
     first, again = (students / name / "result.csv" for name in ("test_vit", "again"))
     assert first.read_bytes() == again.read_bytes()
-    lines = capfd.readouterr().out.splitlines()
+    lines = done.stdout.splitlines()
     assert not any(line.startswith("train ") for line in lines)
     assert lines[-5:] == [
         f"Report   {students}/again/report.html",
@@ -137,7 +129,7 @@ def test_distillation(students: Path) -> None:
 @pytest.mark.slow
 def test_students_are_members(students: Path) -> None:
     """By name and by pattern, next to any other; and of evaluate.py as a command."""
-    done = run_command(
+    done = run_here(
         "model.members=[digits/vit_ti@test_v*,test_resnet,digits/vit_ti@none]",
         *("recipe.epochs=2", "attack.steps=1", "logger=none", "hardware.members_at_once=1"),
         "hydra.run.dir=members",
@@ -150,18 +142,8 @@ def test_students_are_members(students: Path) -> None:
     assert table["family"].to_list() == ["ViT", "ResNet", "ViT"]
 
 
-def own(folder: Path) -> Path:
-    """A folder with a copy of the small run's weights, which these studies add to."""
-    copy = folder / "trained"
-    if not copy.exists():
-        weights = Path("store") / "weights"
-        shutil.copytree(folder / weights, copy / weights)
-    return copy
-
-
 def test_distill_on_stored_weights(folder: Path) -> None:
     """On the small run's weights: teacher and student alone are in the store, and are used."""
-    folder = own(folder)
     weights = folder / "store" / "weights" / "digits"
     before = {*weights.iterdir()}
     arguments = ("experiment=distill", "teacher=test_byobnet", "distillation=soft")
@@ -174,7 +156,6 @@ def test_distill_on_stored_weights(folder: Path) -> None:
 
 def test_scratch(folder: Path) -> None:
     """The zoo's own training under the zoo's name; a seed has a name of its own."""
-    folder = own(folder)
     weights = folder / "store" / "weights" / "digits"
     before = file_sha256(weights / "vit_ti.safetensors")
     run(folder / "scratch", "experiment=scratch", "recipe.epochs=4", "logger=none")
@@ -186,7 +167,6 @@ def test_scratch(folder: Path) -> None:
 
 
 def _check_sweep(experiment: str, runs: str, folder: Path, names: Sequence[str]) -> None:
-    folder = own(folder)
     to = folder / experiment
     run(
         folder / "unused",
@@ -207,14 +187,14 @@ def test_hparams(folder: Path) -> None:
     _check_sweep("hparams", "0,36", folder, names)
 
 
-def test_teachers(folder: Path) -> None:
+def test_teachers(tmp_path: Path) -> None:
     names = [f"m{i}" for i in range(8)]
     s = np.full((8, 8), 4.6)
     s[0, 1:] = s[1:, 0] = [3.0, 2.6, 2.4, 2.0, 1.5, 1.0, 0.5]
-    path = folder / "matrix.csv"
+    path = tmp_path / "matrix.csv"
     pl.DataFrame({"": names, **{n: s[:, i] for i, n in enumerate(names)}}).write_csv(path)
     arguments = (f"similarity={path}", "student=m0", "teachers.number=4", "logger=none")
-    out = helpers.run("teachers", folder / "teachers", arguments)
+    out = helpers.run("teachers", tmp_path / "teachers", arguments)
     table = pl.read_csv(out / "teachers.csv")
     assert table.filter(chosen="above")["teacher"].to_list() == ["m1", "m2"]
     assert table.filter(chosen="sampled").height == 2

@@ -1,7 +1,6 @@
 """Modules made of others: each counts as what it computes, whatever it is built of."""
 
 import pytest
-import timm
 import torch
 from timm.layers import SelectAdaptivePool2d
 from timm.models.metaformer import SquaredReLU, StarReLU
@@ -103,13 +102,6 @@ def test_an_activation_of_others_is_one(act: nn.Module, name: str) -> None:
     assert found(Net(plain(), act).eval())["Activation"] == name
 
 
-def test_an_activation_that_is_used_twice() -> None:
-    act = StarReLU()
-    assert found(Net(plain(), nn.Sequential(act, nn.Conv2d(8, 8, 1), act)))["Activation"] == (
-        "StarReLU"
-    )
-
-
 class Sum(nn.Module):
     """Parallel convolutions of one input, as RepVGG and MobileOne train them."""
 
@@ -204,29 +196,3 @@ def test_stems_of_several_parts(stem: nn.Module, layers: str, pooled: str) -> No
 def test_parallel_pools_before_the_classifier(kind: str, pooling: str) -> None:
     pool = SelectAdaptivePool2d(pool_type=kind)
     assert found(Net(plain(), pool=pool).eval())["Pooling (final)"] == pooling
-
-
-def test_parallel_pools_of_tokens() -> None:
-    with torch.device("meta"):
-        net = timm.create_model("vit_tiny_patch16_224", global_pool="avgmax")
-    assert read(net, (3, 224, 224))["Pooling (final)"] == "GAP + Max"
-
-
-@pytest.mark.parametrize(
-    ("name", "component", "value"),
-    [
-        ("convformer_s18", "Activation", "SquaredReLU + StarReLU"),
-        ("dm_nfnet_f0", "Activation", "GeLU + ReLU"),
-        ("fastvit_t8", "Stem layer", "3s2/3s2/1"),
-        ("hgnetv2_b0", "Stem layer", "3s2/2/2/3s2/1"),
-        ("hgnetv2_b0", "Pooling (stem)", "Yes"),
-        ("tresnet_m", "Stem layer", "12s4"),
-        ("gc_efficientnetv2_rw_t", "Base architecture", "NAS (CNN)"),
-        ("test_efficientnet_evos", "Base architecture", "NAS (CNN)"),
-    ],
-)
-def test_composite_modules_of_timm(name: str, component: str, value: str) -> None:
-    with torch.device("meta"):
-        net = timm.create_model(name)
-    size = net.pretrained_cfg["input_size"]  # type: ignore[index, call-overload]
-    assert read(net, size)[component] == value  # type: ignore[arg-type]

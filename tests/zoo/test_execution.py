@@ -19,9 +19,8 @@ from torch.nn.functional import cross_entropy
 from netkin.attacks import PGD, PatchFool
 from netkin.errors import UserError
 from netkin.zoo.build import Classifier
-from netkin.zoo.execution import MEMORY_FORMATS, Execution, Prepared, check_execution, prepare
+from netkin.zoo.execution import MEMORY_FORMATS, Execution, check_execution, prepare
 from netkin.zoo.fold import STANDARDISING, fold_batch_norm, standardise_once
-from netkin.zoo.patches import PatchProduct, patches_by_product
 from netkin.zoo.squeeze import Excite, cheap_gradients
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -90,61 +89,6 @@ def test_any_chain_is_folded_whole_and_stays_the_same_function(layers: list) -> 
     assert any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
 
 
-class Twice(nn.Module):
-    """What a normalised convolution's output is also used for elsewhere, and used twice."""
-
-    def __init__(self, use: str):
-        super().__init__()
-        self.first = nn.Conv2d(3, 3, 3, padding=1)
-        self.norm = nn.BatchNorm2d(3)
-        self.other = nn.Conv2d(3, 3, 1)
-        self.same = self.norm if use == "shared norm" else nn.BatchNorm2d(3)
-        self.use = use
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.first(x)
-        z = self.norm(y)
-        if self.use == "skip":
-            z = z + y
-        if self.use == "called twice":
-            z = self.norm(self.first(z))
-        if self.use == "norm twice":
-            z = self.norm(z)
-        if self.use == "function between":
-            z = self.same(self.other(z).relu())
-        else:
-            z = self.same(self.other(z))
-        return z.flatten(1)
-
-
-@pytest.mark.parametrize(
-    ("use", "number"),
-    [
-        ("plain", 2),
-        ("skip", 1),
-        ("called twice", 1),
-        ("norm twice", 1),
-        ("shared norm", 0),
-        ("function between", 1),
-    ],
-)
-def test_only_what_is_used_once_and_nowhere_else_is_folded(use: str, number: int) -> None:
-    net = lived_in(Twice(use))
-    folded, found = fold_batch_norm(net, images(8)[:2], use)
-    assert found == number
-    assert torch.allclose(folded(images(8)), net(images(8)), atol=1e-5)
-    if not number:
-        assert folded is net
-
-
-def test_a_linear_layer_is_folded_by_its_channels_alone() -> None:
-    flat = lived_in(nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8)))
-    folded, number = fold_batch_norm(flat, images(8)[:2], "flat")
-    assert number == 1 and torch.allclose(folded(images(8)), flat(images(8)), atol=1e-5)
-    tokens = lived_in(nn.Sequential(nn.Flatten(2), nn.Linear(64, 3), nn.BatchNorm1d(3)))
-    assert fold_batch_norm(tokens, images(8)[:2], "tokens") == (tokens, 0)
-
-
 @pytest.mark.parametrize("layer", STANDARDISING, ids=lambda layer: layer.__name__)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_weights_are_standardised_once_to_the_bit(layer: type, stride: int) -> None:
@@ -205,69 +149,6 @@ def test_a_fold_that_changes_logits_is_undone_and_said(caplog: pytest.LogCapture
     with caplog.at_level(logging.WARNING):
         assert fold_batch_norm(net, images(8)[:2], "liar") == (net, 0)
     assert "batch normalisation of liar is not folded" in caplog.text
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["test_resnet", "test_byobnet", "test_efficientnet", "resnetv2_50", "densenet121"]
-)
-@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
-def test_convolutional_networks_keep_logits_gradients_and_themselves(
-    name: str, memory_format: str
-) -> None:
-    model = classifier(name)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    fast = prepare(model, Execution(memory_format=memory_format), images())
-    norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    assert fast.folded == norms if name.startswith("test_") else fast.folded >= 0
-    scale = model(images()).abs().max()
-    assert (fast(images()) - model(images())).abs().max() < 1e-4 * scale
-    g, h = gradient(model, images()), gradient(fast, images())
-    assert (g - h).abs().max() < 2e-3 * g.abs().max()
-    assert model.state_dict().keys() == before.keys()
-    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
-
-
-@given(
-    patch=st.tuples(st.integers(2, 5), st.integers(2, 5)),
-    size=st.tuples(st.integers(5, 13), st.integers(5, 13)),
-    bias=st.booleans(),
-)
-def test_patches_by_product_are_the_convolution(
-    patch: tuple[int, int], size: tuple[int, int], bias: bool
-) -> None:
-    conv = nn.Conv2d(3, 7, patch, patch, bias=bias)
-    x = torch.rand(2, 3, *size, requires_grad=True)
-    wanted = conv(x)
-    (wanted_gradient,) = torch.autograd.grad(wanted.square().sum(), x)
-    assert patches_by_product(conv) == 1
-    found = conv(x)
-    (found_gradient,) = torch.autograd.grad(found.square().sum(), x)
-    assert torch.allclose(found, wanted, atol=1e-5)
-    assert torch.allclose(found_gradient, wanted_gradient, atol=1e-5)
-
-
-def test_only_patches_of_images_are_products() -> None:
-    others = [
-        nn.Conv2d(3, 4, 4, 4, padding=1),
-        nn.Conv2d(3, 4, 4, 2),
-        nn.Conv2d(3, 4, 2, 2, dilation=2),
-        nn.Conv2d(3, 3, 2, 2, groups=3),
-        nn.Conv2d(96, 4, 2, 2),
-        nn.Conv2d(3, 4, 1),
-    ]
-    assert patches_by_product(nn.Sequential(*others)) == 0
-
-
-@pytest.mark.parametrize("name", ["test_vit", "test_convnext"])
-def test_patch_embeddings_are_products_in_the_copy_alone(name: str) -> None:
-    model = classifier(name, **({"img_size": 32, "patch_size": 8} if name == "test_vit" else {}))
-    fast = prepare(model, Execution(), images())
-    assert sum(isinstance(m, PatchProduct) for m in fast.modules()) == 1
-    assert not any(isinstance(m, PatchProduct) for m in model.modules())
-    assert torch.allclose(fast(images()), model(images()), atol=1e-4)
-    plain = prepare(model, Execution(fuse=False, memory_format="contiguous"), images())
-    assert torch.equal(plain(images()), model(images()))
 
 
 @pytest.mark.parametrize(
@@ -353,12 +234,71 @@ def test_attacks_see_a_classifier() -> None:
     assert attack.perturb(fast, x, labels, keys).shape == x.shape
 
 
+class Twice(nn.Module):
+    """What a normalised convolution's output is also used for elsewhere, and used twice."""
+
+    def __init__(self, use: str):
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+        self.other = nn.Conv2d(3, 3, 1)
+        self.same = self.norm if use == "shared norm" else nn.BatchNorm2d(3)
+        self.use = use
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        z = self.norm(y)
+        if self.use == "skip":
+            z = z + y
+        if self.use == "called twice":
+            z = self.norm(self.first(z))
+        if self.use == "norm twice":
+            z = self.norm(z)
+        z = self.other(z)
+        return self.same(z.relu() if self.use == "function between" else z).flatten(1)
+
+
+TOKENS = [nn.Flatten(2), nn.Linear(64, 3), nn.BatchNorm1d(3)]
+FLAT = [nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8)]
+
+
+@pytest.mark.parametrize(
+    ("net", "number"),
+    [
+        (Twice("plain"), 2),
+        (Twice("skip"), 1),
+        (Twice("called twice"), 1),
+        (Twice("norm twice"), 1),
+        (Twice("shared norm"), 0),
+        (Twice("function between"), 1),
+        (nn.Sequential(*FLAT), 1),
+        (nn.Sequential(*TOKENS), 0),  # whose channels are not where the norm's are
+    ],
+)
+def test_only_what_is_used_once_and_nowhere_else_is_folded(net: nn.Module, number: int) -> None:
+    net = lived_in(net)
+    before = copy.deepcopy(net.state_dict())
+    folded, found = fold_batch_norm(net, images(8)[:2], "net")
+    assert found == number and (folded is net) == (number == 0)
+    assert torch.allclose(folded(images(8)), net(images(8)), atol=1e-5)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_byobnet", "test_efficientnet"])
+@pytest.mark.parametrize("memory_format", list(MEMORY_FORMATS))
+def test_convolutional_networks_keep_logits_and_gradients(name: str, memory_format: str) -> None:
+    model = classifier(name)
+    fast = prepare(model, Execution(memory_format=memory_format), images())
+    assert fast.folded == sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    assert (fast(images()) - model(images())).abs().max() < 1e-4 * model(images()).abs().max()
+    g, h = gradient(model, images()), gradient(fast, images())
+    assert (g - h).abs().max() < 2e-3 * g.abs().max()
+    plain = prepare(model, Execution(fuse=False, memory_format="contiguous"), images())
+    assert torch.equal(plain(images()), model(images()))
+
+
 @pytest.mark.parametrize("precision", ["tf32", "16-mixed"])
 def test_precisions_that_a_cpu_lacks(precision: str) -> None:
-    with pytest.raises(UserError, match=f"precision {precision} needs a GPU"):
+    with pytest.raises(UserError, match="needs a GPU"):
         check_execution(Execution(precision), gpu=False)
     check_execution(Execution(precision), gpu=True)
-
-
-def test_a_prepared_classifier_is_one() -> None:
-    assert isinstance(prepare(classifier("test_byobnet"), Execution(), images()), Prepared)

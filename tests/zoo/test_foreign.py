@@ -4,7 +4,7 @@ import json
 import logging
 import pickle
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,9 @@ from netkin.zoo.build import (
     check_member,
     identity,
     own_weights_sha256,
-    preprocessing,
 )
 from netkin.zoo.execution import Execution, prepare
-from netkin.zoo.member import Member, as_json, parse_members
+from netkin.zoo.member import Member, parse_members
 from netkin.zoo.preprocessing import unknown_preprocessing
 from tests.zoo.hub_cache import logits_of
 from tests.zoo.own_nets import OUTPUTS, Half, Net, ready
@@ -123,38 +122,6 @@ def test_gray_images_are_the_average_of_the_channels() -> None:
     assert gradient.any() and torch.equal(gradient[:, 0], gradient[:, 2])
 
 
-def test_timms_networks_take_gray_images_too() -> None:
-    member = one({"name": "gray", "timm": "test_resnet", "in_chans": 1})
-    classifier = build(member, FOLDER).eval()
-    assert preprocessing(member, FOLDER).mean == (0.5,)
-    assert classifier(torch.rand(2, 3, 32, 32)).shape == (2, 10)
-    assert one({"name": "g", "timm": "test_resnet", "kwargs": {"in_chans": 1}}).in_chans == 1
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        ({"_target_": "no_such_pkg.Net"}, r"no module no_such_pkg .*PYTHONPATH"),
-        ({"_target_": "tests.zoo.own_nets.Nett"}, r"has no 'Nett'; did you mean Net"),
-        ({"_target_": "Net"}, r"_target_ must be a dotted name such as my_pkg.MyNet, got 'Net'"),
-        ({"_target_": "tests.zoo.own_nets.SOMETHING"}, r"must be a class or a function, got 3"),
-        ({"_target_": NET, "timm": "test_vit"}, r"has timm and target; give one"),
-        ({"_target_": NET, "crop_pct": 1.5}, r"crop_pct must be in \(0, 1\], got 1.5"),
-        ({"_target_": NET, "interpolation": "cubic"}, r"interpolation must be nearest or"),
-        ({"_target_": NET, "mean": [0.5, 0.5], "std": 1}, r"mean must be 1 or 3 numbers"),
-        ({"_target_": NET, "mean": 0.5, "std": 0}, r"std must be 1 or 3 numbers above 0"),
-        ({"_target_": NET, "mean": 0.5}, r"give both mean and std, or neither"),
-        ({"_target_": NET, "in_chans": 2}, r"in_chans must be 1 or 3, got 2"),
-        ({"_target_": NET, "name": ""}, r"a member's name must be text, such as mine, got ''"),
-        ({"_target_": NET, "name": None}, r"a member's name must be text, such as mine, got None"),
-        ({"_target_": NET, "pretrained": "yes"}, r"pretrained must be True or False"),
-    ],
-)
-def test_mistakes_that_are_met_before_anything_is_built(entry: dict, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        one({"name": "mine", **entry})
-
-
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
@@ -187,7 +154,7 @@ def test_identity_of_ones_own_network(own: tuple[nn.Module, Path]) -> None:
         assert identity(other, FOLDER, "0" * 64) != made
 
 
-def test_identity_and_notes_of_timms_models_are_what_they_were() -> None:
+def test_identity_and_notes_of_members() -> None:
     member = one("test_vit")
     assert identity(member, FOLDER, "0" * 64) == {
         "timm": "test_vit",
@@ -205,9 +172,8 @@ def test_identity_and_notes_of_timms_models_are_what_they_were() -> None:
             "std": (0.5, 0.5, 0.5),
         },
     }
-    assert list(as_json(member)) == ["name", "timm", "kwargs", "checkpoint", "family", "input_size"]
-    gray = one({"name": "g", "_target_": NET, "in_chans": 1})
-    assert parse_members([as_json(gray)], at_least=1) == [gray]
+    for entry in ("test_vit", {"name": "g", "_target_": NET, "in_chans": 1, "mean": 1, "std": 2}):
+        assert one(json.loads(json.dumps(asdict(one(entry))))) == one(entry)
 
 
 def test_a_function_that_brings_its_weights() -> None:
@@ -296,20 +262,3 @@ def test_other_measures_take_these_networks(channels: int) -> None:
 
 
 # ---- families and names ----
-
-
-def test_families_that_differ_in_case_only_are_one() -> None:
-    members = parse_members(
-        [
-            {"name": "a", "timm": "test_resnet", "family": "ResNet"},
-            {"name": "b", "timm": "resnet18"},
-            {"name": "c", "timm": "test_vit", "family": "ViT"},
-            {"name": "d", "timm": "test_vit2", "family": "vit"},
-        ]
-    )
-    assert [m.family for m in members] == ["ResNet", "ResNet", "ViT", "ViT"]
-
-
-def test_a_dotted_name_is_shown_whole() -> None:
-    with pytest.raises(UserError, match=r"timm has no model 'my_pkg.MyNet' .*_target_: my_pkg.My"):
-        one("my_pkg.MyNet")

@@ -102,19 +102,6 @@ def test_torchvisions_networks_with_a_checkpoint_or_none(tmp_path: Path) -> None
         build(one({"torchvision": "resnet18", "kwargs": {"num_classes": 3}}), IMAGENET, file)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("resnet81", r"torchvision has no classifier 'resnet81'; did you mean resnet"),
-        ("fcn_resnet50", r"torchvision has no classifier 'fcn_resnet50'"),
-        ("resnet50.IMAGENET1K_V3", r"no weights 'IMAGENET1K_V3'; did you mean IMAGENET1K_V"),
-    ],
-)
-def test_mistakes_in_torchvisions_names(name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        one(f"torchvision:{name}")
-
-
 def test_a_resize_is_what_timm_makes_of_its_crop_pct() -> None:
     for crop in range(32, 520, 8):
         for resize in range(crop, crop + 120, 7):

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from netkin.store.files import read_tensors
 from netkin.zoo.from_python import weights_sha256
@@ -78,26 +78,6 @@ def test_ones_own_network_trained_given_and_brought(tmp_path: Path) -> None:
     done = run(tmp_path, [trained, "test_byobnet"])
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "trained: there is no module my_pkg (my_pkg.Net); start in its folder" in done.stderr
-
-
-@pytest.mark.slow
-def test_checkpoints_flat_and_of_lightning(tmp_path: Path) -> None:
-    """A state dict with an epoch among its tensors, and one under Lightning's prefix, of the same
-    weights as a plain one."""
-    torch.manual_seed(0)
-    state = timm.create_model("test_resnet", num_classes=10).state_dict()
-    torch.save({**state, "epoch": 3}, tmp_path / "flat.pth")
-    lightning = {f"model.{key}": value for key, value in state.items()}
-    torch.save({"state_dict": lightning, "epoch": 3}, tmp_path / "pl.ckpt")
-    save_file(state, tmp_path / "plain.safetensors")
-    files = {"flat": "flat.pth", "pl": "pl.ckpt", "plain": "plain.safetensors"}
-    members = [f"{{name: {n}, timm: test_resnet, checkpoint: {f}}}" for n, f in files.items()]
-    done = run(tmp_path, members)
-    assert done.returncode == 0, done.stderr
-    models = pl.read_csv(tmp_path / "run" / "models.csv")
-    assert models["clean_accuracy"].n_unique() == 1
-    s = pl.read_csv(tmp_path / "run" / "similarity.csv")
-    assert s["flat"].n_unique() == 1  # one network by three names
 
 
 @pytest.mark.slow

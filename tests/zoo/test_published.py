@@ -35,15 +35,6 @@ def listed() -> dict[str, Member]:
 
 
 ALL = listed()
-FEW = (
-    "vit_small_r26_s32_224.augreg_in21k_ft_in1k",  # custom_load
-    "vit_small_patch16_224.augreg_in21k_ft_in1k",
-    "vit_base_patch32_224.augreg_in21k_ft_in1k",
-    "gluon_xception65",  # only at a url
-    "resnet50.tv_in1k",
-    "efficientnet_b2.ra_in1k",
-    "convit_base.fb_in1k",  # a filter of the original authors' keys
-)
 
 
 def check_equals_timm(member: Member, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,15 +53,7 @@ def check_equals_timm(member: Member, folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FEW)
-def test_a_few_listed_models_equal_timms(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    check_equals_timm(ALL[name], tmp_path, monkeypatch)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in ALL if name not in FEW])
+@pytest.mark.parametrize("name", ALL)
 def test_every_listed_model_equals_timms(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,11 +70,11 @@ def components(member: Member, task: Task) -> dict[str, str]:
 
     Raises UserError when it cannot be built, or a network that is not timm's cannot be traced.
     """
-    own = preprocessing(member, task)
-    side = own.view.input_size
+    prep = preprocessing(member, task)
+    side = prep.view.input_size
     net = blueprint(member, task)
     try:
-        return read(net, (len(own.mean), side, side))
+        return read(net, (len(prep.mean), side, side))
     except Exception as error:  # whatever a network of the user's raises
         if member.timm:
             raise

@@ -48,12 +48,12 @@ def attentions(trace: Trace) -> list[Attention]:
     products = []
     for i, op in enumerate(trace.ops[:last]):
         product = op.is_product and min(op.shape[-2:]) > 1 and len(op.inputs) > 1
-        if product or _weighs_places(trace, i):
+        if product or _weighs_positions(trace, i):
             products.append(Attention(_in_bottleneck(trace, i), _kind(trace, i), i))
     return products
 
 
-def _weighs_places(trace: Trace, i: int) -> bool:
+def _weighs_positions(trace: Trace, i: int) -> bool:
     """A sum of features over places, weighted by a map that depends on the image: attention without
     any matrix product, as in MobileViTv2 and SwiftFormer."""
     op = trace.ops[i]
@@ -64,8 +64,8 @@ def _weighs_places(trace: Trace, i: int) -> bool:
     small = min(source.input_shapes, key=prod)
     if axis is None or len(small) != len(large) or small[axis] != 1 or large[axis] == 1:
         return False
-    places = [n for d, n in enumerate(large) if d != axis]
-    return places == [n for d, n in enumerate(small) if d != axis] and prod(places) > 4
+    others = [n for d, n in enumerate(large) if d != axis]
+    return others == [n for d, n in enumerate(small) if d != axis] and prod(others) > 4
 
 
 def _in_bottleneck(trace: Trace, product: int) -> bool:
@@ -167,7 +167,7 @@ def _mixes_locally(trace: Trace, i: int) -> bool:
 
 def hierarchy(trace: Trace, stem: Stem) -> str:
     """Yes if the blocks work at several resolutions; the layer that cuts patches does not count."""
-    places = [
+    positions = [
         op.positions
         for i, op in enumerate(trace.ops)
         if i > stem.end
@@ -176,7 +176,7 @@ def hierarchy(trace: Trace, stem: Stem) -> str:
         and op.positions > 3
         and not op.path.startswith(PATCHES)
     ]
-    return "Yes" if places and max(places) > 1.5 * min(places) else "No"
+    return "Yes" if positions and max(positions) > 1.5 * min(positions) else "No"
 
 
 def is_searched(trace: Trace, stem: Stem) -> bool:

@@ -96,23 +96,23 @@ def _pooling(trace: Trace, i: int) -> str:
         and "softmax" in _factor(trace, i)
     ):
         return "Attention"
-    if op.name == "slice" and op.positions == 2 and _places(op, trace) > 3:
+    if op.name == "slice" and op.positions == 2 and _positions_before(op, trace) > 3:
         return "CLS token"  # two of them: one for distillation
     if op.positions != 1:
         return ""
     if op.is_conv:
         return "Flatten" if _covers_all(op) else ""
-    places = _places(op, trace)
+    positions = _positions_before(op, trace)
     stacked = any(trace.ops[j].name == "stack" for j in op.inputs)
     if stacked and op.name in (*AVERAGES, "sum"):
         return ""  # of the logits of several heads
     if op.name in AVERAGES:
-        if places > 3:
+        if positions > 3:
             return "GAP"
         # Of a map of one place: the pool is there, but only its axes tell it from averaged heads.
         if _over_space(op):
             return "Flatten" if _flattened_before(trace, i) else "GAP"
-    if places < 4:  # fewer are heads, whose logits are averaged
+    if positions < 4:  # fewer are heads, whose logits are averaged
         return ""
     if op.name in MAXIMA:
         return "Max"
@@ -155,7 +155,7 @@ def _attends_before(trace: Trace, i: int) -> bool:
     return any(trace.ops[j].is_product for j in trace.upstream(i, stop))
 
 
-def _places(op: Op, trace: Trace) -> int:
+def _positions_before(op: Op, trace: Trace) -> int:
     return max((trace.ops[i].positions for i in op.inputs), default=0)
 
 
@@ -340,8 +340,8 @@ def _pooled_input(trace: Trace, i: int) -> int | None:
             continue
         if gate.shape[axis] != features.shape[axis] or features.shape[axis] == 1:
             continue
-        places = [n for d, n in enumerate(gate.shape) if d != axis]
-        if all(n == 1 for n in places) or _after_softmax(trace, small):
+        others = [n for d, n in enumerate(gate.shape) if d != axis]
+        if all(n == 1 for n in others) or _after_softmax(trace, small):
             return small
     return None
 

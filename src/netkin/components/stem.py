@@ -55,8 +55,8 @@ def stem(trace: Trace) -> Stem:
         if depth == len(parts) or not _is_trunk(trace, ".".join(parts[:depth]))
     )
     walk = next((found for found in walks if not found.blocked), _Walk([trace.ops[first]], first))
-    words = "/".join(_written(walk.layers, _block_size(trace, first)))
-    return Stem(words, walk.pooled, walk.end)
+    layers = "/".join(_written(walk.layers, _block_size(trace, first)))
+    return Stem(layers, walk.pooled, walk.end)
 
 
 def _first(trace: Trace) -> int | None:
@@ -296,12 +296,12 @@ def _is_single(trace: Trace, top: str) -> bool:
 
 def _written(layers: list[Op], block: int) -> list[str]:
     """In pixels of the image for the first layer, of its result for the others."""
-    words = []
+    cells = []
     for op in layers:
-        scale = 1 if words else block
+        scale = 1 if cells else block
         kernel, stride = _kernel_of(op), op.stride if op.is_conv else _kernel_of(op)
         kernel = tuple(scale * side for side in kernel)
         size = str(kernel[0]) if len(set(kernel)) == 1 else "x".join(map(str, kernel))
         step = scale * stride[0]
-        words.append(size if words and step == 1 else f"{size}s{step}")
-    return words
+        cells.append(size if cells and step == 1 else f"{size}s{step}")
+    return cells

@@ -354,7 +354,7 @@ class Comparison:
         known = [c for c in columns if c in self.models and not self.models[c].is_null().all()]
         weak = self.models.filter(pl.col("white_box_success") < WEAK_ATTACK)["model"].to_list()
         notes = [text("pairwise.weak_rows", limit=WEAK_ATTACK, names=", ".join(weak))]
-        table = self.models.select(["model", *(c for c in known if c != "model")])
+        table = self.models.select(known).rename({"mean_similarity": "mean_s"}, strict=False)
         return Section("Models", notes if weak else [], {"": table}, links=self.links)
 
     def _controls_sections(self, outputs: Outputs) -> list[Section]:

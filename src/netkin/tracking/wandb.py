@@ -1,11 +1,14 @@
 """Weights & Biases."""
 
 import io
+import json
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr, suppress
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,14 @@ import polars as pl
 
 from netkin.errors import UserError, first_line
 from netkin.jobs.signals import without_trace
-from netkin.store.unfinished import unfinished
-from netkin.tracking.base import RunInfo, Tracker
+from netkin.store.files import write_json
+from netkin.store.lease import Holder, me
+from netkin.tracking import RunInfo, Tracker, Value
 
 log = logging.getLogger(__name__)
 
-MODES = ("online", "offline", "disabled", "shared")
+MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
+"""W&B's own; the last two are former names of offline and online."""
 
 
 @cache
@@ -46,7 +51,7 @@ def logged_in() -> bool:
 
 
 class WandB(Tracker):
-    """Weights & Biases, in the mode of WANDB_MODE or else of `logger`; see `Tracker`.
+    """Weights & Biases, in the mode of WANDB_MODE or else of `logger`.
 
     W&B's own process may die at any time: SLURM sends the signals for a job to it, too. The run
     goes on without it, and ends as it would have ended.
@@ -54,67 +59,66 @@ class WandB(Tracker):
 
     def __init__(self, logger: Mapping[str, Any], info: RunInfo):
         super().__init__()
+        quiet_at_exit()
         if not os.environ.get("WANDB_MODE", "mode").strip():
-            del os.environ["WANDB_MODE"]  # which W&B would refuse, too
-        chosen, mode = logger["mode"], os.environ.get("WANDB_MODE") or logger["mode"]
-        if chosen not in MODES:  # also where not used
-            raise UserError(f"mode must be online or offline, got {chosen!r}")
-        mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)  # W&B's former names
-        if mode not in MODES:
-            raise UserError(f"WANDB_MODE must be online or offline, got {mode!r}")
-        if found := re.search(r"[/\\#?%:]", str(logger["project"])):
-            raise UserError(
-                f"project must be a name without / \\ # ? % and :, got {logger['project']!r} "
-                f"(with {found[0]})"
-            )
+            del os.environ["WANDB_MODE"]  # which W&B would refuse
+        mode = os.environ.get("WANDB_MODE") or logger["mode"]
+        for value in (logger["mode"], mode):  # also one that is not used
+            if value not in MODES:
+                raise UserError(f"mode must be online or offline, got {value!r}")
         # Where a home cannot be written, as in containers and on compute nodes, W&B fails late.
         if not os.access(os.path.expanduser("~"), os.W_OK):
             for part in ("data", "cache", "config"):
                 folder = str(info.folder / "wandb" / part)
                 os.environ.setdefault(f"WANDB_{part.upper()}_DIR", folder)
+        self.failed, self.note = False, info.note
+        self._defined: set[str] = set()
+        if mode in ("online", "run", "shared") and not logged_in():
+            raise UserError(
+                f"mode={mode} needs an API key of W&B; run `wandb login`, set WANDB_API_KEY, "
+                "or use mode=offline"
+            )
+        try:
+            self._begin(logger, info, mode)
+        except BaseException as error:
+            with suppress(Exception):
+                sys.modules["wandb"].teardown()
+            if isinstance(error, UserError) or not isinstance(error, Exception):
+                raise
+            raise UserError(
+                f"W&B did not start ({type(error).__name__}: {first_line(error)}); log in with "
+                "`wandb login`, or use mode=offline or kind=csv"
+            ) from None
+
+    def _begin(self, logger: Mapping[str, Any], info: RunInfo, mode: Any) -> None:
         import wandb
 
-        self.wandb, self.failed = wandb, False
-        self._defined: set[str] = set()
-        # W&B's own resuming needs the server, while most runs are offline.
-        earlier = unfinished(info.note)
-        try:
-            if mode in ("online", "shared") and not logged_in():
-                raise UserError(
-                    f"mode={mode} needs an API key of W&B; run `wandb login`, set WANDB_API_KEY, "
-                    "or use mode=offline"
-                )
-            self.run = wandb.init(
-                project=logger["project"],
-                entity=logger["entity"],
-                group=_short(logger["group"] or info.group, 128),
-                job_type=_short(info.job_type, 64),
-                name=_short(info.name, 128),
-                tags=_tags([*info.tags, *logger["tags"], *(["resumed"] if earlier else [])]),
-                notes=f"Goes on from run {earlier['wandb']}." if earlier else None,
-                config={**info.config, **({"resumes": earlier} if earlier else {})},
-                dir=info.folder,
-                mode=mode,
-                settings=wandb.Settings(silent=True, console="off", disable_git=True),
-            )
-        except wandb.Error as error:
-            raise UserError(
-                f"W&B did not start ({first_line(error)}); log in with `wandb login`, or "
-                "use mode=offline or kind=csv"
-            ) from None
-        except UserError:
-            raise
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(
-                f"W&B did not start ({type(error).__name__}: {first_line(error)}); use kind=csv to "
-                "run without it"
-            ) from None
+        self.wandb = wandb
+        earlier = unfinished(info.note)  # W&B's own resuming needs the server
+        self.run = wandb.init(
+            project=logger["project"],
+            entity=logger["entity"],
+            group=_short(logger["group"] or info.group, 128),
+            job_type=_short(info.job_type, 64),
+            name=_short(info.name, 128),
+            tags=_tags([*info.tags, *logger["tags"], *(["resumed"] if earlier else [])]),
+            notes=f"Goes on from run {earlier['wandb']}." if earlier else None,
+            config={**info.config, **({"resumes": earlier} if earlier else {})},
+            dir=info.folder,
+            mode=mode,
+            settings=wandb.Settings(silent=True, console="off", disable_git=True),
+        )
+        if self.note is not None:
+            run = {"wandb": self.run.id, "folder": str(info.folder)}
+            write_json(self.note, {"run": run, "holder": asdict(me())})
 
     def finish(self, exit_code: int) -> None:
         """End the W&B run, and W&B's process.
 
-        W&B prints on its own account where its process has died; what matters of it is in the log.
+        W&B prints a message where its process has died; what matters of it is in the log.
         """
+        if self.note is not None and not exit_code:
+            self.note.unlink(missing_ok=True)
         with redirect_stderr(io.StringIO()):
             try:  # also after a failure: what is left is done at the interpreter's exit, in traces
                 self.run.finish(exit_code=exit_code)
@@ -122,6 +126,10 @@ class WandB(Tracker):
                 self._warn(error)
             with suppress(Exception):
                 self.wandb.teardown()
+        logger = logging.getLogger("wandb")
+        for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
+            logger.removeHandler(handler)  # W&B's debug.log, which it leaves open
+            handler.close()
 
     def _try(self, action: Callable[[], object]) -> None:
         if self.failed:
@@ -149,7 +157,7 @@ class WandB(Tracker):
 
         self._try(send)
 
-    def summary(self, values: Mapping[str, float | int | str | None]) -> None:
+    def summary(self, values: Mapping[str, Value]) -> None:
         """Values in the run's summary, none of which makes a chart."""
         super().summary(values)
         self._try(lambda: self.run.summary.update({key: self.numbers[key] for key in values}))
@@ -181,6 +189,16 @@ class WandB(Tracker):
             self.run.log_artifact(artifact)
 
         self._try(send)
+
+
+def unfinished(note: Path | None) -> dict[str, Any] | None:
+    """The run of a note that a run left unfinished; None while that run's process still runs."""
+    if note is not None:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            content = json.loads(note.read_text())
+            if not Holder(**content["holder"]).runs_here():
+                return content["run"]
+    return None
 
 
 def _short(text: str, limit: int) -> str:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import polars as pl
@@ -23,7 +23,7 @@ from netkin.training.fit import fit
 from netkin.training.job import Job, Report
 from netkin.training.weights import Teaching, Training, identity
 from netkin.zoo.build import Classifier, build
-from netkin.zoo.member import Member, as_json
+from netkin.zoo.member import Member
 from netkin.zoo.preprocessing import preprocessing
 
 
@@ -112,8 +112,8 @@ def _store(
         file.with_suffix(".json"),
         {
             "made_of": {key: value for key, value in job.identity.items() if key != "name"},
-            "member": as_json(member),
-            **({"teacher": as_json(teaching.teacher.member)} if teaching else {}),
+            "member": asdict(member),
+            **({"teacher": asdict(teaching.teacher.member)} if teaching else {}),
             "test_accuracy": accuracy,
             "test_images": len(job.test),
             "test_subset": training.results.evaluation.subset.name,

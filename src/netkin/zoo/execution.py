@@ -7,9 +7,10 @@ rounding only; the precision is part of a result's identity.
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 from netkin.errors import UserError, first_line
 from netkin.zoo.build import Classifier
 from netkin.zoo.fold import TOLERANCE, fold_batch_norm, standardise_once
-from netkin.zoo.patches import PatchProduct, patches_by_product
 from netkin.zoo.squeeze import cheap_gradients
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,8 @@ PRECISIONS = {
 DEFAULT_PRECISION = "32-true"
 TARGET_PRECISIONS = ("32-true", "tf32", "bf16-mixed")
 """Those of PRECISIONS for targets: not float16, whose range some networks exceed."""
+LARGEST = 1024.0
+"""Of a gradient to the logits, where it is computed in float16."""
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -46,9 +48,8 @@ class Execution:
             inputs and outputs in float32; "tf32" rounds a GPU's float32 products to 10 bits of
             mantissa, which "32-true" forbids.
         fuse: batch normalisation folded into convolutions and weights standardised once
-            (`netkin.zoo.fold`), squeeze-and-excitation with a cheaper gradient
-            (`netkin.zoo.squeeze`), and on a CPU patches embedded by a product
-            (`netkin.zoo.patches`).
+            (`netkin.zoo.fold`), and squeeze-and-excitation with a cheaper gradient
+            (`netkin.zoo.squeeze`).
         memory_format: one of MEMORY_FORMATS. On a CPU channels_last was the faster, or as fast, for
             all of 12 small and 5 full-size architectures (experiments/results/speed.md).
         compile: by torch.compile, for batches of one size (others are padded to it).
@@ -83,7 +84,7 @@ class Prepared(Classifier):
             if images.device.type == "cpu":
                 _without_fused_attention(net)
                 _strided_depthwise_in_float32(net)
-            if self._takes(net, self.dtype, images[:2]):
+            if _is_known(net):  # of others autocast casts the weights, in every pass
                 _cast_weights(net, self.dtype)
         self.net = net.eval().requires_grad_(False)
         self._run: Any = net.__call__  # no second submodule
@@ -98,25 +99,9 @@ class Prepared(Classifier):
             standardise_once(net)
             net, self.folded = fold_batch_norm(net, self.normalise(few), self.name)
             cheap_gradients(net)
-            if few.device.type == "cpu":
-                patches_by_product(net)
         if execution.memory_format != "contiguous":
             net = net.to(memory_format=MEMORY_FORMATS[execution.memory_format])
         return net
-
-    def _takes(self, net: nn.Module, dtype: torch.dtype, few: Tensor) -> bool:
-        """Whether a network can keep its weights in 16 bits; if not, autocast casts them itself."""
-        if _is_known(net):
-            return True
-        cast = copy.deepcopy(net)
-        _cast_weights(cast, dtype)
-        try:
-            with torch.no_grad(), self._autocast(few.device.type):
-                cast(self.normalise(few))
-        except Exception as error:  # whatever a network of the user's raises
-            log.info("%s keeps its weights in float32: %s", self.name, first_line(error))
-            return False
-        return True
 
     def _possible(self, net: nn.Module, execution: Execution, few: Tensor) -> Execution:
         """The Execution with what a network takes of it; timm's take all."""
@@ -160,9 +145,7 @@ class Prepared(Classifier):
     def forward(self, pixels: Tensor) -> Tensor:
         """See `Classifier`. Raises UserError where pixels want a gradient and logits have none."""
         x, n = self.normalise(pixels), len(pixels)
-        scaler = _Scaler() if self.dtype is torch.float16 else None
-        if scaler:
-            x = scaler.at_input(x)
+        given = x
         if self.size is not None and n < self.size:
             x = torch.cat([x, x[:1].detach().expand(self.size - n, *x.shape[1:])])
         x = x.contiguous(memory_format=self.format)  # decoded images come channels-last
@@ -174,8 +157,8 @@ class Prepared(Classifier):
                 "forward pass must not leave torch, detach, or turn gradients off"
             )
         logits = logits[:n].float()
-        if scaler:
-            logits = scaler.at_logits(logits)
+        if self.dtype is torch.float16 and logits.requires_grad:
+            _keep_in_range(given, logits)
         return logits if self.columns is None else logits[:, self.columns]
 
     def _autocast(self, device: str) -> AbstractContextManager:
@@ -252,44 +235,30 @@ def check_execution(execution: Execution, gpu: bool) -> None:
         )
 
 
-CAST = (nn.Conv1d, nn.Conv2d, Conv2dSame, PatchProduct, nn.Linear)
+CAST = (nn.Conv1d, nn.Conv2d, Conv2dSame, nn.Linear)
 """Layers that keep no weights in float32 when autocast would cast these in every pass."""
 
 
 def _cast_weights(net: nn.Module, dtype: torch.dtype) -> None:
     """Cast the weights that autocast would cast in every pass: of convolutions and linear maps."""
     for module in net.modules():
-        if type(module) in CAST:
+        if type(module) in CAST and "forward" not in vars(module):  # but those in float32
             module.to(dtype)
-
-
-class Float32Conv(nn.Conv2d):
-    """A convolution that stays in float32 among others in 16 bits."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """See nn.Conv2d."""
-        with torch.autocast(input.device.type, enabled=False):
-            return super().forward(input.float()).to(input.dtype)
-
-
-class Float32ConvSame(Conv2dSame):
-    """Likewise, with TensorFlow's padding."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """See timm's Conv2dSame."""
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float()).to(x.dtype)
 
 
 def _strided_depthwise_in_float32(net: nn.Module) -> None:
     """A CPU takes 7 times as long for the gradient of a depthwise convolution of stride 2 in
     bfloat16 as in float32 (96 channels of 128 x 128, torch 2.14)."""
-    kinds = {nn.Conv2d: Float32Conv, Conv2dSame: Float32ConvSame}
     for module in net.modules():
-        if not isinstance(module, nn.Conv2d) or type(module) not in kinds:
-            continue
-        if 1 < module.groups == module.in_channels and max(module.stride) > 1:
-            module.__class__ = kinds[type(module)]
+        plain = type(module) in (nn.Conv2d, Conv2dSame)
+        if plain and 1 < module.groups == module.in_channels and max(module.stride) > 1:
+            module.forward = partial(_in_float32, module.forward)
+
+
+def _in_float32(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A layer that stays in float32 among others in 16 bits."""
+    with torch.autocast(x.device.type, enabled=False):
+        return forward(x.float()).to(x.dtype)
 
 
 def _without_fused_attention(net: nn.Module) -> None:
@@ -300,40 +269,15 @@ def _without_fused_attention(net: nn.Module) -> None:
             module.fused_attn = False  # type: ignore[assignment]
 
 
-class _Scaler:
-    """Keeps gradients of 16-bit floats in range: image by image, of largest size SCALE at the
+def _keep_in_range(x: Tensor, logits: Tensor) -> None:
+    """Keeps gradients of 16-bit floats in range, image by image: of largest size LARGEST at the
     logits, and back in their own size at the input. Attacks need not know."""
+    scale = torch.ones(())
 
-    SCALE = 1024.0
+    def enlarge(gradient: Tensor) -> Tensor:
+        nonlocal scale
+        scale = LARGEST / gradient.abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
+        return gradient * scale
 
-    def __init__(self) -> None:
-        self.scale: Tensor | None = None
-
-    def at_input(self, x: Tensor) -> Tensor:
-        return _Hooked.apply(x, self._restore)
-
-    def at_logits(self, logits: Tensor) -> Tensor:
-        return _Hooked.apply(logits, self._scale)
-
-    def _scale(self, gradient: Tensor) -> Tensor:
-        largest = gradient.abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
-        self.scale = self.SCALE / largest
-        return gradient * self.scale
-
-    def _restore(self, gradient: Tensor) -> Tensor:
-        assert self.scale is not None
-        scale = self.scale.view(-1, 1, 1, 1)
-        return gradient / scale
-
-
-class _Hooked(torch.autograd.Function):
-    """Identity, with a function of the gradient on the way back."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, backward: Any) -> Tensor:
-        ctx.change = backward
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return ctx.change(gradient), None
+    logits.register_hook(enlarge)
+    x.register_hook(lambda gradient: gradient / scale.view(-1, 1, 1, 1))

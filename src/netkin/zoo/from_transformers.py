@@ -115,7 +115,7 @@ def _images(processor: Any, channels: int) -> dict[str, Any]:
         size, pct, mode = _geometry(processor)
         mean, std = _normalisation(processor, size)
     except Exception as error:  # a processor of its own kind raises what it will
-        return _no_words(processor, first_line(error))
+        return _problem(processor, first_line(error))
     config = {
         "input_size": (channels, size, size),
         "crop_pct": pct,
@@ -125,10 +125,10 @@ def _images(processor: Any, channels: int) -> dict[str, Any]:
         "std": std,
     }
     difference = _difference(processor, config)
-    return config | (_no_words(processor, difference) if difference else {})
+    return config | (_problem(processor, difference) if difference else {})
 
 
-def _no_words(processor: Any, reason: str) -> dict[str, Any]:
+def _problem(processor: Any, reason: str) -> dict[str, Any]:
     kind = type(processor).__name__
     return {"problem": f"its {kind} is not what resizing, cropping and scaling give ({reason})"}
 

@@ -102,12 +102,12 @@ def _spec(name: str, model: Model, shape: Sequence[int]) -> tuple[dict[str, Any]
         )
     sha256, net = register(model.net, name)
     module = type(net).__module__
-    own = module.split(".")[-1] if module.startswith("timm.models.") else type(net).__name__
+    family = module.split(".")[-1] if module.startswith("timm.models.") else type(net).__name__
     spec = {
         "name": name,
         "target": TARGET,
         "kwargs": {"sha256": sha256},
-        "family": model.family or own,
+        "family": model.family or family,
         "input_size": height if model.input_size is None else model.input_size,
         "mean": _numbers(model.mean),
         "std": _numbers(model.std),

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -93,17 +93,6 @@ class Member:
     def uses_published(self, task: Task) -> bool:
         """Whether its weights are the published ones: no checkpoint, and not trained here."""
         return self.checkpoint is None and (self.pretrained or task.weights == "pretrained")
-
-
-def as_json(member: Member) -> dict[str, Any]:
-    """The fields that every member has, and others that are set."""
-    always = ("name", "timm", "kwargs", "checkpoint", "family", "input_size")
-    defaults = {f.name: f.default for f in fields(Member) if f.default is not MISSING}
-    return {
-        key: value
-        for key, value in asdict(member).items()
-        if key in always or value != defaults[key]
-    }
 
 
 def parse_members(

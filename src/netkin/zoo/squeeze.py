@@ -4,6 +4,7 @@ The gradient of a mean over pixels is one number a channel, the same for all pix
 it before it divides, into another memory order than the features' own, and the sum of the two then
 takes ten times as long as one with the number that is not expanded. The results are the same, to
 the bit. Likewise, an activation in place whose gradient needs its input copies that first.
+Without both a step of efficientnet_b2 takes 1.09 times as long in float32, 1.3 in bfloat16.
 """
 
 from typing import Any
