@@ -370,8 +370,10 @@ def correlation(
     if first.sampled is not None and other.sampled is not None:
         images = noise.over_images(first.sampled.at(*at), other.sampled.at(*at), len(x))
     low = high = None
-    settings = s.config.compare if s.config.experiment.name == "compare" else s.config
-    permutations = positive_int(settings.permutations, "permutations")
+    settings = s.config.compare if "compare" in s.config else s.config
+    permutations = statistics.PERMUTATIONS
+    if "permutations" in settings:
+        permutations = positive_int(settings.permutations, "permutations")
     if sources is None:
         association = associate(x, y, permutations)
         pairs, tested, test = association.pairs, association.test, "Mantel"
