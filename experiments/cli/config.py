@@ -117,7 +117,7 @@ class Hardware:
     craft_precision: str = "32-true"  # of sources, and of models without gradients; tf32 and
     # 16-mixed on a GPU
     craft_compile: bool = False  # torch.compile: takes a minute a model, some get slower
-    memory_format: str = "channels_last"  # auto: while crafting the faster, by timing
+    memory_format: str = "channels_last"  # auto is channels_last
     fuse: bool = True  # run models with batch normalisation folded into convolutions, and the like
     loader_processes: int | str = "auto"  # for each device: evaluate.py loads stored shards in them
     # (auto: 0 on a CPU, 2 on a GPU), train.py augments (auto: 0 on a CPU, else the cores less 1)

@@ -121,7 +121,7 @@ class Damage:
 
 def checked(root: Path) -> list[Path]:
     """The files that `damage` checks."""
-    names = ("manifest.json", "identity.json", "execution.json", "*.safetensors", "*.parquet")
+    names = ("manifest.json", "identity.json", "*.safetensors", "*.parquet")
     return sorted({file for name in names for file in _files(root, f"**/{name}")})
 
 
@@ -132,7 +132,7 @@ def damage(root: Path, advance: Callable[[int], None]) -> list[Damage]:
     for file in checked(root):
         if problem := _problem(root, file, known):
             # The identity of these entries is lost with the file; others' is in the folder's name.
-            entire = file.name in ("identity.json", "execution.json") and file.parents[1].name in (
+            entire = file.name == "identity.json" and file.parents[1].name in (
                 "adversarial",
                 "clean",
             )
@@ -149,8 +149,6 @@ def _problem(root: Path, file: Path, known: Mapping[Path, SubsetFolder]) -> str 
         return manifest_problem(file) or other
     if file.name == "identity.json":
         return _identity_problem(file, subset)
-    if file.name == "execution.json":
-        return None if _json(file) else "it cannot be read"
     try:
         if file.suffix == ".parquet":
             return _outcome_problem(file, subset)
