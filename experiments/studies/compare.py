@@ -245,6 +245,8 @@ def attack_configs(config: DictConfig) -> dict[str, tuple[DictConfig, str]]:
             )
         texts = ", ".join(f"{key} = {value}" for key, value in own.items())
         label = f"{option} ({texts})" if own else option
+        if label in configs:
+            raise UserError(f"attacks lists {label} twice")
         composed = compose("evaluate", overrides=[*others, f"attack={option}"])
         known = [str(key) for key in composed.attack]
         if unknown := [str(key) for key in own if key not in known]:
