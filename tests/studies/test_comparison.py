@@ -122,7 +122,7 @@ def test_attacks(folder: Path) -> None:
         (["attack.steps=10"], "attacks: pgd and pgd (steps = 10) are the same attack"),
         (["attacks=[pgd,{attack: pgd, stepz: 3}]"], "attack pgd has no setting 'stepz'; did you"),
         (["attacks=[pgd,{steps: 3}]"], "is an option or {attack: option, ...}"),
-        (["sources=[vit_x]"], "sources: no member is named 'vit_x'; did you mean vit_s"),
+        (["sources=[vit_x]"], "sources: the run has no model 'vit_x'; did you mean vit_s"),
         (["similarity=none.csv"], "name the other one with other=path.csv"),
     ],
 )
