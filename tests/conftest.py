@@ -32,6 +32,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}  # no test waits for a network
 
 import torch
 from hypothesis import HealthCheck, settings
@@ -50,9 +51,14 @@ SMALL = ["model.members=[test_byobnet,vit_ti]", "recipe.epochs=4", "attack.steps
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def of_the_zoo(item: pytest.Item) -> bool:
+        return isinstance(item, pytest.Function) and "trained" in item.fixturenames
+
     for item in items:
         if isinstance(item, pytest.Function) and "small_run" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
+    # First: one worker makes the zoo while the others, which begin further on, do without it.
+    items.sort(key=lambda item: not of_the_zoo(item))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -42,6 +42,7 @@ def test_ways_of_a_step_are_timed(tmp_path: Path) -> None:
     assert bare.height == 4 and (bare["times_bare_loop"] == 1).all()
 
 
+@pytest.mark.slow
 def test_stages_of_made_up_models(tmp_path: Path) -> None:
     rows = scale.timed(14, images=60, draws=20, chosen=5, folder=tmp_path)
     assert {"scores", "clusters", "5 landmarks", "page"} <= {row[0] for row in rows}

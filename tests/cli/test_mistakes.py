@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from experiments.cli.config import EXPERIMENTS, check, composed, settings
@@ -78,11 +79,14 @@ def test_every_setting_refuses_another_type() -> None:
     """Of each experiment: a list for a number; and each default is valid."""
     for name in [*EXPERIMENTS, "pairwise", "scratch"]:
         script = "train" if name in ("distill", "seeds", "hparams", "scratch") else "evaluate"
+        config = composed(script, [f"experiment={name}"])
         for key, setting in settings(name, script).items():
             kinds = setting.kinds
             if {bool, int, float} & kinds:
-                line = line_of(script, f"experiment={name}", f"{key}=[[x]]")
-                assert key in line, (name, key, line)
+                wrong = config.copy()
+                with pytest.raises(ENDS, match=re.escape(key.rpartition(".")[2])):
+                    OmegaConf.update(wrong, key, [["x"]], force_add=True)
+                    check(wrong, script)
             elif setting.default not in ("???", None):
                 assert setting.allows(setting.default) or "$" in str(setting.default), key
 

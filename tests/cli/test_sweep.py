@@ -55,6 +55,7 @@ def test_craft(folder: Path) -> None:
     assert "source=vit_t is not in model.members; did you mean vit_ti?" in wrong.stderr
 
 
+@pytest.mark.slow
 def test_store(folder: Path) -> None:
     """An intact store is listed; then each kind of damage is found, named and repaired by a run."""
     work = folder / "damaged"

@@ -1,5 +1,6 @@
 """What is noted of a dataset reaches its user, before the work and on the page."""
 
+import pytest
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ def accuracies(run: Path) -> list[float]:
     return pl.read_csv(run / "models.csv")["clean_accuracy"].to_list()
 
 
+@pytest.mark.slow
 def test_notes_are_printed_first_and_stand_on_the_page(tmp_path: Path) -> None:
     for i, name in enumerate(("9/a.png", "9/b.png", "10/c.png")):
         picture(tmp_path / "root" / "val" / name, i)
