@@ -537,7 +537,8 @@ def check(config: DictConfig, script: str) -> None:
             continue
         hint = near(value, CHOICES.get(key, ())) if isinstance(value, str) else ""
         raise UserError(f"{key} must be {setting.expected}, got {value!r}{hint}")
-    if name in EXPERIMENTS and config.get("similarity") is not None and "similarity" not in known:
+    ours = (CONF / "experiment" / f"{name}.yaml").is_file()  # another's may read what it likes
+    if ours and config.get("similarity") is not None and "similarity" not in known:
         having = [other for other in EXPERIMENTS if "similarity" in settings(other, script)]
         raise UserError(
             f"experiment={name} does not read similarity; these do: {', '.join(having)}"

@@ -112,7 +112,7 @@ def report(o: Opened, table: pl.DataFrame) -> None:
         f"{attack.name} ({settings_text(steps)}) attacked up to {table['n'].max()} images "
         f"of {dataset} on each model at each eps, and noise of the same size changed the same "
         "images.",
-        [*sentence(table), *short_steps(attack.identity, table), next_step],
+        [sentence(table), *short_steps(attack.identity, table), next_step],
         [Section("White-box success by eps", (), {"": table}, [picture])],
     )
 

@@ -128,7 +128,7 @@ def test_novel(folder: Path) -> None:
     done = run_here(
         *SMALL,
         "experiment=novel",
-        f"model.candidate={twin_of(work / 'store')}",
+        f"model.candidate={twin_of(work / 'store', 'stranger')}",
         "novel.clusters=2",
         *QUIET,
         cwd=work,
@@ -136,22 +136,21 @@ def test_novel(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     new = sorted(set(files(work / "store", "digits/*/pgd-*/**/*.*")) - before)
     assert [Path(name).parent.name + Path(name).suffix for name in new] == [
-        "twin.safetensors",
-        "twin.json",
-        "twin.json",
+        "stranger.safetensors",
+        "stranger.json",
+        "stranger.parquet",
         "test_byobnet.parquet",
-        "twin.parquet",
         "vit_ti.parquet",
     ]
     table = pl.read_csv(work / "run" / "novel.csv")
     assert table["model"].to_list() == MEMBERS and table["cluster"].n_unique() == 2
     outcomes = pl.read_parquet(work / "store/digits/*/pgd-*/outcomes/*/*.parquet")
-    outcomes = outcomes.filter(source="twin")
+    outcomes = outcomes.filter(source="stranger")
     for row in table.to_dicts():
         fooled = outcomes.filter(target=row["model"])["fooled"]
         assert (row["n"], row["fooled"]) == (len(fooled), pytest.approx(fooled.to_numpy().mean()))
         assert row["score"] == pytest.approx(math.log(100 * row["fooled"]))
-    assert "nearest relatives of twin are test_byobnet (s1 = " in done.stdout
+    assert "nearest relatives of stranger are test_byobnet (s1 = " in done.stdout
     assert re.search(r"(belongs|is closest) to cluster \d of 2 \(test_byobnet\)", done.stdout)
     assert "These scores are one-sided" in done.stdout
     has_figures(work / "run", "novel")

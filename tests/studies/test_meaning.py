@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from tests.conftest import Mistake
+from tests.conftest import Mistake, run_here
 from tests.helpers import MEMBERS, four_store, has_figures, on_four, run
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
@@ -142,8 +142,8 @@ def test_compare(folder: Path) -> None:
     assert {table["a"][0], table["b"][0]} == {"test_byobnet", "vit_ti"}
     page = (done / "report.html").read_text()
     assert "Not certain: 4 models are too few for a verdict." in page
-    with pytest.raises(SystemExit):  # the run has two models
-        run("compare", folder / "compare", [f"a={first}", f"b={four}", "logger=none"])
+    wrong = run_here("experiment=compare", f"a={first}", f"b={four}", cwd=folder)
+    assert wrong.returncode == 1 and "share 2 models, expected 3" in wrong.stderr
 
 
 PAPER = {  # Tab. 2 by today's names: its text names clusters 7 to 10; 1 to 6 follow in this order

@@ -25,7 +25,9 @@ def test_precision(folder: Path) -> None:
         assert row["mean_low"] <= row["mean_high"] and 0 <= row["inside_interval"] <= 1
         targets = row["other"].startswith("transfer")
         assert row["differing_pixels"] == 0 if targets else 0 < row["differing_pixels"] < 1
-        assert 0 < row["differing_outcomes"] <= row["differing_predictions"] < 1
+        assert row["differing_outcomes"] <= row["differing_predictions"] < 1
+        # Rounding a target's numbers moves none of these few predictions across a boundary.
+        assert (row["differing_outcomes"] == 0) == targets
     # Each precision has images of its own, in a folder that says which; targets share them.
     identities = [
         (file.parent.name, file.read_text())

@@ -90,7 +90,9 @@ def test_mistakes(mistake: Mistake, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     overrides = ["experiment=within", *stand_ins(tmp_path)]
     missing = "similarity.accuracies.url=file:///no/where.csv"
     said = mistake(*overrides, missing)
-    assert "download file:///no/where.csv" in said and "similarity.dir=FOLDER" in said
+    assert (
+        "file:///no/where.csv" in said and "published" in said and "similarity.dir=FOLDER" in said
+    )
     assert "invalid hash value" in mistake(
         *overrides, "similarity.scores.sha256=abc", "store.dir=new"
     )
@@ -106,4 +108,4 @@ def test_mistakes(mistake: Mistake, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     assert "needs the models' logits on images" in mistake("experiment=ensemble", HERE)
     assert "b has no default" in mistake("experiment=compare", "a=sat69", HERE)
-    assert "there is no setting similarity" in mistake("similarity=sat69")
+    assert "does not read similarity" in mistake("similarity=sat69")

