@@ -55,6 +55,19 @@ def test_craft(folder: Path) -> None:
     assert "source=vit_t is not in model.members; did you mean vit_ti?" in wrong.stderr
 
 
+def test_a_damaged_file_of_a_store_is_named(folder: Path) -> None:
+    check = ("experiment=store", "check=true", "hydra.run.dir=run")
+    assert run_here(*check, cwd=folder).returncode == 0
+    flipped = next(folder.glob("store/digits/*/pgd-*/adversarial/vit_ti/00000.safetensors"))
+    data = bytearray(flipped.read_bytes())
+    data[1000] ^= 4
+    flipped.write_bytes(data)
+    done = run_here(*check, cwd=folder)
+    assert done.returncode == 1
+    damage = pl.read_csv(folder / "run" / "damage.csv")
+    assert damage.height == 1 and flipped.parts[-2:] == Path(damage.item(0, 0)).parts[-2:]
+
+
 @pytest.mark.slow
 def test_store(folder: Path) -> None:
     """An intact store is listed; then each kind of damage is found, named and repaired by a run."""

@@ -1,10 +1,10 @@
 """What is noted of a dataset reaches its user, before the work and on the page."""
 
-import pytest
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pytest
 import timm
 import torch
 
