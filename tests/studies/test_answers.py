@@ -24,6 +24,7 @@ COMMANDS = {
     "teachers": "similarity=digits.csv student=vit_ti teachers.number=6",
     "within": "similarity=digits.csv groups={attention:[vit_s,vit_ti,test_vit]}",
 }
+SLOW = ("clusters", "importance")
 
 
 def read() -> dict[str, str]:
@@ -45,7 +46,10 @@ def scores(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("experiment", COMMANDS)
+@pytest.mark.parametrize(
+    "experiment",
+    [pytest.param(e, marks=[pytest.mark.slow] if e in SLOW else []) for e in COMMANDS],
+)
 def test_answer(experiment: str, scores: Path, request: pytest.FixtureRequest) -> None:
     words = [f"experiment={experiment}", *COMMANDS[experiment].split(), "quiet=true"]
     done = run_here(*words, cwd=scores)

@@ -21,7 +21,9 @@ published = pytest.mark.skipif(
 
 def test_clusters(folder: Path) -> None:
     """Four members, two and two of one architecture: their clusters, keywords and stability."""
-    done = on_four("clusters", folder, "clusters.draws=20", "clusters.seeds=3")
+    done = on_four(
+        "clusters", folder, "clusters.draws=5", "clusters.seeds=2", "clusters.restarts=50"
+    )
     has_figures(done, *CLUSTER_FIGURES)
     table = pl.read_csv(done / "clusters.csv")
     of = dict(table.iter_rows())
@@ -39,10 +41,10 @@ def test_clusters(folder: Path) -> None:
     features = pl.read_csv(done / "features.csv")[:, 2:].to_numpy()
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1)
     assert "clusters/rand_over_images" in (done / "metrics.csv").read_text()
-    check_same_clusters(folder)
 
 
-def check_same_clusters(folder: Path) -> None:
+@pytest.mark.slow
+def test_a_novel_model_has_the_clusters_of_experiment_clusters(folder: Path) -> None:
     """A fifth model is placed among the clusters of experiment=clusters, under their numbers."""
     weights = four_store(folder) / "weights" / "digits" / "vit_ti.safetensors"
     kwargs = "{embed_dim: 64, depth: 4, num_heads: 4}"

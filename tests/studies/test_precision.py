@@ -10,6 +10,7 @@ from tests.conftest import Mistake
 from tests.helpers import four_store, has_figures, on_four
 
 
+@pytest.mark.slow
 def test_precision(folder: Path) -> None:
     """Four members in bfloat16 and from another seed, by the numbers of the pairwise study."""
     run = on_four("precision", folder)
@@ -57,7 +58,6 @@ def test_precision(folder: Path) -> None:
             ["hardware.memory_format=nhwc"],
             "hardware.memory_format must be contiguous or channels_last or auto",
         ),
-        (["hardware.fuse=maybe"], "hardware.fuse"),
         (
             ["hardware.batch_size=0"],
             "hardware.batch_size must be auto or a whole number of 1 or more, got 0",

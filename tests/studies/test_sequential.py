@@ -73,6 +73,7 @@ def test_a_run_stops_when_its_scores_are_certain_enough(stopped: Path) -> None:
     assert len(shards) == images // 10
 
 
+@pytest.mark.slow
 def test_what_a_stopped_run_made_is_a_prefix_and_goes_on(stopped: Path, tmp_path: Path) -> None:
     """Further to the end, it has made the very bytes of a run on all images in that order."""
     half = made(stopped / "stopped_store")
@@ -99,6 +100,7 @@ def test_what_a_stopped_run_made_is_a_prefix_and_goes_on(stopped: Path, tmp_path
     assert tables(tmp_path / "back") == tables(stopped / "first")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_a_pilot(stopped: Path, tmp_path: Path) -> None:
     shutil.copytree(stopped / "stopped_store", tmp_path / "store")
     plan = ["experiment=plan", "plan.seconds=0.01", "score.half_width=0.2", "hydra.run.dir=plan"]
@@ -123,8 +125,6 @@ def test_a_stopped_run_is_a_pilot(stopped: Path, tmp_path: Path) -> None:
     ("typed", "expected"),
     [
         ("score.half_width=0", "score.half_width must be a number above 0"),
-        ("score.half_width=-1", "score.half_width must be a number above 0"),
-        ("score.half_width=x", "score.half_width must be a number above 0"),
         ("score.half_width=0.1 score.share=0", "score.share must be a number above 0"),
         ("score.half_width=0.1 score.share=1.5", "score.share must be in (0, 1], got 1.5"),
         ("subset.shuffled=perhaps", "subset.shuffled must be"),
