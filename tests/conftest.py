@@ -109,7 +109,9 @@ def run_here(
     if not again:
         forget(cwd, overrides)
     main = importlib.import_module(script).main
-    typed = [*overrides, *_unless_given(overrides, script)]
+    first = next((i for i, text in enumerate(overrides) if "=" in text), len(overrides))
+    added = _unless_given(overrides, script)  # beside others: flags end a list of overrides
+    typed = [*overrides[:first], *added, *overrides[first:]]
     out, err, opened = io.StringIO(), io.StringIO(), isolation.open_files(cwd)
     with (
         isolation.restored(),

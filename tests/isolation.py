@@ -14,7 +14,8 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
-SIGNALS = sorted({*signal.Signals} - {signal.SIGKILL, signal.SIGSTOP})
+SIGNALS = sorted({*signal.Signals} - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD})
+"""All that can be handled, but for the one that torch's first loader handles from then on."""
 LOADED = {"PYTEST_CURRENT_TEST", "KMP_INIT_AT_FORK"}
 """Variables of the environment that pytest changes, and scikit-learn, once it is imported."""
 

@@ -402,7 +402,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"steps": 0}, "steps must be a whole number"),
     ({"attack": PGD()}, "eps is of PGD"),
     ({"attack": 3, "eps": None, "steps": None}, "int is no attack"),
-    ({"attack": PatchFool(), "eps": None, "steps": None}, "attack patchfool: a "),
+    (
+        {"attack": PatchFool(), "eps": None, "steps": None},
+        "attack patchfool .* a is no timm Vision",
+    ),
     ({"batch_size": 0}, "batch_size must be"),
     ({"bootstrap": 0}, "bootstrap must be"),
     ({"eps_s": 0}, "eps_s must be"),

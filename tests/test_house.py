@@ -13,17 +13,23 @@ from tests.conftest import ROOT
 
 FILES = [p for part in ("src", "experiments") for p in sorted((ROOT / part).rglob("*.py"))]
 BELOW = {
+    "errors": {"none"},
     "similarity": {"errors"},
     "attacks": {"errors"},
     "analysis": {"data", "errors", "similarity"},
     "report": {"analysis", "errors", "similarity"},
-    "components": {"attacks", "data", "errors", "jobs", "store", "zoo"},
-    "data": {"errors", "jobs", "store"},
-    "zoo": {"components", "data", "errors", "jobs", "store"},
-    "store": {"errors", "jobs", "similarity"},
+    "components": {"errors", "zoo"},
+    "data": {"errors"},
+    "zoo": {"data", "errors", "store"},
+    "store": {"data", "errors"},
     "jobs": {"errors"},
+    "tracking": {"errors", "jobs", "store"},
 }
 """What a part of netkin may import beside itself; of the others, anything that makes no circle."""
+EXCEPT = {
+    "netkin.report.study imports netkin.store.files",  # how all files are written: whole or not
+    "netkin.report.study imports netkin.tracking",  # an output's second place, if a run has one
+}
 EXPERIMENTS = {
     "cli": {"none"},
     "studies": {"cli", "studies"},
@@ -73,8 +79,20 @@ MODULES = {module(path): path for path in FILES}
 
 
 def imported(path: Path) -> Iterator[str]:
-    """The modules that a file imports anywhere, with the names that it takes from them."""
-    for node in ast.walk(tree(path)):
+    """The modules that a file imports anywhere, with the names that it takes from them.
+
+    Less those for annotations only.
+    """
+    nodes = [*ast.walk(tree(path))]
+    typing = {
+        inner
+        for node in nodes
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in nodes:
+        if node in typing:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -109,7 +127,6 @@ def test_modules_have_docstrings() -> None:
     assert [name for name, path in MODULES.items() if not ast.get_docstring(tree(path))] == []
 
 
-@pytest.mark.xfail(reason="modules are being moved", strict=False)
 def test_parts_import_downwards() -> None:
     wrong = []
     for name, path in MODULES.items():
@@ -120,10 +137,9 @@ def test_parts_import_downwards() -> None:
             beside = to_top == top and to_part not in {"", part}
             if to_top == "experiments" != top or (allowed and beside and to_part not in allowed):
                 wrong.append(f"{name} imports {other}")
-    assert wrong == []
+    assert set(wrong) == EXCEPT
 
 
-@pytest.mark.xfail(reason="modules are being moved", strict=False)
 def test_no_import_circle() -> None:
     left = {name: ours(path) for name, path in MODULES.items()}
     while free := {name for name, needs in left.items() if not needs & left.keys()}:
@@ -133,10 +149,15 @@ def test_no_import_circle() -> None:
     assert left.keys() == set()
 
 
-@pytest.mark.xfail(reason="modules are being moved", strict=False)
 def test_every_module_is_used() -> None:
-    """By another, by a config of conf/, or by a command."""
+    """By another, by a config of conf/, by a command, or by the name of it or of its function."""
     used = {name for path in FILES for name in ours(path)}
+    used |= {
+        str(node.value).partition(":")[0]
+        for path in FILES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Constant)
+    }
     used |= {name for name in MODULES if name.startswith("experiments.benchmarks.")}  # scripts
     texts = [*(ROOT / "conf").rglob("*.yaml"), *ROOT.glob("*.py"), ROOT / "pyproject.toml"]
     named = "\n".join(path.read_text() for path in texts)

@@ -1,5 +1,6 @@
 """Every command of README.md and docs/ runs, or composes where it needs more than a test has."""
 
+import argparse
 import importlib
 import re
 import shlex
@@ -7,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -41,6 +43,11 @@ def commands_of(page: Path) -> list[str]:
         for line in block.strip().splitlines()
     ]
     return [line for line in lines if line.startswith("python ")]
+
+
+def is_script(command: str) -> bool:
+    """Whether it is a benchmark, which is not composed by Hydra."""
+    return command.startswith("python -m ")
 
 
 COMMANDS = sorted({command for page in PAGES for command in commands_of(page)})
@@ -103,13 +110,32 @@ def test_every_page_shows_commands() -> None:
     assert set(COMMANDS) >= RUN
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not is_script(c)])
 def test_commands_compose(command: str, examples: Path) -> None:
     config = composed(command, examples / "my_conf")
     script = Path(shlex.split(command)[1]).stem
     assert config.experiment.get("script", "evaluate") == script
     module = config.experiment.study
     assert callable(importlib.import_module(module).run), module
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if is_script(c)])
+def test_benchmarks_take_their_arguments(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tests/benchmarks run them."""
+    _, _, module, *arguments = shlex.split(command)
+    main = importlib.import_module(module).main
+    if not arguments:
+        return
+    parse, seen = argparse.ArgumentParser.parse_args, []
+
+    def stop(parser: argparse.ArgumentParser, *given: Any) -> NoReturn:
+        seen.append(parse(parser, *given))
+        raise InterruptedError
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    with pytest.raises(InterruptedError):
+        main(arguments)
+    assert seen
 
 
 @pytest.mark.slow

@@ -266,17 +266,20 @@ def test_a_sweeps_jobs_share_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "sweep" / "multirun.yaml").write_text(
         "hydra: {overrides: {task: ['attack.eps=8/255,16/255', attack.steps=3]}}"
     )
-    setting: Any = SimpleNamespace(
+    evaluation: Any = SimpleNamespace(
         attack=SimpleNamespace(name="pgd", eps=8 / 255, steps=3),
         subset=Subset("full", ("0",), (0,), (0,), ("a",), ("",)),
-        store=SimpleNamespace(root=tmp_path, writable=True),
     )
-    found = runs.run_info(config, setting, 1, ["vit_s"])
+    store: Any = SimpleNamespace(root=tmp_path, writable=True)
+    found = runs.run_info(config, evaluation, store, 1, ["vit_s"])
     assert found.group == "craft-digits-sweep"
     assert found.name == "attack.eps=8/255"
     assert found.config["eps"] == 8 / 255 and found.config["attack"]["eps"] == "8/255"
     hydra.mode = RunMode.RUN
-    assert runs.run_info(config, setting, 1, ["vit_s"]).name == "digits, pgd eps 8/255, vit_s"
+    assert (
+        runs.run_info(config, evaluation, store, 1, ["vit_s"]).name
+        == "digits, pgd eps 8/255, vit_s"
+    )
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from safetensors import safe_open
 from netkin import similarity
 from netkin.analysis import clusters, ensemble, landmarks, summary
 from netkin.analysis.groups import Draws
-from netkin.report.comparison import relate
+from netkin.comparison import relate
 from netkin.report.study import Outputs
 from netkin.results import outcome_array
 from netkin.similarity import Outcomes

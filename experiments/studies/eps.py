@@ -88,7 +88,7 @@ def at_eps(config: DictConfig, eps: float) -> Attack:
     return build_attack(changed)
 
 
-def _strengths(context: tuple, trial: Trial, advance: Advance) -> Strengths:
+def _strengths(context: tuple[Any, Any, Any], trial: Trial, advance: Advance) -> Strengths:
     return strengths(*context[:2], trial, advance)
 
 

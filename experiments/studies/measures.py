@@ -123,7 +123,7 @@ class Todo:
         return sum(len(parts[i]) for i in self.shards)
 
 
-def _measure(context: tuple, item: Todo, advance: Advance) -> Result:
+def _measure(context: tuple[Any, Any, Any], item: Todo, advance: Advance) -> Result:
     from netkin.passes.features import measure_pass
 
     return measure_pass(*context[:2], item.positions, item.model, item.kind, advance)
@@ -136,7 +136,7 @@ class Timed(Result):
     cost: dict[str, float]
 
 
-def _cost(seconds: float, context: tuple, item: Item, advance: Advance) -> Timed:
+def _cost(seconds: float, context: tuple[Any, Any, Any], item: Item, advance: Advance) -> Timed:
     from netkin.passes.features import time_passes
     from netkin.passes.probe import probe
 

@@ -2,7 +2,7 @@
 
 Trains members that lack weights, attacks each, evaluates each on all others' adversarial images,
 and writes similarity.csv, pairs.csv, models.csv, families.csv, the heatmap and report.html; see
-`netkin.report.comparison`.
+`netkin.comparison`.
 
 On the 12 digits members (500 images, PGD-50): see the README and experiments/results/digits.md.
 """
@@ -18,7 +18,7 @@ from netkin import similarity
 from netkin.analysis.groups import Draws, within_and_between
 from netkin.analysis.matrix import off_diagonal
 from netkin.analysis.summary import WEAK_ATTACK
-from netkin.report.comparison import Comparison, summarise
+from netkin.comparison import Comparison, summarise
 from netkin.run import Incomplete
 
 

@@ -14,7 +14,7 @@ from experiments.cli.finish import terminal
 from experiments.cli.values import run_folder
 from netkin.errors import UserError, first_line
 from netkin.store.files import write
-from netkin.tracking.wandb import logged_in
+from netkin.tracking import logged_in
 
 Kind = Literal["line", "scatter", "bar", "parallel", "media", "table"]
 

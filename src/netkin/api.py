@@ -18,12 +18,12 @@ from netkin.analysis.groups import Draws
 from netkin.analysis.suspect import Suspicion
 from netkin.attacks import PGD, Attack, as_attack
 from netkin.attacks.units import fraction, whole_number
+from netkin.comparison import Result, summarise
 from netkin.data import arrays, subset
 from netkin.data.arrays import Arrays
 from netkin.errors import UserError, first_line
 from netkin.evaluation import Evaluation
 from netkin.jobs.process import unchanged
-from netkin.report.comparison import Result, summarise
 from netkin.run import Failure, Incomplete, Processes, Settings
 from netkin.runner import Runner
 from netkin.similarity import EPS_S

@@ -206,18 +206,13 @@ def test_what_auto_has_decided_holds_for_the_shards_that_were_lost(
 @pytest.mark.slow
 def test_one_member_more_costs_a_row_and_a_column(store: Path, tmp_path: Path) -> None:
     before = set(files(store, "digits/*/pgd-*/**/*.*"))
-    members = f"model.members=[test_byobnet,vit_ti,{twin_of(store)}]"
+    members = f"model.members=[test_byobnet,vit_ti,{twin_of(store, 'new')}]"
     done = run_here(*SMALL[1:], members, *QUIET, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     new = sorted(set(files(store, "digits/*/pgd-*/**/*.*")) - before)
-    assert [Path(name).parent.name + Path(name).suffix for name in new] == [
-        "twin.safetensors",
-        "twin.json",
-        "twin.json",
-        "test_byobnet.parquet",
-        "twin.parquet",
-        "vit_ti.parquet",
-    ]
+    folders = {"/".join(Path(name).parts[3:-1]) for name in new}
+    outcomes = {f"outcomes/{name}" for name in ("new", "test_byobnet", "vit_ti")}
+    assert folders == {"adversarial/new", *outcomes}
 
 
 @pytest.mark.slow

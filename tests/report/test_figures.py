@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -108,7 +109,7 @@ def test_clusters_are_contiguous_and_framed() -> None:
     cells, _, beside = figure.axes
     assert [t.get_text() for t in cells.get_yticklabels()][:2] in (["b", "d"], ["d", "b"])
     assert [t.get_text() for t in beside.texts] == ["1", "2"]
-    assert sorted(p.get_width() for p in cells.patches) == [2, 2, 3, 3]
+    assert sorted(cast(Any, p).get_width() for p in cells.patches) == [2, 2, 3, 3]
 
 
 def test_saved_axes_lie_where_they_are_drawn(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from PIL import Image
 
 from netkin import similarity
 from netkin.analysis import summary
-from netkin.report.comparison import Comparison, relate
-from netkin.report.examples import Example, difference, examples_note
+from netkin.comparison import Comparison, relate
+from netkin.examples import Example, difference, examples_note
 from netkin.report.study import TEX_ROWS, Outputs, Picture, Section, render
 from netkin.report.style import Saved, figure_settings
 from netkin.report.text import minus
@@ -225,7 +225,7 @@ def test_members_that_failed_leave_gaps(tmp_path: Path) -> None:
 def test_a_matrix_of_many_models_has_no_lookup(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("netkin.report.comparison.LARGE", 3)
+    monkeypatch.setattr("netkin.comparison.LARGE", 3)
     assert 'type="application/json"' not in page(tmp_path, compared(4))
 
 

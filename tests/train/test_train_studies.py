@@ -292,7 +292,7 @@ def test_a_killed_training_continues(tmp_path: Path) -> None:
         ("hardware.train_precision=8", "hardware.train_precision must be 32-true or bf16-mixed or"),
         ("hardware.devices=0", "hardware.devices must be auto or a whole number of 1 or more"),
         ("hardware.loader_processes=-1", "hardware.loader_processes must be auto or a whole numb"),
-        ("fast_dev_run=perhaps", "fast_dev_run must be True or False, got 'perhaps'"),
+        ("fast_dev_run=perhaps", "fast_dev_run must be"),
         ("experiment=pairwise", "experiment=pairwise is run by evaluate.py"),
     ],
 )

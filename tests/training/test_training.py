@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch.utils.data import TensorDataset
 
+import experiments.cli.config as configs
 from netkin.attacks import PGD, as_attack
 from netkin.data import views
 from netkin.data.digits import Digits
@@ -34,7 +34,6 @@ from netkin.training.train import make_job, pixels_and_labels, train
 from netkin.training.weights import Training, identity, is_trained, trained_members
 from netkin.zoo.build import Task, build
 from netkin.zoo.member import Member, parse_members
-from tests.conftest import ROOT
 
 RECIPE = Recipe(epochs=2, batch_size=64, lr=2e-3, warmup_epochs=1, validate_every=1)
 TASK = Task("digits", num_classes=10, input_size=32)
@@ -173,8 +172,7 @@ def test_schedule_step_by_step() -> None:
 
 
 def composed(name: str) -> Recipe:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("train", overrides=[f"recipe={name}"])
+    config = configs.composed("train", [f"recipe={name}"])
     return Recipe(**{**OmegaConf.to_container(config.recipe), "seed": 0})  # type: ignore
 
 

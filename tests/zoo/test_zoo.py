@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 
 from netkin.errors import UserError
-from netkin.passes.transfer import resized
+from netkin.runner import resized
 from netkin.zoo import sources
 from netkin.zoo.build import Task, build, identity, knows_more, preprocessing
 from netkin.zoo.member import Member, parse_members

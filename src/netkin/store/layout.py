@@ -18,7 +18,7 @@ identity, the settings that its contents were computed with; other settings unde
 an error, and nothing is reused. Tensors and outcomes have a checksum (XXH3, 128 bits), which is
 verified at each read. `views/` only saves time and may be removed at any moment. `.leases/` lists
 the work in progress (`netkin.store.lease`), `.runs/` the unfinished runs
-(`netkin.tracking.wandb`).
+(`netkin.tracking`).
 """
 
 import errno

@@ -250,9 +250,10 @@ def _strided_depthwise_in_float32(net: nn.Module) -> None:
     """A CPU takes 7 times as long for the gradient of a depthwise convolution of stride 2 in
     bfloat16 as in float32 (96 channels of 128 x 128, torch 2.14)."""
     for module in net.modules():
-        plain = type(module) in (nn.Conv2d, Conv2dSame)
-        if plain and 1 < module.groups == module.in_channels and max(module.stride) > 1:
-            module.forward = partial(_in_float32, module.forward)
+        if type(module) in (nn.Conv2d, Conv2dSame):
+            conv: Any = module
+            if 1 < conv.groups == conv.in_channels and max(conv.stride) > 1:
+                conv.forward = partial(_in_float32, conv.forward)
 
 
 def _in_float32(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -150,10 +150,10 @@ def _parse(entry: str | Mapping[str, Any], known: Mapping[str, Mapping[str, Any]
 
 
 def _check_spelling(name: str, known: Mapping[str, Any]) -> None:
-    """Names of the config are likelier meant than those of timm."""
+    """Refuse here what is near a name of the config; the hint is of timm's names, too."""
     plain = name not in known and ":" not in name and not timm.is_model(name.partition(".")[0])
-    if plain and (meant := near(name, list(known))):
-        raise UserError(f"there is no model {name!r}{meant}")
+    if plain and near(name, known):
+        raise UserError(f"there is no model {name!r}{near(name, [*known, *timm.list_models()])}")
 
 
 def _one_kind(spec: dict[str, Any]) -> None:

@@ -31,14 +31,14 @@ from netkin.analysis.verdict import verdict
 from netkin.components import base_architecture
 from netkin.errors import UserError, and_more
 from netkin.evaluation import Evaluation
-from netkin.model import Model
-from netkin.report.examples import (
+from netkin.examples import (
     Example,
     examples,
     examples_figure,
     examples_note,
     examples_table,
 )
+from netkin.model import Model
 from netkin.report.heatmap import LABEL, LARGE, heatmap_figure
 from netkin.report.sentences import text
 from netkin.report.study import Lookup, Outputs, Section
