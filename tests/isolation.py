@@ -47,12 +47,20 @@ def _stop_requested() -> int:
 
 
 def _threads() -> list[str]:
+    """Those that go on; one of a pool that was shut down has some seconds to end."""
+    for thread in threading.enumerate():
+        if not thread.daemon and thread is not threading.main_thread():
+            thread.join(3.0)
     return sorted(
         thread.name
         for thread in threading.enumerate()
         if not thread.daemon and thread is not threading.main_thread()
     )
 
+
+COMPILER = "torch's compiler"
+OF_COMPILER = {COMPILER, "environment", "sys.path", "threads"}
+"""What torch's compiler changes once it is imported."""
 
 READ: dict[str, Callable[[], Any]] = {
     "log handlers": _handlers,
@@ -77,6 +85,7 @@ READ: dict[str, Callable[[], Any]] = {
     "matplotlib's style": _style,
     "threads": _threads,
     "Stopped.requested": _stop_requested,
+    COMPILER: lambda: "torch._inductor.compile_fx" in sys.modules,
 }
 
 
@@ -121,8 +130,11 @@ def restore(before: State) -> None:
 def differences(before: State, after: State) -> list[str]:
     """What has changed, in words; a library that was imported meanwhile has changed nothing."""
     found = []
+    imported = {"matplotlib's style"} if not before["matplotlib's style"] else set()
+    if before[COMPILER] != after[COMPILER]:
+        imported |= OF_COMPILER
     for name, value in before.items():
-        if after[name] == value or (name == "matplotlib's style" and not value):
+        if after[name] == value or name in imported:
             continue
         if isinstance(value, dict):
             now = after[name]

@@ -274,7 +274,7 @@ class _Craft:
 
 @experiment("dashboard")
 class _Dashboard:
-    entity: str | None = "${logger.entity}"  # your account or team at W&B
+    entity: str | None = None  # your account or team at W&B
     project: str = "${logger.project}"
 
 

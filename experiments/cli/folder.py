@@ -67,6 +67,7 @@ def claim(folder: str, config: dict[str, Any], key: str) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        os.close(file)
         fail(f"another run is writing to {folder}; choose another folder with {key}=PATH", 1)
     except OSError:  # a file system without locks
         pass

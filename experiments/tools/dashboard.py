@@ -165,7 +165,7 @@ def run(config: DictConfig) -> None:
         raise UserError(
             "dashboards need wandb-workspaces; run `pip install 'netkin[dashboards]'`"
         ) from None
-    entity, project = config.entity, str(config.project)
+    entity, project = config.entity or config.logger.get("entity"), str(config.project)
     console, folder = terminal(), run_folder()
     owner = str(entity or "entity")
     views = [(board, workspace(board, library, owner, project)) for board in BOARDS]

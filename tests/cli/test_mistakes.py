@@ -191,11 +191,11 @@ def test_members_that_do_not_fit_the_dataset(small_run: Path, mistake: Mistake) 
     assert "many has 1000 classes, digits has 10" in mistake(
         f"model.members=[test_byobnet,{many}]", *SMALL[1:], store, "hardware.members_at_once=1"
     )
-    other = f"{{name: other, timm: test_resnet, checkpoint: {weights}}}"
+    other = f"{{name: misfit, timm: test_resnet, checkpoint: {weights}}}"
     said = mistake(
         f"model.members=[test_byobnet,{other}]", *SMALL[1:], store, "hardware.members_at_once=1"
     )
-    assert "other: weights" in said and "do not fit: conv1" in said
+    assert "misfit: weights" in said and "do not fit: conv1" in said
     nowhere = "{name: none, timm: test_resnet, checkpoint: /nowhere.pth}"
     said = mistake(f"model.members=[test_byobnet,{nowhere}]", *SMALL[1:], store)
     assert "there is no checkpoint /nowhere.pth (of none)" in said

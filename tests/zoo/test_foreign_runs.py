@@ -77,7 +77,7 @@ def test_ones_own_network_trained_given_and_brought(tmp_path: Path) -> None:
     # Without the package there is one line that says so.
     done = run(tmp_path, [trained, "test_byobnet"])
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "trained: there is no module my_pkg (my_pkg.Net); start in its folder" in done.stderr
+    assert "there is no module my_pkg (my_pkg.Net); start in its folder" in done.stderr
 
 
 @pytest.mark.slow
