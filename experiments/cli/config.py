@@ -275,7 +275,7 @@ class _Craft:
 @experiment("dashboard")
 class _Dashboard:
     entity: str | None = None  # your account or team at W&B
-    project: str = "${logger.project}"
+    project: str | None = None  # in W&B; the logger's, or netkin
 
 
 @experiment("distill")

@@ -165,7 +165,9 @@ def run(config: DictConfig) -> None:
         raise UserError(
             "dashboards need wandb-workspaces; run `pip install 'netkin[dashboards]'`"
         ) from None
-    entity, project = config.entity or config.logger.get("entity"), str(config.project)
+    logger = config.logger
+    entity = config.entity or logger.get("entity")
+    project = str(config.project or logger.get("project") or "netkin")
     console, folder = terminal(), run_folder()
     owner = str(entity or "entity")
     views = [(board, workspace(board, library, owner, project)) for board in BOARDS]
