@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from experiments.tools.dashboard import BOARDS, Board
-from tests.conftest import SMALL, run_command, run_here
+from tests.conftest import SMALL, run_command
 from tests.test_tracking import inspected
 
 QUICK = ("recipe.epochs=4", "recipe.validate_every=2", "recipes.teacher.epochs=4", "subset=quick")
