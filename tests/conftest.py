@@ -219,6 +219,10 @@ def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     yield
     found = isolation.differences(before, isolation.state())
     isolation.restore(before)
+    for name, module in list(sys.modules.items()):  # a test's own, whose names others use, too
+        if str(getattr(module, "__file__", None)).startswith(str(base)):
+            del sys.modules[name]
+    importlib.invalidate_caches()
     found += [f"open: {name}" for name in isolation.open_files(base) - opened]
     if found:
         pytest.fail("this test leaves behind " + "; ".join(found), pytrace=False)

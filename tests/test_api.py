@@ -86,6 +86,7 @@ def quick(models: Any, images: Any, labels: Any = None, **arguments: Any) -> "ne
     )
 
 
+@pytest.mark.slow
 def test_scores_are_the_commands(trained: Path, tmp_path: Path) -> None:
     """The command's members and images, as modules and arrays, give its tables byte for byte."""
     manifest = json.loads(next((trained / "store").glob("digits/*/manifest.json")).read_text())

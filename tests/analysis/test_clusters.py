@@ -107,6 +107,7 @@ def test_the_eigengap_finds_the_planted_number() -> None:
 
 
 @pytest.mark.skipif(not PUBLISHED.is_file(), reason="the published scores are not here")
+@pytest.mark.slow
 def test_two_seeds_agree_on_the_published_matrix() -> None:
     """The best of 100 runs of K-means misses the best objective for 39 % of seeds."""
     scores = matrix.read(PUBLISHED).scores

@@ -213,6 +213,7 @@ def test_what_a_killed_worker_held_is_given_up(
     assert not list((tmp_path / ".leases").iterdir())
 
 
+@pytest.mark.slow
 def test_arrays_that_share_memory_with_the_context_keep_it() -> None:
     """Moving a tensor to another process would free the memory that its NumPy view reads."""
     context = torch.arange(1000)

@@ -300,6 +300,7 @@ def test_one_line(mistake: Mistake, overrides: str, expected: str) -> None:
     assert expected in mistake(*overrides.split(), script="train")
 
 
+@pytest.mark.slow
 def test_checkpoints_and_weights_of_others(students: Path, mistake: Mistake) -> None:
     """Weights are no checkpoint of a training; weights of another recipe are not used."""
     store = f"store.dir={students / 'store'}"
