@@ -111,7 +111,7 @@ class Hardware:
     members_at_once: int | str = "auto"  # evaluate.py: models worked on side by side; auto: one a
     # CPU core, or 1 on a GPU
     threads: int = 1  # torch threads a process; more make small networks slower
-    batch_size: int | str = 100  # images through a model at once; auto: while crafting the fastest
+    batch_size: int | str = 100  # images through a model at once; auto is 100
     train_precision: str = "32-true"
     train_compile: bool = False  # compile the model that is trained (torch.compile)
     craft_precision: str = "32-true"  # of sources, and of models without gradients; tf32 and
