@@ -17,9 +17,9 @@ from hydra.core.hydra_config import HydraConfig
 SIGNALS = sorted({*signal.Signals} - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD})
 """All that can be handled, but for the one that torch's first loader handles from then on."""
 LOADED = {"PYTEST_CURRENT_TEST", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK"}
-LOADED |= {"PYTORCH_NVML_BASED_CUDA_CHECK", "_RJEM_MALLOC_CONF"}
+LOADED |= {"PYTORCH_NVML_BASED_CUDA_CHECK", "_RJEM_MALLOC_CONF", "MASTER_PORT"}
 """Variables of the environment that pytest changes, and scikit-learn, Lightning and polars, once
-they are imported."""
+they are imported or, the last, have begun several processes."""
 
 State = dict[str, Any]
 
