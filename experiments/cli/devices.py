@@ -13,9 +13,8 @@ from omegaconf import DictConfig
 from experiments.cli.keys import naming
 from experiments.cli.values import one_of, positive_int
 from netkin.errors import UserError
-from netkin.jobs.devices import device_of
 from netkin.run import Processes
-from netkin.runner import Loader, Runner
+from netkin.runner import Loader, Runner, device_of
 from netkin.store.lease import lease
 from netkin.training.job import Hardware
 from netkin.zoo.execution import MEMORY_FORMATS, PRECISIONS, Execution, check_execution
