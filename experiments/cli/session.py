@@ -16,7 +16,7 @@ from experiments.cli.finish import print_notes, terminal
 from experiments.cli.members import build_recipe, training_images
 from experiments.cli.runs import open_store, tracked, training_info
 from experiments.cli.setting import build_images
-from experiments.cli.values import positive_int, run_folder
+from experiments.cli.values import run_folder
 from netkin.attacks import Clean, as_attack
 from netkin.evaluation import Evaluation
 from netkin.jobs.pool import keep_freed
@@ -95,7 +95,7 @@ def build_session(config: DictConfig, recipe: Recipe | None = None) -> Session:
     recipe = recipe or build_recipe(config, "recipe")
     if hardware.fast_dev_run:
         store = Store(folder / "fast_dev_run")
-    torch.set_num_threads(positive_int(config.hardware.threads, "hardware.threads"))
+    torch.set_num_threads(config.hardware.threads)
     keep_freed()
     with Bars(console) as bars:
         images = training_images(config, bars)

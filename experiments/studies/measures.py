@@ -25,7 +25,6 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from experiments.cli.study import Measured, Study, study
-from experiments.cli.values import positive_int
 from netkin import similarity
 from netkin.analysis import measures, noise
 from netkin.analysis.matrix import Matrix, pair_index, pair_values
@@ -67,8 +66,6 @@ text = Sentences(Path(__file__).with_suffix(".toml"))
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     options = config.measures
-    for name in ("images", "bootstrap", "permutations"):
-        positive_int(options[name], f"measures.{name}")
     with study(config) as s:
         assert s.measured is not None
         images = len(s.measured.evaluation.subset)

@@ -26,7 +26,6 @@ from experiments.cli.session import (
     train_member,
 )
 from experiments.cli.trained import Answer, predictions, report, trained_classifier
-from experiments.cli.values import one_of
 from netkin.analysis.statistics import verdict
 from netkin.components import base_architecture
 from netkin.errors import UserError
@@ -60,7 +59,6 @@ def run(config: DictConfig) -> None:
 def student_of(config: DictConfig, plain: Member) -> tuple[Member, Distillation]:
     """The student's architecture, with a token if the config has one, and its loss."""
     token = config.distillation.token
-    one_of(token, (True, False), "distillation.token")
     loss = OmegaConf.masked_copy(
         config.distillation, [key for key in config.distillation if key != "token"]
     )
