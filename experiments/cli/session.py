@@ -19,7 +19,7 @@ from experiments.cli.setting import build_images
 from experiments.cli.values import run_folder
 from netkin.attacks import Clean, as_attack
 from netkin.evaluation import Evaluation
-from netkin.jobs.process import keep_freed
+from netkin.jobs.pool import keep_freed
 from netkin.jobs.progress import Bars
 from netkin.model import Model, open_model, open_models
 from netkin.report.study import Outputs
@@ -188,7 +188,7 @@ def _train(
             report,
             None if role else _start(session, member),
         )
-        bars.finish(stage, member.name, result)
+        bars.finish(stage, member.name, result.note)
         bars.end(stage)
 
 
