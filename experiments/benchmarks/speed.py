@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from netkin.attacks import PGD, Attack
-from netkin.attacks.frozen import frozen
+from netkin.attacks.base import frozen
 from netkin.jobs.devices import device_of, seconds_of
 from netkin.jobs.process import keep_freed
 from netkin.zoo.build import Classifier

@@ -13,9 +13,8 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
 
 from netkin.attacks import PGD
-from netkin.attacks.frozen import frozen
+from netkin.attacks.base import frozen, generator, uniform
 from netkin.attacks.grid import levels, to_grid
-from netkin.attacks.noise import generator, uniform
 from netkin.attacks.units import fraction
 from netkin.data import views
 from netkin.data.digits import Digits

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from netkin.attacks import PGD, AutoAttack
 from netkin.attacks import autoattack as module
 from netkin.attacks.autoattack import SquareAttack
-from netkin.attacks.frozen import frozen
+from netkin.attacks.base import frozen
 from netkin.errors import UserError
 
 Problem = tuple[nn.Module, Tensor, Tensor, list[str]]

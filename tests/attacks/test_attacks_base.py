@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from netkin.attacks import PGD, Attack, AutoAttack, Clean, PatchFool, SignNoise, as_attack
 from netkin.attacks.autoattack import ATTACKS
-from netkin.attacks.frozen import frozen
+from netkin.attacks.base import frozen
 from netkin.errors import UserError
 from netkin.zoo.build import Classifier
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import netkin.attacks
 from netkin.attacks import PGD, Attack, PatchFool, SignNoise
-from netkin.attacks.frozen import frozen
+from netkin.attacks.base import frozen
 from netkin.attacks.grid import to_grid
 from netkin.data import views
 from netkin.data.digits import Digits

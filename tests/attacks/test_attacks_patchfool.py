@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from netkin.attacks import PatchFool
-from netkin.attacks.frozen import frozen
+from netkin.attacks.base import frozen
 from netkin.attacks.patchfool import attention_loss, attention_maps, patch_mask, without_conflict
 from netkin.errors import UserError
 from netkin.zoo.build import Classifier
