@@ -36,8 +36,7 @@ from netkin.report.study import Outputs, Section
 from netkin.run import Run, Settings, Watch
 from netkin.tracking import Tracker
 from netkin.zoo.execution import TARGET_PRECISIONS, Execution, check_execution
-from netkin.zoo.member import Member
-from netkin.zoo.task import Task
+from netkin.zoo.member import Member, Task
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from netkin.store.files import (
 )
 from netkin.store.layout import Folder, Store
 from netkin.store.names import folder
-from netkin.zoo.task import Task
+from netkin.zoo.member import Task
 
 SUBSET = Subset("some", ("a", "b"), (0, 1), (0, 1))
 

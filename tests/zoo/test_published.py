@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from timm.models import load_state_dict_from_hf
 
 from netkin.errors import UserError
-from netkin.zoo import published, sources
+from netkin.zoo import sources
 from netkin.zoo.build import Task, build, preprocessing
 from netkin.zoo.member import Member, parse_members
 from tests.conftest import ROOT
@@ -41,7 +41,7 @@ def check_equals_timm(member: Member, folder: Path, monkeypatch: pytest.MonkeyPa
     """Logits through the published path are those of timm's own pretrained=True, to the bit."""
     offline(folder, monkeypatch)
     write_published(folder, member.timm, random_weights(member.timm, **member.kwargs))
-    ((_, file),) = published.fetch({member.name: member.timm})
+    ((_, file),) = sources.fetch({member.name: member.timm})
     classifier = build(member, IMAGENET, file.path).eval()
     side = preprocessing(member, IMAGENET).view.input_size
     pixels = torch.rand(1, 3, side, side)
@@ -78,7 +78,7 @@ def test_file_names_of_the_hub_are_timms(
     monkeypatch.setitem(sources.config(name), "hf_hub_filename", asked)
     state = random_weights(name)
     path = write_hub(tmp_path, f"timm/{name}", file, state)
-    ((_, weights),) = published.fetch({"r": name})
+    ((_, weights),) = sources.fetch({"r": name})
     assert weights.path == path and weights.sha256 == path.resolve().name
     theirs = load_state_dict_from_hf(f"timm/{name}", asked or "pytorch_model.bin")
     assert all(torch.equal(theirs[key], value) for key, value in state.items())
@@ -112,7 +112,7 @@ def test_looking_for_weights_changes_nothing_of_other_libraries(
     for level in (logging.WARNING, logging.NOTSET):
         monkeypatch.setattr(logger, "level", level)
         with pytest.raises(UserError, match="cannot be had: r"):
-            list(published.fetch({"r": "test_resnet.r160_in1k"}))
+            list(sources.fetch({"r": "test_resnet.r160_in1k"}))
         assert logger.level == level
 
 
@@ -167,7 +167,7 @@ def test_the_original_archive_at_a_url_is_read_by_the_models_own_loader(
     folder.mkdir(parents=True)
     file = folder / Path(sources.config(name)["url"]).name
     np.savez(file, **arrays_of(state, heads=3))  # type: ignore[arg-type]
-    ((_, weights),) = published.fetch({"v": name})
+    ((_, weights),) = sources.fetch({"v": name})
     assert weights.path == file and file.suffix == ".npz"
     net = build(Member("v", name, kwargs), IMAGENET, file).net
     assert all(torch.equal(state[key], value) for key, value in net.state_dict().items())

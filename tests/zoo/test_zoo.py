@@ -16,7 +16,7 @@ from netkin.runner import resized
 from netkin.zoo import sources
 from netkin.zoo.build import Task, build, identity, knows_more, preprocessing
 from netkin.zoo.member import Member, parse_members
-from netkin.zoo.published import fetch
+from netkin.zoo.sources import fetch
 
 DIGITS = Task(
     "digits",
