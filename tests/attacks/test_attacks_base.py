@@ -136,8 +136,5 @@ def test_what_a_users_class_states_is_kept() -> None:
     assert (attack.eps, attack.looks_inside, attack.selective) == (0.1, True, True)
     assert attack.unfit(nn.Identity()) == "is not linear" and attack.unfit(nn.Linear(1, 1)) is None
     assert as_attack(attack) is attack
-
-
-def test_what_is_no_attack() -> None:
     with pytest.raises(UserError, match=r"^Linear is no attack: it must have a method perturb"):
         as_attack(nn.Linear(1, 1))
