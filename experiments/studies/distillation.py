@@ -23,7 +23,7 @@ from scipy import stats
 from experiments.cli.runs import open_store
 from experiments.cli.setting import build_task
 from experiments.cli.study import Study, study
-from experiments.cli.values import one_of, positive_int, resolved
+from experiments.cli.values import resolved
 from netkin.analysis.matrix import position_of
 from netkin.analysis.statistics import (
     FEWEST,
@@ -50,8 +50,11 @@ text = Sentences(Path(__file__).with_suffix(".toml"))
 
 def run(config: DictConfig) -> None:
     """Run the study of a composed config."""
-    positive_int(config.distillation.permutations, "distillation.permutations")
-    one_of(config.model.members, ("auto",), "with experiment=distillation, model.members")
+    if config.model.members != "auto":
+        raise UserError(
+            "with experiment=distillation, model.members must be auto (its members are the "
+            f"store's students and their teachers), got {config.model.members}"
+        )
     dataset, student = config.dataset.name, config.student
     store = open_store(config)
     students = students_of(store, dataset, student)

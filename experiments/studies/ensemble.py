@@ -22,7 +22,6 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from experiments.cli.keys import naming
 from experiments.cli.members import with_trained
 from experiments.cli.study import Study, study, with_logits
-from experiments.cli.values import positive_int, whole_numbers
 from netkin.analysis import ensemble
 from netkin.analysis.clusters import choose_k, spectral
 from netkin.analysis.groups import groups
@@ -54,13 +53,10 @@ text = Sentences(Path(__file__).with_suffix(".toml"))
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    sizes = whole_numbers(config.ensemble.sizes, "ensemble.sizes", least=2)
-    positive_int(config.ensemble.samples, "ensemble.samples")
-    positive_int(config.ensemble.permutations, "ensemble.permutations")
     with study(config) as s:
         r, members, matrix = with_logits(s)
         n = len(members)
-        sizes = [size for size in sizes if size <= n]
+        sizes = [size for size in config.ensemble.sizes if size <= n]
         with naming({"k": "ensemble.clusters"}):
             clusters, _ = choose_k(config.ensemble.clusters, matrix.scores)
         labels = spectral(matrix.scores, clusters, config.ensemble.seed)
