@@ -35,8 +35,7 @@ from netkin.report.text import left_out
 from netkin.run import Run, Settings, Watch
 from netkin.tracking import Tracker
 from netkin.zoo.execution import Execution, check_execution
-from netkin.zoo.member import Member
-from netkin.zoo.task import Task
+from netkin.zoo.member import Member, Task
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from netkin.report.sentences import Sentences
 from netkin.report.study import Lookup, Picture, Section
 from netkin.report.text import and_more
 from netkin.similarity import interval
-from netkin.zoo.published import model_page
+from netkin.zoo.sources import model_page
 
 DRAW_RESTARTS = 100
 """K-means runs of one draw of images."""

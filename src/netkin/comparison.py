@@ -46,7 +46,7 @@ from netkin.results import Results
 from netkin.similarity import ALPHA, WEAK_ATTACK, Z_95, Outcomes, interval
 from netkin.zoo.build import knows_more
 from netkin.zoo.execution import DEFAULT_PRECISION
-from netkin.zoo.published import model_page
+from netkin.zoo.sources import model_page
 
 FEWEST = 4
 """Models below which effects of single models are not separated from the rest."""

@@ -23,8 +23,7 @@ from netkin.training.distillation import Distillation
 from netkin.training.job import Hardware
 from netkin.training.recipe import Recipe
 from netkin.zoo.build import architecture_identity, preprocessing
-from netkin.zoo.member import IMAGE_FIELDS, Member
-from netkin.zoo.task import Task
+from netkin.zoo.member import IMAGE_FIELDS, Member, Task
 
 
 @dataclass(frozen=True)
