@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from netkin.data.decode import UnreadableImage
+from netkin.data.images import UnreadableImage
 from netkin.data.images import Images
 from netkin.errors import Unreadable, UserError, and_more
 from netkin.jobs.pool import Advance
