@@ -17,7 +17,7 @@ from netkin.jobs.devices import device_of
 from netkin.run import Processes
 from netkin.runner import Loader, Runner
 from netkin.store.lease import lease
-from netkin.training.job import Hardware
+from netkin.training.weights import Hardware
 from netkin.zoo.execution import MEMORY_FORMATS, PRECISIONS, Execution, check_execution
 
 AUTO = "auto"

@@ -153,7 +153,7 @@ def test_chance_is_that_of_the_most_frequent_class() -> None:
     assert near_chance(100, 50_000, 0.001)  # far above guessing by a test, and yet near it
 
 
-def test_below_the_noted_accuracy_beyond_the_sampling_error() -> None:
+def test_below_the_recorded_accuracy_beyond_the_sampling_error() -> None:
     assert falls_short(Noted(0.6, 100), Noted(0.9, 500))
     assert not falls_short(Noted(0.85, 100), Noted(0.9, 500))
     assert not falls_short(Noted(0.4, 10), Noted(0.7, 10))

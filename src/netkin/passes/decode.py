@@ -9,8 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from netkin.data.images import UnreadableImage
-from netkin.data.images import Images
+from netkin.data.images import Images, UnreadableImage
 from netkin.errors import Unreadable, UserError, and_more
 from netkin.jobs.pool import Advance
 from netkin.jobs.results import Result
