@@ -11,8 +11,7 @@ import torch
 
 from netkin.data.images import Images, UnreadableImage
 from netkin.errors import Unreadable, UserError, and_more
-from netkin.jobs.pool import Advance
-from netkin.jobs.results import Result
+from netkin.jobs.pool import Advance, Result
 from netkin.passes import Item
 from netkin.results import Results
 from netkin.runner import Runner

@@ -7,23 +7,22 @@ from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import polars as pl
 
-from netkin.analysis.suspect import Noted
+from netkin.analysis.suspect import Accuracy
 from netkin.data.images import Images
 from netkin.data.subset import fingerprint
 from netkin.errors import OtherTraining, UserError, and_more, near
 from netkin.model import Model
 from netkin.results import Results
-from netkin.store.identity import differences
+from netkin.store import differences
 from netkin.store.layout import Store
-from netkin.store.names import unfolded
 from netkin.training.distillation import Distillation
 from netkin.training.recipe import Recipe
 from netkin.zoo.build import architecture_identity, preprocessing
-from netkin.zoo.member import IMAGE_FIELDS, Member
-from netkin.zoo.task import Task
+from netkin.zoo.member import IMAGE_FIELDS, Member, Task
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def curves(weights: Path) -> pl.DataFrame:
     return pl.read_csv(weights.with_suffix(".curves.csv"), infer_schema_length=None, glob=False)
 
 
-def recorded_accuracy(store: Store, model: Model) -> Noted | None:
+def trained_accuracy(store: Store, model: Model) -> Accuracy | None:
     """The accuracy that a model's training recorded on test images of its task's dataset.
 
     None where its weights were not trained by netkin, or on another dataset.
@@ -158,7 +157,7 @@ def recorded_accuracy(store: Store, model: Model) -> Noted | None:
     except UserError:  # a file of other software: such notes are no reason to stop
         return None
     accuracy, images = content.get("test_accuracy"), content.get("test_images")
-    return Noted(accuracy, images) if accuracy is not None and images else None
+    return Accuracy(accuracy, images) if accuracy is not None and images else None
 
 
 def check_identity(file: Path, stored: Mapping[str, Any], needed: Mapping[str, Any]) -> None:
@@ -203,7 +202,7 @@ def trained_members(store: Store, dataset: str, pattern: str) -> list[dict[str, 
 
     Raises UserError when there is none.
     """
-    names = {unfolded(file.stem): file for file in _notes_files(store, dataset)}
+    names = {unquote(file.stem): file for file in _notes_files(store, dataset)}
     plain = pattern.removesuffix("@*")
     members = []
     for name, file in sorted(names.items()):
@@ -236,7 +235,7 @@ def students_of(store: Store, dataset: str, student: str) -> list[dict[str, Any]
     students = []
     for file in sorted(_notes_files(store, dataset)):
         stored = notes(file.with_suffix(".safetensors"))
-        if stored and "teacher" in stored and unfolded(file.stem).startswith(f"{student}@"):
+        if stored and "teacher" in stored and unquote(file.stem).startswith(f"{student}@"):
             teacher = notes(store.weights(dataset, stored["teacher"]["name"]))
             accuracy = teacher["test_accuracy"] if teacher else None
             students.append({**stored, "teacher_accuracy": accuracy})
