@@ -90,9 +90,3 @@ def predicted(file: Path, scores: Matrix) -> tuple[str, ...]:
         f"{int((pairs == 0).sum()):,} of {len(pairs):,} scores are predicted, not measured "
         f"({beside.name}), by experiment=landmarks.",
     )
-
-
-def check_level(level: Any) -> None:
-    """Raises UserError unless the key `level` is a share such as 0.9."""
-    if not isinstance(level, float) or not 0 < level < 1:
-        raise UserError(f"level must be between 0 and 1, such as 0.9, got {level!r}")

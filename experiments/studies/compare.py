@@ -37,7 +37,6 @@ from experiments.cli.members import build_members
 from experiments.cli.runs import command, matrix_name
 from experiments.cli.setting import build_attack, build_settings
 from experiments.cli.study import Study, family, study
-from experiments.cli.values import one_of, positive, positive_int, whole_numbers
 from netkin import similarity
 from netkin.analysis import matrix, noise, statistics
 from netkin.analysis.clusters import choose_k, spectral
@@ -88,7 +87,6 @@ Comparison = tuple[Definition, Definition]
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     if config.experiment.name == "compare":
-        positive_int(config.compare.pairs, "compare.pairs")
         first = config.copy()
         first.similarity = config.similarity if config.a == "sat69" else {"file": csv(config, "a")}
         with study(first) as s:
@@ -177,7 +175,6 @@ def two(
 
 def attacks(config: DictConfig) -> None:
     """Other attacks, one direction, or a file."""
-    positive_int(config.permutations, "permutations")
     if config.similarity is not None and config.other is None:
         raise UserError(
             "similarity=path.csv names one matrix; name the other one with other=path.csv"
@@ -292,7 +289,7 @@ def defined(
 
 def one_direction(s: Study, label: str, outcomes: Outcomes) -> Definition:
     """One-sided scores of outcomes, with their draws."""
-    sampled = noise.sampled_directions(outcomes, s.config.score.bootstrap)
+    sampled = noise.sampled_scores(outcomes, s.config.score.bootstrap, one_sided=True)
     return Definition(label, sampled.values.copy(), sampled)
 
 
@@ -375,7 +372,7 @@ def correlation(
     settings = s.config.compare if "compare" in s.config else s.config
     permutations = statistics.PERMUTATIONS
     if "permutations" in settings:
-        permutations = positive_int(settings.permutations, "permutations")
+        permutations = settings.permutations
     if sources is None:
         association = associate(x, y, permutations)
         pairs, tested, test = association.pairs, association.test, "Mantel"
@@ -506,7 +503,7 @@ def sentence(row: dict) -> str:
         notes.append(text("few", fewest=FEWEST))
     listed = "; ".join(filter(None, notes))
     p = statistics.p_text(row["p"], row["permutations"])
-    naive = statistics.naive_text(row["p_independent_pairs"])
+    naive = statistics.p_text(row["p_independent_pairs"])
     return text("r", **{**row, "p": p}, notes=f" ({listed})" if listed else "", naive=naive)
 
 
@@ -604,7 +601,8 @@ def precisions(config: DictConfig) -> tuple[list[str], list[str]]:
         if not isinstance(chosen, ListConfig) or not chosen:
             raise UserError(f"precisions must be auto or a list of them, got {chosen!r}")
         for name in chosen:
-            one_of(name, tuple(PRECISIONS), "precisions")
+            if name not in PRECISIONS:
+                raise UserError(f"precisions must be {' or '.join(PRECISIONS)}, got {name!r}")
             with naming({"precision": "precisions"}):
                 check_execution(Execution(name), gpu)
             if name == own:
@@ -667,19 +665,16 @@ def precision_answer(rows: list[dict]) -> list[str]:
 def budget(config: DictConfig) -> None:
     """Fewer steps of the attack, and fewer images."""
     options, attack = config.budget, build_attack(config)
-    given = whole_numbers(options.steps, "budget.steps")
-    whole_numbers(options.images, "budget.images")
-    positive_int(options.draws, "budget.draws")
-    for name in ("least_r", "most_bias", "least_inside", "least_clusters"):
-        positive(options[name], f"budget.{name}")
     if not isinstance(attack, PGD):
         raise UserError(
             f"experiment=budget takes an attack of steps, such as pgd, got {attack.name}"
         )
     steps = attack.steps
-    fewer = sorted({n for n in given if n < steps})
+    fewer = sorted({n for n in options.steps if n < steps})
     if not fewer:
-        raise UserError(f"budget.steps must have a number below attack.steps={steps}, got {given}")
+        raise UserError(
+            f"budget.steps must have a number below attack.steps={steps}, got {options.steps}"
+        )
     with study(config) as s:
         assert s.measured is not None
         found = {}

@@ -23,13 +23,12 @@ from scipy import stats
 from experiments.cli.runs import open_store
 from experiments.cli.setting import build_task
 from experiments.cli.study import Study, study
-from experiments.cli.values import one_of, positive_int, resolved
+from experiments.cli.values import resolved
 from netkin.analysis.matrix import position_of
 from netkin.analysis.statistics import (
     FEWEST,
     Correlation,
     Tested,
-    naive_text,
     p_text,
     pearson,
     permutation_test,
@@ -50,8 +49,11 @@ text = Sentences(Path(__file__).with_suffix(".toml"))
 
 def run(config: DictConfig) -> None:
     """Run the study of a composed config."""
-    positive_int(config.distillation.permutations, "distillation.permutations")
-    one_of(config.model.members, ("auto",), "with experiment=distillation, model.members")
+    if config.model.members != "auto":
+        raise UserError(
+            "with experiment=distillation, model.members must be auto (its members are the "
+            f"store's students and their teachers), got {config.model.members}"
+        )
     dataset, student = config.dataset.name, config.student
     store = open_store(config)
     students = students_of(store, dataset, student)
@@ -272,5 +274,5 @@ def correlation_text(title: str, correlation: Correlation, test: Tested, teacher
         interval=text("interval", **ends) if enough else "",
         n=correlation.n,
         p=test.text(),
-        naive=naive_text(correlation.p),
+        naive=p_text(correlation.p),
     )

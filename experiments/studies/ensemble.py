@@ -22,14 +22,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from experiments.cli.keys import naming
 from experiments.cli.members import with_trained
 from experiments.cli.study import Study, study, with_logits
-from experiments.cli.values import positive_int, whole_numbers
 from netkin.analysis import ensemble
 from netkin.analysis.clusters import choose_k, spectral
 from netkin.analysis.groups import groups
 from netkin.analysis.matrix import Matrix, pair_index, square
 from netkin.analysis.noise import OverImages, Sampled, halves, over_images, sampled_scores
 from netkin.analysis.noise import text as noise_text
-from netkin.analysis.statistics import FEWEST, associate, paired, partial_mantel, trend
+from netkin.analysis.statistics import FEWEST, associate, mantel, paired, trend
 from netkin.analysis.verdict import verdict
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
@@ -54,13 +53,10 @@ text = Sentences(Path(__file__).with_suffix(".toml"))
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    sizes = whole_numbers(config.ensemble.sizes, "ensemble.sizes", least=2)
-    positive_int(config.ensemble.samples, "ensemble.samples")
-    positive_int(config.ensemble.permutations, "ensemble.permutations")
     with study(config) as s:
         r, members, matrix = with_logits(s)
         n = len(members)
-        sizes = [size for size in sizes if size <= n]
+        sizes = [size for size in config.ensemble.sizes if size <= n]
         with naming({"k": "ensemble.clusters"}):
             clusters, _ = choose_k(config.ensemble.clusters, matrix.scores)
         labels = spectral(matrix.scores, clusters, config.ensemble.seed)
@@ -236,7 +232,7 @@ def pair_section(
         square(table[name].to_numpy(), n) for name in ("err", "member_error", "error_gap")
     )
     association = associate(scores, err, permutations)
-    beyond = partial_mantel(scores, err, (mean, gap), permutations)
+    beyond = mantel(scores, err, permutations, controls=(mean, gap))
     r = association.pairs.r
     if not np.isnan(r):
         s.tracker.summary({"ensemble/r": r, "ensemble/mantel_p": association.test.p})

@@ -20,7 +20,7 @@ from experiments.cli.keys import naming
 from experiments.cli.members import build_members
 from experiments.cli.runs import command
 from experiments.cli.setting import Opened, build_attack, opened
-from experiments.cli.values import positive_int, resolved
+from experiments.cli.values import resolved
 from netkin.analysis.eps import NOISE, SUCCESS, sentence, smallest, strength_row
 from netkin.attacks import Attack, SignNoise
 from netkin.attacks.grid import levels
@@ -42,7 +42,7 @@ def run(config: DictConfig) -> None:
     attacks = tuple(
         each for eps in values.values() for each in (at_eps(config, eps), SignNoise(eps))
     )
-    most = positive_int(config.eps.images, "eps.images")
+    most = config.eps.images
     with opened(config, build_members(config, at_least=1)) as o:
         r, rows = o.run, list[dict]()
         positions = spread(len(r.evaluation.subset), most)

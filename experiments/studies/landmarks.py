@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from experiments.cli.components import components_of, from_file, read_off
-from experiments.cli.landmarks import check_level, choose, pass_landmarks
+from experiments.cli.landmarks import choose, pass_landmarks
 from experiments.cli.members import build_members
 from experiments.cli.setting import opened
 from experiments.cli.study import describe, study
@@ -62,7 +62,6 @@ class Found:
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    check_level(config.level)
     if config.similarity is None:
         measure(config)
         return

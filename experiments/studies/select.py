@@ -33,7 +33,7 @@ from experiments.cli.members import build_members
 from experiments.cli.runs import command, with_root
 from experiments.cli.sat69 import pinned
 from experiments.cli.study import Study, study, with_logits
-from experiments.cli.values import positive, positive_int, resolved
+from experiments.cli.values import resolved
 from experiments.studies.ensemble import ensembles_wrong
 from netkin.analysis import ensemble, select
 from netkin.analysis.matrix import Matrix, position_of
@@ -63,8 +63,6 @@ def run(config: DictConfig) -> None:
         choose_teachers(config)
         return
     options = config.select
-    for name in ("size", "top", "samples"):
-        positive_int(options[name], f"select.{name}")
     with study(config) as s:
         known = logits_if_any(s)
         matrix = s.matrix if known is None else known[2]
@@ -110,7 +108,7 @@ def by_logits(s: Study, r: Run, members: list[Model], matrix: Matrix, include: l
     errors = ensembles_wrong(s, results, members, [(i,) for i in range(n)]).mean(axis=1)
     sampled_errors = ensembles_wrong(s, results, members, drawn).mean(axis=1)
     predict = select.fit_prediction(scores, errors, sampled, sampled_errors)
-    best = select.search(predict, n, options.size, include, sizes, max_params(options))
+    best = select.search(predict, n, options.size, include, sizes, options.max_params)
     best = best[: options.top]
     wrong = ensembles_wrong(s, results, members, best.tolist())
     ends = [ensemble.share_interval(int(row.sum()), len(row)) for row in wrong]
@@ -147,7 +145,7 @@ def by_accuracy(s: Study, include: list[int]) -> Advice:
         accuracy, sizes = s.published.accuracy, s.published.params
     if options.accuracies is not None:
         accuracy = select.read_accuracies(options.accuracies, matrix.names)
-    limit, tolerance = max_params(options), options.tolerance
+    limit, tolerance = options.max_params, options.tolerance
     if limit is not None and sizes is None:
         raise UserError(
             "select.max_params needs the models' sizes: use similarity=sat69, which has them, or "
@@ -246,11 +244,6 @@ def by_diversity(s: Study, include: list[int]) -> Advice:
         text("diverse", size=options.size, mean=mean.mean(), **table.row(0, named=True)),
         text("no_accuracies"),
     ]
-
-
-def max_params(options: DictConfig) -> float | None:
-    """The value of select.max_params."""
-    return None if options.max_params is None else positive(options.max_params, "select.max_params")
 
 
 def ensemble_table(matrix: Matrix, groups: NDArray[np.intp], **columns: NDArray) -> pl.DataFrame:
@@ -406,7 +399,7 @@ def choose_teachers(config: DictConfig) -> None:
     matrix from a file has fewer candidates than teachers.
     """
     options, wanted = resolved(config.teachers), str(config.student)
-    number = positive_int(options["number"], "teachers.number")
+    number = options["number"]
     with study(config) as s:
         student, notes = stand_in(s, wanted, "student=NAME: the matrix")
         candidates = [

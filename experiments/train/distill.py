@@ -26,16 +26,15 @@ from experiments.cli.session import (
     train_member,
 )
 from experiments.cli.trained import Answer, predictions, report, trained_classifier
-from experiments.cli.values import one_of
-from netkin.analysis.statistics import verdict
+from netkin.analysis.verdict import verdict
 from netkin.components import base_architecture
 from netkin.errors import UserError
 from netkin.model import Model
 from netkin.report.text import percent, settings_text
 from netkin.results import Results
 from netkin.similarity import Z_95, score
-from netkin.store.names import FLOAT32, folder, outcomes_folder
-from netkin.store.outcomes import OutcomeStore
+from netkin.store import folder
+from netkin.store.outcomes import FLOAT32, OutcomeStore, outcomes_folder
 from netkin.training.distillation import Distillation, with_token
 from netkin.training.weights import Teaching, identity, notes
 from netkin.zoo.member import Member
@@ -60,7 +59,6 @@ def run(config: DictConfig) -> None:
 def student_of(config: DictConfig, plain: Member) -> tuple[Member, Distillation]:
     """The student's architecture, with a token if the config has one, and its loss."""
     token = config.distillation.token
-    one_of(token, (True, False), "distillation.token")
     loss = OmegaConf.masked_copy(
         config.distillation, [key for key in config.distillation if key != "token"]
     )
@@ -180,7 +178,8 @@ def paired_gain(student: NDArray[np.bool_], alone: NDArray[np.bool_]) -> tuple[f
 def answer(session: Session, plain: Member, result: dict[str, Any]) -> Answer:
     """The result in words, with the verdict first: Not certain where the interval includes 0."""
     name, teacher = plain.name, result["teacher"]
-    learns = verdict(result["gain_low"], result["gain_high"], "No, it learns less")
+    learns: str = verdict(result["gain"], (result["gain_low"], result["gain_high"]))
+    learns += ", it learns less" * (learns == "No")
     return Answer(
         f"Does {name} learn more with the teacher {teacher} than from the labels alone?",
         f"{name} was trained on {session.dataset} with and without the teacher, with the same "

@@ -16,12 +16,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
-from netkin.attacks.frozen import frozen
+from netkin.attacks.base import frozen
 from netkin.errors import UserError
-from netkin.jobs.devices import fastest
-from netkin.jobs.pool import Advance
-from netkin.jobs.results import Result
+from netkin.jobs.pool import Advance, Result
 from netkin.model import Model
+from netkin.passes.probe import fastest
 from netkin.results import Results
 from netkin.runner import Batches, Runner
 from netkin.store.files import read_tensors, write_tensors

@@ -7,24 +7,41 @@ from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import polars as pl
 
-from netkin.analysis.suspect import Noted
+from netkin.analysis.suspect import Accuracy
 from netkin.data.images import Images
 from netkin.data.subset import fingerprint
 from netkin.errors import OtherTraining, UserError, and_more, near
 from netkin.model import Model
 from netkin.results import Results
-from netkin.store.identity import differences
+from netkin.store import differences
 from netkin.store.layout import Store
-from netkin.store.names import unfolded
 from netkin.training.distillation import Distillation
-from netkin.training.job import Hardware
 from netkin.training.recipe import Recipe
 from netkin.zoo.build import architecture_identity, preprocessing
-from netkin.zoo.member import IMAGE_FIELDS, Member
-from netkin.zoo.task import Task
+from netkin.zoo.member import IMAGE_FIELDS, Member, Task
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where and how a training runs.
+
+    Attributes:
+        accelerator, devices, precision: as Lightning's Trainer takes them.
+        compile: whether the model's forward and backward passes are compiled.
+        workers: processes a device that augment images; with 0 the training process does.
+        fast_dev_run: train on one batch, to test that everything fits together.
+    """
+
+    accelerator: str = "auto"
+    devices: int = 1
+    precision: str = "32-true"
+    compile: bool = False
+    workers: int = 0
+    fast_dev_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,8 +144,8 @@ def curves(weights: Path) -> pl.DataFrame:
     return pl.read_csv(weights.with_suffix(".curves.csv"), infer_schema_length=None, glob=False)
 
 
-def noted_accuracy(store: Store, model: Model) -> Noted | None:
-    """The accuracy that a model's training noted on test images of its task's dataset.
+def trained_accuracy(store: Store, model: Model) -> Accuracy | None:
+    """The accuracy that a model's training recorded on test images of its task's dataset.
 
     None where its weights were not trained by netkin, or on another dataset.
     """
@@ -140,16 +157,16 @@ def noted_accuracy(store: Store, model: Model) -> Noted | None:
     except UserError:  # a file of other software: such notes are no reason to stop
         return None
     accuracy, images = content.get("test_accuracy"), content.get("test_images")
-    return Noted(accuracy, images) if accuracy is not None and images else None
+    return Accuracy(accuracy, images) if accuracy is not None and images else None
 
 
-def check_identity(weights: Path, stored: Mapping[str, Any], needed: Mapping[str, Any]) -> None:
-    """Raises OtherTraining when weights have another `identity` than the one that is needed."""
+def check_identity(file: Path, stored: Mapping[str, Any], needed: Mapping[str, Any]) -> None:
+    """Raises OtherTraining when weights or a checkpoint are of another training than is needed."""
     if difference := next(differences(stored, json.loads(json.dumps(needed))), None):
         key, theirs, ours = difference
         raise OtherTraining(
-            f"weights {weights} were trained with {key} = {theirs}, now it is {ours}: give the "
-            "model another name, choose another store, or remove the file"
+            f"{file} was trained with {key} = {theirs}, now it is {ours}: continue with those "
+            "settings, give the model another name, choose another store, or remove the file"
         )
 
 
@@ -185,15 +202,13 @@ def trained_members(store: Store, dataset: str, pattern: str) -> list[dict[str, 
 
     Raises UserError when there is none.
     """
-    names = {unfolded(file.stem): file for file in _notes_files(store, dataset)}
+    names = {unquote(file.stem): file for file in _notes_files(store, dataset)}
     plain = pattern.removesuffix("@*")
     members = []
-    for name in sorted(names):
+    for name, file in sorted(names.items()):
         of_seed_0 = pattern.endswith("@*") and "@" not in name and fnmatchcase(name, plain)
-        if not of_seed_0 and not fnmatchcase(name, pattern):
-            continue
-        weights = names[name].with_suffix(".safetensors")
-        stored = notes(weights)
+        weights = file.with_suffix(".safetensors")
+        stored = notes(weights) if of_seed_0 or fnmatchcase(name, pattern) else None
         if stored is None or (of_seed_0 and stored["made_of"].get("recipe", {}).get("seed", 0)):
             continue
         fields = {key: value for key, value in stored["member"].items() if value is not None}
@@ -201,8 +216,7 @@ def trained_members(store: Store, dataset: str, pattern: str) -> list[dict[str, 
     if not members:
         raise UserError(
             f"{store.root} has no trained model {dataset}/{pattern}{near(pattern, names)} (there "
-            f"are {and_more(sorted(names), 8) or 'none'}); "
-            "train it first"
+            f"are {and_more(sorted(names), 8) or 'none'}); train it first"
         )
     return members
 
@@ -221,7 +235,7 @@ def students_of(store: Store, dataset: str, student: str) -> list[dict[str, Any]
     students = []
     for file in sorted(_notes_files(store, dataset)):
         stored = notes(file.with_suffix(".safetensors"))
-        if stored and "teacher" in stored and unfolded(file.stem).startswith(f"{student}@"):
+        if stored and "teacher" in stored and unquote(file.stem).startswith(f"{student}@"):
             teacher = notes(store.weights(dataset, stored["teacher"]["name"]))
             accuracy = teacher["test_accuracy"] if teacher else None
             students.append({**stored, "teacher_accuracy": accuracy})
