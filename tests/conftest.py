@@ -202,10 +202,11 @@ def _train(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # of a worker that was stopped
     weights = folder / "store" / "weights" / "digits"
     shutil.copytree(TRAINED, weights)
-    done = run_here(*SMALL, "hydra.run.dir=first", "logger=csv", cwd=folder)
+    first = (*SMALL, "hydra.run.dir=first", "logger=csv", "figure.formats=[png,pdf]")
+    done = run_here(*first, cwd=folder)
     if done.returncode:  # what training depends on has changed since: train again
         shutil.rmtree(folder / "store")
-        done = run_here(*SMALL, "hydra.run.dir=first", "logger=csv", again=True, cwd=folder)
+        done = run_here(*first, again=True, cwd=folder)
     assert done.returncode == 0, done.stderr
     (folder / "stdout.txt").write_text(done.stdout)
     done = run_here(*helpers.overrides(folder), "hydra.run.dir=four", cwd=folder)
