@@ -34,7 +34,6 @@ from netkin.zoo.build import (
     check_member,
     identity,
     knows_more,
-    own_weights_sha256,
     preprocessing,
     weights_sha256,
 )
@@ -193,8 +192,8 @@ def test_identity_and_notes_of_members() -> None:
 def test_a_function_that_brings_its_weights() -> None:
     member = one({"name": "mine", "_target_": "tests.zoo.own_nets.ready", "pretrained": True})
     assert member.uses_published(FOLDER) and not one("test_vit").uses_published(FOLDER)
-    first, again = own_weights_sha256(member, FOLDER), own_weights_sha256(member, FOLDER)
-    assert first == again != own_weights_sha256(replace(member, kwargs={"seed": 4}), FOLDER)
+    first, again = (weights_sha256(build(member, FOLDER).net) for _ in range(2))
+    assert first == again != weights_sha256(build(replace(member, kwargs={"seed": 4}), FOLDER).net)
     pixels = torch.rand(2, 3, 32, 32)
     expected = logits_of(ready(), (pixels - 0.5) / 0.5)
     assert torch.equal(logits_of(build(member, FOLDER), pixels), expected)
