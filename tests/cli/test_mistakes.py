@@ -114,6 +114,7 @@ def test_valid_settings_pass() -> None:
         ("model.members=[test_vit]", "model.members"),
         ("model.members=[test_vit,test_vit]", "test_vit"),
         ("model.members=test_vit", "model.members"),
+        ("model.members=[test_vit,{name:a,_target_:nowhere.Net}]", "nowhere.Net"),
         ("attack.eps=-8/255", "attack.eps"),
         ("attack.eps=8", "8/255"),
         ("attack.eps=8of255", "attack.eps"),
