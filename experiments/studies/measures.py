@@ -35,15 +35,7 @@ from netkin.jobs.pool import Advance, Result
 from netkin.jobs.progress import Bars
 from netkin.model import Model
 from netkin.passes import Item
-from netkin.passes.features import (
-    Kind,
-    draw_images,
-    gradient_cosines,
-    kinds,
-    missing,
-    read,
-    shards,
-)
+from netkin.passes.features import Kind, draw_images, gradient_cosines
 from netkin.report.heatmap import heatmap_figure
 from netkin.report.plots import scatter
 from netkin.report.sentences import Sentences
@@ -70,13 +62,14 @@ def run(config: DictConfig) -> None:
         assert s.measured is not None
         images = len(s.measured.evaluation.subset)
         positions = draw_images(images, options.images, options.seed)
-        costs = gather(config, s.measured, positions)
+        kinds = (Kind("features", positions), Kind("gradients", positions))
+        costs = gather(config, s.measured, kinds)
         with s.console.status("comparing") if s.console.is_terminal else Bars(s.console):
-            results = all_measures(s, s.measured, positions, costs)
+            results = all_measures(s, s.measured, kinds, costs)
         report(s, results, len(positions))
 
 
-def gather(config: DictConfig, m: Measured, positions: Sequence[int]) -> dict[str, float]:
+def gather(config: DictConfig, m: Measured, kinds: Sequence[Kind]) -> dict[str, float]:
     """Compute what the store lacks, and time a batch of each model.
 
     Returns the seconds per image of a forward pass, an attack (craft), features and gradients,
@@ -84,45 +77,18 @@ def gather(config: DictConfig, m: Measured, positions: Sequence[int]) -> dict[st
     """
     r, seconds = m.run, config.measures.seconds
     with r.working():
-        for kind in kinds(positions):
-            todo = [
-                Todo(model, kind, positions, tuple(lacking))
-                for model in m.members
-                if (lacking := missing(r.results, positions, model, kind))
-            ]
-            r.stage(kind.name, _measure, todo, sum(item.units(r.results) for item in todo))
+        for kind in kinds:
+            missing = {m.name: tuple(kind.missing(r.results, m)) for m in m.members}
+            todo = [Item(m.name, m, missing[m.name]) for m in m.members if missing[m.name]]
+            parts = kind.shards(r.results)
+            images = sum(len(parts[i]) for item in todo for i in item.todo)
+            r.stage(kind.name, kind.compute, todo, images)
         timed = r.stage(
             "cost", partial(_cost, seconds), [Item(m.name, m) for m in m.members], len(m.members)
         )
     r.raise_failures()
     costs = [result.cost for _, result in timed]
     return {name: sum(cost[name] for cost in costs) for name in costs[0]}
-
-
-@dataclass(frozen=True)
-class Todo:
-    """A model, and the shards of one kind that the store lacks."""
-
-    model: Model
-    kind: Kind
-    positions: Sequence[int]
-    shards: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        """The model's, for the display."""
-        return self.model.name
-
-    def units(self, results: Results) -> int:
-        """How many images the shards have."""
-        parts = shards(results, self.positions)
-        return sum(len(parts[i]) for i in self.shards)
-
-
-def _measure(context: tuple[Any, Any, Any], item: Todo, advance: Advance) -> Result:
-    from netkin.passes.features import measure_pass
-
-    return measure_pass(*context[:2], item.positions, item.model, item.kind, advance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,19 +110,20 @@ def _cost(seconds: float, context: tuple[Any, Any, Any], item: Item, advance: Ad
 
 
 def all_measures(
-    s: Study, measured: Measured, positions: Sequence[int], costs: dict[str, float]
+    s: Study, measured: Measured, kinds: Sequence[Kind], costs: dict[str, float]
 ) -> list[Measure]:
     """The five measures with their draws, of the same models and images."""
     found, members = measured.results, measured.members
+    features, gradients = kinds
+    positions = list(features.positions)
     n, images, bootstrap = len(members), len(positions), s.config.measures.bootstrap
-    outcomes = measured.outcomes.on(list(positions))
+    outcomes = measured.outcomes.on(positions)
     draws = similarity.resample(images, bootstrap), noise.halves(images)
     weights = np.vstack([np.ones(images), *draws])
-    predictions = np.stack([found.predictions(m).numpy() for m in members])[:, list(positions)]
-    features_of, gradients_of = kinds(positions)
-    cosines = gradient_cosines(found, members, positions, gradients_of)
+    predictions = np.stack([found.predictions(m).numpy() for m in members])[:, positions]
+    cosines = gradient_cosines(found, members, gradients)
     grams = np.stack(
-        [measures.gram(read(found, positions, m, features_of).numpy()) for m in members]
+        [measures.gram(features.read(found, m).numpy()) for m in members]
     )
     forward = costs["forward"] * images
     return [

@@ -8,7 +8,6 @@ A model that cannot be built gets a row with the reason, and the others are time
 """
 
 import shutil
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from experiments.cli.study import describe
 from experiments.tools import pilot
 from netkin.errors import UserError
 from netkin.evaluation import Evaluation
-from netkin.jobs.pool import Advance, Result
+from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
 from netkin.model import Model
 from netkin.passes.probe import Cost, probe
@@ -90,7 +89,7 @@ def _costs(config: DictConfig, r: Run) -> tuple[dict[str, Cost], dict[str, str]]
     for failure in r.failures:
         if not isinstance(failure.error, UserError):
             raise failure.error
-    costs = {item.name: result.cost for item, result in found}
+    costs = {item.name: cost for item, cost in found}
     return costs, {failure.model.name: str(failure.error) for failure in r.failures}
 
 
@@ -107,17 +106,8 @@ class Probe:
         return self.model.name
 
 
-@dataclass(frozen=True, kw_only=True)
-class Probed(Result):
-    """A model's cost."""
-
-    cost: Cost
-
-
-def _probe(context: tuple[Results, Runner, Any], item: Probe, advance: Advance) -> Probed:
-    start = time.perf_counter()
-    cost = probe(*context[:2], item.model, item.seconds, advance)
-    return Probed(cost=cost, seconds=time.perf_counter() - start)
+def _probe(context: tuple[Results, Runner, Any], item: Probe, advance: Advance) -> Cost:
+    return probe(*context[:2], item.model, item.seconds, advance)
 
 
 def _missing_pairs(r: Run, new: set[str]) -> dict[str, int]:
