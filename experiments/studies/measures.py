@@ -33,7 +33,6 @@ from netkin.analysis.statistics import FEWEST, p_text, trend
 from netkin.analysis.verdict import verdict
 from netkin.jobs.pool import Advance, Result
 from netkin.jobs.progress import Bars
-from netkin.model import Model
 from netkin.passes import Item
 from netkin.passes.features import Kind, draw_images, gradient_cosines
 from netkin.report.heatmap import heatmap_figure
@@ -41,7 +40,6 @@ from netkin.report.plots import scatter
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.report.style import panels, style
-from netkin.results import Results
 
 PRELOAD = ("netkin.passes.features",)
 TITLES = {
@@ -122,9 +120,7 @@ def all_measures(
     weights = np.vstack([np.ones(images), *draws])
     predictions = np.stack([found.predictions(m).numpy() for m in members])[:, positions]
     cosines = gradient_cosines(found, members, gradients)
-    grams = np.stack(
-        [measures.gram(features.read(found, m).numpy()) for m in members]
-    )
+    grams = np.stack([measures.gram(features.read(found, m).numpy()) for m in members])
     forward = costs["forward"] * images
     return [
         Measure(

@@ -1,50 +1,52 @@
-"""Shards are written beside the work that makes the next one."""
+"""Shards are written beside the work that makes the next one, and nothing is left of a failure."""
 
-import threading
-from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from netkin.attacks import PGD, as_attack
 from netkin.errors import StoreError
-from netkin.passes import craft
-from netkin.passes.craft import Writer
-from netkin.store.files import read_tensors, write_tensors
+from netkin.passes import Item, craft
+from netkin.passes.predict import predict
+from netkin.results import CLEAN
+from netkin.runner import Runner
+from netkin.store.files import write_tensors
+from netkin.store.lease import holders
+from tests.passes.random_images import RandomImages, evaluation, with_random_weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+IMAGES = 6
+"""Three shards of two."""
 
 
-def held(gone: list[str], name: str) -> ExitStack:
-    stack = ExitStack()
-    stack.callback(gone.append, name)
-    return stack
+def test_a_write_that_fails_ends_crafting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shards before it are stored, all leases are released, and crafting goes on from there."""
+    model = with_random_weights("test_efficientnet")
+    pixels = [torch.tensor(RandomImages(IMAGES, 32).load(i).getdata()) for i in range(IMAGES)]
+    images = torch.stack([p.view(32, 32, 3).permute(2, 0, 1) for p in pixels]) / 255
+    with torch.no_grad():
+        labels = model(images.float()).argmax(dim=1).tolist()
+    results, _, target, _ = evaluation(tmp_path, model, RandomImages(IMAGES, 32, labels), 1)
+    attack = as_attack(PGD("8/255", "2/255", 2), "pgd", {"steps": 2})
+    results, runner = results.under(attack=attack, shard_size=2), Runner("cpu", 1)
+    predict(results, runner, Item("t", target, (CLEAN,)), lambda _n: None)
+    item, written = Item("t", target, tuple(results.missing_shards(target))), list[Path]()
+    assert len(item.todo) == 3
 
-
-def test_the_last_file_is_written_while_work_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is held is let go after the write, and leaving waits for it."""
-    go, gone = threading.Event(), list[str]()
-
-    def slow(file: Path, tensors: dict) -> None:
-        assert go.wait(10)
+    def full(file: Path, tensors: dict) -> None:
+        if len(written) == 1:
+            raise StoreError("full")
+        written.append(file)
         write_tensors(file, tensors)
 
-    monkeypatch.setattr(craft, "write_tensors", slow)
-    with Writer() as writer:
-        writer.write(tmp_path / "a.safetensors", {"x": torch.ones(1)}, held(gone, "a"))
-        assert not gone and not (tmp_path / "a.safetensors").exists()
-        go.set()
-    assert gone == ["a"]
-    assert read_tensors(tmp_path / "a.safetensors")["x"].item() == 1
-
-
-def test_a_write_that_fails_is_the_next_ones_error(tmp_path: Path) -> None:
-    """The next write raises its error, and both leases are released."""
-    (tmp_path / "file").touch()
-    gone: list[str] = []
-    with Writer() as writer:
-        writer.write(tmp_path / "file" / "a.safetensors", {"x": torch.ones(1)}, held(gone, "a"))
-        with pytest.raises(StoreError, match=r"cannot write .*a\.safetensors"):
-            writer.write(tmp_path / "b.safetensors", {"x": torch.ones(1)}, held(gone, "b"))
-        writer.wait()
-    assert gone == ["a", "b"] and not (tmp_path / "b.safetensors").exists()
+    monkeypatch.setattr(craft, "write_tensors", full)
+    with pytest.raises(StoreError, match="full"):
+        craft.craft(results, runner, item, lambda _n: None)
+    assert results.missing_shards(target) == [1, 2] and not holders(results.store.root)
+    monkeypatch.undo()
+    counted: list[int] = []
+    found = craft.craft(results, runner, replace(item, todo=(0, 1, 2)), counted.append)
+    assert found.shards == 2 and sum(counted) == int(results.correct(target).sum())
+    assert not results.missing_shards(target) and not holders(results.store.root)

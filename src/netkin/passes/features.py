@@ -164,9 +164,7 @@ AT_ONCE = 10
 """Images whose gradients are compared at once: 415 MB for 69 models of 224 x 224 pixels."""
 
 
-def gradient_cosines(
-    results: Results, models: Sequence[Model], kind: Kind
-) -> NDArray[np.float32]:
+def gradient_cosines(results: Results, models: Sequence[Model], kind: Kind) -> NDArray[np.float32]:
     """Cosines of the gradients of N members at each of I images, [I, N, N] in [-1, 1].
 
     Gradients of members with larger inputs are first resized to the smallest input size. Only a few
