@@ -30,7 +30,7 @@ TOP_LEVEL = ("lr", "weight_decay", "opt", "sched", "epochs", "batch_size")
 
 def open_store(config: DictConfig) -> Store:
     """The store of a config. Raises UserError that names store.dir where it cannot be written."""
-    with naming({"root": "store.dir"}):
+    with naming({"store": "store.dir"}):
         return Store(resolved(config.store)["dir"])
 
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from netkin.attacks import PGD, as_attack
+from netkin.data import views
+from netkin.data.views import View
 from netkin.errors import StoreError
 from netkin.passes import Item, craft
 from netkin.passes.predict import predict
@@ -24,10 +26,9 @@ IMAGES = 6
 def test_a_write_that_fails_ends_crafting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The shards before it are stored, all leases are released, and crafting goes on from there."""
     model = with_random_weights("test_efficientnet")
-    pixels = [torch.tensor(RandomImages(IMAGES, 32).load(i).getdata()) for i in range(IMAGES)]
-    images = torch.stack([p.view(32, 32, 3).permute(2, 0, 1) for p in pixels]) / 255
+    pixels = views.load(RandomImages(IMAGES, 32), range(IMAGES), View(32)).contiguous()
     with torch.no_grad():
-        labels = model(images.float()).argmax(dim=1).tolist()
+        labels = model(pixels.float() / 255).argmax(dim=1).tolist()
     results, _, target, _ = evaluation(tmp_path, model, RandomImages(IMAGES, 32, labels), 1)
     attack = as_attack(PGD("8/255", "2/255", 2), "pgd", {"steps": 2})
     results, runner = results.under(attack=attack, shard_size=2), Runner("cpu", 1)

@@ -24,7 +24,7 @@ from netkin.store import folder
 from netkin.store.files import digest, read_tensors, write, write_tensors
 from netkin.store.layout import Folder, Store
 from netkin.store.outcomes import contents, read_table
-from netkin.zoo.task import Task
+from netkin.zoo.member import Task
 
 SUBSET = Subset("some", ("a", "b"), (0, 1), (0, 1))
 
@@ -130,7 +130,7 @@ def test_any_name_is_one_folder(tmp_path: Path, name: str) -> None:
 
 def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"root=.*file/store cannot be written"):
+    with pytest.raises(UserError, match=r"store=.*file/store cannot be written"):
         Store(tmp_path / "file" / "store")
 
 
