@@ -227,6 +227,12 @@ class Results:
         folder.claim()
         return [shard for shard in shards if not shard_file(folder, shard).is_file()]
 
+    def attackable(self, model: Model, shards: Sequence[int]) -> int:
+        """How many images of some shards a model, whose clean pass is done, classifies correctly:
+        these are attacked."""
+        right = self.correct(model)
+        return sum(int(right[list(self.evaluation.shards[shard])].sum()) for shard in shards)
+
     def adversarial(self, model: Model, shard: int) -> tuple[Tensor, Tensor]:
         """A stored shard: (images [n, 3, H, W], their positions in the subset [n])."""
         tensors = read_tensors(shard_file(self.adversarial_folder(model), shard))

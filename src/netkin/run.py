@@ -97,9 +97,8 @@ class Failure:
     def reason(self) -> str:
         """The error in one line."""
         text = " ".join(str(self.error).split())
-        if isinstance(self.error, UserError):
-            return text
-        return f"{type(self.error).__name__}: {text[:300]}; its trace is in the run's log"
+        known = isinstance(self.error, UserError)
+        return text if known else f"{type(self.error).__name__}: {text[:300]}"
 
 
 class Incomplete(UserError):
@@ -109,8 +108,8 @@ class Incomplete(UserError):
         self.failures, self.outcomes = list(failures), outcomes
         named = "; ".join(f"{f.model.name} ({f.stage}: {f.reason})" for f in failures)
         super().__init__(
-            f"{len(failures)} of {models} members failed: {named}. The others are done: fix or "
-            "leave out what failed, and run the same command again"
+            f"{len(failures)} of {models} members failed: {named}. The others are done: fix what "
+            "failed (the run's log has the traces) or leave it out, and run the same command again"
         )
 
     def __reduce__(self) -> tuple:
@@ -291,16 +290,11 @@ class Run:
 
         Of the subset's first `images` and the rest of their last shard, if their number is given.
         """
-        parts, units = [], 0
         models = self.remaining(self.sources if models is None else models)
-        for model in models:
-            shards = self.results.missing_shards(model, images)
-            if shards:
-                parts += Item(model.name, model, tuple(shards)).split(self._devices)
-                right = self.results.correct(model)
-                shard = self.evaluation.shards
-                units += sum(int(right[list(shard[i])].sum()) for i in shards)
-        self.stage("craft", "craft.craft", parts, units)
+        missing = {m.name: self.results.missing_shards(m, images) for m in models}
+        todo = [Item(m.name, m, tuple(missing[m.name])) for m in models if missing[m.name]]
+        units = sum(self.results.attackable(item.of_model(), item.todo) for item in todo)
+        self.stage("craft", "craft.craft", self._split(todo), units)
         return self.remaining(models)
 
     def transfer(
@@ -315,16 +309,9 @@ class Run:
         """
         models = self.remaining(models)
         missing = self.results.missing_sources(models, sources, images)
-        parts = [
-            part
-            for model in models
-            if missing[model.name]
-            for part in Item(model.name, model, tuple(missing[model.name]), images).split(
-                self._devices
-            )
-        ]
-        units = sum(len(part.todo) for part in parts)
-        self.stage("transfer", "transfer.transfer", parts, units)
+        todo = [Item(m.name, m, tuple(missing[m.name]), images) for m in models if missing[m.name]]
+        units = sum(len(item.todo) for item in todo)
+        self.stage("transfer", "transfer.transfer", self._split(todo), units)
         return self.remaining(models)
 
     def measure(self) -> Outcomes:
@@ -375,9 +362,9 @@ class Run:
             return None
         return self.results.outcomes(finished, attacked, images)
 
-    @property
-    def _devices(self) -> int:
-        return self.settings.processes.devices
+    def _split(self, items: Sequence[Item]) -> list[Item]:
+        """The work of each model, dealt to the devices."""
+        return [part for item in items for part in item.split(self.settings.processes.devices)]
 
     def _has_work(self, models: Sequence[Model]) -> bool:
         """Whether any model has still to be run on clean images."""

@@ -37,9 +37,6 @@ def craft(results: Results, runner: Runner, item: Item, advance: Advance) -> Res
     def missing(shards: Sequence[int]) -> list[int]:
         return [shard for shard in shards if not shard_file(folder, shard).is_file()]
 
-    def images(shards: Sequence[int]) -> int:
-        return sum(int(right[list(evaluation.shards[shard])].sum()) for shard in shards)
-
     def load(shard: int) -> dict:
         positions = torch.tensor(evaluation.shards[shard])
         chosen = right[positions]
@@ -75,9 +72,10 @@ def craft(results: Results, runner: Runner, item: Item, advance: Advance) -> Res
             if writing is not None:
                 writing.result()
     taken = tuple(missing(todo))
-    advance(images([s for s in item.todo if s not in crafted and s not in taken]))
+    others = [s for s in item.todo if s not in crafted and s not in taken]
+    advance(results.attackable(model, others))
     return Result(
-        images=images(crafted),
+        images=results.attackable(model, crafted),
         shards=len(crafted),
         seconds=time.perf_counter() - start,
         remaining=item.left(taken),

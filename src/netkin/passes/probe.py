@@ -88,6 +88,8 @@ def probe(results: Results, runner: Runner, model: Model, seconds: float, advanc
         transfer = fastest(lambda: list(batches.run(size, classify)), device, seconds / 10)
         return craft / size, transfer / size, memory, batches.size
 
+    missing = results.missing_shards(model) if trained else []
+    left = sum(len(evaluation.shards[shard]) for shard in missing) if trained else len(subset)
     most = min(runner.batch_size, len(subset))
     size = min(FIRST_BATCH, most)
     while True:
@@ -103,7 +105,7 @@ def probe(results: Results, runner: Runner, model: Model, seconds: float, advanc
         transfer=transfer,
         memory=memory,
         batch=batch,
-        uncrafted=uncrafted(results, model) if trained else len(subset),
+        uncrafted=results.attackable(model, missing) if trained and results.has(model) else left,
         seconds=time.perf_counter() - start,
     )
 
@@ -113,15 +115,6 @@ def times_longer(attack: Attack, classifier: Classifier, classes: int) -> float:
     full = attack.passes(classifier, classes)
     short = attack.shortened(STEPS).passes(classifier, classes)
     return full.total / short.total if full and short and short.total else 1.0
-
-
-def uncrafted(results: Results, model: Model) -> int:
-    """Number of images that are still to be attacked on a model."""
-    shards = results.missing_shards(model)
-    positions = [i for shard in shards for i in results.evaluation.shards[shard]]
-    if not results.has(model):
-        return len(positions)
-    return int(results.correct(model)[positions].sum())
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
