@@ -115,10 +115,15 @@ class Runner:
         """Call `step`, which runs a network and stores the results, on what `load` makes of each
         item: a mapping of tensors [n, ...], which are on the network's device, and numbers."""
         with quiet():
+            loading = Loading(
+                Loaded(items, load),
+                batch_size=None,
+                num_workers=self.loader.workers,
+                prefetch_factor=self.loader.prefetch if self.loader.workers else None,
+                pin_memory=self.loader.pin_memory,
+            )
             trainer(self.accelerator, inference_mode=False).predict(
-                Step(step, network),
-                datamodule=Items(items, load, self.loader),
-                return_predictions=False,
+                Step(step, network), loading, return_predictions=False
             )
 
 
@@ -299,24 +304,6 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (
         "DefaultCPUAllocator" in str(error) and "memory" in str(error)
     )
-
-
-class Items(pl.LightningDataModule):
-    """Work items in order, each loaded by a function."""
-
-    def __init__(self, items: list, load: Callable[[Any], dict], loader: Loader):
-        super().__init__()
-        self.items, self.load, self.loader = items, load, loader
-
-    def predict_dataloader(self) -> DataLoader:
-        """One item at a time."""
-        return Loading(
-            Loaded(self.items, self.load),
-            batch_size=None,
-            num_workers=self.loader.workers,
-            prefetch_factor=self.loader.prefetch if self.loader.workers else None,
-            pin_memory=self.loader.pin_memory,
-        )
 
 
 class Loading(DataLoader):
