@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from experiments.cli.keys import naming
+from experiments.cli.values import naming
 from netkin.errors import UserError
 from netkin.jobs.devices import device_of
 from netkin.run import Processes

@@ -1,6 +1,7 @@
-"""All runs of a folder, with what differs between them and their headline numbers.
+"""Which runs are there, how do they differ, and what came out? Also the end of each sweep.
 
 A run's folder has its numbers in summary.json (`netkin.tracking.track`) and its config in .hydra.
+Nothing is computed again.
 """
 
 import json
@@ -13,12 +14,12 @@ from urllib.parse import quote
 
 import polars as pl
 import yaml
-from markupsafe import Markup
+from omegaconf import DictConfig
 from rich.table import Table
 
-from experiments.cli.finish import Terminal
+from experiments.cli.finish import Terminal, terminal
 from experiments.cli.values import own_overrides
-from netkin.errors import OutputsError
+from netkin.errors import OutputsError, UserError
 from netkin.report.study import Section, render
 from netkin.report.text import UNKNOWN, duration
 from netkin.store.files import write
@@ -120,12 +121,12 @@ def headlines(entries: Sequence[Entry]) -> list[str]:
     return [*first, *rest][:SHOWN]
 
 
-def jobs_table(folder: Path) -> Table | None:
-    """The jobs of a sweep with their headline numbers, for the terminal; None without any."""
+def print_jobs(folder: Path) -> None:
+    """Print the jobs of a sweep with their headline numbers, unless none got far enough."""
     entries = sorted(runs(folder), key=lambda run: _number(run.folder.name))
     if not entries:
-        return None
-    names = headlines(entries)[:3]
+        return
+    names, console = headlines(entries)[:3], Terminal()
     table = Table("job", box=None, pad_edge=False)
     table.add_column("override", overflow="fold")
     table.add_column("state")
@@ -140,7 +141,7 @@ def jobs_table(folder: Path) -> Table | None:
             *(_text(run.numbers.get(name)) for name in names),
             duration(float(run.summary.get("seconds") or 0)),
         )
-    return table
+    console.print("", table, f"\nJobs     {folder}", sep="\n")
 
 
 def _number(name: str) -> tuple[int, str]:
@@ -153,11 +154,15 @@ def _text(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def print_jobs(folder: Path) -> None:
-    """Print the jobs of a sweep, unless none got far enough, and where they are."""
-    console, table = Terminal(), jobs_table(folder)
-    if table is not None:
-        console.print("", table, f"\nJobs     {folder}", sep="\n")
+def run(config: DictConfig) -> None:
+    """The study, from a composed config: write index.html and index.csv."""
+    root = Path(str(config.runs)).expanduser()
+    if not root.is_dir():
+        raise UserError(f"runs must be a folder of runs such as outputs, got {config.runs}")
+    page, entries = write_index(root, str(config.store.dir))
+    terminal().print(
+        f"{len(entries)} runs below {root}\n\nReport   {page}\nTables   {root}/index.csv"
+    )
 
 
 def write_index(root: Path, store: str) -> tuple[Path, list[Entry]]:
@@ -171,8 +176,16 @@ def write_index(root: Path, store: str) -> tuple[Path, list[Entry]]:
     groups: dict[str, list[Entry]] = {}
     for run in entries:
         groups.setdefault(str(run.summary.get("job_type")), []).append(run)
+    links = {
+        str(
+            run.folder.relative_to(root)
+        ): f"./{quote(str(run.folder.relative_to(root)))}/report.html"
+        for run in entries
+        if (run.folder / "report.html").is_file()
+    }
     sections = [
-        Section(kind, blocks=[_table(root, members)]) for kind, members in sorted(groups.items())
+        Section(kind, tables={"": _table(root, members)}, links=links)
+        for kind, members in sorted(groups.items())
     ]
     states = [run.state for run in entries]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
@@ -194,7 +207,7 @@ def write_index(root: Path, store: str) -> tuple[Path, list[Entry]]:
             "state": run.state,
             "seconds": run.summary.get("seconds"),
             "overrides": " ".join(run.overrides),
-            **{name: value for name, value in run.numbers.items()},
+            **run.numbers,
         }
         for run in entries
     ]
@@ -203,43 +216,19 @@ def write_index(root: Path, store: str) -> tuple[Path, list[Entry]]:
     return page, entries
 
 
-def _table(root: Path, entries: Sequence[Entry]) -> Markup:
-    """A sortable table of the runs of one experiment, each with a link to its page."""
+def _table(root: Path, entries: Sequence[Entry]) -> pl.DataFrame:
+    """The runs of one experiment, with their headline numbers and what differs between them."""
     settings, numbers = differing(entries)[:MOST], headlines(entries)
-    head = Markup("").join(
-        Markup('<th scope="col"{}><button type="button">{}</button></th>').format(
-            Markup(' class="n"') if numeric else "", name.replace("_", " ")
-        )
-        for name, numeric in (
-            *(("run", False), ("began", False), ("state", False), ("seconds", True)),
-            *((name, True) for name in numbers),
-            *((name, False) for name in settings),
-        )
-    )
-    rows = []
-    for run in entries:
-        page, name = run.folder / "report.html", str(run.summary.get("name"))
-        link = quote(str(page.relative_to(root)))
-        cells = [
-            Markup('<td class="name"><a href="./{}">{}</a></td>').format(link, name)
-            if page.is_file()
-            else Markup('<td class="name">{}</td>').format(name),
-            _cell(str(run.summary.get("began", ""))[:16].replace("T", " ")),
-            _cell(run.state),
-            _cell(run.summary.get("seconds"), "n"),
-            *(_cell(run.numbers.get(key), "n") for key in numbers),
-            *(_cell(run.settings.get(key)) for key in settings),
-        ]
-        rows.append(Markup("<tr>{}</tr>").format(Markup("").join(cells)))
-    return Markup(
-        '<div class="scroll"><table class="sortable"><thead><tr>{}</tr></thead>'
-        "<tbody>{}</tbody></table></div>"
-    ).format(head, Markup("").join(rows))
-
-
-def _cell(value: Any, style: str = "name") -> Markup:
-    text = _text(value) if style == "n" else (UNKNOWN if value is None else str(value))
-    short = text if len(text) <= 60 else f"{text[:57]}..."
-    return Markup('<td class="{}" data-value="{}">{}</td>').format(
-        style, "" if value is None else value, short
-    )
+    rows = [
+        {
+            "folder": str(run.folder.relative_to(root)),
+            "run": run.summary["name"],
+            "began": run.summary["began"][:16].replace("T", " "),
+            "state": run.state,
+            "seconds": float(run.summary["seconds"]),
+            **{key: run.numbers.get(key) for key in numbers},
+            **{key: _text(run.settings.get(key)) for key in settings},
+        }
+        for run in entries
+    ]
+    return pl.DataFrame(rows, infer_schema_length=None, strict=False)

@@ -9,8 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.cli.keys import naming, naming_group
-from experiments.cli.values import resolved, run_folder, swept
+from experiments.cli.values import naming, naming_group, resolved, run_folder, swept
 from netkin.evaluation import Evaluation
 from netkin.store.files import digest
 from netkin.store.layout import Store

@@ -197,6 +197,7 @@ def measured(
     """
     with opened(config, members, attack, stops=True) as o:
         failures = None
+        o.print_stored()
         try:
             outcomes = o.run.measure()
         except Incomplete as error:
