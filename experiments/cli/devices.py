@@ -12,9 +12,8 @@ from omegaconf import DictConfig
 
 from experiments.cli.values import naming
 from netkin.errors import UserError
-from netkin.jobs.devices import device_of
 from netkin.run import Processes
-from netkin.runner import Loader, Runner
+from netkin.runner import Loader, Runner, device_of
 from netkin.store.lease import lease
 from netkin.training.job import Hardware
 from netkin.zoo.execution import Execution, check_execution

@@ -34,7 +34,7 @@ from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs, Section
 from netkin.report.text import duration
 from netkin.run import Run, Settings, Watch
-from netkin.store.rates import rates
+from netkin.store import rates
 from netkin.tracking import Tracker
 from netkin.zoo.execution import Execution, check_execution
 from netkin.zoo.member import Member

@@ -31,9 +31,8 @@ from netkin.analysis.matrix import Matrix, pair_index, pair_values
 from netkin.analysis.measures import Measure, correlate
 from netkin.analysis.statistics import FEWEST, p_text, trend
 from netkin.analysis.verdict import verdict
-from netkin.jobs.pool import Advance
+from netkin.jobs.pool import Advance, Result
 from netkin.jobs.progress import Bars
-from netkin.jobs.results import Result
 from netkin.model import Model
 from netkin.passes import Item
 from netkin.passes.features import (

@@ -22,9 +22,8 @@ from experiments.cli.study import describe
 from experiments.tools import pilot
 from netkin.errors import UserError
 from netkin.evaluation import Evaluation
-from netkin.jobs.pool import Advance
+from netkin.jobs.pool import Advance, Result
 from netkin.jobs.progress import Bars
-from netkin.jobs.results import Result
 from netkin.model import Model
 from netkin.passes.probe import Cost, probe
 from netkin.report.study import Section

@@ -24,8 +24,8 @@ from netkin.model import Model
 from netkin.report.text import percent, settings_text
 from netkin.results import Results
 from netkin.similarity import Z_95, score
-from netkin.store.names import FLOAT32, folder, outcomes_folder
-from netkin.store.outcomes import OutcomeStore
+from netkin.store import folder
+from netkin.store.outcomes import FLOAT32, OutcomeStore, outcomes_folder
 from netkin.training.distillation import Distillation, with_token
 from netkin.training.weights import Teaching, identity, notes
 from netkin.zoo.member import Member

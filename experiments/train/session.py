@@ -22,7 +22,7 @@ from experiments.cli.values import run_folder
 from netkin import run
 from netkin.attacks import Clean, as_attack
 from netkin.evaluation import Evaluation
-from netkin.jobs.process import keep_freed
+from netkin.jobs.pool import keep_freed
 from netkin.jobs.progress import Bars
 from netkin.model import Model, open_model, open_models
 from netkin.report.plots import curves_figure
@@ -115,7 +115,7 @@ class Session:
                 lambda row: self._log([row], role),
                 None if role else self._checkpoint(member),
             )
-            bars.finish("train", member.name, result)
+            bars.finish("train", member.name, result.note)
             bars.end("train")
         stored = notes(file)
         assert stored is not None
