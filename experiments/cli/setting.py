@@ -16,10 +16,9 @@ from rich.console import Console
 
 from experiments.cli import sequential
 from experiments.cli.devices import build_runner, on_cpu, processes
-from experiments.cli.finish import described, finish, print_notes, terminal
+from experiments.cli.finish import Suspects, described, finish, print_notes, terminal
 from experiments.cli.members import build_members, build_training
 from experiments.cli.runs import open_store, run_info, tracked
-from experiments.cli.suspects import Suspects
 from experiments.cli.values import construct, may_stop, naming, naming_group, resolved
 from netkin import run
 from netkin.analysis.summary import left_out

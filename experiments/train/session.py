@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.cli.devices import BATCH_SIZE, device, training_hardware
 from experiments.cli.finish import finish, print_notes, terminal
 from experiments.cli.members import build_recipe, training_images
-from experiments.cli.runs import open_store, tracked, training_info
+from experiments.cli.runs import info, open_store, tracked
 from experiments.cli.setting import build_images
-from experiments.cli.values import run_folder
+from experiments.cli.values import resolved, run_folder
 from netkin import run
 from netkin.attacks import Clean, as_attack
 from netkin.evaluation import Evaluation
@@ -37,6 +37,9 @@ from netkin.training.weights import Teaching, Training, check_identity, identity
 from netkin.zoo.build import Classifier, build, published_classes
 from netkin.zoo.member import Member
 from netkin.zoo.task import Task
+
+SHOWN = ("lr", "weight_decay", "opt", "sched", "epochs", "batch_size")
+"""Settings of a recipe at the top level of a run's config, by which dashboards sort runs."""
 
 
 @dataclass(frozen=True)
@@ -214,11 +217,14 @@ def opened(
     keep_freed()
     with Bars(console) as bars:
         images = training_images(config, bars)
+    values = {key: getattr(recipe, key) for key in SHOWN} | resolved(config)
+    values |= {"name": name, "seed": recipe.seed}
+    dataset = config.dataset.name
     settings = Settings(
         evaluation,
         members,
         store,
-        tracker=tracked(config, training_info(config, folder, name, recipe)),
+        tracker=tracked(config, info(config, dataset, f"{dataset}/{name}", values=values)),
         console=console,
         tell=lambda found: print_notes(console, [*images.notes, *found]),
     )
