@@ -5,6 +5,7 @@ Nothing is computed again.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -173,22 +174,35 @@ def write_index(root: Path, store: str) -> tuple[Path, list[Entry]]:
         store: the folder of the runs' results, in words.
     """
     entries = runs(root)
-    groups: dict[str, list[Entry]] = {}
-    for run in entries:
-        groups.setdefault(str(run.summary.get("job_type")), []).append(run)
-    links = {
-        str(
-            run.folder.relative_to(root)
-        ): f"./{quote(str(run.folder.relative_to(root)))}/report.html"
+    rows = [
+        {
+            "folder": str(run.folder.relative_to(root)),
+            **{key: run.summary[key] for key in ("name", "job_type", "began")},
+            "state": run.state,
+            "seconds": float(run.summary["seconds"]),
+            "overrides": " ".join(run.overrides),
+            **run.numbers,
+        }
         for run in entries
-        if (run.folder / "report.html").is_file()
-    }
-    sections = [
-        Section(kind, tables={"": _table(root, members)}, links=links)
-        for kind, members in sorted(groups.items())
     ]
-    states = [run.state for run in entries]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    table = pl.DataFrame(rows, infer_schema_length=None, strict=False)
+    links = {
+        row["folder"]: f"./{quote(row['folder'])}/report.html"
+        for row in rows
+        if (root / row["folder"] / "report.html").is_file()
+    }
+    sections = []
+    for kind in sorted({row["job_type"] for row in rows}):
+        own = [run for run in entries if run.summary["job_type"] == kind]
+        columns = ("folder", "name", "began", "state", "seconds", *headlines(own))
+        settings = [
+            pl.Series(key, [_text(run.settings.get(key)) for run in own])
+            for key in differing(own)[:MOST]
+            if key not in columns
+        ]
+        shown = table.filter(job_type=kind).select(columns).with_columns(settings)
+        sections.append(Section(kind, tables={"": shown}, links=links))
+    counts = ", ".join(f"{n} {state}" for state, n in Counter(r.state for r in entries).items())
     html = render(
         "All runs",
         f"The runs below {root}, by experiment, with the settings in which they differ. Their "
@@ -200,35 +214,5 @@ def write_index(root: Path, store: str) -> tuple[Path, list[Entry]]:
     )
     page = root / "index.html"
     write(page, lambda file: file.write_text(html, encoding="utf-8"), OutputsError, "folder")
-    rows = [
-        {
-            "folder": str(run.folder.relative_to(root)),
-            **{key: run.summary.get(key) for key in ("name", "job_type", "began")},
-            "state": run.state,
-            "seconds": run.summary.get("seconds"),
-            "overrides": " ".join(run.overrides),
-            **run.numbers,
-        }
-        for run in entries
-    ]
-    table = pl.DataFrame(rows, infer_schema_length=None, strict=False)
     write(root / "index.csv", table.write_csv, OutputsError, "folder")
     return page, entries
-
-
-def _table(root: Path, entries: Sequence[Entry]) -> pl.DataFrame:
-    """The runs of one experiment, with their headline numbers and what differs between them."""
-    settings, numbers = differing(entries)[:MOST], headlines(entries)
-    rows = [
-        {
-            "folder": str(run.folder.relative_to(root)),
-            "run": run.summary["name"],
-            "began": run.summary["began"][:16].replace("T", " "),
-            "state": run.state,
-            "seconds": float(run.summary["seconds"]),
-            **{key: run.numbers.get(key) for key in numbers},
-            **{key: _text(run.settings.get(key)) for key in settings},
-        }
-        for run in entries
-    ]
-    return pl.DataFrame(rows, infer_schema_length=None, strict=False)

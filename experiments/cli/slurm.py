@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
@@ -62,7 +63,9 @@ LAST_POLLS = 3
 back, and a shared file system may be late."""
 COUNTS_S = 60.0
 """Least seconds between two lines with the counts."""
-COLUMNS = {"JobArrayID": 40, "State": 30, "RestartCnt": 12, "Reason": 80, "NodeList": 80}
+COLUMNS = ("JobArrayID", "State", "RestartCnt", "Reason", "NodeList")
+WIDTH = 80
+"""Characters of each column of squeue."""
 
 
 def register() -> None:
@@ -177,12 +180,7 @@ class SlurmLauncher(Launcher):
             raise UserError(f"hydra.launcher.poll_s must be above 0, got {poll_s}")
         self.cancel, self.poll_s, self.folder = cancel, poll_s, submitit_folder
         self.max_num_timeout = max_num_timeout
-        self.parameters = {
-            key: OmegaConf.to_container(value, resolve=True)
-            if OmegaConf.is_config(value)
-            else value
-            for key, value in parameters.items()
-        }
+        self.parameters: Any = OmegaConf.to_container(OmegaConf.create(parameters), resolve=True)
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -206,7 +204,7 @@ class SlurmLauncher(Launcher):
         try:
             known = queue()
         except OSError as error:
-            raise UserError(f"SLURM does not answer: {' '.join(str(error).split())}") from None
+            raise UserError(f"SLURM does not answer: {_flat(error)}") from None
         new = _submitted_before(jobs, known)
         try:
             if new:
@@ -220,11 +218,7 @@ class SlurmLauncher(Launcher):
             self._stopped(stop, jobs)
             raise
         if failed := [job for job in jobs if job.state == "FAILED"]:
-            reasons = dict.fromkeys(job.reason for job in failed)
-            named = "; ".join(
-                f"{', '.join(str(job) for job in failed if job.reason == reason)} ({reason})"
-                for reason in reasons
-            )
+            named = "; ".join(f"{job} ({job.reason})" for job in failed)
             others = "The others are done: run" if len(failed) < len(jobs) else "Run"
             raise UserError(
                 f"{len(failed)} of {_jobs(jobs)} failed: {named}. {others} the same command again "
@@ -262,7 +256,7 @@ class SlurmLauncher(Launcher):
         return executor
 
     def _submit(self, executor: Any, jobs: Sequence[Job], arguments: Sequence[tuple]) -> None:
-        """Submit jobs and note them, without a stop in between. If sbatch refuses, they failed."""
+        """Submit jobs and note them, without a stop in between. Raises UserError if sbatch does."""
         with blocked((signal.SIGINT, signal.SIGTERM)):
             try:
                 with redirect_stderr(io.StringIO()):  # submitit prints what it raises
@@ -270,16 +264,12 @@ class SlurmLauncher(Launcher):
             except RuntimeError as error:
                 lines = [line.strip() for line in str(error).splitlines() if line.strip()]
                 why = "; ".join(re.sub(r"^sbatch: (error: )?", "", line) for line in lines)
-                for job in jobs:
-                    job.state, job.reason = "FAILED", f"sbatch refused it: {why or 'no reason'}"
-                print(f"{_jobs(jobs)} failed: {jobs[0].reason}", flush=True)
-                return
+                raise UserError(f"sbatch refuses {_jobs(jobs)}: {why or 'no reason'}") from None
             for job, made in zip(jobs, submitted, strict=True):
                 job.id, job.folder = made.job_id, made.paths.folder
                 write_json(job.note, {"job": job.id, "folder": str(job.folder)})
-        array = jobs[0].id.partition("_")[0]
         log = f"{Path(self.folder).absolute()}/%j_0_log.out with %j as the job"
-        print(f"submitted to SLURM: {array}\nlogs: {log}", flush=True)
+        print(f"submitted to SLURM: {jobs[0].id.partition('_')[0]}\nlogs: {log}", flush=True)
 
     def _stopped(self, stop: Stopped, jobs: Sequence[Job]) -> None:
         """Add to a stop's words what becomes of the jobs, and cancel them if that is chosen."""
@@ -349,14 +339,11 @@ def run_slurm(*command: str) -> str:
 
 def queue() -> dict[str, dict[str, str]]:
     """This user's jobs that SLURM still knows, with the values of COLUMNS, by id."""
-    wanted = ",".join(f"{name}:{width}" for name, width in COLUMNS.items())
+    wanted = ",".join(f"{name}:{WIDTH}" for name in COLUMNS)
     found = {}
     for line in run_slurm("squeue", "--me", "-h", "-r", "-t", "all", "-O", wanted).splitlines():
-        values, start = {}, 0
-        for name, width in COLUMNS.items():
-            values[name] = line[start : start + width].strip()
-            start += width
-        found[values["JobArrayID"]] = values
+        values = [line[i * WIDTH :][:WIDTH].strip() for i in range(len(COLUMNS))]
+        found[values[0]] = dict(zip(COLUMNS, values, strict=True))
     return found
 
 
@@ -364,22 +351,21 @@ def wait(jobs: Sequence[Job], poll_s: float) -> None:
     """Wait until all jobs are over; print a line when one starts, ends or is put back."""
     shown, printed, answers = "", 0.0, True
     while True:
+        lines: list[str] = []
         try:
             known, answers = queue(), True
+            lines += [ln for job in jobs if not job.over for ln in job.news(known.get(job.id))]
+            counts, over = _counts(jobs), all(job.over for job in jobs)
+            if over or not shown or (counts != shown and time.monotonic() - printed > COUNTS_S):
+                lines.append(counts)
+                shown, printed = counts, time.monotonic()
         except OSError as error:
+            over = False
             if answers:
-                text = " ".join(str(error).split())
-                print(f"SLURM does not answer ({text}); still trying", flush=True)
+                lines.append(f"SLURM does not answer ({_flat(error)}); still trying")
             answers = False
-            time.sleep(poll_s)
-            continue
-        for job in jobs:
-            for line in job.news(known.get(job.id)) if not job.over else ():
-                print(line, flush=True)
-        counts, over = _counts(jobs), all(job.over for job in jobs)
-        if over or (counts != shown and time.monotonic() - printed > COUNTS_S) or not shown:
-            print(counts, flush=True)
-            shown, printed = counts, time.monotonic()
+        for line in lines:
+            print(line, flush=True)
         if over:
             return
         time.sleep(poll_s)
@@ -406,22 +392,21 @@ def _submitted_before(jobs: Sequence[Job], known: dict[str, dict[str, str]]) -> 
 
 
 def _counts(jobs: Sequence[Job]) -> str:
-    """How many jobs are done, failed, running and waiting, and for what."""
-    waiting = [job for job in jobs if job.state == "PENDING"]
-    counts = {
-        "done": sum(job.state == "DONE" for job in jobs),
-        "failed": sum(job.state == "FAILED" for job in jobs),
-        "waiting": len(waiting),
-    }
-    counts["running"] = len(jobs) - sum(counts.values())
-    parts = [f"{n} {what}" for what, n in counts.items() if n]
-    reasons = sorted({job.reason for job in waiting} - {"", "None"})
-    why = f" ({and_more(reasons, 3)})" if reasons else ""
+    """How many jobs are done, failed, waiting and running, and what they wait for."""
+    named = {"DONE": "done", "FAILED": "failed", "PENDING": "waiting"}
+    counts = Counter(named.get(job.state, "running") for job in jobs)
+    parts = [f"{counts[name]} {name}" for name in (*named.values(), "running") if counts[name]]
+    reasons = {job.reason for job in jobs if job.state == "PENDING"} - {"", "None"}
+    why = f" ({and_more(sorted(reasons), 3)})" if reasons else ""
     return f"{_jobs(jobs)}: {', '.join(parts)}{why}"
 
 
 def _jobs(jobs: Sequence[Job]) -> str:
     return f"{len(jobs)} job{'s' * (len(jobs) != 1)}"
+
+
+def _flat(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _read(note: Path) -> dict[str, Any]:
