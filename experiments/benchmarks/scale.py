@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from netkin import similarity
-from netkin.analysis import clusters, ensemble, landmarks, summary
+from netkin.analysis import clusters, ensemble, landmarks
 from netkin.analysis.groups import Draws
 from netkin.comparison import relate
 from netkin.report.study import Outputs
@@ -92,7 +92,7 @@ def timed(
     drawn = Draws(outcomes, draws)
     kinds = dict(zip(outcomes.members, families, strict=True))
     sizes = [25_000_000] * models, [224] * models
-    table = summary.model_table(outcomes, paper, families, *sizes)
+    table = similarity.models(outcomes, paper, families, *sizes)
     title = f"How related are {models} made-up models?"
     comparison = stage(
         "confounders, intervals and answer",

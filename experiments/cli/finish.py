@@ -7,9 +7,8 @@ from rich.console import Console
 
 from experiments.cli import stop
 from experiments.cli.runs import used
-from netkin.analysis.summary import left_out
 from netkin.analysis.suspect import (
-    BELOW_NOTED,
+    BELOW_TRAINED,
     CHANCE,
     GUESSED,
     ORDERS,
@@ -18,10 +17,11 @@ from netkin.analysis.suspect import (
 )
 from netkin.errors import UserError
 from netkin.report.study import Outputs, Section
+from netkin.report.text import left_out
 
 REMEDIES = {
     CHANCE: "Check that the weights are of this dataset and of these classes",
-    BELOW_NOTED: "Check that images and preprocessing are those of the training",
+    BELOW_TRAINED: "Check that images and preprocessing are those of the training",
     GUESSED: "Give each member the mean, std, input_size, crop_pct and interpolation that it was "
     "trained with, even if these are the guessed ones",
     SATURATED: "Divide its logits by a constant in its forward pass, which changes no prediction, "

@@ -21,7 +21,6 @@ from experiments.cli.members import build_members, build_training
 from experiments.cli.runs import open_store, run_info, tracked
 from experiments.cli.values import construct, may_stop, naming, naming_group, resolved
 from netkin import run
-from netkin.analysis.summary import left_out
 from netkin.attacks import PGD, Attack, as_attack
 from netkin.attacks.grid import levels
 from netkin.attacks.units import fraction
@@ -31,13 +30,12 @@ from netkin.data.subset import Subset
 from netkin.evaluation import Evaluation
 from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs, Section
-from netkin.report.text import duration
+from netkin.report.text import duration, left_out
 from netkin.run import Run, Settings, Watch
 from netkin.store import rates
 from netkin.tracking import Tracker
 from netkin.zoo.execution import Execution, check_execution
-from netkin.zoo.member import Member
-from netkin.zoo.task import Task
+from netkin.zoo.member import Member, Task
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,6 @@ from netkin.analysis.statistics import (
     FEWEST,
     Correlation,
     Tested,
-    naive_text,
     p_text,
     pearson,
     permutation_test,
@@ -275,5 +274,5 @@ def correlation_text(title: str, correlation: Correlation, test: Tested, teacher
         interval=text("interval", **ends) if enough else "",
         n=correlation.n,
         p=test.text(),
-        naive=naive_text(correlation.p),
+        naive=p_text(correlation.p),
     )

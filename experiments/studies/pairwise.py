@@ -15,9 +15,8 @@ from omegaconf import DictConfig
 from experiments.cli.runs import eps_advice
 from experiments.cli.study import Measured, Study, measured
 from netkin import similarity
-from netkin.analysis.groups import Draws, within_and_between
+from netkin.analysis.groups import Draws
 from netkin.analysis.matrix import off_diagonal
-from netkin.analysis.summary import WEAK_ATTACK
 from netkin.comparison import Comparison, summarise
 from netkin.run import Incomplete
 
@@ -81,7 +80,7 @@ def numbers(paper: NDArray[np.float64], draws: Draws, comparison: Comparison) ->
     }
     family = np.array(control.families)
     same, lower = family[:, None] == family, np.tri(len(family), k=-1, dtype=bool)
-    means = within_and_between(draws, control.families)
+    means = draws.within_and_between(control.families)
     for i, (name, pairs) in enumerate((("within", same & lower), ("between", ~same & lower))):
         if pairs.any():
             low, high = similarity.interval(means[:, i])
@@ -106,5 +105,5 @@ def _failure_table(failures: Incomplete) -> pl.DataFrame:
 
 def _weak(m: Measured, models: pl.DataFrame) -> list[str]:
     """How to choose eps, where the attack has one and is weak on a model."""
-    weak = (models["white_box_success"] < WEAK_ATTACK).any()
+    weak = (models["white_box_success"] < similarity.WEAK_ATTACK).any()
     return [eps_advice()] if weak and m.evaluation.attack.eps is not None else []

@@ -40,7 +40,6 @@ from netkin.analysis import clusters
 from netkin.analysis.landmarks import FEWEST, complete
 from netkin.analysis.placing import Answers, cluster_shares, drawn_rows, excess
 from netkin.analysis.statistics import CERTAIN, NEAREST
-from netkin.analysis.summary import WEAK_ATTACK
 from netkin.analysis.suspect import CHANCE, RELABELLED, suspicions
 from netkin.analysis.verdict import verdict
 from netkin.errors import UserError
@@ -120,7 +119,7 @@ def novel(config: DictConfig) -> None:
             ),
             text("novel.one_sided", name=name),
         ]
-        if success < WEAK_ATTACK:
+        if success < similarity.WEAK_ATTACK:
             answer.append(text("novel.weak", name=name, success=success))
             if evaluation.attack.eps is not None:
                 answer.append(eps_advice())

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.cli.members import build_recipe, one_member
 from experiments.cli.values import construct
 from experiments.train.session import Session, build_evaluation, named, opened, to_train
-from netkin.analysis.statistics import verdict
+from netkin.analysis.verdict import verdict
 from netkin.components import base_architecture
 from netkin.errors import UserError
 from netkin.model import Model
@@ -170,7 +170,8 @@ def paired_gain(student: NDArray[np.bool_], alone: NDArray[np.bool_]) -> tuple[f
 def answer(s: Session, plain: Member, student: Member, result: dict[str, Any]) -> None:
     """Write the result, with the verdict first: Not certain where the interval includes 0."""
     name, teacher = plain.name, result["teacher"]
-    learns = verdict(result["gain_low"], result["gain_high"], "No, it learns less")
+    learns: str = verdict(result["gain"], (result["gain_low"], result["gain_high"]))
+    learns += ", it learns less" * (learns == "No")
     s.finish(
         student,
         f"Does {name} learn more with the teacher {teacher} than from the labels alone?",

@@ -35,8 +35,7 @@ from netkin.training import weights
 from netkin.training.recipe import Recipe
 from netkin.training.weights import Teaching, Training, check_identity, identity, notes
 from netkin.zoo.build import Classifier, build, published_classes
-from netkin.zoo.member import Member
-from netkin.zoo.task import Task
+from netkin.zoo.member import Member, Task
 
 SHOWN = ("lr", "weight_decay", "opt", "sched", "epochs", "batch_size")
 """Settings of a recipe at the top level of a run's config, by which dashboards sort runs."""

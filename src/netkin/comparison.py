@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from netkin import similarity
-from netkin.analysis import confounders, summary
+from netkin.analysis import confounders
 from netkin.analysis.clusters import hierarchy
-from netkin.analysis.groups import within_and_between as over_draws
+from netkin.analysis.groups import Draws, family_means, within_and_between
 from netkin.analysis.matrix import Matrix, off_diagonal
-from netkin.analysis.summary import WEAK_ATTACK, within_and_between
 from netkin.analysis.verdict import verdict
 from netkin.components import base_architecture
 from netkin.errors import UserError, and_more
@@ -44,10 +43,10 @@ from netkin.report.sentences import text
 from netkin.report.study import Lookup, Outputs, Section
 from netkin.report.text import number, percent, settings_text
 from netkin.results import Results
-from netkin.similarity import ALPHA, Z_95, MeansOfDraws, Outcomes, interval
+from netkin.similarity import ALPHA, WEAK_ATTACK, Z_95, Outcomes, interval
 from netkin.zoo.build import knows_more
 from netkin.zoo.execution import DEFAULT_PRECISION
-from netkin.zoo.published import model_page
+from netkin.zoo.sources import model_page
 
 FEWEST = 4
 """Models below which effects of single models are not separated from the rest."""
@@ -406,7 +405,7 @@ def summarise(
     members: Sequence[Model],
     outcomes: Outcomes,
     scores: NDArray[np.float64],
-    draws: NDArray[np.float64] | MeansOfDraws,
+    draws: Draws,
     eps_s: float,
     requested: Sequence[Model] = (),
     failures: pl.DataFrame | None = None,
@@ -420,8 +419,7 @@ def summarise(
         members: the N models of the outcomes, in the same order.
         outcomes: of the members.
         scores: `similarity.matrix` of the outcomes, [N, N].
-        draws: `similarity.bootstrap` of the outcomes, [draws, N, N], or `Draws` of them, for means
-            over pairs, which are of smoothed scores.
+        draws: of the outcomes, for means over pairs, which are of smoothed scores.
         eps_s: the floor of 100 p.
         requested: the members with those that failed; `members`, unless given.
         failures: of the others, a row each: model, stage, reason.
@@ -431,7 +429,7 @@ def summarise(
     requested, task = requested or members, results.evaluation.task
     if failures is None:
         failures = pl.DataFrame(schema=["model", "stage", "reason"])
-    models = summary.model_table(
+    models = similarity.models(
         outcomes,
         scores,
         [member.family for member in members],
@@ -476,7 +474,7 @@ def relate(
     question: str,
     outcomes: Outcomes,
     scores: NDArray[np.float64],
-    draws: NDArray[np.float64] | MeansOfDraws,
+    draws: Draws,
     models: pl.DataFrame,
     families: Mapping[str, str],
     *,
@@ -491,7 +489,7 @@ def relate(
     Args:
         title, question: of the page.
         outcomes, scores, draws, eps_s, alpha, suspects: see `summarise`.
-        models: of `netkin.analysis.summary.model_table`.
+        models: of `netkin.similarity.models`.
         families: of all requested models, by name.
         caveats: the last paragraphs of the answer.
         others: further attributes of the `Comparison`.
@@ -506,7 +504,7 @@ def relate(
     index = [names.index(name) for name in outcomes.members]
     matrix = np.full((len(names), len(names)), np.nan)
     matrix[np.ix_(index, index)] = scores
-    means = similarity.family_means(control.scores, control.families, draws)
+    means = family_means(control.scores, control.families, draws)
     reasons = pl.Series("suspect", map((suspects or {}).get, names), pl.String)
     table = (
         pl.DataFrame({"model": names, "family": list(families.values())})
@@ -543,14 +541,14 @@ def attacked(evaluation: Evaluation) -> str:
 def _answer(
     pairs: pl.DataFrame,
     models: pl.DataFrame,
-    family_means: pl.DataFrame,
+    means: pl.DataFrame,
     control: Controls,
-    draws: NDArray[np.float64] | MeansOfDraws,
+    draws: Draws,
 ) -> list[str]:
     """The findings, a paragraph each: families, the extreme pairs, and weak attacks."""
     within = _within_or_between(control.families, control.scores, draws)
     paragraphs = [*within, _extremes(pairs, control.scores, first=not within)]
-    paragraphs += _closest_families(family_means)
+    paragraphs += _closest_families(means)
     weak = models.filter(pl.col("white_box_success") < WEAK_ATTACK)
     if weak.height:
         named = [f"{r['model']} ({r['white_box_success']:.1%})" for r in weak.to_dicts()]
@@ -564,14 +562,14 @@ def _answer(
 def _within_or_between(
     families: Sequence[str],
     scores: NDArray[np.float64],
-    draws: NDArray[np.float64] | MeansOfDraws,
+    draws: Draws,
 ) -> list[str]:
     """The mean within families less that between families, with an interval over images."""
     means = within_and_between(families, scores)
     if means is None:
         return []
     within, between = means
-    of_draws = over_draws(draws, families)
+    of_draws = draws.within_and_between(families)
     low, high = interval(of_draws[:, 0] - of_draws[:, 1])
     return [
         text(
@@ -617,12 +615,12 @@ def _extremes(pairs: pl.DataFrame, scores: NDArray[np.float64], first: bool) -> 
     )
 
 
-def _closest_families(family_means: pl.DataFrame) -> list[str]:
+def _closest_families(means: pl.DataFrame) -> list[str]:
     """For each family with a mean within: how that compares with its closest other family. Of more
     than FAMILIES, in how many it is higher."""
-    between = family_means.filter(pl.col("family_a") != pl.col("family_b"))
+    between = means.filter(pl.col("family_a") != pl.col("family_b"))
     sentences, less = [], []
-    for row in family_means.filter(pl.col("family_a") == pl.col("family_b")).to_dicts():
+    for row in means.filter(pl.col("family_a") == pl.col("family_b")).to_dicts():
         family = row["family_a"]
         others = between.filter((pl.col("family_a") == family) | (pl.col("family_b") == family))
         if others.is_empty():

@@ -11,7 +11,7 @@ from netkin.data.views import View
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.store.files import digest, file_sha256
-from netkin.zoo import published
+from netkin.zoo import sources
 from netkin.zoo.build import (
     Classifier,
     build,
@@ -20,9 +20,8 @@ from netkin.zoo.build import (
     own_weights_sha256,
     preprocessing,
 )
-from netkin.zoo.member import Member
+from netkin.zoo.member import Member, Task
 from netkin.zoo.preprocessing import Preprocessing, trained_here
-from netkin.zoo.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +148,7 @@ def open_models(
         return models
     display.start("weights", list(names), len(names))
     files = {}
-    for name, file in published.fetch(names):
+    for name, file in sources.fetch(names):
         files[name] = file
         display.advance("weights", 1)
     display.end("weights")

@@ -168,7 +168,7 @@ def test_a_local_dir_and_the_hub_name_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same weights and preprocessing by both names."""
-    from netkin.zoo import published
+    from netkin.zoo import sources
     from netkin.zoo.build import Task, build, preprocessing
 
     net = timm.create_model("test_resnet", num_classes=10)
@@ -193,7 +193,7 @@ def test_a_local_dir_and_the_hub_name_a_model(
     for name in (f"local-dir:{file.parent}", "hf-hub:timm/mine"):
         member = Member("mine", name)
         task = Task("digits", 10, weights="pretrained")
-        (found,) = dict(published.fetch({"mine": name})).values()
+        (found,) = dict(sources.fetch({"mine": name})).values()
         assert found.path.resolve() == file.resolve()
         classifier = build(member, task, found.path).eval()
         own = preprocessing(member, task)

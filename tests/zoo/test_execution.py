@@ -20,8 +20,13 @@ from netkin.attacks import PGD, PatchFool
 from netkin.errors import UserError
 from netkin.zoo.build import Classifier
 from netkin.zoo.execution import MEMORY_FORMATS, Execution, check_execution, prepare
-from netkin.zoo.fold import STANDARDISING, fold_batch_norm, standardise_once
-from netkin.zoo.squeeze import Excite, cheap_gradients
+from netkin.zoo.fold import (
+    STANDARDISING,
+    Excite,
+    cheap_gradients,
+    fold_batch_norm,
+    standardise_once,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

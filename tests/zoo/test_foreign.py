@@ -259,6 +259,3 @@ def test_other_measures_take_these_networks(channels: int) -> None:
     without = build(one({"name": "n", "_target_": "tests.zoo.own_nets.OnNumpy"}), FOLDER)
     with pytest.raises(UserError, match="OnNumpy has no linear layer, whose input its features"):
         features(without, batch)
-
-
-# ---- families and names ----

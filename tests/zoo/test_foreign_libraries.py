@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from netkin.components import components
 from netkin.data.views import View
 from netkin.errors import UserError
-from netkin.zoo import from_timm, from_transformers, published, sources
+from netkin.zoo import from_transformers, sources
 from netkin.zoo.build import (
     Task,
     architecture_identity,
@@ -25,7 +25,7 @@ from netkin.zoo.build import (
     preprocessing,
 )
 from netkin.zoo.execution import Execution, prepare
-from netkin.zoo.from_torchvision import crop_pct
+from netkin.zoo.from_transformers import crop_pct
 from netkin.zoo.member import Member
 from netkin.zoo.preprocessing import unknown_preprocessing
 from tests.zoo.hub_cache import COMMIT, logits_of, offline
@@ -48,7 +48,7 @@ def test_torchvisions_weights_and_their_transforms(
         file = tmp_path / "torch" / "hub" / "checkpoints" / Path(url).name
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.save(net.state_dict(), file)
-        ((_, weights),) = published.fetch({"m": member.source})
+        ((_, weights),) = sources.fetch({"m": member.source})
         assert weights.path == file
         image = _photograph()
         chosen = torchvision.models.get_model_weights(name.partition(".")[0]).DEFAULT  # type: ignore[attr-defined]
@@ -62,8 +62,8 @@ def _fetch_without_network(member: Member, monkeypatch: pytest.MonkeyPatch) -> N
     def no_network(*_: Any, **__: Any) -> None:
         raise OSError("no network")
 
-    monkeypatch.setattr(from_timm, "download_cached_file", no_network)
-    list(published.fetch({"m": member.source}))
+    monkeypatch.setattr(sources, "download_cached_file", no_network)
+    list(sources.fetch({"m": member.source}))
 
 
 def _photograph() -> Image.Image:
@@ -134,7 +134,7 @@ def tiny(folder: Path, **changes: Any) -> nn.Module:
         initializer_range=0.5,
     )
     net = library.ViTForImageClassification(config)
-    with from_transformers._silent():
+    with from_transformers.silent(from_transformers.transformers()):
         net.save_pretrained(folder)
     processor = {
         "image_processor_type": "ViTImageProcessor",
@@ -168,7 +168,7 @@ def test_transformers_models_and_their_processors(
     member = one(f"transformers:{name}")
     assert (member.family, member.name) == ("vit", f"transformers:{name}")
     assert member.uses_published(FOLDER)  # on datasets whose members are trained, too
-    ((_, weights),) = published.fetch({"v": member.source})
+    ((_, weights),) = sources.fetch({"v": member.source})
     assert weights.path == folder / "model.safetensors"
     view = preprocessing(member, FOLDER).view
     assert view == View(48, 1.0, "squash", "bilinear")
@@ -241,7 +241,7 @@ def test_a_processor_that_timm_has_no_words_for_is_an_error(tmp_path: Path) -> N
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_weights_without_a_classifier_are_an_error(tmp_path: Path) -> None:
     net: Any = tiny(tmp_path)
-    with from_transformers._silent():
+    with from_transformers.silent(from_transformers.transformers()):
         net.vit.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_labels": 10}))

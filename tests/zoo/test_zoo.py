@@ -16,7 +16,7 @@ from netkin.runner import resized
 from netkin.zoo import sources
 from netkin.zoo.build import Task, build, identity, knows_more, preprocessing
 from netkin.zoo.member import Member, parse_members
-from netkin.zoo.published import fetch
+from netkin.zoo.sources import fetch
 
 DIGITS = Task(
     "digits",
@@ -52,7 +52,7 @@ NET = "tests.zoo.own_nets.Net"
         (["resnet5O", "test_vit"], r"no model 'resnet5O'; did you mean resnet50"),
         (["vit_tii", "test_vit"], r"no model 'vit_tii'; did you mean vit_ti"),
         (["resnet50.a1_in2k", "test_vit"], r"no weights tagged 'a1_in2k'; did you mean a1_in1k"),
-        (["my_pkg.MyNet"], r"no model 'my_pkg.MyNet' .*_target_: my_pkg.MyNet"),
+        (["my_pkg.MyNet"], r"no model 'my_pkg.MyNet'"),
         (["torchvision:resnet81"], r"no classifier 'resnet81'; did you mean resnet"),
         (["torchvision:fcn_resnet50"], r"no classifier 'fcn_resnet50'"),
         (["torchvision:resnet50.IMAGENET1K_V3"], r"no weights .* did you mean IMAGENET1K_V"),
@@ -62,7 +62,6 @@ NET = "tests.zoo.own_nets.Net"
         ([{"timm": "test_vit", "kwarg": {}}], r"no field 'kwarg'; did you mean"),
         ([3], r"a member is a name or a mapping .* got 3"),
         ([{"timm": "test_vit", "name": 3}], "name must be text"),
-        ([{"timm": "test_vit", "name": ""}], "name must be text"),
         ([{"timm": "test_vit", "kwargs": [1]}], "kwargs must be a mapping"),
         ([{"timm": "test_vit", "checkpoint": 3}], "checkpoint must be a file"),
         ([{"timm": "test_vit", "input_size": 0}], "input_size must be a whole number"),
@@ -88,8 +87,10 @@ def test_mistakes(entries: list, message: str) -> None:
 @pytest.mark.parametrize("name", ["test_vit", "test_coatnet", "test_resnet"])
 def test_any_architecture_takes_small_images(name: str) -> None:
     (member,) = parse_members([name], at_least=1)
-    classifier = build(member, DIGITS).eval()
-    assert classifier(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    a, b, c = (build(member, DIGITS, seed=seed).eval() for seed in (0, 0, 1))
+    assert a(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    first = [next(p for p in m.net.parameters() if p.std() > 0) for m in (a, b, c)]
+    assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
 
 
 def test_pretrained_members_keep_their_own_preprocessing() -> None:
@@ -103,18 +104,9 @@ def test_pretrained_members_keep_their_own_preprocessing() -> None:
     assert own.mean == cfg.mean
 
 
-def test_the_seed_decides_the_initialisation() -> None:
-    a, b, c = (build(Member("m", "test_vit"), DIGITS, seed=seed) for seed in (0, 0, 1))
-    first = [next(iter(m.net.state_dict().values())) for m in (a, b, c)]
-    assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
-
-
-def test_an_architecture_that_cannot_take_the_images() -> None:
+def test_what_cannot_be_built_for_a_dataset_is_refused() -> None:
     with pytest.raises(UserError, match=r"bad \(test_vit\) cannot be built for 32 x 32 images"):
         build(Member("bad", "test_vit", kwargs={"depths": 3}), DIGITS)
-
-
-def test_another_number_of_classes_is_refused() -> None:
     member = Member("many", "test_resnet", kwargs={"num_classes": 1000})
     with pytest.raises(UserError, match="many has 1000 classes, digits has 10"):
         build(member, DIGITS)

@@ -1,4 +1,4 @@
-"""What a user writes for a model, checked before anything is built."""
+"""What a user writes for a model, checked before anything is built; and the dataset as a task."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,6 @@ import timm
 
 from netkin.errors import UserError, near
 from netkin.zoo import sources
-from netkin.zoo.task import Task
 
 KINDS = ("timm", "torchvision", "transformers", "target")
 """Fields of which a member has exactly one: the source of its architecture."""
@@ -22,6 +21,30 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
 LONGEST = 200
 """Bytes of a name, as paths spell it: files are named for it, with 255 at most."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A dataset as classifiers are built for it.
+
+    Attributes:
+        dataset: its name, under which trained weights are stored.
+        num_classes: K.
+        weights: "train" (members are trained on the dataset's own training images) or
+            "pretrained" (published weights).
+        input_size: pixels a side for trained members; None takes each pretrained model's own.
+        fit: timm arguments that suit small images, tried in order; the first that an
+            architecture's constructor takes is used.
+        classes: their names; a pretrained ImageNet classifier can be compared on some of its
+            classes when they are WordNet ids.
+    """
+
+    dataset: str
+    num_classes: int
+    weights: str = "train"
+    input_size: int | None = None
+    fit: tuple[Mapping[str, Any], ...] = ({},)
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

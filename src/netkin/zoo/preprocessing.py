@@ -17,8 +17,7 @@ from timm.models._hub import _PREFERRED_FILES
 from netkin.data.views import View
 from netkin.errors import UserError
 from netkin.zoo import checkpoints, sources
-from netkin.zoo.member import Member
-from netkin.zoo.task import Task
+from netkin.zoo.member import Member, Task
 
 DEFAULT = 0.5
 """Mean and standard deviation of each channel where none is known."""
