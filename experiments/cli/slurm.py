@@ -23,18 +23,17 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus, filter_overrides, run_job, setup_globals
+from hydra.core.utils import JobReturn, filter_overrides, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -147,7 +146,8 @@ class Job:
             return f"its result cannot be read ({error})"
         if outcome == "success":
             return ""
-        return [line for line in str(value).splitlines() if line.strip()][-1].strip()
+        line = [line for line in str(value).splitlines() if line.strip()][-1].strip()
+        return line.removeprefix(f"{UserError.__module__}.UserError: ")
 
     def _last_line(self) -> str:
         with suppress(OSError):
@@ -311,14 +311,14 @@ class SlurmLauncher(Launcher):
             with open_dict(composed):
                 composed.hydra.job.update({"id": job.job_id, "num": number})
             sweep = ("hydra.sweep.dir", "hydra.sweep.subdir")
-            done = run_job(self.task, composed, *sweep, self.context)
+            files = run_job(self.task, composed, *sweep, self.context).return_value or ()
         except Stopped as stop:
             if stop.code == 128 + signal.SIGUSR2 and callable(requeue):
                 requeue(signal.SIGUSR2, None)  # exits, unless that was too often
             sys.exit(stop.code)
-        if done.status == JobStatus.FAILED:
-            _fail(job, done._return_value, overrides)
-        made = [str(Path(file).absolute()) for file in done.return_value or ()]
+        except ENDS as error:  # submitit keeps it for the launcher, and exits with code 1
+            raise UserError(one_line(error, overrides=overrides)) from None
+        made = [str(Path(file).absolute()) for file in files]
         with suppress(ValueError):  # without it the job would be submitted again
             write_json(note, {**_read(note), "made": made})
 
@@ -436,18 +436,3 @@ def _is_warning() -> bool:
     except OSError:
         return False
     return state == "RUNNING"
-
-
-def _fail(job: Any, error: BaseException, overrides: list[str]) -> NoReturn:
-    """End a job as failed: for its log, for the launcher, and for SLURM."""
-    from submitit.core.utils import cloudpickle_dump, temporary_save_path
-
-    if isinstance(error, ENDS):
-        line = one_line(error, overrides=overrides)
-    else:
-        traceback.print_exception(error)
-        line = f"{type(error).__name__}: {first_line(error)}"
-    with temporary_save_path(job.paths.result_pickle) as file:
-        cloudpickle_dump(("error", line), file)
-    print(f"error: {line}", file=sys.stderr, flush=True)
-    sys.exit(1)
