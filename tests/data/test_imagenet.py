@@ -193,9 +193,9 @@ def test_a_local_dir_and_the_hub_name_a_model(
     for name in (f"local-dir:{file.parent}", "hf-hub:timm/mine"):
         member = Member("mine", name)
         task = Task("digits", 10, weights="pretrained")
-        (found,) = dict(sources.fetch({"mine": name})).values()
-        assert found.path.resolve() == file.resolve()
-        classifier = build(member, task, found.path).eval()
+        ((_, found, _),) = sources.fetch({"mine": name})
+        assert found.resolve() == file.resolve()
+        classifier = build(member, task, found).eval()
         own = preprocessing(member, task)
         assert (own.view.input_size, own.view.interpolation) == (64, "bilinear")
         mean, std = torch.tensor(own.mean), torch.tensor(own.std)

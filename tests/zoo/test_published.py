@@ -41,8 +41,8 @@ def check_equals_timm(member: Member, folder: Path, monkeypatch: pytest.MonkeyPa
     """Logits through the published path are those of timm's own pretrained=True, to the bit."""
     offline(folder, monkeypatch)
     write_published(folder, member.timm, random_weights(member.timm, **member.kwargs))
-    ((_, file),) = sources.fetch({member.name: member.timm})
-    classifier = build(member, IMAGENET, file.path).eval()
+    ((_, file, _),) = sources.fetch({member.name: member.timm})
+    classifier = build(member, IMAGENET, file).eval()
     side = preprocessing(member, IMAGENET).view.input_size
     pixels = torch.rand(1, 3, side, side)
     theirs = timm.create_model(member.timm, pretrained=True, **member.kwargs)
@@ -78,11 +78,11 @@ def test_file_names_of_the_hub_are_timms(
     monkeypatch.setitem(sources.config(name), "hf_hub_filename", asked)
     state = random_weights(name)
     path = write_hub(tmp_path, f"timm/{name}", file, state)
-    ((_, weights),) = sources.fetch({"r": name})
-    assert weights.path == path and weights.sha256 == path.resolve().name
+    ((_, weights, sha256),) = sources.fetch({"r": name})
+    assert weights == path and sha256 == path.resolve().name
     theirs = load_state_dict_from_hf(f"timm/{name}", asked or "pytorch_model.bin")
     assert all(torch.equal(theirs[key], value) for key, value in state.items())
-    net = build(Member("r", name), IMAGENET, weights.path).net
+    net = build(Member("r", name), IMAGENET, weights).net
     assert all(torch.equal(state[key], value) for key, value in net.state_dict().items())
 
 
@@ -126,8 +126,8 @@ def test_the_original_archive_at_a_url_is_read_by_the_models_own_loader(
     folder.mkdir(parents=True)
     file = folder / Path(sources.config(name)["url"]).name
     np.savez(file, cls=np.zeros(3))
-    ((_, weights),) = sources.fetch({"v": name})
-    assert weights.path == file and file.suffix == ".npz"
+    ((_, weights, _),) = sources.fetch({"v": name})
+    assert weights == file and file.suffix == ".npz"
     loaded: list[str] = []
     monkeypatch.setattr(VisionTransformer, "load_pretrained", lambda _, path: loaded.append(path))
     build(Member("v", name, {"depth": 2}), IMAGENET, file)

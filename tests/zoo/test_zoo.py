@@ -1,7 +1,6 @@
 """Members as users write them, and the classifiers built of them."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ DIGITS = Task(
     input_size=32,
     fit=({"img_size": 32, "patch_size": 8}, {"img_size": 32}, {}),
 )
+
+IMAGENET = Task("imagenet", num_classes=1000, weights="pretrained")
 
 
 def test_names_and_mappings() -> None:
@@ -94,14 +95,10 @@ def test_any_architecture_takes_small_images(name: str) -> None:
 
 
 def test_pretrained_members_keep_their_own_preprocessing() -> None:
-    task = Task("imagenet", num_classes=1000, weights="pretrained")
-    (member,) = parse_members(["convnext_tiny.in12k_ft_in1k"], at_least=1)
-    own = preprocessing(member, task)
-    cfg = timm.get_pretrained_cfg(member.timm)
-    assert cfg is not None
-    assert own.view.input_size == cfg.input_size[-1]
+    own = preprocessing(Member("c", "convnext_tiny.in12k_ft_in1k"), IMAGENET)
+    cfg: Any = timm.get_pretrained_cfg("convnext_tiny.in12k_ft_in1k")
+    assert (own.view.input_size, own.mean) == (cfg.input_size[-1], cfg.mean)
     assert (own.view.crop_pct, own.view.interpolation) == (cfg.crop_pct, cfg.interpolation)
-    assert own.mean == cfg.mean
 
 
 def test_what_cannot_be_built_for_a_dataset_is_refused() -> None:
@@ -150,32 +147,18 @@ def test_other_classes_are_refused(classes: tuple[str, str]) -> None:
         build(Member("r", "test_resnet.r160_in1k"), folders_of(*classes))
 
 
-def test_the_original_authors_keys_are_converted(tmp_path: Path) -> None:
-    """timm's filter for ConvNeXt turns Facebook's names into its own."""
-    net = timm.create_model("test_convnext", num_classes=10).eval()
-    theirs = {}
-    for key, value in net.state_dict().items():
-        key = key.replace("stem.", "downsample_layers.0.")
-        key = re.sub(r"stages.([0-9]+).blocks.([0-9]+)", r"stages.\1.\2", key)
-        key = re.sub(r"stages.([0-9]+).downsample.([0-9]+)", r"downsample_layers.\1.\2", key)
-        for ours, original in (
-            ("conv_dw", "dwconv"),
-            ("mlp.fc1", "pwconv1"),
-            ("mlp.fc2", "pwconv2"),
-            ("head.fc.", "head."),
-            ("head.norm.", "norm."),
-        ):
-            key = key.replace(ours, original)
-        theirs[key] = value
-    assert theirs.keys() != net.state_dict().keys()
-    torch.save({"model": theirs}, tmp_path / "facebook.pth")
-    classifier = build(Member("c", "test_convnext"), DIGITS, tmp_path / "facebook.pth").eval()
+def test_the_original_authors_layout_is_converted(tmp_path: Path) -> None:
+    """timm's filter for ViTs takes a patch embedding that was a linear layer."""
+    net = timm.create_model("test_vit", num_classes=10, img_size=32, patch_size=8).eval()
+    state = net.state_dict()
+    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].flatten(1)
+    torch.save({"model": state}, tmp_path / "old.pth")
+    classifier = build(Member("v", "test_vit"), DIGITS, tmp_path / "old.pth").eval()
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(classifier.net(images), net(images))
 
 
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("size", [224, 299])
+@pytest.mark.parametrize(("size", "interpolation"), [(224, "bilinear"), (299, "bicubic")])
 def test_a_160_px_source_and_larger_targets(size: int, interpolation: str) -> None:
     """Whole images in [0, 1] of the target's size: a bright edge stays on every side."""
     images = torch.zeros(2, 3, 160, 160, dtype=torch.uint8)
@@ -218,22 +201,19 @@ def test_a_wrong_config_of_a_local_model(tmp_path: Path, changes: dict, said: st
         parse_members([local_dir(tmp_path / "mine", **changes)], at_least=1)
 
 
-def test_a_local_model_without_weights_does_not_turn_to_the_hub(tmp_path: Path) -> None:
-    name = local_dir(tmp_path / "mine")
-    sources.config(name)["hf_hub_id"] = "timm/test_resnet.r160_in1k"
-    (tmp_path / "mine" / "model.safetensors").unlink()
-    with pytest.raises(
-        UserError, match=r"mine holds no weights, such as model\.safetensors or pytorch"
-    ):
-        dict(fetch({"mine": name}))
-
-
-def test_published_weights_keep_their_classes(tmp_path: Path) -> None:
+def test_the_weights_of_a_local_model(tmp_path: Path) -> None:
+    """They keep their classes, and where they are missing, the hub's are not taken."""
     name = local_dir(tmp_path / "mine")
     weights = tmp_path / "mine" / "model.safetensors"
     task = Task("three", 3, weights="pretrained")
     with pytest.raises(UserError, match=r"kwargs\.num_classes=3 would put a layer of random"):
         build(Member("m", name, {"num_classes": 3}), task, weights)
+    sources.config(name)["hf_hub_id"] = "timm/test_resnet.r160_in1k"
+    weights.unlink()
+    with pytest.raises(
+        UserError, match=r"mine holds no weights, such as model\.safetensors or pytorch"
+    ):
+        list(fetch({"mine": name}))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -260,7 +240,6 @@ def test_the_arguments_in_a_config_are_part_of_a_model(tmp_path: Path) -> None:
 
 
 def test_another_input_size_of_published_weights(tmp_path: Path) -> None:
-    task = Task("imagenet", 1000, weights="pretrained")
     for name, size, fits in (
         ("test_resnet", 96, True),
         ("test_vit", 96, True),
@@ -271,7 +250,7 @@ def test_another_input_size_of_published_weights(tmp_path: Path) -> None:
         kwargs: dict[str, Any] = {"img_size": size} if name == "test_vit" and fits else {}
         save_file(timm.create_model(name, **kwargs).state_dict(), file)
         if fits:
-            assert build(member, task, file)(torch.rand(1, 3, size, size)).shape == (1, 1000)
+            assert build(member, IMAGENET, file)(torch.rand(1, 3, size, size)).shape == (1, 1000)
         else:
             with pytest.raises(UserError, match=r"m \(test_vit\) cannot be built"):
-                build(member, task, file)
+                build(member, IMAGENET, file)

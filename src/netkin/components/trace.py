@@ -314,7 +314,7 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
 
 
 def _numbers(value: Any) -> tuple[int, ...]:
-    values = (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+    values: Any = (value,) if isinstance(value, int) and not isinstance(value, bool) else value
     listed = isinstance(values, list | tuple) and all(isinstance(v, int) for v in values)
     return tuple(values) if listed else ()
 

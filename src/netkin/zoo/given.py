@@ -75,9 +75,8 @@ def read_models(
         elif isinstance(model, Mapping):
             specs.append({**model, "name": name})
         else:
-            spec, held[name] = _spec(
-                name, model if isinstance(model, Model) else Model(model), shape
-            )
+            given = model if isinstance(model, Model) else Model(model)
+            spec, held[name] = _spec(name, given, shape)
             specs.append(spec)
     return parse_members(specs), held
 
@@ -90,6 +89,10 @@ def _spec(name: str, model: Model, shape: Sequence[int]) -> tuple[dict[str, Any]
             f"images are {height} x {width} and models take squares: give "
             f"netkin.Model(net, input_size=...) to {name}, to which they are resized and cropped"
         )
+
+    def values(given: Any) -> Any:
+        return given.tolist() if isinstance(given, np.ndarray | torch.Tensor) else given
+
     sha256, net = register(model.net, name)
     module = type(net).__module__
     family = module.split(".")[-1] if module.startswith("timm.models.") else type(net).__name__
@@ -99,18 +102,13 @@ def _spec(name: str, model: Model, shape: Sequence[int]) -> tuple[dict[str, Any]
         "kwargs": {"sha256": sha256},
         "family": model.family or family,
         "input_size": height if model.input_size is None else model.input_size,
-        "mean": _numbers(model.mean),
-        "std": _numbers(model.std),
+        "mean": values(model.mean),
+        "std": values(model.std),
         **{key: getattr(model, key) for key in ("crop_pct", "crop_mode", "interpolation")},
         "in_chans": channels if model.in_chans is None else model.in_chans,
     }
     parse_members([spec], at_least=1)  # its fields are checked before the network runs
     return spec, net
-
-
-def _numbers(values: Any) -> Any:
-    """Arrays and tensors as lists; anything else as it is."""
-    return values.tolist() if isinstance(values, np.ndarray | torch.Tensor) else values
 
 
 def num_classes(

@@ -1,5 +1,6 @@
 """What a user writes for a model, checked before anything is built; and the dataset as a task."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -136,8 +137,7 @@ def parse_members(
             f"members names {len(members)} model{'s' * (len(members) != 1)}, "
             f"expected {at_least} or more: similarity is between models"
         )
-    twice = [name for name, times in Counter(m.name for m in members).items() if times > 1]
-    if twice:
+    if twice := [name for name, n in Counter(m.name for m in members).items() if n > 1]:
         raise UserError(
             f"members names {', '.join(twice)} more than once; "
             "give each its own name: {name: ..., timm: ...}"
@@ -182,9 +182,7 @@ def _check_spelling(name: str, known: Mapping[str, Any]) -> None:
 def _one_kind(spec: dict[str, Any]) -> None:
     """Move a prefixed name to its field, and see to it that there is one architecture."""
     prefix, colon, rest = str(spec.get("timm") or "").partition(":")
-    if colon and prefix in PREFIXES:
-        if spec.get(prefix):
-            raise UserError(f"member {spec.get('name')!r} has both timm and {prefix}; give one")
+    if colon and prefix in PREFIXES and not spec.get(prefix):
         spec |= {"timm": "", prefix: rest}
         spec.setdefault("name", f"{prefix}:{rest}")
     kinds = [kind for kind in KINDS if spec.get(kind)]
@@ -208,14 +206,10 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _per_channel(value: Any) -> bool:
-    values = [value] if _is_number(value) else value
+def _per_channel(value: Any, above: float = -math.inf) -> bool:
+    values: Any = [value] if _is_number(value) else value
     listed = isinstance(values, Sequence) and not isinstance(values, str)
-    return listed and len(values) in (1, 3) and all(map(_is_number, values))
-
-
-def _positive_per_channel(value: Any) -> bool:
-    return _per_channel(value) and all(v > 0 for v in ([value] if _is_number(value) else value))
+    return listed and len(values) in (1, 3) and all(_is_number(v) and v > above for v in values)
 
 
 CHANNELS = "1 or 3 numbers{} for pixels in [0, 1], such as [0.5, 0.5, 0.5]"
@@ -238,7 +232,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool] | tuple, str]] = {
     "in_chans": ((1, 3), ""),
     "crop_pct": (lambda value: _is_number(value) and 0 < value <= 1, "in (0, 1]"),
     "mean": (_per_channel, CHANNELS.format("")),
-    "std": (_positive_per_channel, CHANNELS.format(" above 0")),
+    "std": (lambda value: _per_channel(value, above=0), CHANNELS.format(" above 0")),
 }
 """By field, a test or the values that it can have, and what is expected."""
 

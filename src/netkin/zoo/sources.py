@@ -11,7 +11,6 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -388,16 +387,9 @@ def _quiet_hub() -> Iterator[None]:
         logger.setLevel(before)
 
 
-@dataclass(frozen=True)
-class WeightsFile:
-    """A file of weights and the hash of its bytes."""
-
-    path: Path
-    sha256: str
-
-
-def fetch(names: dict[str, str]) -> Iterator[tuple[str, WeightsFile]]:
-    """The published weights of many members (member's name to that of its model), one by one.
+def fetch(names: dict[str, str]) -> Iterator[tuple[str, Path, str]]:
+    """The published weights of many members (member's name to that of its model), one by one: the
+    member, its file, and the hash of its bytes.
 
     Raises one UserError at the end that lists all members whose weights cannot be had. After one
     download has failed without a network, only the caches are searched.
@@ -417,7 +409,7 @@ def fetch(names: dict[str, str]) -> Iterator[tuple[str, WeightsFile]]:
         if path is None:
             missing[member] = reason
         else:
-            yield member, WeightsFile(path, _sha256(path))
+            yield member, path, _sha256(path)
     if missing:
         reason = next(iter(missing.values()))
         raise UserError(
