@@ -32,7 +32,7 @@ def test_help_names_every_experiment_with_what_it_answers(
 def test_help_of_an_option(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     usage.show("evaluate", [option, "-h"])
     text = capsys.readouterr().out
-    assert text.startswith(f"{option}\n# ") and "_global_" not in text
+    assert text.startswith(f"{option}\n# ") and "@package" not in text
     if option.startswith("experiment"):
         assert re.search(r"\n# python (evaluate|train)\.py ", text)
         assert re.search(r"(?m)^  clusters\.restarts: 1000 +\S", text)
