@@ -13,13 +13,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig
 
 from experiments.cli import mistakes
-from experiments.cli.config import CONF, GROUPS, composed
+from experiments.cli.config import CONF, composed
 from netkin.errors import UserError, and_more
 
 ROOT = CONF.parent
 NAME = r"[\w.@/:*-]+"
 GLOB = re.compile(r"source=glob\((.*)\)")
-NO_NAME = r"(?:[\d.]+|true|false|null)"
 
 
 def spelled_out(overrides: Sequence[str]) -> list[str]:
@@ -45,9 +44,6 @@ def spelled_out(overrides: Sequence[str]) -> list[str]:
             continue
         elif key == "similarity" and value != "sat69" and not value.startswith("{"):
             text = f"similarity={','.join(f'{{file: {file}}}' for file in value.split(','))}"
-        elif key in GROUPS and re.fullmatch(rf"{NO_NAME}(?:,{NO_NAME})*", value):
-            # Hydra refuses options that are no text before it lists those that there are.
-            text = f"{key}={','.join(repr(option) for option in value.split(','))}"
         spelled.append(text)
     keys = {text.partition("=")[0] for text in spelled}
     if "similarity.dir" in keys and "similarity" not in keys:

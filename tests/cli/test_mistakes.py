@@ -20,7 +20,6 @@ CONFIG = {
     # what is typed: the setting or option that the error names, and what it offers
     "attack=pdg": ("attack=pdg", "pgd"),
     "experiment=pairwize": ("experiment=pairwize", "pairwise"),
-    "subset=10": ("subset=10", "quick"),
     "atack=pgd": ("atack", "attack"),
     "attack.stepz=3": ("attack.stepz", "attack.steps"),
     "clusters.sedes=3 experiment=clusters": ("clusters.sedes", "clusters.seeds"),
