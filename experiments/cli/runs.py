@@ -141,11 +141,12 @@ def used(config: DictConfig) -> DictConfig:
     """The config less the keys that a study of a matrix from a file does not read."""
     if config.get("similarity") is None:
         return config
-    read = {key: config[key] for key in config if key not in MEASURING}
-    values = {
-        str(key): OmegaConf.to_container(value, resolve=True)
-        if OmegaConf.is_config(value)
-        else value
-        for key, value in read.items()
-    }
-    return OmegaConf.create(values)
+    read = {str(key): config[key] for key in config if key not in MEASURING}
+    return OmegaConf.create(
+        {
+            key: OmegaConf.to_container(value, resolve=True)
+            if OmegaConf.is_config(value)
+            else value
+            for key, value in read.items()
+        }
+    )
