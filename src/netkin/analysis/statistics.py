@@ -57,14 +57,13 @@ class Trend:
     """A least-squares line with the confidence band of its mean.
 
     Attributes:
-        slope, intercept: of y = slope x + intercept.
+        slope: of y on x.
         x, y: [points] the line, over the range of the data.
         low, high: [points] the band, for independent observations.
         level: its confidence, such as 0.9.
     """
 
     slope: float
-    intercept: float
     x: NDArray[np.float64]
     y: NDArray[np.float64]
     low: NDArray[np.float64]
@@ -155,9 +154,7 @@ def trend(x: ArrayLike, y: ArrayLike, level: float = 0.9, points: int = 100) -> 
     mean = line.intercept + line.slope * at
     half = stats.t.ppf((1 + level) / 2, len(a) - 2) * line.stderr
     half = half * np.sqrt(a.var() + (at - a.mean()) ** 2)
-    return Trend(
-        float(line.slope), float(line.intercept), at, mean, mean - half, mean + half, level
-    )
+    return Trend(float(line.slope), at, mean, mean - half, mean + half, level)
 
 
 def p_text(p: float, permutations: int | None = None) -> str:
