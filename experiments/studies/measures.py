@@ -73,17 +73,16 @@ def gather(config: DictConfig, m: Measured, kinds: Sequence[Kind]) -> dict[str, 
     Returns the seconds per image of a forward pass, an attack (craft), features and gradients,
     each summed over the models.
     """
-    r, seconds = m.run, config.measures.seconds
+    r = m.run
     with r.working():
         for kind in kinds:
-            missing = {m.name: tuple(kind.missing(r.results, m)) for m in m.members}
-            todo = [Item(m.name, m, missing[m.name]) for m in m.members if missing[m.name]]
+            missing = [(model, tuple(kind.missing(r.results, model))) for model in m.members]
+            todo = [Item(model.name, model, shards) for model, shards in missing if shards]
             parts = kind.shards(r.results)
             images = sum(len(parts[i]) for item in todo for i in item.todo)
             r.stage(kind.name, kind.compute, todo, images)
-        timed = r.stage(
-            "cost", partial(_cost, seconds), [Item(m.name, m) for m in m.members], len(m.members)
-        )
+        models = [Item(model.name, model) for model in m.members]
+        timed = r.stage("cost", partial(_cost, config.measures.seconds), models, len(models))
     r.raise_failures()
     costs = [result.cost for _, result in timed]
     return {name: sum(cost[name] for cost in costs) for name in costs[0]}
