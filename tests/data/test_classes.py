@@ -12,7 +12,7 @@ from netkin.data.classes import class_words, in_order, labels_of, read_classes
 from netkin.data.images import Images
 from netkin.data.sources import open_folder
 from netkin.errors import UserError
-from tests.data.test_sources import picture
+from tests.data.conftest import picture
 
 NUMBERS = [str(k) for k in range(12)]
 
