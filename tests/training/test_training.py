@@ -283,7 +283,7 @@ def test_a_stopped_training_continues_to_the_same_bytes(tmp_path: Path, recipe: 
             else:
                 with pytest.raises(Stopped):
                     fit(classifier, job, tell)
-                assert checkpoint.epochs_done(job.last) == stop
+                assert checkpoint.load(job.last).epoch == stop
     single = ends[0]
     assert len(single.curves) == 3
     for end in ends[1:]:
@@ -377,7 +377,6 @@ def test_a_checkpoint_of_another_training(tmp_path: Path) -> None:
     job.last.write_bytes(job.last.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"is not a training checkpoint, or is damaged"):
         fit(build(MEMBER, TASK), job)
-    assert checkpoint.epochs_done(job.last) == 0
 
 
 @pytest.mark.slow
