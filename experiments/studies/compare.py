@@ -289,7 +289,7 @@ def defined(
 
 def one_direction(s: Study, label: str, outcomes: Outcomes) -> Definition:
     """One-sided scores of outcomes, with their draws."""
-    sampled = noise.sampled_directions(outcomes, s.config.score.bootstrap)
+    sampled = noise.sampled_scores(outcomes, s.config.score.bootstrap, one_sided=True)
     return Definition(label, sampled.values.copy(), sampled)
 
 
