@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -149,7 +150,7 @@ def agreement(ours: pl.DataFrame, theirs: pl.DataFrame) -> tuple[pl.DataFrame, p
         )
         for c in shared
     ]
-    schema = dict.fromkeys(("model", "component", "ours", "theirs"), pl.String)
+    schema: dict[str, Any] = dict.fromkeys(("model", "component", "ours", "theirs"), pl.String)
     both = pl.concat([pl.DataFrame(schema=schema), *(cell.select(*schema) for cell in cells)])
     same = pl.col("ours") == pl.col("theirs")
     counts = both.group_by("component", maintain_order=True).agg(

@@ -292,7 +292,7 @@ def map_figure(
         ax.scatter(
             *points[members].T,
             s=36,
-            color=[colours[groups[i]] for i in np.flatnonzero(members)],
+            color=[colours[groups[i]] for i in np.flatnonzero(members).tolist()],
             marker=marker,
             edgecolors="white",
             linewidths=0.5,
