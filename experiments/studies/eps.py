@@ -16,11 +16,10 @@ import polars as pl
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.cli.keys import naming
 from experiments.cli.members import build_members
 from experiments.cli.runs import command
 from experiments.cli.setting import Opened, build_attack, opened
-from experiments.cli.values import resolved
+from experiments.cli.values import naming, resolved
 from netkin.analysis.eps import NOISE, SUCCESS, sentence, smallest, strength_row
 from netkin.attacks import Attack, SignNoise
 from netkin.attacks.grid import levels

@@ -29,12 +29,12 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from experiments.cli.keys import naming
 from experiments.cli.landmarks import choose, pass_landmarks
 from experiments.cli.members import build_member, build_members
 from experiments.cli.runs import command, eps_advice
 from experiments.cli.setting import Opened, build_evaluation, opened
 from experiments.cli.study import attacked, describe
+from experiments.cli.values import naming
 from netkin import similarity
 from netkin.analysis import clusters
 from netkin.analysis.landmarks import FEWEST, complete

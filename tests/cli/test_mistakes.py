@@ -20,37 +20,24 @@ CONFIG = {
     # what is typed: the setting or option that the error names, and what it offers
     "attack=pdg": ("attack=pdg", "pgd"),
     "experiment=pairwize": ("experiment=pairwize", "pairwise"),
-    "experiment=distil": ("experiment=distil", "distill"),
-    "subset=10": ("subset=10", "quick"),
-    "attack=true": ("attack=true", "autoattack"),
     "atack=pgd": ("atack", "attack"),
     "attack.stepz=3": ("attack.stepz", "attack.steps"),
-    "attack.epsilon=4/255": ("attack.epsilon", "attack.eps"),
     "clusters.sedes=3 experiment=clusters": ("clusters.sedes", "clusters.seeds"),
-    "seed=3": ("seed", "landmarks"),
     "student=vit_ti": ("student", "distillation"),
-    "plan.devices=[1]": ("plan", "experiment=plan"),
     "similarity=a.csv": ("similarity", "clusters"),
-    "experiment=plan similarity=sat69": ("similarity", "clusters"),
     "recipe.sched_args={foo:1}": ("recipe.sched_args.foo", "+recipe.sched_args.foo=VALUE"),
     "+store.dirr=x": ("store.dirr", "store.dir"),
     "+foo=1": ("foo", "--help"),
-    "store=foo": ("store=foo", "store.dir"),
     "clusters=foo experiment=clusters": ("clusters=foo", "clusters.restarts"),
     "attack=[pgd": ("attack=[pgd", "KEY=VALUE"),
     "quiet=maybe": ("quiet", "true or false"),
     "store.dtype=int4": ("store.dtype", "uint8 or float32"),
-    "store.dtype=null": ("store.dtype", "uint8 or float32"),
     "store.shard_size=1.5": ("store.shard_size", "whole number of 1 or more"),
     "store.shard_size=0": ("store.shard_size", "whole number of 1 or more"),
     "score.eps_s=0": ("score.eps_s", "above 0"),
-    "score.half_width=x": ("score.half_width", "above 0, or null"),
-    "hardware.train_precision=half": ("hardware.train_precision", "32-true or"),
     "hardware.batch_size=0": ("hardware.batch_size", "auto or a whole number"),
-    "hardware.members_at_once=none": ("hardware.members_at_once", "auto or a whole number"),
     "hardware.pin_memory=perhaps": ("hardware.pin_memory", "auto or true or false"),
     "experiment=plan plan.devices=[1,x]": ("plan.devices", "each a whole number"),
-    "experiment=plan plan.devices=4": ("plan.devices", "a list"),
     "experiment=clusters clusters.seed=-1": ("clusters.seed", "of 0 or more"),
     "experiment=clusters k=many": ("k", "auto or a whole number"),
 }
@@ -77,12 +64,15 @@ def test_a_setting_that_is_wrong_is_named_with_what_it_may_be(given: str) -> Non
 
 def test_every_setting_refuses_another_type() -> None:
     """Of each experiment: a list for a number; and each default is valid."""
+    tried: set[tuple[str, str]] = set()
     for name in [*EXPERIMENTS, "pairwise", "scratch"]:
         script = "train" if name in ("distill", "seeds", "hparams", "scratch") else "evaluate"
         config = composed(script, [f"experiment={name}"])
         for key, setting in settings(name, script).items():
-            kinds = setting.kinds
-            if {bool, int, float} & kinds:
+            if (script, key) in tried:  # what all experiments share
+                continue
+            tried.add((script, key))
+            if {bool, int, float} & setting.kinds:
                 wrong = config.copy()
                 with pytest.raises(ENDS, match=re.escape(key.rpartition(".")[2])):
                     OmegaConf.update(wrong, key, [["x"]], force_add=True)
@@ -110,37 +100,22 @@ def test_valid_settings_pass() -> None:
         ("model.members=[resnet5O,test_vit]", "resnet50"),
         ("model.members=[test_vit]", "model.members"),
         ("model.members=[test_vit,test_vit]", "test_vit"),
-        ("model.members=test_vit", "model.members"),
-        ("attack.eps=-8/255", "attack.eps"),
         ("attack.eps=8", "8/255"),
-        ("attack.eps=8of255", "attack.eps"),
         ("attack.eps=0.5/255", "store.dtype=float32"),
-        ("attack.step_size=0", "attack.step_size"),
-        ("attack.steps=0", "attack.steps"),
         ("recipe.epochs=0", "recipe.epochs"),
         ("+recipe.epoch=3", "epochs"),
         ("~recipe.lr", "lr"),
-        ("recipe.keep=ema", "recipe.keep"),
         ("+subset.per_clas=3", "per_class"),
         ("subset.per_class=3 subset.fraction=0.1", "subset.per_class"),
         ("dataset=folder dataset.root=/nowhere", "dataset.root"),
-        ("dataset=folder dataset.root=/tmp dataset.split=x", "dataset.split"),
         ("logger=csv logger.kind=tensorbord", "logger.kind"),
         ("subset.per_class=1000", "class"),
-        ("dataset.weights=pretraind", "dataset.weights"),
         ("dataset.input_size=null", "dataset.input_size"),
-        ("dataset.name=null", "dataset.name"),
         ("store.dir=/proc/store", "store.dir=/proc/store"),
         ("attack._target_=netkin.attacks.PDG", "PDG"),
-        ("logger=wandb logger.mode=ofline", "logger.mode"),
         ("attack=pgd,pdg -m", "pgd"),
         ("dataset=folder", "dataset.root=VALUE"),
-        ("experiment=novel", "model.candidate=VALUE"),
         ("attack.seed=abc", "attack.seed"),
-        ("attack.random_start=maybe", "attack.random_start"),
-        ("attack=mim attack.momentum=.inf", "attack.momentum"),
-        ("recipe.opt=adamax2", "recipe.opt"),
-        ("recipe.sched=cosin", "recipe.sched"),
         (f"model.members=[test_vit,{{name:{'a' * 260},timm:test_vit}}]", "200"),
     ],
 )
@@ -203,13 +178,13 @@ def test_members_that_do_not_fit_the_dataset(small_run: Path, mistake: Mistake) 
 
 @pytest.mark.slow
 def test_nan_logits_name_the_model_and_images(small_run: Path, tmp_path: Path) -> None:
-    """By the real command, in worker processes; what was computed before stays."""
+    """What was computed before stays."""
     state = load_file(small_run / "store" / "weights" / "digits" / "test_byobnet.safetensors")
     state["head.fc.bias"] = torch.full_like(state["head.fc.bias"], float("nan"))
     save_file(state, tmp_path / "nan.safetensors")
     broken = f"{{name: broken, timm: test_byobnet, checkpoint: {tmp_path / 'nan.safetensors'}}}"
     before = sorted((small_run / "store").rglob("*.safetensors"))
-    done = run_command(
+    done = run_here(
         f"model.members=[test_byobnet,{broken}]",
         *SMALL[1:],
         f"store.dir={small_run / 'store'}",
@@ -242,6 +217,6 @@ def test_help_and_composition(tmp_path: Path) -> None:
     ):
         assert words in helped.stdout
     assert max(map(len, helped.stdout.splitlines())) <= 80
-    composed = run_command("--cfg", "job", cwd=tmp_path)
+    composed = run_here("--cfg", "job", cwd=tmp_path)
     assert composed.returncode == 0 and "steps: 50" in composed.stdout
     assert ROOT.name not in os.listdir(tmp_path)
