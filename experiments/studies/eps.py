@@ -25,8 +25,7 @@ from netkin.attacks import Attack, SignNoise
 from netkin.attacks.grid import levels
 from netkin.attacks.units import fraction
 from netkin.errors import UserError
-from netkin.jobs.pool import Advance
-from netkin.passes.strength import Strengths, Trial, spread, strengths
+from netkin.passes import Item
 from netkin.report.plots import Line, lines_figure
 from netkin.report.study import Section
 from netkin.report.text import settings_text
@@ -44,10 +43,9 @@ def run(config: DictConfig) -> None:
     most = config.eps.images
     with opened(config, build_members(config, at_least=1)) as o:
         r, rows = o.run, list[dict]()
-        positions = spread(len(r.evaluation.subset), most)
         with r.working():
-            trials = [Trial(model, attacks, positions) for model in r.clean()]
-            found = r.stage("eps", _strengths, trials, len(trials) * len(attacks))
+            trials = [Item(model.name, model, attacks, most) for model in r.clean()]
+            found = r.stage("eps", "craft.strengths", trials, len(trials) * len(attacks))
         for trial, result in found:
             rows += [
                 strength_row(
@@ -85,10 +83,6 @@ def at_eps(config: DictConfig, eps: float) -> Attack:
     changed = config.copy()
     OmegaConf.update(changed, "attack.eps", eps)
     return build_attack(changed)
-
-
-def _strengths(context: tuple[Any, Any, Any], trial: Trial, advance: Advance) -> Strengths:
-    return strengths(*context[:2], trial, advance)
 
 
 def report(o: Opened, table: pl.DataFrame) -> None:

@@ -28,7 +28,6 @@ from experiments.cli.study import describe, study
 from netkin.analysis.landmarks import Completed, complete
 from netkin.analysis.matrix import Matrix, pair_values
 from netkin.jobs.progress import Bars
-from netkin.passes.rows import rows
 from netkin.report.heatmap import heatmap_figure
 from netkin.report.plots import scatter_figure
 from netkin.report.study import Outputs, Section
@@ -44,7 +43,7 @@ class Found:
         names, groups: of the N models; groups are families.
         landmarks: positions of the landmarks.
         completed: the scores.
-        pairs: of `netkin.passes.rows.Rows`; None for a file.
+        pairs: of `netkin.results.Results.landmark_scores`; None for a file.
         truth: all scores, [N, N], of a file; None where the rest was not measured.
         source: where the scores come from, in words.
         one_sided: whether only landmarks were attacked.
@@ -84,10 +83,11 @@ def measure(config: DictConfig) -> None:
             table = _components(config, [m.member for m in done], o.run.evaluation.task, bars)
         names, groups = [m.name for m in done], [m.family for m in done]
         positions = [names.index(name) for name in chosen]
-        measured = rows(o.run.results, done, positions, sides, config.score.eps_s)
-        completed = _complete(config, measured.scores, positions, table)
+        found = o.run.results.landmark_scores(done, positions, sides, config.score.eps_s)
+        scores, pairs = found
+        completed = _complete(config, scores, positions, table)
         source = describe(o.run.evaluation, len(done))
-        found = Found(names, groups, positions, completed, measured.pairs, None, source, sides)
+        found = Found(names, groups, positions, completed, pairs, None, source, sides)
         o.finish(*report(found, o.outputs))
         o.tracker.summary({"landmarks/held_out_r2": completed.held_out.r2})
         o.run.raise_failures()

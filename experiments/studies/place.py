@@ -45,7 +45,6 @@ from netkin.analysis.verdict import verdict
 from netkin.errors import UserError
 from netkin.model import Model
 from netkin.passes import pack
-from netkin.passes.rows import rows
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.report.style import INK, PALETTE, SMALL, legend_above, panels, style
@@ -267,17 +266,17 @@ def answered(o: Opened, members: list[Model], landmarks: list[Model]) -> None:
                 "shuffled against their image_ids, or the classes in another order than in "
                 "manifest.json?"
             )
-    measured = rows(results, members, chosen, one_sided=True, eps_s=config.score.eps_s)
+    measured, _ = results.landmark_scores(members, chosen, True, config.score.eps_s)
     right = given.clean == labels
     answers = Answers(
-        right & measured.correct[chosen],
+        right & np.stack([results.correct(landmark).numpy() for landmark in landmarks]),
         given.attacked != labels,
         None if given.noise is None else given.noise != labels,
     )
     check_common(answers, [landmark.name for landmark in landmarks], name)
     n = len(members)
     scores = np.full((n + 1, n + 1), np.nan)
-    scores[:n, :n] = measured.scores
+    scores[:n, :n] = measured
     scores[chosen, n] = scores[n, chosen] = answers.smoothed()
     half = np.zeros(n)
     if predicted := FEWEST <= len(chosen) < n:

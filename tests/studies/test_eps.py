@@ -8,7 +8,7 @@ import pytest
 
 from experiments.studies.eps import short_steps
 from netkin.analysis.eps import NOISE, SUCCESS, sentence, smallest, strength_row
-from netkin.passes.strength import spread
+from netkin.passes.craft import spread
 from tests.conftest import SMALL, run_here
 from tests.helpers import has_figures
 
