@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.studies.compare import cheapest, comparison, passes
+from experiments.studies.compare import Reference, cheapest, passes
 from netkin.attacks import PGD
 from netkin.similarity import Outcomes
 from tests.conftest import Mistake, run_here
@@ -67,9 +67,9 @@ def test_few_images_may_give_all_pairs_the_same_score() -> None:
     outcomes = Outcomes(
         tuple("abcd"), tuple(map(str, range(200))), np.ones((4, 200), dtype=bool), fooled
     )
-    found = comparison(outcomes, 0.01)([outcomes.on(range(10))])
+    found = Reference(outcomes, 0.01).against([outcomes.on(range(10))])
     assert found is not None and found["r"] == 0 and found["clusters"] == 0
-    found = comparison(outcomes, 0.01)([outcomes])
+    found = Reference(outcomes, 0.01).against([outcomes])
     assert found is not None and found["r"] == pytest.approx(1) and found["clusters"] == 1
 
 

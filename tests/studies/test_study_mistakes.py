@@ -47,7 +47,6 @@ def matrices(tmp_path: Path) -> None:
             "ensemble similarity=three.csv store.dir=store",
             "three.csv has scores, and this study needs the models' logits on images, too",
         ),
-        ("ensemble ensemble.sizes=[1]", "ensemble.sizes must list whole numbers of 2 or more"),
         ("attacks similarity=three.csv other=constant.csv", "is constant"),
     ],
 )
