@@ -6,7 +6,7 @@
 Full-size timm models with random weights on random images. All ways to attack the same images are
 timed in turn, round after round, in one process. The bare loop is a forward pass and the gradient
 with respect to the input: no update, no projection. Libraries run unchanged, and so with glibc's
-own rules for freed memory (`netkin.jobs.process`). With `--attacks` whole attacks of conf/attack
+own rules for freed memory (`netkin.jobs.pool`). With `--attacks` whole attacks of conf/attack
 are timed instead, as images a second.
 
 Measured: experiments/results/speed.md.
@@ -34,8 +34,9 @@ from torch.nn.functional import cross_entropy
 
 from netkin.attacks import PGD, Attack
 from netkin.attacks.frozen import frozen
-from netkin.jobs.devices import device_of, seconds_of
-from netkin.jobs.process import keep_freed
+from netkin.jobs.pool import keep_freed
+from netkin.passes.probe import seconds_of
+from netkin.runner import device_of
 from netkin.zoo.build import Classifier
 from netkin.zoo.execution import (
     MEMORY_FORMATS,

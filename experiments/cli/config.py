@@ -25,7 +25,7 @@ CONF = Path(__file__).parents[2] / "conf"
 GROUPS = ("experiment", "dataset", "subset", "model", "recipe", "attack", "logger", "distillation")
 """Keys whose options are the files of a folder of conf/."""
 PRECISIONS = ("32-true", "tf32", "bf16-mixed", "16-mixed")
-CHOICES: dict[str, tuple[str, ...]] = {
+CHOICES: dict[str, tuple[Any, ...]] = {
     "store.dtype": ("uint8", "float32"),
     "transfer.interpolation": ("bilinear", "bicubic"),
     "transfer.precision": PRECISIONS[:3],
@@ -34,9 +34,22 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "hardware.craft_precision": PRECISIONS,
     "hardware.memory_format": ("contiguous", "channels_last", "auto"),
     "on_suspect": ("warn", "stop"),
+    "dataset.weights": ("train", "pretrained"),
+    "dataset.on_error": ("stop", "skip"),
+    "distillation.token": (True, False),
+    "subset.shuffled": (True, False, None),
 }
-LEAST = {"hardware.loader_processes": 0, "run": 0, "select.tolerance": 0, "teachers.above": -5}
+LEAST = {
+    "ensemble.sizes": 2,
+    "hardware.loader_processes": 0,
+    "importance.min_samples": 2,
+    "run": 0,
+    "select.tolerance": 0,
+    "teachers.above": -5,
+}
 """Of other numbers: 0 of seeds, 1 of whole numbers, more than 0 of the rest."""
+SHARES = ("distillation.level", "importance.held_out", "level")
+"""Settings between 0 and 1."""
 EXPERIMENTS: dict[str, tuple[type, str]] = {}
 """The class of an experiment's settings, and the section that those of the class itself are in."""
 
@@ -426,19 +439,26 @@ class Setting:
         return {self.type, *get_args(self.type)}
 
     @property
+    def least(self) -> int | None:
+        """The least number that it may be; None where it must be above 0."""
+        whole = int in self.kinds and not self.key.endswith("seed")
+        return LEAST.get(self.key, 1 if whole else 0 if self.key.endswith("seed") else None)
+
+    @property
     def expected(self) -> str:
         """What its value must be, in words."""
-        kinds, least = self.kinds, LEAST.get(self.key, 0)
+        kinds, what = self.kinds, "text"
         if choices := CHOICES.get(self.key):
             return " or ".join(choices)
-        what = "text"
-        if bool in kinds:
+        if self.key in SHARES:
+            what = "between 0 and 1"
+        elif bool in kinds:
             what = "true or false"
-        elif int in kinds:
-            seed = self.key.split(".")[-1] == "seed"
-            what = f"a whole number of {least if seed or self.key in LEAST else 1} or more"
-        elif float in kinds:
-            what = f"a number of {least} or more" if self.key in LEAST else "a number above 0"
+        elif {int, float} & kinds:
+            number = "a whole number" if int in kinds else "a number"
+            what = (
+                f"{number} above 0" if self.least is None else f"{number} of {self.least} or more"
+            )
         if get_origin(self.type) is list:
             what = f"a list, each {what}"
         elif str in kinds and what != "text":
@@ -454,14 +474,12 @@ class Setting:
         if isinstance(value, str):
             return not {bool, int} & self.kinds or value == "auto"
         if value is None:
-            return {NoneType, Any} & self.kinds != set()
+            return bool({NoneType, Any} & self.kinds)
         if not {int, float} & self.kinds:
             return True
-        if isinstance(value, bool):
+        if isinstance(value, bool) or (self.key in SHARES and value >= 1):
             return False
-        if self.key in LEAST:
-            return value >= LEAST[self.key]
-        return value > 0 or (value == 0 and self.key.split(".")[-1] == "seed")
+        return value > 0 if self.least is None else value >= self.least
 
 
 def settings(name: str, script: str) -> dict[str, Setting]:
@@ -537,6 +555,17 @@ def check(config: DictConfig, script: str) -> None:
             continue
         hint = near(value, CHOICES.get(key, ())) if isinstance(value, str) else ""
         raise UserError(f"{key} must be {setting.expected}, got {value!r}{hint}")
+    for key in CHOICES.keys() - known.keys():  # of groups
+        value = OmegaConf.select(config, key, default=CHOICES[key][0])
+        if value not in CHOICES[key]:
+            raise UserError(f"{key} must be {' or '.join(map(str, CHOICES[key]))}, got {value!r}")
+    if "dataset" in config and not OmegaConf.is_missing(config.dataset, "name"):
+        dataset, size = config.dataset, config.dataset.input_size
+        if not isinstance(dataset.name, str) or not dataset.name:
+            raise UserError(f"dataset.name must be a name, got {dataset.name!r}")
+        whole = isinstance(size, int) and size > 0 and not isinstance(size, bool)
+        if not whole and (size is not None or dataset.weights == "train"):
+            raise UserError(f"dataset.input_size must be a whole number of 1 or more, got {size!r}")
     ours = (CONF / "experiment" / f"{name}.yaml").is_file()  # another's may read what it likes
     if ours and config.get("similarity") is not None and "similarity" not in known:
         having = [other for other in EXPERIMENTS if "similarity" in settings(other, script)]

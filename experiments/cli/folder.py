@@ -14,7 +14,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.cli.stop import fail
-from netkin.store.identity import differences
+from netkin.store import differences
 
 NOTE = ".run.json"
 FREE = ("hardware", "logger", "hydra", "resume", "quiet", "index", "figure")

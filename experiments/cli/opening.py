@@ -18,8 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.cli.values import may_stop, swept
 from netkin.report.text import duration
-from netkin.store.names import folder
-from netkin.store.rates import rates
+from netkin.store import folder, rates
 
 ATTACKED = ("pairwise", "clusters", "importance", "within", "ensemble", "select", "teachers")
 """Experiments that attack all of model.members, where they are given no matrix."""

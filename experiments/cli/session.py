@@ -16,10 +16,10 @@ from experiments.cli.finish import print_notes, terminal
 from experiments.cli.members import build_recipe, training_images
 from experiments.cli.runs import open_store, tracked, training_info
 from experiments.cli.setting import build_images
-from experiments.cli.values import positive_int, run_folder
+from experiments.cli.values import run_folder
 from netkin.attacks import Clean, as_attack
 from netkin.evaluation import Evaluation
-from netkin.jobs.process import keep_freed
+from netkin.jobs.pool import keep_freed
 from netkin.jobs.progress import Bars
 from netkin.model import Model, open_model, open_models
 from netkin.report.study import Outputs
@@ -95,7 +95,7 @@ def build_session(config: DictConfig, recipe: Recipe | None = None) -> Session:
     recipe = recipe or build_recipe(config, "recipe")
     if hardware.fast_dev_run:
         store = Store(folder / "fast_dev_run")
-    torch.set_num_threads(positive_int(config.hardware.threads, "hardware.threads"))
+    torch.set_num_threads(config.hardware.threads)
     keep_freed()
     with Bars(console) as bars:
         images = training_images(config, bars)
@@ -188,7 +188,7 @@ def _train(
             report,
             None if role else _start(session, member),
         )
-        bars.finish(stage, member.name, result)
+        bars.finish(stage, member.name, result.note)
         bars.end(stage)
 
 

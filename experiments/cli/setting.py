@@ -21,7 +21,7 @@ from experiments.cli.keys import construct, naming, naming_group
 from experiments.cli.members import build_members, build_training
 from experiments.cli.runs import open_store, run_info, tracked
 from experiments.cli.suspects import Suspects
-from experiments.cli.values import may_stop, one_of, positive, positive_int, resolved
+from experiments.cli.values import may_stop, resolved
 from netkin import run
 from netkin.analysis.summary import left_out
 from netkin.attacks import PGD, Attack, as_attack
@@ -30,12 +30,11 @@ from netkin.attacks.units import fraction
 from netkin.data import subset
 from netkin.data.images import Images
 from netkin.data.subset import Subset
-from netkin.errors import UserError
 from netkin.evaluation import Evaluation
 from netkin.report.study import Outputs, Section
 from netkin.run import Run, Settings, Watch
 from netkin.tracking import Tracker
-from netkin.zoo.execution import TARGET_PRECISIONS, Execution, check_execution
+from netkin.zoo.execution import Execution, check_execution
 from netkin.zoo.member import Member
 from netkin.zoo.task import Task
 
@@ -150,16 +149,8 @@ def build_evaluation(config: DictConfig, attack: Attack | None = None) -> Evalua
     Raises UserError that names the key of a value that cannot be used.
     """
     values = resolved(config)
-    positive_int(values["store"]["shard_size"], "store.shard_size")
-    one_of(values["store"]["dtype"], ("uint8", "float32"), "store.dtype")
-    one_of(values["transfer"]["interpolation"], ("bilinear", "bicubic"), "transfer.interpolation")
-    one_of(values["transfer"]["precision"], TARGET_PRECISIONS, "transfer.precision")
     with naming({"precision": "transfer.precision"}):
         check_execution(Execution(values["transfer"]["precision"]), gpu=not on_cpu(config))
-    positive(values["score"]["eps_s"], "score.eps_s")
-    positive_int(values["score"]["bootstrap"], "score.bootstrap")
-    sequential.rule(config)
-    one_of(values["on_suspect"], ("warn", "stop"), "on_suspect")
     attack = attack or build_attack(config)
     if values["store"]["dtype"] == "uint8" and attack.eps is not None:
         with naming({"eps": "attack.eps", "dtype": "store.dtype"}):
@@ -178,7 +169,6 @@ def build_evaluation(config: DictConfig, attack: Attack | None = None) -> Evalua
 def build_images(config: DictConfig) -> tuple[Images, Subset, Task]:
     """The dataset's images, those that are evaluated, and the task that models are built for."""
     values = resolved(config)
-    check_dataset(values["dataset"])
     with naming_group("dataset.images", config.dataset.images):
         images = instantiate(config.dataset.images)
     return images, _subset(config, images, values), build_task(config, images.classes)
@@ -197,23 +187,12 @@ def build_task(config: DictConfig, classes: Sequence[str]) -> Task:
     )
 
 
-def check_dataset(dataset: dict[str, Any]) -> None:
-    """Raises UserError for a value of the dataset group that cannot be used."""
-    if not isinstance(dataset["name"], str) or not dataset["name"]:
-        raise UserError(f"dataset.name must be a name, got {dataset['name']!r}")
-    one_of(dataset["weights"], ("train", "pretrained"), "dataset.weights")
-    one_of(dataset.get("on_error", "stop"), ("stop", "skip"), "dataset.on_error")
-    if dataset["input_size"] is not None or dataset["weights"] == "train":
-        positive_int(dataset["input_size"], "dataset.input_size")
-
-
 def _subset(config: DictConfig, images: Images, values: dict[str, Any]) -> Subset:
     chosen = values["subset"]
     if "file" in chosen:
         with naming_group("subset", config.subset):
             return subset.from_manifest(images, chosen["file"], values["dataset"]["name"])
     shuffled = chosen.get("shuffled")
-    one_of(shuffled, (True, False, None), "subset.shuffled")
     if shuffled is None:  # the first images of a run that may stop must be a sample of all
         shuffled = may_stop(config)
     with_order = OmegaConf.create({**chosen, "shuffled": shuffled})

@@ -1,4 +1,4 @@
-"""Values of a config, checked; a mistake names its key."""
+"""Values of a config and of the run that Hydra composed it for."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,11 +6,9 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
-
-from netkin.errors import UserError
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
@@ -42,49 +40,6 @@ def own_overrides(overrides: Sequence[str], sweep: Path) -> list[str]:
     except (OSError, YAMLError, OmegaConfBaseException):
         return list(overrides)
     return [override for override in overrides if override not in typed]
-
-
-def positive_int(value: Any, name: str, auto: bool = False) -> int:
-    """A value that must be a whole number of 1 or more. Raises UserError that names its key.
-
-    Args:
-        value: of the config.
-        name: its key.
-        auto: whether the error names the word auto as another valid value.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        choice = "auto or " if auto else ""
-        raise UserError(f"{name} must be {choice}a whole number of 1 or more, got {value!r}")
-    return value
-
-
-def whole_numbers(value: Any, name: str, least: int = 1) -> list[int]:
-    """A value that must be a list of whole numbers. Raises UserError that names its key."""
-    if not isinstance(value, list | ListConfig) or any(
-        not isinstance(n, int) or isinstance(n, bool) or n < least for n in value
-    ):
-        raise UserError(f"{name} must list whole numbers of {least} or more, got {value!r}")
-    return list(value)
-
-
-def lists(settings: DictConfig, group: str, *names: str) -> None:
-    """Raises UserError for one of a group's settings that must be a list and is none."""
-    for name in names:
-        if not isinstance(settings[name], ListConfig):
-            raise UserError(f"{group}.{name} must be a list, got {settings[name]!r}")
-
-
-def positive(value: Any, name: str) -> float:
-    """A value that must be a number above 0. Raises UserError that names its key."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-        raise UserError(f"{name} must be above 0, got {value!r}")
-    return value
-
-
-def one_of(value: Any, allowed: tuple[Any, ...], name: str) -> None:
-    """A value that must be one of some. Raises UserError that names its key."""
-    if value not in allowed:
-        raise UserError(f"{name} must be {' or '.join(map(str, allowed))}, got {value!r}")
 
 
 def may_stop(config: DictConfig) -> bool:

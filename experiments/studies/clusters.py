@@ -21,7 +21,6 @@ from threadpoolctl import threadpool_limits
 
 from experiments.cli.components import bases_of, components_of
 from experiments.cli.study import Study, study
-from experiments.cli.values import positive_int
 from netkin.analysis import clusters
 from netkin.analysis.components import keywords, shared_values
 from netkin.analysis.matrix import Matrix, off_diagonal
@@ -55,12 +54,8 @@ text = Sentences(Path(__file__).with_suffix(".toml"))
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     options = config.clusters
-    for key in ("restarts", "keywords", "seeds", "draws", "perplexity"):
-        positive_int(options[key], f"clusters.{key}")
-    if options.images is not None:
-        positive_int(options.images, "clusters.images")
-        if config.similarity is None:
-            raise UserError("clusters.images is for similarity=file.csv; measured images are known")
+    if options.images is not None and config.similarity is None:
+        raise UserError("clusters.images is for similarity=file.csv; measured images are known")
     with study(config) as s:
         if len(s.names) < 3:
             raise UserError(

@@ -14,7 +14,7 @@ from experiments.cli.components import PUBLISHED, from_file, read_off
 from experiments.cli.finish import Terminal, finish, terminal
 from experiments.cli.members import build_members
 from experiments.cli.runs import tracked
-from experiments.cli.values import positive_int, resolved, run_folder
+from experiments.cli.values import resolved, run_folder
 from netkin.analysis.components import agreement
 from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs, Section
@@ -81,7 +81,7 @@ def _task(config: DictConfig) -> Task:
         dataset.name,
         1000,  # the number of classes changes no component
         dataset.weights,
-        positive_int(dataset.input_size, "dataset.input_size"),
+        dataset.input_size,
         tuple(OmegaConf.to_container(dataset.fit, resolve=True)),  # type: ignore[arg-type]
     )
 

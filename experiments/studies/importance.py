@@ -19,7 +19,6 @@ from omegaconf import DictConfig
 
 from experiments.cli.components import components_of
 from experiments.cli.study import Study, study
-from experiments.cli.values import positive, positive_int
 from netkin.analysis.components import differences
 from netkin.analysis.importance import (
     SHALLOW,
@@ -34,7 +33,6 @@ from netkin.analysis.importance import (
 )
 from netkin.analysis.statistics import LEVEL
 from netkin.analysis.verdict import verdict
-from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.plots import Bar, bars_figure
 from netkin.report.sentences import Sentences
@@ -121,15 +119,6 @@ def _fits(
 
 def _options(config: DictConfig) -> Boosting:
     chosen = config.importance
-    for key in ("stages", "depth", "min_samples", "repeats", "splits", "permutations"):
-        positive_int(chosen[key], f"importance.{key}")
-    positive(chosen.learning_rate, "importance.learning_rate")
-    if chosen.min_samples < 2:
-        raise UserError(f"importance.min_samples must be 2 or more, got {chosen.min_samples}")
-    if not isinstance(chosen.held_out, float) or not 0 < chosen.held_out < 1:
-        raise UserError(
-            f"importance.held_out must be a share of the models in (0, 1), got {chosen.held_out!r}"
-        )
     return Boosting(
         chosen.stages,
         chosen.depth,

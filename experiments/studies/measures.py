@@ -25,16 +25,14 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from experiments.cli.study import Measured, Study, study
-from experiments.cli.values import positive_int
 from netkin import similarity
 from netkin.analysis import measures, noise
 from netkin.analysis.matrix import Matrix, pair_index, pair_values
 from netkin.analysis.measures import Measure, correlate
 from netkin.analysis.statistics import FEWEST, p_text, trend
 from netkin.analysis.verdict import verdict
-from netkin.jobs.pool import Advance
+from netkin.jobs.pool import Advance, Result
 from netkin.jobs.progress import Bars
-from netkin.jobs.results import Result
 from netkin.model import Model
 from netkin.passes import Item
 from netkin.passes.features import (
@@ -68,8 +66,6 @@ text = Sentences(Path(__file__).with_suffix(".toml"))
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     options = config.measures
-    for name in ("images", "bootstrap", "permutations"):
-        positive_int(options[name], f"measures.{name}")
     with study(config) as s:
         assert s.measured is not None
         images = len(s.measured.evaluation.subset)

@@ -17,7 +17,6 @@ from omegaconf import DictConfig
 
 from experiments.cli.components import components_of, stand_in
 from experiments.cli.study import Study, study
-from experiments.cli.values import positive_int
 from netkin.analysis import clusters
 from netkin.analysis.components import shared_values
 from netkin.analysis.matrix import off_diagonal
@@ -35,7 +34,7 @@ text = Sentences(Path(__file__).with_suffix(".toml"))
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    number = positive_int(config.relatives.number, "relatives.number")
+    number = config.relatives.number
     wanted = str(config.relatives.model)
     with study(config) as s:
         if len(s.names) < 3:

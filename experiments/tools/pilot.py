@@ -24,7 +24,8 @@ from netkin.report.text import duration, size
 from netkin.results import Results
 from netkin.run import Run
 from netkin.similarity import Outcomes
-from netkin.store.names import folder, outcomes_folder
+from netkin.store import folder
+from netkin.store.outcomes import outcomes_folder
 
 ROW_BYTES = 12
 """Bytes of an outcome in its parquet file, measured on digits with a hundred images a pair."""

@@ -19,13 +19,11 @@ from rich.table import Table
 from experiments.cli.members import unreadable
 from experiments.cli.setting import opened
 from experiments.cli.study import describe
-from experiments.cli.values import positive, whole_numbers
 from experiments.tools import pilot
 from netkin.errors import UserError
 from netkin.evaluation import Evaluation
-from netkin.jobs.pool import Advance
+from netkin.jobs.pool import Advance, Result
 from netkin.jobs.progress import Bars
-from netkin.jobs.results import Result
 from netkin.model import Model
 from netkin.passes.probe import Cost, probe
 from netkin.report.study import Section
@@ -38,7 +36,6 @@ from netkin.training.weights import is_trained
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    whole_numbers(config.plan.devices, "plan.devices")
     with opened(config, check_members=False, stops=True) as o:
         r, images = o.run, o.run.evaluation.images
         with Bars(o.console) as bars:
@@ -88,8 +85,7 @@ def _sections(table: pl.DataFrame) -> list[Section]:
 
 def _costs(config: DictConfig, r: Run) -> tuple[dict[str, Cost], dict[str, str]]:
     """The cost of each model, and the problem of each that cannot be built, by name."""
-    seconds = positive(config.plan.seconds, "plan.seconds")
-    items = [Probe(model, seconds) for model in r.models]
+    items = [Probe(model, config.plan.seconds) for model in r.models]
     found = r.stage("plan", _probe, items, len(items))
     for failure in r.failures:
         if not isinstance(failure.error, UserError):

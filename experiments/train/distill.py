@@ -26,7 +26,6 @@ from experiments.cli.session import (
     train_member,
 )
 from experiments.cli.trained import Answer, predictions, report, trained_classifier
-from experiments.cli.values import one_of
 from netkin.analysis.statistics import verdict
 from netkin.components import base_architecture
 from netkin.errors import UserError
@@ -34,8 +33,8 @@ from netkin.model import Model
 from netkin.report.text import percent, settings_text
 from netkin.results import Results
 from netkin.similarity import Z_95, score
-from netkin.store.names import FLOAT32, folder, outcomes_folder
-from netkin.store.outcomes import OutcomeStore
+from netkin.store import folder
+from netkin.store.outcomes import FLOAT32, OutcomeStore, outcomes_folder
 from netkin.training.distillation import Distillation, with_token
 from netkin.training.weights import Teaching, identity, notes
 from netkin.zoo.member import Member
@@ -60,7 +59,6 @@ def run(config: DictConfig) -> None:
 def student_of(config: DictConfig, plain: Member) -> tuple[Member, Distillation]:
     """The student's architecture, with a token if the config has one, and its loss."""
     token = config.distillation.token
-    one_of(token, (True, False), "distillation.token")
     loss = OmegaConf.masked_copy(
         config.distillation, [key for key in config.distillation if key != "token"]
     )

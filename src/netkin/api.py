@@ -2,13 +2,19 @@
 
 import hashlib
 import json
+import os
+import random
+import signal
 import tempfile
+import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import nn
@@ -21,10 +27,10 @@ from netkin.attacks.units import fraction, whole_number
 from netkin.comparison import Result, summarise
 from netkin.data import arrays, subset
 from netkin.data.arrays import Arrays
-from netkin.errors import UserError, first_line
+from netkin.errors import Stopped, UserError, first_line
 from netkin.evaluation import Evaluation
-from netkin.jobs.process import unchanged
-from netkin.run import Failure, Incomplete, Processes, Settings
+from netkin.jobs.pool import Processes, keep_freed, release_freed
+from netkin.run import Failure, Incomplete, Settings
 from netkin.runner import Runner
 from netkin.similarity import EPS_S
 from netkin.store.layout import Store
@@ -237,3 +243,62 @@ def _is_json(value: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
+
+
+_one_at_a_time = threading.RLock()
+
+
+@contextmanager
+def unchanged() -> Iterator[None]:
+    """Restore the process's global state after the block, for users of the library.
+
+    That is the state of random numbers (torch on all devices, NumPy, Python), the number of torch's
+    threads, cuDNN's flags, warnings, the environment, and the handler of Ctrl-C, which raises
+    KeyboardInterrupt. One thread is in such a block at a time.
+    """
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    with (
+        _one_at_a_time,
+        torch.random.fork_rng(gpus),
+        torch.inference_mode(False),
+        warnings.catch_warnings(),
+        _interruptible(),
+    ):
+        numpy_state, python_state = np.random.get_state(), random.getstate()
+        threads, environment = torch.get_num_threads(), dict(os.environ)
+        cudnn = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+            torch.set_num_threads(threads)
+            torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = cudnn
+            if os.environ != environment:
+                os.environ.clear()
+                os.environ.update(environment)
+            keep_freed(False)
+            release_freed()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C as a KeyboardInterrupt that Lightning does not catch: it would end the process."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    if not main or before is not signal.default_int_handler:
+        yield
+        return
+
+    def stop(number: int, _frame: object) -> None:
+        raise Stopped(128 + number)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    except Stopped as stopped:
+        if stopped.code != 128 + signal.SIGINT:
+            raise
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -28,11 +28,10 @@ from netkin.data.views import View
 from netkin.evaluation import Evaluation
 from netkin.model import Model
 from netkin.similarity import Outcomes
+from netkin.store import folder as folder_name
 from netkin.store.files import digest, read_metadata, read_tensors
 from netkin.store.layout import Folder, Store, shard_file
-from netkin.store.names import folder as folder_name
-from netkin.store.names import outcomes_folder
-from netkin.store.outcomes import OutcomeStore
+from netkin.store.outcomes import OutcomeStore, outcomes_folder
 
 NOISE_SEED = 0
 """Of the control's noise. Images and models have noise of their own."""

@@ -23,17 +23,16 @@ from netkin.analysis.sequential import Certainty, Rule
 from netkin.analysis.suspect import Suspicion, saturation, suspicions
 from netkin.errors import UserError
 from netkin.evaluation import Evaluation
-from netkin.jobs.pool import Advance, Jobs
+from netkin.jobs.pool import Advance, Jobs, Processes, Result
 from netkin.jobs.progress import Bars
-from netkin.jobs.results import Result, totals
 from netkin.model import Model, open_model, open_models
 from netkin.passes import Item
 from netkin.results import CLEAN, NOISE, Results
 from netkin.runner import Runner
 from netkin.similarity import Outcomes
+from netkin.store import note_rates
 from netkin.store.layout import Store
 from netkin.store.lease import lease, sweep
-from netkin.store.rates import note_rates
 from netkin.tracking import Tracker
 from netkin.training.weights import Training, is_trained, noted_accuracy
 from netkin.zoo.member import Member
@@ -44,23 +43,6 @@ log = logging.getLogger(__name__)
 Watch = Callable[[Mapping[str, Sequence[Suspicion]]], None]
 """Takes the reasons to doubt models, by name; see `netkin.analysis.suspect`."""
 PRELOAD = ("netkin.training.train", "netkin.passes.craft", "netkin.passes.transfer")
-
-
-@dataclass(frozen=True)
-class Processes:
-    """The processes that work on several models at once; see `netkin.jobs.pool.Jobs`.
-
-    Attributes:
-        workers: of them; with 1, this process works.
-        threads: torch threads of each.
-        devices: that work on one model is split over.
-        gpus: whether devices are GPUs.
-    """
-
-    workers: int = 1
-    threads: int = 1
-    devices: int = 1
-    gpus: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,7 +72,7 @@ class Settings:
     members: Sequence[Member]
     store: Store
     runner: Runner = field(default_factory=Runner)
-    processes: Processes = Processes()
+    processes: Processes = field(default_factory=Processes)
     sources: Sequence[str] | None = None
     training: "Callable[[Results, Bars], Training] | None" = None
     skip_unreadable: bool = False
@@ -266,14 +248,13 @@ class Run:
         if self._jobs is not None:
             yield self._jobs
             return
-        p, root = self.settings.processes, self.results.store.root
-        sweep(root)
-        context = (self.results, self.runner, self.training)
+        clean_up = partial(sweep, self.results.store.root)
+        clean_up()
+        context, processes = (self.results, self.runner, self.training), self.settings.processes
         with (
             Bars(self.settings.console) as display,
-            Jobs(context, p.workers, p.threads, display, PRELOAD, p.devices, p.gpus) as jobs,
+            Jobs(context, processes, display, PRELOAD, clean_up) as jobs,
         ):
-            jobs.stopped = partial(sweep, root)
             self._jobs = jobs
             try:
                 yield jobs
@@ -508,6 +489,24 @@ def _pass(module: str, function: str) -> Callable:
 def _call(module: str, function: str, context: tuple, item: Item, advance: Advance) -> Result:
     results, runner, _ = context
     return getattr(import_module(module), function)(results, runner, item, advance)
+
+
+def totals(name: str, parts: Sequence[Result]) -> dict[str, Any]:
+    """A member's row of the table of stages, over all parts of its work in one.
+
+    Columns: model, seconds, images, images_per_second; of crafting also shards and share_in_store,
+    the share of the time that went into storing.
+    """
+    seconds, images = sum(part.seconds for part in parts), sum(part.images for part in parts)
+    shards = sum(part.shards for part in parts)
+    return {
+        "model": name,
+        "seconds": seconds,
+        "images": images,
+        "images_per_second": images / seconds if images and seconds else None,
+        "shards": shards or None,
+        "share_in_store": sum(part.storing for part in parts) / seconds if shards else None,
+    }
 
 
 def train_work(context: tuple[Results, Runner, Training], item: Item, advance: Advance) -> Result:

@@ -23,8 +23,7 @@ from netkin.attacks.frozen import frozen
 from netkin.attacks.grid import to_grid
 from netkin.errors import UserError, and_more
 from netkin.evaluation import Evaluation
-from netkin.jobs.devices import device_of
-from netkin.jobs.signals import shielded_loader
+from netkin.jobs.signals import STOPPING, blocked
 from netkin.zoo.build import Classifier
 from netkin.zoo.execution import DEFAULT_PRECISION, Execution, Prepared, exact_float32, prepare
 
@@ -265,13 +264,26 @@ class Items(pl.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """One item at a time."""
-        return shielded_loader(
+        return Loading(
             Loaded(self.items, self.load),
             batch_size=None,
             num_workers=self.loader.workers,
             prefetch_factor=self.loader.prefetch if self.loader.workers else None,
             pin_memory=self.loader.pin_memory,
         )
+
+
+class Loading(DataLoader):
+    """A DataLoader whose processes leave signals to the process that they load for.
+
+    They are forks, with the handlers of their parent: each would stop the run for itself, or put
+    the job back into SLURM's queue. Without a handler they would die while the parent reads from
+    them. They end when their parent says that it needs no more, or has gone.
+    """
+
+    def __iter__(self) -> Any:
+        with blocked(STOPPING):
+            return super().__iter__()
 
 
 class Loaded(Dataset):
@@ -285,6 +297,15 @@ class Loaded(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         return self.load(self.items[index])
+
+
+def device_of(accelerator: str) -> torch.device:
+    """The device behind Lightning's name of an accelerator: "auto" takes a GPU where there is one.
+
+    A process sees one GPU at most as its own: see `netkin.jobs.pool`.
+    """
+    gpu = accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if gpu else "cpu")
 
 
 @contextmanager

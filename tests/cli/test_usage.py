@@ -11,7 +11,7 @@ import pytest
 from experiments.cli import index, usage
 from experiments.cli.config import CONF, settings
 from netkin.jobs.progress import Bars
-from netkin.store.rates import note_rates, rates
+from netkin.store import note_rates, rates
 from tests.conftest import SMALL, Mistake, run_command, run_here
 
 

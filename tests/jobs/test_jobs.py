@@ -1,7 +1,11 @@
-"""Work in this process and in others: results, progress, errors, a killed worker."""
+"""Work in this process and in others: results, progress, errors, a killed worker, memory."""
 
+import json
 import os
+import platform
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,9 +20,8 @@ from rich.console import Console
 
 from netkin.errors import Stopped, StoreError, UserError
 from netkin.jobs import pool as jobs_module
-from netkin.jobs.pool import Advance, Jobs
+from netkin.jobs.pool import Advance, Jobs, Processes, Result, keep_freed, release_freed
 from netkin.jobs.progress import Bars
-from netkin.jobs.results import Result
 from netkin.store.lease import is_held, lease, sweep
 
 
@@ -41,8 +44,8 @@ class Log(Bars):
     def advance(self, stage: str, units: int) -> None:
         self.calls.append(("advance", stage, units))
 
-    def finish(self, stage: str, name: str, result: Any) -> None:
-        self.calls.append(("finish", stage, name, result))
+    def finish(self, stage: str, name: str, note: str = "") -> None:
+        self.calls.append(("finish", stage, name, note))
 
     def wait(self, stage: str, name: str) -> None:
         self.calls.append(("wait", stage, name))
@@ -90,7 +93,7 @@ def threads():
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_and_progress(workers: int) -> None:
     log = Log()
-    with Jobs(10, workers, threads=1, display=log) as jobs:
+    with Jobs(10, Processes(workers), log) as jobs:
         found = {item.name: result for item, result in jobs.run("stage", times, ITEMS, units=6)}
         again = list(jobs.run("second", times, ITEMS[:1], units=1))
     assert {name: result.value for name, result in found.items()} == {
@@ -108,7 +111,7 @@ def test_results_and_progress(workers: int) -> None:
 
 def test_without_items_no_workers_and_no_display() -> None:
     log = Log()
-    with Jobs(None, 2, 1, log) as jobs:
+    with Jobs(None, Processes(2), log) as jobs:
         assert list(jobs.run("stage", times, [], 0)) == []
         assert jobs._pool is None
     assert log.calls == []
@@ -119,7 +122,7 @@ def test_without_items_no_workers_and_no_display() -> None:
 def test_a_jobs_error_is_the_callers(workers: int) -> None:
     with (
         pytest.raises(UserError, match=r"^a is wrong$"),
-        Jobs(None, workers, 1, Log()) as jobs,
+        Jobs(None, Processes(workers), Log()) as jobs,
     ):
         list(jobs.run("stage", fail, ITEMS[:1], 1))
 
@@ -128,7 +131,7 @@ def test_a_jobs_error_is_the_callers(workers: int) -> None:
 def test_a_killed_worker_is_one_clear_error() -> None:
     with (
         pytest.raises(UserError, match="a worker process died during stage"),
-        Jobs(None, 2, 1, Log()) as jobs,
+        Jobs(None, Processes(2), Log()) as jobs,
     ):
         list(jobs.run("stage", die, ITEMS, 1))
 
@@ -149,7 +152,7 @@ def test_what_others_have_taken_is_tried_again_after_the_rest(
 ) -> None:
     monkeypatch.setattr(jobs_module, "PATIENCE", 0.05)
     log = Log()
-    with Jobs(str(tmp_path), workers, 1, log) as jobs:
+    with Jobs(str(tmp_path), Processes(workers), log) as jobs:
         found = [result for _, result in jobs.run("stage", taken_once, ITEMS, 3)]
     assert sorted(r.shards for r in found if r.remaining is None) == [1, 2, 3]
     assert sorted(call[2] for call in log.calls if call[0] == "wait") == ["a", "b"]
@@ -166,7 +169,7 @@ def wrong_a(context: type[Exception], item: Item, advance: Advance) -> Result:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_one_item_fails_and_the_others_go_on(workers: int) -> None:
     failed: list[tuple[str, str]] = []
-    with Jobs(RuntimeError, workers, 1, Log()) as jobs:
+    with Jobs(RuntimeError, Processes(workers), Log()) as jobs:
         done = [
             item.name
             for item, _ in jobs.run(
@@ -177,7 +180,7 @@ def test_one_item_fails_and_the_others_go_on(workers: int) -> None:
 
 
 def test_a_store_that_fails_ends_the_stage() -> None:
-    with pytest.raises(StoreError), Jobs(StoreError, 1, 1, Log()) as jobs:
+    with pytest.raises(StoreError), Jobs(StoreError, Processes(1), Log()) as jobs:
         list(jobs.run("stage", wrong_a, ITEMS, 3, lambda *_: None))
 
 
@@ -206,8 +209,11 @@ def test_what_a_killed_worker_held_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs_module, "GRACE", 0.1)
-    with pytest.raises(Stopped), Jobs(str(tmp_path), 2, 1, Log()) as jobs:
-        jobs.stopped = partial(sweep, tmp_path)
+    given_up = partial(sweep, tmp_path)
+    with (
+        pytest.raises(Stopped),
+        Jobs(str(tmp_path), Processes(2), Log(), stopped=given_up) as jobs,
+    ):
         for _ in jobs.run("stage", hold, ITEMS[:2], 2):
             raise Stopped(130)
     assert not list((tmp_path / ".leases").iterdir())
@@ -219,7 +225,7 @@ def test_arrays_that_share_memory_with_the_context_keep_it() -> None:
     context = torch.arange(1000)
     view = context.numpy()
     address = context.data_ptr()
-    with Jobs(context, 2, 1, Log()) as pool:
+    with Jobs(context, Processes(2), Log()) as pool:
         results = [result.value for _, result in pool.run("add", total, ITEMS, 3)]
     assert results == [499500] * 3
     assert context.data_ptr() == address == view.ctypes.data
@@ -233,7 +239,7 @@ def blocked(context: Any, item: Item, advance: Advance) -> Product:
 
 def test_workers_never_see_ctrl_c() -> None:
     """Blocked from their start, not from the end of their imports."""
-    with Jobs(None, 2, 1, Log()) as jobs:
+    with Jobs(None, Processes(2), Log()) as jobs:
         results = list(jobs.run("blocked", blocked, [Item("a", 0), Item("b", 1)], 2))
     assert [product.value for _, product in results] == [1, 1]
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
@@ -249,7 +255,56 @@ def swallows(context: Any, item: Item, advance: Advance) -> Product:
 
 def test_a_stop_that_a_library_swallowed_stops_all_the_same() -> None:
     try:
-        with pytest.raises(Stopped), Jobs(None, 1, 1, Log()) as jobs:
+        with pytest.raises(Stopped), Jobs(None, Processes(1), Log()) as jobs:
             list(jobs.run("swallows", swallows, [Item("a", 0)], 1))
     finally:
         Stopped.requested = 0
+
+
+WORK = """
+import json, resource, torch
+from netkin.jobs import pool
+torch.set_num_threads(1)
+kept = pool.keep_freed({mode})
+
+def faults(rounds):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(rounds):
+        blocks = [torch.ones(12 * 2**20) for _ in range(4)]  # of 48 MiB
+        del blocks
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / rounds
+
+def held():
+    with open("/proc/self/status") as status:
+        return sum(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024
+
+faults(5)
+each, full = faults(5), held()
+pool.release_freed()
+print(json.dumps([kept, each, full - held()]))
+"""
+
+
+def measured(mode: str) -> tuple[bool, float, float]:
+    """Page faults of a round of 192 MiB, and MiB that are handed back after the last, in a process
+    of its own: the allocator's settings are the process's."""
+    code = WORK.format(mode=mode)
+    return json.loads(subprocess.check_output([sys.executable, "-c", code], timeout=120))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is not glibc's")
+def test_what_is_freed_is_used_again_and_handed_back_when_asked() -> None:
+    kept, few, handed_back = measured("True")
+    assert kept and handed_back > 150
+    as_before, many, nothing = measured("False")
+    assert as_before and nothing < 50
+    assert few < many / 3
+
+
+@pytest.mark.parametrize("library", [None, object()])
+def test_another_allocator_is_left_alone(monkeypatch: pytest.MonkeyPatch, library: object) -> None:
+    """Windows has no such library, macOS one without these functions."""
+    monkeypatch.setattr(jobs_module, "_libc", lambda: library)
+    assert not keep_freed() and not keep_freed(False)
+    release_freed()

@@ -8,7 +8,6 @@ from rich.console import Console
 
 from netkin.jobs import progress
 from netkin.jobs.progress import Bars
-from netkin.jobs.results import Result
 
 
 def lines(monkeypatch: pytest.MonkeyPatch, items: int, units: int, seconds: float) -> list[str]:
@@ -22,7 +21,7 @@ def lines(monkeypatch: pytest.MonkeyPatch, items: int, units: int, seconds: floa
             for _ in range(units):
                 now[0] += seconds
                 bars.advance("craft", 1)
-            bars.finish("craft", f"m{item}", Result(images=units, seconds=units * seconds))
+            bars.finish("craft", f"m{item}")
         bars.end("craft")
     return out.getvalue().splitlines()
 
@@ -52,7 +51,7 @@ def test_bars_fit_80_columns_and_do_not_move() -> None:
         for done in (1, 1234, 48_765):
             bars.start("craft", ["vit_small_patch16_224.augreg_in21k_ft_in1k"], 50_000)
             bars.advance("craft", done)
-            bars.finish("craft", "vit_small_patch16_224.augreg_in21k_ft_in1k", Result())
+            bars.finish("craft", "vit_small_patch16_224.augreg_in21k_ft_in1k")
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
     lines = [line for line in re.split(r"[\r\n]+", text) if line.startswith("craft")]
     assert lines and {len(line) for line in lines} == {80}

@@ -1,6 +1,5 @@
 """Signals to all processes of a job reach the main one only; a stop is never swallowed."""
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,8 +12,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from netkin.jobs.signals import STOPPING, blocked, obey_parent, shielded_loader
-from netkin.runner import Loaded
+from netkin.jobs.signals import STOPPING
+from netkin.runner import Loaded, Loading
 
 PROGRAM = """
 import os, signal, time
@@ -56,7 +55,7 @@ def test_a_signal_to_loading_processes_changes_nothing(number: signal.Signals) -
     before = signal.signal(number, handler)
     try:
         items = cast(Dataset, Loaded(list(range(40)), lambda i: {"x": torch.tensor(i)}))
-        loader = shielded_loader(items, batch_size=None, num_workers=2)
+        loader = Loading(items, batch_size=None, num_workers=2)
         batches = iter(loader)
         workers: list[BaseProcess] = cast(Any, batches)._workers
         found = []
@@ -74,23 +73,6 @@ def test_a_signal_to_loading_processes_changes_nothing(number: signal.Signals) -
     for worker in workers:
         worker.join(20)
         assert worker.exitcode == 0
-
-
-def test_a_loading_process_obeys_its_parent() -> None:
-    with blocked(STOPPING):
-        process = multiprocessing.get_context("fork").Process(target=wait)
-        process.start()
-    kill(cast(int, process.pid), signal.SIGTERM)
-    process.join(0.5)
-    assert process.is_alive()
-    process.terminate()
-    process.join(20)
-    assert process.exitcode == 0
-
-
-def wait() -> None:
-    obey_parent()
-    time.sleep(60)
 
 
 def kill(pid: int, number: signal.Signals) -> None:

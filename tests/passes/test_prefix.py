@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from netkin.data import views
 from netkin.data.views import View
 from netkin.errors import UserError
-from netkin.jobs.pool import Advance
-from netkin.jobs.results import Result
+from netkin.jobs.pool import Advance, Result
 from netkin.model import Model
 from netkin.passes import Item
 from netkin.passes import transfer as transfer_pass

@@ -153,7 +153,7 @@ def test_a_store_that_is_full(tmp_path: Path, product: Path, monkeypatch) -> Non
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(leases.json, "dump", full)
+    monkeypatch.setattr(leases.json, "dumps", full)
     with pytest.raises(StoreError, match=r"No space left.*make room"), lease(tmp_path, product):
         raise AssertionError
     assert not list((tmp_path / ".leases").iterdir())

@@ -259,7 +259,7 @@ def test_mistakes_in_predictions(small_run: Path, pack: Path, tmp_path: Path) ->
             ["experiment=landmarks", "similarity=sat69", "similarity.dir=none", "landmarks=20"],
             "similarity.dir=none lacks",
         ),
-        (["experiment=landmarks", "level=90"], "level must be between 0 and 1, such as 0.9"),
+        (["experiment=landmarks", "level=90"], "level must be between 0 and 1, got 90"),
     ],
 )
 def test_mistakes(overrides: list[str], expected: str, mistake: Callable[..., str]) -> None:

@@ -274,7 +274,7 @@ def test_what_a_user_gets_wrong(mistake: Mistake, tmp_path: Path) -> None:
         ("experiment=clusters clusters.draws=0", "clusters.draws must be a whole number"),
         ("experiment=clusters clusters.images=0", "clusters.images must be a whole number"),
         ("experiment=importance", "give them with components=path.csv"),
-        ("experiment=importance importance.held_out=2", "importance.held_out must be a share"),
+        ("experiment=importance importance.held_out=2", "held_out must be between 0 and 1"),
         ("experiment=importance importance.min_samples=1", "min_samples must be 2 or more"),
     ):
         assert said in mistake(matrix, *overrides.split())

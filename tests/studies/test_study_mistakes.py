@@ -47,6 +47,7 @@ def matrices(tmp_path: Path) -> None:
             "ensemble similarity=three.csv store.dir=store",
             "three.csv has scores, and this study needs the models' logits on images, too",
         ),
+        ("ensemble ensemble.sizes=[1]", "ensemble.sizes must be a list, each a whole number of 2"),
         ("attacks similarity=three.csv other=constant.csv", "is constant"),
     ],
 )

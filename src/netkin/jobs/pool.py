@@ -12,7 +12,7 @@ collective operations, so no process waits for another that has failed, and only
 logs and reports.
 """
 
-import logging
+import ctypes
 import multiprocessing
 import os
 import pickle
@@ -20,22 +20,16 @@ import queue
 import signal
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
-from multiprocessing.synchronize import SemLock
-from pathlib import Path
 from typing import Any
 
-import psutil
-
 from netkin.errors import Stopped, StoreError, UserError
-from netkin.jobs.process import keep_freed, release_freed
 from netkin.jobs.progress import Bars
-from netkin.jobs.results import Result
 from netkin.jobs.signals import blocked, quiet_stops
 
 Advance = Callable[[int], None]
@@ -47,7 +41,50 @@ GRACE = 10.0
 """Seconds that workers have to give up their work when the run is stopped. They need far less,
 except on a machine that is busy with other things; SLURM kills after 30."""
 
-log = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that work on several models at once.
+
+    Attributes:
+        workers: of them; with 1, this process works.
+        threads: torch threads of each.
+        devices: that work on one model is split over; above 1, each worker is one of them.
+        gpus: whether devices are GPUs: the first worker's is the first one, and so on.
+    """
+
+    workers: int = 1
+    threads: int = 1
+    devices: int = 1
+    gpus: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One item's work, as workers return it.
+
+    Attributes:
+        seconds: wall-clock time that it took.
+        images: number of images that a model was run on, or that were decoded.
+        remaining: the item reduced to what another process has taken, which is tried again later;
+            None where the item is finished.
+        shards, storing: of crafting, the number of shards, and the seconds spent on storing them.
+        curves, test_accuracy: of training, a row an epoch (see `netkin.training.fit`), and the
+            accuracy in [0, 1] of the weights that were kept, None where it was not evaluated.
+    """
+
+    seconds: float = 0.0
+    images: int = 0
+    remaining: Any = None
+    shards: int = 0
+    storing: float = 0.0
+    curves: Sequence[Mapping[str, float]] = ()
+    test_accuracy: float | None = None
+
+    @property
+    def note(self) -> str:
+        """What the display adds to the item's name."""
+        return f"; test accuracy {self.test_accuracy:.1%}" if self.test_accuracy else ""
 
 
 class Jobs:
@@ -55,31 +92,23 @@ class Jobs:
 
     Args:
         context: what every job needs; sent to each worker once.
-        workers: processes at once; with 1, jobs run in this process.
-        threads: torch threads of each worker.
+        processes: how many at once.
         display: displays progress.
         preload: modules that workers import before they start.
-        devices: that work on one member is split over; above 1, each worker is one of them.
-        gpus: whether devices are GPUs: the first worker's is the first one, and so on.
-
-    `stopped` is called after the workers were stopped before their work was finished, to clean up
-    what they may have left.
+        stopped: called after the workers were stopped before their work was finished, to clean up
+            what they may have left.
     """
 
     def __init__(
         self,
         context: Any,
-        workers: int,
-        threads: int,
+        processes: Processes,
         display: Bars,
         preload: Sequence[str] = (),
-        devices: int = 1,
-        gpus: bool = False,
+        stopped: Callable[[], None] = lambda: None,
     ):
-        self.context, self.workers, self.threads = context, workers, threads
-        self.display, self.preload = display, preload
-        self.devices, self.gpus = devices, gpus and devices > 1
-        self.stopped: Callable[[], None] = lambda: None
+        self.context, self.processes, self.display = context, processes, display
+        self.preload, self.stopped = preload, stopped
         self._pool: ProcessPoolExecutor | None = None
         self._events: Any = None
         self._starting = False
@@ -94,8 +123,8 @@ class Jobs:
     ) -> Iterator[tuple[Any, Any]]:
         """Yield (item, result) as jobs finish; `units` is the stage's total of `advance` calls.
 
-        `work` returns a `netkin.jobs.results.Result`; what another process has taken, its
-        `remaining`, is tried again later. The display shows an item by its `name`.
+        `work` returns a `Result`; what another process has taken, its `remaining`, is tried again
+        later. The display shows an item by its `name`.
 
         An item's error goes to `failed`, and the others continue. Without `failed`, and where the
         store has failed, the first error ends the stage and is raised.
@@ -104,7 +133,7 @@ class Jobs:
         if not items:
             return
         self.display.start(stage, [item.name for item in items], units)
-        run = self._here if self.workers == 1 else self._in_pool
+        run = self._here if self.processes.workers == 1 else self._in_pool
         for item, outcome in run(stage, work, items):
             if isinstance(outcome, Exception):
                 if failed is None or isinstance(outcome, StoreError):
@@ -112,15 +141,15 @@ class Jobs:
                 failed(item, outcome)
                 continue
             if outcome.remaining is None:
-                self.display.finish(stage, item.name, outcome)
+                self.display.finish(stage, item.name, outcome.note)
             else:
                 self.display.wait(stage, item.name)
             yield item, outcome
         self.display.end(stage)
 
     def _here(self, stage: str, work: Callable, items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-        _set_up(self.threads)
-        todo, idle = list(items), 0
+        _set_up(self.processes.threads)
+        todo, refused = list(items), 0
 
         def advance(units: int) -> None:
             Stopped.check()
@@ -135,13 +164,14 @@ class Jobs:
             finally:
                 release_freed()
             yield item, outcome
-            idle += 1
-            if isinstance(outcome, Result) and outcome.remaining is not None:
-                todo.append(outcome.remaining)
-                if idle > len(todo):  # other processes have taken all that is left
-                    time.sleep(PATIENCE)
-            else:
-                idle = 0
+            remaining = getattr(outcome, "remaining", None)
+            if remaining is None:
+                refused = 0
+                continue
+            todo.append(remaining)
+            refused += 1
+            if refused >= len(todo):  # other processes have taken all that is left
+                time.sleep(PATIENCE)
 
     def _in_pool(
         self, stage: str, work: Callable, items: Sequence[Any]
@@ -152,30 +182,36 @@ class Jobs:
         self._starting = False
         later: list[tuple[float, Any]] = []
         try:
-            with self._listening():
-                while jobs or later:
-                    Stopped.check()
-                    now = time.monotonic()
-                    for due, item in [entry for entry in later if entry[0] <= now]:
-                        jobs[pool.submit(_run, stage, work, item)] = item
-                        later.remove((due, item))
-                    # Not for longer: the signal that stops the run may wake another thread.
-                    for job in wait(jobs, PATIENCE / 4, FIRST_COMPLETED).done:
-                        item, error = jobs.pop(job), job.exception()
-                        if isinstance(error, BrokenProcessPool):
-                            raise error
-                        outcome = error or job.result()
-                        yield item, outcome
-                        if isinstance(outcome, Result) and outcome.remaining is not None:
-                            later.append((time.monotonic() + PATIENCE, outcome.remaining))
-                    if later and not jobs:
-                        time.sleep(PATIENCE / 4)
+            while jobs or later:
+                Stopped.check()
+                while later and later[0][0] <= time.monotonic():
+                    _, item = later.pop(0)
+                    jobs[pool.submit(_run, stage, work, item)] = item
+                # Not for longer: the signal that stops the run may wake another thread.
+                if not jobs:
+                    time.sleep(PATIENCE / 4)
+                for job in wait(jobs, PATIENCE / 4, FIRST_COMPLETED).done:
+                    item, error = jobs.pop(job), job.exception()
+                    if isinstance(error, BrokenProcessPool):
+                        raise error
+                    outcome = error or job.result()
+                    yield item, outcome
+                    if (remaining := getattr(outcome, "remaining", None)) is not None:
+                        later.append((time.monotonic() + PATIENCE, remaining))
+                self._show_progress()
+            self._show_progress(0.02)  # what is still on its way
         except BrokenProcessPool:
             time.sleep(0.5)  # a signal that killed the workers may be about to reach this process
             raise UserError(
                 f"a worker process died during {stage} (was it killed, or out of memory?); what "
                 "was finished is kept: run the same command again, with fewer workers if need be"
             ) from None
+
+    def _show_progress(self, seconds: float = 0.0) -> None:
+        """Pass the workers' progress on to the display, until there is none for some seconds."""
+        with suppress(queue.Empty):
+            while True:
+                self.display.advance(*self._events.get(timeout=seconds))
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is not None:
@@ -197,38 +233,16 @@ class Jobs:
         # As bytes: multiprocessing would move the context's tensors to shared memory, and an
         # array that shares memory with one of them would read memory that was freed.
         context = pickle.dumps(self.context)
-        with _named_semaphores():
-            self._events, devices = processes.Queue(), None
-            if self.gpus:
-                devices = processes.Queue()
-                visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-                names = visible.split(",") if visible else map(str, range(self.workers))
-                for name in names:
-                    devices.put(name.strip())
-            arguments = (context, self.threads, self._events, devices)
-            self._pool = ProcessPoolExecutor(self.workers, processes, _start, arguments)
+        self._events, devices = processes.Queue(), None
+        workers = self.processes.workers
+        if self.processes.gpus and self.processes.devices > 1:
+            devices = processes.Queue()
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            for name in visible.split(",") if visible else map(str, range(workers)):
+                devices.put(name.strip())
+        arguments = (context, self.processes.threads, self._events, devices)
+        self._pool = ProcessPoolExecutor(workers, processes, _start, arguments)
         return self._pool
-
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Pass the workers' progress on to the display from a thread of this process."""
-        done = threading.Event()
-
-        def listen() -> None:
-            while True:
-                try:
-                    self.display.advance(*self._events.get(timeout=0.02 if done.is_set() else 0.2))
-                except queue.Empty:
-                    if done.is_set():
-                        return
-
-        thread = threading.Thread(target=listen, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
 
     def __enter__(self) -> "Jobs":
         return self
@@ -261,25 +275,50 @@ class Jobs:
         self.stopped()
 
 
-@contextmanager
-def _named_semaphores() -> Iterator[None]:
-    """Semaphores made in the block are named after this process; those of ended ones are removed.
+# The memory that a working process keeps. A step of an attack frees its tensors, and the next one
+# allocates as much again. glibc returns large blocks to the system each time, which has to clear
+# and map the new pages: 4,000 to 60,000 page faults a step of a full-size model, up to two fifths
+# of its time (experiments/results/speed.md). Freed memory is therefore kept while a model is run.
 
-    multiprocessing's tracker removes semaphores when a process ends, but `kill -9` of a process
-    group ends the tracker, too, and its semaphores would stay in /dev/shm for good.
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX = -1, -2, -3, -4
+"""glibc's malloc.h."""
+KEEP = {TRIM_THRESHOLD: -1, TOP_PAD: 2**26, MMAP_THRESHOLD: 2**31 - 1, MMAP_MAX: 0}
+"""Nothing is returned without a call (-1 is glibc's "never"); the heap grows by 64 MiB at least."""
+GROWN = {TRIM_THRESHOLD: 2**26, TOP_PAD: 0, MMAP_THRESHOLD: 2**25, MMAP_MAX: 2**16}
+"""The values that glibc sets itself once a block of 32 MiB has been freed."""
+
+
+def keep_freed(keep: bool = True) -> bool:
+    """Keep what this process frees from now on, or (keep=False) leave it to glibc again.
+
+    False where the allocator isn't glibc's: a preloaded one (jemalloc, tcmalloc) is left alone.
     """
-    for file in Path("/dev/shm").glob("sem.netkin-*"):
-        with suppress(OSError, ValueError, IndexError):
-            if not psutil.pid_exists(int(file.name.split("-")[1])):
-                file.unlink()
-    usual = SemLock.__dict__["_make_name"]  # joblib has one of its own, too
-    SemLock._make_name = staticmethod(  # type: ignore[attr-defined]
-        lambda: f"/netkin-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    )
+    options = KEEP if keep else GROWN
     try:
-        yield
-    finally:
-        SemLock._make_name = usual  # type: ignore[attr-defined]
+        return all([_libc().mallopt(option, value) for option, value in options.items()])
+    except AttributeError:
+        return False
+
+
+def release_freed() -> None:
+    """Return free memory to the system: 0.05 to 0.1 s for 1 to 2 GB."""
+    with suppress(AttributeError):
+        _libc().malloc_trim(0)
+
+
+def _libc() -> Any:
+    try:
+        return ctypes.CDLL(None)
+    except (OSError, TypeError):  # Windows
+        return None
+
+
+def _set_up(threads: int) -> None:
+    """Prepare this process for running models."""
+    import torch
+
+    torch.set_num_threads(threads)
+    keep_freed()
 
 
 # What follows runs in a worker process.
@@ -316,14 +355,6 @@ def _die_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _set_up(threads: int) -> None:
-    """Prepare this process for running models."""
-    import torch
-
-    torch.set_num_threads(threads)
-    keep_freed()
 
 
 def _run(stage: str, work: Callable, item: Any) -> Any:

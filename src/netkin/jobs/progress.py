@@ -18,18 +18,16 @@ from rich.progress import (
 from rich.table import Column
 
 from netkin.errors import Stopped
-from netkin.jobs.results import Result
 
 SHARE = 0.1
 """Of an item's units, after which a line says how far its stage is, where there is no terminal."""
 OFTEN, RARELY = 10.0, 60.0
 """Seconds between such lines: at least, and at most while the work advances."""
+IMAGES = "check decode clean noise resize craft ensemble features gradients"
 UNITS = {
-    **dict.fromkeys(("check", "decode", "clean", "noise", "resize", "craft", "ensemble"), "images"),
-    **dict.fromkeys(("features", "gradients"), "images"),
-    **dict.fromkeys(("plan", "cost"), "models"),
-    **{"weights": "files", "train": "epochs", "transfer": "pairs"},
-    **{"eps": "attacks"},
+    **dict.fromkeys(IMAGES.split(), "images"),
+    **{"weights": "files", "train": "epochs", "transfer": "pairs", "eps": "attacks"},
+    **{"plan": "models", "cost": "models"},
 }
 """By stage."""
 
@@ -65,9 +63,6 @@ class Bars:
             expand=True,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._started: dict[str, float] = {}
-        self._done: dict[str, tuple[int, int]] = {}
-        self._line_at: dict[str, tuple[float, float]] = {}  # when, and at how many units
         self._waiting: set[str] = set()
 
     def __enter__(self) -> "Bars":
@@ -84,19 +79,25 @@ class Bars:
         if not self._tasks:
             return ""
         stage = list(self._tasks)[-1]
-        bar, (done, total) = self._bar(stage), self._done[stage]
-        text, unit = f"during {stage}, with {done} of {total} done", bar.fields["unit"]
-        some = bool(unit and bar.total)
+        bar = self._bar(stage)
+        unit, done, items = (bar.fields[name] for name in ("unit", "done", "items"))
+        text, some = f"during {stage}, with {done} of {items} done", bool(unit and bar.total)
         return f"{text} ({bar.completed:.0f} of {bar.total:.0f} {unit})" if some else text
 
     def start(self, stage: str, names: Sequence[str], units: int, unit: str | None = None) -> None:
         """Begin a stage on named items, of `units` in all; `unit` names those of a new stage."""
         if stage in self._tasks:  # again, for other images: its finished bar makes room
             self._bars.update(self._tasks[stage], visible=False)
-        self._started[stage] = time.perf_counter()
-        self._done[stage] = (0, len(names))
+        now = time.perf_counter()
         self._tasks[stage] = self._bars.add_task(
-            stage, total=units, unit=unit or UNITS.get(stage, ""), last=""
+            stage,
+            total=units,
+            unit=unit or UNITS.get(stage, ""),
+            last="",
+            began=now,
+            done=0,
+            items=len(names),
+            line=None,  # when there was one, and at how many units
         )
 
     def advance(self, stage: str, units: int) -> None:
@@ -105,21 +106,21 @@ class Bars:
         if self._live:
             return
         bar, now = self._bar(stage), time.perf_counter()
-        when, units_then = self._line_at.setdefault(stage, (now, bar.completed))
-        total, items = bar.total or 0, self._done[stage][1] or 1
-        much = bar.completed - units_then >= SHARE * total / items
+        when, before = bar.fields["line"] = bar.fields["line"] or (now, bar.completed)
+        total = bar.total or 0
+        much = bar.completed - before >= SHARE * total / (bar.fields["items"] or 1)
         if 0 < bar.completed < total and now - when >= (OFTEN if much else RARELY):
             done = f"{stage}: {bar.completed:.0f} of {total:.0f} {bar.fields['unit']}"
-            self._line(stage, done, bar.completed / total)
+            self._line(bar, done, bar.completed / total)
 
-    def finish(self, stage: str, name: str, result: Result) -> None:
+    def finish(self, stage: str, name: str, note: str = "") -> None:
         """An item is done. Without a terminal, a line says so, with the time left."""
-        done, total = self._done[stage]
-        self._done[stage] = (done + 1, total)
+        bar = self._bar(stage)
+        bar.fields["done"] += 1
         self._bars.update(self._tasks[stage], last=name)
         if not self._live:
-            text = f"{stage} {done + 1}/{total}: {name}{result.note}"
-            self._line(stage, text, (done + 1) / total)
+            done, items = bar.fields["done"], bar.fields["items"]
+            self._line(bar, f"{stage} {done}/{items}: {name}{note}", done / items)
 
     def wait(self, stage: str, name: str) -> None:
         """Another process on the store has taken the rest of an item."""
@@ -141,11 +142,11 @@ class Bars:
         if not self.quiet:
             self.console.print(text, markup=False, highlight=False)
 
-    def _line(self, stage: str, text: str, share: float) -> None:
+    def _line(self, bar: Task, text: str, share: float) -> None:
         """A line on a stage of which a share is done, in (0, 1]."""
         now = time.perf_counter()
-        self._line_at[stage] = (now, self._bar(stage).completed)
-        seconds = now - self._started[stage]
+        bar.fields["line"] = (now, bar.completed)
+        seconds = now - bar.fields["began"]
         self._print(f"{text} ({seconds:.0f} s, about {seconds * (1 / share - 1):.0f} s left)")
 
 

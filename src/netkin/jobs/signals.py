@@ -36,43 +36,6 @@ def blocked(numbers: Iterable[int]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def shielded_loader(*args: Any, **kwargs: Any) -> Any:
-    """A torch DataLoader whose processes leave signals to the process that they load for.
-
-    They are forks, with the handlers of their parent: each would stop the run for itself, or put
-    the job back into SLURM's queue. Without a handler they would die while the parent reads from
-    them.
-    """
-    from torch.utils.data import DataLoader
-
-    class Shielded(DataLoader):
-        def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-            with blocked(STOPPING):
-                return super().__iter__()
-
-    return Shielded(*args, worker_init_fn=obey_parent, **kwargs)
-
-
-def obey_parent(_worker: int = 0) -> None:
-    """In a loading process: exit on SIGTERM, if the parent sends it.
-
-    Where the sender is not known (macOS), on any SIGTERM.
-    """
-    if hasattr(signal, "pthread_sigmask"):
-        threading.Thread(target=_exit_on_sigterm, daemon=True).start()
-
-
-def _exit_on_sigterm() -> None:
-    while True:
-        if not hasattr(signal, "sigwaitinfo"):
-            number, by_parent = signal.sigwait(STOPPING), True
-        else:
-            info = signal.sigwaitinfo(STOPPING)
-            number, by_parent = info.si_signo, info.si_pid == os.getppid()
-        if number == signal.SIGTERM and by_parent:
-            os._exit(0)
-
-
 def quiet_stops() -> None:
     """Where a stop reaches a library's `__del__`, which swallows it: print no trace, stop again."""
 

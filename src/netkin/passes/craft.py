@@ -13,8 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from netkin.attacks.frozen import frozen
 from netkin.errors import UserError
-from netkin.jobs.pool import Advance
-from netkin.jobs.results import Result
+from netkin.jobs.pool import Advance, Result
 from netkin.model import Model
 from netkin.passes import Item
 from netkin.results import Results

@@ -12,8 +12,7 @@ import torch
 from netkin.data.decode import UnreadableImage
 from netkin.data.images import Images
 from netkin.errors import Unreadable, UserError, and_more
-from netkin.jobs.pool import Advance
-from netkin.jobs.results import Result
+from netkin.jobs.pool import Advance, Result
 from netkin.passes import Item
 from netkin.results import Results
 from netkin.runner import Runner

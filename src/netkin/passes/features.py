@@ -18,10 +18,9 @@ from torch.nn.functional import interpolate, normalize
 
 from netkin.attacks.frozen import frozen
 from netkin.errors import UserError
-from netkin.jobs.devices import fastest
-from netkin.jobs.pool import Advance
-from netkin.jobs.results import Result
+from netkin.jobs.pool import Advance, Result
 from netkin.model import Model
+from netkin.passes.probe import fastest
 from netkin.results import Results
 from netkin.runner import Batches, Runner
 from netkin.store.files import read_tensors, write_tensors

@@ -29,8 +29,8 @@ from netkin.errors import OutputsError, UserError, and_more, near
 from netkin.model import Model
 from netkin.passes.predict import noised
 from netkin.results import Results
+from netkin.store import folder
 from netkin.store.files import file_sha256, write
-from netkin.store.names import folder
 
 HOW = """Run your classifier on every PNG file below images/, and write a CSV file with the columns
 image_id (the file's path below images/ without .png; images.csv lists them all) and prediction (the

@@ -17,8 +17,7 @@ from netkin.attacks.grid import to_grid
 from netkin.data.views import View
 from netkin.errors import UserError
 from netkin.evaluation import Evaluation
-from netkin.jobs.pool import Advance
-from netkin.jobs.results import Result
+from netkin.jobs.pool import Advance, Result
 from netkin.model import Model
 from netkin.passes import Item
 from netkin.results import CLEAN, NOISE_SEED, Change, Results

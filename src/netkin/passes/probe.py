@@ -1,5 +1,7 @@
 """What a member costs: one small batch of its craft and transfer steps, timed on this device."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +11,6 @@ from torch import Tensor
 from netkin.attacks import Attack
 from netkin.attacks.frozen import frozen
 from netkin.data import views
-from netkin.jobs.devices import fastest
 from netkin.jobs.pool import Advance
 from netkin.model import Model
 from netkin.results import Results
@@ -141,6 +142,25 @@ def uncrafted(results: Results, model: Model) -> int:
     if not results.has(model):
         return len(positions)
     return int(results.correct(model)[positions].sum())
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Wall-clock seconds of one call, until the device has finished what it was given."""
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def fastest(
+    work: Callable[[], object], device: torch.device, enough: float = float("inf"), runs: int = 3
+) -> float:
+    """Seconds of the fastest of up to `runs` calls, fewer once they add up to `enough` seconds."""
+    taken: list[float] = []
+    while len(taken) < runs and sum(taken) < enough:
+        taken.append(seconds_of(work, device))
+    return min(taken)
 
 
 def _reset_peak(device: torch.device) -> bool:

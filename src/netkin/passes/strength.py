@@ -6,8 +6,7 @@ import torch
 
 from netkin.attacks import Attack
 from netkin.errors import UserError
-from netkin.jobs.pool import Advance
-from netkin.jobs.results import Result
+from netkin.jobs.pool import Advance, Result
 from netkin.model import Model
 from netkin.results import Results
 from netkin.runner import Runner

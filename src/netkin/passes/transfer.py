@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from netkin.errors import UserError
-from netkin.jobs.pool import Advance
-from netkin.jobs.results import Result
+from netkin.jobs.pool import Advance, Result
 from netkin.model import Model
 from netkin.passes import Item
 from netkin.results import Results

@@ -1,7 +1,6 @@
-"""Files that are complete or absent, with checksums: JSON, tensors and parquet tables."""
+"""Files that are complete or absent, and tensors with checksums."""
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -170,49 +169,3 @@ def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
         state.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return state.hexdigest()
-
-
-def table_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a table that `write_table` wrote. Raises DamagedFile where it was altered."""
-    try:
-        metadata = pl.read_parquet_metadata(path)
-    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
-        raise damaged(path, error) from None
-    if not {"made_by", "xxh3"} <= metadata.keys():
-        raise damaged(path, f"its footer holds {', '.join(metadata)}")
-    return metadata
-
-
-BLANK = b"xxh3:" + 32 * b"0"
-"""Placeholder of a file's checksum, which is computed with it in place: it covers every byte."""
-
-
-def _seal(data: bytes) -> bytes:
-    """A file's bytes with their checksum in the place of BLANK."""
-    assert data.count(BLANK) == 1
-    return data.replace(BLANK, b"xxh3:" + xxhash.xxh3_128_hexdigest(data).encode())
-
-
-def read_sealed(file: Path) -> bytes:
-    """The bytes of a table of `write_table`. Raises DamagedFile where it was cut or altered."""
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise damaged(file, reason(error)) from None
-    seal = re.search(rb"xxh3:[0-9a-f]{32}", data)
-    if seal is None:
-        raise damaged(file, "its checksum cannot be read")
-    if _seal(data.replace(seal.group(), BLANK)) != data:
-        raise damaged(file, "its bytes do not fit their checksum")
-    return data
-
-
-def write_table(path: Path, table: pl.DataFrame, **metadata: str) -> None:
-    """Write a parquet table with its checksum, and with metadata such as made_by.
-
-    Raises StoreError where the file cannot be written.
-    """
-    data = io.BytesIO()
-    table.write_parquet(data, metadata={**metadata, "xxh3": BLANK.decode()})
-    sealed = _seal(data.getvalue())
-    write(path, lambda temporary: temporary.write_bytes(sealed))

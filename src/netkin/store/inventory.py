@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +15,15 @@ from typing import Any
 from urllib.parse import unquote
 
 from netkin.errors import DamagedFile, UserError, near
+from netkin.store import folder
 from netkin.store.files import digest, read_tensors
 from netkin.store.layout import manifest_problem
-from netkin.store.lease import Holder, holders, me, sweep
-from netkin.store.names import FLOAT32, folder, outcomes_folder
+from netkin.store.lease import Holder, holders, sweep
 from netkin.store.outcomes import OutcomeStore, contents, read_table
 
 YOUNG = 3600.0
-"""Seconds for which a temporary file may belong to a running process of another machine."""
+"""Seconds for which a temporary file, or a lease that is not touched, may belong to a running
+process of another machine."""
 
 
 @dataclass(frozen=True)
@@ -46,58 +47,43 @@ class Part:
     size: int
 
 
-@dataclass(frozen=True)
-class SubsetFolder:
-    """<dataset>/<subset>-<hash> of a store, and its manifest's number and hash of images."""
-
-    path: Path
-    images: int
-    sha256: str
-
-    @property
-    def attacks(self) -> list[Path]:
-        """The folders of its attacks."""
-        return sorted(p for p in self.path.glob("*-*") if p.is_dir())
+def subsets(root: Path) -> list[Path]:
+    """The folders of all subsets of a store, <dataset>/<subset>-<hash>."""
+    kinds = ("manifest.json", "views", "clean")
+    return sorted({path.parent for kind in kinds for path in root.glob(f"*/*/{kind}")})
 
 
-def subsets(root: Path) -> list[SubsetFolder]:
-    """All subsets of a store. Without a readable manifest only the path of one is known."""
-    kinds, found = ("manifest.json", "views", "clean"), []
-    for path in sorted({path.parent for kind in kinds for path in root.glob(f"*/*/{kind}")}):
-        content = _json(path / "manifest.json")
-        found.append(
-            SubsetFolder(path, len(content.get("ids", ())), str(content.get("sha256", "")))
-        )
-    return found
+def _attacks(subset: Path) -> list[Path]:
+    return sorted(p for p in subset.glob("*-*") if p.is_dir())
 
 
 def parts(root: Path) -> list[Part]:
     """Everything that a store holds, in the order of its folders."""
-    everything, known = [], subsets(root)
-    datasets = {subset.path.parent for subset in known}
-    for other in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        everything += [
-            Part(p, other.name, unquote(p.stem), 1, 0, size_of(p))
-            for p in sorted(other.glob("*/*"))
-            if other not in datasets and (p.is_dir() or p.suffix == ".safetensors")
-        ]
-    for subset in known:
-        everything += _parts_of(subset)
-    return everything
+    known = subsets(root)
+    datasets = {subset.parent for subset in known}
+    everything = [
+        Part(path, other.name, unquote(path.stem), 1, 0, size_of(path))
+        for other in sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
+        for path in sorted(other.glob("*/*"))
+        if other not in datasets and (path.is_dir() or path.suffix == ".safetensors")
+    ]
+    return everything + [part for subset in known for part in _parts_of(subset)]
 
 
-def _parts_of(subset: SubsetFolder) -> Iterator[Part]:
+def _parts_of(subset: Path) -> Iterator[Part]:
+    images = len(_json(subset / "manifest.json").get("ids", ()))
+
     def shards(path: Path, kind: str, member: str = "") -> Part:
-        size = identity(path).get("shard_size", 0)
-        total = math.ceil(subset.images / size) if size else 0
+        shard_size = identity(path).get("shard_size", 0)
+        total = math.ceil(images / shard_size) if shard_size else 0
         return Part(path, kind, member, len(_files(path, "*.safetensors")), total, size_of(path))
 
-    for path in sorted(subset.path.glob("views/*")):
+    for path in sorted(subset.glob("views/*")):
         yield shards(path, "views")
-    for path in sorted(subset.path.glob("clean/*")):
+    for path in sorted(subset.glob("clean/*")):
         done = (path / "logits.safetensors").is_file()
         yield Part(path, "clean", unquote(path.name), int(done), 1, size_of(path))
-    for attack in subset.attacks:
+    for attack in _attacks(subset):
         sources = sorted(attack.glob("adversarial/*"))
         for path in sources:
             yield shards(path, "adversarial", unquote(path.name))
@@ -106,8 +92,8 @@ def _parts_of(subset: SubsetFolder) -> Iterator[Part]:
             for file in path.glob("[!.]*.parquet"):
                 with suppress(DamagedFile):  # which `damage` finds
                     evaluated |= contents(file).parts.keys()
-            total, size = len(sources), size_of(path)
-            yield Part(path, "outcomes", unquote(path.name), len(evaluated), total, size)
+            name, size = unquote(path.name), size_of(path)
+            yield Part(path, "outcomes", name, len(evaluated), len(sources), size)
 
 
 @dataclass(frozen=True)
@@ -126,82 +112,45 @@ def checked(root: Path) -> list[Path]:
 
 
 def damage(root: Path, advance: Callable[[int], None]) -> list[Damage]:
-    """All damaged files of a store; `advance` is called with 1 after each of `checked`."""
-    damages = []
-    known = {subset.path: subset for subset in subsets(root)}
+    """All damaged files of a store; `advance` is called with 1 after each of `checked`.
+
+    Each is compared with its own checksum, or with the hash in its folder's name. Whether it is of
+    the model, images and attack of a run is checked by that run.
+    """
+    damages, known = [], subsets(root)
     for file in checked(root):
         if problem := _problem(root, file, known):
             # The identity of these entries is lost with the file; others' is in the folder's name.
-            entire = file.name == "identity.json" and file.parents[1].name in (
-                "adversarial",
-                "clean",
-            )
+            above = file.parents[1].name
+            entire = file.name == "identity.json" and above in ("adversarial", "clean")
             damages.append(Damage(file, problem, file.parent if entire else file))
         advance(1)
     return damages
 
 
-def _problem(root: Path, file: Path, known: Mapping[Path, SubsetFolder]) -> str | None:
-    subset = next((known[path] for path in file.parents if path in known), None)
-    if file.name == "manifest.json":
-        fits = str(_json(file).get("sha256", "")).startswith(file.parent.name.rpartition("-")[2])
-        other = None if fits else "it lists other images than its folder is for"
-        return manifest_problem(file) or other
-    if file.name == "identity.json":
-        return _identity_problem(file, subset)
+def _problem(root: Path, file: Path, subsets: Sequence[Path]) -> str | None:
+    """What is wrong with a file, in words; None where it is whole."""
+    hashed = file.parent.name.rpartition("-")[2]
     try:
+        if file.name == "manifest.json":
+            fits = str(_json(file).get("sha256", "")).startswith(hashed)
+            other = None if fits else "it lists other images than its folder is for"
+            return manifest_problem(file) or other
+        if file.name == "identity.json":
+            content, above = _json(file), file.parents[1]
+            named = content.get("attack") if above in subsets else None
+            named = content if above.name == "views" else named
+            if named is not None and not digest(named).startswith(hashed):
+                return "it does not fit its folder's name"
+            return None if content else "it cannot be read"
         if file.suffix == ".parquet":
-            return _outcome_problem(file, subset)
-        ours = subset is not None or file.relative_to(root).parts[0] in ("weights", "training")
-        read_tensors(file, ours)
+            rows, of = read_table(file), contents(file)
+            fits = set(rows["source"]) <= of.parts.keys() and set(rows["target"]) <= {of.target}
+            return None if fits else "it has rows of other models than it lists"
+        ours = file.relative_to(root).parts[0] in ("weights", "training")
+        read_tensors(file, ours or any(subset in file.parents for subset in subsets))
     except DamagedFile as error:
         return error.problem
-    return None
-
-
-def _identity_problem(file: Path, subset: SubsetFolder | None) -> str | None:
-    """What is wrong with an entry's identity: by its folder's name, and the folders around it."""
-    content, entry, above = _json(file), file.parent, file.parents[1]
-    if not content:
-        return "it cannot be read"
-    if subset is None:
-        return None
-    if subset.sha256 and content.get("subset_sha256") != subset.sha256:
-        return "it is of another subset of images"
-    if above.name == "views":
-        return None if digest(content)[:12] == entry.name else "it does not fit its folder's name"
-    if "attack" in content and above == subset.path:
-        fits = digest(content["attack"])[:8] == entry.name.rpartition("-")[2]
-        return None if fits else "its attack does not fit its folder's name"
-    if isinstance(transfer := content.get("transfer"), dict):
-        fits = outcomes_folder(str(transfer.get("precision", FLOAT32))) == entry.name
-        return None if fits else "its precision does not fit its folder's name"
-    if above.name == "adversarial":
-        attack, clean = identity(above.parent), identity(subset.path / "clean" / entry.name)
-        if attack and content.get("attack") != attack.get("attack"):
-            return "it is of another attack than its folder"
-        if clean and content.get("model") != clean.get("model"):
-            return "it is of another model than the clean predictions of that name"
-    return None
-
-
-def _outcome_problem(file: Path, subset: SubsetFolder | None) -> str | None:
-    """What is wrong with a table of outcomes: by its contents, and by the models that made it.
-
-    Raises DamagedFile where its checksum does not fit.
-    """
-    rows, of = read_table(file), contents(file)
-    if not set(rows["source"]) <= of.parts.keys() or not set(rows["target"]) <= {of.target}:
-        return "it has rows of other models than it lists"
-    attack = file.parents[2]
-    model = identity(attack.parent / "clean" / file.parent.name).get("model")
-    if model and of.model != digest(model):
-        return f"it was made by another model than {of.target} is now"
-    for source, part in of.parts.items():
-        images = attack / "adversarial" / folder(source) / "identity.json"
-        readable = images.is_file() and _identity_problem(images, subset) is None
-        if readable and part.made_by != digest(_json(images)):
-            return f"it was made by another model than {source} is now"
     return None
 
 
@@ -211,28 +160,14 @@ def leftovers(root: Path) -> list[Path]:
     sweep(root)
     files = [*_files(root, "**/.*.tmp"), *_files(root, "**/.*.new")]
     files += [file for holder, lives, file in holders(root) if lives or holder is None]
-    now = _now(root)
-    return [file for file in files if _age(file, now) > YOUNG]
+    return [file for file in files if _age(file) > YOUNG]
 
 
-def _now(root: Path) -> float:
-    """The time by the clock of the store's file system, or this machine's if it is read-only."""
-    clock = root / f".clock-{me().token}.tmp"
-    try:
-        clock.touch()
-        return clock.stat().st_mtime
-    except OSError:
-        return time.time()
-    finally:
-        with suppress(OSError):
-            clock.unlink()
-
-
-def _age(file: Path, now: float) -> float:
+def _age(file: Path) -> float:
     """Seconds since a file was written or touched; 0 for one that is gone. A process touches its
     leases every few seconds, so that one of a great age is of a process that has ended."""
     try:
-        return now - file.stat().st_mtime
+        return time.time() - file.stat().st_mtime
     except OSError:
         return 0.0
 
@@ -258,12 +193,13 @@ def selected(root: Path, names: Sequence[str]) -> list[Path]:
     return list(chosen)
 
 
-def _of_member(subset: SubsetFolder, member: str) -> Iterator[Path]:
+def _of_member(subset: Path, member: str) -> Iterator[Path]:
     """The folders of a member, and its pairs with other targets: paths that stand for these."""
-    name = folder(member)
-    tables = [table for attack in subset.attacks for table in attack.glob("outcomes*")]
-    folders = [subset.path / "clean", *(a / "adversarial" for a in subset.attacks), *tables]
-    yield from (path / name for path in folders if (path / name).exists())
+    name, attacks = folder(member), _attacks(subset)
+    tables = [table for attack in attacks for table in attack.glob("outcomes*")]
+    for within in (subset / "clean", *(attack / "adversarial" for attack in attacks), *tables):
+        if (within / name).exists():
+            yield within / name
     for table in map(OutcomeStore, tables):
         for target in sorted(unquote(path.name) for path in table.path.glob("*/")):
             if target != member and any(member in contents(f).parts for f in table.files(target)):
@@ -272,9 +208,8 @@ def _of_member(subset: SubsetFolder, member: str) -> Iterator[Path]:
 
 def remove(root: Path, paths: Sequence[Path]) -> None:
     """Remove files, folders and pairs. Raises UserError while a running process writes to one."""
-    now = _now(root)
     for holder, lives, file in holders(root):
-        if holder is not None and lives and _age(file, now) <= YOUNG:
+        if holder is not None and lives and _age(file) <= YOUNG:
             product = root / holder.product
             for path in paths:
                 if path == product or path in product.parents:
@@ -295,9 +230,8 @@ def remove(root: Path, paths: Sequence[Path]) -> None:
 def at_work(root: Path) -> list[tuple[str, str, float | None]]:
     """Which processes are working on a store: (process in words, product, seconds since it was
     seen where that is long; such a one has ended, most likely)."""
-    now = _now(root)
     return [
-        (_process(holder), holder.product, age if (age := _age(file, now)) > YOUNG else None)
+        (_process(holder), holder.product, age if (age := _age(file)) > YOUNG else None)
         for holder, lives, file in holders(root)
         if holder is not None and lives
     ]

@@ -31,9 +31,8 @@ from typing import Any
 
 from netkin.data.subset import Subset
 from netkin.errors import OtherContents, StoreError, UserError
+from netkin.store import differences, folder
 from netkin.store.files import create_json, damaged, write_json
-from netkin.store.identity import differences
-from netkin.store.names import folder
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,12 @@ class Folder:
         differ = next(differences(stored, json.loads(json.dumps(self.identity))), None)
         if differ:
             key, theirs, ours = differ
+            way = "give the model another name"
+            if key == "shard_size":
+                way = f"use the same shard_size, {theirs}"
             raise OtherContents(
-                f"{self.path} was made with {key} = {theirs}, now it is {ours}: give the model "
-                "another name, choose another store, or remove that folder"
+                f"{self.path} was made with {key} = {theirs}, now it is {ours}: {way}, choose "
+                "another store, or remove that folder"
             )
         return self
 

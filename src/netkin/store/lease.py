@@ -155,27 +155,23 @@ def _acquire(root: Path, product: Path) -> Path | None:
     file = root / ".leases" / f"{_key(root, product)}.{generation}"
     try:
         file.parent.mkdir(exist_ok=True)
-        handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        with file.open("x") as out:
+            try:
+                out.write(json.dumps(asdict(me(product.relative_to(root).as_posix()))))
+                out.flush()
+            except BaseException:  # the disk is full, or the run is stopped
+                file.unlink(missing_ok=True)
+                raise
     except FileExistsError:  # another process was faster
         return None
     except OSError as error:
         raise StoreError(
-            f"cannot write {file} ({error.strerror}); make room or permission, and run again"
+            f"cannot write {file} ({error.strerror}); what was finished before is kept: make room "
+            "or permission, and run the same command again"
             if root.is_dir()
             else f"the store {root} has gone: was it removed, or unmounted? Bring it back and run "
             "the same command again"
         ) from None
-    try:
-        with os.fdopen(handle, "w") as out:
-            json.dump(asdict(me(product.relative_to(root).as_posix())), out)
-    except BaseException as error:  # the disk is full, or the run is stopped
-        file.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise StoreError(
-                f"cannot write {file} ({error.strerror}); what was finished before is kept: make "
-                "room, and run the same command again"
-            ) from None
-        raise
     return file
 
 

@@ -14,20 +14,32 @@ at once are read once.
 
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import xxhash
 from numpy.typing import NDArray
 
 from netkin.errors import OtherContents, StoreError
-from netkin.store.files import damaged, digest, read_sealed, table_metadata, write_table
-from netkin.store.names import folder
+from netkin.store import folder
+from netkin.store.files import damaged, digest, reason, write
 
 COLUMNS = ("source", "target", "image_id", "label", "prediction", "fooled")
+FLOAT32 = "32-true"
+"""The precision of outcomes whose folder and identity name none."""
+BLANK = b"xxh3:" + 32 * b"0"
+"""Placeholder of a file's checksum, which is computed with it in place: it covers every byte."""
+
+
+def outcomes_folder(precision: str) -> str:
+    """The folder, in an attack's, of the outcomes of targets evaluated in a precision."""
+    return "outcomes" if precision == FLOAT32 else f"outcomes-{precision}"
 
 
 @dataclass(frozen=True)
@@ -65,12 +77,12 @@ def contents(file: Path) -> Contents:
 @lru_cache(maxsize=512)
 def _contents(file: Path, _modified: int, _size: int) -> Contents:
     try:
-        found = json.loads(table_metadata(file)["made_by"])
+        found = json.loads(pl.read_parquet_metadata(file)["made_by"])
         parts = {name: Part(*part) for name, part in found["sources"].items()}
         if folder(found["target"]) != file.parent.name:
             raise ValueError(f"it has outcomes of {found['target']}")
         return Contents(found["target"], found["model"], parts)
-    except (ValueError, KeyError, TypeError) as error:
+    except (pl.exceptions.PolarsError, OSError, ValueError, KeyError, TypeError) as error:
         raise damaged(file, error) from None
 
 
@@ -153,8 +165,12 @@ class OutcomeStore:
     def _write(self, of: Contents, table: pl.DataFrame) -> None:
         parts = {name: [p.made_by, p.start, p.stop] for name, p in sorted(of.parts.items())}
         made_by = {"target": of.target, "model": of.model, "sources": parts}
-        file = self.path / folder(of.target) / f"{digest(made_by)[:16]}.parquet"
-        write_table(file, table, made_by=json.dumps(made_by, separators=(",", ":")))
+        file, data = self.path / folder(of.target) / f"{digest(made_by)[:16]}.parquet", io.BytesIO()
+        text = json.dumps(made_by, separators=(",", ":"))
+        table.write_parquet(data, metadata={"made_by": text, "xxh3": BLANK.decode()})
+        sealed = _seal(data.getvalue())
+        assert data.getvalue().count(BLANK) == 1
+        write(file, lambda temporary: temporary.write_bytes(sealed))
 
     def read(
         self, target: str, sources: Iterable[str], columns: Sequence[str] = COLUMNS
@@ -182,7 +198,11 @@ class OutcomeStore:
                 "run the same command again"
             )
         table = pl.concat(tables)
-        twice = any(len(found) > 1 and _overlap(found) for found in parts.values())
+        twice = any(
+            a.stop > b.start
+            for found in parts.values()
+            for a, b in pairwise(sorted(found, key=lambda part: part.start))
+        )
         return table.unique(["source", "image_id"], keep="first") if twice else table
 
     def fooled(
@@ -220,11 +240,22 @@ class OutcomeStore:
 
 def read_table(file: Path, columns: Sequence[str] = COLUMNS) -> pl.DataFrame:
     """The rows of a file. Raises DamagedFile where it was cut or altered."""
-    data = read_sealed(file)
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise damaged(file, reason(error)) from None
+    seal = re.search(rb"xxh3:[0-9a-f]{32}", data)
+    if seal is None or _seal(data.replace(seal.group(), BLANK)) != data:
+        raise damaged(file, "its bytes do not fit their checksum")
     try:
         return pl.read_parquet(io.BytesIO(data), columns=list(columns), glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise damaged(file, str(error).partition("\n")[0]) from None
+
+
+def _seal(data: bytes) -> bytes:
+    """A file's bytes with their checksum in the place of BLANK."""
+    return data.replace(BLANK, b"xxh3:" + xxhash.xxh3_128_hexdigest(data).encode())
 
 
 def _covered(parts: Iterable[Part]) -> int:
@@ -234,12 +265,3 @@ def _covered(parts: Iterable[Part]) -> int:
         if part.start <= stop:
             stop = max(stop, part.stop)
     return stop
-
-
-def _overlap(parts: Iterable[Part]) -> bool:
-    stop = 0
-    for part in sorted(parts, key=lambda part: part.start):
-        if part.start < stop:
-            return True
-        stop = part.stop
-    return False

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from netkin.errors import OtherTraining, UserError
+from netkin.store import differences
 from netkin.store.files import read_metadata, read_tensors, write_tensors
-from netkin.store.identity import differences
 
 
 @dataclass(frozen=True)

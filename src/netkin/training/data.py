@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from netkin.data.images import Images
 from netkin.errors import UserError
-from netkin.jobs.signals import shielded_loader
+from netkin.runner import Loading
 from netkin.training.recipe import Recipe
 
 SELECTED = 256
@@ -167,7 +167,7 @@ def batches(
             f"the recipe's batch_size={size}{devices} is larger than the training set "
             f"({len(images)} images)"
         )
-    return shielded_loader(
+    return Loading(
         images,
         size,
         sampler=draws,

@@ -14,8 +14,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from netkin.errors import UserError
-from netkin.jobs.pool import Advance
-from netkin.jobs.results import Result
+from netkin.jobs.pool import Advance, Result
 from netkin.store.files import read_tensors, write, write_json, write_tensors
 from netkin.training import checkpoint
 from netkin.training.distillation import Teacher

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import polars as pl
 
@@ -16,9 +17,8 @@ from netkin.data.subset import fingerprint
 from netkin.errors import OtherTraining, UserError, and_more, near
 from netkin.model import Model
 from netkin.results import Results
-from netkin.store.identity import differences
+from netkin.store import differences
 from netkin.store.layout import Store
-from netkin.store.names import unfolded
 from netkin.training.distillation import Distillation
 from netkin.training.job import Hardware
 from netkin.training.recipe import Recipe
@@ -185,7 +185,7 @@ def trained_members(store: Store, dataset: str, pattern: str) -> list[dict[str, 
 
     Raises UserError when there is none.
     """
-    names = {unfolded(file.stem): file for file in _notes_files(store, dataset)}
+    names = {unquote(file.stem): file for file in _notes_files(store, dataset)}
     plain = pattern.removesuffix("@*")
     members = []
     for name in sorted(names):
@@ -221,7 +221,7 @@ def students_of(store: Store, dataset: str, student: str) -> list[dict[str, Any]
     students = []
     for file in sorted(_notes_files(store, dataset)):
         stored = notes(file.with_suffix(".safetensors"))
-        if stored and "teacher" in stored and unfolded(file.stem).startswith(f"{student}@"):
+        if stored and "teacher" in stored and unquote(file.stem).startswith(f"{student}@"):
             teacher = notes(store.weights(dataset, stored["teacher"]["name"]))
             accuracy = teacher["test_accuracy"] if teacher else None
             students.append({**stored, "teacher_accuracy": accuracy})
