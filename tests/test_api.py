@@ -32,8 +32,7 @@ from netkin.data.digits import Digits
 from netkin.errors import UserError
 from netkin.zoo import build as zoo
 from netkin.zoo import given
-from netkin.zoo.member import parse_members
-from netkin.zoo.task import Task
+from netkin.zoo.member import Task, parse_members
 from tests.conftest import ROOT
 from tests.zoo.own_nets import Rooted
 

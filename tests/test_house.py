@@ -55,7 +55,7 @@ def settings():
     return logging.get_verbosity(), are_progress_bars_disabled()
 
 before, defaults = others(), settings()
-import netkin.training.data, netkin.zoo.published
+import netkin.training.data, netkin.zoo.sources
 after = others()
 changed = [place for place, value in before.items() if after.get(place) != value]
 assert not changed, changed

@@ -15,7 +15,6 @@ from netkin.similarity import (
     Z_95,
     Outcomes,
     bootstrap,
-    family_means,
     interval,
     matrix,
     pairs,
@@ -267,17 +266,3 @@ def test_an_empty_x_names_the_pair() -> None:
 def test_shapes_must_agree() -> None:
     with pytest.raises(ValueError, match=r"expected correct \(2, 3\)"):
         Outcomes(("a", "b"), tuple("123"), np.ones((2, 2), bool), np.ones((2, 2, 3), bool))
-
-
-def test_family_means_leave_out_a_model_with_itself() -> None:
-    s = np.array([[9, 1, 2], [1, 9, 4], [2, 4, 9.0]])
-    table = family_means(s, ["CNN", "ViT", "ViT"], np.stack([s, s + 1]))
-    rows = {(r["family_a"], r["family_b"]): r for r in table.to_dicts()}
-    assert rows.keys() == {("CNN", "ViT"), ("ViT", "ViT")}
-    assert (rows["CNN", "ViT"]["mean"], rows["CNN", "ViT"]["pairs"]) == (1.5, 2)
-    assert rows["ViT", "ViT"]["mean"] == 4
-    assert rows["ViT", "ViT"]["low"] == pytest.approx(4.025)
-
-
-def test_family_means_without_families_of_two() -> None:
-    assert family_means(np.eye(2), ["a", "b"]).height == 1

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from netkin.attacks import PGD, Attack
-from netkin.attacks.frozen import frozen
+from netkin.attacks.base import frozen
 from netkin.jobs.pool import keep_freed
 from netkin.passes.probe import seconds_of
 from netkin.runner import device_of

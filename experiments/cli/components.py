@@ -14,8 +14,7 @@ from netkin.analysis.matrix import position_of
 from netkin.components import COMPONENTS, component_table
 from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
-from netkin.zoo.build import Task
-from netkin.zoo.member import Member, parse_members
+from netkin.zoo.member import Member, Task, parse_members
 
 PUBLISHED = Task("imagenet", 1000, "pretrained")
 """The task of published models, of which components are read without a dataset."""
@@ -39,9 +38,8 @@ def components_of(s: Study) -> pl.DataFrame:
         members = [model.member for model in s.measured.members]
         task = s.measured.evaluation.task
     else:
-        known = {**pinned(), **(resolved(s.config.model).get("known") or {})}
         try:
-            members, task = parse_members(s.names, known, at_least=1), PUBLISHED
+            members, task = _published(s, s.names), PUBLISHED
         except UserError as error:
             raise UserError(
                 f"the components of the matrix's models are not known ({error}); give them with "
@@ -51,13 +49,26 @@ def components_of(s: Study) -> pl.DataFrame:
         return read_off(members, task, bars)
 
 
+def known_components(s: Study) -> tuple[pl.DataFrame | None, str]:
+    """`components_of`, or the reason why they are not known; a bad file is an error."""
+    try:
+        return components_of(s), ""
+    except UserError as error:
+        if s.config.get("components") is not None:
+            raise
+        return None, str(error)
+
+
 def bases_of(s: Study) -> list[str]:
     """The base architecture of each of a study's N models; the family where it is not known."""
-    try:
-        table = components_of(s)
-    except UserError:
-        return s.families
-    return table[BASE].to_list() if BASE in table.columns else s.families
+    table, _ = known_components(s)
+    return s.families if table is None or BASE not in table.columns else table[BASE].to_list()
+
+
+def _published(s: Study, names: Sequence[str]) -> list[Member]:
+    """Members by names of timm or of model.known. Raises UserError where one is neither."""
+    known = {**pinned(), **(resolved(s.config.model).get("known") or {})}
+    return parse_members(names, known, at_least=1)
 
 
 def stand_in(s: Study, name: str, what: str) -> tuple[int, list[str]]:
@@ -79,8 +90,7 @@ def stand_in(s: Study, name: str, what: str) -> tuple[int, list[str]]:
     if s.measured is not None:
         return position_of(name, s.names, what), []
     try:
-        known = {**pinned(), **(resolved(s.config.model).get("known") or {})}
-        (member,) = parse_members([name], known, at_least=1)
+        (member,) = _published(s, [name])
         table = components_of(s)
     except UserError as error:
         raise UserError(f"{what} has no model {name!r}{near(name, s.names)}, and {error}") from None
@@ -88,14 +98,9 @@ def stand_in(s: Study, name: str, what: str) -> tuple[int, list[str]]:
         row = read_off([member], PUBLISHED, bars)
     shared = [c for c in table.columns[1:] if c in row.columns]
     counts = (table.select(shared).to_numpy() == row.select(shared).to_numpy()).sum(axis=1)
-    best = max(
-        range(len(s.names)),
-        key=lambda i: (
-            counts[i],
-            s.families[i] == member.family,
-            SequenceMatcher(None, member.architecture, s.names[i]).ratio(),
-        ),
-    )
+    alike = [SequenceMatcher(None, member.architecture, other).ratio() for other in s.names]
+    family = [other == member.family for other in s.families]
+    best = max(range(len(s.names)), key=lambda i: (counts[i], family[i], alike[i]))
     ties = [s.names[i] for i in np.flatnonzero(counts == counts[best]) if i != best]
     text = (
         f"{name} is not in the matrix. It is represented by {s.names[best]}, with which it shares "
@@ -112,10 +117,8 @@ def from_file(path: str, names: Sequence[str]) -> pl.DataFrame:
 def read_off(members: list[Member], task: Task, bars: Bars) -> pl.DataFrame:
     """The components of members, built for a task, with a progress bar."""
     key = repr((members, task))
-    if key in _READ:
-        return _READ[key]
-    bars.start("components", [member.name for member in members], len(members))
-    table = component_table(members, task, lambda _: bars.advance("components", 1))
-    bars.end("components")
-    _READ[key] = table
-    return table
+    if key not in _READ:
+        bars.start("components", [member.name for member in members], len(members))
+        _READ[key] = component_table(members, task, lambda _: bars.advance("components", 1))
+        bars.end("components")
+    return _READ[key]

@@ -7,8 +7,8 @@ from rich.console import Console
 
 from experiments.cli import stop
 from experiments.cli.runs import used
-from netkin.analysis.summary import left_out
 from netkin.report.study import Outputs, Section
+from netkin.report.text import left_out
 
 
 class Terminal(Console):

@@ -30,8 +30,7 @@ from netkin.training.job import Hardware
 from netkin.training.recipe import Recipe
 from netkin.training.weights import Teaching, Training, check_identity, curves, identity, notes
 from netkin.zoo.build import published_classes
-from netkin.zoo.member import Member
-from netkin.zoo.task import Task
+from netkin.zoo.member import Member, Task
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from experiments.cli.runs import open_store, run_info, tracked
 from experiments.cli.suspects import Suspects
 from experiments.cli.values import may_stop, resolved
 from netkin import run
-from netkin.analysis.summary import left_out
 from netkin.attacks import PGD, Attack, as_attack
 from netkin.attacks.grid import levels
 from netkin.attacks.units import fraction
@@ -32,11 +31,11 @@ from netkin.data.images import Images
 from netkin.data.subset import Subset
 from netkin.evaluation import Evaluation
 from netkin.report.study import Outputs, Section
+from netkin.report.text import left_out
 from netkin.run import Run, Settings, Watch
 from netkin.tracking import Tracker
 from netkin.zoo.execution import Execution, check_execution
-from netkin.zoo.member import Member
-from netkin.zoo.task import Task
+from netkin.zoo.member import Member, Task
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,13 @@ from experiments.cli.suspects import Suspects
 from netkin import run, similarity
 from netkin.analysis import matrix
 from netkin.analysis.matrix import Matrix, off_diagonal
-from netkin.analysis.summary import left_out
 from netkin.attacks import Attack
 from netkin.comparison import attacked as attacked
 from netkin.errors import UserError
 from netkin.evaluation import Evaluation
 from netkin.model import Model
 from netkin.report.study import Outputs, Section
-from netkin.report.text import and_more
+from netkin.report.text import and_more, left_out
 from netkin.results import Results
 from netkin.run import Incomplete, Run
 from netkin.similarity import Outcomes

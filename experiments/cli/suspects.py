@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from netkin.analysis.suspect import (
-    BELOW_NOTED,
+    BELOW_TRAINED,
     CHANCE,
     GUESSED,
     ORDERS,
@@ -18,7 +18,7 @@ from netkin.errors import UserError
 
 REMEDIES = {
     CHANCE: "Check that the weights are of this dataset and of these classes",
-    BELOW_NOTED: "Check that images and preprocessing are those of the training",
+    BELOW_TRAINED: "Check that images and preprocessing are those of the training",
     GUESSED: "Give each member the mean, std, input_size, crop_pct and interpolation that it was "
     "trained with, even if these are the guessed ones",
     SATURATED: "Divide its logits by a constant in its forward pass, which changes no prediction, "

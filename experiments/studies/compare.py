@@ -474,7 +474,7 @@ def sentence(row: dict) -> str:
         notes.append(text("few", fewest=FEWEST))
     listed = "; ".join(filter(None, notes))
     p = statistics.p_text(row["p"], row["permutations"])
-    naive = statistics.naive_text(row["p_independent_pairs"])
+    naive = statistics.p_text(row["p_independent_pairs"])
     return text("r", **{**row, "p": p}, notes=f" ({listed})" if listed else "", naive=naive)
 
 

@@ -18,7 +18,7 @@ from experiments.cli.values import run_folder
 from netkin.analysis.components import agreement
 from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs, Section
-from netkin.zoo.build import Task
+from netkin.zoo.member import Task
 
 USED = ("experiment", "model", "components", "logger")
 WIDE = 500  # characters, so that no table is cut to fit a terminal

@@ -29,7 +29,6 @@ from netkin.analysis.statistics import (
     FEWEST,
     Correlation,
     Tested,
-    naive_text,
     p_text,
     pearson,
     permutation_test,
@@ -235,5 +234,5 @@ def correlation_text(title: str, correlation: Correlation, test: Tested, teacher
         found = text("panel", verdict(correlation.r, p=test.p))
         interval = text("interval", low=correlation.low, high=correlation.high)
     values = {"r": correlation.r, "n": correlation.n, "p": test.text()}
-    naive = naive_text(correlation.p)
+    naive = p_text(correlation.p)
     return text("correlation", title=title, verdict=found, interval=interval, naive=naive, **values)

@@ -29,7 +29,7 @@ from netkin.analysis.groups import groups
 from netkin.analysis.matrix import Matrix, pair_index, square
 from netkin.analysis.noise import OverImages, Sampled, halves, over_images, sampled_scores
 from netkin.analysis.noise import text as noise_text
-from netkin.analysis.statistics import FEWEST, associate, paired, partial_mantel, trend
+from netkin.analysis.statistics import FEWEST, associate, mantel, paired, trend
 from netkin.analysis.verdict import verdict
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
@@ -223,7 +223,7 @@ def pair_section(
         square(table[name].to_numpy(), n) for name in ("err", "member_error", "error_gap")
     )
     association = associate(scores, err, permutations)
-    beyond = partial_mantel(scores, err, (mean, gap), permutations)
+    beyond = mantel(scores, err, permutations, controls=(mean, gap))
     r, (x, y) = association.pairs.r, paired(scores, err)
     if not np.isnan(r):
         s.tracker.summary({"ensemble/r": r, "ensemble/mantel_p": association.test.p})

@@ -31,15 +31,13 @@ from netkin.analysis.importance import (
     lookup_r2,
     pairs,
 )
-from netkin.analysis.statistics import LEVEL
 from netkin.analysis.verdict import verdict
 from netkin.jobs.progress import Bars
-from netkin.report.plots import Bar, bars_figure
+from netkin.report.plots import bars_figure
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
-from netkin.similarity import interval
+from netkin.similarity import ALPHA, interval
 
-LABEL = "drop in R² when shuffled"
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
@@ -52,38 +50,24 @@ def run(config: DictConfig) -> None:
         x, y, *_ = pairs(differ, s.scores)
         s.outputs.table("components", components)
         fitted, deep, out = _fits(s, differ, options)
-        names = components.columns[1:]
-        table = _table(names, fitted, out).with_columns(
-            pairs_that_differ=pl.Series(x.mean(axis=0)[_order(fitted)])
-        )
-        table = table.join(_alone(names, differ, s), on="component", maintain_order="left")
+        names, n = components.columns[1:], len(s.names)
+        alone_of = alone(differ, s.scores, config.importance.permutations)
+        table = _table(names, fitted, out, x.mean(axis=0), alone_of)
         r2 = s.outputs.table("r2", _r2(fitted, deep, out, len(y)))
-        n = len(s.names)
-        picture = s.outputs.figure(
-            "importance",
-            _figure(table),
-            table,
-            f"Drop in R² when a component is shuffled among pairs. Left: the {len(y)} pairs of {n} "
-            f"models that the regressor was fitted on (as in the paper's Fig. 1); lines: range of "
-            f"{options.repeats} shuffles."
-            + (
-                f" Right: pairs of held-out models, by {_trees(SHALLOW)}; lines: 95% of {len(out)} "
-                "splits."
-                if out
-                else ""
-            ),
-        )
-        paragraphs = [
-            _verdict(table, out, n),
-            *_answer(s, table, fitted, deep, out),
-            *_concluded(table, lookup_r2(x, y), n, config.importance.permutations),
-        ]
-        s.tracker.summary({"importance/r2": fitted.r2, **_held_out_metrics(deep, out)})
+        caption = text("all_pairs", pairs=len(y), n=n, repeats=options.repeats)
+        caption += text("held_out_pairs", trees=_trees(SHALLOW), n=len(out)) if out else ""
+        picture = s.outputs.figure("importance", _figure(table), table, caption)
+        splits = {"importance/r2_held_out": deep, "importance/r2_held_out_shallow": out}
+        means = {key: float(np.mean([each.r2 for each in of])) for key, of in splits.items() if of}
+        s.tracker.summary({"importance/r2": fitted.r2, **means})
         s.finish(
             f"Do components determine the similarity of {n} models?",
             f"Gradient boosting ({_trees(options)}) predicts the "
             f"similarity of a pair, of {s.source}, from which of {len(names)} components differ.",
-            paragraphs,
+            [
+                *_answer(table, fitted, deep, out, n),
+                *_concluded(table, lookup_r2(x, y), n, config.importance.permutations),
+            ],
             [
                 Section("Importance (Fig. 1)", (), {"": table}, [picture]),
                 Section("Fit", (), {"R²": r2}),
@@ -119,26 +103,24 @@ def _fits(
 
 def _options(config: DictConfig) -> Boosting:
     chosen = config.importance
-    return Boosting(
-        chosen.stages,
-        chosen.depth,
-        chosen.min_samples,
-        chosen.learning_rate,
-        chosen.repeats,
-        chosen.seed,
-    )
+    names = ("stages", "depth", "min_samples", "learning_rate", "repeats", "seed")
+    return Boosting(*(chosen[name] for name in names))
 
 
 def _trees(options: Boosting) -> str:
     return f"{options.stages} trees of depth {options.depth}"
 
 
-def _order(fitted: Importance) -> np.ndarray:
-    return np.argsort(-fitted.drops.mean(axis=1), kind="stable")
-
-
-def _table(names: list[str], fitted: Importance, out: list[Importance]) -> pl.DataFrame:
-    """A row per component, the most important first."""
+def _table(
+    names: list[str],
+    fitted: Importance,
+    out: list[Importance],
+    differ: NDArray[np.float64],
+    alone_of: list[tuple[float, float, float]],
+) -> pl.DataFrame:
+    """A row per component, the most important first: importance with the range of its shuffles, the
+    same on held-out models with 95% of the splits, the share of pairs that differ, and Mantel r
+    and p with scores, and p after Holm's correction."""
     drops = fitted.drops
     columns = {
         "component": np.array(names),
@@ -148,37 +130,13 @@ def _table(names: list[str], fitted: Importance, out: list[Importance]) -> pl.Da
     }
     if out:
         each = np.stack([split.drops.mean(axis=1) for split in out])  # [splits, C]
-        ends = np.array([interval(component) for component in each.T])
-        columns |= {
-            "held_out": each.mean(axis=0),
-            "held_out_low": ends[:, 0],
-            "held_out_high": ends[:, 1],
-        }
-    return pl.DataFrame(columns)[_order(fitted).tolist()]
-
-
-def _alone(names: list[str], differ: NDArray[np.bool_], s: Study) -> pl.DataFrame:
-    """A row per component: Mantel r and p with scores, and p after Holm's correction."""
-    rows = alone(differ, s.scores, s.config.importance.permutations)
-    columns = dict(zip(("mantel_r", "mantel_p", "holm_p"), zip(*rows, strict=True), strict=True))
-    return pl.DataFrame({"component": names, **columns}).fill_nan(None)
-
-
-def _concluded(
-    table: pl.DataFrame, lookup: tuple[float, int], models: int, permutations: int
-) -> list[str]:
-    """What the components say by themselves, and what R^2 is worth."""
-    known = table.drop_nulls("mantel_p").sort("mantel_p", "mantel_r")
-    least = least_holm_p(models, max(known.height, 1), permutations)
-    sure = known.filter(pl.col("holm_p") < LEVEL)
-    listed = ", ".join(text("related", **row) for row in sure.to_dicts()) or "none"
-    isare = "is" if sure.height < 2 else "are"
-    alone = text("alone", tested=known.height, listed=listed, verb=isare)
-    if least >= LEVEL:
-        alone = text("few", models=models, tested=known.height, least=least)
-    constant = table.filter(pl.col("pairs_that_differ").is_in([0.0, 1.0]))["component"].to_list()
-    same = text("constant", listed=", ".join(constant)) if constant else ""
-    return [alone, text("patterns", r2=lookup[0], n=lookup[1]) + same]
+        low, high = np.array([interval(component) for component in each.T]).T
+        columns |= {"held_out": each.mean(axis=0), "held_out_low": low, "held_out_high": high}
+    columns["pairs_that_differ"] = differ
+    columns |= dict(zip(("mantel_r", "mantel_p", "holm_p"), np.array(alone_of).T, strict=True))
+    order = np.argsort(-columns["importance"], kind="stable")
+    tested = pl.col("mantel_r", "mantel_p", "holm_p").fill_nan(None)
+    return pl.DataFrame(columns)[order.tolist()].with_columns(tested)
 
 
 def _r2(fitted: Importance, deep: list[Importance], out: list[Importance], n: int) -> pl.DataFrame:
@@ -193,52 +151,49 @@ def _r2(fitted: Importance, deep: list[Importance], out: list[Importance], n: in
 
 
 def _figure(table: pl.DataFrame) -> Figure:
-    def bar(title: str, *columns: str) -> Bar:
-        return Bar(title, LABEL, *(table[column].to_numpy() for column in columns))
-
-    bars = [bar("All pairs", "importance", "lowest", "highest")]
+    bars = {"All pairs": ("importance", "lowest", "highest")}
     if "held_out" in table.columns:
-        bars.append(bar("Held-out models", "held_out", "held_out_low", "held_out_high"))
-    return bars_figure(table["component"].to_list(), bars)
-
-
-def _verdict(table: pl.DataFrame, out: list[Importance], models: int) -> str:
-    """Whether components predict the similarity of models that were not seen, and which do."""
-    if not out:
-        return text("verdict.few", models=models)
-    values = np.array([split.r2 for split in out])
-    low, high = interval(values)
-    first, second = table.sort("held_out", descending=True)["component"].to_list()[:2]
-    share, low_share, high_share = (max(v, 0) for v in (values.mean(), low, high))
-    ends = text("splits", share=share, n=len(out), low=low_share, high=high_share)
-    return text(
-        "verdict", verdict(values.mean(), (low, high)), what=ends, first=first, second=second
-    )
+        bars["Held-out models"] = ("held_out", "held_out_low", "held_out_high")
+    values = {title: table.select(columns).to_numpy() for title, columns in bars.items()}
+    return bars_figure(table["component"].to_list(), "drop in R² when shuffled", values)
 
 
 def _answer(
-    s: Study,
-    table: pl.DataFrame,
-    fitted: Importance,
-    deep: list[Importance],
-    out: list[Importance],
+    table: pl.DataFrame, fitted: Importance, deep: list[Importance], out: list[Importance], n: int
 ) -> list[str]:
-    """The findings in words."""
+    """The findings in words, the verdict first: whether components predict the similarity of models
+    that were not seen, and which do."""
     ranked = table["component"].to_list()
     differ = table.filter(pl.col("pairs_that_differ") > 0)["component"].to_list()
     least = text("least", a=differ[-1], b=differ[-2]) if len(differ) > 4 else ""
     first = text("most", first=ranked[0], next=", ".join(ranked[1:3]), least=least, r2=fitted.r2)
     if not out:
-        return [first, text("none_out", n=len(s.names))]
+        return [text("verdict.few", models=n), first, text("none_out", n=n)]
     values = np.array([split.r2 for split in out])
     low, high = interval(values)
     a, b, c = table.sort("held_out", descending=True)["component"].to_list()[:3]
-    deep_r2 = np.mean([split.r2 for split in deep])
-    found = {"deep": deep_r2, "r2": values.mean(), "n": len(out), "low": low, "high": high}
+    share, low_share, high_share = (max(v, 0) for v in (values.mean(), low, high))
+    what = text("splits", share=share, n=len(out), low=low_share, high=high_share)
+    decision = text("verdict", verdict(values.mean(), (low, high)), what=what, first=a, second=b)
+    found = {"r2": values.mean(), "n": len(out), "low": low, "high": high}
+    found["deep"] = np.mean([split.r2 for split in deep])
     predicted = text("unpredicted") if low <= 0 else text("best", a=a, b=b, c=c)
-    return [first, text("held_out", trees=_trees(SHALLOW), predicted=predicted, **found)]
+    tested = text("held_out", trees=_trees(SHALLOW), predicted=predicted, **found)
+    return [decision, first, tested]
 
 
-def _held_out_metrics(deep: list[Importance], out: list[Importance]) -> dict[str, float]:
-    splits = {"importance/r2_held_out": deep, "importance/r2_held_out_shallow": out}
-    return {key: float(np.mean([each.r2 for each in of])) for key, of in splits.items() if of}
+def _concluded(
+    table: pl.DataFrame, lookup: tuple[float, int], models: int, permutations: int
+) -> list[str]:
+    """What the components say by themselves, and what R^2 is worth."""
+    known = table.drop_nulls("mantel_p").sort("mantel_p", "mantel_r")
+    least = least_holm_p(models, max(known.height, 1), permutations)
+    sure = known.filter(pl.col("holm_p") < ALPHA)
+    listed = ", ".join(text("related", **row) for row in sure.to_dicts()) or "none"
+    verb = "is" if sure.height < 2 else "are"
+    alone = text("alone", tested=known.height, listed=listed, verb=verb)
+    if least >= ALPHA:
+        alone = text("few", models=models, tested=known.height, least=least)
+    constant = table.filter(pl.col("pairs_that_differ").is_in([0.0, 1.0]))["component"].to_list()
+    same = text("constant", listed=", ".join(constant)) if constant else ""
+    return [alone, text("patterns", r2=lookup[0], n=lookup[1]) + same]

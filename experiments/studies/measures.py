@@ -27,7 +27,7 @@ from omegaconf import DictConfig
 from experiments.cli.study import Measured, Study, study
 from netkin import similarity
 from netkin.analysis import measures, noise
-from netkin.analysis.matrix import Matrix, pair_index, pair_values
+from netkin.analysis.matrix import Matrix, pair_values
 from netkin.analysis.measures import Measure, correlate
 from netkin.analysis.statistics import FEWEST, p_text, trend
 from netkin.analysis.verdict import verdict
@@ -147,55 +147,36 @@ def all_measures(
     s: Study, measured: Measured, positions: Sequence[int], costs: dict[str, float]
 ) -> list[Measure]:
     """The five measures with their draws, of the same models and images."""
-    found, members = measured.results, measured.members
+    found, members, chosen = measured.results, measured.members, list(positions)
     n, images, bootstrap = len(members), len(positions), s.config.measures.bootstrap
-    outcomes = measured.outcomes.on(list(positions))
+    outcomes = measured.outcomes.on(chosen)
     draws = similarity.resample(images, bootstrap), noise.halves(images)
     weights = np.vstack([np.ones(images), *draws])
-    predictions = np.stack([found.predictions(m).numpy() for m in members])[:, list(positions)]
+    predictions = np.stack([found.predictions(m).numpy() for m in members])[:, chosen]
     features_of, gradients_of = kinds(positions)
+    features = [read(found, positions, m, features_of).numpy() for m in members]
     cosines = gradient_cosines(found, members, positions, gradients_of)
-    grams = np.stack(
-        [measures.gram(read(found, positions, m, features_of).numpy()) for m in members]
-    )
-    forward = costs["forward"] * images
+    cka = measures.linear_cka(np.stack([measures.gram(each) for each in features]), weights)
+    seconds = {name: cost * images for name, cost in costs.items()}
+    forward = seconds["forward"]
+    others = {
+        "prediction_agreement": (measures.prediction_agreement(predictions, weights), forward),
+        "error_consistency": (measures.error_consistency(outcomes.correct, weights), forward),
+        "gradient_cosine": (measures.mean_cosine(cosines, weights), seconds["gradients"]),
+        "linear_cka": (cka, seconds["features"]),
+    }
+    scores, total = noise.sampled_scores(outcomes, bootstrap), seconds["craft"] + (1 + n) * forward
     return [
-        Measure(
-            "similarity",
-            similarity.smoothed_matrix(outcomes),
-            noise.sampled_scores(outcomes, bootstrap),
-            forward + costs["craft"] * images + n * forward,
-            n * forward,
-        ),
-        *(
-            Measure.of(name, matrices, bootstrap, seconds)
-            for name, matrices, seconds in (
-                (
-                    "prediction_agreement",
-                    measures.prediction_agreement(predictions, weights),
-                    forward,
-                ),
-                (
-                    "error_consistency",
-                    measures.error_consistency(outcomes.correct, weights),
-                    forward,
-                ),
-                (
-                    "gradient_cosine",
-                    measures.mean_cosine(cosines, weights),
-                    costs["gradients"] * images,
-                ),
-                ("linear_cka", measures.linear_cka(grams, weights), costs["features"] * images),
-            )
-        ),
+        Measure("similarity", scores.values, scores, total, n * forward),
+        *(Measure.of(name, values, bootstrap, cost) for name, (values, cost) in others.items()),
     ]
 
 
 def report(s: Study, results: list[Measure], images: int) -> None:
     """Tables, figures and the page."""
-    names, n, permutations = s.names, len(s.names), s.config.measures.permutations
+    n, permutations = len(s.names), s.config.measures.permutations
     for measure in results:
-        s.outputs.table(f"measure_{measure.name}", Matrix(names, measure.matrix).table())
+        s.outputs.table(f"measure_{measure.name}", Matrix(s.names, measure.matrix).table())
     table = s.outputs.table("measures", pl.DataFrame([measure.summary() for measure in results]))
     correlations = pl.DataFrame(
         [correlate(a, b, permutations) for a, b in combinations(results, 2)],
@@ -203,35 +184,38 @@ def report(s: Study, results: list[Measure], images: int) -> None:
     )
     known = correlations.filter(a="similarity").drop_nulls("r").drop_nans("r")
     s.tracker.summary({f"measures/r/{r['b']}": r["r"] for r in known.iter_rows(named=True)})
-    rows, columns = pair_index(n)
-    pairs = pl.DataFrame(
-        {
-            "a": [names[i] for i in rows],
-            "b": [names[i] for i in columns],
-            **{measure.name: measure.matrix[rows, columns] for measure in results},
-        }
-    )
+    pairs = Matrix(s.names, results[0].matrix).pairs(**{m.name: m.matrix for m in results})
     against = s.outputs.figure(
         "measures_scatter",
         measures_scatter(results, correlations),
-        pairs,
+        pairs.drop("score"),
         "Each measure against the similarity by transfer, a point per pair of models.",
     )
+    values, index = np.eye(len(results)), {m.name: i for i, m in enumerate(results)}
+    for a, b, r in correlations.select("a", "b", "r").iter_rows():
+        values[index[a], index[b]] = values[index[b], index[a]] = np.nan if r is None else r
     every_two = s.outputs.figure(
         "measures_correlations",
-        correlation_matrix(results, correlations),
+        heatmap_figure(
+            values,
+            [short_title(measure.name) for measure in results],
+            [""] * len(results),
+            "Pearson's r over pairs",
+            signed=True,
+            order=np.arange(len(results)),
+            limits=(-1.0, 1.0),
+        ),
         correlations,
         "Pearson's r between every two measures over the pairs of models.",
     )
+    tables = {"Correlations over pairs": correlations}
     s.finish(
         f"How do five measures of the similarity of {n} models compare?",
         f"Measured on {images} images of {s.source}.",
         answer(n, table, known.sort("r", descending=True)),
         [
             Section("Against similarity by transfer", (), {}, [against]),
-            Section(
-                "Every two measures", (), {"Correlations over pairs": correlations}, [every_two]
-            ),
+            Section("Every two measures", (), tables, [every_two]),
             Section("Stability and cost", [text("stability")], {"Measures": table}, ()),
         ],
     )
@@ -244,36 +228,18 @@ def short_title(name: str) -> str:
 
 @style()
 def measures_scatter(measures: list[Measure], correlations: pl.DataFrame) -> Figure:
-    """Each of 2 to 7 measures against the first one, with a point per pair of models."""
-    figure, axes = panels(3, 2.7, 2.6, rows=2)
-    first, others = measures[0], measures[1:]
+    """Each measure against the first one, with a point per pair of models."""
+    first, *others = measures
+    figure, axes = panels(2, 2.7, 2.6, rows=2)
     x = pair_values(first.matrix)
-    for ax, other in zip(axes, others, strict=False):
+    for ax, other in zip(axes, others, strict=True):
         y = pair_values(other.matrix)
         r = correlations.filter(a=first.name, b=other.name)["r"][0]
         note = "" if r is None or np.isnan(r) else f"r = {r:.2f}"
         known, labels = ~np.isnan(y), (TITLES[first.name], TITLES[other.name])
         line = trend(x, y) if len(first.matrix) >= FEWEST else None
         scatter(ax, x[known], y[known], *labels, trend=line, text=note)
-    for ax in axes[len(others) :]:
-        ax.set_axis_off()
     return figure
-
-
-def correlation_matrix(measures: list[Measure], correlations: pl.DataFrame) -> Figure:
-    """r between every two measures, as a matrix with its numbers."""
-    values, index = np.eye(len(measures)), {m.name: i for i, m in enumerate(measures)}
-    for a, b, r in correlations.select("a", "b", "r").iter_rows():
-        values[index[a], index[b]] = values[index[b], index[a]] = np.nan if r is None else r
-    return heatmap_figure(
-        values,
-        [short_title(measure.name) for measure in measures],
-        [""] * len(measures),
-        "Pearson's r over pairs",
-        signed=True,
-        order=np.arange(len(measures)),
-        limits=(-1.0, 1.0),
-    )
 
 
 def answer(n: int, table: pl.DataFrame, correlations: pl.DataFrame) -> list[str]:
@@ -286,29 +252,22 @@ def answer(n: int, table: pl.DataFrame, correlations: pl.DataFrame) -> list[str]
     """
     sentences = [decided(n, correlations)]
     if correlations.height:
-        pairs, listed = (
-            correlations["pairs"][0],
-            "; ".join(map(correlated, correlations.to_dicts())),
-        )
-        sentences.append(text("correlates", pairs=pairs, n=n, listed=listed))
+        listed = "; ".join(map(correlated, correlations.to_dicts()))
+        sentences.append(text("correlates", pairs=correlations["pairs"][0], n=n, listed=listed))
         if n < FEWEST:
             sentences.append(text("few", n=n, fewest=FEWEST))
     else:
         sentences.append(text("none", n=n))
     ranked = table.drop_nulls("agreement").drop_nans("agreement").sort("agreement")
     if ranked.height:
-        last, first = ranked.row(0, named=True), ranked.row(-1, named=True)
-        most = {"first": short_title(first["measure"]), "r": first["agreement"]}
-        least = {"last": short_title(last["measure"]), "low": last["agreement"]}
-        sentences.append(text("stable", **most, **least))
+        names, r = [short_title(name) for name in ranked["measure"]], ranked["agreement"]
+        sentences.append(text("stable", first=names[-1], r=r[-1], last=names[0], low=r[0]))
     costs = table.sort("seconds").to_dicts()
     cost = ", ".join(f"{short_title(r['measure'])} {r['seconds']:.1f} s" for r in costs)
     sentences.append(text("cost", cost=cost))
-    for r in table.filter(pl.col("undefined_pairs") > 0).to_dicts():
-        sentences.append(
-            text("undefined", measure=TITLES[r["measure"]], pairs=r["undefined_pairs"])
-        )
-    return sentences
+    undefined = table.filter(pl.col("undefined_pairs") > 0).select("measure", "undefined_pairs")
+    named = [text("undefined", measure=TITLES[name], pairs=k) for name, k in undefined.rows()]
+    return [*sentences, *named]
 
 
 def decided(n: int, correlations: pl.DataFrame) -> str:

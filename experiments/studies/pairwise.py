@@ -14,9 +14,8 @@ from omegaconf import DictConfig
 from experiments.cli.runs import eps_advice
 from experiments.cli.study import Measured, Study, measured
 from netkin import similarity
-from netkin.analysis.groups import Draws, within_and_between
+from netkin.analysis.groups import Draws
 from netkin.analysis.matrix import off_diagonal
-from netkin.analysis.summary import WEAK_ATTACK
 from netkin.comparison import Result, summarise
 
 
@@ -53,7 +52,7 @@ def report(s: Study, m: Measured) -> None:
     sections = result.write(s.outputs)
     s.tracker.summary(numbers(s, draws, result))
     answer = [*result.answer]
-    weak = (result.models["white_box_success"] < WEAK_ATTACK).any()
+    weak = (result.models["white_box_success"] < similarity.WEAK_ATTACK).any()
     if weak and m.evaluation.attack.eps is not None:
         answer.append(eps_advice())
     s.finish(result.title, result.question, answer, sections)
@@ -75,7 +74,7 @@ def numbers(s: Study, draws: Draws, result: Result) -> dict[str, float]:
     }
     family = np.array(s.families)
     same, lower = family[:, None] == family, np.tri(len(family), k=-1, dtype=bool)
-    means = within_and_between(draws, s.families)
+    means = draws.within_and_between(s.families)
     for i, (name, pairs) in enumerate((("within", same & lower), ("between", ~same & lower))):
         if pairs.any():
             low, high = similarity.interval(means[:, i])

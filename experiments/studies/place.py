@@ -39,7 +39,6 @@ from netkin import similarity
 from netkin.analysis import clusters
 from netkin.analysis.landmarks import FEWEST, complete
 from netkin.analysis.statistics import CERTAIN, NEAREST
-from netkin.analysis.summary import WEAK_ATTACK
 from netkin.analysis.suspect import CHANCE, RELABELLED, suspicions
 from netkin.analysis.verdict import verdict
 from netkin.errors import UserError
@@ -178,7 +177,7 @@ def novel(config: DictConfig) -> None:
             text("novel.relatives", name=name, nearest=nearest(table), **first),
             text("novel.one_sided", name=name),
         ]
-        if success < WEAK_ATTACK:
+        if success < similarity.WEAK_ATTACK:
             answer.append(text("novel.weak", name=name, success=success))
             if evaluation.attack.eps is not None:
                 answer.append(eps_advice())

@@ -11,24 +11,24 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from experiments.cli.components import components_of, stand_in
+from experiments.cli.components import known_components, stand_in
 from experiments.cli.study import Study, study
 from netkin.analysis import clusters
 from netkin.analysis.components import shared_values
 from netkin.analysis.matrix import off_diagonal
 from netkin.analysis.statistics import FEWEST
+from netkin.analysis.verdict import verdict
 from netkin.errors import UserError, and_more
 from netkin.report.plots import scatter_figure
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 
-CLOSE, ALONE = 0.9, 0.5
-"""Shares of all pairs that are less similar than a model and its nearest relative: from the first
-on it has close relatives, up to the second it has none."""
+TYPICAL, MARGIN = 0.7, 0.2
+"""Shares of all pairs that are less similar than a model and its nearest relative: from the margin
+above what is typical on it has close relatives, from the margin below on it has none."""
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
@@ -41,22 +41,29 @@ def run(config: DictConfig) -> None:
             raise UserError(f"relatives take at least 3 models, got {len(s.names)}")
         model, notes = stand_in(s, wanted, "relatives.model: the matrix")
         name = s.names[model]
-        k, _ = clusters.choose_k(s.config.k, s.scores)
-        labels = clusters.spectral(s.scores, k)
-        values, missing = components(s)
+        labels = clusters.spectral(s.scores, clusters.choose_k(s.config.k, s.scores)[0])
+        values, missing = known_components(s)
         table = relatives(s, model, labels, values)
-        sections = []
+        sections, by, y = [], "rank", table["similarity"].rank(descending=True)
         if values is not None:
-            own = values.filter(pl.nth(0) == name).transpose(
+            by, y = "shared components", table["shared_components"]
+            rows = values.filter(pl.nth(0) == name).transpose(
                 include_header=True, header_name="component", column_names=["value"]
             )
-            sections.append(Section(f"Components of {name}", (), {"": own[1:]}))
+            sections.append(Section(f"Components of {name}", (), {"": rows[1:]}))
         picture = s.outputs.figure(
             "relatives",
-            relatives_figure(table, name),
+            scatter_figure(
+                table["similarity"].to_numpy(),
+                y.cast(pl.Float64).to_numpy(),
+                f"similarity to {name} (nats)",
+                by,
+                names=table["model"].to_list() if table.height < 16 else None,
+                groups=["its cluster" if same else "others" for same in table["same_cluster"]],
+                width=5.2,
+            ),
             table,
-            f"Similarity of the other models to {name}"
-            + (", by the number of components that they share." if values is not None else "."),
+            f"Similarity of the other models to {name}, by {by}.",
         )
         ends = {"nearest": table.head(number), "farthest": table.tail(number).reverse()}
         tables = {f"The {number} {what}": rows for what, rows in ends.items()} | {"All": table}
@@ -68,20 +75,10 @@ def run(config: DictConfig) -> None:
                 *notes,
                 *(f"{what.title()}: {listed(rows)}." for what, rows in ends.items()),
                 in_cluster(s, model, labels, values),
-                *missing,
+                *([text("unknown", error=missing)] if missing else []),
             ],
             [Section("Relatives", (), tables, [picture]), *sections],
         )
-
-
-def components(s: Study) -> tuple[pl.DataFrame | None, list[str]]:
-    """The components of the models, or the reason why they are not known."""
-    try:
-        return components_of(s), []
-    except UserError as error:
-        if s.config.components is not None:
-            raise
-        return None, [text("unknown", error=error)]
 
 
 def relatives(s: Study, model: int, labels: NDArray, values: pl.DataFrame | None) -> pl.DataFrame:
@@ -98,12 +95,11 @@ def relatives(s: Study, model: int, labels: NDArray, values: pl.DataFrame | None
     )
     if values is None:
         return table
-    names, own, rows = values.columns[1:], values.row(model)[1:], values.rows()
+    names, rows = values.columns[1:], values[:, 1:].rows()
     differ = [
-        [f"{c}: {theirs}" for c, mine, theirs in zip(names, own, rows[i][1:], strict=True)
-         if theirs != mine]
+        [f"{c}: {y}" for c, x, y in zip(names, rows[model], rows[i], strict=True) if x != y]
         for i in others
-    ]  # fmt: skip
+    ]
     return table.with_columns(
         pl.Series("shared_components", [len(names) - len(each) for each in differ]),
         pl.Series("differs_in", ["; ".join(each) for each in differ]),
@@ -117,9 +113,8 @@ def decided(s: Study, name: str, table: pl.DataFrame) -> str:
     above = float(np.mean(off_diagonal(s.scores) < high))
     models = {"name": name, "nearest": nearest["model"], "farthest": farthest["model"]}
     most = text("most", high=high, low=low, above=above, factor=np.exp(high - low), **models)
-    if len(s.names) < FEWEST or ALONE < above < CLOSE:
-        return text("Not certain", text=most)
-    return text("Yes" if above >= CLOSE else "No", text=most)
+    ends, enough = (above - MARGIN, above + MARGIN), len(s.names) >= FEWEST
+    return text(verdict(above, ends, threshold=TYPICAL, enough=enough), text=most)
 
 
 def listed(rows: pl.DataFrame) -> str:
@@ -144,30 +139,13 @@ def in_cluster(s: Study, model: int, labels: NDArray, values: pl.DataFrame | Non
     sentence = text("cluster", others=", ".join(others), **where)
     if values is None:
         return sentence
-    own = dict(zip(values.columns[1:], values.row(model)[1:], strict=True))
-    has, lacks = [], []
+    mine, found = values.row(model, named=True), {"has": [], "lacks": []}
     for row in shared_values(values, labels).filter(cluster=int(labels[model] + 1)).to_dicts():
-        shared, mine = f"{row['component']}: {row['value']}", own[row["component"]]
-        if mine == row["value"]:
-            has.append(shared)
+        component, shared = row["component"], f"{row['component']}: {row['value']}"
+        if mine[component] == row["value"]:
+            found["has"].append(shared)
         else:
-            lacks.append(f"{shared} ({s.names[model]}: {mine})")
-    for key, some in (("has", has), ("lacks", lacks)):
+            found["lacks"].append(f"{shared} ({s.names[model]}: {mine[component]})")
+    for key, some in found.items():
         sentence += text(key, name=s.names[model], listed="; ".join(some)) if some else ""
     return sentence
-
-
-def relatives_figure(table: pl.DataFrame, name: str) -> Figure:
-    """Similarity to the model by shared components (or by rank), marked by cluster."""
-    known = "shared_components" in table.columns
-    y = table["shared_components"] if known else table["similarity"].rank(descending=True)
-    return scatter_figure(
-        table["similarity"].to_numpy(),
-        y.cast(pl.Float64).to_numpy(),
-        f"similarity to {name} (nats)",
-        "shared components" if known else "rank",
-        names=table["model"].to_list() if table.height < 16 else None,
-        groups=["its cluster" if same else "others" for same in table["same_cluster"]],
-        width=5.2,
-        height=3.2,
-    )

@@ -8,7 +8,7 @@ On the published matrix: mean of all 2,346 pairs 2.665.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -19,8 +19,7 @@ from experiments.cli.components import bases_of
 from experiments.cli.keys import naming
 from experiments.cli.study import Study, study
 from netkin.analysis import matrix
-from netkin.analysis.groups import Mean, groups, mean_between, mean_within
-from netkin.analysis.matrix import Matrix, off_diagonal
+from netkin.analysis.groups import groups, mean_of
 from netkin.analysis.verdict import verdict
 from netkin.errors import UserError
 from netkin.report.plots import intervals_figure
@@ -34,22 +33,22 @@ FAMILIES_UP_TO = 12
 """Families that are the groups; where there are more, base architectures are."""
 NAMED = 8
 """Groups in the answer."""
-ENDS = ("models_low", "models_high")
 text = Sentences(Path(__file__).with_suffix(".toml"))
+
+
+class Part(NamedTuple):
+    """Some pairs [N, N] of a matrix [N, N], with bootstrap draws [draws, N, N] if there are any."""
+
+    pairs: NDArray[np.bool_]
+    scores: NDArray[np.float64]
+    draws: NDArray[np.float64] | None = None
 
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     with study(config) as s:
-        with naming({"group": "groups: group"}):
-            chosen = groups(config.groups, s.names, kinds(s))
-        apart = {
-            str(name): matrix.read(path, bool(config.symmetrise))
-            for name, path in (config.within.matrices or {}).items()
-        }
-        if clash := sorted({*chosen} & {*apart}):
-            raise UserError(f"groups and within.matrices both name {', '.join(clash)}")
-        table = means(s, chosen, apart)
+        parts = parts_of(s)
+        table = means(parts, (float(np.log(config.score.eps_s)), ALWAYS))
         named = table.filter(~pl.col("group").is_in([ALL, BETWEEN]))
         totals = table.filter(pl.col("group").is_in([ALL, BETWEEN])).select("group", "mean").rows()
         s.tracker.summary({f"similarity/{group}": mean for group, mean in totals})
@@ -57,7 +56,7 @@ def run(config: DictConfig) -> None:
             "within",
             intervals_figure(
                 table["group"].to_list(),
-                pair_values(s, chosen, apart, table["group"].to_list()),
+                [part.scores[part.pairs] for part in parts.values()],
                 table["mean"].to_numpy(),
                 table.select("images_low", "images_high").to_numpy().astype(float),
                 table.select("models_low", "models_high").to_numpy().astype(float),
@@ -77,78 +76,52 @@ def run(config: DictConfig) -> None:
         )
 
 
-def kinds(s: Study) -> list[str]:
-    """What the models are grouped by: families, or base architectures where there are too many
-    families to tell apart."""
-    return s.families if len({*s.families}) <= FAMILIES_UP_TO else bases_of(s)
-
-
-def means(s: Study, chosen: dict[str, list[int]], apart: dict[str, Matrix]) -> pl.DataFrame:
-    """A row per group, and rows for all pairs and for pairs of different groups."""
-    draws = s.draws()
-    rows: list[dict[str, Any]] = []
-    limits = (float(np.log(s.config.score.eps_s)), ALWAYS)
-    everything = mean_within(s.scores, draws, limits)
-    all_draws = None if draws is None else _pair_means(draws, range(len(s.names)))
-    for name, models in chosen.items():
-        block = np.ix_(models, models)
-        own = None if draws is None else draws[:, models][:, :, models]
-        row = _row(name, mean_within(s.scores[block], own, limits))
-        row["minus_all"] = row["mean"] - everything.mean
-        if draws is not None and all_draws is not None:
-            ends = interval(_pair_means(draws, models) - all_draws)
-            row |= dict(zip(("minus_all_low", "minus_all_high"), ends, strict=True))
-        rows.append(row)
-    for name, own_matrix in apart.items():
-        row = _row(name, mean_within(own_matrix.scores, limits=limits))
-        rows.append({**row, "minus_all": row["mean"] - everything.mean})
-    if (
-        chosen
-        and (between := mean_between(s.scores, labels_of(s, chosen), draws, limits)) is not None
-    ):
-        rows.append(_row(BETWEEN, between))
-    rows.append(_row(ALL, everything))
-    ends = ("_low", "_high")
-    schema = {
-        **{"group": pl.String, "models": pl.Int64, "pairs": pl.Int64, "mean": pl.Float64},
-        **{f"{of}{end}": pl.Float64 for of in ("images", "models") for end in ends},
-        **{f"minus_all{end}": pl.Float64 for end in ("", *ends)},
+def parts_of(s: Study) -> dict[str, Part]:
+    """The pairs of each group, those of different groups, and all pairs."""
+    n, draws = len(s.names), s.draws()
+    kinds = s.families if len({*s.families}) <= FAMILIES_UP_TO else bases_of(s)
+    with naming({"group": "groups: group"}):
+        chosen = groups(s.config.groups, s.names, kinds)
+    apart = {
+        str(name): matrix.read(path, bool(s.config.symmetrise)).scores
+        for name, path in (s.config.within.matrices or {}).items()
     }
-    return pl.DataFrame(rows, schema=schema)
+    if clash := sorted({*chosen} & {*apart}):
+        raise UserError(f"groups and within.matrices both name {', '.join(clash)}")
+    every, together = np.tri(n, k=-1, dtype=bool), np.zeros((n, n), dtype=bool)
+    parts = {}
+    for name, models in chosen.items():
+        inside = np.isin(np.arange(n), models)
+        parts[name] = Part(every & np.outer(inside, inside), s.scores, draws)
+        together |= parts[name].pairs
+    parts |= {name: Part(np.tri(len(x), k=-1, dtype=bool), x) for name, x in apart.items()}
+    if chosen and (every & ~together).any():
+        parts[BETWEEN] = Part(every & ~together, s.scores, draws)
+    return {**parts, ALL: Part(every, s.scores, draws)}
 
 
-def labels_of(s: Study, chosen: dict[str, list[int]]) -> NDArray[np.intp]:
-    """The group of each model, [N]; models of no group have one each of their own."""
-    labels = np.arange(len(s.names)) + len(chosen)
-    for i, models in enumerate(chosen.values()):
-        labels[models] = i
-    return labels
-
-
-def pair_values(
-    s: Study, chosen: dict[str, list[int]], apart: dict[str, Matrix], names: list[str]
-) -> list[NDArray]:
-    """The scores of the pairs of each group of the table of means, in nats."""
-    labels, lower = labels_of(s, chosen), np.tri(len(s.names), k=-1, dtype=bool)
-    same = labels[:, None] == labels
-    values = {name: s.scores[lower & same & (labels == i)] for i, name in enumerate(chosen)}
-    values |= {name: off_diagonal(own.scores) for name, own in apart.items()}
-    values |= {ALL: s.scores[lower], BETWEEN: s.scores[lower & ~same]}
-    return [values[name] for name in names]
-
-
-def _row(name: str, mean: Mean) -> dict[str, Any]:
-    row: dict[str, Any] = {"group": name, "models": mean.models, "pairs": mean.pairs}
-    row["mean"] = mean.mean
-    for of, ends in (("images", mean.images), ("models", mean.models_interval)):
-        row[f"{of}_low"], row[f"{of}_high"] = ends or (None, None)
-    return row
-
-
-def _pair_means(draws: NDArray, models: Any) -> NDArray:
-    block = draws[:, list(models)][:, :, list(models)]
-    rows, columns = np.tril_indices(block.shape[1], k=-1)
-    return block[:, rows, columns].mean(axis=1)
+def means(parts: dict[str, Part], limits: tuple[float, float]) -> pl.DataFrame:
+    """A row for each part; limits are the ends of the scale."""
+    rows, (every, scores, draws) = [], parts[ALL]
+    overall = float(scores[every].mean())
+    over_images = None if draws is None else draws[:, every].mean(axis=1)
+    for name, part in parts.items():
+        mean = mean_of(*part, limits)
+        row: dict[str, Any] = {"group": name, "models": mean.models, "pairs": mean.pairs}
+        ends = {"images": mean.images, "models": mean.models_interval}
+        row["mean"] = mean.mean
+        if name not in (ALL, BETWEEN):
+            row["minus_all"] = mean.mean - overall
+            if part.draws is not None:
+                drawn = part.draws[:, part.pairs].mean(axis=1)
+                ends["minus_all"] = interval(drawn - over_images)
+        for of, (low, high) in ((of, end) for of, end in ends.items() if end):
+            row |= {f"{of}_low": low, f"{of}_high": high}
+        rows.append(row)
+    numbers = ["mean", *(f"{of}_{end}" for of in ("images", "models") for end in ("low", "high"))]
+    numbers += ["minus_all", "minus_all_low", "minus_all_high"]
+    schema = {"group": pl.String, "models": pl.Int64, "pairs": pl.Int64}
+    return pl.DataFrame(rows, schema={**schema, **dict.fromkeys(numbers, pl.Float64)})
 
 
 def answer(table: pl.DataFrame, named: pl.DataFrame) -> list[str]:
@@ -158,13 +131,10 @@ def answer(table: pl.DataFrame, named: pl.DataFrame) -> list[str]:
     overall = text("overall", what=what, mean=everything["mean"])
     if named.is_empty():
         return [text("no_groups"), overall]
+    ranked = named.sort("mean", descending=True).head(NAMED).to_dicts()
+    relative = ["" if r["minus_all_low"] is None else text("relative", **r) for r in ranked]
     sentences = [
-        text(
-            "group",
-            relative="" if row["minus_all_low"] is None else text("relative", **row),
-            **row,
-        )
-        for row in named.sort("mean", descending=True).head(NAMED).iter_rows(named=True)
+        text("group", relative=part, **row) for row, part in zip(ranked, relative, strict=True)
     ]
     if named.height > NAMED:
         sentences.append(text("more", n=named.height - NAMED))
@@ -173,10 +143,11 @@ def answer(table: pl.DataFrame, named: pl.DataFrame) -> list[str]:
         return [text("one_group"), overall, listed]
     other = between.row(0, named=True)
     inside = float(np.average(named["mean"], weights=named["pairs"]))
-    ends = [None if other[end] is None else inside - other[end] for end in ENDS]
+    ends = (other[end] for end in ("models_high", "models_low"))
+    low, high = (None if end is None else inside - end for end in ends)
     decided = text(
         "verdict",
-        verdict=verdict(inside - other["mean"], (ends[1], ends[0])),
+        verdict=verdict(inside - other["mean"], (low, high)),
         inside=inside,
         other=other["mean"],
         factor=np.exp(inside - other["mean"]),

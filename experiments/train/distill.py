@@ -26,7 +26,7 @@ from experiments.cli.session import (
     train_member,
 )
 from experiments.cli.trained import Answer, predictions, report, trained_classifier
-from netkin.analysis.statistics import verdict
+from netkin.analysis.verdict import verdict
 from netkin.components import base_architecture
 from netkin.errors import UserError
 from netkin.model import Model
@@ -178,7 +178,8 @@ def paired_gain(student: NDArray[np.bool_], alone: NDArray[np.bool_]) -> tuple[f
 def answer(session: Session, plain: Member, result: dict[str, Any]) -> Answer:
     """The result in words, with the verdict first: Not certain where the interval includes 0."""
     name, teacher = plain.name, result["teacher"]
-    learns = verdict(result["gain_low"], result["gain_high"], "No, it learns less")
+    learns: str = verdict(result["gain"], (result["gain_low"], result["gain_high"]))
+    learns += ", it learns less" * (learns == "No")
     return Answer(
         f"Does {name} learn more with the teacher {teacher} than from the labels alone?",
         f"{name} was trained on {session.dataset} with and without the teacher, with the same "

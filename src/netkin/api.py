@@ -35,8 +35,7 @@ from netkin.runner import Runner
 from netkin.similarity import EPS_S
 from netkin.store.layout import Store
 from netkin.zoo.given import Model, as_json, num_classes, read_models, source_text
-from netkin.zoo.member import Member
-from netkin.zoo.task import Task
+from netkin.zoo.member import Member, Task
 
 
 def compare(

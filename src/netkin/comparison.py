@@ -21,11 +21,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from netkin import similarity
-from netkin.analysis import confounders, summary
+from netkin.analysis import confounders
 from netkin.analysis.clusters import hierarchy
-from netkin.analysis.groups import within_and_between as over_draws
+from netkin.analysis.groups import Draws, family_means, within_and_between
 from netkin.analysis.matrix import Matrix, off_diagonal
-from netkin.analysis.summary import WEAK_ATTACK, within_and_between
 from netkin.analysis.verdict import verdict
 from netkin.components import base_architecture
 from netkin.errors import UserError, and_more
@@ -43,10 +42,10 @@ from netkin.report.sentences import text
 from netkin.report.study import Lookup, Outputs, Section
 from netkin.report.text import number, percent, settings_text
 from netkin.results import Results
-from netkin.similarity import MeansOfDraws, Outcomes, interval
+from netkin.similarity import WEAK_ATTACK, Outcomes, interval
 from netkin.zoo.build import knows_more
 from netkin.zoo.execution import DEFAULT_PRECISION
-from netkin.zoo.published import model_page
+from netkin.zoo.sources import model_page
 
 FEWEST = 4
 """Models below which effects of single models are not separated from the rest."""
@@ -59,9 +58,6 @@ WEAK_NAMED = 30
 """Models with a weak attack up to which all are named."""
 FAMILIES = 15
 """Families up to which each has a sentence."""
-
-Draws = NDArray[np.float64] | MeansOfDraws
-"""`similarity.bootstrap` of outcomes, [draws, N, N], or means over pairs of them."""
 
 
 class Control(NamedTuple):
@@ -412,7 +408,7 @@ def relate(
     pairs = similarity.pairs(outcomes, eps_s)
     asymmetry = confounders.asymmetry(pairs["a_fools_b"].to_numpy(), pairs["b_fools_a"].to_numpy())
     pairs = pairs.with_columns(pl.Series("asymmetry", asymmetry).fill_nan(None))
-    models = summary.model_table(outcomes, scores, groups, params, input_sizes).drop("family")
+    models = similarity.models(outcomes, scores, groups, params, input_sizes).drop("family")
     controls = []
     if outcomes.noise is not None:
         pairs = pairs.join(confounders.pair_table(outcomes), ["a", "b"], maintain_order="left")
@@ -423,7 +419,7 @@ def relate(
         control, effects = _single_models(outcomes, smoothed, groups, pairs)
         controls.append(control)
         models = models.join(effects, "model", maintain_order="left")
-    means = similarity.family_means(smoothed, groups, draws)
+    means = family_means(smoothed, groups, draws)
     listed = pl.DataFrame(list(itertools.combinations(names, 2)), schema=["a", "b"], orient="row")
     pairs = listed.join(pairs, on=["a", "b"], how="left", maintain_order="left")
     pairs = pairs.with_columns(pl.col("n").fill_null(0))
@@ -556,7 +552,7 @@ def _within_or_between(
     if means is None:
         return []
     within, between = means
-    of_draws = over_draws(draws, families)
+    of_draws = draws.within_and_between(families)
     low, high = interval(of_draws[:, 0] - of_draws[:, 1])
     return [
         text(

@@ -13,7 +13,7 @@ from netkin.data.images import Images
 from netkin.data.subset import Subset
 from netkin.errors import and_more
 from netkin.zoo.execution import DEFAULT_PRECISION
-from netkin.zoo.task import Task
+from netkin.zoo.member import Task
 
 
 @dataclass(frozen=True)

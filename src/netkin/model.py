@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from netkin.data.views import View
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.store.files import digest, file_sha256
-from netkin.zoo import published
+from netkin.zoo import sources
 from netkin.zoo.build import (
     Classifier,
     build,
@@ -20,9 +20,8 @@ from netkin.zoo.build import (
     own_weights_sha256,
     preprocessing,
 )
-from netkin.zoo.member import Member
+from netkin.zoo.member import Member, Task
 from netkin.zoo.preprocessing import Preprocessing, trained_here
-from netkin.zoo.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -133,12 +132,13 @@ def open_models(
     for the first one that cannot be built, does not fit its checkpoint, or has other classes.
     """
     models = [open_model(member, task, trained) for member in members]
-    absent = [m for m in models if m.member.checkpoint and not m.has_weights]
+    absent = [
+        f"{m.weights} (of {m.name}{'; it is a folder' if m.weights and m.weights.is_dir() else ''})"
+        for m in models
+        if m.member.checkpoint and not m.has_weights
+    ]
     if absent:
-        raise UserError(
-            "there is no checkpoint "
-            + ", ".join(f"{m.member.checkpoint} (of {m.name}{_if_folder(m)})" for m in absent)
-        )
+        raise UserError(f"there is no checkpoint {', '.join(absent)}")
     for model in models if checked else ():
         file = model.weights if model.member.checkpoint else None
         untried = not trained_here(file) if file else not model.member.timm
@@ -149,15 +149,10 @@ def open_models(
         return models
     display.start("weights", list(names), len(names))
     files = {}
-    for name, file in published.fetch(names):
-        files[name] = file
+    for name, path, sha256 in sources.fetch(names):
+        files[name] = path, sha256
         display.advance("weights", 1)
     display.end("weights")
     return [
-        Model(m.member, task, files[m.name].path, files[m.name].sha256) if m.name in files else m
-        for m in models
+        replace(m, weights=w[0], sha256=w[1]) if (w := files.get(m.name)) else m for m in models
     ]
-
-
-def _if_folder(model: Model) -> str:
-    return "; it is a folder" if model.weights is not None and model.weights.is_dir() else ""

@@ -34,7 +34,7 @@ from netkin.store import note_rates
 from netkin.store.layout import Store
 from netkin.store.lease import lease, sweep
 from netkin.tracking import Tracker
-from netkin.training.weights import Training, is_trained, noted_accuracy
+from netkin.training.weights import Training, is_trained, trained_accuracy
 from netkin.zoo.member import Member
 from netkin.zoo.preprocessing import unknown_preprocessing
 
@@ -532,7 +532,7 @@ def suspects(results: Results, models: Sequence[Model]) -> dict[str, list[Suspic
             labels,
             results.predictions(model).numpy(),
             classes,
-            noted_accuracy(results.store, model),
+            trained_accuracy(results.store, model),
             unknown_preprocessing(model.member, model.task),
             saturation(results.logits(model).numpy()),
         )

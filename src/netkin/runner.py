@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
 from netkin.attacks import Attack
-from netkin.attacks.frozen import frozen
+from netkin.attacks.base import frozen
 from netkin.attacks.grid import to_grid
 from netkin.errors import UserError, and_more
 from netkin.evaluation import Evaluation

@@ -19,9 +19,8 @@ One pair at the floor would dominate a mean or a correlation. What is computed f
 which adds half a success and half a failure to the images (Anscombe 1956, Gart 1966).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import polars as pl
@@ -165,28 +164,32 @@ def with_intervals(
     return score(p, eps_s), score(low, eps_s), score(high, eps_s)
 
 
+def both_correct(outcomes: Outcomes, a: int, others: slice) -> NDArray[np.bool_]:
+    """X of a model with each of some others, [P, I]. Raises UserError, with the pair, for an empty
+    one."""
+    both = outcomes.correct[a] & outcomes.correct[others]
+    found = both.any(axis=1)
+    if not found.all():
+        outcomes.both_correct(a, range(len(outcomes.members))[others][int(np.argmin(found))])
+    return both
+
+
 def matrix(outcomes: Outcomes, eps_s: float = EPS_S) -> NDArray[np.float64]:
     """All scores of Eq. 1, [N, N], symmetric; the diagonal is ln(100 x white-box success)."""
     n = len(outcomes.members)
     s = np.empty((n, n))
     for a in range(n):
-        both, there, back = _directions(outcomes, a)
-        s[a, : a + 1] = s[: a + 1, a] = score((there + back) / 2 / both, eps_s)
+        images, there, back, _ = _counts(outcomes, a, slice(0, a + 1))
+        s[a, : a + 1] = s[: a + 1, a] = score((there + back) / 2 / images, eps_s)
     return s
 
 
-def _directions(
-    outcomes: Outcomes, a: int, since: int = 0, until: int | None = None
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-    """Of a model and others in a range, a itself last unless given: |X|, images of a that fool the
-    other, and images of the other that fool a. Raises UserError, with the pair, for an empty X."""
-    others = slice(since, a + 1 if until is None else until)
-    both = outcomes.correct[a] & outcomes.correct[others]
-    n = both.sum(axis=1)
-    if not n.all():
-        outcomes.both_correct(a, since + int(np.argmin(n)))
-    there = (outcomes.fooled[a, others] & both).sum(axis=1)
-    return n, there, (outcomes.fooled[others, a] & both).sum(axis=1)
+def _counts(outcomes: Outcomes, a: int, others: slice) -> tuple[NDArray[np.intp], ...]:
+    """Of a model and each of some others, [P] each: |X|, images of a that fool the other, images of
+    the other that fool a, and those whose adversarial images fool in both directions."""
+    both = both_correct(outcomes, a, others)
+    there, back = outcomes.fooled[a, others] & both, outcomes.fooled[others, a] & both
+    return tuple(mask.sum(axis=1) for mask in (both, there, back, there & back))
 
 
 def smoothed_matrix(outcomes: Outcomes) -> NDArray[np.float64]:
@@ -205,9 +208,21 @@ def one_sided(outcomes: Outcomes, counts: NDArray[np.float64] | None = None) -> 
     weights = np.ones((1, images)) if counts is None else counts
     result = np.empty((len(weights), n, n))
     for a in range(n):
-        both = np.stack([outcomes.both_correct(a, b) for b in range(n)]).astype(float)  # [N, I]
+        both = both_correct(outcomes, a, slice(0, n)).astype(float)
         result[:, a] = smoothed(weights @ (both * outcomes.fooled[a]).T, weights @ both.T)
     return result[0] if counts is None else result
+
+
+def pair_rows(
+    outcomes: Outcomes, columns: Callable[[int, slice], Mapping[str, NDArray]]
+) -> pl.DataFrame:
+    """A row a pair: a, b, and the columns of each model's pairs with the models after it."""
+    names = outcomes.members
+    tables = [
+        {"a": [name] * len(names[a:-1]), "b": names[a + 1 :], **columns(a, slice(a + 1, None))}
+        for a, name in enumerate(names[:-1])
+    ]
+    return pl.concat(map(pl.DataFrame, tables)) if tables else pl.DataFrame()
 
 
 def pairs(outcomes: Outcomes, eps_s: float = EPS_S, alpha: float = ALPHA) -> pl.DataFrame:
@@ -215,29 +230,63 @@ def pairs(outcomes: Outcomes, eps_s: float = EPS_S, alpha: float = ALPHA) -> pl.
 
     An interval, low to high, misses with a probability of alpha: 5 % unless given.
     """
-    tables, n = [], len(outcomes.members)
-    for a in range(n - 1):
-        others = slice(a + 1, n)
-        both, there, back = _directions(outcomes, a, a + 1, n)
-        mask = outcomes.correct[a] & outcomes.correct[others]
-        always = (outcomes.fooled[a, others] & outcomes.fooled[others, a] & mask).sum(axis=1)
-        half = there + back - 2 * always
-        values, low, high = with_intervals(always, half, both, eps_s, alpha)
-        tables.append(
-            pl.DataFrame(
-                {
-                    "a": [outcomes.members[a]] * (n - 1 - a),
-                    "b": outcomes.members[others],
-                    "n": both,
-                    "a_fools_b": there / both,
-                    "b_fools_a": back / both,
-                    "score": values,
-                    "low": low,
-                    "high": high,
-                }
-            )
-        )
-    return pl.concat(tables) if tables else pl.DataFrame()
+
+    def columns(a: int, others: slice) -> dict[str, NDArray]:
+        n, there, back, always = _counts(outcomes, a, others)
+        values, low, high = with_intervals(always, there + back - 2 * always, n, eps_s, alpha)
+        rates = {"a_fools_b": there / n, "b_fools_a": back / n}
+        return {"n": n, **rates, "score": values, "low": low, "high": high}
+
+    return pair_rows(outcomes, columns)
+
+
+WEAK_ATTACK = 0.95
+"""White-box success below which the attack, rather than the models, determines the scores."""
+
+
+def models(
+    outcomes: Outcomes,
+    scores: NDArray[np.float64],
+    families: Sequence[str],
+    params: Sequence[int],
+    input_sizes: Sequence[int],
+) -> pl.DataFrame:
+    """One row per model.
+
+    Columns: model, family, params, input_size (pixels a side), clean_accuracy, white_box_success
+    (rates), white_box_score (the diagonal), mean_similarity (to the others), nearest (the most
+    similar other), nearest_score.
+    """
+    n = len(outcomes.members)
+    others = np.where(np.eye(n, dtype=bool), np.nan, scores)
+    nearest = np.nanargmax(others, axis=1)
+    return pl.DataFrame(
+        {
+            "model": outcomes.members,
+            "family": families,
+            "params": params,
+            "input_size": input_sizes,
+            "clean_accuracy": outcomes.correct.mean(axis=1),
+            "white_box_success": [float(outcomes.per_image(i, i).mean()) for i in range(n)],
+            "white_box_score": np.diag(scores),
+            "mean_similarity": np.nanmean(others, axis=1),
+            "nearest": [outcomes.members[i] for i in nearest],
+            "nearest_score": others[np.arange(n), nearest],
+        }
+    )
+
+
+def row_draws(
+    outcomes: Outcomes, counts: NDArray[np.float64]
+) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Each model a, and its smoothed scores with the models up to itself in each draw,
+    [draws, a + 1]; see `bootstrap`."""
+    counts = counts.astype(np.float32)  # exact: sums of halves, far below 2^23
+    for a in range(len(outcomes.members)):
+        others = slice(0, a + 1)
+        both = both_correct(outcomes, a, others).astype(np.float32)
+        z = (outcomes.fooled[a, others].astype(np.float32) + outcomes.fooled[others, a]) / 2 * both
+        yield a, smoothed(counts @ z.T, counts @ both.T)
 
 
 def bootstrap(
@@ -256,11 +305,8 @@ def bootstrap(
     if counts is None:
         counts = resample(len(outcomes.image_ids), draws, seed)
     result = np.empty((len(counts), n, n))
-    for a in range(n):
-        both = np.stack([outcomes.both_correct(a, b) for b in range(a + 1)])  # [a + 1, I]
-        z = (outcomes.fooled[a, : a + 1].astype(float) + outcomes.fooled[: a + 1, a]) / 2
-        k = counts @ (z * both).T  # sums of halves are exact, in whatever order
-        result[:, a, : a + 1] = result[:, : a + 1, a] = smoothed(k, counts @ both.T.astype(float))
+    for a, scores in row_draws(outcomes, counts):
+        result[:, a, : a + 1] = result[:, : a + 1, a] = scores
     return result
 
 
@@ -283,63 +329,3 @@ def interval(draws: NDArray[np.float64]) -> tuple[float, float]:
         return np.nan, np.nan
     low, high = np.nanquantile(draws, (0.025, 0.975))
     return float(low), float(high)
-
-
-class MeansOfDraws(Protocol):
-    """Bootstrap draws that give means over pairs; see `netkin.analysis.groups.Draws`."""
-
-    def group_means(self, groups: Sequence[str]) -> NDArray[np.float64]:
-        """The mean score of the pairs of two of G groups of models in each draw, [draws, G, G]."""
-        ...
-
-
-def pairs_of_groups(groups: Sequence[str]) -> NDArray[np.intp]:
-    """The number of pairs of different models between two groups, and within one, [G, G]."""
-    sizes = np.array([list(groups).count(group) for group in dict.fromkeys(groups)])
-    pairs = np.outer(sizes, sizes)
-    np.fill_diagonal(pairs, sizes * (sizes - 1) // 2)
-    return pairs
-
-
-def family_means(
-    scores: NDArray[np.float64],
-    families: Sequence[str],
-    draws: NDArray[np.float64] | MeansOfDraws | None = None,
-) -> pl.DataFrame:
-    """Mean similarity within and between families: family_a, family_b, pairs, mean, low, high.
-
-    A model's score with itself is left out, so a family of one model has no row for itself. low
-    and high are the 95 % interval over bootstrap draws of images ([draws, N, N], or their means);
-    null without draws.
-    """
-    family, names = np.array(families), list(dict.fromkeys(families))
-    pairs = pairs_of_groups(families)
-    lower = np.tri(len(family), k=-1, dtype=bool)
-    places = [np.flatnonzero(family == name) for name in names]
-    means = None
-    if draws is not None and not isinstance(draws, np.ndarray):
-        means = draws.group_means(families)
-    rows = []
-    for i, first in enumerate(names):
-        for j in range(i, len(names)):
-            if not pairs[i, j]:
-                continue
-            a, b = (x.ravel() for x in np.meshgrid(places[i], places[j], indexing="ij"))
-            chosen = lower[a, b] if i == j else slice(None)
-            a, b = a[chosen], b[chosen]
-            low, high = None, None
-            if means is not None:
-                low, high = interval(means[:, i, j])
-            elif isinstance(draws, np.ndarray):
-                low, high = interval(draws[:, a, b].mean(axis=1))
-            mean = float(scores[a, b].mean())
-            rows.append((first, names[j], int(pairs[i, j]), mean, low, high))
-    schema = {
-        "family_a": pl.String,
-        "family_b": pl.String,
-        "pairs": pl.Int64,
-        "mean": pl.Float64,
-        "low": pl.Float64,
-        "high": pl.Float64,
-    }
-    return pl.DataFrame(rows, schema=schema, orient="row")

@@ -14,7 +14,6 @@ from netkin.analysis.statistics import (
     mantel,
     over_models,
     p_text,
-    partial_mantel,
     permutation_test,
 )
 
@@ -105,11 +104,10 @@ def test_partial_r_is_that_of_residuals(n: int, seed: int, holes: bool) -> None:
     if holes:
         b[1, 0] = b[0, 1] = np.nan
         pairs = tuple(axis[1:] for axis in pairs)
-    found = partial_mantel(a, b, [c], 99)
+    found = mantel(a, b, 99, controls=[c])
     x, y = (residual(m[pairs], c[pairs]) for m in (a, b))
     assert found.r == pytest.approx(stats.pearsonr(x, y).statistic)
-    assert partial_mantel(a, b, [], 99) == mantel(a, b, 99)
-    assert np.isnan(partial_mantel(a, 2 * c, [c], 99).r)  # nothing is left of b
+    assert np.isnan(mantel(a, 2 * c, 99, controls=[c]).r)  # nothing is left of b
 
 
 def test_partial_mantel_is_uniform_where_the_control_explains_all() -> None:
@@ -121,7 +119,7 @@ def test_partial_mantel_is_uniform_where_the_control_explains_all() -> None:
         a, b = (control + 0.5 * (np.abs(v[:, None] - v) + symmetric(10, seed)) for v in u)
         b = b - 0.5 * symmetric(10, seed) + 0.5 * symmetric(10, seed + 1000)
         plain.append(mantel(a, b, 199, seed).p)
-        partial.append(partial_mantel(a, b, [control], 199, seed).p)
+        partial.append(mantel(a, b, 199, seed, [control]).p)
     assert np.mean(np.array(plain) <= 0.05) > 0.8
     assert np.mean(np.array(partial) <= 0.05) < 0.12
 

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from netkin.analysis.groups import mean_between, mean_within
+from netkin.analysis.groups import mean_of
 from netkin.analysis.matrix import Matrix
 from tests import helpers
 from tests.analysis.test_matrix import PUBLISHED
@@ -16,19 +16,19 @@ from tests.helpers import MEMBERS, has_figures, on_four, smoothed_score
 def test_means_by_hand() -> None:
     scores = np.array([[9, 1, 2], [1, 9, 6], [2, 6, 9.0]])
     draws = np.stack([scores + shift for shift in np.linspace(-1, 1, 41)])
-    found = mean_within(scores, draws)
+    pairs = np.tri(3, k=-1, dtype=bool)
+    found = mean_of(pairs, scores, draws)
     assert (found.mean, found.models, found.pairs) == (3, 3, 3)
     assert found.images == pytest.approx((3 - 0.95, 3 + 0.95))
     assert found.models_interval is not None
     low, high = found.models_interval
     # Leaving one out gives 6, 2 and 1: sum of squares 14, SE = sqrt(2 / 3 * 14), t(2) = 4.303.
     assert (high - low) / 2 == pytest.approx(4.302653 * np.sqrt(28 / 3), rel=1e-5)
-    between = mean_between(scores, np.array([0, 0, 1]))
-    assert between is not None and (between.mean, between.pairs) == (4, 2)
-    assert mean_between(scores, np.zeros(3)) is None
-    assert mean_within(scores[:2, :2]).models_interval is None
-    assert mean_within(scores, limits=(-4.6, 4.605)).models_interval == (-4.6, 4.605)
-    assert mean_within(scores, limits=(0, 2)).models_interval == (0, 3)  # the mean is no score
+    between = mean_of(pairs & [True, True, False] & [[False], [False], [True]], scores)
+    assert (between.mean, between.pairs) == (4, 2)
+    assert mean_of(pairs[:2, :2], scores[:2, :2]).models_interval is None
+    assert mean_of(pairs, scores, limits=(-4.6, 4.605)).models_interval == (-4.6, 4.605)
+    assert mean_of(pairs, scores, limits=(0, 2)).models_interval == (0, 3)  # the mean is no score
 
 
 def test_jackknife_covers_the_mean_of_pairs_of_models() -> None:
@@ -37,7 +37,7 @@ def test_jackknife_covers_the_mean_of_pairs_of_models() -> None:
     held = 0
     for _ in range(300):
         u = rng.normal(size=12)
-        ends = mean_within(u[:, None] + u).models_interval
+        ends = mean_of(np.tri(12, k=-1, dtype=bool), u[:, None] + u).models_interval
         assert ends is not None
         held += ends[0] <= 0 <= ends[1]
     assert held / 300 == pytest.approx(0.95, abs=0.04)

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from netkin.attacks import PGD, AutoAttack
 from netkin.attacks import autoattack as module
 from netkin.attacks.autoattack import SquareAttack
-from netkin.attacks.frozen import frozen
+from netkin.attacks.base import frozen
 from netkin.errors import UserError
 
 Problem = tuple[nn.Module, Tensor, Tensor, list[str]]
@@ -161,12 +161,9 @@ def test_few_classes(classes: int, caplog: pytest.LogCaptureFixture) -> None:
     assert all(message.startswith(said) for message in caplog.messages)
 
 
-def test_two_classes_have_no_dlr_loss() -> None:
-    with pytest.raises(UserError, match="apgd-dlr, whose loss needs 3 classes; here are 2"):
+def test_two_classes_have_no_dlr_loss_and_wrong_images_are_left_alone() -> None:
+    with pytest.raises(UserError, match="apgd-dlr, whose loss needs 3 classes"):
         AutoAttack(0.1, ["apgd-dlr"]).perturb(*problem(2))
-
-
-def test_what_is_classified_wrongly_is_left_alone() -> None:
     model, pixels, labels, keys = problem()
     wrong = (labels + 1) % 10
     assert torch.equal(AutoAttack(0.1).perturb(model, pixels, wrong, keys), pixels)
@@ -185,14 +182,14 @@ def test_mim_equals_its_published_algorithm() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"attacks": ["apgd"]}, r"^attacks must be of .* got 'apgd'; did you mean apgd-"),
-        ({"attacks": []}, r"^attacks must be a list"),
-        ({"attacks": "square"}, r"^attacks must be a list"),
-        ({"steps": 0}, r"^steps must be a whole number of 1 or more, got 0"),
-        ({"targets": True}, r"^targets must be a whole number"),
-        ({"queries": 0.5}, r"^queries must be a whole number"),
-        ({"unfooled": "best"}, r"^unfooled must be strongest or clean, got 'best'"),
-        ({"eps": 8}, "did you mean 8/255"),
+        ({"attacks": ["apgd"]}, "^attacks must be of .*did you mean apgd-"),
+        ({"attacks": []}, "^attacks must be a list"),
+        ({"attacks": "square"}, "^attacks must be a list"),
+        ({"steps": 0}, "^steps must be a whole number"),
+        ({"targets": True}, "^targets must be a whole number"),
+        ({"queries": 0.5}, "^queries must be a whole number"),
+        ({"unfooled": "best"}, "^unfooled must be strongest or clean"),
+        ({"eps": 8}, "^eps="),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], said: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from netkin.attacks import PGD, Attack, AutoAttack, Clean, PatchFool, SignNoise, as_attack
 from netkin.attacks.autoattack import ATTACKS
-from netkin.attacks.frozen import frozen
+from netkin.attacks.base import frozen
 from netkin.errors import UserError
 from netkin.zoo.build import Classifier
 
@@ -136,8 +136,5 @@ def test_what_a_users_class_states_is_kept() -> None:
     assert (attack.eps, attack.looks_inside, attack.selective) == (0.1, True, True)
     assert attack.unfit(nn.Identity()) == "is not linear" and attack.unfit(nn.Linear(1, 1)) is None
     assert as_attack(attack) is attack
-
-
-def test_what_is_no_attack() -> None:
     with pytest.raises(UserError, match=r"^Linear is no attack: it must have a method perturb"):
         as_attack(nn.Linear(1, 1))

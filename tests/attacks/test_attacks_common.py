@@ -14,12 +14,11 @@ from torch import Tensor
 
 import netkin.attacks
 from netkin.attacks import PGD, Attack, PatchFool, SignNoise
-from netkin.attacks.frozen import frozen
+from netkin.attacks.base import frozen
 from netkin.attacks.grid import to_grid
 from netkin.data import views
 from netkin.data.digits import Digits
 from netkin.data.subset import draw
-from netkin.errors import UserError
 from netkin.zoo.build import Classifier, Task, build
 from netkin.zoo.member import parse_members
 from tests.conftest import ROOT
@@ -184,12 +183,6 @@ def test_noise_is_fair_and_of_full_length() -> None:
     assert torch.allclose((moved - pixels).abs(), torch.tensor(8 / 255), atol=1e-7)
     signs = (moved - pixels).sign()
     assert signs.mean().abs() < 0.05 and (signs[0] * signs[1]).mean().abs() < 0.05
-
-
-@pytest.mark.parametrize("momentum", [-1, "much", True])
-def test_bad_momentum(momentum: Any) -> None:
-    with pytest.raises(UserError, match=r"^momentum must be a number of 0 or more"):
-        PGD(momentum=momentum)
 
 
 def test_the_documented_attack_of_ones_own(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from netkin.attacks import PatchFool
-from netkin.attacks.frozen import frozen
+from netkin.attacks.base import frozen
 from netkin.attacks.patchfool import attention_loss, attention_maps, patch_mask, without_conflict
 from netkin.errors import UserError
 from netkin.zoo.build import Classifier
@@ -90,25 +90,6 @@ def test_maps_are_the_attention_of_every_layer(source: Classifier, pixels: Tenso
             )
 
 
-def test_gradient_of_the_attention_loss(source: Classifier, pixels: Tensor) -> None:
-    """Against central differences of the implementation by hand, along random directions."""
-    x = pixels.clone().requires_grad_()
-    tokens = torch.tensor([5, 9])
-    with attention_maps(source.net) as maps:
-        source(x)
-        (gradient,) = torch.autograd.grad(attention_loss(maps[2], tokens).sum(), x)
-    torch.manual_seed(2)
-    for i, token in enumerate(tokens.tolist()):
-        direction = torch.randn_like(pixels[i])
-        h = 1e-5
-        up, down = (
-            loss_by_hand(attention_by_hand(source, pixels[i] + sign * h * direction)[1][2], token)
-            for sign in (1, -1)
-        )
-        slope = (gradient[i] * direction).sum().item()
-        assert slope == pytest.approx((up - down).item() / (2 * h), rel=1e-5)
-
-
 def patch_fool_by_hand(
     model: Classifier, image: Tensor, label: int, start: Tensor, surgery: str, steps: int
 ) -> Tensor:
@@ -148,6 +129,7 @@ def patch_fool_by_hand(
 
 @pytest.mark.parametrize("surgery", ["orthogonal", "published"])
 def test_equals_the_attack_by_hand(source: Classifier, pixels: Tensor, surgery: str) -> None:
+    """Its choice of a patch, its losses and their gradients, and its optimiser."""
     labels = source(pixels).argmax(dim=1)
     steps = 12  # the rate decays once
     attack = PatchFool(surgery=surgery, steps=steps)
@@ -173,11 +155,7 @@ def test_surgery(seed: int, surgery: str) -> None:
             torch.testing.assert_close(ours @ a, a @ a - dot**2 / (b @ b))
         else:
             torch.testing.assert_close(ours, a - dot / b.norm() * b)
-
-
-def test_surgery_beside_a_gradient_of_zero() -> None:
-    g = torch.ones(1, 4)
-    assert torch.equal(without_conflict(g, torch.zeros(1, 4)), g)
+    assert torch.equal(without_conflict(g, torch.zeros_like(g), surgery), g)
 
 
 @given(
@@ -197,8 +175,7 @@ def test_patches_cover_their_pixels(
     assert torch.equal(mask[0, 0], expected)
 
 
-@pytest.mark.parametrize("choice", ["attention", "random"])
-@pytest.mark.parametrize("eps", [None, 0.1])
+@pytest.mark.parametrize(("eps", "choice"), [(None, "attention"), (0.1, "random")])
 def test_only_so_many_patches_change(
     source: Classifier, pixels: Tensor, choice: str, eps: float | None
 ) -> None:
@@ -234,19 +211,6 @@ def test_layers_by_default(depth: int, layer: int, raised: Any) -> None:
     assert attack._attention_layers(depth) == tuple(raised)
 
 
-def test_distilled_vits_fit(pixels: Tensor) -> None:
-    """Two tokens go before the patches; the chosen patch is the most attended one all the same."""
-    model = vit("deit_tiny_distilled_patch16_224")
-    attack = PatchFool(steps=2)
-    assert attack.unfit(model) is None
-    found = attack.perturb(model, pixels, model(pixels).argmax(dim=1), KEYS)
-    with attention_maps(model.net) as maps:
-        model(pixels)
-    chosen = maps[1].mean(dim=(1, 2))[:, 2:].argmax(dim=1)
-    mask = patch_mask(chosen[:, None], (8, 8), pixels)
-    assert ((found != pixels).any(dim=1, keepdim=True) <= mask).all()
-
-
 def test_what_does_not_fit_is_refused(pixels: Tensor) -> None:
     labels = torch.zeros(2, dtype=torch.int64)
     cnn = Classifier(timm.create_model("test_resnet", num_classes=5), "cnn", (0, 0, 0), (1, 1, 1))
@@ -277,13 +241,13 @@ def test_fused_attention_is_back_after_an_error(source: Classifier) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"patches": 0}, r"^patches must be a whole number of 1 or more, got 0"),
-        ({"steps": -1}, r"^steps must be a whole number of 0 or more, got -1"),
-        ({"decay_every": 0.5}, r"^decay_every must be a whole number"),
-        ({"choice": "saliency"}, r"^choice must be attention or random, got .saliency"),
-        ({"surgery": "none"}, r"^surgery must be orthogonal or published, got .none"),
-        ({"lr": "fast"}, r"^lr must be a number of 0 or more, got 'fast'"),
-        ({"eps": 8}, "did you mean 8/255"),
+        ({"patches": 0}, "^patches must be a whole number of 1 or more"),
+        ({"steps": -1}, "^steps must be a whole number of 0 or more"),
+        ({"decay_every": 0.5}, "^decay_every must be a whole number"),
+        ({"choice": "saliency"}, "^choice must be attention or random"),
+        ({"surgery": "none"}, "^surgery must be orthogonal or published"),
+        ({"lr": "fast"}, "^lr must be a number of 0 or more"),
+        ({"eps": 8}, "^eps="),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:

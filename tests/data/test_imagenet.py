@@ -168,7 +168,7 @@ def test_a_local_dir_and_the_hub_name_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same weights and preprocessing by both names."""
-    from netkin.zoo import published
+    from netkin.zoo import sources
     from netkin.zoo.build import Task, build, preprocessing
 
     net = timm.create_model("test_resnet", num_classes=10)
@@ -193,9 +193,9 @@ def test_a_local_dir_and_the_hub_name_a_model(
     for name in (f"local-dir:{file.parent}", "hf-hub:timm/mine"):
         member = Member("mine", name)
         task = Task("digits", 10, weights="pretrained")
-        (found,) = dict(published.fetch({"mine": name})).values()
-        assert found.path.resolve() == file.resolve()
-        classifier = build(member, task, found.path).eval()
+        ((_, found, _),) = sources.fetch({"mine": name})
+        assert found.resolve() == file.resolve()
+        classifier = build(member, task, found).eval()
         own = preprocessing(member, task)
         assert (own.view.input_size, own.view.interpolation) == (64, "bilinear")
         mean, std = torch.tensor(own.mean), torch.tensor(own.std)

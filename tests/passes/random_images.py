@@ -20,8 +20,7 @@ from netkin.runner import Runner
 from netkin.store.files import write_tensors
 from netkin.store.layout import Store, shard_file
 from netkin.zoo.build import Classifier
-from netkin.zoo.member import Member
-from netkin.zoo.task import Task
+from netkin.zoo.member import Member, Task
 
 
 class RandomImages:

@@ -14,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from netkin import similarity
+from netkin.analysis.groups import Draws
 from netkin.comparison import Result, relate
 from netkin.examples import Example, difference, examples_note
 from netkin.report.study import TEX_ROWS, Outputs, Picture, Section, render
@@ -39,7 +39,7 @@ def compared(n: int = 4, names: Sequence[str] = (), noise: bool = True) -> Resul
         fooled,
         rng.random((n, images)) < 0.05 if noise else None,
     )
-    draws = similarity.bootstrap(outcomes, 50)
+    draws = Draws(outcomes, 50)
     sizes = [25_600_000 + i for i in range(n)], [224] * n
     clean = np.full((8, 8, 3), 100, np.uint8)
     return relate(
@@ -150,11 +150,11 @@ def test_page_carries_each_pair_with_the_first_listed_model_as_a(
     assert carried["columns"][columns["A fools B"]["other"]]["title"] == "B fools A"
     assert sorted(carried["order"]) == [0, 1, 2, 3]
     assert all(sorted(order) == [0, 1, 2, 3] for order in carried["orders"].values())
-    turned = replace(c, pairs=c.pairs.select(pl.all().exclude("a", "b"), a="b", b="a"))
-    section = Section("", figures=[picture(turned, folder)])
+    shuffled = replace(c, pairs=c.pairs.sample(fraction=1, shuffle=True, seed=0))
+    section = Section("", figures=[picture(shuffled, folder)])
     again = data(render("", "", [], [section], ""))["columns"]
     for column in carried["columns"]:
-        assert again[column["other"]]["values"] == column["values"]
+        assert column in again
 
 
 def test_page_loads_nothing_from_a_network(four: tuple[Result, str, Path]) -> None:

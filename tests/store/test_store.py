@@ -24,7 +24,7 @@ from netkin.store import folder
 from netkin.store.files import digest, read_tensors, write, write_tensors
 from netkin.store.layout import Folder, Store
 from netkin.store.outcomes import contents, read_table
-from netkin.zoo.task import Task
+from netkin.zoo.member import Task
 
 SUBSET = Subset("some", ("a", "b"), (0, 1), (0, 1))
 

@@ -121,7 +121,7 @@ def test_below_what_the_training_noted(trained: Path, tmp_path: Path) -> None:
     done = run_here(*SMALL, "logger=none", "hydra.run.dir=run", "on_suspect=stop", cwd=tmp_path)
     assert done.returncode == 1
     assert "Suspect: vit_ti: its accuracy is " in done.stderr
-    assert "% on 100 images, but its training noted 95.0% on 100. Check that" in done.stderr
+    assert "% on 100 images, but its training recorded 95.0% on 100. Check that" in done.stderr
 
 
 def test_on_suspect_takes_two_words(tmp_path: Path) -> None:

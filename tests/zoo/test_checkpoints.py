@@ -50,18 +50,14 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 OPTIMISER = {"state": {0: {"exp_avg": torch.rand(6, 3, 3, 3)}}, "param_groups": [{"lr": 0.1}]}
 CONTENTS: dict[str, Any] = {
     "flat": state(),
-    "an epoch beside the tensors": {**state(), "epoch": 3},
-    "accuracy and epoch": {"net": state(), "acc": 84.0, "epoch": 9},
     "model_state_dict": {"model_state_dict": state(), "optimizer_state_dict": OPTIMISER},
     "model": {"model": state(), "optimizer": OPTIMISER, "scaler": None},
     "numpy's numbers": {"state_dict": state(), "best_acc1": np.float64(84.0), "n": np.int64(3)},
     "arguments": {"state_dict": state(), "args": argparse.Namespace(lr=0.1, arch="net")},
     "Lightning": {"state_dict": under("model."), "hyper_parameters": {"lr": 0.1}, "epoch": 3},
-    "Lightning's other name": {"state_dict": under("net."), "callbacks": {}},
     "Lightning with a loss": {"state_dict": {**under("net."), "loss.weight": torch.rand(10)}},
     "DataParallel": under("module."),
     "compiled": under("_orig_mod."),
-    "compiled, then DDP": under("module._orig_mod."),
     "DDP, then compiled": under("_orig_mod.module."),
     "all of it in Lightning": {"state_dict": under("model._orig_mod.module.")},
     "a compiled part": {key.replace("conv.", "conv._orig_mod."): v for key, v in state().items()},
@@ -105,13 +101,9 @@ def test_which_of_several_is_logged_and_can_be_chosen(
     assert "model_ema is used, not state_dict.model, state_dict.teacher" in caplog.text
     for key, seed in (("model_ema", 3), ("state_dict", 1), ("teacher", 2), ("model", 1)):
         assert same(loaded(tmp_path / "mine.pt", key), state(seed)), key
-    with pytest.raises(
-        UserError, match=r"no weights under weights_key 'modle_ema'; did you mean m"
-    ):
+    with pytest.raises(UserError, match=r"weights_key 'modle_ema'; did you mean model_ema"):
         loaded(tmp_path / "mine.pt", "modle_ema")
-    with pytest.raises(
-        UserError, match=r"do not fit: .* first keys are a, the model's conv.weight"
-    ):
+    with pytest.raises(UserError, match=r"do not fit: .* keys are a, the model's conv.weight"):
         loaded(tmp_path / "mine.pt", "other")
 
 
@@ -121,9 +113,7 @@ def test_a_misfit_shows_the_first_keys_of_both(tmp_path: Path) -> None:
         loaded(tmp_path / "a.pt")
     torch.save({"encoder.w": torch.rand(2), "encoder.b": torch.rand(3)}, tmp_path / "b.pt")
     with pytest.raises(
-        UserError,
-        match=r"mine: weights .*b.pt do not fit: conv.weight is \[6, 3, 3, 3\] in the model and no "
-        r"such key in the file; the file's first keys are encoder.w, encoder.b, the model's conv",
+        UserError, match=r"conv.weight is \[6, 3, 3, 3\] .* keys are encoder.w, enc"
     ):
         loaded(tmp_path / "b.pt")
     for content in ({"epoch": 3}, [1, 2], {}):
@@ -142,9 +132,7 @@ def test_pickled_code_is_not_run_nor_advised(
     content: Any, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     torch.save(content, tmp_path / "evil.pt")
-    with pytest.raises(
-        UserError, match=r"cannot be read as weights: it holds pickled obj"
-    ) as error:
+    with pytest.raises(UserError, match=r"it holds pickled objects") as error:
         loaded(tmp_path / "evil.pt")
     message = str(error.value)
     assert "weights_only" not in message and "\n" not in message

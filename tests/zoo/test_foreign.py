@@ -55,9 +55,6 @@ def own(tmp_path: Path) -> tuple[nn.Module, Path]:
     return net, tmp_path / "mine.pt"
 
 
-# ---- one's own class ----
-
-
 @pytest.mark.parametrize("output", [name for name in OUTPUTS if name != "wrong"])
 def test_logits_in_whatever_a_network_returns(output: str, own: tuple[nn.Module, Path]) -> None:
     net, file = own
@@ -259,6 +256,3 @@ def test_other_measures_take_these_networks(channels: int) -> None:
     without = build(one({"name": "n", "_target_": "tests.zoo.own_nets.OnNumpy"}), FOLDER)
     with pytest.raises(UserError, match="OnNumpy has no linear layer, whose input its features"):
         features(without, batch)
-
-
-# ---- families and names ----

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from netkin.components import components
 from netkin.data.views import View
 from netkin.errors import UserError
-from netkin.zoo import from_timm, from_transformers, published, sources
+from netkin.zoo import from_transformers, sources
 from netkin.zoo.build import (
     Task,
     architecture_identity,
@@ -25,13 +25,11 @@ from netkin.zoo.build import (
     preprocessing,
 )
 from netkin.zoo.execution import Execution, prepare
-from netkin.zoo.from_torchvision import crop_pct
+from netkin.zoo.from_transformers import crop_pct
 from netkin.zoo.member import Member
 from netkin.zoo.preprocessing import unknown_preprocessing
 from tests.zoo.hub_cache import COMMIT, logits_of, offline
 from tests.zoo.test_foreign import FOLDER, IMAGENET, NET, one, spread
-
-# ---- torchvision ----
 
 
 def test_torchvisions_weights_and_their_transforms(
@@ -40,30 +38,23 @@ def test_torchvisions_weights_and_their_transforms(
     offline(tmp_path, monkeypatch)
     for name in ("resnet18", "mobilenet_v3_small.IMAGENET1K_V1"):
         member = one(f"torchvision:{name}")
+        monkeypatch.setattr(sources, "download_cached_file", lambda *_, **__: 1 / 0)
         with pytest.raises(UserError, match=r"the weights of 1 of 1 members cannot be had: m \("):
-            _fetch_without_network(member, monkeypatch)
+            list(sources.fetch({"m": member.source}))
         torch.manual_seed(0)
         net = spread(torchvision.models.get_model(name.partition(".")[0]))
         url = sources.config(member.source)["url"]
         file = tmp_path / "torch" / "hub" / "checkpoints" / Path(url).name
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.save(net.state_dict(), file)
-        ((_, weights),) = published.fetch({"m": member.source})
-        assert weights.path == file
+        ((_, weights, _),) = sources.fetch({"m": member.source})
+        assert weights == file
         image = _photograph()
         chosen = torchvision.models.get_model_weights(name.partition(".")[0]).DEFAULT  # type: ignore[attr-defined]
         expected = logits_of(net, chosen.transforms(antialias=True)(image)[None])
         _check_view(member, IMAGENET, image, build(member, IMAGENET, file), expected)
         assert member.family == ("resnet" if name == "resnet18" else "mobilenetv3")
         assert architecture_identity(member) == {"torchvision": name}
-
-
-def _fetch_without_network(member: Member, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_network(*_: Any, **__: Any) -> None:
-        raise OSError("no network")
-
-    monkeypatch.setattr(from_timm, "download_cached_file", no_network)
-    list(published.fetch({"m": member.source}))
 
 
 def _photograph() -> Image.Image:
@@ -116,9 +107,6 @@ def test_which_of_torchvisions_networks_know_more() -> None:
     assert knows_more(one(own), part) and not knows_more(one({**own, "kwargs": {}}), part)
 
 
-# ---- transformers ----
-
-
 def tiny(folder: Path, **changes: Any) -> nn.Module:
     """A random ViT and its image processor, saved as transformers saves them."""
     library = pytest.importorskip("transformers")
@@ -134,7 +122,7 @@ def tiny(folder: Path, **changes: Any) -> nn.Module:
         initializer_range=0.5,
     )
     net = library.ViTForImageClassification(config)
-    with from_transformers._silent():
+    with from_transformers.silent(from_transformers.transformers()):
         net.save_pretrained(folder)
     processor = {
         "image_processor_type": "ViTImageProcessor",
@@ -168,15 +156,15 @@ def test_transformers_models_and_their_processors(
     member = one(f"transformers:{name}")
     assert (member.family, member.name) == ("vit", f"transformers:{name}")
     assert member.uses_published(FOLDER)  # on datasets whose members are trained, too
-    ((_, weights),) = published.fetch({"v": member.source})
-    assert weights.path == folder / "model.safetensors"
+    ((_, weights, _),) = sources.fetch({"v": member.source})
+    assert weights == folder / "model.safetensors"
     view = preprocessing(member, FOLDER).view
     assert view == View(48, 1.0, "squash", "bilinear")
     image = _photograph()
     processor = from_transformers.transformers().AutoImageProcessor.from_pretrained(folder)
     with torch.no_grad():
         expected = net.eval()(**processor(image, return_tensors="pt")).logits
-    classifier = build(member, FOLDER, weights.path)
+    classifier = build(member, FOLDER, weights)
     _check_view(member, FOLDER, image, classifier, expected)
     pixels = torch.rand(2, 3, 48, 48)
     fast = prepare(classifier.eval(), Execution(), pixels)
@@ -241,7 +229,7 @@ def test_a_processor_that_timm_has_no_words_for_is_an_error(tmp_path: Path) -> N
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_weights_without_a_classifier_are_an_error(tmp_path: Path) -> None:
     net: Any = tiny(tmp_path)
-    with from_transformers._silent():
+    with from_transformers.silent(from_transformers.transformers()):
         net.vit.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_labels": 10}))

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from netkin.store.files import read_tensors
-from netkin.zoo.from_python import weights_sha256
+from netkin.zoo.build import weights_sha256
 from tests.conftest import ROOT, run_command
 from tests.zoo.own_nets import load
 

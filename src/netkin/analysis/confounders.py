@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from netkin.analysis import clusters
 from netkin.analysis.matrix import pair_values
 from netkin.errors import UserError
-from netkin.similarity import Z_95, Outcomes
+from netkin.similarity import Z_95, Outcomes, both_correct, pair_rows
 
 
 def noise_rates(outcomes: Outcomes) -> NDArray[np.float64]:
@@ -46,21 +46,28 @@ def pair_table(outcomes: Outcomes, z: float = Z_95) -> pl.DataFrame:
     Columns: a, b; noise_fools_a, noise_fools_b (rates over the images that both classify
     correctly); above_noise, whether the pair's p is above the mean of these two, its 95 % interval
     for the difference being above 0; corrected, corrected_low, corrected_high (rates, 1 at most;
-    95 % interval, see `_rate`).
+    95 % interval, see `_rates`).
     """
-    n, tables = len(outcomes.members), []
-    for a in range(n - 1):
-        others = slice(a + 1, n)
-        tables.append(
-            pl.DataFrame(
-                {
-                    "a": [outcomes.members[a]] * (n - 1 - a),
-                    "b": outcomes.members[others],
-                    **_pairs(outcomes, a, others, z),
-                }
-            )
-        )
-    return pl.concat(tables) if tables else pl.DataFrame()
+
+    def columns(a: int, others: slice) -> dict[str, NDArray]:
+        counts = _counts(outcomes, a, others)
+        n = counts.sum(axis=(1, 2, 3, 4))
+        f, g, q, r = np.meshgrid(*[np.array([0.0, 1.0])] * 4, indexing="ij")
+        excess = ((f - q) + (g - r)) / 2
+        mean = (counts * excess).sum(axis=(1, 2, 3, 4)) / n
+        square = (counts * excess**2).sum(axis=(1, 2, 3, 4)) / n
+        half = z * np.sqrt(np.maximum(square - mean**2, 0)) / np.sqrt(n)
+        rate, low, high = _rates(counts, z)
+        return {
+            "noise_fools_a": counts.sum(axis=(1, 2, 3))[:, 1] / n,
+            "noise_fools_b": counts.sum(axis=(1, 2, 4))[:, 1] / n,
+            "above_noise": mean - half > 1e-12,
+            "corrected": rate,
+            "corrected_low": low,
+            "corrected_high": high,
+        }
+
+    return pair_rows(outcomes, columns)
 
 
 def corrected_matrix(outcomes: Outcomes) -> NDArray[np.float64]:
@@ -83,46 +90,20 @@ def directions_at_chance(outcomes: Outcomes) -> int:
     return count
 
 
-VALUES = np.array([0.0, 1.0])
-
-
 def _counts(outcomes: Outcomes, a: int, others: slice) -> NDArray[np.float64]:
     """How many images of X have each combination of outcomes, [P, 2, 2, 2, 2].
 
     The axes: whether a's images fool the other, the other's images a, noise the other, and noise a.
-    Raises UserError, with the pair, where X is empty.
     """
     assert outcomes.noise is not None
-    mask = outcomes.correct[a] & outcomes.correct[others]
-    if not mask.any(axis=1).all():
-        outcomes.both_correct(a, range(len(outcomes.members))[others][int(np.argmin(mask.any(1)))])
+    mask = both_correct(outcomes, a, others)
     code = 8 * outcomes.fooled[a, others].astype(np.uint8)
     code += 4 * outcomes.fooled[others, a].astype(np.uint8)
     code += 2 * outcomes.noise[others].astype(np.uint8) + outcomes.noise[a].astype(np.uint8)
     code[~mask] = 16
-    places = code.astype(np.intp) + 17 * np.arange(len(code))[:, None]
-    counts = np.bincount(places.ravel(), minlength=17 * len(code)).reshape(-1, 17)[:, :16]
+    cells = code.astype(np.intp) + 17 * np.arange(len(code))[:, None]
+    counts = np.bincount(cells.ravel(), minlength=17 * len(code)).reshape(-1, 17)[:, :16]
     return counts.reshape(-1, 2, 2, 2, 2).astype(float)
-
-
-def _pairs(outcomes: Outcomes, a: int, others: slice, z: float) -> dict[str, NDArray]:
-    """The columns of `pair_table` for the pairs of a model."""
-    counts = _counts(outcomes, a, others)
-    n = counts.sum(axis=(1, 2, 3, 4))
-    f, g, q, r = np.meshgrid(VALUES, VALUES, VALUES, VALUES, indexing="ij")
-    excess = ((f - q) + (g - r)) / 2
-    mean = (counts * excess).sum(axis=(1, 2, 3, 4)) / n
-    square = (counts * excess**2).sum(axis=(1, 2, 3, 4)) / n
-    half = z * np.sqrt(np.maximum(square - mean**2, 0)) / np.sqrt(n)
-    rate, low, high = _rates(counts, z)
-    return {
-        "noise_fools_a": counts.sum(axis=(1, 2, 3))[:, 1] / n,
-        "noise_fools_b": counts.sum(axis=(1, 2, 4))[:, 1] / n,
-        "above_noise": mean - half > 1e-12,
-        "corrected": rate,
-        "corrected_low": low,
-        "corrected_high": high,
-    }
 
 
 def _rates(
@@ -138,12 +119,12 @@ def _rates(
     fooled = np.stack([counts.sum(axis=(2, 3, 4))[:, 1], counts.sum(axis=(1, 3, 4))[:, 1]])
     noise = np.stack([counts.sum(axis=(1, 2, 4))[:, 1], counts.sum(axis=(1, 2, 3))[:, 1]])
     kept, unfooled = 1 - noise / n, 1 - fooled / n  # [2, P]: 1 - q, 1 - p
-    told = kept > 0
-    safe = np.where(told, kept, 1.0)
-    rates = np.where(told, 1 - unfooled / safe, 0.0)
+    known = kept > 0
+    safe = np.where(known, kept, 1.0)
+    rates = np.where(known, 1 - unfooled / safe, 0.0)
     # How each image moves the rate: the derivatives of 1 - (1 - p) / (1 - q). An image's move is
     # linear in its outcomes, [fooled, noise] in each direction; three more have the mean noise.
-    to_fooled, to_noise = told / safe, told * unfooled / safe**2
+    to_fooled, to_noise = known / safe, known * unfooled / safe**2
     mean = (1 - unfooled, 1 - kept)
     total, square = np.zeros(len(n)), np.zeros(len(n))
     for index in np.ndindex(2, 2, 2, 2):
@@ -162,8 +143,8 @@ def _rates(
     images = n + 3
     deviation = np.sqrt(np.maximum(square / images - (total / images) ** 2, 0))
     half = z * deviation / np.sqrt(n)
-    rate, untold = rates.mean(axis=0), (~told).mean(axis=0)  # an untold direction has any rate
-    return rate, rate - half, np.minimum(rate + half + untold, 1.0)
+    rate, unknown = rates.mean(axis=0), (~known).mean(axis=0)  # such a direction has any rate
+    return rate, rate - half, np.minimum(rate + half + unknown, 1.0)
 
 
 @dataclass(frozen=True)
@@ -262,8 +243,8 @@ def change(scores: NDArray[np.float64], other: NDArray[np.float64]) -> Change:
         rand = clusters.rand_index(clusters.spectral(scores, k), clusters.spectral(other, k))
     except UserError:  # of equal scores there are no clusters
         rand = None
-    own = np.eye(n, dtype=bool)
-    nearest = [np.where(own, -np.inf, matrix).argmax(axis=1) for matrix in (scores, other)]
+    diagonal = np.eye(n, dtype=bool)
+    nearest = [np.where(diagonal, -np.inf, matrix).argmax(axis=1) for matrix in (scores, other)]
     return Change(rand, k, int((nearest[0] != nearest[1]).sum()), n)
 
 

@@ -1,15 +1,16 @@
 """Groups of models, and the mean similarity within them and between them (Sec. 3.2, Tab. D.1)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
-from scipy import stats
 
 from netkin import similarity
+from netkin.analysis.statistics import jackknife
 from netkin.errors import UserError, near
 from netkin.similarity import Outcomes, interval
 
@@ -27,32 +28,26 @@ def groups(
     Raises UserError for a pattern that matches no model, and for a group of one model.
     """
     if chosen is None:
-        members = {
-            family: [i for i, other in enumerate(families) if other == family]
-            for family in dict.fromkeys(families)
-        }
-        return {family: models for family, models in members.items() if len(models) > 1}
+        found = {family: np.flatnonzero(np.array(families) == family) for family in families}
+        return {family: models.tolist() for family, models in found.items() if len(models) > 1}
     result = {}
     for group, patterns in chosen.items():
-        if isinstance(patterns, str):
-            patterns = [patterns]
+        patterns = [patterns] if isinstance(patterns, str) else patterns
         if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
             raise UserError(
                 f"group {group} must be a list of model names or patterns such as [resnet50_*], "
                 f"got {patterns!r}"
             )
-        models: dict[int, None] = {}
         for pattern in patterns:
-            matched = [i for i, name in enumerate(names) if fnmatchcase(name, pattern)]
-            if not matched:
+            if not any(fnmatchcase(name, pattern) for name in names):
                 raise UserError(
                     f"group {group}: no model is named {pattern!r}{near(pattern, names)}"
                 )
-            models |= dict.fromkeys(matched)
+        models = [i for i, name in enumerate(names) if any(fnmatchcase(name, p) for p in patterns)]
         if len(models) < 2:
-            alone = names[next(iter(models))]
+            alone = ", ".join(names[i] for i in models)
             raise UserError(f"group {group} has one model, {alone}; expected two or more")
-        result[str(group)] = sorted(models)
+        result[str(group)] = models
     return result
 
 
@@ -72,15 +67,6 @@ class Draws:
         self.counts = similarity.resample(len(outcomes.image_ids), draws, seed)
         self._group_means: dict[tuple[str, ...], NDArray[np.float64]] = {}
 
-    def _rows(self) -> Iterator[tuple[int, NDArray[np.float64]]]:
-        """Each model a, from the second on, with its scores with those before it, [draws, a]."""
-        o = self.outcomes
-        counts = self.counts.astype(np.float32)  # exact: sums of halves, far below 2^23
-        for a in range(1, len(o.members)):
-            both = (o.correct[a] & o.correct[:a]).astype(np.float32)
-            z = (o.fooled[a, :a].astype(np.float32) + o.fooled[:a, a]) / 2 * both
-            yield a, similarity.smoothed(counts @ z.T, counts @ both.T)
-
     def group_means(self, groups: Sequence[str]) -> NDArray[np.float64]:
         """The mean score of the pairs of two of G groups of models in each draw, [draws, G, G].
 
@@ -93,46 +79,79 @@ class Draws:
         key = tuple(groups)
         if key not in self._group_means:
             names = list(dict.fromkeys(groups))
-            place = np.array([names.index(group) for group in groups])
-            starts = np.eye(len(names))[place]  # [N, G]
+            index = np.array([names.index(group) for group in groups])
+            starts = np.eye(len(names))[index]  # [N, G]
             total = np.zeros((len(self.counts), len(names), len(names)))
-            for a, scores in self._rows():
+            for a, row in similarity.row_draws(self.outcomes, self.counts):
+                scores = row[:, :a]
                 if not np.isnan(scores).any():
-                    total[:, place[a]] += scores @ starts[:a]
+                    total[:, index[a]] += scores @ starts[:a]
                 else:  # NaN times 0 is NaN
-                    for i in np.unique(place[:a]):
-                        total[:, place[a], i] += scores[:, place[:a] == i].sum(axis=1)
+                    for i in np.unique(index[:a]):
+                        total[:, index[a], i] += scores[:, index[:a] == i].sum(axis=1)
             other = total.transpose(0, 2, 1).copy()
             other[:, np.arange(len(names)), np.arange(len(names))] = 0
-            pairs = similarity.pairs_of_groups(groups)
+            pairs = _pairs(groups)
             with np.errstate(invalid="ignore"):
                 self._group_means[key] = (total + other) / np.where(pairs, pairs, np.nan)
         return self._group_means[key]
 
+    def within_and_between(self, groups: Sequence[str]) -> NDArray[np.float64]:
+        """Mean scores of pairs within groups and between them, [draws, 2]; NaN where there is no
+        such pair."""
+        found, pairs = self.group_means(groups), _pairs(groups)
+        same, lower = np.eye(len(pairs), dtype=bool), np.tri(len(pairs), k=-1, dtype=bool)
+        means = np.full((len(found), 2), np.nan)
+        for i, kind in enumerate((same & (pairs > 0), lower)):
+            if kind.any():
+                means[:, i] = found[:, kind] @ (pairs[kind] / pairs[kind].sum())
+        return means
+
+
+def _pairs(groups: Sequence[str]) -> NDArray[np.intp]:
+    """The number of pairs of different models between two groups, and within one, [G, G]."""
+    sizes = np.array([list(groups).count(group) for group in dict.fromkeys(groups)])
+    pairs = np.outer(sizes, sizes)
+    np.fill_diagonal(pairs, sizes * (sizes - 1) // 2)
+    return pairs
+
 
 def within_and_between(
-    draws: NDArray[np.float64] | similarity.MeansOfDraws, groups: Sequence[str]
-) -> NDArray[np.float64]:
-    """Mean scores of pairs within groups and between them, [draws, 2], of matrices [draws, N, N] or
-    without them. NaN where there is no such pair."""
-    if isinstance(draws, np.ndarray):
-        lower = np.tri(len(groups), k=-1, dtype=bool)
-        same = np.equal.outer(np.array(groups), np.array(groups))
-        blocks = [draws[:, lower & kind] for kind in (same, ~same)]
-        means = [np.nan * draws[:, 0, 0] if not b.size else b.mean(axis=1) for b in blocks]
-        return np.stack(means, axis=1)
-    found, pairs = draws.group_means(groups), similarity.pairs_of_groups(groups)
-    same, lower = np.eye(len(pairs), dtype=bool), np.tri(len(pairs), k=-1, dtype=bool)
-    means = []
-    for kind in (same & (pairs > 0), lower):
-        with np.errstate(invalid="ignore"):
-            means.append(found[:, kind] @ (pairs[kind] / pairs[kind].sum()))
-        if not kind.any():
-            means[-1][:] = np.nan
-    return np.stack(means, axis=1)
+    groups: Sequence[str], scores: NDArray[np.float64]
+) -> tuple[float, float] | None:
+    """The mean score of pairs within groups and of pairs between them, [N, N] in nats.
+
+    None where there is no pair of one kind.
+    """
+    pair = np.tri(len(groups), k=-1, dtype=bool)
+    same = np.equal.outer(np.array(groups), np.array(groups))
+    if not (pair & same).any() or not (pair & ~same).any():
+        return None
+    return float(scores[pair & same].mean()), float(scores[pair & ~same].mean())
 
 
-ANY = (-np.inf, np.inf)
+def family_means(
+    scores: NDArray[np.float64], families: Sequence[str], draws: Draws | None = None
+) -> pl.DataFrame:
+    """Mean similarity within and between families: family_a, family_b, pairs, mean, low, high.
+
+    A model's score with itself is left out, so a family of one model has no row for itself. low
+    and high are the 95 % interval over draws of images; null without draws.
+    """
+    family, names = np.array(families), list(dict.fromkeys(families))
+    index = [np.flatnonzero(family == name) for name in names]
+    means = None if draws is None else draws.group_means(families)
+    rows = []
+    for i, first in enumerate(names):
+        for j in range(i, len(names)):
+            block = scores[np.ix_(index[i], index[j])]
+            values = block[np.tri(len(block), k=-1, dtype=bool)] if i == j else block.ravel()
+            if values.size:
+                ends = (None, None) if means is None else interval(means[:, i, j])
+                rows.append((first, names[j], values.size, float(values.mean()), *ends))
+    schema = {"family_a": pl.String, "family_b": pl.String, "pairs": pl.Int64}
+    schema |= dict.fromkeys(("mean", "low", "high"), pl.Float64)
+    return pl.DataFrame(rows, schema=schema, orient="row")
 
 
 @dataclass(frozen=True)
@@ -153,65 +172,29 @@ class Mean:
     models_interval: tuple[float, float] | None
 
 
-def mean_within(
+def mean_of(
+    pairs: NDArray[np.bool_],
     scores: NDArray[np.float64],
     draws: NDArray[np.float64] | None = None,
-    limits: tuple[float, float] = ANY,
+    limits: tuple[float, float] = (-np.inf, np.inf),
 ) -> Mean:
-    """The mean score of the pairs of n >= 2 models.
+    """The mean score of some pairs.
 
     Args:
-        scores: [n, n], symmetric; the diagonal is not read.
-        draws: [draws, n, n] bootstrap matrices, or None.
+        pairs: [N, N], which ones, one or more; only below the diagonal.
+        scores: [N, N], symmetric.
+        draws: [draws, N, N] bootstrap matrices, or None.
         limits: the least and the highest score that there can be; no interval goes beyond.
     """
-    n = len(scores)
-    return _mean(scores, np.tri(n, k=-1, dtype=bool), draws, limits)
-
-
-def mean_between(
-    scores: NDArray[np.float64],
-    kinds: NDArray,
-    draws: NDArray[np.float64] | None = None,
-    limits: tuple[float, float] = ANY,
-) -> Mean | None:
-    """The mean score of the pairs of models of different kinds ([N] labels), None without any.
-
-    The other arguments are those of `mean_within`.
-    """
-    pairs = np.tri(len(scores), k=-1, dtype=bool) & (kinds[:, None] != kinds)
-    return _mean(scores, pairs, draws, limits) if pairs.any() else None
-
-
-def _mean(
-    scores: NDArray, pairs: NDArray[np.bool_], draws: NDArray | None, limits: tuple[float, float]
-) -> Mean:
-    """Of the pairs in a lower-triangular mask."""
-    models = np.flatnonzero(pairs.any(axis=0) | pairs.any(axis=1))
     images = None if draws is None else interval(draws[:, pairs].mean(axis=1))
     mean = float(scores[pairs].mean())
-    ends = _jackknife(scores, pairs, models)
-    if ends is not None:
-        ends = max(ends[0], min(limits[0], mean)), min(ends[1], max(limits[1], mean))
-    return Mean(mean, len(models), int(pairs.sum()), images, ends)
-
-
-def _jackknife(
-    scores: NDArray, pairs: NDArray[np.bool_], models: NDArray[np.intp]
-) -> tuple[float, float] | None:
-    """The 95 % interval of a mean over pairs when models, not pairs, are the sample.
-
-    Student's, from the means without one model at a time (Arvesen 1969, for U-statistics).
-    """
-    without = []
+    models, without, ends = np.flatnonzero(pairs.any(axis=0) | pairs.any(axis=1)), [], None
     for model in models:
         remaining = pairs.copy()
         remaining[model], remaining[:, model] = False, False
-        if not remaining.any():
-            return None
-        without.append(float(scores[remaining].mean()))
-    n = len(models)
-    error = np.sqrt((n - 1) / n * np.sum((np.array(without) - np.mean(without)) ** 2))
-    half = float(stats.t.ppf(0.975, n - 1) * error)
-    mean = float(scores[pairs].mean())
-    return mean - half, mean + half
+        if remaining.any():
+            without.append(float(scores[remaining].mean()))
+    if len(without) == len(models):
+        half = jackknife(np.array(without))
+        ends = max(mean - half, min(limits[0], mean)), min(mean + half, max(limits[1], mean))
+    return Mean(mean, len(models), int(pairs.sum()), images, ends)

@@ -91,7 +91,16 @@ def read(path: str | Path, symmetrise: bool = False, one_sided: bool = False) ->
         one_sided: keep the two directions, which may differ.
     """
     file = Path(path).expanduser()
-    names, rows, cells = _cells(file)
+    try:
+        table = read_text(file, header=False)
+    except UserError as error:
+        raise UserError(f"the similarity file {file} cannot be read ({error})") from None
+    if table.height < 2 or table.width < 2:
+        raise UserError(
+            f"{file} has {table.height} rows and {table.width} columns; expected a header of "
+            "model names, and a row of scores per model"
+        )
+    names, rows = list(table.row(0)[1:]), table.to_series(0).to_list()[1:]
     if len(rows) != len(names):
         raise UserError(
             f"{file} is not square: {len(rows)} rows and {len(names)} columns of scores; expected "
@@ -107,8 +116,14 @@ def read(path: str | Path, symmetrise: bool = False, one_sided: bool = False) ->
             f"{and_more(missing, 3)} in the header only, {and_more(other, 3)} in the column "
             "only"
         )
-    place = {name: i for i, name in enumerate(rows)}
-    scores = np.array([[_number(file, cells, place, row, k) for k in names] for row in names])
+    cells = table[1:, 1:][[rows.index(name) for name in names]]
+    scores = cells.select(pl.all().cast(pl.Float64, strict=False)).to_numpy()
+    if not np.isfinite(scores).all():
+        i, j = np.argwhere(~np.isfinite(scores))[0].tolist()
+        raise UserError(
+            f"{file}: the score of {names[i]} and {names[j]} is {cells[i, j]!r}, expected a "
+            "number; leave out models without scores"
+        )
     apart = np.abs(scores - scores.T)
     if not one_sided and apart.max() > SYMMETRIC and not symmetrise:
         a, b = np.unravel_index(int(apart.argmax()), apart.shape)
@@ -136,34 +151,3 @@ def checked(matrix: Matrix, what: str) -> Matrix:
             "not distinguish models"
         )
     return matrix
-
-
-def _cells(file: Path) -> tuple[list[str], list[str], dict[str, list[str]]]:
-    """Column names, row names, and the text of the cells by column."""
-    try:
-        table = read_text(file, header=False)
-    except UserError as error:
-        raise UserError(f"the similarity file {file} cannot be read ({error})") from None
-    if table.height < 2 or table.width < 2:
-        raise UserError(
-            f"{file} has {table.height} rows and {table.width} columns; expected a header of "
-            "model names, and a row of scores per model"
-        )
-    header, body = list(table.row(0)[1:]), table.slice(1)
-    rows = body.to_series(0).to_list()
-    columns = [body.to_series(k + 1).to_list() for k in range(len(header))]
-    return header, rows, dict(zip(header, columns, strict=True))
-
-
-def _number(file: Path, cells: dict, place: dict[str, int], row: str, column: str) -> float:
-    text = cells[column][place[row]]
-    try:
-        value = float(text)
-    except (TypeError, ValueError):
-        value = np.nan
-    if not np.isfinite(value):
-        raise UserError(
-            f"{file}: the score of {row} and {column} is {text!r}, expected a number; leave "
-            "out models without scores"
-        )
-    return value

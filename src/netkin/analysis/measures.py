@@ -136,19 +136,33 @@ class Measure:
         return cls(name, matrices[0], sampled, seconds)
 
     def summary(self) -> dict[str, Any]:
-        """Stability and cost as a row of a table; see `Stability`."""
-        stable, n = stability(self.matrix, self.sampled.draws), len(self.matrix)
+        """Stability and cost as a row of a table.
+
+        mean and spread (standard deviation) are over pairs of models; noise is the standard
+        deviation of a pair over bootstrap draws, averaged over pairs; agreement is Pearson's r
+        between the matrix of a draw and that of all images, averaged over draws.
+        """
+        values, draws = pair_values(self.matrix), pair_values(self.sampled.draws)
+        known = ~np.isnan(values)
+        values, draws = values[known], draws[:, known]
+        mean = spread = noise = agreement = np.nan
+        if len(values):
+            mean, spread = float(values.mean()), float(values.std())
+            noise = float(np.nanmean(np.nanstd(draws, axis=0)))
+        if len(values) > 2:
+            r = correlations(values, draws)
+            agreement = float(r[~np.isnan(r)].mean()) if not np.isnan(r).all() else np.nan
         return {
             "measure": self.name,
-            "mean": stable.mean,
-            "spread": stable.spread,
-            "noise": stable.noise,
-            "noise_to_spread": stable.noise / stable.spread if stable.spread else None,
-            "agreement": stable.agreement,
+            "mean": mean,
+            "spread": spread,
+            "noise": noise,
+            "noise_to_spread": noise / spread if spread else None,
+            "agreement": agreement,
             "seconds": self.seconds,
             "seconds_for_pairs": self.paired,
-            "seconds_a_model": self.seconds / n,
-            "undefined_pairs": int(np.isnan(pair_values(self.matrix)).sum()),
+            "seconds_a_model": self.seconds / len(self.matrix),
+            "undefined_pairs": int((~known).sum()),
         }
 
 
@@ -170,37 +184,3 @@ def correlate(a: Measure, b: Measure, permutations: int) -> dict[str, Any]:
         **images.row(),
         "p_independent_pairs": association.pairs.p,
     }
-
-
-@dataclass(frozen=True)
-class Stability:
-    """How much a measure depends on the models, and how much on the images.
-
-    Attributes:
-        mean, spread: mean and standard deviation over pairs of models.
-        noise: standard deviation of a pair over bootstrap draws, averaged over pairs.
-        agreement: Pearson's r between the matrix of a draw and that of all images, averaged over
-            draws.
-    """
-
-    mean: float
-    spread: float
-    noise: float
-    agreement: float
-
-
-def stability(matrix: NDArray[np.float64], draws: Matrices) -> Stability:
-    """Of a matrix [N, N] and its bootstrap draws [draws, N, N]; pairs that are NaN are left out."""
-    values, drawn = pair_values(matrix), pair_values(draws)
-    known = ~np.isnan(values)
-    values, drawn = values[known], drawn[:, known]
-    if not len(values):
-        return Stability(np.nan, np.nan, np.nan, np.nan)
-    agreement = correlations(values, drawn) if len(values) > 2 else np.array([np.nan])
-    agreement = agreement[~np.isnan(agreement)]
-    return Stability(
-        float(values.mean()),
-        float(values.std()),
-        float(np.nanmean(np.nanstd(drawn, axis=0))),
-        float(agreement.mean()) if len(agreement) else np.nan,
-    )

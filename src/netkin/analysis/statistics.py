@@ -23,8 +23,6 @@ stats: Any = scipy_stats  # whose results are typed without their fields
 
 FEWEST = 5
 """Models, or independent observations, below which there is neither an interval nor a verdict."""
-LEVEL = 0.05
-"""The p-value below which a test decides."""
 ALIKE = 0.9
 """The correlation from which two matrices count as the same."""
 CERTAIN = 0.95
@@ -158,23 +156,16 @@ def trend(x: ArrayLike, y: ArrayLike, level: float = 0.9, points: int = 100) -> 
     independent observations: over pairs of models it is too narrow, as is the paper's.
     """
     a, b = known_pairs(x, y)
-    n = len(a)
-    if n < 3 or not varies(a):
+    if len(a) < 3 or not varies(a):
         return None
-    spread = float(((a - a.mean()) ** 2).sum())
-    slope = float(((a - a.mean()) * (b - b.mean())).sum() / spread)
-    intercept = float(b.mean() - slope * a.mean())
-    residual = float(((b - intercept - slope * a) ** 2).sum())
-    line_x = np.linspace(a.min(), a.max(), points)
-    line_y = intercept + slope * line_x
-    error = np.sqrt(residual / (n - 2) * (1 / n + (line_x - a.mean()) ** 2 / spread))
-    half = stats.t.ppf((1 + level) / 2, n - 2) * error
-    return Trend(slope, intercept, line_x, line_y, line_y - half, line_y + half, level)
-
-
-def verdict(low: float, high: float, no: str = "No") -> str:
-    """Yes where an interval lies above 0, `no` where it lies below, and else Not certain."""
-    return "Yes" if low > 0 else no if high < 0 else "Not certain"
+    line = stats.linregress(a, b)
+    at = np.linspace(a.min(), a.max(), points)
+    mean = line.intercept + line.slope * at
+    half = stats.t.ppf((1 + level) / 2, len(a) - 2) * line.stderr
+    half = half * np.sqrt(a.var() + (at - a.mean()) ** 2)
+    return Trend(
+        float(line.slope), float(line.intercept), at, mean, mean - half, mean + half, level
+    )
 
 
 def p_text(p: float, permutations: int | None = None) -> str:
@@ -185,11 +176,6 @@ def p_text(p: float, permutations: int | None = None) -> str:
         return f"< {LEAST_P}"
     smallest = permutations is not None and p <= 1 / (permutations + 0.5)
     return f"{'≤' if smallest else '='} {p:.2g}"
-
-
-def naive_text(p: float) -> str:
-    """A p-value of Student's t such as "= 0.012", or "< 0.0001"."""
-    return f"= {p:.2g}" if p >= LEAST_P else f"< {LEAST_P}"
 
 
 PERMUTATIONS = 9999
@@ -268,7 +254,7 @@ class Association:
             text += f", too few for an interval or a verdict (fewer than {FEWEST})"
         return (
             f"{text}; Mantel {self.test.text()}. If pairs were independent, which they are not: "
-            f"p {naive_text(c.p)}."
+            f"p {p_text(c.p)}."
         )
 
 
@@ -313,39 +299,28 @@ def _orders(n: int, total: int, every: bool, seed: int, chunk: int) -> Iterator[
             yield rng.permuted(np.tile(np.arange(n), (m, 1)), axis=1)
 
 
-def mantel(a: ArrayLike, b: ArrayLike, permutations: int = PERMUTATIONS, seed: int = 0) -> Tested:
+def mantel(
+    a: ArrayLike,
+    b: ArrayLike,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+    controls: Sequence[ArrayLike] = (),
+) -> Tested:
     """Pearson's r of two matrices over the same models, and its p by permuting models (Mantel).
+
+    With controls it is the partial r: that of the residuals of a and b on the controls (Smouse,
+    Long and Sokal 1986). The residuals of a are permuted (Legendre 2000), and regressed on the
+    controls again.
 
     Args:
         a, b: [N, N]; diagonals are not read. Where both are symmetric each pair counts once,
             otherwise each direction. Pairs with NaN in either are left out, in permutations too.
         permutations: drawn with replacement; all N! where these are no more, or N is at most 7.
         seed: of the permutations.
-
-    NaN where r is undefined (N < 3, or a constant matrix). Raises ValueError for matrices that are
-    not square or differ in size.
-    """
-    return partial_mantel(a, b, (), permutations, seed)
-
-
-def partial_mantel(
-    a: ArrayLike,
-    b: ArrayLike,
-    controls: Sequence[ArrayLike],
-    permutations: int = PERMUTATIONS,
-    seed: int = 0,
-) -> Tested:
-    """The partial r of two matrices given others, and its p by permuting models.
-
-    r is that of the residuals of a and b on the controls (Smouse, Long and Sokal 1986). The
-    residuals of a are permuted (Legendre 2000), and regressed on the controls again.
-
-    Args:
-        a, b: [N, N], as for `mantel`.
         controls: matrices [N, N] without NaN off the diagonal.
-        permutations, seed: as for `mantel`.
 
-    NaN where r is undefined, such as with no more pairs than controls + 2.
+    NaN where r is undefined: fewer than 3 pairs more than controls, or a matrix that does not vary.
+    Raises ValueError for matrices that are not square or differ in size.
     """
     x, y = _square(a, b)
     rows, columns = pair_positions(x, y)
@@ -402,8 +377,8 @@ def associate(
 def over_models(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
     """The 95 % interval of r between two matrices [N, N] when models are the sample.
 
-    By the jackknife over models (Arvesen 1969), on Fisher's scale, with Student's t. NaN for fewer
-    than FEWEST models, or where r without one of the models is undefined.
+    By the jackknife over models, on Fisher's scale. NaN for fewer than FEWEST models, or where r
+    without one of the models is undefined.
     """
     x, y = _square(a, b)
     n = len(x)
@@ -413,9 +388,16 @@ def over_models(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
     some = [pearson(*paired(x[np.ix_(k, k)], y[np.ix_(k, k)])).r for k in kept]
     r = np.clip([*some, pearson(*paired(x, y)).r], -1 + 1e-12, 1 - 1e-12)
     z = np.arctanh(r)
-    error = np.sqrt((n - 1) / n * ((z[:-1] - z[:-1].mean()) ** 2).sum())
-    half = stats.t.ppf(0.975, n - 1) * error
+    half = jackknife(z[:-1])
     return float(np.tanh(z[-1] - half)), float(np.tanh(z[-1] + half))
+
+
+def jackknife(without: NDArray[np.float64]) -> float:
+    """Half of the 95 % interval of a statistic, from its values without one of n observations at a
+    time, [n] (Arvesen 1969): Student's."""
+    n = len(without)
+    error = np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
+    return float(stats.t.ppf(0.975, n - 1) * error)
 
 
 def permutation_test(

@@ -2,7 +2,7 @@
 
 A wrong order of classes, preprocessing that is not the training's, or weights of another task give
 scores like any others. What gives them away is the accuracy on the clean images. It is compared
-with chance, with what the training noted, and with the accuracy under the best relabelling of the
+with chance, with that of the training, and with the accuracy under the best relabelling of the
 outputs. It is not compared with published accuracies: timm's package has no table of them.
 """
 
@@ -17,7 +17,7 @@ from scipy.stats import binom
 
 from netkin.data.classes import ORDERS, class_words, in_order
 
-RELABELLED, CHANCE, BELOW_NOTED, GUESSED = "relabelled", "chance", "below noted", "guessed"
+RELABELLED, CHANCE, BELOW_TRAINED, GUESSED = "relabelled", "chance", "below trained", "guessed"
 """Kinds of suspicions."""
 SATURATED = "saturated"
 """A kind that leaves predictions right, and attacks without a gradient."""
@@ -37,7 +37,7 @@ of it."""
 GAIN = 0.1
 """Accuracy that a relabelling has to gain."""
 SHORTFALL = 0.05
-"""Accuracy below the noted one that has to be missing, besides the sampling error."""
+"""Accuracy that has to be missing from that of the training, besides the sampling error."""
 ERRORS = 3.0
 """Standard errors that count as sampling error."""
 MOST_CLASSES = 2000
@@ -46,10 +46,10 @@ EXAMPLES = 3
 """Classes that a finding names."""
 
 
-class Noted(NamedTuple):
-    """An accuracy in [0, 1] that was measured before, and on how many images."""
+class Accuracy(NamedTuple):
+    """An accuracy in [0, 1], and on how many images."""
 
-    accuracy: float
+    rate: float
     images: int
 
 
@@ -58,7 +58,7 @@ class Suspicion:
     """A reason to doubt that a classifier is run as it was trained.
 
     Attributes:
-        kind: RELABELLED, CHANCE, BELOW_NOTED, GUESSED or SATURATED.
+        kind: RELABELLED, CHANCE, BELOW_TRAINED, GUESSED or SATURATED.
         finding: in words, to follow the classifier's name and a colon.
         order: of RELABELLED, the order that the outputs are in: one of
             `netkin.data.classes.ORDERS`, or SHIFTED; empty where it is none of them.
@@ -73,7 +73,7 @@ def suspicions(
     labels: NDArray[np.intp],
     predictions: NDArray[np.intp],
     classes: Sequence[str],
-    noted: Noted | None = None,
+    trained: Accuracy | None = None,
     guessed: bool = False,
     saturated: float = 0.0,
 ) -> list[Suspicion]:
@@ -85,7 +85,7 @@ def suspicions(
         labels: of I images, indices of the classes.
         predictions: for the same images.
         classes: K names, in the order of the labels.
-        noted: the accuracy that its training noted on test images of this dataset, if any.
+        trained: what its training recorded on test images of this dataset, if it did.
         guessed: whether its preprocessing is unknown.
         saturated: of `saturation`.
     """
@@ -99,11 +99,10 @@ def suspicions(
         chance = chance_rate(labels, len(classes))
         if near_chance(round(accuracy * images), images, chance):
             result.append(Suspicion(CHANCE, f"{percent}, near chance ({chance:.1%})"))
-        if noted is not None and falls_short(Noted(accuracy, images), noted):
-            finding = f"its training noted {noted.accuracy:.1%} on {noted.images}"
-            result.append(
-                Suspicion(BELOW_NOTED, finding if result else f"{percent}, but {finding}")
-            )
+        if trained is not None and falls_short(Accuracy(accuracy, images), trained):
+            finding = f"its training recorded {trained.rate:.1%} on {trained.images}"
+            finding = finding if result else f"{percent}, but {finding}"
+            result.append(Suspicion(BELOW_TRAINED, finding))
     if guessed:
         finding = "its preprocessing is unknown, and mean = std = 0.5 is a guess"
         result.append(Suspicion(GUESSED, finding))
@@ -148,31 +147,24 @@ def far_from_chance(accuracy: float, chance: float, part: float = 0.5) -> bool:
     return accuracy >= chance + part * (1 - chance)
 
 
-def falls_short(measured: Noted, noted: Noted) -> bool:
-    """Whether an accuracy is below a noted one by more than `SHORTFALL` and the sampling error."""
-    total = measured.images + noted.images
-    rate = (measured.accuracy * measured.images + noted.accuracy * noted.images) / total
-    error = np.sqrt(rate * (1 - rate) * (1 / measured.images + 1 / noted.images))
-    return noted.accuracy - measured.accuracy > max(SHORTFALL, ERRORS * error)
+def falls_short(measured: Accuracy, trained: Accuracy) -> bool:
+    """Whether an accuracy is below another by more than `SHORTFALL` and the sampling error."""
+    total = measured.images + trained.images
+    rate = (measured.rate * measured.images + trained.rate * trained.images) / total
+    error = np.sqrt(rate * (1 - rate) * (1 / measured.images + 1 / trained.images))
+    return trained.rate - measured.rate > max(SHORTFALL, ERRORS * error)
 
 
-def confusion(
+def best_relabelling(
     labels: NDArray[np.intp], predictions: NDArray[np.intp], classes: int
-) -> NDArray[np.int64]:
-    """How many images of each class (row) are predicted as each class (column), [K, K]."""
-    counts = np.bincount(labels * classes + predictions, minlength=classes**2)
-    return counts.reshape(classes, classes)
-
-
-def best_relabelling(counts: NDArray[np.int64]) -> NDArray[np.intp]:
+) -> NDArray[np.intp]:
     """The output that stands for each class, [K], such that most images are classified correctly.
 
     Of several, one that leaves most classes where they are.
-
-    Args:
-        counts: a confusion matrix, [K, K].
     """
-    doubled = counts * (len(counts) + 1) + np.eye(len(counts), dtype=np.int64)
+    counts = np.bincount(labels * classes + predictions, minlength=classes**2)
+    counts = counts.reshape(classes, classes)  # by class, and by prediction
+    doubled = counts * (classes + 1) + np.eye(classes, dtype=np.int64)
     return linear_sum_assignment(doubled, maximize=True)[1]
 
 
@@ -184,23 +176,15 @@ def relabelled_correct(
     The relabelling of each half of a class's images is the best one of the other half, so that
     the result is not better than chance for outputs that have nothing to do with the classes.
     """
-    halves = _halves(labels)
-    correct = np.zeros(len(labels), dtype=bool)
-    for half in (False, True):
-        fitted, held_out = halves == half, halves != half
-        outputs = best_relabelling(confusion(labels[fitted], predictions[fitted], classes))
-        correct[held_out] = outputs[labels[held_out]] == predictions[held_out]
-    return correct
-
-
-def _halves(labels: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Every other image of each class, [I]."""
     order = np.argsort(labels, kind="stable")
-    ordered = labels[order]
-    rank = np.arange(len(labels)) - np.searchsorted(ordered, ordered)
+    rank = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])
     halves = np.zeros(len(labels), dtype=bool)
-    halves[order] = rank % 2 == 1
-    return halves
+    halves[order] = rank % 2 == 1  # every other image of each class
+    correct = np.zeros(len(labels), dtype=bool)
+    for half in (halves, ~halves):
+        outputs = best_relabelling(labels[~half], predictions[~half], classes)
+        correct[half] = outputs[labels[half]] == predictions[half]
+    return correct
 
 
 def known_orders(classes: Sequence[str]) -> dict[str, NDArray[np.intp]]:
@@ -212,8 +196,8 @@ def known_orders(classes: Sequence[str]) -> dict[str, NDArray[np.intp]]:
     n = len(classes)
     orders = {}
     for order in ORDERS:
-        place = {name: k for k, name in enumerate(in_order(classes, order))}
-        orders[order] = np.array([place[name] for name in classes])
+        index = {name: k for k, name in enumerate(in_order(classes, order))}
+        orders[order] = np.array([index[name] for name in classes])
     if n > 2:
         up, down = (np.arange(n) + 1) % n, (np.arange(n) - 1) % n
         orders |= {SHIFTED: up, f"{SHIFTED} back": down}
@@ -234,20 +218,16 @@ def _relabelling(
     n, chance = len(classes), chance_rate(labels, len(classes))
     before = predictions == labels
     tries = [
-        (order, outputs, outputs[labels] == predictions)
+        (outputs[labels] == predictions, outputs, order)
         for order, outputs in known_orders(classes).items()
     ]
-    if n <= MOST_CLASSES and _bound(labels, predictions, n) >= before.mean() + GAIN:
+    if n <= MOST_CLASSES:
         after = relabelled_correct(labels, predictions, n)
-        tries.append(("", best_relabelling(confusion(labels, predictions, n)), after))
-    tries = [
-        each for each in tries if far_from_chance(each[2].mean(), chance, KNOWN if each[0] else 0.5)
-    ]
-    if not tries:
+        tries.append((after, best_relabelling(labels, predictions, n), ""))
+    far = [t for t in tries if far_from_chance(t[0].mean(), chance, KNOWN if t[2] else 0.5)]
+    if not far:
         return None
-    order, outputs, after = max(
-        tries, key=lambda each: each[2].mean() + (SHORTFALL if each[0] else 0)
-    )
+    after, outputs, order = max(far, key=lambda t: t[0].mean() + SHORTFALL * bool(t[2]))
     gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
     if gained - lost < GAIN * len(labels) or binom.sf(gained - 1, gained + lost, 0.5) > LEVEL:
         return None
@@ -262,13 +242,3 @@ def _relabelling(
         f"predicts {pairs}{more}",
         order.removesuffix(" back"),
     )
-
-
-def _bound(labels: NDArray[np.intp], predictions: NDArray[np.intp], classes: int) -> float:
-    """An accuracy that `relabelled_correct` does not exceed, which takes no search."""
-    halves = _halves(labels)
-    most = [
-        confusion(labels[part], predictions[part], classes).max(axis=1).sum()
-        for part in (halves, ~halves)
-    ]
-    return float(sum(most) / len(labels))

@@ -23,10 +23,9 @@ and, in my_conf/attack/mine.yaml, `_target_: my_module.OneStep` with `eps: 0.1`:
 
 from netkin.attacks.autoattack import AutoAttack
 from netkin.attacks.base import Attack, Passes, as_attack
-from netkin.attacks.clean import Clean
 from netkin.attacks.patchfool import PatchFool
 from netkin.attacks.pgd import PGD
-from netkin.attacks.sign_noise import SignNoise
+from netkin.attacks.sign_noise import Clean, SignNoise
 
 __all__ = [
     "PGD",

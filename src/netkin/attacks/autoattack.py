@@ -16,8 +16,7 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from netkin.attacks.base import Attack, Passes
-from netkin.attacks.noise import generator, uniform
+from netkin.attacks.base import Attack, Passes, generator, uniform
 from netkin.attacks.units import fraction, whole_number
 from netkin.errors import UserError, near
 

@@ -1,11 +1,16 @@
-"""What an attack is, and what it may state about itself."""
+"""What an attack is, what it may state about itself, and what all use: a frozen model, and random
+numbers that are fixed by an image's key."""
 
 import copy
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from netkin.errors import UserError
@@ -60,7 +65,7 @@ class Attack(ABC):
             pixels: [B, 3, H, W] in [0, 1], all classified correctly.
             labels: [B] int64.
             keys: one text an image, the same in every run. Random numbers drawn from
-                `netkin.attacks.noise.generator(seed, key)` do not depend on batch or device.
+                `netkin.attacks.base.generator(seed, key)` do not depend on batch or device.
 
         Returns:
             [B, 3, H, W] in [0, 1], on the device of `pixels`.
@@ -123,3 +128,34 @@ def as_attack(attack: Any, name: str = "", identity: Mapping[str, Any] | None = 
     if name:
         attack.name, attack.identity = name, identity or {}
     return attack
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode with parameters that take no gradient, restored on leaving.
+
+    In eval mode no buffer changes, so modes and requires_grad are all that has to be restored.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.eval()
+        model.requires_grad_(False)
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, required in gradients:
+            parameter.requires_grad_(required)
+
+
+def generator(seed: int, key: str) -> np.random.Generator:
+    """A generator fixed by a seed and a text such as an image's id."""
+    digest = hashlib.sha256(f"{seed}\n{key}".encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+
+def uniform(shape: Sequence[int], bound: float, seed: int, keys: Sequence[str]) -> Tensor:
+    """Noise in [-bound, bound), [len(keys), *shape] float32 on the CPU, a generator a key."""
+    draws = [generator(seed, key).random(shape, dtype=np.float32) for key in keys]
+    return torch.from_numpy(np.stack(draws)).mul_(2 * bound).sub_(bound)

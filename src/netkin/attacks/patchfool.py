@@ -17,8 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from netkin.attacks.base import Attack, Passes
-from netkin.attacks.noise import generator, uniform
+from netkin.attacks.base import Attack, Passes, generator, uniform
 from netkin.attacks.units import fraction, non_negative, whole_number
 from netkin.errors import UserError
 

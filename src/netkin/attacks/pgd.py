@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from netkin.attacks.base import Attack, Passes
-from netkin.attacks.noise import uniform
+from netkin.attacks.base import Attack, Passes, uniform
 from netkin.attacks.units import flag, fraction, non_negative, whole_number
 
 

@@ -1,4 +1,4 @@
-"""Noise of the ball's full radius that uses no gradient: a control."""
+"""Controls that use no gradient: noise of the ball's full radius, and no change at all."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from netkin.attacks.base import Attack, Passes
-from netkin.attacks.noise import generator
+from netkin.attacks.base import Attack, Passes, generator
 from netkin.attacks.units import fraction, whole_number
 
 
@@ -38,6 +37,24 @@ class SignNoise(Attack):
         coins = np.stack([generator(self.seed, key).integers(2, size=shape) for key in keys])
         signs = torch.from_numpy(2 * coins - 1).to(pixels)
         return (pixels + self.eps * signs).clamp_(0, 1)
+
+    def passes(self, model: nn.Module, classes: int) -> Passes:
+        """None: the model is not run."""
+        return Passes(forward=0, backward=0)
+
+
+class Clean(Attack):
+    """Returns the images unchanged.
+
+    Between models of one view it fools no target. Between others it shows how often a target errs
+    on the source's view of the image, because of crop and resize alone.
+    """
+
+    def perturb(
+        self, model: nn.Module, pixels: Tensor, labels: Tensor, keys: Sequence[str]
+    ) -> Tensor:
+        """See `netkin.attacks.Attack`."""
+        return pixels
 
     def passes(self, model: nn.Module, classes: int) -> Passes:
         """None: the model is not run."""

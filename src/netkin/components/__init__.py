@@ -15,8 +15,8 @@ from netkin.components import architecture, parts
 from netkin.components.stem import stem
 from netkin.components.trace import trace
 from netkin.errors import UserError, first_line
-from netkin.zoo.build import Task, blueprint, preprocessing
-from netkin.zoo.member import Member
+from netkin.zoo.build import blueprint, preprocessing
+from netkin.zoo.member import Member, Task
 
 COMPONENTS = (
     "Base architecture",
@@ -72,7 +72,7 @@ def components(member: Member, task: Task) -> dict[str, str]:
     """
     prep = preprocessing(member, task)
     side = prep.view.input_size
-    net = blueprint(member, task)
+    net, _ = blueprint(member, task)
     try:
         return read(net, (len(prep.mean), side, side))
     except Exception as error:  # whatever a network of the user's raises

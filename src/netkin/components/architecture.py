@@ -70,11 +70,9 @@ def _weighs_positions(trace: Trace, i: int) -> bool:
 
 def _in_bottleneck(trace: Trace, product: int) -> bool:
     """Whether queries, keys and values are all computed from the output of an activation."""
-
-    def stop(i: int) -> bool:
-        return trace.ops[i].is_dense or trace.ops[i].is_depthwise
-
-    maps = [i for i in trace.upstream(product, stop) if _is_map(trace, trace.ops[i])]
+    ops = trace.ops
+    above = trace.upstream(product, lambda i: ops[i].is_dense or ops[i].is_depthwise)
+    maps = [i for i in above if _is_map(trace, ops[i])]
     return bool(maps) and all(is_activated(trace, i) for i in maps)
 
 
@@ -86,14 +84,11 @@ def _is_map(trace: Trace, op: Op) -> bool:
 
 
 def _kind(trace: Trace, product: int) -> str:
-    def stop(i: int) -> bool:
-        op = trace.ops[i]
-        return op.is_dense or op.is_product
-
-    softmax = any("softmax" in trace.ops[i].name for i in trace.downstream(product, stop))
-    if not softmax:
+    ops = trace.ops
+    below = trace.downstream(product, lambda i: ops[i].is_dense or ops[i].is_product)
+    if not any("softmax" in ops[i].name for i in below):
         return ""
-    queries, keys = trace.ops[product].shape[-2:]
+    queries, keys = ops[product].shape[-2:]
     return "Halo" if queries < keys else "BoT"
 
 
@@ -105,16 +100,14 @@ def attention_2d(trace: Trace) -> str:
     modules: dict[str, set[str]] = {}  # the products of one module are one attention
     for attention in inside:
         modules.setdefault(trace.ops[attention.at].path, set()).add(attention.kind)
-    kinds = {next(iter(kinds - {""}), _without_map(trace, m)) for m, kinds in modules.items()}
+    kinds = set()
+    for module, found in modules.items():
+        # Without a map of queries by keys: Lambda if it takes a softmax of its keys.
+        softmax = any("softmax" in op.name for op in trace.ops if op.path == module)
+        without = "Lambda" if softmax else trace.classes.get(module, "?")
+        kinds.add(next(iter(found - {""}), without))
     known = [kind for kind in ("Lambda", "Halo", "BoT") if kind in kinds]
     return f"Yes ({', '.join([*known, *sorted(kinds - set(known))])})"
-
-
-def _without_map(trace: Trace, module: str) -> str:
-    """The kind of an attention without a map of queries by keys: Lambda if it takes a softmax of
-    its keys, else the name of its class."""
-    softmax = any("softmax" in op.name for op in trace.ops if op.path == module)
-    return "Lambda" if softmax else trace.classes.get(module, "?")
 
 
 def _is_convolutional(trace: Trace) -> bool:
@@ -129,7 +122,7 @@ def base_architecture(trace: Trace, stem: Stem) -> str:
     A transformer mixes places by attention only; convolutions may produce its tokens and change
     their number. A hybrid also mixes by convolution or pooling between the attentions, or has no
     layer norm, being built of convolutions with batch norm. A CNN whose bottleneck blocks hold
-    attention stays a CNN. See `netkin.components.searched` for NAS.
+    attention stays a CNN. See above for NAS.
     """
     ops, products = trace.ops, attentions(trace)
     if products and not _is_convolutional(trace):
@@ -140,14 +133,14 @@ def base_architecture(trace: Trace, stem: Stem) -> str:
         layer_norm = "native_layer_norm" in names or "rms" in classes + " ".join(names)
         if local or not layer_norm:
             return "Hybrid"
-        return "NAS (TFM)" if windows_differ(trace) else "Transformer"
-    if any(op.name in ("lstm", "mkldnn_rnn_layer", "gru") for op in ops) or "LSTM" in (
-        trace.classes.values()
-    ):
+        return "NAS (TFM)" if _windows_differ(trace) else "Transformer"
+    recurrent = any(op.name in ("lstm", "mkldnn_rnn_layer", "gru") for op in ops)
+    if recurrent or "LSTM" in trace.classes.values():
         return "RNN"
     if any(op.mixes_positions for op in ops):
         return "MLP-Mixer"
-    return "NAS (CNN)" if is_searched(trace, stem) else "CNN"
+    searched = _inverted(trace, stem) or _design_space(trace) or _cells(trace)
+    return "NAS (CNN)" if searched else "CNN"
 
 
 def _mixes_locally(trace: Trace, i: int) -> bool:
@@ -179,34 +172,15 @@ def hierarchy(trace: Trace, stem: Stem) -> str:
     return "Yes" if positions and max(positions) > 1.5 * min(positions) else "No"
 
 
-def is_searched(trace: Trace, stem: Stem) -> bool:
-    """Whether a CNN has one of the marks above."""
-    return _inverted(trace, stem) or _design_space(trace) or _cells(trace)
-
-
 def _layers_before(trace: Trace, i: int) -> list[int]:
     """The layers over many places whose results an operation takes, through norms and the like."""
-
-    def stop(j: int) -> bool:
-        return _is_layer(trace.ops[j])
-
-    return [j for j in trace.upstream(i, stop) if stop(j)]
+    above = trace.upstream(i, lambda j: _is_layer(trace.ops[j]))
+    return [j for j in above if _is_layer(trace.ops[j])]
 
 
-def _layers_after(trace: Trace, i: int) -> list[int]:
-    def stop(j: int) -> bool:
-        return _is_layer(trace.ops[j]) or trace.is_residual(j)
-
-    return [j for j in trace.downstream(i, stop) if _is_layer(trace.ops[j])]
-
-
-def _ends_block(trace: Trace, i: int) -> bool:
-    """Whether a layer is the last of its branch."""
-
-    def stop(j: int) -> bool:
-        return _is_layer(trace.ops[j]) or trace.is_residual(j)
-
-    return any(trace.is_residual(j) for j in trace.downstream(i, stop))
+def _after(trace: Trace, i: int) -> list[int]:
+    """What follows an operation, up to the next layers and the end of its branch."""
+    return [*trace.downstream(i, lambda j: _is_layer(trace.ops[j]) or trace.is_residual(j))]
 
 
 def _is_layer(op: Op) -> bool:
@@ -229,7 +203,7 @@ def _inverted(trace: Trace, stem: Stem) -> bool:
                 spatial[tuple(sorted(before))].append(i)
     blocks = []
     for before, depthwise in spatial.items():
-        after = {j for i in depthwise for j in _layers_after(trace, i)}
+        after = {j for i in depthwise for j in _after(trace, i) if _is_layer(ops[j])}
         if not after or not all(_is_pointwise(ops[j]) for j in after):
             continue
         middle = sum(ops[i].width for i in depthwise)
@@ -257,12 +231,13 @@ def _design_space(trace: Trace) -> bool:
     for i, op in enumerate(ops):
         if not op.is_grouped or max(op.kernel) == 1:
             continue
-        before, after = _layers_before(trace, i), _layers_after(trace, i)
+        before = _layers_before(trace, i)
+        after = [j for j in _after(trace, i) if _is_layer(ops[j])]
         if len(before) != 1 or not after or not _is_pointwise(ops[before[0]]):
             continue
         if not all(_is_pointwise(ops[j]) for j in after) or ops[before[0]].width != op.width:
             continue
-        if not all(_ends_block(trace, j) for j in after):
+        if not all(any(map(trace.is_residual, _after(trace, j))) for j in after):
             continue
         if max(ops[j].weight[0] for j in after) > op.width:
             return False
@@ -272,14 +247,13 @@ def _design_space(trace: Trace) -> bool:
 
 
 def _cells(trace: Trace) -> bool:
-    joins = [
-        op for op in trace.ops if op.name == "cat" and len(op.inputs) >= 4 and op.positions > 1
-    ]
-    kernels = {op.kernel for op in trace.ops if op.is_depthwise and len(set(op.kernel)) == 1}
-    return len(joins) > 3 and len(kernels) > 2
+    ops = trace.ops
+    joins = sum(op.name == "cat" and len(op.inputs) >= 4 and op.positions > 1 for op in ops)
+    kernels = {op.kernel for op in ops if op.is_depthwise and len(set(op.kernel)) == 1}
+    return joins > 3 and len(kernels) > 2
 
 
-def windows_differ(trace: Trace) -> bool:
+def _windows_differ(trace: Trace) -> bool:
     """Whether attention with a learned bias of place has windows of several sizes, one of them
     larger than that of the stage before (smaller ones are forced when a feature map is small)."""
     sizes = []

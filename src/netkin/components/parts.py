@@ -7,42 +7,29 @@ that only scales or shifts another one (timm's GammaAct) is that one.
 """
 
 import re
+import tomllib
 from collections import defaultdict
 from dataclasses import dataclass
+from importlib.resources import files
 
 from netkin.components.trace import Op, Trace
 
-NORMS = {
-    "native_layer_norm": "LN",
-    "native_batch_norm": "BN",
-    "cudnn_batch_norm": "BN",
-    "native_group_norm": "GN",
-    "_fused_rms_norm": "RMSNorm",
-    "rms_norm": "RMSNorm",
-}
-NORM_CLASSES = (  # computed step by step from elementary operations
-    (r"evonorm", "EvoNorm"),
-    (r"rms_?norm|simple_?norm", "RMSNorm"),
-    (r"filterresponsenorm", "FRN"),
-    (r"frozenbatchnorm|inplaceabn", "BN"),
-    (r"instancenorm", "IN"),
-    (r"^dyt$|dynamictanh", "DyT"),
-)
+NAMES = tomllib.loads((files("netkin.components") / "names.toml").read_text(encoding="utf-8"))
+NORMS, ACTIVATIONS, ORDER = NAMES["norms"], NAMES["activations"], NAMES["order"]
 MAXIMA = ("amax", "max", "max_pool2d_with_indices", "adaptive_max_pool2d", "_adaptive_max_pool2d")
 AVERAGES = ("mean", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "avg_pool2d")
-POOLS = ("CLS token", "GAP", "Max", "Sum")
-NORM_ORDER = ("LN", "BN", "GN", "IN", "RMSNorm", "EvoNorm", "FRN", "DyT")
 
 
-def _joined(names: set[str], order: tuple[str, ...]) -> str:
-    """Names in a table's cell: those of `order` first."""
-    known = [name for name in order if name in names]
-    return " + ".join([*known, *sorted(names - set(order))])
+def _joined(names: set[str], kind: str) -> str:
+    """Names in a table's cell: those of ORDER first."""
+    known = [name for name in ORDER[kind] if name in names]
+    return " + ".join([*known, *sorted(names - set(known))])
 
 
 def norm_class(name: str) -> str:
     """The norm that a class of this name computes from elementary operations, empty if none."""
-    return next((norm for pattern, norm in NORM_CLASSES if re.search(pattern, name, re.I)), "")
+    known = NAMES["norm_classes"].items()
+    return next((norm for pattern, norm in known if re.search(pattern, name, re.I)), "")
 
 
 def normalization(trace: Trace) -> str:
@@ -51,13 +38,10 @@ def normalization(trace: Trace) -> str:
     norms = {NORMS[op.name] for op in trace.ops if op.name in NORMS}
     norms |= {norm for name in trace.classes.values() if (norm := norm_class(name))}
     if norms:
-        return _joined(norms, NORM_ORDER)
-    return "Affine transform" if any(map(_is_affine, trace.ops)) else "Norm-free"
-
-
-def _is_affine(op: Op) -> bool:
-    """A learned scale and shift in one: beta + alpha * x, as in ResMLP."""
-    return op.name == "addcmul" and bool(op.weight) and op.positions > 1
+        return _joined(norms, "norms")
+    # A learned scale and shift in one: beta + alpha * x, as in ResMLP.
+    affine = any(op.name == "addcmul" and op.weight and op.positions > 1 for op in trace.ops)
+    return "Affine transform" if affine else "Norm-free"
 
 
 def final_pooling(trace: Trace) -> str:
@@ -68,8 +52,8 @@ def final_pooling(trace: Trace) -> str:
         pooling = _pooling(trace, i)
         if pooling == "CLS token" and _attends_before(trace, i):
             return "Attention"
-        if pooling in POOLS:
-            return _joined({pooling, *_parallel_pools(trace, i)}, POOLS)
+        if pooling in ORDER["pools"]:
+            return _joined({pooling, *_parallel_pools(trace, i)}, "pools")
         if pooling:
             return pooling
     return "None"
@@ -78,23 +62,15 @@ def final_pooling(trace: Trace) -> str:
 def _parallel_pools(trace: Trace, pool: int) -> set[str]:
     """The kinds of pooling that take the same feature map and lead to the output."""
     source = trace.source(pool)
-
-    def stop(i: int) -> bool:
-        return i <= source
-
-    beside = [i for i in trace.upstream(trace.output, stop) if i > source]
+    beside = [i for i in trace.upstream(trace.output, lambda i: i <= source) if i > source]
     kinds = {_pooling(trace, i) for i in beside if trace.source(i) == source}
-    return kinds & set(POOLS)
+    return kinds & set(ORDER["pools"])
 
 
 def _pooling(trace: Trace, i: int) -> str:
     op = trace.ops[i]
-    if (
-        op.is_product
-        and len(op.inputs) > 1
-        and op.shape[-2] == 1
-        and "softmax" in _factor(trace, i)
-    ):
+    by_softmax = op.is_product and "softmax" in trace.ops[trace.source(i)].name
+    if by_softmax and len(op.inputs) > 1 and op.shape[-2] == 1:
         return "Attention"
     if op.name == "slice" and op.positions == 2 and _positions_before(op, trace) > 3:
         return "CLS token"  # two of them: one for distillation
@@ -111,7 +87,8 @@ def _pooling(trace: Trace, i: int) -> str:
             return "GAP"
         # Of a map of one place: the pool is there, but only its axes tell it from averaged heads.
         if _over_space(op):
-            return "Flatten" if _flattened_before(trace, i) else "GAP"
+            above = [trace.ops[j] for j in trace.upstream(i, trace.is_residual)]
+            return "Flatten" if any(o.is_conv and _covers_all(o) for o in above) else "GAP"
     if positions < 4:  # fewer are heads, whose logits are averaged
         return ""
     if op.name in MAXIMA:
@@ -135,16 +112,6 @@ def _over_space(op: Op) -> bool:
     return "pool" in op.name or (ndim, dims) in ((4, (2, 3)), (4, (1, 2)), (3, (1,)))
 
 
-def _flattened_before(trace: Trace, i: int) -> bool:
-    above = trace.upstream(i, trace.is_residual)
-    return any(trace.ops[j].is_conv and _covers_all(trace.ops[j]) for j in above)
-
-
-def _factor(trace: Trace, product: int) -> str:
-    """The operation that computed a product's first factor."""
-    return trace.ops[trace.source(product)].name
-
-
 def _attends_before(trace: Trace, i: int) -> bool:
     """Whether attention precedes a token's last block: it pools, and the token only reads."""
 
@@ -159,21 +126,6 @@ def _positions_before(op: Op, trace: Trace) -> int:
     return max((trace.ops[i].positions for i in op.inputs), default=0)
 
 
-ACTIVATIONS = {
-    "gelu": "GeLU",
-    "relu": "ReLU",
-    "silu": "SiLU",
-    "hardtanh": "ReLU6",
-    "leaky_relu": "Leaky ReLU",
-    "hardswish": "HardSwish",
-    "mish": "Mish",
-    "elu": "ELU",
-    "celu": "CELU",
-    "selu": "SELU",
-    "prelu": "PReLU",
-    "_prelu_kernel": "PReLU",
-    "softplus": "Softplus",
-}
 SQUARES = ("pow", "square")
 BOUNDS = ("clamp", "clamp_min", "clamp_max", "maximum", "minimum", "where", "abs")
 CURVES = ("sigmoid", "hardsigmoid", "tanh", "exp", "log", "log1p", "erf", "sin", "cos", "sqrt")
@@ -182,24 +134,6 @@ BENT = frozenset((*ACTIVATIONS, *SQUARES, *BOUNDS, *CURVES))
 ELEMENTWISE = BENT | {"mul", "add", "sub", "rsub", "div", "neg", "addcmul", "clone", "_to_copy"}
 ACTIVE_NORMS = ("EvoNorm", "FRN")
 CONTAINERS = ("Sequential", "ModuleList", "ModuleDict")
-CLASSES = {  # in the words of the published table, and of its kind
-    "QuickGELU": "QuickGeLU",
-    "QuickGELUActivation": "QuickGeLU",
-    "GELUTanh": "GeLU",
-    "NewGELUActivation": "GeLU",
-    "ReLUSquared": "SquaredReLU",
-    "ReluSquared": "SquaredReLU",
-    "ReLUSquaredActivation": "SquaredReLU",
-    "Swish": "SiLU",
-    "SwishMe": "SiLU",
-    "HardSwish": "HardSwish",
-    "HardSwishMe": "HardSwish",
-    "HardSigmoid": "",
-    "HardMishMe": "HardMish",
-    "MishMe": "Mish",
-    "PReLU": "PReLU",
-}
-ORDER = ("GeLU", "ReLU", "Leaky ReLU", "SiLU", "HardSwish", "ReLU6")
 
 
 def is_activated(trace: Trace, i: int) -> bool:
@@ -228,7 +162,7 @@ def activation(trace: Trace) -> str:
             elif op.name in ACTIVATIONS:
                 names.add("SquaredReLU" if _is_squared(trace, i) else ACTIVATIONS[op.name])
     names.discard("")
-    return _joined(names, ORDER) if names else "-"
+    return _joined(names, "activations") if names else "-"
 
 
 def _modules(trace: Trace) -> dict[str, str]:
@@ -258,8 +192,8 @@ def _name(trace: Trace, path: str, inside: list[int]) -> str | None:
     kinds = {op.name for op in ops} & BENT
     if not kinds:
         return None
-    if module in CLASSES:
-        return CLASSES[module]
+    if module in NAMES["activation_classes"]:
+        return NAMES["activation_classes"][module]
     multiplies = any(op.name in ("mul", "div") and len(op.inputs) > 1 for op in ops)
     if len(kinds) > 1 or multiplies:
         return module
@@ -276,16 +210,9 @@ def _has_one_input(trace: Trace, inside: list[int]) -> bool:
 
 def _is_squared(trace: Trace, i: int) -> bool:
     """Whether a ReLU is only there to be squared, as by `relu(x) ** 2` in a forward pass."""
-
-    def squares(op: Op) -> bool:
-        return op.name in SQUARES or (op.name == "mul" and op.inputs == (i, i))
-
-    consumers = trace.consumers[i]
-    return (
-        trace.ops[i].name == "relu"
-        and bool(consumers)
-        and all(squares(trace.ops[j]) for j in consumers)
-    )
+    consumers = [trace.ops[j] for j in trace.consumers[i]]
+    squares = (c.name in SQUARES or (c.name == "mul" and c.inputs == (i, i)) for c in consumers)
+    return trace.ops[i].name == "relu" and bool(consumers) and all(squares)
 
 
 @dataclass(frozen=True)
@@ -359,7 +286,7 @@ def _kind(trace: Trace, source: int, added: bool) -> str:
 
     def pools(j: int) -> bool:
         op = trace.ops[j]
-        before = max((trace.ops[k].positions for k in op.inputs), default=0)
+        before = _positions_before(op, trace)
         reduces = op.name in ("mean", "sum", "amax", "_adaptive_avg_pool2d") or op.is_product
         return before > 1 and (op.positions == 1 or min(op.shape[-2:]) == 1) and reduces
 
@@ -384,10 +311,8 @@ def _kind(trace: Trace, source: int, added: bool) -> str:
 
 def _location(trace: Trace, i: int) -> str:
     block = trace.ops[i].path.rpartition(".")[0]
-
-    def stop(j: int) -> bool:
-        return trace.is_residual(j) or not trace.ops[j].path.startswith(block)
-
-    after = trace.downstream(i, stop)
+    after = trace.downstream(
+        i, lambda j: trace.is_residual(j) or not trace.ops[j].path.startswith(block)
+    )
     inside = [trace.ops[j] for j in after if trace.ops[j].path.startswith(block + ".")]
     return "Middle" if any(op.is_conv and op.positions > 1 for op in inside) else "End"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from math import isqrt
 
 from netkin.components.trace import Op, Trace
@@ -61,13 +62,11 @@ def stem(trace: Trace) -> Stem:
 
 def _first(trace: Trace) -> int | None:
     """Of the first layers, which may be parallel, the one with the largest kernel."""
-
-    def stop(i: int) -> bool:
-        return trace.ops[i].is_conv or trace.ops[i].is_dense or trace.ops[i].is_pool
-
-    first = [i for i in trace.downstream(0, stop) if _is_layer(trace.ops[i])]
-    spatial = [i for i in first if max(_kernel_of(trace.ops[i])) * _block_size(trace, i) > 1]
-    return max(spatial, key=lambda i: (max(_kernel_of(trace.ops[i])), i), default=None)
+    ops = trace.ops
+    below = trace.downstream(0, lambda i: ops[i].is_conv or ops[i].is_dense or ops[i].is_pool)
+    first = [i for i in below if _is_layer(ops[i])]
+    spatial = [i for i in first if max(_kernel_of(ops[i])) * _block_size(trace, i) > 1]
+    return max(spatial, key=lambda i: (max(_kernel_of(ops[i])), i), default=None)
 
 
 def _is_trunk(trace: Trace, module: str) -> bool:
@@ -80,10 +79,8 @@ def _walk(trace: Trace, first: int, home: str) -> _Walk:
     """The stem if `home` is the module of its first convolution."""
     found = _Walk([], 0)
     start = first
-    join, inner = _fork(trace, 0)
-    while join is not None and join < first:
-        join, inner = _fork(trace, join)
-    if join is not None and first in inner and _all_in(trace, inner, home):
+    join, inner = next((step for step in _spine(trace, 0) if step[0] >= first), (first, []))
+    if first in inner and _all_in(trace, inner, home):
         if not _composite(trace, join, inner, found):
             found.blocked = True
             return found
@@ -124,33 +121,31 @@ def _walk(trace: Trace, first: int, home: str) -> _Walk:
 
 
 def _spine(trace: Trace, start: int) -> Iterator[tuple[int, list[int]]]:
-    """The operations that all paths from `start` pass, each with what lies beside it."""
-    join, inner = _fork(trace, start)
-    while join is not None:
-        yield join, inner
-        join, inner = _fork(trace, join)
+    """The operations that all paths from `start` pass, each with those before it, in order."""
+    while trace.consumers[start]:
+        inner: list[int] = []
+        last = max(trace.consumers[start])
+        for i in trace.downstream(start, lambda _: False):
+            if i == last:
+                break
+            inner.append(i)
+            last = max([last, *trace.consumers[i]])
+        start = last
+        yield start, inner
 
 
 def _composite(trace: Trace, join: int, inner: list[int], found: _Walk) -> bool:
     """Add branches to the stem; False if they are a block."""
     branch = _longest(trace, join, inner)
     mixers = any(trace.ops[i].is_product or _is_linear(trace.ops[i]) for i in inner)
-    around = trace.is_residual(join) or _has_shortcut(trace, join, inner)
+    above = trace.upstream(join, lambda i: i not in inner or _counts(trace.ops[i]))
+    around = trace.is_residual(join) or any(i not in inner for i in above)  # a branch of no layer
     if mixers or (len(branch) > 1 and around):
         return False
     found.layers += [trace.ops[i] for i in branch]
     found.pooled |= any(trace.ops[i].is_pool for i in inner)
     found.end = join
     return True
-
-
-def _has_shortcut(trace: Trace, join: int, inner: list[int]) -> bool:
-    """Whether one of the branches holds no layer."""
-
-    def stop(i: int) -> bool:
-        return i not in inner or _counts(trace.ops[i])
-
-    return any(i not in inner for i in trace.upstream(join, stop))
 
 
 def _counts(op: Op) -> bool:
@@ -182,23 +177,6 @@ def _continues(trace: Trace, op: Op, home: str, layers: list[Op]) -> bool:
         "pool" in top.rpartition(".")[2].lower()
         or all(_is_single(trace, _module_beside(layer.path, home)) for layer in (*layers, op))
     )
-
-
-def _fork(trace: Trace, start: int) -> tuple[int | None, list[int]]:
-    """The first operation that all paths from `start` pass, and those between them in order.
-
-    None if no operation follows.
-    """
-    if not trace.consumers[start]:
-        return None, []
-    inner: list[int] = []
-    last = max(trace.consumers[start])
-    for i in trace.downstream(start, lambda _: False):
-        if i == last:
-            return i, inner
-        inner.append(i)
-        last = max([last, *trace.consumers[i]])
-    return None, inner
 
 
 def _longest(trace: Trace, join: int, inner: list[int]) -> list[int]:
@@ -259,12 +237,7 @@ def _completes(trace: Trace, before: Op, op: Op) -> bool:
     if not (before.is_depthwise and op.is_conv and max(op.kernel) == 1):
         return False
     parts = zip(before.path.split("."), op.path.split("."), strict=False)
-    shared = []
-    for one, other in parts:
-        if one != other:
-            break
-        shared.append(one)
-    module = ".".join(shared)
+    module = ".".join(one for one, other in takewhile(lambda pair: pair[0] == pair[1], parts))
     inside = {o.path for o in trace.ops if _is_layer(o) and _is_within(o.path, module)}
     return inside == {before.path, op.path}
 
@@ -281,17 +254,12 @@ def _module_beside(path: str, home: str) -> str:
 
 def _is_single(trace: Trace, top: str) -> bool:
     """A module that is one layer: a convolution with its norm, a pool."""
-    convs = [
-        i
-        for i, op in enumerate(trace.ops)
-        if op.is_conv and op.weight and op.positions > 1 and _is_within(op.path, top)
-    ]
-    if not convs:
-        return True
+    inside = [(i, op) for i, op in enumerate(trace.ops) if _is_within(op.path, top)]
+    convs = [i for i, op in inside if op.is_conv and op.weight and op.positions > 1]
     listed = trace.classes.get(top) in ("Sequential", "ModuleList")
     # Parallel convolutions take one input.
-    sources = {trace.source(i) for i in convs}
-    return not listed and (len({trace.ops[i].path for i in convs}) == 1 or len(sources) == 1)
+    fewest = min(len({trace.ops[i].path for i in convs}), len({trace.source(i) for i in convs}))
+    return not convs or (not listed and fewest == 1)
 
 
 def _written(layers: list[Op], block: int) -> list[str]:

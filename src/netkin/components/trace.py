@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from heapq import heapify, heappop, heappush
 from math import prod
 from typing import Any
 
@@ -28,6 +27,9 @@ _PARTS = ("slice", "select", "index", "split", "split_with_sizes", "chunk", "unb
 _JOINS = ("unsqueeze", "squeeze", "stack", "cat", "constant_pad_nd", "roll", "as_strided")
 PLUMBING = frozenset((*_VIEWS, *_TURNS, *_PARTS, *_JOINS))
 """Operations that move values and compute none."""
+PRODUCTS = ("addmm", "mm", "bmm", "baddbmm")
+PARTING = frozenset(("split", "split_with_sizes", "chunk", "unbind"))
+"""Operations with several results, whose shapes may differ."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Op:
         """A learned linear map across channels: a convolution of one group, or a linear layer."""
         if self.is_conv:
             return self.groups == 1
-        return self.name in ("addmm", "mm", "bmm", "baddbmm") and bool(self.weight)
+        return self.name in PRODUCTS and bool(self.weight)
 
     @property
     def is_depthwise(self) -> bool:
@@ -98,7 +100,7 @@ class Op:
     @property
     def is_product(self) -> bool:
         """A matrix product of two results that both depend on the image, as in attention."""
-        return self.name in ("bmm", "baddbmm", "mm", "addmm") and not self.weight
+        return self.name in PRODUCTS and not self.weight
 
     @property
     def is_pool(self) -> bool:
@@ -131,31 +133,21 @@ class Trace:
 
     def upstream(self, start: int, stop: Callable[[int], bool]) -> Iterator[int]:
         """What `start` was computed from, latest first; what `stop` names is not followed."""
-        return self._walk(start, stop, lambda i: self.ops[i].inputs, backwards=True)
+        return self._walk(start, stop, lambda i: self.ops[i].inputs, max)
 
     def downstream(self, start: int, stop: Callable[[int], bool]) -> Iterator[int]:
         """What was computed from `start`, earliest first; what `stop` names is not followed."""
-        return self._walk(start, stop, lambda i: self.consumers[i], backwards=False)
+        return self._walk(start, stop, lambda i: self.consumers[i], min)
 
     def _walk(
-        self,
-        start: int,
-        stop: Callable[[int], bool],
-        neighbours: Callable[[int], Sequence[int]],
-        backwards: bool,
+        self, start: int, stop: Callable[[int], bool], neighbours: Callable, first: Callable
     ) -> Iterator[int]:
-        sign = -1 if backwards else 1
-        ahead = [sign * i for i in set(neighbours(start))]
-        visited = set(ahead)
-        heapify(ahead)
+        ahead = set(neighbours(start))
         while ahead:
-            i = sign * heappop(ahead)
+            ahead.remove(i := first(ahead))
             yield i
             if not stop(i):
-                for j in neighbours(i):
-                    if sign * j not in visited:
-                        visited.add(sign * j)
-                        heappush(ahead, sign * j)
+                ahead.update(neighbours(i))
 
     def source(self, i: int) -> int:
         """The operation that computed what `i` takes, through those that only move values."""
@@ -174,10 +166,6 @@ class Trace:
             and op.shape == op.input_shapes[0]
             and op.positions > 1
         )
-
-
-PARTING = frozenset(("split", "split_with_sizes", "chunk", "unbind"))
-"""Operations with several results, whose shapes may differ."""
 
 
 def trace(net: nn.Module, size: tuple[int, int, int]) -> Trace:
@@ -277,7 +265,10 @@ class _Recorder(TorchDispatchMode):
             filters = named["weight"]  # may be fixed, as a blur's, or depend on the image
             known = id(filters) in self.learned or id(filters) in self.producers
             weight = tuple(filters.shape) if known else ()
-        product = name in ("addmm", "mm", "bmm", "baddbmm")
+        product = name in PRODUCTS
+        kernel = _numbers(named.get("kernel_size"))
+        if name == "convolution":
+            kernel = tuple(named["weight"].shape[2:])
         # The factor that depends on the image; addmm's first argument is the bias.
         factors = [t for t in live if t.ndim >= 2] if product else live
         main = max(factors or live, key=Tensor.numel)
@@ -292,8 +283,8 @@ class _Recorder(TorchDispatchMode):
             input_shapes=tuple(tuple(t.shape) for t in live),
             shape=tuple(results[0].shape),
             channels=_channel_axis(name, named, axis, main.shape, results[0].shape, over_positions),
-            kernel=_kernel(name, named),
-            stride=_numbers(named.get("stride")) or _kernel(name, named),
+            kernel=kernel,
+            stride=_numbers(named.get("stride")) or kernel,
             groups=named.get("groups", 0) if name == "convolution" else 0,
             weight=weight,
             dims=_numbers(named.get("dim")),
@@ -323,17 +314,9 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
 
 
 def _numbers(value: Any) -> tuple[int, ...]:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return (value,)
-    if isinstance(value, list | tuple) and all(isinstance(v, int) for v in value):
-        return tuple(value)
-    return ()
-
-
-def _kernel(name: str, named: dict[str, Any]) -> tuple[int, ...]:
-    if name == "convolution":
-        return tuple(named["weight"].shape[2:])
-    return _numbers(named.get("kernel_size"))
+    values: Any = (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+    listed = isinstance(values, list | tuple) and all(isinstance(v, int) for v in values)
+    return tuple(values) if listed else ()
 
 
 Shape = Sequence[int]
@@ -362,12 +345,15 @@ def _channel_axis(
         return 1
     if name == "native_layer_norm":
         return len(after) - 1 if len(arguments["normalized_shape"]) == 1 else axis
-    if name in ("addmm", "mm", "bmm", "baddbmm"):
+    if name in PRODUCTS:
         return axis if over_positions else len(after) - 1
     if axis is None:
         return None
-    if name in ("permute", "transpose", "t"):
-        return _moved(name, arguments, axis, len(before))
+    if name == "permute":
+        return [d % len(before) for d in arguments["dims"]].index(axis)
+    if name in ("transpose", "t"):
+        pair = {arguments.get("dim0", 0) % len(before), arguments.get("dim1", 1) % len(before)}
+        return next(iter(pair - {axis}), axis) if axis in pair else axis
     if name in ("view", "_unsafe_view", "reshape", "unflatten"):
         return _viewed(axis, before, after)
     if name in ("mean", "sum", "amax", "amin", "select", "unbind", "unsqueeze", "squeeze", "stack"):
@@ -375,15 +361,6 @@ def _channel_axis(
     if name == "im2col":
         return 1
     return axis if len(before) == len(after) else None
-
-
-def _moved(name: str, arguments: dict[str, Any], axis: int, ndim: int) -> int:
-    if name == "permute":
-        return [d % ndim for d in arguments["dims"]].index(axis)
-    first, second = (0, 1) if name == "t" else (arguments["dim0"], arguments["dim1"])
-    order = list(range(ndim))
-    order[first % ndim], order[second % ndim] = order[second % ndim], order[first % ndim]
-    return order.index(axis)
 
 
 def _viewed(axis: int, before: Shape, after: Shape) -> int | None:

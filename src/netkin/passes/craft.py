@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from netkin.attacks.frozen import frozen
+from netkin.attacks.base import frozen
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance, Result
 from netkin.model import Model

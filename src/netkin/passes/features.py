@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
-from netkin.attacks.frozen import frozen
+from netkin.attacks.base import frozen
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance, Result
 from netkin.model import Model

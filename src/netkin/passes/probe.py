@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from netkin.attacks import Attack
-from netkin.attacks.frozen import frozen
+from netkin.attacks.base import frozen
 from netkin.data import views
 from netkin.jobs.pool import Advance
 from netkin.model import Model

@@ -4,8 +4,7 @@ Each returns a figure that is ready to be saved; `scatter` and `panels` of `netk
 build others. Draw these in `netkin.report.style.style()`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +17,6 @@ from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from netkin.analysis.statistics import Trend
-from netkin.report.heatmap import inches
 from netkin.report.style import (
     BASES,
     FULL,
@@ -197,8 +195,6 @@ def intervals_figure(
     outer: NDArray[np.float64],
     line: float,
     label: str,
-    colours: Sequence[str] = (),
-    legend: bool = True,
 ) -> Figure:
     """A row for each name: its values as points, their mean, a thick inner and a thin outer
     interval of the mean.
@@ -207,23 +203,21 @@ def intervals_figure(
         names: [n], from top to bottom.
         values: [n] arrays of any length, the pairs of each.
         means: [n].
-        inner, outer: [n, 2] low and high; NaN where there is none.
+        inner, outer: [n, 2] low and high, over images and over models; NaN where there is none.
         line: the mean of all pairs, drawn through all rows.
         label: the axis's, with its unit.
-        colours: [n], of the points; one for all, unless given.
-        legend: whether there is one, of pairs and intervals over models and images.
     """
     n = len(names)
     figure, (ax,) = panels(1, 4.6, 0.75 + 0.22 * n)
-    rng, rows, shown = np.random.default_rng(0), np.arange(n), colours or [PALETTE[0]] * n
-    for row, pairs, colour in zip(rows, values, shown, strict=True):
+    rng, rows = np.random.default_rng(0), np.arange(n)
+    for row, pairs in zip(rows, values, strict=True):
         many = len(pairs) > 200
         ax.scatter(
             pairs,
             row + rng.uniform(-0.28, 0.28, len(pairs)),
             s=2 if many else 7,
             alpha=0.25 if many else 0.55,
-            color=colour,
+            color=PALETTE[0],
             linewidths=0,
             rasterized=len(pairs) > 1000,
         )
@@ -234,13 +228,12 @@ def intervals_figure(
     ax.set_yticks(rows, names)
     ax.set(xlabel=label, ylim=(n - 0.4, -0.6))
     ax.grid(axis="y", visible=False)
-    if legend:
-        pair = Line2D([], [], ls="", marker="o", ms=3, color=shown[0])
-        handles = {"pair": pair, "mean": mean, "95% over models": thin}
-        if not np.isnan(inner).all():
-            handles["over images"] = thick
-        handles["mean of all pairs"] = every
-        legend_above(figure, list(handles.values()), list(handles))
+    pair = Line2D([], [], ls="", marker="o", ms=3, color=PALETTE[0])
+    handles = {"pair": pair, "mean": mean, "95% over models": thin}
+    if not np.isnan(inner).all():
+        handles["over images"] = thick
+    handles["mean of all pairs"] = every
+    legend_above(figure, list(handles.values()), list(handles))
     return figure
 
 
@@ -278,28 +271,17 @@ def ranked_figure(
     return figure
 
 
-@dataclass(frozen=True)
-class Bar:
-    """A panel: title, label of the axis, and values [n] with the ends of their intervals."""
-
-    title: str
-    label: str
-    values: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-
-
 @style()
-def bars_figure(names: Sequence[str], bars: Sequence[Bar]) -> Figure:
-    """Horizontal bars with intervals: a panel for each of `bars`, with the names [n] from top to
-    bottom at the left."""
+def bars_figure(names: Sequence[str], label: str, bars: Mapping[str, NDArray]) -> Figure:
+    """Horizontal bars with intervals: a panel by title of values and the ends of their intervals,
+    [n, 3], with the names [n] from top to bottom at the left."""
     figure, axes = panels(len(bars), 3.4, 0.7 + 0.21 * len(names))
     rows = np.arange(len(names))
-    for i, (ax, bar) in enumerate(zip(axes, bars, strict=True)):
-        ax.barh(rows, bar.values, color=PALETTE[i], height=0.68)
-        ax.hlines(rows, bar.low, bar.high, color=INK, lw=1.0)
+    for colour, ax, (title, values) in zip(PALETTE, axes, bars.items(), strict=False):
+        ax.barh(rows, values[:, 0], color=colour, height=0.68)
+        ax.hlines(rows, *values[:, 1:].T, color=INK, lw=1.0)
         ax.axvline(0, color=INK, lw=0.6)
-        ax.set(ylim=(len(names) - 0.5, -0.5), xlabel=bar.label, title=bar.title)
+        ax.set(ylim=(len(names) - 0.5, -0.5), xlabel=label, title=title)
         spec = ax.get_subplotspec()
         ax.set_yticks(rows, names if spec is None or spec.is_first_col() else [""] * len(names))
         ax.tick_params(axis="y", length=0)
@@ -335,73 +317,28 @@ def map_figure(
     points: NDArray[np.float64], names: Sequence[str], labels: NDArray, groups: Sequence[str]
 ) -> Figure:
     """Models as points [N, 2] in the colour of their base architecture or other group ([N]) and
-    the marker of their cluster ([N] int from 0).
-
-    Up to 40 names are written near their points. More models are numbered from left to right
-    within their clusters, and a list at the right, or below, has their names.
-    """
-    n, few, colours = len(names), len(names) <= NAMES_UP_TO, base_colours(groups)
-    clusters = np.unique(labels)
-    width = width_of(5.2 if few else FULL)
-    listed = None
-    if few:
-        figure = Figure(figsize=(width, 0.8 * width))
-        ax = figure.subplots()
-    else:
-        tall = -(-(n + len(clusters)) // 2) * 0.118  # inches of a list in two columns
-        if width > 5:
-            figure = Figure(figsize=(width, max(tall, 0.6 * width)))
-            ax, listed = figure.subplots(ncols=2, width_ratios=(width - 3.4, 3.4))
-        else:
-            figure = Figure(figsize=(width, 0.9 * width + tall))
-            ax, listed = figure.subplots(nrows=2, height_ratios=(0.9 * width, tall))
-    FigureCanvasAgg(figure)
-    for cluster in clusters:
-        members = labels == cluster
+    the marker of their cluster ([N] int from 0). Up to 40 names are written near their points."""
+    few, colours = len(names) <= NAMES_UP_TO, base_colours(groups)
+    figure, (ax,) = panels(1, 5.2 if few else FULL, 4.2 if few else 5.4)
+    handles = {base: _dot("o", colour) for base, colour in colours.items()}
+    for cluster in np.unique(labels):
+        members, marker = labels == cluster, MARKERS[cluster % len(MARKERS)]
         ax.scatter(
             *points[members].T,
-            s=36 if few else 26,
-            color=[colours[groups[i]] for i in np.flatnonzero(members).tolist()],
-            marker=MARKERS[cluster % len(MARKERS)],
+            s=36,
+            color=[colours[groups[i]] for i in np.flatnonzero(members)],
+            marker=marker,
             edgecolors="white",
             linewidths=0.5,
         )
+        handles[f"cluster {cluster + 1}"] = _dot(marker)
     ax.set(xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[])
     ax.margins(0.08)
     ax.grid(False)
-    handles = {base: _dot("o", colour) for base, colour in colours.items()}
-    order, texts = np.arange(n), names
-    if listed is None:
-        handles |= {f"cluster {c + 1}": _dot(MARKERS[c % len(MARKERS)]) for c in clusters}
-    else:
-        order = np.lexsort((points[:, 0], labels))
-        texts = [str(number) for number in range(1, n + 1)]
-        _list_names(listed, [names[int(i)] for i in order], labels[order])
     legend_above(figure, list(handles.values()), list(handles))
-    before_saving(figure, lambda: _write_names(ax, points[order], texts))
+    if few:
+        before_saving(figure, lambda: _write_names(ax, points, names))
     return figure
-
-
-def _list_names(ax: Axes, names: Sequence[str], labels: NDArray) -> None:
-    """Numbers and names, a line each in two columns, each cluster under its own heading."""
-    ax.set_axis_off()
-    lines: list[tuple[str, int | None]] = []
-    for number, (name, label) in enumerate(zip(names, labels.tolist(), strict=True), start=1):
-        if not lines or label != labels[number - 2]:
-            lines.append((f"cluster {label + 1}", label))
-        lines.append((f"{number}  {name}", None))
-    rows = -(-len(lines) // 2)
-    first, second = (max(inches(text) for text, _ in part) for part in (lines[:rows], lines[rows:]))
-    starts = (0.0, (first + 0.2) / (first + second + 0.3))
-    ax.set(xlim=(0, 1), ylim=(rows, 0))
-    for i, (text, cluster) in enumerate(lines):
-        column, row = divmod(i, rows)
-        x, y = starts[column], row + 0.5
-        if cluster is not None:
-            marker = MARKERS[cluster % len(MARKERS)]
-            ax.plot(x + 0.012, y, marker=marker, color=INK, ms=4, lw=0)
-        weight = "normal" if cluster is None else "bold"
-        ax.text(x + 0.035, y, text, fontsize=SMALL, va="center", fontweight=weight)
 
 
 @style()

@@ -52,7 +52,7 @@ class Lookup:
     Attributes:
         names: of the N models.
         order: [N], of the figure's rows and columns.
-        pairs: a row a pair: a, b, and some of `PAIRS`, in any order of rows.
+        pairs: a row for each pair: a, b, and some of `PAIRS`; the model listed first is a.
         diagonal: a text for each model with itself, or none.
         groups: by kind (base architecture, family), the group of each model.
         accuracy: [N], for an order; empty where it is unknown.
@@ -307,21 +307,16 @@ def _picture(picture: Picture) -> dict[str, Any]:
 
 def _lookup(lookup: Lookup, saved: Saved) -> Markup:
     """What page.js reads, as JSON that is safe within a script element."""
-    names, order, n = lookup.names, list(map(int, lookup.order)), len(lookup.names)
+    names, order = lookup.names, list(map(int, lookup.order))
     index = {name: i for i, name in enumerate(names)}
     a, b = (
         np.array([index[name] for name in lookup.pairs[column].to_list()]) for column in ("a", "b")
     )
-    # The pair of models i < j is at j (j - 1) / 2 + i, with the first listed as A.
-    at = np.maximum(a, b) * (np.maximum(a, b) - 1) // 2 + np.minimum(a, b)
-    exchanged = a > b
+    assert (a < b).all()
+    at = np.argsort(b * (b - 1) // 2 + a)  # the pair of models i < j is at j (j - 1) / 2 + i
 
-    def values(column: str, other: str) -> list[Any]:
-        listed: list[Any] = [None] * (n * (n - 1) // 2)
-        pairs = zip(lookup.pairs[column], lookup.pairs[other], at, exchanged, strict=True)
-        for value, turned, position, exchange in pairs:
-            listed[position] = _short(turned if exchange else value)
-        return listed
+    def values(column: str) -> list[Any]:
+        return [_short(value) for value in lookup.pairs[column][at.tolist()]]
 
     known = [c for c in PAIRS if c in lookup.pairs.columns and lookup.pairs[c].is_not_null().any()]
     columns = []
@@ -329,10 +324,9 @@ def _lookup(lookup: Lookup, saved: Saved) -> Markup:
         title, kind, other = PAIRS[column]
         title = lookup.symbol if column == "score" else title
         meaning = sentence.table("headings").get(title, "")
-        entry = {"title": title, "kind": kind, "meaning": meaning, "values": values(column, other)}
-        if kind == "range":
-            entry["ends"] = values("high", "high")
-        columns.append(entry | {"other": known.index(other)})
+        entry = {"title": title, "kind": kind, "meaning": meaning, "values": values(column)}
+        ends = {"ends": values("high")} if kind == "range" else {}
+        columns.append(entry | ends | {"other": known.index(other)})
     orders = {"clusters": order}
     for kind, groups in lookup.groups.items():
         orders[kind] = sorted(order, key=lambda i, groups=groups: groups[i])
@@ -355,9 +349,9 @@ def _lookup(lookup: Lookup, saved: Saved) -> Markup:
 
 
 def _short(value: Any) -> Any:
-    if isinstance(value, float):
-        return None if math.isnan(value) else round(value, 4)
-    return value
+    if not isinstance(value, float):
+        return value
+    return None if math.isnan(value) else round(value, 4)
 
 
 def _table(caption: str, table: pl.DataFrame, links: Mapping[str, str]) -> dict[str, Any]:

@@ -120,16 +120,14 @@ def figure_settings(
             width.
         formats: of `FORMATS`; a PNG is always written, for the page.
     """
-    number = isinstance(width, int | float) and not isinstance(width, bool)
-    if width is not None and not (number and NARROW <= width <= WIDEST):
+    if width is not None and not NARROW <= width <= WIDEST:
         raise UserError(
             f"width must be null or inches from {NARROW} to {WIDEST}, such as 3.25 or 6.75 for a "
             f"column or a page, got {width!r}"
         )
-    listed = [] if isinstance(formats, str) else list(formats)
-    if not listed or set(listed) - set(FORMATS):
+    if not formats or set(formats) - set(FORMATS):
         raise UserError(f"formats must be a list of {', '.join(FORMATS)}, got {formats!r}")
-    token = _SETTINGS.set((width, tuple(f for f in FORMATS if f == "png" or f in listed)))
+    token = _SETTINGS.set((width, tuple(f for f in FORMATS if f == "png" or f in formats)))
     try:
         yield
     finally:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -50,6 +50,16 @@ def cell(column: str, value: float) -> str:
 def minus(text: str) -> str:
     """A text whose negative numbers have a minus sign; commands and names stay as they are."""
     return re.sub(r"(?<![\w=.,/\[\u2212-])-(?=\.?\d)", MINUS, text)
+
+
+def left_out(skipped: Sequence[tuple[str, str]], notes: Sequence[str] = ()) -> list[str]:
+    """How the images were read (`netkin.data.images.Images.notes`), and which could not be read,
+    (id, reason); a paragraph each."""
+    sentences = [f"{note[:1].upper()}{note[1:]}." for note in notes]
+    if not skipped:
+        return sentences
+    images = and_more(f"{image} ({reason})" for image, reason in skipped)
+    return [*sentences, f"{len(skipped)} images could not be read and were left out: {images}."]
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 import polars as pl
 
-from netkin.analysis.suspect import Noted
+from netkin.analysis.suspect import Accuracy
 from netkin.data.images import Images
 from netkin.data.subset import fingerprint
 from netkin.errors import OtherTraining, UserError, and_more, near
@@ -23,8 +23,7 @@ from netkin.training.distillation import Distillation
 from netkin.training.job import Hardware
 from netkin.training.recipe import Recipe
 from netkin.zoo.build import architecture_identity, preprocessing
-from netkin.zoo.member import IMAGE_FIELDS, Member
-from netkin.zoo.task import Task
+from netkin.zoo.member import IMAGE_FIELDS, Member, Task
 
 
 @dataclass(frozen=True)
@@ -127,8 +126,8 @@ def curves(weights: Path) -> pl.DataFrame:
     return pl.read_csv(weights.with_suffix(".curves.csv"), infer_schema_length=None, glob=False)
 
 
-def noted_accuracy(store: Store, model: Model) -> Noted | None:
-    """The accuracy that a model's training noted on test images of its task's dataset.
+def trained_accuracy(store: Store, model: Model) -> Accuracy | None:
+    """The accuracy that a model's training recorded on test images of its task's dataset.
 
     None where its weights were not trained by netkin, or on another dataset.
     """
@@ -140,7 +139,7 @@ def noted_accuracy(store: Store, model: Model) -> Noted | None:
     except UserError:  # a file of other software: such notes are no reason to stop
         return None
     accuracy, images = content.get("test_accuracy"), content.get("test_images")
-    return Noted(accuracy, images) if accuracy is not None and images else None
+    return Accuracy(accuracy, images) if accuracy is not None and images else None
 
 
 def check_identity(weights: Path, stored: Mapping[str, Any], needed: Mapping[str, Any]) -> None:

@@ -1,8 +1,9 @@
 """From a member to a classifier of pixels in [0, 1]."""
 
 import copy
+import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -14,11 +15,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from netkin.errors import UserError, first_line
-from netkin.zoo import from_python, sources
+from netkin.zoo import sources
 from netkin.zoo.checkpoints import choose, holds_arrays, load_weights
-from netkin.zoo.member import Member
+from netkin.zoo.member import Member, Task
 from netkin.zoo.preprocessing import Preprocessing, preprocessing
-from netkin.zoo.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -79,17 +79,14 @@ def build(member: Member, task: Task, weights: Path | None = None, seed: int = 0
     return Classifier(net, member.name, prep.mean, prep.std, columns)
 
 
-def blueprint(member: Member, task: Task) -> nn.Module:
-    """A member's architecture, as `build` makes it, on torch's meta device: shapes, no weights.
+def blueprint(member: Member, task: Task) -> tuple[nn.Module, int]:
+    """A member's architecture, as `build` makes it, on torch's meta device: shapes, no weights; and
+    its number of classes.
 
     Where it cannot be built there, it is on the CPU with random weights. Raises UserError when
     the architecture cannot take the dataset's images.
     """
-    return _on_meta(member, task, preprocessing(member, task))[0]
-
-
-def _on_meta(member: Member, task: Task, prep: Preprocessing) -> tuple[nn.Module, int]:
-    """As `_network`, on the meta device where that is possible."""
+    prep = preprocessing(member, task)
     try:
         with torch.device("meta"):
             return _network(member, task, prep)
@@ -104,11 +101,8 @@ def check_member(member: Member, task: Task) -> str:
     Gives a note where the checkpoint holds several sets of weights that fit; otherwise "".
     Raises UserError as `build` does.
     """
-    prep = preprocessing(member, task)
-    # A constructor of one's own may load weights, which the meta device would drop.
-    net, classes = (_network if member.target else _on_meta)(member, task, prep)
-    _columns(classes, member, task)
-    if member.target:
+    if member.target:  # its constructor may load weights, which the meta device would drop
+        net, classes = _network(member, task, preprocessing(member, task))
         try:
             copy.deepcopy(net)  # it is copied to be made faster
         except Exception as error:  # whatever the module's parts raise
@@ -116,6 +110,9 @@ def check_member(member: Member, task: Task) -> str:
                 f"{member.name} ({member.architecture}) cannot be copied ({first_line(error)}): "
                 "copy.deepcopy has to work on it; leave out such attributes, or set them in forward"
             ) from None
+    else:
+        net, classes = blueprint(member, task)
+    _columns(classes, member, task)
     file = Path(member.checkpoint).expanduser() if member.checkpoint else None
     if file is None or holds_arrays(file):
         return ""
@@ -138,14 +135,15 @@ def _network(
             net = source.build(member, config, kwargs, file)
             if member.timm and config and member.input_size is None:  # it takes its own size
                 return net, int(net.num_classes)  # type: ignore[arg-type]
-            classes = _count_classes(net, prep, f"{member.name} ({member.architecture})")
+            name = f"{member.name} ({member.architecture})"
+            classes = count_classes(net, len(prep.mean), size, name)
         except UserError:
             raise
         except Exception as error:  # any network's constructor and forward pass
             reason = first_line(error)
             log.info("%s does not take %s: %s", member.name, kwargs, error)
         else:
-            return net if member.timm else from_python.only_logits(net), classes
+            return net if member.timm else _only_logits(net), classes
     if "weights_only" in reason:  # torch advises to load it nevertheless
         reason = "they hold pickled objects, which are not loaded because they can run code"
     raise UserError(
@@ -155,17 +153,53 @@ def _network(
     )
 
 
-def _count_classes(net: nn.Module, prep: Preprocessing, name: str) -> int:
-    """Classes of a network, from its logits of two blank images. Raises what it raises."""
+def count_classes(net: nn.Module, channels: int, size: int, name: str) -> int:
+    """K, the width of a network's logits for two blank images of `size` x `size`.
+
+    Raises UserError, with the network's `name`, where it returns no logits, and what it raises.
+    """
     parameter, training = next(net.parameters(), None), net.training
-    shape = (2, len(prep.mean), prep.view.input_size, prep.view.input_size)
+    device = None if parameter is None else parameter.device
     with torch.no_grad():
-        device = None if parameter is None else parameter.device
-        logits = from_python.logits_in(net.eval()(torch.zeros(shape, device=device)), name)
+        logits = logits_in(net.eval()(torch.zeros(2, channels, size, size, device=device)), name)
     net.train(training)
     if logits.ndim != 2 or len(logits) != 2:
-        raise ValueError(f"its output for 2 images is {list(logits.shape)}, expected [2, classes]")
+        raise UserError(f"{name} gives {list(logits.shape)} for 2 images, expected [2, classes]")
     return logits.shape[1]
+
+
+def logits_in(output: Any, name: str) -> Tensor:
+    """The logits [B, K] in what a network returns.
+
+    That is a tensor, a tuple or list that begins with them, a mapping that holds them under
+    "logits" or as its only tensor, or an object with `.logits`. Raises UserError for others.
+    """
+    if isinstance(output, Tensor):
+        return output
+    logits = getattr(output, "logits", None)
+    if logits is None and isinstance(output, Mapping):
+        tensors = [value for value in output.values() if isinstance(value, Tensor)]
+        logits = output.get("logits", tensors[0] if len(tensors) == 1 else None)
+    elif logits is None and isinstance(output, tuple | list) and output:
+        logits = output[0]
+    if isinstance(logits, Tensor):
+        return logits
+    keys = f" with keys {list(output)[:8]}" if isinstance(output, Mapping) else ""
+    raise UserError(
+        f"{name} returns a {type(output).__name__}{keys}, expected logits: a tensor, a tuple that "
+        'begins with it, a mapping with "logits", or an object with .logits'
+    )
+
+
+def _only_logits(net: nn.Module) -> nn.Module:
+    """Have a network return its logits alone, in place, by a forward hook."""
+    if _logits_hook not in net._forward_hooks.values():
+        net.register_forward_hook(_logits_hook)
+    return net
+
+
+def _logits_hook(module: nn.Module, _inputs: Any, output: Any) -> Tensor:
+    return logits_in(output, type(module).__name__)
 
 
 def _columns(classes: int, member: Member, task: Task) -> list[int] | None:
@@ -231,14 +265,25 @@ def identity(member: Member, task: Task, weights_sha256: str) -> dict[str, Any]:
 def architecture_identity(member: Member) -> dict[str, Any]:
     """What a member is built of, as JSON; of one's own class or function, its source text, too."""
     if member.target:
-        source = from_python.source_sha256(member.target)
+        source = sources.source_sha256(member.target)
         return {"_target_": member.target, "source_sha256": source}
     return {member.kind: getattr(member, member.kind)}
 
 
 def own_weights_sha256(member: Member, task: Task) -> str:
     """The hash of the weights that a `target` brings, for which it is built."""
-    return from_python.weights_sha256(build(member, task).net)
+    return weights_sha256(build(member, task).net)
+
+
+def weights_sha256(net: nn.Module) -> str:
+    """A hash of a network's state: of keys, shapes, types and values."""
+    total = hashlib.sha256()
+    for key, value in net.state_dict().items():
+        if isinstance(value, Tensor):
+            total.update(f"{key} {list(value.shape)} {value.dtype}".encode())
+            flat = value.detach().cpu().contiguous().flatten()
+            total.update(flat.view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
 def flops(member: Member, task: Task) -> int | None:
@@ -248,11 +293,11 @@ def flops(member: Member, task: Task) -> int | None:
     None for a network that does not run on torch's meta device.
     """
     try:
-        prep, net = preprocessing(member, task), blueprint(member, task).eval()
+        prep, (net, _) = preprocessing(member, task), blueprint(member, task)
         shape = (1, len(prep.mean), prep.view.input_size, prep.view.input_size)
         device = next(net.parameters()).device
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            net(torch.empty(shape, device=device))
+            net.eval()(torch.empty(shape, device=device))
     except (UserError, RuntimeError, NotImplementedError, StopIteration):
         return None
     return counter.get_total_flops()

@@ -10,7 +10,6 @@ import argparse
 import codecs
 import collections
 import logging
-import pickle
 import re
 import sys
 import zipfile
@@ -53,12 +52,10 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Choice:
-    """The weights of a checkpoint that are used.
+    """The weights of a checkpoint that are used, by the network's keys.
 
-    Attributes:
-        label: where they are in the file, such as "state_dict.model"; "" for the top level.
-        tensors: by the network's keys.
-        others: the labels of others that fit as well.
+    `label` is where they are in the file, such as "state_dict.model", and "" for the top level;
+    `others` are the labels of others that fit as well.
     """
 
     label: str
@@ -120,8 +117,8 @@ def choose(net: nn.Module, path: Path, name: str, key: str | None = None) -> Cho
                 fits.setdefault(".".join(filter(None, (label, below))), fitting)
     if key is not None:
         labels = [label for label, _ in candidates if label]
-        fits = {label: tensors for label, tensors in fits.items() if _is_at(label, key)}
-        candidates = [(label, tensors) for label, tensors in candidates if _is_at(label, key)]
+        fits = {label: found for label, found in fits.items() if f".{key}." in f".{label}."}
+        candidates = [c for c in candidates if f".{key}." in f".{c[0]}."]
         if not fits and not candidates:
             raise UserError(
                 f"{name}: {path} has no weights under weights_key {key!r}{near(key, labels)} "
@@ -131,10 +128,6 @@ def choose(net: nn.Module, path: Path, name: str, key: str | None = None) -> Cho
         raise UserError(_misfit_message(net, candidates, path, name))
     label = next((label for label in fits if AVERAGED.search(label.lower())), next(iter(fits)))
     return Choice(label, fits[label], tuple(other for other in fits if other != label))
-
-
-def _is_at(label: str, key: str) -> bool:
-    return f".{key}." in f".{label}."
 
 
 def read(path: Path, name: str, lazily: bool = False) -> Any:
@@ -152,34 +145,21 @@ def read(path: Path, name: str, lazily: bool = False) -> Any:
         with torch.serialization.safe_globals(HARMLESS):
             lazily = lazily and zipfile.is_zipfile(path)  # the older format cannot be mapped
             return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
-    except pickle.UnpicklingError as error:
-        objects = _pickled(path)
-        reason = first_line(error)
-        if objects or "weights_only" in reason:
-            reason = f"pickled objects{objects and f' ({objects})'}"
-        raise UserError(
-            f"{name}: {path} cannot be read as weights: it holds {reason}, which are not loaded "
-            "because they can run code; on the machine that wrote it, save the tensors alone: "
-            "torch.save(net.state_dict(), FILE)"
-        ) from None
     except Exception as error:  # torch, zip and safetensors each have their own
         reason = first_line(error)
+        if "weights_only" in str(error):  # torch advises to load it nevertheless
+            pickled = re.search(r"GLOBAL ([\w.]+)", str(error))
+            raise UserError(
+                f"{name}: {path} cannot be read as weights: it holds pickled objects"
+                f"{f' ({pickled[1]})' if pickled else ''}, which are not loaded because they can "
+                "run code; on the machine that wrote it, save the tensors alone: "
+                "torch.save(net.state_dict(), FILE)"
+            ) from None
         reason = reason if " " in reason else "it has another format"  # a key, or a type
         raise UserError(
             f"{name}: {path} cannot be read as weights ({reason}); expected "
             "safetensors, or a torch file that holds tensors only"
         ) from None
-
-
-def _pickled(path: Path) -> str:
-    """The classes and functions that a torch file refers to, beyond those that may be loaded."""
-    try:
-        with torch.serialization.safe_globals(HARMLESS):
-            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-            names.sort(key=lambda name: name.startswith("torch."))  # the user's own first
-    except Exception:  # not the zip format: nothing is known of what is inside
-        return ""
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def holds_arrays(file: Path) -> bool:
@@ -227,9 +207,9 @@ def _fitting(net: nn.Module, tensors: Weights) -> Weights | None:
     """Tensors that fit a network, as they are or as timm converts those of the original authors."""
     if _misfit(net, tensors) is None:
         return tensors
-    module = sys.modules.get(type(net).__module__)
-    convert = getattr(module, "checkpoint_filter_fn", None)
-    if convert is None or not type(net).__module__.startswith("timm."):
+    name = type(net).__module__
+    convert = getattr(sys.modules.get(name), "checkpoint_filter_fn", None)
+    if convert is None or not name.startswith("timm."):
         return None
     try:
         converted = dict(convert(dict(tensors), net))
@@ -258,9 +238,7 @@ def _misfit_message(
     ours = net.state_dict()
     ways = [renamed for _, tensors in candidates for _, renamed in _renamed(net, tensors)]
     nearest = max(ways, key=lambda tensors: (len(ours.keys() & tensors.keys()), len(tensors)))
-    differs = _misfit(net, nearest)
-    assert differs is not None
-    key, in_model, in_file = differs
+    key, in_model, in_file = _misfit(net, nearest) or ("", "", "")
     return (
         f"{name}: weights {path} do not fit: {key} is {in_model} in the model and {in_file} in the "
         f"file; the file's first keys are {', '.join(list(nearest)[:3])}, the model's "

@@ -8,7 +8,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from netkin.errors import UserError, first_line
 from netkin.zoo.build import Classifier
-from netkin.zoo.fold import TOLERANCE, fold_batch_norm, standardise_once
-from netkin.zoo.squeeze import cheap_gradients
+from netkin.zoo.fold import TOLERANCE, cheap_gradients, fold_batch_norm, standardise_once
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +46,8 @@ class Execution:
         precision: one of PRECISIONS. Mixed ones compute products and convolutions in 16 bits, with
             inputs and outputs in float32; "tf32" rounds a GPU's float32 products to 10 bits of
             mantissa, which "32-true" forbids.
-        fuse: batch normalisation folded into convolutions and weights standardised once
-            (`netkin.zoo.fold`), and squeeze-and-excitation with a cheaper gradient
-            (`netkin.zoo.squeeze`).
+        fuse: batch normalisation folded into convolutions, weights standardised once, and
+            squeeze-and-excitation with a cheaper gradient (`netkin.zoo.fold`).
         memory_format: one of MEMORY_FORMATS. On a CPU channels_last was the faster, or as fast, for
             all of 12 small and 5 full-size architectures (experiments/results/speed.md).
         compile: by torch.compile, for batches of one size (others are padded to it).
@@ -110,36 +108,30 @@ class Prepared(Classifier):
         contiguous = replace(execution, memory_format="contiguous")
         plain = replace(contiguous, fuse=False)
         for way in dict.fromkeys((execution, contiguous, plain)):
-            if way == plain or not (reason := self._problem(net, way, few)):
+            if way == plain or not (reason := self._problem(net.eval(), way, few)):
                 return way
-            log.info(
-                "%s does not run %s, %s: %s",
-                self.name,
-                "fused" if way.fuse else "unfused",
-                way.memory_format,
-                reason,
-            )
+            fused = "fused" if way.fuse else "unfused"
+            log.info("%s does not run %s, %s: %s", self.name, fused, way.memory_format, reason)
+            self.folded = 0
         return plain
 
     def _problem(self, net: nn.Module, execution: Execution, few: Tensor) -> str:
         """Why a network does not run so, or not with the same logits; empty where it does."""
-        net, x = net.eval(), self.normalise(few)
+        x = self.normalise(few)
         with torch.no_grad():
             expected = net(x)
         try:
-            layout = MEMORY_FORMATS[execution.memory_format]
-            x = x.contiguous(memory_format=layout).detach().requires_grad_()
+            x = x.contiguous(memory_format=MEMORY_FORMATS[execution.memory_format])
+            x = x.detach().requires_grad_()
             with torch.enable_grad():
                 logits = self._faster(net, execution, few)(x)
                 torch.autograd.grad(logits.sum(), x)
         except Exception as error:  # whatever a network of the user's raises, such as of a view
-            self.folded = 0
             return first_line(error)
         size = expected.abs().max().clamp_min(1e-6)
         worst = ((logits.detach() - expected).abs().max() / size).item()
         if worst <= TOLERANCE or not expected.isfinite().all():
             return ""
-        self.folded = 0
         return f"a logit would change by {worst:.1e} of the largest"
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -149,7 +141,11 @@ class Prepared(Classifier):
         if self.size is not None and n < self.size:
             x = torch.cat([x, x[:1].detach().expand(self.size - n, *x.shape[1:])])
         x = x.contiguous(memory_format=self.format)  # decoded images come channels-last
-        with self._autocast(x.device.type), nullcontext() if self.size is None else _compiling():
+        autocast: Any = nullcontext()
+        if self.dtype is not None:
+            # Weights are cast already, once; a cache would keep what is cast beside them.
+            autocast = torch.autocast(x.device.type, dtype=self.dtype, cache_enabled=False)
+        with autocast, nullcontext() if self.size is None else _compiling():
             logits = self._run(x)
         if torch.is_grad_enabled() and x.requires_grad and not logits.requires_grad:
             raise UserError(
@@ -161,12 +157,6 @@ class Prepared(Classifier):
             _keep_in_range(given, logits)
         return logits if self.columns is None else logits[:, self.columns]
 
-    def _autocast(self, device: str) -> AbstractContextManager:
-        if self.dtype is None:
-            return nullcontext()
-        # Weights are cast already, once; a cache would keep what is cast beside them.
-        return torch.autocast(device, dtype=self.dtype, cache_enabled=False)
-
     def _compile(self, images: Tensor, size: int) -> None:
         """Compile, and run both directions; without it where that fails, with one line."""
         self._run = torch.compile(self.net, dynamic=False).__call__
@@ -176,9 +166,8 @@ class Prepared(Classifier):
                 x = images[:size].detach().clone().requires_grad_()
                 torch.autograd.grad(self(x).sum(), x)
         except Exception as error:  # dynamo, inductor and the C++ compiler each have their own
-            log.warning(
-                "%s is not compiled, and runs without: %s", self.name, first_line(error)[:200]
-            )
+            reason = first_line(error)[:200]
+            log.warning("%s is not compiled, and runs without: %s", self.name, reason)
             self._run, self.size = self.net.__call__, None
 
 

@@ -1,4 +1,4 @@
-"""The same function in fewer operations: batch normalisation folded into the layer before it.
+"""The same function at less cost: batch normalisation folded into the layer before it, and more.
 
 In eval mode batch normalisation is an affine map with constant coefficients, so a convolution
 followed by it is another convolution: gamma / sqrt(var + eps) goes into its weights, the rest into
@@ -9,6 +9,12 @@ PGD (forward and gradient, 4 images of 224 x 224, one thread of a CPU) takes 1.3
 efficientnet_b2 and 1.12 times for regnety_016.
 
 Weights that are standardised in every pass (BiT, NFNets) are constant, too, and computed once.
+
+The gradient of a mean over pixels, as in squeeze-and-excitation, is one number a channel. torch
+expands it before it divides, into another memory order than the features' own, and the sum of the
+two then takes ten times as long as one with the number that is not expanded. Likewise, an
+activation in place whose gradient needs its input copies that first. Without both, which change no
+bit, a step of efficientnet_b2 takes 1.09 times as long in float32, 1.3 in bfloat16.
 """
 
 import copy
@@ -25,6 +31,8 @@ from timm.layers import (
     StdConv2d,
     StdConv2dSame,
 )
+from timm.layers.squeeze_excite import EffectiveSEModule, SEModule
+from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
@@ -176,3 +184,54 @@ def _fold(model: nn.Module, layer_name: str, norm_name: str) -> None:
         after: list[Any] = [norm.drop, norm.act]
         rest = nn.Sequential(*after)
     model.set_submodule(norm_name, rest)
+
+
+LAYERS: dict[type, tuple[str, ...]] = {
+    SEModule: ("fc1", "bn", "act", "fc2", "gate"),
+    EffectiveSEModule: ("fc", "gate"),
+    SqueezeExcite: ("conv_reduce", "act1", "conv_expand", "gate"),
+}
+"""timm's modules x * gate(... (mean of x)), and the layers between mean and product."""
+COPYING = (nn.SiLU, nn.Hardswish, nn.Mish)
+"""Activations that copy their input when they overwrite it."""
+
+
+class Squeeze(torch.autograd.Function):
+    """x [B, C, H, W] to (x, its mean over pixels [B, C, 1, 1])."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x and its mean."""
+        ctx.pixels = x.shape[2] * x.shape[3]
+        return x.view_as(x), x.mean((2, 3), keepdim=True)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, of_mean: Tensor) -> Tensor:  # type: ignore[override]
+        """The gradient of x, [B, C, H, W], from those of both results."""
+        return gradient + of_mean / ctx.pixels
+
+
+class Excite(nn.Module):
+    """One of timm's modules in LAYERS, as Squeeze computes it."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.gate = nn.Sequential(*(module.get_submodule(name) for name in LAYERS[type(module)]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to the same."""
+        x, squeezed = Squeeze.apply(x)
+        return x * self.gate(squeezed)
+
+
+def cheap_gradients(model: nn.Module) -> int:
+    """Change a model's squeeze-and-excitation and activations so, in place; returns how many."""
+    changed = 0
+    for name, module in list(model.named_modules()):
+        if type(module) in LAYERS and not getattr(module, "add_maxpool", False) and name:
+            model.set_submodule(name, Excite(module))
+            changed += 1
+        elif isinstance(module, COPYING) and module.inplace:
+            module.inplace = False
+            changed += 1
+    return changed

@@ -5,6 +5,7 @@ this package, imported where it is needed.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,36 +17,109 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 from timm.models._hub import hf_split
-from torch import nn
+from torch.nn import Module
 
 from netkin.data.views import View
 from netkin.errors import UserError, first_line
-from netkin.zoo.from_torchvision import crop_pct
-from netkin.zoo.task import Task
 
 if TYPE_CHECKING:
-    from netkin.zoo.member import Member
+    from netkin.zoo.member import Member, Task
 
+Config = Mapping[str, Any]
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 """What a folder's weights are called, in the order in which transformers looks for them."""
+CONFIGS = ("config.json", "preprocessor_config.json")
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 TOLERANCE = 0.03
 """Mean difference of a pixel in [0, 1] between a processor's view of an image and timm's."""
 
 
-def folder(name: str) -> Path:
-    """The folder with the config of "org/name", "org/name@revision", or of a local folder.
+class Transformers:
+    """See `netkin.zoo.sources.Source`. Names are "org/name", "org/name@revision", or folders."""
 
-    Raises UserError, and what the hub's client raises.
-    """
+    def config(self, name: str) -> dict[str, Any]:
+        """`problem` is there where the processor sees images in a way that timm has no words for.
+
+        Raises UserError where transformers cannot read it, and what the hub's client raises.
+        """
+        where, library = _folder(name), transformers()
+        try:
+            settings = library.AutoConfig.from_pretrained(where, local_files_only=True)
+            processor = library.AutoImageProcessor.from_pretrained(where, local_files_only=True)
+        except Exception as error:  # transformers has a dozen of its own
+            absent = [file for file in CONFIGS if not (where / file).is_file()]
+            reason = f"there is no {' and no '.join(absent)}" if absent else first_line(error)
+            raise UserError(
+                f"transformers:{name} cannot be read ({reason}); expected config.json and "
+                "preprocessor_config.json of an image classifier, as save_pretrained of the model "
+                "and of its image processor write them"
+            ) from None
+        described = {"family": settings.model_type, "num_classes": settings.num_labels}
+        if isinstance(getattr(processor, "data_config", None), Mapping):  # timm's, wrapped
+            return described | dict(processor.data_config)
+        channels = getattr(settings, "num_channels", 3)
+        return described | _images(processor, channels if channels in (1, 3) else 3)
+
+    def file(self, name: str, config: Config, fetch: bool) -> Path | None:
+        """The file of the weights, or the index of several, which are all there."""
+        where = _folder(name)
+        for weights in WEIGHTS:
+            if (where / weights).is_file() and all(p.is_file() for p in files(where / weights)):
+                return where / weights
+        if not fetch:
+            return None
+        if not Path(name).expanduser().is_dir():
+            repository, revision = hf_split(name)
+            for weights in WEIGHTS:
+                with suppress(EntryNotFoundError):
+                    path = _fetched(repository, weights, revision)
+                    for part in files(path):
+                        _fetched(repository, part.name, revision)
+                    return path
+        raise FileNotFoundError(f"{name} holds no weights, such as {WEIGHTS[0]}")
+
+    def ways(self, member: "Member", config: Config, task: "Task", size: int) -> list[Config]:
+        """With the dataset's classes, unless the weights are the published ones."""
+        if not member.uses_published(task) and task.weights == "train":
+            return [{"num_labels": task.num_classes, **member.kwargs}]
+        return [dict(member.kwargs)]
+
+    def build(self, member: "Member", config: Config, kwargs: Config, file: Path | None) -> Module:
+        """The network in float32. Raises UserError where the weights lack a part of it."""
+        where, library = _folder(member.transformers), transformers()
+        model = library.AutoModelForImageClassification
+        if file is None:
+            settings = library.AutoConfig.from_pretrained(where, local_files_only=True, **kwargs)
+            return model.from_config(settings)
+        with silent(library):
+            net, report = model.from_pretrained(
+                where,
+                local_files_only=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **kwargs,
+            )
+        missing = sorted(report["missing_keys"])
+        missing += sorted(map(str, report.get("mismatched_keys", ())))
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise UserError(
+                f"transformers:{member.transformers}: its weights lack {missing[0]}{more}, which "
+                "would be random; is it a classifier?"
+            )
+        return net
+
+
+def _folder(name: str) -> Path:
+    """The folder with a model's config. Raises UserError, and what the hub's client raises."""
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     if name.startswith((".", "/", "~")):
         raise UserError(f"transformers:{name}: there is no such folder")
     repository, revision = hf_split(name)
-    config = _fetched(repository, "config.json", revision)
+    config = _fetched(repository, CONFIGS[0], revision)
     with suppress(EntryNotFoundError):  # `config` raises an error that names what is missing
-        _fetched(repository, "preprocessor_config.json", revision)
+        _fetched(repository, CONFIGS[1], revision)
     return config.parent
 
 
@@ -56,25 +130,6 @@ def _fetched(repository: str, file: str, revision: str | None) -> Path:
     )
 
 
-def file(name: str, config: Mapping[str, Any], fetch: bool) -> Path | None:
-    """The file of a model's weights, or the index of several, which are all there."""
-    where = folder(name)
-    for weights in WEIGHTS:
-        if (where / weights).is_file() and all(p.is_file() for p in files(where / weights)):
-            return where / weights
-    if not fetch:
-        return None
-    if not Path(name).expanduser().is_dir():
-        repository, revision = hf_split(name)
-        for weights in WEIGHTS:
-            with suppress(EntryNotFoundError):
-                path = _fetched(repository, weights, revision)
-                for part in files(path):
-                    _fetched(repository, part.name, revision)
-                return path
-    raise FileNotFoundError(f"{name} holds no weights, such as {WEIGHTS[0]}")
-
-
 def files(weights: Path) -> list[Path]:
     """The files that hold the tensors: one, or the shards that an index names."""
     if weights.suffix != ".json":
@@ -83,54 +138,31 @@ def files(weights: Path) -> list[Path]:
     return [weights.parent / shard for shard in sorted(set(shards))]
 
 
-def config(name: str) -> dict[str, Any]:
-    """A classifier in timm's words: preprocessing, classes and family.
-
-    `problem` is there where its processor sees images in a way that timm has no words for.
-    Raises UserError where transformers cannot read it, and what the hub's client raises.
-    """
-    where, library = folder(name), transformers()
-    try:
-        settings = library.AutoConfig.from_pretrained(where, local_files_only=True)
-        processor = library.AutoImageProcessor.from_pretrained(where, local_files_only=True)
-    except Exception as error:  # transformers has a dozen of its own
-        needed = ("config.json", "preprocessor_config.json")
-        absent = [file for file in needed if not (where / file).is_file()]
-        reason = f"there is no {' and no '.join(absent)}" if absent else first_line(error)
-        raise UserError(
-            f"transformers:{name} cannot be read ({reason}); expected config.json and "
-            "preprocessor_config.json of an image classifier, as save_pretrained of the model and "
-            "of its image processor write them"
-        ) from None
-    described = {"family": settings.model_type, "num_classes": settings.num_labels}
-    if isinstance(getattr(processor, "data_config", None), Mapping):  # timm's, wrapped
-        return described | dict(processor.data_config)
-    channels = getattr(settings, "num_channels", 3)
-    return described | _images(processor, channels if channels in (1, 3) else 3)
-
-
 def _images(processor: Any, channels: int) -> dict[str, Any]:
     """An image processor in timm's words, tried on an image."""
     try:
         size, pct, mode = _geometry(processor)
         mean, std = _normalisation(processor, size)
+        config = {
+            "input_size": (channels, size, size),
+            "crop_pct": pct,
+            "crop_mode": mode,
+            "interpolation": RESAMPLE.get(
+                int(getattr(processor, "resample", None) or 2), "bilinear"
+            ),
+            "mean": mean,
+            "std": std,
+        }
     except Exception as error:  # a processor of its own kind raises what it will
-        return _problem(processor, first_line(error))
-    config = {
-        "input_size": (channels, size, size),
-        "crop_pct": pct,
-        "crop_mode": mode,
-        "interpolation": RESAMPLE.get(int(getattr(processor, "resample", None) or 2), "bilinear"),
-        "mean": mean,
-        "std": std,
-    }
-    difference = _difference(processor, config)
-    return config | (_problem(processor, difference) if difference else {})
-
-
-def _problem(processor: Any, reason: str) -> dict[str, Any]:
+        config, reason = {}, first_line(error)
+    else:
+        reason = _difference(processor, config)
+    if not reason:
+        return config
     kind = type(processor).__name__
-    return {"problem": f"its {kind} is not what resizing, cropping and scaling give ({reason})"}
+    return config | {
+        "problem": f"its {kind} is not what resizing, cropping and scaling give ({reason})"
+    }
 
 
 def _geometry(processor: Any) -> tuple[int, float, str]:
@@ -158,6 +190,13 @@ def _square(size: Mapping[str, Any]) -> int:
     return height
 
 
+def crop_pct(crop: int, resize: int) -> float:
+    """The part of the shorter edge that a central crop keeps, such that timm resizes it to `resize`
+    pixels (it rounds crop / crop_pct down)."""
+    exact = crop / resize
+    return exact if math.floor(crop / exact) == resize else crop / (resize + 0.5)
+
+
 def _normalisation(processor: Any, side: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std for pixels in [0, 1], read off what it makes of black and of white: processors
     scale, shift and normalise in several ways, and some twice."""
@@ -166,13 +205,12 @@ def _normalisation(processor: Any, side: int) -> tuple[tuple[float, ...], tuple[
         image = Image.new("RGB", (side, side), (gray,) * 3)
         return processor(image, return_tensors="pt")["pixel_values"][0].double().mean((1, 2))
 
+    def rounded(values: torch.Tensor) -> tuple[float, ...]:
+        return tuple(round(value, 6) + 0.0 for value in values.tolist())
+
     black, white = values(0), values(255)
     std = 1 / (white - black)
-    return _rounded(-black * std), _rounded(std)
-
-
-def _rounded(values: torch.Tensor) -> tuple[float, ...]:
-    return tuple(round(value, 6) + 0.0 for value in values.tolist())
+    return rounded(-black * std), rounded(std)
 
 
 def _difference(processor: Any, config: dict[str, Any]) -> str:
@@ -195,38 +233,6 @@ def _difference(processor: Any, config: dict[str, Any]) -> str:
     return f"pixels differ by {difference:.2f} on average" if difference > TOLERANCE else ""
 
 
-def ways(
-    member: "Member", config: Mapping[str, Any], task: Task, size: int
-) -> list[dict[str, Any]]:
-    """With the dataset's classes, unless the weights are the published ones."""
-    if not member.uses_published(task) and task.weights == "train":
-        return [{"num_labels": task.num_classes, **member.kwargs}]
-    return [dict(member.kwargs)]
-
-
-def build(
-    member: "Member", config: Mapping[str, Any], kwargs: Mapping[str, Any], file: Path | None
-) -> nn.Module:
-    """The network in float32. Raises UserError where the weights lack a part of it."""
-    name = member.transformers
-    where, model = folder(name), transformers().AutoModelForImageClassification
-    if file is None:
-        settings = transformers().AutoConfig.from_pretrained(where, local_files_only=True, **kwargs)
-        return model.from_config(settings)
-    with _silent():
-        net, report = model.from_pretrained(
-            where, local_files_only=True, dtype=torch.float32, output_loading_info=True, **kwargs
-        )
-    missing = sorted(report["missing_keys"]) + sorted(map(str, report.get("mismatched_keys", ())))
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(
-            f"transformers:{name}: its weights lack {missing[0]}{more}, which would be random; is "
-            "it a classifier?"
-        )
-    return net
-
-
 def transformers() -> Any:
     """The library. Raises UserError where it is not installed."""
     try:
@@ -240,9 +246,9 @@ def transformers() -> Any:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent(library: Any) -> Iterator[None]:
     """Without transformers' progress bars and warnings, for the block's time."""
-    logging = transformers().utils.logging
+    logging = library.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -20,8 +20,7 @@ from torch import nn
 
 from netkin.data.imagenet import wnids
 from netkin.errors import UserError, first_line
-from netkin.zoo import from_python
-from netkin.zoo.build import published_classes
+from netkin.zoo.build import count_classes, published_classes, weights_sha256
 from netkin.zoo.member import Member, parse_members
 
 
@@ -55,22 +54,12 @@ class Model:
     family: str | None = None
 
 
-@dataclass(frozen=True)
-class Held:
-    """A module that is compared: the copy that runs, its channels and its pixels a side.
-
-    The copy can be built for as long as this exists.
-    """
-
-    net: nn.Module
-    channels: int
-    size: int
-
-
 def read_models(
     models: Mapping[str, Any], shape: Sequence[int]
-) -> tuple[list[Member], dict[str, Held]]:
-    """The members of a mapping, and what is held of those that are modules, by name.
+) -> tuple[list[Member], dict[str, nn.Module]]:
+    """The members of a mapping, and the copies that run of those that are modules, by name.
+
+    A copy can be built for as long as it is held.
 
     Args:
         models: name to nn.Module, `Model`, or what `parse_members` takes of a member.
@@ -79,16 +68,16 @@ def read_models(
     Raises UserError, with the model's name, for what cannot be used.
     """
     specs: list[Mapping[str, Any]] = []
-    held: dict[str, Held] = {}
+    held: dict[str, nn.Module] = {}
     for name, model in models.items():
         if isinstance(model, str):
             specs.append({"name": name, "timm": model})
         elif isinstance(model, Mapping):
             specs.append({**model, "name": name})
         else:
-            spec, net = _spec(name, model if isinstance(model, Model) else Model(model), shape)
+            given = model if isinstance(model, Model) else Model(model)
+            spec, held[name] = _spec(name, given, shape)
             specs.append(spec)
-            held[name] = Held(net, spec["in_chans"], spec["input_size"])
     return parse_members(specs), held
 
 
@@ -100,6 +89,10 @@ def _spec(name: str, model: Model, shape: Sequence[int]) -> tuple[dict[str, Any]
             f"images are {height} x {width} and models take squares: give "
             f"netkin.Model(net, input_size=...) to {name}, to which they are resized and cropped"
         )
+
+    def values(given: Any) -> Any:
+        return given.tolist() if isinstance(given, np.ndarray | torch.Tensor) else given
+
     sha256, net = register(model.net, name)
     module = type(net).__module__
     family = module.split(".")[-1] if module.startswith("timm.models.") else type(net).__name__
@@ -109,25 +102,18 @@ def _spec(name: str, model: Model, shape: Sequence[int]) -> tuple[dict[str, Any]
         "kwargs": {"sha256": sha256},
         "family": model.family or family,
         "input_size": height if model.input_size is None else model.input_size,
-        "mean": _numbers(model.mean),
-        "std": _numbers(model.std),
-        "crop_pct": model.crop_pct,
-        "crop_mode": model.crop_mode,
-        "interpolation": model.interpolation,
+        "mean": values(model.mean),
+        "std": values(model.std),
+        **{key: getattr(model, key) for key in ("crop_pct", "crop_mode", "interpolation")},
         "in_chans": channels if model.in_chans is None else model.in_chans,
     }
     parse_members([spec], at_least=1)  # its fields are checked before the network runs
     return spec, net
 
 
-def _numbers(values: Any) -> Any:
-    """Arrays and tensors as lists; anything else as it is."""
-    return values.tolist() if isinstance(values, np.ndarray | torch.Tensor) else values
-
-
 def num_classes(
     members: Sequence[Member],
-    held: Mapping[str, Held],
+    held: Mapping[str, nn.Module],
     classes: Sequence[str] | None,
 ) -> int:
     """K, the number of names of classes, or of the models' logits.
@@ -138,7 +124,7 @@ def num_classes(
     widths: dict[str, int] = {}
     for member in members:
         if member.name in held:
-            widths[member.name] = _count_classes(held[member.name], member.name)
+            widths[member.name] = _count_classes(held[member.name], member)
         elif classes is None and (known := published_classes(member)) is not None:
             widths[member.name] = known
     if classes is not None:
@@ -155,28 +141,19 @@ def num_classes(
     return next(iter(widths.values()))
 
 
-def _count_classes(held: Held, name: str) -> int:
-    """K, the width of a network's logits for two blank images.
-
-    Raises UserError, with the model's `name`, where it does not take them or gives no logits.
-    """
-    images = torch.zeros(2, held.channels, held.size, held.size)
+def _count_classes(net: nn.Module, member: Member) -> int:
+    """K of a network's logits. Raises UserError where it does not take the images."""
+    channels, size = member.in_chans or 3, member.input_size or 0
     try:
-        with torch.no_grad():
-            logits = from_python.logits_in(held.net(images), name)
+        return count_classes(net, channels, size, member.name)
     except UserError as error:
         raise UserError(f"models: {error}") from None
     except Exception as error:  # whatever a network of the user's raises
         raise UserError(
-            f"models: {name} does not take images {list(images.shape)} "
+            f"models: {member.name} does not take images {[2, channels, size, size]} "
             f"({type(error).__name__}: {first_line(error)}); give "
             "netkin.Model(net, input_size=...) the size that it takes, or in_chans=1 for gray ones"
         ) from error
-    if logits.ndim != 2 or len(logits) != 2:
-        raise UserError(
-            f"models: {name} gives {list(logits.shape)} for 2 images, expected logits [2, classes]"
-        )
-    return logits.shape[1]
 
 
 _networks: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
@@ -220,7 +197,7 @@ def _parallel(net: nn.Module) -> nn.Module | None:
 
 def fingerprint(net: nn.Module) -> str:
     """A hash of a network: its state, and each module's class, source text and plain attributes."""
-    total = hashlib.sha256(from_python.weights_sha256(net).encode())
+    total = hashlib.sha256(weights_sha256(net).encode())
     for name, module in net.named_modules():
         kind = type(module)
         attributes = {

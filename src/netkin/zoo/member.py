@@ -1,5 +1,6 @@
-"""What a user writes for a model, checked before anything is built."""
+"""What a user writes for a model, checked before anything is built; and the dataset as a task."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -10,7 +11,6 @@ import timm
 
 from netkin.errors import UserError, near
 from netkin.zoo import sources
-from netkin.zoo.task import Task
 
 KINDS = ("timm", "torchvision", "transformers", "target")
 """Fields of which a member has exactly one: the source of its architecture."""
@@ -22,6 +22,30 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
 LONGEST = 200
 """Bytes of a name, as paths spell it: files are named for it, with 255 at most."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A dataset as classifiers are built for it.
+
+    Attributes:
+        dataset: its name, under which trained weights are stored.
+        num_classes: K.
+        weights: "train" (members are trained on the dataset's own training images) or
+            "pretrained" (published weights).
+        input_size: pixels a side for trained members; None takes each pretrained model's own.
+        fit: timm arguments that suit small images, tried in order; the first that an
+            architecture's constructor takes is used.
+        classes: their names; a pretrained ImageNet classifier can be compared on some of its
+            classes when they are WordNet ids.
+    """
+
+    dataset: str
+    num_classes: int
+    weights: str = "train"
+    input_size: int | None = None
+    fit: tuple[Mapping[str, Any], ...] = ({},)
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,8 +137,7 @@ def parse_members(
             f"members names {len(members)} model{'s' * (len(members) != 1)}, "
             f"expected {at_least} or more: similarity is between models"
         )
-    twice = [name for name, times in Counter(m.name for m in members).items() if times > 1]
-    if twice:
+    if twice := [name for name, n in Counter(m.name for m in members).items() if n > 1]:
         raise UserError(
             f"members names {', '.join(twice)} more than once; "
             "give each its own name: {name: ..., timm: ...}"
@@ -159,9 +182,7 @@ def _check_spelling(name: str, known: Mapping[str, Any]) -> None:
 def _one_kind(spec: dict[str, Any]) -> None:
     """Move a prefixed name to its field, and see to it that there is one architecture."""
     prefix, colon, rest = str(spec.get("timm") or "").partition(":")
-    if colon and prefix in PREFIXES:
-        if spec.get(prefix):
-            raise UserError(f"member {spec.get('name')!r} has both timm and {prefix}; give one")
+    if colon and prefix in PREFIXES and not spec.get(prefix):
         spec |= {"timm": "", prefix: rest}
         spec.setdefault("name", f"{prefix}:{rest}")
     kinds = [kind for kind in KINDS if spec.get(kind)]
@@ -185,14 +206,10 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _per_channel(value: Any) -> bool:
-    values = [value] if _is_number(value) else value
+def _per_channel(value: Any, above: float = -math.inf) -> bool:
+    values: Any = [value] if _is_number(value) else value
     listed = isinstance(values, Sequence) and not isinstance(values, str)
-    return listed and len(values) in (1, 3) and all(map(_is_number, values))
-
-
-def _positive_per_channel(value: Any) -> bool:
-    return _per_channel(value) and all(v > 0 for v in ([value] if _is_number(value) else value))
+    return listed and len(values) in (1, 3) and all(_is_number(v) and v > above for v in values)
 
 
 CHANNELS = "1 or 3 numbers{} for pixels in [0, 1], such as [0.5, 0.5, 0.5]"
@@ -215,7 +232,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool] | tuple, str]] = {
     "in_chans": ((1, 3), ""),
     "crop_pct": (lambda value: _is_number(value) and 0 < value <= 1, "in (0, 1]"),
     "mean": (_per_channel, CHANNELS.format("")),
-    "std": (_positive_per_channel, CHANNELS.format(" above 0")),
+    "std": (lambda value: _per_channel(value, above=0), CHANNELS.format(" above 0")),
 }
 """By field, a test or the values that it can have, and what is expected."""
 

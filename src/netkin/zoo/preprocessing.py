@@ -17,9 +17,10 @@ from timm.models._hub import _PREFERRED_FILES
 from netkin.data.views import View
 from netkin.errors import UserError
 from netkin.zoo import checkpoints, sources
-from netkin.zoo.member import Member
-from netkin.zoo.task import Task
+from netkin.zoo.member import Member, Task
 
+VIEW = ("crop_pct", "crop_mode", "interpolation")
+"""Fields of a view, besides its size."""
 DEFAULT = 0.5
 """Mean and standard deviation of each channel where none is known."""
 CONFIGS = ("pretrained_cfg", "data_config", "config", "args", "hyper_parameters", "hparams", "")
@@ -55,15 +56,10 @@ def preprocessing(member: Member, task: Task) -> Preprocessing:
             f"{member.name}: {problem}; give the member input_size, crop_pct, crop_mode and "
             "interpolation of its own"
         )
-    view = {
-        key: getattr(member, key) if getattr(member, key) is not None else config.get(key)
-        for key in ("crop_pct", "crop_mode", "interpolation")
-    }
-    return Preprocessing(
-        View(size, **{key: value for key, value in view.items() if value is not None}),
-        _each_channel(member, "mean", config),
-        _each_channel(member, "std", config),
-    )
+    view = {key: config[key] for key in VIEW if config.get(key) is not None}
+    view |= {key: getattr(member, key) for key in VIEW if getattr(member, key) is not None}
+    mean, std = (_each_channel(member, key, config) for key in ("mean", "std"))
+    return Preprocessing(View(size, **view), mean, std)
 
 
 def unknown_preprocessing(member: Member, task: Task) -> bool:
@@ -96,8 +92,7 @@ def known_config(member: Member, task: Task) -> dict[str, Any]:
 
 def _each_channel(member: Member, key: str, config: Mapping[str, Any]) -> tuple[float, ...]:
     channels = member.in_chans or config.get("in_chans") or 3
-    values = getattr(member, key)
-    given = values if values is not None else config.get(key, (DEFAULT,))
+    given = config.get(key, (DEFAULT,)) if getattr(member, key) is None else getattr(member, key)
     if len(set(given)) == 1:
         return tuple(given[:1]) * channels
     if len(given) != channels:
@@ -117,11 +112,7 @@ def _resolved(config: Mapping[str, Any]) -> dict[str, Any]:
 def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config in timm's words under the names of Member's fields."""
     size = config.get("input_size") or config.get("img_size") or config.get("image_size")
-    fields = {
-        key: config[key]
-        for key in ("crop_pct", "crop_mode", "interpolation")
-        if config.get(key) is not None
-    }
+    fields = {key: config[key] for key in VIEW if config.get(key) is not None}
     if isinstance(size, Sequence) and len(size) == 3 and size[0] in (1, 3):
         fields["in_chans"] = int(size[0])
     side = size[-1] if isinstance(size, Sequence) and size else size
@@ -190,10 +181,8 @@ def _numbers(value: Any) -> bool:
 
 def trained_here(path: Path) -> bool:
     """Whether a file of weights has netkin's notes beside it."""
-    notes = path.with_suffix(".json")
-    if path.suffix != ".safetensors" or not notes.is_file():
-        return False
     try:
-        return "made_of" in json.loads(notes.read_text())
+        notes = path.with_suffix(".json").read_text()
+        return path.suffix == ".safetensors" and "made_of" in json.loads(notes)
     except (OSError, ValueError, TypeError):
         return False

@@ -1,24 +1,51 @@
-"""Where networks come from: timm, torchvision, transformers, or a class of one's own.
+"""Where networks and their published weights come from.
 
-Each of these is a module with the functions of `Source`. Another one needs such a module, a line
-in SOURCES, and a field of `netkin.zoo.member.Member`.
+timm, torchvision, transformers, or a class of one's own: each is a `Source`. Another one needs such
+a class, a line in SOURCES, and a field of `netkin.zoo.member.Member`.
 """
 
+import hashlib
+import importlib
+import inspect
 import logging
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.error import HTTPError
+from urllib.parse import urlparse
 
-from torch import nn
+import timm
+import torchvision
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from timm.models import load_model_config_from_hf, split_model_name_tag
+from timm.models._factory import parse_model_name
+from timm.models._hub import (
+    _EXT_PRIORITY,
+    _PREFERRED_FILES,
+    _get_safe_alternatives,
+    download_cached_file,
+    get_cache_dir,
+    hf_split,
+    load_model_config_from_path,
+)
+from timm.models._registry import get_deprecated_models
+from torch.nn import Module
+from torchvision.models import get_model_builder, get_model_weights, list_models
 
-from netkin.errors import UserError, first_line
-from netkin.zoo import from_python, from_timm, from_torchvision, from_transformers
-from netkin.zoo.task import Task
+from netkin.errors import UserError, first_line, near
+from netkin.store.files import file_sha256
+from netkin.zoo.checkpoints import holds_arrays
+from netkin.zoo.from_transformers import Config, Transformers, crop_pct, files
 
 if TYPE_CHECKING:
-    from netkin.zoo.member import Member
+    from netkin.zoo.member import Member, Task
+
+HUB_FILE = "pytorch_model.bin"
+"""timm's name for a repository's weights; it prefers safetensors of the same name stem."""
 
 
 class Source(Protocol):
@@ -32,16 +59,14 @@ class Source(Protocol):
         """
         ...
 
-    def file(self, name: str, config: Mapping[str, Any], fetch: bool) -> Path | None:
+    def file(self, name: str, config: Config, fetch: bool) -> Path | None:
         """The file of the published weights; None where it is not on this machine.
 
         With `fetch` it is downloaded then. Raises what the library's client raises.
         """
         ...
 
-    def ways(
-        self, member: "Member", config: Mapping[str, Any], task: Task, size: int
-    ) -> list[dict[str, Any]]:
+    def ways(self, member: "Member", config: Config, task: "Task", size: int) -> list[Config]:
         """The arguments to build a network with, in the order in which they are tried.
 
         Args:
@@ -52,13 +77,7 @@ class Source(Protocol):
         """
         ...
 
-    def build(
-        self,
-        member: "Member",
-        config: Mapping[str, Any],
-        kwargs: Mapping[str, Any],
-        file: Path | None,
-    ) -> nn.Module:
+    def build(self, member: "Member", config: Config, kwargs: Config, file: Path | None) -> Module:
         """The network, with the published weights of `file` unless that is None.
 
         Raises what the library raises.
@@ -66,11 +85,264 @@ class Source(Protocol):
         ...
 
 
+class Timm:
+    """Names of timm's registry, `hf-hub:org/name` and `local-dir:folder`."""
+
+    def config(self, name: str) -> dict[str, Any]:
+        """Beside what all sources have: `architecture`, and the `arguments` of the model."""
+        if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+            return self._registered(get_deprecated_models().get(name) or name)
+        source, rest = parse_model_name(name)
+        load = load_model_config_from_hf if source == "hf-hub" else load_model_config_from_path
+        found, architecture, arguments = load(rest)
+        found = dict(found or {})
+        if not timm.is_model(str(architecture)):
+            raise UserError(
+                f"{name}: timm has no architecture {architecture!r}, which its config.json "
+                f"names{near(str(architecture), timm.list_models())}"
+            )
+        if "num_classes" not in found:
+            raise UserError(f"{name}: its config.json lacks num_classes in pretrained_cfg")
+        return self._described(found, str(architecture), dict(arguments or {}))
+
+    def _registered(self, name: str) -> dict[str, Any]:
+        architecture, tag = split_model_name_tag(name)
+        if not timm.is_model(architecture):
+            advice = "; a class of your own is {name: ..., _target_: my_pkg.MyNet}" if tag else ""
+            raise UserError(
+                f"timm has no model {name!r}{near(architecture, timm.list_models())} "
+                f"(all names: timm.list_models(){advice})"
+            )
+        tags = [split_model_name_tag(n)[1] for n in timm.list_pretrained(f"{architecture}.*")]
+        if tag and tag not in tags:
+            raise UserError(
+                f"timm's {architecture} has no weights tagged {tag!r}{near(tag, tags)} "
+                f"(tags: {', '.join(tags) or 'none'})"
+            )
+        found = timm.get_pretrained_cfg(name)
+        return self._described(found.to_dict() if found else {}, architecture, {})
+
+    def _described(self, config: dict[str, Any], architecture: str, arguments: dict) -> dict:
+        family = timm.model_entrypoint(architecture).__module__.split(".")[-1]
+        return config | {"family": family, "architecture": architecture, "arguments": arguments}
+
+    def file(self, name: str, config: Config, fetch: bool) -> Path | None:
+        """In the folder of a local model, the hub's cache, or torch's."""
+        if config.get("source") == "local-dir":
+            folder = Path(config["file"])
+            if fetch:
+                raise FileNotFoundError(
+                    f"{folder} holds no weights, such as {_PREFERRED_FILES[0]} or {HUB_FILE}"
+                )
+            others = (path for ext in _EXT_PRIORITY for path in sorted(folder.glob(f"*{ext}")))
+            preferred = (path for n in _PREFERRED_FILES if (path := folder / n).is_file())
+            return next(preferred, None) or next(others, None)
+        url, repository = config.get("url"), config.get("hf_hub_id")
+        if repository and (path := self._on_hub(repository, config, fetch)):
+            return path
+        if url and fetch:
+            return Path(download_cached_file(url, check_hash=True))
+        if url:
+            in_cache = Path(urlparse(url).path).name if isinstance(url, str) else url[1]
+            path = Path(get_cache_dir()) / in_cache
+            return path if path.is_file() else None
+        if fetch:
+            raise FileNotFoundError("timm knows no published weights of it")
+        return None
+
+    def _on_hub(self, repository: str, config: Config, fetch: bool) -> Path | None:
+        """The weights of a repository by the first of the names that timm takes, in its order."""
+        repo, revision = hf_split(repository)
+        name = config.get("hf_hub_filename") or HUB_FILE
+        names = [*_get_safe_alternatives(name), name]
+        if config.get("custom_load") == "hf" and config.get("hf_hub_filename"):
+            names = [name]
+        missing = None
+        for name in names:
+            path = try_to_load_from_cache(repo, name, revision=revision)
+            if isinstance(path, str):
+                return Path(path)
+            try:
+                if fetch:
+                    return Path(hf_hub_download(repo, name, revision=revision))
+            except LocalEntryNotFoundError:  # no network: another file's name will not help
+                raise
+            except EntryNotFoundError as error:
+                missing = error
+        if missing:
+            raise missing
+        return None
+
+    def ways(self, member: "Member", config: Config, task: "Task", size: int) -> list[Config]:
+        """As published, or with the task's arguments that suit its images, in order."""
+        channels = {} if member.in_chans in (None, 3) else {"in_chans": member.in_chans}
+        kwargs = {**channels, **member.kwargs}
+        if not config:
+            return [{"num_classes": task.num_classes, **fit, **kwargs} for fit in task.fit]
+        kwargs = {**config["arguments"], **kwargs}
+        if member.input_size in (None, config.get("input_size", [None])[-1]):
+            return [kwargs]
+        return [{"img_size": size, **kwargs}, kwargs]  # most convolutional networks take any size
+
+    def build(self, member: "Member", config: Config, kwargs: Config, file: Path | None) -> Module:
+        """See `Source`. Raises UserError where arguments do not go with the published weights."""
+        if not config:
+            return timm.create_model(member.timm, pretrained=False, **kwargs)
+        trained = {
+            "num_classes": config.get("num_classes"),
+            "in_chans": (config.get("input_size") or [3])[0],
+            **config["arguments"],  # timm exports both
+        }
+        for key in ("num_classes", "in_chans"):
+            if file and kwargs.get(key, trained[key]) != trained[key]:
+                raise UserError(
+                    f"{member.name}: kwargs.{key}={kwargs[key]} would put a layer of random "
+                    f"weights into the published {member.timm}; leave it out, or give a checkpoint"
+                )
+        # The file is the only source of weights, so that timm fetches nothing.
+        only = {"source": "", "hf_hub_id": None, "url": "", "file": file and str(file)}
+        if file is not None:
+            # A config's custom_load describes the file at its url, an array archive of the original
+            # authors. The hub holds the same weights as timm's state dict, except for "hf".
+            custom = config.get("custom_load", False)
+            hubs = custom == "hf" and file.name == config.get("hf_hub_filename")
+            only["custom_load"] = custom if hubs or (custom and holds_arrays(file)) else False
+        ours = ("family", "architecture", "arguments")
+        return timm.create_model(
+            config["architecture"],
+            pretrained=file is not None,
+            pretrained_cfg={k: v for k, v in config.items() if k not in ours} | only,
+            **kwargs,
+        )
+
+
+class Torchvision:
+    """Classifiers of torchvision, with the preprocessing that their own weights name."""
+
+    def _weights(self, name: str) -> Any:
+        """The weights (a member of torchvision's enumerations) of "resnet18" or "resnet18.NAME"."""
+        architecture, _, chosen = name.partition(".")
+        names = list_models(module=torchvision.models)
+        if architecture not in names:
+            raise UserError(
+                f"torchvision has no classifier {architecture!r}{near(architecture, names)}"
+            )
+        weights: Any = get_model_weights(architecture)
+        if chosen and chosen not in weights.__members__:
+            names = list(weights.__members__)
+            raise UserError(
+                f"torchvision's {architecture} has no weights {chosen!r}{near(chosen, names)} "
+                f"(there are {', '.join(names)})"
+            )
+        return weights[chosen] if chosen else weights.DEFAULT
+
+    def config(self, name: str) -> dict[str, Any]:
+        """See `Source`."""
+        weights = self._weights(name)
+        transforms: Any = weights.transforms()
+        (crop,), (resize,) = transforms.crop_size, transforms.resize_size
+        return {
+            "family": get_model_builder(name.partition(".")[0]).__module__.split(".")[-1],
+            "url": weights.url,
+            "num_classes": len(weights.meta["categories"]),
+            "input_size": (3, crop, crop),
+            "crop_pct": crop_pct(crop, resize),
+            "crop_mode": "center",
+            "interpolation": transforms.interpolation.value,
+            "mean": tuple(transforms.mean),
+            "std": tuple(transforms.std),
+        }
+
+    def file(self, name: str, config: Config, fetch: bool) -> Path | None:
+        """In torch's cache, where timm keeps files of a url, too."""
+        return SOURCES["timm"].file(name, config, fetch)
+
+    def ways(self, member: "Member", config: Config, task: "Task", size: int) -> list[Config]:
+        """Vision transformers take their images' size."""
+        kwargs = dict(member.kwargs)
+        if not member.uses_published(task) and task.weights == "train":
+            kwargs = {"num_classes": task.num_classes, **kwargs}
+        return [{"image_size": size, **kwargs}, kwargs]
+
+    def build(self, member: "Member", config: Config, kwargs: Config, file: Path | None) -> Module:
+        """See `Source`. The weights are those of torch's cache."""
+        name = member.torchvision
+        weights = self._weights(name) if file else None
+        return get_model_builder(name.partition(".")[0])(weights=weights, **kwargs)
+
+
+class Target:
+    """A class, or a function that returns a network, by its dotted name; nothing is published."""
+
+    def config(self, name: str) -> dict[str, Any]:
+        """See `Source`."""
+        return {"family": find(name).__name__}
+
+    def file(self, name: str, config: Config, fetch: bool) -> None:
+        """It brings its weights, or has a checkpoint."""
+
+    def ways(self, member: "Member", config: Config, task: "Task", size: int) -> list[Config]:
+        """The member's own arguments alone."""
+        return [dict(member.kwargs)]
+
+    def build(self, member: "Member", config: Config, kwargs: Config, file: Path | None) -> Module:
+        """See `Source`. Raises UserError where the call raises, or returns something else."""
+        try:
+            net = find(member.target)(**kwargs)
+        except Exception as error:  # a class of the user's raises what it will
+            raise UserError(
+                f"{member.name} ({member.target}) cannot be built ({type(error).__name__}: "
+                f"{first_line(error)}); see its kwargs"
+            ) from None
+        if not isinstance(net, Module):
+            raise UserError(
+                f"{member.name}: {member.target} must give an nn.Module, got an object of type "
+                f"{type(net).__name__}"
+            )
+        return net
+
+
+@cache
+def find(target: str) -> Callable[..., Any]:
+    """The class or function of a dotted name, imported.
+
+    Raises UserError when it cannot be imported or called.
+    """
+    module_name, dot, attribute = target.rpartition(".")
+    if not dot:
+        raise UserError(f"_target_ must be a dotted name such as my_pkg.MyNet, got {target!r}")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a module of the user's raises what it will
+        missing = str(getattr(error, "name", None))
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{missing}."):
+            advice = "start in its folder, put that on PYTHONPATH, or install it"
+            raise UserError(f"there is no module {missing} ({target}); {advice}") from None
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{module_name} cannot be imported ({reason})") from None
+    value = getattr(module, attribute, None)
+    if value is None:
+        file = getattr(module, "__file__", None)
+        origin = f"{module_name} ({file})" if file else module_name
+        raise UserError(f"{origin} has no {attribute!r}{near(attribute, dir(module))}")
+    if not callable(value):
+        raise UserError(f"{target} must be a class or a function, got {value!r}")
+    return value
+
+
+def source_sha256(target: str) -> str | None:
+    """The hash of a class's or function's own source text; None where there is none."""
+    try:
+        return hashlib.sha256(inspect.getsource(find(target)).encode()).hexdigest()
+    except (OSError, TypeError):  # defined in a console, or in C
+        return None
+
+
 SOURCES: dict[str, Source] = {
-    "timm": from_timm,
-    "torchvision": from_torchvision,
-    "transformers": from_transformers,
-    "target": from_python,
+    "timm": Timm(),
+    "torchvision": Torchvision(),
+    "transformers": Transformers(),
+    "target": Target(),
 }
 """By the field of a member that names its architecture."""
 
@@ -78,7 +350,8 @@ SOURCES: dict[str, Source] = {
 def _split(source: str) -> tuple[Source, str]:
     """The source and the name in it of "torchvision:name", and so on, or timm's name."""
     kind, colon, name = source.partition(":")
-    return (SOURCES[kind], name) if colon and kind in SOURCES else (from_timm, source)
+    known = colon and kind in SOURCES
+    return (SOURCES[kind], name) if known else (SOURCES["timm"], source)
 
 
 @cache
@@ -90,7 +363,7 @@ def config(source: str) -> dict[str, Any]:
     """
     library, name = _split(source)
     try:
-        with quiet_hub():
+        with _quiet_hub():
             return library.config(name)
     except UserError:
         raise
@@ -102,15 +375,8 @@ def config(source: str) -> dict[str, Any]:
         ) from None
 
 
-def file(source: str, fetch: bool = False) -> Path | None:
-    """The file of published weights on this machine; see `Source.file`."""
-    library, name = _split(source)
-    with quiet_hub():
-        return library.file(name, config(source), fetch)
-
-
 @contextmanager
-def quiet_hub() -> Iterator[None]:
+def _quiet_hub() -> Iterator[None]:
     """Without the hub client's warnings about its retries, for the block's time."""
     logger = logging.getLogger("huggingface_hub")
     before = logger.level
@@ -119,3 +385,67 @@ def quiet_hub() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+def fetch(names: dict[str, str]) -> Iterator[tuple[str, Path, str]]:
+    """The published weights of many members (member's name to that of its model), one by one: the
+    member, its file, and the hash of its bytes.
+
+    Raises one UserError at the end that lists all members whose weights cannot be had. After one
+    download has failed without a network, only the caches are searched.
+    """
+    missing: dict[str, str] = {}
+    offline = False
+    for member, source in names.items():
+        library, name = _split(source)
+        try:
+            with _quiet_hub():
+                path = library.file(name, config(source), fetch=False)
+                if path is None and not offline:
+                    path = library.file(name, config(source), fetch=True)
+            reason = "not tried: the network failed before"
+        except Exception as error:  # the hub's client, urllib and the disk have their own
+            path, reason, offline = None, first_line(error), offline or _no_network(error)
+        if path is None:
+            missing[member] = reason
+        else:
+            yield member, path, _sha256(path)
+    if missing:
+        reason = next(iter(missing.values()))
+        raise UserError(
+            f"the weights of {len(missing)} of {len(names)} members cannot be had: "
+            f"{', '.join(f'{member} ({names[member]})' for member in missing)}; the first failed "
+            f"with: {reason}. Fetch them on a machine with a network (they are then in "
+            f"{constants.HF_HUB_CACHE} and {get_cache_dir()}; copy those, or set HF_HUB_CACHE and "
+            "TORCH_HOME to them), or name local files: {name: ..., timm: ..., checkpoint: PATH}"
+        )
+
+
+def _no_network(error: BaseException) -> bool:
+    """Whether an error means that nothing can be fetched, rather than that one file is missing."""
+    if isinstance(error, LocalEntryNotFoundError):
+        return True
+    return not isinstance(error, HfHubHTTPError | HTTPError | FileNotFoundError | UserError)
+
+
+def _sha256(path: Path) -> str:
+    """The hash of a file, which the hub's cache names large files by; of an index of several files
+    the hash of their hashes."""
+    parts = files(path)
+    if parts != [path]:
+        return hashlib.sha256(" ".join(map(_sha256, parts)).encode()).hexdigest()
+    name = path.resolve().name
+    return name if re.fullmatch(r"[0-9a-f]{64}", name) else file_sha256(path)
+
+
+def model_page(source: str) -> str | None:
+    """The address of the page about a model, as `config` takes its name; None where there is none.
+    Names that timm has renamed are found, too. Nothing is read from a network."""
+    library, _, rest = source.partition(":")
+    if library in ("hf-hub", "transformers") and rest.count("/") == 1:
+        return f"https://huggingface.co/{rest}"
+    if library == "torchvision":
+        return "https://docs.pytorch.org/vision/stable/models.html"
+    name = get_deprecated_models().get(source) or source
+    found = timm.get_pretrained_cfg(name) if timm.is_model(split_model_name_tag(name)[0]) else None
+    return f"https://huggingface.co/{found.hf_hub_id}" if found and found.hf_hub_id else None

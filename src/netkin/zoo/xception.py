@@ -14,23 +14,20 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-default_cfgs = generate_default_cfgs(
-    {
-        "gluon_xception65.gluon_in1k": {
-            "url": "https://github.com/rwightman/pytorch-image-models/releases/download/"
-            "v0.1-weights/gluon_xception-7015a15c.pth",
-            "input_size": (3, 299, 299),
-            "crop_pct": 0.903,
-            "pool_size": (10, 10),
-            "interpolation": "bicubic",
-            "mean": IMAGENET_DEFAULT_MEAN,
-            "std": IMAGENET_DEFAULT_STD,
-            "num_classes": 1000,
-            "first_conv": "conv1",
-            "classifier": "fc",
-        }
-    }
-)
+RELEASES = "https://github.com/rwightman/pytorch-image-models/releases/download"
+PUBLISHED = {
+    "url": f"{RELEASES}/v0.1-weights/gluon_xception-7015a15c.pth",
+    "input_size": (3, 299, 299),
+    "crop_pct": 0.903,
+    "pool_size": (10, 10),
+    "interpolation": "bicubic",
+    "mean": IMAGENET_DEFAULT_MEAN,
+    "std": IMAGENET_DEFAULT_STD,
+    "num_classes": 1000,
+    "first_conv": "conv1",
+    "classifier": "fc",
+}
+default_cfgs = generate_default_cfgs({"gluon_xception65.gluon_in1k": PUBLISHED})
 
 
 def _separable(ins: int, outs: int, stride: int = 1) -> nn.Sequential:
