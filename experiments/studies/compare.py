@@ -3,7 +3,7 @@
 Each other one is a definition: a file, or the run's config with some values changed.
 
 - experiment=compare: two runs or files. Also where they differ most (differences, models.csv).
-- experiment=attacks: other attacks, scores of one direction, or a file (Appendix G; Fig. G.1, G.2).
+- experiment=attacks: other attacks, or scores of one direction (Appendix G; Fig. G.1, G.2).
 - experiment=precision: other precisions, of crafting and of targets, beside another seed, whose
   effect is chance alone.
 - experiment=budget: fewer, longer steps (attack.step_size=null), and fewer images, drawn at random
@@ -34,7 +34,7 @@ from experiments.cli.devices import on_cpu
 from experiments.cli.finish import terminal
 from experiments.cli.keys import naming
 from experiments.cli.members import build_members
-from experiments.cli.runs import command, matrix_name
+from experiments.cli.runs import command
 from experiments.cli.setting import build_attack, build_settings
 from experiments.cli.study import Study, family, study
 from netkin import similarity
@@ -157,8 +157,7 @@ def load(config: DictConfig, key: str) -> Matrix:
     """The matrix that a key names: sat69, a run's folder with a similarity.csv, or a CSV file."""
     if config[key] == "sat69":
         return sat69.load(config)[0]
-    one_sided = bool(config.get("one_sided"))
-    return matrix.read(csv(config, key), bool(config.symmetrise), one_sided)
+    return matrix.read(csv(config, key), bool(config.symmetrise))
 
 
 def two(
@@ -187,16 +186,7 @@ def two(
 
 
 def attacks(config: DictConfig) -> None:
-    """Other attacks, one direction, or a file."""
-    if config.similarity is not None and config.other is None:
-        raise UserError(
-            "similarity=path.csv names one matrix; name the other one with other=path.csv"
-        )
-    if config.other is not None:
-        with study(config) as s:
-            title = "two-sided" if s.measured else matrix_name(config)
-            compare(s, *two(s, title, str(config.other), load(config, "other")))
-        return
+    """Other attacks, or one direction."""
     if config.one_sided:
         with study(config) as s:
             assert s.measured is not None
@@ -500,7 +490,7 @@ def differences_section(
     drawing = heatmap_figure(difference, names, families, label, signed=True)
     table, caption = Matrix(names, difference).table(), text("difference", a=a.name, b=b.name)
     picture = s.outputs.figure("differences", drawing, table, caption)
-    shown = s.config.compare.pairs if "compare" in s.config else 10
+    shown = s.config.compare.pairs
     mean, first = float(pairs["difference"].to_numpy().mean()), models.row(0, named=True)
     listed = [
         f"{row['b']} and {row['a']} ({row['s_reference']:.2f} and {row['s_other']:.2f})"

@@ -367,9 +367,12 @@ def choose_teachers(s: Study) -> None:
     with naming_group("teachers", s.config.teachers):
         table = select.choose_teachers(names, similarities, number, above, seed)
     chosen, name = table.drop_nulls("chosen"), s.names[student]
-    groups = [{"above": "above the threshold"}.get(c, c or "not chosen") for c in table["chosen"]]
-    caption = text("teachers.caption", student=name, chosen=chosen.height, above=above)
-    picture = teacher_figure(s, "teachers", table, groups, name, caption)
+    s.outputs.table("teachers", table)
+    groups = [
+        f"{'above' if kind == 'above' else 'sampled below'} {above:g}" for kind in chosen["chosen"]
+    ]
+    caption = text("teachers.caption", student=name, chosen=chosen.height)
+    picture = teacher_figure(s, "teachers", chosen, groups, name, caption)
     scores, some = table["similarity"].to_numpy(), chosen["similarity"].to_numpy()
     share = np.ptp(some) / (np.ptp(scores) or 1.0)
     spans = "Yes" if verdict(share, threshold=SPANNED) == "Yes" else "Not certain"

@@ -67,7 +67,7 @@ def test_p_over_targets_is_uniform_where_there_is_nothing_and_small_where_there_
 
 
 def test_attacks(folder: Path) -> None:
-    """Two attacks, by the numbers of the pairwise study; some sources; one direction; two files."""
+    """Two attacks, by the numbers of the pairwise study; some sources; one direction."""
     run = on_four("attacks", folder, "attacks=[pgd,{attack: pgd, steps: 2}]", "permutations=99")
     has_figures(run, "attacks")
     table = pl.read_csv(run / "attacks.csv")
@@ -110,16 +110,6 @@ def test_attacks(folder: Path) -> None:
         k = pair["n"] * pair[rate]
         assert row["s_other"] == pytest.approx(np.log(100 * (k + 0.5) / (pair["n"] + 1)))
 
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(5, 5))
-    x = x + x.T
-    Matrix(tuple("abcde"), x).table().write_csv(folder / "x.csv")
-    Matrix(tuple("edcb"), 1 - x[:0:-1, :0:-1]).table().write_csv(folder / "y.csv")
-    arguments = [f"similarity={folder / 'x.csv'}", f"other={folder / 'y.csv'}", "logger=none"]
-    run = helpers.run("attacks", folder / "files", arguments)
-    (link,) = pl.read_csv(run / "correlations.csv").to_dicts()
-    assert link["r"] == pytest.approx(-1) and (link["models"], link["n"]) == (4, 6)
-
 
 def test_compare(folder: Path) -> None:
     """A run with itself, and with one of its members renamed and a score changed."""
@@ -141,6 +131,15 @@ def test_compare(folder: Path) -> None:
     assert {table["a"][0], table["b"][0]} == {"test_byobnet", "vit_ti"}
     page = (done / "report.html").read_text()
     assert "Not certain: 4 models are too few for a verdict." in page
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5, 5))
+    x = x + x.T
+    Matrix(tuple("abcde"), x).table().write_csv(folder / "x.csv")
+    Matrix(tuple("edcb"), 1 - x[:0:-1, :0:-1]).table().write_csv(folder / "y.csv")
+    arguments = [f"a={folder / 'x.csv'}", f"b={folder / 'y.csv'}", "logger=none"]
+    done = helpers.run("compare", folder / "files", arguments)
+    (link,) = pl.read_csv(done / "correlations.csv").to_dicts()
+    assert link["r"] == pytest.approx(-1) and (link["models"], link["n"]) == (4, 6)
     wrong = run_here("experiment=compare", f"a={first}", f"b={four}", cwd=folder)
     assert wrong.returncode == 1 and "share 2 models, expected 3" in wrong.stderr
 
@@ -235,7 +234,6 @@ def test_few_images_may_give_all_pairs_the_same_score() -> None:
         ("attacks attacks=[pgd,{attack:pgd,stepz:3}]", "pgd has no setting 'stepz'; did you"),
         ("attacks attacks=[pgd,{steps:3}]", "is an option or {attack: option, ...}"),
         ("attacks sources=[vit_x]", "sources: the run has no model 'vit_x'; did you mean vit_s"),
-        ("attacks similarity=none.csv", "name the other one with other=path.csv"),
         ("precision precisions=[32-true]", "precisions names 32-true, which is the run's own"),
         ("precision precisions=[tf32]", "precisions tf32 needs a GPU"),
         ("precision transfer.precision=tf32", "transfer.precision tf32 needs a GPU"),
