@@ -15,7 +15,7 @@ from netkin.errors import UserError
 from netkin.run import Processes
 from netkin.runner import Loader, Runner, device_of
 from netkin.store.lease import lease
-from netkin.training.job import Hardware
+from netkin.training.weights import Hardware
 from netkin.zoo.execution import Execution, check_execution
 
 AUTO = "auto"

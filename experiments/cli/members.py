@@ -15,8 +15,7 @@ from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.passes.decode import unreadable_images
 from netkin.results import Results
-from netkin.training import optimizer
-from netkin.training.recipe import Recipe
+from netkin.training.recipe import Recipe, check
 from netkin.training.weights import Training, trained_members
 from netkin.zoo.member import Member, parse_members
 
@@ -93,7 +92,7 @@ def build_recipe(config: DictConfig, key: str) -> Recipe:
     values = OmegaConf.select(config, key)
     recipe = construct(Recipe, key, values)
     with naming_group(key, values):
-        optimizer.check(recipe)
+        check(recipe)
     return recipe
 
 

@@ -26,9 +26,16 @@ from netkin.report.study import Outputs
 from netkin.results import Results
 from netkin.store.layout import Store
 from netkin.tracking import Tracker
-from netkin.training.job import Hardware
 from netkin.training.recipe import Recipe
-from netkin.training.weights import Teaching, Training, check_identity, curves, identity, notes
+from netkin.training.weights import (
+    Hardware,
+    Teaching,
+    Training,
+    check_identity,
+    curves,
+    identity,
+    notes,
+)
 from netkin.zoo.build import published_classes
 from netkin.zoo.member import Member, Task
 

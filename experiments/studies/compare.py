@@ -122,8 +122,8 @@ def defined(
     s: Study, name: str, outcomes: Outcomes, sources: Sequence[str] | None = None
 ) -> Definition:
     """The scores of outcomes: of both directions, or of the sources' images alone."""
-    sample = noise.sampled_scores if sources is None else noise.sampled_directions
-    sampled = sample(outcomes, s.config.score.bootstrap)
+    draws, one_sided = s.config.score.bootstrap, sources is not None
+    sampled = noise.sampled_scores(outcomes, draws, one_sided=one_sided)
     if sources is not None:
         sampled.values[[name not in sources for name in outcomes.members]] = np.nan
     return Definition(name, sampled.values, sampled)

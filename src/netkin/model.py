@@ -17,8 +17,8 @@ from netkin.zoo.build import (
     build,
     check_member,
     identity,
-    own_weights_sha256,
     preprocessing,
+    weights_sha256,
 )
 from netkin.zoo.member import Member, Task
 from netkin.zoo.preprocessing import Preprocessing, trained_here
@@ -90,7 +90,7 @@ class Model:
         if self.sha256 is not None:
             return self.sha256
         if self.brings_weights:
-            return own_weights_sha256(self.member, self.task)
+            return weights_sha256(self.build().net)
         assert self.weights is not None, f"weights of {self.name} have not been fetched"
         return file_sha256(self.weights)
 

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import laplacian
-from sklearn.cluster import SpectralClustering
 from sklearn.metrics import adjusted_rand_score
 
 from netkin.analysis import clusters, matrix
@@ -68,14 +67,6 @@ def test_neither_the_diagonal_nor_names_nor_units_matter(seed: int, n: int, k: i
     assert adjusted_rand_score(labels, clusters.spectral(3 * scores, k, restarts=10)) == 1
     renamed = np.random.default_rng(seed).permutation(k)[labels]
     assert (clusters.numbered(renamed, scores) == labels).all()
-
-
-def test_clusters_agree_with_scikit_learn_where_they_are_clear() -> None:
-    """Its features are scaled by degree instead of normalised by row: the same on clear blocks."""
-    scores = blocks([6, 5, 7, 4])
-    weights, _ = clusters.affinity(scores)
-    theirs = SpectralClustering(4, affinity="precomputed", random_state=0).fit_predict(weights)
-    assert adjusted_rand_score(theirs, clusters.spectral(scores, 4)) == 1
 
 
 def test_neighbours_in_number_are_alike() -> None:

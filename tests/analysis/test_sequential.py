@@ -53,9 +53,7 @@ def test_images_needed_shrink_with_the_square(h0: float, h: float, n: int) -> No
     assert images_needed(n, h0, h / 2) == pytest.approx(4 * images_needed(n, h0, h))
 
 
-@pytest.mark.parametrize(
-    ("width", "share"), [(0, 1), (-1, 1), ("x", 1), (1, 0), (1, 1.5), (1, "x")]
-)
+@pytest.mark.parametrize(("width", "share"), [(0, 1), (-1, 1), (1, 0), (1, 1.5)])
 def test_rules_that_no_run_could_follow(width: float, share: float) -> None:
     with pytest.raises(UserError, match=r"half_width must be above 0|share must be in \(0, 1\]"):
         Rule(width, share)

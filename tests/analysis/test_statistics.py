@@ -1,5 +1,8 @@
-"""Correlations and trends: properties, and parity with SciPy."""
+"""Correlations, trends and permutation tests: parity with SciPy, rates of errors; and verdicts."""
 
+import math
+from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,17 +11,159 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from netkin.analysis import statistics
-from netkin.analysis.statistics import correlations, pearson
+from netkin.analysis.statistics import (
+    associate,
+    correlations,
+    mantel,
+    over_models,
+    p_text,
+    pearson,
+    permutation_test,
+    trend,
+)
+from netkin.analysis.verdict import verdict
+from netkin.report.sentences import Sentences
 
 stats: Any = scipy_stats  # whose results are typed without their fields
+seeds = st.integers(0, 10_000)
+NAN = math.nan
 
 
 def normal(*shape: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape)
 
 
-seeds = st.integers(0, 10_000)
+def symmetric(n: int, seed: int) -> np.ndarray:
+    a = normal(n, n, seed=seed)
+    return a + a.T
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_mantel_uses_all_permutations_of_few_models(n: int) -> None:
+    a = symmetric(n, 0)
+    b = 0.4 * a + symmetric(n, 1)
+    pairs = np.tril_indices(n, k=-1)
+    found = mantel(a, b, permutations=10)
+    assert found.r == pytest.approx(stats.pearsonr(a[pairs], b[pairs]).statistic)
+    orders = [np.array(order) for order in permutations(range(n))]
+    moved = [abs(stats.pearsonr(a[pairs], b[np.ix_(o, o)][pairs]).statistic) for o in orders]
+    assert found.permutations == len(orders) and found.every
+    assert found.p == pytest.approx(np.mean([m >= abs(found.r) - 1e-12 for m in moved]))
+    assert f"(all {len(orders)} permutations)" in associate(a, b).sentence()
+
+
+def test_drawn_permutations_near_all_of_them() -> None:
+    a = symmetric(8, 0)
+    b = 0.3 * a + symmetric(8, 1)
+    every, drawn = mantel(a, b, 40_320), mantel(a, b, 20_000)
+    assert every.every and not drawn.every and drawn.permutations == 20_000
+    assert drawn.p == pytest.approx(every.p, abs=4 * np.sqrt(every.p * (1 - every.p) / 20_000))
+
+
+def test_mantel_is_uniform_where_there_is_nothing() -> None:
+    """Pairs that share models: r varies more than for independent pairs, and p knows it."""
+    found = []
+    for seed in range(200):
+        position = normal(2, 12, seed=seed)  # models on two lines that do not know of each other
+        a, b = (np.abs(x[:, None] - x) for x in position)
+        found.append(associate(a, b, permutations=199, seed=seed))
+    sound = np.mean([a.test.p <= 0.05 for a in found])
+    naive = np.mean([a.pairs.p <= 0.05 for a in found])
+    assert 0.01 <= sound <= 0.1
+    assert naive > sound + 0.05
+
+
+@given(st.integers(4, 9), seeds)
+def test_mantel_does_not_know_the_order_or_direction(n: int, seed: int) -> None:
+    a, b = symmetric(n, seed), symmetric(n, seed + 1)
+    order = np.random.default_rng(seed).permutation(n)
+    r = mantel(a, b, 199).r
+    assert mantel(b, a, 199).r == pytest.approx(r)
+    moved = mantel(a[np.ix_(order, order)], b[np.ix_(order, order)], 199)
+    assert moved.r == pytest.approx(r) and 0 < moved.p <= 1
+    same = mantel(a, a, 199)
+    assert same.r == pytest.approx(1) and same.p < 0.15
+
+
+def test_mantel_takes_both_directions_where_they_differ_and_skips_holes() -> None:
+    a, b = symmetric(6, 3), normal(6, 6, seed=4)
+    off = ~np.eye(6, dtype=bool)
+    assert associate(a, b, 99).pairs.n == 30
+    assert mantel(a, b, 99).r == pytest.approx(stats.pearsonr(a[off], b[off]).statistic)
+    b = symmetric(6, 5)
+    b[0, 1] = b[1, 0] = np.nan
+    np.fill_diagonal(b, np.nan)
+    found = associate(a, b, 99)
+    assert found.pairs.n == 14 and np.isfinite(found.test.p)
+    constant = mantel(a, np.ones((6, 6)), 99)
+    assert np.isnan([constant.r, constant.p]).all() and constant.permutations == 0
+    assert "too few" in associate(a[:2, :2], b[:2, :2], 99).sentence()
+
+
+def residual(y: np.ndarray, *controls: np.ndarray) -> np.ndarray:
+    z = np.column_stack([np.ones(len(y)), *controls])
+    return y - z @ np.linalg.lstsq(z, y, rcond=None)[0]
+
+
+@given(st.integers(4, 8), seeds, st.booleans())
+def test_partial_r_is_that_of_residuals(n: int, seed: int, holes: bool) -> None:
+    a, b, c = (symmetric(n, seed + i) for i in range(3))
+    pairs = np.tril_indices(n, k=-1)
+    if holes:
+        b[1, 0] = b[0, 1] = np.nan
+        pairs = tuple(axis[1:] for axis in pairs)
+    found = mantel(a, b, 99, controls=[c])
+    x, y = (residual(m[pairs], c[pairs]) for m in (a, b))
+    assert found.r == pytest.approx(stats.pearsonr(x, y).statistic)
+    assert np.isnan(mantel(a, 2 * c, 99, controls=[c]).r)  # nothing is left of b
+
+
+def test_partial_mantel_is_uniform_where_the_control_explains_all() -> None:
+    """Both matrices follow the accuracies of the models, and have nothing else in common."""
+    plain, partial = [], []
+    for seed in range(150):
+        accuracy, *u = normal(3, 10, seed=seed)
+        control = accuracy[:, None] + accuracy
+        a, b = (control + 0.5 * (np.abs(v[:, None] - v) + symmetric(10, seed)) for v in u)
+        b = b - 0.5 * symmetric(10, seed) + 0.5 * symmetric(10, seed + 1000)
+        plain.append(mantel(a, b, 199, seed).p)
+        partial.append(mantel(a, b, 199, seed, [control]).p)
+    assert np.mean(np.array(plain) <= 0.05) > 0.8
+    assert np.mean(np.array(partial) <= 0.05) < 0.12
+
+
+def test_the_interval_over_models_covers() -> None:
+    """Matrices u_i + u_j + pair, of correlated u: the r of infinitely many models is 0.6."""
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(150):
+        u = rng.multivariate_normal([0, 0], [[1, 0.6], [0.6, 1]], 15).T
+        e = rng.multivariate_normal([0, 0], [[1, 0.6], [0.6, 1]], (15, 15))
+        a, b = (v[:, None] + v + np.tril(e[:, :, i], -1) for i, v in enumerate(u))
+        a, b = (np.tril(m, -1) + np.tril(m, -1).T for m in (a, b))
+        low, high = over_models(a, b)
+        held += low <= 0.6 <= high
+    assert 0.88 <= held / 150 <= 0.99
+    assert np.isnan(over_models(a[:4, :4], b[:4, :4])).all()
+    few = associate(a[:4, :4], b[:4, :4])
+    assert "too few for an interval or a verdict" in few.sentence() and "nan" not in few.sentence()
+    assert few.row()["models_low"] is None
+
+
+def test_permutation_of_observations_is_scipys() -> None:
+    x = normal(25, seed=0)
+    y = 0.3 * x + normal(25, seed=1)
+    theirs = stats.pearsonr(x, y, method=stats.PermutationMethod(n_resamples=9999, rng=2))
+    assert permutation_test(x, y).p == pytest.approx(theirs.pvalue, abs=0.025)
+    assert permutation_test(x, y) == permutation_test(x, y, seed=0)
+    assert np.isnan(permutation_test([1, 2], [1, 2]).p)
+    assert permutation_test([1, 2, 3], [1, 2, 4]).text() == "p = 0.33 (all 6 permutations)"
+
+
+def test_p_says_when_it_is_the_least_that_can_be() -> None:
+    assert p_text(0.0001, 9999) == "≤ 0.0001"
+    assert p_text(0.0002, 9999) == "= 0.0002"
+    assert p_text(1 / 6, 6) == "= 0.17"  # of all 6
+    assert p_text(np.nan) == "undefined"
 
 
 @given(st.integers(5, 40), seeds)
@@ -29,15 +174,6 @@ def test_pearson_is_scipys(n: int, seed: int) -> None:
     assert (ours.r, ours.p, ours.n) == pytest.approx((theirs.statistic, theirs.pvalue, n))
     assert (ours.low, ours.high) == pytest.approx((low, high))
     assert -1 <= ours.low <= ours.r <= ours.high <= 1
-
-
-@given(st.integers(4, 20), seeds, st.floats(0.1, 10), st.floats(-5, 5))
-def test_pearson_does_not_know_units(n: int, seed: int, scale: float, shift: float) -> None:
-    x, y = normal(2, n, seed=seed)
-    r = pearson(x, y).r
-    assert pearson(y, x).r == pytest.approx(r)
-    assert pearson(scale * x + shift, y).r == pytest.approx(r)
-    assert pearson(-x, y).r == pytest.approx(-r)
 
 
 def test_pearson_leaves_unknown_pairs_out_and_knows_when_it_cannot_say() -> None:
@@ -66,13 +202,13 @@ def test_rows_are_correlated_one_by_one(rows: int, n: int, seed: int, holes: boo
 @given(st.integers(3, 30), seeds)
 def test_trend_is_least_squares_with_students_band(n: int, seed: int) -> None:
     x, y = normal(2, n, seed=seed)
-    line = statistics.trend(x, y, level=0.9, points=7)
+    line = trend(x, y, level=0.9, points=7)
     assert line is not None
     theirs = stats.linregress(x, y)
     assert (line.slope, line.intercept) == pytest.approx((theirs.slope, theirs.intercept))
     assert line.x[0] == x.min() and line.x[-1] == x.max()
     # At x = 0 the mean's standard error is that of the intercept.
-    at_zero = statistics.trend(np.r_[x, np.nan], np.r_[y, 0.0], points=100_001)
+    at_zero = trend(np.r_[x, np.nan], np.r_[y, 0.0], points=100_001)
     assert at_zero is not None
     if x.min() < 0 < x.max():
         i = int(np.abs(at_zero.x).argmin())
@@ -82,5 +218,40 @@ def test_trend_is_least_squares_with_students_band(n: int, seed: int) -> None:
 
 
 def test_there_is_no_trend_of_two_points_or_a_constant() -> None:
-    assert statistics.trend([1, 2], [1, 2]) is None
-    assert statistics.trend([1, 1, 1], [1, 2, 3]) is None
+    assert trend([1, 2], [1, 2]) is None
+    assert trend([1, 1, 1], [1, 2, 3]) is None
+
+
+@pytest.mark.parametrize(
+    ("effect", "given", "expected"),
+    [
+        (0.4, {"interval": (0.1, 0.7)}, "Yes"),
+        (-0.4, {"interval": (-0.7, -0.1)}, "No"),
+        (0.4, {"interval": (0.0, 0.7)}, "Not certain"),
+        (0.4, {"interval": (0.1, 0.7), "threshold": 0.5}, "Not certain"),
+        (0.4, {"interval": (0.1, 0.45), "threshold": 0.5}, "No"),
+        (0.4, {"interval": (NAN, 0.7)}, "Not certain"),
+        (0.4, {"interval": (None, None)}, "Not certain"),
+        (0.4, {"p": 0.05}, "Not certain"),
+        (0.4, {"p": 0.049}, "Yes"),
+        (-0.4, {"p": 0.01}, "No"),
+        (0.4, {"p": NAN}, "Not certain"),
+        (0.4, {"interval": (0.1, 0.7), "p": 0.2}, "Not certain"),
+        (0.4, {"interval": (0.1, 0.7), "enough": False}, "Not certain"),
+        (NAN, {"p": 0.01}, "Not certain"),
+        (3, {"threshold": 2}, "Yes"),
+    ],
+)
+def test_verdict(effect: float, given: dict[str, Any], expected: str) -> None:
+    assert verdict(effect, **given) == expected
+
+
+def test_sentences_are_filled_by_verdict_and_number(tmp_path: Path) -> None:
+    file = tmp_path / "s.toml"
+    file.write_text('[a]\nYes = "Yes: {n} model{n:s} {n:is} {share:.0%}."\nNo = "No."\n')
+    text = Sentences(file)
+    assert text("a", "Yes", n=1, share=0.5) == "Yes: 1 model is 50%."
+    assert text("a", "Yes", n=2, share=0.5) == "Yes: 2 models are 50%."
+    for wrong in (("a", "Not certain"), ("a.Yes",), ("b",)):
+        with pytest.raises(KeyError):
+            text(*wrong)

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from netkin.attacks import PatchFool
-from netkin.attacks.base import frozen
-from netkin.attacks.patchfool import attention_loss, attention_maps, patch_mask, without_conflict
+from netkin.attacks.patchfool import without_conflict
 from netkin.errors import UserError
 from netkin.zoo.build import Classifier
 from tests.conftest import Mistake
@@ -73,21 +72,6 @@ def loss_by_hand(heads: list[Tensor], token: int) -> Tensor:
     mean = sum(heads) / len(heads)
     assert isinstance(mean, Tensor)
     return sum((row[token].log() for row in mean), torch.zeros(())) / len(mean)
-
-
-def test_maps_are_the_attention_of_every_layer(source: Classifier, pixels: Tensor) -> None:
-    with attention_maps(source.net) as maps:
-        logits = source(pixels)
-    assert len(maps) == 4 and maps[0].shape == (2, 2, 17, 17)
-    for i, image in enumerate(pixels):
-        theirs, layers = attention_by_hand(source, image)
-        torch.testing.assert_close(logits[i], theirs)
-        for ours, heads in zip(maps, layers, strict=True):
-            torch.testing.assert_close(ours[i], torch.stack(heads))
-            torch.testing.assert_close(
-                attention_loss(ours, torch.tensor([3, 16]))[i],
-                loss_by_hand(heads, (3, 16)[i]).to(ours),
-            )
 
 
 def patch_fool_by_hand(
@@ -158,23 +142,6 @@ def test_surgery(seed: int, surgery: str) -> None:
     assert torch.equal(without_conflict(g, torch.zeros_like(g), surgery), g)
 
 
-@given(
-    st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(0, 9)
-)
-def test_patches_cover_their_pixels(
-    height: int, width: int, rows: int, columns: int, seed: int
-) -> None:
-    pixels = torch.zeros(1, 3, height * rows, width * columns)
-    torch.manual_seed(seed)
-    patches = torch.randperm(rows * columns)[:2]
-    mask = patch_mask(patches[None], (height, width), pixels)
-    expected = torch.zeros(pixels.shape[-2:], dtype=torch.bool)
-    for patch in patches.tolist():
-        row, column = divmod(patch, columns)
-        expected[row * height : (row + 1) * height, column * width : (column + 1) * width] = True
-    assert torch.equal(mask[0, 0], expected)
-
-
 @pytest.mark.parametrize(("eps", "choice"), [(None, "attention"), (0.1, "random")])
 def test_only_so_many_patches_change(
     source: Classifier, pixels: Tensor, choice: str, eps: float | None
@@ -229,15 +196,6 @@ def test_what_does_not_fit_is_refused(pixels: Tensor) -> None:
     assert PatchFool(patches=17).unfit(vit()) == "has 16 patches, not 17"
 
 
-def test_fused_attention_is_back_after_an_error(source: Classifier) -> None:
-    before = [block.attn.fused_attn for block in source.net.blocks]  # type: ignore[union-attr]
-    with pytest.raises(RuntimeError), frozen(source), attention_maps(source.net):
-        raise RuntimeError
-    after = [block.attn.fused_attn for block in source.net.blocks]  # type: ignore[union-attr]
-    assert after == before
-    assert not any(module._forward_hooks for module in source.modules())
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -260,7 +218,6 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     "overrides",
     [
         ("attack=patchfool",),
-        ("experiment=attacks", "attacks=[pgd,patchfool]"),
         ("experiment=attacks", "attacks=[pgd,patchfool]", "sources=[vit_ti,test_resnet]"),
     ],
 )

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from netkin.data.sources import open_compatible, open_folder, open_imagenet
+from netkin.data.imagenet import open_compatible, open_imagenet
+from netkin.data.sources import open_folder
 from netkin.errors import UserError
 from tests.data.test_sources import PIXELS, WNIDS, by_id, imagenet, picture
 

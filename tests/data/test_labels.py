@@ -35,7 +35,6 @@ def labelled(root: Path, text: str | bytes, *classes: str, name: str = "labels.c
         "filename,label\na.png,0\nb.png,2\nc d.png,1\n",
         'Image Id\tClass\n"a.png"\t0\n"b.png"\t2\n"c d.png"\t1\n',
         "label,width,image\n0,40,a.png\n2,40,b.png\n1,40,c d.png\n",
-        "0,a.png\n2,b.png\n1,c d.png\n",
         "val/a.png 0\nval/b.png 2\n./data/val/c d.png 1\n",
         "val\\a.png,0\nval\\b.png,2\nval\\c d.png,1\n",
         "train/a.png 1\nval/a.png 0\nval/b.png 2\nval/c d.png 1\n",
@@ -44,10 +43,9 @@ def labelled(root: Path, text: str | bytes, *classes: str, name: str = "labels.c
         "a.png ant\nb.png cat\nc d.png bee\n",
         "0\n2\n1\n",
         "ant\ncat\nbee\n",
-        "a.png 0\nb.png 2\nc d.png 1\n".encode("utf-16"),
     ],
 )
-def test_a_label_file_in_any_dress(root: Path, text: str | bytes) -> None:
+def test_a_label_file_in_any_dress(root: Path, text: str) -> None:
     images = labelled(root, text, "ant", "bee", "cat")
     assert (images.ids, images.labels) == (list(NAMES), [0, 2, 1])
     assert images.load(2).size == (40, 24)
@@ -61,7 +59,6 @@ def test_what_a_label_file_is_taken_for_is_noted(root: Path) -> None:
     assert (images.labels, images.classes) == ([0, 2, 1], ["1", "2", "3"])
     assert images.notes == (
         f"left out 2 files or folders of {root}/val: 1 hidden, 1 without a line in labels.csv",
-        "the header of labels.csv is filename, label",
         "1 lines of labels.csv are of another split",
         "labels in labels.csv are numbered from 1 to 3: 1 was subtracted",
     )

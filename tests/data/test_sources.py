@@ -16,10 +16,10 @@ from PIL import Image
 from scipy.io import savemat
 from timm.data import ImageNetInfo
 
-from netkin.data.decode import UnreadableImage, decode, rgb
 from netkin.data.digits import Digits
-from netkin.data.images import Images, Part
-from netkin.data.sources import open_folder, open_imagenet
+from netkin.data.imagenet import open_imagenet
+from netkin.data.images import Images, Part, UnreadableImage, decode, rgb
+from netkin.data.sources import open_folder
 from netkin.data.subset import draw, fingerprint, from_manifest
 from netkin.errors import UserError
 

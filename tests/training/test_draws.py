@@ -56,7 +56,7 @@ def test_repeated_augmentation_as_in_deit() -> None:
     images = np.array([draw.image for draw in epoch_draws])
     assert (images[: 255 * 3].reshape(-1, 3) == images[: 255 * 3 : 3, None]).all()
     assert len(set(images)) == len(epoch_draws) // 3
-    assert len({draw.place for draw in epoch_draws}) == len(epoch_draws)
+    assert len({draw.position for draw in epoch_draws}) == len(epoch_draws)
 
 
 def test_order_depends_on_seed_and_epoch() -> None:
@@ -77,13 +77,13 @@ def augmented() -> Augmented:
 
 
 def test_a_draw_is_the_same_whatever_was_drawn_before(augmented: Augmented) -> None:
-    draw = Draw(image=7, epoch=3, place=11)
+    draw = Draw(image=7, epoch=3, position=11)
     first, label = augmented[draw]
     seeded(5)
     assert (augmented[Draw(8, 0, 0)][0] != first).any()
     again, _ = augmented[draw]
     assert (first == again).all() and label == augmented.labels[7]
-    others = [augmented[draw._replace(epoch=e, place=p)][0] for e, p in ((3, 12), (4, 11))]
+    others = [augmented[draw._replace(epoch=e, position=p)][0] for e, p in ((3, 12), (4, 11))]
     assert all((first != other).any() for other in others)
 
 

@@ -26,12 +26,10 @@ from netkin.store.files import file_sha256
 from netkin.store.layout import Store
 from netkin.training import checkpoint
 from netkin.training.checkpoint import Checkpoint
-from netkin.training.fit import Fit, fit
-from netkin.training.job import Hardware, Job
-from netkin.training.optimizer import make_optimizer, make_schedule
-from netkin.training.recipe import Recipe
+from netkin.training.fit import Fit, Job, fit
+from netkin.training.recipe import Recipe, make_optimizer, make_schedule
 from netkin.training.train import make_job, pixels_and_labels, train
-from netkin.training.weights import Training, identity, is_trained, trained_members
+from netkin.training.weights import Hardware, Training, identity, is_trained, trained_members
 from netkin.zoo.build import Task, build
 from netkin.zoo.member import Member, parse_members
 
@@ -402,7 +400,7 @@ def test_adversarial_training_trains_on_what_the_attack_finds(
 def test_a_checkpoint_of_another_training(tmp_path: Path) -> None:
     job = job_of(replace(RECIPE, epochs=1), tmp_path)
     fit(build(MEMBER, TASK), job)
-    with pytest.raises(UserError, match=r"training with name = small, now it is other: continue"):
+    with pytest.raises(UserError, match=r"trained with name = small, now it is other: continue"):
         fit(build(MEMBER, TASK), replace(job, identity={"name": "other"}))
     job.last.write_bytes(job.last.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"is not a training checkpoint, or is damaged"):

@@ -16,7 +16,6 @@ from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from netkin.attacks import PGD, PatchFool
 from netkin.errors import UserError
 from netkin.zoo.build import Classifier
 from netkin.zoo.execution import MEMORY_FORMATS, Execution, check_execution, prepare
@@ -222,19 +221,6 @@ def test_what_cannot_be_compiled_runs_without_and_says_so(
         "test_byobnet is not compiled, and runs without: no C++ compiler"
     )
     assert fast.size is None and torch.allclose(fast(images()), model(images()), atol=1e-4)
-
-
-def test_attacks_see_a_classifier() -> None:
-    """PGD crafts within rounding of what it does on the model; Patch-Fool finds its layers."""
-    model = classifier("test_vit", img_size=32, patch_size=8)
-    x, labels = images(), model(images()).argmax(1)
-    keys = [str(i) for i in range(len(x))]
-    fast = prepare(model, Execution(), x)
-    plain, quick = (PGD(steps=3).perturb(m, x, labels, keys) for m in (model, fast))
-    assert ((plain - quick).abs() < 1e-6).float().mean() > 0.99
-    attack = PatchFool(steps=2)
-    assert attack.unfit(fast) is None and attack.looks_inside
-    assert attack.perturb(fast, x, labels, keys).shape == x.shape
 
 
 class Twice(nn.Module):

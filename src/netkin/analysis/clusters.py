@@ -70,12 +70,10 @@ EQUAL = 1e-9
 
 def check_k(k: Any, n: int) -> None:
     """Raises UserError unless `choose_k` accepts k for a matrix of n models."""
-    if k == "auto":
-        if n < 3:
-            raise UserError(f"k=auto takes at least 3 models, got {n}")
+    if k == "auto" and n < 3:
+        raise UserError(f"k=auto takes at least 3 models, got {n}")
+    if k == "auto" or k is None:
         return
-    if k is None:
-        k = 2
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 2:
         raise UserError(f"k must be a whole number of 2 or more, or auto, got {k!r}")
     if k > n:

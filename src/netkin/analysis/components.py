@@ -80,8 +80,8 @@ def keywords(table: pl.DataFrame, labels: NDArray, top: int = 5) -> pl.DataFrame
         models with this value, and share_of_all, of all models.
     """
     components = table.columns[1:]
-    documents = [[(c, row[c]) for c in components] for row in table.iter_rows(named=True)]
-    counter = TfidfVectorizer(analyzer=_words)  # pyright: ignore[reportArgumentType]
+    documents = [list(row.items())[1:] for row in table.iter_rows(named=True)]
+    counter = TfidfVectorizer(analyzer=list)  # pyright: ignore[reportArgumentType]
     weights = np.asarray(counter.fit_transform(documents).todense())  # type: ignore[union-attr]
     words = list(counter.get_feature_names_out())
     # Ties go to the component that comes first in the table.
@@ -92,18 +92,10 @@ def keywords(table: pl.DataFrame, labels: NDArray, top: int = 5) -> pl.DataFrame
         for rank, word in enumerate(np.lexsort((first, -mean.round(9)))[:top], start=1):
             component, value = words[word]
             has = (table[component] == value).to_numpy()
-            rows.append(
-                {
-                    "cluster": cluster + 1,
-                    "rank": rank,
-                    "component": component,
-                    "value": value,
-                    "tf_idf": float(mean[word]),
-                    "share": float(has[labels == cluster].mean()),
-                    "share_of_all": float(has.mean()),
-                }
-            )
-    return pl.DataFrame(rows)
+            shares = float(has[labels == cluster].mean()), float(has.mean())
+            rows.append((cluster + 1, rank, component, value, float(mean[word]), *shares))
+    schema = ["cluster", "rank", "component", "value", "tf_idf", "share", "share_of_all"]
+    return pl.DataFrame(rows, schema=schema, orient="row")
 
 
 SHARED, RARER = 0.75, 0.25
@@ -128,12 +120,12 @@ def shared_values(table: pl.DataFrame, labels: NDArray, top: int = 3) -> pl.Data
     """
     rows = []
     for cluster in range(int(labels.max()) + 1):
-        own, found = labels == cluster, []
+        inside, found = labels == cluster, []
         for component in table.columns[1:]:
             for value in table[component].unique(maintain_order=True):
                 has = (table[component] == value).to_numpy()
-                share = float(has[own].mean())
-                others = float(has[~own].mean()) if (~own).any() else 0.0
+                share = float(has[inside].mean())
+                others = float(has[~inside].mean()) if (~inside).any() else 0.0
                 if share >= SHARED and share - others >= RARER:
                     found.append((cluster + 1, component, value, share, others))
         rows += sorted(found, key=lambda row: row[4] - row[3])[:top]
@@ -144,31 +136,23 @@ def shared_values(table: pl.DataFrame, labels: NDArray, top: int = 3) -> pl.Data
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
-def _words(document: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    return document
-
-
 def agreement(ours: pl.DataFrame, theirs: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Two tables of the same models, in the same order, compared cell by cell.
 
     Returns a row per component that both have (component, cells, agree, share), and a row per cell
     that differs (model, component, ours, theirs).
     """
-    names = ours.to_series(0).to_list()
     shared = [c for c in ours.columns[1:] if c in theirs.columns[1:]]
-    counts, differ = [], []
-    for component in shared:
-        same = (ours[component] == theirs[component]).to_numpy()
-        counts.append((component, len(same), int(same.sum()), float(same.mean())))
-        differ += [
-            (names[i], component, ours[component][int(i)], theirs[component][int(i)])
-            for i in np.flatnonzero(~same)
-        ]
-    return (
-        pl.DataFrame(counts, schema=["component", "cells", "agree", "share"], orient="row"),
-        pl.DataFrame(
-            differ,
-            schema=dict.fromkeys(("model", "component", "ours", "theirs"), pl.String),
-            orient="row",
-        ),
+    cells = [
+        pl.DataFrame({"model": ours[:, 0], "ours": ours[c], "theirs": theirs[c]}).with_columns(
+            component=pl.lit(c)
+        )
+        for c in shared
+    ]
+    schema = dict.fromkeys(("model", "component", "ours", "theirs"), pl.String)
+    both = pl.concat([pl.DataFrame(schema=schema), *(cell.select(*schema) for cell in cells)])
+    same = pl.col("ours") == pl.col("theirs")
+    counts = both.group_by("component", maintain_order=True).agg(
+        cells=pl.len().cast(pl.Int64), agree=same.sum().cast(pl.Int64), share=same.mean()
     )
+    return counts, both.filter(~same)

@@ -40,6 +40,27 @@ def noise_rates(outcomes: Outcomes) -> NDArray[np.float64]:
         return (outcomes.noise & outcomes.correct).sum(axis=1) / outcomes.correct.sum(axis=1)
 
 
+OUTCOMES = np.array(list(np.ndindex(2, 2, 2, 2)), dtype=float)
+"""[16, 4]: whether a's image fools the other, the other's image a, noise the other, and noise a."""
+
+
+def _counts(outcomes: Outcomes, a: int, others: slice) -> NDArray[np.float64]:
+    """How many images of X have each of OUTCOMES, of a model and others [P, 16]."""
+    assert outcomes.noise is not None
+    mask = both_correct(outcomes, a, others)
+    noise = np.broadcast_to(outcomes.noise[a], mask.shape)
+    columns = (
+        outcomes.fooled[a, others],
+        outcomes.fooled[others, a],
+        outcomes.noise[others],
+        noise,
+    )
+    code = sum(column.astype(np.intp) << (3 - k) for k, column in enumerate(columns))
+    cells = np.where(mask, code, 16) + 17 * np.arange(len(mask))[:, None]
+    counts = np.bincount(cells.ravel(), minlength=17 * len(mask)).reshape(-1, 17)
+    return counts[:, :16].astype(float)
+
+
 def pair_table(outcomes: Outcomes, z: float = Z_95) -> pl.DataFrame:
     """One row a pair, in the order of `netkin.similarity.pairs`.
 
@@ -51,16 +72,14 @@ def pair_table(outcomes: Outcomes, z: float = Z_95) -> pl.DataFrame:
 
     def columns(a: int, others: slice) -> dict[str, NDArray]:
         counts = _counts(outcomes, a, others)
-        n = counts.sum(axis=(1, 2, 3, 4))
-        f, g, q, r = np.meshgrid(*[np.array([0.0, 1.0])] * 4, indexing="ij")
-        excess = ((f - q) + (g - r)) / 2
-        mean = (counts * excess).sum(axis=(1, 2, 3, 4)) / n
-        square = (counts * excess**2).sum(axis=(1, 2, 3, 4)) / n
+        n, excess = counts.sum(axis=1), OUTCOMES @ (0.5, 0.5, -0.5, -0.5)
+        mean, square = counts @ excess / n, counts @ excess**2 / n
         half = z * np.sqrt(np.maximum(square - mean**2, 0)) / np.sqrt(n)
+        *_, noise_b, noise_a = (counts @ OUTCOMES / n[:, None]).T
         rate, low, high = _rates(counts, z)
         return {
-            "noise_fools_a": counts.sum(axis=(1, 2, 3))[:, 1] / n,
-            "noise_fools_b": counts.sum(axis=(1, 2, 4))[:, 1] / n,
+            "noise_fools_a": noise_a,
+            "noise_fools_b": noise_b,
             "above_noise": mean - half > 1e-12,
             "corrected": rate,
             "corrected_low": low,
@@ -84,26 +103,9 @@ def directions_at_chance(outcomes: Outcomes) -> int:
     """How many of the N (N - 1) directions fool the target no more often than noise does."""
     n, count = len(outcomes.members), 0
     for a in range(n):
-        counts = _counts(outcomes, a, slice(0, n))
-        fooled, noise = counts.sum(axis=(2, 3, 4))[:, 1], counts.sum(axis=(1, 2, 4))[:, 1]
-        count += int((fooled <= noise).sum() - (fooled[a] <= noise[a]))
+        fooled, _, noise, _ = (_counts(outcomes, a, slice(0, n)) @ OUTCOMES).T
+        count += int(np.delete(fooled <= noise, a).sum())
     return count
-
-
-def _counts(outcomes: Outcomes, a: int, others: slice) -> NDArray[np.float64]:
-    """How many images of X have each combination of outcomes, [P, 2, 2, 2, 2].
-
-    The axes: whether a's images fool the other, the other's images a, noise the other, and noise a.
-    """
-    assert outcomes.noise is not None
-    mask = both_correct(outcomes, a, others)
-    code = 8 * outcomes.fooled[a, others].astype(np.uint8)
-    code += 4 * outcomes.fooled[others, a].astype(np.uint8)
-    code += 2 * outcomes.noise[others].astype(np.uint8) + outcomes.noise[a].astype(np.uint8)
-    code[~mask] = 16
-    cells = code.astype(np.intp) + 17 * np.arange(len(code))[:, None]
-    counts = np.bincount(cells.ravel(), minlength=17 * len(code)).reshape(-1, 17)[:, :16]
-    return counts.reshape(-1, 2, 2, 2, 2).astype(float)
 
 
 def _rates(
@@ -115,36 +117,22 @@ def _rates(
     half) and both, so that equal outcomes do not count as certain. A direction whose target noise
     always fools counts as 0, and the interval's upper end as 1.
     """
-    n = counts.sum(axis=(1, 2, 3, 4))
-    fooled = np.stack([counts.sum(axis=(2, 3, 4))[:, 1], counts.sum(axis=(1, 3, 4))[:, 1]])
-    noise = np.stack([counts.sum(axis=(1, 2, 4))[:, 1], counts.sum(axis=(1, 2, 3))[:, 1]])
-    kept, unfooled = 1 - noise / n, 1 - fooled / n  # [2, P]: 1 - q, 1 - p
-    known = kept > 0
-    safe = np.where(known, kept, 1.0)
-    rates = np.where(known, 1 - unfooled / safe, 0.0)
-    # How each image moves the rate: the derivatives of 1 - (1 - p) / (1 - q). An image's move is
-    # linear in its outcomes, [fooled, noise] in each direction; three more have the mean noise.
-    to_fooled, to_noise = known / safe, known * unfooled / safe**2
-    mean = (1 - unfooled, 1 - kept)
-    total, square = np.zeros(len(n)), np.zeros(len(n))
-    for index in np.ndindex(2, 2, 2, 2):
-        f, g, q, r = index
-        moves = sum(
-            to_fooled[k] * (x - mean[0][k]) - to_noise[k] * (y - mean[1][k])
-            for k, (x, y) in enumerate(((f, q), (g, r)))
-        )
-        weight = counts[(slice(None), *index)]
-        total += weight * moves / 2
-        square += weight * (moves / 2) ** 2
-    for x in (0.0, 0.5, 1.0):
-        moves = sum(to_fooled[k] * (x - mean[0][k]) for k in range(2))
-        total += moves / 2
-        square += (moves / 2) ** 2
-    images = n + 3
-    deviation = np.sqrt(np.maximum(square / images - (total / images) ** 2, 0))
-    half = z * deviation / np.sqrt(n)
-    rate, unknown = rates.mean(axis=0), (~known).mean(axis=0)  # such a direction has any rate
-    return rate, rate - half, np.minimum(rate + half + unknown, 1.0)
+    n = counts.sum(axis=1)
+    p, q = np.hsplit(counts @ OUTCOMES / n[:, None], 2)  # [P, 2], by direction
+    known = q < 1
+    kept = np.where(known, 1 - q, 1.0)
+    rate = np.where(known, 1 - (1 - p) / kept, 0.0).mean(axis=1)
+    # How each image moves the rate: the derivatives of 1 - (1 - p) / (1 - q), times its outcomes'
+    # differences from their means [P, image, direction]; three more images have the mean noise.
+    by_p, by_q = (known / kept)[:, None], (known * (1 - p) / kept**2)[:, None]
+    moves = (OUTCOMES[:, :2] - p[:, None]) * by_p - (OUTCOMES[:, 2:] - q[:, None]) * by_q
+    more = (np.array([[0.0], [0.5], [1.0]]) - p[:, None]) * by_p
+    moves = np.concatenate([moves, more], axis=1).mean(axis=2)
+    weights = np.hstack([counts, np.ones((len(counts), 3))])
+    mean, square = ((weights * moves**k).sum(axis=1) / (n + 3) for k in (1, 2))
+    half = z * np.sqrt(np.maximum(square - mean**2, 0)) / np.sqrt(n)
+    # A direction whose rate is not known has any rate.
+    return rate, rate - half, np.minimum(rate + half + (~known).mean(axis=1), 1.0)
 
 
 @dataclass(frozen=True)

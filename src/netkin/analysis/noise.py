@@ -162,17 +162,18 @@ def halves(n: int, splits: int = SPLITS, seed: int = 0) -> NDArray[np.float64]:
     return np.stack([first, ~first], axis=1).reshape(2 * splits, n).astype(float)
 
 
-def sampled_scores(outcomes: Outcomes, draws: int, splits: int = SPLITS) -> Sampled:
-    """The matrix of smoothed scores in nats on samples of the images.
-
-    NaN where a half or a draw leaves a pair without images.
-    """
-    parts = halves(len(outcomes.image_ids), splits)
-    return Sampled(
-        similarity.smoothed_matrix(outcomes),
-        similarity.bootstrap(outcomes, draws),
-        similarity.bootstrap(outcomes, counts=parts),
-    )
+def sampled_scores(
+    outcomes: Outcomes, draws: int, splits: int = SPLITS, one_sided: bool = False
+) -> Sampled:
+    """The matrix of smoothed scores in nats on samples of the images, or that of one direction,
+    [a, b] of a's images on b. NaN where a half or a draw leaves a pair without images."""
+    images = len(outcomes.image_ids)
+    samples = similarity.resample(images, draws), halves(images, splits)
+    if one_sided:
+        whole, scores = similarity.one_sided(outcomes), similarity.one_sided
+    else:
+        whole, scores = similarity.smoothed_matrix(outcomes), similarity.bootstrap
+    return Sampled(whole, *(scores(outcomes, counts=counts) for counts in samples))
 
 
 def simulated_draws(
@@ -196,16 +197,6 @@ def simulated_draws(
     result = square(similarity.smoothed(counts, images), len(scores))
     result[:, *np.diag_indices(len(scores))] = np.diag(scores)
     return result
-
-
-def sampled_directions(outcomes: Outcomes, draws: int, splits: int = SPLITS) -> Sampled:
-    """`sampled_scores` of one direction: [a, b] is the score of a's images on b."""
-    images = len(outcomes.image_ids)
-    return Sampled(
-        similarity.one_sided(outcomes),
-        similarity.one_sided(outcomes, similarity.resample(images, draws)),
-        similarity.one_sided(outcomes, halves(images, splits)),
-    )
 
 
 def ceiling(x_halves: NDArray, y_halves: NDArray) -> float:

@@ -32,12 +32,10 @@ class Rule:
     eps_s: float = EPS_S
 
     def __post_init__(self) -> None:
-        for name, most in (("half_width", math.inf), ("share", 1)):
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 < value <= most:
-                expected = "above 0 (nats)" if name == "half_width" else "in (0, 1]"
-                raise UserError(f"{name} must be {expected}, got {value!r}")
+        if not self.half_width > 0:
+            raise UserError(f"half_width must be above 0 (nats), got {self.half_width!r}")
+        if not 0 < self.share <= 1:
+            raise UserError(f"share must be in (0, 1], got {self.share!r}")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from netkin.data.decode import stamp
+from netkin.data.images import stamp
 from netkin.errors import UserError
 
 SLACK = 1e-4
@@ -26,8 +26,7 @@ class Arrays:
         pixels: [N, C, H, W] uint8, C = 3, or 1 for gray.
         labels: [N], in [0, len(classes)).
         ids: [N].
-        classes: names.
-        notes: see `Images`.
+        classes, notes: see `Images`.
     """
 
     pixels: NDArray[np.uint8]
@@ -38,12 +37,11 @@ class Arrays:
 
     def with_classes(self, classes: Sequence[str]) -> "Arrays":
         """The same images with names of classes. Raises UserError where a label has none."""
-        wrong = [label for label in self.labels if not 0 <= label < len(classes)]
-        if wrong:
+        low, high, k = min(self.labels), max(self.labels), len(classes)
+        if low < 0 or high >= k:
+            from_one = "; they seem to be counted from 1" if (low, high) == (1, k) else ""
             raise UserError(
-                f"labels must be in 0 to {len(classes) - 1} for {len(classes)} classes, got "
-                f"{min(self.labels)} to {max(self.labels)}"
-                + ("; they seem to be counted from 1" if _from_one(self.labels, classes) else "")
+                f"labels must be in 0 to {k - 1} for {k} classes, got {low} to {high}{from_one}"
             )
         return replace(self, classes=list(classes))
 
@@ -60,10 +58,6 @@ class Arrays:
         return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
-def _from_one(labels: Sequence[int], classes: Sequence[str]) -> bool:
-    return min(labels) == 1 and max(labels) == len(classes)
-
-
 def read(images: Any, labels: Any, ids: Sequence[str] | None = None) -> Arrays:
     """Images in memory, without names of classes.
 
@@ -78,7 +72,7 @@ def read(images: Any, labels: Any, ids: Sequence[str] | None = None) -> Arrays:
     if labels is None:
         pixels, numbers = _batches(images)
     else:
-        pixels, numbers = as_pixels(images), as_labels(labels)
+        pixels, numbers = _pixels(images), _labels(labels)
     n = len(pixels)
     if len(numbers) != n:
         raise UserError(f"labels must be one an image: {n} images, {len(numbers)} labels")
@@ -95,7 +89,7 @@ def read(images: Any, labels: Any, ids: Sequence[str] | None = None) -> Arrays:
     return Arrays(pixels, numbers.tolist(), names)
 
 
-def as_pixels(images: Any) -> NDArray[np.uint8]:
+def _pixels(images: Any) -> NDArray[np.uint8]:
     """[N, C, H, W] uint8 of images as `read` takes them. Raises UserError."""
     if isinstance(images, torch.Tensor):
         images = images.detach().cpu()
@@ -111,16 +105,13 @@ def as_pixels(images: Any) -> NDArray[np.uint8]:
             f"shape {list(array.shape)}"
             + ("; the channels are last: use images.transpose(0, 3, 1, 2)" if last else "")
         )
-    if array.dtype == np.uint8:
-        return array
+    if array.dtype == np.uint8 or not array.size:
+        return array.astype(np.uint8, copy=False)
     if not np.issubdtype(array.dtype, np.floating):
         raise UserError(f"images must be floating in [0, 1], or uint8, got {array.dtype}")
-    if not array.size:
-        return array.astype(np.uint8)
-    if not np.isfinite(array).all():
-        bad = int((~np.isfinite(array)).any(axis=(1, 2, 3)).sum())
-        raise UserError(f"images must be finite, got NaN or infinite pixels in {bad} of them")
     low, high = float(array.min()), float(array.max())
+    if not np.isfinite([low, high]).all():
+        raise UserError("images must be finite, got NaN or infinite pixels")
     if low < -SLACK or high > 1 + SLACK:
         hint = (
             "divide them by 255, or give them as uint8"
@@ -132,7 +123,7 @@ def as_pixels(images: Any) -> NDArray[np.uint8]:
     return np.rint(array.clip(0, 1) * 255).astype(np.uint8)
 
 
-def as_labels(labels: Any) -> NDArray[np.int64]:
+def _labels(labels: Any) -> NDArray[np.int64]:
     """[N] class indices. Raises UserError."""
     if isinstance(labels, torch.Tensor):
         labels = labels.detach().cpu().numpy()
@@ -155,16 +146,15 @@ def _batches(batches: Any) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     pixels, labels = [], []
     for batch in batches:
         if not isinstance(batch, list | tuple) or len(batch) != 2:
+            length = f" of {len(batch)}" if isinstance(batch, list | tuple) else ""
             raise UserError(
                 "images must be batches (images, labels), a tuple or list of two, got a "
-                f"{type(batch).__name__}"
-                + (f" of {len(batch)}" if isinstance(batch, list | tuple) else "")
+                f"{type(batch).__name__}{length}"
             )
-        pixels.append(as_pixels(batch[0]))
-        labels.append(as_labels(batch[1]))
+        pixels.append(_pixels(batch[0]))
+        labels.append(_labels(batch[1]))
     if not pixels:
         raise UserError("images must be one or more, got no batch")
-    shapes = {array.shape[1:] for array in pixels}
-    if len(shapes) > 1:
+    if len(shapes := {array.shape[1:] for array in pixels}) > 1:
         raise UserError(f"images must be of one size, got {sorted(map(list, shapes))[:3]}")
     return np.concatenate(pixels), np.concatenate(labels)

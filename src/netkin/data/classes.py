@@ -40,18 +40,15 @@ def order_note(names: Sequence[str], what: str, class_order: str) -> list[str]:
     if class_order != "text" or list(names) == natural:
         return []
     k = next(k for k, name in enumerate(names) if name != natural[k])
-    text, other = (_around(order, k) for order in (names, natural))
+    before = "..., " if k > 2 else ""
+    text, other = (
+        f"{before}{', '.join(order[max(0, k - 2) : k + 1])}, ..." for order in (names, natural)
+    )
     numbers = "numbers, read " if all(map(str.isdecimal, names)) else ""
     return [
         f"{what} are {numbers}in text order ({text}); models that were trained through timm have "
         f"them in natural order ({other}): take class_order=natural for those"
     ]
-
-
-def _around(names: Sequence[str], k: int) -> str:
-    """Some names up to the one at k: "..., 1, 10, ..."."""
-    before = "..., " if k > 2 else ""
-    return f"{before}{', '.join(names[max(0, k - 2) : k + 1])}, ..."
 
 
 def read_classes(value: Any) -> list[str]:
@@ -89,16 +86,13 @@ def _from_file(path: Path) -> list[str]:
             raise ValueError("it holds no list")
         if not all(isinstance(name, str | int) for name in content):
             raise ValueError("its list holds other things than names")
-    except OSError as error:
-        problem = error.strerror or str(error)
-    except (ValueError, KeyError, yaml.YAMLError) as error:
-        problem = " ".join(str(error).split())[:200]
-    else:
         return [str(name) for name in content]
-    raise UserError(
-        f"classes={path} cannot be read ({problem}); expected a list of names, or a file with one "
-        "name a line, or a JSON or YAML list of them"
-    )
+    except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
+        problem = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise UserError(
+            f"classes={path} cannot be read ({problem}); expected a list of names, or a file with "
+            "one name a line, or a JSON or YAML list of them"
+        ) from None
 
 
 def numbered(highest: int, where: str) -> list[str]:
@@ -133,18 +127,17 @@ def labels_of(
 
     Raises UserError for a label that is no class.
     """
-    distinct, given = set(written.values()), bool(classes)
+    distinct, notes = set(written.values()), []
     if not classes and not all(map(_is_index, distinct)):
         classes = in_order(distinct, class_order)
+        notes = order_note(classes, "classes", class_order)
     if classes and distinct <= set(classes):
-        notes = [] if given else order_note(classes, "classes", class_order)
-        place = {name: k for k, name in enumerate(classes)}
-        return [place[label] for label in written.values()], list(classes), notes
+        index = {name: k for k, name in enumerate(classes)}
+        return [index[label] for label in written.values()], list(classes), notes
     values = {image: int(label) for image, label in written.items() if _is_index(label)}
     low, high = min(values.values(), default=0), max(values.values(), default=0)
     if len(values) < len(written):
         first = first or 0  # names and numbers: an error below
-    notes = []
     if first is None:
         expected = len(classes) or len(distinct)
         first = int(low >= 1 and high == expected > 1)
@@ -152,15 +145,14 @@ def labels_of(
             notes = [f"labels in {where} are numbered from 1 to {high}: 1 was subtracted"]
         elif low >= 1:
             notes = [f"no label in {where} is 0: they are read as counted from 0"]
-    if not classes:
-        classes = numbered(high, where)[first:]
+    classes = list(classes) or numbered(high, where)[first:]
     for image, label in written.items():
         if not 0 <= values.get(image, -1) - first < len(classes):
             raise UserError(
                 f"{where}: label {label} of {image} is out of range; expected one of "
                 f"{len(classes)} class names, or {first} to {len(classes) - 1 + first}"
             )
-    return [values[image] - first for image in written], list(classes), notes
+    return [values[image] - first for image in written], classes, notes
 
 
 def _is_index(label: str) -> bool:
@@ -179,8 +171,7 @@ def class_words(classes: Sequence[str]) -> list[str]:
     (ImageNet's two cranes have the id beside it as well). Numbers stay: only a dataset's own list
     of classes says what they are.
     """
-    info = _imagenet()
-    lemmas = [_lemmas(info, name) for name in classes]
+    lemmas = [_lemmas(name) for name in classes]
     short = [lemma.split(",")[0] for lemma in lemmas]
     shorts, longs = Counter(short), Counter(lemmas)
     return [
@@ -189,10 +180,8 @@ def class_words(classes: Sequence[str]) -> list[str]:
     ]
 
 
-def _lemmas(info: ImageNetInfo, name: str) -> str:
-    if not re.fullmatch(r"n\d{8}", name):
-        return name
+def _lemmas(name: str) -> str:
     try:
-        return info.label_name_to_description(name)
-    except KeyError:  # of WordNet, but not of ImageNet-22k
+        return _imagenet().label_name_to_description(name)
+    except KeyError:  # not of ImageNet-22k
         return name

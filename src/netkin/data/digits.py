@@ -2,28 +2,18 @@
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from netkin.data.decode import stamp
+from netkin.data.images import stamp
 from netkin.errors import UserError
 
 SIDE = 32
 """Pixels a side, up from 8: four pixels for each of the scan's."""
-
-
-@cache
-def _scans() -> tuple[list[Image.Image], np.ndarray]:
-    """(1,797 images, 32 x 32 RGB; labels, [1797])."""
-    digits: Any = load_digits()
-    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # [1797, 8, 8] in 0..255
-    scans = [Image.fromarray(scan) for scan in grey]
-    size = (SIDE, SIDE)
-    return [s.resize(size, Image.Resampling.BICUBIC).convert("RGB") for s in scans], digits.target
 
 
 @dataclass(frozen=True)
@@ -45,6 +35,8 @@ class Digits:
     test_size: int = 500
     seed: int = 0
     per_class: int | None = None
+    classes: ClassVar[list[str]] = [str(digit) for digit in range(10)]
+    notes: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         if self.split not in ("train", "test"):
@@ -55,28 +47,14 @@ class Digits:
             raise UserError(f"per_class of the digits must be 1 or more, got {self.per_class}")
 
     @property
-    def classes(self) -> list[str]:
-        """The digits 0 to 9."""
-        return [str(digit) for digit in range(10)]
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Nothing is left out or guessed."""
-        return ()
-
-    @property
-    def _numbers(self) -> list[int]:
-        return _part(self.split, self.test_size, self.seed, self.per_class)
-
-    @property
     def ids(self) -> list[str]:
         """Such as digits/0042."""
-        return [f"digits/{number:04d}" for number in self._numbers]
+        return [f"digits/{number:04d}" for number in _numbers(self)]
 
     @property
     def labels(self) -> list[int]:
         """0 to 9."""
-        return [int(_scans()[1][number]) for number in self._numbers]
+        return [int(_scans()[1][number]) for number in _numbers(self)]
 
     def stamp(self, index: int) -> str:
         """Tells the scan at a position from another of the same id."""
@@ -85,25 +63,29 @@ class Digits:
 
     def load(self, index: int) -> Image.Image:
         """The scan at a position, 32 x 32 8-bit RGB."""
-        return _scans()[0][self._numbers[index]].copy()
+        return _scans()[0][_numbers(self)[index]].copy()
 
 
 @cache
-def _split(test_size: int, seed: int) -> tuple[list[int], list[int]]:
-    labels = _scans()[1]
+def _scans() -> tuple[list[Image.Image], np.ndarray]:
+    """(1,797 images, 32 x 32 RGB; labels, [1797])."""
+    digits: Any = load_digits()
+    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # [1797, 8, 8] in 0..255
+    scans = [Image.fromarray(scan) for scan in grey]
+    size = (SIDE, SIDE)
+    return [s.resize(size, Image.Resampling.BICUBIC).convert("RGB") for s in scans], digits.target
+
+
+@cache
+def _numbers(part: Digits) -> list[int]:
+    """The images of a part by their numbers, in order."""
+    labels, test_size, seed = _scans()[1], part.test_size, part.seed
     train, test = train_test_split(
         np.arange(len(labels)), test_size=test_size, stratify=labels, random_state=seed
     )
-    return sorted(map(int, train)), sorted(map(int, test))
-
-
-@cache
-def _part(split: str, test_size: int, seed: int, per_class: int | None) -> list[int]:
-    numbers = _split(test_size, seed)[split == "test"]
-    if per_class is None:
+    numbers = sorted(map(int, test if part.split == "test" else train))
+    if part.per_class is None:
         return numbers
-    labels, few = _scans()[1], []
     drawn = np.random.default_rng(seed).permutation(numbers)
-    for digit in range(10):
-        few.extend(drawn[labels[drawn] == digit][:per_class].tolist())
-    return sorted(few)
+    few = [drawn[labels[drawn] == digit][: part.per_class] for digit in range(10)]
+    return sorted(map(int, np.concatenate(few)))

@@ -1,4 +1,8 @@
-"""The image files of folders and tar files, and which files in them are left out."""
+"""The image files of folders, tar files and WebDataset shards, and what in them is left out.
+
+timm's readers find the same files; ours keep ids that are the same on every machine, count what is
+left out, know splits, and read an archive's images at random without an index beside it.
+"""
 
 import os
 import tarfile
@@ -8,16 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from netkin.data.classes import in_order, natural_key, numbered, order_note
-from netkin.data.decode import File, Slice, Source
-from netkin.data.images import Labelled
+from netkin.data.images import File, Labelled
 from netkin.errors import UserError, and_more
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2")
 """Of files that are images: those of torchvision's ImageFolder, and JPEG 2000."""
-LITTER_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "lost+found")
+LITTER = ("__MACOSX", "@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "lost+found")
 """Folders that file systems and other programs leave beside images."""
-THUMBNAILS = ("SYNOPHOTO_", "SYNOFILE_", "SYNOINDEX_")
-"""What the names of a Synology disk station's thumbnails begin with."""
 LINK = "link within the archive (make it with tar --dereference --hard-dereference)"
 SPLITS = {"val": ("val", "validation", "test"), "train": ("train",)}
 """What a split's folder may be called."""
@@ -30,7 +31,7 @@ class Entry:
 
     path: str
     image_id: str
-    source: Source
+    source: File
 
     @property
     def is_image(self) -> bool:
@@ -64,10 +65,10 @@ class Listing:
         kinds = self.left_out + (also or Counter())
         if not kinds:
             return []
-        total, number = printable(self.root), kinds.total()
         counts = ", ".join(f"{n:,} {printable(kind)}" for kind, n in kinds.most_common())
-        what = "1 file or folder" if number == 1 else f"{number:,} files or folders"
-        return [f"left out {what} of {total}: {counts}"]
+        n = kinds.total()
+        what = "1 file or folder" if n == 1 else f"{n:,} files or folders"
+        return [f"left out {what} of {printable(self.root)}: {counts}"]
 
 
 def is_image(path: str) -> bool:
@@ -80,15 +81,9 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def litter(name: str, folder: bool) -> str | None:
+def litter(name: str) -> str | None:
     """The kind of a file or folder that a program left, by its name; None for all others."""
-    if name.startswith("."):
-        return "hidden folder" if folder else "hidden"
-    if folder and name in LITTER_FOLDERS:
-        return f"{name} folder"
-    if not folder and name.startswith(THUMBNAILS):
-        return "thumbnail of a Synology disk station"
-    return None
+    return "hidden" if name.startswith(".") else f"{name} folder" if name in LITTER else None
 
 
 def walk(root: Path) -> Listing:
@@ -104,46 +99,33 @@ def walk(root: Path) -> Listing:
     left_out: Counter[str] = Counter()
     folders: list[str] = []
 
-    def visit(folder: str, below: str, holders: frozenset[tuple[int, int]]) -> None:
+    def visit(folder: str, below: str, holders: frozenset[str]) -> None:
         try:
-            status = os.stat(folder)
             content = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
             raise UserError(
                 f"the folder {printable(folder)} cannot be listed ({error.strerror}); make it "
                 "readable, or remove it"
             ) from None
-        holders |= {(status.st_dev, status.st_ino)}
+        holders |= {os.path.realpath(folder)}
         for entry in content:
-            kind = _kind(entry, holders)
-            if kind == "folder":
+            link, path = entry.is_symlink(), below + entry.name
+            if kind := litter(entry.name):
+                left_out[kind] += 1
+            elif os.path.isdir(entry.path) if link else entry.is_dir():
+                if link and os.path.realpath(entry.path) in holders:
+                    left_out["link back"] += 1
+                    continue
                 if not below:
                     folders.append(entry.name)
-                visit(entry.path, f"{below}{entry.name}/", holders)
-            elif kind == "file":
-                path = below + entry.name
-                entries.append(Entry(path, path, File(str(root), path)))
+                visit(entry.path, f"{path}/", holders)
+            elif (is_image(path) or os.path.isfile(entry.path)) if link else entry.is_file():
+                entries.append(Entry(path, path, File(entry.path, str(root))))
             else:
-                left_out[kind] += 1
+                left_out["link to nothing" if link else "neither file nor folder"] += 1
 
     visit(str(root), "", frozenset())
     return Listing(str(root), entries, folders, left_out)
-
-
-def _kind(entry: os.DirEntry[str], holders: frozenset[tuple[int, int]]) -> str:
-    """Of a file or folder: "file", "folder", or why it is left out."""
-    try:
-        folder, file = entry.is_dir(), entry.is_file()
-    except OSError:  # a link to itself
-        folder = file = False
-    if kind := litter(entry.name, folder):
-        return kind
-    if folder:
-        status = entry.stat()
-        return "link back" if (status.st_dev, status.st_ino) in holders else "folder"
-    if file or (entry.is_symlink() and is_image(entry.name)):
-        return "file"
-    return "link to nothing" if entry.is_symlink() else "neither file nor folder"
 
 
 def by_folder(
@@ -164,14 +146,6 @@ def by_folder(
     `classes` lacks one.
     """
     root, folders = listing.root, listing.folders
-    if len(folders) < 2:
-        flat = sum("/" not in entry.path for entry in listing.images)
-        beside = f" beside {flat:,} images" if flat else ""
-        raise UserError(
-            f"{root} holds {len(folders)} class folders{beside}, expected two or more: "
-            f"{root}/<class>/<image>; images without class folders need a file of lines "
-            "'image label' (labels=FILE)"
-        )
     by_class: dict[str, list[Entry]] = {name: [] for name in folders}
     outside: Counter[str] = Counter()
     for entry in listing.entries:
@@ -182,6 +156,14 @@ def by_folder(
             by_class[top].append(entry)
         else:
             outside["images outside the class folders"] += 1
+    if len(folders) < 2:
+        flat = outside["images outside the class folders"]
+        beside = f" beside {flat:,} images" if flat else ""
+        raise UserError(
+            f"{root} holds {len(folders)} class folders{beside}, expected two or more: "
+            f"{root}/<class>/<image>; images without class folders need a file of lines "
+            "'image label' (labels=FILE)"
+        )
     if empty := [name for name in folders if not by_class[name]]:
         more = f" (nor do {len(empty) - 1} others)" if len(empty) > 1 else ""
         raise UserError(
@@ -213,21 +195,18 @@ def by_folder(
     )
 
 
-def is_tar(root: str) -> bool:
+def is_tar(path: Path) -> bool:
     """Whether a path is a tar file, or a folder of tar files.
 
     A folder with other folders in it has its images there, whatever archives lie beside them.
     """
-    path = Path(root).expanduser()
-    if path.suffix == ".tar":
-        return True
-    if not path.is_dir():
-        return False
+    if path.suffix == ".tar" or not path.is_dir():
+        return path.suffix == ".tar"
     entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
     return any(e.suffix == ".tar" for e in entries) and not any(e.is_dir() for e in entries)
 
 
-TarFile = tuple[str, tuple[str, ...], Slice]
+TarFile = tuple[str, tuple[str, ...], File]
 """(its path with an outer archive's name before it, of which ids are made; the folders that it lies
 in, or of a file in none the inner archive's name, since a class may be an archive; its bytes)"""
 
@@ -242,15 +221,16 @@ def list_tar(root: Path, split: str) -> Listing:
 
     Raises UserError when the archive cannot be read or does not have the split.
     """
+    if not root.exists():
+        raise UserError(f"root={root} is not there; expected a tar file")
     names = SPLITS.get(split, (split,))
-    own = next((root / f"{n}.tar" for n in names if (root / f"{n}.tar").is_file()), None)
+    found = next((root / f"{n}.tar" for n in names if (root / f"{n}.tar").is_file()), None)
     left_out: Counter[str] = Counter()
-    archives = [(own or root, ())]
-    if own is None and root.is_dir():
-        shards = (f for f in sorted(root.glob("*.tar")) if not litter(f.name, folder=False))
-        archives = [(file, (file.stem,)) for file in shards]
+    archives = [(found or root, ())]
+    if found is None and root.is_dir():
+        archives = [(f, (f.stem,)) for f in sorted(root.glob("*.tar")) if not litter(f.name)]
     files = [file for archive in archives for file in _members(*archive, left_out)]
-    if own is None:
+    if found is None:
         files = _of_split(root, files, split, left_out)
     shared = _shared([folders for path, folders, _ in files if is_image(path)])
     entries = []
@@ -258,7 +238,7 @@ def list_tar(root: Path, split: str) -> Listing:
         inner = folders[shared:] if len(folders) > shared else ()
         entries.append(Entry("/".join([*inner, PurePosixPath(path).name]), path, source))
     tops = {e.path.partition("/")[0] for e in entries if e.is_image and "/" in e.path}
-    return Listing(str(own or root), entries, sorted(tops), left_out)
+    return Listing(str(found or root), entries, sorted(tops), left_out)
 
 
 def _of_split(
@@ -272,14 +252,12 @@ def _of_split(
     names = SPLITS.get(split, (split,))
     images = [folders for path, folders, _ in files if is_image(path)]
     depth = _shared(images)
-    common = images[0][:depth] if images else ()
     tops = {folders[depth] for folders in images if len(folders) > depth}
     named = tops & set(ALL_SPLITS)
-    # A folder more beside train and test, or beside val, is no class.
-    certain = {"train"} < named or named & {"val", "validation"}
-    if within := [k for k, name in enumerate(common) if name in ALL_SPLITS]:
+    if within := [k for k in range(depth) if images[0][k] in ALL_SPLITS]:
         depth = within[0]
-    elif not named or not (tops == named or certain):
+    # A folder more beside train and test, or beside val, is no class.
+    elif not (named and tops == named) and not (len(named) > 1 or named & {"val", "validation"}):
         if split == "train":
             raise UserError(
                 f"{root} has no train/ beside val/ to train members on: name a folder of "
@@ -300,55 +278,45 @@ def _of_split(
 
 def _shared(folders: list[tuple[str, ...]]) -> int:
     """How many of the first folders all images share, less the last one that each has."""
-    most = min((len(path) - 1 for path in folders), default=0)
-    return next((k for k in range(most) if len({path[k] for path in folders}) > 1), max(0, most))
+    most = max(0, min((len(path) - 1 for path in folders), default=0))
+    return next((k for k in range(most) if len({path[k] for path in folders}) > 1), most)
 
 
 def _members(file: Path, outer: tuple[str, ...], left_out: Counter[str]) -> Iterator[TarFile]:
+    """The files of an archive; `outer` is what stands before their paths."""
+
+    def visit(
+        tar: tarfile.TarFile, offset: int, outer: tuple[str, ...], folders: tuple[str, ...]
+    ) -> Iterator[TarFile]:
+        """Of an archive that begins at `offset`, within the archives `outer` and their folders."""
+        for entry in tar:
+            if entry.isdir():
+                continue
+            parts = [part for part in entry.name.split("/") if part not in ("", ".")]
+            kind = next(filter(None, map(litter, parts)), None)
+            if kind is None and not entry.isfile():
+                link = entry.islnk() or entry.issym()
+                kind = LINK if link else "neither file nor folder"
+            start, inner = offset + entry.offset_data, tuple(parts[:-1])
+            if kind:
+                left_out[kind] += 1
+            elif parts[-1].lower().endswith(".tar") and not outer[1:]:
+                with tarfile.open(fileobj=tar.extractfile(entry), mode="r:") as child:
+                    stem = str(PurePosixPath(entry.name).with_suffix(""))
+                    yield from visit(child, start, (*outer, stem), folders + inner)
+            else:
+                last = inner or ((PurePosixPath(outer[-1]).name,) if outer else ())
+                source = File(str(file), str(file), start, entry.size)
+                yield "/".join([*outer, entry.name]), folders + last, source
+
     try:
         with tarfile.open(file, "r:") as tar:
-            yield from _walk(tar, str(file), 0, outer, (), left_out)
+            yield from visit(tar, 0, outer, ())
     except (tarfile.TarError, OSError, EOFError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
             f"{file} cannot be read as a tar file that is not compressed ({reason})"
         ) from None
-
-
-def _walk(
-    tar: tarfile.TarFile,
-    archive: str,
-    offset: int,
-    outer: tuple[str, ...],
-    folders: tuple[str, ...],
-    left_out: Counter[str],
-) -> Iterator[TarFile]:
-    """The files of an archive that begins at `offset` of the file `archive`.
-
-    Args:
-        outer: archives that it is in, without .tar, with their folders: for paths.
-        folders: that it lies in, in these archives.
-    """
-    for entry in tar:
-        if entry.isdir():
-            continue
-        parts = [part for part in entry.name.split("/") if part not in ("", ".")]
-        kinds = [litter(part, folder=True) for part in parts[:-1]]
-        kind = next(filter(None, kinds), None) or litter(parts[-1], folder=False)
-        if kind is None and not (entry.isfile() and not entry.issparse()):
-            kind = LINK if entry.islnk() or entry.issym() else "neither file nor folder"
-        if kind:
-            left_out[f"in a {kind}" if kind.endswith("folder") else kind] += 1
-            continue
-        start, inner = offset + entry.offset_data, tuple(parts[:-1])
-        if parts[-1].lower().endswith(".tar") and not outer[1:]:
-            with tarfile.open(fileobj=tar.extractfile(entry), mode="r:") as child:
-                stem = str(PurePosixPath(entry.name).with_suffix(""))
-                yield from _walk(child, archive, start, (*outer, stem), folders + inner, left_out)
-            continue
-        own = inner or ((PurePosixPath(outer[-1]).name,) if outer else ())
-        source = Slice(archive, start, entry.size)
-        yield "/".join([*outer, entry.name]), folders + own, source
 
 
 def read_webdataset(shards: Sequence[Path], classes: Sequence[str] = ()) -> Labelled:
@@ -358,31 +326,20 @@ def read_webdataset(shards: Sequence[Path], classes: Sequence[str] = ()) -> Labe
     Raises UserError for images without a label, and where there is no image.
     """
     where = ", ".join(map(str, shards)) or "no shard"
-    images: dict[str, Slice] = {}
+    images: dict[str, File] = {}
     labels: dict[str, int] = {}
     left_out: Counter[str] = Counter()
     for shard in shards:
-        with tarfile.open(shard, "r:") as tar:
-            for entry in tar:
-                if entry.isdir():
-                    continue
-                name, dot, suffix = entry.name.rpartition(".")
-                key = f"{shard.stem}/{name}"
-                kind = litter(PurePosixPath(entry.name).name, folder=False)
-                if kind or not entry.isfile():
-                    left_out[kind or LINK] += 1
-                elif is_image(entry.name):
-                    images[key] = Slice(str(shard), entry.offset_data, entry.size)
-                elif suffix == "cls":
-                    content = Slice(str(shard), entry.offset_data, entry.size).read()[1]
-                    try:
-                        labels[key] = int(content)
-                    except ValueError:
-                        raise UserError(
-                            f"{where}: {key}.cls holds {content[:40]!r}; expected a class's index"
-                        ) from None
-                else:
-                    left_out[dot + suffix.lower() if dot else "without extension"] += 1
+        for path, _, source in _members(shard, (shard.stem,), left_out):
+            key, dot, suffix = path.rpartition(".")
+            if is_image(path):
+                images[key] = source
+            elif suffix != "cls":
+                left_out[dot + suffix.lower() if dot else "without extension"] += 1
+            elif (content := source.read()[1]).strip().isdigit():
+                labels[key] = int(content)
+            else:
+                raise UserError(f"{where}: {path} holds {content[:40]!r}; expected a class's index")
     if not images:
         raise UserError(f"there is no image in {where}")
     if bare := [key for key in images if key not in labels]:

@@ -1,28 +1,25 @@
-"""ImageNet's validation set in the files that people have it in, and its labels."""
+"""ImageNet-1k in the layouts that people have, and the 1,000 ImageNet-compatible images."""
 
 import tarfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from scipy.io import loadmat
 from timm.data import ImageNetInfo
 
-from netkin.data.files import Listing, walk
-from netkin.data.images import Labelled
+from netkin.data.classes import read_classes
+from netkin.data.files import Listing, by_folder, walk
+from netkin.data.images import Images, Labelled
 from netkin.data.labels import by_labels, read_lines, with_labels_in_order
+from netkin.data.sources import GROUND_TRUTH, PREFIXES, check_options, files_of, list_files, read
 from netkin.errors import UserError
 
-GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 DEVKIT = Path("ILSVRC2012_devkit_t12") / "data" / GROUND_TRUTH
 KAGGLE_LABELS = "LOC_val_solution.csv"
-KAGGLE_IMAGES = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
-"""Where Kaggle's archive has the folders train and val."""
-ARCHIVES = {"val": "ILSVRC2012_img_val.tar", "train": "ILSVRC2012_img_train.tar"}
-"""The official archives: flat images, and an archive a class."""
-CLASSES = ("all", "own")
 
 
 @cache
@@ -31,91 +28,81 @@ def wnids() -> tuple[str, ...]:
     return tuple(ImageNetInfo().label_names())
 
 
-def is_flat(listing: Listing) -> bool:
-    """Whether these are ImageNet's validation images, without class folders."""
-    names = [entry.path for entry in listing.images]
-    return any(name.startswith("ILSVRC2012_val_") and "/" not in name for name in names)
+def open_imagenet(
+    root: str,
+    split: str = "val",
+    labels: str | None = None,
+    classes: str | Sequence[str] = "all",
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Images:
+    """ImageNet-1k, or a part of it, with WordNet ids as classes.
 
+    Args:
+        root: as of `netkin.data.sources.open_folder`, with class folders named by WordNet id; or
+            flat ILSVRC2012_val_*.JPEG files in a folder or a tar file, or Kaggle's archive,
+            extracted. Ids are file names, so that every layout of the same files has the same ids.
+        split: as of `open_folder`.
+        labels: of flat files: the development kit (its archive, folder, or ground truth file),
+            Kaggle's LOC_val_solution.csv, or lines of "image wnid" or "image index". Found where
+            they lie beside the images.
+        classes: "all": models choose among ImageNet's 1,000 classes; "own": among those that the
+            images are of; or WordNet ids, or a file of them, to choose among.
+        image_column, label_column: of hfds, where they cannot be told.
 
-def find_labels(places: Sequence[Path]) -> Path | None:
-    """The first label file of the validation images that one of some folders has beside them."""
-    kit = DEVKIT.parts[0]
-    names = (str(DEVKIT), GROUND_TRUTH, f"{kit}.tar.gz", f"{kit}.tar", KAGGLE_LABELS)
-    files = (place / name for place in places for name in names)
-    return next((file for file in files if file.is_file()), None)
-
-
-def with_label_file(listing: Listing, file: Path, split: str = "val") -> Labelled:
-    """Images with the labels of the development kit (its archive, folder, or ground truth), or of
-    any other label file (see `netkin.data.labels.by_labels`), with all 1,000 classes."""
-    if file.is_dir():
-        inside = (file / DEVKIT, file / "data" / GROUND_TRUTH, file / GROUND_TRUTH)
-        file = next((path for path in inside if path.is_file()), file)
-    if ".tar" in file.suffixes:
-        lines, synsets = _from_archive(file)
-        return _with_ground_truth(listing, file, lines, synsets)
-    lines = read_lines(file)
-    if not all(line.isdecimal() for line in lines):
-        return by_labels(listing, file, wnids(), split=split)
-    meta = file.with_name("meta.mat")
-    try:
-        with meta.open("rb") as stream:
-            synsets = _synsets(stream, meta)
-    except OSError as error:
-        raise _meta_error(meta, error.strerror) from None
-    return _with_ground_truth(listing, file, lines, synsets)
-
-
-def _from_archive(archive: Path) -> tuple[list[str], dict[int, str]]:
-    """(labels, WordNet ids by ILSVRC2012's numbers) of a development kit as it is downloaded."""
-    try:
-        with tarfile.open(archive) as tar:
-            truth, meta = (
-                tar.extractfile(str(path)) for path in (DEVKIT, DEVKIT.with_name("meta.mat"))
+    Raises UserError for what cannot be read, and classes that are not ImageNet's.
+    """
+    check_options(root, labels, image_column, label_column)
+    if root.startswith(PREFIXES):
+        images = _table(root, split, image_column, label_column)
+    else:
+        with files_of(root):
+            images = _files(root, split, labels)
+    if isinstance(classes, str) and classes in ("all", "own"):
+        return _among(images, classes)
+    chosen = read_classes(classes)
+    present = {images.classes[label] for label in images.labels}
+    for problem, names in (
+        ("are no WordNet ids of ImageNet-1k", set(chosen) - set(wnids())),
+        ("are classes of images, but not among them", present - set(chosen)),
+    ):
+        if names:
+            raise UserError(
+                f"classes={classes if isinstance(classes, str) else chosen[:3]}: {len(names)} "
+                f"{problem}, such as {min(names)!r}; expected all, own, or WordNet ids such as "
+                "n01440764"
             )
-            assert truth is not None and meta is not None
-            content = meta.read()
-            return truth.read().decode().split(), _synsets(BytesIO(content), archive)
-    except (tarfile.TarError, OSError, EOFError, KeyError, UnicodeDecodeError) as error:
+    return images.with_classes(chosen)
+
+
+def open_compatible(root: str, split: str = "val") -> Images:
+    """The 1,000 ImageNet-compatible images of papers on transfer attacks.
+
+    Files in images/ (or in `root`), with labels.csv (filename, label from 0) or the NIPS 2017
+    competition's images.csv (ImageId, TrueLabel from 1). They are there to be attacked: there is no
+    training split. Raises UserError when neither table is there.
+    """
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"root={root} is not a folder; expected one with images/")
+    if split != "val":
         raise UserError(
-            f"{archive} cannot be read as ImageNet's development kit ({error})"
-        ) from None
+            f"{root} holds the ImageNet-compatible images, none of which are for training; train "
+            "with dataset=imagenet"
+        )
+    with files_of(root):
+        tables = [folder / name for name in ("labels.csv", "images.csv")]
+        table = next((file for file in tables if file.is_file()), None)
+        if table is None:
+            raise UserError(
+                f"{folder} holds neither labels.csv (filename,label) nor images.csv (ImageId, "
+                f"TrueLabel); expected one of them, and the images in {folder / 'images'}"
+            )
+        inside = folder / "images"
+        return _among(by_labels(walk(inside if inside.is_dir() else folder), table, wnids()), "all")
 
 
-def _with_ground_truth(
-    listing: Listing, file: Path, lines: Sequence[str], synsets: dict[int, str]
-) -> Labelled:
-    """ImageNet's own numbering of the classes, 1 to 1000, as WordNet ids."""
-    for line in lines:
-        if int(line) not in synsets:
-            raise UserError(f"{file}: label {line} is out of range; expected 1 to {len(synsets)}")
-    return with_labels_in_order(listing, file, [synsets[int(line)] for line in lines], wnids())
-
-
-def _synsets(stream: BinaryIO | BytesIO, meta: Path) -> dict[int, str]:
-    """ILSVRC2012_ID to WNID, of the synsets without children."""
-    try:
-        synsets: Any = loadmat(stream, squeeze_me=True)["synsets"]
-        rows = [(int(s["ILSVRC2012_ID"]), str(s["WNID"]), int(s["num_children"])) for s in synsets]
-    except (OSError, ValueError, KeyError, IndexError, TypeError, NotImplementedError) as error:
-        raise _meta_error(meta, error) from None
-    return {number: wnid for number, wnid, children in rows if children == 0}
-
-
-def _meta_error(meta: Path, problem: object) -> UserError:
-    return UserError(
-        f"{meta} cannot be read ({problem}); the ground truth numbers classes in ImageNet's own "
-        "order, which the development kit's meta.mat beside it explains"
-    )
-
-
-def split_folder(root: Path, split: str) -> Path:
-    """The folder in which Kaggle's archive has its splits, where `root` is one, else `root`."""
-    inner = (root / place for place in KAGGLE_IMAGES)
-    return next((place for place in inner if (place / split).is_dir()), root)
-
-
-def choose_classes(images: Labelled, classes: str) -> Labelled:
+def _among(images: Labelled, classes: str) -> Labelled:
     """The images among "all" 1,000 classes, or among their "own" only, with a note on which.
 
     All is the default: it is what the paper's models choose among, and its scores compare with
@@ -134,24 +121,91 @@ def choose_classes(images: Labelled, classes: str) -> Labelled:
         among = f"these {number} only (classes=own): scores are not those among all {total:,}"
     if number == total:
         return images
-    return images.with_notes(
-        f"the images are of {number} of ImageNet's {total:,} classes; models choose among {among}"
-    )
+    note = f"the images are of {number} of ImageNet's {total:,} classes; models choose among"
+    return replace(images, notes=(*images.notes, f"{note} {among}"))
 
 
-def compatible(root: Path) -> Labelled:
-    """The 1,000 ImageNet-compatible images: files in images/ (or in `root`), with labels.csv
-    (filename, label from 0) or the NIPS 2017 competition's images.csv (ImageId, TrueLabel from 1).
-
-    Raises UserError when neither table is there.
-    """
-    tables = [root / name for name in ("labels.csv", "images.csv")]
-    table = next((file for file in tables if file.is_file()), None)
-    if table is None:
+def _table(root: str, split: str, image_column: str | None, label_column: str | None) -> Labelled:
+    """A dataset that names ImageNet's classes by id, or in words or numbers in the ids' order."""
+    options = ("text", image_column, label_column)
+    images = read(root, split, "name", (), *options)
+    classes = list(images.classes)
+    if set(classes) <= set(wnids()):
+        return images
+    are_numbers = all(name.isdecimal() for name in classes) and len(classes) <= len(wnids())
+    if not are_numbers and len(classes) != len(wnids()):
         raise UserError(
-            f"{root} holds neither labels.csv (filename,label) nor images.csv (ImageId, TrueLabel);"
-            f" expected one of them, and the images in {root / 'images'}"
+            f"{root} has {len(classes)} classes such as {classes[0]!r}; expected ImageNet-1k's "
+            f"{len(wnids())}, or WordNet ids (dataset=folder takes any)"
         )
-    folder = root / "images"
-    images = by_labels(walk(folder if folder.is_dir() else root), table, wnids())
-    return choose_classes(images, "all")
+    return read(root, split, "name", wnids(), *options)
+
+
+def _files(root: str, split: str, labels: str | None) -> Labelled:
+    """Image files with labels that are WordNet ids of ImageNet-1k."""
+    listing = list_files(root, split)
+    names = [entry.path for entry in listing.images]
+    flat = any(name.startswith("ILSVRC2012_val_") and "/" not in name for name in names)
+    if labels is not None:
+        return _with_label_file(listing, Path(labels).expanduser(), split)
+    if flat:
+        folder, kit = Path(listing.root), DEVKIT.parts[0]
+        beside = [folder, Path(root).expanduser(), *folder.parents[:4]]
+        kinds = (str(DEVKIT), GROUND_TRUTH, f"{kit}.tar.gz", f"{kit}.tar", KAGGLE_LABELS)
+        file = next((f for at in beside for kind in kinds if (f := at / kind).is_file()), None)
+        if file is None:
+            raise UserError(
+                f"{folder} holds ImageNet's validation images without class folders; name their "
+                f"labels with labels=PATH/{GROUND_TRUTH} (of the development kit), or put {kit} "
+                "beside them"
+            )
+        return _with_label_file(listing, file, split)
+    images = by_folder(listing, ids_are="name")
+    if other := set(images.classes) - set(wnids()):
+        raise UserError(
+            f"{root} has {len(other)} class folders that are no WordNet ids of ImageNet-1k, such "
+            f"as {min(other)!r}; expected names such as n01440764 (dataset=folder takes any)"
+        )
+    return images
+
+
+def _with_label_file(listing: Listing, file: Path, split: str) -> Labelled:
+    """Images with the labels of the development kit (its archive, folder, or ground truth), or of
+    any other label file (see `netkin.data.labels.by_labels`), with all 1,000 classes."""
+    if file.is_dir():
+        inside = (file / DEVKIT, file / "data" / GROUND_TRUTH, file / GROUND_TRUTH)
+        file = next((path for path in inside if path.is_file()), file)
+    meta = file.with_name("meta.mat")
+    try:
+        if ".tar" in file.suffixes:
+            meta = file
+            with tarfile.open(file) as tar:
+                truth = _extracted(tar, DEVKIT)
+                content = _extracted(tar, DEVKIT.with_name("meta.mat"))
+            lines = truth.decode().split()
+        else:
+            lines = read_lines(file)
+            if not all(line.isdecimal() for line in lines):
+                return by_labels(listing, file, wnids(), split=split)
+            content = meta.read_bytes()
+        synsets: Any = loadmat(BytesIO(content), squeeze_me=True)["synsets"]
+        rows = [(int(s["ILSVRC2012_ID"]), str(s["WNID"]), int(s["num_children"])) for s in synsets]
+    except UserError:
+        raise
+    except Exception as error:  # scipy and tarfile have many
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{meta} cannot be read ({reason}); the ground truth numbers classes in ImageNet's own "
+            "order, which the development kit's meta.mat explains"
+        ) from None
+    by_number = {number: wnid for number, wnid, children in rows if children == 0}
+    for line in lines:
+        if int(line) not in by_number:
+            raise UserError(f"{file}: label {line} is out of range; expected 1 to {len(by_number)}")
+    return with_labels_in_order(listing, file, [by_number[int(line)] for line in lines], wnids())
+
+
+def _extracted(tar: tarfile.TarFile, path: Path) -> bytes:
+    stream = tar.extractfile(str(path))
+    assert stream is not None
+    return stream.read()

@@ -1,12 +1,26 @@
-"""What every dataset is to netkin: ids, labels and a way to load one image."""
+"""What every dataset is to netkin: ids, labels, and images from their bytes to 8-bit RGB."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from io import BytesIO
 from typing import Protocol
 
+import numpy as np
 from PIL import Image
 
-from netkin.data.decode import Source
+from netkin.errors import Unreadable
+
+STAMPED = 16 * 1024
+LONGEST = 100
+"""Sides longer than this many times the other are refused: resized, they would fill the memory."""
+RASTER = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+"""The formats that are decoded, whatever a file is called. Others that PIL knows run an external
+program (PostScript starts Ghostscript) or are no photographs."""
+UNREADABLE = "unreadable"
+"""The stamp of a file that cannot be opened: decoding reports the error, as of all such images."""
 
 
 class Images(Protocol):
@@ -18,24 +32,16 @@ class Images(Protocol):
     """
 
     @property
-    def classes(self) -> Sequence[str]:
-        """Names of the classes."""
-        ...
+    def classes(self) -> Sequence[str]: ...
 
     @property
-    def ids(self) -> Sequence[str]:
-        """An id an image."""
-        ...
+    def ids(self) -> Sequence[str]: ...
 
     @property
-    def labels(self) -> Sequence[int]:
-        """A class index an image."""
-        ...
+    def labels(self) -> Sequence[int]: ...
 
     @property
-    def notes(self) -> Sequence[str]:
-        """Sentences about how the dataset was read."""
-        ...
+    def notes(self) -> Sequence[str]: ...
 
     def stamp(self, index: int) -> str:
         """Tells the image at a position from another of the same id; cheap."""
@@ -44,6 +50,56 @@ class Images(Protocol):
     def load(self, index: int) -> Image.Image:
         """The image at a position, as 8-bit RGB. Raises UnreadableImage."""
         ...
+
+
+class UnreadableImage(Unreadable):
+    """An image that cannot be decoded.
+
+    Attributes:
+        image_id: of the dataset.
+        reason: why.
+        within: the archive, table or folder that it is in, if any.
+    """
+
+    def __init__(self, image_id: str, reason: str, within: str = ""):
+        super().__init__(
+            f"image {image_id}{f' in {within}' if within else ''} is unreadable ({reason}); repair "
+            "or remove it, or leave out images that cannot be read"
+        )
+        self.image_id, self.reason, self.within = image_id, reason, within
+
+    def __reduce__(self) -> tuple:
+        return UnreadableImage, (self.image_id, self.reason, self.within)
+
+
+class Source(Protocol):
+    """Where one encoded image is, which may be sent to another process."""
+
+    @property
+    def within(self) -> str:
+        """The archive or folder, for errors."""
+        ...
+
+    def read(self, most: int | None = None) -> tuple[int, bytes]:
+        """(its size in bytes, its first `most` bytes, or all). Raises OSError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of its own, or `size` bytes of an archive from `offset` on."""
+
+    path: str
+    within: str
+    offset: int = 0
+    size: int | None = None
+
+    def read(self, most: int | None = None) -> tuple[int, bytes]:
+        """See `Source`."""
+        with open(self.path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size if self.size is None else self.size
+            file.seek(self.offset)
+            return size, file.read(size if most is None else min(size, most))
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,22 +119,22 @@ class Labelled:
     notes: tuple[str, ...] = ()
 
     def stamp(self, index: int) -> str:
-        """Tells the image at a position from another of the same id, by its size and head."""
-        return self.sources[index].stamp()
+        """Of the file's size and head; `UNREADABLE` where it cannot be opened."""
+        try:
+            return stamp(*self.sources[index].read(STAMPED))
+        except OSError:
+            return UNREADABLE
 
     def load(self, index: int) -> Image.Image:
-        """The image at a position, as 8-bit RGB. Raises UnreadableImage."""
-        return self.sources[index].load(self.ids[index])
+        """See `Images`."""
+        source = self.sources[index]
+        return decode(self.ids[index], lambda: source.read()[1], source.within)
 
     def with_classes(self, classes: Sequence[str]) -> "Labelled":
         """The same images with labels that index other classes, which hold each image's own."""
-        place: Mapping[str, int] = {name: k for k, name in enumerate(classes)}
-        labels = [place[self.classes[label]] for label in self.labels]
+        index = {name: k for k, name in enumerate(classes)}
+        labels = [index[self.classes[label]] for label in self.labels]
         return replace(self, labels=labels, classes=list(classes))
-
-    def with_notes(self, *notes: str) -> "Labelled":
-        """The same images with further notes."""
-        return replace(self, notes=(*self.notes, *notes))
 
 
 class Part:
@@ -98,3 +154,56 @@ class Part:
     def load(self, index: int) -> Image.Image:
         """See `Images`."""
         return self.images.load(self.positions[index])
+
+
+def stamp(size: int, head: bytes) -> str:
+    """The stamp of an image file, which differs between files of one name: a hash of its size in
+    bytes and its first 16 KiB (`head` may be longer)."""
+    return hashlib.sha256(f"{size} ".encode() + head[:STAMPED]).hexdigest()[:20]
+
+
+def decode(image_id: str, read: Callable[[], bytes], within: str = "") -> Image.Image:
+    """An image as 8-bit RGB, from its encoded bytes; errors name `within`.
+
+    Grey, palette, CMYK and alpha images are converted as PIL and timm do (alpha is dropped);
+    16-bit grey is scaled to 8 bits, which PIL's own conversion would clip. Raises UnreadableImage
+    for a file that is missing, that is no raster image (see `RASTER`), that is damaged, or that
+    has more pixels than PIL's limit against decompression bombs.
+    """
+    try:
+        with Image.open(BytesIO(read()), formats=_formats()) as image:
+            image.load()
+            converted = rgb(image)
+        width, height = converted.size
+        if max(width, height) > LONGEST * min(width, height):
+            raise ValueError(f"{width} x {height} pixels is too narrow to be resized")
+        return converted
+    except MemoryError:
+        raise  # of the machine, not of the image
+    except Image.UnidentifiedImageError:
+        reason = "not an image of a raster format, such as JPEG, PNG, TIFF or WebP"
+    except Exception as error:  # each of PIL's formats has its own
+        text = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = text or type(error).__name__
+    raise UnreadableImage(image_id, reason, within)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of the raster formats that this build of PIL reads."""
+    Image.init()
+    return tuple(name for name in RASTER if name in Image.OPEN)
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """Any PIL image as 8-bit RGB. Raises ValueError for pixels of unknown range."""
+    if image.mode.startswith("I"):  # 16-bit grey, whatever its byte order
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"values of {values.min()} to {values.max()} fit no 16-bit image")
+        image = Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")

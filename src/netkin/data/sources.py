@@ -1,12 +1,14 @@
 """Datasets by their `root`: the layouts of files, archives and tables that can be read."""
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from netkin.data import huggingface, imagenet
-from netkin.data.classes import in_order, read_classes
+from netkin.data.classes import in_order, labels_of, read_classes
 from netkin.data.files import (
     ALL_SPLITS,
     SPLITS,
@@ -17,12 +19,16 @@ from netkin.data.files import (
     read_webdataset,
     walk,
 )
-from netkin.data.imagenet import DEVKIT, GROUND_TRUTH, wnids
 from netkin.data.images import Images, Labelled
 from netkin.data.labels import by_labels
 from netkin.errors import UserError
 
 PREFIXES = ("hfds/", "wds/")
+GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+KAGGLE_IMAGES = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
+"""Where Kaggle's archive of ImageNet has the folders train and val."""
+ARCHIVES = {"val": "ILSVRC2012_img_val.tar", "train": "ILSVRC2012_img_train.tar"}
+"""ImageNet's official archives: flat images, and an archive a class."""
 
 
 def open_folder(
@@ -53,97 +59,33 @@ def open_folder(
 
     Raises UserError for what cannot be read.
     """
-    names, columns = read_classes(classes), (image_column, label_column)
+    names = read_classes(classes)
     in_order([], class_order)  # raises for an unknown order
-    _check_options(root, labels, columns)
+    check_options(root, labels, image_column, label_column)
     if root.startswith(PREFIXES):
-        return _read(root, split, ids_are, names, class_order, *columns)
-    with _files_of(root):
-        listing = _list(root, split)
+        return read(root, split, ids_are, names, class_order, image_column, label_column)
+    with files_of(root):
+        listing = list_files(root, split)
         if labels is None:
             return by_folder(listing, names, class_order, ids_are)
         file = Path(labels).expanduser()
         if file.name == GROUND_TRUTH:
-            return imagenet.with_label_file(listing, file)
+            raise UserError(f"labels={labels} are of ImageNet, in its own order: dataset=imagenet")
         return by_labels(listing, file, names, class_order, split)
 
 
-def open_imagenet(
-    root: str,
-    split: str = "val",
-    labels: str | None = None,
-    classes: str | Sequence[str] = "all",
-    image_column: str | None = None,
-    label_column: str | None = None,
-) -> Images:
-    """ImageNet-1k, or a part of it, with WordNet ids as classes.
-
-    Args:
-        root: as of `open_folder`, with class folders named by WordNet id; or flat
-            ILSVRC2012_val_*.JPEG files in a folder or a tar file, or Kaggle's archive, extracted.
-            Ids are file names, so that every layout of the same files has the same ids.
-        split: as of `open_folder`.
-        labels: of flat files: the development kit (its archive, folder, or ground truth file),
-            Kaggle's LOC_val_solution.csv, or lines of "image wnid" or "image index". Found where
-            they lie beside the images.
-        classes: "all": models choose among ImageNet's 1,000 classes; "own": among those that the
-            images are of; or WordNet ids, or a file of them, to choose among.
-        image_column, label_column: of hfds, where they cannot be told.
-
-    Raises UserError for what cannot be read, and classes that are not ImageNet's.
-    """
-    columns = (image_column, label_column)
-    _check_options(root, labels, columns)
-    if root.startswith(PREFIXES):
-        images = _named_by_id(
-            root, lambda names: _read(root, split, "name", names, "text", *columns)
-        )
-    else:
-        with _files_of(root):
-            images = _imagenet_files(root, split, labels)
-    if isinstance(classes, str) and classes in imagenet.CLASSES:
-        return imagenet.choose_classes(images, classes)
-    chosen = read_classes(classes)
-    present = {images.classes[label] for label in images.labels}
-    for problem, names in (
-        ("are no WordNet ids of ImageNet-1k", set(chosen) - set(wnids())),
-        ("are classes of images, but not among them", present - set(chosen)),
-    ):
-        if names:
-            raise UserError(
-                f"classes={classes if isinstance(classes, str) else chosen[:3]}: {len(names)} "
-                f"{problem}, such as {min(names)!r}; expected all, own, or WordNet ids such as "
-                "n01440764"
-            )
-    return images.with_classes(chosen)
-
-
-def open_compatible(root: str, split: str = "val") -> Images:
-    """The 1,000 ImageNet-compatible images of papers on transfer attacks; see
-    `netkin.data.imagenet.compatible`. They are there to be attacked: there is no training split.
-    """
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"root={root} is not a folder; expected one with images/")
-    if split != "val":
-        raise UserError(
-            f"{root} holds the ImageNet-compatible images, none of which are for training; train "
-            "with dataset=imagenet"
-        )
-    with _files_of(root):
-        return imagenet.compatible(folder)
-
-
-def _check_options(root: str, labels: str | None, columns: tuple[str | None, str | None]) -> None:
-    """Refuse options that would have no effect on the files of a root."""
+def check_options(
+    root: str, labels: str | None, image_column: str | None, label_column: str | None
+) -> None:
+    """Raises UserError for options that would have no effect on the files of a root."""
     if labels is not None and root.startswith(PREFIXES):
         raise UserError(f"labels={labels} does not go with {root}, which has labels of its own")
-    if any(columns) and not root.startswith("hfds/"):
+    if (image_column or label_column) and not root.startswith("hfds/"):
         raise UserError(f"image_column and label_column are of hfds/..., not of {root}")
 
 
 @contextmanager
-def _files_of(root: str) -> Iterator[None]:
+def files_of(root: str) -> Iterator[None]:
     """Errors of the file system as UserErrors that name the dataset."""
     try:
         yield
@@ -153,82 +95,31 @@ def _files_of(root: str) -> Iterator[None]:
         ) from None
 
 
-def _imagenet_files(root: str, split: str, labels: str | None) -> Labelled:
-    """Image files with labels that are WordNet ids of ImageNet-1k."""
-    listing = _list(root, split)
-    if labels is None and imagenet.is_flat(listing):
-        top, folder = Path(root).expanduser(), Path(listing.root)
-        file = imagenet.find_labels([folder, top, *folder.parents[:4]])
-        if file is None:
-            raise UserError(
-                f"{folder} holds ImageNet's validation images without class folders; name their "
-                f"labels with labels=PATH/{GROUND_TRUTH} (of the development kit), or put "
-                f"{DEVKIT.parts[0]} beside them"
-            )
-        return imagenet.with_label_file(listing, file)
-    if labels is not None:
-        return imagenet.with_label_file(listing, Path(labels).expanduser(), split)
-    images = by_folder(listing, ids_are="name")
-    other = set(images.classes) - set(wnids())
-    if other:
-        raise UserError(
-            f"{root} has {len(other)} class folders that are no WordNet ids of ImageNet-1k, such "
-            f"as {min(other)!r}; expected names such as n01440764 (dataset=folder takes any)"
-        )
-    return images
-
-
-def _named_by_id(root: str, read: Callable[[Sequence[str]], Labelled]) -> Labelled:
-    """A dataset that names ImageNet's classes by id, or in words or numbers in the ids' order."""
-    images = read(())
-    classes = list(images.classes)
-    if set(classes) <= set(wnids()):
-        return images
-    are_numbers = all(name.isdecimal() for name in classes) and len(classes) <= len(wnids())
-    if not are_numbers and len(classes) != len(wnids()):
-        raise UserError(
-            f"{root} has {len(classes)} classes such as {classes[0]!r}; expected ImageNet-1k's "
-            f"{len(wnids())}, or WordNet ids (dataset=folder takes any)"
-        )
-    return read(wnids())
-
-
-def _list(root: str, split: str) -> Listing:
-    """The files of a split."""
+def list_files(root: str, split: str) -> Listing:
+    """The files of a split of a folder or an archive. Raises UserError where there are none."""
     path = Path(root).expanduser()
-    archive = path / imagenet.ARCHIVES.get(split, "")
+    archive = path / ARCHIVES.get(split, "")
     extracted = any((path / name).is_dir() for name in ALL_SPLITS)
     if archive.is_file() and archive != path and not extracted:
-        return _list_tar(archive, "" if split == "train" else split)
-    if is_tar(root):
-        return _list_tar(path, split)
-    return walk(_split_folder(path, split))
-
-
-def _list_tar(path: Path, split: str) -> Listing:
-    if not path.exists():
-        raise UserError(f"root={path} is not there; expected a tar file")
-    return list_tar(path, split)
-
-
-def _split_folder(root: Path, split: str) -> Path:
+        return list_tar(archive, "" if split == "train" else split)
+    if is_tar(path):
+        return list_tar(path, split)
     if split not in SPLITS:
         raise UserError(f"split must be {' or '.join(SPLITS)} of a folder, got {split!r}")
-    if not root.is_dir():
-        raise UserError(f"root={root} is not a folder; expected {root}/{split}/<class>/...")
-    root = imagenet.split_folder(root, split)
-    folder = next((root / name for name in SPLITS[split] if (root / name).is_dir()), None)
-    if folder is not None:
-        return folder
-    if split == "val" and not (root / "train").is_dir():
-        return root
-    raise UserError(
-        f"{root} has no folder {' or '.join(SPLITS[split])}; "
-        f"expected {root}/{split}/<class>/<image>"
-    )
+    if not path.is_dir():
+        raise UserError(f"root={path} is not a folder; expected {path}/{split}/<class>/...")
+    kaggle = (path / name for name in KAGGLE_IMAGES)
+    path = next((folder for folder in kaggle if (folder / split).is_dir()), path)
+    folder = next((path / name for name in SPLITS[split] if (path / name).is_dir()), None)
+    if folder is None and (split != "val" or (path / "train").is_dir()):
+        raise UserError(
+            f"{path} has no folder {' or '.join(SPLITS[split])}; "
+            f"expected {path}/{split}/<class>/<image>"
+        )
+    return walk(folder or path)
 
 
-def _read(
+def read(
     root: str,
     split: str,
     ids_are: str,
@@ -242,7 +133,7 @@ def _read(
     try:
         if prefix == "hfds":
             columns = (image_column, label_column)
-            return huggingface.read_table(rest, split, *columns, ids_are, classes, class_order)
+            return read_table(rest, split, *columns, ids_are, classes, class_order)
         from timm.data.readers import create_reader
 
         reader: Any = create_reader("wds/", root=str(Path(rest).expanduser()), split=split)
@@ -259,3 +150,130 @@ def _read(
         raise UserError(
             f"{root} (split {split}) cannot be read: {' '.join(str(error).split())[:300]}"
         ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An image of a table, whose column holds the bytes or the path of an encoded image."""
+
+    table: Any
+    column: str
+    index: int
+    within: str = ""
+
+    def read(self, most: int | None = None) -> tuple[int, bytes]:
+        """See `netkin.data.images.Source`."""
+        cell = self.table[self.index][self.column]
+        content = cell["bytes"] or Path(cell["path"]).read_bytes()
+        return len(content), content[:most]
+
+
+def read_table(
+    name: str,
+    split: str,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    ids_are: str = "path",
+    classes: Sequence[str] = (),
+    class_order: str = "text",
+) -> Labelled:
+    """A split of a dataset that the library `datasets` loads, or that its `save_to_disk` wrote.
+
+    Args:
+        name: of a dataset or a folder.
+        split: its own name of the split.
+        image_column, label_column: by default the only one of images and the only one of class
+            labels, else those that are called image and label.
+        ids_are: of images that have a file's name, "path" within the dataset, or "name" alone;
+            the others have a hash of their bytes.
+        classes: names in order, in place of the dataset's own names, in its order.
+        class_order: of labels that are text; see `netkin.data.classes.labels_of`.
+
+    Raises UserError that lists the columns when one is not found. Errors of `datasets` itself go
+    through.
+    """
+    import datasets
+
+    table: Any = _load(name, split)
+    features, where = table.features, f"hfds/{name}"
+    image = _column(where, features, image_column, "image", "Image")
+    label = _column(where, features, label_column, "label", "ClassLabel")
+    notes = []
+    if (image_column is None and image != "image") or (label_column is None and label != "label"):
+        listed = _columns(features)
+        notes = [f"images are column {image} and labels column {label}, of {listed}"]
+    encoded = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    sources = [Row(encoded, image, i) for i in range(len(encoded))]
+    ids = _ids([row[image]["path"] for row in encoded], sources, ids_are)
+    values = list(table[label])
+    if wrong := [value for value in values if not isinstance(value, int | str)]:
+        raise UserError(f"{where} has a label {wrong[0]!r}; expected a class's index or name")
+    if not isinstance(features[label], datasets.ClassLabel):
+        written = dict(zip(ids, map(str, values), strict=True))
+        labels, names, more = labels_of(written, f"column {label}", classes, class_order)
+        return Labelled(ids, labels, names, sources, (*notes, *more))
+    if any(value < 0 for value in values):
+        raise UserError(f"{where} has images without labels (-1); take another split")
+    theirs = list(features[label].names)
+    names = list(classes) or theirs
+    if len(names) < len(theirs):
+        raise UserError(
+            f"{where} has {len(theirs)} classes, such as {theirs[0]!r}; {len(names)} names of "
+            "classes were given"
+        )
+    return Labelled(ids, values, names, sources, tuple(notes))
+
+
+def _load(name: str, split: str) -> Any:
+    import datasets
+
+    path = Path(name).expanduser()
+    if not any((path / file).is_file() for file in ("dataset_dict.json", "state.json")):
+        return datasets.load_dataset(str(path) if path.is_dir() else name, split=split)
+    saved: Any = datasets.load_from_disk(str(path))
+    if not isinstance(saved, datasets.DatasetDict):
+        return saved
+    if split not in saved:
+        splits = ", ".join(map(str, saved))
+        raise UserError(f"hfds/{name} cannot be read: it has no split {split}, but {splits}")
+    return saved[split]
+
+
+def _column(
+    where: str, features: Mapping[str, Any], given: str | None, usual: str, kind: str
+) -> str:
+    of_kind = [key for key, feature in features.items() if type(feature).__name__ == kind]
+    if given is not None and given in features:
+        return given
+    if given is None and (len(of_kind) == 1 or usual in features):
+        return of_kind[0] if len(of_kind) == 1 else usual
+    problem = f"no column {given}" if given is not None else f"no one column of {usual}s"
+    raise UserError(
+        f"{where} has {problem}: its columns are {_columns(features)}; name one with "
+        f"{usual}_column=NAME"
+    )
+
+
+def _columns(features: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{key} ({getattr(feature, 'dtype', '') if kind == 'Value' else kind})"
+        for key, feature in features.items()
+        if (kind := type(feature).__name__)
+    )
+
+
+def _ids(paths: list[str | None], sources: list[Row], ids_are: str) -> list[str]:
+    times: Counter[str] = Counter()
+    ids = []
+    for path, source in zip(paths, sources, strict=True):
+        if path:
+            file = Path(path)
+            # A file system's absolute path would differ between machines.
+            parts = file.parts[-2:] if file.is_absolute() else file.parts
+            ids.append(file.name if ids_are == "name" else "/".join(parts))
+            continue
+        name = hashlib.sha256(source.read()[1]).hexdigest()[:20]
+        times[name] += 1
+        # Equal bytes without a name are told apart by how often they came before.
+        ids.append(name if times[name] == 1 else f"{name}-{times[name]}")
+    return ids

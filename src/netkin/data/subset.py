@@ -57,16 +57,12 @@ class Subset:
 
     def without(self, unreadable: Mapping[str, str]) -> "Subset":
         """The subset less some images, id to reason, which are listed in `skipped`."""
-        remaining = [i for i, image in enumerate(self.ids) if image not in unreadable]
-        return Subset(
-            self.name,
-            ids=tuple(self.ids[i] for i in remaining),
-            labels=tuple(self.labels[i] for i in remaining),
-            positions=tuple(self.positions[i] for i in remaining),
-            classes=self.classes,
-            stamps=tuple(self.stamps[i] for i in remaining),
-            skipped=(*self.skipped, *sorted(unreadable.items())),
-        )
+        kept = [i for i, image in enumerate(self.ids) if image not in unreadable]
+        values = {
+            name: tuple(getattr(self, name)[i] for i in kept)
+            for name in ("ids", "labels", "positions", "stamps")
+        }
+        return replace(self, **values, skipped=(*self.skipped, *sorted(unreadable.items())))
 
 
 def draw(
@@ -94,26 +90,25 @@ def draw(
 
     Raises UserError when a class holds fewer images than `per_class`, and for an id listed twice.
     """
-    ids, labels = list(images.ids), list(images.labels)
-    _check(ids, labels, images.classes)
+    ids, labels, classes = list(images.ids), list(images.labels), tuple(images.classes)
+    _check(ids, labels, classes)
     if per_class is not None and fraction is not None:
         raise UserError("per_class and fraction exclude each other: give one of them")
-    if per_class is not None and per_class < 1:
-        raise UserError(f"per_class must be 1 or more, got {per_class}")
-    if at_most is not None and at_most < 1:
-        raise UserError(f"at_most must be 1 or more, got {at_most}")
-    if per_class is not None and at_most is not None:
-        per_class = max(1, min(per_class, at_most // len(images.classes)))
+    for key, value in (("per_class", per_class), ("at_most", at_most)):
+        if value is not None and value < 1:
+            raise UserError(f"{key} must be 1 or more, got {value}")
     if not isinstance(seed, int) or seed < 0:
         raise UserError(f"seed must be a whole number of 0 or more, got {seed!r}")
     if fraction is not None and not 0 < fraction <= 1:
         raise UserError(f"fraction must be in (0, 1], got {fraction}")
     order = sorted(range(len(ids)), key=ids.__getitem__)
     if (each := per_class) is not None:
-        order = _stratified(order, labels, images.classes, lambda n: each, seed)
-    elif fraction is not None:
+        if at_most is not None:
+            each = max(1, min(each, at_most // len(classes)))
+        order = _stratified(order, labels, classes, lambda n: each, seed)
+    elif (share := fraction) is not None:
         order = _stratified(
-            order, labels, images.classes, lambda n: min(n, max(1, round(fraction * n))), seed
+            order, labels, classes, lambda n: min(n, max(1, round(share * n))), seed
         )
     if shuffled:
         order = np.random.default_rng([seed, SHUFFLE]).permutation(order).tolist()
@@ -122,7 +117,7 @@ def draw(
         ids=tuple(ids[i] for i in order),
         labels=tuple(labels[i] for i in order),
         positions=tuple(order),
-        classes=tuple(images.classes),
+        classes=classes,
         stamps=tuple(images.stamp(i) for i in order) if stamped else (),
     )
 
@@ -165,24 +160,23 @@ def from_manifest(images: Images, file: str | Path, dataset: str) -> Subset:
             f"all), the dataset {list(images.classes[:3])} ({len(images.classes)}); labels are "
             "their indices, so they must be the same"
         )
-    place = {image: i for i, image in enumerate(ids)}
-    missing = [image for image in subset.ids if image not in place]
-    if missing:
+    index = {image: i for i, image in enumerate(ids)}
+    if missing := [image for image in subset.ids if image not in index]:
         raise UserError(
             f"file={path} names {len(missing)} images that are not in the dataset, such as "
             f"{missing[0]}"
         )
-    positions = tuple(place[image] for image in subset.ids)
-    for image, label, i in zip(subset.ids, subset.labels, positions, strict=True):
+    positions = tuple(index[image] for image in subset.ids)
+    for i, label in zip(positions, subset.labels, strict=True):
         if labels[i] != label:
             raise UserError(
-                f"file={path} labels {image} as class {label}, the dataset as {labels[i]}"
+                f"file={path} labels {ids[i]} as class {label}, the dataset as {labels[i]}"
             )
-    for image, stamp, i in zip(subset.ids, subset.stamps, positions, strict=True):
+    for i, stamp in zip(positions, subset.stamps, strict=True):
         if images.stamp(i) != stamp:
             raise UserError(
-                f"file={path}: {image} is another image, or another file of it, than the "
-                "manifest names"
+                f"file={path}: {ids[i]} is another image, or another file of it, than the manifest "
+                "names"
             )
     return replace(subset, positions=positions)
 

@@ -9,8 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from netkin.data.decode import UnreadableImage
-from netkin.data.images import Images
+from netkin.data.images import Images, UnreadableImage
 from netkin.errors import Unreadable, UserError, and_more
 from netkin.jobs.pool import Advance, Result
 from netkin.passes import Item

@@ -1,7 +1,8 @@
 """The state of a training after an epoch, in one safetensors file: everything needed to continue.
 
 Tensors of the model, the optimiser and the moving average; and as JSON in the metadata the identity
-of the training, the epoch, the curves and the optimiser's settings.
+of the training, the epoch, the curves and the optimiser's settings. Lightning's own checkpoints are
+pickles, which the store does not hold.
 """
 
 import json
@@ -10,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
-from netkin.errors import OtherTraining, UserError
-from netkin.store import differences
+from netkin.errors import UserError
 from netkin.store.files import read_metadata, read_tensors, write_tensors
+from netkin.training.weights import check_identity
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Checkpoint:
     identity: Mapping[str, Any]
     epoch: int
     curves: list[dict[str, float]]
-    model: dict[str, Tensor]
-    ema: dict[str, Tensor]
+    model: Mapping[str, Tensor]
+    ema: Mapping[str, Tensor]
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
 
@@ -45,64 +45,52 @@ class Checkpoint:
         accuracies = [row["test_accuracy"] for row in self.curves if "test_accuracy" in row]
         return max(accuracies, default=None)
 
-
-def save(
-    path: Path,
-    identity: Mapping[str, Any],
-    epoch: int,
-    curves: list[dict[str, float]],
-    model: nn.Module,
-    optimizer: Optimizer,
-    ema: nn.Module | None = None,
-    scaler: Mapping[str, Any] | None = None,
-) -> None:
-    """Write a checkpoint atomically; see `Checkpoint` for the arguments."""
-    tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
-    if ema is not None:
-        tensors |= {f"ema.{key}": value for key, value in ema.state_dict().items()}
-    state = optimizer.state_dict()
-    numbers: dict[str, dict[str, Any]] = {}
-    for index, values in state["state"].items():
-        for key, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{key}"] = value
-            else:
-                numbers.setdefault(str(index), {})[key] = value
-    write_tensors(
-        path,
+    def save(self, path: Path) -> None:
+        """Write it atomically."""
+        tensors = {f"model.{key}": value for key, value in self.model.items()}
+        tensors |= {f"ema.{key}": value for key, value in self.ema.items()}
+        numbers: dict[str, dict[str, Any]] = {}
+        for index, values in self.optimizer["state"].items():
+            for key, value in values.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{index}.{key}"] = value
+                else:
+                    numbers.setdefault(str(index), {})[key] = value
+        content = {
+            "identity": self.identity,
+            "epoch": self.epoch,
+            "curves": self.curves,
+            "numbers": numbers,
+            "groups": self.optimizer["param_groups"],
+            "scaler": self.scaler,
+        }
         # Tensors may share memory, which safetensors does not store.
-        {name: value.detach().clone() for name, value in tensors.items()},
-        training=json.dumps(
-            {
-                "identity": identity,
-                "epoch": epoch,
-                "curves": curves,
-                "numbers": numbers,
-                "groups": state["param_groups"],
-                "scaler": dict(scaler or {}),
-            }
-        ),
-    )
+        copies = {name: value.detach().clone() for name, value in tensors.items()}
+        write_tensors(path, copies, training=json.dumps(content))
 
 
-def load(path: Path) -> Checkpoint:
-    """Read a checkpoint. Raises UserError when the file is not one, or is damaged."""
+def load(path: Path, identity: Mapping[str, Any] | None = None) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises UserError when the file is not one, or is damaged, and OtherTraining when an identity is
+    given and it is of another training.
+    """
     try:
         content = json.loads(read_metadata(path)["training"])
-        tensors = read_tensors(path)
-        state: dict[int, dict[str, Any]] = {
-            int(index): dict(values) for index, values in content["numbers"].items()
-        }
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".", 2)
-                state.setdefault(int(index), {})[key] = value
-        return Checkpoint(
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
+        for name, value in read_tensors(path).items():
+            part, _, key = name.partition(".")
+            parts[part][key] = value
+        state = {int(index): dict(values) for index, values in content["numbers"].items()}
+        for name, value in parts["optimizer"].items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = value
+        stored = Checkpoint(
             content["identity"],
             content["epoch"],
             content["curves"],
-            _part(tensors, "model."),
-            _part(tensors, "ema."),
+            parts["model"],
+            parts["ema"],
             {"state": state, "param_groups": content["groups"]},
             content["scaler"],
         )
@@ -111,22 +99,8 @@ def load(path: Path) -> Checkpoint:
             f"{path} is not a training checkpoint, or is damaged ({type(error).__name__}: "
             f"{error}); remove it and run the same command again to train from the start"
         ) from None
-
-
-def load_own(path: Path, identity: Mapping[str, Any]) -> Checkpoint | None:
-    """The checkpoint of the training with an identity; None where there is no file.
-
-    Raises UserError when the file is damaged, and OtherTraining when it is of another training.
-    """
-    if not path.is_file():
-        return None
-    stored = load(path)
-    if difference := next(differences(stored.identity, json.loads(json.dumps(identity))), None):
-        key, theirs, ours = difference
-        raise OtherTraining(
-            f"{path} is of a training with {key} = {theirs}, now it is {ours}: continue with those "
-            "settings, give this training another name, or remove the file to start again"
-        )
+    if identity is not None:
+        check_identity(path, stored.identity, identity)
     return stored
 
 
@@ -136,11 +110,3 @@ def epochs_done(path: Path) -> int:
         return int(json.loads(read_metadata(path)["training"])["epoch"])
     except (UserError, ValueError, KeyError, TypeError):
         return 0
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }

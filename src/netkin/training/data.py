@@ -65,11 +65,11 @@ def seeded(*key: int) -> int:
 
 
 class Draw(NamedTuple):
-    """One image of an epoch: its position in the dataset, the epoch, its position in the epoch."""
+    """One image of an epoch: its index in the dataset, the epoch, its position in the epoch."""
 
     image: int
     epoch: int
-    place: int
+    position: int
 
 
 class Draws(Sampler[Draw]):
@@ -120,28 +120,19 @@ class Augmented(Dataset):
         mean, std: of the model's normalisation, [3, 1, 1].
     """
 
-    def __init__(
-        self,
-        images: Images,
-        recipe: Recipe,
-        size: int,
-        mean: Tensor,
-        std: Tensor,
-    ):
+    def __init__(self, images: Images, recipe: Recipe, size: int, mean: Tensor, std: Tensor):
         self.images, self.recipe, self.labels = images, recipe, images.labels
         self.transform = training_transform(size, recipe.augmentation)
-        self.erase = None
-        if recipe.erasing:
-            self.erase = RandomErasing(recipe.erasing, mode="pixel", device="cpu")
+        self.erase = RandomErasing(recipe.erasing, mode="pixel", device="cpu")
         self.mean, self.std = mean, std
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, draw: Draw) -> tuple[Any, int]:
-        seeded(self.recipe.seed, draw.epoch, draw.place)
+        seeded(self.recipe.seed, draw.epoch, draw.position)
         pixels = self.transform(self.images.load(draw.image))
-        if self.erase is not None:
+        if self.recipe.erasing:
             normalised = (torch.from_numpy(np.asarray(pixels)) / 255 - self.mean) / self.std
             pixels = self.erase(normalised) * self.std + self.mean
         return pixels, self.labels[draw.image]
@@ -150,13 +141,8 @@ class Augmented(Dataset):
 def batches(
     images: Augmented, draws: Draws, workers: int = 0, pin_memory: bool = False
 ) -> DataLoader:
-    """An epoch's batches for one rank, without the last incomplete one.
-
-    Args:
-        images: batches are ([B, 3, size, size], labels [B] int64).
-        draws: of the same images, with the recipe's batch size.
-        workers: processes that augment; with 0 this one does.
-        pin_memory: whether batches are in page-locked memory.
+    """An epoch's batches ([B, 3, size, size], labels [B] int64) for one rank, without the last
+    incomplete one; `workers` processes augment, with 0 this one.
 
     Raises UserError when an epoch does not fill one batch.
     """

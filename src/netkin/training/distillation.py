@@ -6,6 +6,7 @@ head, which a plain ViT gets with DeiT's distillation token.
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import timm
 import torch
@@ -44,17 +45,11 @@ class Distillation:
             raise UserError(f"tau must be above 0, got {self.tau!r}")
 
 
-@dataclass(frozen=True)
-class Parts:
+class Parts(NamedTuple):
     """The two parts of a loss, weighted: training minimises their sum. In nats, scalars."""
 
     label: Tensor
     teacher: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        """The loss, in nats."""
-        return self.label + self.teacher
 
 
 def distillation_loss(
@@ -100,20 +95,15 @@ class Teacher:
 
     def __init__(self, classifier: nn.Module, size: int, distillation: Distillation):
         self.classifier = classifier.eval().requires_grad_(False)
-        self.size, self.distillation = size, distillation
+        self.size, self.distillation = (size, size), distillation
 
-    def to(self, device: torch.device) -> None:
-        """Move the classifier to a device."""
-        self.classifier.to(device)
-
+    @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
         """Logits [B, K] on pixels [B, 3, H, W] in [0, 1] of any size, which are resized; without
         gradients, in eval mode."""
-        if pixels.shape[-2:] != (self.size, self.size):
-            size = (self.size, self.size)
-            pixels = interpolate(pixels, size, mode="bilinear", antialias=True)
-        with torch.no_grad():
-            return self.classifier(pixels)
+        if pixels.shape[-2:] != self.size:
+            pixels = interpolate(pixels, self.size, mode="bilinear", antialias=True)
+        return self.classifier(pixels)
 
 
 TOKEN = "deit_tiny_distilled_patch16_224"
@@ -131,30 +121,23 @@ def with_token(member: Member) -> Member:
             net = timm.create_model(member.timm, pretrained=False, **member.kwargs)
     if isinstance(net, VisionTransformerDistilled):
         return member
-    # Subclasses and variants would lose what makes them different: pooling, registers, layer scale.
-    if not isinstance(net, VisionTransformer) or not _named(net) <= _named(_distilled(net)):
+    shape: dict[str, int] = {}
+    if plain := type(net) is VisionTransformer:
+        shape = {
+            "embed_dim": int(net.embed_dim),
+            "depth": len(net.blocks),
+            "num_heads": int(net.blocks[0].attn.num_heads),  # type: ignore[union-attr]
+        }
+        if (patch := int(net.patch_embed.patch_size[0])) != 16:
+            shape["patch_size"] = patch
+        with torch.device("meta"):
+            student = timm.create_model(TOKEN, pretrained=False, **shape)  # type: ignore[arg-type]
+        # Variants would lose what makes them different: pooling, registers, layer scale.
+        names, kept = (dict(module.named_parameters()).keys() for module in (net, student))
+        plain = names <= kept
+    if not plain:
         raise UserError(
             f"student {member.name} ({member.architecture}) is not a plain ViT with a class token, "
             "so it cannot have a distillation token; train it without one, or choose a plain ViT"
         )
-    return replace(member, timm=TOKEN, kwargs={**member.kwargs, **_shape(net)})
-
-
-def _shape(net: VisionTransformer) -> dict[str, int]:
-    """The arguments of a ViT's shape, where they are not those of `TOKEN`."""
-    patch = int(net.patch_embed.patch_size[0])
-    shape = {
-        "embed_dim": int(net.embed_dim),
-        "depth": len(net.blocks),
-        "num_heads": int(net.blocks[0].attn.num_heads),  # type: ignore[union-attr]
-    }
-    return shape if patch == 16 else {**shape, "patch_size": patch}
-
-
-def _named(net: VisionTransformer) -> set[str]:
-    return {name for name, _ in net.named_parameters()}
-
-
-def _distilled(net: VisionTransformer) -> VisionTransformerDistilled:
-    with torch.device("meta"):
-        return timm.create_model(TOKEN, pretrained=False, **_shape(net))  # type: ignore
+    return replace(member, timm=TOKEN, kwargs={**member.kwargs, **shape})

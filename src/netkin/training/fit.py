@@ -3,8 +3,11 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,14 +19,16 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
+from netkin.data.images import Images
 from netkin.errors import UserError
 from netkin.runner import quiet, trainer
 from netkin.store.files import write_tensors
 from netkin.training import checkpoint
+from netkin.training.checkpoint import Checkpoint
 from netkin.training.data import Augmented, Draws, as_pixels, batches, seeded
-from netkin.training.distillation import Parts, distillation_loss
-from netkin.training.job import Job, Report
-from netkin.training.optimizer import make_optimizer, make_schedule
+from netkin.training.distillation import Teacher, distillation_loss
+from netkin.training.recipe import Recipe, make_optimizer, make_schedule
+from netkin.training.weights import Hardware
 from netkin.zoo.build import Classifier
 
 CHECK_EVERY = 50
@@ -33,6 +38,47 @@ LONG = 100
 """Steps of an epoch from which on there are rows of steps."""
 TEST_BATCH = 250
 """Test images through the model at once."""
+Report = Callable[[Mapping[str, float]], None]
+"""Called with an epoch's row of the curves, and within long epochs with a row of some steps."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training.
+
+    Attributes:
+        identity: everything that the weights depend on, as JSON values, and the member's name; a
+            checkpoint of another identity is refused.
+        recipe: how the model is trained.
+        images: the training images; the augmentation crops them to the classifier's input size.
+        test: pixels [I, 3, H, W] uint8 and labels [I], for the test accuracy in the curves.
+        folder: for the files below; removed at the end.
+        hardware: where it runs.
+        teacher: of a distillation; None trains from the labels alone.
+    """
+
+    identity: Mapping[str, Any]
+    recipe: Recipe
+    images: Images
+    test: TensorDataset
+    folder: Path
+    hardware: Hardware = field(default_factory=Hardware)
+    teacher: Teacher | None = None
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint after the last epoch that is done."""
+        return self.folder / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """The weights with the highest test accuracy so far, where the recipe keeps these."""
+        return self.folder / "best.safetensors"
+
+    @property
+    def rows(self) -> Path:
+        """What would be reported, a JSON object a line, where other processes train."""
+        return self.folder / "rows.jsonl"
 
 
 class Fit(pl.LightningModule):
@@ -51,20 +97,23 @@ class Fit(pl.LightningModule):
     is not finite.
     """
 
+    schedule: Scheduler
+    optimizer: torch.optim.Optimizer
+
     def __init__(self, classifier: Classifier, job: Job, report: Report | None = None):
         super().__init__()
         self.classifier, self.job, self.report = classifier, job, report
         self.recipe = recipe = job.recipe
-        self._start = checkpoint.load_own(job.last, job.identity)
-        self.first_epoch = self._start.epoch if self._start else 0
-        self.curves = list(self._start.curves) if self._start else []
         self.average = None
         if recipe.ema_decay is not None:
             self.average = ModelEmaV3(classifier.net, recipe.ema_decay).requires_grad_(False)
-        if self._start is not None:
-            classifier.net.load_state_dict(self._start.model)
+        self.first_epoch, self.curves, self._start = 0, [], None
+        if job.last.is_file():
+            self._start = start = checkpoint.load(job.last, job.identity)
+            self.first_epoch, self.curves = start.epoch, list(start.curves)
+            classifier.net.load_state_dict(start.model)
             if self.average is not None:
-                self.average.module.load_state_dict(self._start.ema)
+                self.average.module.load_state_dict(start.ema)
         self.two_heads = hasattr(classifier.net, "set_distilled_training")
         if self.two_heads and job.teacher is not None:
             classifier.net.set_distilled_training(True)  # type: ignore[operator]
@@ -80,8 +129,6 @@ class Fit(pl.LightningModule):
                 num_classes=len(job.images.classes),
             )
         self.attack = recipe.attack
-        self.schedule: Scheduler | None = None
-        self._optimizer: torch.optim.Optimizer | None = None
         self._sums: dict[str, Tensor] = {}
         self._losses: list[Tensor] = []
         self._recent = torch.zeros(())
@@ -114,13 +161,13 @@ class Fit(pl.LightningModule):
             optimizer.load_state_dict(self._start.optimizer)
             if self._start.scaler:
                 self.trainer.precision_plugin.load_state_dict(self._start.scaler)
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         return optimizer
 
     def on_fit_start(self) -> None:
         """Put the teacher on the device."""
         if self.job.teacher is not None:
-            self.job.teacher.to(self.device)
+            self.job.teacher.classifier.to(self.device)
 
     def train_dataloader(self) -> DataLoader:
         """The batches of this rank."""
@@ -138,7 +185,6 @@ class Fit(pl.LightningModule):
         self._recent = torch.zeros(())
         self.classifier.train()
         if self.recipe.step_on_epochs:
-            assert self.schedule is not None
             self.schedule.step(self.epoch)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -148,7 +194,6 @@ class Fit(pl.LightningModule):
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
         if not self.recipe.step_on_epochs:
-            assert self.schedule is not None
             self.schedule.step_update(self.update)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -165,12 +210,16 @@ class Fit(pl.LightningModule):
         if self.job.teacher is None:
             loss = cross_entropy(logits, target, label_smoothing=smoothing)
         else:
-            teacher_logits = self.job.teacher(pixels)
+            taught = self.job.teacher(pixels)
             parts = distillation_loss(
-                self.job.teacher.distillation, logits, distilled, teacher_logits, target, smoothing
+                self.job.teacher.distillation, logits, distilled, taught, target, smoothing
             )
-            loss = parts.total
-            self._add_teaching(parts, distilled, teacher_logits, labels)
+            loss = parts.label + parts.teacher
+            self._add("label_loss", parts.label)
+            self._add("teacher_loss", parts.teacher)
+            agrees, predicted = distilled.argmax(dim=1) == taught.argmax(dim=1), distilled.argmax(1)
+            self._add("teacher_agreement", agrees.float().mean())
+            self._add("distilled_accuracy", (predicted == labels).float().mean())
         self._add("train_loss", loss)
         self._add("train_accuracy", (logits.argmax(dim=1) == labels).float().mean())
         self._losses.append(loss.detach())
@@ -185,21 +234,24 @@ class Fit(pl.LightningModule):
     def _report_steps(self, steps: int) -> None:
         """Report the last steps of a long epoch, of which this many are done."""
         loss, self._recent = float(self._recent) / CHECK_EVERY, torch.zeros(())
-        batches, trainer = int(self.trainer.num_training_batches), self.trainer
-        if batches < LONG or not trainer.is_global_zero:
+        if (batches := int(self.trainer.num_training_batches)) >= LONG:
+            images = self._images * self.trainer.world_size
+            row = {
+                "step": self.epoch * batches + steps,
+                "loss": loss,
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "images_per_second": images / (time.perf_counter() - self._began),
+            }
+            self._report(row)
+
+    def _report(self, row: dict[str, float]) -> None:
+        """From the first process, to a function or through a file."""
+        if not self.trainer.is_global_zero:
             return
-        assert self._optimizer is not None
-        images = self._images * trainer.world_size
-        row = {
-            "step": self.epoch * batches + steps,
-            "loss": loss,
-            "lr": self._optimizer.param_groups[0]["lr"],
-            "images_per_second": images / (time.perf_counter() - self._began),
-        }
         if self.report is not None:
             self.report(row)
-        elif trainer.world_size > 1:
-            with self.job.steps.open("a") as file:
+        elif self.trainer.world_size > 1:
+            with self.job.rows.open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
     def _attacked(self, pixels: Tensor, labels: Tensor, batch_idx: int) -> Tensor:
@@ -215,15 +267,6 @@ class Fit(pl.LightningModule):
     def _add(self, name: str, value: Tensor) -> None:
         before = self._sums.get(name, torch.zeros((), device=self.device))
         self._sums[name] = before + value.detach()
-
-    def _add_teaching(
-        self, parts: Parts, distilled: Tensor, teacher_logits: Tensor, labels: Tensor
-    ) -> None:
-        teacher, student = teacher_logits.argmax(dim=1), distilled.argmax(dim=1)
-        self._add("label_loss", parts.label)
-        self._add("teacher_loss", parts.teacher)
-        self._add("teacher_agreement", (student == teacher).float().mean())
-        self._add("distilled_accuracy", (student == labels).float().mean())
 
     def _check_finite(self, batch_idx: int) -> None:
         losses, self._losses = torch.stack(self._losses), []
@@ -260,11 +303,10 @@ class Fit(pl.LightningModule):
         sums["grad_norm"] *= steps / self.updates
         self._sums.clear()
         seconds = time.perf_counter() - self._began
-        assert self._optimizer is not None
         done = self.epoch + 1
         row = {
             "epoch": done,
-            "lr": self._optimizer.param_groups[0]["lr"],
+            "lr": self.optimizer.param_groups[0]["lr"],
             **sums,
             "images_per_second": self._images * self.trainer.world_size / seconds,
             "seconds": seconds,
@@ -283,23 +325,17 @@ class Fit(pl.LightningModule):
             better = row.get("test_accuracy", -1) > max(earlier, default=-0.5)
             if better and self.recipe.keep == "best":
                 write_tensors(self.job.best, self.classifier.net.state_dict(), epoch=str(done))
-            self._save(done)
-            if self.report is not None:
-                self.report(row)
+            Checkpoint(
+                self.job.identity,
+                done,
+                self.curves,
+                self.classifier.net.state_dict(),
+                {} if self.average is None else self.average.module.state_dict(),
+                self.optimizer.state_dict(),
+                self.trainer.precision_plugin.state_dict(),
+            ).save(self.job.last)
+            self._report(row)
         self.trainer.strategy.barrier()
-
-    def _save(self, done: int) -> None:
-        assert self._optimizer is not None
-        checkpoint.save(
-            self.job.last,
-            self.job.identity,
-            done,
-            self.curves,
-            self.classifier.net,
-            self._optimizer,
-            None if self.average is None else self.average.module,
-            self.trainer.precision_plugin.state_dict(),
-        )
 
 
 def fit(classifier: Classifier, job: Job, report: Report | None = None) -> checkpoint.Checkpoint:
@@ -366,17 +402,30 @@ def evaluate(
         test_accuracy and, where they apply, test_accuracy_class_head,
         test_accuracy_distilled_head and test_accuracy_ema.
     """
-    accuracies = {"test_accuracy": _accuracy(classifier, images, None, first_batch)}
+    predictors: dict[str, Callable[[Tensor], Tensor]] = {"": classifier}
     if two_heads:
-        for head, name in enumerate(("class", "distilled")):
-            key = f"test_accuracy_{name}_head"
-            accuracies[key] = _accuracy(classifier, images, head, first_batch)
+        predictors["_class_head"] = partial(one_head, classifier, head=0)
+        predictors["_distilled_head"] = partial(one_head, classifier, head=1)
     if average is not None:
-        trained, classifier.net = classifier.net, average
-        accuracies["test_accuracy_ema"] = _accuracy(classifier, images, None, first_batch)
-        classifier.net = trained
+
+        def averaged(pixels: Tensor) -> Tensor:
+            trained, classifier.net = classifier.net, average
+            logits, classifier.net = classifier(pixels), trained
+            return logits
+
+        predictors["_ema"] = averaged
+        average.eval()
+    correct, tested, device = dict.fromkeys(predictors, 0), 0, classifier.mean.device
+    classifier.eval()
+    with torch.no_grad():
+        for batch, labels in DataLoader(images, TEST_BATCH):
+            pixels, tested = as_pixels(batch.to(device)), tested + len(labels)
+            for name, predict in predictors.items():
+                correct[name] += int((predict(pixels).argmax(dim=1) == labels.to(device)).sum())
+            if first_batch:
+                break
     classifier.train()
-    return accuracies
+    return {f"test_accuracy{name}": number / tested for name, number in correct.items()}
 
 
 def one_head(classifier: Classifier, pixels: Tensor, head: int) -> Tensor:
@@ -390,18 +439,3 @@ def one_head(classifier: Classifier, pixels: Tensor, head: int) -> Tensor:
     net: Any = classifier.net
     features = net.forward_features(classifier.normalise(pixels))
     return (net.head, net.head_dist)[head](features[:, head])
-
-
-def _accuracy(
-    classifier: Classifier, images: TensorDataset, head: int | None, first_batch: bool
-) -> float:
-    classifier.eval()
-    correct, device = 0, classifier.mean.device
-    with torch.no_grad():
-        for batch, labels in DataLoader(images, TEST_BATCH):
-            pixels = as_pixels(batch.to(device))
-            logits = classifier(pixels) if head is None else one_head(classifier, pixels, head)
-            correct += int((logits.argmax(dim=1) == labels.to(device)).sum())
-            if first_batch:
-                return correct / len(labels)
-    return correct / len(images)

@@ -1,17 +1,26 @@
-"""The settings with which a member is trained."""
+"""The settings with which a member is trained, and timm's optimiser and schedule of them."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+
 from netkin.attacks import PGD
-from netkin.errors import UserError
+from netkin.errors import UserError, first_line, near
 
 LATER = (
     *("lr_per", "sched_args", "step_on_epochs", "warmup_lr", "min_lr", "repeats", "erasing"),
     *("mixup", "cutmix", "model_args", "ema_decay", "accumulate", "keep", "adversarial"),
 )
 """Fields that an identity names only where they differ from their default."""
+ADVERSARIAL = ("eps", "step_size", "steps", "random_start", "momentum")
+SCHEDULES = ("cosine", "tanh", "step", "constant", "multistep", "plateau", "poly", "rsqrt")
+"""Names that timm's factory knows; for others it silently makes no schedule."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +89,13 @@ class Recipe:
     validate_every: int = 5
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "validate_every", "repeats", "accumulate"):
+        least = dict.fromkeys(
+            ("epochs", "batch_size", "validate_every", "repeats", "accumulate"), 1
+        )
+        for name, low in {**least, "seed": 0}.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"{name} must be a whole number of 1 or more, got {value!r}")
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
-            raise UserError(f"seed must be a whole number of 0 or more, got {self.seed!r}")
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise UserError(f"{name} must be a whole number of {low} or more, got {value!r}")
         if not isinstance(self.lr, int | float) or not self.lr > 0:
             raise UserError(f"lr must be above 0, got {self.lr}")
         for name in ("weight_decay", "mixup", "cutmix", "warmup_epochs", "min_lr"):
@@ -104,23 +114,18 @@ class Recipe:
             raise UserError(
                 f"batch_size={self.batch_size} must be even, since mixup and cutmix mix pairs"
             )
-
         if self.adversarial and self.mixes:
             raise UserError("adversarial training takes no mixup or cutmix: set both to 0")
+        if unknown := set(self.adversarial) - set(ADVERSARIAL):
+            raise UserError(
+                f"adversarial takes {', '.join(ADVERSARIAL)}, got {', '.join(sorted(unknown))}"
+            )
         self.attack  # noqa: B018  # raises for arguments that PGD refuses
 
     @property
     def attack(self) -> PGD | None:
         """The attack of adversarial training, if there is one."""
-        if not self.adversarial:
-            return None
-        unknown = set(self.adversarial) - {"eps", "step_size", "steps", "random_start", "momentum"}
-        if unknown:
-            raise UserError(
-                f"adversarial takes eps, step_size, steps, random_start and momentum, got "
-                f"{', '.join(sorted(unknown))}"
-            )
-        return PGD(**self.adversarial, seed=self.seed)
+        return PGD(**self.adversarial, seed=self.seed) if self.adversarial else None
 
     @property
     def mixes(self) -> bool:
@@ -144,3 +149,50 @@ class Recipe:
         if self.keep == "best":
             settings["validate_every"] = self.validate_every
         return settings
+
+
+def check(recipe: Recipe) -> None:
+    """Raises UserError for an optimiser or a schedule that timm does not make of a recipe."""
+    if recipe.sched not in SCHEDULES:
+        raise UserError(
+            f"sched must be one of {', '.join(SCHEDULES)}, got {recipe.sched!r}"
+            f"{near(recipe.sched, SCHEDULES)}"
+        )
+    names = [str(name) for name in list_optimizers()]
+    if recipe.opt.lower().removeprefix("lookahead_") not in names:
+        raise UserError(
+            f"opt must be one of timm's {len(names)} optimisers (timm.optim.list_optimizers()), "
+            f"got {recipe.opt!r}{near(recipe.opt, names)}"
+        )
+    what = f"opt={recipe.opt} with {dict(recipe.opt_args)}"
+    try:
+        optimizer = make_optimizer(nn.Linear(2, 2), recipe, 0.1)
+        what = f"sched={recipe.sched} with {dict(recipe.sched_args)}"
+        make_schedule(optimizer, recipe, 1)
+    except Exception as error:
+        raise UserError(f"{what}: {first_line(error)}") from None
+
+
+def make_optimizer(net: nn.Module, recipe: Recipe, lr: float) -> torch.optim.Optimizer:
+    """timm's optimiser at a peak learning rate; norms, biases and tokens do not decay."""
+    return create_optimizer_v2(
+        net, opt=recipe.opt, lr=lr, weight_decay=recipe.weight_decay, **recipe.opt_args
+    )
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, updates: int) -> Scheduler:
+    """timm's schedule of the rates of an optimiser at its peak; `updates` are steps an epoch."""
+    peak = max(group["lr"] for group in optimizer.param_groups)
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        sched=recipe.sched,
+        num_epochs=recipe.epochs,
+        warmup_epochs=recipe.warmup_epochs,
+        warmup_lr=peak / 100 if recipe.warmup_lr is None else recipe.warmup_lr,
+        min_lr=recipe.min_lr,
+        step_on_epochs=recipe.step_on_epochs,
+        updates_per_epoch=updates,
+        **recipe.sched_args,
+    )
+    assert schedule is not None
+    return schedule

@@ -18,8 +18,7 @@ from netkin.jobs.pool import Advance, Result
 from netkin.store.files import read_tensors, write, write_json, write_tensors
 from netkin.training import checkpoint
 from netkin.training.distillation import Teacher
-from netkin.training.fit import fit
-from netkin.training.job import Job, Report
+from netkin.training.fit import Job, Report, fit
 from netkin.training.weights import Teaching, Training, identity
 from netkin.zoo.build import Classifier, build
 from netkin.zoo.member import Member
@@ -54,17 +53,14 @@ def train(
     began = time.perf_counter()
     job = make_job(training, member, teaching)
     if start is not None:
-        if checkpoint.load_own(start, job.identity) is None:
+        if not start.is_file():
             raise UserError(f"there is no checkpoint {start} to resume from")
+        checkpoint.load(start, job.identity)  # raises
         if start.resolve() != job.last.resolve():
             write(job.last, lambda temporary: shutil.copyfile(start, temporary))
     end = _fit(initial(training, member), job, advance, report)
     accuracy = _store(training, member, teaching, job, end)
-    for file in (
-        job.last,
-        job.best,
-        job.steps,
-    ):  # of use while it goes on only
+    for file in (job.last, job.best, job.rows):  # of use while it goes on only
         file.unlink(missing_ok=True)
     with suppress(OSError):  # another training of this name goes on
         job.folder.rmdir()
@@ -140,48 +136,41 @@ def pixels_and_labels(training: Training, member: Member) -> TensorDataset:
 def _fit(
     classifier: Classifier, job: Job, advance: Advance, report: Report | None
 ) -> checkpoint.Checkpoint:
-    """`fit`, whose epochs are reported in this process even where others train."""
-    done = checkpoint.epochs_done(job.last)
-    for row in checkpoint.load(job.last).curves if done else []:
-        advance(1)
-        if report is not None:
-            report(row)
+    """`fit`, whose rows are reported in this process even where others train."""
 
-    def row_done(row: Mapping[str, float]) -> None:
+    def done(row: Mapping[str, float]) -> None:
         if "epoch" in row:
             advance(1)
         if report is not None:
             report(row)
 
+    for row in checkpoint.load(job.last).curves if checkpoint.epochs_done(job.last) else []:
+        done(row)
     if job.hardware.devices == 1:
-        return fit(classifier, job, row_done)
-    job.steps.unlink(missing_ok=True)
-    with _watching(job, done, row_done):
+        return fit(classifier, job, done)
+    job.rows.unlink(missing_ok=True)
+    with _following(job.rows, done):
         return fit(classifier, job)
 
 
 @contextmanager
-def _watching(job: Job, done: int, row_done: Report) -> Iterator[None]:
-    """Report what other processes have done: steps, and epochs as their checkpoints appear."""
-    stop, steps = threading.Event(), 0
+def _following(file: Path, done: Report) -> Iterator[None]:
+    """Report the rows that another process appends to a file, as they come."""
+    stop, read = threading.Event(), 0
 
     def check() -> None:
-        nonlocal done, steps
-        if job.steps.is_file():
-            lines = job.steps.read_text().split("\n")[steps:-1]  # the last may be half written
-            steps += len(lines)
+        nonlocal read
+        if file.is_file():
+            lines = file.read_text().split("\n")[read:-1]  # the last may be half written
+            read += len(lines)
             for line in lines:
-                row_done(json.loads(line))
-        if checkpoint.epochs_done(job.last) > done:
-            for row in checkpoint.load(job.last).curves[done:]:
-                row_done(row)
-                done += 1
+                done(json.loads(line))
 
-    def watch() -> None:
+    def follow() -> None:
         while not stop.wait(1.0):
             check()
 
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:
         yield

@@ -20,10 +20,28 @@ from netkin.results import Results
 from netkin.store import differences
 from netkin.store.layout import Store
 from netkin.training.distillation import Distillation
-from netkin.training.job import Hardware
 from netkin.training.recipe import Recipe
 from netkin.zoo.build import architecture_identity, preprocessing
 from netkin.zoo.member import IMAGE_FIELDS, Member, Task
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where and how a training runs.
+
+    Attributes:
+        accelerator, devices, precision: as Lightning's Trainer takes them.
+        compile: whether the model's forward and backward passes are compiled.
+        workers: processes a device that augment images; with 0 the training process does.
+        fast_dev_run: train on one batch, to test that everything fits together.
+    """
+
+    accelerator: str = "auto"
+    devices: int = 1
+    precision: str = "32-true"
+    compile: bool = False
+    workers: int = 0
+    fast_dev_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,13 +160,13 @@ def trained_accuracy(store: Store, model: Model) -> Accuracy | None:
     return Accuracy(accuracy, images) if accuracy is not None and images else None
 
 
-def check_identity(weights: Path, stored: Mapping[str, Any], needed: Mapping[str, Any]) -> None:
-    """Raises OtherTraining when weights have another `identity` than the one that is needed."""
+def check_identity(file: Path, stored: Mapping[str, Any], needed: Mapping[str, Any]) -> None:
+    """Raises OtherTraining when weights or a checkpoint are of another training than is needed."""
     if difference := next(differences(stored, json.loads(json.dumps(needed))), None):
         key, theirs, ours = difference
         raise OtherTraining(
-            f"weights {weights} were trained with {key} = {theirs}, now it is {ours}: give the "
-            "model another name, choose another store, or remove the file"
+            f"{file} was trained with {key} = {theirs}, now it is {ours}: continue with those "
+            "settings, give the model another name, choose another store, or remove the file"
         )
 
 
@@ -187,12 +205,10 @@ def trained_members(store: Store, dataset: str, pattern: str) -> list[dict[str, 
     names = {unquote(file.stem): file for file in _notes_files(store, dataset)}
     plain = pattern.removesuffix("@*")
     members = []
-    for name in sorted(names):
+    for name, file in sorted(names.items()):
         of_seed_0 = pattern.endswith("@*") and "@" not in name and fnmatchcase(name, plain)
-        if not of_seed_0 and not fnmatchcase(name, pattern):
-            continue
-        weights = names[name].with_suffix(".safetensors")
-        stored = notes(weights)
+        weights = file.with_suffix(".safetensors")
+        stored = notes(weights) if of_seed_0 or fnmatchcase(name, pattern) else None
         if stored is None or (of_seed_0 and stored["made_of"].get("recipe", {}).get("seed", 0)):
             continue
         fields = {key: value for key, value in stored["member"].items() if value is not None}
@@ -200,8 +216,7 @@ def trained_members(store: Store, dataset: str, pattern: str) -> list[dict[str, 
     if not members:
         raise UserError(
             f"{store.root} has no trained model {dataset}/{pattern}{near(pattern, names)} (there "
-            f"are {and_more(sorted(names), 8) or 'none'}); "
-            "train it first"
+            f"are {and_more(sorted(names), 8) or 'none'}); train it first"
         )
     return members
 

@@ -270,11 +270,6 @@ def architecture_identity(member: Member) -> dict[str, Any]:
     return {member.kind: getattr(member, member.kind)}
 
 
-def own_weights_sha256(member: Member, task: Task) -> str:
-    """The hash of the weights that a `target` brings, for which it is built."""
-    return weights_sha256(build(member, task).net)
-
-
 def weights_sha256(net: nn.Module) -> str:
     """A hash of a network's state: of keys, shapes, types and values."""
     total = hashlib.sha256()

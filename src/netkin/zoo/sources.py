@@ -237,7 +237,6 @@ class Torchvision:
         return weights[chosen] if chosen else weights.DEFAULT
 
     def config(self, name: str) -> dict[str, Any]:
-        """See `Source`."""
         weights = self._weights(name)
         transforms: Any = weights.transforms()
         (crop,), (resize,) = transforms.crop_size, transforms.resize_size
@@ -275,7 +274,6 @@ class Target:
     """A class, or a function that returns a network, by its dotted name; nothing is published."""
 
     def config(self, name: str) -> dict[str, Any]:
-        """See `Source`."""
         return {"family": find(name).__name__}
 
     def file(self, name: str, config: Config, fetch: bool) -> None:
