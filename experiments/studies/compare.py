@@ -40,7 +40,7 @@ from experiments.cli.study import Study, family, study
 from netkin import similarity
 from netkin.analysis import matrix, noise, statistics
 from netkin.analysis.clusters import choose_k, spectral
-from netkin.analysis.matrix import Matrix, off_diagonal, position_of
+from netkin.analysis.matrix import Matrix, off_diagonal, pair_values, position_of
 from netkin.analysis.noise import OverImages, Sampled
 from netkin.analysis.statistics import ALIKE, FEWEST, associate, pearson, trend
 from netkin.analysis.verdict import verdict
@@ -301,10 +301,11 @@ def compare(
     for row in rows:
         if not np.isnan(row["r"]):
             s.tracker.summary({f"{name}/r" if given else f"{name}/r/{row['other']}": row["r"]})
-    pairs = pl.concat([pairs_table(names, *each) for each in comparisons])
+    parts = [pairs_table(names, *each) for each in comparisons]
+    pairs = pl.concat(parts)
     if given:
         pairs = pairs.sort(pl.col("difference").abs(), descending=True)
-    picture = s.outputs.figure(name, figure(names, comparisons, rows), pairs, text("caption"))
+    picture = s.outputs.figure(name, figure(parts, rows), pairs, text("caption"))
     sections = [Section("Scores against scores", (), {"Correlations": table}, [picture])]
     answer = precision_answer(rows) if shares else [decided(rows, name), *map(sentence, rows)]
     if given:
@@ -370,10 +371,9 @@ def changes(first: Definition, other: Definition) -> dict[str, float]:
         "largest_difference": float(np.abs(difference).max()),
     }
     if first.sampled is not None and other.sampled is not None:
-        pair = np.tril_indices(len(x), k=-1)
         one, two = first.sampled, other.sampled
-        low, high = similarity.interval((two.draws - one.draws)[:, *pair].mean(axis=1))
-        mean = float((two.values - one.values)[pair].mean())
+        mean = float(pair_values(two.values - one.values).mean())
+        low, high = similarity.interval(pair_values(two.draws - one.draws).mean(axis=1))
         row |= {"mean_difference": mean, "mean_low": low, "mean_high": high}
     if first.intervals is not None:
         low, high = first.intervals.select("low", "high").to_numpy().T
@@ -400,45 +400,30 @@ def pairs_table(names: tuple[str, ...], first: Definition, other: Definition) ->
     """A row a pair: a, b, reference, other (definitions), s_reference, s_other, and difference, the
     first less the second (nats)."""
     rows, columns = cells(first.scores, other.scores)
-    x, y = first.scores[rows, columns], other.scores[rows, columns]
-    return pl.DataFrame(
-        {
-            "a": [names[i] for i in rows],
-            "b": [names[i] for i in columns],
-            "reference": first.name,
-            "other": other.name,
-            "s_reference": x,
-            "s_other": y,
-            "difference": x - y,
-        }
-    )
+    x, y, of = first.scores[rows, columns], other.scores[rows, columns], np.array(names)
+    both = {"reference": pl.lit(first.name), "other": pl.lit(other.name)}
+    table = pl.DataFrame({"a": of[rows], "b": of[columns]}).with_columns(**both)
+    return table.with_columns(s_reference=x, s_other=y, difference=x - y)
 
 
 @style()
-def figure(names: tuple[str, ...], comparisons: list[Comparison], found: list[dict]) -> Figure:
-    """A scatter plot for each comparison."""
-    n = len(comparisons)
+def figure(parts: list[pl.DataFrame], found: list[dict]) -> Figure:
+    """A scatter plot for each table of pairs and its row of correlations."""
+    n = len(parts)
     across = 2 if n == 4 else min(3, n)
     drawing, axes = panels(across, 3.6, 3.3, rows=-(-n // across))
     for ax in axes[n:]:
         ax.remove()
-    for ax, (first, other), row in zip(axes, comparisons, found, strict=False):
-        rows, columns = cells(first.scores, other.scores)
-        x, y = first.scores[rows, columns], other.scores[rows, columns]
+    for ax, pairs, row in zip(axes, parts, found, strict=False):
+        x, y = pairs.select("s_reference", "s_other").to_numpy().T
         ends = [min(x.min(), y.min()), max(x.max(), y.max())]
         ax.plot(ends, ends, color="#999999", lw=0.8, ls=(0, (4, 3)), zorder=0, label="equal scores")
-        one_source = len(set(rows)) == 1 < len(x)
+        labels = [f"s, {row[which]} (nats)" for which in ("reference", "other")]
         p = statistics.p_text(row["p"], row["permutations"])
-        scatter(
-            ax,
-            x,
-            y,
-            f"s, {first.name} (nats)",
-            f"s, {other.name} (nats)",
-            names=[names[i] for i in columns] if one_source else None,
-            trend=trend(x, y) if len(names) >= FEWEST else None,
-            text=f"r = {row['r']:.2f}, {row['test']} p {p}, n = {row['n']}",
-        )
+        note = f"r = {row['r']:.2f}, {row['test']} p {p}, n = {row['n']}"
+        names = pairs["b"].to_list() if pairs["a"].n_unique() == 1 < pairs.height else None
+        line = trend(x, y) if row["models"] >= FEWEST else None
+        scatter(ax, x, y, *labels, names=names, trend=line, text=note)
     return drawing
 
 
