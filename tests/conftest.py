@@ -99,12 +99,17 @@ def run_here(
     Fails where the command leaves files open.
 
     Args:
-        overrides: as typed; logger=none and one process are added, where they say nothing of it.
+        overrides: as typed; logger=none, one process and figures as small PNGs are added, where
+            they say nothing of these.
         cwd: the folder that the command is started in.
         script: evaluate or train.
         again: whether the run's folder stays that of the config it was used for.
     """
+    from hydra._internal.hydra import Hydra
+    from hydra.types import RunMode
+
     from experiments.cli.launch import launch
+    from netkin.report import study, style
 
     if not again:
         forget(cwd, overrides)
@@ -115,12 +120,18 @@ def run_here(
     out, err, opened = io.StringIO(), io.StringIO(), isolation.open_files(cwd)
     with (
         isolation.restored(),
+        pytest.MonkeyPatch.context() as quicker,
         warnings.catch_warnings(),
         redirect_stdout(out),
         redirect_stderr(err),
     ):
         os.chdir(cwd)
         sys.argv[:] = [f"{script}.py", *typed]
+        quicker.setattr(style, "DPI", 60)
+        quicker.setattr(study, "SHARP", 60)
+        # Hydra composes everything a second time to read hydra.mode, which no config sets.
+        mode = "MULTIRUN" if "hydra.mode=MULTIRUN" in typed else None
+        quicker.setattr(Hydra, "get_mode", lambda *_, **__: mode and RunMode[mode])
         try:
             launch(main)
             code = 0
@@ -134,6 +145,8 @@ def run_here(
 def _unless_given(overrides: tuple[str, ...], script: str) -> list[str]:
     keys = {text.partition("=")[0].split(".")[0] for text in overrides}
     added = [] if "logger" in keys else ["logger=none"]
+    if not any("figure.formats" in text for text in overrides):
+        added.append("figure.formats=[png]")
     if script == "evaluate" and not any("hardware.members_at_once" in text for text in overrides):
         added.append("hardware.members_at_once=1")
     return added
@@ -189,10 +202,11 @@ def _train(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # of a worker that was stopped
     weights = folder / "store" / "weights" / "digits"
     shutil.copytree(TRAINED, weights)
-    done = run_here(*SMALL, "hydra.run.dir=first", "logger=csv", cwd=folder)
+    first = (*SMALL, "hydra.run.dir=first", "logger=csv", "figure.formats=[png,pdf]")
+    done = run_here(*first, cwd=folder)
     if done.returncode:  # what training depends on has changed since: train again
         shutil.rmtree(folder / "store")
-        done = run_here(*SMALL, "hydra.run.dir=first", "logger=csv", again=True, cwd=folder)
+        done = run_here(*first, again=True, cwd=folder)
     assert done.returncode == 0, done.stderr
     (folder / "stdout.txt").write_text(done.stdout)
     done = run_here(*helpers.overrides(folder), "hydra.run.dir=four", cwd=folder)

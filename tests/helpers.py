@@ -77,11 +77,11 @@ def on_four(experiment: str, folder: Path, *arguments: str) -> Path:
 
 
 def has_figures(run: Path, *names: str) -> None:
-    """Each figure as PNG, PDF and SVG with its tables, and all of them on the page."""
+    """Each figure with its tables, and all of them on the page."""
     page = (run / "report.html").read_text()
     assert page.count('<img src="data:image/webp') == len(names)
     for name in names:
-        for suffix in (".png", ".pdf", ".csv", ".tex"):
+        for suffix in (".png", ".csv", ".tex"):
             assert (run / f"{name}{suffix}").stat().st_size > 50, name
             assert f"./{name}{suffix}" in page
 

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 import struct
 import subprocess
 import zlib
@@ -22,7 +23,7 @@ from experiments.cli import runs
 from netkin.data.subset import Subset
 from netkin.errors import Stopped, UserError
 from netkin.tracking import RunInfo, track
-from tests.conftest import SMALL, run_command
+from tests.conftest import SMALL, TRAINED, run_command
 
 Record = protobuf.Record  # pyright: ignore[reportAttributeAccessIssue]  # made when imported
 
@@ -31,6 +32,9 @@ Record = protobuf.Record  # pyright: ignore[reportAttributeAccessIssue]  # made 
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the small zoo was trained and compared under W&B, by the real command."""
     folder = tmp_path_factory.mktemp("logged")
+    for file in TRAINED.glob("test_byobnet.*"):  # one that is read and one that is trained
+        (folder / "store" / "weights" / "digits").mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, folder / "store" / "weights" / "digits")
     done = run_command(*SMALL, "hydra.run.dir=first", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder

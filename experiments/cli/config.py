@@ -9,6 +9,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -481,6 +482,7 @@ class Setting:
         return value > 0 if self.least is None else value >= self.least
 
 
+@cache
 def settings(name: str, script: str) -> dict[str, Setting]:
     """The settings of an experiment and its command by dotted key, the experiment's own first."""
     parts = [EXPERIMENTS[name]] if name in EXPERIMENTS else []

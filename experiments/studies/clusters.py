@@ -76,7 +76,7 @@ def run(config: DictConfig) -> None:
         mean = float(off_diagonal(s.scores).mean())
         s.tracker.summary({"clusters/k": k, "similarity/mean": mean})
         answer = [_verdict(c, certain, reason), *_members(c, common)]
-        if shift := clusters.affinity(s.scores).shift:
+        if shift := clusters.affinity(s.scores)[1]:
             answer.append(text("shifted", n=int((off_diagonal(s.scores) < 0).sum()), shift=shift))
         if drawn > len(draws):
             answer.append(text("dropped", left=drawn - len(draws), n=drawn))

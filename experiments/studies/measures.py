@@ -33,7 +33,6 @@ from netkin.analysis.statistics import FEWEST, p_text, trend
 from netkin.analysis.verdict import verdict
 from netkin.jobs.pool import Advance, Result
 from netkin.jobs.progress import Bars
-from netkin.model import Model
 from netkin.passes import Item
 from netkin.passes.features import (
     Kind,
@@ -49,7 +48,6 @@ from netkin.report.plots import scatter
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.report.style import panels, style
-from netkin.results import Results
 
 PRELOAD = ("netkin.passes.features",)
 TITLES = {
@@ -82,47 +80,32 @@ def gather(config: DictConfig, m: Measured, positions: Sequence[int]) -> dict[st
     Returns the seconds per image of a forward pass, an attack (craft), features and gradients,
     each summed over the models.
     """
-    r, seconds = m.run, config.measures.seconds
+    r, parts = m.run, shards(m.results, positions)
     with r.working():
         for kind in kinds(positions):
-            todo = [
-                Todo(model, kind, positions, tuple(lacking))
-                for model in m.members
-                if (lacking := missing(r.results, positions, model, kind))
-            ]
-            r.stage(kind.name, _measure, todo, sum(item.units(r.results) for item in todo))
-        timed = r.stage(
-            "cost", partial(_cost, seconds), [Item(m.name, m) for m in m.members], len(m.members)
-        )
+            lacking = {
+                model.name: missing(r.results, positions, model, kind) for model in m.members
+            }
+            todo = [Item(x.name, x, tuple(lacking[x.name])) for x in m.members if lacking[x.name]]
+            units = sum(len(parts[i]) for item in todo for i in item.todo)
+            r.stage(kind.name, partial(_measure, positions, kind), todo, units)
+        models = [Item(model.name, model) for model in m.members]
+        timed = r.stage("cost", partial(_cost, config.measures.seconds), models, len(models))
     r.raise_failures()
     costs = [result.cost for _, result in timed]
     return {name: sum(cost[name] for cost in costs) for name in costs[0]}
 
 
-@dataclass(frozen=True)
-class Todo:
-    """A model, and the shards of one kind that the store lacks."""
-
-    model: Model
-    kind: Kind
-    positions: Sequence[int]
-    shards: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        """The model's, for the display."""
-        return self.model.name
-
-    def units(self, results: Results) -> int:
-        """How many images the shards have."""
-        parts = shards(results, self.positions)
-        return sum(len(parts[i]) for i in self.shards)
-
-
-def _measure(context: tuple[Any, Any, Any], item: Todo, advance: Advance) -> Result:
+def _measure(
+    positions: Sequence[int],
+    kind: Kind,
+    context: tuple[Any, Any, Any],
+    item: Item,
+    advance: Advance,
+) -> Result:
     from netkin.passes.features import measure_pass
 
-    return measure_pass(*context[:2], item.positions, item.model, item.kind, advance)
+    return measure_pass(*context[:2], positions, item.of_model(), kind, advance)
 
 
 @dataclass(frozen=True, kw_only=True)

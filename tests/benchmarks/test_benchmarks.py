@@ -54,7 +54,13 @@ def test_stages_of_made_up_models(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_states_of_the_store_are_timed(capsys: pytest.CaptureFixture[str]) -> None:
     commands.main(
-        ["model.members=[test_byobnet,vit_ti]", "subset=quick", "recipe.epochs=4", "attack.steps=2"]
+        [
+            "model.members=[test_byobnet,vit_ti]",
+            "subset=quick",
+            "recipe.epochs=1",
+            "attack.steps=2",
+            "hardware.members_at_once=1",
+        ]
     )
     printed = capsys.readouterr().out
     assert printed.index("nothing stored: ") < printed.index("everything stored: ")

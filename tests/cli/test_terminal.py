@@ -17,13 +17,8 @@ from tests.store.test_restart import TINY, in_hand
 
 LOGGED = [text for text in TINY if text != "logger=csv"]
 """With W&B offline, as users have it."""
-STAGES = {
-    "train": "weights/",
-    "clean": "clean/",
-    "craft": "adversarial/",
-    "transfer": "outcomes/",
-}
-"""What processes have in hand in each stage."""
+STAGES = {"train": "weights/", "craft": "adversarial/"}
+"""What processes have in hand in a stage; the second with workers."""
 
 
 class Terminal:

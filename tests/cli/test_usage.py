@@ -12,7 +12,7 @@ from experiments.cli import index, usage
 from experiments.cli.config import CONF, settings
 from netkin.jobs.progress import Bars
 from netkin.store import note_rates, rates
-from tests.conftest import SMALL, Mistake, run_command, run_here
+from tests.conftest import SMALL, Mistake, run_here
 
 
 @pytest.mark.parametrize("script", ["evaluate", "train"])
@@ -81,14 +81,14 @@ def test_rates_are_kept_by_stage_and_model(tmp_path: Path) -> None:
 def test_a_sweep_ends_with_its_jobs_and_index_lists_them(small_run: Path, tmp_path: Path) -> None:
     words = [text for text in SMALL if not text.startswith("attack.steps")]
     words += [f"store.dir={small_run / 'store'}", "logger=none", "hydra.sweep.dir=outputs/sweep"]
-    done = run_command("-m", *words, "attack.steps=8,x", cwd=tmp_path)
+    done = run_here("-m", *words, "attack.steps=8,x", cwd=tmp_path)
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     starts = [line for line in lines if line.startswith("job ")]
     assert starts[0].startswith("job 1 (attack.steps=8): pairwise: 2 models")
     assert re.search(r"0 +attack\.steps=8 +finished +\d\.\d{3}", done.stdout)
     assert "Jobs     outputs/sweep" in lines
-    done = run_command("experiment=index", cwd=tmp_path)
+    done = run_here("experiment=index", cwd=tmp_path)
     assert done.returncode == 0 and "1 runs below outputs" in done.stdout, done.stderr
     page = (tmp_path / "outputs" / "index.html").read_text()
     assert '<a href="./sweep/0/report.html">attack.steps=8</a>' in page

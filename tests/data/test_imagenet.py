@@ -19,7 +19,7 @@ from timm.data import ImageNetInfo, create_transform
 from netkin.store.files import read_tensors
 from netkin.zoo import sources
 from netkin.zoo.member import Member
-from tests.conftest import run_command
+from tests.conftest import run_here
 from tests.zoo.hub_cache import offline, write_hub
 
 WNIDS = ImageNetInfo().label_names()
@@ -83,16 +83,11 @@ def solved(name: str, images: list[Image.Image]) -> dict[str, torch.Tensor]:
     return net.state_dict()
 
 
-def environment(folder: Path) -> dict[str, str]:
-    return {
-        "HF_HUB_CACHE": str(folder / "hub"),
-        "HF_HUB_OFFLINE": "1",
-        "TORCH_HOME": str(folder / "torch"),
-    }
-
-
 @pytest.mark.slow
-def test_three_of_the_69_from_jpeg_to_similarity(tmp_path: Path) -> None:
+def test_three_of_the_69_from_jpeg_to_similarity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offline(tmp_path, monkeypatch)
     images = write_images(tmp_path / "imagenet")
     for name, repository in REPOSITORIES.items():
         write_hub(tmp_path, f"timm/{repository}", "model.safetensors", solved(name, images))
@@ -113,7 +108,7 @@ def test_three_of_the_69_from_jpeg_to_similarity(tmp_path: Path) -> None:
         "hydra.run.dir=run",
         "logger=none",
     )
-    done = run_command(*command, cwd=tmp_path, **environment(tmp_path))
+    done = run_here(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     models = pl.read_csv(tmp_path / "run" / "models.csv")
     assert models["input_size"].to_list() == list(SIZES.values())
@@ -139,22 +134,24 @@ def test_three_of_the_69_from_jpeg_to_similarity(tmp_path: Path) -> None:
     # Other bytes under the same name are told apart.
     state["fc.bias"] += 1
     torch.save(state, checkpoints / "gluon_xception-7015a15c.pth")
-    done = run_command(*command, cwd=tmp_path, **environment(tmp_path))
+    done = run_here(*command, cwd=tmp_path)
     assert done.returncode == 1
     assert "was made with model.weights_sha256" in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
-def test_all_missing_weights_are_listed_before_any_work(tmp_path: Path) -> None:
+def test_all_missing_weights_are_listed_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offline(tmp_path, monkeypatch)
     write_images(tmp_path / "imagenet")
-    done = run_command(
+    done = run_here(
         "dataset=imagenet",
         f"dataset.root={tmp_path / 'imagenet'}",
         f"dataset.labels={tmp_path / 'imagenet' / 'labels.txt'}",
         "logger=none",
         "hydra.run.dir=run",
         cwd=tmp_path,
-        **environment(tmp_path),
     )
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "the weights of 69 of 69 members cannot be had" in done.stderr

@@ -73,14 +73,15 @@ def lite(tmp_path_factory: pytest.TempPathFactory) -> Lite:
 
 
 @pytest.fixture(scope="session")
-def fifty(lite: Lite) -> Run:
-    """The paper's attack, PGD-50, among all 1,000 classes: the command in a process of its own."""
+def attacked(lite: Lite) -> Run:
+    """PGD-15 among all 1,000 classes: the command in a process of its own."""
     done = run_command(
         *lite.arguments,
         lite.members(*SIZES),
-        "hydra.run.dir=fifty",
+        "attack.steps=15",
+        "hydra.run.dir=attacked",
         cwd=lite.folder,
     )
     assert done.returncode == 0, done.stderr
     (stored,) = (lite.folder / "store" / "imagenet").glob("full-*")
-    return Run(lite.folder / "fifty", stored)
+    return Run(lite.folder / "attacked", stored)

@@ -99,14 +99,14 @@ def test_converted_networks_are_the_packages(lite: Lite, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_accuracy_white_box_and_scores(fifty: Run) -> None:
-    models = pl.read_csv(fifty.folder / "models.csv")
+def test_accuracy_white_box_and_scores(attacked: Run) -> None:
+    models = pl.read_csv(attacked.folder / "models.csv")
     assert models["model"].to_list() == list(SIZES)
     assert models["input_size"].to_list() == list(SIZES.values())
     assert models["params"].to_list() == list(PARAMS.values())
     assert models["clean_accuracy"].to_list() == [18 / 20] * 3
     assert models["white_box_success"].to_list() == [1.0] * 3
-    pairs = pl.read_csv(fifty.folder / "pairs.csv")
+    pairs = pl.read_csv(attacked.folder / "pairs.csv")
     assert pairs.select("a", "b").rows() == PAIRS
     for low, high, other in zip(pairs["low"], pairs["high"], INDEPENDENT, strict=True):
         assert low <= other <= high
@@ -114,18 +114,18 @@ def test_accuracy_white_box_and_scores(fifty: Run) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
-def test_the_clean_pass_is_timms_and_the_packages(lite: Lite, fifty: Run, name: str) -> None:
+def test_the_clean_pass_is_timms_and_the_packages(lite: Lite, attacked: Run, name: str) -> None:
     """Files through timm's own transform into the package's network: the stored logits."""
     config = resolve_model_data_config(timm.create_model(timm_name(name)))
     assert set(config["mean"]) == {MEAN} and set(config["std"]) == {STD}
     transform = create_transform(**config)
-    ids = json.loads((fifty.stored / "manifest.json").read_text())["ids"]
+    ids = json.loads((attacked.stored / "manifest.json").read_text())["ids"]
     places = {file.name: file for file in lite.root.glob("val/*/*.jpg")}
     files = [places[image] for image in ids]
     pixels = torch.stack([transform(Image.open(f).convert("RGB")) for f in files])  # type: ignore
     with torch.no_grad():
         expected = published_network(name)(pixels)
-    stored = load_file(fifty.stored / "clean" / name / "logits.safetensors")["logits"]
+    stored = load_file(attacked.stored / "clean" / name / "logits.safetensors")["logits"]
     torch.testing.assert_close(stored, expected, rtol=0, atol=1e-3)
     labels = [lite.labels[file.name] for file in files]
     right = sum(k == label for k, label in zip(expected.argmax(1).tolist(), labels, strict=True))
@@ -134,25 +134,25 @@ def test_the_clean_pass_is_timms_and_the_packages(lite: Lite, fifty: Run, name: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
-def test_adversarial_images_are_in_the_ball_at_the_sources_size(fifty: Run, name: str) -> None:
-    images, ids = adversarial(fifty, name)
+def test_adversarial_images_are_in_the_ball_at_the_sources_size(attacked: Run, name: str) -> None:
+    images, ids = adversarial(attacked, name)
     size = SIZES[name]
     assert images.shape == (18, 3, size, size) and images.dtype == torch.uint8
-    everything = json.loads((fifty.stored / "manifest.json").read_text())["ids"]
-    shards = [load_file(f)["pixels"] for f in fifty.stored.glob("views/*/*.safetensors")]
+    everything = json.loads((attacked.stored / "manifest.json").read_text())["ids"]
+    shards = [load_file(f)["pixels"] for f in attacked.stored.glob("views/*/*.safetensors")]
     (view,) = [pixels for pixels in shards if pixels.shape[-1] == size]
     clean = view[[everything.index(image) for image in ids]]
     assert (images.int() - clean.int()).abs().amax(dim=(1, 2, 3)).tolist() == [EPS] * 18
 
 
 @pytest.mark.slow
-def test_scores_recounted_with_the_packages_networks(lite: Lite, fifty: Run) -> None:
+def test_scores_recounted_with_the_packages_networks(lite: Lite, attacked: Run) -> None:
     """By the definition, from the stored bytes and the package's networks alone."""
     fooled: dict[tuple[str, str], dict[str, bool]] = {}
     for source in SIZES:
-        images, ids = adversarial(fifty, source)
+        images, ids = adversarial(attacked, source)
         for target in SIZES:
-            stored = outcomes(fifty, source, target)
+            stored = outcomes(attacked, source, target)
             predicted = dict(zip(ids, predictions(target, images), strict=True))
             assert stored and stored == {image: predicted[image] for image in stored}
             fooled[source, target] = {
@@ -164,7 +164,7 @@ def test_scores_recounted_with_the_packages_networks(lite: Lite, fifty: Run) -> 
         assert ab.keys() == ba.keys() and len(ab) in (17, 18)
         p = sum([*ab.values(), *ba.values()]) / (2 * len(ab))
         recounted.append(float(np.log(100 * p)))
-    assert scores(fifty.folder) == recounted
+    assert scores(attacked.folder) == recounted
 
 
 @pytest.mark.slow

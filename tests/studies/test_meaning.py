@@ -9,7 +9,6 @@ import polars as pl
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from tests.conftest import Mistake
 from tests.helpers import MEMBERS, four_store, has_figures, on_four, run
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
@@ -231,32 +230,3 @@ def test_components_are_read_for_a_matrix_by_its_names(tmp_path: Path) -> None:
     assert re.search("No keywords: .*mine", page)
     assert "Over 3 simulated draws of images" in page
     assert pl.read_csv(done / "resolution.csv")["k"].to_list() == [2]
-
-
-@pytest.mark.slow
-def test_what_a_user_gets_wrong(mistake: Mistake, tmp_path: Path) -> None:
-    names = [f"m{i}" for i in range(5)]
-    scores = np.random.default_rng(0).random((5, 5))
-    square = pl.DataFrame({"": names, **dict(zip(names, (scores + scores.T).T, strict=True))})
-    square.write_csv(tmp_path / "s.csv")
-    rest = pl.DataFrame({"model": names[1:], "kind": ["a", "b", "a", "b"]})
-    rest.write_csv(tmp_path / "c.csv")
-    matrix = f"similarity={tmp_path / 's.csv'}"
-    for overrides, said in (
-        ("experiment=clusters k=10", "k must be at most 5, the number of models, got 10"),
-        ("experiment=clusters k=none", "k must be "),
-        ("experiment=clusters components=c.csv", "c.csv lacks 1 of the 5 models: m0"),
-        ("experiment=clusters components=no.csv", "no.csv cannot be read as a CSV file"),
-        ("experiment=clusters clusters.draws=0", "clusters.draws must be a whole number"),
-        ("experiment=clusters clusters.images=0", "clusters.images must be a whole number"),
-        ("experiment=importance", "give them with components=path.csv"),
-        ("experiment=importance importance.held_out=2", "held_out must be between 0 and 1"),
-        ("experiment=importance importance.min_samples=1", "min_samples must be 2 or more"),
-    ):
-        assert said in mistake(matrix, *overrides.split())
-    assert "no model 'resnet5O'; did you mean resnet50" in mistake(
-        "experiment=components", "model.members=[resnet5O]"
-    )
-    assert "components=c.csv lacks 1 of the 1 models: resnet18" in mistake(
-        "experiment=components", "model.members=[resnet18]", "components=c.csv"
-    )

@@ -152,8 +152,3 @@ def test_an_order_that_may_not_be_random_is_mentioned() -> None:
 def test_no_experiment_ignores_a_half_width(name: str, mistake: Mistake) -> None:
     line = mistake(f"experiment={name}", "score.half_width=0.1")
     assert line.startswith(f"error: experiment={name} takes no score.half_width")
-
-
-def test_train_has_no_half_width(mistake: Mistake) -> None:
-    line = mistake("score.half_width=0.1", script="train")
-    assert "there is no setting score" in line
