@@ -17,12 +17,11 @@ from timm.models import split_model_name_tag
 from timm.models._registry import get_deprecated_models
 
 from experiments.cli import sat69, sequential
-from experiments.cli.finish import described, finish, terminal
+from experiments.cli.finish import Suspects, described, finish, terminal
 from experiments.cli.members import build_members
 from experiments.cli.runs import file_info, matrix_name, tracked
 from experiments.cli.sat69 import Published
 from experiments.cli.setting import build_settings, opened
-from experiments.cli.suspects import Suspects
 from netkin import run, similarity
 from netkin.analysis import matrix
 from netkin.analysis.matrix import Matrix, off_diagonal
@@ -195,6 +194,7 @@ def measured(
     """
     with opened(config, members, attack, stops=True) as o:
         failures = None
+        o.print_stored()
         try:
             outcomes = o.run.measure()
         except Incomplete as error:

@@ -32,11 +32,11 @@ from sklearn.metrics import adjusted_rand_score
 from experiments.cli import sat69
 from experiments.cli.devices import on_cpu
 from experiments.cli.finish import terminal
-from experiments.cli.keys import naming
 from experiments.cli.members import build_members
 from experiments.cli.runs import command
 from experiments.cli.setting import build_attack, build_settings
 from experiments.cli.study import Study, family, study
+from experiments.cli.values import naming
 from netkin import similarity
 from netkin.analysis import matrix, noise, statistics
 from netkin.analysis.clusters import choose_k, spectral

@@ -20,9 +20,9 @@ import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from experiments.cli.keys import naming
 from experiments.cli.members import with_trained
 from experiments.cli.study import Study, study, with_logits
+from experiments.cli.values import naming
 from netkin.analysis import ensemble
 from netkin.analysis.clusters import choose_k, spectral
 from netkin.analysis.groups import groups

@@ -18,17 +18,15 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from scipy.stats import binomtest
 
-from experiments.cli.keys import naming
 from experiments.cli.members import build_members
 from experiments.cli.runs import command
 from experiments.cli.setting import Opened, build_attack, opened
-from experiments.cli.values import resolved
+from experiments.cli.values import naming, resolved
 from netkin.attacks import Attack, SignNoise
 from netkin.attacks.grid import levels
 from netkin.attacks.units import fraction
 from netkin.errors import UserError, and_more
-from netkin.jobs.pool import Advance
-from netkin.passes.strength import Strengths, Trial, spread, strengths
+from netkin.passes import Item
 from netkin.report.plots import Line, lines_figure
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
@@ -50,10 +48,9 @@ def run(config: DictConfig) -> None:
     )
     with opened(config, build_members(config, at_least=1)) as o:
         r, rows = o.run, list[dict]()
-        positions = spread(len(r.evaluation.subset), config.eps.images)
         with r.working():
-            trials = [Trial(model, attacks, positions) for model in r.clean()]
-            found = r.stage("eps", _strengths, trials, len(trials) * len(attacks))
+            trials = [Item(model.name, model, attacks, config.eps.images) for model in r.clean()]
+            found = r.stage("eps", "craft.strengths", trials, len(trials) * len(attacks))
         found = sorted(found, key=lambda pair: r.models.index(pair[0].model))
         for trial, result in found:
             for i, (eps, value) in enumerate(values.items()):
@@ -86,10 +83,6 @@ def at_eps(config: DictConfig, eps: float) -> Attack:
     changed = config.copy()
     OmegaConf.update(changed, "attack.eps", eps)
     return build_attack(changed)
-
-
-def _strengths(context: tuple[Any, Any, Any], trial: Trial, advance: Advance) -> Strengths:
-    return strengths(*context[:2], trial, advance)
 
 
 def strength_row(

@@ -31,7 +31,6 @@ from netkin.analysis.matrix import Matrix, pair_values, position_of
 from netkin.errors import UserError, and_more
 from netkin.jobs.progress import Bars
 from netkin.model import Model
-from netkin.passes.rows import rows
 from netkin.report.heatmap import heatmap_figure
 from netkin.report.plots import scatter_figure
 from netkin.report.sentences import Sentences
@@ -58,9 +57,10 @@ def run(config: DictConfig) -> None:
         done = pass_landmarks(o.run, landmarks, config.one_sided)
         names, families = [m.name for m in done], [m.family for m in done]
         chosen = [names.index(name) for name in landmarks]
-        measured = rows(o.run.results, done, chosen, config.one_sided, config.score.eps_s)
+        eps_s, results = config.score.eps_s, o.run.results
+        scores, pairs = results.landmark_scores(done, chosen, config.one_sided, eps_s)
         source, table = describe(o.run.evaluation, len(done)), member_components(o, done)
-        report(o, names, families, source, chosen, measured.scores, table, measured.pairs)
+        report(o, names, families, source, chosen, scores, table, pairs)
         o.run.raise_failures()
 
 
@@ -146,7 +146,7 @@ def report(
         landmarks: their positions.
         scores: [N, N]; of a file all, else those with a landmark.
         components: of the models; None where they are no features.
-        measured: of `netkin.passes.rows.Rows`; None for a file.
+        measured: of `netkin.results.Results.landmark_scores`; None for a file.
     """
     config, n, m, truth = o.config, len(names), len(landmarks), scores
     one_sided = measured is not None and bool(config.one_sided)

@@ -29,11 +29,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from experiments.cli.keys import naming
 from experiments.cli.members import build_member, build_members
 from experiments.cli.runs import command, eps_advice
 from experiments.cli.setting import Opened, build_evaluation, opened
 from experiments.cli.study import attacked, describe
+from experiments.cli.values import naming
 from experiments.studies.landmarks import choose, pass_landmarks
 from netkin import similarity
 from netkin.analysis import clusters
@@ -44,7 +44,6 @@ from netkin.analysis.verdict import verdict
 from netkin.errors import UserError
 from netkin.model import Model
 from netkin.passes import pack
-from netkin.passes.rows import rows
 from netkin.report.plots import ranked_figure
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
@@ -270,12 +269,13 @@ def answered(o: Opened, members: list[Model], chosen: list[int]) -> None:
                 "shuffled against their image_ids, or the classes in another order than in "
                 "manifest.json?"
             )
-    measured = rows(results, members, chosen, one_sided=True, eps_s=config.score.eps_s)
+    measured, _ = results.landmark_scores(members, chosen, True, config.score.eps_s)
     right, noise = given.clean == labels, None if given.noise is None else given.noise != labels
-    answers = Answers(right & measured.correct[chosen], given.attacked != labels, noise)
+    both = right & np.stack([results.correct(landmark).numpy() for landmark in landmarks])
+    answers = Answers(both, given.attacked != labels, noise)
     check_common(answers, landmarks, name)
     scores = np.full((n + 1, n + 1), np.nan)  # the classifier's last
-    scores[:n, :n] = measured.scores
+    scores[:n, :n] = measured
     scores[chosen, n] = scores[n, chosen] = answers.smoothed(np.ones((1, len(labels))))[0]
     half = np.zeros(n)  # of the 90% intervals of its predicted scores
     if FEWEST <= len(chosen) < n:

@@ -27,12 +27,11 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.cli.components import BASE, PUBLISHED, components_of, stand_in
-from experiments.cli.keys import naming_group
 from experiments.cli.members import build_members
 from experiments.cli.runs import command, with_root
 from experiments.cli.sat69 import pinned
 from experiments.cli.study import Study, study, with_logits
-from experiments.cli.values import resolved
+from experiments.cli.values import naming_group, resolved
 from experiments.studies.ensemble import ensembles_wrong
 from netkin.analysis import ensemble, select
 from netkin.analysis.matrix import Matrix, pair_index, position_of

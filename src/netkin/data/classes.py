@@ -54,8 +54,8 @@ def order_note(names: Sequence[str], what: str, class_order: str) -> list[str]:
 def read_classes(value: Any) -> list[str]:
     """Names of classes in order, from a list, or from the path of a file.
 
-    A file has one name a line, or is a JSON or YAML list, or maps names to indices or indices to
-    names. Raises UserError for a file that is none of these, and for a name that comes twice.
+    A file has one name a line, or is a JSON or YAML list. Raises UserError for other files, and for
+    a name that comes twice.
     """
     if isinstance(value, str):
         names, where = _from_file(Path(value).expanduser()), f"classes={value}"
@@ -76,18 +76,12 @@ def _from_file(path: Path) -> list[str]:
             content = json.loads(text)
         else:
             content = [line.strip() for line in text.split("\n") if line.strip()]
-        if isinstance(content, Mapping):
-            pairs = [(str(a), str(b)) for a, b in content.items()]
-            if all(b.isdecimal() for _, b in pairs):
-                pairs = [(b, a) for a, b in pairs]
-            by_index = {int(index): name for index, name in pairs}
-            content = [by_index[k] for k in range(len(pairs))]
         if not isinstance(content, list) or not content:
             raise ValueError("it holds no list")
         if not all(isinstance(name, str | int) for name in content):
             raise ValueError("its list holds other things than names")
         return [str(name) for name in content]
-    except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         problem = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise UserError(
             f"classes={path} cannot be read ({problem}); expected a list of names, or a file with "
