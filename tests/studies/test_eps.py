@@ -14,7 +14,7 @@ from experiments.studies.eps import (
     smallest,
     strength_row,
 )
-from netkin.passes.strength import spread
+from netkin.passes.craft import spread
 from tests.conftest import SMALL, run_here
 from tests.helpers import has_figures
 
@@ -86,6 +86,7 @@ def test_eps(folder: Path) -> None:
         (["eps.values=[]"], "eps.values must be a list"),
         (["eps.values=[8]"], "eps.values=8 is outside (0, 1]"),
         (["eps.values=[0.5/255]"], "eps.values: eps=0.00196078 is below 1/255"),
+        (["eps.images=0"], "eps.images must be a whole number of 1 or more, got 0"),
         (["attack=clean"], "experiment=eps needs an attack that has an eps"),
     ],
 )
