@@ -326,7 +326,7 @@ def map_figure(
         ax.scatter(
             *points[members].T,
             s=36,
-            color=[colours[groups[i]] for i in np.flatnonzero(members)],
+            color=[colours[groups[i]] for i in np.flatnonzero(members).tolist()],
             marker=marker,
             edgecolors="white",
             linewidths=0.5,
@@ -429,8 +429,8 @@ def _write_names(
         best = int(occupied.argmin())
         taken = np.vstack([taken, boxes[best]])
 
-        def to_data(place: NDArray[np.float64]) -> tuple[float, float]:
-            x, y = ax.transData.inverted().transform(place)
+        def to_data(pixel: NDArray[np.float64]) -> tuple[float, float]:
+            x, y = ax.transData.inverted().transform(pixel)
             return float(x), float(y)
 
         text.set_position(to_data(centres[best]))
