@@ -219,11 +219,10 @@ class _OfPack(_OfLandmarks):
 
 
 @experiment("attacks")
-class _Attacks(_OfMatrix):
+class _Attacks:
     attacks: list[Any] = items("pgd", {"attack": "pgd", "steps": 10})  # options of the attack
     # group, or {attack: option, setting: value, ...}; the others are compared with the first
-    other: str | None = None  # a CSV file to compare with
-    one_sided: bool = False  # compare with scores of one direction (`other`, or the outcomes)
+    one_sided: bool = False  # compare with scores of one direction
     sources: Any = None  # members that the other attacks are crafted on, if not all; then scores of
     # one direction are compared
     permutations: int = 9999  # of the models, for the Mantel test

@@ -25,7 +25,7 @@ MEASURING = (
 
 def open_store(config: DictConfig) -> Store:
     """The store of a config. Raises UserError that names store.dir where it cannot be written."""
-    with naming({"root": "store.dir"}):
+    with naming({"store": "store.dir"}):
         return Store(resolved(config.store)["dir"])
 
 

@@ -18,14 +18,13 @@ from timm.models._registry import get_deprecated_models
 
 from experiments.cli import sat69, sequential
 from experiments.cli.finish import Suspects, described, finish, terminal
-from experiments.cli.landmarks import predicted
 from experiments.cli.members import build_members
 from experiments.cli.runs import file_info, matrix_name, tracked
 from experiments.cli.sat69 import Published
 from experiments.cli.setting import Opened, build_settings, opened
 from netkin import run, similarity
 from netkin.analysis import matrix
-from netkin.analysis.matrix import Matrix
+from netkin.analysis.matrix import Matrix, off_diagonal
 from netkin.attacks import Attack
 from netkin.comparison import attacked as attacked
 from netkin.errors import UserError
@@ -204,6 +203,22 @@ def measured(
             o.console,
             describe(o.run.evaluation, len(found.members), len(outcomes.image_ids)),
         )
+
+
+def predicted(file: Path, scores: Matrix) -> tuple[str, ...]:
+    """A sentence on how many scores of a file are predicted: of the similarity.csv that
+    `experiment=landmarks` writes, by the measured.csv beside it."""
+    beside = file.with_name("measured.csv")
+    if file.name != "similarity.csv" or not beside.is_file():
+        return ()
+    try:
+        measured = off_diagonal(matrix.read(beside).of(scores.names).scores)
+    except UserError:  # another command's file, or all scores are measured
+        return ()
+    return (
+        f"{int((measured == 0).sum()):,} of {len(measured):,} scores are predicted, not measured "
+        f"({beside.name}), by experiment=landmarks.",
+    )
 
 
 def with_logits(s: Study) -> tuple[Run, list[Model], Matrix]:

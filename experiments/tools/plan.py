@@ -13,9 +13,7 @@ A model that cannot be built gets a row with the reason, and the others are time
 
 import math
 import shutil
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -33,7 +31,7 @@ from netkin.analysis.sequential import images_needed, index_of_share
 from netkin.attacks import PGD
 from netkin.data.subset import from_manifest
 from netkin.errors import UserError
-from netkin.jobs.pool import Advance, Result
+from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
 from netkin.model import Model
 from netkin.passes import Item
@@ -98,19 +96,10 @@ def run(config: DictConfig) -> None:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Probed(Result):
-    """A model's cost."""
-
-    cost: Cost
-
-
 def _probe(
     most_s: float, context: tuple[Results, Runner, Any], item: Item, advance: Advance
-) -> Probed:
-    start = time.perf_counter()
-    cost = probe(*context[:2], item.of_model(), most_s, advance)
-    return Probed(cost=cost, seconds=time.perf_counter() - start)
+) -> Cost:
+    return probe(*context[:2], item.of_model(), most_s, advance)
 
 
 def _costs(most_s: float, r: Run) -> tuple[dict[str, Cost], dict[str, str]]:
@@ -120,7 +109,7 @@ def _costs(most_s: float, r: Run) -> tuple[dict[str, Cost], dict[str, str]]:
     for failure in r.failures:
         if not isinstance(failure.error, UserError):
             raise failure.error
-    costs = {item.name: result.cost for item, result in found}
+    costs = {item.name: cost for item, cost in found}
     return costs, {failure.model.name: str(failure.error) for failure in r.failures}
 
 

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from netkin.data.classes import in_order, natural_key, numbered, order_note
+from timm.utils.misc import natural_key
+
+from netkin.data.classes import in_order, numbered, order_note
 from netkin.data.images import File, Labelled
 from netkin.errors import UserError, and_more
 
