@@ -13,7 +13,7 @@ from rich.table import Table
 from experiments.cli.components import PUBLISHED, from_file, read_off
 from experiments.cli.finish import Terminal, finish, terminal
 from experiments.cli.members import build_members
-from experiments.cli.runs import file_info, tracked
+from experiments.cli.runs import info, tracked
 from experiments.cli.values import run_folder
 from netkin.analysis.components import agreement
 from netkin.jobs.progress import Bars
@@ -33,7 +33,8 @@ def run(config: DictConfig) -> None:
     theirs = None if config.components is None else from_file(config.components, names)
     console = terminal()
     used = OmegaConf.masked_copy(config, list(USED))
-    with tracked(config, file_info(used, len(names), config.dataset.name)) as tracker:
+    run_info = info(used, config.dataset.name, f"{len(names)} models")
+    with tracked(config, run_info) as tracker:
         outputs = Outputs(run_folder(), tracker)
         with Bars(console) as bars:
             ours = outputs.table("components", read_off(members, _task(config), bars))

@@ -54,7 +54,7 @@ def run(config: DictConfig) -> None:
         found = sorted(found, key=lambda pair: r.models.index(pair[0].model))
         for trial, result in found:
             for i, (eps, value) in enumerate(values.items()):
-                fooled = dict(zip((SUCCESS, NOISE), result.fooled[2 * i :], strict=False))
+                fooled = {SUCCESS: result.fooled[2 * i], NOISE: result.fooled[2 * i + 1]}
                 rows.append(strength_row(trial.name, value, eps, result.images, fooled))
         if rows:
             report(o, pl.DataFrame(rows))

@@ -77,21 +77,22 @@ def choose(value: Any, names: Sequence[str], seed: int, all_allowed: bool = Fals
     """
     if value == "auto":
         value = min(AUTO, max(FEWEST, len(names) // 2))
-    drawn = isinstance(value, int) and not isinstance(value, bool)
-    if not drawn and (not isinstance(value, list | ListConfig) or not value):
+    chosen: list[int] = []
+    if isinstance(value, list | ListConfig) and value:
+        chosen = [position_of(str(name), names, "landmarks: the run") for name in value]
+        if len({*chosen}) < len(chosen):
+            raise UserError(f"landmarks names a model twice: {', '.join(map(str, value))}")
+    elif not isinstance(value, int) or isinstance(value, bool):
         raise UserError(
             f"landmarks must be a number, a list of models or auto, got {value!r}; for example "
             "landmarks=20 or landmarks=[resnet50,vit_base_patch16_224]"
         )
-    chosen = [] if drawn else [position_of(str(m), names, "landmarks: the run") for m in value]
-    if len({*chosen}) < len(chosen):
-        raise UserError(f"landmarks names a model twice: {', '.join(map(str, value))}")
-    number = value if drawn else len(chosen)
+    number = len(chosen) or value
     if not all_allowed or number > len(names):
         check_number(number, len(names))
     elif number < 1:
         raise UserError(f"landmarks must be 1 model or more, got {number}")
-    if drawn:
+    if not chosen:
         chosen = np.random.default_rng(seed).choice(len(names), number, replace=False).tolist()
     return sorted(chosen)
 

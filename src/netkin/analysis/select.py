@@ -268,7 +268,7 @@ def teachers(
     Returns a row a teacher: position, rank, teacher, base_architecture, similarity, and fit: in
     [0, 1], 1 for the most similar of the student's base architecture, and the least similar other.
     """
-    others = np.delete(np.arange(len(names)), student)
+    others = [i for i in range(len(names)) if i != student]
     similarity = scores[student, others].astype(float)
     low, high = similarity.min(), similarity.max()
     toward = (similarity - low) / (high - low) if high > low else np.full(len(others), 0.5)
