@@ -8,7 +8,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tests.conftest import run_here
 from tests.helpers import MEMBERS, four_store, has_figures, on_four, run
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
@@ -121,30 +120,6 @@ def test_relatives(folder: Path) -> None:
     page = (done / "report.html").read_text()
     assert "Not certain: test_byobnet is most like twin" in page  # of four models
     assert "With test_byobnet in cluster" in page and "the same components" in page
-
-
-def test_compare(folder: Path) -> None:
-    """A run with itself, and with one of its members renamed and a score changed."""
-    first = folder / "first"
-    four = folder / "compared.csv"
-    s = np.array([[4, 1, 2, 3], [1, 4, 3, 2.5], [2, 3, 4, 1.5], [3, 2.5, 1.5, 4]])
-    names = ["test_byobnet", "vit_ti", "m", "n"]
-    pl.DataFrame({"": names, **dict(zip(names, s, strict=True))}).write_csv(four)
-    other = s.copy()
-    other[0, 1] = other[1, 0] = 1.75
-    pl.DataFrame({"": names, **dict(zip(names, other, strict=True))}).write_csv(
-        folder / "changed.csv"
-    )
-    arguments = [f"a={four}", f"b={folder / 'changed.csv'}", "logger=none"]
-    done = run("compare", folder / "compare", arguments)
-    has_figures(done, "compare", "differences")
-    table = pl.read_csv(done / "compare.csv")
-    assert table["difference"].to_list() == [-0.75, 0, 0, 0, 0, 0]
-    assert {table["a"][0], table["b"][0]} == {"test_byobnet", "vit_ti"}
-    page = (done / "report.html").read_text()
-    assert "Not certain: 4 models are too few for a verdict." in page
-    wrong = run_here("experiment=compare", f"a={first}", f"b={four}", cwd=folder)
-    assert wrong.returncode == 1 and "share 2 models, expected 3" in wrong.stderr
 
 
 @pytest.mark.slow
