@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from netkin import run, similarity
+from netkin import run
 from netkin.analysis.groups import Draws
 from netkin.analysis.suspect import Suspicion
 from netkin.attacks import PGD, Attack, as_attack
@@ -132,11 +132,10 @@ def _result(settings: Settings, draws: int, eps_s: float) -> Result:
         except Incomplete as error:
             failures = [f"{f.model.name} failed in {f.stage}: {f.reason}" for f in error.failures]
             raise UserError("; ".join(failures)) from error.failures[0].error
-    scores = similarity.matrix(outcomes, eps_s)
-    matrices = Draws(outcomes, draws)
     reasons = {name: "; ".join(s.finding for s in found) for name, found in suspects.items()}
-    comparison = summarise(r.results, r.models, outcomes, scores, matrices, eps_s, suspects=reasons)
-    comparison.answer.extend(
+    drawn = Draws(outcomes, draws)
+    result = summarise(r.results, r.models, outcomes, drawn, eps_s, suspects=reasons)
+    result.answer.extend(
         f"Suspect: {name}: {reason}. Check that the labels are in its order of classes, and give "
         "netkin.Model the mean, std and input_size that it was trained with."
         for name, reason in reasons.items()
@@ -151,7 +150,7 @@ def _result(settings: Settings, draws: int, eps_s: float) -> Result:
         "device": r.runner.accelerator,
     }
     # JSON, so that tuples and numbers are written as plain ones
-    return Result(outcomes, comparison, json.loads(json.dumps(values)))
+    return replace(result, settings=json.loads(json.dumps(values)))
 
 
 def _check(models: Any, batch_size: Any, bootstrap: Any, eps_s: Any) -> None:

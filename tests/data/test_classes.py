@@ -4,11 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from timm.utils.misc import natural_key as timm_key
 
-from netkin.data.classes import class_words, in_order, labels_of, read_classes
+from netkin.data.classes import class_words, labels_of, read_classes
 from netkin.data.images import Images
 from netkin.data.sources import open_folder
 from netkin.errors import UserError
@@ -24,12 +21,6 @@ def number_folders(root: Path) -> None:
 
 def by_name(images: Images) -> dict[str, int]:
     return dict(zip([i.rpartition("/")[2] for i in images.ids], images.labels, strict=True))
-
-
-@given(st.lists(st.text("aB10_ é²", min_size=1, max_size=6).filter(lambda t: "²" not in t)))
-def test_natural_order_is_that_of_timm(names: list[str]) -> None:
-    ours = in_order(names, "natural")
-    assert [timm_key(name) for name in ours] == sorted(map(timm_key, names))
 
 
 def test_folders_of_numbers_in_both_orders(tmp_path: Path) -> None:

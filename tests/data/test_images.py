@@ -127,7 +127,7 @@ def test_pngs_in_folders_are_the_same_images(tmp_path: Path) -> None:
         file.parent.mkdir(exist_ok=True)
         digits.load(i).save(file)
     folder = open_folder(str(tmp_path))
-    assert folder.classes == digits.classes and len(folder.ids) == 60
+    assert tuple(folder.classes) == digits.classes and len(folder.ids) == 60
     positions = draw(folder, "full").positions
     for row, position in zip(views.load(folder, positions, view), positions, strict=True):
         original = digits.ids.index(f"digits/{Path(folder.ids[position]).stem}")

@@ -60,7 +60,7 @@ MEANING = [
             "three.csv has scores, and this study needs the models' logits on images, too",
         ),
         ("ensemble ensemble.sizes=[1]", "ensemble.sizes must be a list, each a whole number of 2"),
-        ("attacks similarity=three.csv other=constant.csv", "is constant"),
+        ("compare a=three.csv b=constant.csv", "is constant"),
         *(pytest.param(*case, marks=pytest.mark.slow) for case in MEANING),
     ],
 )
@@ -75,7 +75,7 @@ def test_studies_that_need_the_models_have_no_key_for_a_file(
     experiment: str, mistake: Mistake
 ) -> None:
     error = mistake(f"experiment={experiment}", "similarity=x.csv")
-    assert "there is no setting similarity; it is one of experiment=attacks, clusters" in error
+    assert "there is no setting similarity; it is one of experiment=clusters" in error
 
 
 @pytest.mark.usefixtures("matrices")

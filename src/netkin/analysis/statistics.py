@@ -95,8 +95,8 @@ def pearson(x: ArrayLike, y: ArrayLike) -> Correlation:
     if n < 3 or not varies(a) or not varies(b):
         return Correlation(np.nan, np.nan, np.nan, np.nan, n)
     result: Any = stats.pearsonr(a, b)
-    ends = result.confidence_interval(0.95) if n >= FEWEST else (np.nan, np.nan)
-    return Correlation(float(result.statistic), *map(float, ends), float(result.pvalue), n)
+    low, high = result.confidence_interval(0.95) if n >= FEWEST else (np.nan, np.nan)
+    return Correlation(float(result.statistic), float(low), float(high), float(result.pvalue), n)
 
 
 def paired(

@@ -1,7 +1,6 @@
 """Classes: their order, their names, and the labels that refer to them."""
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -10,6 +9,7 @@ from typing import Any
 
 import yaml
 from timm.data import ImageNetInfo
+from timm.utils.misc import natural_key
 
 from netkin.errors import UserError
 
@@ -17,12 +17,6 @@ ORDERS = ("text", "natural")
 MOST = 100_000
 """Classes that labels may claim by their numbers alone: four times ImageNet-22k's. A label above
 is a mistake, which would have a model of so many outputs built."""
-
-
-def natural_key(name: str) -> tuple[str | int, ...]:
-    """What timm sorts class folders by: numbers in a name count as numbers, case does not."""
-    parts = re.split(r"(\d+)", name.lower())
-    return tuple(int(part) if i % 2 else part for i, part in enumerate(parts))
 
 
 def in_order(names: Iterable[str], class_order: str) -> list[str]:

@@ -218,7 +218,7 @@ def _draw_cells(
     ax.pcolormesh(
         np.ma.masked_invalid(ordered),
         cmap=colours.cmap,
-        norm=colours.norm,
+        norm=Normalize(*colours.get_clim()),
         # Edges of the cell's own colour close the hairlines that viewers of PDFs show.
         edgecolors="white" if gap else "face",
         linewidth=0.8 if gap else 0.1,

@@ -216,8 +216,8 @@ class Fit(pl.LightningModule):
             loss = parts.label + parts.teacher
             self._add("label_loss", parts.label)
             self._add("teacher_loss", parts.teacher)
-            agrees, predicted = distilled.argmax(dim=1) == taught.argmax(dim=1), distilled.argmax(1)
-            self._add("teacher_agreement", agrees.float().mean())
+            predicted = distilled.argmax(dim=1)
+            self._add("teacher_agreement", (predicted == taught.argmax(dim=1)).float().mean())
             self._add("distilled_accuracy", (predicted == labels).float().mean())
         self._add("train_loss", loss)
         self._add("train_accuracy", (logits.argmax(dim=1) == labels).float().mean())
@@ -250,6 +250,7 @@ class Fit(pl.LightningModule):
         if self.report is not None:
             self.report(row)
         elif self.trainer.world_size > 1:
+            self.job.folder.mkdir(parents=True, exist_ok=True)
             with self.job.rows.open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
