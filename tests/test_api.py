@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import polars as pl
 import pytest
@@ -33,6 +32,7 @@ from netkin.errors import UserError
 from netkin.zoo import build as zoo
 from netkin.zoo import given
 from netkin.zoo.member import Task, parse_members
+from tests import isolation
 from tests.conftest import ROOT
 from tests.zoo.own_nets import Rooted
 
@@ -94,11 +94,11 @@ def test_scores_are_the_commands(trained: Path, tmp_path: Path) -> None:
     pixels = np.stack([np.asarray(images.load(place[i])) for i in manifest["ids"]])
     task = Task("digits", 10, input_size=32, fit=FIT)
     known = {"test_byobnet": {"timm": "test_byobnet"}, "vit_ti": VIT_TI}
-    models = {}
+    models, families = {}, pl.read_csv(trained / "first" / "models.csv")
     for member in parse_members(list(known), known):
         weights = trained / "store" / "weights" / "digits" / f"{member.name}.safetensors"
         net = zoo.build(member, task, weights).net
-        family = family_of(trained, member.name)
+        family = families.filter(model=member.name)["family"][0]
         models[member.name] = netkin.Model(net, mean=0.5, std=0.5, family=family)
     result = netkin.compare(
         models,
@@ -115,11 +115,6 @@ def test_scores_are_the_commands(trained: Path, tmp_path: Path) -> None:
         assert ours.read_bytes() == theirs.read_bytes(), table
     assert result.names == ("test_byobnet", "vit_ti")
     assert result.scores[0, 1] == result.pairs["score"][0]
-
-
-def family_of(run: Path, model: str) -> str:
-    """A model's family in a run's table."""
-    return pl.read_csv(run / "first" / "models.csv").filter(model=model)["family"][0]
 
 
 def test_the_result_and_its_files(
@@ -257,47 +252,24 @@ def test_a_store_is_gone_on_from(
 
 @contextmanager
 def same_state(nets: dict[str, nn.Module]) -> Iterator[None]:
-    """Fails where the block changed the process or the networks."""
-    process = global_state()
-    models = {name: model_state(net) for name, net in nets.items()}
-    rng = torch.get_rng_state(), random.getstate()
-    numpy_rng = np.random.get_state()
+    """Fails where the block changed the process, its random numbers or the networks."""
+
+    def state() -> list[Any]:
+        loggers = [logging.getLogger(name) for name in (None, "netkin", "pytorch_lightning")]
+        tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        found = [isolation.state(), list(warnings.filters), tf32, random.getstate()]
+        found += [torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()]  # type: ignore[index]
+        found += [(log.level, list(log.handlers), log.disabled) for log in loggers]
+        for net in nets.values():
+            hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in net.modules()]
+            found += [hooks, [m.training for m in net.modules()]]
+            weights = net.parameters()
+            found += [(p.requires_grad, p.grad is None, p.sum().item()) for p in weights]
+        return found
+
+    before = state()
     yield
-    assert global_state() == process
-    assert {name: model_state(net) for name, net in nets.items()} == models
-    assert torch.equal(torch.get_rng_state(), rng[0]) and random.getstate() == rng[1]
-    assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), numpy_rng, strict=True))
-
-
-def global_state() -> dict[str, Any]:
-    """What a library must leave as it is."""
-    loggers = [logging.getLogger(name) for name in (None, "netkin", "pytorch_lightning")]
-    return {
-        "threads": torch.get_num_threads(),
-        "grad": torch.is_grad_enabled(),
-        "dtype": torch.get_default_dtype(),
-        "cudnn": (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic),
-        "tf32": (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32),
-        "signals": {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)},
-        "loggers": [(log.level, list(log.handlers), log.disabled) for log in loggers],
-        "warnings": list(warnings.filters),
-        "environment": dict(os.environ),
-        # Reading the backend by its key would choose one.
-        "matplotlib": (
-            mpl.rcParams._get("backend"),
-            [f"{k}={mpl.rcParams[k]}" for k in mpl.rcParams if k != "backend"],
-        ),
-        "cwd": os.getcwd(),
-    }
-
-
-def model_state(net: nn.Module) -> list[Any]:
-    """Modes, hooks and devices of a network's parts, and its weights."""
-    parts: list[Any] = [
-        (m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in net.modules()
-    ]
-    parts += [(p.requires_grad, p.device, p.grad is None, p.sum().item()) for p in net.parameters()]
-    return parts
+    assert state() == before
 
 
 def test_nothing_is_changed_or_printed(
@@ -398,7 +370,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"ids": ["a"]}, "ids must be .* got 1 for 4 images"),
     ({"classes": ["x", "y"]}, "classes names 2, but a has 10 classes"),
     ({"eps": 8}, "eps=8 is outside"),
-    ({"eps": 0.001}, "eps must be 1/255 or more"),
+    ({"eps": 0.001}, "eps=0.001 is below 1/255"),
     ({"steps": 0}, "steps must be a whole number"),
     ({"attack": PGD()}, "eps is of PGD"),
     ({"attack": 3, "eps": None, "steps": None}, "int is no attack"),
@@ -524,19 +496,20 @@ print(result.save("out"), netkin.__file__)
 
 @pytest.mark.slow
 def test_the_wheel_runs_without_hydra(tmp_path: Path) -> None:
-    """The built package holds templates and the mark of its types, and is all that is needed."""
+    """The built package holds its templates, and is all that is needed."""
+    source = tmp_path / "source"  # a copy: building writes beside it
+    ignored = shutil.ignore_patterns("*.egg-info", "__pycache__")
+    shutil.copytree(ROOT / "src", source / "src", ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     offline = ("--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check")
     build = [sys.executable, "-m", "pip", "wheel", *offline, "--wheel-dir", str(tmp_path)]
-    built = subprocess.run([*build, str(copied(tmp_path))], capture_output=True, text=True)
+    built = subprocess.run([*build, str(source)], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
+        assert "netkin/py.typed" in archive.namelist()
         archive.extractall(tmp_path / "site")
-    package = ROOT / "src"
-    expected = {f.relative_to(package).as_posix() for f in package.rglob("*.j2")}
-    assert expected and expected | {"netkin/py.typed"} <= names
-    assert not [name for name in names if name.startswith(("experiments/", "tests/"))]
     done = subprocess.run(
         [sys.executable, "-c", ALONE],
         cwd=tmp_path,
@@ -548,17 +521,6 @@ def test_the_wheel_runs_without_hydra(tmp_path: Path) -> None:
     page, module = done.stdout.split()
     assert (tmp_path / page).stat().st_size > 10_000
     assert Path(module).is_relative_to(tmp_path / "site") and not done.stderr
-
-
-def copied(folder: Path) -> Path:
-    """A copy of what a wheel is built from: building writes beside it."""
-    source = folder / "source"
-    shutil.copytree(
-        ROOT / "src", source / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__")
-    )
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    return source
 
 
 def test_gradients_that_are_nan_are_said() -> None:

@@ -74,7 +74,7 @@ def main(overrides: Sequence[str] | None = None) -> None:
         stages = pl.read_csv(Path(scratch) / "weights" / "stages.csv", glob=False)
     by = stages.group_by("stage", maintain_order=True)
     with pl.Config(tbl_rows=-1, float_precision=3):
-        print(by.agg(pl.len().alias("models"), pl.sum("seconds"), pl.mean("share_in_store")))
+        print(by.agg(pl.len().alias("models"), pl.sum("seconds")))
 
 
 if __name__ == "__main__":

@@ -88,23 +88,21 @@ def timed(
         return result
 
     outcomes, families = stage("outcomes", lambda: made_up(models, images))
-    paper = stage("scores", lambda: similarity.matrix(outcomes))
+    scores = stage("scores", lambda: similarity.smoothed_matrix(outcomes))
     drawn = Draws(outcomes, draws)
     kinds = dict(zip(outcomes.members, families, strict=True))
     sizes = [25_000_000] * models, [224] * models
-    table = similarity.models(outcomes, paper, families, *sizes)
     title = f"How related are {models} made-up models?"
-    comparison = stage(
-        "confounders, intervals and answer",
-        lambda: relate(title, title, outcomes, paper, drawn, table, kinds),
+    result = stage(
+        "scores, confounders, intervals and answer",
+        lambda: relate(title, title, outcomes, drawn, kinds, *sizes),
     )
-    control = comparison.controls
-    k = clusters.choose_k(None, control.scores)[0]
-    stage("clusters", lambda: clusters.spectral(control.scores, k))
-    stage(f"{chosen} landmarks", lambda: predicted(control.scores, chosen))
+    k = clusters.choose_k(None, scores)[0]
+    stage("clusters", lambda: clusters.spectral(scores, k))
+    stage(f"{chosen} landmarks", lambda: predicted(scores, chosen))
     outputs = Outputs(folder)
-    sections = stage("tables and figures", lambda: comparison.write(outputs))
-    stage("page", lambda: outputs.report(title, title, comparison.answer, sections, ""))
+    sections = stage("tables and figures", lambda: result.write(outputs))
+    stage("page", lambda: outputs.report(title, title, result.answer, sections, ""))
     return rows
 
 

@@ -4,13 +4,14 @@ import os
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from experiments.cli.keys import naming
+from experiments.cli.values import naming
 from netkin.errors import UserError
 from netkin.run import Processes
 from netkin.runner import Loader, Runner, device_of
@@ -18,14 +19,8 @@ from netkin.store.lease import lease
 from netkin.training.weights import Hardware
 from netkin.zoo.execution import Execution, check_execution
 
-AUTO = "auto"
 BATCH_SIZE = 100
 """Images at once with hardware.batch_size=auto; it is halved where memory runs out."""
-
-
-def on_cpu(config: DictConfig) -> bool:
-    """Whether models run on the CPU."""
-    return device_of(config.hardware.accelerator).type == "cpu"
 
 
 def device(config: DictConfig) -> torch.device:
@@ -33,36 +28,42 @@ def device(config: DictConfig) -> torch.device:
     return device_of(config.hardware.accelerator)
 
 
-def device_count(config: DictConfig) -> int:
-    """The number of devices that each member's work is split over."""
-    number = config.hardware.devices
-    if number == "auto":
-        return 1 if on_cpu(config) else torch.cuda.device_count()
-    if not on_cpu(config) and number > torch.cuda.device_count():
-        raise UserError(
-            f"hardware.devices={number}, but this machine has {torch.cuda.device_count()} GPU(s)"
-        )
-    return number
-
-
-def members_at_once(config: DictConfig) -> int:
-    """Members that are worked on side by side: by default one a CPU core, or one on a GPU."""
-    number, devices = config.hardware.members_at_once, device_count(config)
-    if devices > 1:
-        if number not in ("auto", 1):
-            raise UserError(
-                f"hardware.members_at_once={number} does not go with hardware.devices={devices}: "
-                "the devices share each member's work, so leave hardware.members_at_once=auto"
-            )
-        return devices
-    if number == "auto":
-        return cores() if on_cpu(config) else 1
-    return number
+def on_cpu(config: DictConfig) -> bool:
+    """Whether models run on the CPU."""
+    return device(config).type == "cpu"
 
 
 def cores() -> int:
     """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def _or(value: Any, auto: Any) -> Any:
+    """A setting's value, or what `auto` stands for."""
+    return auto if value == "auto" else value
+
+
+def device_count(config: DictConfig) -> int:
+    """The number of devices that each member's work is split over."""
+    gpus = 0 if on_cpu(config) else torch.cuda.device_count()
+    number = _or(config.hardware.devices, gpus or 1)
+    if not on_cpu(config) and number > gpus:
+        raise UserError(f"hardware.devices={number}, but this machine has {gpus} GPU(s)")
+    return number
+
+
+def processes(config: DictConfig) -> Processes:
+    """The processes that work on several models: by default one a CPU core, or one on a GPU."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN and not on_cpu(config):
+        take_gpu(Path(config.store.dir).expanduser().resolve())
+    devices, number = device_count(config), config.hardware.members_at_once
+    if devices > 1 and number not in ("auto", 1):
+        raise UserError(
+            f"hardware.members_at_once={number} does not go with hardware.devices={devices}: "
+            "the devices share each member's work, so leave hardware.members_at_once=auto"
+        )
+    workers = devices if devices > 1 else _or(number, cores() if on_cpu(config) else 1)
+    return Processes(workers, config.hardware.threads, devices, gpus=not on_cpu(config))
 
 
 def build_runner(config: DictConfig) -> Runner:
@@ -71,26 +72,21 @@ def build_runner(config: DictConfig) -> Runner:
     Stored shards are loaded on a CPU by the model's process, for a GPU by two others.
     """
     hardware, gpu = config.hardware, not on_cpu(config)
-    layout = hardware.memory_format
     execution = Execution(
         hardware.craft_precision,
         hardware.fuse,
-        Execution.memory_format if layout == AUTO else layout,
+        _or(hardware.memory_format, Execution.memory_format),
         hardware.craft_compile,
     )
     with naming({"precision": "hardware.craft_precision"}):
         check_execution(execution, gpu)
-    threads = hardware.decode_threads
-    if threads == AUTO:
-        threads = cores() if gpu else 1
     loader = Loader(
-        2 * gpu if hardware.loader_processes == AUTO else hardware.loader_processes,
+        _or(hardware.loader_processes, 2 * gpu),
         hardware.prefetch,
-        gpu if hardware.pin_memory == AUTO else bool(hardware.pin_memory),
-        threads,
+        bool(_or(hardware.pin_memory, gpu)),
+        _or(hardware.decode_threads, cores() if gpu else 1),
     )
-    size = BATCH_SIZE if hardware.batch_size == AUTO else hardware.batch_size
-    return Runner(hardware.accelerator, size, execution, loader)
+    return Runner(hardware.accelerator, _or(hardware.batch_size, BATCH_SIZE), execution, loader)
 
 
 def member_hardware(config: DictConfig) -> Hardware:
@@ -105,24 +101,13 @@ def member_hardware(config: DictConfig) -> Hardware:
 
 def training_hardware(config: DictConfig) -> Hardware:
     """How train.py trains a model: on all of the run's devices."""
-    devices, workers = device_count(config), config.hardware.loader_processes
-    if workers == AUTO:
-        workers = 0 if on_cpu(config) else max(1, cores() // devices - 1)
+    devices = device_count(config)
+    auto = 0 if on_cpu(config) else max(1, cores() // devices - 1)
     return replace(
         member_hardware(config),
         devices=devices,
-        workers=workers,
+        workers=_or(config.hardware.loader_processes, auto),
         fast_dev_run=config.fast_dev_run,
-    )
-
-
-def processes(config: DictConfig) -> Processes:
-    """The processes that work on several models at once."""
-    if HydraConfig.get().mode == RunMode.MULTIRUN and not on_cpu(config):
-        take_gpu(Path(config.store.dir).expanduser().resolve())
-    threads = config.hardware.threads
-    return Processes(
-        members_at_once(config), threads, device_count(config), gpus=not on_cpu(config)
     )
 
 

@@ -1,12 +1,13 @@
 """A run's own folder: one run at a time writes to it, and always of one config.
 
 Hydra makes the folder and writes its config there before a study starts, so this is a callback of
-Hydra's, which comes first (`hydra.callbacks` in conf/evaluate.yaml and conf/train.yaml).
+Hydra's, which comes first (`hydra.callbacks` in conf/outputs.yaml).
 """
 
 import fcntl
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from netkin.store import differences
 NOTE = ".run.json"
 FREE = ("hardware", "logger", "hydra", "resume", "quiet", "index", "figure")
 """Keys that results do not depend on."""
+RESULTS = ("*.csv", "report.html", "[0-9]*/report.html")
+"""What a run, or a job of a sweep, has written."""
 
 _locks: list[int] = []
 """Open files, whose locks end with the process, however it ends."""
-
-
 _sweeps: list[Path] = []
 """The folder of this process's sweep, if it is one."""
 
@@ -32,8 +33,10 @@ class Claim(Callback):
     """Ends a command, before it has written anything, whose folder is not free for it."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Of a single run."""
-        claim(str(config.hydra.run.dir), identity(config), "hydra.run.dir")
+        """Of a single run: of the config that results depend on, interpolations not resolved."""
+        plain: Any = OmegaConf.to_container(config, resolve=False)
+        values = {key: value for key, value in plain.items() if key not in FREE}
+        claim(str(config.hydra.run.dir), values, "hydra.run.dir")
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Of a sweep, whose jobs have folders in its own."""
@@ -43,22 +46,13 @@ class Claim(Callback):
         _sweeps.append(Path(str(config.hydra.sweep.dir)))
 
 
-def identity(config: DictConfig) -> dict[str, Any]:
-    """The config that results depend on, as JSON values, interpolations not resolved."""
-    plain = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(plain, dict)
-    return json.loads(
-        json.dumps({str(k): v for k, v in plain.items() if k not in FREE}, default=str)
-    )
-
-
 def claim(folder: str, config: dict[str, Any], key: str) -> None:
     """Lock a folder until `release` or the end of this process, and note its config.
 
     Ends the command where another process has locked it, or where it holds results of another
     config. A folder that cannot be made is left to Hydra, which says so.
     """
-    path = Path(folder)
+    path, config = Path(folder), json.loads(json.dumps(config, default=str))
     try:
         path.mkdir(parents=True, exist_ok=True)
         file = os.open(path / NOTE, os.O_RDWR | os.O_CREAT, 0o666)
@@ -72,21 +66,19 @@ def claim(folder: str, config: dict[str, Any], key: str) -> None:
     except OSError:  # a file system without locks
         pass
     _locks.append(file)
-    try:
+    earlier: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
         earlier = json.loads((path / NOTE).read_text() or "{}")
-    except (OSError, ValueError):
-        earlier = {}
-    if earlier and has_results(path) and (found := next(differences(earlier, config), None)):
+    has_results = any(any(path.glob(pattern)) for pattern in RESULTS)
+    if earlier and has_results and (found := next(differences(earlier, config), None)):
         what, theirs, ours = found
         fail(
             f"{folder} holds the results of a run with {what} = {theirs}, now it is {ours}; choose "
             f"another folder with {key}=PATH, or remove it",
             1,
         )
-    try:
+    with suppress(OSError):  # a full disk, which the run itself will meet
         (path / NOTE).write_text(json.dumps(config))
-    except OSError:  # a full disk, which the run itself will meet
-        return
 
 
 def print_jobs() -> None:
@@ -101,10 +93,3 @@ def release() -> None:
     """Unlock what this process has locked."""
     while _locks:
         os.close(_locks.pop())
-
-
-def has_results(folder: Path) -> bool:
-    """Whether a run, or a job of a sweep, has written tables or a page."""
-    return any(
-        any(folder.glob(pattern)) for pattern in ("*.csv", "report.html", "[0-9]*/report.html")
-    )

@@ -1,9 +1,11 @@
-"""All runs of a folder, with what differs between them and their headline numbers.
+"""Which runs are there, how do they differ, and what came out? Also the end of each sweep.
 
 A run's folder has its numbers in summary.json (`netkin.tracking.track`) and its config in .hydra.
+Nothing is computed again.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,12 +15,12 @@ from urllib.parse import quote
 
 import polars as pl
 import yaml
-from markupsafe import Markup
+from omegaconf import DictConfig
 from rich.table import Table
 
-from experiments.cli.finish import Terminal
+from experiments.cli.finish import Terminal, terminal
 from experiments.cli.values import own_overrides
-from netkin.errors import OutputsError
+from netkin.errors import OutputsError, UserError
 from netkin.report.study import Section, render
 from netkin.report.text import UNKNOWN, duration
 from netkin.store.files import write
@@ -120,12 +122,12 @@ def headlines(entries: Sequence[Entry]) -> list[str]:
     return [*first, *rest][:SHOWN]
 
 
-def jobs_table(folder: Path) -> Table | None:
-    """The jobs of a sweep with their headline numbers, for the terminal; None without any."""
+def print_jobs(folder: Path) -> None:
+    """Print the jobs of a sweep with their headline numbers, unless none got far enough."""
     entries = sorted(runs(folder), key=lambda run: _number(run.folder.name))
     if not entries:
-        return None
-    names = headlines(entries)[:3]
+        return
+    names, console = headlines(entries)[:3], Terminal()
     table = Table("job", box=None, pad_edge=False)
     table.add_column("override", overflow="fold")
     table.add_column("state")
@@ -140,7 +142,7 @@ def jobs_table(folder: Path) -> Table | None:
             *(_text(run.numbers.get(name)) for name in names),
             duration(float(run.summary.get("seconds") or 0)),
         )
-    return table
+    console.print("", table, f"\nJobs     {folder}", sep="\n")
 
 
 def _number(name: str) -> tuple[int, str]:
@@ -153,11 +155,15 @@ def _text(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def print_jobs(folder: Path) -> None:
-    """Print the jobs of a sweep, unless none got far enough, and where they are."""
-    console, table = Terminal(), jobs_table(folder)
-    if table is not None:
-        console.print("", table, f"\nJobs     {folder}", sep="\n")
+def run(config: DictConfig) -> None:
+    """The study, from a composed config: write index.html and index.csv."""
+    root = Path(str(config.runs)).expanduser()
+    if not root.is_dir():
+        raise UserError(f"runs must be a folder of runs such as outputs, got {config.runs}")
+    page, entries = write_index(root, str(config.store.dir))
+    terminal().print(
+        f"{len(entries)} runs below {root}\n\nReport   {page}\nTables   {root}/index.csv"
+    )
 
 
 def write_index(root: Path, store: str) -> tuple[Path, list[Entry]]:
@@ -168,14 +174,35 @@ def write_index(root: Path, store: str) -> tuple[Path, list[Entry]]:
         store: the folder of the runs' results, in words.
     """
     entries = runs(root)
-    groups: dict[str, list[Entry]] = {}
-    for run in entries:
-        groups.setdefault(str(run.summary.get("job_type")), []).append(run)
-    sections = [
-        Section(kind, blocks=[_table(root, members)]) for kind, members in sorted(groups.items())
+    rows = [
+        {
+            "folder": str(run.folder.relative_to(root)),
+            **{key: run.summary[key] for key in ("name", "job_type", "began")},
+            "state": run.state,
+            "seconds": float(run.summary["seconds"]),
+            "overrides": " ".join(run.overrides),
+            **run.numbers,
+        }
+        for run in entries
     ]
-    states = [run.state for run in entries]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    table = pl.DataFrame(rows, infer_schema_length=None, strict=False)
+    links = {
+        row["folder"]: f"./{quote(row['folder'])}/report.html"
+        for row in rows
+        if (root / row["folder"] / "report.html").is_file()
+    }
+    sections = []
+    for kind in sorted({row["job_type"] for row in rows}):
+        own = [run for run in entries if run.summary["job_type"] == kind]
+        columns = ("folder", "name", "began", "state", "seconds", *headlines(own))
+        settings = [
+            pl.Series(key, [_text(run.settings.get(key)) for run in own])
+            for key in differing(own)[:MOST]
+            if key not in columns
+        ]
+        shown = table.filter(job_type=kind).select(columns).with_columns(settings)
+        sections.append(Section(kind, tables={"": shown}, links=links))
+    counts = ", ".join(f"{n} {state}" for state, n in Counter(r.state for r in entries).items())
     html = render(
         "All runs",
         f"The runs below {root}, by experiment, with the settings in which they differ. Their "
@@ -187,59 +214,5 @@ def write_index(root: Path, store: str) -> tuple[Path, list[Entry]]:
     )
     page = root / "index.html"
     write(page, lambda file: file.write_text(html, encoding="utf-8"), OutputsError, "folder")
-    rows = [
-        {
-            "folder": str(run.folder.relative_to(root)),
-            **{key: run.summary.get(key) for key in ("name", "job_type", "began")},
-            "state": run.state,
-            "seconds": run.summary.get("seconds"),
-            "overrides": " ".join(run.overrides),
-            **{name: value for name, value in run.numbers.items()},
-        }
-        for run in entries
-    ]
-    table = pl.DataFrame(rows, infer_schema_length=None, strict=False)
     write(root / "index.csv", table.write_csv, OutputsError, "folder")
     return page, entries
-
-
-def _table(root: Path, entries: Sequence[Entry]) -> Markup:
-    """A sortable table of the runs of one experiment, each with a link to its page."""
-    settings, numbers = differing(entries)[:MOST], headlines(entries)
-    head = Markup("").join(
-        Markup('<th scope="col"{}><button type="button">{}</button></th>').format(
-            Markup(' class="n"') if numeric else "", name.replace("_", " ")
-        )
-        for name, numeric in (
-            *(("run", False), ("began", False), ("state", False), ("seconds", True)),
-            *((name, True) for name in numbers),
-            *((name, False) for name in settings),
-        )
-    )
-    rows = []
-    for run in entries:
-        page, name = run.folder / "report.html", str(run.summary.get("name"))
-        link = quote(str(page.relative_to(root)))
-        cells = [
-            Markup('<td class="name"><a href="./{}">{}</a></td>').format(link, name)
-            if page.is_file()
-            else Markup('<td class="name">{}</td>').format(name),
-            _cell(str(run.summary.get("began", ""))[:16].replace("T", " ")),
-            _cell(run.state),
-            _cell(run.summary.get("seconds"), "n"),
-            *(_cell(run.numbers.get(key), "n") for key in numbers),
-            *(_cell(run.settings.get(key)) for key in settings),
-        ]
-        rows.append(Markup("<tr>{}</tr>").format(Markup("").join(cells)))
-    return Markup(
-        '<div class="scroll"><table class="sortable"><thead><tr>{}</tr></thead>'
-        "<tbody>{}</tbody></table></div>"
-    ).format(head, Markup("").join(rows))
-
-
-def _cell(value: Any, style: str = "name") -> Markup:
-    text = _text(value) if style == "n" else (UNKNOWN if value is None else str(value))
-    short = text if len(text) <= 60 else f"{text[:57]}..."
-    return Markup('<td class="{}" data-value="{}">{}</td>').format(
-        style, "" if value is None else value, short
-    )

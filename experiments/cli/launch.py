@@ -20,9 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.cli import folder, stop, sweep, usage
 from experiments.cli.config import Figure, check
 from experiments.cli.mistakes import ENDS, check_additions, one_line
-from experiments.cli.opening import opening
 from experiments.cli.stop import fail
+from experiments.cli.sweep import member_names
 from experiments.cli.sweep import spelled_out as spelled_out
+from experiments.cli.values import naming, swept
 from netkin.errors import Stopped, UserError
 
 HELPERS = re.compile(r"multiprocessing\.(forkserver|resource_tracker)")
@@ -64,7 +65,6 @@ def run_study(config: DictConfig, script: str) -> Any:
         Bars.quiet = config.quiet
         with ExitStack() as stack:
             if config.figure != OmegaConf.structured(Figure):  # matplotlib is slow to import
-                from experiments.cli.keys import naming
                 from netkin.report.style import figure_settings
 
                 with naming({"width": "figure.width", "formats": "figure.formats"}):
@@ -81,6 +81,34 @@ def run_study(config: DictConfig, script: str) -> Any:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         fail(one_line(error, script, HydraConfig.get().overrides.task), 1)
+
+
+def opening(config: DictConfig, script: str) -> str:
+    """The first line of a run, printed before anything slow is imported: what it works on.
+
+    Of a job of a sweep, with what it differs in.
+    """
+    hydra = HydraConfig.get()
+    start = f"{config.experiment.name}: "
+    if hydra.mode == RunMode.MULTIRUN:
+        start = f"job {int(hydra.job.num) + 1} ({', '.join(swept())}): {start}"
+    with suppress(Exception):  # mistakes are the run's to report
+        names = member_names(config.model.members)
+        models = f"{len(names)} models" if names else "the models of the config"
+        dataset, choices = config.dataset.name, hydra.runtime.choices
+        if script == "train":
+            what = names[0] if len(names) == 1 else "one model"
+            if isinstance(config.get("student"), str) and isinstance(config.get("teacher"), str):
+                what = f"{config.student} with the teacher {config.teacher}"
+            epochs = f" for {config.recipe.epochs} epochs" if config.get("recipe") else ""
+            start += f"trains {what} on {dataset}{epochs}; "
+        elif config.get("similarity") is not None:
+            return f"{start}scores of {config.similarity.get('file') or choices['similarity']}"
+        elif config.experiment.study.startswith("experiments.studies."):
+            numbers = [f"{k} {config.attack[k]}" for k in ("eps", "steps") if k in config.attack]
+            start += f"{models} on {dataset}, {' '.join([choices['attack'], *numbers])}; "
+        start += f"store {config.store.dir}"
+    return start.removesuffix(": ")
 
 
 def launch(main: Callable[[], None]) -> None:

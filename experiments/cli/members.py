@@ -7,9 +7,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.cli.devices import member_hardware
-from experiments.cli.keys import construct, naming, naming_group
 from experiments.cli.runs import open_store
-from experiments.cli.values import resolved
+from experiments.cli.values import construct, naming, naming_group, resolved
 from netkin.data.images import Images, Part
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars

@@ -35,7 +35,7 @@ ENDS = (*ERRORS, OSError)
 """What ends a command in one line; an OSError is a folder that cannot be made, or a full disk."""
 PASSED_ON = ("opt_args", "sched_args", "augmentation", "model_args", "adversarial", "kwargs")
 """Mappings that are passed on to other libraries, to which anything can be added."""
-CHECKED = (*("attack", "recipe", "recipes", "subset", "logger", "distillation", "hydra"),)
+CHECKED = ("attack", "recipe", "recipes", "subset", "logger", "distillation", "hydra")
 """Groups whose settings are checked by what they are passed to."""
 HINTS: dict[type[UserError], str] = {
     OtherTraining: (
@@ -156,10 +156,10 @@ def unknown(key: str, script: str, overrides: Sequence[str]) -> str:
 def _missing(key: str, script: str, overrides: Sequence[str]) -> str:
     about = settings(_experiment(script, overrides), script).get(key)
     line = f"{key} has no default: type {key}=VALUE"
-    if about is None or not about.about:
-        chosen = " ".join(o for o in overrides if o.startswith(("dataset=", "experiment=")))
-        return f"{line} (`python {script}.py {chosen} --help` says more)" if chosen else line
-    return f"{line} ({about.about})"
+    if about is not None and about.about:
+        return f"{line} ({about.about})"
+    chosen = " ".join(o for o in overrides if o.startswith(("dataset=", "experiment=")))
+    return f"{line} (`python {script}.py {chosen} --help` says more)" if chosen else line
 
 
 def _invalid(error: BaseException, key: str, script: str, overrides: Sequence[str]) -> str | None:

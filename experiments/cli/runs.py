@@ -1,21 +1,20 @@
 """The store and the tracker of a run, and how dashboards name and group it."""
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.cli.keys import naming, naming_group
-from experiments.cli.values import resolved, run_folder, swept
+from experiments.cli.values import naming, naming_group, resolved, run_folder, swept
 from netkin.evaluation import Evaluation
 from netkin.store.files import digest
 from netkin.store.layout import Store
 from netkin.tracking import RunInfo, Tracker, track
-from netkin.training.recipe import Recipe
 
 MEASURING = (
     *("dataset", "subset", "model", "recipe", "attack", "store", "transfer", "score"),
@@ -24,13 +23,9 @@ MEASURING = (
 """Keys that have no effect on a study whose matrix comes from a file."""
 
 
-TOP_LEVEL = ("lr", "weight_decay", "opt", "sched", "epochs", "batch_size")
-"""Settings of a recipe that dashboards sort runs by."""
-
-
 def open_store(config: DictConfig) -> Store:
     """The store of a config. Raises UserError that names store.dir where it cannot be written."""
-    with naming({"root": "store.dir"}):
+    with naming({"store": "store.dir"}):
         return Store(resolved(config.store)["dir"])
 
 
@@ -43,82 +38,66 @@ def tracked(config: DictConfig, info: RunInfo) -> Iterator[Tracker]:
         yield tracker
 
 
-def run_info(
+def info(
     config: DictConfig,
-    evaluation: Evaluation,
-    store: Store,
-    members: int,
-    names: Sequence[str] = (),
+    of: str,
+    what: str,
+    tags: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
+    note: Path | None = None,
 ) -> RunInfo:
-    """Group by experiment and dataset, so that a dashboard compares like runs.
+    """A run, grouped by experiment and data, so that a dashboard compares like runs.
 
-    Jobs of one sweep have a group of their own, and are named by what differs between them. Of few
-    members the run is named by their `names`. The attack's numbers, and how many models and images
-    there are, are at the top level of the config, where a dashboard sorts and plots them.
+    Jobs of one sweep have a group of their own, and are named by what differs between them.
+
+    Args:
+        config: as composed.
+        of: the name of its data.
+        what: its name in a single run.
+        tags: beside the experiment and the data.
+        values: what dashboards sort and plot; the resolved config, unless given.
+        note: see `netkin.tracking.RunInfo`.
     """
-    experiment, dataset, attack = (
-        config.experiment.name,
-        config.dataset.name,
-        evaluation.attack.name,
+    hydra, experiment = HydraConfig.get(), config.experiment.name
+    sweep = f"-{Path(hydra.sweep.dir).name}" if hydra.mode == RunMode.MULTIRUN else ""
+    return RunInfo(
+        folder=run_folder(),
+        config=resolved(config) if values is None else values,
+        group=f"{experiment}-{of}{sweep}",
+        job_type=experiment,
+        name=", ".join(swept()) or what,
+        tags=(experiment, of, *tags),
+        note=note,
     )
-    what = ", ".join(names) if len(names) == 1 else f"{members} models"
-    values = resolved(config)
-    note = store.root / ".runs" / f"{digest(values)[:16]}.json"
+
+
+def run_info(
+    config: DictConfig, evaluation: Evaluation, store: Store, members: int, names: Sequence[str]
+) -> RunInfo:
+    """A run that measures. Of few members it is named by their `names`.
+
+    The attack's numbers, and how many models and images there are, are at the config's top level.
+    """
+    values, dataset, attack = resolved(config), config.dataset.name, evaluation.attack
+    note = store.root / ".runs" / f"{digest(values)[:16]}.json" if store.writable else None
     eps = values["attack"].get("eps")
-    name = f"{dataset}, {attack}{'' if eps is None else f' eps {eps}'}, {what}"
-    known = {
-        key: getattr(evaluation.attack, key, None) for key in ("eps", "step_size", "steps", "seed")
-    }
+    models = ", ".join(names) if len(names) == 1 else f"{members} models"
+    known = {key: getattr(attack, key, None) for key in ("eps", "step_size", "steps", "seed")}
     numbers = {key: value for key, value in known.items() if value is not None}
-    return RunInfo(
-        folder=run_folder(),
-        config={**numbers, "models": members, "images": len(evaluation.subset), **values},
-        group=sweep_group(f"{experiment}-{dataset}"),
-        job_type=experiment,
-        name=", ".join(swept()) or name,
-        tags=(experiment, dataset, evaluation.subset.name, attack),
-        note=note if store.writable else None,
+    return info(
+        config,
+        dataset,
+        f"{dataset}, {attack.name}{'' if eps is None else f' eps {eps}'}, {models}",
+        (evaluation.subset.name, attack.name),
+        {**numbers, "models": members, "images": len(evaluation.subset), **values},
+        note,
     )
 
 
-def training_info(config: DictConfig, folder: Path, name: str, recipe: Recipe) -> RunInfo:
-    """Group by experiment and dataset; the jobs of a sweep have a group of their own.
-
-    The trained model's name and the recipe's main numbers are at the top level of the config.
-    """
-    experiment, dataset = config.experiment.name, config.dataset.name
-    return RunInfo(
-        folder=folder,
-        config={
-            **{key: getattr(recipe, key) for key in TOP_LEVEL},
-            **resolved(config),
-            "name": name,
-            "seed": recipe.seed,
-        },
-        group=sweep_group(f"{experiment}-{dataset}"),
-        job_type=experiment,
-        name=", ".join(swept()) or f"{dataset}/{name}",
-        tags=(experiment, dataset),
-    )
-
-
-def file_info(config: DictConfig, models: int, stem: str | None = None) -> RunInfo:
-    """Group a run whose matrix comes from a file by experiment and file (`stem`)."""
-    experiment, stem = config.experiment.name, stem or Path(matrix_name(config)).stem
-    return RunInfo(
-        folder=run_folder(),
-        config=resolved(used(config)),
-        group=sweep_group(f"{experiment}-{stem}"),
-        job_type=experiment,
-        name=", ".join(swept()) or f"{stem}, {models} models",
-        tags=(experiment, stem),
-    )
-
-
-def sweep_group(group: str) -> str:
-    """The group of a run on a dashboard: of the jobs of one sweep, one of their own."""
-    hydra = HydraConfig.get()
-    return f"{group}-{Path(hydra.sweep.dir).name}" if hydra.mode == RunMode.MULTIRUN else group
+def file_info(config: DictConfig, models: int) -> RunInfo:
+    """A run whose matrix comes from a file."""
+    stem = Path(matrix_name(config)).stem
+    return info(config, stem, f"{stem}, {models} models", values=resolved(used(config)))
 
 
 TRAINING = ("dataset", "model", "store", "hardware", "logger")
@@ -162,11 +141,12 @@ def used(config: DictConfig) -> DictConfig:
     """The config less the keys that a study of a matrix from a file does not read."""
     if config.get("similarity") is None:
         return config
-    read = {key: config[key] for key in config if key not in MEASURING}
-    values = {
-        str(key): OmegaConf.to_container(value, resolve=True)
-        if OmegaConf.is_config(value)
-        else value
-        for key, value in read.items()
-    }
-    return OmegaConf.create(values)
+    read = {str(key): config[key] for key in config if key not in MEASURING}
+    return OmegaConf.create(
+        {
+            key: OmegaConf.to_container(value, resolve=True)
+            if OmegaConf.is_config(value)
+            else value
+            for key, value in read.items()
+        }
+    )

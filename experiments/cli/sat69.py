@@ -82,15 +82,23 @@ def find(config: DictConfig) -> dict[str, Path]:
     for key, copy in COPIES.items():
         url, sha256 = options[key]["url"], options[key]["sha256"]
         file = folder / unquote(url.rpartition("/")[2])
-        if own and not file.is_file() and not (folder / copy).is_file():
-            raise UserError(
-                f"similarity.dir={folder} lacks {file.name} (or {copy}): download {url} into it, "
-                "or leave out similarity.dir to have it fetched"
-            )
-        if own and not file.is_file():
-            file = folder / copy
+        if not file.is_file() and own:
+            file, published = folder / copy, file
+            if not file.is_file():
+                raise UserError(
+                    f"similarity.dir={folder} lacks {published.name} (or {copy}): download {url} "
+                    "into it, or leave out similarity.dir to have it fetched"
+                )
         if not file.is_file():
-            fetch(url, file, sha256)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                download_url_to_file(url, str(file), sha256, progress=False)
+            except (OSError, RuntimeError) as error:
+                raise UserError(
+                    f"{url} cannot be fetched ({first_line(error)}): download it as of commit "
+                    f"79f23d1, on a machine with a network, into {folder}, or into a folder that "
+                    "you name with similarity.dir=FOLDER"
+                ) from None
         if sha256 is not None and (found := file_sha256(file)) != sha256:
             raise UserError(
                 f"{file} is not the published file: its SHA-256 is {found}, expected {sha256}; "
@@ -98,20 +106,6 @@ def find(config: DictConfig) -> dict[str, Path]:
             )
         files[key] = file
     return files
-
-
-def fetch(url: str, file: Path, sha256: str | None) -> None:
-    """Download a file whole, or not at all. Raises UserError where that fails, or for another
-    SHA-256."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        download_url_to_file(url, str(file), sha256, progress=False)
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"{url} cannot be fetched ({first_line(error)}): download it as of commit 79f23d1, on "
-            f"a machine with a network, into {file.parent}, or into a folder that you name with "
-            "similarity.dir=FOLDER"
-        ) from None
 
 
 def accuracies(

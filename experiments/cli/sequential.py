@@ -9,9 +9,8 @@ from collections.abc import Callable
 from omegaconf import DictConfig
 from rich.console import Console
 
-from experiments.cli.keys import naming
 from experiments.cli.runs import command
-from experiments.cli.values import may_stop
+from experiments.cli.values import may_stop, naming
 from netkin.analysis.sequential import Certainty, Rule
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars

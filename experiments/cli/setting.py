@@ -5,7 +5,7 @@ Every command that measures opens its run by `opened`.
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,12 +16,10 @@ from rich.console import Console
 
 from experiments.cli import sequential
 from experiments.cli.devices import build_runner, on_cpu, processes
-from experiments.cli.finish import described, finish, print_notes, terminal
-from experiments.cli.keys import construct, naming, naming_group
+from experiments.cli.finish import Suspects, described, finish, print_notes, terminal
 from experiments.cli.members import build_members, build_training
 from experiments.cli.runs import open_store, run_info, tracked
-from experiments.cli.suspects import Suspects
-from experiments.cli.values import may_stop, resolved
+from experiments.cli.values import construct, may_stop, naming, naming_group, resolved
 from netkin import run
 from netkin.attacks import PGD, Attack, as_attack
 from netkin.attacks.grid import levels
@@ -30,9 +28,11 @@ from netkin.data import subset
 from netkin.data.images import Images
 from netkin.data.subset import Subset
 from netkin.evaluation import Evaluation
+from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs, Section
-from netkin.report.text import left_out
+from netkin.report.text import duration, left_out
 from netkin.run import Run, Settings, Watch
+from netkin.store import rates
 from netkin.tracking import Tracker
 from netkin.zoo.execution import Execution, check_execution
 from netkin.zoo.member import Member, Task
@@ -61,19 +61,42 @@ class Opened:
         """Where metrics go."""
         return self.run.tracker
 
+    def print_stored(self) -> None:
+        """Print how much of all pairs' work the store has, and about how long the rest takes."""
+        r, images = self.run, len(self.run.evaluation.subset)
+        if Bars.quiet:
+            return
+        trained = [m for m in r.models if m.has_weights]
+        clean = [m for m in trained if r.results.has(m)]
+        attacked = [m for m in clean if not r.results.missing_shards(m)]
+        parts = [f"clean predictions of {len(clean)}", f"attacks on {len(attacked)}"]
+        if r.training is not None:
+            parts.insert(0, f"weights of {len(trained)}")
+        text = f"the store has {', '.join(parts)} of {len(r.models)} models; {images} images"
+        if clean == r.models and not may_stop(self.config):
+            rate, missing = rates(r.results.store.root), r.results.missing_sources(r.models)
+            steps = getattr(r.evaluation.attack, "steps", 1)
+            with suppress(KeyError):  # a rate is unknown
+                seconds = sum(rate["craft"][m.name] * steps for m in clean if m not in attacked)
+                seconds += sum(rate["transfer"][t] * len(left) for t, left in missing.items())
+                text += f"; about {duration(seconds * images)} left" if seconds else ""
+        self.console.print(text)
+
     def finish(
         self, title: str, question: str, answer: Sequence[str], sections: Sequence[Section]
     ) -> None:
         """Write report.html, print the answer, and name the files of the run.
 
         On the page the models that look wrong follow the verdict; they were printed after the
-        clean pass. The answer ends with the models that failed, the notes on the images, and which
-        could not be read.
+        clean pass. How many images a run that may stop has used is said after the verdict; the
+        answer ends with the models that failed, the notes on the images, and which could not be
+        read.
         """
         evaluation = self.run.evaluation
+        used = sequential.answer(self.config, self.run.certainty)
         failed = [f"{f.model.name} failed: {f.reason}." for f in self.run.failures]
         notes = left_out(evaluation.subset.skipped, evaluation.images.notes)
-        text, answer = described(self.config), [*answer, *failed, *notes]
+        text, answer = described(self.config), [*answer[:1], *used, *answer[1:], *failed, *notes]
         cautions = self.suspects.sentences
         finish(self.outputs, self.console, title, question, answer, sections, text, cautions)
 

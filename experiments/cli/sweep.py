@@ -6,19 +6,19 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from experiments.cli import mistakes
-from experiments.cli.config import CONF, GROUPS, composed
+from experiments.cli.config import CONF, composed
 from netkin.errors import UserError, and_more
 
 ROOT = CONF.parent
 NAME = r"[\w.@/:*-]+"
 GLOB = re.compile(r"source=glob\((.*)\)")
-NO_NAME = r"(?:[\d.]+|true|false|null)"
 
 
 def spelled_out(overrides: Sequence[str]) -> list[str]:
@@ -44,9 +44,6 @@ def spelled_out(overrides: Sequence[str]) -> list[str]:
             continue
         elif key == "similarity" and value != "sat69" and not value.startswith("{"):
             text = f"similarity={','.join(f'{{file: {file}}}' for file in value.split(','))}"
-        elif key in GROUPS and re.fullmatch(rf"{NO_NAME}(?:,{NO_NAME})*", value):
-            # Hydra refuses options that are no text before it lists those that there are.
-            text = f"{key}={','.join(repr(option) for option in value.split(','))}"
         spelled.append(text)
     keys = {text.partition("=")[0] for text in spelled}
     if "similarity.dir" in keys and "similarity" not in keys:
@@ -91,9 +88,15 @@ def _expanded(text: str, config: DictConfig) -> str:
     match = GLOB.fullmatch(text)
     if match is None:
         return text
-    members = config.model.members
-    names = [m if isinstance(m, str) else str(m.get("name", m.get("timm"))) for m in members]
+    names = member_names(config.model.members)
     matching = fnmatch.filter(names, match[1].strip("'\""))
     if not matching:
         raise UserError(f"{text}: no member matches (they are {and_more(names, 20)})")
     return "source=" + ",".join(f"'{name}'" for name in matching)
+
+
+def member_names(members: Any) -> list[str]:
+    """The names of a list of members, as far as the config tells; empty for no list."""
+    if not isinstance(members, list | ListConfig):
+        return []
+    return [m if isinstance(m, str) else str(m.get("name", m.get("timm"))) for m in members]

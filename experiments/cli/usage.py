@@ -1,4 +1,4 @@
-"""--help of both commands, from the comments of conf/ and config.py, within 80 columns."""
+"""--help of both commands, from the comments of conf/ and config.py."""
 
 import re
 import textwrap
@@ -10,7 +10,7 @@ import yaml
 from experiments.cli.config import CONF, GROUPS, Setting, settings
 from experiments.cli.mistakes import check_option, options
 
-WIDTH, INDENT = 80, "  "
+WIDTH = 80
 ABOUT = {
     "evaluate": "How related are image classifiers? evaluate.py crafts adversarial images on each "
     "model, evaluates every other model on them, and writes scores, their intervals, figures and a "
@@ -56,13 +56,11 @@ def show(script: str, given: Sequence[str]) -> None:
                 check_option(group, option)
             files.append(CONF / group / f"{option}.yaml")
     files = [file for file in files if file.is_file()]
-    lines = _general(script)
-    if files:
-        lines = (line for file in files for line in (*_option(file, script), ""))
+    lines = (line for file in files for line in _option(file, script)) if files else _all(script)
     print("\n".join(lines).rstrip())
 
 
-def _general(script: str) -> Iterator[str]:
+def _all(script: str) -> Iterator[str]:
     yield f"usage: python {script}.py [experiment=NAME] [group=option] [name=value] ..."
     yield ""
     yield from textwrap.wrap(ABOUT[script], WIDTH)
@@ -78,54 +76,31 @@ def _general(script: str) -> Iterator[str]:
     for group in (*GROUPS[1:], "similarity"):
         yield from _row(group, ", ".join(options(group)), 20)
     yield from _row("hydra/launcher", ", ".join(["joblib", *options("hydra/launcher")]), 20)
-    yield from ("", "Settings and their defaults")
     yield from _settings(settings("", script))
     yield from MORE.splitlines()
 
 
-def _header(file: Path) -> tuple[list[str], list[str]]:
-    """The commands at the top of an option's file, and what its comment says."""
-    commands, prose = [], []
-    for line in file.read_text().splitlines():
-        if not line.startswith("#"):
-            break
-        words = line.removeprefix("#").strip()
-        if words.startswith("python "):
-            commands.append(re.sub(r"\s{3,}", "   # ", words))
-        elif words and not words.startswith("@package"):
-            prose.append(words)
-    return commands, prose
-
-
 def _question(file: Path) -> str:
-    """The first sentence of a comment."""
-    text = re.sub(r" \((?:Sec|App|Tab|Fig|Eq)[^)]*\)", "", " ".join(_header(file)[1]))
+    """The first sentence of an option's comment, without references and commands."""
+    lines = [line[1:].strip() for line in file.read_text().splitlines() if line[:1] == "#"]
+    text = " ".join(line for line in lines if not line.startswith(("python ", "@package")))
+    text = re.sub(r" \((?:Sec|App|Tab|Fig|Eq)[^)]*\)", "", text.strip())
     return re.split(r"(?<=[?.])\s+(?=[A-Z(])", text)[0]
 
 
 def _option(file: Path, script: str) -> Iterator[str]:
-    commands, prose = _header(file)
+    """An option's file as it is, which begins with its commands and what it is for."""
     yield f"{file.parent.name}={file.stem}"
-    for paragraph in textwrap.wrap(" ".join(prose), WIDTH - 2):
-        yield INDENT + paragraph
-    if commands:
-        yield from ("", "Commands")
-        for command in commands:
-            lines = textwrap.wrap(command, WIDTH - 6, break_on_hyphens=False)
-            yield " \\\n    ".join([INDENT + lines[0], *lines[1:]])
-    own: dict[str, Setting] = {}
+    yield from (line for line in file.read_text().splitlines() if "@package" not in line)
     if file.parent.name == "experiment":
-        common = settings("", script)
+        common = settings("", script).keys()
         own = {k: v for k, v in settings(file.stem, script).items() if k not in common}
-    text = "\n".join(line for line in file.read_text().splitlines() if line[:1] != "#")
-    text = re.sub(r"(?m)^(experiment|defaults|hydra):.*\n(?:[ -].*\n)*", "", f"{text}\n").strip(
-        "\n"
-    )
-    if own or text:
-        yield from ("", "Settings and their defaults", *_settings(own), *_values(text))
+        yield from _settings(own)
+    yield ""
 
 
 def _settings(own: dict[str, Setting]) -> Iterator[str]:
+    yield from ("", "Settings and their defaults") if own else ()
     for key, setting in own.items():
         text = yaml.safe_dump(setting.default, default_flow_style=True, width=1000)
         value = text.removesuffix("...\n").strip().replace("'???'", "???")
@@ -134,25 +109,9 @@ def _settings(own: dict[str, Setting]) -> Iterator[str]:
         yield from _row(f"{key}: {value}", about, 30)
 
 
-def _values(text: str) -> Iterator[str]:
-    """Lines of YAML, with comments at one column and wrapped."""
-    entries: list[tuple[str, list[str]]] = []
-    for line in text.splitlines():
-        value, _, comment = line.partition(" #")
-        if line.strip().startswith("#"):
-            value, comment = "", line.strip().removeprefix("#")
-        if value.strip() or not entries:
-            entries.append((value.rstrip(), []))
-        if comment.strip():
-            entries[-1][1].append(comment.strip())
-    for value, comments in entries:
-        if value or comments:
-            yield from _row(value, " ".join(comments), 26)
-
-
 def _row(name: str, text: str, column: int) -> Iterator[str]:
     """A name and a text beside it, which begins at a column and wraps there."""
-    first = f"{INDENT}{name}"
+    first = f"  {name}"
     lines = textwrap.wrap(text, WIDTH - column, break_on_hyphens=False) or [""]
     if len(first) >= column and text:
         yield first

@@ -76,7 +76,7 @@ def run(config: DictConfig) -> None:
         mean = float(off_diagonal(s.scores).mean())
         s.tracker.summary({"clusters/k": k, "similarity/mean": mean})
         answer = [_verdict(c, certain, reason), *_members(c, common)]
-        if shift := clusters.affinity(s.scores).shift:
+        if shift := clusters.affinity(s.scores)[1]:
             answer.append(text("shifted", n=int((off_diagonal(s.scores) < 0).sum()), shift=shift))
         if drawn > len(draws):
             answer.append(text("dropped", left=drawn - len(draws), n=drawn))
@@ -151,12 +151,12 @@ def _components(
     if values is None:
         return None, [{"": rows}], [text("no_keywords", error=error)]
     outputs.table("components", values)
-    words = outputs.table("keywords", keywords(values, c.labels, c.study.config.clusters.keywords))
+    found = outputs.table("keywords", keywords(values, c.labels, c.study.config.clusters.keywords))
     common = outputs.table("shared", shared_values(values, c.labels))
-    texts = words.with_columns(keywords=pl.format("{}: {}", "component", "value"))
+    texts = found.with_columns(keywords=pl.format("{}: {}", "component", "value"))
     texts = texts.group_by("cluster", maintain_order=True).agg(pl.col("keywords").str.join("; "))
     rows = rows.join(texts, on="cluster").select("cluster", "keywords", "models")
-    tables = {"In common, and rarer elsewhere": common, "Keywords, by TF-IDF": words}
+    tables = {"In common, and rarer elsewhere": common, "Keywords, by TF-IDF": found}
     return common, [{"": rows}, tables], []
 
 

@@ -3,7 +3,7 @@
 Each other one is a definition: a file, or the run's config with some values changed.
 
 - experiment=compare: two runs or files. Also where they differ most (differences, models.csv).
-- experiment=attacks: other attacks, scores of one direction, or a file (Appendix G; Fig. G.1, G.2).
+- experiment=attacks: other attacks, or scores of one direction (Appendix G; Fig. G.1, G.2).
 - experiment=precision: other precisions, of crafting and of targets, beside another seed, whose
   effect is chance alone.
 - experiment=budget: fewer, longer steps (attack.step_size=null), and fewer images, drawn at random
@@ -13,7 +13,7 @@ On the 12 digits members (500 images): PGD-50 and PGD-10 r = 0.98, two-sided and
 (66 pairs, 132 directions; both Mantel p <= 0.0001). Precisions: experiments/results/speed.md.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,15 @@ from sklearn.metrics import adjusted_rand_score
 from experiments.cli import sat69
 from experiments.cli.devices import on_cpu
 from experiments.cli.finish import terminal
-from experiments.cli.keys import naming
 from experiments.cli.members import build_members
-from experiments.cli.runs import command, matrix_name
+from experiments.cli.runs import command
 from experiments.cli.setting import build_attack, build_settings
 from experiments.cli.study import Study, family, study
+from experiments.cli.values import naming
 from netkin import similarity
 from netkin.analysis import matrix, noise, statistics
 from netkin.analysis.clusters import choose_k, spectral
-from netkin.analysis.matrix import Matrix, off_diagonal, position_of
+from netkin.analysis.matrix import Matrix, off_diagonal, pair_values, position_of
 from netkin.analysis.noise import OverImages, Sampled
 from netkin.analysis.statistics import ALIKE, FEWEST, associate, pearson, trend
 from netkin.analysis.verdict import verdict
@@ -59,7 +59,6 @@ from netkin.run import Run, check_sources
 from netkin.similarity import Outcomes
 from netkin.zoo import execution
 from netkin.zoo.execution import PRECISIONS, TARGET_PRECISIONS, Execution, check_execution
-from netkin.zoo.member import Member
 
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
@@ -86,13 +85,8 @@ Comparison = tuple[Definition, Definition]
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    if config.experiment.name == "compare":
-        first = config.copy()
-        first.similarity = config.similarity if config.a == "sat69" else {"file": csv(config, "a")}
-        with study(first) as s:
-            compare(s, *two(s, str(config.a), str(config.b), load(config, "b")))
-        return
-    {"attacks": attacks, "precision": precision, "budget": budget}[config.experiment.name](config)
+    kinds = {"compare": files, "attacks": attacks, "precision": precision, "budget": budget}
+    kinds[config.experiment.name](config)
 
 
 def changed(config: DictConfig, values: dict[str, Any]) -> DictConfig:
@@ -124,7 +118,26 @@ def outcomes_under(
     return r, r.measure()
 
 
+def defined(
+    s: Study, name: str, outcomes: Outcomes, sources: Sequence[str] | None = None
+) -> Definition:
+    """The scores of outcomes: of both directions, or of the sources' images alone."""
+    draws, one_sided = s.config.score.bootstrap, sources is not None
+    sampled = noise.sampled_scores(outcomes, draws, one_sided=one_sided)
+    if sources is not None:
+        sampled.values[[name not in sources for name in outcomes.members]] = np.nan
+    return Definition(name, sampled.values, sampled)
+
+
 # Two files or runs
+
+
+def files(config: DictConfig) -> None:
+    """experiment=compare: two runs, CSV files, or the published matrix."""
+    first = config.copy()
+    first.similarity = config.similarity if config.a == "sat69" else {"file": csv(config, "a")}
+    with study(first) as s:
+        compare(s, *two(s, str(config.a), str(config.b), load(config, "b")))
 
 
 def csv(config: DictConfig, key: str) -> Path:
@@ -144,8 +157,7 @@ def load(config: DictConfig, key: str) -> Matrix:
     """The matrix that a key names: sat69, a run's folder with a similarity.csv, or a CSV file."""
     if config[key] == "sat69":
         return sat69.load(config)[0]
-    one_sided = bool(config.get("one_sided"))
-    return matrix.read(csv(config, key), bool(config.symmetrise), one_sided)
+    return matrix.read(csv(config, key), bool(config.symmetrise))
 
 
 def two(
@@ -174,20 +186,11 @@ def two(
 
 
 def attacks(config: DictConfig) -> None:
-    """Other attacks, one direction, or a file."""
-    if config.similarity is not None and config.other is None:
-        raise UserError(
-            "similarity=path.csv names one matrix; name the other one with other=path.csv"
-        )
-    if config.other is not None:
-        with study(config) as s:
-            title = "two-sided" if s.measured else matrix_name(config)
-            compare(s, *two(s, title, str(config.other), load(config, "other")))
-        return
+    """Other attacks, or one direction."""
     if config.one_sided:
         with study(config) as s:
             assert s.measured is not None
-            there = one_direction(s, "one-sided", s.measured.outcomes)
+            there = defined(s, "one-sided", s.measured.outcomes, s.names)
             # The two-sided score contains the one-sided one; the other direction does not.
             assert there.sampled is not None
             parts = (there.sampled.values, there.sampled.draws, there.sampled.halves)
@@ -196,26 +199,34 @@ def attacks(config: DictConfig) -> None:
             both = defined(s, "two-sided", s.measured.outcomes)
             compare(s, s.names, [(both, there), (there, back)])
         return
-    configs = attack_configs(config)
-    members = build_members(config)
-    sources = chosen_sources(config, members)
-    specs = {label: build_attack(*each) for label, each in configs.items()}
-    for i, spec in enumerate(specs.values()):
-        settings = build_settings(config, terminal(), lambda _: None, members, spec)
-        check_sources(replace(settings, sources=None if i == 0 else sources))
-    (label, spec), *others = specs.items()
-    with study(config, spec) as s:
+    listed, members, sources = listed_attacks(config), build_members(config), config.sources
+    if sources is not None:
+        if not isinstance(sources, ListConfig) or not sources:
+            raise UserError(f"sources must be a list of members such as [vit_s], got {sources}")
+        names = [member.name for member in members]
+        sources = [names[position_of(name, names, "sources: the run")] for name in sources]
+    (label, attack), *others = listed.items()
+    for each, attacked in ((attack, None), *((other, sources) for _, other in others)):
+        settings = build_settings(config, terminal(), lambda _: None, members, each)
+        check_sources(replace(settings, sources=attacked))
+    with study(config, attack) as s:
         assert s.measured is not None
         measured = {label: s.measured.outcomes}
-        for label, spec in others:
-            _, measured[label] = outcomes_under(s, config, spec, sources)
+        measured |= {name: outcomes_under(s, config, each, sources)[1] for name, each in others}
+        success = [
+            (name, model, float(outcomes.per_image(i, i).mean()))
+            for name, outcomes in measured.items()
+            for i, model in enumerate(s.names)
+            if sources is None or model in sources
+        ]  # a weak attack makes all models look dissimilar
+        schema = ["attack", "model", "white_box_success"]
+        s.outputs.table("white_box", pl.DataFrame(success, schema=schema, orient="row"))
         reference, *rest = (defined(s, *item, sources) for item in measured.items())
-        white_box(s, measured, sources)
-        compare(s, s.names, [(reference, other) for other in rest], (), sources)
+        compare(s, s.names, [(reference, other) for other in rest], sources=sources)
 
 
-def attack_configs(config: DictConfig) -> dict[str, tuple[DictConfig, str]]:
-    """The attacks to compare: a config each and its option of the attack group, by label.
+def listed_attacks(config: DictConfig) -> dict[str, Attack]:
+    """The attacks to compare, by label.
 
     Each is composed as by `attack=option`. Overrides of attack.* on the command line apply to each
     attack that has the setting; an entry's own settings take precedence.
@@ -232,81 +243,37 @@ def attack_configs(config: DictConfig) -> dict[str, tuple[DictConfig, str]]:
         [each for each in overrides if each.startswith("attack.")]
     )
     shared = {each.key_or_group.removeprefix("attack."): each.value() for each in parsed}
-    configs: dict[str, tuple[DictConfig, str]] = {}
+    found: dict[str, tuple[DictConfig, Attack]] = {}
     for entry in entries:
-        own = dict(entry) if isinstance(entry, DictConfig) else {"attack": entry}
-        option = own.pop("attack", None)
+        given = dict(entry) if isinstance(entry, DictConfig) else {"attack": entry}
+        option = given.pop("attack", None)
         if not isinstance(option, str):
             raise UserError(
                 f"an entry of attacks is an option or {{attack: option, ...}}, got {entry}"
             )
-        texts = ", ".join(f"{key} = {value}" for key, value in own.items())
-        label = f"{option} ({texts})" if own else option
-        if label in configs:
+        texts = ", ".join(f"{key} = {value}" for key, value in given.items())
+        label = f"{option} ({texts})" if given else option
+        if label in found:
             raise UserError(f"attacks lists {label} twice")
         composed = compose("evaluate", overrides=[*others, f"attack={option}"])
         known = [str(key) for key in composed.attack]
-        if unknown := [str(key) for key in own if key not in known]:
+        if unknown := [str(key) for key in given if key not in known]:
             raise UserError(
                 f"attack {option} has no setting {unknown[0]!r}{near(unknown[0], known)}"
             )
-        values = {k: v for k, v in shared.items() if k.split(".")[0] in known} | own
+        values = {k: v for k, v in shared.items() if k.split(".")[0] in known} | given
         composed = changed(composed, {f"attack.{key}": value for key, value in values.items()})
-        for other, (earlier, _) in configs.items():
-            if earlier.attack == composed.attack:
+        for other, (earlier, _) in found.items():
+            if earlier == composed.attack:
                 raise UserError(
                     f"attacks: {other} and {label} are the same attack, since attack.* on the "
                     "command line applies to each; choose others with attacks=[...]"
                 )
-        configs[label] = composed, option
-    return configs
+        found[label] = composed.attack, build_attack(composed, option)
+    return {label: attack for label, (_, attack) in found.items()}
 
 
-def chosen_sources(config: DictConfig, members: list[Member]) -> list[str] | None:
-    """The names of the members that the other attacks are run on; None for all."""
-    if config.sources is None:
-        return None
-    if not isinstance(config.sources, ListConfig) or not config.sources:
-        raise UserError(f"sources must be a list of members such as [vit_s], got {config.sources}")
-    names = [member.name for member in members]
-    return [names[position_of(name, names, "sources: the run")] for name in config.sources]
-
-
-def defined(
-    s: Study, label: str, outcomes: Outcomes, sources: list[str] | None = None
-) -> Definition:
-    """The scores of outcomes: of both directions, or of the sources' images alone."""
-    if sources is None:
-        sampled = noise.sampled_scores(outcomes, s.config.score.bootstrap)
-        return Definition(label, sampled.values, sampled)
-    one_sided = one_direction(s, label, outcomes)
-    assert one_sided.sampled is not None
-    others = [i for i, name in enumerate(outcomes.members) if name not in sources]
-    one_sided.scores[others] = np.nan
-    one_sided.sampled.values[others] = np.nan
-    return one_sided
-
-
-def one_direction(s: Study, label: str, outcomes: Outcomes) -> Definition:
-    """One-sided scores of outcomes, with their draws."""
-    sampled = noise.sampled_scores(outcomes, s.config.score.bootstrap, one_sided=True)
-    return Definition(label, sampled.values.copy(), sampled)
-
-
-def white_box(s: Study, measured: dict[str, Outcomes], sources: list[str] | None) -> None:
-    """The white-box success of each attack: a weak attack makes all models look dissimilar."""
-    attacked = s.names if sources is None else sources
-    rows = [
-        (label, name, float(outcomes.per_image(i, i).mean()))
-        for label, outcomes in measured.items()
-        for i, name in enumerate(s.names)
-        if name in attacked
-    ]
-    schema = ["attack", "model", "white_box_success"]
-    s.outputs.table("white_box", pl.DataFrame(rows, schema=schema, orient="row"))
-
-
-# The page of compare and attacks
+# The page of compare, attacks and precision
 
 
 def compare(
@@ -314,7 +281,7 @@ def compare(
     names: tuple[str, ...],
     comparisons: list[Comparison],
     left_out: Sequence[str] = (),
-    sources: list[str] | None = None,
+    sources: Sequence[str] | None = None,
     shares: Sequence[dict[str, float]] = (),
 ) -> None:
     """The scatters, the table of correlations, where two files differ most, and the page.
@@ -327,26 +294,21 @@ def compare(
         sources: the models that were attacked, if not all.
         shares: further columns of the table, of `differing`.
     """
-    name, files = s.config.experiment.name, comparisons[0][1].sampled is None
+    name, given = s.config.experiment.name, comparisons[0][1].sampled is None
     rows = [correlation(s, *each, sources) for each in comparisons]
     rows = [{**row, **more} for row, more in zip(rows, shares or [{}] * len(rows), strict=True)]
     table = s.outputs.table("correlations", pl.DataFrame(rows, infer_schema_length=None))
     for row in rows:
         if not np.isnan(row["r"]):
-            s.tracker.summary({f"{name}/r" if files else f"{name}/r/{row['other']}": row["r"]})
-    pairs = pl.concat([pairs_table(names, *each) for each in comparisons])
-    if files:
+            s.tracker.summary({f"{name}/r" if given else f"{name}/r/{row['other']}": row["r"]})
+    parts = [pairs_table(names, *each) for each in comparisons]
+    pairs = pl.concat(parts)
+    if given:
         pairs = pairs.sort(pl.col("difference").abs(), descending=True)
-    picture = s.outputs.figure(
-        name,
-        figure(names, comparisons, rows),
-        pairs,
-        "Scores of the same pairs by two definitions. Line and band: least squares and the 90% "
-        "confidence band of its mean for independent pairs; dashed: equal scores.",
-    )
+    picture = s.outputs.figure(name, figure(parts, rows), pairs, text("caption"))
     sections = [Section("Scores against scores", (), {"Correlations": table}, [picture])]
     answer = precision_answer(rows) if shares else [decided(rows, name), *map(sentence, rows)]
-    if files:
+    if given:
         section, differ = differences_section(s, names, comparisons[0], pairs)
         sections.append(section)
         answer.insert(1, differ)
@@ -360,24 +322,18 @@ def compare(
 
 
 def correlation(
-    s: Study, first: Definition, other: Definition, sources: list[str] | None
+    s: Study, first: Definition, other: Definition, sources: Sequence[str] | None
 ) -> dict[str, Any]:
     """Pearson's r of two definitions with its intervals and p-values, as a row."""
     x, y = first.scores, other.scores
-    at = cells(x, y)
-    images = OverImages()
+    at, images = cells(x, y), OverImages()
     if first.sampled is not None and other.sampled is not None:
         images = noise.over_images(first.sampled.at(*at), other.sampled.at(*at), len(x))
-    low = high = None
-    settings = s.config.compare if "compare" in s.config else s.config
-    permutations = statistics.PERMUTATIONS
-    if "permutations" in settings:
-        permutations = settings.permutations
+    settings, low, high = s.config.get("compare", s.config), np.nan, np.nan
+    permutations = settings.get("permutations", statistics.PERMUTATIONS)
     if sources is None:
-        association = associate(x, y, permutations)
-        pairs, tested, test = association.pairs, association.test, "Mantel"
-        if not np.isnan(association.low):
-            low, high = association.low, association.high
+        a = associate(x, y, permutations)
+        pairs, tested, test, low, high = a.pairs, a.test, "Mantel", a.low, a.high
     else:
         attacked = [i for i, name in enumerate(s.names) if name in sources]
         off = np.where(np.eye(len(x), dtype=bool), np.nan, 1.0)
@@ -389,8 +345,8 @@ def correlation(
         "models": len(x),
         "n": pairs.n,
         "r": pairs.r,
-        "models_low": low,
-        "models_high": high,
+        "models_low": None if np.isnan(low) else low,
+        "models_high": None if np.isnan(low) else high,
         **images.row(),
         "p": tested.p,
         "permutations": tested.permutations,
@@ -400,7 +356,7 @@ def correlation(
     }
 
 
-def changes(first: Definition, other: Definition) -> dict[str, float | None]:
+def changes(first: Definition, other: Definition) -> dict[str, float]:
     """How scores change from one definition to another, over pairs, in nats: columns of the table.
 
     Empty where one of them is one-sided. The mean difference has its 95% interval over images.
@@ -409,23 +365,28 @@ def changes(first: Definition, other: Definition) -> dict[str, float | None]:
     if not all(np.allclose(m, m.T, equal_nan=True) for m in (x, y)):
         return {}
     difference = off_diagonal(y - x)
-    row: dict[str, float | None] = {
+    row = {
         "mean_difference": float(difference.mean()),
         "mean_absolute_difference": float(np.abs(difference).mean()),
         "largest_difference": float(np.abs(difference).max()),
     }
     if first.sampled is not None and other.sampled is not None:
-        pair = np.tril_indices(len(x), k=-1)
         one, two = first.sampled, other.sampled
-        low, high = similarity.interval((two.draws - one.draws)[:, *pair].mean(axis=1))
-        mean = float((two.values - one.values)[pair].mean())
+        mean = float(pair_values(two.values - one.values).mean())
+        low, high = similarity.interval(pair_values(two.draws - one.draws).mean(axis=1))
         row |= {"mean_difference": mean, "mean_low": low, "mean_high": high}
-    if (known := first.intervals) is not None:
-        other_scores = y[np.triu_indices(len(y), k=1)]
-        low, high = known["low"].to_numpy(), known["high"].to_numpy()
+    if first.intervals is not None:
+        low, high = first.intervals.select("low", "high").to_numpy().T
         row["mean_half_width"] = float((high - low).mean() / 2)
-        row["inside_interval"] = float(((low <= other_scores) & (other_scores <= high)).mean())
+        row["inside_interval"] = inside(first.intervals, y)
     return row
+
+
+def inside(intervals: pl.DataFrame, scores: NDArray) -> float:
+    """The share of pairs whose scores, [N, N], are inside intervals of `similarity.pairs`."""
+    values = scores[np.triu_indices(len(scores), k=1)]
+    low, high = intervals.select("low", "high").to_numpy().T
+    return float(((low <= values) & (values <= high)).mean())
 
 
 def cells(x: NDArray, y: NDArray) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -439,45 +400,30 @@ def pairs_table(names: tuple[str, ...], first: Definition, other: Definition) ->
     """A row a pair: a, b, reference, other (definitions), s_reference, s_other, and difference, the
     first less the second (nats)."""
     rows, columns = cells(first.scores, other.scores)
-    x, y = first.scores[rows, columns], other.scores[rows, columns]
-    return pl.DataFrame(
-        {
-            "a": [names[i] for i in rows],
-            "b": [names[i] for i in columns],
-            "reference": first.name,
-            "other": other.name,
-            "s_reference": x,
-            "s_other": y,
-            "difference": x - y,
-        }
-    )
+    x, y, of = first.scores[rows, columns], other.scores[rows, columns], np.array(names)
+    both = {"reference": pl.lit(first.name), "other": pl.lit(other.name)}
+    table = pl.DataFrame({"a": of[rows], "b": of[columns]}).with_columns(**both)
+    return table.with_columns(s_reference=x, s_other=y, difference=x - y)
 
 
 @style()
-def figure(names: tuple[str, ...], comparisons: list[Comparison], found: list[dict]) -> Figure:
-    """A scatter plot for each comparison."""
-    n = len(comparisons)
+def figure(parts: list[pl.DataFrame], found: list[dict]) -> Figure:
+    """A scatter plot for each table of pairs and its row of correlations."""
+    n = len(parts)
     across = 2 if n == 4 else min(3, n)
     drawing, axes = panels(across, 3.6, 3.3, rows=-(-n // across))
     for ax in axes[n:]:
         ax.remove()
-    for ax, (first, other), row in zip(axes, comparisons, found, strict=False):
-        rows, columns = cells(first.scores, other.scores)
-        x, y = first.scores[rows, columns], other.scores[rows, columns]
+    for ax, pairs, row in zip(axes, parts, found, strict=False):
+        x, y = pairs.select("s_reference", "s_other").to_numpy().T
         ends = [min(x.min(), y.min()), max(x.max(), y.max())]
         ax.plot(ends, ends, color="#999999", lw=0.8, ls=(0, (4, 3)), zorder=0, label="equal scores")
-        one_source = len(set(rows)) == 1 < len(x)
+        labels = [f"s, {row[which]} (nats)" for which in ("reference", "other")]
         p = statistics.p_text(row["p"], row["permutations"])
-        scatter(
-            ax,
-            x,
-            y,
-            f"s, {first.name} (nats)",
-            f"s, {other.name} (nats)",
-            names=[names[i] for i in columns] if one_source else None,
-            trend=trend(x, y) if len(names) >= FEWEST else None,
-            text=f"r = {row['r']:.2f}, {row['test']} p {p}, n = {row['n']}",
-        )
+        note = f"r = {row['r']:.2f}, {row['test']} p {p}, n = {row['n']}"
+        names = pairs["b"].to_list() if pairs["a"].n_unique() == 1 < pairs.height else None
+        line = trend(x, y) if row["models"] >= FEWEST else None
+        scatter(ax, x, y, *labels, names=names, trend=line, text=note)
     return drawing
 
 
@@ -512,30 +458,24 @@ def differences_section(
 ) -> tuple[Section, str]:
     """Where two matrices differ: a heatmap, the models and the pairs, sorted, that differ most."""
     (a, b), n = comparison, len(names)
-    x, y = a.scores, b.scores
     off = ~np.eye(n, dtype=bool)
-    difference = np.where(off, x - y, 0.0)
-    rows = [
+    difference = np.where(off, a.scores - b.scores, 0.0)
+    near_a, near_b = (np.where(off, m.scores, -np.inf).argmax(axis=1) for m in comparison)
+    models = pl.DataFrame(
         {
-            "model": name,
-            "mean_difference": float(difference[i, off[i]].mean()),
-            "r": pearson(x[i, off[i]], y[i, off[i]]).r,
-            "nearest_in_a": names[np.where(off[i], x[i], -np.inf).argmax()],
-            "nearest_in_b": names[np.where(off[i], y[i], -np.inf).argmax()],
+            "model": names,
+            "mean_difference": [float(difference[i, off[i]].mean()) for i in range(n)],
+            "r": [pearson(a.scores[i, off[i]], b.scores[i, off[i]]).r for i in range(n)],
+            "nearest_in_a": [names[i] for i in near_a],
+            "nearest_in_b": [names[i] for i in near_b],
         }
-        for i, name in enumerate(names)
-    ]
-    models = pl.DataFrame(rows).sort(pl.col("mean_difference").abs(), descending=True)
+    ).sort(pl.col("mean_difference").abs(), descending=True)
     s.outputs.table("models", models)
-    picture = s.outputs.figure(
-        "differences",
-        heatmap_figure(
-            difference, names, list(map(family, names)), "difference of s (nats)", signed=True
-        ),
-        Matrix(names, difference).table(),
-        f"Scores of {a.name} less those of {b.name}; the diagonal is not compared.",
-    )
-    shown = s.config.compare.pairs if "compare" in s.config else 10
+    families, label = list(map(family, names)), "difference of s (nats)"
+    drawing = heatmap_figure(difference, names, families, label, signed=True)
+    table, caption = Matrix(names, difference).table(), text("difference", a=a.name, b=b.name)
+    picture = s.outputs.figure("differences", drawing, table, caption)
+    shown = s.config.compare.pairs
     mean, first = float(pairs["difference"].to_numpy().mean()), models.row(0, named=True)
     listed = [
         f"{row['b']} and {row['a']} ({row['s_reference']:.2f} and {row['s_other']:.2f})"
@@ -550,7 +490,7 @@ def differences_section(
         pairs=", ".join(listed),
         model=first["model"],
         most=first["mean_difference"],
-        changed=models.filter(pl.col("nearest_in_a") != pl.col("nearest_in_b")).height,
+        changed=int((near_a != near_b).sum()),
         models=n,
     )
     tables = {f"The {shown} pairs that differ most": pairs.head(shown), "Models": models}
@@ -594,24 +534,22 @@ def precisions(config: DictConfig) -> tuple[list[str], list[str]]:
 
     Raises UserError for what this device lacks.
     """
-    gpu, own, chosen = not on_cpu(config), config.hardware.craft_precision, config.precisions
+    gpu, present, chosen = not on_cpu(config), config.hardware.craft_precision, config.precisions
     if chosen == "auto":
-        chosen = execution.precisions(gpu)
-    else:
-        if not isinstance(chosen, ListConfig) or not chosen:
-            raise UserError(f"precisions must be auto or a list of them, got {chosen!r}")
-        for name in chosen:
-            if name not in PRECISIONS:
-                raise UserError(f"precisions must be {' or '.join(PRECISIONS)}, got {name!r}")
-            with naming({"precision": "precisions"}):
-                check_execution(Execution(name), gpu)
-            if name == own:
-                raise UserError(f"precisions names {own}, which is the run's own: leave it out")
-    targets = [name for name in TARGET_PRECISIONS if name in chosen]
-    return (
-        [name for name in dict.fromkeys(chosen) if name != own],
-        [name for name in targets if name != config.transfer.precision],
-    )
+        chosen = [name for name in execution.precisions(gpu) if name != present]
+    elif not isinstance(chosen, ListConfig) or not chosen:
+        raise UserError(f"precisions must be auto or a list of them, got {chosen!r}")
+    for name in chosen:
+        if name not in PRECISIONS:
+            raise UserError(f"precisions must be {' or '.join(PRECISIONS)}, got {name!r}")
+        with naming({"precision": "precisions"}):
+            check_execution(Execution(name), gpu)
+        if name == present:
+            raise UserError(f"precisions names {name}, which is the run's own: leave it out")
+    targets = [
+        name for name in TARGET_PRECISIONS if name in {*chosen} - {config.transfer.precision}
+    ]
+    return list(dict.fromkeys(chosen)), targets
 
 
 def differing(ours: Results, theirs: Results, members: Sequence[Model]) -> dict[str, float]:
@@ -620,25 +558,19 @@ def differing(ours: Results, theirs: Results, members: Sequence[Model]) -> dict[
     Predictions are those of all pairs of members on the images that both classify correctly, which
     are the same in both.
     """
-    names, pixels, key = (
-        [member.name for member in members],
-        [0, 0],
-        ("source", "target", "image_id"),
-    )
-    rows = np.zeros(3)
-    tables = ours.outcome_store, theirs.outcome_store
+    names, key = [member.name for member in members], ["source", "target", "image_id"]
+    pixels, rows = np.zeros(2), np.zeros(3)
     for member in members:  # one target at a time: all rows of a large zoo fill the memory
         for shard in range(len(ours.evaluation.shards)):
             one, other = (each.adversarial(member, shard)[0] for each in (ours, theirs))
-            pixels[0] += int(torch.count_nonzero(one != other))
-            pixels[1] += one.numel()
-        one, other = (table.read(member.name, names) for table in tables)
-        both = one.join(other, on=list(key), suffix="_other", validate="1:1")
+            pixels += int(torch.count_nonzero(one != other)), one.numel()
+        one, other = (each.outcome_store.read(member.name, names) for each in (ours, theirs))
+        both = one.join(other, on=key, suffix="_other", validate="1:1")
         assert both.height == one.height == other.height
         differ = [(both[c] != both[f"{c}_other"]).sum() for c in ("prediction", "fooled")]
         rows += [both.height, *differ]
     return {
-        "differing_pixels": pixels[0] / pixels[1],
+        "differing_pixels": float(pixels[0] / pixels[1]),
         "differing_predictions": float(rows[1] / rows[0]),
         "differing_outcomes": float(rows[2] / rows[0]),
     }
@@ -664,36 +596,43 @@ def precision_answer(rows: list[dict]) -> list[str]:
 
 def budget(config: DictConfig) -> None:
     """Fewer steps of the attack, and fewer images."""
-    options, attack = config.budget, build_attack(config)
+    given, attack = list(config.budget.steps), build_attack(config)
     if not isinstance(attack, PGD):
         raise UserError(
             f"experiment=budget takes an attack of steps, such as pgd, got {attack.name}"
         )
     steps = attack.steps
-    fewer = sorted({n for n in options.steps if n < steps})
+    fewer = sorted({n for n in given if n < steps})
     if not fewer:
-        raise UserError(
-            f"budget.steps must have a number below attack.steps={steps}, got {options.steps}"
-        )
+        raise UserError(f"budget.steps must have a number below attack.steps={steps}, got {given}")
     with study(config) as s:
         assert s.measured is not None
-        found = {}
-        for n in fewer:
-            values = {"attack.steps": n, "attack.step_size": None}
-            _, found[n] = outcomes_under(s, changed(config, values))
-        found[steps] = s.measured.outcomes
-        budget_page(s, budget_table(s, found, steps), steps)
+        found = {
+            n: outcomes_under(s, changed(config, {"attack.steps": n, "attack.step_size": None}))[1]
+            for n in fewer
+        }
+        rows = budget_table(s, {**found, steps: s.measured.outcomes}, steps)
+        on_all = rows.filter(images=rows["images"].max()).to_dicts()
+        s.tracker.summary({f"budget/r/{row['steps']}": row["r"] for row in on_all})
+        total = on_all[0]["images"]
+        caption = text("budget.caption", steps=steps, total=total, draws=config.budget.draws)
+        picture = s.outputs.figure("budget", budget_figure(rows), rows, caption)
+        levels = "; ".join(text("budget.shift", **row) for row in on_all if row["steps"] != steps)
+        s.finish(
+            f"How few steps and images give the matrix of {len(s.names)} models?",
+            f"The reference is {s.source}. Fewer steps are longer ones, which can cross the ball.",
+            [*budget_answer(s, rows, steps, total), text("budget.level", levels=levels)],
+            [Section("Cost and certainty", figures=[picture], tables={"Settings": rows})],
+        )
 
 
 def budget_table(s: Study, found: dict[int, Outcomes], steps: int) -> pl.DataFrame:
-    """A row for each number of steps and images: steps, images, r, r_low and r_high (the 95% range
-    over draws of images), bias (nats), inside (the share of pairs inside the reference's interval),
-    clusters (adjusted Rand index), passes (in forward passes) and cost (a share of the
-    reference's)."""
+    """A row for each number of steps and images: steps, images, those of `against`, passes (in
+    forward passes) and cost (a share of the reference's)."""
     options, reference = s.config.budget, found[steps]
     total, whole = len(reference.image_ids), passes(reference, steps)
-    against = comparison(reference, s.config.score.eps_s)
     rng, rows = np.random.default_rng(0), []
+    compared = Reference(reference, s.config.score.eps_s)
     sizes = [*sorted({n for n in options.images if n < total}), total]
     with Bars(s.console) as bars:
         bars.start("compare", ["matrices"], len(sizes) * len(found), "cells")
@@ -703,47 +642,46 @@ def budget_table(s: Study, found: dict[int, Outcomes], steps: int) -> pl.DataFra
             for number, outcome in sorted(found.items()):
                 parts = [outcome.on(list(images)) for images in drawn]
                 cost = float(np.mean([passes(part, number) for part in parts]))
-                if (values := against(parts)) is not None:
+                if (values := compared.against(parts)) is not None:
                     cell = {"steps": number, "images": size, **values}
                     rows.append({**cell, "passes": cost, "cost": cost / whole})
                 bars.advance("compare", 1)
     return pl.DataFrame(rows)
 
 
-def comparison(
-    reference: Outcomes, eps_s: float
-) -> Callable[[Sequence[Outcomes]], dict[str, float] | None]:
-    """Compares draws of outcomes with the reference: r, r_low, r_high, bias, inside and clusters of
-    `budget_table`; None where in every draw a pair has no image that both classify correctly."""
-    truth, intervals = similarity.smoothed_matrix(reference), similarity.pairs(reference, eps_s)
-    low, high = intervals["low"].to_numpy(), intervals["high"].to_numpy()
-    upper, pairs = np.triu_indices(len(truth), k=1), off_diagonal(truth)
-    k, _ = choose_k(None, truth)
+class Reference:
+    """The matrix of outcomes, its intervals and clusters, with which others are compared."""
 
-    def clusters(scores: NDArray, restarts: int) -> NDArray[np.intp]:
-        if np.ptp(off_diagonal(scores)) == 0:  # all scores are the same: a single cluster
+    def __init__(self, outcomes: Outcomes, eps_s: float):
+        self.scores = similarity.smoothed_matrix(outcomes)
+        self.intervals = similarity.pairs(outcomes, eps_s)
+        self.k, _ = choose_k(None, self.scores)
+        self.labels = self.clusters(self.scores, 100)
+
+    def clusters(self, scores: NDArray, restarts: int) -> NDArray[np.intp]:
+        """The clusters of a matrix [N, N]: a single one where all scores are the same."""
+        if np.ptp(off_diagonal(scores)) == 0:
             return np.zeros(len(scores), dtype=np.intp)
-        return spectral(scores, k, restarts=restarts)
+        return spectral(scores, self.k, restarts=restarts)
 
-    def against(parts: Sequence[Outcomes]) -> dict[str, float] | None:
-        matrices = list(smoothed(parts))
-        if not matrices:
+    def against(self, parts: Sequence[Outcomes]) -> dict[str, float] | None:
+        """Draws of outcomes compared with it: r, r_low and r_high (the 95% range over draws), bias
+        (nats), inside (the share of pairs inside its intervals), clusters (adjusted Rand index).
+        None where in every draw a pair has no image that both classify correctly."""
+        if not (matrices := list(smoothed(parts))):
             return None
+        pairs = off_diagonal(self.scores)
         r = [np.nan_to_num(pearson(pairs, off_diagonal(m)).r) for m in matrices]
         r_low, r_high = similarity.interval(np.array(r))
-        same = [adjusted_rand_score(labels, clusters(m, 20)) for m in matrices[:5]]
-        inside = [((m[upper] >= low) & (m[upper] <= high)).mean() for m in matrices]
+        same = [adjusted_rand_score(self.labels, self.clusters(m, 20)) for m in matrices[:5]]
         return {
             "r": float(np.mean(r)),
             "r_low": r_low,
             "r_high": r_high,
             "bias": float(np.mean([off_diagonal(m) - pairs for m in matrices])),
-            "inside": float(np.mean(inside)),
+            "inside": float(np.mean([inside(self.intervals, m) for m in matrices])),
             "clusters": float(np.mean(same)),
         }
-
-    labels = clusters(truth, 100)
-    return against
 
 
 def smoothed(parts: Sequence[Outcomes]) -> Iterator[NDArray[np.float64]]:
@@ -773,36 +711,6 @@ def cheapest(rows: pl.DataFrame, options: Any) -> dict[str, Any] | None:
     return good.row(0, named=True) if good.height else None
 
 
-def budget_page(s: Study, rows: pl.DataFrame, steps: int) -> None:
-    """The figure, the table and the page."""
-    total = int(rows["images"].max())  # type: ignore[arg-type]
-    on_all = rows.filter(images=total).to_dicts()
-    s.tracker.summary({f"budget/r/{row['steps']}": row["r"] for row in on_all})
-    picture = s.outputs.figure(
-        "budget",
-        budget_figure(rows),
-        rows,
-        f"The matrix of fewer steps and images against that of {steps} steps on all {total} "
-        "images: r, the mean difference of scores, and how far clusters agree (adjusted Rand "
-        f"index). Along a line there are more images; bars: 95% range over {s.config.budget.draws} "
-        "draws of images.",
-    )
-    levels = [
-        f"{row['steps']} steps shift scores by {row['bias']:+.2f}, with r = {row['r']:.3f}"
-        for row in on_all
-        if row["steps"] != steps
-    ]
-    s.finish(
-        f"How few steps and images give the matrix of {len(s.names)} models?",
-        f"The reference is {s.source}. Fewer steps are longer ones, which can cross the ball.",
-        [
-            *budget_answer(s, rows, steps, total),
-            text("budget.level", levels="; ".join(levels)),
-        ],
-        [Section("Cost and certainty", figures=[picture], tables={"Settings": rows})],
-    )
-
-
 def budget_answer(s: Study, rows: pl.DataFrame, steps: int, total: int) -> list[str]:
     """The verdict, the command that uses the cheapest setting, and what holds for clusters."""
     options = s.config.budget
@@ -818,21 +726,15 @@ def budget_answer(s: Study, rows: pl.DataFrame, steps: int, total: int) -> list[
     if best is not None:
         shares = {"cost": percent(best["cost"]), "inside": percent(best["inside"])}
         values = {**best, **shares, "steps": steps, "total": total, "bounds": bounds}
-        answer = [
-            text("budget.Yes", setting=named(best), **values),
-            text("budget.use", command=budget_command(s, best, steps, total)),
-        ]
-    if len(s.names) < FEWEST + 1:
-        return answer
-    if best is None or best["clusters"] < options.least_clusters:
-        same = rows.filter(pl.col("clusters") >= options.least_clusters, pl.col("cost") < 1)
-        which = "nothing that was tried"
-        if same.height:
-            row = same.sort("cost").row(0, named=True)
-            which = f"{named(row)} at {percent(row['cost'])} of the cost"
+        use = text("budget.use", command=budget_command(s, best, steps, total))
+        answer = [text("budget.Yes", setting=named(best), **values), use]
+    least = options.least_clusters
+    if len(s.names) > FEWEST and (best is None or best["clusters"] < least):
+        same = rows.filter(pl.col("clusters") >= least, pl.col("cost") < 1).sort("cost").to_dicts()
+        which = [f"{named(row)} at {percent(row['cost'])} of the cost" for row in same[:1]]
         others = "" if best is None else text("budget.others", **best)
-        least = options.least_clusters
-        answer.append(text("budget.clusters", others=others, which=which, least=least))
+        which = which or ["nothing that was tried"]
+        answer.append(text("budget.clusters", others=others, which=which[0], least=least))
     return answer
 
 

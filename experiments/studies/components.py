@@ -13,12 +13,11 @@ from rich.table import Table
 from experiments.cli.components import PUBLISHED, from_file, read_off
 from experiments.cli.finish import Terminal, finish, terminal
 from experiments.cli.members import build_members
-from experiments.cli.runs import tracked
-from experiments.cli.values import resolved, run_folder
+from experiments.cli.runs import info, tracked
+from experiments.cli.values import run_folder
 from netkin.analysis.components import agreement
 from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs, Section
-from netkin.tracking import RunInfo
 from netkin.zoo.member import Task
 
 USED = ("experiment", "model", "components", "logger")
@@ -34,7 +33,8 @@ def run(config: DictConfig) -> None:
     theirs = None if config.components is None else from_file(config.components, names)
     console = terminal()
     used = OmegaConf.masked_copy(config, list(USED))
-    with tracked(config, _info(config, used, len(names))) as tracker:
+    run_info = info(used, config.dataset.name, f"{len(names)} models")
+    with tracked(config, run_info) as tracker:
         outputs = Outputs(run_folder(), tracker)
         with Bars(console) as bars:
             ours = outputs.table("components", read_off(members, _task(config), bars))
@@ -83,18 +83,6 @@ def _task(config: DictConfig) -> Task:
         dataset.weights,
         dataset.input_size,
         tuple(OmegaConf.to_container(dataset.fit, resolve=True)),  # type: ignore[arg-type]
-    )
-
-
-def _info(config: DictConfig, used: DictConfig, models: int) -> RunInfo:
-    name = config.experiment.name
-    return RunInfo(
-        folder=run_folder(),
-        config=resolved(used),
-        group=f"{name}-{config.dataset.name}",
-        job_type=name,
-        name=f"{models}-models",
-        tags=(name, config.dataset.name),
     )
 
 

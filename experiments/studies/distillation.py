@@ -42,7 +42,7 @@ from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.report.style import INK, panels, style
 from netkin.training.weights import students_of
-from netkin.zoo.member import Member, parse_members
+from netkin.zoo.member import parse_members
 
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
@@ -62,8 +62,11 @@ def run(config: DictConfig) -> None:
             f"{store.root} holds no student {dataset}/{student}@TEACHER; train some with: "
             f"python train.py -m experiment=distill student={student} teacher=A,B,C"
         )
-    members = student_and_teachers(config, students)
-    bases = base_architectures(config, members)
+    teachers = {row["teacher"]["name"]: row["teacher"] for row in students}
+    entries = [{k: v for k, v in each.items() if v is not None} for each in teachers.values()]
+    members = parse_members([student, *entries], resolved(config.model).get("known"))
+    task = build_task(config, instantiate(config.dataset.images).classes)
+    bases = {member.name: base_architecture(member, task) for member in members}
     with study(config, members=members) as s:
         table = student_table(s, students, bases)
         s.outputs.table("distillation", table)
@@ -83,22 +86,6 @@ def run(config: DictConfig) -> None:
         )
 
 
-def student_and_teachers(config: DictConfig, students: Sequence[Mapping[str, Any]]) -> list[Member]:
-    """The student's architecture without a teacher, and each teacher of `students` once."""
-    teachers = {row["teacher"]["name"]: row["teacher"] for row in students}
-    entries = [
-        {key: value for key, value in teacher.items() if value is not None}
-        for teacher in teachers.values()
-    ]
-    return parse_members([config.student, *entries], resolved(config.model).get("known"))
-
-
-def base_architectures(config: DictConfig, members: Sequence[Member]) -> dict[str, str]:
-    """The base architecture of each, such as CNN or Transformer, derived from its modules."""
-    task = build_task(config, instantiate(config.dataset.images).classes)
-    return {member.name: base_architecture(member, task) for member in members}
-
-
 def student_table(
     s: Study, students: Sequence[Mapping[str, Any]], bases: Mapping[str, str]
 ) -> pl.DataFrame:
@@ -113,7 +100,9 @@ def student_table(
     sd, freedom = pooled_sd([[row["test_accuracy"] for row in t] for t in taught_by.values()])
     rows = []
     for teacher, taught in taught_by.items():
-        i = position_of(teacher, s.names)
+        i, known = position_of(teacher, s.names), taught[0]["teacher_accuracy"]  # by its training
+        if s.measured is not None:
+            known = float(s.measured.outcomes.correct[i].mean())
         accuracy = float(np.mean([row["test_accuracy"] for row in taught]))
         half = None if sd is None else stats.t.ppf(0.975, freedom) * sd / len(taught) ** 0.5
         rows.append(
@@ -122,7 +111,7 @@ def student_table(
                 "base": bases[teacher],
                 "same_base": bases[teacher] == bases[s.config.student],
                 "similarity": float(s.scores[student, i]),
-                "teacher_accuracy": teacher_accuracy(s, i, taught[0]),
+                "teacher_accuracy": known,
                 "student_accuracy": accuracy,
                 "student_low": None if half is None else accuracy - half,
                 "student_high": None if half is None else accuracy + half,
@@ -171,13 +160,6 @@ def seeds_text(table: pl.DataFrame) -> str:
     return text("seeds", sd=sd, each=each, share=1 - share, most=share**0.5, **spread)
 
 
-def teacher_accuracy(s: Study, i: int, student: Mapping[str, Any]) -> float | None:
-    """In [0, 1]: on the subset, or as noted beside the teacher's weights, if it was."""
-    if s.measured is not None:
-        return float(s.measured.outcomes.correct[i].mean())
-    return student["teacher_accuracy"]
-
-
 def in_short(table: pl.DataFrame) -> str:
     """Whether students learn more from the more similar teachers, and by how much."""
     half = table.height // 2
@@ -198,12 +180,7 @@ def similarity_section(s: Study, table: pl.DataFrame, base: str) -> Section:
     }
     xlabel = f"similarity of teacher to {s.config.student}"
     figure, sentences = correlation_figure(s, parts, "similarity", xlabel)
-    caption = (
-        "Accuracy of the student against the similarity of its teacher (Fig. 5): (a) all teachers, "
-        "(b) of the student's base architecture, (c) of others; least-squares line with its "
-        f"{s.config.distillation.level:.0%} band, where there are {FEWEST} teachers or more; error "
-        "bars: 95% intervals over seeds, where there are several."
-    )
+    caption = text("by_similarity", level=s.config.distillation.level, n=FEWEST)
     picture = s.outputs.figure("distillation_similarity", figure, table, caption)
     return Section("Similarity and distillation", sentences, figures=[picture])
 
@@ -213,8 +190,7 @@ def accuracy_section(s: Study, table: pl.DataFrame) -> Section:
     figure, sentences = correlation_figure(
         s, {"Teacher accuracy": table}, "teacher_accuracy", "accuracy of the teacher (%)", 100
     )
-    caption = "Accuracy of the student against that of its teacher (Fig. F.1)."
-    picture = s.outputs.figure("distillation_accuracy", figure, table, caption)
+    picture = s.outputs.figure("distillation_accuracy", figure, table, text("by_accuracy"))
     return Section("Teacher accuracy and distillation", sentences, figures=[picture])
 
 
@@ -224,33 +200,23 @@ def correlation_figure(
 ) -> tuple[Figure, list[str]]:
     """A panel a part: student accuracy (%) against a column; and a sentence for each."""
     figure, axes = panels(len(parts), 3.5, 3.0)
-    sentences = []
-    settings = s.config.distillation
+    sentences, settings = [], s.config.distillation
     for letter, ax, (title, part) in zip("abc", axes, parts.items(), strict=False):
         x = scale * part[column].cast(pl.Float64).to_numpy()
         y = 100 * part["student_accuracy"].to_numpy()
-        correlation = pearson(x, y)
-        test = permutation_test(x, y, settings.permutations)
-        label = f"({letter}) {title}" if len(parts) > 1 else title
+        correlation, test = pearson(x, y), permutation_test(x, y, settings.permutations)
+        note = f"({letter}) {title}" if len(parts) > 1 else title
         if np.isnan(correlation.r):
-            note = f"{label}\n{len(x)} teacher{'s' * (len(x) != 1)}: no correlation"
+            note += f"\n{len(x)} teacher{'s' * (len(x) != 1)}: no correlation"
         else:
-            p_value = p_text(test.p, test.permutations)
-            note = f"{label}\nr = {correlation.r:.2f}, p {p_value}, n = {correlation.n}"
+            p = p_text(test.p, test.permutations)
+            note += f"\nr = {correlation.r:.2f}, p {p}, n = {correlation.n}"
         sentences.append(correlation_text(title, correlation, test, len(x)))
         line = trend(x, y, settings.level) if len(x) >= FEWEST else None
         if part.height and part["student_low"].null_count() == 0:
             half = y - 100 * part["student_low"].to_numpy()
-            ax.errorbar(
-                x,
-                y,
-                half,
-                fmt="none",
-                ecolor=INK,
-                alpha=0.35,
-                elinewidth=0.8,
-                label="95% over seeds",
-            )
+            drawn = {"fmt": "none", "ecolor": INK, "alpha": 0.35, "elinewidth": 0.8}
+            ax.errorbar(x, y, half, label="95% over seeds", **drawn)
         scatter(ax, x, y, xlabel, "accuracy of the student (%)", part["teacher"].to_list(),
                 part["base"].to_list(), trend=line, text=note)  # fmt: skip
     return figure, sentences
@@ -263,16 +229,10 @@ def correlation_text(title: str, correlation: Correlation, test: Tested, teacher
     """
     if np.isnan(correlation.r):
         return text("undefined", title=title, n=teachers)
-    enough = correlation.n >= FEWEST
-    found = verdict(correlation.r, p=test.p)
-    ends = {"low": correlation.low, "high": correlation.high}
-    return text(
-        "correlation",
-        title=title,
-        verdict=text("panel", found) if enough else text("few", n=FEWEST),
-        r=correlation.r,
-        interval=text("interval", **ends) if enough else "",
-        n=correlation.n,
-        p=test.text(),
-        naive=p_text(correlation.p),
-    )
+    found, interval = text("few", n=FEWEST), ""
+    if correlation.n >= FEWEST:
+        found = text("panel", verdict(correlation.r, p=test.p))
+        interval = text("interval", low=correlation.low, high=correlation.high)
+    values = {"r": correlation.r, "n": correlation.n, "p": test.text()}
+    naive = p_text(correlation.p)
+    return text("correlation", title=title, verdict=found, interval=interval, naive=naive, **values)

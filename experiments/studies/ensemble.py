@@ -10,18 +10,19 @@ ceiling 0.59), Mantel p = 0.59; given the members' errors, partial r = -0.02, p 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from experiments.cli.keys import naming
 from experiments.cli.members import with_trained
 from experiments.cli.study import Study, study, with_logits
+from experiments.cli.values import naming
 from netkin.analysis import ensemble
 from netkin.analysis.clusters import choose_k, spectral
 from netkin.analysis.groups import groups
@@ -115,31 +116,21 @@ def ensembles_wrong(
 
 
 def build_variants(config: DictConfig, taken: Sequence[str]) -> dict[str, list[Member]]:
-    """The members of `ensemble.variants`, by the name of their group.
-
-    Args:
-        config: as composed.
-        taken: names of the other groups.
-    """
-    chosen = config.ensemble.variants
-    if chosen is None:
-        return {}
-    if not isinstance(chosen, DictConfig):
+    """The members of `ensemble.variants`, by the name of their group; others are taken."""
+    chosen, result = config.ensemble.variants or {}, {}
+    if not isinstance(chosen, Mapping | DictConfig) or not all(
+        isinstance(entries, ListConfig) for entries in chosen.values()
+    ):
         raise UserError(
-            "ensemble.variants must name groups, such as {vit_ti: [digits/vit_ti@*]}, got "
-            f"{chosen!r}"
+            "ensemble.variants must name groups, each a list of members, such as {vit_ti: "
+            f"[digits/vit_ti@*]}}, got {chosen!r}"
         )
-    result = {}
-    for key, entries in chosen.items():
-        name = str(key)
+    for name, entries in chosen.items():
         if name in taken or name == "clusters":
             raise UserError(f"ensemble.variants names {name}, which another group has")
-        if not isinstance(entries, ListConfig):
-            raise UserError(f"ensemble.variants.{name} must list members, got {entries!r}")
-        plain = OmegaConf.to_container(entries, resolve=True)
-        assert isinstance(plain, list)
+        plain: Any = OmegaConf.to_container(entries, resolve=True)
         with naming({"members": f"ensemble.variants.{name}"}):
-            result[name] = parse_members(
+            result[str(name)] = parse_members(
                 with_trained(config, plain), config.model.get("known"), at_least=2
             )
     return result
@@ -156,7 +147,7 @@ def with_variants(
     every = {model.name: model.member for model in models}
     for variant in (variant for group in variants.values() for variant in group):
         known = every.setdefault(variant.name, variant)
-        if known != variant and replace(known, family=variant.family) != variant:
+        if replace(known, family=variant.family) != variant:
             raise UserError(f"two models are called {variant.name}: give each a name of its own")
     if extra := list(every.values())[len(models) :]:
         r = r.with_models(extra)
@@ -233,37 +224,33 @@ def pair_section(
     )
     association = associate(scores, err, permutations)
     beyond = mantel(scores, err, permutations, controls=(mean, gap))
-    r = association.pairs.r
+    r, (x, y) = association.pairs.r, paired(scores, err)
     if not np.isnan(r):
         s.tracker.summary({"ensemble/r": r, "ensemble/mantel_p": association.test.p})
-    x, y = paired(scores, err)
-    line = trend(x, 100 * y) if n >= FEWEST else None
     figure = scatter_figure(
         x,
         100 * y,
         "similarity s (nats)",
         "error reduction rate (%)",
         names=[f"{a} + {b}" for a, b in table.select("a", "b").iter_rows()] if n < 6 else None,
-        trend=line,
+        trend=trend(x, 100 * y) if n >= FEWEST else None,
         text=str(association) if n > 2 else "",
     )
-    caption = (
-        f"Error reduction rate of all {table.height} pairs against their similarity. "
-        "Line and band: least squares and the 90% confidence band of its mean for independent "
-        "pairs."
-    )
+    caption = text("pairs", n=table.height)
     picture = s.outputs.figure("ensemble_pairs", figure, table, caption)
     noise = noise_text(pair_noise(s, table, wrong, pair_wrong, counts, n).row(), r)
     images = f" {noise[0].upper()}{noise[1:]}." if noise else ""
     found = verdict(-r, p=association.test.p)  # is a pair better the less similar it is?
-    few, adds = n < FEWEST or np.isnan(r), verdict(-beyond.r, p=beyond.p)
+    decided, adds = text("verdict", found), text("beyond.few", models=n)
+    if n < FEWEST or np.isnan(r):
+        decided = text("verdict.few", models=n)
+    if n >= FEWEST and not np.isnan(beyond.r):
+        adds = text("beyond", verdict(-beyond.r, p=beyond.p))
+        adds = text("beyond.found", verdict=adds, r=beyond.r, p=beyond.text())
     paragraphs = [
-        f"{text('verdict.few', models=n) if few else text('verdict', found)} "
-        f"{effect(table, wrong.shape[1])}",
+        f"{decided} {effect(table, wrong.shape[1])}",
         text("association", sentence=association.sentence(), images=images),
-        text("beyond.few", models=n)
-        if n < FEWEST or np.isnan(beyond.r)
-        else text("beyond.found", verdict=text("beyond", adds), r=beyond.r, p=beyond.text()),
+        adds,
         *one_image(table),
     ]
     if undefined := table["err"].is_nan().sum():
@@ -357,12 +344,9 @@ def metric_figure(
     """The three metrics over N, a line per series, with the rows as its table."""
     panels = []
     for column, label in PANELS:
+        names = [column, f"{column}_low", f"{column}_high"]
         lines = [
-            Line(
-                key,
-                part["n"].to_numpy(),
-                *(100 * part[f"{column}{end}"].to_numpy() for end in ("", "_low", "_high")),
-            )
+            Line(key, *part.select("n", *(pl.col(c) * 100 for c in names)).to_numpy().T)
             for key, part in series.items()
         ]
         panels.append((label, lines))
@@ -372,22 +356,14 @@ def metric_figure(
 def cluster_section(s: Study, table: pl.DataFrame, clusters: int, images: int) -> Section:
     """Fig. 3: the metrics of ensembles of N models from k of the clusters."""
     rows = table.filter(kind="clusters")
-    picture = metric_figure(
-        s,
-        "ensemble_clusters",
-        {f"k = {k}": rows.filter(k=k).sort("n") for k in sorted(rows["k"].unique())},
-        rows,
-        f"Ensembles of N models drawn from k of {clusters} spectral clusters: mean, and 95% "
-        "interval over images.",
-    )
-    largest = rows.filter(pl.col("n") == rows["n"].max()).sort("k")
+    series = {f"k = {k}": rows.filter(k=k).sort("n") for k in sorted(rows["k"].unique())}
+    caption = text("by_cluster", clusters=clusters)
+    picture = metric_figure(s, "ensemble_clusters", series, rows, caption)
+    largest = rows.filter(pl.col("n") == rows["n"].max()).sort("k").to_dicts()
     paragraphs = []
-    if largest.height > 1:
-        values: dict = {"n": largest["n"][0]}
-        for key, row in (
-            ("few", largest.row(0, named=True)),
-            ("most", largest.row(-1, named=True)),
-        ):
+    if len(largest) > 1:
+        values: dict = {"n": largest[0]["n"]}
+        for key, row in (("few", largest[0]), ("most", largest[-1])):
             values[key] = f"{row['k']} cluster{'s' * (row['k'] != 1)}"
             values |= {f"{key}_error": row["top1_error"], f"{key}_err": row["err"]}
             values[f"{key}_wrong"] = row["all_wrong"]
@@ -407,14 +383,8 @@ def group_section(s: Study, table: pl.DataFrame) -> Section:
     series = {kind: table.filter(kind=kind).sort("n") for kind in kinds}
     apart = table.filter((pl.col("kind") == "clusters") & (pl.col("n") == pl.col("k"))).sort("n")
     series[ALL] = apart
-    picture = metric_figure(
-        s,
-        "ensemble_groups",
-        series,
-        pl.concat([part.with_columns(series=pl.lit(name)) for name, part in series.items()]),
-        'Ensembles of N models of one group; "all" are models from N different clusters. Mean, and '
-        "95% interval over images.",
-    )
+    rows = pl.concat([part.with_columns(series=pl.lit(name)) for name, part in series.items()])
+    picture = metric_figure(s, "ensemble_groups", series, rows, text("by_group"))
     pairs = {name: part.filter(n=2)["err"] for name, part in series.items()}
     errs = ", ".join(f"{name} {err[0]:.1%}" for name, err in pairs.items() if len(err))
     title = "Ensembles of models of one kind (Fig. 4)"

@@ -10,30 +10,34 @@ On the 12 digits members, eps was chosen so: experiments/results/digits.md.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
+from scipy.stats import binomtest
 
-from experiments.cli.keys import naming
 from experiments.cli.members import build_members
 from experiments.cli.runs import command
 from experiments.cli.setting import Opened, build_attack, opened
-from experiments.cli.values import resolved
-from netkin.analysis.eps import NOISE, SUCCESS, sentence, smallest, strength_row
+from experiments.cli.values import naming, resolved
 from netkin.attacks import Attack, SignNoise
 from netkin.attacks.grid import levels
 from netkin.attacks.units import fraction
-from netkin.errors import UserError
-from netkin.jobs.pool import Advance
-from netkin.passes.strength import Strengths, Trial, spread, strengths
+from netkin.errors import UserError, and_more
+from netkin.passes import Item
 from netkin.report.plots import Line, lines_figure
+from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.report.text import settings_text
 
 LINES = 12
 """Models in the figure."""
+ENOUGH = 0.99
+"""White-box success that every model has to reach."""
+SUCCESS, NOISE = "white_box_success", "noise_error"
+text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
 def run(config: DictConfig) -> None:
@@ -42,25 +46,18 @@ def run(config: DictConfig) -> None:
     attacks = tuple(
         each for eps in values.values() for each in (at_eps(config, eps), SignNoise(eps))
     )
-    most = config.eps.images
     with opened(config, build_members(config, at_least=1)) as o:
         r, rows = o.run, list[dict]()
-        positions = spread(len(r.evaluation.subset), most)
         with r.working():
-            trials = [Trial(model, attacks, positions) for model in r.clean()]
-            found = r.stage("eps", _strengths, trials, len(trials) * len(attacks))
+            trials = [Item(model.name, model, attacks, config.eps.images) for model in r.clean()]
+            found = r.stage("eps", "craft.strengths", trials, len(trials) * len(attacks))
+        found = sorted(found, key=lambda pair: r.models.index(pair[0].model))
         for trial, result in found:
-            rows += [
-                strength_row(
-                    *(trial.name, eps, text, result.images),
-                    dict(zip((SUCCESS, NOISE), result.fooled[2 * i :], strict=False)),
-                )
-                for i, (text, eps) in enumerate(values.items())
-            ]
+            for i, (eps, value) in enumerate(values.items()):
+                fooled = {SUCCESS: result.fooled[2 * i], NOISE: result.fooled[2 * i + 1]}
+                rows.append(strength_row(trial.name, value, eps, result.images, fooled))
         if rows:
-            order = [model.name for model in r.models]
-            table = pl.DataFrame(rows)
-            report(o, table.sort(pl.col("model").replace_strict(order, range(len(order)))))
+            report(o, pl.DataFrame(rows))
         o.run.raise_failures()
 
 
@@ -88,33 +85,54 @@ def at_eps(config: DictConfig, eps: float) -> Attack:
     return build_attack(changed)
 
 
-def _strengths(context: tuple[Any, Any, Any], trial: Trial, advance: Advance) -> Strengths:
-    return strengths(*context[:2], trial, advance)
+def strength_row(
+    model: str, eps: float, written: str, images: int, fooled: Mapping[str, int]
+) -> dict[str, str | float]:
+    """A row of the table: model, eps (as written, such as 8/255), levels (of 255), n (images), and
+    two rates, white-box success and error under noise, each with its 95% Wilson interval.
+
+    `eps` is in pixels of [0, 1]; `fooled` has the numbers of images by SUCCESS and NOISE.
+    """
+    row: dict[str, str | float] = {"model": model, "eps": written, "levels": 255 * eps, "n": images}
+    for name, count in fooled.items():
+        interval = binomtest(count, images).proportion_ci(method="wilson")
+        row |= {name: count / images, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return row
 
 
 def report(o: Opened, table: pl.DataFrame) -> None:
     """Write the table, the figure and the page, and print the answer."""
-    caption = (
-        "White-box success, and errors under noise of the same size, over images that the model "
-        "classifies correctly, with 95% Wilson intervals."
-    )
-    eps = smallest(table)
-    next_step = (
-        "Try larger eps.values, or more or larger steps of the attack."
-        if eps is None
-        else f"To compare the models with it: {command(f'attack.eps={eps}')}"
-    )
-    picture = o.outputs.figure("eps", eps_figure(table), table, caption)
-    attack, dataset = o.run.evaluation.attack, o.run.evaluation.task.dataset
+    eps, attack = smallest(table), o.run.evaluation.attack
+    use = text("larger") if eps is None else text("use", command=command(f"attack.eps={eps}"))
+    picture = o.outputs.figure("eps", eps_figure(table), table, text("caption"))
     steps = {key: value for key, value in attack.identity.items() if key != "eps"}
+    how = {"attack": attack.name, "settings": settings_text(steps), "images": table["n"].max()}
+    dataset = o.run.evaluation.task.dataset
     o.finish(
         f"Which eps for {table['model'].n_unique()} models on {dataset}?",
-        f"{attack.name} ({settings_text(steps)}) attacked up to {table['n'].max()} images "
-        f"of {dataset} on each model at each eps, and noise of the same size changed the same "
-        "images.",
-        [sentence(table), *short_steps(attack.identity, table), next_step],
+        text("question", dataset=dataset, **how),
+        [sentence(table), *short_steps(attack.identity, table), use],
         [Section("White-box success by eps", (), {"": table}, [picture])],
     )
+
+
+def smallest(table: pl.DataFrame) -> str | None:
+    """The smallest eps at which success is `ENOUGH` on every model; None where it is at none."""
+    lowest = table.group_by("levels", "eps").agg(pl.col(SUCCESS).min()).sort("levels")
+    enough = lowest.filter(pl.col(SUCCESS) >= ENOUGH)
+    return None if enough.is_empty() else enough["eps"][0]
+
+
+def sentence(table: pl.DataFrame) -> str:
+    """The choice in words, with what noise of that size does, or the models that are not fooled."""
+    eps = smallest(table)
+    if eps is not None:
+        noise = table.filter(eps=eps).sort(NOISE, descending=True).row(0, named=True)
+        return text("Yes", eps=eps, enough=ENOUGH, noise=noise[NOISE], model=noise["model"])
+    largest = table.filter(pl.col("levels") == table["levels"].max())
+    weak = largest.filter(pl.col(SUCCESS) < ENOUGH).sort(SUCCESS).to_dicts()
+    names = and_more([f"{row['model']} ({row[SUCCESS]:.1%})" for row in weak])
+    return text("No", largest=largest["eps"][0], enough=ENOUGH, names=names)
 
 
 def short_steps(attack: Mapping[str, Any], table: pl.DataFrame) -> list[str]:
@@ -122,14 +140,10 @@ def short_steps(attack: Mapping[str, Any], table: pl.DataFrame) -> list[str]:
     steps, size = attack.get("steps"), attack.get("step_size")
     if steps is None or size is None:
         return []
-    levels = 255 * steps * size
-    beyond = table.filter(pl.col("levels") > levels * (1 + 1e-9)).sort("levels")["eps"]
-    if beyond.is_empty():
-        return []
-    return [
-        f"{steps} steps of {255 * size:.3g}/255 go {levels:.3g}/255 at most, less than eps = "
-        f"{', '.join(dict.fromkeys(beyond))}: use more steps or a larger attack.step_size there."
-    ]
+    most = 255 * steps * size
+    beyond = table.filter(pl.col("levels") > most * (1 + 1e-9)).sort("levels")["eps"]
+    listed = ", ".join(dict.fromkeys(beyond))
+    return [text("short", steps=steps, size=255 * size, most=most, eps=listed)] if listed else []
 
 
 def eps_figure(table: pl.DataFrame) -> Figure:
@@ -137,13 +151,9 @@ def eps_figure(table: pl.DataFrame) -> Figure:
     that are the hardest to fool."""
     strength = table.group_by("model", maintain_order=True).agg(pl.col(SUCCESS).mean())
     names = strength.sort(SUCCESS, maintain_order=True)["model"].head(LINES).to_list()
-    labels = {SUCCESS: "white-box success (%)", NOISE: "error under noise (%)"}
     panels = []
-    for column, label in labels.items():
-        lines = []
-        for name in names:
-            rows = table.filter(model=name)
-            rates = [100 * rows[column + end].to_numpy() for end in ("", "_low", "_high")]
-            lines.append(Line(name, rows["levels"].to_numpy(), *rates))
-        panels.append((label, lines))
+    for column, label in ((SUCCESS, "white-box success (%)"), (NOISE, "error under noise (%)")):
+        rates = [pl.col(column + end) * 100 for end in ("", "_low", "_high")]
+        parts = {name: table.filter(model=name).select("levels", *rates) for name in names}
+        panels.append((label, [Line(name, *part.to_numpy().T) for name, part in parts.items()]))
     return lines_figure(panels, "eps (of 255)", 3.2)

@@ -13,204 +13,220 @@ experiments/results/landmarks.md.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from experiments.cli.components import components_of, from_file, read_off
-from experiments.cli.landmarks import choose, pass_landmarks
 from experiments.cli.members import build_members
-from experiments.cli.setting import opened
-from experiments.cli.study import describe, study
-from netkin.analysis.landmarks import Completed, complete
-from netkin.analysis.matrix import Matrix, pair_values
+from experiments.cli.setting import Opened, opened
+from experiments.cli.study import Study, describe, study
+from netkin.analysis.landmarks import FEWEST, Completed, check_number, complete
+from netkin.analysis.matrix import Matrix, pair_values, position_of
+from netkin.errors import UserError, and_more
 from netkin.jobs.progress import Bars
-from netkin.passes.rows import rows
+from netkin.model import Model
 from netkin.report.heatmap import heatmap_figure
 from netkin.report.plots import scatter_figure
-from netkin.report.study import Outputs, Section
-from netkin.report.text import and_more
-from netkin.zoo.member import Member
+from netkin.report.sentences import Sentences
+from netkin.report.study import Section
+from netkin.run import Incomplete, Run
 
-
-@dataclass(frozen=True)
-class Found:
-    """What the report needs.
-
-    Attributes:
-        names, groups: of the N models; groups are families.
-        landmarks: positions of the landmarks.
-        completed: the scores.
-        pairs: of `netkin.passes.rows.Rows`; None for a file.
-        truth: all scores, [N, N], of a file; None where the rest was not measured.
-        source: where the scores come from, in words.
-        one_sided: whether only landmarks were attacked.
-    """
-
-    names: Sequence[str]
-    groups: Sequence[str]
-    landmarks: list[int]
-    completed: Completed
-    pairs: pl.DataFrame | None
-    truth: NDArray[np.float64] | None
-    source: str
-    one_sided: bool
+AUTO = 20
+"""Landmarks of `landmarks=auto`, or half of the models where that is less."""
+text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    if config.similarity is None:
-        measure(config)
+    if config.similarity is not None:
+        with study(config) as s:
+            chosen = choose(config.landmarks, s.names, config.seed)
+            table = components_of(s) if config.with_components else None
+            report(s, s.names, s.families, s.source, chosen, s.scores, table)
         return
-    with study(config) as s:
-        positions = choose(config.landmarks, s.names, config.seed)
-        components = components_of(s) if config.with_components else None
-        completed = _complete(config, s.scores, positions, components)
-        found = Found(s.names, s.families, positions, completed, None, s.scores, s.source, False)
-        s.finish(*report(found, s.outputs))
-
-
-def measure(config: DictConfig) -> None:
-    """The study of the config's members: passes, scores and report."""
     members = build_members(config)
-    positions = choose(config.landmarks, [m.name for m in members], config.seed)
-    chosen, sides = [members[i].name for i in positions], bool(config.one_sided)
-    with opened(config, members, sources=chosen if sides else None) as o:
-        done = pass_landmarks(o.run, chosen, sides)
-        with Bars(o.console) as bars:
-            table = _components(config, [m.member for m in done], o.run.evaluation.task, bars)
-        names, groups = [m.name for m in done], [m.family for m in done]
-        positions = [names.index(name) for name in chosen]
-        measured = rows(o.run.results, done, positions, sides, config.score.eps_s)
-        completed = _complete(config, measured.scores, positions, table)
-        source = describe(o.run.evaluation, len(done))
-        found = Found(names, groups, positions, completed, measured.pairs, None, source, sides)
-        o.finish(*report(found, o.outputs))
-        o.tracker.summary({"landmarks/held_out_r2": completed.held_out.r2})
+    names = [member.name for member in members]
+    landmarks = [names[i] for i in choose(config.landmarks, names, config.seed)]
+    with opened(config, members, sources=landmarks if config.one_sided else None) as o:
+        done = pass_landmarks(o.run, landmarks, config.one_sided)
+        names, families = [m.name for m in done], [m.family for m in done]
+        chosen = [names.index(name) for name in landmarks]
+        eps_s, results = config.score.eps_s, o.run.results
+        scores, pairs = results.landmark_scores(done, chosen, config.one_sided, eps_s)
+        source, table = describe(o.run.evaluation, len(done)), member_components(o, done)
+        report(o, names, families, source, chosen, scores, table, pairs)
         o.run.raise_failures()
 
 
-def _components(config: DictConfig, members: list[Member], task, bars: Bars) -> pl.DataFrame | None:
-    if not config.with_components:
+def choose(value: Any, names: Sequence[str], seed: int, all_allowed: bool = False) -> list[int]:
+    """The positions of the landmarks among the models, in the models' order.
+
+    Args:
+        value: of the key `landmarks`: a number, which are drawn at random, names, or auto.
+        names: of the models.
+        seed: of the draw.
+        all_allowed: whether all models, or so many that no pair is left, may be landmarks.
+
+    Raises UserError for another value, an unknown name, and too few or too many landmarks.
+    """
+    if value == "auto":
+        value = min(AUTO, max(FEWEST, len(names) // 2))
+    chosen: list[int] = []
+    if isinstance(value, list | ListConfig) and value:
+        chosen = [position_of(str(name), names, "landmarks: the run") for name in value]
+        if len({*chosen}) < len(chosen):
+            raise UserError(f"landmarks names a model twice: {', '.join(map(str, value))}")
+    elif not isinstance(value, int) or isinstance(value, bool):
+        raise UserError(
+            f"landmarks must be a number, a list of models or auto, got {value!r}; for example "
+            "landmarks=20 or landmarks=[resnet50,vit_base_patch16_224]"
+        )
+    number = len(chosen) or value
+    if not all_allowed or number > len(names):
+        check_number(number, len(names))
+    elif number < 1:
+        raise UserError(f"landmarks must be 1 model or more, got {number}")
+    if not chosen:
+        chosen = np.random.default_rng(seed).choice(len(names), number, replace=False).tolist()
+    return sorted(chosen)
+
+
+def pass_landmarks(r: Run, names: Sequence[str], one_sided: bool) -> list[Model]:
+    """Attack the landmarks, and evaluate all models on their images, where the store lacks that.
+
+    Unless `one_sided`, the others are attacked, too, and the landmarks evaluated on their images.
+    Returns the models that did not fail. Raises Incomplete where a landmark failed.
+    """
+    landmarks = [model for model in r.models if model.name in names]
+    with r.working():
+        evaluated = r.clean()
+        crafted = r.craft([m for m in evaluated if not one_sided or m in landmarks])
+        if all(landmark in crafted for landmark in landmarks):
+            r.transfer(r.remaining(evaluated), landmarks)
+            rest = [m for m in r.remaining(crafted) if m not in landmarks]
+            if not one_sided and rest:
+                r.transfer(landmarks, rest)
+    finished = r.remaining()
+    if lost := [f for f in r.failures if f.model in landmarks]:
+        raise Incomplete(lost, None, len(r.models))
+    return finished
+
+
+def member_components(o: Opened, members: Sequence[Model]) -> pl.DataFrame | None:
+    """The components of measured members; None where they are no features."""
+    if not o.config.with_components:
         return None
-    if config.components is not None:
-        return from_file(config.components, [member.name for member in members])
-    return read_off(members, task, bars)
+    if o.config.components is not None:
+        return from_file(o.config.components, [member.name for member in members])
+    with Bars(o.console) as bars:
+        return read_off([member.member for member in members], o.run.evaluation.task, bars)
 
 
-def _complete(
-    config: DictConfig,
+def report(
+    o: Study | Opened,
+    names: Sequence[str],
+    families: Sequence[str],
+    source: str,
+    landmarks: list[int],
     scores: NDArray[np.float64],
-    positions: list[int],
     components: pl.DataFrame | None,
-) -> Completed:
+    measured: pl.DataFrame | None = None,
+) -> None:
+    """Predict the scores, write tables, figures and the page, and print the answer.
+
+    Args:
+        o: the open study or run.
+        names, families: of the N models.
+        source: where the scores come from, in words.
+        landmarks: their positions.
+        scores: [N, N]; of a file all, else those with a landmark.
+        components: of the models; None where they are no features.
+        measured: of `netkin.results.Results.landmark_scores`; None for a file.
+    """
+    config, n, m, truth = o.config, len(names), len(landmarks), scores
+    one_sided = measured is not None and bool(config.one_sided)
     values = None if components is None else components[:, 1:].to_numpy()
-    one_sided = config.similarity is None and bool(config.one_sided)
-    found = complete(scores, positions, values, config.level, config.seed, one_sided)
-    both = (found.scores, found.low, found.high)  # of one-sided scores the mean of the directions
+    c = complete(scores, landmarks, values, config.level, config.seed, one_sided)
+    both = (c.scores, c.low, c.high)  # of one-sided scores the mean of the directions
     scores, low, high = ((matrix + matrix.T) / 2 for matrix in both)
-    return replace(found, scores=scores, low=low, high=high)
-
-
-def report(found: Found, outputs: Outputs) -> tuple[str, str, list[str], list[Section]]:
-    """Write tables and figures; returns title, question, answer and sections of the page."""
-    c, names, n, m = found.completed, found.names, len(found.names), len(found.landmarks)
-    outputs.table("similarity", Matrix(tuple(names), c.scores).table())
-    outputs.table("measured", Matrix(tuple(names), c.measured.astype(float)).table())
-    pairs = outputs.table("pairs", pair_table(found))
+    c = replace(c, scores=scores, low=low, high=high)
+    square = o.outputs.table("similarity", Matrix(tuple(names), c.scores).table())
+    o.outputs.table("measured", Matrix(tuple(names), c.measured.astype(float)).table())
+    pairs = pair_table(names, c, measured, truth if measured is None else None)
+    o.outputs.table("pairs", pairs)
     predicted = pairs.filter(kind="predicted")
-    held = pl.DataFrame(
+    held, (least, most) = c.held_out, c.held_out.r2_interval()
+    table = pl.DataFrame(
         {
-            "landmark": [names[i] for i in c.held_out.landmark],
-            "model": [names[i] for i in c.held_out.other],
-            "measured": c.held_out.measured,
-            "predicted": c.held_out.predicted,
-            "covered": c.held_out.covered,
+            "landmark": [names[i] for i in held.landmark],
+            "model": [names[i] for i in held.other],
+            "measured": held.measured,
+            "predicted": held.predicted,
+            "covered": held.covered,
         }
     )
-    text = f"R2 = {c.held_out.r2:.2f}, mean error {c.held_out.error:.3f} nats"
-    of_held = outputs.figure(
-        "held_out",
-        scatter_figure(
-            *(held["predicted"], held["measured"], "predicted score", "measured score (nats)"),
-            text=text,
-        ),
-        held,
-        "Scores of landmarks that were taken for other models, predicted and measured.",
+    o.tracker.summary({"landmarks/held_out_r2": held.r2})
+    note = f"R2 = {held.r2:.2f}, mean error {held.error:.3f} nats"
+    x, y = table["predicted"], table["measured"]
+    drawing = scatter_figure(x, y, "predicted score", "measured score (nats)", text=note)
+    of_held = o.outputs.figure("held_out", drawing, table, text("held_out"))
+    other = np.isin(np.arange(n), landmarks, invert=True).astype(np.intp)
+    drawing = heatmap_figure(c.scores, names, families, "similarity s (nats)", clusters=other)
+    caption = text("matrix", m=m, rest=n - m)
+    matrix = o.outputs.figure("landmarks", drawing, square, caption)
+    cost = text(
+        "cost",
+        attacks=f"{m} attacks instead of {n}" if one_sided else f"{n} attacks",
+        evaluations=n * m if one_sided else n * m + (n - m) * m,
+        all=n * n,
     )
-    other = np.isin(np.arange(n), found.landmarks, invert=True).astype(np.intp)
-    drawing = heatmap_figure(c.scores, names, found.groups, "similarity s (nats)", clusters=other)
-    caption = (
-        f"1: the {m} landmarks; 2: the other {n - m} models, whose scores with each other are "
-        "predicted. All other cells are measured."
+    found = {"r2": held.r2, "low": least, "high": most, "error": held.error, "level": c.level}
+    spread, inside = float(held.measured.std()), held.covered.mean()
+    decided = {"verdict": held.verdict, "then": text("then", held.verdict)}
+    answer = [text("held", spread=spread, inside=inside, **decided, **found), cost]
+    if measured is None:
+        hidden = text("hidden", n=int(np.triu(~c.measured, 1).sum()), **c.against(truth))
+        answer.insert(1, hidden)
+    else:
+        answer.append(text("file", file=o.outputs.folder / "similarity.csv"))
+    what = "one-sided scores, of the landmarks' images," if one_sided else "scores"
+    counts = {"predicted": predicted.height, "pairs": pairs.height, "m": m}
+    listed = and_more([names[i] for i in landmarks])
+    o.finish(
+        text("title", n=n, m=m),
+        text("question", what=what, source=source, names=listed, **counts),
+        answer,
+        [
+            Section("How well held-out pairs are predicted", (), {}, [of_held]),
+            Section("The matrix", [caption], {}, [matrix]),
+            Section("Pairs", (), {"The highest predicted scores": predicted.head(20)}),
+        ],
     )
-    matrix = outputs.figure("landmarks", drawing, Matrix(tuple(names), c.scores).table(), caption)
-    what = "one-sided scores, of the landmarks' images," if found.one_sided else "scores"
-    question = (
-        f"The {what} of {found.source} with {m} landmarks "
-        f"({and_more([names[i] for i in found.landmarks])}) predict the other "
-        f"{predicted.height} of {pairs.height} pairs."
-    )
-    sections = [
-        Section("How well held-out pairs are predicted", (), {}, [of_held]),
-        Section("The matrix", [caption], {}, [matrix]),
-        Section("Pairs", (), {"The highest predicted scores": predicted.head(20)}),
-    ]
-    title = f"Can the scores of {n} models be predicted from those with {m} of them?"
-    return title, question, answer(found, outputs), sections
 
 
-def pair_table(found: Found) -> pl.DataFrame:
+def pair_table(
+    names: Sequence[str],
+    c: Completed,
+    measured: pl.DataFrame | None,
+    truth: NDArray[np.float64] | None,
+) -> pl.DataFrame:
     """A row a pair, the highest score first: a, b, kind (measured or predicted), score, low, high,
     level (of the interval); for measured pairs n, a_fools_b, b_fools_a, for a file's true scores
     true_score."""
-    c, level = found.completed, np.full_like(found.completed.scores, found.completed.level)
-    table = Matrix(tuple(found.names), c.scores).pairs(low=c.low, high=c.high, level=level)
+    level = np.full_like(c.scores, c.level)
+    table = Matrix(tuple(names), c.scores).pairs(low=c.low, high=c.high, level=level)
     kind = np.where(pair_values(c.measured), "measured", "predicted")
     table = table.insert_column(2, pl.Series("kind", kind))
-    if found.truth is not None:
+    if truth is not None:
         empty = pl.when(kind="predicted").then(pl.col("low", "high", "level"))
-        table = table.with_columns(empty, pl.Series("true_score", pair_values(found.truth)))
-    if found.pairs is not None:
-        measured = found.pairs.with_columns(pl.lit("measured").alias("kind"), level=0.95)
-        table = pl.concat([table.filter(kind="predicted"), measured], how="diagonal")
+        table = table.with_columns(empty, pl.Series("true_score", pair_values(truth)))
+    if measured is not None:
+        known = measured.with_columns(pl.lit("measured").alias("kind"), level=0.95)
+        table = pl.concat([table.filter(kind="predicted"), known], how="diagonal")
     return table.sort(["score", "a", "b"], descending=[True, False, False])
-
-
-def answer(found: Found, outputs: Outputs) -> list[str]:
-    """The findings in words, a paragraph each, the verdict first."""
-    c, n, m = found.completed, len(found.names), len(found.landmarks)
-    held, (low, high) = c.held_out, c.held_out.r2_interval()
-    spread, word = float(held.measured.std()), held.verdict
-    passes = f"{m} attacks instead of {n}" if found.one_sided else f"{n} attacks"
-    runs = n * m if found.one_sided else n * m + (n - m) * m
-    ends = {
-        "Yes": "The predicted scores can be used as measured ones are, with their intervals.",
-        "No": "Measure all pairs (experiment=pairwise), or take more landmarks.",
-        "Not certain": "Take more landmarks, or measure all pairs (experiment=pairwise).",
-    }
-    words = [
-        f"{word}: of landmarks that were taken for other models, {held.r2:.0%} of the variance of "
-        f"the scores is predicted (R2 = {held.r2:.2f}, 95% interval over landmarks {low:.2f} to "
-        f"{high:.2f}), with a mean error of {held.error:.3f} nats where scores have a standard "
-        f"deviation of {spread:.3f}; intervals of {c.level:.0%} have {held.covered.mean():.0%} of "
-        f"these scores. {ends[word]}",
-        f"This takes {passes} and {runs:,} evaluations of a model on a model's images instead of "
-        f"{n * n:,}.",
-    ]
-    if found.truth is not None:
-        h, hidden = c.against(found.truth), int(np.triu(~c.measured, 1).sum())
-        words.insert(
-            1,
-            f"The {hidden} scores that the file has, and that were hidden: R2 = {h['r2']:.3f}, "
-            f"mean error {h['error']:.3f} nats, {h['coverage']:.1%} inside their intervals.",
-        )
-    else:
-        words.append(
-            "Other studies take these scores from a file: similarity="
-            f"{outputs.folder / 'similarity.csv'}. measured.csv says which of them were measured."
-        )
-    return words

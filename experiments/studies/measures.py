@@ -33,23 +33,13 @@ from netkin.analysis.statistics import FEWEST, p_text, trend
 from netkin.analysis.verdict import verdict
 from netkin.jobs.pool import Advance, Result
 from netkin.jobs.progress import Bars
-from netkin.model import Model
 from netkin.passes import Item
-from netkin.passes.features import (
-    Kind,
-    draw_images,
-    gradient_cosines,
-    kinds,
-    missing,
-    read,
-    shards,
-)
+from netkin.passes.features import Kind, draw_images, gradient_cosines
 from netkin.report.heatmap import heatmap_figure
 from netkin.report.plots import scatter
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.report.style import panels, style
-from netkin.results import Results
 
 PRELOAD = ("netkin.passes.features",)
 TITLES = {
@@ -70,59 +60,32 @@ def run(config: DictConfig) -> None:
         assert s.measured is not None
         images = len(s.measured.evaluation.subset)
         positions = draw_images(images, options.images, options.seed)
-        costs = gather(config, s.measured, positions)
+        kinds = (Kind("features", positions), Kind("gradients", positions))
+        costs = gather(config, s.measured, kinds)
         with s.console.status("comparing") if s.console.is_terminal else Bars(s.console):
-            results = all_measures(s, s.measured, positions, costs)
+            results = all_measures(s, s.measured, kinds, costs)
         report(s, results, len(positions))
 
 
-def gather(config: DictConfig, m: Measured, positions: Sequence[int]) -> dict[str, float]:
+def gather(config: DictConfig, m: Measured, kinds: Sequence[Kind]) -> dict[str, float]:
     """Compute what the store lacks, and time a batch of each model.
 
     Returns the seconds per image of a forward pass, an attack (craft), features and gradients,
     each summed over the models.
     """
-    r, seconds = m.run, config.measures.seconds
+    r = m.run
     with r.working():
-        for kind in kinds(positions):
-            todo = [
-                Todo(model, kind, positions, tuple(lacking))
-                for model in m.members
-                if (lacking := missing(r.results, positions, model, kind))
-            ]
-            r.stage(kind.name, _measure, todo, sum(item.units(r.results) for item in todo))
-        timed = r.stage(
-            "cost", partial(_cost, seconds), [Item(m.name, m) for m in m.members], len(m.members)
-        )
+        for kind in kinds:
+            missing = [(model, tuple(kind.missing(r.results, model))) for model in m.members]
+            todo = [Item(model.name, model, shards) for model, shards in missing if shards]
+            parts = kind.shards(r.results)
+            images = sum(len(parts[i]) for item in todo for i in item.todo)
+            r.stage(kind.name, kind.compute, todo, images)
+        models = [Item(model.name, model) for model in m.members]
+        timed = r.stage("cost", partial(_cost, config.measures.seconds), models, len(models))
     r.raise_failures()
     costs = [result.cost for _, result in timed]
     return {name: sum(cost[name] for cost in costs) for name in costs[0]}
-
-
-@dataclass(frozen=True)
-class Todo:
-    """A model, and the shards of one kind that the store lacks."""
-
-    model: Model
-    kind: Kind
-    positions: Sequence[int]
-    shards: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        """The model's, for the display."""
-        return self.model.name
-
-    def units(self, results: Results) -> int:
-        """How many images the shards have."""
-        parts = shards(results, self.positions)
-        return sum(len(parts[i]) for i in self.shards)
-
-
-def _measure(context: tuple[Any, Any, Any], item: Todo, advance: Advance) -> Result:
-    from netkin.passes.features import measure_pass
-
-    return measure_pass(*context[:2], item.positions, item.model, item.kind, advance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,19 +107,19 @@ def _cost(seconds: float, context: tuple[Any, Any, Any], item: Item, advance: Ad
 
 
 def all_measures(
-    s: Study, measured: Measured, positions: Sequence[int], costs: dict[str, float]
+    s: Study, measured: Measured, kinds: Sequence[Kind], costs: dict[str, float]
 ) -> list[Measure]:
     """The five measures with their draws, of the same models and images."""
-    found, members, chosen = measured.results, measured.members, list(positions)
-    n, images, bootstrap = len(members), len(positions), s.config.measures.bootstrap
+    found, members, (features, gradients) = measured.results, measured.members, kinds
+    chosen = list(features.positions)
+    n, images, bootstrap = len(members), len(chosen), s.config.measures.bootstrap
     outcomes = measured.outcomes.on(chosen)
     draws = similarity.resample(images, bootstrap), noise.halves(images)
     weights = np.vstack([np.ones(images), *draws])
     predictions = np.stack([found.predictions(m).numpy() for m in members])[:, chosen]
-    features_of, gradients_of = kinds(positions)
-    features = [read(found, positions, m, features_of).numpy() for m in members]
-    cosines = gradient_cosines(found, members, positions, gradients_of)
-    cka = measures.linear_cka(np.stack([measures.gram(each) for each in features]), weights)
+    grams = [measures.gram(features.read(found, member).numpy()) for member in members]
+    cosines = gradient_cosines(found, members, gradients)
+    cka = measures.linear_cka(np.stack(grams), weights)
     seconds = {name: cost * images for name, cost in costs.items()}
     forward = seconds["forward"]
     others = {

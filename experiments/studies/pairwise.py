@@ -9,7 +9,6 @@ On the 12 digits members (500 images, PGD-50): see the README and experiments/re
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from experiments.cli.runs import eps_advice
@@ -17,8 +16,7 @@ from experiments.cli.study import Measured, Study, measured
 from netkin import similarity
 from netkin.analysis.groups import Draws
 from netkin.analysis.matrix import off_diagonal
-from netkin.comparison import Comparison, summarise
-from netkin.run import Incomplete
+from netkin.comparison import Result, summarise
 
 
 def run(config: DictConfig) -> None:
@@ -37,73 +35,54 @@ def report(s: Study, m: Measured) -> None:
     Members that failed have empty rows in similarity.csv and models.csv, and the reason in
     failures.csv.
     """
-    eps_s = s.config.score.eps_s
-    draws = Draws(m.outcomes, s.config.score.bootstrap)
-    paper = similarity.matrix(m.outcomes, eps_s)
-    comparison = summarise(
+    draws, failed = Draws(m.outcomes, s.config.score.bootstrap), None
+    if m.failures is not None:
+        rows = [(f.model.name, f.stage, f.reason) for f in m.failures.failures]
+        failed = pl.DataFrame(rows, schema=["model", "stage", "reason"], orient="row")
+    result = summarise(
         m.results,
         m.members,
         m.outcomes,
-        paper,
         draws,
-        eps_s,
+        s.config.score.eps_s,
         m.requested,
-        None if m.failures is None else _failure_table(m.failures),
+        failed,
         m.suspects.reasons,
     )
-    sections = comparison.write(s.outputs)
-    s.tracker.summary(numbers(paper, draws, comparison))
-    first, *others = comparison.answer
-    answer = [first, *others, *_weak(m, comparison.models)]
-    s.finish(comparison.title, comparison.question, answer, sections)
+    sections = result.write(s.outputs)
+    s.tracker.summary(numbers(s, draws, result))
+    answer = [*result.answer]
+    weak = (result.models["white_box_success"] < similarity.WEAK_ATTACK).any()
+    if weak and m.evaluation.attack.eps is not None:
+        answer.append(eps_advice())
+    s.finish(result.title, result.question, answer, sections)
     s.tracker.artifact(
         f"similarity-{m.evaluation.task.dataset}-{m.evaluation.attack.name}",
         "similarity",
-        [s.outputs.folder / f"{name}.csv" for name in comparison.tables],
+        [s.outputs.folder / f"{name}.csv" for name in result.tables],
     )
 
 
-def numbers(paper: NDArray[np.float64], draws: Draws, comparison: Comparison) -> dict[str, float]:
+def numbers(s: Study, draws: Draws, result: Result) -> dict[str, float]:
     """The run in a dozen numbers: similarity over all pairs, and within and between families with
-    95% intervals over images (of smoothed scores), and how often noise alone fools a model.
-
-    Args:
-        paper: scores, [N, N].
-        draws: of the images.
-        comparison: of the members that did not fail.
-    """
-    scores, control = off_diagonal(paper), comparison.controls
+    95% intervals over images (of smoothed scores), and how often noise alone fools a model."""
+    scores = off_diagonal(result.scores)
     values = {
         "similarity/mean": float(scores.mean()),
         "similarity/min": float(scores.min()),
         "similarity/max": float(scores.max()),
     }
-    family = np.array(control.families)
+    family = np.array(s.families)
     same, lower = family[:, None] == family, np.tri(len(family), k=-1, dtype=bool)
-    means = draws.within_and_between(control.families)
+    means = draws.within_and_between(s.families)
     for i, (name, pairs) in enumerate((("within", same & lower), ("between", ~same & lower))):
         if pairs.any():
             low, high = similarity.interval(means[:, i])
             values |= {
-                f"similarity/{name}": float(control.scores[pairs].mean()),
+                f"similarity/{name}": float(s.scores[pairs].mean()),
                 f"similarity/{name}_low": low,
                 f"similarity/{name}_high": high,
             }
-    if "noise_rate" in control.models.columns:
-        values["noise/mean"] = control.models.select(pl.col("noise_rate").mean()).item()
+    if "noise_rate" in result.models.columns:
+        values["noise/mean"] = result.models.select(pl.col("noise_rate").mean()).item()
     return values
-
-
-def _failure_table(failures: Incomplete) -> pl.DataFrame:
-    return pl.DataFrame(
-        [
-            {"model": failure.model.name, "stage": failure.stage, "reason": failure.reason}
-            for failure in failures.failures
-        ]
-    )
-
-
-def _weak(m: Measured, models: pl.DataFrame) -> list[str]:
-    """How to choose eps, where the attack has one and is weak on a model."""
-    weak = (models["white_box_success"] < similarity.WEAK_ATTACK).any()
-    return [eps_advice()] if weak and m.evaluation.attack.eps is not None else []

@@ -21,43 +21,75 @@ members: experiments/results/landmarks.md.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from experiments.cli.keys import naming
-from experiments.cli.landmarks import choose, pass_landmarks
 from experiments.cli.members import build_member, build_members
 from experiments.cli.runs import command, eps_advice
 from experiments.cli.setting import Opened, build_evaluation, opened
 from experiments.cli.study import attacked, describe
+from experiments.cli.values import naming
+from experiments.studies.landmarks import choose, pass_landmarks
 from netkin import similarity
 from netkin.analysis import clusters
 from netkin.analysis.landmarks import FEWEST, complete
-from netkin.analysis.placing import Answers, cluster_shares, drawn_rows, excess
 from netkin.analysis.statistics import CERTAIN, NEAREST
 from netkin.analysis.suspect import CHANCE, RELABELLED, suspicions
 from netkin.analysis.verdict import verdict
 from netkin.errors import UserError
 from netkin.model import Model
 from netkin.passes import pack
-from netkin.passes.rows import rows
+from netkin.report.plots import ranked_figure
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
-from netkin.report.style import INK, PALETTE, SMALL, legend_above, panels, style
 from netkin.report.text import size
 from netkin.results import Results
 
 SHOWN = 40
 """Members in the figure of a probe."""
+Z_90 = 1.6448536269514722
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
 @dataclass(frozen=True)
+class Answers:
+    """What a classifier and m members answer on one's adversarial images, over I images.
+
+    Attributes:
+        both: [m, I] bool, images that the member and the classifier classify correctly.
+        fooled: [m, I] bool, whether the adversarial image fools the other one.
+        noise: [m, I] bool, images that the classifier misclassifies under noise; None without this
+            control.
+    """
+
+    both: NDArray[np.bool_]
+    fooled: NDArray[np.bool_]
+    noise: NDArray[np.bool_] | None = None
+
+    def row(self, k: int, eps_s: float) -> dict[str, Any]:
+        """s1 of a member with its 95% interval: n, fooled (rate), score, low, high (nats); under
+        noise noise_rate and above_noise: whether s1's rate is above it (95% interval)."""
+        fooled = self.fooled[k, self.both[k]].astype(float)
+        s = similarity.with_interval(fooled, eps_s)
+        row: dict[str, Any] = {"n": s.n, "fooled": float(fooled.mean())}
+        if self.noise is not None:
+            noise = self.noise[k, self.both[k]]
+            more = fooled - noise
+            above = bool(more.mean() > similarity.Z_95 * more.std() / np.sqrt(len(more)))
+            row |= {"noise_rate": float(noise.mean()), "above_noise": above}
+        return row | {"score": s.score, "low": s.low, "high": s.high}
+
+    def smoothed(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Smoothed s1 of each member over draws of images, counts [draws, I] -> [draws, m]."""
+        fooled = (self.fooled & self.both).astype(float)
+        return similarity.smoothed(counts @ fooled.T, counts @ self.both.T.astype(float))
+
+
 class Clusters:
     """The clusters of N members, and where a classifier belongs among them.
 
@@ -68,10 +100,34 @@ class Clusters:
         record: how many members the same rule puts into their own cluster.
     """
 
-    labels: NDArray[np.intp] | None
-    reason: str
-    shares: NDArray[np.float64]
-    record: int
+    def __init__(
+        self,
+        labels: NDArray[np.intp] | None,
+        reason: str,
+        draws: NDArray[np.float64] | None = None,
+        members: NDArray[np.float64] | None = None,
+    ):
+        """By the classifier's scores over draws, [draws, N], and the members' own, [N, N]; NaN
+        where unknown."""
+        self.labels, self.reason = labels, reason
+        if labels is not None and draws is not None and members is not None:
+            chosen = highest(draws, labels)
+            self.shares = np.bincount(chosen, minlength=int(labels.max()) + 1) / len(draws)
+            self.record = int((highest(members, labels) == labels).sum())
+
+    def of(self, i: int, member: Model) -> dict[str, Any]:
+        """The member's first cells of a table: model, family, cluster (from 1; null if unknown)."""
+        cluster = None if self.labels is None else int(self.labels[i]) + 1
+        return {"model": member.name, "family": member.family, "cluster": cluster}
+
+
+def highest(draws: NDArray[np.float64], labels: NDArray[np.intp]) -> NDArray[np.intp]:
+    """The cluster of the highest mean of each draw, [draws, N] -> [draws]; NaN is left out."""
+    members = np.eye(int(labels.max()) + 1)[labels]  # [N, k]
+    known = ~np.isnan(draws)
+    count = known @ members
+    total = np.where(known, draws, 0) @ members
+    return np.where(count > 0, total / np.maximum(count, 1), -np.inf).argmax(axis=1)
 
 
 def run(config: DictConfig) -> None:
@@ -93,30 +149,31 @@ def novel(config: DictConfig) -> None:
     if len(members) > 1:
         with naming({"k": "novel.clusters"}):
             clusters.check_k(config.novel.clusters, len(members))
-    name = candidate.name
+    name, eps_s = candidate.name, config.score.eps_s
     with opened(config, [*members, candidate], sources=[name], named=[name]) as o:
         results, evaluation = o.run.results, o.run.evaluation
         *models, new = pass_landmarks(o.run, [name], one_sided=True)
         right = results.correct(new).numpy()
         success = float(results.fooled([new], [new])[0, 0][right].mean())
         o.tracker.summary({"candidate": name, "white_box_success/candidate": success})
-        answers = Answers(
-            right & np.stack([results.correct(model).numpy() for model in models]),
-            results.fooled([new], models)[0],
-            None,
-        )
-        check_common(answers, [m.name for m in models], name)
-        found = novel_clusters(results, models, config.novel.clusters, answers, config)
-        table = novel_table(models, answers, found, config.score.eps_s)
-        first = table.row(0, named=True)
+        both = right & np.stack([results.correct(model).numpy() for model in models])
+        answers = Answers(both, results.fooled([new], models)[0])
+        check_common(answers, models, name)
+        labels, reason = stored_clusters(results, models, config.novel.clusters)
+        found = Clusters(labels, reason)
+        if labels is not None:
+            draws = answers.smoothed(similarity.resample(both.shape[1], config.score.bootstrap))
+            theirs = similarity.one_sided(results.outcomes(models))
+            np.fill_diagonal(theirs, np.nan)
+            found = Clusters(labels, reason, draws, theirs)
+        table = pl.DataFrame(
+            [found.of(i, model) | answers.row(i, eps_s) for i, model in enumerate(models)],
+            schema_overrides={"cluster": pl.Int64},
+        ).sort(["score", "model"], descending=[True, False])
+        first = {key: table.row(0, named=True)[key] for key in ("model", "fooled")}
         answer = [
             *belongs(name, found, table, "score"),
-            text(
-                "novel.relatives",
-                name=name,
-                nearest=nearest(table),
-                **{k: first[k] for k in ("model", "fooled")},
-            ),
+            text("novel.relatives", name=name, nearest=nearest(table), **first),
             text("novel.one_sided", name=name),
         ]
         if success < similarity.WEAK_ATTACK:
@@ -124,42 +181,16 @@ def novel(config: DictConfig) -> None:
             if evaluation.attack.eps is not None:
                 answer.append(eps_advice())
         label = f"one-sided similarity to {name}, s1 = ln(100 p1) (nats)"
-        picture = o.outputs.figure(
-            "novel",
-            figure(table, table.select("score", "low", "high"), label),
-            table,
-            f"One-sided similarity of the members to {name}, with 95% intervals over images; "
-            "colours are clusters of the members.",
-        )
+        drawing = figure(table, table.select("score", "low", "high"), label)
+        picture = o.outputs.figure("novel", drawing, table, text("novel.caption", name=name))
         images = f"{evaluation.task.dataset} ({len(evaluation.subset)} in all)"
         o.finish(
             f"Where does {name} belong among {len(models)} models?",
-            f"{name} was attacked with {attacked(evaluation)} on the images of {images} that it "
-            "classifies correctly, and every member that classifies them correctly was evaluated "
-            "on the result.",
+            text("novel.question", name=name, attack=attacked(evaluation), images=images),
             answer,
             [Section("Members by one-sided similarity", (), {"": table}, [picture])],
         )
         o.run.raise_failures()
-
-
-def novel_clusters(
-    results: Results,
-    members: list[Model],
-    k: int | str | None,
-    answers: Answers,
-    config: DictConfig,
-) -> Clusters:
-    """The members' clusters, and the candidate's among them."""
-    labels, reason = stored_clusters(results, members, k)
-    if labels is None:
-        return Clusters(None, reason, np.empty(0), 0)
-    counts = similarity.resample(len(results.evaluation.subset), config.score.bootstrap)
-    _, shares = cluster_shares(answers.smoothed(counts), labels)
-    one_sided = similarity.one_sided(results.outcomes(members))
-    np.fill_diagonal(one_sided, np.nan)
-    chosen, _ = cluster_shares(one_sided, labels)
-    return Clusters(labels, reason, shares, int((chosen == labels).sum()))
 
 
 def stored_clusters(
@@ -180,31 +211,6 @@ def stored_clusters(
         return None, str(error)
 
 
-def novel_table(
-    members: list[Model], answers: Answers, found: Clusters, eps_s: float
-) -> pl.DataFrame:
-    """A row a member, the most similar first: model, family, cluster (from 1; null where unknown),
-    n (images that both classify correctly), fooled (rate over these), score, low, high (95 %
-    interval, nats)."""
-    rows = []
-    for i, member in enumerate(members):
-        score = answers.score(i, eps_s)
-        rows.append(
-            {
-                "model": member.name,
-                "family": member.family,
-                "cluster": None if found.labels is None else int(found.labels[i]) + 1,
-                "n": score.n,
-                "fooled": float(answers.fooled[i, answers.both[i]].mean()),
-                "score": score.score,
-                "low": score.low,
-                "high": score.high,
-            }
-        )
-    table = pl.DataFrame(rows, schema_overrides={"cluster": pl.Int64})
-    return table.sort(["score", "model"], descending=[True, False])
-
-
 # A classifier that is known by its predictions
 
 
@@ -218,8 +224,7 @@ def probe(config: DictConfig) -> None:
     members = build_members(config)
     names = [member.name for member in members]
     chosen = choose(config.landmarks, names, config.seed, all_allowed=True)
-    landmarks = [names[i] for i in chosen]
-    exporting = config.probe.export is not None
+    landmarks, exporting = [names[i] for i in chosen], config.probe.export is not None
     if exporting:
         members = [members[i] for i in chosen]  # no other member is needed for the images
     else:
@@ -229,15 +234,17 @@ def probe(config: DictConfig) -> None:
         pack.read_table(config.predictions, build_evaluation(config).images.classes)
     with opened(config, members, sources=landmarks) as o:
         done = pass_landmarks(o.run, landmarks, one_sided=True)
-        (exported if exporting else answered)(o, done, [m for m in done if m.name in landmarks])
+        if exporting:
+            export(o, [m for m in done if m.name in landmarks])
+        else:
+            answered(o, done, [i for i, m in enumerate(done) if m.name in landmarks])
         o.run.raise_failures()
 
 
-def exported(o: Opened, _: list[Model], landmarks: list[Model]) -> None:
+def export(o: Opened, landmarks: list[Model]) -> None:
     """Write the pack: what it holds, and what to do with it."""
     folder, evaluation = Path(o.config.probe.export).expanduser(), o.run.evaluation
-    table = pack.export(o.run.results, landmarks, folder)
-    o.outputs.table("pack", table)
+    table = o.outputs.table("pack", pack.export(o.run.results, landmarks, folder))
     total, number = size(float(table["file_bytes"].sum())), int(table["images"].sum())
     names = ",".join(member.name for member in landmarks)
     then = command("experiment=probe", f"landmarks=[{names}]", "predictions=FILE")
@@ -245,115 +252,107 @@ def exported(o: Opened, _: list[Model], landmarks: list[Model]) -> None:
     o.finish(
         f"A pack of {number} images of {evaluation.task.dataset}",
         f"The images of {describe(evaluation, len(landmarks))}, for a classifier to be run on.",
-        [
-            text("probe.exported", folder=folder, **values),
-            text("probe.then", command=then),
-        ],
+        [text("probe.exported", folder=folder, **values), text("probe.then", command=then)],
         [Section("Folders", (), {"": table})],
     )
 
 
-def answered(o: Opened, members: list[Model], landmarks: list[Model]) -> None:
-    """Where the classifier belongs."""
-    config, results, name = o.config, o.run.results, o.config.probe.name
-    evaluation = o.run.evaluation
-    chosen = [members.index(landmark) for landmark in landmarks]
+def answered(o: Opened, members: list[Model], chosen: list[int]) -> None:
+    """Where the classifier belongs, by its predictions on the images of the chosen landmarks."""
+    config, results, name, n = o.config, o.run.results, o.config.probe.name, len(members)
+    landmarks, labels = [members[i] for i in chosen], o.run.evaluation.labels.numpy()
     given = pack.read_predictions(results, landmarks, config.predictions)
-    labels = evaluation.labels.numpy()
-    for suspicion in suspicions(labels, given.clean[0], evaluation.images.classes):
+    for suspicion in suspicions(labels, given.clean[0], o.run.evaluation.images.classes):
         if suspicion.kind in (CHANCE, RELABELLED):
             raise UserError(
                 f"predictions={config.predictions} cannot be used: {suspicion.finding}; are rows "
                 "shuffled against their image_ids, or the classes in another order than in "
                 "manifest.json?"
             )
-    measured = rows(results, members, chosen, one_sided=True, eps_s=config.score.eps_s)
-    right = given.clean == labels
-    answers = Answers(
-        right & measured.correct[chosen],
-        given.attacked != labels,
-        None if given.noise is None else given.noise != labels,
-    )
-    check_common(answers, [landmark.name for landmark in landmarks], name)
-    n = len(members)
-    scores = np.full((n + 1, n + 1), np.nan)
-    scores[:n, :n] = measured.scores
-    scores[chosen, n] = scores[n, chosen] = answers.smoothed()
-    half = np.zeros(n)
-    if predicted := FEWEST <= len(chosen) < n:
+    measured, _ = results.landmark_scores(members, chosen, True, config.score.eps_s)
+    right, noise = given.clean == labels, None if given.noise is None else given.noise != labels
+    both = right & np.stack([results.correct(landmark).numpy() for landmark in landmarks])
+    answers = Answers(both, given.attacked != labels, noise)
+    check_common(answers, landmarks, name)
+    scores = np.full((n + 1, n + 1), np.nan)  # the classifier's last
+    scores[:n, :n] = measured
+    scores[chosen, n] = scores[n, chosen] = answers.smoothed(np.ones((1, len(labels))))[0]
+    half = np.zeros(n)  # of the 90% intervals of its predicted scores
+    if FEWEST <= len(chosen) < n:
         completed = complete(scores, chosen, one_sided=True)
         scores, half = completed.scores, (completed.high - completed.low)[:n, n] / 2
-    found = probe_clusters(config, results, members, answers, chosen, scores, half, predicted)
-    table = probe_table(config, members, chosen, answers, scores, half, found.labels)
-    shown = table.head(SHOWN)
-    picture = o.outputs.figure(
-        "probe",
-        figure(
-            shown.with_columns(
-                pl.when(kind="measured")
-                .then("model")
-                .otherwise(pl.format("{} (predicted)", "model"))
-                .alias("model")
-            ),
-            shown.select("excess", "low_excess", "high_excess"),
-            "one-sided score less other members' mean (nats)",
-        ),
-        table,
-        f"How much more {name} is fooled by each model's images than the other members are. "
-        "Intervals are over images (95%) for landmarks, and of predictions (90%) for others; "
-        "colours are clusters of the members.",
-    )
+    found = probe_clusters(o, members, answers, chosen, scores, half)
+    table = probe_table(config, members, chosen, answers, scores, half, found)
+    predicted = pl.when(kind="measured").then("model").otherwise(pl.col("model") + " (predicted)")
+    shown = table.head(SHOWN).with_columns(predicted.alias("model"))
+    ends = shown.select("excess", "low_excess", "high_excess")
+    drawing = figure(shown, ends, "one-sided score less other members' mean (nats)")
+    picture = o.outputs.figure("probe", drawing, table, text("probe.caption", name=name))
+    source, accuracy = describe(o.run.evaluation, n), right.mean()
     o.finish(
         f"Where does {name} belong among {n} models?",
-        f"{name} was given {len(landmarks)} landmarks' images: its predictions are compared with "
-        f"those of {describe(evaluation, n)}.",
+        text("probe.question", name=name, n=len(chosen), source=source),
         [
             *probe_answer(name, table, found),
-            text("probe.accuracy", accuracy=right.mean(), n=len(labels)),
+            text("probe.accuracy", accuracy=accuracy, n=len(labels)),
         ],
         [Section("Members by excess of the score", (), {"": table}, [picture])],
     )
 
 
+def excess(row: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A classifier's scores with N models, [..., N], less the mean of each model's other scores.
+
+    Some landmarks fool every model, so this tells relatives.
+
+    Args:
+        row: its scores, in nats; NaN where unknown.
+        scores: [N, N], of the models: a column has the scores of all with one model. NaN where
+            unknown; the diagonal is not read.
+    """
+    others = np.where(np.eye(len(scores), dtype=bool), np.nan, scores)
+    known = ~np.isnan(others)
+    with np.errstate(invalid="ignore"):
+        return row - np.where(known, others, 0).sum(axis=0) / known.sum(axis=0)
+
+
 def probe_clusters(
-    config: DictConfig,
-    results: Results,
+    o: Opened,
     members: list[Model],
     answers: Answers,
     chosen: list[int],
     scores: NDArray[np.float64],
     half: NDArray[np.float64],
-    predicted: bool,
 ) -> Clusters:
     """The members' clusters, of stored scores or else of predicted ones, and the classifier's.
 
     Args:
-        config, results, members, answers: of the run.
+        o, members, answers: of the run.
         chosen: positions of the landmarks.
         scores: [N + 1, N + 1], the classifier's last; NaN where unknown.
         half: [N] half-widths of 90 % intervals of its predicted scores.
-        predicted: whether scores without a landmark are.
     """
-    n = len(members)
-    labels, reason = stored_clusters(results, members, config.probe.clusters)
-    own, with_it = scores[:n, :n], scores[:n, n]
-    if labels is None and predicted:
-        symmetric = (own + own.T) / 2
+    n, config = len(members), o.config
+    labels, reason = stored_clusters(o.run.results, members, config.probe.clusters)
+    theirs, row = scores[:n, :n], scores[:n, n]
+    if labels is None and half.any():
+        symmetric = (theirs + theirs.T) / 2
         number, reason = clusters.choose_k(config.probe.clusters, symmetric)
         labels = clusters.spectral(symmetric, number)
         reason = text("probe.partly", reason=reason)
     if labels is None:
-        return Clusters(None, reason, np.empty(0), 0)
+        return Clusters(None, reason)
+    # Over draws of images, in which a predicted score has a normal error with its interval's width.
     counts = similarity.resample(answers.both.shape[1], config.score.bootstrap)
-    draws = drawn_rows(answers, chosen, with_it, half, counts)
-    turned = np.where(np.eye(n, dtype=bool), np.nan, own.T)
+    noise = np.random.default_rng(0).standard_normal((len(counts), n))
+    draws = row + noise * half / Z_90
+    draws[:, chosen] = answers.smoothed(counts)
+    turned = np.where(np.eye(n, dtype=bool), np.nan, theirs.T)
     # Predicted scores are less certain: they count in clusters without a landmark alone.
     unused = np.isin(labels, labels[chosen])
     unused[chosen] = False
     draws[:, unused] = turned[:, unused] = np.nan
-    _, shares = cluster_shares(excess(draws, own.T), labels)
-    of_members, _ = cluster_shares(excess(turned, own.T), labels)
-    return Clusters(labels, reason, shares, int((of_members == labels).sum()))
+    return Clusters(labels, reason, excess(draws, theirs.T), excess(turned, theirs.T))
 
 
 def probe_table(
@@ -363,7 +362,7 @@ def probe_table(
     answers: Answers,
     scores: NDArray[np.float64],
     half: NDArray[np.float64],
-    labels: NDArray[np.intp] | None,
+    found: Clusters,
 ) -> pl.DataFrame:
     """A row a member, the nearest relative first; see `probe_clusters` for the arguments."""
     n, table = len(members), []
@@ -371,20 +370,16 @@ def probe_table(
     for i, member in enumerate(members):
         if np.isnan(row_of[i]):
             continue
-        row: dict = {"model": member.name, "family": member.family}
-        row["cluster"] = None if labels is None else int(labels[i]) + 1
+        row = found.of(i, member)
         if i in chosen:
-            k = chosen.index(i)
-            s = answers.score(k, config.score.eps_s)
-            score, low, high = s.score, s.low, s.high
-            row |= {"kind": "measured", "level": 0.95, "n": s.n}
-            row |= {"noise_rate": answers.noise_rate(k), "above_noise": answers.above_noise(k)}
+            row |= {"kind": "measured", "level": 0.95}
+            row |= answers.row(chosen.index(i), config.score.eps_s)
         else:
-            score, low, high = row_of[i], row_of[i] - half[i], row_of[i] + half[i]
-            row |= {"kind": "predicted", "level": 0.9}
+            ends = {"low": row_of[i] - half[i], "high": row_of[i] + half[i]}
+            row |= {"kind": "predicted", "level": 0.9, "score": row_of[i], **ends}
         mean = row_of[i] - more[i]
-        row |= {"score": score, "low": low, "high": high, "excess": more[i]}
-        table.append(row | {"low_excess": low - mean, "high_excess": high - mean})
+        ends = {f"{end}_excess": row[end] - mean for end in ("low", "high")}
+        table.append(row | {"excess": more[i], **ends})
     return pl.DataFrame(table, infer_schema_length=None).sort(
         ["excess", "model"], descending=[True, False]
     )
@@ -392,9 +387,8 @@ def probe_table(
 
 def probe_answer(name: str, table: pl.DataFrame, found: Clusters) -> list[str]:
     """The findings, the verdict first."""
-    measured = table.filter(kind="measured")
-    noise = []
-    if not measured["above_noise"].null_count():
+    measured, noise = table.filter(kind="measured"), []
+    if "above_noise" in measured.columns:
         above, n = int(measured["above_noise"].sum()), measured.height
         if not above:
             return [text("probe.No", name=name, n=n)]
@@ -408,13 +402,13 @@ def probe_answer(name: str, table: pl.DataFrame, found: Clusters) -> list[str]:
 # Both
 
 
-def check_common(answers: Answers, names: Sequence[str], classifier: str) -> None:
+def check_common(answers: Answers, members: Sequence[Model], classifier: str) -> None:
     """Raises UserError where the classifier has no correct image in common with a member."""
-    for name, both in zip(names, answers.both, strict=True):
+    for member, both in zip(members, answers.both, strict=True):
         if not both.any():
             raise UserError(
-                f"no image is classified correctly by {classifier} and {name}: their similarity is "
-                "undefined; check the models' clean accuracy, or use more images"
+                f"no image is classified correctly by {classifier} and {member.name}: their "
+                "similarity is undefined; check the models' clean accuracy, or use more images"
             )
 
 
@@ -443,9 +437,9 @@ def belongs(name: str, found: Clusters, table: pl.DataFrame, column: str) -> lis
     values = {"cluster": best + 1, "k": k, "name": name, "share": share}
     listed = ", ".join(table.filter(cluster=best + 1)["model"].sort())
     predicted = " and errors of predictions" if column == "excess" else ""
-    means = table.group_by("cluster").agg(pl.col(column).mean()).sort(column, descending=True)
-    following = means.filter(pl.col("cluster") != best + 1)[column].to_list()
+    means = table.group_by("cluster").agg(pl.col(column).mean())
     mean = means.filter(cluster=best + 1)[column].item()
+    following = means.filter(pl.col("cluster") != best + 1)[column].to_list()
     sentences = [
         text("cluster.means", column=column, mean=mean, next=max(following, default=np.nan)),
         text("cluster.reason", reason=found.reason),
@@ -457,7 +451,6 @@ def belongs(name: str, found: Clusters, table: pl.DataFrame, column: str) -> lis
     ]
 
 
-@style()
 def figure(table: pl.DataFrame, intervals: pl.DataFrame, label: str) -> Figure:
     """Members by score, the highest at the top, with intervals, coloured by cluster.
 
@@ -466,20 +459,6 @@ def figure(table: pl.DataFrame, intervals: pl.DataFrame, label: str) -> Figure:
         intervals: the score, its low and its high end.
         label: of the axis.
     """
-    n = table.height
-    pt = 8 if n <= 30 else SMALL
-    drawing, (ax,) = panels(1, 5.2, 0.8 + n * pt * 0.026)
-    for y, (cluster, ends) in enumerate(zip(table["cluster"], intervals.rows(), strict=True)):
-        colour = INK if cluster is None else PALETTE[(cluster - 1) % len(PALETTE)]
-        ax.plot(ends[1:], [y, y], color=colour, lw=pt / 5)
-        ax.plot(ends[0], y, "o", color=colour, ms=pt / 1.8)
-    ax.set_yticks(range(n), table["model"].to_list(), fontsize=pt)
-    ax.set(ylim=(n - 0.4, -0.6), xlabel=label)
-    ax.grid(axis="y", visible=False)
-    if numbers := sorted(table["cluster"].drop_nulls().unique()):
-        dots = [
-            Line2D([], [], marker="o", ls="", color=PALETTE[(c - 1) % len(PALETTE)])
-            for c in numbers
-        ]
-        legend_above(drawing, dots, [f"cluster {c}" for c in numbers])
-    return drawing
+    values, names, clusters = intervals.to_numpy(), table["model"].to_list(), table["cluster"]
+    groups = None if clusters.null_count() else [f"cluster {c}" for c in clusters]
+    return ranked_figure(names, values[:, 0], label, groups, values[:, 1:])

@@ -18,33 +18,30 @@ without.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.cli.components import BASE, PUBLISHED, components_of, stand_in
-from experiments.cli.keys import naming_group
 from experiments.cli.members import build_members
 from experiments.cli.runs import command, with_root
 from experiments.cli.sat69 import pinned
 from experiments.cli.study import Study, study, with_logits
-from experiments.cli.values import resolved
+from experiments.cli.values import naming_group, resolved
 from experiments.studies.ensemble import ensembles_wrong
 from netkin.analysis import ensemble, select
-from netkin.analysis.matrix import Matrix, position_of
+from netkin.analysis.matrix import Matrix, pair_index, position_of
 from netkin.analysis.select import LEAST, LIKELY, MOST, expected_error, mean_similarity
 from netkin.analysis.verdict import verdict
 from netkin.errors import UserError, and_more
 from netkin.model import Model
-from netkin.report.plots import scatter_figure
+from netkin.report.plots import ranked_figure, scatter_figure
 from netkin.report.sentences import Sentences
-from netkin.report.study import Section
-from netkin.report.style import INK, MARKERS, PALETTE, SMALL, panels, style
+from netkin.report.study import Picture, Section
 from netkin.report.text import count
 from netkin.run import Run
 from netkin.zoo.build import flops
@@ -54,35 +51,34 @@ Advice = tuple[Section, list[str]]
 """A section of the page, and its part of the answer."""
 SPANNED = 0.8
 """Share of the range of similarities from which the chosen teachers represent it."""
+SHOWN = 40
+"""Teachers in a figure."""
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    if config.experiment.name == "teachers":
-        choose_teachers(config)
-        return
-    options = config.select
     with study(config) as s:
-        known = logits_if_any(s)
-        matrix = s.matrix if known is None else known[2]
-        what = "select.include: the matrix"
-        include = [position_of(name, matrix.names, what) for name in dict.fromkeys(options.include)]
-        with naming_group("select", options):
-            select.check_size(options.size, len(matrix.names), include)
-            advice = by_accuracy(s, include) if known is None else by_logits(s, *known, include)
-        ensembles, answer = advice
-        sections = [ensembles]
-        if options.student is not None:  # the question is another, so ensembles are on the page
-            sections[0] = replace(ensembles, paragraphs=[*answer, *ensembles.paragraphs])
-            section, answer = teacher_section(s)
-            sections.insert(0, section)
-        s.finish(
-            f"Which of {len(matrix.names)} models to choose?",
-            f"Advice from the similarity of {s.source}.",
-            answer,
-            sections,
-        )
+        (choose_teachers if config.experiment.name == "teachers" else choose)(s)
+
+
+def choose(s: Study) -> None:
+    """experiment=select: ensembles, and teachers of select.student."""
+    options, known = s.config.select, logits_if_any(s)
+    matrix = s.matrix if known is None else known[2]
+    what = "select.include: the matrix"
+    include = [position_of(name, matrix.names, what) for name in dict.fromkeys(options.include)]
+    with naming_group("select", options):
+        select.check_size(options.size, len(matrix.names), include)
+        advice = by_accuracy(s, include) if known is None else by_logits(s, *known, include)
+    ensembles, answer = advice
+    sections = [ensembles]
+    if options.student is not None:  # the question is another, so ensembles are on the page
+        sections[0] = replace(ensembles, paragraphs=[*answer, *ensembles.paragraphs])
+        section, answer = teacher_section(s)
+        sections.insert(0, section)
+    title = f"Which of {len(matrix.names)} models to choose?"
+    s.finish(title, f"Advice from the similarity of {s.source}.", answer, sections)
 
 
 def logits_if_any(s: Study) -> tuple[Run, list[Model], Matrix] | None:
@@ -111,38 +107,45 @@ def by_logits(s: Study, r: Run, members: list[Model], matrix: Matrix, include: l
     best = select.search(predict, n, options.size, include, sizes, options.max_params)
     best = best[: options.top]
     wrong = ensembles_wrong(s, results, members, best.tolist())
-    ends = [ensemble.share_interval(int(row.sum()), len(row)) for row in wrong]
-    table = ensemble_table(
+    low, high = zip(
+        *(ensemble.share_interval(int(row.sum()), len(row)) for row in wrong), strict=True
+    )
+    quality = text("quality", intercept=predict.intercept, slope=predict.slope, n=len(sampled))
+    section, first = ensemble_section(
+        s,
         matrix,
         best,
-        mean_member_error=errors[best].mean(axis=1),
-        best_member_error=errors[best].min(axis=1),
-        predicted_error=predict(best),
-        measured_error=wrong.mean(axis=1),
-        measured_low=np.array([low for low, _ in ends]),
-        measured_high=np.array([high for _, high in ends]),
-        params=sizes[best].sum(axis=1).astype(int),
-    )
-    first = table.row(0, named=True)
-    values = {"images": len(results.evaluation.subset), "count": count(first["params"]), **first}
-    better = better_alone(first, "measured")
-    found = select.held_out_models(scores, errors, sampled, sampled_errors)
-    quality = text("quality", intercept=predict.intercept, slope=predict.slope, n=len(sampled))
-    return ensemble_section(
-        s,
-        table,
+        {
+            "measured_error": wrong.mean(axis=1),
+            "measured_low": np.array(low),
+            "measured_high": np.array(high),
+            "predicted_error": predict(best),
+            "mean_member_error": errors[best].mean(axis=1),
+            "best_member_error": errors[best].min(axis=1),
+            "params": sizes[best].sum(axis=1).astype(int),
+        },
         (mean_similarity(scores, sampled), 100 * sampled_errors, "sampled ones"),
-        ("measured_error", "measured top-1 error (%)"),
+        "measured top-1 error (%)",
         quality,
-    ), [text("measured", verdict=better, **values), what_similarity_adds(found)]
+    )
+    values = {"images": len(results.evaluation.subset), "count": count(first["params"]), **first}
+    found = select.held_out_models(scores, errors, sampled, sampled_errors)
+    adds = text("adds.few")
+    if found is not None:
+        decided = verdict(found.gain, (found.low, found.high))
+        points = {key: 100 * getattr(found, key) for key in ("error", "error_alone", "gain")}
+        points |= {"low": 100 * found.low, "high": 100 * found.high}
+        begin = text("adds.No") if decided == "No" else decided
+        adds = begin + text("adds.found", **{**found._asdict(), **points})
+    better = better_alone(first, "measured")
+    return section, [text("measured", verdict=better, **values), text("adds.begin") + adds]
 
 
 def by_accuracy(s: Study, include: list[int]) -> Advice:
     """Ensembles by expected error; among those that accuracy cannot tell apart, the least alike."""
     options, matrix = s.config.select, s.matrix
-    accuracy = sizes = None
-    if s.published is not None:
-        accuracy, sizes = s.published.accuracy, s.published.params
+    accuracy = None if s.published is None else s.published.accuracy
+    sizes = None if s.published is None else s.published.params
     if options.accuracies is not None:
         accuracy = select.read_accuracies(options.accuracies, matrix.names)
     limit, tolerance = options.max_params, options.tolerance
@@ -153,8 +156,6 @@ def by_accuracy(s: Study, include: list[int]) -> Advice:
         )
     if accuracy is None:
         return by_diversity(s, include)
-    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or tolerance < 0:
-        raise UserError(f"select.tolerance must be 0 or more, got {tolerance!r}")
     use = np.flatnonzero(~np.isnan(accuracy))
     if gone := [i for i in include if i not in use]:
         raise UserError(f"select.include: {matrix.names[gone[0]]} has no known accuracy")
@@ -168,19 +169,23 @@ def by_accuracy(s: Study, include: list[int]) -> Advice:
     expected, similarity = expected_error(errors, groups), mean_similarity(matrix.scores, groups)
     order, near = select.least_similar_of_the_best(expected, similarity, tolerance)
     best = groups[order[: options.top]]
-    more = {} if sizes is None else {"params": sizes[best].sum(axis=1).astype(int)}
-    table = ensemble_table(
+    sampled = np.random.default_rng(options.seed).permutation(len(groups))[: options.samples]
+    section, first = ensemble_section(
+        s,
         matrix,
         best,
-        expected_error=expected_error(errors, best),
-        expected_low=expected_error(errors, best, LEAST),
-        expected_high=expected_error(errors, best, MOST),
-        mean_member_error=errors[best].mean(axis=1),
-        best_member_error=errors[best].min(axis=1),
-        **more,
+        {
+            "expected_error": expected_error(errors, best),
+            "expected_low": expected_error(errors, best, LEAST),
+            "expected_high": expected_error(errors, best, MOST),
+            "mean_member_error": errors[best].mean(axis=1),
+            "best_member_error": errors[best].min(axis=1),
+            **({} if sizes is None else {"params": sizes[best].sum(axis=1).astype(int)}),
+        },
+        (similarity[sampled], 100 * expected[sampled], "at random"),
+        "expected top-1 error (%)",
+        text("method", likely=LIKELY, least=LEAST, most=MOST),
     )
-    sampled = np.random.default_rng(options.seed).permutation(len(groups))[: options.samples]
-    first = table.row(0, named=True)
     chosen, accurate = best[0], groups[0]
 
     def named(group: NDArray[np.intp]) -> str:
@@ -211,44 +216,53 @@ def by_accuracy(s: Study, include: list[int]) -> Advice:
         members = ",".join(matrix.names[i] for i in chosen)
         measure = command("experiment=ensemble", "dataset=imagenet", f"model.members=[{members}]")
         answer.append(text("measure", command=with_root(measure)))
-    return ensemble_section(
-        s,
-        table,
-        (similarity[sampled], 100 * expected[sampled], "at random"),
-        ("expected_error", "expected top-1 error (%)"),
-        text("method", likely=LIKELY, least=LEAST, most=MOST),
-    ), answer
+    return section, answer
 
 
 def by_diversity(s: Study, include: list[int]) -> Advice:
     """Ensembles by mean similarity alone; no error is expected."""
-    options, matrix, scores = s.config.select, s.matrix, s.scores
-
-    def closest(groups: NDArray[np.intp]) -> NDArray[np.float64]:
-        rows, columns = np.tril_indices(options.size, k=-1)
-        return scores[groups[:, rows], groups[:, columns]].max(axis=1)
-
+    options, scores = s.config.select, s.scores
     ranked = select.search(
-        lambda groups: mean_similarity(scores, groups), len(matrix.names), options.size, include
+        lambda groups: mean_similarity(scores, groups), len(s.names), options.size, include
     )
-    best = ranked[: options.top]
-    table = ensemble_table(matrix, best, closest_pair=closest(best))
+    rows, columns = pair_index(options.size)
+    closest = scores[ranked[:, rows], ranked[:, columns]].max(axis=1)
     some = np.random.default_rng(options.seed).permutation(len(ranked))[: options.samples]
-    mean = mean_similarity(scores, ranked)
-    return ensemble_section(
+    mean, best = mean_similarity(scores, ranked), ranked[: options.top]
+    section, first = ensemble_section(
         s,
-        table,
-        (mean[some], closest(ranked[some]), "at random"),
-        ("closest_pair", "closest pair (nats)"),
-    ), [
-        text("diverse", size=options.size, mean=mean.mean(), **table.row(0, named=True)),
-        text("no_accuracies"),
-    ]
+        s.matrix,
+        best,
+        {"closest_pair": closest[: options.top]},
+        (mean[some], closest[some], "at random"),
+        "closest pair (nats)",
+    )
+    diverse = text("diverse", size=options.size, mean=mean.mean(), **first)
+    return section, [diverse, text("no_accuracies")]
 
 
-def ensemble_table(matrix: Matrix, groups: NDArray[np.intp], **columns: NDArray) -> pl.DataFrame:
-    """A row an ensemble [k] of G: rank, models, mean_similarity (nats), and further columns [G]."""
-    return pl.DataFrame(
+def ensemble_section(
+    s: Study,
+    matrix: Matrix,
+    groups: NDArray[np.intp],
+    columns: dict[str, NDArray],
+    sampled: tuple[NDArray, NDArray, str],
+    label: str,
+    *paragraphs: str,
+) -> tuple[Section, dict]:
+    """The most promising ensembles among sampled ones, and the first one's row of the table.
+
+    Args:
+        s: the study.
+        matrix: of the N models.
+        groups: [G, k] the most promising ones.
+        columns: [G] of the table; the figure has the first one.
+        sampled: mean similarity, the first column in the figure's unit, and how they were drawn.
+        label: of the figure's axis.
+        paragraphs: what is known of the method.
+    """
+    x, values, how = sampled
+    table = pl.DataFrame(
         {
             "rank": range(1, len(groups) + 1),
             "models": [" + ".join(matrix.names[i] for i in group) for group in groups],
@@ -256,26 +270,7 @@ def ensemble_table(matrix: Matrix, groups: NDArray[np.intp], **columns: NDArray)
             **columns,
         }
     )
-
-
-def ensemble_section(
-    s: Study,
-    table: pl.DataFrame,
-    sampled: tuple[NDArray, NDArray, str],
-    y: tuple[str, str],
-    *paragraphs: str,
-) -> Section:
-    """The most promising ensembles among sampled ones.
-
-    Args:
-        s: the study.
-        table: of the most promising ones.
-        sampled: mean similarity [G], y [G], and how they were drawn, in words.
-        y: the table's column, in the unit of the sampled ones or as a rate, and its label.
-        paragraphs: what is known of the method.
-    """
-    x, values, how = sampled
-    column, label = y
+    column, size = next(iter(columns)), s.config.select.size
     scale = 100 if column.endswith("_error") else 1
     best = "most promising" if scale == 100 else "least similar"
     drawing = scatter_figure(
@@ -287,11 +282,11 @@ def ensemble_section(
         width=4.6,
         height=3.0,
     )
-    size = s.config.select.size
-    values = {"size": size, "sampled": len(x), "how": how, "shown": table.height, "best": best}
-    picture = s.outputs.figure("select_ensembles", drawing, table, text("caption", **values))
+    counts = {"size": size, "sampled": len(x), "how": how, "shown": table.height, "best": best}
+    picture = s.outputs.figure("select_ensembles", drawing, table, text("caption", **counts))
     tables = {f"The {best} ensembles": table}
-    return Section(f"Ensembles of {size}", [text("literature"), *paragraphs], tables, [picture])
+    section = Section(f"Ensembles of {size}", [text("literature"), *paragraphs], tables, [picture])
+    return section, table.row(0, named=True)
 
 
 def better_alone(first: dict, kind: str) -> str:
@@ -299,17 +294,6 @@ def better_alone(first: dict, kind: str) -> str:
     alone = first["best_member_error"]
     low, error, high = (alone - first[f"{kind}_{end}"] for end in ("high", "error", "low"))
     return verdict(error, (low, high))
-
-
-def what_similarity_adds(found: select.HeldOut | None) -> str:
-    """What similarity adds to the errors of members on held-out models, the verdict first."""
-    if found is None:
-        return text("adds.begin") + text("adds.few")
-    adds = verdict(found.gain, (found.low, found.high))
-    points = {k: 100 * v for k, v in asdict(found).items() if k not in ("models", "r", "r_alone")}
-    values = {**asdict(found), **points}
-    begin = text("adds.No") if adds == "No" else adds
-    return text("adds.begin") + begin + text("adds.found", **values)
 
 
 def cost(s: Study, accurate: NDArray[np.intp], chosen: NDArray[np.intp]) -> str:
@@ -329,7 +313,7 @@ def cost(s: Study, accurate: NDArray[np.intp], chosen: NDArray[np.intp]) -> str:
     return text("cost", cost=costs[0], other=other)
 
 
-# One teacher of a student
+# Teachers
 
 
 def teacher_section(s: Study) -> Advice:
@@ -337,24 +321,23 @@ def teacher_section(s: Study) -> Advice:
     names, wanted = s.names, str(s.config.select.student)
     student, notes = stand_in(s, wanted, "select.student: the matrix")
     bases = components_of(s)[BASE].to_list()
-    ranked = select.teachers(s.scores, student, bases, names)
-    name, base, order = names[student], bases[student], [t.model for t in ranked]
-    columns = {
-        "rank": range(1, len(ranked) + 1),
-        "teacher": [names[i] for i in order],
-        "base_architecture": [bases[i] for i in order],
-        **({} if s.published is None else {"accuracy": s.published.accuracy[order]}),
-        "similarity": [t.similarity for t in ranked],
-        "fit": [t.fit for t in ranked],
-        "reason": [t.reason for t in ranked],
-    }
-    table = pl.DataFrame(columns)
-    picture = s.outputs.figure(
-        "select_teachers",
-        teacher_figure(table, name, base),
-        table,
-        text("teacher.caption", student=name, base=base),
+    table, name, base = (
+        select.teachers(s.scores, student, bases, names),
+        names[student],
+        bases[student],
     )
+    reasons = []
+    for row in table.to_dicts():
+        kind = "same" if row["base_architecture"] == base else "other"
+        level = "high" if row["fit"] >= 2 / 3 else "middle" if row["fit"] >= 1 / 3 else "low"
+        reasons.append(text(f"reason.{kind}", level, student=base, **row))
+    if s.published is not None:
+        accuracy = pl.Series("accuracy", s.published.accuracy[table["position"]])
+        table = table.insert_column(4, accuracy)
+    table = table.drop("position").with_columns(reason=pl.Series(reasons))
+    groups = [base if b == base else "another base" for b in table["base_architecture"]]
+    caption = text("teacher.caption", student=name, base=base)
+    picture = teacher_figure(s, "select_teachers", table, groups, name, caption)
     best, same = table.row(0, named=True), table.filter(base_architecture=base)
     answer = text("teacher.best", student=wanted, **best)
     if same.height and best["base_architecture"] != base:
@@ -362,6 +345,67 @@ def teacher_section(s: Study) -> Advice:
     train = [] if s.published is None else [train_command(s, "teacher", wanted, [best["teacher"]])]
     section = Section(f"Teachers for {name}", [text("guideline")], {"Teachers": table}, [picture])
     return section, [answer, *notes, *train]
+
+
+def choose_teachers(s: Study) -> None:
+    """experiment=teachers: all candidates above a similarity, and a sample of the others.
+
+    Candidates are all models but the student and the excluded families. Raises UserError where a
+    matrix from a file has fewer candidates than teachers.
+    """
+    options, wanted = resolved(s.config.teachers), str(s.config.student)
+    number, above, seed = options["number"], options["above"], options["seed"]
+    student, notes = stand_in(s, wanted, "student=NAME: the matrix")
+    candidates = [
+        i
+        for i, family in enumerate(s.families)
+        if i != student and family not in options["exclude"]
+    ]
+    number = min(number, len(candidates)) if s.measured else number
+    names, similarities = [s.names[i] for i in candidates], s.scores[student, candidates]
+    with naming_group("teachers", s.config.teachers):
+        table = select.choose_teachers(names, similarities, number, above, seed)
+    chosen, name = table.drop_nulls("chosen"), s.names[student]
+    s.outputs.table("teachers", table)
+    groups = [
+        f"{'above' if kind == 'above' else 'sampled below'} {above:g}" for kind in chosen["chosen"]
+    ]
+    caption = text("teachers.caption", student=name, chosen=chosen.height)
+    picture = teacher_figure(s, "teachers", chosen, groups, name, caption)
+    scores, some = table["similarity"].to_numpy(), chosen["similarity"].to_numpy()
+    share = np.ptp(some) / (np.ptp(scores) or 1.0)
+    spans = "Yes" if verdict(share, threshold=SPANNED) == "Yes" else "Not certain"
+    span = text(
+        "teachers.span",
+        verdict=spans,
+        chosen=chosen.height,
+        candidates=table.height,
+        share=share,
+        low=some.min(),
+        high=some.max(),
+        show="show" if spans == "Yes" else "hardly show",
+    )
+    kinds = {kind: table.filter(chosen=kind).height for kind in ("above", "sampled")}
+    how = text("teachers.how", threshold=above, seed=seed, **kinds)
+    train = train_command(s, "teachers", wanted, chosen["teacher"].to_list())
+    s.finish(
+        f"Which teachers for {wanted}?",
+        f"Similarities are those of {s.source}.",
+        [span, how, *notes, train],
+        [Section("The choice", figures=[picture], tables={"All candidates": table})],
+    )
+
+
+def teacher_figure(
+    s: Study, name: str, table: pl.DataFrame, groups: Sequence[str], student: str, caption: str
+) -> Picture:
+    """The first teachers of a table by their similarity to the student, coloured by group."""
+    shown = table.head(SHOWN)
+    label = f"similarity to {student} (nats)"
+    drawing = ranked_figure(
+        shown["teacher"].to_list(), shown["similarity"].to_numpy(), label, groups[:SHOWN]
+    )
+    return s.outputs.figure(name, drawing, table, caption)
 
 
 def train_command(s: Study, key: str, student: str, teachers: Sequence[str]) -> str:
@@ -372,90 +416,3 @@ def train_command(s: Study, key: str, student: str, teachers: Sequence[str]) -> 
         return text(f"{key}.train", command=command(*many, *words, script="train"))
     line = command(*many, *words, "dataset=imagenet", script="train")
     return text(f"{key}.train", command=with_root(line))
-
-
-@style()
-def teacher_figure(table: pl.DataFrame, student: str, base: str) -> Figure:
-    """Similarity of the teachers to the student, by rank, marked by base architecture."""
-    n = table.height
-    figure, (ax,) = panels(1, 4.8, 0.9 + 0.15 * n)
-    same, s = (table["base_architecture"] == base).to_numpy(), table["similarity"].to_numpy()
-    for i, (mask, label) in enumerate(((~same, "another base architecture"), (same, base))):
-        rows = np.flatnonzero(mask)
-        ax.plot(s[mask], rows, ls="", marker=MARKERS[i], color=PALETTE[i], label=label)
-    ax.set_yticks(range(n), table["teacher"].to_list(), fontsize=7)
-    ax.set(ylim=(n - 0.4, -0.6), xlabel=f"similarity to {student} (nats)")
-    figure.legend(loc="outside upper left", ncols=2)
-    return figure
-
-
-# Teachers for a study of distillation
-
-
-def choose_teachers(config: DictConfig) -> None:
-    """experiment=teachers: all candidates above a similarity, and a sample of the others.
-
-    Candidates are all models but the student and the excluded families. Raises UserError where a
-    matrix from a file has fewer candidates than teachers.
-    """
-    options, wanted = resolved(config.teachers), str(config.student)
-    number = options["number"]
-    with study(config) as s:
-        student, notes = stand_in(s, wanted, "student=NAME: the matrix")
-        candidates = [
-            i
-            for i, family in enumerate(s.families)
-            if i != student and family not in options["exclude"]
-        ]
-        number = min(number, len(candidates)) if s.measured else number
-        names, similarities = [s.names[i] for i in candidates], s.scores[student, candidates]
-        with naming_group("teachers", s.config.teachers):
-            table = select.choose_teachers(
-                names, similarities, number, options["above"], options["seed"]
-            )
-        chosen = table.drop_nulls("chosen")
-        picture = s.outputs.figure(
-            "teachers",
-            teachers_figure(table, s.names[student], options["above"]),
-            table,
-            text("teachers.caption", student=s.names[student], chosen=chosen.height),
-        )
-        scores, some = table["similarity"].to_numpy(), chosen["similarity"].to_numpy()
-        share = np.ptp(some) / (np.ptp(scores) or 1.0)
-        spans = "Yes" if verdict(share, threshold=SPANNED) == "Yes" else "Not certain"
-        span = text(
-            "teachers.span",
-            verdict=spans,
-            chosen=chosen.height,
-            candidates=table.height,
-            share=share,
-            low=some.min(),
-            high=some.max(),
-            show="show" if spans == "Yes" else "hardly show",
-        )
-        kinds = {kind: table.filter(chosen=kind).height for kind in ("above", "sampled")}
-        how = text("teachers.how", threshold=options["above"], seed=options["seed"], **kinds)
-        train = train_command(s, "teachers", wanted, chosen["teacher"].to_list())
-        s.finish(
-            f"Which teachers for {wanted}?",
-            f"Similarities are those of {s.source}.",
-            [span, how, *notes, train],
-            [Section("The choice", figures=[picture], tables={"All candidates": table})],
-        )
-
-
-@style()
-def teachers_figure(table: pl.DataFrame, student: str, above: float) -> Figure:
-    """A dot a candidate along its similarity to the student, a row for each value of `chosen`."""
-    figure, (ax,) = panels(1, 5.2, 1.9)
-    labels = {"above": "above the threshold", "sampled": "sampled", None: "not chosen"}
-    for row, (chosen, label) in enumerate(labels.items()):
-        group = table.filter(pl.col("chosen").eq_missing(pl.lit(chosen)))
-        colour = PALETTE[row] if chosen else "#999999"
-        y = np.full(group.height, -row)
-        ax.scatter(group["similarity"].to_numpy(), y, s=22, color=colour, alpha=0.8, lw=0)
-        place = {"ha": "right", "va": "center", "transform": ax.get_yaxis_transform()}
-        ax.text(-0.01, -row, f"{label} ({group.height})", fontsize=SMALL, **place)
-    ax.axvline(above, color=INK, lw=0.8, ls=":")
-    ax.set(yticks=[], ylim=(-2.6, 0.6), xlabel=f"similarity to {student}  s = ln(100 p)")
-    return figure

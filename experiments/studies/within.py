@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from experiments.cli.components import bases_of
-from experiments.cli.keys import naming
 from experiments.cli.study import Study, study
+from experiments.cli.values import naming
 from netkin.analysis import matrix
 from netkin.analysis.groups import groups, mean_of
 from netkin.analysis.verdict import verdict

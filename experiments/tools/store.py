@@ -25,7 +25,7 @@ from experiments.cli.values import run_folder
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs, Section
-from netkin.report.text import and_more, duration, settings_text, size
+from netkin.report.text import and_more, settings_text, size
 from netkin.store import inventory
 from netkin.store.inventory import Damage
 
@@ -55,13 +55,8 @@ def run(config: DictConfig) -> None:
         console.print(_terminal_table(title, table))
     command = f"python evaluate.py experiment=store store.dir={shlex.quote(str(root))}"
     answer = [f"{root} holds {size(int(parts['bytes'].sum()))} in {parts.height} parts."]
-    for process, product, unseen in inventory.at_work(root):
-        answer.append(
-            f"In progress: {process}: {product}."
-            if unseen is None
-            else f"Last seen {duration(unseen)} ago: {process}, at work on {product}. If it has "
-            f"ended: {command} remove=leftovers confirm=true"
-        )
+    for process, product in inventory.at_work(root):
+        answer.append(f"In progress: {process}: {product.relative_to(root)}.")
     sections = [Section("Parts", (), tables)]
     damage = _damage(root, console) if config.check else []
     count = f"{len(damage)} file{'s are' if len(damage) > 1 else ' is'} damaged"

@@ -14,18 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.cli.keys import construct
 from experiments.cli.members import build_recipe, one_member
-from experiments.cli.session import (
-    Run,
-    Session,
-    build_session,
-    named,
-    open_run,
-    to_train,
-    train_member,
-)
-from experiments.cli.trained import Answer, predictions, report, trained_classifier
+from experiments.cli.values import construct
+from experiments.train.session import Session, build_evaluation, named, opened, to_train
 from netkin.analysis.verdict import verdict
 from netkin.components import base_architecture
 from netkin.errors import UserError
@@ -42,18 +33,17 @@ from netkin.zoo.member import Member
 
 def run(config: DictConfig) -> None:
     """Run the study of a composed config."""
-    session = build_session(config)
+    evaluation = build_evaluation(config)
     teacher = one_member(config, config.teacher, "teacher")
-    plain = to_train(session.training.task, one_member(config, config.student, "student"))
+    plain = to_train(evaluation.task, one_member(config, config.student, "student"))
     student, distillation = student_of(config, plain)
     student = named(config, replace(student, name=f"{plain.name}@{teacher.name}"))
-    with open_run(session, student.name) as run:
-        teaching = Teaching(with_weights(session, teacher, run), distillation)
-        alone = without_teacher(session, plain)
-        train_member(session, alone, run, role="alone")
-        train_member(session, student, run, teaching)
-        result = compare(session, student, alone, teaching)
-        report(session, student, run, answer(session, plain, result))
+    with opened(config, evaluation, student.name, members=[teacher]) as s:
+        teaching = Teaching(with_weights(s, s.run.models[0]), distillation)
+        alone = without_teacher(s, plain)
+        s.train(alone, role="alone")
+        s.train(student, teaching)
+        answer(s, plain, student, compare(s, student, alone, teaching))
 
 
 def student_of(config: DictConfig, plain: Member) -> tuple[Member, Distillation]:
@@ -71,49 +61,49 @@ def student_of(config: DictConfig, plain: Member) -> tuple[Member, Distillation]
         raise UserError(f"{error} (distillation.token=false, or student=vit_ti)") from None
 
 
-def with_weights(session: Session, teacher: Member, run: Run) -> Model:
+def with_weights(s: Session, teacher: Model) -> Model:
     """The teacher, whose weights exist: published, given, or trained now.
 
     One in the store is used as it is; a missing one is trained with `recipes.teacher`.
     """
-    trained = not teacher.checkpoint and not teacher.uses_published(session.training.task)
-    if trained and notes(session.training.file(teacher)) is None:
-        recipe = build_recipe(session.config, "recipes.teacher")
-        train_member(session.with_recipe(recipe), teacher, run, role="teacher")
-    return session.open(teacher)
+    member, task = teacher.member, s.training.task
+    trained = not member.checkpoint and not member.uses_published(task)
+    if trained and notes(s.training.file(member)) is None:
+        s.with_recipe(build_recipe(s.config, "recipes.teacher")).train(member, role="teacher")
+    return teacher
 
 
-def without_teacher(session: Session, plain: Member) -> Member:
+def without_teacher(s: Session, plain: Member) -> Member:
     """The student that learns from the labels alone.
 
     Its name is that of the zoo where the store has the very same training (the first seed, with
     the dataset's recipe) under it, else <student>@none.
     """
-    needed = identity(session.training, plain)
-    stored = notes(session.training.file(plain))
+    needed = identity(s.training, plain)
+    stored = notes(s.training.file(plain))
     if stored is not None and stored["made_of"] == needed:
         return plain
-    seed = session.training.recipe.seed
+    seed = s.training.recipe.seed
     return replace(plain, name=f"{plain.name}@none{f'-seed{seed}' if seed else ''}")
 
 
-def compare(session: Session, student: Member, alone: Member, teaching: Teaching) -> dict[str, Any]:
+def compare(s: Session, student: Member, alone: Member, teaching: Teaching) -> dict[str, Any]:
     """The row of result.csv: accuracies in [0, 1] on the n test images, the gain with its 95%
     interval, how often student and teacher predict the same class, their base architectures, and
     the similarity of the teacher and the student without one, where the store has it."""
     predicted: dict[str, NDArray] = {}
     for name, member in (("student", student), ("alone", alone)):
-        predicted[name] = predictions(session, trained_classifier(session, member), member)
-    teacher = teaching.teacher
-    predicted["teacher"] = predictions(session, teacher.build(), teacher.member)
-    labels = session.results.evaluation.labels.numpy()
+        predicted[name] = s.predictions(s.open(member), s.trained(member))
+    teacher, task = teaching.teacher, s.training.task
+    predicted["teacher"] = s.predictions(teacher, teacher.build())
+    labels = s.results.evaluation.labels.numpy()
     correct = {name: classes == labels for name, classes in predicted.items()}
     gain, low, high = paired_gain(correct["student"], correct["alone"])
     return {
         "student": student.name,
         "teacher": teaching.teacher.name,
         "kind": teaching.distillation.kind,
-        "seed": session.training.recipe.seed,
+        "seed": s.training.recipe.seed,
         "n": len(labels),
         "student_accuracy": float(correct["student"].mean()),
         "alone_accuracy": float(correct["alone"].mean()),
@@ -122,9 +112,9 @@ def compare(session: Session, student: Member, alone: Member, teaching: Teaching
         "gain_low": low,
         "gain_high": high,
         "agreement": float((predicted["student"] == predicted["teacher"]).mean()),
-        "student_base": base_architecture(student, session.training.task),
-        "teacher_base": base_architecture(teacher.member, session.training.task),
-        **stored_similarity(session.results, teacher, session.open(alone)),
+        "student_base": base_architecture(student, task),
+        "teacher_base": base_architecture(teacher.member, task),
+        **stored_similarity(s.results, teacher, s.open(alone)),
     }
 
 
@@ -137,7 +127,9 @@ def stored_similarity(results: Results, a: Model, b: Model) -> dict[str, Any]:
         store has none.
     """
     found: dict[str, Any] = {
-        **{"similarity": None, "similarity_images": 0, "similarity_attack": None}
+        "similarity": None,
+        "similarity_images": 0,
+        "similarity_attack": None,
     }
     dataset = results.store.root / folder(results.evaluation.task.dataset)
     tables = sorted(dataset.glob("*/*/outcomes*"), key=lambda path: path.stat().st_mtime)
@@ -175,14 +167,15 @@ def paired_gain(student: NDArray[np.bool_], alone: NDArray[np.bool_]) -> tuple[f
     return gain, gain - half, gain + half
 
 
-def answer(session: Session, plain: Member, result: dict[str, Any]) -> Answer:
-    """The result in words, with the verdict first: Not certain where the interval includes 0."""
+def answer(s: Session, plain: Member, student: Member, result: dict[str, Any]) -> None:
+    """Write the result, with the verdict first: Not certain where the interval includes 0."""
     name, teacher = plain.name, result["teacher"]
     learns: str = verdict(result["gain"], (result["gain_low"], result["gain_high"]))
     learns += ", it learns less" * (learns == "No")
-    return Answer(
+    s.finish(
+        student,
         f"Does {name} learn more with the teacher {teacher} than from the labels alone?",
-        f"{name} was trained on {session.dataset} with and without the teacher, with the same "
+        f"{name} was trained on {s.dataset} with and without the teacher, with the same "
         f"recipe and seed ({result['seed']}); the loss of the distillation is {result['kind']}.",
         [
             f"{learns}. {name} with the teacher {teacher} classifies "

@@ -6,19 +6,16 @@ On the digits, `python train.py` trains vit_ti: see experiments/results/digits.m
 from omegaconf import DictConfig
 
 from experiments.cli.members import build_members
-from experiments.cli.session import build_session, named, to_train
-from experiments.cli.trained import train_alone
+from experiments.train.session import build_evaluation, named, to_train, train_alone
 from netkin.errors import UserError
 
 
 def run(config: DictConfig) -> None:
     """Run the study of a composed config."""
-    session = build_session(config)
-    members = build_members(config, at_least=1)
+    evaluation, members = build_evaluation(config), build_members(config, at_least=1)
     if len(members) != 1:
         raise UserError(
             f"experiment=scratch trains one model, got {len(members)}; several are a sweep: "
             f"python train.py -m model={','.join(m.name for m in members[:3])}"
         )
-    member = to_train(session.training.task, members[0])
-    train_alone(session, named(config, member))
+    train_alone(config, evaluation, named(config, to_train(evaluation.task, members[0])))

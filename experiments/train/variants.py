@@ -11,9 +11,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from experiments.cli.members import build_recipe, one_member
-from experiments.cli.session import build_session, to_train
-from experiments.cli.trained import train_alone
 from experiments.cli.values import resolved
+from experiments.train.session import build_evaluation, to_train, train_alone
 from netkin.errors import UserError
 from netkin.training.recipe import Recipe
 
@@ -21,14 +20,16 @@ from netkin.training.recipe import Recipe
 def run(config: DictConfig) -> None:
     """Run the study of a composed config."""
     runs = config.sweep.runs
-    if not isinstance(config.run, int) or not 0 <= config.run < len(runs):
+    if config.run >= len(runs):
         raise UserError(f"run must be a whole number of 0 to {len(runs) - 1}, got {config.run!r}")
     entry = resolved(runs[config.run])
     kind = entry.pop("model")
-    session = build_session(config, varied(build_recipe(config, f"recipes.{kind}"), entry))
+    recipe = varied(build_recipe(config, f"recipes.{kind}"), entry)
+    evaluation = build_evaluation(config)
     base = one_member(config, config.dataset.sweep[kind], f"dataset.sweep.{kind}")
-    base = to_train(session.training.task, base)
-    train_alone(session, replace(base, name=config.name or f"{base.name}@{label(entry)}"))
+    base = to_train(evaluation.task, base)
+    member = replace(base, name=config.name or f"{base.name}@{label(entry)}")
+    train_alone(config, evaluation, member, recipe)
 
 
 def varied(recipe: Recipe, entry: Mapping[str, Any]) -> Recipe:

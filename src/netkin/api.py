@@ -19,18 +19,19 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from netkin import run, similarity
+from netkin import run
 from netkin.analysis.groups import Draws
 from netkin.analysis.suspect import Suspicion
 from netkin.attacks import PGD, Attack, as_attack
+from netkin.attacks.grid import levels
 from netkin.attacks.units import fraction, whole_number
 from netkin.comparison import Result, summarise
 from netkin.data import arrays, subset
 from netkin.data.arrays import Arrays
-from netkin.errors import Stopped, UserError, first_line
+from netkin.errors import Stopped, UserError
 from netkin.evaluation import Evaluation
 from netkin.jobs.pool import Processes, keep_freed, release_freed
-from netkin.run import Failure, Incomplete, Settings
+from netkin.run import Incomplete, Settings
 from netkin.runner import Runner
 from netkin.similarity import EPS_S
 from netkin.store.layout import Store
@@ -82,9 +83,11 @@ def compare(
 
     Raises UserError (a ValueError) that names the argument, or the model that fails.
     """
-    with unchanged(), _naming_store(), tempfile.TemporaryDirectory(prefix="netkin-") as temporary:
+    with unchanged(), tempfile.TemporaryDirectory(prefix="netkin-") as temporary:
         _check(models, batch_size, bootstrap, eps_s)
         attack = _attack(attack, eps, step_size, steps, seed, store is not None)
+        if attack.eps is not None:
+            levels(attack.eps)  # raises where it is too small for images of 8 bits
         data = arrays.read(images, labels, ids)
         # Modules can be built for as long as they are held.
         members, held = read_models(models, data.pixels.shape[1:])
@@ -127,13 +130,12 @@ def _result(settings: Settings, draws: int, eps_s: float) -> Result:
         try:
             outcomes = r.measure()
         except Incomplete as error:
-            failures = [f"{f.model.name} failed in {f.stage}: {_line(f)}" for f in error.failures]
+            failures = [f"{f.model.name} failed in {f.stage}: {f.reason}" for f in error.failures]
             raise UserError("; ".join(failures)) from error.failures[0].error
-    scores = similarity.matrix(outcomes, eps_s)
-    matrices = Draws(outcomes, draws)
     reasons = {name: "; ".join(s.finding for s in found) for name, found in suspects.items()}
-    comparison = summarise(r.results, r.models, outcomes, scores, matrices, eps_s, suspects=reasons)
-    comparison.answer.extend(
+    drawn = Draws(outcomes, draws)
+    result = summarise(r.results, r.models, outcomes, drawn, eps_s, suspects=reasons)
+    result.answer.extend(
         f"Suspect: {name}: {reason}. Check that the labels are in its order of classes, and give "
         "netkin.Model the mean, std and input_size that it was trained with."
         for name, reason in reasons.items()
@@ -148,24 +150,7 @@ def _result(settings: Settings, draws: int, eps_s: float) -> Result:
         "device": r.runner.accelerator,
     }
     # JSON, so that tuples and numbers are written as plain ones
-    return Result(outcomes, comparison, json.loads(json.dumps(values)))
-
-
-def _line(failure: Failure) -> str:
-    error = failure.error
-    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    return kind + first_line(error)
-
-
-@contextmanager
-def _naming_store() -> Iterator[None]:
-    """The store's errors with the name of this function's argument."""
-    try:
-        yield
-    except UserError as error:
-        if not str(error).startswith("root="):
-            raise
-        raise UserError(f"store{str(error).removeprefix('root')}") from error
+    return replace(result, settings=json.loads(json.dumps(values)))
 
 
 def _check(models: Any, batch_size: Any, bootstrap: Any, eps_s: Any) -> None:
@@ -199,15 +184,10 @@ def _accelerator(device: str | torch.device) -> str:
 def _attack(attack: Any, eps: Any, step_size: Any, steps: Any, seed: Any, stored: bool) -> Attack:
     """The attack, with the identity that the command gives to PGD.
 
-    Raises UserError where an eps is too small for images of 8 bits.
+    Args:
+        attack, eps, step_size, steps, seed: of `compare`.
+        stored: whether its results are kept, so that it must be told from others.
     """
-    spec = _spec(attack, eps, step_size, steps, seed, stored)
-    if spec.eps is not None and spec.eps < 1 / 255 - 1e-9:
-        raise UserError(f"eps must be 1/255 or more, the step of 8-bit images, got {spec.eps:.4g}")
-    return spec
-
-
-def _spec(attack: Any, eps: Any, step_size: Any, steps: Any, seed: Any, stored: bool) -> Attack:
     given = {"eps": eps, "step_size": step_size, "steps": steps, "seed": seed}
     if attack is None:
         radius = fraction(8 / 255 if eps is None else eps, "eps")

@@ -9,9 +9,9 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -19,7 +19,6 @@ import yaml
 from markupsafe import escape
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from netkin import similarity
 from netkin.analysis import confounders
@@ -43,7 +42,7 @@ from netkin.report.sentences import text
 from netkin.report.study import Lookup, Outputs, Section
 from netkin.report.text import number, percent, settings_text
 from netkin.results import Results
-from netkin.similarity import ALPHA, WEAK_ATTACK, Z_95, Outcomes, interval
+from netkin.similarity import WEAK_ATTACK, Outcomes, interval
 from netkin.zoo.build import knows_more
 from netkin.zoo.execution import DEFAULT_PRECISION
 from netkin.zoo.sources import model_page
@@ -61,142 +60,48 @@ FAMILIES = 15
 """Families up to which each has a sentence."""
 
 
-@dataclass(frozen=True)
-class Controls:
-    """What the scores of N models owe to chance and to single models.
+class Control(NamedTuple):
+    """What the scores owe to chance or to single models: a section of the page.
 
     Attributes:
-        names, families: of the models.
-        scores: smoothed, [N, N].
-        pairs: a row a pair: a, b, asymmetry; and the columns of `netkin.analysis.confounders`,
-            where the noise control was run.
-        models: a row a model: model, noise_rate, source_strength, target_brittleness, main_effect;
-            null where unknown.
-        directions, main: the fits; None for fewer than 4 models.
-        corrected: chance-corrected rates [N, N]; None without the noise control.
-        at_chance: directions that fool no more often than noise.
+        title, sentence: of the section.
+        name: of the figure's file.
+        values: [n, n] of the models that did not fail.
+        label: of the values.
+        effects: a row a model; None for none.
     """
 
-    names: Sequence[str]
-    families: Sequence[str]
-    scores: NDArray[np.float64]
-    pairs: pl.DataFrame
-    models: pl.DataFrame
-    directions: confounders.Directions | None
-    main: confounders.MainEffects | None
-    corrected: NDArray[np.float64] | None
-    at_chance: int
-
-    @cached_property
-    def noise_sentence(self) -> str:
-        """How often noise alone fools, and which pairs are not above it."""
-        assert self.corrected is not None
-        rates = self.models.drop_nulls("noise_rate").sort("noise_rate", descending=True)
-        worst = rates.row(0, named=True)
-        total, n = self.pairs.height, len(self.names)
-        below = self.pairs.filter(~pl.col("above_noise")).select("a", "b").rows()
-        sentence = text(
-            "confounders.noise",
-            mean=np.nanmean(rates["noise_rate"].to_numpy()),
-            worst=worst["noise_rate"],
-            model=worst["model"],
-        )
-        if below:
-            sentence += text(
-                "confounders.not_above",
-                below=len(below),
-                n=total,
-                where="○ in the heatmap" if n <= LARGE else "above_noise in pairs.csv",
-                names=and_more([f"{a} and {b}" for a, b in below], 3),
-            )
-        else:
-            sentence += text(f"confounders.{'one' if total == 1 else 'all'}_above", n=total)
-        sentence += text("confounders.directions", below=self.at_chance, n=n * (n - 1))
-        return (sentence + self._changed("Corrected for chance", self.corrected, "{:.0%}")).rstrip()
-
-    @cached_property
-    def single_sentence(self) -> str:
-        """How much single models explain."""
-        assert self.directions is not None and self.main is not None
-        sentence = text(
-            "confounders.single",
-            median=np.nanmedian(self.pairs["asymmetry"].cast(float).to_numpy()),
-            by_target=self.directions.by_target,
-            by_source=self.directions.by_source,
-            main=self.main.explained,
-        )
-        return (sentence + self._changed("Without them", self.main.rest, "{:.2f}")).rstrip()
-
-    def _changed(self, what: str, other: NDArray[np.float64], unit: str) -> str:
-        """What another matrix says about clusters, nearest relatives and families."""
-        parts = []
-        if len(self.names) >= FEWEST:
-            c = confounders.change(self.scores, other)
-            if c.rand is not None:
-                agree = f"agree with those of s to an adjusted Rand index of {c.rand:.2f}"
-                parts.append(f"the {c.k} clusters {'are the same' if c.rand == 1 else agree}")
-            parts.append(f"{c.nearest} of {c.models} models have another nearest relative")
-        means = within_and_between(self.families, other)
-        if means:
-            within, between = map(unit.format, means)
-            parts.append(f"the mean is {within} within families and {between} between them")
-        if not parts:
-            return ""
-        *first, last = parts
-        return f"{what}, {', '.join(first)}{' and ' if first else ''}{last}."
+    title: str
+    sentence: str
+    name: str
+    values: NDArray[np.float64]
+    label: str
+    effects: pl.DataFrame | None = None
 
 
-def controls(outcomes: Outcomes, families: Sequence[str], alpha: float = ALPHA) -> Controls:
-    """The controls of measured outcomes of N models.
-
-    `alpha` is how often intervals of pairs may miss.
-    """
-    names, n = list(outcomes.members), len(outcomes.members)
-    scores = similarity.smoothed_matrix(outcomes)
-    pairs = similarity.pairs(outcomes)
-    asymmetry = confounders.asymmetry(pairs["a_fools_b"].to_numpy(), pairs["b_fools_a"].to_numpy())
-    table = pairs.select("a", "b", pl.Series("asymmetry", asymmetry).fill_nan(None))
-    models: dict[str, object] = {"model": names}
-    corrected, at_chance = None, 0
-    z = Z_95 if alpha == ALPHA else float(-ndtri(alpha / 2))
-    if outcomes.noise is not None:
-        table = table.join(
-            confounders.pair_table(outcomes, z), on=["a", "b"], maintain_order="left"
-        )
-        corrected = confounders.corrected_matrix(outcomes)
-        at_chance = confounders.directions_at_chance(outcomes)
-        models["noise_rate"] = confounders.noise_rates(outcomes)
-    directions = main = None
-    if n >= FEWEST:
-        directions = confounders.directions(similarity.one_sided(outcomes))
-        main = confounders.main_effects(scores)
-        models["source_strength"] = directions.strength
-        models["target_brittleness"] = directions.brittleness
-        models["main_effect"] = main.effects
-    rows = pl.DataFrame(models).fill_nan(None)
-    return Controls(names, families, scores, table, rows, directions, main, corrected, at_chance)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """How related N models are, in numbers and words. All text is plain text.
+@dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    """How related N models are, in numbers and words. All text is plain text. In a notebook it is
+    shown as its heatmap.
 
     Attributes:
         title: the question in one line.
         question: the question and how it was measured.
-        answer: the findings in words, a paragraph each.
-        scores: [N, N], symmetric, in nats; NaN where a pair has none, as one of a member that
-            failed.
-        names, families: of the models.
+        answer: the findings, and what to know of them, in words, a paragraph each.
+        outcomes: what the scores were computed from; see `netkin.similarity`.
+        names: N names, the order of `scores`.
+        scores: [N, N], symmetric, s = ln(100 p) in nats; the diagonal is of white-box success. NaN
+            where a pair has none, as one of a member that failed.
         pairs: one row a pair: a, b, n, a_fools_b, b_fools_a (rates in [0, 1]), score, low, high
-            (95 % interval), and above_noise and others of `netkin.analysis.confounders` where that
-            control was run; N (N - 1) / 2 rows.
+            (95 % interval), asymmetry (the share of the larger direction), and above_noise and
+            others of `netkin.analysis.confounders` where that control was run; N (N - 1) / 2 rows.
         models: one row a model: model, family, params, input_size, clean_accuracy and
             white_box_success (in [0, 1]), white_box_score, mean_similarity, nearest; and, where it
-            is known, suspect: why the model's clean predictions look wrong, or null, and
-            noise_rate: how often noise of the attack's eps fools the model.
-        family_means: family_a, family_b, pairs, mean; family_a == family_b is within a family, and
-            a family of one has no such row. Low and high are of the mean's interval over images.
+            is known, suspect: why the model's clean predictions look wrong, or null, noise_rate:
+            how often noise of the attack's eps fools the model, and its effects on scores.
+        families: mean scores: family_a, family_b, pairs, mean, and its 95 % interval over images,
+            low and high; family_a == family_b is within a family, and a family of one has no such
+            row.
         controls: what the scores owe to chance and to single models.
         bases: the base architecture of each model; the families, unless given.
         links: a page about a model, by its name.
@@ -204,71 +109,115 @@ class Comparison:
         failures: a row a member that failed: model, stage, reason.
         examples: images under attack.
         eps: the attack's bound in pixels of [0, 1]; None where it has none.
+        settings: how it was measured, as JSON.
     """
 
     title: str
     question: str
     answer: list[str]
+    outcomes: Outcomes
+    names: tuple[str, ...]
     scores: NDArray[np.float64]
-    names: Sequence[str]
-    families: Sequence[str]
     pairs: pl.DataFrame
     models: pl.DataFrame
-    family_means: pl.DataFrame
-    controls: Controls
+    families: pl.DataFrame
+    controls: Sequence[Control] = ()
     bases: Sequence[str] = ()
     links: Mapping[str, str] = field(default_factory=dict)
     resize: pl.DataFrame = field(default_factory=pl.DataFrame)
     failures: pl.DataFrame = field(default_factory=pl.DataFrame)
     examples: Sequence[Example] = ()
     eps: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def groups(self) -> Sequence[str]:
         """What the models' colours stand for: their bases, or families where these are unknown."""
-        return self.bases or self.families
+        return self.bases or self.models["family"].to_list()
 
     @property
     def tables(self) -> dict[str, pl.DataFrame]:
         """The tables by the names of their files, without those of the confounders."""
         tables = {
-            "similarity": Matrix(tuple(self.names), self.scores).table().fill_nan(None),
+            "similarity": Matrix(self.names, self.scores).table().fill_nan(None),
             "pairs": self.pairs,
             "models": self.models,
-            "families": self.family_means,
+            "families": self.families,
         }
         more = {"resize_errors": self.resize, "failures": self.failures}
         return tables | {name: table for name, table in more.items() if table.height}
 
-    def figure(self) -> Figure:
-        """The clustered heatmap."""
-        marked = self._marked() if len(self.names) <= LARGE else None
+    def heatmap(self) -> Figure:
+        """The clustered matrix with its dendrogram."""
+        marked = self._not_above_noise() if len(self.names) <= LARGE else None
         label = LABEL if marked is None else f"{LABEL};  {NOT_ABOVE}"
-        return heatmap_figure(self.scores, self.names, self.groups, label, self._least(), marked)
+        figure = heatmap_figure(self.scores, self.names, self.groups, label, self._least(), marked)
+        # Notebooks draw figures of pyplot only, which keeps them in a global list.
+        setattr(figure, "_repr_png_", partial(_png, figure))  # noqa: B010
+        return figure
+
+    def save(self, folder: str | Path) -> Path:
+        """Write what the command writes, and return the path of report.html.
+
+        That is similarity, pairs, models and families as CSV and, up to 500 rows, for LaTeX, the
+        figures as PNG and PDF, and report.html. Raises UserError where the folder cannot be
+        written.
+        """
+        try:
+            outputs = Outputs(Path(folder).expanduser())
+        except OSError as error:
+            raise UserError(f"folder={folder} cannot be made ({error.strerror})") from None
+        settings, sections = (
+            yaml.safe_dump(dict(self.settings), sort_keys=False),
+            self.write(outputs),
+        )
+        return outputs.report(self.title, self.question, self.answer, sections, settings)
+
+    def __repr__(self) -> str:
+        return "\n".join([f"netkin.Result of {len(self.names)} models", *self.answer])
+
+    def _repr_png_(self) -> bytes:
+        return _png(self.heatmap())
+
+    def _repr_html_(self) -> str:
+        png = base64.b64encode(self._repr_png_()).decode()
+        paragraphs = "".join(f"<p>{escape(paragraph)}</p>" for paragraph in self.answer)
+        return f'<img src="data:image/png;base64,{png}" alt="Similarity of every pair">{paragraphs}'
 
     def write(self, outputs: Outputs) -> list[Section]:
         """Write the tables and figures; returns the sections of a page in the same folder."""
         tables = self.tables
         for name, table in tables.items():
             outputs.table(name, table)
-        circles = text("pairwise.circles") if self._marked() is not None else ""
-        similarity = outputs.figure(
-            "similarity",
-            self.figure(),
-            tables["similarity"],
-            text("pairwise.caption") + circles,
-            self.lookup() if len(self.names) <= LARGE else None,
-        )
+        circles = text("pairwise.circles") if self._not_above_noise() is not None else ""
+        caption = text("pairwise.caption") + circles
+        lookup = self.lookup() if len(self.names) <= LARGE else None
+        heatmap = self.heatmap()
+        picture = outputs.figure("similarity", heatmap, tables["similarity"], caption, lookup)
         anchors = pl.DataFrame({"fooling_rate": ANCHORS, "s": [math.log(100 * p) for p in ANCHORS]})
         sections = [
-            Section("Similarity of every pair", figures=[similarity]),
+            Section("Similarity of every pair", figures=[picture]),
             Section("How to read the score", [text("pairwise.scale")], {"": anchors}),
             self._pairs_section(),
         ]
-        if self.family_means.height and len({*self.families}) > 1:
+        if self.families.height and self.models["family"].n_unique() > 1:
             sections.append(self._families_section(outputs))
         sections.append(self._models_section())
-        return [*sections, *self._controls_sections(outputs), *self._examples_section(outputs)]
+        kinds = dict(zip(self.names, self.groups, strict=True))
+        done = self.outcomes.members
+        for c in self.controls:
+            colours = [kinds[name] for name in done]
+            drawn = heatmap_figure(c.values, done, colours, c.label, signed=True)
+            picture = outputs.figure(c.name, drawn, Matrix(done, c.values).table(), c.label)
+            effects = {} if c.effects is None else {"Main effects (nats)": c.effects}
+            sections.append(Section(c.title, [c.sentence], effects, [picture], links=self.links))
+        if self.examples:
+            drawn = examples_figure(self.examples, self.eps)
+            table, caption = examples_table(self.examples), text("examples.caption")
+            shown = [outputs.figure("examples", drawn, table, caption)]
+            note = examples_note(self.eps)
+            sections.append(Section("Images under attack", [note], figures=shown))
+        return sections
 
     def _least(self) -> float:
         """The least width of the colour scale: six times half an interval, in nats."""
@@ -276,8 +225,9 @@ class Comparison:
         width = (known["high"] - known["low"]).median()
         return 3 * float(width) if isinstance(width, float) else 0.0
 
-    def _marked(self) -> NDArray[np.bool_] | None:
-        """Pairs that do not transfer more than noise fools, [N, N]; None where that is unknown."""
+    def _not_above_noise(self) -> NDArray[np.bool_] | None:
+        """Pairs that do not transfer more than noise fools, [N, N]; None where there are none, or
+        it is unknown."""
         if "above_noise" not in self.pairs.columns:
             return None
         index = {name: i for i, name in enumerate(self.names)}
@@ -301,7 +251,7 @@ class Comparison:
             hierarchy(self.scores).order.tolist(),
             self.pairs,
             diagonal,
-            groups | {"family": self.families},
+            groups | {"family": self.models["family"].to_list()},
             self.models["clean_accuracy"].to_list(),
             self.links,
         )
@@ -331,18 +281,18 @@ class Comparison:
 
     def _families_section(self, outputs: Outputs) -> Section:
         """Mean similarities of families, in the order of the heatmap."""
-        listed = list(self.families)
+        listed = self.models["family"].to_list()
         order = list(dict.fromkeys(listed[i] for i in hierarchy(self.scores).order))
         names = [f"{family} ({listed.count(family)})" for family in order]
         means = np.full((len(order), len(order)), np.nan)
-        for a, b, mean in self.family_means.select("family_a", "family_b", "mean").iter_rows():
+        for a, b, mean in self.families.select("family_a", "family_b", "mean").iter_rows():
             i, j = order.index(a), order.index(b)
             means[i, j] = means[j, i] = np.nan if mean is None else mean
         figure = heatmap_figure(
             means, names, [""] * len(order), LABEL, self._least(), order=np.arange(len(order))
         )
         caption = text("pairwise.families_caption")
-        picture = outputs.figure("families", figure, self.family_means, caption)
+        picture = outputs.figure("families", figure, self.families, caption)
         return Section("Families", figures=[picture])
 
     def _models_section(self) -> Section:
@@ -356,108 +306,67 @@ class Comparison:
         table = self.models.select(known).rename({"mean_similarity": "mean_s"}, strict=False)
         return Section("Models", notes if weak else [], {"": table}, links=self.links)
 
-    def _controls_sections(self, outputs: Outputs) -> list[Section]:
-        """Heatmaps and sentences of what the scores owe to chance and to single models."""
-        c = self.controls
-        kinds = dict(zip(self.names, self.groups, strict=True))
-        groups, sections = [kinds[name] for name in c.names], []
 
-        def section(
-            title: str,
-            sentence: str,
-            name: str,
-            values: NDArray[np.float64],
-            label: str,
-            tables: Mapping[str, pl.DataFrame],
-        ) -> None:
-            drawn = heatmap_figure(values, c.names, groups, label, signed=True)
-            table = Matrix(tuple(c.names), values).table()
-            picture = outputs.figure(name, drawn, table, label)
-            sections.append(Section(title, [sentence], tables, [picture], links=self.links))
-
-        if c.corrected is not None:
-            label = "chance-corrected rate (p - q) / (1 - q)"
-            section("Above chance", c.noise_sentence, "corrected", c.corrected, label, {})
-        if c.main is not None:
-            columns = ["model", "source_strength", "target_brittleness", "main_effect"]
-            table = c.models.select(columns).sort("target_brittleness", descending=True)
-            section(
-                "Strong sources, brittle targets",
-                c.single_sentence,
-                "rest",
-                c.main.rest,
-                "score without main effects (nats)",
-                {"Main effects (nats)": table},
-            )
-        return sections
-
-    def _examples_section(self, outputs: Outputs) -> list[Section]:
-        if not self.examples:
-            return []
-        figure = examples_figure(self.examples, self.eps)
-        table, caption = examples_table(self.examples), text("examples.caption")
-        picture = outputs.figure("examples", figure, table, caption)
-        return [Section("Images under attack", [examples_note(self.eps)], figures=[picture])]
+def _png(figure: Figure) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=110, bbox_inches="tight")
+    return out.getvalue()
 
 
 def summarise(
     results: Results,
     members: Sequence[Model],
     outcomes: Outcomes,
-    scores: NDArray[np.float64],
     draws: Draws,
     eps_s: float,
     requested: Sequence[Model] = (),
     failures: pl.DataFrame | None = None,
     suspects: Mapping[str, str] | None = None,
-    alpha: float = ALPHA,
-) -> Comparison:
+) -> Result:
     """The answer for members whose passes are done.
 
     Args:
         results: what the store holds of the images under the attack.
-        members: the N models of the outcomes, in the same order.
+        members: the models of the outcomes, in the same order.
         outcomes: of the members.
-        scores: `similarity.matrix` of the outcomes, [N, N].
-        draws: of the outcomes, for means over pairs, which are of smoothed scores.
+        draws: of the outcomes' images.
         eps_s: the floor of 100 p.
         requested: the members with those that failed; `members`, unless given.
         failures: of the others, a row each: model, stage, reason.
         suspects: why a member's clean predictions look wrong, by its name.
-        alpha: how often intervals of pairs may miss; less in a run that stops early.
     """
-    requested, task = requested or members, results.evaluation.task
+    requested, evaluation = requested or members, results.evaluation
+    task, images = evaluation.task, len(outcomes.image_ids)
     if failures is None:
         failures = pl.DataFrame(schema=["model", "stage", "reason"])
-    models = similarity.models(
+    published = {m.name: m.member.source for m in requested if m.member.uses_published(task)}
+    resize, caveats = results.resize_errors(members), []
+    if resize.height:
+        worst = resize.row(0, named=True)
+        caveats.append(
+            text(
+                "pairwise.resize",
+                geometries=resize["target_view"].n_unique(),
+                mean=resize["resize_error"].mean(),
+                worst=worst["resize_error"],
+                source=worst["source_view"],
+                target=worst["target_view"],
+            )
+        )
+    if partly := [member.name for member in members if knows_more(member.member, task)]:
+        names, classes = and_more(partly), task.num_classes
+        caveats.append(text("pairwise.part_of_imagenet", names=names, classes=classes))
+    caveats += [text("pairwise.failed", **row) for row in failures.iter_rows(named=True)]
+    how = {"attack": attacked(evaluation), "images": images, "dataset": task.dataset}
+    return relate(
+        text("pairwise.title", models=len(requested), dataset=task.dataset),
+        text("pairwise.question", **how),
         outcomes,
-        scores,
-        [member.family for member in members],
+        draws,
+        {member.name: member.family for member in requested},
         [results.params(member) for member in members],
         [member.view.input_size for member in members],
-    )
-    published = {m.name: m.member.source for m in requested if m.member.uses_published(task)}
-    resize = results.resize_errors(members)
-    partly = [member.name for member in members if knows_more(member.member, task)]
-    images, dataset = len(outcomes.image_ids), task.dataset
-    caveats = [*_resized(resize)]
-    if partly:
-        caveats.append(
-            text("pairwise.part_of_imagenet", names=and_more(partly), classes=task.num_classes)
-        )
-    caveats += [text("pairwise.failed", **row) for row in failures.iter_rows(named=True)]
-    return relate(
-        text("pairwise.title", models=len(requested), dataset=dataset),
-        text(
-            "pairwise.question", attack=attacked(results.evaluation), images=images, dataset=dataset
-        ),
-        outcomes,
-        scores,
-        draws,
-        models,
-        {member.name: member.family for member in requested},
         eps_s=eps_s,
-        alpha=alpha,
         suspects=suspects or {},
         caveats=caveats,
         bases=[base_architecture(m.member, task) if m.member.timm else m.family for m in requested],
@@ -465,7 +374,7 @@ def summarise(
         resize=resize,
         failures=failures,
         examples=examples(results, members),
-        eps=results.evaluation.attack.eps,
+        eps=evaluation.attack.eps,
     )
 
 
@@ -473,56 +382,68 @@ def relate(
     title: str,
     question: str,
     outcomes: Outcomes,
-    scores: NDArray[np.float64],
     draws: Draws,
-    models: pl.DataFrame,
     families: Mapping[str, str],
+    params: list[int],
+    input_sizes: list[int],
     *,
     eps_s: float = similarity.EPS_S,
-    alpha: float = ALPHA,
     suspects: Mapping[str, str] | None = None,
     caveats: Sequence[str] = (),
     **others: Any,
-) -> Comparison:
+) -> Result:
     """The answer from outcomes alone, with gaps for requested models that failed.
 
     Args:
         title, question: of the page.
-        outcomes, scores, draws, eps_s, alpha, suspects: see `summarise`.
-        models: of `netkin.similarity.models`.
+        outcomes, draws, eps_s, suspects: see `summarise`.
         families: of all requested models, by name.
+        params, input_sizes: of the models of the outcomes.
         caveats: the last paragraphs of the answer.
-        others: further attributes of the `Comparison`.
+        others: further attributes of the `Result`.
     """
-    names = list(families)
-    control = controls(outcomes, [families[name] for name in outcomes.members], alpha)
-    pairs = similarity.pairs(outcomes, eps_s, alpha)
-    pairs = pairs.join(control.pairs, on=["a", "b"], how="left", maintain_order="left")
+    names, done = tuple(families), list(outcomes.members)
+    groups = [families[name] for name in done]
+    scores, smoothed = similarity.matrix(outcomes, eps_s), similarity.smoothed_matrix(outcomes)
+    pairs = similarity.pairs(outcomes, eps_s)
+    asymmetry = confounders.asymmetry(pairs["a_fools_b"].to_numpy(), pairs["b_fools_a"].to_numpy())
+    pairs = pairs.with_columns(pl.Series("asymmetry", asymmetry).fill_nan(None))
+    models = similarity.models(outcomes, scores, groups, params, input_sizes).drop("family")
+    controls = []
+    if outcomes.noise is not None:
+        pairs = pairs.join(confounders.pair_table(outcomes), ["a", "b"], maintain_order="left")
+        rates = pl.Series("noise_rate", confounders.noise_rates(outcomes)).fill_nan(None)
+        models = models.with_columns(rates)
+        controls.append(_chance(outcomes, smoothed, groups, pairs, models))
+    if len(done) >= FEWEST:
+        control, effects = _single_models(outcomes, smoothed, groups, pairs)
+        controls.append(control)
+        models = models.join(effects, "model", maintain_order="left")
+    means = family_means(smoothed, groups, draws)
     listed = pl.DataFrame(list(itertools.combinations(names, 2)), schema=["a", "b"], orient="row")
     pairs = listed.join(pairs, on=["a", "b"], how="left", maintain_order="left")
     pairs = pairs.with_columns(pl.col("n").fill_null(0))
-    index = [names.index(name) for name in outcomes.members]
+    index = [names.index(name) for name in done]
     matrix = np.full((len(names), len(names)), np.nan)
     matrix[np.ix_(index, index)] = scores
-    means = family_means(control.scores, control.families, draws)
     reasons = pl.Series("suspect", map((suspects or {}).get, names), pl.String)
     table = (
         pl.DataFrame({"model": names, "family": list(families.values())})
-        .join(models.drop("family"), on="model", how="left", maintain_order="left")
-        .join(control.models, on="model", how="left", maintain_order="left")
+        .join(models, on="model", how="left", maintain_order="left")
         .with_columns(reasons)
     )
-    done = table.filter(pl.col("model").is_in(list(outcomes.members)))
+    within = _within_or_between(groups, smoothed, draws)
     answer = [
-        *_answer(pairs.drop_nulls("score"), done, means, control, draws),
-        *([control.noise_sentence] if control.corrected is not None else []),
-        *([control.single_sentence] if control.main is not None else []),
+        *within,
+        _extremes(pairs.drop_nulls("score"), smoothed, first=not within),
+        *_closest_families(means),
+        *_weak(table.filter(pl.col("model").is_in(done))),
+        *[control.sentence for control in controls],
         *caveats,
     ]
-    return Comparison(
-        title, question, answer, matrix, names, list(families.values()),
-        pairs, table, means, control, **others,
-    )  # fmt: skip
+    return Result(
+        title, question, answer, outcomes, names, matrix, pairs, table, means, controls, **others
+    )
 
 
 def attacked(evaluation: Evaluation) -> str:
@@ -538,31 +459,93 @@ def attacked(evaluation: Evaluation) -> str:
     return f"{name} ({settings})" if settings else name
 
 
-def _answer(
+# What the scores owe to chance and to single models
+
+
+def _chance(
+    outcomes: Outcomes,
+    scores: NDArray[np.float64],
+    families: Sequence[str],
     pairs: pl.DataFrame,
     models: pl.DataFrame,
-    means: pl.DataFrame,
-    control: Controls,
-    draws: Draws,
-) -> list[str]:
-    """The findings, a paragraph each: families, the extreme pairs, and weak attacks."""
-    within = _within_or_between(control.families, control.scores, draws)
-    paragraphs = [*within, _extremes(pairs, control.scores, first=not within)]
-    paragraphs += _closest_families(means)
-    weak = models.filter(pl.col("white_box_success") < WEAK_ATTACK)
-    if weak.height:
-        named = [f"{r['model']} ({r['white_box_success']:.1%})" for r in weak.to_dicts()]
-        names = ", ".join(named) if len(named) <= WEAK_NAMED else and_more(named)
-        paragraphs.append(text("pairwise.weak", names=names, limit=WEAK_ATTACK))
-        if weak["suspect"].null_count():  # no advice on models whose predictions look wrong
-            paragraphs[-1] += text("pairwise.stronger")
-    return paragraphs
+) -> Control:
+    """How often noise alone fools, and which pairs are not above it."""
+    corrected, n = confounders.corrected_matrix(outcomes), len(scores)
+    worst = models.drop_nulls("noise_rate").sort("noise_rate", descending=True)
+    first = worst.row(0, named=True)
+    rates = {"mean": worst["noise_rate"].mean(), "worst": first["noise_rate"]}
+    sentence = text("confounders.noise", model=first["model"], **rates)
+    if below := pairs.filter(~pl.col("above_noise")).select("a", "b").rows():
+        where = "○ in the heatmap" if n <= LARGE else "above_noise in pairs.csv"
+        listed = and_more([f"{a} and {b}" for a, b in below], 3)
+        counts = {"below": len(below), "n": pairs.height}
+        sentence += text("confounders.not_above", where=where, names=listed, **counts)
+    else:
+        which = "one" if pairs.height == 1 else "all"
+        sentence += text(f"confounders.{which}_above", n=pairs.height)
+    at_chance = confounders.directions_at_chance(outcomes)
+    sentence += text("confounders.directions", below=at_chance, n=n * (n - 1))
+    changed = _changed("Corrected for chance", scores, corrected, families, "{:.0%}")
+    label = "chance-corrected rate (p - q) / (1 - q)"
+    return Control("Above chance", (sentence + changed).rstrip(), "corrected", corrected, label)
+
+
+def _single_models(
+    outcomes: Outcomes, scores: NDArray[np.float64], families: Sequence[str], pairs: pl.DataFrame
+) -> tuple[Control, pl.DataFrame]:
+    """How much single models explain, and each model's effects, in nats."""
+    directions = confounders.directions(similarity.one_sided(outcomes))
+    main = confounders.main_effects(scores)
+    effects = pl.DataFrame(
+        {
+            "model": outcomes.members,
+            "source_strength": directions.strength,
+            "target_brittleness": directions.brittleness,
+            "main_effect": main.effects,
+        }
+    ).fill_nan(None)
+    sentence = text(
+        "confounders.single",
+        median=np.nanmedian(pairs["asymmetry"].cast(float).to_numpy()),
+        by_target=directions.by_target,
+        by_source=directions.by_source,
+        main=main.explained,
+    )
+    sentence += _changed("Without them", scores, main.rest, families, "{:.2f}")
+    ranked = effects.sort("target_brittleness", descending=True)
+    title, label = "Strong sources, brittle targets", "score without main effects (nats)"
+    return Control(title, sentence.rstrip(), "rest", main.rest, label, ranked), effects
+
+
+def _changed(
+    what: str,
+    scores: NDArray[np.float64],
+    other: NDArray[np.float64],
+    families: Sequence[str],
+    unit: str,
+) -> str:
+    """What another matrix says about clusters, nearest relatives and families."""
+    parts = []
+    if len(scores) >= FEWEST:
+        c = confounders.change(scores, other)
+        if c.rand is not None:
+            agree = f"agree with those of s to an adjusted Rand index of {c.rand:.2f}"
+            parts.append(f"the {c.k} clusters {'are the same' if c.rand == 1 else agree}")
+        parts.append(f"{c.nearest} of {c.models} models have another nearest relative")
+    if means := within_and_between(families, other):
+        within, between = map(unit.format, means)
+        parts.append(f"the mean is {within} within families and {between} between them")
+    if not parts:
+        return ""
+    *first, last = parts
+    return f"{what}, {', '.join(first)}{' and ' if first else ''}{last}."
+
+
+# The findings
 
 
 def _within_or_between(
-    families: Sequence[str],
-    scores: NDArray[np.float64],
-    draws: Draws,
+    families: Sequence[str], scores: NDArray[np.float64], draws: Draws
 ) -> list[str]:
     """The mean within families less that between families, with an interval over images."""
     means = within_and_between(families, scores)
@@ -615,12 +598,12 @@ def _extremes(pairs: pl.DataFrame, scores: NDArray[np.float64], first: bool) -> 
     )
 
 
-def _closest_families(means: pl.DataFrame) -> list[str]:
+def _closest_families(family_means: pl.DataFrame) -> list[str]:
     """For each family with a mean within: how that compares with its closest other family. Of more
     than FAMILIES, in how many it is higher."""
-    between = means.filter(pl.col("family_a") != pl.col("family_b"))
+    between = family_means.filter(pl.col("family_a") != pl.col("family_b"))
     sentences, less = [], []
-    for row in means.filter(pl.col("family_a") == pl.col("family_b")).to_dicts():
+    for row in family_means.filter(pl.col("family_a") == pl.col("family_b")).to_dicts():
         family = row["family_a"]
         others = between.filter((pl.col("family_a") == family) | (pl.col("family_b") == family))
         if others.is_empty():
@@ -629,16 +612,9 @@ def _closest_families(means: pl.DataFrame) -> list[str]:
         (other,) = {closest["family_a"], closest["family_b"]} - {family}
         more = row["mean"] > closest["mean"]
         less += [] if more else [family]
-        sentences.append(
-            text(
-                "pairwise.family",
-                family=family,
-                more="more" if more else "less",
-                mean=row["mean"],
-                other=other,
-                closest=closest["mean"],
-            )
-        )
+        values = {"family": family, "other": other, "closest": closest["mean"]}
+        compared = "more" if more else "less"
+        sentences.append(text("pairwise.family", more=compared, mean=row["mean"], **values))
     if len(sentences) > FAMILIES:
         n = len(sentences)
         sentence = text("pairwise.many_families", more=n - len(less), n=n)
@@ -646,102 +622,13 @@ def _closest_families(means: pl.DataFrame) -> list[str]:
     return [" ".join(sentences)] if sentences else []
 
 
-def _resized(errors: pl.DataFrame) -> list[str]:
-    """The errors that crop and resize alone cause, from `netkin.results.Results.resize_errors`."""
-    if errors.is_empty():
+def _weak(models: pl.DataFrame) -> list[str]:
+    """The models whose attack is weak, and what to do."""
+    weak = models.filter(pl.col("white_box_success") < WEAK_ATTACK)
+    if weak.is_empty():
         return []
-    worst = errors.row(0, named=True)
-    return [
-        text(
-            "pairwise.resize",
-            geometries=errors["target_view"].n_unique(),
-            mean=errors["resize_error"].mean(),
-            worst=worst["resize_error"],
-            source=worst["source_view"],
-            target=worst["target_view"],
-        )
-    ]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Result:
-    """What `netkin.compare` returns. In a notebook it is shown as its heatmap.
-
-    Attributes:
-        outcomes: what the scores were computed from; see `netkin.similarity`.
-        comparison: tables, sentences and sections of the page.
-        settings: how it was measured, as JSON.
-    """
-
-    outcomes: Outcomes
-    comparison: Comparison
-    settings: Mapping[str, Any]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """N names, the order of `scores`."""
-        return tuple(self.comparison.names)
-
-    @property
-    def scores(self) -> NDArray[np.float64]:
-        """[N, N], symmetric, s = ln(100 p) in nats; the diagonal is of white-box success."""
-        return self.comparison.scores
-
-    @property
-    def pairs(self) -> pl.DataFrame:
-        """A row a pair: a, b, n, a_fools_b, b_fools_a, score, low, high (95 % interval)."""
-        return self.comparison.pairs
-
-    @property
-    def models(self) -> pl.DataFrame:
-        """A row a model: clean_accuracy, white_box_success, mean_similarity, nearest and others."""
-        return self.comparison.models
-
-    @property
-    def families(self) -> pl.DataFrame:
-        """Mean scores within and between families, with their 95 % intervals."""
-        return self.comparison.family_means
-
-    @property
-    def answer(self) -> tuple[str, ...]:
-        """The findings, and what to know of them, in words."""
-        return tuple(self.comparison.answer)
-
-    def heatmap(self) -> Figure:
-        """The clustered matrix with its dendrogram."""
-        figure = self.comparison.figure()
-        # Notebooks draw figures of pyplot only, which keeps them in a global list.
-        setattr(figure, "_repr_png_", partial(_png, figure))  # noqa: B010
-        return figure
-
-    def save(self, folder: str | Path) -> Path:
-        """Write what the command writes, and return the path of report.html.
-
-        That is similarity, pairs, models and families as CSV and, up to 500 rows, for LaTeX, the
-        figures as PNG and PDF, and report.html. Raises UserError where the folder cannot be
-        written.
-        """
-        try:
-            outputs = Outputs(Path(folder).expanduser())
-        except OSError as error:
-            raise UserError(f"folder={folder} cannot be made ({error.strerror})") from None
-        c = self.comparison
-        settings = yaml.safe_dump(dict(self.settings), sort_keys=False)
-        return outputs.report(c.title, c.question, c.answer, c.write(outputs), settings)
-
-    def __repr__(self) -> str:
-        return "\n".join([f"netkin.Result of {len(self.names)} models", *self.answer])
-
-    def _repr_png_(self) -> bytes:
-        return _png(self.comparison.figure())
-
-    def _repr_html_(self) -> str:
-        png = base64.b64encode(self._repr_png_()).decode()
-        paragraphs = "".join(f"<p>{escape(paragraph)}</p>" for paragraph in self.answer)
-        return f'<img src="data:image/png;base64,{png}" alt="Similarity of every pair">{paragraphs}'
-
-
-def _png(figure: Figure) -> bytes:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=110, bbox_inches="tight")
-    return out.getvalue()
+    named = [f"{r['model']} ({r['white_box_success']:.1%})" for r in weak.to_dicts()]
+    names = ", ".join(named) if len(named) <= WEAK_NAMED else and_more(named)
+    # No advice on models whose predictions look wrong.
+    advice = text("pairwise.stronger") if weak["suspect"].null_count() else ""
+    return [text("pairwise.weak", names=names, limit=WEAK_ATTACK) + advice]

@@ -52,21 +52,14 @@ def examples(
     selected = []
     for source in (one_a_family + rest)[:sources]:
         stored, index = results.adversarial(source, 0)
+        clean = results.pixels(source.view, 0)
         predicted = results.outcome_store.read(source.name, [source.name])
-        for row in range(min(images, len(index))):
-            position = int(index[row])
-            image_id = subset.ids[position]
-            (prediction,) = predicted.filter(image_id=image_id)["prediction"]
-            selected.append(
-                Example(
-                    source=source.name,
-                    image_id=image_id,
-                    label=words[subset.labels[position]],
-                    prediction=words[int(prediction)],
-                    clean=_hwc(results.pixels(source.view, 0)[position]),
-                    adversarial=_hwc(stored[row]),
-                )
-            )
+        for row, position in enumerate(index[:images].tolist()):
+            image = subset.ids[position]
+            (prediction,) = predicted.filter(image_id=image)["prediction"]
+            shown = (_hwc(clean[position]), _hwc(stored[row]))
+            label = words[subset.labels[position]]
+            selected.append(Example(source.name, image, label, words[int(prediction)], *shown))
     return selected
 
 
@@ -85,12 +78,8 @@ def examples_figure(items: Sequence[Example], eps: float | None) -> Figure:
 
 def examples_table(items: Sequence[Example]) -> pl.DataFrame:
     """source, image, label and prediction, a row an example."""
-    return pl.DataFrame(
-        [
-            {"source": e.source, "image": e.image_id, "label": e.label, "prediction": e.prediction}
-            for e in items
-        ]
-    )
+    rows = [(e.source, e.image_id, e.label, e.prediction) for e in items]
+    return pl.DataFrame(rows, ["source", "image", "label", "prediction"], orient="row")
 
 
 def examples_note(eps: float | None) -> str:

@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
+from netkin import similarity
 from netkin.data import views
 from netkin.data.views import View
+from netkin.errors import UserError
 from netkin.evaluation import Evaluation
 from netkin.model import Model
 from netkin.similarity import Outcomes
@@ -169,32 +171,23 @@ class Results:
         by_view: dict[View, list[Model]] = {}
         for model in models:
             by_view.setdefault(model.view, []).append(model)
+        right = {model.name: self.correct(model) for model in models}
         rows = []
         for source, target in itertools.permutations(by_view, 2):
             shares, images = [], []
             for model in by_view[target]:
-                right = self.correct(model)
-                if right.any():
+                if right[model.name].any():
                     wrong = self.predictions(model, source) != self.evaluation.labels
-                    shares.append(wrong[right].float().mean().item())
-                    images.append(int(right.sum()))
-            rows.append(
-                {
-                    "source_view": view_text(source),
-                    "target_view": view_text(target),
-                    "targets": len(by_view[target]),
-                    "images": float(np.mean(images)) if images else 0.0,
-                    "resize_error": float(np.mean(shares)) if shares else None,
-                }
-            )
+                    shares.append(wrong[right[model.name]].float().mean().item())
+                    images.append(int(right[model.name].sum()))
+            number = float(np.mean(images)) if images else 0.0
+            mean = float(np.mean(shares)) if shares else None
+            rows.append((view_text(source), view_text(target), len(by_view[target]), number, mean))
         schema = {
-            "source_view": pl.String,
-            "target_view": pl.String,
-            "targets": pl.Int64,
-            "images": pl.Float64,
-            "resize_error": pl.Float64,
+            **{"source_view": pl.String, "target_view": pl.String, "targets": pl.Int64},
+            **{"images": pl.Float64, "resize_error": pl.Float64},
         }
-        table = pl.DataFrame(rows, schema=schema)
+        table = pl.DataFrame(rows, schema, orient="row")
         return table.sort("resize_error", descending=True, nulls_last=True)
 
     # Other measures
@@ -233,6 +226,12 @@ class Results:
             return list(shards)
         folder.claim()
         return [shard for shard in shards if not shard_file(folder, shard).is_file()]
+
+    def attackable(self, model: Model, shards: Sequence[int]) -> int:
+        """How many images of some shards a model, whose clean pass is done, classifies correctly:
+        these are attacked."""
+        right = self.correct(model)
+        return sum(int(right[list(self.evaluation.shards[shard])].sum()) for shard in shards)
 
     def adversarial(self, model: Model, shard: int) -> tuple[Tensor, Tensor]:
         """A stored shard: (images [n, 3, H, W], their positions in the subset [n])."""
@@ -320,6 +319,70 @@ class Results:
             fooled=fooled,
             noise=noise,
         )
+
+    def landmark_scores(
+        self,
+        models: Sequence[Model],
+        landmarks: Sequence[int],
+        one_sided: bool,
+        eps_s: float = similarity.EPS_S,
+    ) -> tuple[NDArray[np.float64], pl.DataFrame]:
+        """The scores of all models with m landmarks, whose passes are done: no other pair is read.
+
+        Args:
+            models: N of them.
+            landmarks: [m] positions of the landmarks among them.
+            one_sided: whether only landmarks were attacked.
+            eps_s: the floor of 100 p.
+
+        Returns:
+            scores: [N, N], smoothed, in nats; NaN for pairs without a landmark, and on the diagonal
+                of other models. Symmetric, unless only landmarks were attacked: then entry [a, b]
+                is of how often the images of the landmark a fool b.
+            pairs: a row a pair with a landmark: a (the landmark), b, n, a_fools_b, b_fools_a (null
+                where b was not attacked), score, low, high (95 % interval).
+
+        Raises UserError, naming the pair, where no image is classified correctly by both.
+        """
+        names, at = [model.name for model in models], np.asarray(landmarks, dtype=np.intp)
+        others, chosen = np.setdiff1d(np.arange(len(models)), at), [models[i] for i in at]
+        right = np.stack([self.correct(model).numpy() for model in models])  # [N, I]
+        both = right[at, None] & right  # [m, N, I]
+        n = both.sum(axis=2)
+        if not n.all():
+            k, b = np.argwhere(n == 0)[0]
+            raise UserError(
+                f"no image is classified correctly by {chosen[k].name} and {names[b]}: their "
+                "similarity is undefined; check the models' clean accuracy, or use more images"
+            )
+        forward = self.fooled(chosen, models)
+        back = forward.copy()  # of models that were not attacked, the one direction counts twice
+        back[:, at] = forward[:, at].swapaxes(0, 1)
+        if len(others) and not one_sided:
+            back[:, others] = self.fooled([models[i] for i in others], chosen).swapaxes(0, 1)
+        there, again = ((direction & both).sum(axis=2) for direction in (forward, back))
+        scores = np.full((len(models), len(models)), np.nan)
+        for k, a in enumerate(at):
+            mean = (there[k] + again[k]) / 2
+            scores[:, a] = similarity.smoothed(again[k] if one_sided else mean, n[k])
+            scores[a] = similarity.smoothed(there[k] if one_sided else mean, n[k])
+        rank = np.full(len(models), len(at))
+        rank[at] = np.arange(len(at))
+        first, second = np.nonzero(rank > np.arange(len(at))[:, None])  # each pair once
+        picked = (first, second)
+        always = (forward & back & both).sum(axis=2)[picked]
+        half, unknown = (there + again)[picked] - 2 * always, one_sided & (rank == len(at))[second]
+        values, low, high = similarity.with_intervals(always, half, n[picked], eps_s)
+        b_fools_a = (again / n)[picked].tolist()
+        columns = {
+            "a": [chosen[k].name for k in first],
+            "b": [names[b] for b in second],
+            "n": n[picked],
+            "a_fools_b": (there / n)[picked],
+            "b_fools_a": [None if u else p for u, p in zip(unknown, b_fools_a, strict=True)],
+            **{"score": values, "low": low, "high": high},
+        }
+        return scores, pl.DataFrame(columns, schema_overrides={"b_fools_a": pl.Float64})
 
 
 def view_text(view: View) -> str:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,9 +97,8 @@ class Failure:
     def reason(self) -> str:
         """The error in one line."""
         text = " ".join(str(self.error).split())
-        if isinstance(self.error, UserError):
-            return text
-        return f"{type(self.error).__name__}: {text[:300]}; its trace is in the run's log"
+        known = isinstance(self.error, UserError)
+        return text if known else f"{type(self.error).__name__}: {text[:300]}"
 
 
 class Incomplete(UserError):
@@ -109,22 +108,13 @@ class Incomplete(UserError):
         self.failures, self.outcomes = list(failures), outcomes
         named = "; ".join(f"{f.model.name} ({f.stage}: {f.reason})" for f in failures)
         super().__init__(
-            f"{len(failures)} of {models} members failed: {named}. The others are done: fix or "
-            "leave out what failed, and run the same command again"
+            f"{len(failures)} of {models} members failed: {named}. The others are done: fix what "
+            "failed (the run's log has the traces) or leave it out, and run the same command again"
         )
 
     def __reduce__(self) -> tuple:
         """Pickled as its message alone."""
         return UserError, (str(self),)
-
-
-class Named(Protocol):
-    """An item of work; those of a model have it as `model`, too."""
-
-    @property
-    def name(self) -> str:
-        """What the display calls it."""
-        ...
 
 
 @contextmanager
@@ -276,7 +266,7 @@ class Run:
                 missing = results.missing_views(models)
                 items = [Item(f"shard {i}", None, v, shard=i) for i, v in missing.items()]
                 images = sum(len(self.evaluation.shards[i]) for i in missing)
-                self.stage("decode", _pass("decode", "decode"), items, images)
+                self.stage("decode", "decode.decode", items, images)
             if training is not None:
                 epochs = training.recipe.epochs
                 todo = [Item(m.name, m) for m in untrained]
@@ -300,16 +290,11 @@ class Run:
 
         Of the subset's first `images` and the rest of their last shard, if their number is given.
         """
-        parts, units = [], 0
         models = self.remaining(self.sources if models is None else models)
-        for model in models:
-            shards = self.results.missing_shards(model, images)
-            if shards:
-                parts += Item(model.name, model, tuple(shards)).split(self._devices)
-                right = self.results.correct(model)
-                shard = self.evaluation.shards
-                units += sum(int(right[list(shard[i])].sum()) for i in shards)
-        self.stage("craft", _pass("craft", "craft"), parts, units)
+        missing = {m.name: self.results.missing_shards(m, images) for m in models}
+        todo = [Item(m.name, m, tuple(missing[m.name])) for m in models if missing[m.name]]
+        units = sum(self.results.attackable(item.of_model(), item.todo) for item in todo)
+        self.stage("craft", "craft.craft", self._split(todo), units)
         return self.remaining(models)
 
     def transfer(
@@ -324,16 +309,9 @@ class Run:
         """
         models = self.remaining(models)
         missing = self.results.missing_sources(models, sources, images)
-        parts = [
-            part
-            for model in models
-            if missing[model.name]
-            for part in Item(model.name, model, tuple(missing[model.name]), images).split(
-                self._devices
-            )
-        ]
-        units = sum(len(part.todo) for part in parts)
-        self.stage("transfer", _pass("transfer", "transfer"), parts, units)
+        todo = [Item(m.name, m, tuple(missing[m.name]), images) for m in models if missing[m.name]]
+        units = sum(len(item.todo) for item in todo)
+        self.stage("transfer", "transfer.transfer", self._split(todo), units)
         return self.remaining(models)
 
     def measure(self) -> Outcomes:
@@ -384,9 +362,9 @@ class Run:
             return None
         return self.results.outcomes(finished, attacked, images)
 
-    @property
-    def _devices(self) -> int:
-        return self.settings.processes.devices
+    def _split(self, items: Sequence[Item]) -> list[Item]:
+        """The work of each model, dealt to the devices."""
+        return [part for item in items for part in item.split(self.settings.processes.devices)]
 
     def _has_work(self, models: Sequence[Model]) -> bool:
         """Whether any model has still to be run on clean images."""
@@ -405,7 +383,7 @@ class Run:
             todo = tuple(c for c in changes[model.name] if not self.results.has(model, c))
             items += [Item(model.name, model, todo)] if todo else []
         units = sum(len(item.todo) for item in items) * len(self.evaluation.subset)
-        self.stage(stage, _pass("predict", "predict"), items, units)
+        self.stage(stage, "predict.predict", items, units)
         return self.remaining(models)
 
     def _note_accuracy(self, models: Sequence[Model]) -> None:
@@ -420,7 +398,7 @@ class Run:
             )
 
     def stage(
-        self, stage: str, work: Callable, items: Sequence[Any], units: int
+        self, stage: str, work: str | Callable, items: Sequence[Any], units: int
     ) -> list[tuple[Any, Any]]:
         """Run work on items, as `netkin.jobs.pool.Jobs.run` does; returns (item, result) of each.
 
@@ -428,13 +406,15 @@ class Run:
 
         Args:
             stage: what the display and the tracker call it.
-            work: a function of a module, of ((results, runner, training), item, advance).
+            work: a function of a module, of ((results, runner, training), item, advance), or one of
+                `netkin.passes`, such as "craft.craft", of (results, runner, item, advance), which
+                is imported only where there is work: a run with all in the store starts sooner.
             items: with a `name`, and those of a model with a `model`.
             units: the sum of all `advance` calls.
         """
         if not items:
             return []
-        start = time.perf_counter()
+        start, work = time.perf_counter(), partial(_call, work) if isinstance(work, str) else work
 
         def failed(item: Any, error: Exception) -> None:
             log.error("%s failed in %s", item.model.name, stage, exc_info=error)
@@ -480,22 +460,16 @@ class Run:
         self.tracker.summary(dict(zip(names, values, strict=False)))
 
 
-def _pass(module: str, function: str) -> Callable:
-    """Work of a module of `netkin.passes`, which is imported only where there is work: a run with
-    everything in the store starts sooner."""
-    return partial(_call, f"netkin.passes.{module}", function)
-
-
-def _call(module: str, function: str, context: tuple, item: Item, advance: Advance) -> Result:
-    results, runner, _ = context
-    return getattr(import_module(module), function)(results, runner, item, advance)
+def _call(name: str, context: tuple, item: Item, advance: Advance) -> Result:
+    module, function = name.split(".")
+    work = getattr(import_module(f"netkin.passes.{module}"), function)
+    return work(*context[:2], item, advance)
 
 
 def totals(name: str, parts: Sequence[Result]) -> dict[str, Any]:
     """A member's row of the table of stages, over all parts of its work in one.
 
-    Columns: model, seconds, images, images_per_second; of crafting also shards and share_in_store,
-    the share of the time that went into storing.
+    Columns: model, seconds, images, images_per_second, and shards of crafting.
     """
     seconds, images = sum(part.seconds for part in parts), sum(part.images for part in parts)
     shards = sum(part.shards for part in parts)
@@ -505,7 +479,6 @@ def totals(name: str, parts: Sequence[Result]) -> dict[str, Any]:
         "images": images,
         "images_per_second": images / seconds if images and seconds else None,
         "shards": shards or None,
-        "share_in_store": sum(part.storing for part in parts) / seconds if shards else None,
     }
 
 

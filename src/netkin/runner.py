@@ -1,7 +1,7 @@
 """Where and how models run: device, batch size, precision, and the loop over stored shards.
 
 Crafting and predicting cut their work into batches that are halved when memory runs out. A pass is
-a Lightning module whose `predict_step` gets one shard; Lightning moves both to the device.
+a function of one shard, which Lightning calls after it has moved shard and network to the device.
 """
 
 import logging
@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import cross_entropy, interpolate
 from torch.utils.data import DataLoader, Dataset
 
 from netkin.attacks import Attack
@@ -28,6 +28,8 @@ from netkin.zoo.build import Classifier
 from netkin.zoo.execution import DEFAULT_PRECISION, Execution, Prepared, exact_float32, prepare
 
 T = TypeVar("T")
+TRIED = 8
+"""Images that a source's gradient is tried on."""
 
 log = logging.getLogger(__name__)
 
@@ -103,12 +105,38 @@ class Runner:
         size = min(self.batch_size, evaluation.shard_size)
         return Crafter(classifier, evaluation, execution, size)
 
-    def run(self, module: pl.LightningModule, items: list, load: Callable[[Any], dict]) -> None:
-        """Call `module.predict_step` on each item that `load` has loaded; it stores the results."""
+    def run(
+        self,
+        step: Callable[[dict], None],
+        items: list,
+        load: Callable[[Any], dict],
+        network: nn.Module,
+    ) -> None:
+        """Call `step`, which runs a network and stores the results, on what `load` makes of each
+        item: a mapping of tensors [n, ...], which are on the network's device, and numbers."""
         with quiet():
-            trainer(self.accelerator, inference_mode=False).predict(
-                module, datamodule=Items(items, load, self.loader), return_predictions=False
+            loading = Loading(
+                Loaded(items, load),
+                batch_size=None,
+                num_workers=self.loader.workers,
+                prefetch_factor=self.loader.prefetch if self.loader.workers else None,
+                pin_memory=self.loader.pin_memory,
             )
+            trainer(self.accelerator, inference_mode=False).predict(
+                Step(step, network), loading, return_predictions=False
+            )
+
+
+class Step(pl.LightningModule):
+    """A function of loaded items, and the network that it runs."""
+
+    def __init__(self, step: Callable[[dict], None], network: nn.Module):
+        super().__init__()
+        self.step, self.network = step, network
+
+    def predict_step(self, batch: dict) -> None:
+        """Call the function."""
+        self.step(batch)
 
 
 class Predictor(nn.Module):
@@ -145,9 +173,32 @@ class Crafter:
         self.model: Prepared | None = None  # as it is run, from the first images on
         self.batches = Batches(size, classifier.name)
 
-    def prepare(self, pixels: Tensor) -> None:
-        """Prepare the source to be run, which is tested on some images in [0, 1]."""
+    def prepare(self, clean: Tensor, labels: Tensor) -> None:
+        """Prepare the source to be run, which is tested on images as of `craft`.
+
+        Raises UserError where its loss has no finite gradient: signs of NaN are 0, so that attacks
+        would silently leave its images as they are.
+        """
+        pixels, name = clean.float() / 255, self.classifier.name
         self.model = prepare(self.classifier, self.execution, pixels, self.batches.size)
+        passes = self.evaluation.attack.passes(self.classifier, self.evaluation.task.num_classes)
+        if passes is not None and not passes.backward:
+            return
+        source, tried = self.model, pixels[:TRIED]
+
+        def bad(batch: slice) -> int:
+            with frozen(source) as model, torch.enable_grad():
+                x = tried[batch].clone().requires_grad_()
+                loss = cross_entropy(model(x), labels[:TRIED][batch], reduction="sum")
+                (gradient,) = torch.autograd.grad(loss, x)
+            return int((~gradient.isfinite().flatten(1).all(dim=1)).sum())
+
+        if found := sum(self.batches.run(len(tried), bad)):
+            raise UserError(
+                f"{name}: the gradient of its loss is NaN or infinite on {found} of {len(tried)} "
+                "images, so that no attack can follow it; look in its forward pass for a square "
+                "root or a logarithm of 0, or a division by 0"
+            )
 
     def craft(self, clean: Tensor, labels: Tensor, keys: Sequence[str]) -> Iterator[Tensor]:
         """Adversarial images as they are stored, batch by batch: uint8, or float32 in [0, 1].
@@ -160,7 +211,7 @@ class Crafter:
         Raises UserError where the attack returns another shape, NaN or pixels outside [0, 1].
         """
         if self.model is None:
-            self.prepare(clean.float() / 255)
+            self.prepare(clean, labels)
         attack = self.evaluation.attack
         return self.batches.run(
             len(clean), lambda b: self._perturb(attack, clean[b], labels[b], keys[b])
@@ -253,24 +304,6 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (
         "DefaultCPUAllocator" in str(error) and "memory" in str(error)
     )
-
-
-class Items(pl.LightningDataModule):
-    """Work items in order, each loaded by a function."""
-
-    def __init__(self, items: list, load: Callable[[Any], dict], loader: Loader):
-        super().__init__()
-        self.items, self.load, self.loader = items, load, loader
-
-    def predict_dataloader(self) -> DataLoader:
-        """One item at a time."""
-        return Loading(
-            Loaded(self.items, self.load),
-            batch_size=None,
-            num_workers=self.loader.workers,
-            prefetch_factor=self.loader.prefetch if self.loader.workers else None,
-            pin_memory=self.loader.pin_memory,
-        )
 
 
 class Loading(DataLoader):

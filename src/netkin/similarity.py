@@ -281,12 +281,12 @@ def row_draws(
 ) -> Iterator[tuple[int, NDArray[np.float64]]]:
     """Each model a, and its smoothed scores with the models up to itself in each draw,
     [draws, a + 1]; see `bootstrap`."""
-    counts = counts.astype(np.float32)  # exact: sums of halves, far below 2^23
+    single = counts.astype(np.float32)  # exact: sums of halves, far below 2^23
     for a in range(len(outcomes.members)):
         others = slice(0, a + 1)
         both = both_correct(outcomes, a, others).astype(np.float32)
         z = (outcomes.fooled[a, others].astype(np.float32) + outcomes.fooled[others, a]) / 2 * both
-        yield a, smoothed(counts @ z.T, counts @ both.T)
+        yield a, smoothed(single @ z.T, single @ both.T)
 
 
 def bootstrap(

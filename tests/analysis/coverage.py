@@ -3,10 +3,11 @@
 python -m tests.analysis.coverage        # about twelve minutes on one core
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from netkin.analysis import ensemble, matrix, sequential
@@ -196,23 +197,6 @@ def of_zoo(
     return stopped, images
 
 
-def stopping(matrices: Mapping[str, NDArray]) -> None:
-    """Print the tables of runs that stop at a half-width."""
-    print("\n| p | directions | half-width | mean images | covers when stopped |")
-    print("|---" * 5 + "|")
-    for p in (0.02, 0.1, 0.3, 0.6, 0.95):
-        for together, words in ((0, "independent"), (0.5, "half equal"), (1, "equal")):
-            for half_width in (0.3, 0.1):
-                held, images = of_stops(p, together, half_width)
-                print(f"| {p} | {words} | {half_width} | {images:.0f} | {held:.1%} |")
-    print("\n| matrix | half-width | mean images | covers when stopped |")
-    print("|---" * 4 + "|")
-    for name, scores in matrices.items():
-        for half_width in (0.5, 0.3, 0.2):
-            held, images = of_zoo(scores, half_width)
-            print(f"| {name} | {half_width} | {images:.0f} | {held:.1%} |")
-
-
 def main() -> None:
     """Print the tables."""
     some = np.random.default_rng(1).permutation(69)[:12]
@@ -220,28 +204,41 @@ def main() -> None:
         "published, 12 models": matrix.read(PUBLISHED).scores[np.ix_(some, some)],
         "digits, 12 models": matrix.read(DIGITS).scores,
     }
-    print("| matrix | images | true r | measured r | noise ceiling | without noise | "
-          "percentile interval covers | corrected interval covers |")  # fmt: skip
-    print("|---" * 8 + "|")
-    for name, scores in matrices.items():
-        for images in (200, 500, 2000):
-            for r in (0, 0.5, 0.9, 0.98):
-                c = of_r(scores, r, images)
-                values = (
-                    f"{c.true:.2f} | {c.measured:.3f} | {c.ceiling:.2f} | {c.without_noise:.3f}"
-                )
-                print(f"| {name} | {images} | {values} | {c.percentile:.1%} | {c.corrected:.1%} |")
-    print("\n| models | true r | interval over models covers |\n|---|---|---|")
-    for n in (5, 8, 12, 30):
-        for r in (0, 0.5, 0.9):
-            print(f"| {n} | {r} | {of_models(n, r):.1%} |")
-    print("\n| images | errors expected of a model | bootstrap covers | reported interval covers |")
-    print("|---|---|---|---|")
-    for images in (100, 500):
-        for expected in (1, 3, 10, 30):
-            bootstrap, reported = of_reduction(expected, images)
-            print(f"| {images} | {expected} | {bootstrap:.1%} | {reported:.1%} |")
-    stopping(matrices)
+    tables = [
+        [
+            {"matrix": name, "images": images, **asdict(of_r(scores, r, images))}
+            for name, scores in matrices.items()
+            for images in (200, 500, 2000)
+            for r in (0, 0.5, 0.9, 0.98)
+        ],
+        [
+            {"models": n, "true r": r, "interval over models covers": of_models(n, r)}
+            for n in (5, 8, 12, 30)
+            for r in (0, 0.5, 0.9)
+        ],
+        [
+            {"images": images, "errors expected": errors}
+            | dict(zip(("bootstrap", "reported"), of_reduction(errors, images), strict=True))
+            for images in (100, 500)
+            for errors in (1, 3, 10, 30)
+        ],
+        [
+            {"p": p, "directions equal": together, "half-width": width}
+            | dict(zip(("covers", "mean images"), of_stops(p, together, width), strict=True))
+            for p in (0.02, 0.1, 0.3, 0.6, 0.95)
+            for together in (0, 0.5, 1)
+            for width in (0.3, 0.1)
+        ],
+        [
+            {"matrix": name, "half-width": width}
+            | dict(zip(("covers", "mean images"), of_zoo(scores, width), strict=True))
+            for name, scores in matrices.items()
+            for width in (0.5, 0.3, 0.2)
+        ],
+    ]
+    with pl.Config(tbl_formatting="MARKDOWN", tbl_hide_column_data_types=True, tbl_rows=-1):
+        for rows in tables:
+            print(pl.DataFrame(rows, infer_schema_length=None))
 
 
 if __name__ == "__main__":

@@ -111,11 +111,17 @@ def test_teachers_by_the_guideline() -> None:
     s = np.zeros((6, 6))
     s[0, 1:] = [4, 1.8, 1, 2.5, 3]
     ranked = select.teachers(s, 0, bases, names)
-    order = [names[t.model] for t in ranked]
-    assert order == ["cnn far", "vit near", "cnn middle", "cnn near", "vit far"]
-    assert ranked[0].reason.startswith("CNN, unlike the student (Transformer), s = 1.00, and diss")
-    assert "same base architecture (Transformer), s = 1.80, but not similar" in ranked[-1].reason
-    assert [t.same for t in ranked] == [False, True, False, False, True]
+    order = ["cnn far", "vit near", "cnn middle", "cnn near", "vit far"]
+    assert ranked["teacher"].to_list() == order
+    assert [names[i] for i in ranked["position"]] == order
+    assert (ranked["base_architecture"] == "Transformer").to_list() == [
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
+    assert ranked["fit"].to_list() == pytest.approx([1, 1, 0.5, 1 / 3, 0.8 / 3])
 
 
 def test_select(folder: Path) -> None:

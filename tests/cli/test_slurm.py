@@ -5,29 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cli import queue
-from experiments.cli.queue import Job
+from experiments.cli import slurm
+from experiments.cli.slurm import Job
 from tests.conftest import SMALL, run_here
-
-
-@pytest.mark.parametrize(
-    ("ids", "text"),
-    [
-        (["17_0", "17_1", "17_2", "18"], "17_[0-2] 18"),
-        (["17_4"], "17_4"),
-        (["17_10", "17_2", "17_3", "19_0", "17_5"], "17_[2-3,5,10] 19_0"),
-        (["17", "18"], "17 18"),
-    ],
-)
-def test_ids_as_scancel_takes_them(ids: list[str], text: str) -> None:
-    assert queue.compressed(ids) == text
-
-
-def test_a_refusal_is_one_line() -> None:
-    said = (
-        "sbatch: error: invalid partition specified: x\nsbatch: error: Batch job submission failed"
-    )
-    assert queue.refusal(said) == "invalid partition specified: x; Batch job submission failed"
 
 
 @pytest.mark.parametrize(
@@ -57,8 +37,10 @@ def unreachable() -> dict[str, dict[str, str]]:
     raise OSError("squeue: error: Unable to contact\nslurm")
 
 
-def test_a_line_for_what_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs = [Job(f"source={name}", f"7_{i}", tmp_path) for i, name in enumerate("abc")]
+def test_a_line_for_what_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [Job(f"source={name}", id=f"7_{i}", folder=tmp_path) for i, name in enumerate("abc")]
     (tmp_path / "7_2_0_log.out").write_text("at work\nKilled\n\n")
 
     def states(*rows: tuple[str, str, str]) -> dict[str, dict[str, str]]:
@@ -84,10 +66,9 @@ def test_a_line_for_what_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ]
     )
 
-    monkeypatch.setattr(queue, "queue", lambda: next(seen)())
-    lines = list[str]()
-    queue.wait(jobs, 0.0, lines.append)
-    assert lines == [
+    monkeypatch.setattr(slurm, "queue", lambda: next(seen)())
+    slurm.wait(jobs, 0.0)
+    assert capsys.readouterr().out.splitlines() == [
         "3 jobs: 3 waiting (Resources)",
         "7_0 source=a: started on n1",
         "7_1 source=b: started on n1",
@@ -99,6 +80,6 @@ def test_a_line_for_what_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "7_0 source=a: started on n1",
         "7_2 source=c: failed: ended by SLURM or from outside, state FAILED; its log "
         f"{tmp_path}/7_2_0_log.out ends in: Killed",
-        "7_0 source=a: done in 0.0 min",
+        "7_0 source=a: done",
         "3 jobs: 1 done, 2 failed",
     ]

@@ -142,12 +142,12 @@ def test_a_day_in_small(
     first.process.send_signal(signal.SIGINT)
     assert first.end() == 130, first.text
     assert re.match(
-        r"stopped with \d+ of 12 jobs done, \d+ still in SLURM \(to end them: scancel \d+_\[.*\]"
+        r"stopped with \d+ of 12 jobs done, \d+ still in SLURM \(to end them: scancel( \d+_\d+)+"
         r"\); what is finished is kept\. To go on: python .*-m ",
         first.text.splitlines()[-1],
     )
     assert "Traceback" not in first.text
-    (array,) = re.findall(r"submitted to SLURM: (\d+)_\[0-11\]", first.text)
+    (array,) = re.findall(r"submitted to SLURM: (\d+)\n", first.text)
     ids = {name: f"{array}_{i}" for i, name in enumerate([*GOOD, "broken"])}
 
     second = Command(tmp_path, *sweep, "hydra.sweep.dir=second", sleep=0.05)
@@ -201,7 +201,7 @@ def test_ctrl_c_with_cancel_leaves_no_job(node: OneNode, tmp_path: Path) -> None
     sweep.process.send_signal(signal.SIGTERM)
     assert sweep.end() == 143
     assert "stopped with 0 of 2 jobs done, 2 cancelled; what is" in sweep.text
-    (array,) = re.findall(r"submitted to SLURM: (\d+)_\[0-1\]", sweep.text)
+    (array,) = re.findall(r"submitted to SLURM: (\d+)\n", sweep.text)
     assert set(node.last_state(array).split()) == {"CANCELLED"}
 
 
@@ -209,9 +209,7 @@ def test_what_sbatch_refuses_is_one_line(node: OneNode, tmp_path: Path) -> None:
     more = ["hydra.launcher.partition=nowhere", "hydra.sweep.dir=sweep"]
     done = run_here("-m", *RUN, members(*GOOD), "source=m00,m01", *LAUNCHER, *more, cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith(
-        "error: 2 of 2 jobs failed: source=m00, source=m01 (sbatch refused it: "
-    )
+    assert done.stderr.startswith("error: sbatch refuses 2 jobs: ")
     assert "invalid partition specified: nowhere" in done.stderr
     assert "Traceback" not in done.stdout
 

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from netkin.data import images as decoding
 from netkin.data.files import walk
-from netkin.data.images import UnreadableImage, decode
+from netkin.data.images import UnreadableImage
 from netkin.data.sources import open_folder
 from netkin.data.subset import draw
 from netkin.errors import UserError
-from tests.data.test_sources import PIXELS, picture
+from tests.data.conftest import PIXELS, picture
 
 
 @pytest.fixture
@@ -87,28 +86,6 @@ def test_a_folder_that_cannot_be_listed_is_an_error(
         walk(root / "val")
     with pytest.raises(UserError, match=r"cannot be read .*File name too long"):
         open_folder("x" * 5000)
-
-
-def test_postscript_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Image.fromarray(PIXELS).save(tmp_path / "a.eps")
-    (tmp_path / "a.eps").rename(tmp_path / "a.png")
-
-    def started(*_: object, **__: object) -> None:
-        raise AssertionError("a program was started")
-
-    monkeypatch.setattr("subprocess.Popen", started)
-    monkeypatch.setattr("subprocess.check_call", started)
-    with pytest.raises(UnreadableImage, match="not an image of a raster format"):
-        decode("a", (tmp_path / "a.png").read_bytes)
-
-
-def test_a_decompression_bomb_is_an_unreadable_image(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    picture(tmp_path / "a.png")
-    monkeypatch.setattr(decoding.Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UnreadableImage, match=r"960 pixels\) exceeds limit .* decompression bomb"):
-        decode("a", (tmp_path / "a.png").read_bytes)
 
 
 def add(tar: tarfile.TarFile, name: str, content: bytes | None = None, **settings: object) -> None:

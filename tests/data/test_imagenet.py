@@ -18,7 +18,6 @@ from timm.data import ImageNetInfo, create_transform
 
 from netkin.store.files import read_tensors
 from netkin.zoo import sources
-from netkin.zoo.member import Member
 from tests.conftest import run_here
 from tests.zoo.hub_cache import offline, write_hub
 
@@ -137,66 +136,3 @@ def test_three_of_the_69_from_jpeg_to_similarity(
     done = run_here(*command, cwd=tmp_path)
     assert done.returncode == 1
     assert "was made with model.weights_sha256" in done.stderr and done.stderr.count("\n") == 1
-
-
-@pytest.mark.slow
-def test_all_missing_weights_are_listed_before_any_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    offline(tmp_path, monkeypatch)
-    write_images(tmp_path / "imagenet")
-    done = run_here(
-        "dataset=imagenet",
-        f"dataset.root={tmp_path / 'imagenet'}",
-        f"dataset.labels={tmp_path / 'imagenet' / 'labels.txt'}",
-        "logger=none",
-        "hydra.run.dir=run",
-        cwd=tmp_path,
-    )
-    assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "the weights of 69 of 69 members cannot be had" in done.stderr
-    for name in ("nfnet_l0", "gluon_xception65", "tnt_s_patch16_224"):
-        assert f"{name} (" in done.stderr
-    assert str(tmp_path / "hub") in done.stderr and str(tmp_path / "torch") in done.stderr
-    assert not list((tmp_path / "store").rglob("*.safetensors"))
-
-
-def test_a_local_dir_and_the_hub_name_a_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same weights and preprocessing by both names."""
-    from netkin.zoo import sources
-    from netkin.zoo.build import Task, build, preprocessing
-
-    net = timm.create_model("test_resnet", num_classes=10)
-    file = write_hub(tmp_path, "timm/mine", "model.safetensors", net.state_dict())
-    config = {
-        "architecture": "test_resnet",
-        "num_classes": 10,
-        "pretrained_cfg": {
-            "input_size": [3, 64, 64],
-            "crop_pct": 0.9,
-            "interpolation": "bilinear",
-            "mean": [0.1, 0.2, 0.3],
-            "std": [0.4, 0.5, 0.6],
-            "num_classes": 10,
-        },
-        "model_args": {"num_classes": 10},
-    }
-    (file.parent / "config.json").write_text(json.dumps(config))
-    offline(tmp_path, monkeypatch)
-    sources.config.cache_clear()
-    pixels = torch.rand(2, 3, 64, 64)
-    for name in (f"local-dir:{file.parent}", "hf-hub:timm/mine"):
-        member = Member("mine", name)
-        task = Task("digits", 10, weights="pretrained")
-        ((_, found, _),) = sources.fetch({"mine": name})
-        assert found.resolve() == file.resolve()
-        classifier = build(member, task, found).eval()
-        own = preprocessing(member, task)
-        assert (own.view.input_size, own.view.interpolation) == (64, "bilinear")
-        mean, std = torch.tensor(own.mean), torch.tensor(own.std)
-        with torch.no_grad():
-            wanted = net.eval()((pixels - mean.view(-1, 1, 1)) / std.view(-1, 1, 1))
-            torch.testing.assert_close(classifier(pixels), wanted)
-    sources.config.cache_clear()

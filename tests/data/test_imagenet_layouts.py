@@ -1,19 +1,66 @@
-"""ImageNet as people have it, the ImageNet-compatible images, and Hugging Face datasets."""
+"""ImageNet as people have it, and the ImageNet-compatible images."""
 
-import io
 import shutil
 import tarfile
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from netkin.data.imagenet import open_compatible, open_imagenet
 from netkin.data.sources import open_folder
 from netkin.errors import UserError
-from tests.data.test_sources import PIXELS, WNIDS, by_id, imagenet, picture
+from tests.data.conftest import WNIDS, by_id, picture, val_name
 
-__all__ = ["imagenet"]  # a fixture
+
+def test_every_layout_of_imagenet_is_the_same_images(imagenet: Path) -> None:
+    layouts = [
+        open_imagenet(str(imagenet / "folders")),
+        open_imagenet(str(imagenet / "bare")),
+        open_imagenet(str(imagenet / "flat")),
+        open_imagenet(str(imagenet / "flat" / "val")),
+        open_imagenet(str(imagenet / "flat"), labels=str(imagenet / "labels.txt")),
+        open_imagenet(str(imagenet / "val.tar")),
+    ]
+    first = by_id(layouts[0])
+    assert len(first) == 6 and first[val_name(1)][0] == WNIDS[3]
+    for images in layouts[1:]:
+        assert by_id(images) == first and list(images.classes) == WNIDS
+    for images in layouts[1:5]:  # ids, too, so that a manifest of one names images of the other
+        assert sorted(images.ids) == sorted(layouts[0].ids)
+
+
+def test_a_ground_truth_needs_its_classes_and_as_many_images(imagenet: Path) -> None:
+    root, kit = str(imagenet / "flat"), imagenet / "flat" / "ILSVRC2012_devkit_t12" / "data"
+    truth = kit / "ILSVRC2012_validation_ground_truth.txt"
+    content = truth.read_text()
+    with pytest.raises(UserError, match="dataset=imagenet"):
+        open_folder(root, "val", str(truth))
+    truth.write_text(content + "1\n")
+    with pytest.raises(UserError, match=r"7 labels, .* has 6 images"):
+        open_imagenet(root)
+    truth.write_text("9" + content[1:])
+    with pytest.raises(UserError, match="label 9 is out of range; expected 1 to 3"):
+        open_imagenet(root)
+    (kit / "meta.mat").unlink()
+    with pytest.raises(UserError, match=r"meta\.mat cannot be read"):
+        open_imagenet(root)
+    shutil.rmtree(kit.parent)
+    with pytest.raises(UserError, match=r"labels=PATH/ILSVRC2012_validation_ground"):
+        open_imagenet(root)
+
+
+def test_archives_beside_folders_and_hidden_files_are_left_alone(imagenet: Path) -> None:
+    before = by_id(open_imagenet(str(imagenet / "folders")))
+    shutil.copy(imagenet / "val.tar", imagenet / "folders" / "ILSVRC2012_img_val.tar")
+    (imagenet / "folders" / "val" / ".ipynb_checkpoints").mkdir()
+    (imagenet / "folders" / "val" / WNIDS[3] / "._a.JPEG").write_bytes(b"")
+    assert by_id(open_imagenet(str(imagenet / "folders"))) == before
+
+
+def test_classes_that_are_no_wordnet_ids(imagenet: Path) -> None:
+    (imagenet / "bare" / WNIDS[3]).rename(imagenet / "bare" / "goldfish")
+    with pytest.raises(UserError, match=r"1 class folders that are no WordNet ids .* 'goldfish'"):
+        open_imagenet(str(imagenet / "bare"))
 
 
 def flat_tar(file: Path, folder: Path) -> None:
@@ -41,13 +88,6 @@ def test_the_official_archive_of_validation_images(imagenet: Path, kit: str) -> 
         assert by_id(images) == by_id(folders) and list(images.classes) == WNIDS
         stamps = {i: images.stamp(k) for k, i in enumerate(images.ids)}
         assert stamps == {i: folders.stamp(k) for k, i in enumerate(folders.ids)}
-
-
-def test_the_official_archive_without_labels(imagenet: Path) -> None:
-    (imagenet / "official").mkdir()
-    flat_tar(imagenet / "official" / "ILSVRC2012_img_val.tar", imagenet / "flat" / "val")
-    with pytest.raises(UserError, match=r"labels=PATH/ILSVRC2012_validation_ground"):
-        open_imagenet(str(imagenet / "official"))
 
 
 def test_the_official_archive_of_training_images(imagenet: Path) -> None:
@@ -155,46 +195,3 @@ def test_imagenet_compatible_images_that_are_not(tmp_path: Path) -> None:
         open_compatible(root)
     with pytest.raises(UserError, match="none of which are for training"):
         open_compatible(root, "train")
-
-
-def encoded(shift: int) -> dict[str, object]:
-    file = io.BytesIO()
-    Image.fromarray(PIXELS + shift).save(file, "png")
-    return {"bytes": file.getvalue(), "path": f"{shift}.png"}
-
-
-def test_columns_of_a_hugging_face_dataset(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    columns = {
-        "photo": [encoded(i) for i in range(4)],
-        "fine": [1, 3, 2, 1],
-        "coarse": ["b", "a", "b", "a"],
-    }
-    features = datasets.Features(
-        photo=datasets.Image(), fine=datasets.Value("int64"), coarse=datasets.Value("string")
-    )
-    table = datasets.Dataset.from_dict(columns, features=features)
-    datasets.DatasetDict(validation=table).save_to_disk(str(tmp_path / "saved"))
-    (tmp_path / "parquet").mkdir()
-    table.to_parquet(str(tmp_path / "parquet" / "validation-00000-of-00001.parquet"))
-    for name in ("saved", "parquet"):
-        root = f"hfds/{tmp_path / name}"
-        listed = r"its columns are photo \(Image\), fine \(int64\), coarse \(string\)"
-        with pytest.raises(UserError, match=rf"no one column of labels: {listed}"):
-            open_folder(root, "validation")
-        with pytest.raises(UserError, match=rf"has no column size: {listed}"):
-            open_folder(root, "validation", label_column="size")
-        images = open_folder(root, "validation", label_column="fine")
-        assert (images.labels, images.classes) == ([0, 2, 1, 0], ["1", "2", "3"])
-        assert "images are column photo and labels column fine, of photo" in images.notes[0]
-        assert "1 was subtracted" in images.notes[1]
-        words = open_folder(root, "validation", image_column="photo", label_column="coarse")
-        assert (words.labels, words.classes) == ([1, 0, 1, 0], ["a", "b"])
-        assert words.notes == ()  # nothing was guessed
-        assert words.load(1).size == (40, 24) and words.ids[1] == "1.png"
-    with pytest.raises(UserError, match=r"has no split test, but validation"):
-        open_folder(f"hfds/{tmp_path / 'saved'}", "test")
-    with pytest.raises(UserError, match="does not go with hfds"):
-        open_folder(f"hfds/{tmp_path / 'saved'}", "validation", labels="x")
-    with pytest.raises(UserError, match=r"are of hfds/\.\.\., not of"):
-        open_folder(str(tmp_path), label_column="fine")

@@ -7,7 +7,7 @@ import pytest
 from netkin.data.images import Images
 from netkin.data.sources import open_folder
 from netkin.errors import UserError
-from tests.data.test_sources import picture
+from tests.data.conftest import picture
 
 NAMES = ("a.png", "b.png", "c d.png")
 
@@ -80,16 +80,31 @@ def test_names_of_classes_in_both_orders(root: Path) -> None:
         ("a.png,0,x\nb.png,2,y\n", "has 3 columns and no header; expected two, image and label"),
         ("a.png 0\nb.png 2\na.png 1\n", r"lists image a\.png twice"),
         ("train/a.png 0\ntrain/b.png 0\n", "names no image of"),
+        ("a.png 0\ne.png 1\n", r"lists 1 images that are not in .*, such as e\.png"),
         ("0\n1\n", "has 2 labels, .* has 3 images"),
         ("a.png 0\nb.png 20000000\n", "a label of 20000000 claims 20,000,001 classes"),
+        ("a.png 0\nb.png -1\n", r"label -1 of b\.png is out of range"),
+        ("a.png \u00b2\nb.png 0\n", "out of range"),
         ("a.png 0\nb.png\n", r"line 2: expected 'image label', got 'b\.png'"),
+        ("a.png\n", r"line 1: expected 'image label', got 'a\.png'"),
         ('a.png,0\n"b.png,1\nc.png,2\n', "quotation mark"),
         (b"\xff\xfe\x00", "cannot be read"),
+        ("", "is empty"),
     ],
 )
 def test_label_files_that_are_refused(root: Path, text: str | bytes, message: str) -> None:
+    names = ["ant", "bee"] if "range" in message else []
     with pytest.raises(UserError, match=message):
-        labelled(root, text)
+        labelled(root, text, *names)
+    with pytest.raises(UserError, match="cannot be read"):
+        open_folder(str(root), "val", str(root / "nowhere"))
+
+
+def test_names_of_classes_may_be_numbers_in_another_order(root: Path) -> None:
+    (root / "labels").write_text("a.png,2\nb.png,0\n", encoding="utf-8-sig")
+    names: list = [2, 0, 1]  # as YAML reads them
+    images = open_folder(str(root), "val", str(root / "labels"), names)
+    assert (images.labels, images.classes) == ([0, 1], ["2", "0", "1"])
 
 
 def test_a_label_file_may_name_files_of_any_extension(root: Path) -> None:

@@ -9,7 +9,7 @@ import timm
 import torch
 
 from tests.conftest import run_here
-from tests.data.test_sources import picture
+from tests.data.conftest import picture
 
 
 def accuracies(run: Path) -> list[float]:

@@ -71,10 +71,6 @@ def total(context: torch.Tensor, item: Item, advance: Advance) -> Product:
     return Product(value=int(context.sum()), threads=1, pid=os.getpid())
 
 
-def fail(context: int, item: Item, advance: Advance) -> None:
-    raise UserError(f"{item.name} is wrong")
-
-
 def die(context: int, item: Item, advance: Advance) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -107,24 +103,6 @@ def test_results_and_progress(workers: int) -> None:
     assert log.calls[0] == ("start", "stage", ("a", "b", "c"), 6)
     assert log.calls.count(("advance", "stage", 1)) == 6
     assert ("end", "stage") in log.calls and ("end", "second") in log.calls
-
-
-def test_without_items_no_workers_and_no_display() -> None:
-    log = Log()
-    with Jobs(None, Processes(2), log) as jobs:
-        assert list(jobs.run("stage", times, [], 0)) == []
-        assert jobs._pool is None
-    assert log.calls == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_jobs_error_is_the_callers(workers: int) -> None:
-    with (
-        pytest.raises(UserError, match=r"^a is wrong$"),
-        Jobs(None, Processes(workers), Log()) as jobs,
-    ):
-        list(jobs.run("stage", fail, ITEMS[:1], 1))
 
 
 @pytest.mark.slow
@@ -179,14 +157,16 @@ def test_one_item_fails_and_the_others_go_on(workers: int) -> None:
     assert sorted(done) == ["b", "c"] and failed == [("a", "a is wrong")]
 
 
-def test_a_store_that_fails_ends_the_stage() -> None:
-    with pytest.raises(StoreError), Jobs(StoreError, Processes(1), Log()) as jobs:
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_of_the_store_and_one_that_nobody_takes_end_the_stage(workers: int) -> None:
+    with pytest.raises(StoreError), Jobs(StoreError, Processes(workers), Log()) as jobs:
         list(jobs.run("stage", wrong_a, ITEMS, 3, lambda *_: None))
-
-
-def test_a_test_accuracy_is_displayed() -> None:
-    assert Result(test_accuracy=0.976).note == "; test accuracy 97.6%"
-    assert Result().note == ""
+    with (
+        pytest.raises(UserError, match=r"^a is wrong$"),
+        Jobs(UserError, Processes(workers), Log()) as jobs,
+    ):
+        list(jobs.run("stage", wrong_a, ITEMS[:1], 1))
 
 
 def hold(context: str, item: Item, advance: Advance) -> Result:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from netkin.analysis.statistics import trend
 from netkin.errors import UserError
-from netkin.report.heatmap import cell_colours, colour_range, heatmap_figure
+from netkin.report.heatmap import colour_range, heatmap_figure, inks, scale
 from netkin.report.plots import Line, lines_figure, scatter_figure
 from netkin.report.style import BASES, base_colours, figure_settings, save
 from netkin.report.text import latex
@@ -100,7 +100,7 @@ def test_colours_span_the_scores_of_different_models() -> None:
 
 
 def test_ink_is_dark_on_light_and_light_on_dark() -> None:
-    assert cell_colours(np.array([1.0, 2.0, 9.0]), (1.0, 2.0))[1] == ["white", "black", "black"]
+    assert inks(np.array([1.0, 2.0, 9.0]), scale((1.0, 2.0))) == ["white", "black", "black"]
 
 
 def test_clusters_are_contiguous_and_framed() -> None:

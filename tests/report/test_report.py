@@ -14,9 +14,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from netkin import similarity
 from netkin.analysis.groups import Draws
-from netkin.comparison import Comparison, relate
+from netkin.comparison import Result, relate
 from netkin.examples import Example, difference, examples_note
 from netkin.report.study import TEX_ROWS, Outputs, Picture, Section, render
 from netkin.report.style import Saved, figure_settings
@@ -26,7 +25,7 @@ from netkin.similarity import Outcomes
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
-def compared(n: int = 4, names: Sequence[str] = (), noise: bool = True) -> Comparison:
+def compared(n: int = 4, names: Sequence[str] = (), noise: bool = True) -> Result:
     """n models of two families, of which the last one has a weak attack."""
     rng, images = np.random.default_rng(n), 60
     names = names or [f"model_{i}" for i in range(n)]
@@ -40,19 +39,18 @@ def compared(n: int = 4, names: Sequence[str] = (), noise: bool = True) -> Compa
         fooled,
         rng.random((n, images)) < 0.05 if noise else None,
     )
-    scores, draws = similarity.matrix(outcomes), Draws(outcomes, 50)
+    draws = Draws(outcomes, 50)
     sizes = [25_600_000 + i for i in range(n)], [224] * n
-    models = similarity.models(outcomes, scores, list(families.values()), *sizes)
     clean = np.full((8, 8, 3), 100, np.uint8)
     return relate(
-        *("How related?", "Measured so.", outcomes, scores, draws, models, families),
+        *("How related?", "Measured so.", outcomes, draws, families, *sizes),
         examples=[Example(names[0], "digits/7", "seven", "two", clean, clean + np.uint8(8))],
         eps=8 / 255,
         links={names[0]: "https://example.org/a"},
     )
 
 
-def page(folder: Path, c: Comparison, *others: Section, text: str = "") -> str:
+def page(folder: Path, c: Result, *others: Section, text: str = "") -> str:
     """The page of a comparison; `text` stands wherever a page takes plain text of its own."""
     outputs = Outputs(folder)
     sections = [*c.write(outputs), *others]
@@ -77,13 +75,13 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def four(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, str, Path]:
+def four(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, str, Path]:
     """A comparison of four models, its page, and their folder."""
     folder, c = tmp_path_factory.mktemp("four"), compared()
     return c, page(folder, c), folder
 
 
-def picture(c: Comparison, folder: Path) -> Picture:
+def picture(c: Result, folder: Path) -> Picture:
     """The heatmap of a page, not drawn again."""
     return Picture(fake_save(Figure(), folder / "again"), "", c.lookup())
 
@@ -120,7 +118,7 @@ class Parsed(HTMLParser):
             self.text.append(data.strip())
 
 
-def test_page_has_answer_files_and_all_tables(four: tuple[Comparison, str, Path]) -> None:
+def test_page_has_answer_files_and_all_tables(four: tuple[Result, str, Path]) -> None:
     c, html, folder = four
     text = Parsed(html).text
     assert {c.title, c.question, minus(c.answer[0])} <= {*text}
@@ -138,7 +136,7 @@ def test_page_has_answer_files_and_all_tables(four: tuple[Comparison, str, Path]
 
 
 def test_page_carries_each_pair_with_the_first_listed_model_as_a(
-    four: tuple[Comparison, str, Path],
+    four: tuple[Result, str, Path],
 ) -> None:
     c, html, folder = four
     carried = data(html)
@@ -159,7 +157,7 @@ def test_page_carries_each_pair_with_the_first_listed_model_as_a(
         assert column in again
 
 
-def test_page_loads_nothing_from_a_network(four: tuple[Comparison, str, Path]) -> None:
+def test_page_loads_nothing_from_a_network(four: tuple[Result, str, Path]) -> None:
     _, html, folder = four
     parsed = Parsed(html)
     loads = [v for _, attrs in parsed.tags for k, v in attrs.items() if k in ("src", "href") and v]
@@ -192,7 +190,7 @@ def test_page_of_two_models_has_one_pair_and_no_controls_of_single_models(tmp_pa
     assert c.answer[0].startswith("Not certain") and "Strong sources, brittle targets" not in text
 
 
-def test_no_pair_is_both_most_and_least_similar(four: tuple[Comparison, str, Path]) -> None:
+def test_no_pair_is_both_most_and_least_similar(four: tuple[Result, str, Path]) -> None:
     c, html, _ = four
     text = Parsed(html).text
     most, least, end = (text.index(t) for t in ("Most similar", "Least similar", "Families"))

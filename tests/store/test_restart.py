@@ -1,7 +1,5 @@
 """Nothing is lost: the real command killed, stopped, run twice at once, split over devices, and on
 a disk that fills up ends with the bytes of a run that nothing happened to, and its outcomes.
-
-`python -m tests.store.test_restart 50` kills it fifty times, in small shards and two workers.
 """
 
 import json
@@ -237,31 +235,3 @@ def test_a_stop_says_what_is_done_and_how_to_go_on(trained: Path) -> None:
     command = errors.split("To go on: ")[1]
     assert shlex.split(command)[0] == "python" and "attack.steps=3000" in shlex.split(command)
     assert not in_hand(store)  # given up, not only abandoned
-
-
-def main(kills: int) -> None:
-    """Kill the command many times, in small shards and two workers, and compare."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as scratch:
-        one, other = Path(scratch) / "one", Path(scratch) / "other"
-        one.mkdir()
-        other.mkdir()
-        small = ("store.shard_size=3", "hardware.members_at_once=2")
-        done = run_command(*TINY, *small, "hydra.run.dir=run", cwd=one)
-        assert done.returncode == 0, done.stderr
-        shares = {
-            "weights": 0.3,
-            "clean": 0.06,
-            "adversarial": 0.3,
-            "write": 0.26,
-            "outcomes": 0.08,
-        }
-        moments = [m for m, share in shares.items() for _ in range(round(share * kills))]
-        killed = killed_run(other, moments, 1, *small)
-        same = result(other) == result(one)
-    print(f"{killed.total()} kills ({dict(killed)}): {'the same bytes' if same else 'OTHER BYTES'}")
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

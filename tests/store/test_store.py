@@ -29,20 +29,6 @@ from netkin.zoo.member import Task
 SUBSET = Subset("some", ("a", "b"), (0, 1), (0, 1))
 
 
-def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
-    file = tmp_path / "deep" / "file.txt"
-    write(file, lambda path: path.write_text("old"))
-
-    def fail(path: Path) -> None:
-        path.write_text("half")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(UserError, match=r"file\.txt \(No space left on device\).*is kept"):
-        write(file, fail)
-    assert file.read_text() == "old"
-    assert [path.name for path in file.parent.iterdir()] == ["file.txt"]
-
-
 def test_others_may_read_what_they_may_read_of_any_file(tmp_path: Path) -> None:
     """safetensors makes files for their owner alone, which a shared store must not."""
     (tmp_path / "any").touch()
@@ -57,14 +43,6 @@ def test_tensors_come_back(tmp_path: Path) -> None:
     found = read_tensors(file)
     assert torch.equal(found["images"], images[:, :, ::2])
     assert found["index"].tolist() == [3, 4]
-
-
-def test_damaged_tensors_are_named(tmp_path: Path) -> None:
-    file = tmp_path / "t.safetensors"
-    write_tensors(file, {"x": torch.zeros(100)})
-    file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(UserError, match=r"t\.safetensors is damaged .* remove it"):
-        read_tensors(file)
 
 
 def test_only_other_libraries_files_lack_a_checksum(tmp_path: Path) -> None:
@@ -130,7 +108,7 @@ def test_any_name_is_one_folder(tmp_path: Path, name: str) -> None:
 
 def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"root=.*file/store cannot be written"):
+    with pytest.raises(UserError, match=r"store=.*file/store cannot be written"):
         Store(tmp_path / "file" / "store")
 
 
@@ -167,7 +145,7 @@ def test_no_byte_of_a_shard_goes_unnoticed(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("wrap", ["os", "safetensors", "polars"])
 def test_a_full_disk_is_named_whoever_notices(tmp_path: Path, wrap: str) -> None:
-    """In the words of each library that writes files."""
+    """In the words of each library that writes files; what was there before stays."""
 
     def fail(path: Path) -> None:
         path.write_text("half")
@@ -178,9 +156,10 @@ def test_a_full_disk_is_named_whoever_notices(tmp_path: Path, wrap: str) -> None
             raise SafetensorError(text)
         raise pl.exceptions.ComputeError("IO error: No space left on device (os error 28)")
 
+    write(tmp_path / "file", lambda path: path.write_text("old"))
     with pytest.raises(StoreError, match=r"\(No space left on device\); what was finished"):
         write(tmp_path / "file", fail)
-    assert not list(tmp_path.iterdir())
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "old")]
 
 
 def test_a_manifest_that_does_not_fit_is_refused(tmp_path: Path) -> None:

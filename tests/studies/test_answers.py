@@ -15,7 +15,6 @@ from tests.conftest import ROOT, run_here
 
 ANSWERS = ROOT / "tests" / "answers.txt"
 COMMANDS = {
-    "attacks": "similarity=digits.csv other=other.csv permutations=99",
     "clusters": "similarity=digits.csv clusters.draws=10 clusters.seeds=2 clusters.restarts=50",
     "compare": "a=digits.csv b=other.csv",
     "importance": "similarity=digits.csv importance.stages=20",

@@ -1,18 +1,25 @@
-"""Scores by two attacks, of two files, and of one direction."""
+"""Two matrices of the same models: files, attacks, directions, precisions, steps and images."""
 
+import html
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from omegaconf import OmegaConf
 
+from experiments.studies.compare import Reference, cheapest, passes
 from netkin import similarity
 from netkin.analysis.matrix import Matrix
 from netkin.analysis.statistics import target_test
 from netkin.similarity import Outcomes, resample
 from tests import helpers
-from tests.conftest import Mistake
+from tests.conftest import Mistake, run_here
 from tests.helpers import MEMBERS, four_store, has_figures, on_four
+
+OWN = OmegaConf.create({"least_r": 0.95, "most_bias": 0.1, "least_inside": 0.9})
 
 
 def outcomes(n: int = 3, images: int = 40) -> Outcomes:
@@ -60,7 +67,7 @@ def test_p_over_targets_is_uniform_where_there_is_nothing_and_small_where_there_
 
 
 def test_attacks(folder: Path) -> None:
-    """Two attacks, by the numbers of the pairwise study; some sources; one direction; two files."""
+    """Two attacks, by the numbers of the pairwise study; some sources; one direction."""
     run = on_four("attacks", folder, "attacks=[pgd,{attack: pgd, steps: 2}]", "permutations=99")
     has_figures(run, "attacks")
     table = pl.read_csv(run / "attacks.csv")
@@ -103,28 +110,141 @@ def test_attacks(folder: Path) -> None:
         k = pair["n"] * pair[rate]
         assert row["s_other"] == pytest.approx(np.log(100 * (k + 0.5) / (pair["n"] + 1)))
 
+
+def test_compare(folder: Path) -> None:
+    """A run with itself, and with one of its members renamed and a score changed."""
+    first = folder / "first"
+    four = folder / "compared.csv"
+    s = np.array([[4, 1, 2, 3], [1, 4, 3, 2.5], [2, 3, 4, 1.5], [3, 2.5, 1.5, 4]])
+    names = ["test_byobnet", "vit_ti", "m", "n"]
+    pl.DataFrame({"": names, **dict(zip(names, s, strict=True))}).write_csv(four)
+    other = s.copy()
+    other[0, 1] = other[1, 0] = 1.75
+    pl.DataFrame({"": names, **dict(zip(names, other, strict=True))}).write_csv(
+        folder / "changed.csv"
+    )
+    arguments = [f"a={four}", f"b={folder / 'changed.csv'}", "logger=none"]
+    done = helpers.run("compare", folder / "compare", arguments)
+    has_figures(done, "compare", "differences")
+    table = pl.read_csv(done / "compare.csv")
+    assert table["difference"].to_list() == [-0.75, 0, 0, 0, 0, 0]
+    assert {table["a"][0], table["b"][0]} == {"test_byobnet", "vit_ti"}
+    page = (done / "report.html").read_text()
+    assert "Not certain: 4 models are too few for a verdict." in page
     rng = np.random.default_rng(0)
     x = rng.normal(size=(5, 5))
     x = x + x.T
     Matrix(tuple("abcde"), x).table().write_csv(folder / "x.csv")
     Matrix(tuple("edcb"), 1 - x[:0:-1, :0:-1]).table().write_csv(folder / "y.csv")
-    arguments = [f"similarity={folder / 'x.csv'}", f"other={folder / 'y.csv'}", "logger=none"]
-    run = helpers.run("attacks", folder / "files", arguments)
-    (link,) = pl.read_csv(run / "correlations.csv").to_dicts()
+    arguments = [f"a={folder / 'x.csv'}", f"b={folder / 'y.csv'}", "logger=none"]
+    done = helpers.run("compare", folder / "files", arguments)
+    (link,) = pl.read_csv(done / "correlations.csv").to_dicts()
     assert link["r"] == pytest.approx(-1) and (link["models"], link["n"]) == (4, 6)
+    wrong = run_here("experiment=compare", f"a={first}", f"b={four}", cwd=folder)
+    assert wrong.returncode == 1 and "share 2 models, expected 3" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_precision(folder: Path) -> None:
+    """Four members in bfloat16 and from another seed, by the numbers of the pairwise study."""
+    run = on_four("precision", folder)
+    has_figures(run, "precision")
+    rows = pl.read_csv(run / "precision.csv")
+    variants = ["bf16-mixed", "seed 1", "transfer bf16-mixed"]
+    assert rows["other"].unique(maintain_order=True).to_list() == variants
+    assert rows.height == 3 * 6
+    table = pl.read_csv(run / "correlations.csv")
+    for row in table.to_dicts():
+        mine = rows.filter(other=row["other"])["difference"].to_numpy()
+        assert row["mean_absolute_difference"] == pytest.approx(np.abs(mine).mean())
+        assert row["mean_low"] <= row["mean_high"] and 0 <= row["inside_interval"] <= 1
+        targets = row["other"].startswith("transfer")
+        assert row["differing_pixels"] == 0 if targets else 0 < row["differing_pixels"] < 1
+        assert row["differing_outcomes"] <= row["differing_predictions"] < 1
+        # Rounding a target's numbers moves none of these few predictions across a boundary.
+        assert (row["differing_outcomes"] == 0) == targets
+    # Each precision has images of its own, in a folder that says which; targets share them.
+    identities = [
+        (file.parent.name, file.read_text())
+        for file in four_store(folder).glob("digits/quick-*/pgd-*/identity.json")
+    ]
+    assert sum('"precision": "bf16-mixed"' in text for _, text in identities) == 1
+
+
+def test_budget(folder: Path) -> None:
+    """Ten steps of the four members against their eight, on fewer images, too."""
+    small = ("budget.steps=[2,4]", "budget.images=[30,60]", "budget.draws=5")
+    done = on_four("budget", folder, *small)
+    table = pl.read_csv(done / "budget.csv")
+    assert {*table["steps"]} == {2, 4, 8} and {*table["images"]} == {30, 60, 100}
+    own = table.filter(steps=8, images=100).to_dicts()[0]
+    assert own["r"] == pytest.approx(1) and own["bias"] == pytest.approx(0)
+    assert own["cost"] == 1 and own["inside"] == 1 and own["clusters"] == 1
+    for _, part in table.sort("steps").group_by("images"):
+        assert part["cost"].is_sorted()
+    page = html.unescape((done / "report.html").read_text())
+    assert re.search(r"(Yes|No)\. ", page) and "On all images: 2 steps shift scores by" in page
+    if use := re.search(r"To use it: python evaluate\.py ([^<]+)<", page):
+        assert run_here(*shlex.split(use[1]), "--cfg", "job", cwd=folder).returncode == 0
+
+
+def test_cost_is_counted_by_hand() -> None:
+    correct = np.array([[True, True, False], [True, True, True]])
+    outcomes = Outcomes(("a", "b"), ("0", "1", "2"), correct, np.zeros((2, 2, 3), dtype=bool))
+    crafted, evaluated = 5, 2 + 3 + 2 * 2
+    assert passes(outcomes, 10) == crafted * 10 * 3 + evaluated
+
+
+def test_the_cheapest_that_is_the_same() -> None:
+    good = {"r": 0.99, "bias": 0.0, "inside": 1.0}
+    rows = pl.DataFrame(
+        [
+            {"cost": 0.1, **good, "r": 0.9},
+            {"cost": 0.2, **good, "bias": -0.2},
+            {"cost": 0.3, **good, "inside": 0.5},
+            {"cost": 0.5, **good},
+            {"cost": 0.4, **good},
+            {"cost": 1.0, **good},
+        ]
+    )
+    best = cheapest(rows, OWN)
+    assert best is not None and best["cost"] == 0.4
+    assert cheapest(rows.filter(pl.col("cost") > 0.9), OWN) is None
+
+
+def test_few_images_may_give_all_pairs_the_same_score() -> None:
+    rng = np.random.default_rng(0)
+    fooled = rng.random((4, 4, 200)) < 0.5
+    fooled[..., :10] = True
+    outcomes = Outcomes(
+        tuple("abcd"), tuple(map(str, range(200))), np.ones((4, 200), dtype=bool), fooled
+    )
+    found = Reference(outcomes, 0.01).against([outcomes.on(range(10))])
+    assert found is not None and found["r"] == 0 and found["clusters"] == 0
+    found = Reference(outcomes, 0.01).against([outcomes])
+    assert found is not None and found["r"] == pytest.approx(1) and found["clusters"] == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["attacks=[pgd]"], "attacks must list two or more"),
-        (["attacks=[pgd,pgd]"], "attacks lists pgd twice"),
-        (["attack.steps=10"], "attacks: pgd and pgd (steps = 10) are the same attack"),
-        (["attacks=[pgd,{attack: pgd, stepz: 3}]"], "attack pgd has no setting 'stepz'; did you"),
-        (["attacks=[pgd,{steps: 3}]"], "is an option or {attack: option, ...}"),
-        (["sources=[vit_x]"], "sources: the run has no model 'vit_x'; did you mean vit_s"),
-        (["similarity=none.csv"], "name the other one with other=path.csv"),
+        ("attacks attacks=[pgd]", "attacks must list two or more"),
+        ("attacks attacks=[pgd,pgd]", "attacks lists pgd twice"),
+        ("attacks attack.steps=10", "attacks: pgd and pgd (steps = 10) are the same attack"),
+        ("attacks attacks=[pgd,{attack:pgd,stepz:3}]", "pgd has no setting 'stepz'; did you"),
+        ("attacks attacks=[pgd,{steps:3}]", "is an option or {attack: option, ...}"),
+        ("attacks sources=[vit_x]", "sources: the run has no model 'vit_x'; did you mean vit_s"),
+        ("precision precisions=[32-true]", "precisions names 32-true, which is the run's own"),
+        ("precision precisions=[tf32]", "precisions tf32 needs a GPU"),
+        ("precision transfer.precision=tf32", "transfer.precision tf32 needs a GPU"),
+        ("precision precisions=[8-true]", "precisions must be 32-true or tf32 or"),
+        ("precision precisions=[]", "precisions must be auto or a list"),
+        ("precision seed=0", "seed must differ from attack.seed (0)"),
+        ("precision attack=clean", "needs an attack with a seed"),
+        ("budget attack=noise", "takes an attack of steps, such as pgd, got noise"),
+        ("budget attack.steps=5 budget.steps=[5]", "must have a number below attack.steps=5"),
     ],
 )
-def test_mistakes(mistake: Mistake, arguments: list[str], expected: str) -> None:
-    assert expected in mistake("experiment=attacks", *arguments)
+def test_mistakes(mistake: Mistake, arguments: str, expected: str) -> None:
+    experiment, *overrides = arguments.split()
+    assert expected in mistake(f"experiment={experiment}", *overrides)

@@ -6,9 +6,15 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from experiments.studies.eps import short_steps
-from netkin.analysis.eps import NOISE, SUCCESS, sentence, smallest, strength_row
-from netkin.passes.strength import spread
+from experiments.studies.eps import (
+    NOISE,
+    SUCCESS,
+    sentence,
+    short_steps,
+    smallest,
+    strength_row,
+)
+from netkin.passes.craft import spread
 from tests.conftest import SMALL, run_here
 from tests.helpers import has_figures
 

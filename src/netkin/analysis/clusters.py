@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.sparse.csgraph import laplacian
 from scipy.spatial.distance import squareform
 from threadpoolctl import threadpool_limits
 
@@ -48,9 +49,7 @@ def hierarchy(scores: NDArray[np.float64]) -> Hierarchy:
 
     Raises UserError for fewer than 2 models, and ValueError when the matrix is not symmetric.
     """
-    n = len(scores)
-    if scores.shape != (n, n) or not np.allclose(scores, scores.T, equal_nan=True):
-        raise ValueError(f"expected a symmetric matrix of scores, got shape {scores.shape}")
+    n = _symmetric(scores)
     if n < 2:
         raise UserError(f"clustering takes at least 2 models, got {n}")
     pairs = off_diagonal(scores)
@@ -102,20 +101,17 @@ def choose_k(k: int | str | None, scores: NDArray[np.float64]) -> tuple[int, str
     return max(2, n // 3), f"{share}; choose another number with k"
 
 
-class Affinity(NamedTuple):
-    """The weights of the graph.
-
-    Attributes:
-        weights: [N, N], symmetric, 0 or more, with a zero diagonal.
-        shift: added to every score of a pair, in nats; 0 unless a score was negative.
-    """
-
-    weights: NDArray[np.float64]
-    shift: float
+def _symmetric(scores: NDArray[np.float64]) -> int:
+    """The number of models of a matrix. Raises ValueError where it is not symmetric."""
+    n = len(scores)
+    if scores.shape != (n, n) or not np.allclose(scores, scores.T, equal_nan=True):
+        raise ValueError(f"expected a symmetric matrix of scores, got shape {scores.shape}")
+    return n
 
 
-def affinity(scores: NDArray[np.float64]) -> Affinity:
-    """The graph of scores ([N, N], symmetric, in nats; the diagonal is not read).
+def affinity(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """The weights of the graph of scores [N, N] (in nats; the diagonal is not read), and what was
+    added to the scores.
 
     Weights cannot be negative, but a pair that fools each other on under 1 % of images scores below
     0. If there is such a pair, all scores are shifted up until the lowest is 0. This keeps their
@@ -125,9 +121,7 @@ def affinity(scores: NDArray[np.float64]) -> Affinity:
     Raises UserError when a score is NaN or infinite, or when all scores are the same. Raises
     ValueError when the matrix is not symmetric.
     """
-    n = len(scores)
-    if scores.shape != (n, n) or not np.allclose(scores, scores.T, equal_nan=True):
-        raise ValueError(f"expected a symmetric matrix of scores, got shape {scores.shape}")
+    n = _symmetric(scores)
     other = ~np.eye(n, dtype=bool)
     pairs = scores[other]
     if not np.isfinite(pairs).all():
@@ -141,7 +135,7 @@ def affinity(scores: NDArray[np.float64]) -> Affinity:
             "clusters; is it the right matrix?"
         )
     shift = max(0.0, -float(pairs.min()))
-    return Affinity(np.where(other, scores + shift, 0.0), shift)
+    return np.where(other, scores + shift, 0.0), shift
 
 
 def spectrum(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -150,13 +144,7 @@ def spectrum(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
 
     A model without edges is a connected component, with eigenvalue 0.
     """
-    weights, _ = affinity(scores)
-    degree = weights.sum(axis=1)
-    linked = degree > 0
-    inverse = np.zeros_like(degree)
-    inverse[linked] = degree[linked] ** -0.5
-    laplacian = np.diag(linked.astype(float)) - inverse[:, None] * weights * inverse
-    values, vectors = np.linalg.eigh(laplacian)
+    values, vectors = np.linalg.eigh(laplacian(affinity(scores)[0], normed=True))
     # An eigenvector's sign is arbitrary; its largest entry is made positive.
     largest = vectors[np.abs(vectors).argmax(axis=0), np.arange(len(vectors))]
     return values, vectors * np.where(largest < 0, -1.0, 1.0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -53,8 +54,8 @@ def rows_of(table: pl.DataFrame, names: Sequence[str], what: str) -> pl.DataFram
             f"{what} lacks {len(missing)} of the {len(names)} models: "
             f"{and_more(missing)}{near(missing[0], models)} (names must be the same in both)"
         )
-    place = {model: i for i, model in enumerate(models)}
-    return table[[place[name] for name in names]]
+    index = {model: i for i, model in enumerate(models)}
+    return table[[index[name] for name in names]]
 
 
 def differences(table: pl.DataFrame) -> NDArray[np.bool_]:
@@ -83,17 +84,17 @@ def keywords(table: pl.DataFrame, labels: NDArray, top: int = 5) -> pl.DataFrame
     documents = [list(row.items())[1:] for row in table.iter_rows(named=True)]
     counter = TfidfVectorizer(analyzer=list)  # pyright: ignore[reportArgumentType]
     weights = np.asarray(counter.fit_transform(documents).todense())  # type: ignore[union-attr]
-    words = list(counter.get_feature_names_out())
+    terms = list(counter.get_feature_names_out())
     # Ties go to the component that comes first in the table.
-    first = np.array([components.index(component) for component, _ in words])
+    first = np.array([components.index(component) for component, _ in terms])
     rows = []
     for cluster in range(int(labels.max()) + 1):
         mean = weights[labels == cluster].mean(axis=0)
-        for rank, word in enumerate(np.lexsort((first, -mean.round(9)))[:top], start=1):
-            component, value = words[word]
+        for rank, term in enumerate(np.lexsort((first, -mean.round(9)))[:top], start=1):
+            component, value = terms[term]
             has = (table[component] == value).to_numpy()
             shares = float(has[labels == cluster].mean()), float(has.mean())
-            rows.append((cluster + 1, rank, component, value, float(mean[word]), *shares))
+            rows.append((cluster + 1, rank, component, value, float(mean[term]), *shares))
     schema = ["cluster", "rank", "component", "value", "tf_idf", "share", "share_of_all"]
     return pl.DataFrame(rows, schema=schema, orient="row")
 
@@ -149,7 +150,7 @@ def agreement(ours: pl.DataFrame, theirs: pl.DataFrame) -> tuple[pl.DataFrame, p
         )
         for c in shared
     ]
-    schema = dict.fromkeys(("model", "component", "ours", "theirs"), pl.String)
+    schema: dict[str, Any] = dict.fromkeys(("model", "component", "ours", "theirs"), pl.String)
     both = pl.concat([pl.DataFrame(schema=schema), *(cell.select(*schema) for cell in cells)])
     same = pl.col("ours") == pl.col("theirs")
     counts = both.group_by("component", maintain_order=True).agg(

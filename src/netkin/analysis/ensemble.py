@@ -8,8 +8,8 @@ fit in memory.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import combinations, product
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,8 +75,7 @@ Ends = tuple[float, float]
 """Low and high of a 95 % interval."""
 
 
-@dataclass(frozen=True)
-class Metrics:
+class Metrics(NamedTuple):
     """The metrics of G ensembles of one kind, and intervals of their means.
 
     Attributes:
@@ -208,12 +207,7 @@ def pairs_of(n: int) -> list[tuple[int, int]]:
     return [(a, b) for a in range(n) for b in range(a)]
 
 
-def count(sizes: Sequence[int], n: int, k: int) -> int:
-    """The number of ensembles of n models from exactly k clusters of some sizes."""
-    return _ways(tuple(sizes), n, k)[0][n][k]
-
-
-def _ways(sizes: tuple[int, ...], n: int, k: int) -> list[list[list[int]]]:
+def _ways(sizes: Sequence[int], n: int, k: int) -> list[list[list[int]]]:
     """ways[c][m][j]: ways to choose m models from exactly j of the clusters c, c + 1, ..."""
     ways = [[[0] * (k + 1) for _ in range(n + 1)] for _ in range(len(sizes) + 1)]
     ways[-1][0][0] = 1
@@ -245,14 +239,13 @@ def sample(
     for model, label in enumerate(labels):
         clusters.setdefault(int(label), []).append(model)
     members = [clusters[label] for label in sorted(clusters)]
-    sizes = tuple(len(cluster) for cluster in members)
-    ways = _ways(sizes, n, k)
+    ways = _ways([len(cluster) for cluster in members], n, k)
     if ways[0][n][k] <= samples:
         return sorted(_every(members, n, k)), True
     rng = np.random.default_rng([seed, n, k])
     drawn: set[tuple[int, ...]] = set()
     while len(drawn) < samples:
-        drawn.add(_one(members, sizes, ways, n, k, rng))
+        drawn.add(_one(members, ways, n, k, rng))
     return sorted(drawn), False
 
 
@@ -261,9 +254,7 @@ def _every(members: Sequence[Sequence[int]], n: int, k: int) -> Iterator[tuple[i
         if n == k == 0:
             yield ()
         return
-    for take in range(min(n, len(members[0])) + 1):
-        if take and not k:
-            break
+    for take in range(min(n, len(members[0])) + 1 if k else 1):
         for rest in _every(members[1:], n - take, k - (take > 0)):
             for chosen in combinations(members[0], take):
                 yield tuple(sorted((*chosen, *rest)))
@@ -271,7 +262,6 @@ def _every(members: Sequence[Sequence[int]], n: int, k: int) -> Iterator[tuple[i
 
 def _one(
     members: Sequence[Sequence[int]],
-    sizes: tuple[int, ...],
     ways: list[list[list[int]]],
     n: int,
     k: int,
@@ -282,8 +272,8 @@ def _one(
     chosen: list[int] = []
     for c, cluster in enumerate(members):
         options = [ways[c + 1][n][k]] + [
-            math.comb(sizes[c], take) * ways[c + 1][n - take][k - 1] if k else 0
-            for take in range(1, min(n, sizes[c]) + 1)
+            math.comb(len(cluster), take) * ways[c + 1][n - take][k - 1] if k else 0
+            for take in range(1, min(n, len(cluster)) + 1)
         ]
         total = sum(options)
         take = int(rng.choice(len(options), p=[option / total for option in options]))

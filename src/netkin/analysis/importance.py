@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.inspection import permutation_importance
 from sklearn.metrics import r2_score
@@ -50,30 +49,19 @@ class Importance:
     drops: NDArray[np.float64]
 
 
-class _Boosted(RegressorMixin, BaseEstimator):
-    """Gradient boosting that predicts each pattern of bits once. There are few patterns and
-    shuffling adds hardly any, which makes permutation importance about 40 times faster."""
+class _Boosted(GradientBoostingRegressor):
+    """Predicts each pattern of bits once. There are few patterns and shuffling adds hardly any,
+    which makes permutation importance about 40 times faster."""
 
-    def __init__(self, options: Boosting | None = None):
-        self.options = options
-
-    def fit(self, x: NDArray[np.bool_], y: NDArray[np.float64]) -> "_Boosted":
-        options = self.options or Boosting()
-        self.model_ = GradientBoostingRegressor(
-            n_estimators=options.stages,
-            max_depth=options.depth,
-            min_samples_split=options.min_samples,
-            learning_rate=options.learning_rate,
-            random_state=options.seed,
-        ).fit(x, y)
+    def fit(self, X: NDArray[np.bool_], y: NDArray[np.float64]) -> "_Boosted":
         self.known_: dict[bytes, float] = {}
-        return self
+        return super().fit(X, y)
 
-    def predict(self, x: NDArray[np.bool_]) -> NDArray[np.float64]:
-        keys = [row.tobytes() for row in np.ascontiguousarray(x, dtype=bool)]
+    def predict(self, X: NDArray[np.bool_]) -> NDArray[np.float64]:
+        keys = [row.tobytes() for row in np.ascontiguousarray(X, dtype=bool)]
         fresh = {key: i for i, key in enumerate(keys) if key not in self.known_}
         if fresh:
-            values = self.model_.predict(np.asarray(x)[list(fresh.values())])
+            values = super().predict(np.asarray(X)[list(fresh.values())])
             self.known_ |= dict(zip(fresh, values.tolist(), strict=True))
         return np.array([self.known_[key] for key in keys])
 
@@ -95,7 +83,13 @@ def boosted(
     options = options or Boosting()
     if test_x is None or test_y is None:
         test_x, test_y = x, y
-    model = _Boosted(options).fit(x, y)
+    model = _Boosted(
+        n_estimators=options.stages,
+        max_depth=options.depth,
+        min_samples_split=options.min_samples,
+        learning_rate=options.learning_rate,
+        random_state=options.seed,
+    ).fit(x, y)
     importance = permutation_importance(
         model, test_x, test_y, n_repeats=options.repeats, random_state=options.seed
     )

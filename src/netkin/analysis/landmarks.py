@@ -18,6 +18,7 @@ On the published 69 models: experiments/results/landmarks.md.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,8 +46,7 @@ BLOCK = 50_000
 """Pairs that are predicted at once, which bounds the memory."""
 
 
-@dataclass(frozen=True)
-class HeldOut:
+class HeldOut(NamedTuple):
     """How well pairs with a landmark are predicted while it is taken for another model.
 
     Attributes:
@@ -184,13 +184,13 @@ def complete(
         raise UserError("a landmark has no score with itself, which is its white-box success")
     predictor = _Predictor(scores, components, seed, one_sided)
     with threadpool_limits(1):  # small matrices: other threads cost more than they save
-        held, half_width = _held_out(predictor, chosen, rest, level)
+        held = _held_out(predictor, chosen, rest, level)
         i, j = pair_index(len(rest))
         a, b = rest[i], rest[j]
         if one_sided:
             a, b = np.concatenate([a, b]), np.concatenate([b, a])
         predicted = predictor(chosen, a, b)
-    half = half_width(predicted)
+    half = half_widths(held.predicted, held.measured, level)(predicted)
     full, low, high = (np.where(given, scores, np.nan) for _ in range(3))
     for matrix, values in ((full, predicted), (low, predicted - half), (high, predicted + half)):
         matrix[a, b] = values
@@ -203,33 +203,33 @@ def complete(
 
 def _held_out(
     predictor: "_Predictor", chosen: NDArray[np.intp], rest: NDArray[np.intp], level: float
-) -> tuple[HeldOut, Callable[[NDArray[np.float64]], NDArray[np.float64]]]:
-    """The predictions of landmarks that are held out, some at a time, and what gives the half-width
-    of an interval from a prediction."""
+) -> HeldOut:
+    """The predictions of landmarks that are held out, some at a time."""
     shuffled = np.random.default_rng(predictor.seed).permutation(chosen)
     folds = np.array_split(shuffled, min(FOLDS, len(chosen)))
-    predicted = [
-        predictor(np.setdiff1d(chosen, fold), np.repeat(fold, len(rest)), np.tile(rest, len(fold)))
-        for fold in folds
-    ]
-    fold_of = np.repeat(np.arange(len(folds)), [len(values) for values in predicted])
     a, b = np.repeat(shuffled, len(rest)), np.tile(rest, len(shuffled))
-    truth, values = predictor.scores[a, b], np.concatenate(predicted)
-    errors = np.abs(values - truth)
+    fold_of = np.repeat(np.arange(len(folds)), [len(fold) * len(rest) for fold in folds])
+    truth, values = predictor.scores[a, b], np.empty(len(a))
+    for number, fold in enumerate(folds):
+        out = fold_of == number
+        values[out] = predictor(np.setdiff1d(chosen, fold), a[out], b[out])
     covered = np.zeros(len(a), dtype=bool)
     for number in range(len(folds)):
         out = fold_of == number
-        half_width = _half_width(values[~out], errors[~out], level)
-        covered[out] = errors[out] <= half_width(values[out])
-    return HeldOut(a, b, truth, values, covered), _half_width(values, errors, level)
+        half = half_widths(values[~out], truth[~out], level)(values[out])
+        covered[out] = np.abs(values[out] - truth[out]) <= half
+    return HeldOut(a, b, truth, values, covered)
 
 
-def _half_width(
-    predicted: NDArray[np.float64], errors: NDArray[np.float64], level: float
+def half_widths(
+    predicted: NDArray[np.float64], measured: NDArray[np.float64], level: float
 ) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """Half-widths that cover a share of such errors. The mean absolute error is taken as linear in
-    the prediction, and its multiple is the conformal quantile: of n ratios the k-th smallest, k =
-    level (n + 1) rounded up."""
+    """From predictions to half-widths that cover a share of errors such as those given.
+
+    The mean absolute error is taken as linear in the prediction, and its multiple is the conformal
+    quantile: of n ratios the k-th smallest, k = level (n + 1) rounded up.
+    """
+    errors = np.abs(predicted - measured)
     mean = max(float(errors.mean()), 1e-6)
     slope, start = np.polyfit(predicted, errors, 1)
 
@@ -270,9 +270,8 @@ class _Predictor:
             others = rest if each == len(rest) else rng.choice(rest, each, replace=False)
             pairs = [(np.full(each, landmark), others)]
             for other in landmarks[:number]:
-                pairs.append((np.array([landmark]), np.array([other])))
-                if self.one_sided:
-                    pairs.append((np.array([other]), np.array([landmark])))
+                two = np.array([landmark]), np.array([other])
+                pairs += [two, two[::-1]] if self.one_sided else [two]
             for a, b in pairs:
                 kept = landmarks[(landmarks != a[0]) & (landmarks != b[0])]
                 rows.append(self._rows(kept, a, b))
@@ -336,19 +335,10 @@ def features(
 def regression(pairs: int, seed: int = 0) -> VotingRegressor:
     """The regression from features of so many pairs to scores."""
     trees = GradientBoostingRegressor(
-        n_estimators=100,
-        learning_rate=0.1,
-        max_depth=5,
-        min_samples_leaf=3,
-        subsample=0.5,
-        max_features=0.3,
-        random_state=seed,
+        max_depth=5, min_samples_leaf=3, subsample=0.5, max_features=0.3, random_state=seed
     )
-    smooth = make_pipeline(
-        StandardScaler(),
-        Nystroem(n_components=min(300, pairs), gamma=0.005, random_state=seed),
-        Ridge(alpha=0.02),
-    )
+    nearby = Nystroem(n_components=min(300, pairs), gamma=0.005, random_state=seed)
+    smooth = make_pipeline(StandardScaler(), nearby, Ridge(alpha=0.02))
     return VotingRegressor([("trees", trees), ("smooth", smooth)])
 
 

@@ -78,7 +78,7 @@ def position_of(name: str, names: Sequence[str], what: str = "the matrix") -> in
     return list(names).index(name)
 
 
-def read(path: str | Path, symmetrise: bool = False, one_sided: bool = False) -> Matrix:
+def read(path: str | Path, symmetrise: bool = False) -> Matrix:
     """A square matrix from a CSV file: a header of names, and each row's name in its first cell.
 
     Rows and columns may be in different orders. Raises UserError for a file that is not square, has
@@ -88,7 +88,6 @@ def read(path: str | Path, symmetrise: bool = False, one_sided: bool = False) ->
     Args:
         path: of the file.
         symmetrise: replace s(A, B) and s(B, A) by their mean instead of raising an error.
-        one_sided: keep the two directions, which may differ.
     """
     file = Path(path).expanduser()
     try:
@@ -125,15 +124,13 @@ def read(path: str | Path, symmetrise: bool = False, one_sided: bool = False) ->
             "number; leave out models without scores"
         )
     apart = np.abs(scores - scores.T)
-    if not one_sided and apart.max() > SYMMETRIC and not symmetrise:
+    if apart.max() > SYMMETRIC and not symmetrise:
         a, b = np.unravel_index(int(apart.argmax()), apart.shape)
         raise UserError(
             f"{file} is not symmetric: {names[a]}, {names[b]} is {scores[a, b]:.6g} and "
             f"{names[b]}, {names[a]} is {scores[b, a]:.6g}; symmetrise=True takes their mean"
         )
-    if not one_sided:
-        scores = (scores + scores.T) / 2
-    return checked(Matrix(tuple(names), scores), str(file))
+    return checked(Matrix(tuple(names), (scores + scores.T) / 2), str(file))
 
 
 def checked(matrix: Matrix, what: str) -> Matrix:

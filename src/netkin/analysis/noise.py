@@ -55,7 +55,7 @@ def text(row: Mapping[str, Any], r: float = np.nan) -> str:
 
     Args:
         row: of `OverImages.row`.
-        r: as measured; one above its ceiling is noise that both share, and is said to be.
+        r: as measured; one above its ceiling is noise that both share, and the text says so.
     """
     parts = []
     if row["noise_ceiling"] is not None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -176,8 +176,7 @@ def least_similar_of_the_best(
     return order.astype(np.intp), int(near.sum())
 
 
-@dataclass(frozen=True)
-class HeldOut:
+class HeldOut(NamedTuple):
     """What similarity adds to the errors of members, on ensembles with a model that was held out.
 
     Attributes:
@@ -223,21 +222,12 @@ def held_out_models(
         values.append(np.stack([predicted, alone, truth]))
     if len(off) < FEWEST:
         return None
-    error, error_alone = np.mean(off, axis=0)
+    error, error_alone = map(float, np.mean(off, axis=0))
     gains = np.array(off)[:, 1] - np.array(off)[:, 0]
-    half = float(stats.t.ppf(0.975, len(off) - 1) * stats.sem(gains))
+    half, gain = float(stats.t.ppf(0.975, len(off) - 1) * stats.sem(gains)), float(gains.mean())
     predicted, alone, truth = np.concatenate(values, axis=1)
-    gain = float(gains.mean())
-    return HeldOut(
-        len(off),
-        pearson(predicted, truth).r,
-        pearson(alone, truth).r,
-        float(error),
-        float(error_alone),
-        gain,
-        gain - half,
-        gain + half,
-    )
+    r, r_alone = pearson(predicted, truth).r, pearson(alone, truth).r
+    return HeldOut(len(off), r, r_alone, error, error_alone, gain, gain - half, gain + half)
 
 
 def read_accuracies(path: str | Path, names: Sequence[str]) -> NDArray[np.float64]:
@@ -246,18 +236,14 @@ def read_accuracies(path: str | Path, names: Sequence[str]) -> NDArray[np.float6
     Raises UserError for a file that cannot be read, lacks a model, or has another value.
     """
     try:
-        table = read_text(path)
-        rates = table["accuracy"].cast(pl.Float64)
+        table = read_text(path).select("model", pl.col("accuracy").cast(pl.Float64))
     except (UserError, pl.exceptions.PolarsError) as error:
         raise UserError(
             f"{path} cannot be read ({first_line(error)}); expected a CSV file with the columns "
             "model and accuracy"
         ) from None
-    if "model" not in table.columns:
-        raise UserError(f"{path} has no column model; expected model and accuracy")
-    accuracies = dict(zip(table["model"], rates, strict=True))
-    missing = [name for name in names if accuracies.get(name) is None]
-    if missing:
+    accuracies = dict(table.iter_rows())
+    if missing := [name for name in names if accuracies.get(name) is None]:
         raise UserError(f"{path} lacks {and_more(missing, 3)}")
     values = np.array([accuracies[name] for name in names])
     if not ((values >= 0) & (values <= 1)).all():
@@ -265,69 +251,39 @@ def read_accuracies(path: str | Path, names: Sequence[str]) -> NDArray[np.float6
     return values
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """A teacher for a student, ranked by the paper's guideline (Sec. 4.2).
-
-    Attributes:
-        model: its position.
-        similarity: to the student, in nats.
-        same: whether it has the student's base architecture.
-        fit: in [0, 1]; 1 for the teacher most similar to the student if `same`, and for the least
-            similar one otherwise.
-        reason: in words.
-    """
-
-    model: int
-    similarity: float
-    same: bool
-    fit: float
-    reason: str
-
-
 def teachers(
     scores: NDArray[np.float64], student: int, bases: Sequence[str], names: Sequence[str]
-) -> list[Teacher]:
-    """All other models as teachers of a student, the most promising first.
+) -> pl.DataFrame:
+    """All other models as teachers of a student, the most promising first (Sec. 4.2).
 
     Among teachers with the student's base architecture the more similar one is better, among others
-    the more dissimilar one (Fig. 5b and c). Both kinds are ranked together by `Teacher.fit`. Ties
-    go to the teacher with another base architecture: the best of the paper's students had a very
-    different teacher.
+    the more dissimilar one (Fig. 5b and c). Ties go to the teacher with another base architecture:
+    the best of the paper's students had a very different teacher.
 
     Args:
         scores: [N, N], in nats.
         student: its position.
         bases, names: [N] base architecture and name of each model.
+
+    Returns a row a teacher: position, rank, teacher, base_architecture, similarity, and fit: in
+    [0, 1], 1 for the most similar of the student's base architecture, and the least similar other.
     """
-    own = bases[student]
     others = [i for i in range(len(names)) if i != student]
-    low, high = scores[student, others].min(), scores[student, others].max()
-    ranked = []
-    for model in others:
-        s, same = float(scores[student, model]), bases[model] == own
-        toward_high = (s - low) / (high - low) if high > low else 0.5
-        fit = float(toward_high if same else 1 - toward_high)
-        ranked.append(Teacher(model, s, same, fit, _reason(bases[model], own, same, fit, s)))
-    return sorted(ranked, key=lambda t: (-t.fit, t.same, names[t.model]))
-
-
-def _reason(base: str, own: str, same: bool, fit: float, s: float) -> str:
-    kind = f"same base architecture ({own})" if same else f"{base}, unlike the student ({own})"
-    quality = "similar" if same else "dissimilar"
-    if fit >= 2 / 3:
-        words = f"and {quality}: " + (
-            "easy to imitate"
-            if same
-            else "a strong regulariser, as for the best students in the paper"
-        )
-    elif fit >= 1 / 3:
-        words = f"but only moderately {quality}"
-    else:
-        words = f"but not {quality}: " + (
-            "hard to imitate, and not a different view either" if same else "a weak regulariser"
-        )
-    return f"{kind}, s = {s:.2f}, {words}"
+    similarity = scores[student, others].astype(float)
+    low, high = similarity.min(), similarity.max()
+    toward = (similarity - low) / (high - low) if high > low else np.full(len(others), 0.5)
+    same = np.array([bases[i] == bases[student] for i in others])
+    table = pl.DataFrame(
+        {
+            "position": others,
+            "teacher": [names[i] for i in others],
+            "base_architecture": [bases[i] for i in others],
+            "similarity": similarity,
+            "fit": np.where(same, toward, 1 - toward),
+            "same": same,
+        }
+    ).sort("fit", "same", "teacher", descending=[True, False, False])
+    return table.drop("same").insert_column(1, pl.Series("rank", range(1, len(others) + 1)))
 
 
 def choose_teachers(
@@ -367,11 +323,6 @@ def choose_teachers(
     rng = np.random.default_rng(seed)
     sampled = {int(rng.choice(run)) for run in np.array_split(rest, needed)} if needed else set()
     how = {**dict.fromkeys(high, "above"), **dict.fromkeys(sampled, "sampled")}
-    return pl.DataFrame(
-        {
-            "teacher": [names[i] for i in order],
-            "similarity": similarities[order],
-            "chosen": [how.get(int(i)) for i in order],
-        },
-        schema={"teacher": pl.String, "similarity": pl.Float64, "chosen": pl.String},
-    )
+    chosen = pl.Series("chosen", [how.get(int(i)) for i in order], pl.String)
+    listed = {"teacher": [names[i] for i in order], "similarity": similarities[order]}
+    return pl.DataFrame(listed).with_columns(chosen)

@@ -17,7 +17,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats as scipy_stats
 
 from netkin.analysis.matrix import pair_index
-from netkin.similarity import Z_95
 
 stats: Any = scipy_stats  # whose results are typed without their fields
 
@@ -58,14 +57,13 @@ class Trend:
     """A least-squares line with the confidence band of its mean.
 
     Attributes:
-        slope, intercept: of y = slope x + intercept.
+        slope: of y on x.
         x, y: [points] the line, over the range of the data.
         low, high: [points] the band, for independent observations.
         level: its confidence, such as 0.9.
     """
 
     slope: float
-    intercept: float
     x: NDArray[np.float64]
     y: NDArray[np.float64]
     low: NDArray[np.float64]
@@ -97,21 +95,16 @@ def pearson(x: ArrayLike, y: ArrayLike) -> Correlation:
     if n < 3 or not varies(a) or not varies(b):
         return Correlation(np.nan, np.nan, np.nan, np.nan, n)
     result: Any = stats.pearsonr(a, b)
-    r, p = float(result.statistic), float(result.pvalue)
-    low = high = np.nan
-    if n >= FEWEST:
-        with np.errstate(divide="ignore"):
-            z, half = np.arctanh(r), Z_95 / np.sqrt(n - 3)
-        low, high = float(np.tanh(z - half)), float(np.tanh(z + half))
-    return Correlation(r, low, high, p, n)
+    low, high = result.confidence_interval(0.95) if n >= FEWEST else (np.nan, np.nan)
+    return Correlation(float(result.statistic), float(low), float(high), float(result.pvalue), n)
 
 
 def paired(
     a: NDArray[np.float64], b: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The values of two matrices over the same models, pair by pair; see `pair_positions`."""
-    rows, columns = pair_positions(a, b)
-    return a[rows, columns], b[rows, columns]
+    at = pair_positions(a, b)
+    return a[at], b[at]
 
 
 def pair_positions(
@@ -122,11 +115,9 @@ def pair_positions(
     Where both are symmetric each unordered pair once, [N (N - 1) / 2]; otherwise each ordered
     pair, [N (N - 1)]. Diagonals are left out.
     """
-    n = len(a)
     if all(np.allclose(m, m.T, equal_nan=True) for m in (a, b)):
-        rows, columns = pair_index(n)
-    else:
-        rows, columns = np.nonzero(~np.eye(n, dtype=bool))
+        return pair_index(len(a))
+    rows, columns = np.nonzero(~np.eye(len(a), dtype=bool))
     return rows, columns
 
 
@@ -163,9 +154,7 @@ def trend(x: ArrayLike, y: ArrayLike, level: float = 0.9, points: int = 100) -> 
     mean = line.intercept + line.slope * at
     half = stats.t.ppf((1 + level) / 2, len(a) - 2) * line.stderr
     half = half * np.sqrt(a.var() + (at - a.mean()) ** 2)
-    return Trend(
-        float(line.slope), float(line.intercept), at, mean, mean - half, mean + half, level
-    )
+    return Trend(float(line.slope), at, mean, mean - half, mean + half, level)
 
 
 def p_text(p: float, permutations: int | None = None) -> str:

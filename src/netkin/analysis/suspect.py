@@ -231,9 +231,9 @@ def _relabelling(
     gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
     if gained - lost < GAIN * len(labels) or binom.sf(gained - 1, gained + lost, 0.5) > LEVEL:
         return None
-    words = class_words(classes)
+    named = class_words(classes)
     moved = [k for k in np.unique(labels) if outputs[k] != k]
-    pairs = ", ".join(f"{words[k]} as {words[outputs[k]]}" for k in moved[:EXAMPLES])
+    pairs = ", ".join(f"{named[k]} as {named[outputs[k]]}" for k in moved[:EXAMPLES])
     more = ", ..." if len(moved) > EXAMPLES else ""
     other = f"the {order} order" if order in ORDERS else "another order"
     return Suspicion(

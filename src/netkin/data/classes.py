@@ -1,7 +1,6 @@
 """Classes: their order, their names, and the labels that refer to them."""
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -10,6 +9,7 @@ from typing import Any
 
 import yaml
 from timm.data import ImageNetInfo
+from timm.utils.misc import natural_key
 
 from netkin.errors import UserError
 
@@ -17,12 +17,6 @@ ORDERS = ("text", "natural")
 MOST = 100_000
 """Classes that labels may claim by their numbers alone: four times ImageNet-22k's. A label above
 is a mistake, which would have a model of so many outputs built."""
-
-
-def natural_key(name: str) -> tuple[str | int, ...]:
-    """What timm sorts class folders by: numbers in a name count as numbers, case does not."""
-    parts = re.split(r"(\d+)", name.lower())
-    return tuple(int(part) if i % 2 else part for i, part in enumerate(parts))
 
 
 def in_order(names: Iterable[str], class_order: str) -> list[str]:
@@ -54,8 +48,8 @@ def order_note(names: Sequence[str], what: str, class_order: str) -> list[str]:
 def read_classes(value: Any) -> list[str]:
     """Names of classes in order, from a list, or from the path of a file.
 
-    A file has one name a line, or is a JSON or YAML list, or maps names to indices or indices to
-    names. Raises UserError for a file that is none of these, and for a name that comes twice.
+    A file has one name a line, or is a JSON or YAML list. Raises UserError for other files, and for
+    a name that comes twice.
     """
     if isinstance(value, str):
         names, where = _from_file(Path(value).expanduser()), f"classes={value}"
@@ -76,18 +70,12 @@ def _from_file(path: Path) -> list[str]:
             content = json.loads(text)
         else:
             content = [line.strip() for line in text.split("\n") if line.strip()]
-        if isinstance(content, Mapping):
-            pairs = [(str(a), str(b)) for a, b in content.items()]
-            if all(b.isdecimal() for _, b in pairs):
-                pairs = [(b, a) for a, b in pairs]
-            by_index = {int(index): name for index, name in pairs}
-            content = [by_index[k] for k in range(len(pairs))]
         if not isinstance(content, list) or not content:
             raise ValueError("it holds no list")
         if not all(isinstance(name, str | int) for name in content):
             raise ValueError("its list holds other things than names")
         return [str(name) for name in content]
-    except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         problem = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise UserError(
             f"classes={path} cannot be read ({problem}); expected a list of names, or a file with "

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -35,8 +35,8 @@ class Digits:
     test_size: int = 500
     seed: int = 0
     per_class: int | None = None
-    classes: ClassVar[list[str]] = [str(digit) for digit in range(10)]
-    notes: ClassVar[tuple[str, ...]] = ()
+    classes = tuple("0123456789")
+    notes = ()
 
     def __post_init__(self) -> None:
         if self.split not in ("train", "test"):

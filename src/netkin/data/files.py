@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from netkin.data.classes import in_order, natural_key, numbered, order_note
+from timm.utils.misc import natural_key
+
+from netkin.data.classes import in_order, numbered, order_note
 from netkin.data.images import File, Labelled
 from netkin.errors import UserError, and_more
 
@@ -120,7 +122,7 @@ def walk(root: Path) -> Listing:
                     folders.append(entry.name)
                 visit(entry.path, f"{path}/", holders)
             elif (is_image(path) or os.path.isfile(entry.path)) if link else entry.is_file():
-                entries.append(Entry(path, path, File(entry.path, str(root))))
+                entries.append(Entry(path, path, File(str(root), path)))
             else:
                 left_out["link to nothing" if link else "neither file nor folder"] += 1
 
@@ -306,7 +308,7 @@ def _members(file: Path, outer: tuple[str, ...], left_out: Counter[str]) -> Iter
                     yield from visit(child, start, (*outer, stem), folders + inner)
             else:
                 last = inner or ((PurePosixPath(outer[-1]).name,) if outer else ())
-                source = File(str(file), str(file), start, entry.size)
+                source = File(str(file), "", start, entry.size)
                 yield "/".join([*outer, entry.name]), folders + last, source
 
     try:

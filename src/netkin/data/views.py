@@ -26,12 +26,7 @@ class View:
 
     def transform(self) -> Callable:
         """PIL image -> uint8 array [3, H, W]."""
-        return cast(
-            Callable, create_transform(self.input_size, use_prefetcher=True, **self._crop())
-        )
-
-    def _crop(self) -> dict:
-        return {key: value for key, value in asdict(self).items() if key != "input_size"}
+        return cast(Callable, create_transform(use_prefetcher=True, **asdict(self)))
 
 
 def load(images: Images, positions: Sequence[int], view: View) -> Tensor:

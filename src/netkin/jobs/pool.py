@@ -68,7 +68,7 @@ class Result:
         images: number of images that a model was run on, or that were decoded.
         remaining: the item reduced to what another process has taken, which is tried again later;
             None where the item is finished.
-        shards, storing: of crafting, the number of shards, and the seconds spent on storing them.
+        shards: of crafting, the number of shards.
         curves, test_accuracy: of training, a row an epoch (see `netkin.training.fit`), and the
             accuracy in [0, 1] of the weights that were kept, None where it was not evaluated.
     """
@@ -77,7 +77,6 @@ class Result:
     images: int = 0
     remaining: Any = None
     shards: int = 0
-    storing: float = 0.0
     curves: Sequence[Mapping[str, float]] = ()
     test_accuracy: float | None = None
 

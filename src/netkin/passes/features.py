@@ -4,12 +4,11 @@ Features are the input of the last layer; gradients are those of the loss with r
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
@@ -20,6 +19,7 @@ from netkin.attacks.base import frozen
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance, Result
 from netkin.model import Model
+from netkin.passes import Item
 from netkin.passes.probe import fastest
 from netkin.results import Results
 from netkin.runner import Batches, Runner
@@ -36,107 +36,68 @@ def draw_images(images: int, most: int, seed: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of data on a member: its name, and what it depends on as JSON."""
+    """A kind of data on models.
+
+    Attributes:
+        name: features or gradients.
+        positions: the images, in order.
+    """
 
     name: str
-    identity: dict[str, Any]
+    positions: tuple[int, ...]
 
+    def folder(self, results: Results, model: Model) -> Folder:
+        """Where a model's data are."""
+        return results.measure_folder(self.name, {"images": list(self.positions)}, model)
 
-def kinds(positions: Sequence[int]) -> list[Kind]:
-    """The kinds for some images: features, gradients."""
-    images = {"images": list(positions)}
-    return [Kind("features", images), Kind("gradients", images)]
+    def shards(self, results: Results) -> list[list[int]]:
+        """The units of work: positions of the images of each shard that has some."""
+        chosen = set(self.positions)
+        parts = [[i for i in shard if i in chosen] for shard in results.evaluation.shards]
+        return [part for part in parts if part]
 
+    def missing(self, results: Results, model: Model) -> list[int]:
+        """The shards that are not stored. Raises UserError when another model made the others."""
+        folder, numbers = self.folder(results, model), range(len(self.shards(results)))
+        if not folder.path.exists():
+            return list(numbers)
+        folder.claim()
+        return [shard for shard in numbers if not shard_file(folder, shard).is_file()]
 
-def shards(results: Results, positions: Sequence[int]) -> list[list[int]]:
-    """The units of work: positions of the images of each shard."""
-    chosen = set(positions)
-    parts = [[i for i in shard if i in chosen] for shard in results.evaluation.shards]
-    return [part for part in parts if part]
+    def read(self, results: Results, model: Model) -> Tensor:
+        """A model's data, [n, ...]. Raises StoreError for a damaged file."""
+        folder, numbers = self.folder(results, model), range(len(self.shards(results)))
+        return torch.cat([read_tensors(shard_file(folder, i))[self.name] for i in numbers])
 
+    def compute(self, context: tuple[Results, Runner, Any], item: Item, advance: Advance) -> Result:
+        """Compute and store a model's missing shards. Raises UserError for values not finite."""
+        start, model, (results, runner, _) = time.perf_counter(), item.of_model(), context
+        folder, parts = self.folder(results, model).claim(), self.shards(results)
+        todo, labels = self.missing(results, model), results.evaluation.labels
+        classifier, compute = model.build(), {"features": features, "gradients": gradients}
+        batches = Batches(runner.batch_size, model.name)
 
-def missing(results: Results, positions: Sequence[int], model: Model, kind: Kind) -> list[int]:
-    """The shards that are not stored. Raises UserError when another model made the others."""
-    folder = results.measure_folder(kind.name, kind.identity, model)
-    numbers = range(len(shards(results, positions)))
-    if not folder.path.exists():
-        return list(numbers)
-    folder.claim()
-    return [shard for shard in numbers if not shard_file(folder, shard).is_file()]
+        def load(shard: int) -> dict:
+            units = parts[shard]
+            of = {"pixels": results.images_at(model.view, units), "labels": labels[units]}
+            return {"shard": shard, "of": of}
 
-
-def read(results: Results, positions: Sequence[int], model: Model, kind: Kind) -> Tensor:
-    """All stored data of a kind on a member, [n, ...]. Raises StoreError for a damaged file."""
-    folder = results.measure_folder(kind.name, kind.identity, model)
-    paths = [shard_file(folder, i) for i in range(len(shards(results, positions)))]
-    return torch.cat([read_tensors(path)[kind.name] for path in paths])
-
-
-def read_some(results: Results, model: Model, kind: Kind, shard: int, part: slice) -> Tensor:
-    """A part of a stored shard, [n, ...]."""
-    folder = results.measure_folder(kind.name, kind.identity, model)
-    with safe_open(shard_file(folder, shard), "pt") as file:
-        return file.get_slice(kind.name)[part]
-
-
-class MeasurePass(pl.LightningModule):
-    """Computes and stores one kind of data on one member."""
-
-    def __init__(
-        self,
-        classifier: Classifier,
-        batch_size: int,
-        kind: Kind,
-        compute: Callable[[Classifier, dict], Tensor],
-        into: Folder,
-        advance: Advance,
-    ):
-        super().__init__()
-        self.classifier, self.kind = classifier, kind
-        self.compute, self.into, self.advance = compute, into, advance
-        self.batches = Batches(batch_size, classifier.name)
-
-    def predict_step(self, batch: dict) -> None:
-        """Compute and store one shard."""
-        n = batch["units"]
-        parts = self.batches.run(
-            n, lambda b: self.compute(self.classifier, {k: v[b] for k, v in batch["of"].items()})
-        )
-        values = torch.cat([part.cpu() for part in parts])
-        if values.is_floating_point() and not values.isfinite().all():
-            raise UserError(
-                f"{self.classifier.name} gives NaN or infinite {self.kind.name}; are its weights "
-                "intact?"
+        def step(batch: dict) -> None:
+            of, n = batch["of"], len(batch["of"]["labels"])
+            found = batches.run(
+                n, lambda b: compute[self.name](classifier, {k: v[b] for k, v in of.items()})
             )
-        write_tensors(shard_file(self.into, batch["shard"]), {self.kind.name: values})
-        self.advance(n)
+            values = torch.cat([part.cpu() for part in found])
+            if values.is_floating_point() and not values.isfinite().all():
+                raise UserError(
+                    f"{model.name} gives NaN or infinite {self.name}; are its weights intact?"
+                )
+            write_tensors(shard_file(folder, batch["shard"]), {self.name: values})
+            advance(n)
 
-
-def measure_pass(
-    results: Results,
-    runner: Runner,
-    positions: Sequence[int],
-    model: Model,
-    kind: Kind,
-    advance: Advance,
-) -> Result:
-    """Compute and store a kind's missing shards. Raises UserError for values not finite."""
-    start = time.perf_counter()
-    into = results.measure_folder(kind.name, kind.identity, model).claim()
-    parts, view, labels = shards(results, positions), model.view, results.evaluation.labels
-    todo = missing(results, positions, model, kind)
-
-    def load(shard: int) -> dict:
-        units = parts[shard]
-        of = {"pixels": results.images_at(view, units), "labels": labels[units]}
-        return {"shard": shard, "units": len(units), "of": of}
-
-    compute = {"features": features, "gradients": gradients}[kind.name]
-    classifier = model.build()
-    with frozen(classifier):
-        module = MeasurePass(classifier, runner.batch_size, kind, compute, into, advance)
-        runner.run(module, todo, load)
-    return Result(images=sum(len(parts[s]) for s in todo), seconds=time.perf_counter() - start)
+        with frozen(classifier):
+            runner.run(step, todo, load, classifier)
+        return Result(images=sum(len(parts[s]) for s in todo), seconds=time.perf_counter() - start)
 
 
 def time_passes(results: Results, runner: Runner, model: Model, images: int) -> dict[str, float]:
@@ -203,32 +164,26 @@ AT_ONCE = 10
 """Images whose gradients are compared at once: 415 MB for 69 models of 224 x 224 pixels."""
 
 
-def gradient_cosines(
-    results: Results, models: Sequence[Model], positions: Sequence[int], kind: Kind
-) -> NDArray[np.float32]:
+def gradient_cosines(results: Results, models: Sequence[Model], kind: Kind) -> NDArray[np.float32]:
     """Cosines of the gradients of N members at each of I images, [I, N, N] in [-1, 1].
 
     Gradients of members with larger inputs are first resized to the smallest input size. Only a few
     images are in memory at a time.
-
-    Args:
-        results, positions: whose gradients are stored.
-        models: N of them.
-        kind: "gradients" of `kinds`.
     """
     size = min(model.view.input_size for model in models)
-    cosines = []
-    for shard, images in enumerate(shards(results, positions)):
-        for start in range(0, len(images), AT_ONCE):
-            part = slice(start, start + AT_ONCE)
-            rows = []
-            for model in models:
-                gradients = read_some(results, model, kind, shard, part).float()
-                if gradients.shape[-1] != size:
-                    gradients = interpolate(
-                        gradients, (size, size), mode="bilinear", antialias=True
-                    )
-                rows.append(normalize(gradients.flatten(1), eps=1e-20))
-            x = torch.stack(rows, dim=1)  # [images, N, 3 * size * size]
-            cosines.append((x @ x.mT).numpy())
-    return np.concatenate(cosines)
+
+    def directions(model: Model, shard: int, part: slice) -> Tensor:
+        with safe_open(shard_file(kind.folder(results, model), shard), "pt") as file:
+            gradients = file.get_slice(kind.name)[part].float()
+        if gradients.shape[-1] != size:
+            gradients = interpolate(gradients, (size, size), mode="bilinear", antialias=True)
+        return normalize(gradients.flatten(1), eps=1e-20)
+
+    def blocks() -> Iterator[NDArray[np.float32]]:
+        for shard, images in enumerate(kind.shards(results)):
+            for start in range(0, len(images), AT_ONCE):
+                part = slice(start, start + AT_ONCE)
+                x = torch.stack([directions(model, shard, part) for model in models], dim=1)
+                yield (x @ x.mT).numpy()  # x: [images, N, 3 * size * size]
+
+    return np.concatenate(list(blocks()))

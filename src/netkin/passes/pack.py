@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,7 @@ from netkin.errors import OutputsError, UserError, and_more, near
 from netkin.model import Model
 from netkin.passes.predict import noised
 from netkin.results import Results
-from netkin.store import folder
-from netkin.store.files import file_sha256, write
+from netkin.store import files, folder
 
 HOW = """Run your classifier on every PNG file below images/, and write a CSV file with the columns
 image_id (the file's path below images/ without .png; images.csv lists them all) and prediction (the
@@ -43,6 +43,7 @@ augmentation or another order of the channels would destroy what is measured.
 """
 CLEAN, NOISE, ADVERSARIAL = "clean", "noise", "adversarial"
 """Kinds of images."""
+write = partial(files.write, error_type=OutputsError, kind="folder")
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,14 @@ class Images:
     index: NDArray[np.intp]
     pixels: Tensor
 
+    @property
     def ids(self) -> list[str]:
         """The image_id of each."""
         hashes = [hashlib.sha256(image.numpy().tobytes()).hexdigest()[:6] for image in self.pixels]
         return [f"{self.name}/{i:05d}-{h}" for i, h in zip(self.index, hashes, strict=True)]
 
 
-def view_names(results: Results, landmarks: Sequence[Model]) -> dict[View, str]:
+def view_names(landmarks: Sequence[Model]) -> dict[View, str]:
     """The distinct views of the landmarks, and a name of each for folders."""
     views = list(dict.fromkeys(member.view for member in landmarks))
     sizes = [view.input_size for view in views]
@@ -86,7 +88,7 @@ def images(results: Results, landmarks: Sequence[Model]) -> Iterator[Images]:
     """
     if results.evaluation.dtype != "uint8":
         raise UserError(f"a pack of PNG files needs dtype=uint8, got {results.evaluation.dtype}")
-    views, evaluation = view_names(results, landmarks), results.evaluation
+    views, evaluation = view_names(landmarks), results.evaluation
     ours = {f"{kind}-{name}" for name in views.values() for kind in (CLEAN, NOISE)}
     if clash := sorted(ours & {folder(member.name) for member in landmarks}):
         raise UserError(f"a landmark has the name of a folder of the pack: {', '.join(clash)}")
@@ -121,56 +123,50 @@ def export(
     Returns a row a folder of images: folder, kind, images, file_bytes. Raises UserError where `to`
     has other files, OutputsError where it cannot be written.
     """
-    _begin(results, landmarks, to)
-    rows, listed = {}, []
+    manifest, rows, listed = _manifest(results, landmarks), {}, []
+    if not _holds(to, manifest) and to.is_dir() and any(to.iterdir()):
+        raise UserError(f"{to} is not empty; name a new folder for the pack")
+    _write_json(to / "manifest.json", manifest)  # the first of its files
+    write(to / "README.txt", lambda f: f.write_text(HOW))
     for part in images(results, landmarks):
         row = rows.setdefault(
             part.name, {"folder": part.name, "kind": part.kind, "images": 0, "file_bytes": 0}
         )
-        for image_id, pixels in zip(part.ids(), part.pixels, strict=True):
+        for image_id, pixels in zip(part.ids, part.pixels, strict=True):
             file = to / "images" / f"{image_id}.png"
             picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-            write(file, lambda f, p=picture: p.save(f, "PNG"), OutputsError, "folder")
-            listed.append((image_id, f"images/{image_id}.png", file_sha256(file)))
+            write(file, lambda f, p=picture: p.save(f, "PNG"))
+            listed.append((image_id, f"images/{image_id}.png", files.file_sha256(file)))
             row["images"] += 1
             row["file_bytes"] += file.stat().st_size
         advance(len(part.index))
     table = pl.DataFrame(listed, schema=["image_id", "file", "sha256"], orient="row")
-    write(to / "images.csv", table.write_csv, OutputsError, "folder")
-    text = _json({**_manifest(results, landmarks), "folders": list(rows.values())})
-    write(to / "manifest.json", lambda f: f.write_text(text), OutputsError, "folder")
+    write(to / "images.csv", table.write_csv)
+    _write_json(to / "manifest.json", {**manifest, "folders": list(rows.values())})
     return pl.DataFrame(list(rows.values()))
 
 
-def _begin(results: Results, landmarks: Sequence[Model], to: Path) -> None:
-    """Write the manifest of a pack, without its folders of images, as the first of its files.
-
-    Raises UserError where the folder has files, unless they are of this very pack.
-    """
-    own, file = _manifest(results, landmarks), to / "manifest.json"
-    if to.is_dir() and any(to.iterdir()):
-        with suppress(OSError, ValueError, AttributeError):
-            stored = json.loads(file.read_text())
-            stored.pop("folders", None)
-            if stored == json.loads(_json(own)):
-                return
-        raise UserError(f"{to} is not empty; name a new folder for the pack")
-    write(file, lambda f: f.write_text(_json(own)), OutputsError, "folder")
-    write(to / "README.txt", lambda f: f.write_text(HOW), OutputsError, "folder")
+def _holds(to: Path, manifest: dict) -> bool:
+    """Whether a folder holds a pack of this manifest, finished or not."""
+    with suppress(OSError, ValueError, AttributeError):
+        stored = json.loads((to / "manifest.json").read_text())
+        stored.pop("folders", None)
+        return stored == json.loads(json.dumps(manifest))
+    return False
 
 
-def _json(content: dict) -> str:
-    return json.dumps(content, indent=2) + "\n"
+def _write_json(file: Path, content: dict) -> None:
+    write(file, lambda f: f.write_text(json.dumps(content, indent=2) + "\n"))
 
 
 def _manifest(results: Results, landmarks: Sequence[Model]) -> dict:
     """What a pack is of; its folders of images are added when all are written."""
-    views, evaluation = view_names(results, landmarks), results.evaluation
+    views, evaluation = view_names(landmarks), results.evaluation
     return {
         "dataset": evaluation.task.dataset,
-        "subset_sha256": results.evaluation.subset.digest,
-        "images": len(results.evaluation.subset),
-        "classes": list(results.evaluation.images.classes),
+        "subset_sha256": evaluation.subset.digest,
+        "images": len(evaluation.subset),
+        "classes": list(evaluation.images.classes),
         "attack": {"name": evaluation.attack.name, **evaluation.attack.identity},
         "eps": evaluation.attack.eps,
         "eps_unit": "pixels in [0, 1]",
@@ -205,35 +201,37 @@ def read_predictions(results: Results, landmarks: Sequence[Model], path: str | P
     class, has an image twice, or is of another pack.
     """
     given = read_table(path, results.evaluation.images.classes)
-    wanted = [(image, p.name, i) for p in images(results, landmarks) for image, i in _placed(p)]
-    ids = {image for image, _, _ in wanted}
-    if foreign := [image for image in given if image not in ids]:
+    wanted = {
+        image: (part.name, i)
+        for part in images(results, landmarks)
+        for image, i in zip(part.ids, part.index.tolist(), strict=True)
+    }
+    if foreign := [image for image in given if image not in wanted]:
+        hint = near(foreign[0], wanted, 1) if len(wanted) < 100_000 else ""
         raise UserError(
             f"{path}: {len(foreign)} of its {len(given)} image_ids are not in this pack: "
-            f"{and_more(foreign, 3)}{near(foreign[0], ids, 1) if len(ids) < 100_000 else ''}; use "
-            "the images, landmarks and attack that the pack was exported with"
+            f"{and_more(foreign, 3)}{hint}; use the images, landmarks and attack that the pack was "
+            "exported with"
         )
-    if missing := [image for image, _, _ in wanted if image not in given]:
+    if missing := [image for image in wanted if image not in given]:
         raise UserError(
             f"{path} lacks {len(missing)} of the {len(wanted)} image_ids of the pack: "
             f"{and_more(missing, 3)}; run the classifier on every image in images.csv"
         )
     found: dict[str, NDArray[np.intp]] = {}
-    for image, name, i in wanted:
+    for image, (name, i) in wanted.items():
         values = found.setdefault(name, np.full(len(results.evaluation.subset), -1, dtype=np.intp))
         values[i] = given[image]
-    views = view_names(results, landmarks)
-    own = [views[member.view] for member in landmarks]
-    noise = [found[f"{NOISE}-{name}"] for name in own] if results.evaluation.has_noise else None
+    views = view_names(landmarks)
+
+    def of_views(kind: str) -> NDArray[np.intp]:
+        return np.stack([found[f"{kind}-{views[member.view]}"] for member in landmarks])
+
     return Predictions(
-        np.stack([found[f"{CLEAN}-{name}"] for name in own]),
-        None if noise is None else np.stack(noise),
+        of_views(CLEAN),
+        of_views(NOISE) if results.evaluation.has_noise else None,
         np.stack([found[folder(member.name)] for member in landmarks]),
     )
-
-
-def _placed(part: Images) -> list[tuple[str, int]]:
-    return list(zip(part.ids(), part.index.tolist(), strict=True))
 
 
 def read_table(path: str | Path, classes: Sequence[str]) -> dict[str, int]:
@@ -255,8 +253,7 @@ def read_table(path: str | Path, classes: Sequence[str]) -> dict[str, int]:
             f"{path} has no column {' and no column '.join(lacking)}; expected image_id,prediction,"
             f" got {','.join(table.columns[:5])}"
         )
-    ids = table["image_id"].str.strip_suffix(".png")
-    ids = ids.str.strip_prefix("images/")
+    ids = table["image_id"].str.strip_suffix(".png").str.strip_prefix("images/")
     if ids.is_duplicated().any():
         twice = ids.filter(ids.is_duplicated()).unique(maintain_order=True)
         raise UserError(f"{path} has {len(twice)} image_ids more than once: {and_more(twice, 3)}")

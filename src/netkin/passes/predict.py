@@ -8,7 +8,6 @@ image reaches a target through the source's crop and a resize, which alone can m
 import time
 from collections.abc import Sequence
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
@@ -26,53 +25,14 @@ from netkin.store.files import write_tensors
 from netkin.store.lease import lease
 
 
-class Predict(pl.LightningModule):
-    """One model's logits, or with a change of the images its predictions, on all images."""
-
-    def __init__(
-        self,
-        predictor: Predictor,
-        evaluation: Evaluation,
-        model: Model,
-        change: Change,
-        advance: Advance,
-    ):
-        super().__init__()
-        self.predictor, self.evaluation, self.advance = predictor, evaluation, advance
-        self.name, self.size, self.change = model.name, model.view.input_size, change
-        self.parts: list[Tensor] = []
-
-    def predict_step(self, batch: dict) -> None:
-        """Evaluate one shard."""
-        images = batch["images"]
-        for logits in self.predictor.logits(images, self.size, self.evaluation.interpolation):
-            self.parts.append((logits if self.change == CLEAN else logits.argmax(dim=1)).cpu())
-        self.advance(len(images))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Logits [I, K] float32, or predictions [I] int64, as they are stored.
-
-        Raises UserError, with the images, where a logit on clean images is not finite.
-        """
-        values = torch.cat(self.parts)
-        if self.change != CLEAN:
-            return {"predictions": values}
-        bad = (~values.isfinite().all(dim=1)).nonzero().flatten().tolist()
-        if bad:
-            raise UserError(
-                f"{self.name} gives NaN or infinite logits on {len(bad)} of {len(values)} clean "
-                f"images ({self.evaluation.image_names(bad)}); are its weights intact?"
-            )
-        return {"logits": values}
-
-
 def predict(results: Results, runner: Runner, item: Item, advance: Advance) -> Result:
-    """Store a model's predictions on changes of the images, unless another process computes them.
+    """Store a model's predictions on changes of the images, unless another process computes them:
+    logits [I, K] float32 of clean images, predicted classes [I] int64 of others.
 
     Raises UserError where the model gives NaN or infinite logits, or does not fit into memory.
     """
     start, model, evaluation = time.perf_counter(), item.of_model(), results.evaluation
-    classifier, predictor, done, taken = None, None, 0, []
+    predictor, params, done, taken = None, 0, 0, []
     for change in item.todo:
         file = results.prediction_file(model, change)
         with lease(results.store.root, file) as held:
@@ -84,26 +44,52 @@ def predict(results: Results, runner: Runner, item: Item, advance: Advance) -> R
                 continue
             if predictor is None:
                 classifier = model.build()
+                params = sum(parameter.numel() for parameter in classifier.parameters())
                 predictor = runner.predictor(classifier)
-            assert classifier is not None
-            module = Predict(predictor, evaluation, model, change, advance)
-            shards = list(range(len(evaluation.shards)))
-            runner.run(
-                module,
-                shards,
-                lambda shard, change=change: {"images": changed(results, model, change, shard)},
-            )
-            tensors = module.tensors()  # before the folder is made, which broken models must not do
-            results.clean_folder(model).claim()
-            params = sum(parameter.numel() for parameter in classifier.parameters())
-            notes = {"params": str(params)} if change == CLEAN else {}
-            write_tensors(file, tensors, **notes)
+            values = _predictions(results, runner, model, predictor, change, advance)
+            results.clean_folder(model).claim()  # not for a broken model, which has raised
+            if change == CLEAN:
+                write_tensors(file, {"logits": values}, params=str(params))
+            else:
+                write_tensors(file, {"predictions": values})
             done += 1
     return Result(
         images=len(evaluation.subset) * done,
         seconds=time.perf_counter() - start,
         remaining=item.left(tuple(taken)),
     )
+
+
+def _predictions(
+    results: Results,
+    runner: Runner,
+    model: Model,
+    predictor: Predictor,
+    change: Change,
+    advance: Advance,
+) -> Tensor:
+    """A model's logits on all clean images [I, K], or the classes that it predicts for changed ones
+    [I]. Raises UserError, with the images, where logits on clean images are not finite."""
+    evaluation, parts = results.evaluation, list[Tensor]()
+
+    def step(batch: dict) -> None:
+        images = batch["images"]
+        for logits in predictor.logits(images, model.view.input_size, evaluation.interpolation):
+            parts.append((logits if change == CLEAN else logits.argmax(dim=1)).cpu())
+        advance(len(images))
+
+    def load(shard: int) -> dict:
+        return {"images": changed(results, model, change, shard)}
+
+    runner.run(step, list(range(len(evaluation.shards))), load, predictor)
+    values = torch.cat(parts)
+    if change == CLEAN and not values.isfinite().all():
+        bad = (~values.isfinite().all(dim=1)).nonzero().flatten().tolist()
+        raise UserError(
+            f"{model.name} gives NaN or infinite logits on {len(bad)} of {len(values)} clean "
+            f"images ({evaluation.image_names(bad)}); are its weights intact?"
+        )
+    return values
 
 
 def changed(results: Results, model: Model, change: Change, shard: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from netkin.attacks import Attack
 from netkin.attacks.base import frozen
 from netkin.data import views
-from netkin.jobs.pool import Advance
+from netkin.jobs.pool import Advance, Result
 from netkin.model import Model
 from netkin.results import Results
 from netkin.runner import Batches, Runner
@@ -23,8 +23,8 @@ STEPS = 2
 """Steps of an iterative attack that are timed, for all of them."""
 
 
-@dataclass(frozen=True)
-class Cost:
+@dataclass(frozen=True, kw_only=True)
+class Cost(Result):
     """A member's cost.
 
     Attributes:
@@ -53,79 +53,61 @@ def probe(results: Results, runner: Runner, model: Model, seconds: float, advanc
     The batch grows from two images until attacking it takes `seconds`, memory runs out, or it has
     `runner.batch_size`: a small network's time in a small batch is mostly overhead.
     """
-    evaluation, trained = results.evaluation, model.has_weights
+    start, evaluation, device = time.perf_counter(), results.evaluation, runner.device
+    trained, subset, precision = model.has_weights, evaluation.subset, evaluation.craft_precision
     classifier = build(model.member, model.task, model.weights if trained else None)
-    trial = _Trial(results, runner, model, classifier.eval().to(runner.device))
-    most = min(runner.batch_size, len(evaluation.subset))
-    size = min(FIRST_BATCH, most)
-    while True:
-        timing = trial.run(size, seconds)
-        if size == most or timing.craft * size > seconds or timing.batch < size:
-            break
-        size = min(4 * size, most)
-    advance(1)
-    return Cost(
-        params=sum(parameter.numel() for parameter in classifier.parameters()),
-        input_size=model.view.input_size,
-        craft=timing.craft
-        * times_longer(evaluation.attack, classifier, evaluation.task.num_classes),
-        transfer=timing.transfer,
-        memory=timing.memory,
-        batch=timing.batch,
-        uncrafted=uncrafted(results, model) if trained else len(evaluation.subset),
-    )
+    classifier.eval().to(device)
 
+    def first(images: int) -> Tensor:
+        pixels = views.load(evaluation.images, subset.positions[:images], model.view)
+        return pixels.to(device).float() / 255
 
-@dataclass(frozen=True)
-class _Timing:
-    """Seconds an image of a shortened attack and of classifying, peak bytes, images at once."""
+    execution = replace(runner.execution, precision=precision, compile=False)
+    source = prepare(classifier, execution, first(FIRST_BATCH))
+    predictor = runner.predictor(classifier, evaluation.target_precision)
+    shortened = evaluation.attack.shortened(STEPS)
 
-    craft: float
-    transfer: float
-    memory: int | None
-    batch: int
-
-
-class _Trial:
-    """A member with a shortened attack, to be timed on batches of any size."""
-
-    def __init__(self, results: Results, runner: Runner, of: Model, classifier: Classifier):
-        self.results, self.evaluation, self.of = results, results.evaluation, of
-        self.device = runner.device
-        precision = self.evaluation.craft_precision
-        self.execution = replace(runner.execution, precision=precision, compile=False)
-        self.model = prepare(classifier, self.execution, self._first(FIRST_BATCH))
-        self.evaluator = runner.predictor(classifier, self.evaluation.target_precision)
-        self.attack = self.evaluation.attack.shortened(STEPS)
-
-    def run(self, size: int, seconds: float) -> _Timing:
-        """Time the first `size` images, up to three times or for about `seconds`."""
-        device = self.device
-        pixels, labels = self._first(size), self.evaluation.labels[:size].to(device)
-        keys = self.evaluation.keys(self.of.name, range(size))
-        batches = Batches(size, self.of.name)
+    def timed(size: int) -> tuple[float, float, int | None, int]:
+        """Seconds an image of the shortened attack and of classifying, peak bytes, and images at
+        once: on the first `size` images, up to three times or for about `seconds`."""
+        pixels, labels = first(size), evaluation.labels[:size].to(device)
+        keys, batches = evaluation.keys(model.name, range(size)), Batches(size, model.name)
 
         def classify(batch: slice) -> None:
-            with torch.no_grad():  # as in the pass; only the evaluator's own test needs gradients
-                self.evaluator(pixels[batch])
+            with torch.no_grad():  # as in the pass; only the predictor's own test needs gradients
+                predictor(pixels[batch])
 
         def attack(batch: slice) -> None:
-            with frozen(self.model) as model, exact_float32(self.execution.precision):
-                self.attack.perturb(model, pixels[batch], labels[batch], keys[batch])
+            with frozen(source) as network, exact_float32(execution.precision):
+                shortened.perturb(network, pixels[batch], labels[batch], keys[batch])
 
         list(batches.run(size, classify))  # the first pass of a size also sets up kernels
         is_reset = _reset_peak(device)
         craft = fastest(lambda: list(batches.run(size, attack)), device, seconds)
         memory = _peak(device) if is_reset else None
         transfer = fastest(lambda: list(batches.run(size, classify)), device, seconds / 10)
-        return _Timing(craft / size, transfer / size, memory, batches.size)
+        return craft / size, transfer / size, memory, batches.size
 
-    def _first(self, images: int) -> Tensor:
-        """The first images in the model's view, [n, 3, H, W] in [0, 1]."""
-        pixels = views.load(
-            self.evaluation.images, self.evaluation.subset.positions[:images], self.of.view
-        )
-        return pixels.to(self.device).float() / 255
+    missing = results.missing_shards(model) if trained else []
+    left = sum(len(evaluation.shards[shard]) for shard in missing) if trained else len(subset)
+    most = min(runner.batch_size, len(subset))
+    size = min(FIRST_BATCH, most)
+    while True:
+        craft, transfer, memory, batch = timed(size)
+        if size == most or craft * size > seconds or batch < size:
+            break
+        size = min(4 * size, most)
+    advance(1)
+    return Cost(
+        params=sum(parameter.numel() for parameter in classifier.parameters()),
+        input_size=model.view.input_size,
+        craft=craft * times_longer(evaluation.attack, classifier, evaluation.task.num_classes),
+        transfer=transfer,
+        memory=memory,
+        batch=batch,
+        uncrafted=results.attackable(model, missing) if trained and results.has(model) else left,
+        seconds=time.perf_counter() - start,
+    )
 
 
 def times_longer(attack: Attack, classifier: Classifier, classes: int) -> float:
@@ -133,15 +115,6 @@ def times_longer(attack: Attack, classifier: Classifier, classes: int) -> float:
     full = attack.passes(classifier, classes)
     short = attack.shortened(STEPS).passes(classifier, classes)
     return full.total / short.total if full and short and short.total else 1.0
-
-
-def uncrafted(results: Results, model: Model) -> int:
-    """Number of images that are still to be attacked on a model."""
-    shards = results.missing_shards(model)
-    positions = [i for shard in shards for i in results.evaluation.shards[shard]]
-    if not results.has(model):
-        return len(positions)
-    return int(results.correct(model)[positions].sum())
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:

@@ -4,9 +4,7 @@ import time
 from contextlib import ExitStack
 
 import polars
-import pytorch_lightning as pl
 import torch
-from torch import Tensor
 
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance, Result
@@ -19,16 +17,17 @@ from netkin.store.outcomes import Part
 
 FLUSH = 300.0
 """Seconds after which evaluated sources are written, in one file: what a kill may cost."""
+SCHEMA = {"image_id": polars.String, "label": polars.Int32, "prediction": polars.Int32}
 
 
-class Transfer(pl.LightningModule):
+class Transfer:
     """One target's predictions on other models' adversarial images.
 
     Args:
         results: where outcomes are stored.
         runner: runs the target.
         target: the model.
-        sources: whose images it is evaluated on.
+        sources: whose images it is evaluated on, with how many images are done already.
         goal: number of the subset's images, from the first on, that are evaluated.
         advance: called with 1 after each source.
     """
@@ -38,44 +37,38 @@ class Transfer(pl.LightningModule):
         results: Results,
         runner: Runner,
         target: Model,
-        sources: list[Model],
+        sources: list[tuple[Model, int]],
         goal: int,
         advance: Advance,
     ):
-        super().__init__()
-        self.results, self.evaluation, self.advance = results, results.evaluation, advance
-        self.target, self.sources, self.goal = target, sources, goal
+        self.results, self.target, self.sources = results, target, sources
+        self.goal, self.advance = goal, advance
+        self.evaluation, self.table = results.evaluation, results.outcome_store
         self.predictor = runner.predictor(target.build(), self.evaluation.target_precision)
-        self.table = results.outcome_store
-        self.covered = 0  # images that a source's outcomes have covered before
-        self.images = 0
-        self.predictions: list[tuple[Tensor, Tensor]] = []
-        self.parts: dict[str, Part] = {}
-        self.rows: dict[str, polars.DataFrame] = {}
+        self.images, self.working, self.evaluated = 0, False, list[str]()
+        self.index, self.predictions = list[int](), list[int]()  # of the source in progress
+        self.parts = dict[str, Part]()
+        self.rows = dict[str, polars.DataFrame]()
         self.written = time.monotonic()
         self.leases = ExitStack()  # of sources that are evaluated and not written yet
-        self.working = False
-        self.evaluated: list[str] = []
 
-    def predict_step(self, batch: dict) -> None:
-        """Evaluate a shard of a source, unless another process does or has done that source."""
-        source = self.sources[batch["source"]]
+    def step(self, batch: dict) -> None:
+        """Evaluate a shard of a source, unless another process does that source, or has got further
+        with it than was known when the work was planned."""
+        source, done = self.sources[batch["source"]]
         if batch["first"]:
             pair = self.table.pair(source.name, self.target.name)
             held = self.leases.enter_context(lease(self.results.store.root, pair))
-            self.covered = self.results.covered(self.target, [source])[source.name] if held else 0
-            self.working = held and batch["start"] <= self.covered < self.goal
+            self.working = held and done == self.results.covered(self.target, [source])[source.name]
         if self.working:
-            self._evaluate(source, batch)
-            if batch["last"]:
-                self._finish(source)
-        if batch["last"] and time.monotonic() - self.written > FLUSH:
-            self.write()
+            self._evaluate(source, batch["index"], batch["images"])
+        if batch["last"]:
+            if self.working:
+                self._finish(source, done)
+            if time.monotonic() - self.written > FLUSH:
+                self.write()
 
-    def _evaluate(self, source: Model, batch: dict) -> None:
-        index, images = batch["index"], batch["images"]
-        if batch["start"] < self.covered:  # another process has got further than the plan knew
-            index, images = index[index >= self.covered], images[index >= self.covered]
+    def _evaluate(self, source: Model, index: torch.Tensor, images: torch.Tensor) -> None:
         self.images += len(index)
         size, interpolation = self.target.view.input_size, self.evaluation.interpolation
         parts = list(self.predictor.logits(images, size, interpolation))
@@ -87,22 +80,19 @@ class Transfer(pl.LightningModule):
                     f"{self.target.name} gives NaN or infinite logits on {source.name}'s "
                     f"adversarial images of {self.evaluation.image_names(index[bad].tolist())}"
                 )
-            self.predictions.append((index.cpu(), logits.argmax(dim=1).cpu()))
+            self.index += index.tolist()
+            self.predictions += logits.argmax(dim=1).tolist()
 
-    def _finish(self, source: Model) -> None:
-        index = [i for index, _ in self.predictions for i in index.tolist()]
-        predictions = [k for _, prediction in self.predictions for k in prediction.tolist()]
+    def _finish(self, source: Model, done: int) -> None:
         subset = self.evaluation.subset
-        self.rows[source.name] = polars.DataFrame(
-            {
-                "image_id": [subset.ids[i] for i in index],
-                "label": [subset.labels[i] for i in index],
-                "prediction": predictions,
-            },
-            schema={"image_id": polars.String, "label": polars.Int32, "prediction": polars.Int32},
-        )
-        self.parts[source.name] = Part(self.results.source_digest(source), self.covered, self.goal)
-        self.predictions.clear()
+        columns = {
+            "image_id": [subset.ids[i] for i in self.index],
+            "label": [subset.labels[i] for i in self.index],
+            "prediction": self.predictions,
+        }
+        self.rows[source.name] = polars.DataFrame(columns, schema=SCHEMA)
+        self.parts[source.name] = Part(self.results.source_digest(source), done, self.goal)
+        self.index, self.predictions = [], []
         self.advance(1)
 
     def write(self) -> None:
@@ -121,45 +111,41 @@ def transfer(results: Results, runner: Runner, item: Item, advance: Advance) -> 
     Raises UserError where the target gives NaN or infinite logits.
     """
     start, target, evaluation = time.perf_counter(), item.of_model(), results.evaluation
-    right, table = results.correct(target), results.outcome_store
+    right, table, size = results.correct(target), results.outcome_store, evaluation.shard_size
     goal = len(evaluation.subset) if item.images is None else item.images
     last = len(evaluation.shards_of(goal)) - 1
 
     def unfinished() -> list[tuple[Model, int]]:
-        """The sources, with the first shard that is missing."""
+        """The sources, with how many images are done."""
         done = results.covered(target, item.todo)
-        found = [(source, done[source.name]) for source in item.todo]
-        return [(source, n // evaluation.shard_size) for source, n in found if n < goal]
+        return [(source, done[source.name]) for source in item.todo if done[source.name] < goal]
 
     def held(source: Model) -> bool:
         return is_held(results.store.root, table.pair(source.name, target.name))
 
-    todo = [(source, shard) for source, shard in unfinished() if not held(source)]
-    free, first = [source for source, _ in todo], [shard for _, shard in todo]
+    free = [(source, done) for source, done in unfinished() if not held(source)]
 
     def load(part: tuple[int, int]) -> dict:
-        source, shard = part
-        pixels, index = results.adversarial(free[source], shard)
-        both = right[index]
-        return {
-            "source": source,
-            "images": pixels[both],
-            "index": index[both],
-            "start": evaluation.shards[shard].start,
-            "first": shard == first[source],
-            "last": shard == last,
-        }
+        number, shard = part
+        source, done = free[number]
+        pixels, index = results.adversarial(source, shard)
+        both, ends = right[index], {"first": shard == done // size, "last": shard == last}
+        return {"source": number, **ends, "images": pixels[both], "index": index[both]}
 
     images, evaluated = 0, []
     if free:
-        module = Transfer(results, runner, target, free, goal, advance)
-        parts = [(i, shard) for i, begin in enumerate(first) for shard in range(begin, last + 1)]
-        with module.leases:
+        work = Transfer(results, runner, target, free, goal, advance)
+        parts = [
+            (number, shard)
+            for number, (_, done) in enumerate(free)
+            for shard in range(done // size, last + 1)
+        ]
+        with work.leases:
             try:
-                runner.run(module, parts, load)
+                runner.run(work.step, parts, load, work.predictor)
             finally:  # also where the run is stopped, or the next source fails
-                module.write()
-        images, evaluated = module.images, module.evaluated
+                work.write()
+        images, evaluated = work.images, work.evaluated
     taken = tuple(source for source, _ in unfinished())
     advance(len([s for s in item.todo if s.name not in evaluated and s not in taken]))
     return Result(images=images, seconds=time.perf_counter() - start, remaining=item.left(taken))

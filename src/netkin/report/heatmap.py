@@ -65,15 +65,18 @@ def colour_range(
     return float(low - more), float(high + more)
 
 
-def cell_colours(
-    values: NDArray[np.float64], limits: tuple[float, float], colours: Colormap = COLOURS
-) -> tuple[NDArray[np.float64], list[str]]:
-    """RGBA of each value ([n] -> [n, 4] in [0, 1]) and the ink that is legible on it."""
-    rgba = colours(Normalize(*limits)(values))
-    linear = np.where(rgba <= 0.04045, rgba / 12.92, ((rgba + 0.055) / 1.055) ** 2.4)
-    luminance = linear[:, :3] @ (0.2126, 0.7152, 0.0722)
+def scale(limits: tuple[float, float], colours: Colormap = COLOURS) -> ScalarMappable:
+    """The colours of values between two ends."""
+    return ScalarMappable(Normalize(*limits), colours)
+
+
+def inks(values: NDArray[np.float64], colours: ScalarMappable) -> list[str]:
+    """The ink that is legible on the colour of each value [n]."""
+    rgb = colours.to_rgba(values)[:, :3]
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ (0.2126, 0.7152, 0.0722)
     # 0.179 is where black and white have the same WCAG contrast.
-    return rgba, ["black" if y > 0.179 else "white" for y in luminance]
+    return ["black" if y > 0.179 else "white" for y in luminance]
 
 
 def cluster_order(scores: NDArray[np.float64], labels: NDArray) -> NDArray[np.intp]:
@@ -131,8 +134,10 @@ def heatmap_figure(
     elif order is None:
         assert clusters is not None
         order = cluster_order(scores, clusters)
-    limits = limits or colour_range(scores, least, signed)
-    colours = colours or (DIVERGING if signed else COLOURS)
+    shown = scale(
+        limits or colour_range(scores, least, signed),
+        colours or (DIVERGING if signed else COLOURS),
+    )
     ordered = scores[np.ix_(order, order)]
     rows = [names[int(i)] for i in order]
     left = 0.36 if clusters is not None else 0.0
@@ -172,10 +177,10 @@ def heatmap_figure(
 
     cells = axes(left + strip + 0.02, 0.52, side, n * step)
     cells.set_label("cells")  # which the page finds in the picture
-    _draw_cells(cells, ordered, limits, colours, 72 * side / n)
+    _draw_cells(cells, ordered, shown, 72 * side / n)
     _write_names(cells, rows, named, level)
     bar = axes(left + strip + 0.02, 0.4, side, 0.1)
-    _colour_bar(bar, scores, colours, limits, label, 6 if side > 2 else 3)
+    _colour_bar(bar, scores, shown, label, 6 if side > 2 else 3)
     if left:
         beside = axes(0, 0.52, left, n * step)
         beside.set(ylim=(n, 0), xticks=[], yticks=[])
@@ -184,7 +189,7 @@ def heatmap_figure(
         elif clusters is not None:
             _frame_clusters(cells, beside, clusters[order])
     if marked is not None:
-        _mark(cells, ordered, marked[np.ix_(order, order)], limits, colours)
+        _mark(cells, ordered, marked[np.ix_(order, order)], shown)
     if strip:
         ax = axes(left + 0.02, 0.52, strip - 0.04, n * step)
         for row, model in enumerate(map(int, order)):
@@ -199,25 +204,21 @@ def heatmap_figure(
 
 
 def _draw_cells(
-    ax: Axes,
-    ordered: NDArray[np.float64],
-    limits: tuple[float, float],
-    colours: Colormap,
-    cell: float,
+    ax: Axes, ordered: NDArray[np.float64], colours: ScalarMappable, cell: float
 ) -> None:
     """The coloured cells, `cell` points wide, with numbers where these have room."""
     n = len(ordered)
     ax.set(xlim=(0, n), ylim=(n, 0))
     if n > LARGE:
-        picture = colours(Normalize(*limits)(ordered))
+        picture = colours.to_rgba(ordered)
         picture[np.isnan(ordered)] = to_rgba(NO_SCORE)
         ax.imshow(picture, extent=(0, n, n, 0), aspect="auto", interpolation="antialiased")
         return
     gap = cell > 9
     ax.pcolormesh(
         np.ma.masked_invalid(ordered),
-        cmap=colours,
-        norm=Normalize(*limits),
+        cmap=colours.cmap,
+        norm=Normalize(*colours.get_clim()),
         # Edges of the cell's own colour close the hairlines that viewers of PDFs show.
         edgecolors="white" if gap else "face",
         linewidth=0.8 if gap else 0.1,
@@ -229,8 +230,8 @@ def _draw_cells(
     digits = 2 if cell >= 17 else 1
     if cell < 12:
         return
-    _, inks = cell_colours(np.nan_to_num(ordered.ravel()), limits, colours)
-    for (row, column), value, ink in zip(np.ndindex(n, n), ordered.flat, inks, strict=True):
+    legible = inks(np.nan_to_num(ordered.ravel()), colours)
+    for (row, column), value, ink in zip(np.ndindex(n, n), ordered.flat, legible, strict=True):
         if not np.isnan(value):
             text = f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "\N{MINUS SIGN}")
             centre = (column + 0.5, row + 0.53)
@@ -276,17 +277,13 @@ def inches(text: str) -> float:
 
 
 def _mark(
-    ax: Axes,
-    ordered: NDArray[np.float64],
-    marked: NDArray[np.bool_],
-    limits: tuple[float, float],
-    colours: Colormap,
+    ax: Axes, ordered: NDArray[np.float64], marked: NDArray[np.bool_], colours: ScalarMappable
 ) -> None:
     """A circle in the corner of each marked cell, or in its middle if that is small."""
     few = len(marked) <= VALUES_UP_TO
     x, y, size = (0.86, 0.16, 2.4) if few else (0.5, 0.5, 2.0)
     for row, column in np.argwhere(marked):
-        _, (ink,) = cell_colours(ordered[row, [column]], limits, colours)
+        (ink,) = inks(ordered[row, [column]], colours)
         ax.plot(column + x, row + y, "o", ms=size, mfc="none", mec=ink, mew=0.5)
 
 
@@ -296,41 +293,24 @@ def _frame_clusters(ax: Axes, strip: Axes, ordered: NDArray) -> None:
     strip.set_xlim(0, 1)
     for cluster in np.unique(ordered):
         start, size = int((ordered == cluster).argmax()), int((ordered == cluster).sum())
-        for colour, width in (("white", 2.2), (INK, 1.0)):
-            ax.add_patch(
-                Rectangle(
-                    (start, start), size, size, fill=False, ec=colour, lw=width, clip_on=False
-                )
-            )
-        strip.add_patch(
-            Rectangle(
-                (0.72, start + 0.04 * size / n), 0.22, size - 0.08 * size / n,
-                color=SHADES[int(cluster) % 2], lw=0,
-            )
-        )  # fmt: skip
-        strip.text(
-            0.58, start + size / 2, str(cluster + 1), ha="right", va="center", fontsize=SMALL
-        )
+        for ink, lw in (("white", 2.2), (INK, 1.0)):
+            frame = Rectangle((start, start), size, size, fill=False, ec=ink, lw=lw, clip_on=False)
+            ax.add_patch(frame)
+        shade, gap = SHADES[int(cluster) % 2], 0.04 * size / n
+        strip.add_patch(Rectangle((0.72, start + gap), 0.22, size - 2 * gap, color=shade, lw=0))
+        middle, number = start + size / 2, str(cluster + 1)
+        strip.text(0.58, middle, number, ha="right", va="center", fontsize=SMALL)
 
 
 def _colour_bar(
-    ax: Axes,
-    values: NDArray[np.float64],
-    colours: Colormap,
-    limits: tuple[float, float],
-    label: str,
-    ticks: int,
+    ax: Axes, values: NDArray[np.float64], colours: ScalarMappable, label: str, ticks: int
 ) -> None:
     """A horizontal colour bar on `ax`, with an arrow at an end that some of the values exceed."""
-    known = values[~np.isnan(values)]
-    below, above = bool((known < limits[0]).any()), bool((known > limits[1]).any())
+    known, (low, high) = values[~np.isnan(values)], colours.get_clim()
+    below, above = bool((known < low).any()), bool((known > high).any())
     extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[below, above]
     bar = ax.figure.colorbar(
-        ScalarMappable(Normalize(*limits), colours),
-        cax=ax,
-        orientation="horizontal",
-        extend=extend,
-        extendfrac=0.03,
+        colours, cax=ax, orientation="horizontal", extend=extend, extendfrac=0.03
     )
     bar.outline.set_visible(False)  # type: ignore[operator]
     bar.set_label(label, color=INK, labelpad=3)

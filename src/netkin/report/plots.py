@@ -238,6 +238,40 @@ def intervals_figure(
 
 
 @style()
+def ranked_figure(
+    names: Sequence[str],
+    values: NDArray[np.float64],
+    label: str,
+    groups: Sequence[str] | None = None,
+    ends: NDArray[np.float64] | None = None,
+) -> Figure:
+    """A row for each of n names, the first at the top, with its value, and its interval.
+
+    Args:
+        names, values: [n].
+        label: the axis's, with its unit.
+        groups: of the names: a colour each, in a legend.
+        ends: [n, 2] low and high.
+    """
+    n = len(names)
+    pt = 8 if n <= 30 else SMALL
+    figure, (ax,) = panels(1, 5.2, 0.8 + n * pt * 0.026)
+    kinds = sorted({*(groups or ())}, key=lambda group: (len(group), group))
+    colours = {kind: PALETTE[i % len(PALETTE)] for i, kind in enumerate(kinds)}
+    for y, value in enumerate(values):
+        colour = INK if groups is None else colours[groups[y]]
+        if ends is not None:
+            ax.plot(ends[y], [y, y], color=colour, lw=pt / 5)
+        ax.plot(value, y, "o", color=colour, ms=pt / 1.8)
+    ax.set_yticks(range(n), names, fontsize=pt)
+    ax.set(ylim=(n - 0.4, -0.6), xlabel=label)
+    ax.grid(axis="y", visible=False)
+    if colours:
+        legend_above(figure, [_dot("o", colour) for colour in colours.values()], list(colours))
+    return figure
+
+
+@style()
 def bars_figure(names: Sequence[str], label: str, bars: Mapping[str, NDArray]) -> Figure:
     """Horizontal bars with intervals: a panel by title of values and the ends of their intervals,
     [n, 3], with the names [n] from top to bottom at the left."""
@@ -292,7 +326,7 @@ def map_figure(
         ax.scatter(
             *points[members].T,
             s=36,
-            color=[colours[groups[i]] for i in np.flatnonzero(members)],
+            color=[colours[groups[i]] for i in np.flatnonzero(members).tolist()],
             marker=marker,
             edgecolors="white",
             linewidths=0.5,
@@ -395,8 +429,8 @@ def _write_names(
         best = int(occupied.argmin())
         taken = np.vstack([taken, boxes[best]])
 
-        def to_data(place: NDArray[np.float64]) -> tuple[float, float]:
-            x, y = ax.transData.inverted().transform(place)
+        def to_data(pixel: NDArray[np.float64]) -> tuple[float, float]:
+            x, y = ax.transData.inverted().transform(pixel)
             return float(x), float(y)
 
         text.set_position(to_data(centres[best]))

@@ -203,33 +203,16 @@ def render(
 ) -> str:
     """The HTML of a page; see `Outputs.report`."""
     script = resources.files("netkin.report").joinpath("page.js").read_text(encoding="utf-8")
-    return (
-        _environment()
-        .get_template("page.html.j2")
-        .render(
-            title=title,
-            question=minus(question),
-            answer=[minus(text) for text in answer],
-            sections=[
-                {
-                    "title": section.title,
-                    "paragraphs": [
-                        minus(text) for text in section.paragraphs if text not in answer
-                    ],
-                    "blocks": section.blocks,
-                    "pictures": [_picture(picture) for picture in section.figures],
-                    "tables": [
-                        _table(caption, table, section.links)
-                        for caption, table in section.tables.items()
-                    ],
-                }
-                for section in sections
-            ],
-            config=config,
-            versions=versions(),
-            files=files,
-            script=Markup(script),
-        )
+    template = _environment().get_template("page.html.j2")
+    return template.render(
+        title=title,
+        question=question,
+        answer=answer,
+        sections=sections,
+        config=config,
+        versions=versions(),
+        files=files,
+        script=Markup(script),
     )
 
 
@@ -243,7 +226,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters |= {"meaning": _meaning, "paper": _paper}
+    env.filters |= {"meaning": _meaning, "minus": minus, "paper": _paper}
+    env.filters |= {"picture": _picture, "table": _table}
     return env
 
 
@@ -294,7 +278,7 @@ def _picture(picture: Picture) -> dict[str, Any]:
         "url": f"data:image/webp;base64,{data}",
         "width": width,
         "height": round(width * size[1] / size[0]),
-        "caption": minus(picture.caption),
+        "caption": picture.caption,
         "files": {
             links.get(file.suffix[1:], file.suffix[1:].upper()): file.name
             for file in [*others, *tables]
@@ -354,7 +338,7 @@ def _short(value: Any) -> Any:
     return None if math.isnan(value) else round(value, 4)
 
 
-def _table(caption: str, table: pl.DataFrame, links: Mapping[str, str]) -> dict[str, Any]:
+def _table(table: pl.DataFrame, links: Mapping[str, str]) -> dict[str, Any]:
     rows = [
         [
             {
@@ -371,9 +355,4 @@ def _table(caption: str, table: pl.DataFrame, links: Mapping[str, str]) -> dict[
         prose = any(len(row[i]["text"]) > LONG for row in rows)
         style = "n" if kind.is_numeric() else "long" if prose else "name"
         columns.append({"name": heading(name), "style": style})
-    return {
-        "caption": caption,
-        "columns": columns,
-        "rows": rows,
-        "left_out": max(table.height - ROWS, 0),
-    }
+    return {"columns": columns, "rows": rows, "left_out": max(table.height - ROWS, 0)}

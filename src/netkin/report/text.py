@@ -24,8 +24,8 @@ NO_RATES = {"seconds", "images", "sd"}
 
 def is_rate(column: str) -> bool:
     """Whether a column of a table has rates, by the words of its name."""
-    words = {*column.split("_")}
-    return bool(words & RATES) and not words & NO_RATES
+    parts = {*column.split("_")}
+    return bool(parts & RATES) and not parts & NO_RATES
 
 
 def cell(column: str, value: float) -> str:

@@ -18,7 +18,7 @@ from netkin.errors import DamagedFile, UserError, near
 from netkin.store import folder
 from netkin.store.files import digest, read_tensors
 from netkin.store.layout import manifest_problem
-from netkin.store.lease import Holder, holders, sweep
+from netkin.store.lease import holders, sweep
 from netkin.store.outcomes import OutcomeStore, contents, read_table
 
 YOUNG = 3600.0
@@ -155,21 +155,28 @@ def _problem(root: Path, file: Path, subsets: Sequence[Path]) -> str | None:
 
 
 def leftovers(root: Path) -> list[Path]:
-    """Half-written files that no running process can still be writing, and leases of processes of
-    other machines that have not been seen for as long."""
+    """Half-written files and leases of processes that have ended: a running one touches its leases
+    every few seconds."""
     sweep(root)
-    files = [*_files(root, "**/.*.tmp"), *_files(root, "**/.*.new")]
-    files += [file for holder, lives, file in holders(root) if lives or holder is None]
-    return [file for file in files if _age(file) > YOUNG]
+    patterns = ("**/.*.tmp", "**/.*.new", ".leases/*")
+    return [file for each in patterns for file in root.glob(each) if _age(file) > YOUNG]
 
 
 def _age(file: Path) -> float:
-    """Seconds since a file was written or touched; 0 for one that is gone. A process touches its
-    leases every few seconds, so that one of a great age is of a process that has ended."""
+    """Seconds since a file was written or touched; 0 for one that is gone."""
     try:
         return time.time() - file.stat().st_mtime
     except OSError:
         return 0.0
+
+
+def at_work(root: Path) -> list[tuple[str, Path]]:
+    """Which processes work on a store: (process in words, the path that each makes)."""
+    return [
+        (f"process {holder.pid} on {holder.host}", root / holder.product)
+        for holder, lives, file in holders(root)
+        if holder is not None and lives and _age(file) <= YOUNG
+    ]
 
 
 def selected(root: Path, names: Sequence[str]) -> list[Path]:
@@ -208,12 +215,10 @@ def _of_member(subset: Path, member: str) -> Iterator[Path]:
 
 def remove(root: Path, paths: Sequence[Path]) -> None:
     """Remove files, folders and pairs. Raises UserError while a running process writes to one."""
-    for holder, lives, file in holders(root):
-        if holder is not None and lives and _age(file) <= YOUNG:
-            product = root / holder.product
-            for path in paths:
-                if path == product or path in product.parents:
-                    raise UserError(f"{path} is being made by {_process(holder)}; wait, or stop it")
+    for process, product in at_work(root):
+        for path in paths:
+            if path == product or path in product.parents:
+                raise UserError(f"{path} is being made by {process}; wait, or stop it")
     for path in paths:
         try:
             if path.is_dir():
@@ -227,20 +232,6 @@ def remove(root: Path, paths: Sequence[Path]) -> None:
             raise UserError(f"{path} cannot be removed ({error.strerror})") from None
 
 
-def at_work(root: Path) -> list[tuple[str, str, float | None]]:
-    """Which processes are working on a store: (process in words, product, seconds since it was
-    seen where that is long; such a one has ended, most likely)."""
-    return [
-        (_process(holder), holder.product, age if (age := _age(file)) > YOUNG else None)
-        for holder, lives, file in holders(root)
-        if holder is not None and lives
-    ]
-
-
-def _process(holder: Holder) -> str:
-    return f"process {holder.pid} on {holder.host}"
-
-
 def size_of(*paths: Path) -> int:
     """Bytes of files and folders."""
     files = [f for path in paths for f in ([path] if path.is_file() else path.rglob("*"))]
@@ -248,7 +239,7 @@ def size_of(*paths: Path) -> int:
 
 
 def _files(root: Path, pattern: str) -> list[Path]:
-    return [p for p in root.glob(pattern) if p.is_file() and ("/." in pattern or p.name[0] != ".")]
+    return [path for path in root.glob(pattern) if path.is_file() and path.name[0] != "."]
 
 
 def identity(entry: Path) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Store:
                 self.writable = False
                 return
             raise UserError(
-                f"root={self.root} cannot be written ({error.strerror}); choose another folder"
+                f"store={self.root} cannot be written ({error.strerror}); choose another folder"
             ) from None
 
     def weights(self, dataset: str, member: str) -> Path:

@@ -102,11 +102,3 @@ def load(path: Path, identity: Mapping[str, Any] | None = None) -> Checkpoint:
     if identity is not None:
         check_identity(path, stored.identity, identity)
     return stored
-
-
-def epochs_done(path: Path) -> int:
-    """How many epochs a checkpoint holds; 0 where there is none, or it cannot be read."""
-    try:
-        return int(json.loads(read_metadata(path)["training"])["epoch"])
-    except (UserError, ValueError, KeyError, TypeError):
-        return 0

@@ -3,8 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -87,8 +86,8 @@ class Fit(pl.LightningModule):
     `curves` has one row an epoch: epoch, lr, train_loss, train_accuracy, grad_norm,
     images_per_second and seconds; with a teacher label_loss, teacher_loss, teacher_agreement and
     distilled_accuracy; every `validate_every` epochs and at the end the accuracies of
-    `evaluate`. Losses are in nats, accuracies in [0, 1]. Training
-    accuracies are on augmented images; a mixed image has the label with the largest share.
+    `evaluate`. Losses are in nats, accuracies in [0, 1]. Training accuracies are on augmented
+    images; a mixed image has the label with the largest share.
 
     In epochs of 100 steps or more there is a row every 50: step (over all epochs), loss (the mean
     of these steps, of the first process), lr and images_per_second.
@@ -217,8 +216,8 @@ class Fit(pl.LightningModule):
             loss = parts.label + parts.teacher
             self._add("label_loss", parts.label)
             self._add("teacher_loss", parts.teacher)
-            agrees, predicted = distilled.argmax(dim=1) == taught.argmax(dim=1), distilled.argmax(1)
-            self._add("teacher_agreement", agrees.float().mean())
+            predicted = distilled.argmax(dim=1)
+            self._add("teacher_agreement", (predicted == taught.argmax(dim=1)).float().mean())
             self._add("distilled_accuracy", (predicted == labels).float().mean())
         self._add("train_loss", loss)
         self._add("train_accuracy", (logits.argmax(dim=1) == labels).float().mean())
@@ -251,14 +250,15 @@ class Fit(pl.LightningModule):
         if self.report is not None:
             self.report(row)
         elif self.trainer.world_size > 1:
+            self.job.folder.mkdir(parents=True, exist_ok=True)
             with self.job.rows.open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
     def _attacked(self, pixels: Tensor, labels: Tensor, batch_idx: int) -> Tensor:
         """The batch as the recipe's attack changes it, on the model in eval mode as it is now."""
         assert self.attack is not None
-        place = f"{self.epoch}/{batch_idx}/{self.trainer.global_rank}"
-        keys = [f"{place}/{i}" for i in range(len(pixels))]
+        step = f"{self.epoch}/{batch_idx}/{self.trainer.global_rank}"
+        keys = [f"{step}/{i}" for i in range(len(pixels))]
         self.classifier.eval()
         adversarial = self.attack.perturb(self.classifier, pixels, labels, keys)
         self.classifier.train()
@@ -341,20 +341,15 @@ class Fit(pl.LightningModule):
 def fit(classifier: Classifier, job: Job, report: Report | None = None) -> checkpoint.Checkpoint:
     """Train a classifier from the last epoch that is stored; returns the checkpoint of the end.
 
-    Args:
-        classifier: where training starts, unless `job.last` exists.
-        job: the training.
-        report: called with each epoch's row of the curves (see `Fit`), in the process that trains.
-
-    Raises UserError when the stored checkpoint is of another training, when an epoch does not fill
-    one batch, and when a loss is not finite.
+    `report` is called in the process that trains. Raises UserError when the stored checkpoint is of
+    another training, when an epoch does not fill one batch, and when a loss is not finite.
     """
     recipe, hardware = job.recipe, job.hardware
     module = Fit(classifier, job, report)
     remaining = recipe.epochs - module.first_epoch
     if remaining > 0:
         seeded(recipe.seed)
-        with quiet(), _more_than_one(recipe.batch_size):
+        with quiet():
             trainer(
                 hardware.accelerator,
                 devices=hardware.devices,
@@ -366,20 +361,6 @@ def fit(classifier: Classifier, job: Job, report: Report | None = None) -> check
                 use_distributed_sampler=False,
             ).fit(module)
     return checkpoint.load(job.last)
-
-
-@contextmanager
-def _more_than_one(batch_size: int) -> Iterator[None]:
-    """Says what batch norm's error means for a recipe."""
-    try:
-        yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise UserError(
-            f"batch norm cannot be trained with the recipe's batch_size={batch_size} on a device; "
-            "take 2 or more"
-        ) from None
 
 
 def evaluate(
@@ -394,13 +375,12 @@ def evaluate(
     Args:
         classifier: on its device; one with two heads predicts with their mean.
         images: pixels [I, 3, H, W] uint8 and labels [I].
-        two_heads: whether it is a distilled ViT, whose heads are evaluated separately, too.
+        two_heads: whether the heads of a distilled ViT are evaluated separately, too.
         average: the same network with a moving average of the weights, evaluated too.
         first_batch: evaluate one batch only.
 
-    Returns:
-        test_accuracy and, where they apply, test_accuracy_class_head,
-        test_accuracy_distilled_head and test_accuracy_ema.
+    Returns test_accuracy and, where they apply, test_accuracy_class_head,
+    test_accuracy_distilled_head and test_accuracy_ema.
     """
     predictors: dict[str, Callable[[Tensor], Tensor]] = {"": classifier}
     if two_heads:
@@ -429,13 +409,8 @@ def evaluate(
 
 
 def one_head(classifier: Classifier, pixels: Tensor, head: int) -> Tensor:
-    """Logits [B, K] of the class head (0) or the distillation head (1) of a distilled ViT.
-
-    Args:
-        classifier: whose `net` is a distilled ViT of timm.
-        pixels: [B, 3, H, W] in [0, 1].
-        head: 0 or 1.
-    """
+    """Logits [B, K] of the class head (0) or the distillation head (1) of timm's distilled ViT, on
+    pixels [B, 3, H, W] in [0, 1]."""
     net: Any = classifier.net
     features = net.forward_features(classifier.normalise(pixels))
     return (net.head, net.head_dist)[head](features[:, head])

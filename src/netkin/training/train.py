@@ -144,8 +144,9 @@ def _fit(
         if report is not None:
             report(row)
 
-    for row in checkpoint.load(job.last).curves if checkpoint.epochs_done(job.last) else []:
-        done(row)
+    if job.last.is_file():
+        for row in checkpoint.load(job.last, job.identity).curves:
+            done(row)
     if job.hardware.devices == 1:
         return fit(classifier, job, done)
     job.rows.unlink(missing_ok=True)

@@ -209,7 +209,9 @@ def _is_text(value: Any) -> bool:
 def _per_channel(value: Any, above: float = -math.inf) -> bool:
     values: Any = [value] if _is_number(value) else value
     listed = isinstance(values, Sequence) and not isinstance(values, str)
-    return listed and len(values) in (1, 3) and all(_is_number(v) and v > above for v in values)
+    return (
+        listed and len(values) in (1, 3) and all(_is_number(v) and float(v) > above for v in values)
+    )
 
 
 CHANNELS = "1 or 3 numbers{} for pixels in [0, 1], such as [0.5, 0.5, 0.5]"

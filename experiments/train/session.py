@@ -1,0 +1,302 @@
+"""A run of train.py: how it is opened, trains its models, and writes its page."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.cli.devices import BATCH_SIZE, device, training_hardware
+from experiments.cli.finish import finish, print_notes, terminal
+from experiments.cli.members import build_recipe, training_images
+from experiments.cli.runs import info, open_store, tracked
+from experiments.cli.setting import build_images
+from experiments.cli.values import resolved, run_folder
+from netkin import run
+from netkin.attacks import Clean, as_attack
+from netkin.evaluation import Evaluation
+from netkin.jobs.pool import keep_freed
+from netkin.jobs.progress import Bars
+from netkin.model import Model, open_model, open_models
+from netkin.report.plots import curves_figure
+from netkin.report.study import Outputs, Section
+from netkin.report.text import percent
+from netkin.results import Results
+from netkin.run import Run, Settings
+from netkin.store.layout import Store
+from netkin.training import weights
+from netkin.training.recipe import Recipe
+from netkin.training.weights import Teaching, Training, check_identity, identity, notes
+from netkin.zoo.build import Classifier, build, published_classes
+from netkin.zoo.member import Member, Task
+
+SHOWN = ("lr", "weight_decay", "opt", "sched", "epochs", "batch_size")
+"""Settings of a recipe at the top level of a run's config, by which dashboards sort runs."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """An open run of train.py.
+
+    Attributes:
+        config: as composed.
+        run: the open run, whose results are of the test images (the dataset's subset).
+        training: the training images, the recipe and the hardware.
+        outputs: its tables, figures and page.
+    """
+
+    config: DictConfig
+    run: Run
+    training: Training
+    outputs: Outputs
+
+    @property
+    def results(self) -> Results:
+        """What the store holds of the test images."""
+        return self.run.results
+
+    @property
+    def dataset(self) -> str:
+        """The dataset's name."""
+        return self.training.task.dataset
+
+    def with_recipe(self, recipe: Recipe) -> "Session":
+        """The same with another recipe; of one epoch in a fast_dev_run."""
+        return replace(self, training=replace(self.training, recipe=_quick(self.config, recipe)))
+
+    def open(self, member: Member) -> Model:
+        """A model with its weights, which exist or are published."""
+        task, store = self.training.task, self.results.store
+        if not member.uses_published(task):
+            return open_model(member, task, store.weights)
+        with Bars(self.run.settings.console) as bars:
+            return open_models([member], task, store.weights, bars)[0]
+
+    def trained(self, member: Member) -> Classifier:
+        """A member with the weights that the store has under its name."""
+        file = self.training.file(member)
+        return build(replace(member, checkpoint=str(file)), self.training.task, file)
+
+    def train(
+        self, member: Member, teaching: Teaching | None = None, role: str = ""
+    ) -> dict[str, Any]:
+        """Train a member unless the store has its weights; returns `netkin.training.weights.notes`.
+
+        Args:
+            member: the model.
+            teaching: of a distillation.
+            role: of a model that is trained on the way, such as teacher: its curves begin with it,
+                and the config's `resume` does not apply to it.
+
+        Raises what `netkin.training.train.train` does, and OtherTraining where the store has
+        weights of another training under this name.
+        """
+        file = self.training.file(member)
+        stored = notes(file)
+        if stored is not None:
+            check_identity(file, stored["made_of"], identity(self.training, member, teaching))
+            rows = weights.curves(file).to_dicts()
+            self._log([{k: v for k, v in row.items() if v is not None} for row in rows], role)
+            return stored
+        from netkin.training.train import train  # slow to import, and often not needed
+
+        with Bars(self.run.settings.console) as bars:
+            bars.start("train", [member.name], self.training.recipe.epochs)
+            result = train(
+                self.training,
+                member,
+                lambda epochs: bars.advance("train", epochs),
+                teaching,
+                lambda row: self._log([row], role),
+                None if role else self._checkpoint(member),
+            )
+            bars.finish("train", member.name, result.note)
+            bars.end("train")
+        stored = notes(file)
+        assert stored is not None
+        return stored
+
+    def _checkpoint(self, member: Member) -> Path | None:
+        """The one that the config's `resume` names; None for the one in the store, if any."""
+        resume = self.config.resume
+        if resume == "never":
+            folder = self.results.store.training(self.dataset, member.name)
+            shutil.rmtree(folder, ignore_errors=True)
+        return None if resume in ("auto", "never") else Path(str(resume)).expanduser()
+
+    def _log(self, rows: Sequence[Mapping[str, float]], role: str) -> None:
+        """Log rows of `netkin.training.fit.Fit` under keys that are the same in every run.
+
+        train/loss, train/accuracy, train/lr and the like and val/accuracy are over epochs,
+        step/loss over optimiser steps. With a role they begin with it: teacher/train/loss.
+        """
+        prefix = f"{role}/" if role else ""
+        for row in rows:
+            step = "step" if "step" in row else "epoch"
+            named = {prefix + _curve(key, step): value for key, value in row.items()}
+            self.run.tracker.curve([named], prefix + step)
+
+    def predictions(self, model: Model, classifier: Classifier) -> NDArray[np.intp]:
+        """The classes that a classifier of a model predicts for the test images, [I]."""
+        results, where, predicted = self.results, device(self.config), []
+        classifier = classifier.eval().to(where)
+        for shard in range(len(results.evaluation.shards)):
+            for batch in results.pixels(model.view, shard).split(BATCH_SIZE):
+                with torch.inference_mode():
+                    predicted.append(classifier(batch.to(where).float() / 255).argmax(dim=1).cpu())
+        return torch.cat(predicted).numpy()
+
+    def finish(
+        self,
+        member: Member,
+        title: str,
+        question: str,
+        answer: Sequence[str],
+        result: Mapping[str, Any],
+        accuracy: float,
+    ) -> None:
+        """Write curves, result.csv and report.html; print the answer and where the files are.
+
+        Args:
+            member: the run's own model, whose curves are drawn.
+            title, question, answer: of the page.
+            result: the row of result.csv, which is also the run's summary.
+            accuracy: of the run's own model on the test images, in [0, 1].
+        """
+        table = self.outputs.table("result", pl.DataFrame([result]))
+        self.run.tracker.summary({"accuracy": accuracy, **result})
+        curves = weights.curves(self.training.file(member))
+        caption = f"Training of {member.name}: losses and accuracies over the epochs."
+        picture = self.outputs.figure("curves", curves_figure(curves), curves, caption)
+        sections = [
+            Section("Training", figures=[picture]),
+            Section("Result", tables={"Result": table}),
+        ]
+        console, text = self.run.settings.console, OmegaConf.to_yaml(self.config, resolve=True)
+        finish(self.outputs, console, title, question, answer, sections, text)
+        console.print(f"Weights  {self.training.file(member)}")
+        if self.config.fast_dev_run:
+            console.print("This was a fast_dev_run: the store is unchanged.")
+        else:
+            console.print(f"Member   {self.dataset}/{member.name} of evaluate.py")
+
+
+@contextmanager
+def opened(
+    config: DictConfig,
+    evaluation: Evaluation,
+    name: str,
+    recipe: Recipe | None = None,
+    members: Sequence[Member] = (),
+) -> Iterator[Session]:
+    """A run of train.py, before any work; see `netkin.run.open`.
+
+    Args:
+        config: as composed.
+        evaluation: of `build_evaluation`.
+        name: of the model that it trains, which is the run's name on a dashboard.
+        recipe: instead of the config's.
+        members: models that must exist before the training, such as a published teacher.
+
+    Raises UserError for a value of the config that cannot be used.
+    """
+    console, folder = terminal(), run_folder()
+    store, hardware = open_store(config), training_hardware(config)
+    recipe = _quick(config, recipe or build_recipe(config, "recipe"))
+    if config.fast_dev_run:
+        store = Store(folder / "fast_dev_run")
+    torch.set_num_threads(config.hardware.threads)
+    keep_freed()
+    with Bars(console) as bars:
+        images = training_images(config, bars)
+    values = {key: getattr(recipe, key) for key in SHOWN} | resolved(config)
+    values |= {"name": name, "seed": recipe.seed}
+    dataset = config.dataset.name
+    settings = Settings(
+        evaluation,
+        members,
+        store,
+        tracker=tracked(config, info(config, dataset, f"{dataset}/{name}", values=values)),
+        console=console,
+        tell=lambda found: print_notes(console, [*images.notes, *found]),
+    )
+    training = Training(Results(store, evaluation), images, recipe, hardware)
+    with run.open(settings) as r:
+        yield Session(config, r, training, Outputs(folder, r.tracker))
+
+
+def build_evaluation(config: DictConfig) -> Evaluation:
+    """The test images, on which nothing is attacked."""
+    return Evaluation(*build_images(config), as_attack(Clean(), "clean"))
+
+
+def train_alone(
+    config: DictConfig, evaluation: Evaluation, member: Member, recipe: Recipe | None = None
+) -> None:
+    """Train one member from the labels alone, and write its accuracy, curves and page."""
+    with opened(config, evaluation, member.name, recipe) as s:
+        stored, recipe = s.train(member), s.training.recipe
+        accuracy, tested, seconds = (
+            stored[key] for key in ("test_accuracy", "test_images", "seconds")
+        )
+        s.finish(
+            member,
+            f"How accurate is {member.name} on {s.dataset}?",
+            f"{member.name} ({member.timm}) was trained from the labels alone on "
+            f"{len(s.training.images.ids)} images for {recipe.epochs} epochs (seed {recipe.seed}), "
+            f"and tested on {tested} other images.",
+            [
+                f"{member.name} classifies {percent(accuracy)} of {tested} test images correctly, "
+                f"after {seconds:.0f} s of training."
+            ],
+            {
+                "model": member.name,
+                "seed": recipe.seed,
+                "test_accuracy": accuracy,
+                "test_images": tested,
+                "seconds": seconds,
+            },
+            accuracy,
+        )
+
+
+def named(config: DictConfig, member: Member) -> Member:
+    """The member under the name of its weights: the config's `name`, or its own with its seed."""
+    if config.name is not None:
+        return replace(member, name=str(config.name))
+    if not config.seed:
+        return member
+    joint = "-" if "@" in member.name else "@"
+    return replace(member, name=f"{member.name}{joint}seed{config.seed}")
+
+
+def to_train(task: Task, member: Member) -> Member:
+    """The member with the dataset's number of classes, where its published weights have another."""
+    if task.weights == "train" or member.target:
+        return member  # built for the dataset's classes, or as its kwargs say
+    if published_classes(member) == task.num_classes:
+        return member
+    key = "num_labels" if member.transformers else "num_classes"
+    return replace(member, kwargs={**member.kwargs, key: task.num_classes})
+
+
+def _quick(config: DictConfig, recipe: Recipe) -> Recipe:
+    return replace(recipe, epochs=1) if config.fast_dev_run else recipe
+
+
+def _curve(column: str, step: str) -> str:
+    """The key of a column of the curves, over steps or epochs."""
+    if column == step:
+        return column
+    if step == "step":
+        return f"step/{column}"
+    if column.startswith("test_"):
+        return f"val/{column.removeprefix('test_')}"
+    return f"train/{column.removeprefix('train_')}"

@@ -1,0 +1,145 @@
+"""Which images are drawn, and manifests that name them."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netkin.data import views
+from netkin.data.digits import Digits
+from netkin.data.imagenet import open_imagenet
+from netkin.data.images import Part
+from netkin.data.subset import draw, fingerprint, from_manifest
+from netkin.data.views import View
+from netkin.errors import UserError
+from tests.data.conftest import WNIDS, picture, val_name
+
+
+def test_the_same_images_have_the_same_hashes_as_ever() -> None:
+    """Stores and trained weights are found by these."""
+    quick = draw(Digits(), "quick", per_class=10)
+    some = draw(Digits(), "some", fraction=0.1, seed=1, shuffled=True)
+    assert (quick.digest[:16], some.digest[:16]) == ("79233681cd4f0029", "78176cedab6f39d6")
+    assert fingerprint(Digits("train"))[:16] == "9af54ac754a5e105"
+
+
+@pytest.mark.slow
+@given(st.integers(1, 20), st.integers(0, 5))
+def test_a_draw_is_stratified_and_fixed_by_its_seed(per_class: int, seed: int) -> None:
+    digits = Digits()
+    subset = draw(digits, "some", per_class, seed)
+    assert np.bincount(subset.labels).tolist() == [per_class] * 10
+    assert subset == draw(digits, "some", per_class, seed)
+    assert subset.labels == tuple(digits.labels[i] for i in subset.positions)
+    assert subset.ids == tuple(digits.ids[i] for i in subset.positions)
+    other = draw(digits, "some", per_class, seed + 1)
+    assert other.ids != subset.ids and other.digest != subset.digest
+
+
+@given(st.floats(0.01, 1), st.integers(0, 3))
+def test_a_fraction_of_each_class(fraction: float, seed: int) -> None:
+    digits = Digits()
+    drawn = draw(digits, "some", fraction=fraction, seed=seed)
+    ours, all_ = np.bincount(drawn.labels, minlength=10), np.bincount(digits.labels)
+    assert (ours == np.maximum(1, [round(fraction * n) for n in all_])).all()
+    assert len(set(drawn.ids)) == len(drawn.ids)
+
+
+def test_a_tenth_of_imagenet_is_five_a_class() -> None:
+    ids, labels = [val_name(i) for i in range(50_000)], [i % 1000 for i in range(50_000)]
+    images: Any = SimpleNamespace(classes=WNIDS, notes=(), ids=ids, labels=labels, stamp=str)
+    drawn = draw(images, "tenth", fraction=0.1)
+    assert (np.bincount(drawn.labels) == 5).all()
+
+
+def test_a_quick_draw_of_many_classes_is_small() -> None:
+    """10 a class, and of 1,000 images in all at most: 1 a class of ImageNet's."""
+    images = Digits("test")
+    for at_most, drawn in ((1000, 100), (45, 40), (3, 10)):
+        assert len(draw(images, "quick", per_class=10, at_most=at_most)) == drawn
+    with pytest.raises(UserError, match="at_most must be 1 or more, got 0"):
+        draw(images, "quick", per_class=10, at_most=0)
+
+
+def test_a_draw_does_not_depend_on_the_listing() -> None:
+    digits = Digits()
+    reverse = Part(digits, tuple(range(500))[::-1])
+    a, b = draw(digits, "a", 5), draw(reverse, "a", 5)
+    assert a.digest == b.digest
+    ours, theirs = (
+        views.load(images, subset.positions, View(32))
+        for images, subset in ((digits, a), (reverse, b))
+    )
+    assert (ours == theirs).all()
+
+
+def test_too_large_a_draw_names_the_class(imagenet: Path) -> None:
+    with pytest.raises(UserError, match=r"per_class=51 takes more .* class '0' has \(50\)"):
+        draw(Digits(), "many", 51)
+    images = open_imagenet(str(imagenet / "flat"))  # 997 of its classes have no image
+    assert len(draw(images, "two", per_class=2).ids) == 6
+    with pytest.raises(UserError, match=r"take per_class=2, or all images"):
+        draw(images, "three", per_class=3)
+
+
+def test_a_manifest_gives_the_same_images(imagenet: Path) -> None:
+    folders, flat = (open_imagenet(str(imagenet / name)) for name in ("folders", "flat"))
+    file = imagenet / "manifest.json"
+    drawn = draw(flat, "tenth", fraction=0.5)
+    file.write_text(json.dumps({"dataset": "imagenet", **drawn.manifest()}))
+    assert from_manifest(flat, file, "imagenet") == drawn
+    assert from_manifest(folders, file, "imagenet").digest == drawn.digest
+    # Among the folders' own three classes labels are others.
+    own = open_imagenet(str(imagenet / "folders"), classes="own")
+    with pytest.raises(UserError, match=r"has classes \['n01440764', .*\(1000 in all\), the data"):
+        from_manifest(own, file, "imagenet")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset": "birds"}, "is a manifest of dataset 'birds', not 'imagenet'"),
+        ({"labels": [1, 2, 3]}, "does not fit its own hash"),
+        ({"ids": None}, "cannot be read as a manifest"),
+        ({"skipped": [{"id": "x"}]}, "cannot be read as a manifest"),
+        (None, "cannot be read as a manifest"),
+    ],
+)
+def test_a_wrong_manifest(imagenet: Path, change: dict | None, message: str) -> None:
+    images = open_imagenet(str(imagenet / "folders"))
+    file = imagenet / "manifest.json"
+    good = {"dataset": "imagenet", **draw(images, "few", per_class=1).manifest()}
+    file.write_text("{" if change is None else json.dumps({**good, **change}))
+    with pytest.raises(UserError, match=message):
+        from_manifest(images, file, "imagenet")
+
+
+def test_images_that_are_gone_or_others_than_the_manifest_names(imagenet: Path) -> None:
+    root, file = str(imagenet / "folders"), imagenet / "manifest.json"
+    images = open_imagenet(root)
+    before = draw(images, "full")
+    file.write_text(json.dumps(before.manifest()))
+    fourth = next((imagenet / "folders").rglob("*_00000004.JPEG"))
+    picture(fourth, 99)
+    assert draw(images, "full").digest != before.digest
+    assert fingerprint(images) != fingerprint(open_imagenet(str(imagenet / "bare")))
+    with pytest.raises(UserError, match=r"ILSVRC2012_val_00000004\.JPEG is another image"):
+        from_manifest(images, file, "imagenet")
+    fourth.unlink()
+    with pytest.raises(UserError, match="names 1 images that are not in the dataset, such as IL"):
+        from_manifest(open_imagenet(root), file, "imagenet")
+
+
+def test_further_classes_make_another_subset(imagenet: Path) -> None:
+    root = str(imagenet / "bare")
+    few = draw(open_imagenet(root, classes="own"), "full")
+    picture(imagenet / "bare" / WNIDS[999] / val_name(7))
+    more = open_imagenet(root, classes="own")
+    chosen = draw(Part(more, tuple(range(6))), "full")
+    assert chosen.ids == few.ids and chosen.labels == few.labels
+    assert chosen.digest != few.digest
