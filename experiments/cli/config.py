@@ -74,14 +74,12 @@ def experiment(*names: str, section: str = "") -> Callable[[type], type]:
 
 
 @dataclass
-class TrainStore:
-    """Of train.py."""
-
+class _TrainStore:
     dir: str = "store"  # shared by all runs; what it holds is not computed again
 
 
 @dataclass
-class Store(TrainStore):
+class Store(_TrainStore):
     """Of evaluate.py."""
 
     dtype: str = "uint8"  # of stored adversarial images: on the 8-bit grid, or not
@@ -166,7 +164,7 @@ class Evaluate(Base):
 class Train(Base):
     """What train.py has for every experiment."""
 
-    store: TrainStore = field(default_factory=TrainStore)
+    store: _TrainStore = field(default_factory=_TrainStore)
     seed: int = 0  # of the initialisation, the order of images, their augmentation, dropout
     name: str | None = None  # of the weights; default: from the model, its teacher and its seed
     resume: str = "auto"  # an unfinished training: auto continues, never starts anew, or a
@@ -175,64 +173,48 @@ class Train(Base):
 
 
 @dataclass
-class OfMatrix:
-    """Of experiments on a matrix, measured or read."""
-
+class _OfMatrix:
     similarity: Any = None  # sat69 (the published 69) or a CSV file of scores, instead of measuring
     symmetrise: bool = False  # use the mean of s(A, B) and s(B, A) where a file has both
 
 
 @dataclass
-class WithComponents(OfMatrix):
-    """Of those that compare components, too."""
-
+class _WithComponents(_OfMatrix):
     components: str | None = None  # a CSV file with a column per component; null reads them from
     # the models
 
 
 @dataclass
-class OfClusters(WithComponents):
-    """Of those that name clusters."""
-
+class _OfClusters(_WithComponents):
     k: int | str | None = None  # clusters: a number, auto (the eigengap), or null (the paper's 10,
     # at most N / 3)
 
 
 @dataclass
-class OfGroups(OfMatrix):
-    """Of those that compare groups of models."""
-
+class _OfGroups(_OfMatrix):
     groups: Any = None  # {name: [members or patterns]}; null takes the families
 
 
 @dataclass
-class OfStudent(OfMatrix):
-    """Of those on teachers of a student."""
-
+class _OfStudent(_OfMatrix):
     student: Any = "${dataset.student}"
 
 
 @dataclass
-class TwoMatrices(OfMatrix):
-    """Of a comparison."""
-
+class _TwoMatrices(_OfMatrix):
     a: str = MISSING  # a run's folder, a CSV file of scores, or sat69 (the published 69)
     b: str = MISSING  # the same
 
 
 @dataclass
-class OfLandmarks:
-    """Of those with a few models that others are compared with."""
-
+class _OfLandmarks:
     landmarks: Any = "auto"  # a number (drawn at random), names, or auto (20, or half of fewer than
     # 40 models)
     seed: int = 0  # of the draw of landmarks, and of the regression
 
 
 @dataclass
-class OfPack(OfLandmarks):
-    """Of a classifier that someone else runs."""
-
+class _OfPack(_OfLandmarks):
     predictions: str | None = None  # a CSV file "image_id,prediction" of the images of the pack
 
 
@@ -259,7 +241,7 @@ class _Budget:
 
 
 @experiment("clusters", section="clusters")
-class _Clusters(OfClusters):
+class _Clusters(_OfClusters):
     restarts: int = 1000  # runs of K-means, of which the best counts
     seed: int = 0  # of K-means and of the map
     keywords: int = 5  # per cluster
@@ -270,7 +252,7 @@ class _Clusters(OfClusters):
 
 
 @experiment("compare", section="compare")
-class _Compare(TwoMatrices):
+class _Compare(_TwoMatrices):
     pairs: int = 10  # pairs that differ most, in the answer's table
     permutations: int = 9999  # of the models, for the Mantel test
 
@@ -299,13 +281,13 @@ class _Distill:
 
 
 @experiment("distillation", section="distillation")
-class _Distillation(OfStudent):
+class _Distillation(_OfStudent):
     permutations: int = 9999  # of the teachers, for the p-value
     level: float = 0.9  # confidence of the trend's band
 
 
 @experiment("ensemble", section="ensemble")
-class _Ensemble(OfGroups):
+class _Ensemble(_OfGroups):
     variants: Any = None  # Fig. 4, too: {name: [members]} of other models, such as one architecture
     # under several seeds; they are evaluated on clean images only
     sizes: list[int] = items(2, 3, 4, 5)  # N
@@ -328,7 +310,7 @@ class _Sweep:
 
 
 @experiment("importance", section="importance")
-class _Importance(WithComponents):
+class _Importance(_WithComponents):
     stages: int = 500  # of gradient boosting; this and the next three as in the paper (Appendix B)
     depth: int = 12
     min_samples: int = 4  # fewest pairs of a node that is split
@@ -346,7 +328,7 @@ class _Index:
 
 
 @experiment("landmarks")
-class _Landmarks(OfLandmarks, WithComponents):
+class _Landmarks(_OfLandmarks, _WithComponents):
     one_sided: bool = False  # attack the landmarks alone: m attacks instead of N, and scores of one
     # direction
     with_components: bool = False  # use components as features, too
@@ -375,20 +357,20 @@ class _Plan:
 
 
 @experiment("probe", section="probe")
-class _Probe(OfPack):
+class _Probe(_OfPack):
     export: str | None = None  # a new folder for the pack
     name: str = "probe"  # of the classifier
     clusters: int | str | None = None  # of the members, as k of experiment=clusters
 
 
 @experiment("relatives", section="relatives")
-class _Relatives(OfClusters):
+class _Relatives(_OfClusters):
     model: Any = MISSING  # of the matrix, or any timm name; model=NAME for short
     number: int = 5  # nearest and farthest ones that are named
 
 
 @experiment("select", section="select")
-class _Select(WithComponents):
+class _Select(_WithComponents):
     size: int = 3  # models in an ensemble
     include: list[str] = items()  # models that each ensemble contains
     max_params: float | None = None  # most parameters of an ensemble in all, such as 50e6
@@ -409,7 +391,7 @@ class _Store:
 
 
 @experiment("teachers", section="teachers")
-class _Teachers(OfStudent):
+class _Teachers(_OfStudent):
     number: int = 25
     above: float = 2.5  # candidates with a higher similarity to the student are all chosen
     exclude: list[str] = items("ViT", "vision_transformer", "deit")  # families
@@ -417,7 +399,7 @@ class _Teachers(OfStudent):
 
 
 @experiment("within", section="within")
-class _Within(OfGroups):
+class _Within(_OfGroups):
     matrices: Any = None  # further groups, each with its own matrix: {name: similarity.csv}
 
 

@@ -88,13 +88,15 @@ class Opened:
         """Write report.html, print the answer, and name the files of the run.
 
         On the page the models that look wrong follow the verdict; they were printed after the
-        clean pass. The answer ends with the models that failed, the notes on the images, and which
-        could not be read.
+        clean pass. How many images a run that may stop has used is said after the verdict; the
+        answer ends with the models that failed, the notes on the images, and which could not be
+        read.
         """
         evaluation = self.run.evaluation
+        used = sequential.answer(self.config, self.run.certainty)
         failed = [f"{f.model.name} failed: {f.reason}." for f in self.run.failures]
         notes = left_out(evaluation.subset.skipped, evaluation.images.notes)
-        text, answer = described(self.config), [*answer, *failed, *notes]
+        text, answer = described(self.config), [*answer[:1], *used, *answer[1:], *failed, *notes]
         cautions = self.suspects.sentences
         finish(self.outputs, self.console, title, question, answer, sections, text, cautions)
 

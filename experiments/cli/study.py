@@ -21,7 +21,7 @@ from experiments.cli.finish import Suspects, described, finish, terminal
 from experiments.cli.members import build_members
 from experiments.cli.runs import file_info, matrix_name, tracked
 from experiments.cli.sat69 import Published
-from experiments.cli.setting import build_settings, opened
+from experiments.cli.setting import Opened, build_settings, opened
 from netkin import run, similarity
 from netkin.analysis import matrix
 from netkin.analysis.matrix import Matrix, off_diagonal
@@ -31,7 +31,7 @@ from netkin.errors import UserError
 from netkin.evaluation import Evaluation
 from netkin.model import Model
 from netkin.report.study import Outputs, Section
-from netkin.report.text import and_more, left_out
+from netkin.report.text import and_more
 from netkin.results import Results
 from netkin.run import Incomplete, Run
 from netkin.similarity import Outcomes
@@ -40,19 +40,15 @@ from netkin.zoo.member import Member
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a matrix was computed from.
+class Measured(Opened):
+    """The open run that a matrix was computed by.
 
     Attributes:
-        run: the passes over the models, and what the store holds.
         outcomes: of the models that did not fail.
-        suspects: the models whose clean predictions look wrong.
         failures: of the others; None where all are done.
     """
 
-    run: Run
     outcomes: Outcomes
-    suspects: Suspects
     failures: Incomplete | None = None
 
     @property
@@ -128,20 +124,12 @@ class Study:
     def finish(
         self, title: str, question: str, answer: Sequence[str], sections: Sequence[Section]
     ) -> None:
-        """Write report.html, print the answer, and name the files of the run.
-
-        On the page the members that look wrong follow the verdict; they were printed after the
-        clean pass. The answer ends with the notes on the images, and which could not be read.
-        """
-        suspects: Sequence[str] = ()
-        answer = [*answer, *self.notes]
+        """Write report.html, print the answer, and name the files of the run."""
         if self.measured is not None:
-            suspects, evaluation = self.measured.suspects.sentences, self.measured.evaluation
-            stopped = sequential.answer(self.config, self.measured.run.certainty)
-            notes = left_out(evaluation.subset.skipped, evaluation.images.notes)
-            answer = [*answer[:1], *stopped, *answer[1:], *notes]
-        text = described(self.config)
-        finish(self.outputs, self.console, title, question, answer, sections, text, suspects)
+            self.measured.finish(title, question, answer, sections)
+            return
+        text, answer = described(self.config), [*answer, *self.notes]
+        finish(self.outputs, self.console, title, question, answer, sections, text)
 
 
 @contextmanager
@@ -204,7 +192,7 @@ def measured(
         if o.run.certainty is not None:
             found = o.run.certainty
             o.tracker.summary({"images_used": found.images, "share_reached": found.share})
-        found = Measured(o.run, outcomes, o.suspects, failures)
+        found = Measured(**vars(o), outcomes=outcomes, failures=failures)
         yield Study(
             config,
             Matrix(outcomes.members, similarity.smoothed_matrix(outcomes)),

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import polars as pl
 from omegaconf import DictConfig
 from rich.table import Table
@@ -26,7 +27,7 @@ from experiments.cli.runs import command
 from experiments.cli.setting import Opened, opened
 from experiments.cli.study import describe
 from netkin import similarity
-from netkin.analysis.sequential import Rule, images_needed, index_of_share
+from netkin.analysis.sequential import images_needed, index_of_share
 from netkin.attacks import PGD
 from netkin.data.subset import from_manifest
 from netkin.errors import UserError
@@ -223,7 +224,10 @@ def total(table: pl.DataFrame, column: str) -> float:
 
 
 def _images_needed(o: Opened, costs: Mapping[str, Cost]) -> list[str]:
-    """Write images.csv, a row a pair, and say how many images the half-width needs, and their cost.
+    """How many images the half-width needs, and their cost.
+
+    A pair that the pilot has no transfer of needs an unknown number: its half-width is not one that
+    shrinks.
 
     Args:
         o: the open run; nothing is to say where it has no half-width.
@@ -241,18 +245,21 @@ def _images_needed(o: Opened, costs: Mapping[str, Cost]) -> list[str]:
             f"A few images are enough, and a longer run goes on from them: {first}"
         ]
     outcomes, name = found
-    table = o.outputs.table("images", pair_needs(outcomes, rule))
-    parts = [
-        _need(who, table["images"][index_of_share(share, table.height)], costs, r)
-        for who, share in (("the median pair", 0.5), (f"{rule.share:.0%} of pairs", rule.share))
-    ]
+    images, pairs = len(outcomes.image_ids), similarity.pairs(outcomes, rule.eps_s)
+    some = (pairs["a_fools_b"] + pairs["b_fools_a"]).to_numpy() > 0
+    widths = np.sort(np.where(some, (pairs["high"] - pairs["low"]).to_numpy() / 2, np.inf))
+    parts = []
+    for who, share in (("the median pair", 0.5), (f"{rule.share:.0%} of pairs", rule.share)):
+        width = float(widths[index_of_share(share, len(widths))])
+        needed = images_needed(images, width, rule.half_width)
+        parts.append(_need(who, needed, costs, evaluation.bytes_per_value))
     sentences = [
         f"A half-width of {rule.half_width:g} nats needs {'; '.join(parts)}. The subset has "
         f"{len(evaluation.subset):,} images, the dataset {len(evaluation.images.ids):,}. Computed "
-        f"as n0 (h0 / h)^2 from a pilot of {len(outcomes.image_ids):,} images ({name}) in the "
-        "store; images.csv has every pair."
+        f"as n0 (h0 / h)^2 from a pilot of {images:,} images ({name}) in the store."
     ]
-    if without := table["images"].null_count():
+    if not some.all():
+        without = int((~some).sum())
         sentences[0] += f" Of {without} pairs nothing transferred, so their number is unknown."
     sentences.append(
         f"A run stops by itself there: {command(f'score.half_width={rule.half_width:g}')}"
@@ -298,34 +305,11 @@ def _covered(results: Results, models: Sequence[Model]) -> int:
     return min(min(results.covered(target, models).values()) for target in models)
 
 
-def pair_needs(pilot: Outcomes, rule: Rule) -> pl.DataFrame:
-    """A row a pair, sorted by images: a, b, score, half_width (of the pilot, nats) and images (that
-    the rule's half-width needs).
-
-    A pair that the pilot has no transfer of needs an unknown number: its half-width is not one that
-    shrinks.
-    """
-    pairs, images = similarity.pairs(pilot, rule.eps_s), len(pilot.image_ids)
-    width = ((pairs["high"] - pairs["low"]) / 2).to_numpy()
-    some = (pairs["a_fools_b"] + pairs["b_fools_a"]).to_numpy() > 0
-    needed = [
-        math.ceil(images_needed(images, h, rule.half_width)) if known else None
-        for h, known in zip(width.tolist(), some.tolist(), strict=True)
-    ]
-    return pairs.select(
-        "a",
-        "b",
-        "score",
-        pl.Series("half_width", width),
-        pl.Series("images", needed, pl.Int64),
-    ).sort("images", nulls_last=True)
-
-
-def _need(who: str, images: int | None, costs: Mapping[str, Cost], r: Run) -> str:
+def _need(who: str, images: float, costs: Mapping[str, Cost], width: int) -> str:
     """The images of a pair or share of pairs in words, with time and disk for all models."""
-    if images is None:
+    if math.isinf(images):
         return f"an unknown number for {who}"
-    n, width = len(costs), r.evaluation.bytes_per_value
+    images, n = math.ceil(images), len(costs)
     seconds = sum(cost.craft + n * cost.transfer for cost in costs.values())
     bytes_ = sum(3 * cost.input_size**2 * width + n * ROW_BYTES for cost in costs.values())
     return (

@@ -1,5 +1,6 @@
 """score.half_width: runs that stop when scores are certain enough."""
 
+import math
 import re
 import shutil
 from pathlib import Path
@@ -108,9 +109,9 @@ def test_a_stopped_run_is_a_pilot(stopped: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     images = used(stopped)
     assert f"from a pilot of {images} images (quick) in the store" in done.stdout
-    (row,) = pl.read_csv(tmp_path / "plan" / "images.csv").to_dicts()
-    assert row["images"] == pytest.approx(images * (row["half_width"] / 0.2) ** 2, abs=1)
-    assert f"needs {row['images']:,} images for the median pair" in done.stdout
+    (row,) = pl.read_csv(stopped / "first" / "pairs.csv").to_dicts()
+    needed = images * ((row["high"] - row["low"]) / 2 / 0.2) ** 2
+    assert f"needs {math.ceil(needed):,} images for the median pair" in done.stdout
     done = run_here(*FEW, *plan, "attack.steps=9", cwd=tmp_path)
     assert done.returncode == 0 and "is not known: the store has no pilot" in done.stdout
     assert "evaluate.py score.half_width=1 score.share=0.5" in done.stdout

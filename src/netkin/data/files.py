@@ -122,7 +122,7 @@ def walk(root: Path) -> Listing:
                     folders.append(entry.name)
                 visit(entry.path, f"{path}/", holders)
             elif (is_image(path) or os.path.isfile(entry.path)) if link else entry.is_file():
-                entries.append(Entry(path, path, File(entry.path, str(root))))
+                entries.append(Entry(path, path, File(str(root), path)))
             else:
                 left_out["link to nothing" if link else "neither file nor folder"] += 1
 
@@ -308,7 +308,7 @@ def _members(file: Path, outer: tuple[str, ...], left_out: Counter[str]) -> Iter
                     yield from visit(child, start, (*outer, stem), folders + inner)
             else:
                 last = inner or ((PurePosixPath(outer[-1]).name,) if outer else ())
-                source = File(str(file), str(file), start, entry.size)
+                source = File(str(file), "", start, entry.size)
                 yield "/".join([*outer, entry.name]), folders + last, source
 
     try:

@@ -87,16 +87,16 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file of its own, or `size` bytes of an archive from `offset` on."""
+    """A file below a folder, or `size` bytes of an archive from `offset` on."""
 
-    path: str
     within: str
+    path: str = ""
     offset: int = 0
     size: int | None = None
 
     def read(self, most: int | None = None) -> tuple[int, bytes]:
         """See `Source`."""
-        with open(self.path, "rb") as file:
+        with open(os.path.join(self.within, self.path) if self.path else self.within, "rb") as file:
             size = os.fstat(file.fileno()).st_size if self.size is None else self.size
             file.seek(self.offset)
             return size, file.read(size if most is None else min(size, most))
