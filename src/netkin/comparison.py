@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
+import torch
 import yaml
 from markupsafe import escape
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from torch import Tensor
 
 from netkin import similarity
 from netkin.analysis import confounders
@@ -27,20 +29,15 @@ from netkin.analysis.groups import Draws, family_means, within_and_between
 from netkin.analysis.matrix import Matrix, off_diagonal
 from netkin.analysis.verdict import verdict
 from netkin.components import base_architecture
+from netkin.data.classes import class_words
 from netkin.errors import UserError, and_more
 from netkin.evaluation import Evaluation
-from netkin.examples import (
-    Example,
-    examples,
-    examples_figure,
-    examples_note,
-    examples_table,
-)
 from netkin.model import Model
 from netkin.report.heatmap import LABEL, LARGE, heatmap_figure
+from netkin.report.plots import images_figure
 from netkin.report.sentences import text
 from netkin.report.study import Lookup, Outputs, Section
-from netkin.report.text import number, percent, settings_text
+from netkin.report.text import fraction_text, number, percent, settings_text
 from netkin.results import Results
 from netkin.similarity import WEAK_ATTACK, Outcomes, interval
 from netkin.zoo.build import knows_more
@@ -58,6 +55,27 @@ WEAK_NAMED = 30
 """Models with a weak attack up to which all are named."""
 FAMILIES = 15
 """Families up to which each has a sentence."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image under attack.
+
+    Attributes:
+        source: the model that the adversarial image was crafted on.
+        image_id: the image's id in the dataset.
+        label: the true class, in words.
+        prediction: the source's prediction for the adversarial image, in words.
+        clean: [H, W, 3] uint8.
+        adversarial: [H, W, 3] uint8, within eps of clean.
+    """
+
+    source: str
+    image_id: str
+    label: str
+    prediction: str
+    clean: NDArray[np.uint8]
+    adversarial: NDArray[np.uint8]
 
 
 class Control(NamedTuple):
@@ -212,8 +230,9 @@ class Result:
             effects = {} if c.effects is None else {"Main effects (nats)": c.effects}
             sections.append(Section(c.title, [c.sentence], effects, [picture], links=self.links))
         if self.examples:
-            drawn = examples_figure(self.examples, self.eps)
-            table, caption = examples_table(self.examples), text("examples.caption")
+            drawn, caption = examples_figure(self.examples, self.eps), text("examples.caption")
+            rows = [(e.source, e.image_id, e.label, e.prediction) for e in self.examples]
+            table = pl.DataFrame(rows, ["source", "image", "label", "prediction"], orient="row")
             shown = [outputs.figure("examples", drawn, table, caption)]
             note = examples_note(self.eps)
             sections.append(Section("Images under attack", [note], figures=shown))
@@ -632,3 +651,66 @@ def _weak(models: pl.DataFrame) -> list[str]:
     # No advice on models whose predictions look wrong.
     advice = text("pairwise.stronger") if weak["suspect"].null_count() else ""
     return [text("pairwise.weak", names=names, limit=WEAK_ATTACK) + advice]
+
+
+# Images under attack
+
+
+def examples(
+    results: Results, members: Sequence[Model], sources: int = 6, images: int = 2
+) -> list[Example]:
+    """Up to `images` of up to `sources` sources, from as many families as there are.
+
+    Of each source they are the first of its images, so that most sources show the same ones.
+    """
+    subset, words = results.evaluation.subset, class_words(results.evaluation.images.classes)
+    one_a_family = list({member.family: member for member in reversed(members)}.values())[::-1]
+    rest = [member for member in members if member not in one_a_family]
+    selected = []
+    for source in (one_a_family + rest)[:sources]:
+        stored, index = results.adversarial(source, 0)
+        clean = results.pixels(source.view, 0)
+        predicted = results.outcome_store.read(source.name, [source.name])
+        for row, position in enumerate(index[:images].tolist()):
+            image = subset.ids[position]
+            (prediction,) = predicted.filter(image_id=image)["prediction"]
+            shown = (_hwc(clean[position]), _hwc(stored[row]))
+            label = words[subset.labels[position]]
+            selected.append(Example(source.name, image, label, words[int(prediction)], *shown))
+    return selected
+
+
+def examples_figure(items: Sequence[Example], eps: float | None) -> Figure:
+    """Clean image, adversarial image and their difference of each example, a row a source."""
+    rows: dict[str, list[NDArray[np.uint8]]] = {}
+    below: dict[str, list[str]] = {}
+    for item in items:
+        changed = difference(item.clean, item.adversarial, eps or 1.0)
+        rows.setdefault(item.source, []).extend((item.clean, item.adversarial, changed))
+        below.setdefault(item.source, []).extend((item.label, item.prediction, ""))
+    across = max(map(len, rows.values()))
+    titles = (["clean", "adversarial", "difference"] * across)[:across]
+    return images_figure(list(rows.values()), titles, list(below.values()), names=list(rows))
+
+
+def examples_note(eps: float | None) -> str:
+    """How the differences are shown; `eps` is the attack's bound, None where it has none."""
+    times = f"{0.5 / (eps or 1.0):.3g}"
+    if eps is None:
+        return text("examples.note", times=times)
+    return text("examples.note_eps", eps=fraction_text(eps), times=times)
+
+
+def difference(
+    clean: NDArray[np.uint8], adversarial: NDArray[np.uint8], eps: float
+) -> NDArray[np.uint8]:
+    """adversarial - clean around mid-grey, [H, W, 3] uint8: -eps is black and +eps is white."""
+    delta = (adversarial.astype(float) - clean.astype(float)) / (255 * eps)
+    return np.clip(np.round(127.5 + 127.5 * delta), 0, 255).astype(np.uint8)
+
+
+def _hwc(image: Tensor) -> np.ndarray:
+    """[3, H, W], uint8 or in [0, 1], as [H, W, 3] uint8."""
+    if image.dtype != torch.uint8:
+        image = (image * 255).round().to(torch.uint8)
+    return image.permute(1, 2, 0).numpy()

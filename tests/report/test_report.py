@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from netkin.analysis.groups import Draws
-from netkin.comparison import Result, relate
-from netkin.examples import Example, difference, examples_note
+from netkin.comparison import Example, Result, difference, examples_note, relate
 from netkin.report.study import TEX_ROWS, Outputs, Picture, Section, render
 from netkin.report.style import Saved, figure_settings
 from netkin.report.text import minus

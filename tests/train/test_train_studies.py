@@ -301,4 +301,4 @@ def test_checkpoints_and_weights_of_others(students: Path, mistake: Mistake) -> 
         store, f"resume={weights}", "name=resumed", script="train"
     )
     line = mistake(store, "model=test_vit", "recipe.epochs=3", script="train")
-    assert "were trained with recipe.epochs = 2, now it is 3" in line and "name=NAME" in line
+    assert "recipe.epochs = 2, now it is 3" in line and "name=NAME" in line
