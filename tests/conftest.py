@@ -48,6 +48,8 @@ settings.load_profile("busy")
 ROOT = Path(__file__).parent.parent
 SMALL = ["model.members=[test_byobnet,vit_ti]", "recipe.epochs=4", "attack.steps=8", "subset=quick"]
 """Overrides for a run of seconds: two members, few epochs, few steps, few images."""
+SWEEPS = ("experiment=seeds", "experiment=hparams")
+"""Whose config sets hydra.mode."""
 TRAINED = ROOT / "tests" / "trained"
 """The weights of SMALL's two members, as a run with an empty store makes them (store/weights)."""
 
@@ -106,7 +108,6 @@ def run_here(
         again: whether the run's folder stays that of the config it was used for.
     """
     from hydra._internal.hydra import Hydra
-    from hydra.types import RunMode
 
     from experiments.cli.launch import launch
     from netkin.report import study, style
@@ -129,9 +130,9 @@ def run_here(
         sys.argv[:] = [f"{script}.py", *typed]
         quicker.setattr(style, "DPI", 60)
         quicker.setattr(study, "SHARP", 60)
-        # Hydra composes everything a second time to read hydra.mode, which no config sets.
-        mode = "MULTIRUN" if "hydra.mode=MULTIRUN" in typed else None
-        quicker.setattr(Hydra, "get_mode", lambda *_, **__: mode and RunMode[mode])
+        if not {"hydra.mode=MULTIRUN", *SWEEPS} & {*typed}:
+            # Hydra composes everything a second time to read hydra.mode.
+            quicker.setattr(Hydra, "get_mode", lambda *_, **__: None)
         try:
             launch(main)
             code = 0

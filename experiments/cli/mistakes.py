@@ -121,9 +121,11 @@ def _no_option(group: str, option: str) -> str:
 
 
 def check_additions(overrides: Sequence[str], script: str) -> None:
-    """Raises UserError for +KEY=VALUE that nothing would read."""
+    """Raises UserError for +KEY=VALUE that nothing would read, and an option that is no text."""
     for text in overrides:
-        key = text.lstrip("+").partition("=")[0]
+        key, _, value = text.lstrip("+").partition("=")
+        if key in GROUPS and re.fullmatch(r"(?i)null|true|false|[\d.]+", value):
+            check_option(key, value)  # Hydra raises a ValueError
         parent = key.rpartition(".")[0].split(".")
         if text.startswith("+") and not (
             parent[0] in CHECKED

@@ -82,12 +82,14 @@ def choose(value: Any, names: Sequence[str], seed: int, all_allowed: bool = Fals
         chosen = [position_of(str(name), names, "landmarks: the run") for name in value]
         if len({*chosen}) < len(chosen):
             raise UserError(f"landmarks names a model twice: {', '.join(map(str, value))}")
+        number = len(chosen)
     elif not isinstance(value, int) or isinstance(value, bool):
         raise UserError(
             f"landmarks must be a number, a list of models or auto, got {value!r}; for example "
             "landmarks=20 or landmarks=[resnet50,vit_base_patch16_224]"
         )
-    number = len(chosen) or value
+    else:
+        number = value
     if not all_allowed or number > len(names):
         check_number(number, len(names))
     elif number < 1:

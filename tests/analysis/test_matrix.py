@@ -33,13 +33,12 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.scores, scores)
 
 
-def test_rows_may_be_in_another_order_and_directions_may_differ(tmp_path: Path) -> None:
+def test_rows_may_be_in_another_order_and_directions_are_averaged(tmp_path: Path) -> None:
     file = tmp_path / "m.csv"
     file.write_text(",a,b,c\nc,3,2,9\na,9,1,3\nb,1,9,2\n")
     np.testing.assert_array_equal(read(file).scores, [[9, 1, 3], [1, 9, 2], [3, 2, 9]])
     file.write_text(",a,b\na,9,1\nb,2,9\n")
     assert read(file, symmetrise=True).scores.tolist() == [[9, 1.5], [1.5, 9]]
-    assert read(file, one_sided=True).scores.tolist() == [[9, 1], [2, 9]]
 
 
 @pytest.mark.parametrize(
