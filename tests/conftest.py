@@ -34,10 +34,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}  # no test waits for a network
 
-import torch
 from hypothesis import HealthCheck, settings
-
-from tests import isolation
 
 settings.register_profile(
     "busy",  # a busy machine is no failure
@@ -111,6 +108,7 @@ def run_here(
 
     from experiments.cli.launch import launch
     from netkin.report import study, style
+    from tests import isolation
 
     if not again:
         forget(cwd, overrides)
@@ -229,6 +227,8 @@ def small_run(folder: Path) -> Path:
 @pytest.fixture(autouse=True)
 def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A test leaves this process as it was, and no file open."""
+    from tests import isolation  # here, as it imports torch, which the workers' parent needs not
+
     base = tmp_path_factory.getbasetemp()
     before, opened = isolation.state(), isolation.open_files(base)
     yield
@@ -246,6 +246,8 @@ def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Tiny batches gain nothing from a second thread, and lose much of it to a busy machine."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
