@@ -26,7 +26,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -107,7 +107,6 @@ def run_here(
     from hydra._internal.hydra import Hydra
 
     from experiments.cli.launch import launch
-    from netkin.report import study, style
     from tests import isolation
 
     if not again:
@@ -119,15 +118,13 @@ def run_here(
     out, err, opened = io.StringIO(), io.StringIO(), isolation.open_files(cwd)
     with (
         isolation.restored(),
-        pytest.MonkeyPatch.context() as quicker,
+        coarse_figures() as quicker,
         warnings.catch_warnings(),
         redirect_stdout(out),
         redirect_stderr(err),
     ):
         os.chdir(cwd)
         sys.argv[:] = [f"{script}.py", *typed]
-        quicker.setattr(style, "DPI", 60)
-        quicker.setattr(study, "SHARP", 60)
         if not {"hydra.mode=MULTIRUN", *SWEEPS} & {*typed}:
             # Hydra composes everything a second time to read hydra.mode.
             quicker.setattr(Hydra, "get_mode", lambda *_, **__: None)
@@ -139,6 +136,17 @@ def run_here(
         left = isolation.open_files(cwd) - opened
     assert not left, f"left open by {' '.join(typed)}: {', '.join(left)}"
     return subprocess.CompletedProcess(typed, code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def coarse_figures() -> Iterator[pytest.MonkeyPatch]:
+    """Figures of few pixels, in a block: drawing takes much of a command on stored outcomes."""
+    from netkin.report import study, style
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "DPI", 60)
+        patch.setattr(study, "SHARP", 60)
+        yield patch
 
 
 def _unless_given(overrides: tuple[str, ...], script: str) -> list[str]:

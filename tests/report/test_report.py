@@ -20,6 +20,7 @@ from netkin.report.study import TEX_ROWS, Outputs, Picture, Section, render
 from netkin.report.style import Saved, figure_settings
 from netkin.report.text import minus
 from netkin.similarity import Outcomes
+from tests.conftest import coarse_figures
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -77,7 +78,8 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 def four(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, str, Path]:
     """A comparison of four models, its page, and their folder."""
     folder, c = tmp_path_factory.mktemp("four"), compared()
-    return c, page(folder, c), folder
+    with coarse_figures():
+        return c, page(folder, c), folder
 
 
 def picture(c: Result, folder: Path) -> Picture:

@@ -182,6 +182,7 @@ def test_seeds(folder: Path) -> None:
     _check_sweep("seeds", "20,21", folder, ["test_resnet@seed20", "vit_s@seed0"])
 
 
+@pytest.mark.slow
 def test_hparams(folder: Path) -> None:
     names = ["test_resnet@lr0.1-wd0.5-cosine", "vit_s@lr1-wd1"]
     _check_sweep("hparams", "0,36", folder, names)
