@@ -57,7 +57,7 @@ def test_states_of_the_store_are_timed(capsys: pytest.CaptureFixture[str]) -> No
         [
             "model.members=[test_byobnet,vit_ti]",
             "subset=quick",
-            "recipe.epochs=1",
+            "recipe.epochs=4",
             "attack.steps=2",
             "hardware.members_at_once=1",
         ]

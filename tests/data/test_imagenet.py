@@ -102,7 +102,7 @@ def test_three_of_the_69_from_jpeg_to_similarity(
         f"dataset.labels={tmp_path / 'imagenet' / 'labels.txt'}",
         f"model.members=[{','.join(SIZES)}]",
         "subset=full",
-        "attack.steps=2",
+        "attack.steps=1",
         "hardware.batch_size=4",
         "hydra.run.dir=run",
         "logger=none",
