@@ -169,7 +169,7 @@ def test_scores_recounted_with_the_packages_networks(lite: Lite, attacked: Run) 
 
 @pytest.mark.slow
 def test_classes_that_models_choose_among(lite: Lite) -> None:
-    """One pair, 2 steps, among all classes and among those of the photographs."""
+    """One pair, 4 steps, among all classes and among those of the photographs."""
     similarity, accuracy = {}, {}
     for classes, sentence in (
         ("all", "models choose among all 1,000 (classes=all)"),
@@ -179,7 +179,7 @@ def test_classes_that_models_choose_among(lite: Lite) -> None:
             *lite.arguments,
             lite.members("lite0", "lite2"),
             f"dataset.classes={classes}",
-            "attack.steps=2",
+            "attack.steps=4",
             f"store.dir=store-{classes}",
             f"hydra.run.dir={classes}",
             cwd=lite.folder,
