@@ -145,6 +145,7 @@ def test_the_result_and_its_files(
     assert pl.read_csv(tmp_path / "out" / "pairs.csv")["score"][0] == result.scores[0, 1]
 
 
+@pytest.mark.slow
 def test_any_form_of_the_same_images_gives_the_same_scores(
     scans: tuple[Tensor, Tensor], nets: dict[str, nn.Module]
 ) -> None:

@@ -62,6 +62,7 @@ def test_a_setting_that_is_wrong_is_named_with_what_it_may_be(given: str) -> Non
     assert "\n" not in line
 
 
+@pytest.mark.slow
 def test_every_setting_refuses_another_type() -> None:
     """Of each experiment: a list for a number; and each default is valid."""
     tried: set[tuple[str, str]] = set()

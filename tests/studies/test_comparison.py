@@ -171,6 +171,7 @@ def test_precision(folder: Path) -> None:
     assert sum('"precision": "bf16-mixed"' in text for _, text in identities) == 1
 
 
+@pytest.mark.slow
 def test_budget(folder: Path) -> None:
     """Ten steps of the four members against their eight, on fewer images, too."""
     small = ("budget.steps=[2,4]", "budget.images=[30,60]", "budget.draws=5")
