@@ -52,6 +52,13 @@ def test_pairwise(trained: Path) -> None:
         assert s[i, i] == pytest.approx(math.log(100 * success))
     models = pl.read_csv(run / "models.csv")
     assert models["params"].to_list() == [202426, 214218]
+    (subset,) = (trained / "store" / "digits").glob("quick-*")
+    labels = torch.tensor(json.loads((subset / "manifest.json").read_text())["labels"])
+    for name, rate in models.select("model", "noise_rate").rows():
+        clean = read_tensors(subset / "clean" / name / "logits.safetensors")["logits"].argmax(1)
+        (noise,) = (subset / "clean" / name).glob("noise-*.safetensors")
+        wrong = read_tensors(noise)["predictions"] != labels
+        assert rate == pytest.approx(wrong[clean == labels].double().mean().item())
     assert (models["clean_accuracy"] > 0.2).all()
 
 
