@@ -61,6 +61,12 @@ def test_drawn_permutations_near_all_of_them() -> None:
     assert drawn.p == pytest.approx(every.p, abs=4 * np.sqrt(every.p * (1 - every.p) / 20_000))
 
 
+def test_the_observed_order_is_one_of_those_drawn() -> None:
+    """Else p could be 0: the identity of eight models is 1 of 40,320 orders, and none of 99."""
+    s = symmetric(8, 0)
+    assert mantel(s, s, permutations=99).p == pytest.approx(1 / 100)
+
+
 def test_mantel_is_uniform_where_there_is_nothing() -> None:
     """Pairs that share models: r varies more than for independent pairs, and p knows it."""
     found = []
