@@ -16,8 +16,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from experiments.cli.config import CONF as CONF
-from experiments.cli.config import EXPERIMENTS, GROUPS, composed, settings
+from experiments.cli.config import CONF, EXPERIMENTS, GROUPS, composed, settings
 from netkin.errors import (
     DamagedFile,
     OtherContents,

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from timm.models import split_model_name_tag
 from torch.hub import download_url_to_file
 
-from experiments.cli.mistakes import CONF
+from experiments.cli.config import CONF
 from experiments.cli.runs import open_store
 from experiments.cli.values import resolved
 from netkin.analysis import matrix

@@ -26,7 +26,7 @@ from netkin import run, similarity
 from netkin.analysis import matrix
 from netkin.analysis.matrix import Matrix, off_diagonal
 from netkin.attacks import Attack
-from netkin.comparison import attacked as attacked
+from netkin.comparison import attacked
 from netkin.errors import UserError
 from netkin.evaluation import Evaluation
 from netkin.model import Model

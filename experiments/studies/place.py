@@ -32,7 +32,7 @@ from omegaconf import DictConfig
 from experiments.cli.members import build_member, build_members
 from experiments.cli.runs import command, eps_advice
 from experiments.cli.setting import Opened, build_evaluation, opened
-from experiments.cli.study import attacked, describe
+from experiments.cli.study import describe
 from experiments.cli.values import naming
 from experiments.studies.landmarks import choose, pass_landmarks
 from netkin import similarity
@@ -41,6 +41,7 @@ from netkin.analysis.landmarks import FEWEST, complete
 from netkin.analysis.statistics import CERTAIN, NEAREST
 from netkin.analysis.suspect import CHANCE, RELABELLED, suspicions
 from netkin.analysis.verdict import verdict
+from netkin.comparison import attacked
 from netkin.errors import UserError
 from netkin.model import Model
 from netkin.passes import pack

@@ -102,7 +102,8 @@ def strengths(results: Results, runner: Runner, item: Item, advance: Advance) ->
     classifies correctly: 8-bit ones, as crafting stores them, unless the evaluation's `dtype` is
     float32. Raises UserError where it classifies none correctly.
     """
-    model, right, evaluation = item.of_model(), results.correct(item.of_model()), results.evaluation
+    model, evaluation = item.of_model(), results.evaluation
+    right = results.correct(model)
     tried = spread(len(right), len(right) if item.images is None else item.images)
     positions = [i for i in tried if right[i]]
     if not positions:
