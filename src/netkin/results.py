@@ -184,8 +184,11 @@ class Results:
             mean = float(np.mean(shares)) if shares else None
             rows.append((view_text(source), view_text(target), len(by_view[target]), number, mean))
         schema = {
-            **{"source_view": pl.String, "target_view": pl.String, "targets": pl.Int64},
-            **{"images": pl.Float64, "resize_error": pl.Float64},
+            "source_view": pl.String,
+            "target_view": pl.String,
+            "targets": pl.Int64,
+            "images": pl.Float64,
+            "resize_error": pl.Float64,
         }
         table = pl.DataFrame(rows, schema, orient="row")
         return table.sort("resize_error", descending=True, nulls_last=True)
@@ -380,7 +383,9 @@ class Results:
             "n": n[picked],
             "a_fools_b": (there / n)[picked],
             "b_fools_a": [None if u else p for u, p in zip(unknown, b_fools_a, strict=True)],
-            **{"score": values, "low": low, "high": high},
+            "score": values,
+            "low": low,
+            "high": high,
         }
         return scores, pl.DataFrame(columns, schema_overrides={"b_fools_a": pl.Float64})
 
