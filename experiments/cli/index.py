@@ -20,6 +20,7 @@ from rich.table import Table
 
 from experiments.cli.finish import Terminal, terminal
 from experiments.cli.values import own_overrides
+from netkin.data.tables import guarded
 from netkin.errors import OutputsError, UserError
 from netkin.report.study import Section, render
 from netkin.report.text import UNKNOWN, duration
@@ -214,5 +215,5 @@ def write_index(root: Path, store: str) -> tuple[Path, list[Entry]]:
     )
     page = root / "index.html"
     write(page, lambda file: file.write_text(html, encoding="utf-8"), OutputsError, "folder")
-    write(root / "index.csv", table.write_csv, OutputsError, "folder")
+    write(root / "index.csv", guarded(table).write_csv, OutputsError, "folder")
     return page, entries

@@ -22,6 +22,7 @@ from typing import Any
 
 import polars as pl
 
+from netkin.data.tables import guarded
 from netkin.errors import OutputsError, Stopped, UserError, first_line
 from netkin.jobs.signals import without_trace
 from netkin.store.files import write, write_json
@@ -133,7 +134,7 @@ class CSV(Tracker):
         self._add([[name, "", self.numbers[name]] for name in values])
 
     def _late(self, name: str, table: pl.DataFrame) -> None:
-        write(self.file.with_name(f"{name}.csv"), table.write_csv, OutputsError, "folder")
+        write(self.file.with_name(f"{name}.csv"), guarded(table).write_csv, OutputsError, "folder")
 
 
 class TensorBoard(Tracker):

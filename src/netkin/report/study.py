@@ -26,6 +26,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from PIL import Image
 
+from netkin.data.tables import guarded
 from netkin.errors import OutputsError
 from netkin.report.sentences import text as sentence
 from netkin.report.style import Saved, save
@@ -135,7 +136,7 @@ class Outputs:
 
     def table(self, name: str, table: pl.DataFrame) -> pl.DataFrame:
         """Write name.csv and, of at most TEX_ROWS rows, name.tex for LaTeX; returns the table."""
-        write(self.folder / f"{name}.csv", table.write_csv, OutputsError, "folder")
+        write(self.folder / f"{name}.csv", guarded(table).write_csv, OutputsError, "folder")
         self.files.append(f"{name}.csv")
         tex = self.folder / f"{name}.tex"
         if table.height <= TEX_ROWS:
