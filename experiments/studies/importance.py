@@ -33,7 +33,7 @@ from netkin.analysis.importance import (
 )
 from netkin.analysis.verdict import verdict
 from netkin.jobs.progress import Bars
-from netkin.report.plots import bars_figure
+from netkin.report.plots import ranked_figure
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.similarity import ALPHA, interval
@@ -155,7 +155,7 @@ def _figure(table: pl.DataFrame) -> Figure:
     if "held_out" in table.columns:
         bars["Held-out models"] = ("held_out", "held_out_low", "held_out_high")
     values = {title: table.select(columns).to_numpy() for title, columns in bars.items()}
-    return bars_figure(table["component"].to_list(), "drop in R² when shuffled", values)
+    return ranked_figure(table["component"].to_list(), values, "drop in R² when shuffled")
 
 
 def _answer(
