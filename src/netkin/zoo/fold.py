@@ -12,9 +12,8 @@ Weights that are standardised in every pass (BiT, NFNets) are constant, too, and
 
 The gradient of a mean over pixels, as in squeeze-and-excitation, is one number a channel. torch
 expands it before it divides, into another memory order than the features' own, and the sum of the
-two then takes ten times as long as one with the number that is not expanded. Likewise, an
-activation in place whose gradient needs its input copies that first. Without both, which change no
-bit, a step of efficientnet_b2 takes 1.09 times as long in float32, 1.3 in bfloat16.
+two then takes ten times as long as one with the number that is not expanded. Without that, which
+changes no bit, a step of efficientnet_b0 and b2 in bfloat16 takes 1.15 times as long.
 """
 
 import copy
@@ -194,8 +193,6 @@ LAYERS: dict[type, tuple[str, ...]] = {
     SqueezeExcite: ("conv_reduce", "act1", "conv_expand", "gate"),
 }
 """timm's modules x * gate(... (mean of x)), and the layers between mean and product."""
-COPYING = (nn.SiLU, nn.Hardswish, nn.Mish)
-"""Activations that copy their input when they overwrite it."""
 
 
 class Squeeze(torch.autograd.Function):
@@ -226,14 +223,13 @@ class Excite(nn.Module):
         return x * self.gate(squeezed)
 
 
-def cheap_gradients(model: nn.Module) -> int:
-    """Change a model's squeeze-and-excitation and activations so, in place; returns how many."""
-    changed = 0
-    for name, module in list(model.named_modules()):
-        if type(module) in LAYERS and not getattr(module, "add_maxpool", False) and name:
-            model.set_submodule(name, Excite(module))
-            changed += 1
-        elif isinstance(module, COPYING) and module.inplace:
-            module.inplace = False
-            changed += 1
-    return changed
+def squeeze_cheaply(model: nn.Module) -> int:
+    """Replace a model's squeeze-and-excitation by `Excite`, in place; returns how many."""
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if name and type(module) in LAYERS and not getattr(module, "add_maxpool", False)
+    ]
+    for name, module in found:
+        model.set_submodule(name, Excite(module))
+    return len(found)
