@@ -312,12 +312,10 @@ def find(target: str) -> Callable[..., Any]:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{module_name} cannot be imported ({reason})") from None
     value = getattr(module, attribute, None)
-    if value is None:
-        file = getattr(module, "__file__", None)
-        origin = f"{module_name} ({file})" if file else module_name
-        raise UserError(f"{origin} has no {attribute!r}{near(attribute, dir(module))}")
     if not callable(value):
-        raise UserError(f"{target} must be a class or a function, got {value!r}")
+        origin = f"{module_name} ({getattr(module, '__file__', None)})"
+        hint = near(attribute, dir(module)) if value is None else f": it is {value!r}"
+        raise UserError(f"{origin} has no class or function {attribute!r}{hint}")
     return value
 
 
