@@ -86,6 +86,17 @@ def litter(name: str) -> str | None:
     return "hidden" if name.startswith(".") else f"{name} folder" if name in LITTER else None
 
 
+def folders_of(path: Path) -> list[str]:
+    """Names of the folders in a folder, if it is one, less those of `litter`."""
+    inside = os.scandir(path) if path.is_dir() else ()
+    return sorted(entry.name for entry in inside if not litter(entry.name) and _is_folder(entry))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Also through a link, where one that leads nowhere, or to itself, is no error."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
 def split_of(name: str) -> str | None:
     """The split that a folder is, by its name; None for all others."""
     return next((split for split, names in SPLITS.items() if name.lower() in names), None)
@@ -139,7 +150,7 @@ def walk(root: Path) -> Listing:
             link, path = entry.is_symlink(), below + entry.name
             if kind := litter(entry.name):
                 left_out[kind] += 1
-            elif os.path.isdir(entry.path) if link else entry.is_dir():
+            elif _is_folder(entry):
                 if link and os.path.realpath(entry.path) in holders:
                     left_out["link back"] += 1
                     continue
@@ -204,17 +215,6 @@ def by_folder(listing: Listing, classes: Sequence[str] = (), class_order: str = 
         notes = [f"{len(missing)} of the {len(names)} classes have no folder in {root}: {listed}"]
     labels = {path: k for k, name in enumerate(names) for path in by_class.get(name, [])}
     return listing.labelled(labels, names, outside, notes)
-
-
-def is_tar(path: Path) -> bool:
-    """Whether a path is a tar file, or a folder of tar files.
-
-    A folder with other folders in it has its images there, whatever archives lie beside them.
-    """
-    if path.suffix == ".tar" or not path.is_dir():
-        return path.suffix == ".tar"
-    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
-    return any(e.suffix == ".tar" for e in entries) and not any(e.is_dir() for e in entries)
 
 
 def list_tar(root: Path, split: str) -> Listing:

@@ -14,7 +14,7 @@ from netkin.data.files import (
     are_splits,
     by_folder,
     find_split,
-    is_tar,
+    folders_of,
     list_tar,
     read_webdataset,
     split_of,
@@ -113,17 +113,17 @@ def reading(
 def list_files(root: str, split: str) -> Listing:
     """The files of a split of a folder or an archive. Raises UserError where there are none."""
     path = Path(root).expanduser()
-    tops = sorted(f.name for f in path.iterdir() if f.is_dir()) if path.is_dir() else []
-    archive = path / ARCHIVES.get(split, "")
+    tops, archive = folders_of(path), path / ARCHIVES.get(split, "")
     if archive.is_file() and archive != path and not any(map(split_of, tops)):
         return list_tar(archive, "" if split == "train" else split)
-    if is_tar(path):
+    # A folder with other folders in it has its images there, whatever archives lie beside them.
+    if path.suffix == ".tar" or (not tops and any(path.glob("*.tar"))):
         return list_tar(path, split)
     if not path.is_dir():
         raise UserError(f"root={path} is not a folder; expected {path}/{split}/<class>/...")
     kaggle = (path / name for name in KAGGLE_IMAGES)
     if inside := next((folder for folder in kaggle if (folder / split).is_dir()), None):
-        path, tops = inside, sorted(f.name for f in inside.iterdir() if f.is_dir())
+        path, tops = inside, folders_of(inside)
     name, of_val = find_split(tops, split), split_of(split) == "val"
     if of_val and not are_splits(tops) and "test" not in map(str.lower, tops):
         name = None
