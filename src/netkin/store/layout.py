@@ -17,8 +17,7 @@ flushed to the disk and renamed, which is atomic on a POSIX file system. Each fo
 identity, the settings that its contents were computed with; other settings under the same name are
 an error, and nothing is reused. Tensors and outcomes have a checksum (XXH3, 128 bits), which is
 verified at each read. `views/` only saves time and may be removed at any moment. `.leases/` lists
-the work in progress (`netkin.store.lease`), `.runs/` the unfinished runs
-(`netkin.tracking`).
+the work in progress (`netkin.store.lease`).
 """
 
 import errno
