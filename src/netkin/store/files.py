@@ -45,20 +45,21 @@ def write(
     save: Callable[[Path], object],
     error_type: type[UserError] = StoreError,
     kind: str = "store",
+    place: Callable[[Path, Path], object] = os.replace,
 ) -> None:
     """Call `save` on a temporary path beside `path`, then rename the file: all of it or nothing.
 
     Raises an error of a type, StoreError by default, where the file cannot be written; it advises
     to choose another `kind` of folder.
     """
-    temporary = _beside(path, "tmp")
+    temporary = path.with_name(f".{path.name}.{me().token}-{uuid.uuid4().hex[:4]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save(temporary)
         # Before the rename: the file survives a power cut, and a full disk fails here.
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        place(temporary, path)
     except (OSError, SafetensorError, pl.exceptions.PolarsError) as error:
         raise error_type(
             f"cannot write {path} ({reason(error)}); what was finished before is kept: "
@@ -68,11 +69,6 @@ def write(
         temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
 
 
-def _beside(path: Path, suffix: str) -> Path:
-    """A temporary path of this process beside another."""
-    return path.with_name(f".{path.name}.{me().token}-{uuid.uuid4().hex[:4]}.{suffix}")
-
-
 def reason(error: Exception) -> str:
     """The operating system's message of an error, also where a library wraps it in its own."""
     text = getattr(error, "strerror", None) or str(error)
@@ -80,26 +76,30 @@ def reason(error: Exception) -> str:
     return known.group(1) if known else text
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(
+    path: Path, content: Mapping[str, Any], place: Callable[[Path, Path], object] = os.replace
+) -> None:
     """Write JSON with sorted keys; see `write`. Raises StoreError where that is not possible."""
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    write(path, lambda temporary: temporary.write_text(text))
+    write(path, lambda temporary: temporary.write_text(text), place=place)
 
 
 def create_json(path: Path, content: Mapping[str, Any]) -> bool:
     """Write a file unless it exists, and return whether it was written. Of several processes that
     write it at once, one succeeds."""
-    temporary = _beside(path, "new")
-    write_json(temporary, content)
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without hard links
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return True
+    written = True
+
+    def link(temporary: Path, path: Path) -> None:
+        nonlocal written
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            written = False
+        except OSError:  # a file system without hard links
+            os.replace(temporary, path)
+
+    write_json(path, content, link)
+    return written
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], owner: str, **metadata: str) -> None:

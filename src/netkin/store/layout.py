@@ -18,8 +18,7 @@ identity, the settings that its contents were computed with; other settings unde
 an error, and nothing is reused. Tensors and outcomes have a checksum (XXH3, 128 bits) over their
 bytes and over what they are of, which is verified at each read: a file that was changed, or moved
 to another's place, is refused by name. `views/` only saves time and may be removed at any moment.
-`.leases/` lists the work in progress (`netkin.store.lease`), `.runs/` the unfinished runs
-(`netkin.tracking`).
+`.leases/` lists the work in progress (`netkin.store.lease`).
 """
 
 import errno
