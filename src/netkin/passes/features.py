@@ -131,13 +131,9 @@ def _input_of_last_linear(net: nn.Module, x: Tensor) -> Tensor:
             f"{type(net).__name__} has no linear layer, whose input its features would be; leave "
             "it out of the members"
         )
-    last = layers[-1]
     calls: list[Tensor] = []
-    handle = last.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0]))
-    try:
+    with layers[-1].register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0])):
         net(x)
-    finally:
-        handle.remove()
     return calls[-1]
 
 
