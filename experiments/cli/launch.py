@@ -126,9 +126,13 @@ def launch(main: Callable[[], None]) -> None:
         if usage.asked(given):
             usage.show(script, given)
             return
-        if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*given}:
-            from experiments.cli import slurm
-
+        if "hydra/launcher=slurm" in given:
+            try:
+                from experiments.cli import slurm
+            except ImportError:
+                raise UserError(
+                    "hydra/launcher=slurm needs submitit: pip install -e '.[cluster]'"
+                ) from None
             slurm.register()
         given = spelled_out(given)
         check_additions(given, script)
