@@ -116,8 +116,9 @@ class Job:
         elif error := _text(error_file(self.folder, self.id)):
             self.state, self.reason = "FAILED", error
         elif row and state not in ENDED:
-            back = state == "PENDING" and self.state not in ("", "PENDING")
-            self.state, self.reason, self.seen_ended = state, row["reason"], 0
+            back = (self.state, state) == ("RUNNING", "PENDING")
+            self.state = state if state in ("RUNNING", "PENDING") else self.state  # or between them
+            self.reason, self.seen_ended = row["reason"], 0
             return f"{self}: put back into the queue; it goes on from the store" if back else ""
         elif (seen := self.seen_ended + 1) < LAST_POLLS:
             self.seen_ended = seen
