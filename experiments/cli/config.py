@@ -431,7 +431,7 @@ class Setting:
         """What its value must be, in words."""
         kinds, what = self.kinds, "text"
         if choices := CHOICES.get(self.key):
-            return " or ".join(choices)
+            return " or ".join(map(str, choices))
         if self.key in SHARES:
             what = "between 0 and 1"
         elif bool in kinds:
@@ -458,7 +458,7 @@ class Setting:
         if value is None:
             return bool({NoneType, Any} & self.kinds)
         if not {int, float} & self.kinds:
-            return True
+            return self.type is not str
         if isinstance(value, bool) or (self.key in SHARES and value >= 1):
             return False
         return value > 0 if self.least is None else value >= self.least
@@ -526,29 +526,22 @@ def composed(script: str, given: Sequence[str]) -> DictConfig:
 
 def check(config: DictConfig, script: str) -> None:
     """Raises UserError for a value out of its range, and for a matrix that nothing would read."""
-    name = config.experiment.name
+    name, dataset = config.experiment.name, config.get("dataset", {})
     known = settings(name, script)
-    for key, setting in known.items():
-        node, (*path, leaf) = config, key.split(".")
-        for part in path:
-            node = node.get(part)
-            if not isinstance(node, DictConfig):
-                raise UserError(f"{part}={node}: {part} holds settings, such as {key}=VALUE")
-        if OmegaConf.is_missing(node, leaf) or setting.allows(value := node.get(leaf)):
+    of_groups: dict[str, Any] = dict.fromkeys(CHOICES.keys() - known.keys(), Any)
+    size = int if dataset.get("weights") == "train" else int | None
+    of_groups |= {"dataset.name": str, "dataset.input_size": size}
+    checked = known | {key: Setting(key, type_, None, "") for key, type_ in of_groups.items()}
+    for key, setting in checked.items():
+        group, _, leaf = key.rpartition(".")
+        node = OmegaConf.select(config, group) if group else config
+        if key in known and not isinstance(node, DictConfig):
+            raise UserError(f"{group}={node}: {group} holds settings, such as {key}=VALUE")
+        if node is None or leaf not in node or OmegaConf.is_missing(node, leaf):
             continue
-        hint = near(value, CHOICES.get(key, ())) if isinstance(value, str) else ""
-        raise UserError(f"{key} must be {setting.expected}, got {value!r}{hint}")
-    for key in CHOICES.keys() - known.keys():  # of groups
-        value = OmegaConf.select(config, key, default=CHOICES[key][0])
-        if value not in CHOICES[key]:
-            raise UserError(f"{key} must be {' or '.join(map(str, CHOICES[key]))}, got {value!r}")
-    if "dataset" in config and not OmegaConf.is_missing(config.dataset, "name"):
-        dataset, size = config.dataset, config.dataset.input_size
-        if not isinstance(dataset.name, str) or not dataset.name:
-            raise UserError(f"dataset.name must be a name, got {dataset.name!r}")
-        whole = isinstance(size, int) and size > 0 and not isinstance(size, bool)
-        if not whole and (size is not None or dataset.weights == "train"):
-            raise UserError(f"dataset.input_size must be a whole number of 1 or more, got {size!r}")
+        if not setting.allows(value := node.get(leaf)):
+            hint = near(value, CHOICES.get(key, ())) if isinstance(value, str) else ""
+            raise UserError(f"{key} must be {setting.expected}, got {value!r}{hint}")
     ours = (CONF / "experiment" / f"{name}.yaml").is_file()  # another's may read what it likes
     if ours and config.get("similarity") is not None and "similarity" not in known:
         having = [other for other in EXPERIMENTS if "similarity" in settings(other, script)]
