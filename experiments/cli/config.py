@@ -102,7 +102,7 @@ class Score:
     eps_s: float = 0.01  # floor of 100 p in s = ln max(eps_s, 100 p)
     bootstrap: int = 1000  # draws of images for the intervals of means over pairs
     half_width: float | None = None  # nats, such as 0.1: attack a few images at a time, and stop
-    # when intervals are so narrow (high - low at most twice this); pairwise and plan
+    # when intervals are so narrow (high - low at most twice this)
     share: float = 0.95  # of the pairs whose intervals must be
 
 
