@@ -144,7 +144,6 @@ class Base:
     """What both commands have."""
 
     quiet: bool = False  # print the answer alone, without progress
-    index: bool = False  # write outputs/index.html, a table of all runs, at the end
     figure: Figure = field(default_factory=Figure)
     hardware: Hardware = field(default_factory=Hardware)
 

@@ -18,7 +18,7 @@ from experiments.cli.stop import fail
 from netkin.store import differences
 
 NOTE = ".run.json"
-FREE = ("hardware", "logger", "hydra", "resume", "quiet", "index", "figure")
+FREE = ("hardware", "logger", "hydra", "resume", "quiet", "figure")
 """Keys that results do not depend on."""
 RESULTS = ("*.csv", "report.html", "[0-9]*/report.html")
 """What a run, or a job of a sweep, has written."""

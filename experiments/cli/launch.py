@@ -57,7 +57,7 @@ def run_study(config: DictConfig, script: str) -> Any:
             )
         check(config, script)
         if not config.quiet:
-            print(opening(config, script), flush=True)
+            print(opening(config), flush=True)
         with stop.while_importing(_stop):
             from netkin.jobs.progress import Bars
 
@@ -69,12 +69,7 @@ def run_study(config: DictConfig, script: str) -> Any:
 
                 with naming({"width": "figure.width", "formats": "figure.formats"}):
                     stack.enter_context(figure_settings(**config.figure))
-            result = module.run(config)
-        if config.index:
-            from experiments.cli.index import write_index
-
-            write_index(Path("outputs"), config.store.dir)
-        return result
+            return module.run(config)
     except BrokenPipeError:
         raise
     except ENDS as error:
@@ -83,32 +78,22 @@ def run_study(config: DictConfig, script: str) -> Any:
         fail(one_line(error, script, HydraConfig.get().overrides.task), 1)
 
 
-def opening(config: DictConfig, script: str) -> str:
+def opening(config: DictConfig) -> str:
     """The first line of a run, printed before anything slow is imported: what it works on.
 
     Of a job of a sweep, with what it differs in.
     """
-    hydra = HydraConfig.get()
-    start = f"{config.experiment.name}: "
-    if hydra.mode == RunMode.MULTIRUN:
-        start = f"job {int(hydra.job.num) + 1} ({', '.join(swept())}): {start}"
+    hydra, about = HydraConfig.get(), [f"store {config.store.dir}"]
     with suppress(Exception):  # mistakes are the run's to report
-        names = member_names(config.model.members)
-        models = f"{len(names)} models" if names else "the models of the config"
-        dataset, choices = config.dataset.name, hydra.runtime.choices
-        if script == "train":
-            what = names[0] if len(names) == 1 else "one model"
-            if isinstance(config.get("student"), str) and isinstance(config.get("teacher"), str):
-                what = f"{config.student} with the teacher {config.teacher}"
-            epochs = f" for {config.recipe.epochs} epochs" if config.get("recipe") else ""
-            start += f"trains {what} on {dataset}{epochs}; "
-        elif config.get("similarity") is not None:
-            return f"{start}scores of {config.similarity.get('file') or choices['similarity']}"
+        if config.get("similarity") is not None:
+            about = [f"scores of {config.similarity.get('file') or 'sat69'}"]
         elif config.experiment.study.startswith("experiments.studies."):
-            numbers = [f"{k} {config.attack[k]}" for k in ("eps", "steps") if k in config.attack]
-            start += f"{models} on {dataset}, {' '.join([choices['attack'], *numbers])}; "
-        start += f"store {config.store.dir}"
-    return start.removesuffix(": ")
+            names, data = member_names(config.model.members), config.dataset.name
+            of = f"{len(names)} models on {data}" if names else data
+            about = [of, f"attack {hydra.runtime.choices.attack}", *about]
+    sweep = hydra.mode == RunMode.MULTIRUN
+    job = f"job {int(hydra.job.num) + 1} ({', '.join(swept())}): " if sweep else ""
+    return f"{job}{config.experiment.name}: {'; '.join(about)}"
 
 
 def launch(main: Callable[[], None]) -> None:
