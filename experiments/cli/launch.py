@@ -1,31 +1,37 @@
-"""How evaluate.py and train.py start and end: one line for a user's mistake, and the exit code."""
+"""How evaluate.py and train.py start and end: their arguments in Hydra's grammar, one line for a
+user's mistake, and the exit code."""
 
+import fnmatch
 import importlib
 import io
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from experiments.cli import folder, stop, sweep, usage
-from experiments.cli.config import Figure, check
+from experiments.cli import folder, mistakes, stop, usage
+from experiments.cli.config import CONF, Figure, check, composed
 from experiments.cli.mistakes import ENDS, check_additions, one_line
 from experiments.cli.stop import fail
-from experiments.cli.sweep import member_names
-from experiments.cli.sweep import spelled_out as spelled_out
 from experiments.cli.values import naming, swept
-from netkin.errors import Stopped, UserError
+from netkin.errors import Stopped, UserError, and_more
 
+ROOT = CONF.parent
+NAME = r"[\w.@/:*-]+"
+GLOB = re.compile(r"source=glob\((.*)\)")
 HELPERS = re.compile(r"multiprocessing\.(forkserver|resource_tracker)")
 
 
@@ -96,6 +102,87 @@ def opening(config: DictConfig) -> str:
     return f"{job}{config.experiment.name}: {'; '.join(about)}"
 
 
+def spelled_out(overrides: Sequence[str]) -> list[str]:
+    """Overrides in Hydra's grammar.
+
+    model=NAME is model.members=[NAME], unless conf/model has it, and model=[A,B] is
+    model.members=[A,B]; of experiment=relatives model=NAME is its setting. With --multirun,
+    model=A,B is a sweep over two lists of one member. similarity=PATH is a file, and
+    similarity.dir=FOLDER alone has the published 69.
+    """
+    spelled, lists = [], {*mistakes.options("model")}
+    for text in overrides:
+        key, _, value = text.partition("=")
+        names = re.fullmatch(rf"{NAME}(?:,{NAME})*|\[{NAME}(?:,{NAME})*\]", value)
+        if key == "model" and names and value not in lists:
+            if "experiment=relatives" in overrides:
+                text = f"relatives.model={value.strip('[]')}"
+            elif value.startswith("["):
+                text = f"model.members={value}"
+            else:
+                text = f"model.members={','.join(f'[{name}]' for name in value.split(','))}"
+        elif text == "similarity=null":  # which it is unless given
+            continue
+        elif key == "similarity" and value != "sat69" and not value.startswith("{"):
+            text = f"similarity={','.join(f'{{file: {file}}}' for file in value.split(','))}"
+        spelled.append(text)
+    keys = {text.partition("=")[0] for text in spelled}
+    if "similarity.dir" in keys and "similarity" not in keys:
+        spelled.append("similarity=sat69")
+    return spelled
+
+
+def arguments(script: str, given: Sequence[str]) -> list[str]:
+    """A command's arguments; in a multirun, source=glob(*) becomes the members' names.
+
+    Hydra's own glob() matches options of groups only. Raises UserError for a multirun over jobs of
+    several devices.
+    """
+    parsed = get_args_parser().parse_args(list(given))
+    if not parsed.multirun:
+        return list(given)
+    # Jobs of some launchers are new processes, which must be able to import `experiments`.
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    )
+    parser = OverridesParser.create()
+    fixed = [
+        text
+        for text in parsed.overrides
+        if not GLOB.fullmatch(text) and not parser.parse_override(text).is_sweep_override()
+    ]
+    flags = [f"--config-dir={parsed.config_dir}"] if parsed.config_dir else []
+    config = composed(script, [*flags, *fixed])
+    devices = config.hardware.devices
+    if devices != 1:
+        command = shlex.join(["python", f"{script}.py", *fixed])
+        raise UserError(
+            f"hardware.devices={devices} in a multirun: all jobs would use the same devices. "
+            "Either give each job one device (leave out hardware.devices), or split one run over "
+            f"the devices, without -m: {command}"
+        )
+    return [_expanded(text, config) for text in given]
+
+
+def _expanded(text: str, config: DictConfig) -> str:
+    """source=glob(vit_*) as source=vit_s,vit_ti."""
+    match = GLOB.fullmatch(text)
+    if match is None:
+        return text
+    names = member_names(config.model.members)
+    matching = fnmatch.filter(names, match[1].strip("'\""))
+    if not matching:
+        raise UserError(f"{text}: no member matches (they are {and_more(names, 20)})")
+    return "source=" + ",".join(f"'{name}'" for name in matching)
+
+
+def member_names(members: Any) -> list[str]:
+    """The names of a list of members, as far as the config tells; empty for no list."""
+    if not isinstance(members, list | ListConfig):
+        return []
+    return [m if isinstance(m, str) else str(m.get("name", m.get("timm"))) for m in members]
+
+
 def launch(main: Callable[[], None]) -> None:
     """Run a Hydra main function and exit: 1 with one line for an error, 130 or 143 if stopped."""
     for stream in (sys.stdout, sys.stderr):
@@ -121,7 +208,7 @@ def launch(main: Callable[[], None]) -> None:
             slurm.register()
         given = spelled_out(given)
         check_additions(given, script)
-        sys.argv[1:] = sweep.arguments(sys.argv[0], given)
+        sys.argv[1:] = arguments(script, given)
         try:
             main()
         finally:

@@ -6,7 +6,6 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.cli.devices import member_hardware
 from experiments.cli.runs import open_store
 from experiments.cli.values import construct, naming, naming_group, resolved
 from netkin.data.images import Images, Part
@@ -15,7 +14,7 @@ from netkin.jobs.progress import Bars
 from netkin.passes.decode import unreadable_images
 from netkin.results import Results
 from netkin.training.recipe import Recipe, check
-from netkin.training.weights import Training, trained_members
+from netkin.training.weights import Hardware, Training, trained_members
 from netkin.zoo.member import Member, parse_members
 
 
@@ -81,6 +80,16 @@ def build_training(config: DictConfig, results: Results, display: Bars) -> Train
     """The training of members without weights."""
     images, recipe = training_images(config, display), build_recipe(config, "recipe")
     return Training(results, images, recipe, member_hardware(config))
+
+
+def member_hardware(config: DictConfig) -> Hardware:
+    """How evaluate.py trains members that lack weights: each in one process, on its device."""
+    hardware = config.hardware
+    return Hardware(
+        accelerator=hardware.accelerator,
+        precision=hardware.train_precision,
+        compile=hardware.train_compile,
+    )
 
 
 def build_recipe(config: DictConfig, key: str) -> Recipe:

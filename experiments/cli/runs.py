@@ -78,20 +78,16 @@ def run_info(
 
     The attack's numbers, and how many models and images there are, are at the config's top level.
     """
-    values, dataset, attack = resolved(config), config.dataset.name, evaluation.attack
+    values, attack, subset = resolved(config), evaluation.attack, evaluation.subset
     note = store.root / ".runs" / f"{digest(values)[:16]}.json" if store.writable else None
-    eps = values["attack"].get("eps")
-    models = ", ".join(names) if len(names) == 1 else f"{members} models"
+    eps, models = values["attack"].get("eps"), f"{members} models"
+    how = attack.name if eps is None else f"{attack.name} eps {eps}"
+    what = f"{config.dataset.name}, {how}, {names[0] if len(names) == 1 else models}"
     known = {key: getattr(attack, key, None) for key in ("eps", "step_size", "steps", "seed")}
     numbers = {key: value for key, value in known.items() if value is not None}
-    return info(
-        config,
-        dataset,
-        f"{dataset}, {attack.name}{'' if eps is None else f' eps {eps}'}, {models}",
-        (evaluation.subset.name, attack.name),
-        {**numbers, "models": members, "images": len(evaluation.subset), **values},
-        note,
-    )
+    numbers |= {"models": members, "images": len(subset)}
+    tags = (subset.name, attack.name)
+    return info(config, config.dataset.name, what, tags, {**numbers, **values}, note)
 
 
 def file_info(config: DictConfig, models: int) -> RunInfo:
@@ -141,12 +137,9 @@ def used(config: DictConfig) -> DictConfig:
     """The config less the keys that a study of a matrix from a file does not read."""
     if config.get("similarity") is None:
         return config
-    read = {str(key): config[key] for key in config if key not in MEASURING}
-    return OmegaConf.create(
-        {
-            key: OmegaConf.to_container(value, resolve=True)
-            if OmegaConf.is_config(value)
-            else value
-            for key, value in read.items()
-        }
-    )
+    read = [str(key) for key in config if key not in MEASURING]
+    plain = {
+        key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for key, value in ((key, config[key]) for key in read)
+    }
+    return OmegaConf.create(plain)

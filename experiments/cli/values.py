@@ -71,14 +71,9 @@ def naming(keys: Mapping[str, str]) -> Iterator[None]:
         cause: BaseException = error
         while isinstance(cause.__cause__, UserError | HydraException):
             cause = cause.__cause__
-        if not isinstance(cause, UserError):
-            raise
-        message = re.sub(
-            r"^[a-z_0-9]+\b|(?<![\w.=/-])[a-z_0-9]+(?==)",
-            lambda name: keys.get(name[0], name[0]),
-            str(cause),
-        )
-        if message == str(cause):
+        argument = r"^[a-z_0-9]+\b|(?<![\w.=/-])[a-z_0-9]+(?==)"
+        message = re.sub(argument, lambda name: keys.get(name[0], name[0]), str(cause))
+        if not isinstance(cause, UserError) or message == str(cause):
             raise
         cause.args = (message,)
         raise cause from None
@@ -108,15 +103,11 @@ def construct(function: Callable[..., T], group: str, values: DictConfig, *first
     Raises UserError that names the key of an unknown, missing or unusable value.
     """
     parameters = list(inspect.signature(function).parameters.values())[len(first) :]
-    known = [parameter.name for parameter in parameters]
-    arguments = resolved(values)
-    for key in arguments:
-        if key not in known:
-            raise UserError(
-                f"{group} has no setting {key!r}{near(key, known)} (settings: {', '.join(known)})"
-            )
-    needed = [p.name for p in parameters if p.default is p.empty and p.name not in arguments]
-    if needed:
+    known, arguments = [parameter.name for parameter in parameters], resolved(values)
+    if unknown := next((key for key in arguments if key not in known), None):
+        hint = f"{near(unknown, known)} (settings: {', '.join(known)})"
+        raise UserError(f"{group} has no setting {unknown!r}{hint}")
+    if needed := [p.name for p in parameters if p.default is p.empty and p.name not in arguments]:
         raise UserError(f"{group} needs a value of {', '.join(needed)}")
     with naming_group(group, values):
         return function(*first, **arguments)

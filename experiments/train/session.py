@@ -14,11 +14,10 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.cli.devices import BATCH_SIZE, device, training_hardware
 from experiments.cli.finish import finish, print_notes, terminal
 from experiments.cli.members import build_recipe, training_images
 from experiments.cli.runs import info, open_store, tracked
-from experiments.cli.setting import build_images
+from experiments.cli.setting import BATCH_SIZE, build_images, training_hardware
 from experiments.cli.values import resolved, run_folder
 from netkin import run
 from netkin.attacks import Clean, as_attack
@@ -31,6 +30,7 @@ from netkin.report.study import Outputs, Section
 from netkin.report.text import percent
 from netkin.results import Results
 from netkin.run import Run, Settings
+from netkin.runner import device_of
 from netkin.store.layout import Store
 from netkin.training import weights
 from netkin.training.recipe import Recipe
@@ -132,7 +132,8 @@ class Session:
 
     def predictions(self, model: Model, classifier: Classifier) -> NDArray[np.intp]:
         """The classes that a classifier of a model predicts for the test images, [I]."""
-        results, where, predicted = self.results, device(self.config), []
+        results, predicted = self.results, []
+        where = device_of(self.config.hardware.accelerator)
         classifier = classifier.eval().to(where)
         for shard in range(len(results.evaluation.shards)):
             for batch in results.pixels(model.view, shard).split(BATCH_SIZE):

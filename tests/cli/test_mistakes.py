@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from experiments.cli.config import EXPERIMENTS, check, composed, settings
+from experiments.cli.launch import spelled_out
 from experiments.cli.mistakes import ENDS, check_additions, one_line
-from experiments.cli.sweep import spelled_out
 from tests.conftest import ROOT, SMALL, Mistake, run_command, run_here
 
 CONFIG = {

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from experiments.cli import sweep
+from experiments.cli import launch
 from netkin.errors import UserError
 from tests.conftest import SMALL, run_command, run_here
 from tests.helpers import has_figures
@@ -274,14 +274,14 @@ def test_a_sweep_names_the_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "")
     members = "model.members=[test_vit,{name: a, timm: test_vit},vit_ti]"
     given = ["-m", "experiment=craft", members, "seed=1,2"]
-    all_of = sweep.arguments("evaluate.py", [*given[:3], "source=glob(*)"])
+    all_of = launch.arguments("evaluate", [*given[:3], "source=glob(*)"])
     assert all_of == [*given[:3], "source='test_vit','a','vit_ti'"]
-    some = sweep.arguments("evaluate.py", [*given[:3], "source=glob(*vit*)", "attack.steps=1,2"])
+    some = launch.arguments("evaluate", [*given[:3], "source=glob(*vit*)", "attack.steps=1,2"])
     assert some == [*given[:3], "source='test_vit','vit_ti'", "attack.steps=1,2"]
     with pytest.raises(UserError, match=r"source=glob\(x\): no member matches \(they are test_vit"):
-        sweep.arguments("evaluate.py", [*given[:3], "source=glob(x)"])
+        launch.arguments("evaluate", [*given[:3], "source=glob(x)"])
     single = ["experiment=craft", "source=[a]", "hardware.devices=2"]
-    assert sweep.arguments("evaluate.py", single) == single
+    assert launch.arguments("evaluate", single) == single
 
 
 def test_a_sweep_over_several_devices_is_refused(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_a_sweep_over_several_devices_is_refused(tmp_path: Path) -> None:
 def test_launchers_compose(launcher: str) -> None:
     from hydra import compose, initialize_config_dir
 
-    with initialize_config_dir(str(sweep.ROOT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(launch.ROOT / "conf"), version_base="1.3"):
         config = compose(
             "evaluate", [f"hydra/launcher={launcher}"], return_hydra_config=True
         ).hydra.launcher

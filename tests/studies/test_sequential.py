@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.cli.sequential import answer
+from experiments.cli.setting import images_used
 from netkin.analysis.sequential import Certainty, Rule
 from tests.conftest import SMALL, Mistake, run_here
 
@@ -122,7 +122,7 @@ def test_an_order_that_may_not_be_random_is_mentioned() -> None:
         ({"shuffled": False}, "in the order of their ids"),
         ({"file": "m.json"}, "in the manifest's order"),
     ):
-        text = " ".join(answer(OmegaConf.create({"subset": order}), found))
+        text = " ".join(images_used(OmegaConf.create({"subset": order}), found))
         assert words in text and ("used in" in text) == bool(words)
 
 
