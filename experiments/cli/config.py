@@ -539,7 +539,7 @@ def check(config: DictConfig, script: str) -> None:
         if node is None or leaf not in node or OmegaConf.is_missing(node, leaf):
             continue
         if not setting.allows(value := node.get(leaf)):
-            hint = near(value, CHOICES.get(key, ())) if isinstance(value, str) else ""
+            hint = near(value, map(str, CHOICES.get(key, ()))) if isinstance(value, str) else ""
             raise UserError(f"{key} must be {setting.expected}, got {value!r}{hint}")
     ours = (CONF / "experiment" / f"{name}.yaml").is_file()  # another's may read what it likes
     if ours and config.get("similarity") is not None and "similarity" not in known:

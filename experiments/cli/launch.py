@@ -195,7 +195,7 @@ def launch(main: Callable[[], None]) -> None:
     command = stop.command()
     script, given = Path(sys.argv[0]).stem, sys.argv[1:]
     try:
-        if usage.asked(given):
+        if {"-h", "--help"} & {*given}:
             usage.show(script, given)
             return
         if "hydra/launcher=slurm" in given:

@@ -45,13 +45,12 @@ def with_trained(config: DictConfig, entries: list[Any]) -> list[Any]:
 
 def build_member(config: DictConfig, entry: Any) -> Member:
     """A model given as a member is, or by the name of a mapping in model.members."""
+    model = resolved(config.model)
     if OmegaConf.is_config(entry):
         entry = OmegaConf.to_container(entry, resolve=True)
-    model = resolved(config.model)
     listed = model["members"] if isinstance(model["members"], list) else []
-    own = {m.get("name"): m for m in listed if isinstance(m, Mapping)}
-    known = isinstance(entry, str) and entry in own
-    entries = [own[entry]] if known else with_trained(config, [entry])
+    own = [m for m in listed if isinstance(m, Mapping) and m.get("name") == entry]
+    entries = own or with_trained(config, [entry])
     if len(entries) > 1:
         raise UserError(f"{entry} stands for {len(entries)} trained models; name one of them")
     return parse_members(entries, model.get("known"), at_least=1)[0]

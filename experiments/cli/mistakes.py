@@ -97,10 +97,8 @@ def _explained(error: BaseException, script: str, overrides: Sequence[str]) -> s
             got = typed[-1].partition("=")[2] if typed else text.splitlines()[0]
             if name in known:
                 return f"{name} must be {known[name].expected}, got {got}"
-            inside = next((other for other in known if other.startswith(f"{name}.")), "")
-            return (
-                f"{name}={got}: {name} holds settings, such as {inside}=VALUE" if inside else None
-            )
+            if inside := next((other for other in known if other.startswith(f"{name}.")), None):
+                return f"{name}={got}: {name} holds settings, such as {inside}=VALUE"
         case ConfigKeyError() | ConfigAttributeError() if key:
             return unknown(key, script, overrides)
         case HydraException() if found := re.match(r"Could not override '([\w.@/]+)'", text):

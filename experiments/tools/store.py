@@ -29,24 +29,23 @@ from netkin.report.text import and_more, settings_text, size
 from netkin.store import inventory
 from netkin.store.inventory import Damage
 
-COLUMNS = ("path", "kind", "member", "done", "total", "complete", "bytes", "part")
+TYPES = {
+    **dict.fromkeys(("path", "kind", "member"), pl.String),
+    **dict(done=pl.Int64, total=pl.Int64, complete=pl.Float64, bytes=pl.Int64, part=pl.String),
+}
 MANY = 8
 """The most paths that are listed."""
 
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    for name in ("check", "confirm"):
-        if not isinstance(config[name], bool):
-            raise UserError(f"{name} must be true or false, got {config[name]!r}")
     root = Path(config.store.dir).expanduser().resolve()
     if not root.is_dir():
         raise UserError(f"there is no store {root}; choose another with store.dir=PATH")
     remove = config.remove if isinstance(config.remove, ListConfig) else [config.remove]
-    names = [str(name) for name in remove]
     console, outputs = terminal(), Outputs(run_folder())
-    if names:
-        _remove(root, names, config.confirm, console)
+    if remove:
+        _remove(root, list(map(str, remove)), config.confirm, console)
         return
     parts = _parts(root)
     outputs.table("store", parts.drop("part"))
@@ -61,13 +60,12 @@ def run(config: DictConfig) -> None:
     damage = _damage(root, console) if config.check else []
     count = f"{len(damage)} file{'s are' if len(damage) > 1 else ' is'} damaged"
     if config.check:
-        rows = [{"path": str(d.path.relative_to(root)), "problem": d.problem} for d in damage]
-        table = pl.DataFrame(rows, schema={"path": pl.String, "problem": pl.String})
-        outputs.table("damage", table)
+        rows = [(str(d.path.relative_to(root)), d.problem) for d in damage]
+        schema = {"path": pl.String, "problem": pl.String}
+        table = outputs.table("damage", pl.DataFrame(rows, schema, orient="row"))
         listed = and_more((f"{d.path.name} ({d.problem})" for d in damage), MANY)
         answer.append(f"{count}: {listed}." if damage else "No file is damaged.")
-        if damage:
-            sections.insert(0, Section("Damage", (), {"": table}))
+        sections[:0] = [Section("Damage", (), {"": table})] * bool(damage)
     finish(
         outputs,
         console,
@@ -99,8 +97,7 @@ def _parts(root: Path) -> pl.DataFrame:
         }
         for part in inventory.parts(root)
     ]
-    types = (pl.String, pl.String, pl.String, pl.Int64, pl.Int64, pl.Float64, pl.Int64, pl.String)
-    return pl.DataFrame(rows, schema=dict(zip(COLUMNS, types, strict=True)))
+    return pl.DataFrame(rows, schema=TYPES)
 
 
 def _by_folder(root: Path, parts: pl.DataFrame) -> dict[str, pl.DataFrame]:
