@@ -36,6 +36,8 @@ from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
+from netkin.errors import first_line
+
 log = logging.getLogger(__name__)
 
 FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Linear, Conv2dSame)
@@ -87,15 +89,17 @@ def fold_batch_norm(model: nn.Module, images: Tensor, name: str) -> tuple[nn.Mod
         _fold(folded, layer, norm)
     if not pairs:
         return model, 0
-    with torch.no_grad():
-        after = folded(images)
-    worst = ((after - before).abs().max() / before.abs().max().clamp_min(1e-6)).item()
-    if not worst <= TOLERANCE:  # nor is NaN
-        log.warning(
-            "batch normalisation of %s is not folded: a logit would change by %.1e of the largest",
-            name,
-            worst,
+    try:
+        with torch.no_grad():
+            after = folded(images)
+        worst = ((after - before).abs().max() / before.abs().max().clamp_min(1e-6)).item()
+        problem = (
+            "" if worst <= TOLERANCE else f"a logit would change by {worst:.1e} of the largest"
         )
+    except Exception as error:  # of a network that uses more of its norms than their call
+        problem = first_line(error)
+    if problem:
+        log.warning("batch normalisation of %s is not folded: %s", name, problem)
         return model, 0
     return folded, len(pairs)
 
@@ -134,7 +138,8 @@ def _pairs(model: nn.Module, images: Tensor) -> tuple[Tensor, list[tuple[str, st
             hooks.append(module.register_forward_pre_hook(norm_hook(name)))
     try:
         with torch.enable_grad():
-            logits = model(images.detach().clone().requires_grad_())
+            x = images.detach().clone().requires_grad_()
+            logits = model(x.clone())  # which a network may change in place
         readers = _readers(logits)
         pairs = [
             (layer, norm)
@@ -150,16 +155,13 @@ def _pairs(model: nn.Module, images: Tensor) -> tuple[Tensor, list[tuple[str, st
 def _readers(output: Tensor) -> Counter:
     """How many operations read each one's result, in the graph that leads to an output."""
     readers: Counter = Counter()
-    todo, visited = [output.grad_fn], {output.grad_fn}
+    todo, visited = [output.grad_fn], {output.grad_fn, None}
     while todo:
-        node = todo.pop()
-        assert node is not None
-        for before, _ in node.next_functions:
-            if before is not None:
-                readers[before] += 1
-                if before not in visited:
-                    visited.add(before)
-                    todo.append(before)
+        for before, _ in getattr(todo.pop(), "next_functions", ()):  # no graph, no readers
+            readers[before] += 1
+            if before not in visited:
+                visited.add(before)
+                todo.append(before)
     return readers
 
 

@@ -72,9 +72,9 @@ class Transformers:
             repository, revision = hf_split(name)
             for weights in WEIGHTS:
                 with suppress(EntryNotFoundError):
-                    path = _fetched(repository, weights, revision)
+                    path = on_hub(repository, weights, revision)
                     for part in files(path):
-                        _fetched(repository, part.name, revision)
+                        on_hub(repository, part.name, revision)
                     return path
         raise FileNotFoundError(f"{name} holds no weights, such as {WEIGHTS[0]}")
 
@@ -117,17 +117,18 @@ def _folder(name: str) -> Path:
     if name.startswith((".", "/", "~")):
         raise UserError(f"transformers:{name}: there is no such folder")
     repository, revision = hf_split(name)
-    config = _fetched(repository, CONFIGS[0], revision)
+    config = on_hub(repository, CONFIGS[0], revision)
     with suppress(EntryNotFoundError):  # `config` raises an error that names what is missing
-        _fetched(repository, CONFIGS[1], revision)
+        on_hub(repository, CONFIGS[1], revision)
     return config.parent
 
 
-def _fetched(repository: str, file: str, revision: str | None) -> Path:
+def on_hub(repository: str, file: str, revision: str | None, fetch: bool = True) -> Path:
+    """A file of a repository, from the cache or the hub. Raises what the hub's client does."""
     cached = try_to_load_from_cache(repository, file, revision=revision)
-    return Path(
-        cached if isinstance(cached, str) else hf_hub_download(repository, file, revision=revision)
-    )
+    if not isinstance(cached, str):
+        cached = hf_hub_download(repository, file, revision=revision, local_files_only=not fetch)
+    return Path(cached)
 
 
 def files(weights: Path) -> list[Path]:
