@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import polars as pl
@@ -11,7 +10,6 @@ import pytest
 from experiments.cli import index, usage
 from experiments.cli.config import CONF, settings
 from netkin.jobs.progress import Bars
-from netkin.store import note_rates, rates
 from tests.conftest import SMALL, Mistake, run_here
 
 
@@ -55,21 +53,6 @@ def test_the_first_line_and_quiet(small_run: Path, tmp_path: Path) -> None:
     finally:
         Bars.quiet = False
     assert quiet.stdout == "\n".join(done.stdout.splitlines()[2:]) + "\n"
-    own = shutil.copytree(store, tmp_path / "store")  # others expect one attack in the small one
-    words = [text for text in words if not text.startswith(("attack.steps", "store.dir"))]
-    words += [f"store.dir={own}", "attack.steps=4", "hydra.run.dir=b"]
-    done = run_here(*words, cwd=tmp_path)
-    assert re.search(r"attacks on 0 of 2 models; 100 images; about \S+ s left", done.stdout)
-
-
-def test_rates_are_kept_by_stage_and_model(tmp_path: Path) -> None:
-    assert rates(tmp_path) == {}
-    note_rates(tmp_path, "craft", {"a": 1.0, "b": 2.0})
-    note_rates(tmp_path, "craft", {"b": 3.0})
-    note_rates(tmp_path, "transfer", {"a": 0.5})
-    assert rates(tmp_path) == {"craft": {"a": 1.0, "b": 3.0}, "transfer": {"a": 0.5}}
-    (tmp_path / ".rates.json").write_text("{")
-    assert rates(tmp_path) == {}
 
 
 @pytest.mark.slow
