@@ -251,7 +251,8 @@ def with_logits(s: Study) -> tuple[Run, list[Model], Matrix]:
         raise UserError(
             f"{len(without)} of {len(members)} models have no clean logits in "
             f"{r.results.store.root} for these images ({and_more(without, 3)}); "
-            "experiment=pairwise with the same dataset, subset and model computes them"
+            "`python evaluate.py experiment=pairwise` with the same dataset, subset and model "
+            "computes them"
         )
     return r, r.models, matrix
 
