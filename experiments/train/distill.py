@@ -131,6 +131,8 @@ def stored_similarity(results: Results, a: Model, b: Model) -> dict[str, Any]:
         if not all(table.has(source.name, to.name, to.digest) for source, to in pairs):
             continue
         fooled = [table.read(to.name, [source.name])["fooled"].to_numpy() for source, to in pairs]
+        if not len(fooled[0]):
+            continue
         precision = path.name.removeprefix(outcomes_folder(FLOAT32))[1:]
         attack = json.loads((path.parent / "identity.json").read_text())["attack"]
         how = settings_text(attack) + (f", transfer in {precision}" if precision else "")

@@ -15,7 +15,6 @@ from tests.conftest import ROOT
     ("given", "spelled"),
     [
         ("model=resnet18", "model.members=[resnet18]"),
-        ("model=resnet50.a1_in1k", "model.members=[resnet50.a1_in1k]"),
         ("model=[vit_s,vit_ti]", "model.members=[vit_s,vit_ti]"),
         ("model=vit_s,vit_ti", "model.members=[vit_s],[vit_ti]"),
         ("model=hf-hub:timm/resnet18", "model.members=[hf-hub:timm/resnet18]"),

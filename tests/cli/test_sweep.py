@@ -164,18 +164,6 @@ def test_novel(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_one_member_more_costs_a_row_and_a_column(store: Path, tmp_path: Path) -> None:
-    before = set(files(store, "digits/*/pgd-*/**/*.*"))
-    members = f"model.members=[test_byobnet,vit_ti,{twin_of(store, 'new')}]"
-    done = run_here(*SMALL[1:], members, *QUIET, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    new = sorted(set(files(store, "digits/*/pgd-*/**/*.*")) - before)
-    folders = {"/".join(Path(name).parts[3:-1]) for name in new}
-    outcomes = {f"outcomes/{name}" for name in ("new", "test_byobnet", "vit_ti")}
-    assert folders == {"adversarial/new", *outcomes}
-
-
-@pytest.mark.slow
 def test_one_member_fails_and_the_others_are_scored(
     small_run: Path, store: Path, tmp_path: Path
 ) -> None:
@@ -298,16 +286,3 @@ def test_a_sweep_over_several_devices_is_refused(tmp_path: Path) -> None:
     assert "without -m: python evaluate.py " in done.stderr
     assert "hardware.devices=2 hardware.accelerator=cpu" in done.stderr.rpartition(" -m: ")[2]
     assert not (tmp_path / "sweep").exists()
-
-
-@pytest.mark.parametrize("launcher", ["slurm", "submitit_slurm", "joblib"])
-def test_launchers_compose(launcher: str) -> None:
-    from hydra import compose, initialize_config_dir
-
-    with initialize_config_dir(str(launch.ROOT / "conf"), version_base="1.3"):
-        config = compose(
-            "evaluate", [f"hydra/launcher={launcher}"], return_hydra_config=True
-        ).hydra.launcher
-    assert ("partition" in config) == (launcher != "joblib")
-    if launcher == "slurm":
-        assert config.gpus_per_node == 1 and config.additional_parameters.requeue
