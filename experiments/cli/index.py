@@ -16,13 +16,11 @@ from urllib.parse import quote
 import polars as pl
 import yaml
 from omegaconf import DictConfig
-from rich.table import Table
 
-from experiments.cli.finish import Terminal, terminal
+from experiments.cli.finish import Terminal, printed, terminal
 from experiments.cli.values import own_overrides
 from netkin.errors import OutputsError, UserError
 from netkin.report.study import Section, render
-from netkin.report.text import UNKNOWN, duration
 from netkin.store.files import write
 from netkin.store.lease import Holder
 
@@ -91,23 +89,19 @@ def print_jobs(folder: Path) -> None:
     entries = sorted(runs(folder), key=lambda run: (len(run.folder.name), run.folder.name))
     if not entries:
         return
-    names, console = headlines(entries)[:3], Terminal()
-    table = Table("job", box=None, pad_edge=False)
-    table.add_column("override", overflow="fold")
-    table.add_column("state")
-    for name in names:
-        table.add_column(name.replace("/", "\n").replace("_", " "), justify="right", no_wrap=True)
-    table.add_column("time", justify="right", no_wrap=True)
-    for run in entries:
-        values = (run.numbers.get(name) for name in names)
-        table.add_row(
-            run.folder.name,
-            "\n".join(own_overrides(run.overrides, folder)),
-            run.state,
-            *(f"{v:.3f}" if isinstance(v, float) else str(v or UNKNOWN) for v in values),
-            duration(run.summary["seconds"]),
-        )
-    console.print("", table, f"\nJobs     {folder}", sep="\n")
+    names = headlines(entries)[:3]
+    rows = [
+        {
+            "job": run.folder.name,
+            "override": "\n".join(own_overrides(run.overrides, folder)),
+            "state": run.state,
+            **{name: run.numbers.get(name) for name in names},
+            "time_seconds": run.summary["seconds"],
+        }
+        for run in entries
+    ]
+    table = printed(pl.DataFrame(rows, infer_schema_length=None, strict=False))
+    Terminal().print("", table, f"\nJobs     {folder}", sep="\n")
 
 
 def run(config: DictConfig) -> None:

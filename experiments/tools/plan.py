@@ -14,8 +14,8 @@ from typing import Any
 
 import polars as pl
 from omegaconf import DictConfig
-from rich.table import Table
 
+from experiments.cli.finish import printed
 from experiments.cli.members import unreadable
 from experiments.cli.setting import Opened, opened
 from experiments.cli.study import describe
@@ -43,6 +43,11 @@ TIMED = (
     "peak_memory_bytes",
 )
 """Columns of the tables on the page."""
+SHOWN = (
+    *("model", "input_size", "params", "craft_seconds", "transfer_seconds"),
+    *("adversarial_bytes", "peak_memory_bytes"),
+)
+"""And in the terminal."""
 
 
 def run(config: DictConfig) -> None:
@@ -67,7 +72,7 @@ def run(config: DictConfig) -> None:
         table = o.outputs.table("plan", cost_table(r, costs, left, problems))
         seconds = table["craft_seconds"].sum() + table["transfer_seconds"].sum()
         o.tracker.summary({"plan/seconds": seconds / r.settings.processes.workers})
-        o.console.print(_terminal_table(table, r.settings.processes.workers))
+        o.console.print(printed(table.select(SHOWN), "What is left to do, on one such device"))
         text = ["Time and disk for what the store lacks, one model at a time on one such device."]
         o.finish(
             f"What would {len(r.models)} models on {r.evaluation.task.dataset} cost?",
@@ -139,21 +144,6 @@ def cost_table(
         schema_overrides=TYPES | schema,
         infer_schema_length=None,
     )
-
-
-def _terminal_table(table: pl.DataFrame, workers: int) -> Table:
-    printed = Table("model", title="What is left to do, on one such device")
-    for name in ("pixels", "params", "craft", "transfer", "disk", "memory"):
-        printed.add_column(name, justify="right")
-    for row in table.to_dicts():
-        cells = ["cannot be built", *"-----"]
-        if not row["problem"]:
-            times = [duration(row[f"{stage}_seconds"] / workers) for stage in ("craft", "transfer")]
-            held, memory = size(row["adversarial_bytes"]), row["peak_memory_bytes"]
-            million = f"{row['params'] / 1e6:.1f} M"
-            cells = [str(row["input_size"]), million, *times, held, size(memory) if memory else "?"]
-        printed.add_row(row["model"], *cells)
-    return printed
 
 
 def _sentences(

@@ -17,9 +17,8 @@ from pathlib import Path
 import polars as pl
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
-from rich.table import Table
 
-from experiments.cli.finish import finish, terminal
+from experiments.cli.finish import finish, printed, terminal
 from experiments.cli.study import described
 from experiments.cli.values import run_folder
 from netkin.errors import UserError
@@ -51,7 +50,7 @@ def run(config: DictConfig) -> None:
     outputs.table("store", parts.drop("part"))
     tables = _by_folder(root, parts)
     for title, table in tables.items():
-        console.print(_terminal_table(title, table))
+        console.print(printed(table, title))
     command = f"python evaluate.py experiment=store store.dir={shlex.quote(str(root))}"
     answer = [f"{root} holds {size(int(parts['bytes'].sum()))} in {parts.height} parts."]
     for process, product in inventory.at_work(root):
@@ -107,18 +106,10 @@ def _by_folder(root: Path, parts: pl.DataFrame) -> dict[str, pl.DataFrame]:
     for (kind, folder), table in parts.group_by("kind", folders, maintain_order=True):
         attack = settings_text(inventory.identity((root / folder).parent).get("attack", {}))
         title = f"{kind}: {folder}{f'  ({attack})' if attack else ''}"
-        tables[title] = table.select("part", "done", "total", size_bytes="bytes")
+        tables[title] = table.select(
+            "part", "done", "total", complete_rate="complete", size_bytes="bytes"
+        )
     return tables
-
-
-def _terminal_table(title: str, parts: pl.DataFrame) -> Table:
-    table = Table(title.partition(":")[0], title=title, title_justify="left")
-    for name in ("done", "complete", "size"):
-        table.add_column(name, justify="right")
-    for part, done, total, held in parts.iter_rows():
-        known = (f"{done} of {total}", f"{done / total:.0%}") if total else ("", "")
-        table.add_row(part, *known, size(held))
-    return table
 
 
 def _damage(root: Path, console: Console) -> list[Damage]:
