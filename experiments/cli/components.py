@@ -5,8 +5,9 @@ from difflib import SequenceMatcher
 
 import numpy as np
 import polars as pl
+from timm.models import split_model_name_tag
 
-from experiments.cli.sat69 import pinned, position_by_tag
+from experiments.cli.sat69 import pinned
 from experiments.cli.study import Study
 from experiments.cli.values import resolved
 from netkin.analysis.components import read_components, rows_of
@@ -85,8 +86,9 @@ def stand_in(s: Study, name: str, what: str) -> tuple[int, list[str]]:
     Raises UserError where it is neither in the matrix nor known.
     """
     tags = () if s.published is None else s.published.timm
-    if (found := position_by_tag(name, s.names, tags)) is not None:
-        return found, []
+    same = [i for i, tag in enumerate(tags) if name in (tag, split_model_name_tag(tag)[0])]
+    if name in s.names or same:
+        return s.names.index(name) if name in s.names else same[0], []
     if s.measured is not None:
         return position_of(name, s.names, what), []
     try:

@@ -43,36 +43,23 @@ def with_trained(config: DictConfig, entries: list[Any]) -> list[Any]:
     return replaced
 
 
-def build_member(config: DictConfig, entry: Any) -> Member:
-    """A model given as a member is, or by the name of a mapping in model.members."""
+def one_member(config: DictConfig, given: Any, key: str) -> Member:
+    """A model by name (timm's, one that model.known or model.members names, or a trained one,
+    `imagenet/NAME`), or by its fields, as one of model.members; `key` names it in errors."""
     model = resolved(config.model)
-    if OmegaConf.is_config(entry):
-        entry = OmegaConf.to_container(entry, resolve=True)
+    if not isinstance(given, str | DictConfig) or not given:
+        raise UserError(
+            f"name a {key} with {key}=NAME: any timm name, a trained model such as "
+            f"{config.dataset.name}/NAME, one of this zoo ({', '.join(model.get('known') or {})}), "
+            f"or a mapping as in model.members; got {given!r}"
+        )
+    entry = OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given
     listed = model["members"] if isinstance(model["members"], list) else []
     own = [m for m in listed if isinstance(m, Mapping) and m.get("name") == entry]
     entries = own or with_trained(config, [entry])
     if len(entries) > 1:
         raise UserError(f"{entry} stands for {len(entries)} trained models; name one of them")
     return parse_members(entries, model.get("known"), at_least=1)[0]
-
-
-def one_member(config: DictConfig, name: Any, what: str) -> Member:
-    """A model by name (timm's, one that model.known or model.members names, or a trained one,
-    `imagenet/NAME`), or by its fields, as one of model.members.
-
-    Args:
-        config: as composed.
-        name: of the model, or its fields.
-        what: the key that names it, for errors.
-    """
-    if not isinstance(name, str | Mapping | DictConfig) or not name:
-        known = ", ".join(config.model.get("known") or {})
-        raise UserError(
-            f"name a {what} with {what}=NAME: any timm name, a trained model such as "
-            f"{config.dataset.name}/NAME, one of this zoo ({known}), or a mapping as in "
-            f"model.members; got {name!r}"
-        )
-    return build_member(config, name)
 
 
 def build_training(config: DictConfig, results: Results, display: Bars) -> Training:
@@ -83,11 +70,9 @@ def build_training(config: DictConfig, results: Results, display: Bars) -> Train
 
 def member_hardware(config: DictConfig) -> Hardware:
     """How evaluate.py trains members that lack weights: each in one process, on its device."""
-    hardware = config.hardware
+    of = config.hardware
     return Hardware(
-        accelerator=hardware.accelerator,
-        precision=hardware.train_precision,
-        compile=hardware.train_compile,
+        accelerator=of.accelerator, precision=of.train_precision, compile=of.train_compile
     )
 
 

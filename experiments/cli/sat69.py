@@ -13,7 +13,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
-from timm.models import split_model_name_tag
 from torch.hub import download_url_to_file
 
 from experiments.cli.config import CONF
@@ -124,11 +123,3 @@ def accuracies(path: Path, tags: tuple[str, ...]) -> tuple[NDArray, NDArray]:
     )
     rates, sizes = (column.fill_null(np.nan).to_numpy() for column in found[:, 1:])
     return rates, sizes
-
-
-def position_by_tag(name: str, names: tuple[str, ...], tags: tuple[str, ...]) -> int | None:
-    """The position of a model by its name in the matrix, or by timm's name, old, new or tagged."""
-    if name in names:
-        return names.index(name)
-    known = (i for i, tag in enumerate(tags) if name in (tag, split_model_name_tag(tag)[0]))
-    return next(known, None)
