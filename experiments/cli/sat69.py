@@ -35,19 +35,12 @@ COPIES = {
 
 @dataclass(frozen=True)
 class Published:
-    """What is known of the N models of a published matrix beside their scores.
+    """What is known of the N models of a published matrix beside their scores, in its order."""
 
-    Attributes:
-        components: a row a model, in the matrix's order.
-        accuracy: [N], top-1 on ImageNet's validation set in [0, 1]; NaN where unknown.
-        params: [N], number of parameters; NaN where unknown.
-        timm: [N], `name.tag` of the weights.
-    """
-
-    components: pl.DataFrame
-    accuracy: NDArray[np.float64]
-    params: NDArray[np.float64]
-    timm: tuple[str, ...]
+    components: pl.DataFrame  # a row a model
+    accuracy: NDArray[np.float64]  # [N], top-1 on ImageNet's validation set in [0, 1], or NaN
+    params: NDArray[np.float64]  # [N], number of parameters, or NaN
+    timm: tuple[str, ...]  # [N], name.tag of the weights
 
 
 def load(config: DictConfig) -> tuple[Matrix, Published]:

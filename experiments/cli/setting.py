@@ -50,21 +50,13 @@ BATCH_SIZE = 100
 
 @dataclass(frozen=True)
 class Opened:
-    """An open run of a command, with what it prints and writes.
+    """An open run of a command, with what it prints and writes."""
 
-    Attributes:
-        config: as composed.
-        run: the passes over its models, and what the store holds.
-        outputs: where tables, figures and the report go.
-        console: of the terminal.
-        suspects: the models whose clean predictions look wrong.
-    """
-
-    config: DictConfig
-    run: Run
-    outputs: Outputs
+    config: DictConfig  # as composed
+    run: Run  # the passes over its models, and what the store holds
+    outputs: Outputs  # where tables, figures and the report go
     console: Console
-    suspects: Suspects
+    suspects: Suspects  # the models whose clean predictions look wrong
 
     @property
     def tracker(self) -> Tracker:

@@ -73,24 +73,15 @@ def register() -> None:
 
 @dataclass
 class Job:
-    """A job of a sweep.
+    """A job of a sweep."""
 
-    Attributes:
-        title: the overrides that set it apart from the others, if any.
-        note: the file in the store that says which job runs this command, and what it has made.
-        id: SLURM's, such as 17_3; "" where it is not in SLURM's hands.
-        folder: of its log and its error.
-        state: SLURM's, or DONE, or FAILED with a reason.
-        seen_ended: how often it was found to have ended without a result.
-    """
-
-    title: str
-    note: Path
-    id: str = ""
-    folder: Path = Path()
-    state: str = ""
-    reason: str = ""
-    seen_ended: int = 0
+    title: str  # the overrides that set it apart from the others, if any
+    note: Path  # in the store: which job runs this command, and what it has made
+    id: str = ""  # SLURM's, such as 17_3; "" where it is not in SLURM's hands
+    folder: Path = Path()  # of its log and its error
+    state: str = ""  # SLURM's, or DONE, or FAILED
+    reason: str = ""  # why it waits or failed
+    seen_ended: int = 0  # how often it was found to have ended without a result
 
     def __str__(self) -> str:
         return f"{self.id} {self.title}".strip()

@@ -41,15 +41,10 @@ from netkin.zoo.member import Member
 
 @dataclass(frozen=True)
 class Measured(Opened):
-    """The open run that a matrix was computed by.
+    """The open run that a matrix was computed by."""
 
-    Attributes:
-        outcomes: of the models that did not fail.
-        failures: of the others; None where all are done.
-    """
-
-    outcomes: Outcomes
-    failures: Incomplete | None = None
+    outcomes: Outcomes  # of the models that did not fail
+    failures: Incomplete | None = None  # of the others
 
     @property
     def results(self) -> Results:
@@ -76,30 +71,20 @@ class Measured(Opened):
 class Study:
     """A matrix and all that a study of it needs.
 
-    Attributes:
-        config: as composed.
-        matrix: names and scores of N models: smoothed (`netkin.similarity.smoothed`) where they
-            were measured, as they are in a file.
-        families: [N], of a model without a family the module of timm that has it.
-        measured: None where the matrix comes from a file.
-        outputs: where tables, figures and the report go.
-        tracker: where metrics go.
-        console: of the terminal.
-        source: where the matrix comes from, in words: "12 models on digits under pgd (...)".
-        published: what is known of the models of `similarity=sat69`; None for other matrices.
-        notes: on the scores of a file; they end the answer.
+    The scores are smoothed (`netkin.similarity.smoothed`) where they were measured, else as they
+    are in the file.
     """
 
-    config: DictConfig
-    matrix: Matrix
-    families: list[str]
-    measured: Measured | None
-    outputs: Outputs
+    config: DictConfig  # as composed
+    matrix: Matrix  # names and scores of N models
+    families: list[str]  # [N], of a model without a family the module of timm that has it
+    measured: Measured | None  # None where the matrix comes from a file
+    outputs: Outputs  # where tables, figures and the report go
     tracker: Tracker
     console: Console
-    source: str
-    published: Published | None = None
-    notes: tuple[str, ...] = ()
+    source: str  # of the matrix, in words: "12 models on digits under pgd (...)"
+    published: Published | None = None  # of the models of similarity=sat69
+    notes: tuple[str, ...] = ()  # on the scores of a file; they end the answer
 
     @property
     def names(self) -> tuple[str, ...]:

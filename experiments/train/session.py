@@ -44,19 +44,12 @@ SHOWN = ("lr", "weight_decay", "opt", "sched", "epochs", "batch_size")
 
 @dataclass(frozen=True)
 class Session:
-    """An open run of train.py.
+    """An open run of train.py."""
 
-    Attributes:
-        config: as composed.
-        run: the open run, whose results are of the test images (the dataset's subset).
-        training: the training images, the recipe and the hardware.
-        outputs: its tables, figures and page.
-    """
-
-    config: DictConfig
-    run: Run
-    training: Training
-    outputs: Outputs
+    config: DictConfig  # as composed
+    run: Run  # whose results are of the test images (the dataset's subset)
+    training: Training  # images, recipe and hardware
+    outputs: Outputs  # tables, figures and page
 
     @property
     def results(self) -> Results:
