@@ -39,13 +39,8 @@ def run_study(config: DictConfig, script: str) -> Any:
     """Run the study of the config's experiment.
 
     A user's mistake ends a single run here, before Hydra adds its own lines to it. In a multirun
-    Hydra gets the error and finishes the other jobs first.
-
-    Args:
-        config: as composed.
-        script: evaluate or train, whose config this is.
-
-    Returns what the study returns: the files of the store that it has made sure of, or None.
+    Hydra gets the error and finishes the other jobs first. Returns what the study does: the files
+    of the store that it has made sure of, or None.
     """
     # Relative paths are those of the folder where the command was started, also with
     # hydra.job.chdir=true. Modules there can be imported, by worker processes, too. It comes last:

@@ -102,14 +102,7 @@ def training_images(config: DictConfig, display: Bars) -> Images:
 def unreadable(
     images: Images, positions: Sequence[int], what: str, display: Bars
 ) -> dict[str, str]:
-    """The images that cannot be read, id to reason, with a progress bar.
-
-    Args:
-        images: the dataset.
-        positions: the images that are tried.
-        what: what the display calls them.
-        display: of the progress.
-    """
+    """The images at some positions that cannot be read, id to reason, with a progress bar."""
     display.start("check", [what], len(positions))
     bad = unreadable_images(images, positions, lambda n: display.advance("check", n))
     display.end("check")

@@ -59,12 +59,7 @@ OUTPUTS = "; if it is the run's folder, choose another with hydra.run.dir=PATH, 
 
 
 def one_line(error: BaseException, script: str = "evaluate", overrides: Sequence[str] = ()) -> str:
-    """An error's message on one line; Hydra wraps its own over several, causes last.
-
-    Args:
-        error: one of ENDS.
-        script, overrides: of the command, to say what may have been meant.
-    """
+    """The message of one of ENDS on one line; Hydra wraps its own over several, causes last."""
     while isinstance(error.__cause__, (*ERRORS, ValueError)):
         error = error.__cause__
     if line := _explained(error, script, overrides):

@@ -51,7 +51,6 @@ def info(
     Jobs of one sweep have a group of their own, and are named by what differs between them.
 
     Args:
-        config: as composed.
         of: the name of its data.
         what: its name in a single run.
         tags: beside the experiment and the data.
@@ -101,12 +100,8 @@ TRAINING = ("dataset", "model", "store", "hardware", "logger")
 
 
 def command(*changes: str, script: str = "evaluate") -> str:
-    """The command for another run of the same images, models, attack and store, to be copied.
-
-    Args:
-        changes: overrides that it has besides, or instead.
-        script: evaluate, or train, which has no attack.
-    """
+    """The command for another run of the same images, models, attack and store, to be copied;
+    `changes` are overrides that it has besides, or instead."""
     new = {change.split("=")[0] for change in changes}
     keys = (*MEASURING, "logger") if script == "evaluate" else TRAINING
     kept = [

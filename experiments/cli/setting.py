@@ -108,9 +108,7 @@ def opened(
     """The run of a config, before any work, with an open tracker; see `netkin.run.open`.
 
     Args:
-        config: as composed.
-        members: instead of the config's.
-        attack: instead of the config's.
+        members, attack: instead of the config's.
         sources: names of the members that are attacked; all, unless given.
         named: the models that a dashboard names the run for, where they are few.
         check_members: whether members that are neither published nor trained here are built once.
@@ -222,12 +220,8 @@ def build_task(config: DictConfig, classes: Sequence[str]) -> Task:
 
 
 def build_attack(config: DictConfig, option: str | None = None) -> Attack:
-    """The attack; its identity is its resolved config, with fractions as numbers.
-
-    Args:
-        config: as composed.
-        option: of the attack group, for the attack's name; the run's own, unless given.
-    """
+    """The attack, named by its option of the group, which is the run's own unless given; its
+    identity is its resolved config, with fractions as numbers."""
     with naming_group("attack", config.attack):
         values = resolved(config.attack)
         own = option or HydraConfig.get().runtime.choices["attack"]

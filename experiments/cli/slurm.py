@@ -224,10 +224,8 @@ class SlurmLauncher(hydras.SlurmLauncher):
     def __call__(self, note: Path, token: str, *of_hydra: Any) -> None:  # type: ignore[override]
         """Run a job, in the job, and end as its outcome, or the signal that it got, demands.
 
-        Args:
-            note: has the token, and gets the files that the job has made sure of.
-            token: the launcher's.
-            of_hydra: what Hydra's launcher calls a job with.
+        The note has the launcher's token, and gets the files that the job has made sure of. The
+        rest is what Hydra's launcher calls a job with.
         """
         from submitit import JobEnvironment
 

@@ -122,12 +122,8 @@ def study(
 ) -> Iterator[Study]:
     """The matrix of a config, read from the file `similarity` or computed, with an open tracker.
 
-    Args:
-        config: as composed; with a file, `symmetrise` tells how to read it.
-        attack: instead of the config's.
-        members: instead of the config's.
-
-    Raises Incomplete where a member failed.
+    An attack or members that are given are instead of the config's. Raises Incomplete where a
+    member failed.
     """
     if config.get("similarity") is None:
         with measured(config, attack, members=members) as s:

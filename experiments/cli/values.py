@@ -60,10 +60,7 @@ def naming(keys: Mapping[str, str]) -> Iterator[None]:
     """Replace arguments by config keys in errors of the library.
 
     An argument is replaced where a message begins with it ("steps must be ...") and where it stands
-    before an equals sign ("... or mode=offline").
-
-    Args:
-        keys: the key of each argument, such as {"steps": "attack.steps"}.
+    before an equals sign ("... or mode=offline"); `keys` are such as {"steps": "attack.steps"}.
     """
     try:
         yield
@@ -93,14 +90,8 @@ def naming_group(group: str, values: DictConfig) -> AbstractContextManager[None]
 
 
 def construct(function: Callable[..., T], group: str, values: DictConfig, *first: Any) -> T:
-    """Call a function of the library with the values of a group of the config as arguments.
-
-    Args:
-        function: of arguments `first`, then those that the group names.
-        group: the key of the values.
-        values: of the group.
-
-    Raises UserError that names the key of an unknown, missing or unusable value.
+    """Call a function of the library with the values of a group of the config as arguments, after
+    `first`. Raises UserError that names the key of an unknown, missing or unusable value.
     """
     parameters = list(inspect.signature(function).parameters.values())[len(first) :]
     known, arguments = [parameter.name for parameter in parameters], resolved(values)

@@ -111,11 +111,8 @@ def cost_table(
 ) -> pl.DataFrame:
     """A row a model: seconds and bytes for what the store lacks, on one device, one at a time.
 
-    Args:
-        r: the open run.
-        costs: by model.
-        left: how many sources a model has not been evaluated on yet.
-        problems: of models that cannot be built, which have `model` and `problem` alone.
+    `left` is how many sources a model has not been evaluated on yet. Models that cannot be built
+    have `model` and `problem` alone.
     """
     images, width, rows = len(r.evaluation.subset), r.evaluation.bytes_per_value, []
     for name in (model.name for model in r.models):

@@ -147,11 +147,8 @@ def stored_similarity(results: Results, a: Model, b: Model) -> dict[str, Any]:
 
 
 def paired_gain(student: NDArray[np.bool_], alone: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """The mean difference of two outcomes on the same n images, with its 95% interval (normal).
-
-    Args:
-        student, alone: whether each image is classified correctly, [n].
-    """
+    """The mean difference of two outcomes, right or wrong, on the same images, [n] each, with its
+    95% interval (normal)."""
     difference = student.astype(float) - alone.astype(float)
     gain = float(difference.mean())
     half = Z_95 * float(difference.std(ddof=1)) / len(difference) ** 0.5

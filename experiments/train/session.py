@@ -74,14 +74,9 @@ class Session:
     ) -> dict[str, Any]:
         """Train a member unless the store has its weights; returns `netkin.training.weights.notes`.
 
-        Args:
-            member: the model.
-            teaching: of a distillation.
-            role: of a model that is trained on the way, such as teacher: its curves begin with it,
-                and the config's `resume` does not apply to it.
-
-        Raises what `netkin.training.train.train` does, and OtherTraining where the store has
-        weights of another training under this name.
+        A model that is trained on the way has a role, such as teacher: its curves begin with it,
+        and the config's `resume` does not apply to it. Raises what `netkin.training.train.train`
+        does, and OtherTraining where the store has weights of another training under this name.
         """
         file = self.training.file(member)
         if stored := notes(file):
@@ -145,11 +140,8 @@ class Session:
     ) -> None:
         """Write curves, result.csv and report.html; print the answer and where the files are.
 
-        Args:
-            member: the run's own model, whose curves are drawn.
-            title, question, answer: of the page.
-            result: the row of result.csv, which is also the run's summary.
-            accuracy: of the run's own model on the test images, in [0, 1].
+        The member is the run's own model, whose curves are drawn, and `accuracy` its accuracy on
+        the test images, in [0, 1]; `result` is the row of result.csv and of the run's summary.
         """
         table = self.outputs.table("result", pl.DataFrame([result]))
         self.run.tracker.summary({"accuracy": accuracy, **result})
@@ -178,14 +170,9 @@ def opened(
 ) -> Iterator[Session]:
     """A run of train.py, before any work; see `netkin.run.open`.
 
-    Args:
-        config: as composed.
-        evaluation: of `build_evaluation`.
-        name: of the model that it trains, which is the run's name on a dashboard.
-        recipe: instead of the config's.
-        members: models that must exist before the training, such as a published teacher.
-
-    Raises UserError for a value of the config that cannot be used.
+    It is named by the model that it trains. A recipe is instead of the config's. Members must exist
+    before the training, as a published teacher. Raises UserError for a value of the config that
+    cannot be used.
     """
     console, folder, hardware = terminal(), run_folder(), training_hardware(config)
     recipe = recipe or recipe_at(config, "recipe")

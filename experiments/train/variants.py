@@ -33,12 +33,8 @@ def run(config: DictConfig) -> None:
 
 
 def varied(recipe: Recipe, entry: Mapping[str, Any]) -> Recipe:
-    """The recipe under one entry of a sweep.
-
-    Args:
-        recipe: the architecture's own.
-        entry: any of seed, lr and weight_decay (multiples of the recipe's) and sched.
-    """
+    """An architecture's recipe under one entry of a sweep: any of seed, lr and weight_decay
+    (multiples of the recipe's) and sched."""
     sched = {}
     if entry.get("sched") == "step":
         # Three steps, each to a tenth, whatever steps the recipe has.
