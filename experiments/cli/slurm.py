@@ -38,7 +38,7 @@ from typing import Any
 from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
 from hydra.core.utils import filter_overrides
-from hydra_plugins.hydra_submitit_launcher import submitit_launcher as hydras
+from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from omegaconf import OmegaConf
 
@@ -122,7 +122,7 @@ class Job:
         return f"{self}: failed: {self.reason}" if self.state == "FAILED" else ""
 
 
-class SlurmLauncher(hydras.SlurmLauncher):
+class SlurmLauncher(submitit_launcher.SlurmLauncher):
     """Runs jobs with submitit, and goes on with those of an earlier start.
 
     Parameters of conf/hydra/launcher/slurm.yaml, those of sbatch by submitit's names.
