@@ -104,13 +104,8 @@ def test_store(folder: Path) -> None:
     damage = dict(pl.read_csv(work / "run" / "damage.csv").iter_rows())
     page = (work / "run" / "report.html").read_text()
     assert "5 files are damaged" in page and all(file in page for file in damage)
-    problems = {
-        flipped: "do not fit their checksum",
-        altered: "do not fit their checksum",
-        logits: "do not fit their checksum",
-        cut: "do not fit their checksum",
-        manifest: "do not fit its own hash",
-    }
+    problems = dict.fromkeys((flipped, altered, logits, cut), "do not fit their checksum")
+    problems[manifest] = "do not fit its own hash"
     assert damage.keys() == {str(f.relative_to(work / "store")) for f in problems}
     for file, problem in problems.items():
         assert problem in damage[str(file.relative_to(work / "store"))]
