@@ -93,9 +93,9 @@ def compare(s: Session, student: Member, alone: Member, teaching: Teaching) -> d
     the similarity of the teacher and the student without one, where the store has it."""
     teacher, task, labels = teaching.teacher, s.training.task, s.results.evaluation.labels.numpy()
     predicted = {
-        "student": s.predictions(s.open(student), s.trained(student)),
-        "alone": s.predictions(s.open(alone), s.trained(alone)),
-        "teacher": s.predictions(teacher, teacher.build()),
+        "student": s.predictions(s.open(student)),
+        "alone": s.predictions(s.open(alone)),
+        "teacher": s.predictions(teacher),
     }
     correct = {name: classes == labels for name, classes in predicted.items()}
     gain, low, high = paired_gain(correct["student"], correct["alone"])

@@ -24,7 +24,7 @@ from netkin.attacks import Clean, as_attack
 from netkin.evaluation import Evaluation
 from netkin.jobs.pool import keep_freed
 from netkin.jobs.progress import Bars
-from netkin.model import Model, open_model
+from netkin.model import Model
 from netkin.report.plots import curves_figure
 from netkin.report.study import Outputs, Section
 from netkin.report.text import percent
@@ -35,7 +35,7 @@ from netkin.store.layout import Store
 from netkin.training import weights
 from netkin.training.recipe import Recipe
 from netkin.training.weights import Teaching, Training, check_identity, identity, notes
-from netkin.zoo.build import Classifier, build, published_classes
+from netkin.zoo.build import published_classes
 from netkin.zoo.member import Member, Task
 
 SHOWN = ("lr", "weight_decay", "opt", "sched", "epochs", "batch_size")
@@ -61,13 +61,9 @@ class Session:
         return replace(self, training=replace(self.training, recipe=recipe_at(self.config, key)))
 
     def open(self, member: Member) -> Model:
-        """A model with its weights, which the store has."""
-        return open_model(member, self.training.task, self.results.store.weights)
-
-    def trained(self, member: Member) -> Classifier:
         """A member with the weights that the store has under its name."""
         file = self.training.file(member)
-        return build(replace(member, checkpoint=str(file)), self.training.task, file)
+        return Model(replace(member, checkpoint=str(file)), self.training.task, file)
 
     def train(
         self, member: Member, teaching: Teaching | None = None, role: str = ""
@@ -118,11 +114,11 @@ class Session:
         named = {prefix + _curve(key, step): value for key, value in row.items()}
         self.run.tracker.curve([named], prefix + step)
 
-    def predictions(self, model: Model, classifier: Classifier) -> NDArray[np.intp]:
-        """The classes that a classifier of a model predicts for the test images, [I]."""
+    def predictions(self, model: Model) -> NDArray[np.intp]:
+        """The classes that a model predicts for the test images, [I]."""
         results, predicted = self.results, []
         where = device_of(self.config.hardware.accelerator)
-        classifier = classifier.eval().to(where)
+        classifier = model.build().eval().to(where)
         for shard in range(len(results.evaluation.shards)):
             for batch in results.pixels(model.view, shard).split(BATCH_SIZE):
                 with torch.inference_mode():
