@@ -371,8 +371,10 @@ def images_used(config: DictConfig, found: Certainty | None) -> list[str]:
     )
     if found.reached and found.images < found.total:
         finer = command(f"score.half_width={rule.half_width / 2:g}")
-        said = f"Stopped after {found.images:,} of {found.total:,} images: {text} A smaller "
-        sentences = [f"{said}half-width goes on from here: {finer}"]
+        sentences = [
+            f"Stopped after {found.images:,} of {found.total:,} images: {text} A smaller "
+            f"half-width goes on from here: {finer}"
+        ]
     elif found.reached:
         sentences = [f"Reached with {total}: {text}"]
     else:

@@ -22,13 +22,6 @@ ABOUT = {
     "continues.",
 }
 MORE = """
-Examples
-  python evaluate.py
-  python evaluate.py model=[test_resnet,test_vit] attack.eps=16/255
-  python evaluate.py -m attack.eps=8/255,16/255,32/255
-  python train.py experiment=distill teacher=regnety_032
-  python train.py -m experiment=distill teacher=test_resnet,test_vit
-
 More
   experiment=NAME --help    what one experiment answers, and its settings
   group=option --help       the settings of an option, such as attack=pgd
