@@ -61,11 +61,6 @@ class Measured(Opened):
         """The models of the matrix, in the same order."""
         return [model for model in self.run.models if model.name in self.outcomes.members]
 
-    @property
-    def requested(self) -> list[Model]:
-        """The config's models, those that failed included."""
-        return self.run.models
-
 
 @dataclass(frozen=True)
 class Study:
