@@ -259,7 +259,8 @@ def error_file(folder: Path, job: str) -> Path:
 def noted(note: Path) -> dict[str, Any]:
     """The content of a note; empty if there is none."""
     with suppress(ValueError):
-        return json.loads(_text(note))
+        content = json.loads(_text(note))
+        return content if isinstance(content, dict) else {}
     return {}
 
 
