@@ -102,7 +102,8 @@ def choose(net: nn.Module, path: Path, name: str, key: str | None = None) -> Wei
         raise UserError(_misfit_message(net, [tensors for _, tensors in tried], path, name))
     averaged = [label for label in fits if AVERAGED.search(label.lower())]
     label = averaged[0] if len(averaged) == 1 else next(iter(fits))
-    if len(averaged) != 1 and not all(_equal(fits[label], other) for other in fits.values()):
+    others = [fits[other] for other in fits if other != label]  # NaN is not equal to itself
+    if len(averaged) != 1 and not all(_equal(fits[label], other) for other in others):
         raise UserError(
             f"{name}: {path} holds several sets of weights that fit; choose one of them by the "
             f"member's field weights_key: {', '.join(text or repr(text) for text in fits)}"
