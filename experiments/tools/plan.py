@@ -33,21 +33,11 @@ from netkin.training.weights import is_trained
 
 ROW_BYTES = 12
 """Bytes of an outcome in its parquet file, measured on digits with a hundred images a pair."""
-TYPES = {"model": pl.String, "problem": pl.String}
-LEFT = (
-    *("images_to_craft", "sources_left", "craft_seconds", "transfer_seconds"),
-    *("adversarial_bytes", "outcome_bytes"),
-)
-TIMED = (
-    *("params", "input_size", "batch", "craft_ms_per_image", "transfer_ms_per_image"),
-    "peak_memory_bytes",
-)
-"""Columns of the tables on the page."""
 SHOWN = (
     *("model", "input_size", "params", "craft_seconds", "transfer_seconds"),
     *("adversarial_bytes", "peak_memory_bytes"),
 )
-"""And in the terminal."""
+"""Columns of the table in the terminal."""
 
 
 def run(config: DictConfig) -> None:
@@ -82,10 +72,7 @@ def run(config: DictConfig) -> None:
                 *(f"Without {name}: {problem}" for name, problem in problems.items()),
                 *_sentences(o, table, untrained, bad),
             ],
-            [
-                Section("What is left to do", text, {"": table.select("model", *LEFT)}),
-                Section("Timings", (), {"": table.select("model", *TIMED)}),
-            ],
+            [Section("What is left to do", text, {"": table})],
         )
 
 
@@ -102,8 +89,10 @@ def _costs(most_s: float, r: Run) -> tuple[dict[str, Cost], dict[str, str]]:
     for failure in r.failures:
         if not isinstance(failure.error, UserError):
             raise failure.error
-    costs = {item.name: cost for item, cost in found}
-    return costs, {failure.model.name: str(failure.error) for failure in r.failures}
+    problems = {failure.model.name: str(failure.error) for failure in r.failures}
+    if not found:
+        raise UserError("; ".join(f"{name}: {problem}" for name, problem in problems.items()))
+    return {item.name: cost for item, cost in found}, problems
 
 
 def cost_table(
@@ -134,13 +123,9 @@ def cost_table(
                 "peak_memory_bytes": cost.memory,
             }
         rows.append(row | {"problem": problems.get(name)})
-    schema = dict.fromkeys([*LEFT, *TIMED], pl.Float64) if not costs else {}
-    columns = ["model", *dict.fromkeys(key for row in rows for key in row), *schema, "problem"]
-    return pl.DataFrame(
-        [dict.fromkeys(columns) | row for row in rows],
-        schema_overrides=TYPES | schema,
-        infer_schema_length=None,
-    )
+    overrides = {"problem": pl.String}
+    table = pl.DataFrame(rows, schema_overrides=overrides, infer_schema_length=None)
+    return table.select(pl.exclude("problem"), "problem")
 
 
 def _sentences(
