@@ -44,15 +44,13 @@ from omegaconf import OmegaConf
 
 from experiments.cli.mistakes import ENDS, one_line
 from netkin.errors import Stopped, UserError, and_more, first_line
-from netkin.jobs.signals import blocked
+from netkin.jobs.signals import STOPPING, blocked
 from netkin.store.files import digest, write_json
 
 NAME = "hydra_plugins.netkin.SlurmLauncher"
 """The launcher's `_target_`: Hydra takes no launcher from another package."""
 OWN = ("cancel", "poll_s", "submitit_folder", "max_num_timeout")
 """Settings of the launcher that are not parameters of a job."""
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-"""That a job gets; submitit has SLURM send the last one before a job's time is up."""
 ENDED = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
     *("PREEMPTED", "REVOKED", "TIMEOUT"),
@@ -192,7 +190,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
     def _submit(self, executor: Any, jobs: Sequence[Job], of_hydra: Sequence[tuple]) -> None:
         """Submit jobs and note them, without a stop in between. Raises UserError if sbatch does."""
         note = {"token": uuid.uuid4().hex, "name": self.params["name"]}
-        with blocked((signal.SIGINT, signal.SIGTERM)):
+        with blocked(STOPPING):
             for job in jobs:
                 write_json(job.note, note)
             arguments = [(j.note, note["token"], *o) for j, o in zip(jobs, of_hydra, strict=True)]
@@ -230,7 +228,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
         from submitit import JobEnvironment
 
         requeue = signal.getsignal(signal.SIGUSR2)
-        for each in SIGNALS:
+        for each in STOPPING:
             signal.signal(each, _stop)
         signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit prints a line for each of them
         try:

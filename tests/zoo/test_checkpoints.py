@@ -16,7 +16,7 @@ from netkin.store.layout import Store
 from netkin.training.weights import trained_members
 from netkin.zoo.build import Task, build, check_member, preprocessing
 from netkin.zoo.checkpoints import load_weights
-from netkin.zoo.member import Member
+from netkin.zoo.member import Member, parse_members
 from netkin.zoo.preprocessing import unknown_preprocessing
 from tests.zoo.own_nets import Net
 
@@ -78,9 +78,8 @@ def test_where_people_keep_weights(kind: str, tmp_path: Path) -> None:
     assert same(loaded(tmp_path / "mine.ckpt"), expected)
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "model.", "_orig_mod.module."])
-def test_prefixes_in_safetensors(prefix: str, tmp_path: Path) -> None:
-    save_file(under(prefix), tmp_path / "mine.safetensors")
+def test_prefixes_in_safetensors(tmp_path: Path) -> None:
+    save_file(under("_orig_mod.module."), tmp_path / "mine.safetensors")
     assert same(loaded(tmp_path / "mine.safetensors"), state())
 
 
@@ -274,3 +273,8 @@ def test_every_seed_includes_the_one_without_a_name(tmp_path: Path) -> None:
     assert names("*@*") == ["X", "X@seed1", "X@seed2", "Xi", "Y@seed1"]
     assert names("X@seed?") == ["X@seed1", "X@seed2"]
     assert names("X") == ["X"]
+    (entry,) = trained_members(store, "digits", "X@seed1")
+    (trained,) = parse_members([entry], at_least=1)
+    assert (trained.name, trained.timm) == ("X@seed1", "test_vit")
+    with pytest.raises(UserError, match=r"no trained model digits/X@sed; did you mean X@seed"):
+        names("X@sed")

@@ -6,7 +6,7 @@ pickles, which the store does not hold.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from netkin.errors import UserError
 from netkin.store.files import read_metadata, read_tensors, write_tensors
+from netkin.store.layout import owner
 from netkin.training.weights import check_identity
 
 
@@ -39,12 +40,6 @@ class Checkpoint:
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
 
-    @property
-    def best(self) -> float | None:
-        """The highest test accuracy so far, in [0, 1]; None before the first."""
-        accuracies = [row["test_accuracy"] for row in self.curves if "test_accuracy" in row]
-        return max(accuracies, default=None)
-
     def save(self, path: Path) -> None:
         """Write it atomically."""
         tensors = {f"model.{key}": value for key, value in self.model.items()}
@@ -66,7 +61,12 @@ class Checkpoint:
         }
         # Tensors may share memory, which safetensors does not store.
         copies = {name: value.detach().clone() for name, value in tensors.items()}
-        write_tensors(path, copies, training=json.dumps(content))
+        write_tensors(path, copies, owner(path, self.identity), training=json.dumps(content))
+
+
+def best(curves: Sequence[Mapping[str, float]]) -> float | None:
+    """The highest test accuracy so far, in [0, 1]; None before the first."""
+    return max((row["test_accuracy"] for row in curves if "test_accuracy" in row), default=None)
 
 
 def load(path: Path, identity: Mapping[str, Any] | None = None) -> Checkpoint:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from netkin.errors import UserError, first_line
 from netkin.zoo.build import Classifier
-from netkin.zoo.fold import cheap_gradients, fold_batch_norm, standardise_once
+from netkin.zoo.fold import fold_batch_norm, squeeze_cheaply, standardise_once
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +88,7 @@ class Prepared(Classifier):
         if execution.fuse:
             standardise_once(net)
             net, self.folded = fold_batch_norm(net, self.normalise(images[:2]), self.name)
-            if known:
-                cheap_gradients(net)
+            squeeze_cheaply(net)
         for tensor in (*net.parameters(), *net.buffers()):
             if tensor.ndim == 4:
                 tensor.data = tensor.data.contiguous(memory_format=self.format)

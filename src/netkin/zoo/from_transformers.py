@@ -141,6 +141,7 @@ def files(weights: Path) -> list[Path]:
 
 def _images(processor: Any, channels: int) -> dict[str, Any]:
     """An image processor in timm's words, tried on an image."""
+    config: dict[str, Any] = {}
     try:
         size, pct, mode = _geometry(processor)
         mean, std = _normalisation(processor, size)
@@ -148,16 +149,13 @@ def _images(processor: Any, channels: int) -> dict[str, Any]:
             "input_size": (channels, size, size),
             "crop_pct": pct,
             "crop_mode": mode,
-            "interpolation": RESAMPLE.get(
-                int(getattr(processor, "resample", None) or 2), "bilinear"
-            ),
+            "interpolation": RESAMPLE[int(getattr(processor, "resample", None) or 2)],
             "mean": mean,
             "std": std,
         }
-    except Exception as error:  # a processor of its own kind raises what it will
-        config, reason = {}, first_line(error)
-    else:
         reason = _difference(processor, config)
+    except Exception as error:  # a processor of its own kind raises what it will
+        reason = first_line(error)
     if not reason:
         return config
     kind = type(processor).__name__
@@ -221,10 +219,7 @@ def _difference(processor: Any, config: dict[str, Any]) -> str:
     channels, side, _ = config["input_size"]
     if channels == 1:
         image = image.convert("L").convert("RGB")
-    try:
-        theirs = processor(image, return_tensors="pt")["pixel_values"][0].float()
-    except Exception as error:  # transformers has a dozen of its own
-        return first_line(error)
+    theirs = processor(image, return_tensors="pt")["pixel_values"][0].float()
     if theirs.shape[-2:] != (side, side):
         return f"it gives images of {theirs.shape[-2]} x {theirs.shape[-1]} pixels"
     view = View(side, config["crop_pct"], config["crop_mode"], config["interpolation"])

@@ -6,7 +6,6 @@ a class, a line in SOURCES, and a field of `netkin.zoo.member.Member`.
 
 import hashlib
 import importlib
-import inspect
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -312,21 +311,11 @@ def find(target: str) -> Callable[..., Any]:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{module_name} cannot be imported ({reason})") from None
     value = getattr(module, attribute, None)
-    if value is None:
-        file = getattr(module, "__file__", None)
-        origin = f"{module_name} ({file})" if file else module_name
-        raise UserError(f"{origin} has no {attribute!r}{near(attribute, dir(module))}")
     if not callable(value):
-        raise UserError(f"{target} must be a class or a function, got {value!r}")
+        origin = f"{module_name} ({getattr(module, '__file__', None)})"
+        hint = near(attribute, dir(module)) if value is None else f": it is {value!r}"
+        raise UserError(f"{origin} has no class or function {attribute!r}{hint}")
     return value
-
-
-def source_sha256(target: str) -> str | None:
-    """The hash of a class's or function's own source text; None where there is none."""
-    try:
-        return hashlib.sha256(inspect.getsource(find(target)).encode()).hexdigest()
-    except (OSError, TypeError):  # defined in a console, or in C
-        return None
 
 
 SOURCES: dict[str, Source] = {
