@@ -20,7 +20,7 @@ from netkin.zoo.parse import parse_members
 
 
 def build_members(config: DictConfig, at_least: int = 2) -> list[Member]:
-    """The members of a config; see `netkin.zoo.member.parse_members` and `with_trained`."""
+    """The members of a config; see `netkin.zoo.parse.parse_members` and `with_trained`."""
     model = resolved(config.model)
     if not isinstance(model["members"], list):
         raise UserError(
