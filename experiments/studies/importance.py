@@ -8,12 +8,11 @@ with its figure, r2.csv, components.csv and report.html.
 On the published matrix and components: see experiments/results/digits.md.
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
@@ -43,7 +42,7 @@ text = Sentences(Path(__file__).with_suffix(".toml"))
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    options = _options(config)
+    options = Boosting(**{f.name: config.importance[f.name] for f in fields(Boosting)})
     with study(config) as s:
         components = components_of(s)
         differ = differences(components)
@@ -56,7 +55,12 @@ def run(config: DictConfig) -> None:
         r2 = s.outputs.table("r2", _r2(fitted, deep, out, len(y)))
         caption = text("all_pairs", pairs=len(y), n=n, repeats=options.repeats)
         caption += text("held_out_pairs", trees=_trees(SHALLOW), n=len(out)) if out else ""
-        picture = s.outputs.figure("importance", _figure(table), table, caption)
+        bars = {"All pairs": ("importance", "lowest", "highest")}
+        if out:
+            bars["Held-out models"] = ("held_out", "held_out_low", "held_out_high")
+        values = {title: table.select(columns).to_numpy() for title, columns in bars.items()}
+        drawn = bars_figure(table["component"].to_list(), "drop in R² when shuffled", values)
+        picture = s.outputs.figure("importance", drawn, table, caption)
         splits = {"importance/r2_held_out": deep, "importance/r2_held_out_shallow": out}
         means = {key: float(np.mean([each.r2 for each in of])) for key, of in splits.items() if of}
         s.tracker.summary({"importance/r2": fitted.r2, **means})
@@ -86,25 +90,13 @@ def _fits(
         bars.start("importance", ["fits"], 2 * splits + 1)
         fitted = boosted(x, y, options=options)
         bars.advance("importance", 1)
-        deep, shallow = (
-            held_out(
-                differ,
-                s.scores,
-                splits,
-                share,
-                replace(each, repeats=options.repeats, seed=options.seed),
-                lambda: bars.advance("importance", 1),
-            )
-            for each in (options, SHALLOW)
+        shallow = replace(SHALLOW, repeats=options.repeats, seed=options.seed)
+        deep, out = (
+            held_out(differ, s.scores, splits, share, o, lambda: bars.advance("importance", 1))
+            for o in (options, shallow)
         )
         bars.end("importance")
-    return fitted, deep, shallow
-
-
-def _options(config: DictConfig) -> Boosting:
-    chosen = config.importance
-    names = ("stages", "depth", "min_samples", "learning_rate", "repeats", "seed")
-    return Boosting(*(chosen[name] for name in names))
+    return fitted, deep, out
 
 
 def _trees(options: Boosting) -> str:
@@ -148,14 +140,6 @@ def _r2(fitted: Importance, deep: list[Importance], out: list[Importance], n: in
             what = f"pairs of held-out models, {len(splits)} splits"
             rows.append((trees, what, None, float(values.mean()), *interval(values)))
     return pl.DataFrame(rows, schema=schema, orient="row")
-
-
-def _figure(table: pl.DataFrame) -> Figure:
-    bars = {"All pairs": ("importance", "lowest", "highest")}
-    if "held_out" in table.columns:
-        bars["Held-out models"] = ("held_out", "held_out_low", "held_out_high")
-    values = {title: table.select(columns).to_numpy() for title, columns in bars.items()}
-    return bars_figure(table["component"].to_list(), "drop in R² when shuffled", values)
 
 
 def _answer(

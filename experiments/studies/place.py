@@ -21,7 +21,7 @@ members: experiments/results/landmarks.md.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -38,7 +38,7 @@ from experiments.studies.landmarks import choose, pass_landmarks
 from netkin import similarity
 from netkin.analysis import clusters
 from netkin.analysis.landmarks import FEWEST, complete
-from netkin.analysis.statistics import CERTAIN, NEAREST
+from netkin.analysis.statistics import CERTAIN, NEAREST, mean_known
 from netkin.analysis.suspect import CHANCE, RELABELLED, suspicions
 from netkin.analysis.verdict import verdict
 from netkin.comparison import attacked
@@ -91,7 +91,7 @@ class Answers:
         return similarity.smoothed(counts @ fooled.T, counts @ self.both.T.astype(float))
 
 
-class Clusters:
+class Placed(NamedTuple):
     """The clusters of N members, and where a classifier belongs among them.
 
     Attributes:
@@ -101,20 +101,10 @@ class Clusters:
         record: how many members the same rule puts into their own cluster.
     """
 
-    def __init__(
-        self,
-        labels: NDArray[np.intp] | None,
-        reason: str,
-        draws: NDArray[np.float64] | None = None,
-        members: NDArray[np.float64] | None = None,
-    ):
-        """By the classifier's scores over draws, [draws, N], and the members' own, [N, N]; NaN
-        where unknown."""
-        self.labels, self.reason = labels, reason
-        if labels is not None and draws is not None and members is not None:
-            chosen = highest(draws, labels)
-            self.shares = np.bincount(chosen, minlength=int(labels.max()) + 1) / len(draws)
-            self.record = int((highest(members, labels) == labels).sum())
+    labels: NDArray[np.intp] | None
+    reason: str
+    shares: Sequence[float] = ()
+    record: int = 0
 
     def of(self, i: int, member: Model) -> dict[str, Any]:
         """The member's first cells of a table: model, family, cluster (from 1; null if unknown)."""
@@ -122,13 +112,19 @@ class Clusters:
         return {"model": member.name, "family": member.family, "cluster": cluster}
 
 
-def highest(draws: NDArray[np.float64], labels: NDArray[np.intp]) -> NDArray[np.intp]:
-    """The cluster of the highest mean of each draw, [draws, N] -> [draws]; NaN is left out."""
-    members = np.eye(int(labels.max()) + 1)[labels]  # [N, k]
-    known = ~np.isnan(draws)
-    count = known @ members
-    total = np.where(known, draws, 0) @ members
-    return np.where(count > 0, total / np.maximum(count, 1), -np.inf).argmax(axis=1)
+def placed(
+    labels: NDArray[np.intp], reason: str, draws: NDArray[np.float64], theirs: NDArray[np.float64]
+) -> Placed:
+    """By the classifier's scores over draws, [draws, N], and the members' own, [N, N]; NaN where
+    unknown: the cluster of the highest mean score."""
+    k = int(labels.max()) + 1
+
+    def highest(scores: NDArray[np.float64]) -> NDArray[np.intp]:
+        means = np.stack([mean_known(scores[:, labels == c]) for c in range(k)], axis=1)
+        return np.nan_to_num(means, nan=-np.inf).argmax(axis=1)
+
+    shares = np.bincount(highest(draws), minlength=k) / len(draws)
+    return Placed(labels, reason, shares.tolist(), int((highest(theirs) == labels).sum()))
 
 
 def run(config: DictConfig) -> None:
@@ -161,20 +157,20 @@ def novel(config: DictConfig) -> None:
         answers = Answers(both, results.fooled([new], models)[0])
         check_common(answers, models, name)
         labels, reason = stored_clusters(results, models, config.novel.clusters)
-        found = Clusters(labels, reason)
+        found = Placed(labels, reason)
         if labels is not None:
             draws = answers.smoothed(similarity.resample(both.shape[1], config.score.bootstrap))
             theirs = similarity.one_sided(results.outcomes(models))
             np.fill_diagonal(theirs, np.nan)
-            found = Clusters(labels, reason, draws, theirs)
+            found = placed(labels, reason, draws, theirs)
         table = pl.DataFrame(
             [found.of(i, model) | answers.row(i, eps_s) for i, model in enumerate(models)],
             schema_overrides={"cluster": pl.Int64},
         ).sort(["score", "model"], descending=[True, False])
-        first = {key: table.row(0, named=True)[key] for key in ("model", "fooled")}
+        relatives = {"nearest": nearest(table), **table.row(0, named=True)}
         answer = [
             *belongs(name, found, table, "score"),
-            text("novel.relatives", name=name, nearest=nearest(table), **first),
+            text("novel.relatives", name=name, **relatives),
             text("novel.one_sided", name=name),
         ]
         if success < similarity.WEAK_ATTACK:
@@ -302,19 +298,10 @@ def answered(o: Opened, members: list[Model], chosen: list[int]) -> None:
 
 
 def excess(row: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A classifier's scores with N models, [..., N], less the mean of each model's other scores.
-
-    Some landmarks fool every model, so this tells relatives.
-
-    Args:
-        row: its scores, in nats; NaN where unknown.
-        scores: [N, N], of the models: a column has the scores of all with one model. NaN where
-            unknown; the diagonal is not read.
+    """A classifier's scores with N models, [..., N], less the mean of each model's other scores, a
+    column of [N, N]; NaN where unknown. Some landmarks fool every model, so this tells relatives.
     """
-    others = np.where(np.eye(len(scores), dtype=bool), np.nan, scores)
-    known = ~np.isnan(others)
-    with np.errstate(invalid="ignore"):
-        return row - np.where(known, others, 0).sum(axis=0) / known.sum(axis=0)
+    return row - mean_known(np.where(np.eye(len(scores), dtype=bool), np.nan, scores), axis=0)
 
 
 def probe_clusters(
@@ -324,14 +311,11 @@ def probe_clusters(
     chosen: list[int],
     scores: NDArray[np.float64],
     half: NDArray[np.float64],
-) -> Clusters:
+) -> Placed:
     """The members' clusters, of stored scores or else of predicted ones, and the classifier's.
 
-    Args:
-        o, members, answers: of the run.
-        chosen: positions of the landmarks.
-        scores: [N + 1, N + 1], the classifier's last; NaN where unknown.
-        half: [N] half-widths of 90 % intervals of its predicted scores.
+    `chosen` are positions of the landmarks; scores are [N + 1, N + 1], the classifier's last, NaN
+    where unknown; `half` are the half-widths [N] of 90 % intervals of its predicted scores.
     """
     n, config = len(members), o.config
     labels, reason = stored_clusters(o.run.results, members, config.probe.clusters)
@@ -342,7 +326,7 @@ def probe_clusters(
         labels = clusters.spectral(symmetric, number)
         reason = text("probe.partly", reason=reason)
     if labels is None:
-        return Clusters(None, reason)
+        return Placed(None, reason)
     # Over draws of images, in which a predicted score has a normal error with its interval's width.
     counts = similarity.resample(answers.both.shape[1], config.score.bootstrap)
     noise = np.random.default_rng(0).standard_normal((len(counts), n))
@@ -353,7 +337,7 @@ def probe_clusters(
     unused = np.isin(labels, labels[chosen])
     unused[chosen] = False
     draws[:, unused] = turned[:, unused] = np.nan
-    return Clusters(labels, reason, excess(draws, theirs.T), excess(turned, theirs.T))
+    return placed(labels, reason, excess(draws, theirs.T), excess(turned, theirs.T))
 
 
 def probe_table(
@@ -363,7 +347,7 @@ def probe_table(
     answers: Answers,
     scores: NDArray[np.float64],
     half: NDArray[np.float64],
-    found: Clusters,
+    found: Placed,
 ) -> pl.DataFrame:
     """A row a member, the nearest relative first; see `probe_clusters` for the arguments."""
     n, table = len(members), []
@@ -386,7 +370,7 @@ def probe_table(
     )
 
 
-def probe_answer(name: str, table: pl.DataFrame, found: Clusters) -> list[str]:
+def probe_answer(name: str, table: pl.DataFrame, found: Placed) -> list[str]:
     """The findings, the verdict first."""
     measured, noise = table.filter(kind="measured"), []
     if "above_noise" in measured.columns:
@@ -407,10 +391,7 @@ def check_common(answers: Answers, members: Sequence[Model], classifier: str) ->
     """Raises UserError where the classifier has no correct image in common with a member."""
     for member, both in zip(members, answers.both, strict=True):
         if not both.any():
-            raise UserError(
-                f"no image is classified correctly by {classifier} and {member.name}: their "
-                "similarity is undefined; check the models' clean accuracy, or use more images"
-            )
+            raise similarity.nothing_common(classifier, member.name)
 
 
 def nearest(table: pl.DataFrame) -> str:
@@ -421,19 +402,12 @@ def nearest(table: pl.DataFrame) -> str:
     )
 
 
-def belongs(name: str, found: Clusters, table: pl.DataFrame, column: str) -> list[str]:
-    """The cluster of the classifier, the verdict first.
-
-    Args:
-        name: of the classifier.
-        found: the clusters.
-        table: a row a member.
-        column: of the scores whose means decide.
-    """
+def belongs(name: str, found: Placed, table: pl.DataFrame, column: str) -> list[str]:
+    """The cluster of the classifier, the verdict first, by the means of a column of the table."""
     if found.labels is None:
         return [text("cluster.none", name=name, reason=found.reason)]
-    best = int(found.shares.argmax())
-    share, k = float(found.shares[best]), len(found.shares)
+    best, k = int(np.argmax(found.shares)), len(found.shares)
+    share = found.shares[best]
     decision = "Yes" if verdict(share, threshold=CERTAIN) == "Yes" else "Not certain"
     values = {"cluster": best + 1, "k": k, "name": name, "share": share}
     listed = ", ".join(table.filter(cluster=best + 1)["model"].sort())
@@ -453,13 +427,8 @@ def belongs(name: str, found: Clusters, table: pl.DataFrame, column: str) -> lis
 
 
 def figure(table: pl.DataFrame, intervals: pl.DataFrame, label: str) -> Figure:
-    """Members by score, the highest at the top, with intervals, coloured by cluster.
-
-    Args:
-        table: a row a member: model and cluster.
-        intervals: the score, its low and its high end.
-        label: of the axis.
-    """
+    """Members by score, the highest at the top, with intervals (the score, its low and its high
+    end), coloured by cluster."""
     values, names, clusters = intervals.to_numpy(), table["model"].to_list(), table["cluster"]
     groups = None if clusters.null_count() else [f"cluster {c}" for c in clusters]
     return ranked_figure(names, values[:, 0], label, groups, values[:, 1:])

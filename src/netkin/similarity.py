@@ -73,11 +73,7 @@ class Outcomes:
         """X as a mask, [I] bool. Raises UserError, naming the pair, when no image is in it."""
         mask = self.correct[a] & self.correct[b]
         if not mask.any():
-            pair = " and ".join(dict.fromkeys((self.members[a], self.members[b])))
-            raise UserError(
-                f"no image is classified correctly by {pair}: their similarity is undefined; "
-                "check the models' clean accuracy, labels and preprocessing, or use more images"
-            )
+            raise nothing_common(self.members[a], self.members[b])
         return mask
 
     def per_image(self, a: int, b: int) -> NDArray[np.float64]:
@@ -94,6 +90,15 @@ class Outcomes:
             self.fooled[:, :, images],
             None if self.noise is None else self.noise[:, images],
         )
+
+
+def nothing_common(a: str, b: str) -> UserError:
+    """The error of two models, or of one, that classify no image correctly together."""
+    return UserError(
+        f"no image is classified correctly by {' and '.join(dict.fromkeys((a, b)))}: their "
+        "similarity is undefined; check the models' clean accuracy, labels and preprocessing, or "
+        "use more images"
+    )
 
 
 @dataclass(frozen=True)

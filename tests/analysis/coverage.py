@@ -139,10 +139,8 @@ def of_reduction(expected: float, images: int, repetitions: int = 1000) -> tuple
         together = (rng.random(images) < np.array([0, 0.3, 0.3, 0.9])[kind])[None]
         if wrong.any():
             drawn = ensemble.reduction_draws(wrong, [(0, 1)], together, counts)
-            ends = (
-                interval(drawn[:, 0]),
-                ensemble.metrics(wrong, [(0, 1)], together, counts).intervals[1],
-            )
+            found = ensemble.metrics(wrong, [(0, 1)], together, counts)
+            ends = interval(drawn[:, 0]), (found["err_low"], found["err_high"])
             held.append([low <= true <= high for low, high in ends])
     bootstrap, reported = np.mean(held, axis=0)
     return float(bootstrap), float(reported)

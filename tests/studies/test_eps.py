@@ -7,7 +7,6 @@ import polars as pl
 import pytest
 
 from experiments.studies.eps import (
-    NOISE,
     SUCCESS,
     sentence,
     short_steps,
@@ -22,7 +21,7 @@ from tests.helpers import has_figures
 def table(*successes: tuple[str, int, int]) -> pl.DataFrame:
     return pl.DataFrame(
         [
-            strength_row(model, n / 255, f"{n}/255", 100, {SUCCESS: fooled, NOISE: 2 * n})
+            strength_row(model, n / 255, f"{n}/255", 100, (fooled, 2 * n))
             for model, n, fooled in successes
         ]
     )

@@ -8,6 +8,7 @@ shuffled among the pairs.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,14 +37,9 @@ SHALLOW = Boosting(stages=100, depth=3, min_samples=2, learning_rate=0.1)
 every pattern of differences, and predict pairs of other models badly."""
 
 
-@dataclass(frozen=True)
-class Importance:
-    """How well C components predict similarity, and the importance of each.
-
-    Attributes:
-        r2: coefficient of determination, at most 1; below 0 the prediction is worse than the mean.
-        drops: [C, repeats], the drop in r2 when a component is shuffled.
-    """
+class Importance(NamedTuple):
+    """How well C components predict similarity: R^2, at most 1 and below 0 where the prediction is
+    worse than the mean, and its drops [C, repeats] when a component is shuffled."""
 
     r2: float
     drops: NDArray[np.float64]
@@ -69,20 +65,12 @@ class _Boosted(GradientBoostingRegressor):
 def boosted(
     x: NDArray[np.bool_],
     y: NDArray[np.float64],
-    test_x: NDArray[np.bool_] | None = None,
-    test_y: NDArray[np.float64] | None = None,
+    test: tuple[NDArray[np.bool_], NDArray[np.float64]] | None = None,
     options: Boosting | None = None,
 ) -> Importance:
-    """Fit on P pairs, and evaluate on other pairs, or on the same ones without test_x and test_y.
-
-    Args:
-        x, test_x: [P, C] bits.
-        y, test_y: [P] scores in nats.
-        options: of gradient boosting.
-    """
-    options = options or Boosting()
-    if test_x is None or test_y is None:
-        test_x, test_y = x, y
+    """Fit on P pairs, bits x [P, C] and scores y [P] in nats, and evaluate on the pairs `test`, or
+    on the same ones."""
+    options, (test_x, test_y) = options or Boosting(), test or (x, y)
     model = _Boosted(
         n_estimators=options.stages,
         max_depth=options.depth,
@@ -124,9 +112,8 @@ def alone(
         scores: [N, N], in nats.
         permutations: of the models.
     """
-    tests = [
-        mantel(differ[:, :, c].astype(float), scores, permutations) for c in range(differ.shape[2])
-    ]
+    bits = np.moveaxis(differ, 2, 0).astype(float)
+    tests = [mantel(component, scores, permutations) for component in bits]
     p = np.array([test.p for test in tests])
     order = np.argsort(p, kind="stable")  # NaN last
     left = int(np.isfinite(p).sum()) - np.arange(len(p))
@@ -184,6 +171,6 @@ def held_out(
     for _ in range(splits):
         held = np.isin(np.arange(n), rng.permutation(n)[:out])
         fit, test = ~held[a] & ~held[b], held[a] & held[b]
-        results.append(boosted(x[fit], y[fit], x[test], y[test], options))
+        results.append(boosted(x[fit], y[fit], (x[test], y[test]), options))
         done()
     return results

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from netkin.analysis.matrix import pair_index, pair_values
 from netkin.analysis.noise import Sampled, over_images
-from netkin.analysis.statistics import associate, correlations
+from netkin.analysis.statistics import associate, correlations, mean_known
 
 Matrices = NDArray[np.float64]
 """[draws, N, N], symmetric."""
@@ -113,27 +113,24 @@ def _shares(weights: NDArray) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure of N models.
-
-    Attributes:
-        name: of the measure.
-        matrix: [N, N].
-        sampled: the same, on bootstrap draws and on halves of the images.
-        seconds: its cost for all models, one after another.
-        paired: the part of the cost that grows with the square of N, in seconds.
-    """
+    """A measure of N models on all images and on samples of them, with its cost in seconds for all
+    models, one after another, and the part of it that grows with the square of N."""
 
     name: str
-    matrix: NDArray[np.float64]
     sampled: Sampled
     seconds: float
     paired: float = 0.0
+
+    @property
+    def matrix(self) -> NDArray[np.float64]:
+        """[N, N], on all images."""
+        return self.sampled.values
 
     @classmethod
     def of(cls, name: str, matrices: Matrices, draws: int, seconds: float) -> "Measure":
         """From the matrix and, after it, the draws and the halves, [1 + draws + halves, N, N]."""
         sampled = Sampled(matrices[0], matrices[1 : 1 + draws], matrices[1 + draws :])
-        return cls(name, matrices[0], sampled, seconds)
+        return cls(name, sampled, seconds)
 
     def summary(self) -> dict[str, Any]:
         """Stability and cost as a row of a table.
@@ -150,8 +147,7 @@ class Measure:
             mean, spread = float(values.mean()), float(values.std())
             noise = float(np.nanmean(np.nanstd(draws, axis=0)))
         if len(values) > 2:
-            r = correlations(values, draws)
-            agreement = float(r[~np.isnan(r)].mean()) if not np.isnan(r).all() else np.nan
+            agreement = float(mean_known(correlations(values, draws)))
         return {
             "measure": self.name,
             "mean": mean,

@@ -7,10 +7,9 @@ own name. Intervals over images are in `netkin.analysis.noise`.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from math import factorial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,17 +31,12 @@ LEAST_P = 0.0001
 """The least p-value that is written with its digits."""
 
 
-@dataclass(frozen=True)
-class Correlation:
-    """Pearson's r of n pairs of numbers.
+class Correlation(NamedTuple):
+    """Pearson's r of n pairs of numbers, in [-1, 1]; NaN where n < 3 or where x or y does not vary.
 
-    Attributes:
-        r: in [-1, 1]; NaN where n < 3 or where x or y does not vary.
-        low, high: 95 % interval by Fisher's transformation, for independent observations; NaN where
-            r is, or n < FEWEST.
-        p: two-sided, by Student's t: valid for independent observations only. For pairs of models
-            print it, if at all, beside the p of `mantel`, labelled as for independent pairs.
-        n: number of (x, y) without NaN.
+    low and high are the 95 % interval by Fisher's transformation (NaN for n < FEWEST), and p is
+    two-sided, by Student's t: both are for independent observations. For pairs of models print p,
+    if at all, beside that of `mantel`, labelled as for independent pairs.
     """
 
     r: float
@@ -52,16 +46,9 @@ class Correlation:
     n: int
 
 
-@dataclass(frozen=True)
-class Trend:
-    """A least-squares line with the confidence band of its mean.
-
-    Attributes:
-        slope: of y on x.
-        x, y: [points] the line, over the range of the data.
-        low, high: [points] the band, for independent observations.
-        level: its confidence, such as 0.9.
-    """
+class Trend(NamedTuple):
+    """A least-squares line of y on x, [points] over the range of the data, its slope, and the
+    confidence band of its mean, for independent observations, of a level such as 0.9."""
 
     slope: float
     x: NDArray[np.float64]
@@ -81,6 +68,13 @@ def known_pairs(x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArra
         raise ValueError(f"expected two vectors of one length, got {a.shape} and {b.shape}")
     known = ~np.isnan(a) & ~np.isnan(b)
     return a[known], b[known]
+
+
+def mean_known(values: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+    """The mean of what is not NaN; NaN where everything is."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(axis=axis) / known.sum(axis=axis)
 
 
 def varies(x: NDArray[np.float64]) -> bool:
@@ -174,17 +168,11 @@ _CHUNK = 4_000_000
 """Values of permuted matrices that are held at once: 32 MB."""
 
 
-@dataclass(frozen=True)
-class Tested:
-    """A correlation with the p-value of a permutation test.
+class Tested(NamedTuple):
+    """Pearson's r in [-1, 1] with the two-sided p of a permutation test; NaN where undefined.
 
-    Attributes:
-        r: Pearson's, in [-1, 1]; NaN where undefined.
-        p: two-sided; NaN where r is. Of m drawn permutations p = (k + 1) / (m + 1), where k have
-            |r| at least as large; p = k / m where all m permutations are used, the identity
-            included.
-        permutations: m.
-        every: whether these are all permutations that there are.
+    Of m drawn `permutations` p = (k + 1) / (m + 1), where k have |r| at least as large; p = k / m
+    where these are `every` permutation that there is, the identity included.
     """
 
     r: float
@@ -198,16 +186,9 @@ class Tested:
         return f"p {p_text(self.p, self.permutations)} ({number} permutations)"
 
 
-@dataclass(frozen=True)
-class Association:
-    """The correlation of two matrices over the same N models.
-
-    Attributes:
-        pairs: Pearson's r over the pairs of models, with the p for independent pairs.
-        test: the Mantel test, which permutes models.
-        models: N.
-        low, high: 95 % interval over the choice of models; see `over_models`.
-    """
+class Association(NamedTuple):
+    """The correlation of two matrices of N models: r over the pairs with the p for independent
+    pairs, the Mantel test, which permutes models, N, and the 95 % interval of `over_models`."""
 
     pairs: Correlation
     test: Tested
@@ -271,21 +252,17 @@ def _permuted(
         return Tested(np.nan, np.nan, 0)
     every = n < 13 and factorial(n) <= max(wanted, ALL)
     total = factorial(n) if every else wanted
-    count, chunk = 0, max(_CHUNK // max(width, 1), 1)
-    for orders in _orders(n, total, every, seed, chunk):
-        count += int((np.abs(statistic(orders)) >= abs(observed) - 1e-12).sum())
-    p = count / total if every else (count + 1) / (total + 1)
-    return Tested(observed, p, total, every)
-
-
-def _orders(n: int, total: int, every: bool, seed: int, chunk: int) -> Iterator[NDArray[np.intp]]:
     rng, listed = np.random.default_rng(seed), itertools.permutations(range(n))
+    count, chunk = 0, max(_CHUNK // max(width, 1), 1)
     for start in range(0, total, chunk):
         m = min(chunk, total - start)
         if every:
-            yield np.array(list(itertools.islice(listed, m)), dtype=np.intp)
+            orders = np.array(list(itertools.islice(listed, m)), dtype=np.intp)
         else:
-            yield rng.permuted(np.tile(np.arange(n), (m, 1)), axis=1)
+            orders = rng.permuted(np.tile(np.arange(n), (m, 1)), axis=1)
+        count += int((np.abs(statistic(orders)) >= abs(observed) - 1e-12).sum())
+    p = count / total if every else (count + 1) / (total + 1)
+    return Tested(observed, p, total, every)
 
 
 def mantel(
@@ -315,7 +292,12 @@ def mantel(
     rows, columns = pair_positions(x, y)
     z = [np.asarray(c, dtype=float)[rows, columns] for c in controls]
     z = np.column_stack([np.ones(len(rows)), *z])
-    moved = _residuals(x, rows, columns, z) if controls else x
+    moved = x
+    if controls:  # the residuals of x, of both directions where each pair is there once
+        moved = np.full_like(x, np.nan)
+        moved[rows, columns] = _without(x[rows, columns][None], z)[0]
+        if 2 * len(rows) == len(x) * (len(x) - 1):
+            moved[columns, rows] = moved[rows, columns]
     known = ~np.isnan(y[rows, columns])
     rows, columns, z = rows[known], columns[known], z[known]
     fixed = _without(y[rows, columns][None], z)[0]
@@ -330,15 +312,6 @@ def mantel(
         enough = pearson(*some).n > z.shape[1] + 1 and varies(fixed)
         r = float(statistic(np.arange(len(x))[None])[0]) if enough else np.nan
     return _permuted(r, statistic, len(x), permutations, seed, len(rows))
-
-
-def _residuals(x: NDArray, rows: NDArray, columns: NDArray, z: NDArray) -> NDArray[np.float64]:
-    """The residuals of a matrix [N, N] on controls at its pairs, [pairs, controls], as a matrix."""
-    result = np.full_like(x, np.nan)
-    result[rows, columns] = _without(x[rows, columns][None], z)[0]
-    if 2 * len(rows) == len(x) * (len(x) - 1):  # each pair once
-        result[columns, rows] = result[rows, columns]
-    return result
 
 
 def _without(values: NDArray[np.float64], z: NDArray[np.float64]) -> NDArray[np.float64]:
