@@ -38,18 +38,12 @@ from netkin.report.text import and_more
 from netkin.similarity import interval
 from netkin.zoo.sources import model_page
 
-DRAW_RESTARTS = 100
-"""K-means runs of one draw of images."""
-SETTLED = 0.5
-"""Share of draws from which a model's cluster counts as certain."""
-NAMED = 5
-"""Models with an uncertain cluster that the answer names."""
-RESOLVED = 0.9
-"""Mean adjusted Rand index from which draws of images are said to reproduce clusters."""
-UP_TO = 12
-"""The largest number of clusters that draws are tested for."""
-TESTED = 50
-"""Draws that each number of clusters is tested on."""
+DRAW_RESTARTS = 100  # K-means runs of one draw of images
+SETTLED = 0.5  # share of draws from which a model's cluster counts as certain
+NAMED = 5  # models with an uncertain cluster that the answer names
+RESOLVED = 0.9  # mean adjusted Rand index from which draws of images are said to reproduce clusters
+UP_TO = 12  # the largest number of clusters that draws are tested for
+TESTED = 50  # draws that each number of clusters is tested on
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
 

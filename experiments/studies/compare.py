@@ -14,7 +14,7 @@ On the 12 digits members (500 images): PGD-50 and PGD-10 r = 0.98, two-sided and
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,10 @@ from experiments.cli.values import changed, naming
 from netkin import similarity
 from netkin.analysis import matrix, noise, statistics
 from netkin.analysis.confounders import change, nearest
+from netkin.analysis.correlation import Definition, correlate, note, sentence
 from netkin.analysis.matrix import Matrix, off_diagonal, pair_values, position_of
-from netkin.analysis.noise import OverImages, Sampled
-from netkin.analysis.statistics import ALIKE, FEWEST, associate, p_text, pearson, trend
+from netkin.analysis.noise import Sampled
+from netkin.analysis.statistics import FEWEST
 from netkin.analysis.verdict import verdict
 from netkin.attacks import PGD, Attack
 from netkin.errors import UserError, and_more, near
@@ -58,22 +59,6 @@ from netkin.zoo import execution
 from netkin.zoo.execution import PRECISIONS, TARGET_PRECISIONS, Execution, check_execution
 
 text = Sentences(Path(__file__).with_suffix(".toml"))
-
-
-@dataclass(frozen=True)
-class Definition:
-    """One way to score pairs.
-
-    Attributes:
-        name: such as "pgd".
-        scores: [N, N], symmetric or one-sided ([a, b]: b on a's images); rows of models that were
-            not attacked are NaN.
-        sampled: on other images, drawn in the same way for all definitions; None for a file.
-    """
-
-    name: str
-    scores: NDArray[np.float64]
-    sampled: Sampled | None = None
 
 
 def run(config: DictConfig) -> None:
@@ -103,8 +88,9 @@ def defined(
     """The scores of outcomes: of both directions, or of the sources' images alone."""
     one_sided = sources is not None
     sampled = noise.sampled_scores(outcomes, s.config.score.bootstrap, one_sided=one_sided)
-    if one_sided:
-        sampled.values[~np.isin(outcomes.members, sources)] = np.nan
+    if sources is not None:
+        for part in sampled:
+            part[..., ~np.isin(outcomes.members, sources), :] = np.nan
     return Definition(name, sampled.values, sampled)
 
 
@@ -197,43 +183,40 @@ def listed_attacks(config: DictConfig) -> dict[str, Attack]:
     """
     entries = config.attacks
     if not isinstance(entries, ListConfig) or len(entries) < 2:
-        raise UserError(
-            f"attacks must list two or more, such as [pgd,{{attack: pgd, steps: 10}}], got "
-            f"{entries}"
-        )
+        example = "[pgd,{attack: pgd, steps: 10}]"
+        raise UserError(f"attacks must list two or more, such as {example}, got {entries}")
     overrides = HydraConfig.get().overrides.task
     others = [each for each in overrides if not each.startswith(("attack", "+attack"))]
     typed = [each for each in overrides if each.startswith("attack.")]
     parsed = OverridesParser.create().parse_overrides(typed)
     shared = {each.key_or_group.removeprefix("attack."): each.value() for each in parsed}
-    found: dict[str, tuple[DictConfig, Attack]] = {}
+    found: dict[str, Attack] = {}
     for entry in entries:
         given = dict(entry) if isinstance(entry, DictConfig) else {"attack": entry}
         option = given.pop("attack", None)
         if not isinstance(option, str):
-            raise UserError(
-                f"an entry of attacks is an option or {{attack: option, ...}}, got {entry}"
-            )
-        values = ", ".join(f"{key} = {value}" for key, value in given.items())
-        label = f"{option} ({values})" if given else option
+            expected = "an option or {attack: option, ...}"
+            raise UserError(f"an entry of attacks is {expected}, got {entry}")
+        listed = ", ".join(f"{key} = {value}" for key, value in given.items())
+        label = f"{option} ({listed})" if given else option
         if label in found:
             raise UserError(f"attacks lists {label} twice")
         composed = compose("evaluate", overrides=[*others, f"attack={option}"])
         known = [str(key) for key in composed.attack]
-        if unknown := [str(key) for key in given if key not in known]:
-            raise UserError(
-                f"attack {option} has no setting {unknown[0]!r}{near(unknown[0], known)}"
-            )
+        for key in given:
+            if key not in known:
+                raise UserError(f"attack {option} has no setting {key!r}{near(key, known)}")
         values = {k: v for k, v in shared.items() if k.split(".")[0] in known} | given
         composed = changed(composed, {f"attack.{key}": value for key, value in values.items()})
-        for other, (earlier, _) in found.items():
-            if earlier == composed.attack:
+        attack = build_attack(composed, option)
+        for other, earlier in found.items():
+            if earlier.identity == attack.identity:
                 raise UserError(
                     f"attacks: {other} and {label} are the same attack, since attack.* on the "
                     "command line applies to each; choose others with attacks=[...]"
                 )
-        found[label] = composed.attack, build_attack(composed, option)
-    return {label: attack for label, (_, attack) in found.items()}
+        found[label] = attack
+    return found
 
 
 # Precisions and a seed
@@ -256,7 +239,7 @@ def precision(config: DictConfig) -> None:
 
         def paper(name: str, outcomes: Outcomes) -> Definition:
             scores = similarity.matrix(outcomes, eps_s)
-            return replace(defined(s, name, outcomes), scores=scores)
+            return defined(s, name, outcomes)._replace(scores=scores)
 
         reference = paper(config.hardware.craft_precision, m.outcomes)
         comparisons, columns = [], []
@@ -331,9 +314,8 @@ def budget(config: DictConfig) -> None:
     """Fewer, longer steps of the attack."""
     given, attack = list(config.budget.steps), build_attack(config)
     if not isinstance(attack, PGD):
-        raise UserError(
-            f"experiment=budget takes an attack of steps, such as pgd, got {attack.name}"
-        )
+        needed = "an attack of steps, such as pgd"
+        raise UserError(f"experiment=budget takes {needed}, got {attack.name}")
     steps = attack.steps
     fewer = sorted({n for n in given if n < steps})
     if not fewer:
@@ -348,14 +330,10 @@ def budget(config: DictConfig) -> None:
             _, outcomes = measured_under(s, changed(config, values))
             other = defined(s, f"{n} steps", outcomes)
             comparisons.append((reference, other))
-            columns.append(
-                {
-                    "steps": n,
-                    "cost": passes(outcomes, n) / passes(own, steps),
-                    "inside_interval": inside(intervals, other.scores),
-                    "clusters_rand": change(reference.scores, other.scores).rand or 0.0,
-                }
-            )
+            row = {"steps": n, "cost": passes(outcomes, n) / passes(own, steps)}
+            row["inside_interval"] = inside(intervals, other.scores)
+            row["clusters_rand"] = change(reference.scores, other.scores).rand or 0.0
+            columns.append(row)
         compare(s, s.names, comparisons, columns)
 
 
@@ -381,8 +359,13 @@ def compare(
     Comparisons of a reference with another definition each, of the N models that are named, have
     further `columns` of the table each; `left_out` are sentences on models that one file has alone.
     """
-    name, rows = s.config.experiment.name, [correlation(s, *each) for each in comparisons]
-    rows = [row | more for row, more in zip(rows, columns or [{}] * len(rows), strict=True)]
+    name, permutations = s.config.experiment.name, statistics.PERMUTATIONS
+    if name in ("compare", "attacks"):
+        permutations = s.config.get("compare", s.config).permutations
+    rows = [
+        correlate(*each, permutations) | changes(*each) | more
+        for each, more in zip(comparisons, columns or [{}] * len(comparisons), strict=True)
+    ]
     table = s.outputs.table("correlations", pl.DataFrame(rows, infer_schema_length=None))
     for row in rows:
         if not np.isnan(row["r"]):
@@ -409,45 +392,14 @@ def compare(
     )
 
 
-def correlation(s: Study, first: Definition, other: Definition) -> dict[str, Any]:
-    """Pearson's r of two definitions with its intervals and p-values, and how scores change (in
-    nats, unless one is one-sided), as a row.
-
-    The p-value is that of the Mantel test, or, where some models are not attacked, by permuting
-    targets. The mean difference has its 95% interval over images.
-    """
-    x, y, low, high = first.scores, other.scores, np.nan, np.nan
-    permutations = s.config.get("compare", s.config).get("permutations", statistics.PERMUTATIONS)
-    attacked, test, images = ~np.isnan(x).all(axis=1), "Mantel", OverImages()
-    if attacked.all():
-        a = associate(x, y, permutations)
-        pairs, tested, low, high = a.pairs, a.test, a.low, a.high
-    else:
-        off = np.where(np.eye(len(x), dtype=bool), np.nan, 1.0)
-        pairs, test = pearson((x * off).ravel(), (y * off).ravel()), "target permutation"
-        tested = statistics.target_test((x * off)[attacked], (y * off)[attacked], permutations)
-    one, two = first.sampled, other.sampled
-    if one is not None and two is not None:
-        at = cells(x, y)
-        images = noise.over_images(one.at(*at), two.at(*at), len(x))
-    row = {
-        "reference": first.name,
-        "other": other.name,
-        "models": len(x),
-        "n": pairs.n,
-        "r": pairs.r,
-        "models_low": None if np.isnan(low) else low,
-        "models_high": None if np.isnan(low) else high,
-        **images.row(),
-        "p": tested.p,
-        "permutations": tested.permutations,
-        "test": test,
-        "p_independent_pairs": pairs.p,
-    }
+def changes(first: Definition, other: Definition) -> dict[str, float]:
+    """How scores change, in nats: columns of the table, none where one of them is one-sided. The
+    mean difference has its 95% interval over images."""
+    x, y, one, two = first.scores, other.scores, first.sampled, other.sampled
     if not all(np.allclose(m, m.T, equal_nan=True) for m in (x, y)):
-        return row
+        return {}
     difference = off_diagonal(y - x)
-    row |= {
+    row = {
         "mean_difference": float(difference.mean()),
         "mean_absolute_difference": float(np.abs(difference).mean()),
         "largest_difference": float(np.abs(difference).max()),
@@ -459,21 +411,15 @@ def correlation(s: Study, first: Definition, other: Definition) -> dict[str, Any
     return row
 
 
-def cells(x: NDArray, y: NDArray) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows and columns of the pairs that both have: each once, or each direction if they differ."""
-    rows, columns = statistics.pair_positions(x, y)
-    known = ~np.isnan(x[rows, columns]) & ~np.isnan(y[rows, columns])
-    return rows[known], columns[known]
-
-
 def pairs_table(names: tuple[str, ...], first: Definition, other: Definition) -> pl.DataFrame:
-    """A row a pair: a, b, reference, other (definitions), s_reference, s_other, and difference, the
-    first less the second (nats)."""
-    rows, columns = at = cells(first.scores, other.scores)
+    """A row a pair that both have: a, b, reference, other (definitions), s_reference, s_other, and
+    difference, the first less the second (nats)."""
+    rows, columns = at = statistics.pair_positions(first.scores, other.scores)
     x, y, of = first.scores[at], other.scores[at], np.array(names)
     both = {"reference": pl.lit(first.name), "other": pl.lit(other.name)}
     table = pl.DataFrame({"a": of[rows], "b": of[columns]}).with_columns(**both)
-    return table.with_columns(s_reference=x, s_other=y, difference=x - y)
+    table = table.with_columns(s_reference=x, s_other=y, difference=x - y)
+    return table.filter(pl.col("difference").is_not_nan())
 
 
 @style()
@@ -489,38 +435,23 @@ def figure(parts: list[pl.DataFrame], found: list[dict]) -> Figure:
         ends = [min(x.min(), y.min()), max(x.max(), y.max())]
         ax.plot(ends, ends, color="#999999", lw=0.8, ls=(0, (4, 3)), zorder=0, label="equal scores")
         labels = [f"s, {row[which]} (nats)" for which in ("reference", "other")]
-        p = p_text(row["p"], row["permutations"])
-        note = f"r = {row['r']:.2f}, {row['test']} p {p}, n = {row['n']}"
         names = pairs["b"].to_list() if pairs["a"].n_unique() == 1 < pairs.height else None
-        line = trend(x, y) if row["models"] >= FEWEST else None
-        scatter(ax, x, y, *labels, names=names, trend=line, text=note)
+        line = statistics.trend(x, y) if row["models"] >= FEWEST else None
+        scatter(ax, x, y, *labels, names=names, trend=line, text=note(row))
     return drawing
 
 
 def general_answer(question: str, rows: list[dict]) -> list[str]:
     """Whether definitions agree, by the comparison with the lowest correlation; and each one."""
     known = [row for row in rows if not np.isnan(row["r"])]
+    each = [f"{row['reference']} and {row['other']}: {sentence(row)}" for row in rows]
     if not known or known[0]["models"] < FEWEST:
-        return [text(f"{question}.few", models=rows[0]["models"]), *map(sentence, rows)]
+        return [text(f"{question}.few", models=rows[0]["models"]), *each]
     worst = min(known, key=lambda row: row["r"])
     ends = worst["models_low"], worst["models_high"]
-    decision = verdict(worst["r"], ends, worst["p"], threshold=ALIKE)
+    decision = verdict(worst["r"], ends, worst["p"], threshold=statistics.ALIKE)
     share = text("share", share=worst["r"] ** 2, **worst)
-    return [text(question, decision, share=share), *map(sentence, rows)]
-
-
-def sentence(row: dict) -> str:
-    """A comparison in words."""
-    if np.isnan(row["r"]):
-        return text("undefined", **row)
-    notes = [noise.text(row)]
-    if row["models_low"] is not None:
-        notes.append(text("models", low=row["models_low"], high=row["models_high"]))
-    if row["models"] < FEWEST:
-        notes.append(text("few", fewest=FEWEST))
-    listed, naive = "; ".join(filter(None, notes)), p_text(row["p_independent_pairs"])
-    row = row | {"p": p_text(row["p"], row["permutations"])}
-    return text("r", **row, notes=f" ({listed})" if listed else "", naive=naive)
+    return [text(question, decision, share=share), *each]
 
 
 def differences(
@@ -535,7 +466,7 @@ def differences(
         {
             "model": names,
             "mean_difference": [float(difference[i, off[i]].mean()) for i in range(n)],
-            "r": [pearson(a.scores[i, off[i]], b.scores[i, off[i]]).r for i in range(n)],
+            "r": [statistics.pearson(a.scores[i, off[i]], b.scores[i, off[i]]).r for i in range(n)],
             "nearest_in_a": [names[i] for i in near_a],
             "nearest_in_b": [names[i] for i in near_b],
         }
@@ -550,18 +481,10 @@ def differences(
         f"{row['b']} and {row['a']} ({row['s_reference']:.2f} and {row['s_other']:.2f})"
         for row in pairs.head(3).iter_rows(named=True)
     ]
-    differ = text(
-        "differ",
-        a=a.name,
-        b=b.name,
-        mean=abs(mean),
-        direction="higher" if mean >= 0 else "lower",
-        pairs=", ".join(listed),
-        model=first["model"],
-        most=first["mean_difference"],
-        changed=int((near_a != near_b).sum()),
-        models=n,
-    )
+    values = {"a": a.name, "b": b.name, "mean": abs(mean), "pairs": ", ".join(listed)}
+    values |= {"model": first["model"], "most": first["mean_difference"], "models": n}
+    direction, changes = "higher" if mean >= 0 else "lower", int((near_a != near_b).sum())
+    differ = text("differ", direction=direction, changed=changes, **values)
     shown = s.config.compare.pairs
     tables = {f"The {shown} pairs that differ most": pairs.head(shown), "Models": models}
     return Section("Where they differ", (), tables, [picture]), differ

@@ -24,16 +24,9 @@ from experiments.cli.runs import open_store
 from experiments.cli.setting import build_task
 from experiments.cli.study import Study, study
 from experiments.cli.values import resolved
+from netkin.analysis import statistics
 from netkin.analysis.matrix import position_of
-from netkin.analysis.statistics import (
-    FEWEST,
-    Correlation,
-    Tested,
-    p_text,
-    pearson,
-    permutation_test,
-    trend,
-)
+from netkin.analysis.statistics import FEWEST, p_text
 from netkin.analysis.verdict import verdict
 from netkin.components import base_architecture
 from netkin.errors import UserError
@@ -162,7 +155,8 @@ def seeds_text(table: pl.DataFrame) -> str:
 def in_short(table: pl.DataFrame) -> str:
     """Whether students learn more from the more similar teachers, and by how much."""
     half = table.height // 2
-    test = permutation_test(table["similarity"].to_numpy(), table["student_accuracy"].to_numpy())
+    similarity, accuracy = table["similarity"].to_numpy(), table["student_accuracy"].to_numpy()
+    test = statistics.permutation_test(similarity, accuracy)
     if half < 1:
         return text("one_teacher")
     more, less = (part["student_accuracy"].mean() for part in (table[:half], table[-half:]))
@@ -197,7 +191,8 @@ def correlation_figure(
     for letter, ax, (title, part) in zip("abc", axes, parts.items(), strict=False):
         x = scale * part[column].cast(pl.Float64).to_numpy()
         y = 100 * part["student_accuracy"].to_numpy()
-        correlation, test = pearson(x, y), permutation_test(x, y, settings.permutations)
+        correlation = statistics.pearson(x, y)
+        test = statistics.permutation_test(x, y, settings.permutations)
         note = f"({letter}) {title}" if len(parts) > 1 else title
         if np.isnan(correlation.r):
             note += f"\n{len(x)} teacher{'s' * (len(x) != 1)}: no correlation"
@@ -205,7 +200,7 @@ def correlation_figure(
             p = p_text(test.p, test.permutations)
             note += f"\nr = {correlation.r:.2f}, p {p}, n = {correlation.n}"
         sentences.append(correlation_text(title, correlation, test, len(x)))
-        line = trend(x, y, settings.level) if len(x) >= FEWEST else None
+        line = statistics.trend(x, y, settings.level) if len(x) >= FEWEST else None
         if part.height and part["student_low"].null_count() == 0:
             half = y - 100 * part["student_low"].to_numpy()
             drawn = {"fmt": "none", "ecolor": INK, "alpha": 0.35, "elinewidth": 0.8}
@@ -215,7 +210,9 @@ def correlation_figure(
     return figure, sentences
 
 
-def correlation_text(title: str, correlation: Correlation, test: Tested, teachers: int) -> str:
+def correlation_text(
+    title: str, correlation: statistics.Correlation, test: statistics.Tested, teachers: int
+) -> str:
     """What a panel shows, the verdict first: Yes, No (the sign is negative) or Not certain.
 
     Fewer than FEWEST teachers have no verdict and no interval.

@@ -22,11 +22,11 @@ from experiments.cli.study import Study, study, with_logits
 from experiments.cli.values import naming
 from netkin.analysis import ensemble
 from netkin.analysis.clusters import choose_k, spectral
+from netkin.analysis.correlation import Definition, correlate, note, sentence
 from netkin.analysis.groups import groups
 from netkin.analysis.matrix import Matrix, pair_index, square
 from netkin.analysis.noise import Sampled, halves, over_images, sampled_scores
-from netkin.analysis.noise import text as noise_text
-from netkin.analysis.statistics import FEWEST, associate, mantel, paired, trend
+from netkin.analysis.statistics import FEWEST, mantel, paired, trend
 from netkin.analysis.verdict import verdict
 from netkin.jobs.progress import Bars
 from netkin.model import Model
@@ -145,11 +145,20 @@ def pair_section(
     err, mean, gap = (
         square(table[name].to_numpy(), n) for name in ("err", "member_error", "error_gap")
     )
-    association = associate(scores, err, permutations)
+    images = None
+    if s.measured is not None:
+        ours = sampled_scores(s.measured.outcomes, s.config.score.bootstrap).at(*pair_index(n))
+        reductions = (
+            ensemble.reduction_draws(wrong, ensemble.pairs_of(n), pair_wrong, weights)
+            for weights in (counts, halves(wrong.shape[1]))
+        )
+        images = over_images(ours, Sampled(table["err"].to_numpy(), *reductions), n)
+    of = Definition("similarity", scores), Definition("error reduction", err)
+    row = correlate(*of, permutations, images)
     beyond = mantel(scores, err, permutations, controls=(mean, gap))
-    r, (x, y) = association.pairs.r, paired(scores, err)
+    r, (x, y) = row["r"], paired(scores, err)
     if not np.isnan(r):
-        s.tracker.summary({"ensemble/r": r, "ensemble/mantel_p": association.test.p})
+        s.tracker.summary({"ensemble/r": r, "ensemble/mantel_p": row["p"]})
     figure = scatter_figure(
         x,
         100 * y,
@@ -157,21 +166,11 @@ def pair_section(
         "error reduction rate (%)",
         names=[f"{a} + {b}" for a, b in table.select("a", "b").iter_rows()] if n < 6 else None,
         trend=trend(x, 100 * y) if n >= FEWEST else None,
-        text=str(association) if n > 2 else "",
+        text=note(row) if n > 2 else "",
     )
     caption = text("pairs", n=table.height)
     picture = s.outputs.figure("ensemble_pairs", figure, table, caption)
-    images = ""
-    if s.measured is not None:
-        ours = sampled_scores(s.measured.outcomes, s.config.score.bootstrap).at(*pair_index(n))
-        reductions = (
-            ensemble.reduction_draws(wrong, ensemble.pairs_of(n), pair_wrong, weights)
-            for weights in (counts, halves(wrong.shape[1]))
-        )
-        theirs = Sampled(table["err"].to_numpy(), *reductions)
-        if noise := noise_text(over_images(ours, theirs, n).row(), r):
-            images = f" {noise[0].upper()}{noise[1:]}."
-    found = verdict(-r, p=association.test.p)  # is a pair better the less similar it is?
+    found = verdict(-r, p=row["p"])  # is a pair better the less similar it is?
     decided, adds = text("verdict", found), text("beyond.few", models=n)
     if n < FEWEST or np.isnan(r):
         decided = text("verdict.few", models=n)
@@ -191,7 +190,7 @@ def pair_section(
     )
     paragraphs = [
         f"{decided} {effect}",
-        text("association", sentence=association.sentence(), images=images),
+        text("association", sentence=sentence(row)),
         adds,
     ]
     worth, line = table["err_of_one_image"].drop_nans(), trend(x, y)

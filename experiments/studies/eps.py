@@ -32,10 +32,8 @@ from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.report.text import settings_text
 
-LINES = 12
-"""Models in the figure."""
-ENOUGH = 0.99
-"""White-box success that every model has to reach."""
+LINES = 12  # models in the figure
+ENOUGH = 0.99  # white-box success that every model has to reach
 SUCCESS, NOISE = "white_box_success", "noise_error"
 text = Sentences(Path(__file__).with_suffix(".toml"))
 

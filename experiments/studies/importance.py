@@ -18,18 +18,9 @@ from omegaconf import DictConfig
 
 from experiments.cli.components import components_of
 from experiments.cli.study import Study, study
+from netkin.analysis import importance
 from netkin.analysis.components import differences
-from netkin.analysis.importance import (
-    SHALLOW,
-    Boosting,
-    Importance,
-    alone,
-    boosted,
-    held_out,
-    least_holm_p,
-    lookup_r2,
-    pairs,
-)
+from netkin.analysis.importance import SHALLOW, Boosting, Importance
 from netkin.analysis.verdict import verdict
 from netkin.jobs.progress import Bars
 from netkin.report.plots import bars_figure
@@ -46,11 +37,11 @@ def run(config: DictConfig) -> None:
     with study(config) as s:
         components = components_of(s)
         differ = differences(components)
-        x, y, *_ = pairs(differ, s.scores)
+        x, y, *_ = importance.pairs(differ, s.scores)
         s.outputs.table("components", components)
         fitted, deep, out = _fits(s, differ, options)
         names, n = components.columns[1:], len(s.names)
-        alone_of = alone(differ, s.scores, config.importance.permutations)
+        alone_of = importance.alone(differ, s.scores, config.importance.permutations)
         table = _table(names, fitted, out, x.mean(axis=0), alone_of)
         r2 = s.outputs.table("r2", _r2(fitted, deep, out, len(y)))
         caption = text("all_pairs", pairs=len(y), n=n, repeats=options.repeats)
@@ -70,7 +61,7 @@ def run(config: DictConfig) -> None:
             f"similarity of a pair, of {s.source}, from which of {len(names)} components differ.",
             [
                 *_answer(table, fitted, deep, out, n),
-                *_concluded(table, lookup_r2(x, y), n, config.importance.permutations),
+                *_concluded(table, importance.lookup_r2(x, y), n, config.importance.permutations),
             ],
             [
                 Section("Importance (Fig. 1)", (), {"": table}, [picture]),
@@ -85,14 +76,16 @@ def _fits(
 ) -> tuple[Importance, list[Importance], list[Importance]]:
     """On all pairs; and on held-out models with the same trees, and with shallow ones."""
     splits, share = s.config.importance.splits, s.config.importance.held_out
-    x, y, *_ = pairs(differ, s.scores)
+    x, y, *_ = importance.pairs(differ, s.scores)
     with Bars(s.console) as bars:
         bars.start("importance", ["fits"], 2 * splits + 1)
-        fitted = boosted(x, y, options=options)
+        fitted = importance.boosted(x, y, options=options)
         bars.advance("importance", 1)
         shallow = replace(SHALLOW, repeats=options.repeats, seed=options.seed)
         deep, out = (
-            held_out(differ, s.scores, splits, share, o, lambda: bars.advance("importance", 1))
+            importance.held_out(
+                differ, s.scores, splits, share, o, lambda: bars.advance("importance", 1)
+            )
             for o in (options, shallow)
         )
         bars.end("importance")
@@ -171,7 +164,7 @@ def _concluded(
 ) -> list[str]:
     """What the components say by themselves, and what R^2 is worth."""
     known = table.drop_nulls("mantel_p").sort("mantel_p", "mantel_r")
-    least = least_holm_p(models, max(known.height, 1), permutations)
+    least = importance.least_holm_p(models, max(known.height, 1), permutations)
     sure = known.filter(pl.col("holm_p") < ALPHA)
     listed = ", ".join(text("related", **row) for row in sure.to_dicts()) or "none"
     verb = "is" if sure.height < 2 else "are"

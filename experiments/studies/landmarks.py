@@ -13,7 +13,6 @@ experiments/results/landmarks.md.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,7 @@ from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.run import Incomplete, Run
 
-AUTO = 20
-"""Landmarks of `landmarks=auto`, or half of the models where that is less."""
+AUTO = 20  # landmarks of `landmarks=auto`, or half of the models where that is less
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
@@ -131,7 +129,7 @@ def report(
     c = complete(scores, landmarks, config.level, config.seed, one_sided)
     both = (c.scores, c.low, c.high)  # of one-sided scores the mean of the directions
     scores, low, high = ((matrix + matrix.T) / 2 for matrix in both)
-    c = replace(c, scores=scores, low=low, high=high)
+    c = c._replace(scores=scores, low=low, high=high)
     square = o.outputs.table("similarity", Matrix(tuple(names), scores).table())
     o.outputs.table("measured", Matrix(tuple(names), c.measured.astype(float)).table())
     pairs = o.outputs.table("pairs", pair_table(names, c, measured, truth))

@@ -27,8 +27,9 @@ from omegaconf import DictConfig
 from experiments.cli.study import Measured, Study, study
 from netkin import similarity
 from netkin.analysis import measures, noise
+from netkin.analysis.correlation import Definition, correlate
 from netkin.analysis.matrix import Matrix, pair_values
-from netkin.analysis.measures import Measure, correlate
+from netkin.analysis.measures import Measure
 from netkin.analysis.statistics import FEWEST, p_text, trend
 from netkin.analysis.verdict import verdict
 from netkin.jobs.pool import Advance, Result
@@ -141,10 +142,10 @@ def report(s: Study, results: list[Measure], images: int) -> None:
     for measure in results:
         s.outputs.table(f"measure_{measure.name}", Matrix(s.names, measure.matrix).table())
     table = s.outputs.table("measures", pl.DataFrame([measure.summary() for measure in results]))
-    correlations = pl.DataFrame(
-        [correlate(a, b, permutations) for a, b in combinations(results, 2)],
-        infer_schema_length=None,
-    )
+    of = [Definition(m.name, m.matrix, m.sampled) for m in results]
+    rows = [correlate(*two, permutations) for two in combinations(of, 2)]
+    names = {"reference": "a", "other": "b", "n": "pairs", "p": "mantel_p"}
+    correlations = pl.DataFrame(rows, infer_schema_length=None).rename(names).drop("test")
     known = correlations.filter(a="similarity").drop_nulls("r").drop_nans("r")
     s.tracker.summary({f"measures/r/{r['b']}": r["r"] for r in known.iter_rows(named=True)})
     pairs = Matrix(s.names, results[0].matrix).pairs(**{m.name: m.matrix for m in results})
@@ -228,5 +229,5 @@ def decided(n: int, correlations: pl.DataFrame) -> str:
 def correlated(row: dict[str, Any]) -> str:
     """A correlation with similarity: r, the noise ceiling, r without noise, Mantel p."""
     p = f"Mantel p {p_text(row['mantel_p'], row['permutations'])}"
-    parts = ", ".join(filter(None, (noise.text(row, row["r"]), p)))
+    parts = ", ".join(filter(None, (noise.text(row), p)))
     return f"{short_title(row['b'])} r = {row['r']:.2f} ({parts})"

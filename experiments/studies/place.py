@@ -19,9 +19,8 @@ members: experiments/results/landmarks.md.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -51,39 +50,34 @@ from netkin.report.study import Section
 from netkin.report.text import size
 from netkin.results import Results
 
-SHOWN = 40
-"""Members in the figure of a probe."""
+SHOWN = 40  # members in the figure of a probe
 Z_90 = 1.6448536269514722
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What a classifier and m members answer on one's adversarial images, over I images.
-
-    Attributes:
-        both: [m, I] bool, images that the member and the classifier classify correctly.
-        fooled: [m, I] bool, whether the adversarial image fools the other one.
-        noise: [m, I] bool, images that the classifier misclassifies under noise; None without this
-            control.
-    """
+class Answers(NamedTuple):
+    """What a classifier and m members answer on one's adversarial images, over I images: those that
+    both classify correctly, whose adversarial image fools the other one, and, with this control,
+    those that the classifier misclassifies under noise; [m, I] each."""
 
     both: NDArray[np.bool_]
     fooled: NDArray[np.bool_]
     noise: NDArray[np.bool_] | None = None
 
-    def row(self, k: int, eps_s: float) -> dict[str, Any]:
-        """s1 of a member with its 95% interval: n, fooled (rate), score, low, high (nats); under
+    def table(self, eps_s: float) -> pl.DataFrame:
+        """s1 of each member with its 95% interval: n, fooled (rate), score, low, high (nats); under
         noise noise_rate and above_noise: whether s1's rate is above it (95% interval)."""
-        fooled = self.fooled[k, self.both[k]].astype(float)
-        s = similarity.with_interval(fooled, eps_s)
-        row: dict[str, Any] = {"n": s.n, "fooled": float(fooled.mean())}
+        n, fooled = self.both.sum(axis=1), self.fooled & self.both
+        k = fooled.sum(axis=1)
+        columns = {"n": n, "fooled": k / n}
         if self.noise is not None:
-            noise = self.noise[k, self.both[k]]
-            more = fooled - noise
-            above = bool(more.mean() > similarity.Z_95 * more.std() / np.sqrt(len(more)))
-            row |= {"noise_rate": float(noise.mean()), "above_noise": above}
-        return row | {"score": s.score, "low": s.low, "high": s.high}
+            noise = self.noise & self.both
+            more = fooled.astype(float) - noise
+            mean, square = more.sum(axis=1) / n, (more**2).sum(axis=1) / n
+            half = similarity.Z_95 * np.sqrt(np.maximum(square - mean**2, 0) / n)
+            columns |= {"noise_rate": noise.sum(axis=1) / n, "above_noise": mean > half}
+        ends = similarity.with_intervals(k, np.zeros(len(k)), n, eps_s)
+        return pl.DataFrame(columns | dict(zip(("score", "low", "high"), ends, strict=True)))
 
     def smoothed(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
         """Smoothed s1 of each member over draws of images, counts [draws, I] -> [draws, m]."""
@@ -92,24 +86,21 @@ class Answers:
 
 
 class Placed(NamedTuple):
-    """The clusters of N members, and where a classifier belongs among them.
-
-    Attributes:
-        labels: [N] from 0; None where there are no clusters.
-        reason: for their number, or why there are none.
-        shares: [k] of the draws of images that put the classifier in each cluster.
-        record: how many members the same rule puts into their own cluster.
-    """
+    """The clusters of N members, from 0 (None where there are none), the reason for their number,
+    the shares [k] of the draws of images that put a classifier in each, and how many members the
+    same rule puts into their own."""
 
     labels: NDArray[np.intp] | None
     reason: str
     shares: Sequence[float] = ()
     record: int = 0
 
-    def of(self, i: int, member: Model) -> dict[str, Any]:
-        """The member's first cells of a table: model, family, cluster (from 1; null if unknown)."""
-        cluster = None if self.labels is None else int(self.labels[i]) + 1
-        return {"model": member.name, "family": member.family, "cluster": cluster}
+    def table(self, members: Sequence[Model]) -> pl.DataFrame:
+        """The first columns of a table: model, family, cluster (from 1; null if unknown)."""
+        cluster = [None] * len(members) if self.labels is None else (self.labels + 1).tolist()
+        names, families = [m.name for m in members], [m.family for m in members]
+        columns = {"model": names, "family": families, "cluster": cluster}
+        return pl.DataFrame(columns, schema_overrides={"cluster": pl.Int64})
 
 
 def placed(
@@ -163,10 +154,8 @@ def novel(config: DictConfig) -> None:
             theirs = similarity.one_sided(results.outcomes(models))
             np.fill_diagonal(theirs, np.nan)
             found = placed(labels, reason, draws, theirs)
-        table = pl.DataFrame(
-            [found.of(i, model) | answers.row(i, eps_s) for i, model in enumerate(models)],
-            schema_overrides={"cluster": pl.Int64},
-        ).sort(["score", "model"], descending=[True, False])
+        table = found.table(models).hstack(answers.table(eps_s))
+        table = table.sort(["score", "model"], descending=[True, False])
         relatives = {"nearest": nearest(table), **table.row(0, named=True)}
         answer = [
             *belongs(name, found, table, "score"),
@@ -350,24 +339,18 @@ def probe_table(
     found: Placed,
 ) -> pl.DataFrame:
     """A row a member, the nearest relative first; see `probe_clusters` for the arguments."""
-    n, table = len(members), []
-    row_of, more = scores[:n, n], excess(scores[:n, n], scores[:n, :n].T)
-    for i, member in enumerate(members):
-        if np.isnan(row_of[i]):
-            continue
-        row = found.of(i, member)
-        if i in chosen:
-            row |= {"kind": "measured", "level": 0.95}
-            row |= answers.row(chosen.index(i), config.score.eps_s)
-        else:
-            ends = {"low": row_of[i] - half[i], "high": row_of[i] + half[i]}
-            row |= {"kind": "predicted", "level": 0.9, "score": row_of[i], **ends}
-        mean = row_of[i] - more[i]
-        ends = {f"{end}_excess": row[end] - mean for end in ("low", "high")}
-        table.append(row | {"excess": more[i], **ends})
-    return pl.DataFrame(table, infer_schema_length=None).sort(
-        ["excess", "model"], descending=[True, False]
-    )
+    n, kinds = len(members), found.table(members)
+    row, more = scores[:n, n], excess(scores[:n, n], scores[:n, :n].T)
+    rest = [i for i in np.flatnonzero(~np.isnan(row)).tolist() if i not in chosen]
+    measured = kinds[chosen].with_columns(kind=pl.lit("measured"), level=0.95)
+    predicted = kinds[rest].with_columns(kind=pl.lit("predicted"), level=0.9, score=row[rest])
+    ends = {"low": (row - half)[rest], "high": (row + half)[rest]}
+    measured = measured.hstack(answers.table(config.score.eps_s))
+    table = pl.concat([measured, predicted.with_columns(**ends)], how="diagonal")
+    mean = pl.Series((row - more)[chosen + rest])
+    ends = {f"{end}_excess": table[end] - mean for end in ("low", "high")}
+    table = table.with_columns(excess=more[chosen + rest], **ends)
+    return table.sort(["excess", "model"], descending=[True, False])
 
 
 def probe_answer(name: str, table: pl.DataFrame, found: Placed) -> list[str]:

@@ -50,10 +50,8 @@ from netkin.zoo.member import parse_members
 
 Advice = tuple[Section, list[str]]
 """A section of the page, and its part of the answer."""
-SPANNED = 0.8
-"""Share of the range of similarities from which the chosen teachers represent it."""
-SHOWN = 40
-"""Teachers in a figure."""
+SPANNED = 0.8  # share of the range of similarities from which the chosen teachers represent it
+SHOWN = 40  # teachers in a figure
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
 

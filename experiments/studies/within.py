@@ -29,10 +29,8 @@ from netkin.similarity import ALWAYS, interval
 
 ALL = "all models"
 BETWEEN = "different groups"
-FAMILIES_UP_TO = 12
-"""Families that are the groups; where there are more, base architectures are."""
-NAMED = 8
-"""Groups in the answer."""
+FAMILIES_UP_TO = 12  # families that are the groups; where there are more, base architectures are
+NAMED = 8  # groups in the answer
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
 

@@ -45,17 +45,12 @@ from netkin.zoo.build import knows_more
 from netkin.zoo.execution import DEFAULT_PRECISION
 from netkin.zoo.sources import model_page
 
-FEWEST = 4
-"""Models below which effects of single models are not separated from the rest."""
+FEWEST = 4  # models below which effects of single models are not separated from the rest
 NOT_ABOVE = "○: not above noise"
-EXTREMES = 5
-"""Pairs in each of the tables of the most and the least similar."""
-ANCHORS = (0.01, 0.05, 0.10, 0.25, 0.50, 1.00)
-"""Fooling rates p whose scores explain the scale."""
-WEAK_NAMED = 30
-"""Models with a weak attack up to which all are named."""
-FAMILIES = 15
-"""Families up to which each has a sentence."""
+EXTREMES = 5  # pairs in each of the tables of the most and the least similar
+ANCHORS = (0.01, 0.05, 0.10, 0.25, 0.50, 1.00)  # fooling rates p whose scores explain the scale
+WEAK_NAMED = 30  # models with a weak attack up to which all are named
+FAMILIES = 15  # families up to which each has a sentence
 
 
 class Example(NamedTuple):
@@ -88,8 +83,7 @@ class Result:
     shown as its heatmap.
 
     Attributes:
-        title: the question in one line.
-        question: the question and how it was measured.
+        title, question: in one line; and with how it was measured.
         answer: the findings, and what to know of them, in words, a paragraph each.
         outcomes: what the scores were computed from; see `netkin.similarity`.
         names: N names, the order of `scores`.
@@ -212,12 +206,9 @@ class Result:
             effects = {} if c.effects is None else {"Main effects (nats)": c.effects}
             sections.append(Section(c.title, [c.sentence], effects, [picture], links=self.links))
         if self.examples:
-            rows, schema = (
-                [e[:4] for e in self.examples],
-                ["source", "image", "label", "prediction"],
-            )
             drawn, caption = examples_figure(self.examples, self.eps), text("examples.caption")
-            table = pl.DataFrame(rows, schema, orient="row")
+            schema = ["source", "image", "label", "prediction"]
+            table = pl.DataFrame([e[:4] for e in self.examples], schema, orient="row")
             shown = [outputs.figure("examples", drawn, table, caption)]
             sections.append(Section("Images under attack", [examples_note(self.eps)], {}, shown))
         return sections
@@ -290,9 +281,8 @@ class Result:
             means[i, j] = means[j, i] = np.nan if mean is None else mean
         n, caption = len(order), text("pairwise.families_caption")
         drawn = heatmap_figure(means, names, [""] * n, LABEL, self._least(), order=np.arange(n))
-        return Section(
-            "Families", (), {}, [outputs.figure("families", drawn, self.families, caption)]
-        )
+        picture = outputs.figure("families", drawn, self.families, caption)
+        return Section("Families", figures=[picture])
 
     def _models_section(self) -> Section:
         columns = [
@@ -322,17 +312,11 @@ def summarise(
     failures: pl.DataFrame | None = None,
     suspects: Mapping[str, str] | None = None,
 ) -> Result:
-    """The answer for members whose passes are done.
+    """The answer for members whose passes are done, in the order of the outcomes.
 
-    Args:
-        results: what the store holds of the images under the attack.
-        members: the models of the outcomes, in the same order.
-        outcomes: of the members.
-        draws: of the outcomes' images.
-        eps_s: the floor of 100 p.
-        requested: the members with those that failed; `members`, unless given.
-        failures: of the others, a row each: model, stage, reason.
-        suspects: why a member's clean predictions look wrong, by its name.
+    eps_s is the floor of 100 p; `requested` are the members with those that failed, which have a
+    row each of `failures`: model, stage, reason; `suspects` says by name why a member's clean
+    predictions look wrong.
     """
     requested, evaluation = requested or members, results.evaluation
     task, images = evaluation.task, len(outcomes.image_ids)
@@ -383,15 +367,10 @@ def relate(
     caveats: Sequence[str] = (),
     **others: Any,
 ) -> Result:
-    """The answer from outcomes alone, with gaps for requested models that failed.
+    """The answer from outcomes alone, with gaps for requested models that failed; see `summarise`.
 
-    Args:
-        title, question: of the page.
-        outcomes, draws, eps_s, suspects: see `summarise`.
-        families: of all requested models, by name.
-        params, input_sizes: of the models of the outcomes.
-        caveats: the last paragraphs of the answer.
-        others: further attributes of the `Result`.
+    `families` are those of all requested models, params and input sizes of the outcomes' models,
+    `caveats` the last paragraphs of the answer, and `others` further attributes of the `Result`.
     """
     names, done = tuple(families), list(outcomes.members)
     groups = [families[name] for name in done]

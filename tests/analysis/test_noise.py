@@ -18,9 +18,9 @@ from tests.studies.test_comparison import outcomes
 def test_the_interval_over_images_covers_and_percentiles_do_not(r: float, images: int) -> None:
     """On scores like those of the digits. All values: experiments/results/statistics.md."""
     found = of_r(matrix.read(DIGITS).scores, r, images, repetitions=120, draws=150)
-    assert found.corrected >= 0.88 and found.percentile < found.corrected - 0.05
-    assert found.measured < found.true
-    assert found.without_noise == pytest.approx(found.true, abs=0.02)
+    assert found["corrected"] >= 0.88 and found["percentile"] < found["corrected"] - 0.05
+    assert found["measured"] < found["true"]
+    assert found["without_noise"] == pytest.approx(found["true"], abs=0.02)
 
 
 def test_the_ceiling_is_what_noise_leaves_of_a_perfect_correlation() -> None:

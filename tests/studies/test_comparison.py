@@ -33,7 +33,11 @@ def outcomes(n: int = 3, images: int = 40) -> Outcomes:
 
 
 def test_one_sided_scores_are_the_two_halves_of_p() -> None:
+    """In draws of images, too."""
     found = outcomes()
+    halves = np.exp(similarity.one_sided(found, counts=resample(40, 6))) / 100
+    whole = np.exp(similarity.bootstrap(found, 6)) / 100
+    np.testing.assert_allclose((halves + halves.transpose(0, 2, 1)) / 2, whole)
     halves = np.exp(similarity.one_sided(found)) / 100
     whole = np.exp(similarity.smoothed_matrix(found)) / 100
     np.testing.assert_allclose((halves + halves.T) / 2, whole)
@@ -43,14 +47,6 @@ def test_one_sided_scores_are_the_two_halves_of_p() -> None:
         n = row["n"]
         rates = [(rate * n + 0.5) / (n + 1) for rate in (row["a_fools_b"], row["b_fools_a"])]
         assert (halves[a, b], halves[b, a]) == pytest.approx(tuple(rates))
-
-
-def test_one_sided_draws_are_the_draws_of_the_score() -> None:
-    found = outcomes()
-    counts = resample(40, 6)
-    halves = np.exp(similarity.one_sided(found, counts=counts)) / 100
-    whole = np.exp(similarity.bootstrap(found, 6)) / 100
-    np.testing.assert_allclose((halves + halves.transpose(0, 2, 1)) / 2, whole)
 
 
 def test_p_over_targets_is_uniform_where_there_is_nothing_and_small_where_there_is() -> None:

@@ -52,10 +52,8 @@ def hierarchy(scores: NDArray[np.float64]) -> Hierarchy:
     return Hierarchy(tree, leaves_list(tree).astype(np.intp), top)
 
 
-PAPER_K = 10
-"""The number of clusters in the paper (Sec. 3.1)."""
-EQUAL = 1e-9
-"""Scores closer than this, in nats, are the same."""
+PAPER_K = 10  # the number of clusters in the paper (Sec. 3.1)
+EQUAL = 1e-9  # scores closer than this, in nats, are the same
 
 
 def check_k(k: Any, n: int) -> None:

@@ -17,16 +17,14 @@ from scipy import stats
 from netkin.analysis.statistics import mean_known
 from netkin.similarity import interval
 
-READ = 256
-"""Images whose logits are read at once: 71 MB for 69 models and 1,000 classes."""
+READ = 256  # images whose logits are read at once: 71 MB for 69 models and 1,000 classes
 _CACHED = 16
 """Images that are added up at once: the logits of 69 models for them fit in a core's cache."""
 
 FEW = 10
 """Images with an event, such as an error, below which an interval is exact, not by bootstrap."""
 
-ENDS = ("", "_low", "_high")
-"""Suffixes of the columns of a rate and its interval."""
+ENDS = ("", "_low", "_high")  # suffixes of the columns of a rate and its interval
 
 Read = Callable[[slice], NDArray[np.float32]]
 """Logits of all M models on some images: slice(start, stop) -> [M, stop - start, K]."""
@@ -120,9 +118,8 @@ def metrics(
 def share_interval(events: float, n: float, level: float = 0.95) -> tuple[float, float]:
     """Clopper and Pearson's exact interval of a rate with so many events in n images.
 
-    Events may be a fraction, where each image has a share in [0, 1] of an event, such as the share
-    of several ensembles that misclassify it: the interval is then conservative, because a share
-    varies less than an event.
+    Events may be fractions: shares in [0, 1] of an image, such as that of several ensembles that
+    misclassify it. The interval is then conservative, because a share varies less than an event.
     """
     tail = (1 - level) / 2
     low = float(stats.beta.ppf(tail, events, n - events + 1)) if events > 0 else 0.0
@@ -131,17 +128,13 @@ def share_interval(events: float, n: float, level: float = 0.95) -> tuple[float,
 
 
 def reduction_interval(together: NDArray, members: NDArray, size: int) -> tuple[float, float]:
-    """A conservative 95 % interval of ERR = 1 - (sum of together) / (sum of members).
+    """A conservative 95 % interval of ERR = 1 - (sum of together) / (sum of members), [I] each: the
+    share of ensembles, of so many members, and of members that misclassify an image.
 
     An ensemble of models that are all right is right, so an image adds at most `size` times as much
     to the first sum as to the second: (1 - ERR) / size is a weighted mean of shares in [0, 1]. Its
     interval is that of `share_interval` for Kish's effective number of images. (NaN, NaN) where no
     member errs.
-
-    Args:
-        together: [I] whether the ensemble misclassifies the image, or the share of ensembles.
-        members: [I] the share of members that misclassify it.
-        size: members in an ensemble.
     """
     total = float(members.sum())
     if not total:

@@ -54,26 +54,19 @@ class Draws:
     """The draws of `netkin.similarity.bootstrap`, of which only means over pairs are kept.
 
     For N = 1,000 models a thousand matrices are 8 GB; here a row of them at a time is computed.
-
-    Args:
-        outcomes: of N models.
-        draws: number of draws.
-        seed: of the draws, as of `netkin.similarity.bootstrap`.
     """
 
-    def __init__(self, outcomes: Outcomes, draws: int = 1000, seed: int = 0):
+    def __init__(self, outcomes: Outcomes, draws: int = 1000):
         self.outcomes = outcomes
-        self.counts = similarity.resample(len(outcomes.image_ids), draws, seed)
+        self.counts = similarity.resample(len(outcomes.image_ids), draws)
         self._group_means: dict[tuple[str, ...], NDArray[np.float64]] = {}
 
     def group_means(self, groups: Sequence[str]) -> NDArray[np.float64]:
-        """The mean score of the pairs of two of G groups of models in each draw, [draws, G, G].
+        """The mean score of the pairs of two of G groups of the N models, in the order in which
+        they come, in each draw, [draws, G, G].
 
         Computed once for the same groups. NaN where a draw leaves one of the pairs without images,
         and where there is no pair.
-
-        Args:
-            groups: of the N models; G in the order in which they come.
         """
         key = tuple(groups)
         if key not in self._group_means:

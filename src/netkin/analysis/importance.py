@@ -103,14 +103,9 @@ def alone(
 ) -> list[tuple[float, float, float]]:
     """Each component by itself: (r, p, p after Holm's correction), C times.
 
-    r correlates scores with whether two models differ in the component: below 0 where models that
-    differ are less similar. p is of the Mantel test. Holm (1979) corrects it for the number of
-    components. NaN for a component in which all pairs differ, or none.
-
-    Args:
-        differ: [N, N, C], whether two models differ in each component.
-        scores: [N, N], in nats.
-        permutations: of the models.
+    r correlates scores [N, N] with whether two models differ in the component, [N, N, C]: below 0
+    where models that differ are less similar. p is of the Mantel test. Holm (1979) corrects it for
+    the number of components. NaN for a component in which all pairs differ, or none.
     """
     bits = np.moveaxis(differ, 2, 0).astype(float)
     tests = [mantel(component, scores, permutations) for component in bits]
@@ -150,15 +145,8 @@ def held_out(
 
     Pairs share models, so a split of pairs would put each model on both sides. Instead a share of
     the models is held out, at least 4, which have 6 pairs. Empty where fewer than 4 models would be
-    left to fit on.
-
-    Args:
-        differ: [N, N, C], whether two models differ in each component.
-        scores: [N, N], in nats.
-        splits: number of splits.
-        share: of the models to hold out, in (0, 1).
-        options: of gradient boosting; its seed is that of the splits, too.
-        done: called after each split.
+    left to fit on. `differ` and scores are those of `alone`; the seed of the options is that of the
+    splits, too; `done` is called after each.
     """
     options = options or Boosting()
     x, y, a, b = pairs(differ, scores)

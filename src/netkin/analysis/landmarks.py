@@ -17,7 +17,6 @@ On the published 69 models: experiments/results/landmarks.md.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -35,27 +34,17 @@ from netkin.analysis.verdict import Verdict, verdict
 from netkin.errors import UserError
 from netkin.similarity import interval
 
-FEWEST = 5
-"""Landmarks."""
-FITTED = 10_000
-"""Pairs that a regression is fitted on, about; of more, so many are drawn."""
-FOLDS = 10
-"""Groups of landmarks that are held out, one after another; at most one a landmark."""
-USEFUL = 0.5
-"""The share of the variance of held-out scores from which predictions are said to work."""
-BLOCK = 50_000
-"""Pairs that are predicted at once, which bounds the memory."""
+FEWEST = 5  # landmarks
+FITTED = 10_000  # pairs that a regression is fitted on, about; of more, so many are drawn
+FOLDS = 10  # groups of landmarks that are held out, one after another; at most one a landmark
+USEFUL = 0.5  # the share of the variance of held-out scores from which predictions are said to work
+BLOCK = 50_000  # pairs that are predicted at once, which bounds the memory
 
 
 class HeldOut(NamedTuple):
-    """How well pairs with a landmark are predicted while it is taken for another model.
-
-    Attributes:
-        landmark, other: [P] positions of the models of the pairs.
-        measured, predicted: [P] scores, in nats.
-        covered: [P] bool, whether the interval that follows from the other landmarks' errors has
-            the measured score.
-    """
+    """How well pairs with a landmark are predicted while it is taken for another model: [P] each,
+    positions of the models, scores in nats, and whether the interval that follows from the other
+    landmarks' errors has the measured score."""
 
     landmark: NDArray[np.intp]
     other: NDArray[np.intp]
@@ -83,18 +72,11 @@ class HeldOut(NamedTuple):
         return verdict(self.r2, self.r2_interval(), threshold=USEFUL)
 
 
-@dataclass(frozen=True)
-class Completed:
-    """All scores of N models, measured or predicted.
-
-    Attributes:
-        scores: [N, N], symmetric unless one-sided, in nats. The diagonal is as given, or, where
-            that is NaN, the mean of the others'.
-        low, high: [N, N], the interval of a predicted score; the score itself where it was given.
-        measured: [N, N] bool, which scores were given.
-        held_out: the errors of such predictions.
-        level: the share of predicted scores that the intervals are to cover.
-    """
+class Completed(NamedTuple):
+    """All scores of N models, [N, N] in nats, symmetric unless one-sided, with intervals that are
+    to cover a share, `level`, of the predicted ones; which scores were measured, whose interval is
+    the score itself; and the errors of such predictions. The diagonal is as given, or, where that
+    is NaN, the mean of the others'."""
 
     scores: NDArray[np.float64]
     low: NDArray[np.float64]
@@ -224,11 +206,9 @@ def _held_out(
 def half_widths(
     predicted: NDArray[np.float64], measured: NDArray[np.float64], level: float
 ) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """From predictions to half-widths that cover a share of errors such as those given.
-
-    The mean absolute error is taken as linear in the prediction, and its multiple is the conformal
-    quantile: of n ratios the k-th smallest, k = level (n + 1) rounded up.
-    """
+    """From predictions to half-widths that cover a share of errors such as those given: a multiple,
+    the conformal quantile (of n ratios the k-th smallest, k = level (n + 1) rounded up), of a mean
+    absolute error that is linear in the prediction."""
     errors = np.abs(predicted - measured)
     mean = max(float(errors.mean()), 1e-6)
     slope, start = np.polyfit(predicted, errors, 1)
@@ -284,11 +264,9 @@ def features(
 ) -> NDArray[np.float64]:
     """Features [P, F] of pairs of models; F does not depend on the number of landmarks.
 
-    Args:
-        p, q: [P, c] the profiles of the two models, their scores with c landmarks; of one-sided
-            scores, how often the landmarks' images fool them.
-        between: [c, c] the profiles of the landmarks.
-        directed: whether features tell the source p from the target q.
+    p and q are the profiles [P, c] of the two models, their scores with c landmarks (of one-sided
+    scores, how often the landmarks' images fool them), `between` those of the landmarks, [c, c].
+    With `directed` features tell the source p from the target q.
     """
     difference, least, first = np.abs(p - q), np.minimum(p, q), np.arange(len(p))
     mean_p, mean_q = p.mean(axis=1), q.mean(axis=1)

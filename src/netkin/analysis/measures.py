@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from netkin.analysis.matrix import pair_index, pair_values
-from netkin.analysis.noise import Sampled, over_images
-from netkin.analysis.statistics import associate, correlations, mean_known
+from netkin.analysis.matrix import pair_values
+from netkin.analysis.noise import Sampled
+from netkin.analysis.statistics import correlations, mean_known
 
 Matrices = NDArray[np.float64]
 """[draws, N, N], symmetric."""
@@ -27,15 +27,12 @@ def prediction_agreement(predictions: NDArray[np.int64], weights: NDArray) -> Ma
 
 
 def error_consistency(correct: NDArray[np.bool_], weights: NDArray) -> Matrices:
-    """Cohen's kappa of two models' errors (Geirhos et al. 2020, Eq. 1 and 2), at most 1.
+    """Cohen's kappa of two models' errors (Geirhos et al. 2020, Eq. 1 and 2), at most 1, by which
+    images [N, I] each model classifies correctly.
 
     kappa = (o - e) / (1 - e), where o is how often two models are both right or both wrong, and e
     how often two independent models of the same accuracies would be. NaN where e = 1: both are
     always right, or both always wrong.
-
-    Args:
-        correct: [N, I], whether each model classifies each image correctly.
-        weights: [draws, I].
     """
     shares, right = _shares(weights), correct.astype(float)
     accuracy = shares @ right.T  # [draws, N]
@@ -48,12 +45,7 @@ def error_consistency(correct: NDArray[np.bool_], weights: NDArray) -> Matrices:
 
 
 def mean_cosine(cosines: NDArray, weights: NDArray) -> Matrices:
-    """Mean over images of the cosine of two models' input gradients, in [-1, 1].
-
-    Args:
-        cosines: [I, N, N] of each image; see `netkin.passes.features`.
-        weights: [draws, I].
-    """
+    """Mean over images of the cosine of two models' input gradients, [I, N, N], in [-1, 1]."""
     images, n, _ = cosines.shape
     return (_shares(weights) @ cosines.reshape(images, -1)).reshape(-1, n, n)
 
@@ -160,23 +152,3 @@ class Measure:
             "seconds_a_model": self.seconds / len(self.matrix),
             "undefined_pairs": int((~known).sum()),
         }
-
-
-def correlate(a: Measure, b: Measure, permutations: int) -> dict[str, Any]:
-    """The correlation of two measures as a row of a table: r, n, the interval over models, the
-    noise ceiling, r without the noise of the images with its interval, and the Mantel p.
-
-    Null where unknown, such as intervals for fewer than 5 models.
-    """
-    association = associate(a.matrix, b.matrix, permutations)
-    at = pair_index(len(a.matrix))
-    images = over_images(a.sampled.at(*at), b.sampled.at(*at), len(a.matrix))
-    return {
-        "a": a.name,
-        "b": b.name,
-        "r": association.pairs.r,
-        "pairs": association.pairs.n,
-        **association.row(),
-        **images.row(),
-        "p_independent_pairs": association.pairs.p,
-    }

@@ -17,8 +17,7 @@ from netkin.analysis.matrix import pair_values, square
 from netkin.analysis.statistics import FEWEST, correlations, mean_known
 from netkin.similarity import Outcomes, interval
 
-SPLITS = 20
-"""Random splits of the images that a noise ceiling is averaged over."""
+SPLITS = 20  # random splits of the images that a noise ceiling is averaged over
 
 
 class OverImages(NamedTuple):
@@ -45,17 +44,15 @@ class OverImages(NamedTuple):
         return {name: None if np.isnan(value) else value for name, value in values.items()}
 
 
-def text(row: Mapping[str, Any], r: float = np.nan) -> str:
+def text(row: Mapping[str, Any]) -> str:
     """`OverImages.row` for a report, such as "noise ceiling 0.93; without the noise of the images
     r = 0.52 (95% interval over images 0.44 to 0.60)"; without what is null.
 
-    Args:
-        row: of `OverImages.row`.
-        r: as measured; one above its ceiling is noise that both share, and the text says so.
+    An r of the row that is above the ceiling is noise that both share, and the text says so.
     """
     parts = []
     if row["noise_ceiling"] is not None:
-        above = abs(r) > row["noise_ceiling"]
+        above = abs(row.get("r", 0)) > row["noise_ceiling"]
         why = ", which r exceeds: noise of the images that both share may be most of it"
         parts.append(f"noise ceiling {row['noise_ceiling']:.2f}{why if above else ''}")
     if row["images_low"] is not None:
@@ -88,17 +85,14 @@ def over_images(x: Sampled, y: Sampled, models: int) -> OverImages:
 
 
 def without_noise(x: NDArray, y: NDArray, x_draws: NDArray, y_draws: NDArray) -> OverImages:
-    """The r of two vectors over pairs without the noise of the images, and its interval.
+    """The r of two vectors [pairs], NaN where unknown, without the noise of the images, and its
+    interval.
 
-    The bootstrap draws show the variances and the covariance, over pairs, that images add to those
-    of x and y. They are subtracted. For the interval, x and y are shrunk linearly until they have
-    what remains, the deviations of each draw from the mean of the draws are added, and the noise is
-    subtracted again: 2.5 and 97.5 % quantiles of the r that result.
-
-    Args:
-        x, y: [pairs], NaN where unknown.
-        x_draws, y_draws: [draws, pairs]; the images of a draw are the same for both, unless the two
-            have different images.
+    The bootstrap draws, [draws, pairs], of the same images for both unless they have different
+    ones, show the variances and the covariance, over pairs, that images add to those of x and y.
+    They are subtracted. For the interval, x and y are shrunk linearly until they have what remains,
+    the deviations of each draw from the mean of the draws are added, and the noise is subtracted
+    again: 2.5 and 97.5 % quantiles of the r that result.
     """
     known = ~np.isnan(x) & ~np.isnan(y)
     known &= ~np.isnan(x_draws).all(axis=0) & ~np.isnan(y_draws).all(axis=0)
@@ -158,18 +152,13 @@ def sampled_scores(outcomes: Outcomes, draws: int, one_sided: bool = False) -> S
 def simulated_draws(
     scores: NDArray[np.float64], images: int, draws: int, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Scores that other samples of images would give, [draws, N, N], where outcomes are unknown.
+    """Smoothed scores that other samples of images would give, [draws, N, N], where outcomes are
+    unknown.
 
     Each pair's fooling rate exp(s) / 100 is taken as true in both directions, and binomial counts
-    of `images` images are drawn for each direction. All counts are independent: images that pairs
-    share, and an image that transfers in both directions, are left out of account. The diagonal is
-    that of `scores`, and smoothed scores are those of `netkin.similarity.smoothed`.
-
-    Args:
-        scores: [N, N], symmetric, in nats; at most ln 100.
-        images: that both models of a pair classify correctly, 1 or more.
-        draws: number of matrices.
-        seed: of the draws.
+    of `images` images, that both models of a pair classify correctly, are drawn for each direction.
+    All counts are independent: images that pairs share, and an image that transfers in both
+    directions, are left out of account. The diagonal is that of `scores`, [N, N] in nats.
     """
     rates = np.clip(np.exp(pair_values(scores)) / 100, 0, 1)
     counts = np.random.default_rng(seed).binomial(2 * images, rates, (draws, len(rates))) / 2
@@ -179,17 +168,12 @@ def simulated_draws(
 
 
 def ceiling(x_halves: NDArray, y_halves: NDArray) -> float:
-    """The r over pairs that two measures of the same similarities would have on so many images.
+    """The r over pairs, in [0, 1], that two measures of the same similarities would have on so many
+    images, by their values [2 * splits, pairs] on `halves` of these; NaN where no split has an r.
 
     The square root of the product of their reliabilities. A reliability is the mean r of two halves
     of the images, corrected to all images (Spearman 1910; Brown 1910). It assumes that the noise of
     the two is independent; noise that they share can lift r above it.
-
-    Args:
-        x_halves, y_halves: [2 * splits, pairs] of `halves` of the images; NaN where unknown.
-
-    Returns:
-        In [0, 1]; NaN where no split has a correlation.
     """
     return float(np.sqrt(reliability(x_halves) * reliability(y_halves)))
 

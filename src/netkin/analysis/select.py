@@ -87,13 +87,8 @@ def search(
 
 @dataclass(frozen=True)
 class Prediction:
-    """Error of an ensemble = mean error of its members * (1 - ERR), ERR linear in mean similarity.
-
-    Attributes:
-        intercept, slope: of ERR = intercept + slope * (mean similarity of the pairs).
-        errors: [n] error of each model, in [0, 1].
-        scores: [n, n], in nats.
-    """
+    """Error of an ensemble = mean error of its members * (1 - ERR), where ERR = intercept + slope *
+    (mean similarity of the pairs), by the errors [n] of the models and their scores [n, n]."""
 
     intercept: float
     slope: float
@@ -137,15 +132,11 @@ def expected_error(
     """Errors of ensembles [G, k] that follow from the errors [n] of their members alone, [G].
 
     The margin of each model (true logit less the highest other one) is taken as normal over images,
-    and all pairs of models as equally correlated. The mean of k margins is then normal, too, and
-    negative with this probability. ImageNet classifiers that err on 19% to 26% and of which just
-    one errs on 12% to 15% of the images have a correlation of 0.83 to 0.85; of models trained on
-    other data it can be far lower (Gontijo-Lopes et al. 2022).
-
-    Args:
-        errors: in [0, 1]; clipped to where the normal quantile is finite.
-        groups: positions.
-        correlation: in [0, 1]; 1 makes an ensemble no better than its mean member.
+    and all pairs of models as equally correlated; 1 makes an ensemble no better than its mean
+    member. The mean of k margins is then normal, too, and negative with this probability. ImageNet
+    classifiers that err on 19% to 26% and of which just one errs on 12% to 15% of the images have a
+    correlation of 0.83 to 0.85; of models trained on other data it can be far lower (Gontijo-Lopes
+    et al. 2022).
     """
     z = stats.norm.ppf(np.clip(errors, 1e-6, 1 - 1e-6))[groups]
     k = groups.shape[1]
@@ -156,15 +147,9 @@ def expected_error(
 def least_similar_of_the_best(
     expected: NDArray[np.float64], similarity: NDArray[np.float64], tolerance: float
 ) -> tuple[NDArray[np.intp], int]:
-    """The order of G ensembles, and how many have an error within `tolerance` of the lowest.
-
-    These come first, the least similar ahead; the others follow by their errors.
-
-    Args:
-        expected: errors, [G].
-        similarity: mean scores, [G], in nats.
-        tolerance: a difference of errors that does not count.
-    """
+    """The order of G ensembles by expected errors [G] and mean scores [G], and how many have an
+    error within `tolerance` of the lowest. These come first, the least similar ahead; the others
+    follow by their errors."""
     near = expected <= expected.min() + tolerance
     order = np.lexsort((np.where(near, similarity, expected), ~near))
     return order.astype(np.intp), int(near.sum())
@@ -230,16 +215,12 @@ def read_accuracies(path: str | Path, names: Sequence[str]) -> NDArray[np.float6
 def teachers(
     scores: NDArray[np.float64], student: int, bases: Sequence[str], names: Sequence[str]
 ) -> pl.DataFrame:
-    """All other models as teachers of a student, the most promising first (Sec. 4.2).
+    """All other models as teachers of a student, by its position, the most promising first
+    (Sec. 4.2).
 
     Among teachers with the student's base architecture the more similar one is better, among others
     the more dissimilar one (Fig. 5b and c). Ties go to the teacher with another base architecture:
     the best of the paper's students had a very different teacher.
-
-    Args:
-        scores: [N, N], in nats.
-        student: its position.
-        bases, names: [N] base architecture and name of each model.
 
     Returns a row a teacher: position, rank, teacher, base_architecture, similarity, and fit: in
     [0, 1], 1 for the most similar of the student's base architecture, and the least similar other.

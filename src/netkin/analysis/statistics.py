@@ -21,14 +21,11 @@ stats: Any = scipy_stats  # whose results are typed without their fields
 
 FEWEST = 5
 """Models, or independent observations, below which there is neither an interval nor a verdict."""
-ALIKE = 0.9
-"""The correlation from which two matrices count as the same."""
+ALIKE = 0.9  # the correlation from which two matrices count as the same
 CERTAIN = 0.95
 """The share of draws of images from which a choice, such as a cluster, counts as certain."""
-NEAREST = 3
-"""The nearest models that an answer names."""
-LEAST_P = 0.0001
-"""The least p-value that is written with its digits."""
+NEAREST = 3  # the nearest models that an answer names
+LEAST_P = 0.0001  # the least p-value that is written with its digits
 
 
 class Correlation(NamedTuple):
@@ -104,11 +101,8 @@ def paired(
 def pair_positions(
     a: NDArray[np.float64], b: NDArray[np.float64]
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows and columns of the pairs in two matrices over the same models.
-
-    Where both are symmetric each unordered pair once, [N (N - 1) / 2]; otherwise each ordered
-    pair, [N (N - 1)]. Diagonals are left out.
-    """
+    """Rows and columns of the pairs in two matrices over the same models, without the diagonals:
+    where both are symmetric [N (N - 1) / 2], each pair once, otherwise [N (N - 1)]."""
     if all(np.allclose(m, m.T, equal_nan=True) for m in (a, b)):
         return pair_index(len(a))
     rows, columns = np.nonzero(~np.eye(len(a), dtype=bool))
@@ -162,10 +156,8 @@ def p_text(p: float, permutations: int | None = None) -> str:
 
 
 PERMUTATIONS = 9999
-ALL = 5040
-"""Permutations that are all used, however few are wanted: those of up to 7 models."""
-_CHUNK = 4_000_000
-"""Values of permuted matrices that are held at once: 32 MB."""
+ALL = 5040  # permutations that are all used, however few are wanted: those of up to 7 models
+_CHUNK = 4_000_000  # values of permuted matrices that are held at once: 32 MB
 
 
 class Tested(NamedTuple):
@@ -186,48 +178,6 @@ class Tested(NamedTuple):
         return f"p {p_text(self.p, self.permutations)} ({number} permutations)"
 
 
-class Association(NamedTuple):
-    """The correlation of two matrices of N models: r over the pairs with the p for independent
-    pairs, the Mantel test, which permutes models, N, and the 95 % interval of `over_models`."""
-
-    pairs: Correlation
-    test: Tested
-    models: int
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        """For a figure, such as "r = -0.31, Mantel p = 0.0012, n = 66"."""
-        p = p_text(self.test.p, self.test.permutations)
-        return f"r = {self.pairs.r:.2f}, Mantel p {p}, n = {self.pairs.n}"
-
-    def row(self) -> dict[str, Any]:
-        """Columns of a table; the interval is null for fewer than FEWEST models."""
-        known = not np.isnan(self.low)
-        return {
-            "models": self.models,
-            "models_low": self.low if known else None,
-            "models_high": self.high if known else None,
-            "mantel_p": self.test.p,
-            "permutations": self.test.permutations,
-        }
-
-    def sentence(self) -> str:
-        """For a report: r, its interval over models, and both p-values."""
-        c = self.pairs
-        if np.isnan(c.r):
-            return f"{c.n} pair{'s' * (c.n != 1)} of models: too few for a correlation."
-        text = f"Pearson r = {c.r:.3f} over {c.n} pairs of {self.models} models"
-        if not np.isnan(self.low):
-            text += f" (95% interval over models {self.low:.2f} to {self.high:.2f})"
-        if self.models < FEWEST:
-            text += f", too few for an interval or a verdict (fewer than {FEWEST})"
-        return (
-            f"{text}; Mantel {self.test.text()}. If pairs were independent, which they are not: "
-            f"p {p_text(c.p)}."
-        )
-
-
 def _square(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if x.ndim != 2 or x.shape[0] != x.shape[1] or x.shape != y.shape:
@@ -243,11 +193,8 @@ def _permuted(
     seed: int,
     width: int,
 ) -> Tested:
-    """Test an observed r against `statistic`, which is given orders [m, n] and returns [m] r.
-
-    All n! orders are used where there are at most ALL or `wanted`; `width` is the number of values
-    that one order needs.
-    """
+    """Test an observed r against `statistic`, [m] r of orders [m, n] of `width` values each: all n!
+    where these are at most ALL or `wanted`."""
     if np.isnan(observed):
         return Tested(np.nan, np.nan, 0)
     every = n < 13 and factorial(n) <= max(wanted, ALL)
@@ -272,18 +219,15 @@ def mantel(
     seed: int = 0,
     controls: Sequence[ArrayLike] = (),
 ) -> Tested:
-    """Pearson's r of two matrices over the same models, and its p by permuting models (Mantel).
+    """Pearson's r of two matrices [N, N] of the same models, and its p by permuting these (Mantel).
 
-    With controls it is the partial r: that of the residuals of a and b on the controls (Smouse,
-    Long and Sokal 1986). The residuals of a are permuted (Legendre 2000), and regressed on the
-    controls again.
+    Where both are symmetric each pair counts once, otherwise each direction; diagonals are not
+    read. Pairs with NaN in either are left out, in permutations too. These are drawn with
+    replacement; all N! are used where they are no more, or N is at most 7.
 
-    Args:
-        a, b: [N, N]; diagonals are not read. Where both are symmetric each pair counts once,
-            otherwise each direction. Pairs with NaN in either are left out, in permutations too.
-        permutations: drawn with replacement; all N! where these are no more, or N is at most 7.
-        seed: of the permutations.
-        controls: matrices [N, N] without NaN off the diagonal.
+    With controls, matrices [N, N] without NaN off the diagonal, it is the partial r: that of the
+    residuals of a and b on them (Smouse, Long and Sokal 1986). The residuals of a are permuted
+    (Legendre 2000), and regressed on the controls again.
 
     NaN where r is undefined: fewer than 3 pairs more than controls, or a matrix that does not vary.
     Raises ValueError for matrices that are not square or differ in size.
@@ -325,15 +269,6 @@ def _without(values: NDArray[np.float64], z: NDArray[np.float64]) -> NDArray[np.
     for i, (row, k) in enumerate(zip(values, known, strict=True)):
         result[i, k] = _without(row[k][None], z[k])[0]
     return result
-
-
-def associate(
-    a: ArrayLike, b: ArrayLike, permutations: int = PERMUTATIONS, seed: int = 0
-) -> Association:
-    """Pearson's r over pairs of models with the Mantel p beside it; see `mantel`."""
-    x, y = _square(a, b)
-    test = mantel(x, y, permutations, seed)
-    return Association(pearson(*paired(x, y)), test, len(x), *over_models(x, y))
 
 
 def over_models(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:

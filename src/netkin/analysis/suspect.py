@@ -18,31 +18,25 @@ from netkin.data.classes import ORDERS, class_words, in_order
 
 RELABELLED, CHANCE, BELOW_TRAINED, GUESSED = "relabelled", "chance", "below trained", "guessed"
 """Kinds of suspicions."""
-SATURATED = "saturated"
-"""A kind that leaves predictions right, and attacks without a gradient."""
+SATURATED = "saturated"  # a kind that leaves predictions right, and attacks without a gradient
 FAR = 104.0
 """Nats between the two largest logits above which float32 holds no gradient of the cross-entropy:
 exp(-104) is 0."""
-SHIFTED = "shifted"
-"""An order of classes: each class one further, or one back."""
-LEVEL = 0.01
-"""Of the binomial test against chance."""
+SHIFTED = "shifted"  # an order of classes: each class one further, or one back
+LEVEL = 0.01  # of the binomial test against chance
 NEAR = 0.05
 """An accuracy this part of the way from chance to 1 is near chance, however many images there
 are."""
 KNOWN = 0.25
 """The part of that way that one of the known orders has to reach; any other order has to reach half
 of it."""
-GAIN = 0.1
-"""Accuracy that a relabelling has to gain."""
+GAIN = 0.1  # accuracy that a relabelling has to gain
 SHORTFALL = 0.05
 """Accuracy that has to be missing from that of the training, besides the sampling error."""
-ERRORS = 3.0
-"""Standard errors that count as sampling error."""
+ERRORS = 3.0  # standard errors that count as sampling error
 MOST_CLASSES = 2000
 """Of more classes, only known orders are tried: a search takes minutes and gigabytes."""
-EXAMPLES = 3
-"""Classes that a finding names."""
+EXAMPLES = 3  # classes that a finding names
 
 
 class Accuracy(NamedTuple):
