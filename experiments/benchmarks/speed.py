@@ -42,9 +42,9 @@ from netkin.zoo.execution import (
     MEMORY_FORMATS,
     PRECISIONS,
     Execution,
+    Prepared,
     exact_float32,
     precisions,
-    prepare,
 )
 
 PLAIN = Execution(fuse=False, memory_format="contiguous")
@@ -127,7 +127,7 @@ def _bare(
 def _craft(
     classifier: Classifier, execution: Execution, pixels: Tensor, labels: Tensor
 ) -> Callable[[int], Tensor]:
-    model = prepare(classifier, execution, pixels)
+    model = Prepared(classifier, execution, pixels)
     keys = [str(i) for i in range(len(pixels))]
 
     def run(steps: int) -> Tensor:
@@ -244,7 +244,7 @@ def attack_rates(
         torch.arange(len(pixels), device=pixels.device),
         [str(i) for i in range(len(pixels))],
     )
-    fast, seconds = prepare(classifier, Execution(), pixels), dict[str, list[float]]()
+    fast, seconds = Prepared(classifier, Execution(), pixels), dict[str, list[float]]()
     for _ in range(rounds):
         for attack in attacks:
             made = configured(attack)

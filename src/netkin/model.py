@@ -1,6 +1,5 @@
 """Models of a run: members of a zoo, opened once with their weights and preprocessing."""
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,8 +21,6 @@ from netkin.zoo.build import (
 )
 from netkin.zoo.member import Member, Task
 from netkin.zoo.preprocessing import Preprocessing, trained_here
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -142,8 +139,8 @@ def open_models(
     for model in models if checked else ():
         file = model.weights if model.member.checkpoint else None
         untried = not trained_here(file) if file else not model.member.timm
-        if untried and (note := check_member(model.member, task)):
-            log.warning("%s", note)
+        if untried:
+            check_member(model.member, task)
     names = {m.name: m.source for m in members if m.uses_published(task) and m.source}
     if not names:
         return models

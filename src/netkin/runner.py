@@ -25,7 +25,7 @@ from netkin.errors import UserError, and_more
 from netkin.evaluation import Evaluation
 from netkin.jobs.signals import STOPPING, blocked
 from netkin.zoo.build import Classifier
-from netkin.zoo.execution import DEFAULT_PRECISION, Execution, Prepared, exact_float32, prepare
+from netkin.zoo.execution import DEFAULT_PRECISION, Execution, Prepared, exact_float32
 
 T = TypeVar("T")
 TRIED = 8
@@ -151,7 +151,7 @@ class Predictor(nn.Module):
         """[B, 3, H, W] in [0, 1] to logits [B, K], B > 0."""
         with exact_float32(self.execution.precision):
             if not self.prepared:
-                self.model, self.prepared = prepare(self.model, self.execution, pixels[:2]), True
+                self.model, self.prepared = Prepared(self.model, self.execution, pixels[:2]), True
             return self.model(pixels)
 
     def logits(
@@ -180,7 +180,7 @@ class Crafter:
         would silently leave its images as they are.
         """
         pixels, name = clean.float() / 255, self.classifier.name
-        self.model = prepare(self.classifier, self.execution, pixels, self.batches.size)
+        self.model = Prepared(self.classifier, self.execution, pixels, self.batches.size)
         passes = self.evaluation.attack.passes(self.classifier, self.evaluation.task.num_classes)
         if passes is not None and not passes.backward:
             return

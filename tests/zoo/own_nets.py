@@ -49,6 +49,21 @@ class Half(nn.Module):
         return torch.addmm(self.fc.bias, x.mean((2, 3)).float(), self.fc.weight.T)
 
 
+class Proud(nn.Module):
+    """A network that reads its normalisation's weight, with a convolution of five dimensions."""
+
+    def __init__(self, classes: int = 10):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.deep = nn.Conv3d(1, 1, 3)
+        self.fc = nn.Linear(2, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x)) * self.norm.weight.view(-1, 1, 1)
+        return self.fc(self.deep(x[:, None]).mean((1, 3, 4)))
+
+
 class Locked(nn.Module):
     """A network with an attribute that cannot be copied."""
 

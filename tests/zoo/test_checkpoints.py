@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from torch import Tensor, nn
 from netkin.errors import UserError
 from netkin.store.layout import Store
 from netkin.training.weights import trained_members
-from netkin.zoo.build import Task, build, preprocessing
+from netkin.zoo.build import Task, build, check_member, preprocessing
 from netkin.zoo.checkpoints import load_weights
-from netkin.zoo.member import Member
+from netkin.zoo.member import Member, parse_members
 from netkin.zoo.preprocessing import unknown_preprocessing
 from tests.zoo.own_nets import Net
 
@@ -79,32 +78,37 @@ def test_where_people_keep_weights(kind: str, tmp_path: Path) -> None:
     assert same(loaded(tmp_path / "mine.ckpt"), expected)
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "model.", "_orig_mod.module."])
-def test_prefixes_in_safetensors(prefix: str, tmp_path: Path) -> None:
-    save_file(under(prefix), tmp_path / "mine.safetensors")
+def test_prefixes_in_safetensors(tmp_path: Path) -> None:
+    save_file(under("_orig_mod.module."), tmp_path / "mine.safetensors")
     assert same(loaded(tmp_path / "mine.safetensors"), state())
 
 
-def test_which_of_several_is_logged_and_can_be_chosen(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, logger="netkin")
-    torch.save(
-        {
-            "state_dict": {**under("model.", 1), **under("teacher.", 2)},
-            "model_ema": state(3),
-            "other": {"a": torch.rand(3)},
-        },
-        tmp_path / "mine.pt",
-    )
-    assert same(loaded(tmp_path / "mine.pt"), state(3))
-    assert "model_ema is used, not state_dict.model, state_dict.teacher" in caplog.text
-    for key, seed in (("model_ema", 3), ("state_dict", 1), ("teacher", 2), ("model", 1)):
-        assert same(loaded(tmp_path / "mine.pt", key), state(seed)), key
+def test_several_sets_of_weights(tmp_path: Path) -> None:
+    """One average is taken before others; else the member has to say which, also of a student and
+    its teacher."""
+    several = {"state_dict": {**under("model.", 1), **under("teacher.", 2)}}
+    torch.save({**several, "model_ema": state(3), "other": {"a": torch.ones(3)}}, tmp_path / "e.pt")
+    assert same(loaded(tmp_path / "e.pt"), state(3))
+    for key, seed in (("model_ema", 3), ("state_dict.model", 1), ("teacher", 2), ("model", 1)):
+        assert same(loaded(tmp_path / "e.pt", key), state(seed)), key
     with pytest.raises(UserError, match=r"weights_key 'modle_ema'; did you mean model_ema"):
-        loaded(tmp_path / "mine.pt", "modle_ema")
+        loaded(tmp_path / "e.pt", "modle_ema")
     with pytest.raises(UserError, match=r"do not fit: .* keys are a, the model's conv.weight"):
-        loaded(tmp_path / "mine.pt", "other")
+        loaded(tmp_path / "e.pt", "other")
+    for content, labels in (
+        (several, "state_dict.model, state_dict.teacher"),
+        ({"student": state(1), "teacher": state(2)}, "student, teacher"),
+        ({"ema_a": state(1), "ema_b": state(2)}, "ema_a, ema_b"),
+        ({**state(1), "swa": state(2)}, "'', swa"),
+    ):
+        torch.save(content, tmp_path / "two.pt")
+        with pytest.raises(UserError, match=rf"several sets .* field weights_key: {labels}$"):
+            loaded(tmp_path / "two.pt")
+        with pytest.raises(UserError, match="several sets"):
+            check_member(member(tmp_path / "two.pt"), FOLDER)
+    assert same(loaded(tmp_path / "two.pt", ""), state(1))
+    torch.save({"model": state(1), "copy": state(1)}, tmp_path / "twice.pt")
+    assert same(loaded(tmp_path / "twice.pt"), state(1))
 
 
 def test_a_misfit_shows_the_first_keys_of_both(tmp_path: Path) -> None:
@@ -269,3 +273,8 @@ def test_every_seed_includes_the_one_without_a_name(tmp_path: Path) -> None:
     assert names("*@*") == ["X", "X@seed1", "X@seed2", "Xi", "Y@seed1"]
     assert names("X@seed?") == ["X@seed1", "X@seed2"]
     assert names("X") == ["X"]
+    (entry,) = trained_members(store, "digits", "X@seed1")
+    (trained,) = parse_members([entry], at_least=1)
+    assert (trained.name, trained.timm) == ("X@seed1", "test_vit")
+    with pytest.raises(UserError, match=r"no trained model digits/X@sed; did you mean X@seed"):
+        names("X@sed")

@@ -18,12 +18,11 @@ from torch.nn.functional import cross_entropy
 
 from netkin.errors import UserError
 from netkin.zoo.build import Classifier
-from netkin.zoo.execution import MEMORY_FORMATS, Execution, check_execution, prepare
+from netkin.zoo.execution import MEMORY_FORMATS, Execution, Prepared, check_execution
 from netkin.zoo.fold import (
     STANDARDISING,
-    Excite,
-    cheap_gradients,
     fold_batch_norm,
+    squeeze_cheaply,
     standardise_once,
 )
 
@@ -129,9 +128,7 @@ def test_squeeze_and_excitation_has_the_same_gradient_to_the_bit(
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(inplace=True), module, nn.SiLU(inplace=True))
     net = lived_in(net).to(memory_format=MEMORY_FORMATS[memory_format])  # type: ignore[call-overload]
     cheap = copy.deepcopy(net)
-    assert cheap_gradients(cheap) >= 2 and cheap_gradients(cheap) == 0
-    replaced = any(isinstance(one, Excite) for one in cheap.modules())
-    assert replaced != getattr(module, "add_maxpool", False)
+    assert squeeze_cheaply(cheap) == (not getattr(module, "add_maxpool", False))
     found = []
     for model in (net, cheap):
         x = images(9).contiguous(memory_format=MEMORY_FORMATS[memory_format]).requires_grad_()
@@ -155,11 +152,11 @@ def test_a_fold_that_changes_logits_is_undone_and_said(caplog: pytest.LogCapture
     assert "batch normalisation of liar is not folded" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_coatnet", "test_efficientnet"])
+@pytest.mark.parametrize("name", ["test_vit", "test_efficientnet"])
 def test_mixed_precision_takes_and_gives_float32(name: str) -> None:
-    kwargs = {"img_size": 32} if name in ("test_vit", "test_coatnet") else {}
+    kwargs = {"img_size": 32} if name == "test_vit" else {}
     model = classifier(name, **kwargs)
-    fast = prepare(model, Execution("bf16-mixed"), images())
+    fast = Prepared(model, Execution("bf16-mixed"), images())
     logits = fast(images())
     assert logits.dtype == torch.float32
     difference = (logits - model(images())).abs().max() / model(images()).abs().max()
@@ -181,7 +178,7 @@ def test_half_precision_keeps_gradients_that_it_could_not_hold() -> None:
         head.bias.copy_(torch.tensor([22.0] + [0.0] * 9))
     x = images(number=2).requires_grad_()
     labels = torch.zeros(2, dtype=torch.int64)
-    fast = prepare(model, Execution("16-mixed"), images())
+    fast = Prepared(model, Execution("16-mixed"), images())
     (wanted,) = torch.autograd.grad(cross_entropy(model(x), labels, reduction="sum"), x)
     (found,) = torch.autograd.grad(cross_entropy(fast(x), labels, reduction="sum"), x)
     assert 0 < wanted.abs().max() < 1e-8
@@ -193,7 +190,7 @@ def test_half_precision_keeps_gradients_that_it_could_not_hold() -> None:
 def test_compiled_it_gives_the_same_for_any_number_of_images() -> None:
     net = lived_in(nn.Sequential(nn.Conv2d(3, 8, 3), BatchNormAct2d(8), nn.Flatten()))
     model = Classifier(net, "small", (0.5,) * 3, (0.5,) * 3).eval().requires_grad_(False)
-    fast = prepare(model, Execution(compile=True), images(), size=6)
+    fast = Prepared(model, Execution(compile=True), images(), size=6)
     assert fast.size == 6, "it was not compiled"
     for number in (6, 4, 1):
         x = images(number=number)
@@ -215,7 +212,7 @@ def test_what_cannot_be_compiled_runs_without_and_says_so(
     model = classifier("test_byobnet")
     monkeypatch.setattr(torch, "compile", broken)
     with caplog.at_level(logging.WARNING):
-        fast = prepare(model, Execution(compile=True), images())
+        fast = Prepared(model, Execution(compile=True), images())
     (record,) = caplog.records
     assert record.getMessage() == (
         "test_byobnet is not compiled, and runs without: no C++ compiler"
@@ -273,17 +270,22 @@ def test_only_what_is_used_once_and_nowhere_else_is_folded(net: nn.Module, numbe
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["test_byobnet", "test_efficientnet"])
 @pytest.mark.parametrize("memory_format", list(MEMORY_FORMATS))
-def test_convolutional_networks_keep_logits_and_gradients(name: str, memory_format: str) -> None:
-    model = classifier(name)
-    fast = prepare(model, Execution(memory_format=memory_format), images())
+def test_convolutional_networks_keep_logits_and_gradients(memory_format: str) -> None:
+    model = classifier("test_efficientnet")
+    fast = Prepared(model, Execution(memory_format=memory_format), images())
     assert fast.folded == sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     assert (fast(images()) - model(images())).abs().max() < 1e-4 * model(images()).abs().max()
     g, h = gradient(model, images()), gradient(fast, images())
     assert (g - h).abs().max() < 2e-3 * g.abs().max()
-    plain = prepare(model, Execution(fuse=False, memory_format="contiguous"), images())
+    plain = Prepared(model, Execution(fuse=False, memory_format="contiguous"), images())
     assert torch.equal(plain(images()), model(images()))
+
+
+def test_convolutions_of_five_dimensions_run_under_the_default_memory_format() -> None:
+    """A lambda layer has one, whose weights have no channels-last format."""
+    x, model = images(64, 2), classifier("lambda_resnet50ts")
+    assert (Prepared(model, Execution(), x)(x) - model(x)).abs().max() < 1e-4 * model(x).abs().max()
 
 
 @pytest.mark.parametrize("precision", ["tf32", "16-mixed"])

@@ -3,7 +3,6 @@
 import csv
 import importlib
 import json
-import logging
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -223,18 +222,6 @@ def test_published_weights_with_pickled_code_are_refused(
         build(Member("r", name), IMAGENET, file)
     assert "weights_only" not in str(error.value)
     assert "this code runs" not in capsys.readouterr().out
-
-
-def test_looking_for_weights_changes_nothing_of_other_libraries(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    offline(tmp_path, monkeypatch)
-    logger = logging.getLogger("huggingface_hub")
-    for level in (logging.WARNING, logging.NOTSET):
-        monkeypatch.setattr(logger, "level", level)
-        with pytest.raises(UserError, match="cannot be had: r"):
-            list(sources.fetch({"r": "test_resnet.r160_in1k"}))
-        assert logger.level == level
 
 
 def test_the_original_archive_at_a_url_is_read_by_the_models_own_loader(

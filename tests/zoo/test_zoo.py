@@ -75,9 +75,15 @@ NET = "tests.zoo.own_nets.Net"
         ([{"timm": "test_vit", "pretrained": "yes"}], "pretrained must be True or False"),
         ([{"_target_": NET, "timm": "test_vit"}], "give one of them"),
         ([{"_target_": "no_such_pkg.Net"}], r"no module no_such_pkg .*PYTHONPATH"),
-        ([{"_target_": "tests.zoo.own_nets.Nett"}], r"has no 'Nett'; did you mean Net"),
+        (
+            [{"_target_": "tests.zoo.own_nets.Nett"}],
+            r"no class or function 'Nett'; did you mean",
+        ),
         ([{"_target_": "Net"}], r"_target_ must be a dotted name"),
-        ([{"_target_": "tests.zoo.own_nets.SOMETHING"}], r"must be a class or a function"),
+        (
+            [{"_target_": "tests.zoo.own_nets.SOMETHING"}],
+            r"or function 'SOMETHING': it is 3",
+        ),
     ],
 )
 def test_mistakes(entries: list, message: str) -> None:

@@ -7,7 +7,7 @@ from its key, so that they depend neither on its batch nor on which other images
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 
 import torch
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
@@ -83,7 +83,6 @@ class AutoAttack(Attack):
     def perturb(
         self, model: nn.Module, pixels: Tensor, labels: Tensor, keys: Sequence[str]
     ) -> Tensor:
-        """See `netkin.attacks.Attack`."""
         with torch.no_grad(), torch.random.fork_rng(devices=[]):  # the authors draw on the CPU
             pixels = pixels.contiguous()  # their code takes views that other layouts do not allow
             logits = model(pixels)
@@ -113,41 +112,34 @@ class AutoAttack(Attack):
         targets = min(self.targets, classes - 1)
         forward, backward = 1, 0  # the clean image
         for name in self.attacks:
+            own = {"square": (self.queries + 1, 0), "fab-t": (2 * self.steps + 2, self.steps)}
+            passes = own.get(name, (self.steps + 1, self.steps + 1))
             times = targets if name in ("apgd-t", "fab-t") else 1
-            if name == "square":
-                own = Passes(self.queries + 1, 0)
-            elif name == "fab-t":
-                own = Passes(2 * self.steps + 2, self.steps)
-            else:
-                own = Passes(self.steps + 1, self.steps + 1)
-            forward += times * (own.forward + 1)  # each try is evaluated once
-            backward += times * own.backward
+            forward += times * (passes[0] + 1)  # each try is evaluated once
+            backward += times * passes[1]
         return Passes(forward, backward)
 
     def _tries(self, model: nn.Module, classes: int, device: torch.device) -> Iterator[Try]:
         """The attacks in turn, a targeted one once for each target."""
         targets = range(1, 1 + min(self.targets, classes - 1))
         for name in self.attacks:
-            if name == "square":
-                yield lambda x, y, keys, _: self._square(model, x, y, keys)
-            elif name == "fab-t":
-                yield from (
-                    lambda x, y, keys, ranks, k=k: self._fab(model, x, y, k) for k in targets
-                )
-            elif name == "apgd-t":
-                yield from (
-                    lambda x, y, keys, ranks, k=k: self._apgd_t(model, x, y, keys, ranks, k)
-                    for k in targets
-                )
-            elif name == "apgd-dlr" and classes < 3:
+            if name == "apgd-dlr" and classes < 3:
                 raise UserError(
                     f"attacks has apgd-dlr, whose loss needs 3 classes; here are {classes}: leave "
                     "it out"
                 )
+            if name == "square":
+                yield partial(self._square, model)
+            elif name == "fab-t":
+                yield from (partial(self._fab, model, k) for k in targets)
+            elif name == "apgd-t":
+                yield from (partial(self._apgd_t, model, k) for k in targets)
             else:
-                yield lambda x, y, keys, _, name=name: self._apgd(model, x, y, keys, name)
+                yield partial(self._apgd, model, name)
 
-    def _apgd(self, model: nn.Module, x: Tensor, y: Tensor, keys: list[str], name: str) -> Tensor:
+    def _apgd(
+        self, model: nn.Module, name: str, x: Tensor, y: Tensor, keys: list[str], _ranks: Tensor
+    ) -> Tensor:
         attack = APGDAttack(
             model,
             n_iter=self.steps,
@@ -159,7 +151,7 @@ class AutoAttack(Attack):
         return self._run_apgd(attack, x, y, keys, name)
 
     def _apgd_t(
-        self, model: nn.Module, x: Tensor, y: Tensor, keys: list[str], ranks: Tensor, target: int
+        self, model: nn.Module, target: int, x: Tensor, y: Tensor, keys: list[str], ranks: Tensor
     ) -> Tensor:
         attack = APGDAttack_targeted(
             model, n_iter=self.steps, eps=self.eps, device=x.device, logger=authors_log
@@ -187,7 +179,9 @@ class AutoAttack(Attack):
         noise = uniform(x.shape[1:], 1.0, self.seed, [f"{key}\n{name}" for key in keys]).to(x)
         return x + self.eps * noise / noise.abs().amax(dim=(1, 2, 3), keepdim=True)
 
-    def _fab(self, model: nn.Module, x: Tensor, y: Tensor, target: int) -> Tensor:
+    def _fab(
+        self, model: nn.Module, target: int, x: Tensor, y: Tensor, _keys: list[str], _ranks: Tensor
+    ) -> Tensor:
         """FAB's nearest adversarial image, or the clean one where that is outside the ball."""
         attack = FABAttack_PT(model, n_iter=self.steps, eps=self.eps, device=x.device)
         attack.target_class = target + 1  # they count from the likeliest class, as 1
@@ -195,7 +189,9 @@ class AutoAttack(Attack):
         outside = (nearest - x).abs().amax(dim=(1, 2, 3)) > self.eps
         return torch.where(outside.view(-1, 1, 1, 1), x, nearest)
 
-    def _square(self, model: nn.Module, x: Tensor, y: Tensor, keys: list[str]) -> Tensor:
+    def _square(
+        self, model: nn.Module, x: Tensor, y: Tensor, keys: list[str], _ranks: Tensor
+    ) -> Tensor:
         attack = self._square_attack(model, keys)
         attack.init_hyperparam(x)
         return attack.attack_single_run(x, y)[1]

@@ -89,9 +89,20 @@ class Attack(ABC):
         """This attack with at most so many steps, to be timed in its place.
 
         The whole attack takes longer by the ratio of `passes`. An attack of which that does not
-        hold returns itself.
+        hold, as one that stops when it has fooled an image, returns itself.
         """
         return self
+
+
+class Stepwise(Attack):
+    """An attack whose time is in proportion to `steps`."""
+
+    steps: int
+
+    def shortened(self, steps: int) -> "Stepwise":
+        short = copy.copy(self)
+        short.steps = min(steps, self.steps)
+        return short
 
 
 class Plain(Attack):
@@ -107,7 +118,6 @@ class Plain(Attack):
     def perturb(
         self, model: nn.Module, pixels: Tensor, labels: Tensor, keys: Sequence[str]
     ) -> Tensor:
-        """The object's own."""
         return self.attack.perturb(model, pixels, labels, keys)
 
 

@@ -4,7 +4,6 @@ The patch is the one with the most attention. Its content is optimised to raise 
 cross-entropy and the attention that other tokens pay to it.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,14 +16,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from netkin.attacks.base import Attack, Passes, generator, uniform
+from netkin.attacks.base import Passes, Stepwise, generator, uniform
 from netkin.attacks.units import fraction, non_negative, whole_number
 from netkin.errors import UserError
 
 TINY = torch.finfo(torch.float32).tiny
 
 
-class PatchFool(Attack):
+class PatchFool(Stepwise):
     """Optimises the content of the patches that one layer of a ViT attends to most.
 
     Fits sources that are plain timm ViTs with a class token: vit, deit, deit3, also distilled.
@@ -83,7 +82,6 @@ class PatchFool(Attack):
         self.seed = whole_number(seed, "seed", least=0)
 
     def unfit(self, model: nn.Module) -> str | None:
-        """See `netkin.attacks.Attack`."""
         net = getattr(model, "net", model)
         if not isinstance(net, VisionTransformer):
             return "is no timm VisionTransformer"
@@ -109,12 +107,6 @@ class PatchFool(Attack):
         depth = len(vit.blocks)
         back = 1 + sum((layer + 1) / depth for layer in self._attention_layers(depth))
         return Passes(forward=1 + self.steps, backward=self.steps * back)
-
-    def shortened(self, steps: int) -> "PatchFool":
-        """See `netkin.attacks.Attack`."""
-        short = copy.copy(self)
-        short.steps = min(steps, self.steps)
-        return short
 
     def perturb(
         self, model: nn.Module, pixels: Tensor, labels: Tensor, keys: Sequence[str]

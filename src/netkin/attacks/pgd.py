@@ -1,17 +1,16 @@
 """Projected gradient descent (Madry et al. 2018), L-infinity, untargeted, with FGSM and MIM."""
 
-import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from netkin.attacks.base import Attack, Passes, uniform
+from netkin.attacks.base import Passes, Stepwise, uniform
 from netkin.attacks.units import flag, fraction, non_negative, whole_number
 
 
-class PGD(Attack):
+class PGD(Stepwise):
     """Steps along the sign of the cross-entropy's gradient, each projected onto the eps ball.
 
     One step of length eps from the image itself is FGSM (Goodfellow et al. 2015); a momentum of 1
@@ -77,14 +76,7 @@ class PGD(Attack):
         return x
 
     def passes(self, model: nn.Module, classes: int) -> Passes:
-        """One of each a step."""
         return Passes(forward=self.steps, backward=self.steps)
-
-    def shortened(self, steps: int) -> "PGD":
-        """See `netkin.attacks.Attack`."""
-        short = copy.copy(self)
-        short.steps = min(steps, self.steps)
-        return short
 
 
 TINY = torch.finfo(torch.float32).tiny

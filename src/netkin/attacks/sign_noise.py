@@ -32,14 +32,12 @@ class SignNoise(Attack):
     def perturb(
         self, model: nn.Module, pixels: Tensor, labels: Tensor, keys: Sequence[str]
     ) -> Tensor:
-        """See `netkin.attacks.Attack`."""
         shape = pixels.shape[1:]
         coins = np.stack([generator(self.seed, key).integers(2, size=shape) for key in keys])
         signs = torch.from_numpy(2 * coins - 1).to(pixels)
         return (pixels + self.eps * signs).clamp_(0, 1)
 
     def passes(self, model: nn.Module, classes: int) -> Passes:
-        """None: the model is not run."""
         return Passes(forward=0, backward=0)
 
 
@@ -53,9 +51,7 @@ class Clean(Attack):
     def perturb(
         self, model: nn.Module, pixels: Tensor, labels: Tensor, keys: Sequence[str]
     ) -> Tensor:
-        """See `netkin.attacks.Attack`."""
         return pixels
 
     def passes(self, model: nn.Module, classes: int) -> Passes:
-        """None: the model is not run."""
         return Passes(forward=0, backward=0)

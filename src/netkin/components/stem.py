@@ -8,29 +8,23 @@ from math import isqrt
 from netkin.components.trace import Op, Trace
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stem:
     """The stem of a network.
 
     Attributes:
-        layers: such as "3s2/3/3": kernel, and stride where it is not 1 (and always of the first).
-        pooled: whether a pooling layer ends it, or lies beside its convolutions.
+        convs: its convolutions, in order.
         end: its last operation in the trace.
+        pooled: whether a pooling layer ends it, or lies beside its convolutions.
+        blocked: whether a block stopped it inside its module.
+        layers: such as "3s2/3/3": kernel, and stride where it is not 1 (and always of the first).
     """
 
-    layers: str
-    pooled: bool
-    end: int
-
-
-@dataclass
-class _Walk:
-    """What was found from the image on, and whether a block stopped it inside its module."""
-
-    layers: list[Op]
+    convs: list[Op]
     end: int
     pooled: bool = False
     blocked: bool = False
+    layers: str = "-"
 
 
 def stem(trace: Trace) -> Stem:
@@ -48,16 +42,16 @@ def stem(trace: Trace) -> Stem:
     """
     first = _first(trace)
     if first is None:
-        return Stem("-", False, 0)
+        return Stem([], 0)
     parts = trace.ops[first].path.split(".")
     walks = (
         _walk(trace, first, ".".join(parts[:depth]))
         for depth in range(1, len(parts) + 1)
         if depth == len(parts) or not _is_trunk(trace, ".".join(parts[:depth]))
     )
-    walk = next((found for found in walks if not found.blocked), _Walk([trace.ops[first]], first))
-    layers = "/".join(_written(walk.layers, _block_size(trace, first)))
-    return Stem(layers, walk.pooled, walk.end)
+    found = next((walk for walk in walks if not walk.blocked), Stem([trace.ops[first]], first))
+    found.layers = "/".join(_written(found.convs, _block_size(trace, first)))
+    return found
 
 
 def _first(trace: Trace) -> int | None:
@@ -75,9 +69,9 @@ def _is_trunk(trace: Trace, module: str) -> bool:
     return 2 * sum(_is_within(path, module) for path in layers) > len(layers)
 
 
-def _walk(trace: Trace, first: int, home: str) -> _Walk:
+def _walk(trace: Trace, first: int, home: str) -> Stem:
     """The stem if `home` is the module of its first convolution."""
-    found = _Walk([], 0)
+    found = Stem([], 0)
     start = first
     join, inner = next((step for step in _spine(trace, 0) if step[0] >= first), (first, []))
     if first in inner and _all_in(trace, inner, home):
@@ -87,12 +81,12 @@ def _walk(trace: Trace, first: int, home: str) -> _Walk:
         start = join
     else:
         beside = [i for i in inner if i > first and _is_layer(trace.ops[i])]
-        found.layers, found.end = [trace.ops[first]], first
+        found.convs, found.end = [trace.ops[first]], first
         if beside and not all(_is_within(trace.ops[i].path, home) for i in beside):
             found.end = max(first, beside[0])
     for join, inner in _spine(trace, start):
         if any(_counts(trace.ops[i]) for i in inner):
-            if not (_all_in(trace, inner, home) or _is_next(trace, inner, home, found.layers)):
+            if not (_all_in(trace, inner, home) or _is_next(trace, inner, home, found.convs)):
                 found.blocked = any(
                     _counts(trace.ops[i]) and _is_within(trace.ops[i].path, home) for i in inner
                 )
@@ -112,11 +106,11 @@ def _walk(trace: Trace, first: int, home: str) -> _Walk:
             break
         if not _is_layer(op):
             continue
-        if not (_is_within(op.path, home) or _continues(trace, op, home, found.layers)):
+        if not (_is_within(op.path, home) or _continues(trace, op, home, found.convs)):
             break
         found.end = join
-        if not _completes(trace, found.layers[-1], op):
-            found.layers.append(op)
+        if not _completes(trace, found.convs[-1], op):
+            found.convs.append(op)
     return found
 
 
@@ -134,7 +128,7 @@ def _spine(trace: Trace, start: int) -> Iterator[tuple[int, list[int]]]:
         yield start, inner
 
 
-def _composite(trace: Trace, join: int, inner: list[int], found: _Walk) -> bool:
+def _composite(trace: Trace, join: int, inner: list[int], found: Stem) -> bool:
     """Add branches to the stem; False if they are a block."""
     branch = _longest(trace, join, inner)
     mixers = any(trace.ops[i].is_product or _is_linear(trace.ops[i]) for i in inner)
@@ -142,7 +136,7 @@ def _composite(trace: Trace, join: int, inner: list[int], found: _Walk) -> bool:
     around = trace.is_residual(join) or any(i not in inner for i in above)  # a branch of no layer
     if mixers or (len(branch) > 1 and around):
         return False
-    found.layers += [trace.ops[i] for i in branch]
+    found.convs += [trace.ops[i] for i in branch]
     found.pooled |= any(trace.ops[i].is_pool for i in inner)
     found.end = join
     return True

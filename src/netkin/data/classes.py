@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,14 +52,12 @@ def read_classes(value: Any) -> list[str]:
     A file has one name a line, or is a JSON or YAML list. Raises UserError for other files, and for
     a name that comes twice.
     """
-    if isinstance(value, str):
-        names, where = _from_file(Path(value).expanduser()), f"classes={value}"
-    else:
-        names, where = [str(name) for name in value], "classes"
-    twice = [name for name, times in Counter(names).items() if times > 1]
-    if twice:
-        raise UserError(f"{where} has {twice[0]!r} {names.count(twice[0])} times; expected once")
-    return names
+    names = _from_file(Path(value).expanduser()) if isinstance(value, str) else map(str, value)
+    counts = Counter(names)
+    if twice := [name for name, times in counts.items() if times > 1]:
+        where = f"classes={value}" if isinstance(value, str) else "classes"
+        raise UserError(f"{where} has {twice[0]!r} {counts[twice[0]]} times; expected once")
+    return list(counts)
 
 
 def _from_file(path: Path) -> list[str]:
@@ -74,7 +73,7 @@ def _from_file(path: Path) -> list[str]:
             raise ValueError("it holds no list")
         if not all(isinstance(name, str | int) for name in content):
             raise ValueError("its list holds other things than names")
-        return [str(name) for name in content]
+        return list(map(str, content))
     except (OSError, ValueError, yaml.YAMLError) as error:
         problem = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise UserError(
@@ -97,7 +96,8 @@ def numbered(highest: int, where: str) -> list[str]:
 
 
 def labels_of(
-    written: Mapping[str, str],
+    images: Sequence[str],
+    written: Sequence[str],
     where: str,
     classes: Sequence[str] = (),
     class_order: str = "text",
@@ -106,7 +106,8 @@ def labels_of(
     """(labels, classes, notes) from labels as they are written.
 
     Args:
-        written: image to label: a class's name, or its index from 0 or from 1.
+        images: names of the images, for errors.
+        written: of each image, a class's name, or its index from 0 or from 1.
         where: the file they are from, for errors.
         classes: names in order; by default the distinct labels, sorted in `class_order`, or, where
             all are numbers, 0 to the largest.
@@ -115,17 +116,21 @@ def labels_of(
 
     Raises UserError for a label that is no class.
     """
-    distinct, notes = set(written.values()), []
+    distinct, notes = set(written), []
     if not classes and not all(map(_is_index, distinct)):
+        for image, label in zip(images, written, strict=True):
+            if "|" in label or (_is_number(label) and not _is_index(label)):
+                raise UserError(
+                    f"{where}: label {label[:40]!r} of {image} is neither a class's index, such "
+                    "as 0, nor the name of one class; a name that looks so has to be in classes"
+                )
         classes = in_order(distinct, class_order)
         notes = order_note(classes, "classes", class_order)
     if classes and distinct <= set(classes):
         index = {name: k for k, name in enumerate(classes)}
-        return [index[label] for label in written.values()], list(classes), notes
-    values = {image: int(label) for image, label in written.items() if _is_index(label)}
-    low, high = min(values.values(), default=0), max(values.values(), default=0)
-    if len(values) < len(written):
-        first = first or 0  # names and numbers: an error below
+        return [index[label] for label in written], list(classes), notes
+    values = [int(label) if _is_index(label) else -1 for label in written]
+    low, high = min(values, default=0), max(values, default=0)
     if first is None:
         expected = len(classes) or len(distinct)
         first = int(low >= 1 and high == expected > 1)
@@ -134,17 +139,24 @@ def labels_of(
         elif low >= 1:
             notes = [f"no label in {where} is 0: they are read as counted from 0"]
     classes = list(classes) or numbered(high, where)[first:]
-    for image, label in written.items():
-        if not 0 <= values.get(image, -1) - first < len(classes):
+    for image, label, value in zip(images, written, values, strict=True):
+        if not 0 <= value - first < len(classes):
             raise UserError(
-                f"{where}: label {label} of {image} is out of range; expected one of "
+                f"{where}: label {label[:40]} of {image} is out of range; expected one of "
                 f"{len(classes)} class names, or {first} to {len(classes) - 1 + first}"
             )
-    return [values[image] - first for image in written], classes, notes
+    return [value - first for value in values], classes, notes
 
 
 def _is_index(label: str) -> bool:
     return label.isdecimal() and len(label) < 10
+
+
+def _is_number(label: str) -> bool:
+    """Whether Python reads a number: -1, 5.0, 1e3, nan."""
+    with suppress(ValueError):
+        return float(label) is not None
+    return False
 
 
 @cache

@@ -7,7 +7,7 @@ left out, know splits, and read an archive's images at random without an index b
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -22,9 +22,12 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm",
 LITTER = ("__MACOSX", "@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "lost+found")
 """Folders that file systems and other programs leave beside images."""
 LINK = "link within the archive (make it with tar --dereference --hard-dereference)"
-SPLITS = {"val": ("val", "validation", "test"), "train": ("train",)}
-"""What a split's folder may be called."""
-ALL_SPLITS = tuple(name for names in SPLITS.values() for name in names)
+SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "validation", "valid", "dev"),
+    "test": ("test", "testing"),
+}
+"""What the folder of a split may be called, in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,27 +53,47 @@ class Listing:
         entries: all files but those left out, in the order of their paths.
         folders: names of the folders of the first level, in text order, with and without files.
         left_out: how many files and folders were left out, by kind.
+        notes: which of the dataset's folders these are.
     """
 
     root: str
     entries: Sequence[Entry]
-    folders: Sequence[str]
+    folders: Sequence[str] = ()
     left_out: Counter[str] = field(default_factory=Counter)
+    notes: Sequence[str] = ()
 
     @property
     def images(self) -> list[Entry]:
         """The entries whose names are those of images."""
         return [entry for entry in self.entries if entry.is_image]
 
-    def notes(self, also: Counter[str] | None = None) -> list[str]:
-        """What was left out, in a sentence, if anything was; `also` counts further kinds."""
-        kinds = self.left_out + (also or Counter())
-        if not kinds:
-            return []
-        counts = ", ".join(f"{n:,} {printable(kind)}" for kind, n in kinds.most_common())
-        n = kinds.total()
-        what = "1 file or folder" if n == 1 else f"{n:,} files or folders"
-        return [f"left out {what} of {printable(self.root)}: {counts}"]
+    def labelled(
+        self,
+        pairs: Iterable[tuple[Entry, int]],
+        classes: Sequence[str],
+        left_out: Counter[str],
+        notes: Sequence[str],
+        ids_are: str = "path",
+    ) -> Labelled:
+        """Some of the entries and their labels; `left_out` are further kinds of files.
+
+        With `ids_are` "name", ids are names without folders, unless two images share one.
+        """
+        entries, labels = map(list, zip(*pairs, strict=True))
+        ids = [entry.image_id for entry in entries]
+        names = [image.rpartition("/")[2] for image in ids]
+        if kinds := self.left_out + left_out:
+            counts = ", ".join(f"{n:,} {printable(kind)}" for kind, n in kinds.most_common())
+            n = kinds.total()
+            what = "1 file or folder" if n == 1 else f"{n:,} files or folders"
+            notes = [f"left out {what} of {printable(self.root)}: {counts}", *notes]
+        return Labelled(
+            ids=names if ids_are == "name" and len(set(names)) == len(names) else ids,
+            labels=labels,
+            classes=classes,
+            sources=[entry.source for entry in entries],
+            notes=(*self.notes, *notes),
+        )
 
 
 def is_image(path: str) -> bool:
@@ -86,6 +109,33 @@ def printable(text: str) -> str:
 def litter(name: str) -> str | None:
     """The kind of a file or folder that a program left, by its name; None for all others."""
     return "hidden" if name.startswith(".") else f"{name} folder" if name in LITTER else None
+
+
+def split_of(name: str) -> str | None:
+    """The split that a folder is, by its name; None for all others."""
+    return next((split for split, names in SPLITS.items() if name.lower() in names), None)
+
+
+def find_split(names: Iterable[str], split: str) -> str | None:
+    """The one of some names that is a split's, if any; of "val", else that of "test"."""
+    known = {name.lower(): name for name in sorted(names, reverse=True)}
+    own = SPLITS.get(split_of(split) or "", (split.lower(),))
+    wanted = (*own, *(SPLITS["test"] if "val" in own else ()))
+    return next((known[name] for name in wanted if name in known), None)
+
+
+def are_splits(names: Iterable[str]) -> bool:
+    """Whether folders beside each other are splits, not classes: a folder more beside train and
+    test, or beside val, is no class."""
+    lower = {name.lower() for name in names}
+    splits = {split_of(name) for name in lower} - {None}
+    return len(splits) > 1 or bool(lower & {"val", "validation"}) or all(map(split_of, lower))
+
+
+def used(folder: object, name: str, names: Iterable[str]) -> str:
+    """A note on which of a dataset's folders is used, and which other splits are not."""
+    others = sorted(other for other in names if other != name and split_of(other))
+    return f"the images are those of {folder}" + (f", not of {and_more(others)}" if others else "")
 
 
 def walk(root: Path) -> Listing:
@@ -124,7 +174,7 @@ def walk(root: Path) -> Listing:
             elif (is_image(path) or os.path.isfile(entry.path)) if link else entry.is_file():
                 entries.append(Entry(path, path, File(str(root), path)))
             else:
-                left_out["link to nothing" if link else "neither file nor folder"] += 1
+                left_out["neither file nor folder"] += 1
 
     visit(str(root), "", frozenset())
     return Listing(str(root), entries, folders, left_out)
@@ -142,7 +192,7 @@ def by_folder(
         listing: of a folder or an archive.
         classes: the folders' names in the order of the labels; by default all, in `class_order`.
         class_order: "text", or "natural" (2 before 10), as timm's.
-        ids_are: an id is the "path" below the listing's root, or the file's "name" alone.
+        ids_are: see `Listing.labelled`.
 
     Raises UserError when there are fewer than two class folders, when one has no image, and when
     `classes` lacks one.
@@ -188,13 +238,7 @@ def by_folder(
             f"{and_more(missing, 3)}"
         ]
     pairs = [(entry, k) for k, name in enumerate(names) for entry in by_class.get(name, [])]
-    return Labelled(
-        ids=[e.image_id.rpartition("/")[2] if ids_are == "name" else e.image_id for e, _ in pairs],
-        labels=[label for _, label in pairs],
-        classes=names,
-        sources=[entry.source for entry, _ in pairs],
-        notes=(*listing.notes(outside), *notes),
-    )
+    return listing.labelled(pairs, names, outside, notes, ids_are)
 
 
 def is_tar(path: Path) -> bool:
@@ -225,63 +269,40 @@ def list_tar(root: Path, split: str) -> Listing:
     """
     if not root.exists():
         raise UserError(f"root={root} is not there; expected a tar file")
-    names = SPLITS.get(split, (split,))
-    found = next((root / f"{n}.tar" for n in names if (root / f"{n}.tar").is_file()), None)
     left_out: Counter[str] = Counter()
-    archives = [(found or root, ())]
-    if found is None and root.is_dir():
-        archives = [(f, (f.stem,)) for f in sorted(root.glob("*.tar")) if not litter(f.name)]
-    files = [file for archive in archives for file in _members(*archive, left_out)]
-    if found is None:
-        files = _of_split(root, files, split, left_out)
-    shared = _shared([folders for path, folders, _ in files if is_image(path)])
-    entries = []
-    for path, folders, source in sorted(files, key=lambda file: natural_key(file[0])):
-        inner = folders[shared:] if len(folders) > shared else ()
-        entries.append(Entry("/".join([*inner, PurePosixPath(path).name]), path, source))
+    archives = {f.stem: f for f in sorted(root.glob("*.tar")) if not litter(f.name)}
+    found, place, note = [(f, (stem,)) for stem, f in archives.items()], root, ""
+    if own := find_split(archives, split):
+        place, note = archives[own], used(archives[own], own, archives)
+        found = [(place, ())]
+    files = [file for tar in found or [(root, ())] for file in _members(*tar, left_out)]
+    depth = 0
+    while images := [folders[depth:] for path, folders, _ in files if is_image(path)]:
+        tops = {folders[0] if folders else "" for folders in images}
+        # One that is called train beside a cat and a dog is a class.
+        if not note and are_splits(tops):
+            if not (name := find_split(tops, split)):
+                raise UserError(f"{place} holds no folder {split}, but {and_more(sorted(tops))}")
+            beside = [f for f in images if not f or not split_of(f[0])]
+            left_out |= Counter({"image outside the splits' folders": len(beside)})
+            files = [file for file in files if file[1][depth : depth + 1] == (name,)]
+            place, note = place / name, used(place / name, name, tops)
+        elif len(tops) == 1 and min(map(len, images)) > 1:
+            place /= tops.pop()
+        else:
+            break
+        depth += 1
+    if not note and split_of(split) == "train":
+        raise UserError(
+            f"{root} has no train/ beside val/ to train members on: name a folder of train.tar and "
+            "val.tar, or members with a checkpoint"
+        )
+    entries = [
+        Entry("/".join([*folders[depth:], PurePosixPath(path).name]), path, source)
+        for path, folders, source in sorted(files, key=lambda file: natural_key(file[0]))
+    ]
     tops = {e.path.partition("/")[0] for e in entries if e.is_image and "/" in e.path}
-    return Listing(str(found or root), entries, sorted(tops), left_out)
-
-
-def _of_split(
-    root: Path, files: list[TarFile], split: str, left_out: Counter[str]
-) -> list[TarFile]:
-    """The files of a split, with their folders below it.
-
-    A split is a folder in which all images lie, or one of several that are all called like splits:
-    one that is called train beside a cat and a dog is a class.
-    """
-    names = SPLITS.get(split, (split,))
-    images = [folders for path, folders, _ in files if is_image(path)]
-    depth = _shared(images)
-    tops = {folders[depth] for folders in images if len(folders) > depth}
-    named = tops & set(ALL_SPLITS)
-    if within := [k for k in range(depth) if images[0][k] in ALL_SPLITS]:
-        depth = within[0]
-    # A folder more beside train and test, or beside val, is no class.
-    elif not (named and tops == named) and not (len(named) > 1 or named & {"val", "validation"}):
-        if split == "train":
-            raise UserError(
-                f"{root} has no train/ beside val/ to train members on: name a folder of "
-                "train.tar and val.tar, or members with a checkpoint"
-            )
-        return files
-    chosen = []
-    for path, folders, source in files:
-        top = folders[depth] if len(folders) > depth else None
-        if top in names:
-            chosen.append((path, folders[depth + 1 :], source))
-        elif top not in ALL_SPLITS and is_image(path):
-            left_out["image outside the splits' folders"] += 1
-    if not any(is_image(path) for path, *_ in chosen):
-        raise UserError(f"{root} holds no folder {' or '.join(names)}")
-    return chosen
-
-
-def _shared(folders: list[tuple[str, ...]]) -> int:
-    """How many of the first folders all images share, less the last one that each has."""
-    most = max(0, min((len(path) - 1 for path in folders), default=0))
-    return next((k for k in range(most) if len({path[k] for path in folders}) > 1), most)
+    return Listing(str(place), entries, sorted(tops), left_out, [note or used(place, "", ())])
 
 
 def _members(file: Path, outer: tuple[str, ...], left_out: Counter[str]) -> Iterator[TarFile]:
@@ -297,8 +318,7 @@ def _members(file: Path, outer: tuple[str, ...], left_out: Counter[str]) -> Iter
             parts = [part for part in entry.name.split("/") if part not in ("", ".")]
             kind = next(filter(None, map(litter, parts)), None)
             if kind is None and not entry.isfile():
-                link = entry.islnk() or entry.issym()
-                kind = LINK if link else "neither file nor folder"
+                kind = LINK if entry.islnk() or entry.issym() else "neither file nor folder"
             start, inner = offset + entry.offset_data, tuple(parts[:-1])
             if kind:
                 left_out[kind] += 1
@@ -328,14 +348,14 @@ def read_webdataset(shards: Sequence[Path], classes: Sequence[str] = ()) -> Labe
     Raises UserError for images without a label, and where there is no image.
     """
     where = ", ".join(map(str, shards)) or "no shard"
-    images: dict[str, File] = {}
+    images: dict[str, Entry] = {}
     labels: dict[str, int] = {}
     left_out: Counter[str] = Counter()
     for shard in shards:
         for path, _, source in _members(shard, (shard.stem,), left_out):
             key, dot, suffix = path.rpartition(".")
             if is_image(path):
-                images[key] = source
+                images[key] = Entry(path, key, source)
             elif suffix != "cls":
                 left_out[dot + suffix.lower() if dot else "without extension"] += 1
             elif (content := source.read()[1]).strip().isdigit():
@@ -346,7 +366,6 @@ def read_webdataset(shards: Sequence[Path], classes: Sequence[str] = ()) -> Labe
         raise UserError(f"there is no image in {where}")
     if bare := [key for key in images if key not in labels]:
         raise UserError(f"{where}: image {bare[0]} has no label, {bare[0]}.cls")
-    of_images = [labels[key] for key in images]
-    names = list(classes) or numbered(max(of_images), where)
-    notes = Listing(str(shards[0].parent), [], [], left_out).notes()
-    return Labelled(list(images), of_images, names, list(images.values()), tuple(notes))
+    pairs = [(entry, labels[key]) for key, entry in images.items()]
+    names = list(classes) or numbered(max(label for _, label in pairs), where)
+    return Listing(str(shards[0].parent), []).labelled(pairs, names, left_out, ())

@@ -14,8 +14,8 @@ from timm.data import ImageNetInfo
 from netkin.data.classes import read_classes
 from netkin.data.files import Listing, by_folder, walk
 from netkin.data.images import Images, Labelled
-from netkin.data.labels import by_labels, read_lines, with_labels_in_order
-from netkin.data.sources import GROUND_TRUTH, PREFIXES, check_options, files_of, list_files, read
+from netkin.data.labels import by_labels, read_lines
+from netkin.data.sources import GROUND_TRUTH, PREFIXES, list_files, read, reading
 from netkin.errors import UserError
 
 DEVKIT = Path("ILSVRC2012_devkit_t12") / "data" / GROUND_TRUTH
@@ -39,9 +39,10 @@ def open_imagenet(
     """ImageNet-1k, or a part of it, with WordNet ids as classes.
 
     Args:
-        root: as of `netkin.data.sources.open_folder`, with class folders named by WordNet id; or
-            flat ILSVRC2012_val_*.JPEG files in a folder or a tar file, or Kaggle's archive,
-            extracted. Ids are file names, so that every layout of the same files has the same ids.
+        root: as of `netkin.data.sources.open_folder`, with class folders named by WordNet id, or
+            0 to 999; or flat ILSVRC2012_val_*.JPEG files in a folder or a tar file, or Kaggle's
+            archive, extracted. Ids are file names where these differ, so that every layout of the
+            same files has the same ids.
         split: as of `open_folder`.
         labels: of flat files: the development kit (its archive, folder, or ground truth file),
             Kaggle's LOC_val_solution.csv, or lines of "image wnid" or "image index". Found where
@@ -52,11 +53,11 @@ def open_imagenet(
 
     Raises UserError for what cannot be read, and classes that are not ImageNet's.
     """
-    check_options(root, labels, image_column, label_column)
-    if root.startswith(PREFIXES):
-        images = _table(root, split, image_column, label_column)
-    else:
-        with files_of(root):
+    columns = image_column, label_column
+    with reading(root, labels, *columns):
+        if root.startswith(PREFIXES):
+            images = _table(root, split, *columns)
+        else:
             images = _files(root, split, labels)
     if isinstance(classes, str) and classes in ("all", "own"):
         return _among(images, classes)
@@ -90,7 +91,7 @@ def open_compatible(root: str, split: str = "val") -> Images:
             f"{root} holds the ImageNet-compatible images, none of which are for training; train "
             "with dataset=imagenet"
         )
-    with files_of(root):
+    with reading(root):
         tables = [folder / name for name in ("labels.csv", "images.csv")]
         table = next((file for file in tables if file.is_file()), None)
         if table is None:
@@ -126,17 +127,20 @@ def _among(images: Labelled, classes: str) -> Labelled:
 
 
 def _table(root: str, split: str, image_column: str | None, label_column: str | None) -> Labelled:
-    """A dataset that names ImageNet's classes by id, or in words or numbers in the ids' order."""
+    """A dataset that names ImageNet's classes by id or number, or in words in the ids' order."""
     options = ("text", image_column, label_column)
     images = read(root, split, "name", (), *options)
-    classes = list(images.classes)
+    classes, total = list(images.classes), len(wnids())
     if set(classes) <= set(wnids()):
         return images
-    are_numbers = all(name.isdecimal() for name in classes) and len(classes) <= len(wnids())
-    if not are_numbers and len(classes) != len(wnids()):
+    if set(classes) == set(map(str, range(total))):
+        return replace(images, classes=[wnids()[int(name)] for name in classes])
+    first = int(classes[0]) if classes[0].isdecimal() else 0
+    counted = classes == [str(first + k) for k in range(len(classes))] and len(classes) <= total
+    if not counted and (len(classes) != total or classes == sorted(classes)):
         raise UserError(
             f"{root} has {len(classes)} classes such as {classes[0]!r}; expected ImageNet-1k's "
-            f"{len(wnids())}, or WordNet ids (dataset=folder takes any)"
+            f"{total} in its order, or WordNet ids (dataset=folder takes any)"
         )
     return read(root, split, "name", wnids(), *options)
 
@@ -145,10 +149,9 @@ def _files(root: str, split: str, labels: str | None) -> Labelled:
     """Image files with labels that are WordNet ids of ImageNet-1k."""
     listing = list_files(root, split)
     names = [entry.path for entry in listing.images]
-    flat = any(name.startswith("ILSVRC2012_val_") and "/" not in name for name in names)
     if labels is not None:
         return _with_label_file(listing, Path(labels).expanduser(), split)
-    if flat:
+    if any(name.startswith("ILSVRC2012_val_") and "/" not in name for name in names):
         folder, kit = Path(listing.root), DEVKIT.parts[0]
         beside = [folder, Path(root).expanduser(), *folder.parents[:4]]
         kinds = (str(DEVKIT), GROUND_TRUTH, f"{kit}.tar.gz", f"{kit}.tar", KAGGLE_LABELS)
@@ -160,11 +163,15 @@ def _files(root: str, split: str, labels: str | None) -> Labelled:
                 "beside them"
             )
         return _with_label_file(listing, file, split)
+    numbers = [str(k) for k in range(len(wnids()))]
+    if set(listing.folders) == set(numbers):
+        return replace(by_folder(listing, numbers, ids_are="name"), classes=list(wnids()))
     images = by_folder(listing, ids_are="name")
     if other := set(images.classes) - set(wnids()):
         raise UserError(
             f"{root} has {len(other)} class folders that are no WordNet ids of ImageNet-1k, such "
-            f"as {min(other)!r}; expected names such as n01440764 (dataset=folder takes any)"
+            f"as {min(other)!r}; expected names such as n01440764, or all of 0 to 999 "
+            "(dataset=folder takes any)"
         )
     return images
 
@@ -202,7 +209,7 @@ def _with_label_file(listing: Listing, file: Path, split: str) -> Labelled:
     for line in lines:
         if int(line) not in by_number:
             raise UserError(f"{file}: label {line} is out of range; expected 1 to {len(by_number)}")
-    return with_labels_in_order(listing, file, [by_number[int(line)] for line in lines], wnids())
+    return by_labels(listing, file, wnids(), lines=[by_number[int(line)] for line in lines])
 
 
 def _extracted(tar: tarfile.TarFile, path: Path) -> bytes:

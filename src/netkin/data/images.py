@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -11,7 +12,11 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from netkin.errors import Unreadable
+from netkin.errors import Unreadable, UserError
+
+# PIL warns of images from 89 million pixels on, which are merely large (half a GB), with a path of
+# its own code; it refuses those of twice as many, which `decode` reports.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 STAMPED = 16 * 1024
 LONGEST = 100
@@ -19,6 +24,8 @@ LONGEST = 100
 RASTER = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """The formats that are decoded, whatever a file is called. Others that PIL knows run an external
 program (PostScript starts Ghostscript) or are no photographs."""
+WHITE = 65535
+"""The value of white in 16-bit images, unless a dataset has another."""
 UNREADABLE = "unreadable"
 """The stamp of a file that cannot be opened: decoding reports the error, as of all such images."""
 
@@ -110,6 +117,7 @@ class Labelled:
         ids, labels, sources: one an image, in the same order.
         classes: names; a label is an index of them.
         notes: see `Images`.
+        white: the value of white in 16-bit grey images.
     """
 
     ids: Sequence[str]
@@ -117,18 +125,42 @@ class Labelled:
     classes: Sequence[str]
     sources: Sequence[Source]
     notes: tuple[str, ...] = ()
+    white: int = WHITE
 
     def stamp(self, index: int) -> str:
-        """Of the file's size and head; `UNREADABLE` where it cannot be opened."""
+        """Of the file's size and head, and how it is read; `UNREADABLE` where it cannot be."""
         try:
-            return stamp(*self.sources[index].read(STAMPED))
+            of_file = stamp(*self.sources[index].read(STAMPED))
         except OSError:
             return UNREADABLE
+        return of_file if self.white == WHITE else f"{of_file}/{self.white}"
 
     def load(self, index: int) -> Image.Image:
         """See `Images`."""
         source = self.sources[index]
-        return decode(self.ids[index], lambda: source.read()[1], source.within)
+        return decode(self.ids[index], lambda: source.read()[1], source.within, self.white)
+
+    def of_range(self, white_level: int | None) -> "Labelled":
+        """The same images with another value of white, and a note where they are nearly black: no
+        pixel of the 20 that are looked at is above a sixteenth of the range, such as of 12-bit
+        values in 16-bit files. Raises UserError for a level that no 16-bit image has."""
+        white = WHITE if white_level is None else white_level
+        if not isinstance(white, int) or not 1 <= white <= WHITE:
+            raise UserError(f"white_level must be a whole number of 1 to {WHITE}, got {white!r}")
+        images, looked = replace(self, white=white), 0
+        for i in range(0, len(self.ids), -(-len(self.ids) // 20)):
+            try:
+                if np.asarray(images.load(i)).max() > 16:
+                    return images
+                looked += 1
+            except UnreadableImage:
+                pass
+        note = (
+            f"the images are nearly black: of {looked} that were looked at, no pixel is above a "
+            "sixteenth of white; if they are 16-bit grey images of fewer bits, set white_level, "
+            "such as 4095 for 12 bits"
+        )
+        return replace(images, notes=(*self.notes, note)) if looked else images
 
     def with_classes(self, classes: Sequence[str]) -> "Labelled":
         """The same images with labels that index other classes, which hold each image's own."""
@@ -162,18 +194,20 @@ def stamp(size: int, head: bytes) -> str:
     return hashlib.sha256(f"{size} ".encode() + head[:STAMPED]).hexdigest()[:20]
 
 
-def decode(image_id: str, read: Callable[[], bytes], within: str = "") -> Image.Image:
+def decode(
+    image_id: str, read: Callable[[], bytes], within: str = "", white: int = WHITE
+) -> Image.Image:
     """An image as 8-bit RGB, from its encoded bytes; errors name `within`.
 
     Grey, palette, CMYK and alpha images are converted as PIL and timm do (alpha is dropped);
-    16-bit grey is scaled to 8 bits, which PIL's own conversion would clip. Raises UnreadableImage
-    for a file that is missing, that is no raster image (see `RASTER`), that is damaged, or that
-    has more pixels than PIL's limit against decompression bombs.
+    16-bit grey is scaled from 0 to `white`, which PIL's own conversion would clip. Raises
+    UnreadableImage for a file that is missing, that is no raster image (see `RASTER`), that is
+    damaged, that has values above `white`, or more pixels than PIL's limit against bombs.
     """
     try:
         with Image.open(BytesIO(read()), formats=_formats()) as image:
             image.load()
-            converted = rgb(image)
+            converted = rgb(image, white)
         width, height = converted.size
         if max(width, height) > LONGEST * min(width, height):
             raise ValueError(f"{width} x {height} pixels is too narrow to be resized")
@@ -195,13 +229,13 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in RASTER if name in Image.OPEN)
 
 
-def rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image, white: int = WHITE) -> Image.Image:
     """Any PIL image as 8-bit RGB. Raises ValueError for pixels of unknown range."""
     if image.mode.startswith("I"):  # 16-bit grey, whatever its byte order
         values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"values of {values.min()} to {values.max()} fit no 16-bit image")
-        image = Image.fromarray(np.rint(values / 257).astype(np.uint8))
+        if values.min() < 0 or values.max() > white:
+            raise ValueError(f"values of {values.min()} to {values.max()}, expected 0 to {white}")
+        image = Image.fromarray(np.rint(values / (white / 255)).astype(np.uint8))
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range")
     if image.mode == "P" and "transparency" in image.info:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from netkin.data.classes import labels_of
-from netkin.data.files import ALL_SPLITS, SPLITS, Entry, Listing, is_image, printable
+from netkin.data.files import Entry, Listing, find_split, is_image, printable, split_of
 from netkin.data.images import Labelled
-from netkin.errors import UserError
+from netkin.errors import UserError, and_more
 
 IMAGE_COLUMNS = ("image", "imageid", "filename", "file", "name", "path", "filepath", "img", "id")
 LABEL_COLUMNS = ("label", "labels", "truelabel", "class", "classname", "classid", "category")
 LABEL_COLUMNS += ("target", "wnid", "synset", "predictionstring", "labelid", "y")
+SPLIT_COLUMNS = ("split", "set", "subset", "partition", "usage", "phase")
 """What the columns of a table are called, without case, spaces and "_"; in order of preference."""
 
 
@@ -23,6 +24,7 @@ def by_labels(
     classes: Sequence[str] = (),
     class_order: str = "text",
     split: str = "val",
+    lines: Sequence[str] = (),
 ) -> Labelled:
     """The images of a listing that a label file names; an id is an image's path in the listing.
 
@@ -32,24 +34,33 @@ def by_labels(
             two columns. Names may have folders before them (val/a.png) and lack the extension. Or
             a label a line, for all images in the order of their names.
         classes, class_order: see `netkin.data.classes.labels_of`.
-        split: lines that name an image in another split's folder (train/a.png) are left out.
+        split: lines of another split, by a column of the table or the image's folder (train/a.png),
+            are left out.
+        lines: in place of the file's own.
 
     Raises UserError for what cannot be read, images that are not there, and labels out of range.
     """
-    lines = read_lines(file)
-    if not any(re.search(r"[\s,;]", line) or is_image(line) for line in lines):
-        return with_labels_in_order(listing, file, lines, classes, class_order)
-    rows, first, notes = _table(file, lines)
+    lines, images = lines or read_lines(file), listing.images
     by_path = {entry.path: entry for entry in listing.entries}
-    stems = Counter(entry.path.rpartition(".")[0] for entry in listing.images)
-    by_stem = {entry.path.rpartition(".")[0]: entry for entry in listing.images}
+    if any(re.search(r"[\s,;]", line) or is_image(line) for line in lines):
+        rows, first, notes = _table(file, lines, split)
+    elif len(images) == len(lines):
+        paths = sorted(entry.path for entry in images)
+        rows, first, notes = list(zip(paths, lines, strict=True)), None, []
+    else:
+        raise UserError(
+            f"{file} has {len(lines)} labels, {listing.root} has {len(images)} images; expected as "
+            "many"
+        )
+    stems = Counter(entry.path.rpartition(".")[0] for entry in images)
+    by_stem = {entry.path.rpartition(".")[0]: entry for entry in images}
     by_stem = {stem: entry for stem, entry in by_stem.items() if stems[stem] == 1}
-    others = set(ALL_SPLITS) - set(SPLITS.get(split, ()))
+    own = split_of(PurePosixPath(listing.root).stem) or split_of(split)
     written: dict[str, str] = {}
     missing, elsewhere = [], 0
     for name, label in rows:
         entry = _find(name, by_path) or _find(name, by_stem)
-        if name not in by_path and others & set(PurePosixPath(name).parts[:-1]):
+        if name not in by_path and {*map(split_of, PurePosixPath(name).parts[:-1])} - {None, own}:
             elsewhere += 1
         elif entry is None:
             missing.append(printable(name))
@@ -61,40 +72,16 @@ def by_labels(
         such = f", such as {missing[0]}" if missing else ""
         names = f"lists {len(missing)} images that are not in" if missing else "names no image of"
         raise UserError(f"{file} {names} {listing.root}{such}")
-    labels, names, label_notes = labels_of(written, file.name, classes, class_order, first)
-    label_of = dict(zip(written, labels, strict=True))
-    paths = sorted(written)
-    unlisted = sum(entry.path not in label_of for entry in listing.images)
-    left_out = Counter({f"without a line in {file.name}": unlisted} if unlisted else {})
     if elsewhere:
         notes.append(f"{elsewhere:,} lines of {file.name} are of another split")
-    return Labelled(
-        ids=paths,
-        labels=[label_of[path] for path in paths],
-        classes=names,
-        sources=[by_path[path].source for path in paths],
-        notes=(*listing.notes(left_out), *notes, *label_notes),
+    paths = sorted(written)
+    labels, classes, more = labels_of(
+        paths, [written[path] for path in paths], file.name, classes, class_order, first
     )
-
-
-def with_labels_in_order(
-    listing: Listing,
-    file: Path,
-    labels: Sequence[str],
-    classes: Sequence[str] = (),
-    class_order: str = "text",
-) -> Labelled:
-    """All images of a listing, in the order of their names, with a label each."""
-    entries = sorted(listing.images, key=lambda entry: entry.path)
-    if len(entries) != len(labels):
-        raise UserError(
-            f"{file} has {len(labels)} labels, {listing.root} has {len(entries)} images; expected "
-            "as many"
-        )
-    written = {entry.path: label for entry, label in zip(entries, labels, strict=True)}
-    indices, names, notes = labels_of(written, file.name, classes, class_order)
-    sources = [entry.source for entry in entries]
-    return Labelled(list(written), indices, names, sources, (*listing.notes(), *notes))
+    unlisted = len({entry.path for entry in images} - written.keys())
+    left_out = Counter({f"without a line in {file.name}": unlisted} if unlisted else {})
+    pairs = zip(map(by_path.__getitem__, paths), labels, strict=True)
+    return listing.labelled(pairs, classes, left_out, [*notes, *more])
 
 
 def _find(name: str, entries: dict[str, Entry]) -> Entry | None:
@@ -119,34 +106,48 @@ def read_lines(file: Path) -> list[str]:
     return lines
 
 
-def _table(file: Path, lines: Sequence[str]) -> tuple[list[tuple[str, str]], int | None, list[str]]:
-    """(images and labels, the first class's index where the header tells it, notes)"""
-    rows = _rows(file, lines)
+def _table(
+    file: Path, lines: Sequence[str], split: str
+) -> tuple[list[tuple[str, str]], int | None, list[str]]:
+    """(images and labels of a split, the first class's index where the header tells it, notes)"""
+    rows, first, notes = _rows(file, lines), None, []
     plain = [re.sub(r"[\s_-]", "", cell.lower()) for cell in rows[0]]
-    images = [plain.index(name) for name in IMAGE_COLUMNS if name in plain]
-    labels = [plain.index(name) for name in LABEL_COLUMNS if name in plain]
+    images, labels, splits = (
+        [plain.index(name) for name in names if name in plain]
+        for names in (IMAGE_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS)
+    )
     labels = [column for column in labels if column not in images[:1]]
-    has_header, width, first, notes = bool(images and labels), len(plain), None, []
+    has_header, width = bool(images and labels), len(plain)
     image, label = (images[0], labels[0]) if has_header else (0, 1)
+    splits = splits[:1] if has_header else []
+    if width > 2 and not has_header:
+        raise UserError(
+            f"{file} has {width} columns and no header; expected two, image and label, or a header "
+            "with such names, as in: image,label"
+        )
+    for line, row in list(zip(lines, rows, strict=True))[has_header:]:
+        if len(row) <= max(image, label, *splits) or not row[image] or not row[label]:
+            number = lines.index(line) + 1
+            raise UserError(f"{file}, line {number}: expected 'image label', got {line[:80]!r}")
     if has_header:
-        header, rows = rows[0], rows[1:]
+        header, *rows = rows
         # The NIPS 2017 competition numbers ImageNet's classes from 1.
         first = 1 if plain[label] == "truelabel" else None
         if width > 2:
             chosen = f"images are column {header[image]} and labels column {header[label]}"
             notes = [f"{chosen} of {file.name}"]
+        for column in splits:
+            values = sorted({row[column] for row in rows})
+            value, named = find_split(values, split), f"column {header[column]} of {file.name}"
+            if value is not None:
+                rows = [row for row in rows if row[column].lower() == value.lower()]
+                notes.append(f"by {named}, the images are its {len(rows):,} rows of {value}")
+            elif any(map(split_of, values)):
+                raise UserError(f"{named} has no {split}, but {and_more(values)}")
+            else:
+                notes.append(f"{named} names no split, but {and_more(values)}: it is not used")
         if plain[label] == "predictionstring":  # Kaggle's, with boxes after the label
             rows = [[*row[:label], *" ".join(row[label:]).split()[:1]] for row in rows]
-    elif width > 2:
-        raise UserError(
-            f"{file} has {width} columns and no header; expected two, image and label, or a header "
-            "with such names, as in: image,label"
-        )
-    for number, row in enumerate(rows, start=int(has_header)):
-        if len(row) <= max(image, label) or not row[image] or not row[label]:
-            raise UserError(
-                f"{file}, line {number + 1}: expected 'image label', got {lines[number][:80]!r}"
-            )
     return [(row[image], row[label]) for row in rows], first, notes
 
 

@@ -4,19 +4,21 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from netkin.data.classes import in_order, labels_of, read_classes
 from netkin.data.files import (
-    ALL_SPLITS,
-    SPLITS,
     Listing,
+    are_splits,
     by_folder,
+    find_split,
     is_tar,
     list_tar,
     read_webdataset,
+    split_of,
+    used,
     walk,
 )
 from netkin.data.images import Images, Labelled
@@ -36,10 +38,10 @@ def open_folder(
     split: str = "val",
     labels: str | None = None,
     classes: str | Sequence[str] = (),
-    ids_are: str = "path",
     class_order: str = "text",
     image_column: str | None = None,
     label_column: str | None = None,
+    white_level: int | None = None,
 ) -> Images:
     """The images of one split.
 
@@ -47,76 +49,87 @@ def open_folder(
         root: <root>/<split>/<class>/<image>, or for "val" <root>/<class>/<image>, as folders or
             in a tar file; or flat images in those places with `labels`; or `hfds/NAME` (a Hugging
             Face dataset, or a folder) or `wds/FOLDER` (WebDataset shards with an info file).
-        split: "train", or "val" (also found as validation or test); of hfds and wds their own
-            name of it, or for wds a pattern such as "val-{00..09}.tar".
+        split: "train", "val" or "test"; see `netkin.data.files.SPLITS` for what their folders may
+            be called. Without a "val", it is "test". Of hfds and wds their own name of it, or for
+            wds a pattern such as "val-{00..09}.tar".
         labels: a file with the labels of flat images; see `netkin.data.labels.by_labels`.
         classes: names of the classes in the order of models' outputs, or a file of them; see
             `netkin.data.classes.read_classes`.
-        ids_are: "path" below the split's folder, or "name": unlike paths, names are the same in
-            class folders and in a flat one.
         class_order: where `classes` are not given: "text", or "natural" (2 before 10) as timm's.
         image_column, label_column: of hfds, where they cannot be told.
+        white_level: the value of white in 16-bit grey images; 65535, unless given.
 
     Raises UserError for what cannot be read.
     """
     names = read_classes(classes)
     in_order([], class_order)  # raises for an unknown order
-    check_options(root, labels, image_column, label_column)
-    if root.startswith(PREFIXES):
-        return read(root, split, ids_are, names, class_order, image_column, label_column)
-    with files_of(root):
-        listing = list_files(root, split)
-        if labels is None:
-            return by_folder(listing, names, class_order, ids_are)
-        file = Path(labels).expanduser()
-        if file.name == GROUND_TRUTH:
+    columns = image_column, label_column
+    with reading(root, labels, *columns):
+        if root.startswith(PREFIXES):
+            images = read(root, split, "path", names, class_order, *columns)
+        elif labels is None:
+            images = by_folder(list_files(root, split), names, class_order)
+        elif (file := Path(labels).expanduser()).name == GROUND_TRUTH:
             raise UserError(f"labels={labels} are of ImageNet, in its own order: dataset=imagenet")
-        return by_labels(listing, file, names, class_order, split)
-
-
-def check_options(
-    root: str, labels: str | None, image_column: str | None, label_column: str | None
-) -> None:
-    """Raises UserError for options that would have no effect on the files of a root."""
-    if labels is not None and root.startswith(PREFIXES):
-        raise UserError(f"labels={labels} does not go with {root}, which has labels of its own")
-    if (image_column or label_column) and not root.startswith("hfds/"):
-        raise UserError(f"image_column and label_column are of hfds/..., not of {root}")
+        else:
+            images = by_labels(list_files(root, split), file, names, class_order, split)
+    return images.of_range(white_level)
 
 
 @contextmanager
-def files_of(root: str) -> Iterator[None]:
-    """Errors of the file system as UserErrors that name the dataset."""
+def reading(
+    root: str,
+    labels: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Iterator[None]:
+    """Errors of the file system, and of the libraries that read hfds/ and wds/, as UserErrors.
+
+    Raises UserError, too, for options that would have no effect on the files of a root.
+    """
+    tables = root.startswith(PREFIXES)
+    if labels is not None and tables:
+        raise UserError(f"labels={labels} does not go with {root}, which has labels of its own")
+    if (image_column or label_column) and not root.startswith("hfds/"):
+        raise UserError(f"image_column and label_column are of hfds/..., not of {root}")
     try:
         yield
-    except OSError as error:
+    except UserError:
+        raise
+    except ImportError as error:
         raise UserError(
-            f"root={root} cannot be read ({error.strerror}: {error.filename})"
+            f"{root} cannot be read ({error}); reading hfds/ and wds/ takes netkin's own extra: "
+            "pip install 'netkin[readers]'"
         ) from None
+    except Exception as error:  # each reader's library has its own
+        if not tables and not isinstance(error, OSError):
+            raise
+        file = getattr(error, "filename", None)
+        reason = f"{error.strerror}: {file}" if isinstance(error, OSError) and file else str(error)
+        raise UserError(f"root={root} cannot be read: {' '.join(reason.split())[:300]}") from None
 
 
 def list_files(root: str, split: str) -> Listing:
     """The files of a split of a folder or an archive. Raises UserError where there are none."""
     path = Path(root).expanduser()
+    tops = sorted(f.name for f in path.iterdir() if f.is_dir()) if path.is_dir() else []
     archive = path / ARCHIVES.get(split, "")
-    extracted = any((path / name).is_dir() for name in ALL_SPLITS)
-    if archive.is_file() and archive != path and not extracted:
+    if archive.is_file() and archive != path and not any(map(split_of, tops)):
         return list_tar(archive, "" if split == "train" else split)
     if is_tar(path):
         return list_tar(path, split)
-    if split not in SPLITS:
-        raise UserError(f"split must be {' or '.join(SPLITS)} of a folder, got {split!r}")
     if not path.is_dir():
         raise UserError(f"root={path} is not a folder; expected {path}/{split}/<class>/...")
     kaggle = (path / name for name in KAGGLE_IMAGES)
-    path = next((folder for folder in kaggle if (folder / split).is_dir()), path)
-    folder = next((path / name for name in SPLITS[split] if (path / name).is_dir()), None)
-    if folder is None and (split != "val" or (path / "train").is_dir()):
-        raise UserError(
-            f"{path} has no folder {' or '.join(SPLITS[split])}; "
-            f"expected {path}/{split}/<class>/<image>"
-        )
-    return walk(folder or path)
+    if inside := next((folder for folder in kaggle if (folder / split).is_dir()), None):
+        path, tops = inside, sorted(f.name for f in inside.iterdir() if f.is_dir())
+    of_val = split_of(split) == "val"
+    classes = of_val and not are_splits(tops) and "test" not in map(str.lower, tops)
+    name = None if classes else find_split(tops, split)
+    if name is None and not (of_val and "train" not in map(split_of, tops)):
+        raise UserError(f"{path} has no folder {split}; expected {path}/{split}/<class>/<image>")
+    place = path / (name or "")
+    return replace(walk(place), notes=[used(place, name or "", tops if name else ())])
 
 
 def read(
@@ -128,28 +141,15 @@ def read(
     image_column: str | None,
     label_column: str | None,
 ) -> Labelled:
-    """A dataset of hfds/ or wds/. Raises UserError when its package is missing."""
+    """A dataset of hfds/ or wds/; errors of their libraries go through."""
     prefix, _, rest = root.partition("/")
-    try:
-        if prefix == "hfds":
-            columns = (image_column, label_column)
-            return read_table(rest, split, *columns, ids_are, classes, class_order)
-        from timm.data.readers import create_reader
+    if prefix == "hfds":
+        return read_table(rest, split, image_column, label_column, ids_are, classes, class_order)
+    from timm.data.readers import create_reader
 
-        reader: Any = create_reader("wds/", root=str(Path(rest).expanduser()), split=split)
-        shards = [Path(reader.root) / name for name in reader.split_info.filenames]
-        return read_webdataset(shards, classes)
-    except UserError:
-        raise
-    except ImportError as error:
-        raise UserError(
-            f"{root} cannot be read ({error}); reading {prefix}/ takes netkin's own extra: "
-            "pip install 'netkin[readers]'"
-        ) from None
-    except Exception as error:  # each reader's library has its own
-        raise UserError(
-            f"{root} (split {split}) cannot be read: {' '.join(str(error).split())[:300]}"
-        ) from None
+    reader: Any = create_reader("wds/", root=str(Path(rest).expanduser()), split=split)
+    shards = [Path(reader.root) / name for name in reader.split_info.filenames]
+    return read_webdataset(shards, classes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,58 +185,65 @@ def read_table(
         image_column, label_column: by default the only one of images and the only one of class
             labels, else those that are called image and label.
         ids_are: of images that have a file's name, "path" within the dataset, or "name" alone;
-            the others have a hash of their bytes.
+            the others have a hash of their bytes. See `_ids` for names that repeat.
         classes: names in order, in place of the dataset's own names, in its order.
         class_order: of labels that are text; see `netkin.data.classes.labels_of`.
 
-    Raises UserError that lists the columns when one is not found. Errors of `datasets` itself go
-    through.
+    Raises UserError that lists the columns when one is not found, and that names a row without an
+    image or label. Errors of `datasets` itself go through.
     """
     import datasets
 
-    table: Any = _load(name, split)
-    features, where = table.features, f"hfds/{name}"
+    (table, notes), where = _load(name, split), f"hfds/{name}"
+    features = table.features
     image = _column(where, features, image_column, "image", "Image")
     label = _column(where, features, label_column, "label", "ClassLabel")
-    notes = []
     if (image_column is None and image != "image") or (label_column is None and label != "label"):
         listed = _columns(features)
-        notes = [f"images are column {image} and labels column {label}, of {listed}"]
+        notes.append(f"images are column {image} and labels column {label}, of {listed}")
     encoded = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    values, classified = list(table[label]), isinstance(features[label], datasets.ClassLabel)
+    paths = []
+    for i, (row, value) in enumerate(zip(encoded, values, strict=True)):
+        if row[image] is None:
+            raise UserError(f"{where}: row {i} of {split} has no image; leave it out")
+        if not isinstance(value, int | str) or (classified and value == -1):
+            raise UserError(
+                f"{where}: row {i} of {split} has label {value!r}; expected a class's index or "
+                "name (a split for testing may have none: take another)"
+            )
+        paths.append(row[image]["path"])
     sources = [Row(encoded, image, i) for i in range(len(encoded))]
-    ids = _ids([row[image]["path"] for row in encoded], sources, ids_are)
-    values = list(table[label])
-    if wrong := [value for value in values if not isinstance(value, int | str)]:
-        raise UserError(f"{where} has a label {wrong[0]!r}; expected a class's index or name")
-    if not isinstance(features[label], datasets.ClassLabel):
-        written = dict(zip(ids, map(str, values), strict=True))
-        labels, names, more = labels_of(written, f"column {label}", classes, class_order)
+    if not classified:
+        written = list(map(str, values))
+        ids = _ids(paths, sources, written, ids_are)
+        labels, names, more = labels_of(ids, written, f"column {label}", classes, class_order)
         return Labelled(ids, labels, names, sources, (*notes, *more))
-    if any(value < 0 for value in values):
-        raise UserError(f"{where} has images without labels (-1); take another split")
-    theirs = list(features[label].names)
-    names = list(classes) or theirs
-    if len(names) < len(theirs):
+    own = list(features[label].names)
+    names = list(classes) or own
+    if len(names) < len(own):
         raise UserError(
-            f"{where} has {len(theirs)} classes, such as {theirs[0]!r}; {len(names)} names of "
-            "classes were given"
+            f"{where} has {len(own)} classes, such as {own[0]!r}; {len(names)} names of classes "
+            "were given"
         )
+    ids = _ids(paths, sources, [own[value] for value in values], ids_are)
     return Labelled(ids, values, names, sources, tuple(notes))
 
 
-def _load(name: str, split: str) -> Any:
+def _load(name: str, split: str) -> tuple[Any, list[str]]:
+    """(a split, notes on it)"""
     import datasets
 
     path = Path(name).expanduser()
     if not any((path / file).is_file() for file in ("dataset_dict.json", "state.json")):
-        return datasets.load_dataset(str(path) if path.is_dir() else name, split=split)
+        return datasets.load_dataset(str(path) if path.is_dir() else name, split=split), []
     saved: Any = datasets.load_from_disk(str(path))
     if not isinstance(saved, datasets.DatasetDict):
-        return saved
+        return saved, [f"hfds/{name} has no splits: its images are those of any, also of train"]
     if split not in saved:
         splits = ", ".join(map(str, saved))
         raise UserError(f"hfds/{name} cannot be read: it has no split {split}, but {splits}")
-    return saved[split]
+    return saved[split], []
 
 
 def _column(
@@ -262,18 +269,23 @@ def _columns(features: Mapping[str, Any]) -> str:
     )
 
 
-def _ids(paths: list[str | None], sources: list[Row], ids_are: str) -> list[str]:
+def _ids(
+    paths: Sequence[str | None], sources: Sequence[Row], classes: Sequence[str], ids_are: str
+) -> list[str]:
+    """Unique ids of rows. Hugging Face keeps names of files without their folders: where they
+    repeat, the class is before them. What has no name, or repeats still, is told apart by its bytes
+    and its place among those like it."""
+    names = []
+    for path in map(Path, [path or "" for path in paths]):
+        # A file system's absolute path would differ between machines.
+        parts = path.parts[-2:] if path.is_absolute() else path.parts
+        names.append(path.name if ids_are == "name" else "/".join(parts))
+    if max(Counter(filter(None, names)).values(), default=1) > 1:
+        names = [name and f"{of}/{name}" for of, name in zip(classes, names, strict=True)]
     times: Counter[str] = Counter()
     ids = []
-    for path, source in zip(paths, sources, strict=True):
-        if path:
-            file = Path(path)
-            # A file system's absolute path would differ between machines.
-            parts = file.parts[-2:] if file.is_absolute() else file.parts
-            ids.append(file.name if ids_are == "name" else "/".join(parts))
-            continue
-        name = hashlib.sha256(source.read()[1]).hexdigest()[:20]
-        times[name] += 1
-        # Equal bytes without a name are told apart by how often they came before.
-        ids.append(name if times[name] == 1 else f"{name}-{times[name]}")
+    for name, source in zip(names, sources, strict=True):
+        own = name or hashlib.sha256(source.read()[1]).hexdigest()[:20]
+        times[own] += 1
+        ids.append(own if times[own] == 1 else f"{own}-{times[own]}")
     return ids

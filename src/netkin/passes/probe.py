@@ -16,7 +16,7 @@ from netkin.model import Model
 from netkin.results import Results
 from netkin.runner import Batches, Runner
 from netkin.zoo.build import Classifier, build
-from netkin.zoo.execution import exact_float32, prepare
+from netkin.zoo.execution import Prepared, exact_float32
 
 FIRST_BATCH = 2
 STEPS = 2
@@ -63,7 +63,7 @@ def probe(results: Results, runner: Runner, model: Model, seconds: float, advanc
         return pixels.to(device).float() / 255
 
     execution = replace(runner.execution, precision=precision, compile=False)
-    source = prepare(classifier, execution, first(FIRST_BATCH))
+    source = Prepared(classifier, execution, first(FIRST_BATCH))
     predictor = runner.predictor(classifier, evaluation.target_precision)
     shortened = evaluation.attack.shortened(STEPS)
 

@@ -6,7 +6,7 @@ pickles, which the store does not hold.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,6 @@ class Checkpoint:
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
 
-    @property
-    def best(self) -> float | None:
-        """The highest test accuracy so far, in [0, 1]; None before the first."""
-        accuracies = [row["test_accuracy"] for row in self.curves if "test_accuracy" in row]
-        return max(accuracies, default=None)
-
     def save(self, path: Path) -> None:
         """Write it atomically."""
         tensors = {f"model.{key}": value for key, value in self.model.items()}
@@ -67,6 +61,11 @@ class Checkpoint:
         # Tensors may share memory, which safetensors does not store.
         copies = {name: value.detach().clone() for name, value in tensors.items()}
         write_tensors(path, copies, training=json.dumps(content))
+
+
+def best(curves: Sequence[Mapping[str, float]]) -> float | None:
+    """The highest test accuracy so far, in [0, 1]; None before the first."""
+    return max((row["test_accuracy"] for row in curves if "test_accuracy" in row), default=None)
 
 
 def load(path: Path, identity: Mapping[str, Any] | None = None) -> Checkpoint:

@@ -14,7 +14,7 @@ import torch
 from timm.data.mixup import Mixup
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -31,8 +31,8 @@ from netkin.training.weights import Hardware
 from netkin.zoo.build import Classifier
 
 CHECK_EVERY = 50
-"""Steps between two checks of the loss for NaN on a GPU, each of which waits for the device; and
-between two rows of steps."""
+"""Steps between two checks of the loss for NaN, each of which waits for a GPU; and between two rows
+of steps."""
 LONG = 100
 """Steps of an epoch from which on there are rows of steps."""
 TEST_BATCH = 250
@@ -85,9 +85,10 @@ class Fit(pl.LightningModule):
 
     `curves` has one row an epoch: epoch, lr, train_loss, train_accuracy, grad_norm,
     images_per_second and seconds; with a teacher label_loss, teacher_loss, teacher_agreement and
-    distilled_accuracy; every `validate_every` epochs and at the end the accuracies of
-    `evaluate`. Losses are in nats, accuracies in [0, 1]. Training accuracies are on augmented
-    images; a mixed image has the label with the largest share.
+    distilled_accuracy; every `validate_every` epochs and at the end test_accuracy (two heads
+    predict with their mean) and, where they apply, test_accuracy_class_head,
+    test_accuracy_distilled_head and test_accuracy_ema. Losses are in nats, accuracies in [0, 1].
+    Training accuracies are on augmented images; a mixed image has the label with the largest share.
 
     In epochs of 100 steps or more there is a row every 50: step (over all epochs), loss (the mean
     of these steps, of the first process), lr and images_per_second.
@@ -116,9 +117,7 @@ class Fit(pl.LightningModule):
         self.two_heads = hasattr(classifier.net, "set_distilled_training")
         if self.two_heads and job.teacher is not None:
             classifier.net.set_distilled_training(True)  # type: ignore[operator]
-        self.forward_pass: Callable = classifier
-        if job.hardware.compile:
-            self.forward_pass = torch.compile(classifier)
+        self.forward_pass = torch.compile(classifier) if job.hardware.compile else classifier
         self.mix = None
         if recipe.mixes:
             self.mix = Mixup(
@@ -127,12 +126,9 @@ class Fit(pl.LightningModule):
                 label_smoothing=recipe.label_smoothing,
                 num_classes=len(job.images.classes),
             )
-        self.attack = recipe.attack
         self._sums: dict[str, Tensor] = {}
-        self._losses: list[Tensor] = []
-        self._recent = torch.zeros(())
-        self._images = 0
-        self._began = 0.0
+        self._losses: list[Tensor] = []  # since the last check
+        self._images, self._began = 0, 0.0
 
     @property
     def epoch(self) -> int:
@@ -143,11 +139,6 @@ class Fit(pl.LightningModule):
     def updates(self) -> int:
         """Optimiser steps an epoch."""
         return math.ceil(self.trainer.num_training_batches / self.recipe.accumulate)
-
-    @property
-    def update(self) -> int:
-        """Optimiser steps done, counted over all restarts."""
-        return self.first_epoch * self.updates + self.trainer.global_step
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser at the peak learning rate, or as the checkpoint has it."""
@@ -164,7 +155,6 @@ class Fit(pl.LightningModule):
         return optimizer
 
     def on_fit_start(self) -> None:
-        """Put the teacher on the device."""
         if self.job.teacher is not None:
             self.job.teacher.classifier.to(self.device)
 
@@ -181,7 +171,6 @@ class Fit(pl.LightningModule):
         """Set the epoch of the draws, and of a schedule that changes from epoch to epoch."""
         self._draws.epoch = self.epoch
         self._began, self._images = time.perf_counter(), 0
-        self._recent = torch.zeros(())
         self.classifier.train()
         if self.recipe.step_on_epochs:
             self.schedule.step(self.epoch)
@@ -193,7 +182,7 @@ class Fit(pl.LightningModule):
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
         if not self.recipe.step_on_epochs:
-            self.schedule.step_update(self.update)
+            self.schedule.step_update(self.first_epoch * self.updates + self.trainer.global_step)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch of `netkin.training.data.Augmented`, in nats."""
@@ -202,7 +191,7 @@ class Fit(pl.LightningModule):
         if self.mix is not None:
             pixels, target = self.mix(pixels, labels)
             smoothing, labels = 0.0, target.argmax(dim=1)  # Mixup has smoothed the target
-        if self.attack is not None:
+        if self.recipe.attack is not None:
             pixels = self._attacked(pixels, labels, batch_idx)
         logits = self.forward_pass(pixels)
         logits, distilled = logits if isinstance(logits, tuple) else (logits, logits)
@@ -223,25 +212,9 @@ class Fit(pl.LightningModule):
         self._add("train_accuracy", (logits.argmax(dim=1) == labels).float().mean())
         self._losses.append(loss.detach())
         self._images += len(pixels)
-        self._recent = self._recent.to(loss.device) + loss.detach()
-        if self.device.type == "cpu" or len(self._losses) >= CHECK_EVERY:
-            self._check_finite(batch_idx)
         if (batch_idx + 1) % CHECK_EVERY == 0:
-            self._report_steps(batch_idx + 1)
+            self._check_finite(batch_idx)
         return loss
-
-    def _report_steps(self, steps: int) -> None:
-        """Report the last steps of a long epoch, of which this many are done."""
-        loss, self._recent = float(self._recent) / CHECK_EVERY, torch.zeros(())
-        if (batches := int(self.trainer.num_training_batches)) >= LONG:
-            images = self._images * self.trainer.world_size
-            row = {
-                "step": self.epoch * batches + steps,
-                "loss": loss,
-                "lr": self.optimizer.param_groups[0]["lr"],
-                "images_per_second": images / (time.perf_counter() - self._began),
-            }
-            self._report(row)
 
     def _report(self, row: dict[str, float]) -> None:
         """From the first process, to a function or through a file."""
@@ -256,11 +229,11 @@ class Fit(pl.LightningModule):
 
     def _attacked(self, pixels: Tensor, labels: Tensor, batch_idx: int) -> Tensor:
         """The batch as the recipe's attack changes it, on the model in eval mode as it is now."""
-        assert self.attack is not None
+        assert self.recipe.attack is not None
         step = f"{self.epoch}/{batch_idx}/{self.trainer.global_rank}"
         keys = [f"{step}/{i}" for i in range(len(pixels))]
         self.classifier.eval()
-        adversarial = self.attack.perturb(self.classifier, pixels, labels, keys)
+        adversarial = self.recipe.attack.perturb(self.classifier, pixels, labels, keys)
         self.classifier.train()
         return adversarial.detach()
 
@@ -269,6 +242,7 @@ class Fit(pl.LightningModule):
         self._sums[name] = before + value.detach()
 
     def _check_finite(self, batch_idx: int) -> None:
+        """Check the losses since the last time, and report these steps of a long epoch."""
         losses, self._losses = torch.stack(self._losses), []
         bad = (~losses.isfinite()).nonzero().flatten().tolist()
         if bad:
@@ -278,6 +252,20 @@ class Fit(pl.LightningModule):
                 f"training of {self.classifier.name} diverged: loss {losses[bad[0]].item()} in "
                 f"epoch {self.epoch + 1}, step {step}{stored}; try a recipe with a smaller lr"
             )
+        batches = int(self.trainer.num_training_batches)
+        if batches >= LONG and len(losses) == CHECK_EVERY:
+            self._report(
+                {
+                    "step": self.epoch * batches + batch_idx + 1,
+                    "loss": losses.mean().item(),
+                    "lr": self.optimizer.param_groups[0]["lr"],
+                    "images_per_second": self._images_per_second(),
+                }
+            )
+
+    def _images_per_second(self) -> float:
+        """In this epoch so far, on all devices."""
+        return self._images * self.trainer.world_size / (time.perf_counter() - self._began)
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
         """Clip the gradient and add its norm to the curves."""
@@ -302,27 +290,20 @@ class Fit(pl.LightningModule):
         }
         sums["grad_norm"] *= steps / self.updates
         self._sums.clear()
-        seconds = time.perf_counter() - self._began
         done = self.epoch + 1
         row = {
             "epoch": done,
             "lr": self.optimizer.param_groups[0]["lr"],
             **sums,
-            "images_per_second": self._images * self.trainer.world_size / seconds,
-            "seconds": seconds,
+            "images_per_second": self._images_per_second(),
+            "seconds": time.perf_counter() - self._began,
         }
         if done % self.recipe.validate_every == 0 or done == self.recipe.epochs:
-            row |= evaluate(
-                self.classifier,
-                self.job.test,
-                self.two_heads,
-                None if self.average is None else self.average.module,
-                self.job.hardware.fast_dev_run,
-            )
-        earlier = [r["test_accuracy"] for r in self.curves if "test_accuracy" in r]
+            row |= self._accuracies()
+        earlier = checkpoint.best(self.curves)
         self.curves.append(row)
         if self.trainer.is_global_zero:
-            better = row.get("test_accuracy", -1) > max(earlier, default=-0.5)
+            better = row.get("test_accuracy", -1) > (-1 if earlier is None else earlier)
             if better and self.recipe.keep == "best":
                 write_tensors(self.job.best, self.classifier.net.state_dict(), epoch=str(done))
             Checkpoint(
@@ -336,6 +317,28 @@ class Fit(pl.LightningModule):
             ).save(self.job.last)
             self._report(row)
         self.trainer.strategy.barrier()
+
+    def _accuracies(self) -> dict[str, float]:
+        """On the test images, for the curves."""
+        classifier, average = self.classifier.eval(), self.average
+        predictors: dict[str, Callable[[Tensor], Tensor]] = {"": classifier}
+        if self.two_heads:
+            predictors["_class_head"] = partial(one_head, classifier, head=0)
+            predictors["_distilled_head"] = partial(one_head, classifier, head=1)
+        if average is not None:
+            average.module.eval()
+            predictors["_ema"] = lambda pixels: average.module(classifier.normalise(pixels))
+        correct, tested = dict.fromkeys(predictors, 0), 0
+        with torch.no_grad():
+            for batch, labels in DataLoader(self.job.test, TEST_BATCH):
+                pixels, labels = as_pixels(batch.to(self.device)), labels.to(self.device)
+                tested += len(labels)
+                for name, predict in predictors.items():
+                    correct[name] += int((predict(pixels).argmax(dim=1) == labels).sum())
+                if self.job.hardware.fast_dev_run:
+                    break
+        classifier.train()
+        return {f"test_accuracy{name}": number / tested for name, number in correct.items()}
 
 
 def fit(classifier: Classifier, job: Job, report: Report | None = None) -> checkpoint.Checkpoint:
@@ -361,51 +364,6 @@ def fit(classifier: Classifier, job: Job, report: Report | None = None) -> check
                 use_distributed_sampler=False,
             ).fit(module)
     return checkpoint.load(job.last)
-
-
-def evaluate(
-    classifier: Classifier,
-    images: TensorDataset,
-    two_heads: bool = False,
-    average: nn.Module | None = None,
-    first_batch: bool = False,
-) -> dict[str, float]:
-    """Accuracies in [0, 1]; the classifier is in training mode afterwards.
-
-    Args:
-        classifier: on its device; one with two heads predicts with their mean.
-        images: pixels [I, 3, H, W] uint8 and labels [I].
-        two_heads: whether the heads of a distilled ViT are evaluated separately, too.
-        average: the same network with a moving average of the weights, evaluated too.
-        first_batch: evaluate one batch only.
-
-    Returns test_accuracy and, where they apply, test_accuracy_class_head,
-    test_accuracy_distilled_head and test_accuracy_ema.
-    """
-    predictors: dict[str, Callable[[Tensor], Tensor]] = {"": classifier}
-    if two_heads:
-        predictors["_class_head"] = partial(one_head, classifier, head=0)
-        predictors["_distilled_head"] = partial(one_head, classifier, head=1)
-    if average is not None:
-
-        def averaged(pixels: Tensor) -> Tensor:
-            trained, classifier.net = classifier.net, average
-            logits, classifier.net = classifier(pixels), trained
-            return logits
-
-        predictors["_ema"] = averaged
-        average.eval()
-    correct, tested, device = dict.fromkeys(predictors, 0), 0, classifier.mean.device
-    classifier.eval()
-    with torch.no_grad():
-        for batch, labels in DataLoader(images, TEST_BATCH):
-            pixels, tested = as_pixels(batch.to(device)), tested + len(labels)
-            for name, predict in predictors.items():
-                correct[name] += int((predict(pixels).argmax(dim=1) == labels.to(device)).sum())
-            if first_batch:
-                break
-    classifier.train()
-    return {f"test_accuracy{name}": number / tested for name, number in correct.items()}
 
 
 def one_head(classifier: Classifier, pixels: Tensor, head: int) -> Tensor:

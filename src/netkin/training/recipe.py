@@ -11,6 +11,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from netkin.attacks import PGD
+from netkin.attacks.units import non_negative, whole_number
 from netkin.errors import UserError, first_line, near
 
 LATER = (
@@ -89,18 +90,13 @@ class Recipe:
     validate_every: int = 5
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(
-            ("epochs", "batch_size", "validate_every", "repeats", "accumulate"), 1
-        )
-        for name, low in {**least, "seed": 0}.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise UserError(f"{name} must be a whole number of {low} or more, got {value!r}")
-        if not isinstance(self.lr, int | float) or not self.lr > 0:
-            raise UserError(f"lr must be above 0, got {self.lr}")
-        for name in ("weight_decay", "mixup", "cutmix", "warmup_epochs", "min_lr"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("epochs", "batch_size", "validate_every", "repeats", "accumulate"):
+            whole_number(getattr(self, name), name)
+        whole_number(self.seed, "seed", least=0)
+        for name in ("lr", "weight_decay", "mixup", "cutmix", "warmup_epochs", "min_lr"):
+            non_negative(getattr(self, name), name)
+        if self.lr == 0:
+            raise UserError("lr must be above 0")
         for name in ("label_smoothing", "erasing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} must be in [0, 1], got {getattr(self, name)}")

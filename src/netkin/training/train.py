@@ -20,7 +20,7 @@ from netkin.training import checkpoint
 from netkin.training.distillation import Teacher
 from netkin.training.fit import Job, Report, fit
 from netkin.training.weights import Teaching, Training, identity
-from netkin.zoo.build import Classifier, build
+from netkin.zoo.build import build
 from netkin.zoo.member import Member
 from netkin.zoo.preprocessing import preprocessing
 
@@ -58,7 +58,25 @@ def train(
         checkpoint.load(start, job.identity)  # raises
         if start.resolve() != job.last.resolve():
             write(job.last, lambda temporary: shutil.copyfile(start, temporary))
-    end = _fit(initial(training, member), job, advance, report)
+
+    def done(row: Mapping[str, float]) -> None:
+        if "epoch" in row:
+            advance(1)
+        if report is not None:
+            report(row)
+
+    if job.last.is_file():
+        for row in checkpoint.load(job.last, job.identity).curves:
+            done(row)
+    kwargs = {**member.kwargs, **training.recipe.model_args}
+    untrained = replace(member, kwargs=kwargs, checkpoint=None, pretrained=False)
+    classifier = build(untrained, training.task, seed=training.recipe.seed)
+    if job.hardware.devices == 1:
+        end = fit(classifier, job, done)
+    else:
+        job.rows.unlink(missing_ok=True)
+        with _following(job.rows, done):
+            end = fit(classifier, job)
     accuracy = _store(training, member, teaching, job, end)
     for file in (job.last, job.best, job.rows):  # of use while it goes on only
         file.unlink(missing_ok=True)
@@ -96,7 +114,7 @@ def _store(
     file, recipe, final = training.file(member), training.recipe, end.curves[-1]
     weights, accuracy = {
         "last": (end.model, final.get("test_accuracy")),
-        "best": (None, end.best),
+        "best": (None, checkpoint.best(end.curves)),
         "ema": (end.ema, final.get("test_accuracy_ema")),
     }[recipe.keep]
     assert accuracy is not None
@@ -118,13 +136,6 @@ def _store(
     return accuracy
 
 
-def initial(training: Training, member: Member) -> Classifier:
-    """The member before training: weights from the recipe's seed, with its `model_args`."""
-    kwargs = {**member.kwargs, **training.recipe.model_args}
-    untrained = replace(member, kwargs=kwargs, checkpoint=None, pretrained=False)
-    return build(untrained, training.task, seed=training.recipe.seed)
-
-
 def pixels_and_labels(training: Training, member: Member) -> TensorDataset:
     """The test images through the member's view: pixels [I, 3, H, W] uint8, labels [I] int64."""
     results, view = training.results, preprocessing(member, training.task).view
@@ -133,43 +144,20 @@ def pixels_and_labels(training: Training, member: Member) -> TensorDataset:
     return TensorDataset(pixels, results.evaluation.labels)
 
 
-def _fit(
-    classifier: Classifier, job: Job, advance: Advance, report: Report | None
-) -> checkpoint.Checkpoint:
-    """`fit`, whose rows are reported in this process even where others train."""
-
-    def done(row: Mapping[str, float]) -> None:
-        if "epoch" in row:
-            advance(1)
-        if report is not None:
-            report(row)
-
-    if job.last.is_file():
-        for row in checkpoint.load(job.last, job.identity).curves:
-            done(row)
-    if job.hardware.devices == 1:
-        return fit(classifier, job, done)
-    job.rows.unlink(missing_ok=True)
-    with _following(job.rows, done):
-        return fit(classifier, job)
-
-
 @contextmanager
 def _following(file: Path, done: Report) -> Iterator[None]:
     """Report the rows that another process appends to a file, as they come."""
-    stop, read = threading.Event(), 0
+    stop = threading.Event()
 
-    def check() -> None:
-        nonlocal read
-        if file.is_file():
-            lines = file.read_text().split("\n")[read:-1]  # the last may be half written
+    def follow() -> None:
+        read, last = 0, False
+        while not last:
+            last = stop.wait(1.0)
+            text = file.read_text() if file.is_file() else ""
+            lines = text.split("\n")[read:-1]  # the last may be half written
             read += len(lines)
             for line in lines:
                 done(json.loads(line))
-
-    def follow() -> None:
-        while not stop.wait(1.0):
-            check()
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -178,4 +166,3 @@ def _following(file: Path, done: Report) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        check()

@@ -95,10 +95,9 @@ def blueprint(member: Member, task: Task) -> tuple[nn.Module, int]:
         return _network(member, task, prep)
 
 
-def check_member(member: Member, task: Task) -> str:
+def check_member(member: Member, task: Task) -> None:
     """Build a member's architecture and compare its checkpoint with it, before any work.
 
-    Gives a note where the checkpoint holds several sets of weights that fit; otherwise "".
     Raises UserError as `build` does.
     """
     if member.target:  # its constructor may load weights, which the meta device would drop
@@ -114,10 +113,8 @@ def check_member(member: Member, task: Task) -> str:
         net, classes = blueprint(member, task)
     _columns(classes, member, task)
     file = Path(member.checkpoint).expanduser() if member.checkpoint else None
-    if file is None or holds_arrays(file):
-        return ""
-    choice = choose(net, file, member.name, member.weights_key)
-    return choice.describe(file, member.name) if choice.others else ""
+    if file is not None and not holds_arrays(file):
+        choose(net, file, member.name, member.weights_key)
 
 
 def _network(

@@ -14,7 +14,6 @@ import re
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ NOT_WEIGHTS = re.compile(r"(^|\.)(num_batches_tracked|total_ops|total_params|n_a
 """Counters that nothing reads in eval mode: batch normalisation's, which old checkpoints lack, and
 those that profilers and weight averaging leave behind."""
 AVERAGED = re.compile(r"(^|[^a-z])ema([^a-z]|$)")
-"""Of a label: weights averaged over training steps, which are preferred as timm does."""
+"""Of a label: weights averaged over training steps, which are taken before others, as timm does."""
 _SCALAR: Any = np.float64(0).__reduce__()[0]
 HARMLESS: list[Any] = [
     argparse.Namespace,  # timm's and many others' `args`
@@ -50,29 +49,6 @@ DEEPEST = 4
 Weights = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The weights of a checkpoint that are used, by the network's keys.
-
-    `label` is where they are in the file, such as "state_dict.model", and "" for the top level;
-    `others` are the labels of others that fit as well.
-    """
-
-    label: str
-    tensors: Weights
-    others: tuple[str, ...] = ()
-
-    def describe(self, path: Path, name: str) -> str:
-        """Which weights of a file are used, and how to choose others."""
-        label, *others = (text or "(top level)" for text in (self.label, *self.others))
-        if not others:
-            return f"{name}: weights {label} of {path}"
-        return (
-            f"{name}: {path} holds several sets of weights that fit; {label} is used, not "
-            f"{', '.join(others)} (the member's field weights_key chooses another)"
-        )
-
-
 def load_weights(net: nn.Module, path: Path, name: str, key: str | None = None) -> None:
     """Load a checkpoint into a network, strictly.
 
@@ -81,12 +57,9 @@ def load_weights(net: nn.Module, path: Path, name: str, key: str | None = None) 
         path: a safetensors file, a torch file without pickled code, or an .npz file for a network
             with a `load_pretrained` of its own (timm's of the original authors' archives).
         name: of the network, for messages.
-        key: which of several state dicts, such as "model_ema"; where None, one of averaged
-            weights (EMA) is preferred.
+        key: which of several state dicts, such as "model_ema" or "state_dict.student".
 
-    Raises:
-        UserError: the file cannot be read, has no such key, or does not fit: the message shows the
-            first key that differs with both shapes, and the first keys of the file and the network.
+    Raises UserError as `choose` does.
     """
     if not path.is_file():
         raise UserError(f"{name}: there is no weights file {path}")
@@ -96,38 +69,50 @@ def load_weights(net: nn.Module, path: Path, name: str, key: str | None = None) 
         except Exception as error:  # whatever numpy and the model's loader raise
             raise UserError(f"{name}: weights {path} do not fit ({first_line(error)})") from None
         return
-    choice = choose(net, path, name, key)
-    if choice.others or choice.label:
-        log.info("%s", choice.describe(path, name))
-    net.load_state_dict(choice.tensors, strict=False)
+    net.load_state_dict(choose(net, path, name, key), strict=False)
 
 
-def choose(net: nn.Module, path: Path, name: str, key: str | None = None) -> Choice:
-    """The weights of a checkpoint that `load_weights` loads into a network, on any device.
+def choose(net: nn.Module, path: Path, name: str, key: str | None = None) -> Weights:
+    """The weights of a checkpoint that `load_weights` loads into a network, by the network's keys.
 
-    Raises UserError as `load_weights` does.
+    The network may be on any device. Raises UserError where the file cannot be read, has no such
+    key, or holds several sets of weights that fit, none of them the average (EMA); and where
+    nothing fits, with the first key that differs in both shapes and the first keys of both.
     """
-    candidates = list(_state_dicts(read(path, name)))
-    if not candidates:
+    tried = [
+        (".".join(filter(None, (label, below))), tensors)
+        for label, found in _state_dicts(read(path, name))
+        for below, tensors in _renamed(net, found)
+    ]
+    if not tried:
         raise UserError(f"{name}: {path} holds no tensors; expected a state dict of the network")
-    fits: dict[str, Weights] = {}
-    for label, tensors in candidates:
-        for below, renamed in _renamed(net, tensors):
-            if (fitting := _fitting(net, renamed)) is not None:
-                fits.setdefault(".".join(filter(None, (label, below))), fitting)
     if key is not None:
-        labels = [label for label, _ in candidates if label]
-        fits = {label: found for label, found in fits.items() if f".{key}." in f".{label}."}
-        candidates = [c for c in candidates if f".{key}." in f".{c[0]}."]
-        if not fits and not candidates:
+        labels = list(dict.fromkeys(label for label, _ in tried if label))
+        tried = [(label, tensors) for label, tensors in tried if f".{key}." in f".{label}."]
+        if not tried:
             raise UserError(
                 f"{name}: {path} has no weights under weights_key {key!r}{near(key, labels)} "
                 f"(there are {', '.join(labels[:8]) or 'none: its tensors lie at the top level'})"
             )
+    fits: dict[str, Weights] = {}
+    for label, tensors in tried:
+        if (fitting := _fitting(net, tensors)) is not None:
+            fits.setdefault(label, fitting)
     if not fits:
-        raise UserError(_misfit_message(net, candidates, path, name))
-    label = next((label for label in fits if AVERAGED.search(label.lower())), next(iter(fits)))
-    return Choice(label, fits[label], tuple(other for other in fits if other != label))
+        raise UserError(_misfit_message(net, [tensors for _, tensors in tried], path, name))
+    averaged = [label for label in fits if AVERAGED.search(label.lower())]
+    label = averaged[0] if len(averaged) == 1 else next(iter(fits))
+    if len(averaged) != 1 and not all(_equal(fits[label], other) for other in fits.values()):
+        raise UserError(
+            f"{name}: {path} holds several sets of weights that fit; choose one of them by the "
+            f"member's field weights_key: {', '.join(text or repr(text) for text in fits)}"
+        )
+    log.info("%s: weights %s of %s", name, label or "(top level)", path)
+    return fits[label]
+
+
+def _equal(a: Weights, b: Weights) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def read(path: Path, name: str, lazily: bool = False) -> Any:
@@ -231,13 +216,10 @@ def _misfit(net: nn.Module, tensors: Weights) -> tuple[str, Any, Any] | None:
     return None
 
 
-def _misfit_message(
-    net: nn.Module, candidates: list[tuple[str, Weights]], path: Path, name: str
-) -> str:
-    """Of the candidate with most keys in common with the network."""
+def _misfit_message(net: nn.Module, tried: list[Weights], path: Path, name: str) -> str:
+    """Of the state dict with most keys in common with the network."""
     ours = net.state_dict()
-    ways = [renamed for _, tensors in candidates for _, renamed in _renamed(net, tensors)]
-    nearest = max(ways, key=lambda tensors: (len(ours.keys() & tensors.keys()), len(tensors)))
+    nearest = max(tried, key=lambda tensors: (len(ours.keys() & tensors.keys()), len(tensors)))
     key, in_model, in_file = _misfit(net, nearest) or ("", "", "")
     return (
         f"{name}: weights {path} do not fit: {key} is {in_model} in the model and {in_file} in the "

@@ -8,8 +8,8 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from netkin.errors import UserError, first_line
 from netkin.zoo.build import Classifier
-from netkin.zoo.fold import TOLERANCE, cheap_gradients, fold_batch_norm, standardise_once
+from netkin.zoo.fold import fold_batch_norm, squeeze_cheaply, standardise_once
 
 log = logging.getLogger(__name__)
 
@@ -62,77 +62,44 @@ class Execution:
 class Prepared(Classifier):
     """A classifier run as an Execution describes, with inputs and outputs in float32.
 
-    Its `net` is the network that runs: attacks may hook into it. A network that is not timm's runs
-    as it is, with a line in the log, where what makes timm's faster fails or changes its logits.
+    Its `net` is the network that runs: attacks may hook into it. A network that is neither timm's
+    nor torchvision's may rely on its memory format: it runs contiguous.
     """
 
-    def __init__(self, classifier: Classifier, execution: Execution, images: Tensor, size: int):
-        """Runs images [B, 3, H, W] in [0, 1], on the classifier's device, to fold batch
-        normalisation and to compile for batches of `size`."""
+    def __init__(
+        self, classifier: Classifier, execution: Execution, images: Tensor, size: int | None = None
+    ):
+        """
+        Args:
+            classifier: in eval mode; it stays as it is.
+            execution: how to run it.
+            images: some [B, 3, H, W] in [0, 1], on its device, to run once.
+            size: images in a batch, if it is compiled; B unless given.
+        """
         nn.Module.__init__(self)
         self.name, self.columns = classifier.name, classifier.columns
         self.register_buffer("mean", classifier.mean, persistent=False)
         self.register_buffer("std", classifier.std, persistent=False)
         self.execution, self.folded = execution, 0
         self.dtype = PRECISIONS[execution.precision]
-        execution = self._possible(classifier.net, execution, images[:2])
-        self.format = MEMORY_FORMATS[execution.memory_format]
-        net = self._faster(classifier.net, execution, images[:2])
-        if self.dtype is not None:
-            if images.device.type == "cpu":
-                _without_fused_attention(net)
-                _strided_depthwise_in_float32(net)
-            if _is_known(net):  # of others autocast casts the weights, in every pass
-                _cast_weights(net, self.dtype)
+        net = copy.deepcopy(classifier.net).eval()
+        known = type(net).__module__.startswith(("timm.", "netkin.", "torchvision."))
+        self.format = MEMORY_FORMATS[execution.memory_format if known else "contiguous"]
+        if execution.fuse:
+            standardise_once(net)
+            net, self.folded = fold_batch_norm(net, self.normalise(images[:2]), self.name)
+            squeeze_cheaply(net)
+        for tensor in (*net.parameters(), *net.buffers()):
+            if tensor.ndim == 4:
+                tensor.data = tensor.data.contiguous(memory_format=self.format)
+        if self.dtype is not None and images.device.type == "cpu":
+            _without_fused_attention(net)
+            _strided_depthwise_in_float32(net)
         self.net = net.eval().requires_grad_(False)
         self._run: Any = net.__call__  # no second submodule
         self.size: int | None = None
         if execution.compile:
-            self._compile(images, size)
-
-    def _faster(self, net: nn.Module, execution: Execution, few: Tensor) -> nn.Module:
-        """A copy of a network, in float32, fused and in the memory format of an Execution."""
-        net = copy.deepcopy(net).eval()
-        if execution.fuse:
-            standardise_once(net)
-            net, self.folded = fold_batch_norm(net, self.normalise(few), self.name)
-            cheap_gradients(net)
-        if execution.memory_format != "contiguous":
-            net = net.to(memory_format=MEMORY_FORMATS[execution.memory_format])
-        return net
-
-    def _possible(self, net: nn.Module, execution: Execution, few: Tensor) -> Execution:
-        """The Execution with what a network takes of it; timm's take all."""
-        if _is_known(net):
-            return execution
-        contiguous = replace(execution, memory_format="contiguous")
-        plain = replace(contiguous, fuse=False)
-        for way in dict.fromkeys((execution, contiguous, plain)):
-            if way == plain or not (reason := self._problem(net.eval(), way, few)):
-                return way
-            fused = "fused" if way.fuse else "unfused"
-            log.info("%s does not run %s, %s: %s", self.name, fused, way.memory_format, reason)
-            self.folded = 0
-        return plain
-
-    def _problem(self, net: nn.Module, execution: Execution, few: Tensor) -> str:
-        """Why a network does not run so, or not with the same logits; empty where it does."""
-        x = self.normalise(few)
-        with torch.no_grad():
-            expected = net(x)
-        try:
-            x = x.contiguous(memory_format=MEMORY_FORMATS[execution.memory_format])
-            x = x.detach().requires_grad_()
-            with torch.enable_grad():
-                logits = self._faster(net, execution, few)(x)
-                torch.autograd.grad(logits.sum(), x)
-        except Exception as error:  # whatever a network of the user's raises, such as of a view
-            return first_line(error)
-        size = expected.abs().max().clamp_min(1e-6)
-        worst = ((logits.detach() - expected).abs().max() / size).item()
-        if worst <= TOLERANCE or not expected.isfinite().all():
-            return ""
-        return f"a logit would change by {worst:.1e} of the largest"
+            self._compile(images, size or len(images))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """See `Classifier`. Raises UserError where pixels want a gradient and logits have none."""
@@ -141,11 +108,7 @@ class Prepared(Classifier):
         if self.size is not None and n < self.size:
             x = torch.cat([x, x[:1].detach().expand(self.size - n, *x.shape[1:])])
         x = x.contiguous(memory_format=self.format)  # decoded images come channels-last
-        autocast: Any = nullcontext()
-        if self.dtype is not None:
-            # Weights are cast already, once; a cache would keep what is cast beside them.
-            autocast = torch.autocast(x.device.type, dtype=self.dtype, cache_enabled=False)
-        with autocast, nullcontext() if self.size is None else _compiling():
+        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype is not None):
             logits = self._run(x)
         if torch.is_grad_enabled() and x.requires_grad and not logits.requires_grad:
             raise UserError(
@@ -159,6 +122,8 @@ class Prepared(Classifier):
 
     def _compile(self, images: Tensor, size: int) -> None:
         """Compile, and run both directions; without it where that fails, with one line."""
+        # Dynamo looks for gradients where there are none.
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
         self._run = torch.compile(self.net, dynamic=False).__call__
         self.size = size
         try:
@@ -169,33 +134,6 @@ class Prepared(Classifier):
             reason = first_line(error)[:200]
             log.warning("%s is not compiled, and runs without: %s", self.name, reason)
             self._run, self.size = self.net.__call__, None
-
-
-def _is_known(net: nn.Module) -> bool:
-    """Whether a network is of a library whose networks are known to be the same when faster."""
-    return type(net).__module__.startswith(("timm.", "netkin."))
-
-
-@contextmanager
-def _compiling() -> Iterator[None]:
-    """Without dynamo's warning: while it compiles, it looks for gradients where there are none."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
-        yield
-
-
-def prepare(
-    classifier: Classifier, execution: Execution, images: Tensor, size: int | None = None
-) -> Prepared:
-    """The classifier, run as `execution` describes.
-
-    Args:
-        classifier: in eval mode; it stays as it is.
-        execution: how to run it.
-        images: some [B, 3, H, W] in [0, 1], on its device, to run once.
-        size: images in a batch, if it is compiled; B unless given.
-    """
-    return Prepared(classifier, execution, images, size or len(images))
 
 
 @contextmanager
@@ -222,17 +160,6 @@ def check_execution(execution: Execution, gpu: bool) -> None:
             f"precision {execution.precision} needs a GPU (a CPU has no units for it); use 32-true "
             "here, or bf16-mixed, which is faster"
         )
-
-
-CAST = (nn.Conv1d, nn.Conv2d, Conv2dSame, nn.Linear)
-"""Layers that keep no weights in float32 when autocast would cast these in every pass."""
-
-
-def _cast_weights(net: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the weights that autocast would cast in every pass: of convolutions and linear maps."""
-    for module in net.modules():
-        if type(module) in CAST and "forward" not in vars(module):  # but those in float32
-            module.to(dtype)
 
 
 def _strided_depthwise_in_float32(net: nn.Module) -> None:

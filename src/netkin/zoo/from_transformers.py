@@ -72,9 +72,9 @@ class Transformers:
             repository, revision = hf_split(name)
             for weights in WEIGHTS:
                 with suppress(EntryNotFoundError):
-                    path = _fetched(repository, weights, revision)
+                    path = on_hub(repository, weights, revision)
                     for part in files(path):
-                        _fetched(repository, part.name, revision)
+                        on_hub(repository, part.name, revision)
                     return path
         raise FileNotFoundError(f"{name} holds no weights, such as {WEIGHTS[0]}")
 
@@ -117,17 +117,18 @@ def _folder(name: str) -> Path:
     if name.startswith((".", "/", "~")):
         raise UserError(f"transformers:{name}: there is no such folder")
     repository, revision = hf_split(name)
-    config = _fetched(repository, CONFIGS[0], revision)
+    config = on_hub(repository, CONFIGS[0], revision)
     with suppress(EntryNotFoundError):  # `config` raises an error that names what is missing
-        _fetched(repository, CONFIGS[1], revision)
+        on_hub(repository, CONFIGS[1], revision)
     return config.parent
 
 
-def _fetched(repository: str, file: str, revision: str | None) -> Path:
+def on_hub(repository: str, file: str, revision: str | None, fetch: bool = True) -> Path:
+    """A file of a repository, from the cache or the hub. Raises what the hub's client does."""
     cached = try_to_load_from_cache(repository, file, revision=revision)
-    return Path(
-        cached if isinstance(cached, str) else hf_hub_download(repository, file, revision=revision)
-    )
+    if not isinstance(cached, str):
+        cached = hf_hub_download(repository, file, revision=revision, local_files_only=not fetch)
+    return Path(cached)
 
 
 def files(weights: Path) -> list[Path]:
@@ -140,6 +141,7 @@ def files(weights: Path) -> list[Path]:
 
 def _images(processor: Any, channels: int) -> dict[str, Any]:
     """An image processor in timm's words, tried on an image."""
+    config: dict[str, Any] = {}
     try:
         size, pct, mode = _geometry(processor)
         mean, std = _normalisation(processor, size)
@@ -147,16 +149,13 @@ def _images(processor: Any, channels: int) -> dict[str, Any]:
             "input_size": (channels, size, size),
             "crop_pct": pct,
             "crop_mode": mode,
-            "interpolation": RESAMPLE.get(
-                int(getattr(processor, "resample", None) or 2), "bilinear"
-            ),
+            "interpolation": RESAMPLE[int(getattr(processor, "resample", None) or 2)],
             "mean": mean,
             "std": std,
         }
-    except Exception as error:  # a processor of its own kind raises what it will
-        config, reason = {}, first_line(error)
-    else:
         reason = _difference(processor, config)
+    except Exception as error:  # a processor of its own kind raises what it will
+        reason = first_line(error)
     if not reason:
         return config
     kind = type(processor).__name__
@@ -220,10 +219,7 @@ def _difference(processor: Any, config: dict[str, Any]) -> str:
     channels, side, _ = config["input_size"]
     if channels == 1:
         image = image.convert("L").convert("RGB")
-    try:
-        theirs = processor(image, return_tensors="pt")["pixel_values"][0].float()
-    except Exception as error:  # transformers has a dozen of its own
-        return first_line(error)
+    theirs = processor(image, return_tensors="pt")["pixel_values"][0].float()
     if theirs.shape[-2:] != (side, side):
         return f"it gives images of {theirs.shape[-2]} x {theirs.shape[-1]} pixels"
     view = View(side, config["crop_pct"], config["crop_mode"], config["interpolation"])

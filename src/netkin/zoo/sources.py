@@ -19,7 +19,7 @@ from urllib.parse import urlparse
 
 import timm
 import torchvision
-from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from timm.models import load_model_config_from_hf, split_model_name_tag
 from timm.models._factory import parse_model_name
@@ -39,7 +39,7 @@ from torchvision.models import get_model_builder, get_model_weights, list_models
 from netkin.errors import UserError, first_line, near
 from netkin.store.files import file_sha256
 from netkin.zoo.checkpoints import holds_arrays
-from netkin.zoo.from_transformers import Config, Transformers, crop_pct, files
+from netkin.zoo.from_transformers import Config, Transformers, crop_pct, files, on_hub
 
 if TYPE_CHECKING:
     from netkin.zoo.member import Member, Task
@@ -64,7 +64,7 @@ class Source(Protocol):
 
         With `fetch` it is downloaded then. Raises what the library's client raises.
         """
-        ...
+        return None
 
     def ways(self, member: "Member", config: Config, task: "Task", size: int) -> list[Config]:
         """The arguments to build a network with, in the order in which they are tried.
@@ -75,7 +75,7 @@ class Source(Protocol):
             task: the dataset.
             size: pixels a side of its images.
         """
-        ...
+        return [dict(member.kwargs)]
 
     def build(self, member: "Member", config: Config, kwargs: Config, file: Path | None) -> Module:
         """The network, with the published weights of `file` unless that is None.
@@ -85,7 +85,7 @@ class Source(Protocol):
         ...
 
 
-class Timm:
+class Timm(Source):
     """Names of timm's registry, `hf-hub:org/name` and `local-dir:folder`."""
 
     def config(self, name: str) -> dict[str, Any]:
@@ -159,17 +159,13 @@ class Timm:
             names = [name]
         missing = None
         for name in names:
-            path = try_to_load_from_cache(repo, name, revision=revision)
-            if isinstance(path, str):
-                return Path(path)
             try:
-                if fetch:
-                    return Path(hf_hub_download(repo, name, revision=revision))
-            except LocalEntryNotFoundError:  # no network: another file's name will not help
-                raise
+                return on_hub(repo, name, revision, fetch)
             except EntryNotFoundError as error:
+                if fetch and isinstance(error, LocalEntryNotFoundError):
+                    raise  # no network: another file's name will not help
                 missing = error
-        if missing:
+        if fetch and missing:
             raise missing
         return None
 
@@ -216,7 +212,7 @@ class Timm:
         )
 
 
-class Torchvision:
+class Torchvision(Source):
     """Classifiers of torchvision, with the preprocessing that their own weights name."""
 
     def _weights(self, name: str) -> Any:
@@ -257,10 +253,14 @@ class Torchvision:
         return SOURCES["timm"].file(name, config, fetch)
 
     def ways(self, member: "Member", config: Config, task: "Task", size: int) -> list[Config]:
-        """Vision transformers take their images' size."""
+        """Vision transformers take their images' size. GoogLeNet and Inception, where they take
+        the published weights' normalisation, bring it to their own as with these weights."""
         kwargs = dict(member.kwargs)
         if not member.uses_published(task) and task.weights == "train":
             kwargs = {"num_classes": task.num_classes, **kwargs}
+        architecture, _, named = member.torchvision.partition(".")
+        if architecture in ("googlenet", "inception_v3") and (config or named):
+            kwargs = {"transform_input": True, **kwargs}
         return [{"image_size": size, **kwargs}, kwargs]
 
     def build(self, member: "Member", config: Config, kwargs: Config, file: Path | None) -> Module:
@@ -270,18 +270,11 @@ class Torchvision:
         return get_model_builder(name.partition(".")[0])(weights=weights, **kwargs)
 
 
-class Target:
+class Target(Source):
     """A class, or a function that returns a network, by its dotted name; nothing is published."""
 
     def config(self, name: str) -> dict[str, Any]:
         return {"family": find(name).__name__}
-
-    def file(self, name: str, config: Config, fetch: bool) -> None:
-        """It brings its weights, or has a checkpoint."""
-
-    def ways(self, member: "Member", config: Config, task: "Task", size: int) -> list[Config]:
-        """The member's own arguments alone."""
-        return [dict(member.kwargs)]
 
     def build(self, member: "Member", config: Config, kwargs: Config, file: Path | None) -> Module:
         """See `Source`. Raises UserError where the call raises, or returns something else."""
@@ -319,12 +312,10 @@ def find(target: str) -> Callable[..., Any]:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{module_name} cannot be imported ({reason})") from None
     value = getattr(module, attribute, None)
-    if value is None:
-        file = getattr(module, "__file__", None)
-        origin = f"{module_name} ({file})" if file else module_name
-        raise UserError(f"{origin} has no {attribute!r}{near(attribute, dir(module))}")
     if not callable(value):
-        raise UserError(f"{target} must be a class or a function, got {value!r}")
+        origin = f"{module_name} ({getattr(module, '__file__', None)})"
+        hint = near(attribute, dir(module)) if value is None else f": it is {value!r}"
+        raise UserError(f"{origin} has no class or function {attribute!r}{hint}")
     return value
 
 
