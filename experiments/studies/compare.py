@@ -229,13 +229,14 @@ def precision(config: DictConfig) -> None:
         raise UserError("experiment=precision needs an attack with a seed, such as attack=pgd")
     if config.seed == config.attack.seed:
         raise UserError(f"seed must differ from attack.seed ({config.attack.seed})")
-    changes = {name: {"hardware.craft_precision": name} for name in crafting}
-    changes[f"seed {config.seed}"] = {"attack.seed": config.seed}
-    changes |= {f"transfer {name}": {"transfer.precision": name} for name in targets}
+    others = {name: {"hardware.craft_precision": name} for name in crafting}
+    others[f"seed {config.seed}"] = {"attack.seed": config.seed}
+    others |= {f"transfer {name}": {"transfer.precision": name} for name in targets}
     with study(config) as s:
         assert s.measured is not None
         m, eps_s = s.measured, config.score.eps_s
         intervals = similarity.pairs(m.outcomes, eps_s)
+        low, high = intervals.select("low", "high").to_numpy().T
 
         def paper(name: str, outcomes: Outcomes) -> Definition:
             scores = similarity.matrix(outcomes, eps_s)
@@ -243,15 +244,13 @@ def precision(config: DictConfig) -> None:
 
         reference = paper(config.hardware.craft_precision, m.outcomes)
         comparisons, columns = [], []
-        for name, values in changes.items():
+        for name, values in others.items():
             s.console.print(f"\n{name}")
             results, outcomes = measured_under(s, changed(config, values))
             comparisons.append((reference, paper(name, outcomes)))
-            within = {
-                "mean_half_width": (intervals["high"] - intervals["low"]).mean() / 2,
-                "inside_interval": inside(intervals, comparisons[-1][1].scores),
-            }
-            columns.append(within | differing(m, results))
+            row = {"mean_half_width": float((high - low).mean() / 2)}
+            row["inside_interval"] = inside(intervals, comparisons[-1][1].scores)
+            columns.append(row | differing(m, results))
         compare(s, s.names, comparisons, columns)
 
 

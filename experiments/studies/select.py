@@ -352,9 +352,7 @@ def teacher_figure(
 
 def train_command(s: Study, key: str, student: str, teachers: Sequence[str]) -> str:
     """A sentence with the command that trains the student with each teacher."""
-    many = ("-m",) if key == "teachers" else ()
+    many, on = ["-m"] * (key == "teachers"), ["dataset=imagenet"] * (s.published is not None)
     words = ["experiment=distill", f"student={student}", f"teacher={','.join(teachers)}"]
-    if s.published is None:
-        return text(f"{key}.train", command=command(*many, *words, script="train"))
-    line = command(*many, *words, "dataset=imagenet", script="train")
-    return text(f"{key}.train", command=with_root(line))
+    line = command(*many, *words, *on, script="train")
+    return text(f"{key}.train", command=with_root(line) if on else line)

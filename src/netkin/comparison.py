@@ -557,20 +557,17 @@ def _extremes(pairs: pl.DataFrame, scores: NDArray[np.float64], first: bool) -> 
 def _closest_families(family_means: pl.DataFrame) -> list[str]:
     """For each family with a mean within: how that compares with its closest other family. Of more
     than FAMILIES, in how many it is higher."""
-    between = family_means.filter(pl.col("family_a") != pl.col("family_b"))
-    sentences, less = [], []
-    for row in family_means.filter(pl.col("family_a") == pl.col("family_b")).to_dicts():
-        family = row["family_a"]
-        others = between.filter((pl.col("family_a") == family) | (pl.col("family_b") == family))
-        if others.is_empty():
-            continue
-        closest = others.sort("mean", descending=True).row(0, named=True)
-        (other,) = {closest["family_a"], closest["family_b"]} - {family}
-        more = row["mean"] > closest["mean"]
-        less += [] if more else [family]
-        values = {"family": family, "other": other, "closest": closest["mean"]}
-        compared = "more" if more else "less"
-        sentences.append(text("pairwise.family", more=compared, mean=row["mean"], **values))
+    same, a, b = pl.col("family_a") == pl.col("family_b"), "family_a", "family_b"
+    within, between = family_means.filter(same), family_means.filter(~same)
+    ways = [between.select(family=x, other=y, closest="mean") for x, y in ((a, b), (b, a))]
+    closest = pl.concat(ways).sort("closest", descending=True, maintain_order=True)
+    closest = closest.group_by("family", maintain_order=True).first()
+    rows = within.select("mean", family=a).join(closest, on="family", maintain_order="left")
+    less = [row["family"] for row in rows.to_dicts() if row["mean"] <= row["closest"]]
+    sentences = [
+        text("pairwise.family", more="less" if row["family"] in less else "more", **row)
+        for row in rows.to_dicts()
+    ]
     if len(sentences) > FAMILIES:
         n = len(sentences)
         sentence = text("pairwise.many_families", more=n - len(less), n=n)

@@ -73,10 +73,6 @@ def test_the_verdict_is_of_held_out_landmarks() -> None:
 
 def test_mistakes() -> None:
     s = made_up(10)
-    with pytest.raises(UserError, match="landmarks must be 5 models or more, got 4"):
-        complete(s, range(4))
-    with pytest.raises(UserError, match="at most 8 of the 10 models, got 9"):
-        complete(s, range(9))
     s[2, 9] = s[9, 2] = np.nan
     with pytest.raises(UserError, match="1 pairs with a landmark have no score"):
         complete(s, range(5))
