@@ -23,7 +23,7 @@ from experiments.cli import runs
 from netkin.data.subset import Subset
 from netkin.errors import Stopped, UserError
 from netkin.tracking import RunInfo, track
-from tests.conftest import SMALL, TRAINED, run_command
+from tests.conftest import SMALL, TRAINED, Mistake, run_command
 
 Record = protobuf.Record  # pyright: ignore[reportAttributeAccessIssue]  # made when imported
 
@@ -178,7 +178,8 @@ def test_a_failed_job_finishes_its_run_as_failed(small_run: Path, tmp_path: Path
     assert end.exit_code == 1
 
 
-LOGGER = {"mode": "offline", "project": "p", "entity": None, "group": None, "tags": []}
+LOGGER = {"kind": "wandb", "mode": "offline", "project": "p", "entity": None, "group": None}
+LOGGER |= {"tags": []}
 
 
 def info(folder: Path) -> RunInfo:
@@ -193,10 +194,9 @@ def test_the_end_of_a_run_is_its_own_whatever_happens_to_wandb(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """W&B's process gets what SLURM sends to all processes of a job, and dies of it."""
-    logger = {"kind": "wandb", "mode": "offline", "project": "p", "entity": None, "group": None}
     before, raised = set(psutil.Process().children()), None
     try:
-        with track({**logger, "tags": []}, info(tmp_path)) as tracker:
+        with track(LOGGER, info(tmp_path)) as tracker:
             tracker.summary({"a": 1.0})
             (core,) = set(psutil.Process().children()) - before
             core.terminate()
@@ -214,45 +214,23 @@ def test_the_end_of_a_run_is_its_own_whatever_happens_to_wandb(
     assert capfd.readouterr().err == ""
 
 
-def test_a_run_goes_on_from_one_that_did_not_finish(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The note outlives a failure, counts only when its process is gone, and ends with success."""
-    import wandb
-
-    started: list[dict[str, Any]] = []
-
-    class Run:
-        def __init__(self, **arguments: Any):
-            started.append(arguments)
-            self.id = f"id{len(started)}"
-
-        def finish(self, exit_code: int) -> None: ...
-
-    monkeypatch.setattr(wandb, "init", Run)
-    monkeypatch.setattr(wandb, "teardown", lambda: None)
-    logger = {"kind": "wandb", "mode": "offline", "project": "p", "entity": None, "group": None}
-    note = tmp_path / "store" / ".runs" / "key.json"
-
-    def run(fail: bool = False) -> None:
-        with track({**logger, "tags": []}, replace(info(tmp_path), note=note)):
-            assert note.is_file()
-            if fail:
-                raise UserError("stopped")
-
-    with pytest.raises(UserError):
-        run(fail=True)
-    run()  # by a process that is still there: another run at the same time
-    assert not note.exists() and not any("resumed" in each["tags"] for each in started)
-    with pytest.raises(UserError):
-        run(fail=True)
-    content = json.loads(note.read_text())
-    content["holder"]["started"] -= 1000  # of a process that is gone
-    note.write_text(json.dumps(content))
-    run()
-    assert started[-1]["config"] == {"resumes": {"wandb": "id3", "folder": str(tmp_path)}}
-    assert started[-1]["tags"] == ["resumed"] and "id3" in started[-1]["notes"]
-    assert not note.exists()
+def test_a_full_disk_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Which W&B's own process meets, and goes on."""
+    disk = tmp_path / "wandb"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        with track(LOGGER, info(tmp_path)) as tracker:
+            with pytest.raises(OSError, match="No space left"):
+                (disk / "full").write_bytes(bytes(2**21))
+            tracker.summary({"a": "x" * 10000})
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    (said,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert "could not write to" in said or "No space left" in said
+    assert said.endswith("metrics are not recorded in full, results are kept")
 
 
 def test_a_sweeps_jobs_share_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,24 +252,28 @@ def test_a_sweeps_jobs_share_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyP
         attack=SimpleNamespace(name="pgd", eps=8 / 255, steps=3),
         subset=Subset("full", ("0",), (0,), (0,), ("a",), ("",)),
     )
-    store: Any = SimpleNamespace(root=tmp_path, writable=True)
-    found = runs.run_info(config, evaluation, store, 1, ["vit_s"])
+    found = runs.run_info(config, evaluation, 1, ["vit_s"])
     assert found.group == "craft-digits-sweep"
     assert found.name == "attack.eps=8/255"
     assert found.config["eps"] == 8 / 255 and found.config["attack"]["eps"] == "8/255"
     hydra.mode = RunMode.RUN
-    assert (
-        runs.run_info(config, evaluation, store, 1, ["vit_s"]).name
-        == "digits, pgd eps 8/255, vit_s"
-    )
+    alone = runs.run_info(config, evaluation, 1, ["vit_s"])
+    assert alone.name == "digits, pgd eps 8/255, vit_s"
+
+
+def test_one_id_is_not_for_the_jobs_of_a_sweep(
+    mistake: Mistake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    assert "WANDB_RUN_ID is set, which all jobs" in mistake("attack.steps=2,3", "-m")
 
 
 @pytest.mark.parametrize(
     ("logger", "message"),
     [
         ({"kind": "tensorbord"}, "kind must be wandb, tensorboard, csv or none"),
-        ({"kind": "wandb", "mode": "ofline"}, "mode must be online or offline"),
-        ({"kind": "wandb", "mode": "offline", "project": "a/b"}, "Invalid project name"),
+        ({"mode": "ofline"}, "mode must be online or offline"),
+        ({"project": "a/b"}, "Invalid project name"),
     ],
 )
 def test_mistakes(tmp_path: Path, logger: dict, message: str, monkeypatch) -> None:
@@ -308,15 +290,11 @@ def test_any_name_and_a_home_that_cannot_be_written(
     """Names of datasets and models become names of groups, tags and artifacts."""
     monkeypatch.setenv("HOME", "/proc/nowhere")
     monkeypatch.setenv("WANDB_MODE", mode)
-    for part in ("DATA", "CACHE", "CONFIG"):  # so that they are restored
-        monkeypatch.setenv(f"WANDB_{part}_DIR", "")
-        monkeypatch.delenv(f"WANDB_{part}_DIR")
     name = "Vögel & [b]birds[/b] / 2" + 200 * "x"
-    logger = {"kind": "wandb", "mode": "offline", "project": "netkin", "entity": None}
     file = tmp_path / "a.csv"
     file.write_text("a")
     given = replace(info(tmp_path), group=name, job_type=name, name=name, tags=(name, "", "a", "a"))
-    with track({**logger, "group": None, "tags": [3, ""]}, given) as tracker:
+    with track({**LOGGER, "tags": [3, ""]}, given) as tracker:
         tracker.summary({f"accuracy/{name}": 0.5})
         tracker.table("pairs", pl.DataFrame({name: [1]}))
         tracker.artifact(f"similarity-{name}", "similarity", [file])
@@ -326,5 +304,7 @@ def test_any_name_and_a_home_that_cannot_be_written(
         r.artifact for r in found if r.HasField("artifact") and r.artifact.type[0] == "s"
     )
     assert artifact.name.startswith("similarity-V-gel-b-birds-b-2x") and len(artifact.name) == 128
+    for entry in artifact.manifest.contents:  # what `wandb sync` would upload
+        assert Path(entry.local_path).is_relative_to(tmp_path)
     (run,) = (record.run for record in found if record.HasField("run"))
     assert [len(tag) for tag in run.tags] == [64, 1, 1] and run.tags[-1] == "3"

@@ -42,6 +42,8 @@ class Claim(Callback):
         """Of a sweep, whose jobs have folders in its own."""
         overrides = list(config.hydra.overrides.task)
         own = [text for text in overrides if text.lstrip("+~").split(".")[0] not in FREE]
+        if os.environ.get("WANDB_RUN_ID"):
+            fail("WANDB_RUN_ID is set, which all jobs of this sweep would share; unset it", 1)
         claim(str(config.hydra.sweep.dir), {"overrides": own}, "hydra.sweep.dir")
         _sweeps.append(Path(str(config.hydra.sweep.dir)))
 

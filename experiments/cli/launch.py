@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -46,6 +45,7 @@ def run_study(config: DictConfig, script: str) -> Any:
     # a user's file must not replace a library of ours.
     cwd = HydraConfig.get().runtime.cwd
     os.chdir(cwd)
+    stop.own_temporary_folder()
     if cwd not in sys.path:
         sys.path.append(cwd)
     try:
@@ -58,7 +58,7 @@ def run_study(config: DictConfig, script: str) -> Any:
         check(config, script)
         if not config.quiet:
             print(opening(config, script), flush=True)
-        with stop.while_importing(_stop):
+        with stop.while_importing():
             from netkin.jobs.progress import Bars
 
             module = importlib.import_module(config.experiment.study)
@@ -112,14 +112,15 @@ def opening(config: DictConfig, script: str) -> str:
 
 
 def launch(main: Callable[[], None]) -> None:
-    """Run a Hydra main function and exit: 1 with one line for an error, 130 or 143 if stopped."""
+    """Run a Hydra main function and exit: 1 with one line for an error, or 128 + the number of the
+    signal that stopped it (130 of Ctrl-C, 143 of SIGTERM, 129 of a terminal that closes).
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show all characters
             stream.reconfigure(errors="replace")
     logging.raiseExceptions = False  # a log on a full disk is no reason for a trace
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors up to here instead of printing traces
-    for number in stop.SIGNALS:
-        signal.signal(number, _stop)
+    stop.handle(stop.by_exception)
     command = stop.command()
     script, given = Path(sys.argv[0]).stem, sys.argv[1:]
     try:
@@ -152,8 +153,7 @@ def launch(main: Callable[[], None]) -> None:
     finally:
         folder.release()
         _close_logs()
-        for number in stop.SIGNALS:
-            signal.signal(number, _at_once)
+        stop.handle(stop.at_once)
 
 
 def _close_logs() -> None:
@@ -162,18 +162,6 @@ def _close_logs() -> None:
     for handler in [h for h in root.handlers if type(h) is logging.FileHandler]:
         root.removeHandler(handler)
         handler.close()
-
-
-def _stop(number: int, _frame: FrameType | None) -> None:
-    for each in stop.SIGNALS:
-        signal.signal(each, _at_once)
-    Stopped.requested = 128 + number
-    raise Stopped(128 + number)
-
-
-def _at_once(number: int, _frame: FrameType | None) -> None:
-    """Exit without cleaning up, on a second Ctrl-C."""
-    os._exit(128 + number)
 
 
 def _end_children() -> None:

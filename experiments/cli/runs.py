@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.cli.values import naming, naming_group, resolved, run_folder, swept
 from netkin.evaluation import Evaluation
-from netkin.store.files import digest
 from netkin.store.layout import Store
 from netkin.tracking import RunInfo, Tracker, track
 
@@ -44,7 +43,6 @@ def info(
     what: str,
     tags: Sequence[str] = (),
     values: Mapping[str, Any] | None = None,
-    note: Path | None = None,
 ) -> RunInfo:
     """A run, grouped by experiment and data, so that a dashboard compares like runs.
 
@@ -56,7 +54,6 @@ def info(
         what: its name in a single run.
         tags: beside the experiment and the data.
         values: what dashboards sort and plot; the resolved config, unless given.
-        note: see `netkin.tracking.RunInfo`.
     """
     hydra, experiment = HydraConfig.get(), config.experiment.name
     sweep = f"-{Path(hydra.sweep.dir).name}" if hydra.mode == RunMode.MULTIRUN else ""
@@ -67,19 +64,17 @@ def info(
         job_type=experiment,
         name=", ".join(swept()) or what,
         tags=(experiment, of, *tags),
-        note=note,
     )
 
 
 def run_info(
-    config: DictConfig, evaluation: Evaluation, store: Store, members: int, names: Sequence[str]
+    config: DictConfig, evaluation: Evaluation, members: int, names: Sequence[str]
 ) -> RunInfo:
     """A run that measures. Of few members it is named by their `names`.
 
     The attack's numbers, and how many models and images there are, are at the config's top level.
     """
     values, dataset, attack = resolved(config), config.dataset.name, evaluation.attack
-    note = store.root / ".runs" / f"{digest(values)[:16]}.json" if store.writable else None
     eps = values["attack"].get("eps")
     models = ", ".join(names) if len(names) == 1 else f"{members} models"
     known = {key: getattr(attack, key, None) for key in ("eps", "step_size", "steps", "seed")}
@@ -90,7 +85,6 @@ def run_info(
         f"{dataset}, {attack.name}{'' if eps is None else f' eps {eps}'}, {models}",
         (evaluation.subset.name, attack.name),
         {**numbers, "models": members, "images": len(evaluation.subset), **values},
-        note,
     )
 
 

@@ -127,7 +127,7 @@ def opened(
     console = terminal()
     suspects = Suspects(config, console)
     settings = build_settings(config, console, suspects, members, attack)
-    info = run_info(config, settings.evaluation, settings.store, len(settings.members), named)
+    info = run_info(config, settings.evaluation, len(settings.members), named)
     settings = replace(
         settings,
         sources=sources,

@@ -40,7 +40,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from experiments.cli.mistakes import ENDS, one_line
 from netkin.errors import Stopped, UserError, and_more, first_line
-from netkin.jobs.signals import blocked
+from netkin.jobs.signals import STOPPING, blocked
 from netkin.store.files import digest, write_json
 
 NAME = "hydra_plugins.netkin.SlurmLauncher"
@@ -50,8 +50,6 @@ SHARED = (
     "stderr_to_stdout",
 )
 """Parameters that submitit has for all kinds of clusters."""
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-"""That a job gets; submitit has SLURM send the last one before a job's time is up."""
 ENDED = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
     *("PREEMPTED", "REVOKED", "TIMEOUT"),
@@ -257,7 +255,7 @@ class SlurmLauncher(Launcher):
 
     def _submit(self, executor: Any, jobs: Sequence[Job], arguments: Sequence[tuple]) -> None:
         """Submit jobs and note them, without a stop in between. Raises UserError if sbatch does."""
-        with blocked((signal.SIGINT, signal.SIGTERM)):
+        with blocked(STOPPING):
             try:
                 with redirect_stderr(io.StringIO()):  # submitit prints what it raises
                     submitted = executor.map_array(self, *zip(*arguments, strict=True))
@@ -301,7 +299,7 @@ class SlurmLauncher(Launcher):
         from submitit import JobEnvironment
 
         job, requeue = JobEnvironment(), signal.getsignal(signal.SIGUSR2)
-        for each in SIGNALS:
+        for each in STOPPING:
             signal.signal(each, _stop)
         signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit prints a line for each of them
         try:

@@ -1,18 +1,21 @@
-"""How a command ends early: by an error, or by Ctrl-C or SIGTERM from its first line on.
+"""How a command ends early: by an error, or by a signal from its first line on.
 
-Imports nothing but the standard library's small parts, so that it is ready before anything else.
+Imports nothing but small modules, so that it is ready before anything else.
 """
 
 import os
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from netkin.errors import Stopped
+from netkin.jobs.signals import STOPPING
+
 Handler = Callable[[int, FrameType | None], None]
 
 
@@ -23,32 +26,76 @@ def command() -> str:
 
 def before_work() -> None:
     """Stop at once, without an exception, which an import may catch or print."""
-    for number in SIGNALS:
-        signal.signal(number, _leave)
+    handle(_leave)
+
+
+def handle(handler: Handler) -> None:
+    """Have a function called for each signal that stops a run; `nohup` stays without effect."""
+    for number in STOPPING:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @contextmanager
-def while_importing(handler: Handler) -> Iterator[None]:
+def while_importing() -> Iterator[None]:
     """`before_work` in the block, unless signals have another handler, as in a job on SLURM."""
-    ours = all(signal.getsignal(number) is handler for number in SIGNALS)
+    ours = signal.getsignal(signal.SIGTERM) is by_exception
     if ours:
         before_work()
     try:
         yield
     finally:
         if ours:
-            for number in SIGNALS:
-                signal.signal(number, handler)
+            handle(by_exception)
 
 
-def _leave(number: int, _frame: FrameType | None) -> None:
-    os.write(2, f"stopped before any work. To go on: {command()}\n".encode())
+def by_exception(number: int, _frame: FrameType | None) -> None:
+    """Raise `Stopped`. A second signal exits at once, but for SIGHUP: a closed terminal sends two,
+    and can be printed to no more."""
+    handle(at_once)
+    if number == signal.SIGHUP:
+        signal.signal(number, signal.SIG_IGN)
+        for stream in (1, 2):
+            try:
+                os.write(stream, b"")
+            except OSError:
+                silence(stream)
+    Stopped.requested = 128 + number
+    raise Stopped(128 + number)
+
+
+def at_once(number: int, _frame: FrameType | None) -> None:
+    """Exit without cleaning up."""
     os._exit(128 + number)
 
 
-def silence() -> None:
+def _leave(number: int, _frame: FrameType | None) -> None:
+    with suppress(OSError):  # its terminal has closed
+        os.write(2, f"stopped before any work. To go on: {command()}\n".encode())
+    for folder in _temporary:
+        shutil.rmtree(folder, ignore_errors=True)
+    os._exit(128 + number)
+
+
+_temporary: list[str] = []
+
+
+def own_temporary_folder() -> None:
+    """Have this process, and what it starts, make temporary files in a folder that goes with it.
+
+    Some are left otherwise: PyTorch's and W&B's, made when they are imported, also by workers.
+    """
+    if not _temporary:
+        import tempfile
+        from multiprocessing import util
+
+        _temporary.append(util.get_temp_dir())
+        tempfile.tempdir = os.environ["TMPDIR"] = _temporary[0]
+
+
+def silence(stream: int = 1) -> None:
     """Print nothing from here on: the reader of our output has left, as `| head` does."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from netkin.analysis import sequential
 from netkin.analysis.sequential import Certainty, Rule
-from netkin.analysis.suspect import Suspicion, saturation, suspicions
+from netkin.analysis.suspect import Suspicion, suspicions
 from netkin.errors import UserError
 from netkin.evaluation import Evaluation
 from netkin.jobs.pool import Advance, Jobs, Processes, Result
@@ -148,7 +148,17 @@ def open(settings: Settings) -> Iterator["Run"]:
                 for model in models
             ):
                 training = settings.training(results, display)
+        _check_unchanged(results, settings, models)
         yield Run(settings, results, models, tracker, training)
+
+
+def _check_unchanged(results: Results, settings: Settings, models: Sequence[Model]) -> None:
+    """Raises OtherContents for a model whose own code computes other than what is stored of it."""
+    own = [model for model in models if model.member.target]
+    if own:
+        from netkin.passes.predict import check_unchanged
+
+        check_unchanged(results, settings.runner, own)
 
 
 def check_sources(settings: Settings) -> None:
@@ -230,6 +240,7 @@ class Run:
         task, store = self.evaluation.task, self.settings.store
         with Bars(self.settings.console) as display:
             models = open_models(members, task, store.weights, display, self.settings.check_members)
+        _check_unchanged(self.results, self.settings, models)
         return replace(self, models=[*self.models, *models], failures=[], _jobs=None)
 
     @contextmanager
@@ -507,7 +518,8 @@ def suspects(results: Results, models: Sequence[Model]) -> dict[str, list[Suspic
             classes,
             trained_accuracy(results.store, model),
             unknown_preprocessing(model.member, model.task),
-            saturation(results.logits(model).numpy()),
+            results.logits(model).numpy(),
+            results.clean_notes(model),
         )
         for model in models
     }

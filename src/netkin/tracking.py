@@ -5,7 +5,6 @@ What is logged mirrors what the run writes to disk; nothing is ever read back fr
 
 import csv
 import io
-import json
 import logging
 import math
 import os
@@ -13,10 +12,10 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,11 @@ import polars as pl
 from netkin.errors import OutputsError, Stopped, UserError, first_line
 from netkin.jobs.signals import without_trace
 from netkin.store.files import write, write_json
-from netkin.store.lease import Holder, me
+from netkin.store.lease import me
 
 log = logging.getLogger(__name__)
-MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
-"""W&B's own; the last two are former names of offline and online."""
+ONLINE, OFFLINE = ("online", "run", "shared"), ("offline", "dryrun", "disabled")
+"""W&B's own modes; run and dryrun are former names of online and offline."""
 
 Value = float | int | str | None
 
@@ -42,8 +41,6 @@ class RunInfo:
         folder: of the run's own outputs.
         config: its resolved config.
         group, job_type, name, tags: as W&B has them.
-        note: the file in the store that names the earlier run which a run continues; None for a run
-            that cannot be continued.
     """
 
     folder: Path
@@ -52,7 +49,6 @@ class RunInfo:
     job_type: str
     name: str
     tags: tuple[str, ...]
-    note: Path | None = None
 
 
 class Tracker:
@@ -78,27 +74,20 @@ class Tracker:
         }
 
     def add(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Rows of a table that is logged when the run ends."""
+        """Rows of a table that `flush` logs."""
         self._rows.setdefault(name, []).extend(rows)
 
     def flush(self) -> None:
-        """Log the tables of `add`."""
+        """Log the tables of `add`, at the end of the run."""
         while self._rows:
-            name = next(iter(self._rows))
-            self._late(name, pl.DataFrame(self._rows.pop(name), infer_schema_length=None))
-
-    def _late(self, name: str, table: pl.DataFrame) -> None:
-        """A table of `add`, which the run has not written itself."""
-        self.table(name, table)
+            name, rows = self._rows.popitem()
+            self.table(name, pl.DataFrame(rows, infer_schema_length=None))
 
     def table(self, name: str, table: pl.DataFrame) -> None:
         """A table."""
 
-    def figure(self, name: str, png: Path) -> None:
-        """A figure or another image, from its PNG file."""
-
-    def page(self, html: Path) -> None:
-        """The run's page."""
+    def media(self, name: str, file: Path) -> None:
+        """A figure or another image (a PNG), or a page (HTML)."""
 
     def artifact(self, name: str, kind: str, files: Sequence[Path]) -> None:
         """Files to keep as they are, under a name and a type."""
@@ -108,10 +97,7 @@ class Tracker:
 
 
 class CSV(Tracker):
-    """One long table, metrics.csv: name, step, value, and a file for each table of `add`.
-
-    Other tables, and figures, are files already.
-    """
+    """One long table, metrics.csv: name, step, value, and a file for each table."""
 
     def __init__(self, folder: Path):
         super().__init__()
@@ -132,7 +118,8 @@ class CSV(Tracker):
         super().summary(values)
         self._add([[name, "", self.numbers[name]] for name in values])
 
-    def _late(self, name: str, table: pl.DataFrame) -> None:
+    def table(self, name: str, table: pl.DataFrame) -> None:
+        """A CSV file, which a study has written already, unless its rows came from `add`."""
         write(self.file.with_name(f"{name}.csv"), table.write_csv, OutputsError, "folder")
 
 
@@ -161,14 +148,15 @@ class TensorBoard(Tracker):
             values = {name: value for name, value in row.items() if name != step}
             self.logger.log_metrics(values, step=int(row[step]))
 
-    def figure(self, name: str, png: Path) -> None:
-        """An image."""
-        import numpy as np
-        from PIL import Image
+    def media(self, name: str, file: Path) -> None:
+        """An image; a page is ignored."""
+        if file.suffix == ".png":
+            import numpy as np
+            from PIL import Image
 
-        with Image.open(png) as image:
-            pixels = np.asarray(image.convert("RGB"))
-        self.logger.experiment.add_image(f"figures/{name}", pixels, dataformats="HWC")
+            with Image.open(file) as image:
+                pixels = np.asarray(image.convert("RGB"))
+            self.logger.experiment.add_image(name, pixels, dataformats="HWC")
 
     def finish(self, exit_code: int) -> None:
         """Write what single numbers there are, beside the config, and close the files."""
@@ -212,96 +200,80 @@ class WandB(Tracker):
         quiet_at_exit()
         if not os.environ.get("WANDB_MODE", "mode").strip():
             del os.environ["WANDB_MODE"]  # which W&B would refuse
-        mode = os.environ.get("WANDB_MODE") or logger["mode"]
+        mode: Any = os.environ.get("WANDB_MODE") or logger["mode"]
         for value in (logger["mode"], mode):  # also one that is not used
-            if value not in MODES:
+            if value not in (*ONLINE, *OFFLINE):
                 raise UserError(f"mode must be online or offline, got {value!r}")
-        # Where a home cannot be written, as in containers and on compute nodes, W&B fails late.
-        if not os.access(os.path.expanduser("~"), os.W_OK):
-            for part in ("data", "cache", "config"):
-                folder = str(info.folder / "wandb" / part)
-                os.environ.setdefault(f"WANDB_{part.upper()}_DIR", folder)
-        self.failed, self.note = False, info.note
+        self.failed = False
         self._defined: set[str] = set()
-        if mode in ("online", "run", "shared") and not logged_in():
-            raise UserError(
-                f"mode={mode} needs an API key of W&B; run `wandb login`, set WANDB_API_KEY, "
-                "or use mode=offline"
-            )
-        try:
-            self._begin(logger, info, mode)
-        except BaseException as error:
-            with suppress(Exception):
-                sys.modules["wandb"].teardown()
-            if isinstance(error, UserError) or not isinstance(error, Exception):
-                raise
-            raise UserError(
-                f"W&B did not start ({type(error).__name__}: {first_line(error)}); log in with "
-                "`wandb login`, or use mode=offline or kind=csv"
-            ) from None
+        with ExitStack() as stack:
+            stack.callback(_tear_down, _prepare(info.folder / "wandb", mode in OFFLINE))
+            if mode in ONLINE and not logged_in():
+                raise UserError(
+                    f"mode={mode} needs an API key of W&B; run `wandb login`, set WANDB_API_KEY, "
+                    "or use mode=offline"
+                )
+            tags = map(str, [*info.tags, *logger["tags"]])
+            try:
+                import wandb
 
-    def _begin(self, logger: Mapping[str, Any], info: RunInfo, mode: Any) -> None:
-        import wandb
-
-        self.wandb = wandb
-        earlier = unfinished(info.note)  # W&B's own resuming needs the server
-        self.run = wandb.init(
-            project=logger["project"],
-            entity=logger["entity"],
-            group=_short(logger["group"] or info.group, 128),
-            job_type=_short(info.job_type, 64),
-            name=_short(info.name, 128),
-            tags=_tags([*info.tags, *logger["tags"], *(["resumed"] if earlier else [])]),
-            notes=f"Goes on from run {earlier['wandb']}." if earlier else None,
-            config={**info.config, **({"resumes": earlier} if earlier else {})},
-            dir=info.folder,
-            mode=mode,
-            settings=wandb.Settings(silent=True, console="off", disable_git=True),
-        )
-        if self.note is not None:
-            run = {"wandb": self.run.id, "folder": str(info.folder)}
-            write_json(self.note, {"run": run, "holder": asdict(me())})
+                self.wandb = wandb
+                self.run = wandb.init(
+                    project=logger["project"],
+                    entity=logger["entity"],
+                    group=_short(logger["group"] or info.group, 128),
+                    job_type=_short(info.job_type, 64),
+                    name=_short(info.name, 128),
+                    tags=list({_short(tag, 64): None for tag in tags if tag}),
+                    config=dict(info.config),
+                    dir=info.folder,
+                    mode=mode,
+                    settings=wandb.Settings(silent=True, console="off", disable_git=True),
+                )
+            except Exception as error:
+                raise UserError(
+                    f"W&B did not start ({type(error).__name__}: {first_line(error)}); log in with "
+                    "`wandb login`, or use mode=offline or kind=csv"
+                ) from None
+            self._end = stack.pop_all()
 
     def finish(self, exit_code: int) -> None:
         """End the W&B run, and W&B's process.
 
         W&B prints a message where its process has died; what matters of it is in the log.
         """
-        if self.note is not None and not exit_code:
-            self.note.unlink(missing_ok=True)
-        with redirect_stderr(io.StringIO()):
+        with self._end:
             try:  # also after a failure: what is left is done at the interpreter's exit, in traces
-                self.run.finish(exit_code=exit_code)
+                with redirect_stderr(io.StringIO()):
+                    self.run.finish(exit_code=exit_code)
+                if not self.run.disabled:
+                    _check_files(Path(self.run.dir).parent)
             except Exception as error:
                 self._warn(error)
-            with suppress(Exception):
-                self.wandb.teardown()
-        logger = logging.getLogger("wandb")
-        for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
-            logger.removeHandler(handler)  # W&B's debug.log, which it leaves open
-            handler.close()
 
     def _try(self, action: Callable[[], object]) -> None:
-        if self.failed:
-            return
-        try:
-            action()
-        except Exception as error:
-            self._warn(error)
+        if not self.failed:
+            try:
+                action()
+            except Exception as error:
+                self._warn(error)
 
     def _warn(self, error: Exception) -> None:
         if not self.failed:
-            log.warning("W&B has failed, and this run goes on without it: %s", first_line(error))
+            log.warning(
+                "W&B has failed, and this run goes on without it (%s): metrics are not recorded "
+                "in full, results are kept",
+                first_line(error),
+            )
         self.failed = True
 
     def curve(self, rows: Sequence[Mapping[str, float]], step: str) -> None:
         """Rows of the run's history, whose x axis is the series `step`."""
 
         def send() -> None:
-            for name in dict.fromkeys(name for row in rows for name in row):
-                if name not in self._defined:
-                    self._defined.add(name)
-                    self.run.define_metric(name, step_metric=None if name == step else step)
+            for name in sorted({name for row in rows for name in row} - self._defined):
+                self.run.define_metric(name, step_metric=None if name == step else step)
+                self._defined.add(name)
             for row in rows:
                 self.run.log(dict(row))
 
@@ -314,19 +286,13 @@ class WandB(Tracker):
 
     def table(self, name: str, table: pl.DataFrame) -> None:
         """A W&B table."""
-        rows: Any = [list(row) for row in table.iter_rows()]
-        columns = list[Any](table.columns)
-        self._try(
-            lambda: self.run.log({f"tables/{name}": self.wandb.Table(columns=columns, data=rows)})
-        )
+        content: Any = {"columns": table.columns, "data": [list(row) for row in table.iter_rows()]}
+        self._try(lambda: self.run.log({f"tables/{name}": self.wandb.Table(**content)}))
 
-    def figure(self, name: str, png: Path) -> None:
-        """A W&B image."""
-        self._try(lambda: self.run.log({f"figures/{name}": self.wandb.Image(str(png))}))
-
-    def page(self, html: Path) -> None:
-        """A panel with the page in it."""
-        self._try(lambda: self.run.log({"report": self.wandb.Html(str(html), inject=False)}))
+    def media(self, name: str, file: Path) -> None:
+        """A W&B image, or a panel with the page in it."""
+        kind = self.wandb.Image if file.suffix == ".png" else partial(self.wandb.Html, inject=False)
+        self._try(lambda: self.run.log({name: kind(str(file))}))
 
     def artifact(self, name: str, kind: str, files: Sequence[Path]) -> None:
         """A W&B artifact of this type."""
@@ -341,24 +307,49 @@ class WandB(Tracker):
         self._try(send)
 
 
-def unfinished(note: Path | None) -> dict[str, Any] | None:
-    """The run of a note that a run left unfinished; None while that run's process still runs."""
-    if note is not None:
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            content = json.loads(note.read_text())
-            if not Holder(**content["holder"]).runs_here():
-                return content["run"]
-    return None
+def _prepare(folder: Path, offline: bool) -> list[str]:
+    """Set what W&B reads from the environment, unless the user has; returns the variables' names.
+
+    What W&B stages for an upload lies in the run's folder, and an offline run sends nothing.
+    """
+    given = {"WANDB_DATA_DIR": str(folder / "data")}
+    # Where a home cannot be written, as in containers and on compute nodes, W&B fails late.
+    if not os.access(os.path.expanduser("~"), os.W_OK):
+        given |= {f"WANDB_{part.upper()}_DIR": str(folder / part) for part in ("cache", "config")}
+    if offline:
+        given["WANDB_ERROR_REPORTING"] = "false"  # to W&B's makers
+    names = [name for name in given if not os.environ.get(name)]
+    os.environ |= {name: given[name] for name in names}
+    return names
+
+
+def _tear_down(variables: Iterable[str]) -> None:
+    """End W&B's process, close its debug.log, which it leaves open, and unset variables."""
+    with suppress(Exception), redirect_stderr(io.StringIO()):
+        sys.modules["wandb"].teardown()
+    logger = logging.getLogger("wandb")
+    for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
+        logger.removeHandler(handler)
+        handler.close()
+    for name in variables:
+        os.environ.pop(name, None)
+
+
+def _check_files(folder: Path) -> None:
+    """Raise OSError where W&B's process could not write what it was told, as on a full disk: it
+    notes that in its own log, if there is room, and goes on."""
+    if "failed to save record" in (folder / "logs" / "debug-internal.log").read_text():
+        raise OSError(f"it could not write to {folder}")
+    room = folder / "room"
+    try:
+        room.write_bytes(bytes(4096))
+    finally:
+        room.unlink(missing_ok=True)
 
 
 def _short(text: str, limit: int) -> str:
     """A text within W&B's limit."""
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
-
-
-def _tags(names: Iterable[Any]) -> list[str]:
-    """Names as tags: each once, of 1 to 64 characters."""
-    return list(dict.fromkeys(_short(str(name), 64) for name in names if str(name)))
 
 
 @contextmanager
@@ -376,16 +367,21 @@ def track(logger: Mapping[str, Any], info: RunInfo) -> Iterator[Tracker]:
 
     Raises UserError for an unknown kind or mode, and where W&B does not start.
     """
-    began, clock, tracker = datetime.now(UTC), time.perf_counter(), _tracker(logger, info)
+    kinds: dict[str, Callable[[], Tracker]] = {
+        "wandb": lambda: WandB(logger, info),
+        "tensorboard": lambda: TensorBoard(info),
+        "csv": lambda: CSV(info.folder),
+        "none": Tracker,
+    }
+    if logger["kind"] not in kinds:
+        raise UserError(f"kind must be wandb, tensorboard, csv or none, got {logger['kind']!r}")
+    began, clock, tracker = datetime.now(UTC), time.perf_counter(), kinds[logger["kind"]]()
 
     def write_summary(state: str) -> None:
-        content = {
-            **{"name": info.name, "group": info.group, "job_type": info.job_type},
-            **{"state": state, "began": began.isoformat(timespec="seconds")},
-            "seconds": round(time.perf_counter() - clock, 1),
-            "numbers": tracker.numbers,
-            "holder": asdict(me()),
-        }
+        run = {"name": info.name, "group": info.group, "job_type": info.job_type, "state": state}
+        seconds = round(time.perf_counter() - clock, 1)
+        when = {"began": began.isoformat(timespec="seconds"), "seconds": seconds}
+        content = {**run, **when, "numbers": tracker.numbers, "holder": asdict(me())}
         with suppress(UserError, OSError):  # a full folder: the run says so, or has ended
             write_json(info.folder / "summary.json", content)
 
@@ -406,16 +402,3 @@ def track(logger: Mapping[str, Any], info: RunInfo) -> Iterator[Tracker]:
             write_summary(state)
         finally:
             tracker.finish(int(state != "finished"))
-
-
-def _tracker(logger: Mapping[str, Any], info: RunInfo) -> Tracker:
-    kind = logger["kind"]
-    if kind == "none":
-        return Tracker()
-    if kind == "csv":
-        return CSV(info.folder)
-    if kind == "tensorboard":
-        return TensorBoard(info)
-    if kind == "wandb":
-        return WandB(logger, info)
-    raise UserError(f"kind must be wandb, tensorboard, csv or none, got {kind!r}")

@@ -1,10 +1,12 @@
-"""Ctrl-C in a terminal, with the default logger, in each stage: one line, whatever W&B does."""
+"""Signals of a terminal, with the default logger: one line, whatever W&B does, and an end to all
+that was begun."""
 
 import json
 import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from netkin.jobs.signals import STOPPING
 from tests.conftest import ROOT, SMALL
 from tests.store.test_restart import TINY, in_hand
+from tests.test_tracking import records
 
 LOGGED = [text for text in TINY if text != "logger=csv"]
 """With W&B offline, as users have it."""
-STAGES = {"train": "weights/", "craft": "adversarial/"}
-"""What processes have in hand in a stage; the second with workers."""
 
 
 class Terminal:
@@ -58,23 +60,49 @@ class Terminal:
         os.close(self.master)
         return self.process.wait(60)
 
+    def hang_up(self) -> int:
+        """Close the terminal, as the end of an ssh connection does; the exit code."""
+        os.close(self.master)
+        return self.process.wait(60)
+
 
 @pytest.mark.slow
-def test_ctrl_c_in_each_stage(tmp_path: Path) -> None:
-    """The terminal sends it to the whole process group."""
-    store = tmp_path / "store"
-    for stage, product in STAGES.items():
-        workers = 2 if stage == "craft" else 1
-        terminal = Terminal(
-            tmp_path, f"hydra.run.dir={stage}", f"hardware.members_at_once={workers}"
-        )
-        assert terminal.read_until(lambda p=product: any(p in each for each in in_hand(store)))
-        os.write(terminal.master, b"\x03")
-        assert terminal.end() == 130, terminal.text
+@pytest.mark.parametrize(
+    ("stage", "key", "code"),
+    [("train", b"\x03", 130), ("craft", b"\x1c", 131), ("train", b"", 129), ("craft", b"", 129)],
+)
+def test_a_stop(tmp_path: Path, stage: str, key: bytes, code: int) -> None:
+    """By Ctrl-C, by Ctrl-\\, and by the terminal's end, all of which its processes get, too: in the
+    second stage there are workers."""
+    store, in_work = tmp_path / "store", {"train": "weights/", "craft": "adversarial/"}[stage]
+    workers = {"train": 1, "craft": 2}[stage]
+    terminal = Terminal(tmp_path, "hydra.run.dir=run", f"hardware.members_at_once={workers}")
+    assert terminal.read_until(lambda: any(in_work in each for each in in_hand(store)))
+    if key:
+        os.write(terminal.master, key)
+        assert terminal.end() == code, terminal.text
         *bars, said, nothing = re.split(r"\r?\n", terminal.text)
         assert nothing == "" and said.startswith(f"stopped during {stage}, with "), terminal.text
         assert "Traceback" not in terminal.text and "wandb" not in "".join(bars), terminal.text
-        assert not in_hand(store)
+    else:
+        assert terminal.hang_up() == code
+    assert not list((store / ".leases").iterdir())
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["state"] == "stopped"
+    (end,) = (record.exit for record in records(tmp_path / "run") if record.HasField("exit"))
+    assert end.exit_code == 1
+
+
+@pytest.mark.parametrize("number", sorted(STOPPING))
+def test_a_signal_before_any_work(number: signal.Signals) -> None:
+    """`nohup` is as if the terminal's end had not come."""
+    code = "import os, sys; from experiments.cli import stop; stop.before_work(); "
+    command = [sys.executable, "-c", code + f"os.kill(os.getpid(), {int(number)})"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 128 + number
+    assert done.stderr == "stopped before any work. To go on: python -c\n"
+    if number == signal.SIGHUP:
+        code = f'nohup "{sys.executable}" -c "{command[-1]}"'
+        assert subprocess.run(["sh", "-c", code], cwd=ROOT, capture_output=True).returncode == 0
 
 
 def test_the_reader_of_its_lines_may_leave(small_run: Path) -> None:

@@ -281,7 +281,7 @@ def test_torchvisions_weights_and_their_transforms(
         expected = logits_of(net, chosen.transforms(antialias=True)(image)[None])
         _check_view(member, IMAGENET, image, build(member, IMAGENET, file), expected)
         assert member.family == ("resnet" if name == "resnet18" else "mobilenetv3")
-        assert architecture_identity(member) == {"torchvision": name}
+        assert architecture_identity(member) == {"torchvision": name, "kwargs": {}}
 
 
 def _photograph() -> Image.Image:

@@ -6,7 +6,7 @@ with chance, with that of the training, and with the accuracy under the best rel
 outputs. It is not compared with published accuracies: timm's package has no table of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,8 +19,26 @@ from netkin.data.classes import ORDERS, class_words, in_order
 
 RELABELLED, CHANCE, BELOW_TRAINED, GUESSED = "relabelled", "chance", "below trained", "guessed"
 """Kinds of suspicions."""
-SATURATED = "saturated"
-"""A kind that leaves predictions right, and attacks without a gradient."""
+SATURATED, PROBABILITIES, FLAT = "saturated", "probabilities", "flat"
+"""Kinds that leave predictions right, and attacks without a gradient or with a small one."""
+RANDOM, BATCH = "random", "batch"
+"""Kinds of logits that depend on more than the image: on chance, or on the other images."""
+REMEDIES = {
+    CHANCE: "Check that the weights are of this dataset and of these classes",
+    BELOW_TRAINED: "Check that images and preprocessing are those of the training",
+    GUESSED: "Give each member the mean, std, input_size, crop_pct and interpolation that it was "
+    "trained with, even if these are the guessed ones",
+    SATURATED: "Divide its logits by a constant in its forward pass, which changes no prediction, "
+    "or use AutoAttack, whose losses do not depend on their scale; more steps do not help",
+    PROBABILITIES: "Return logits: leave the softmax at its end out",
+    FLAT: "Give what rounds or thresholds in its forward pass a gradient, such as that of the "
+    "identity; more steps do not help",
+    RANDOM: "Switch dropout and noise off in eval mode, or fix their random numbers: its scores "
+    "are one draw of many",
+    BATCH: "Let its batch normalisation use the stored statistics in eval mode: its accuracy and "
+    "its scores change with batch_size",
+}
+"""What to do about a kind, with a member's name before it or after it."""
 FAR = 104.0
 """Nats between the two largest logits above which float32 holds no gradient of the cross-entropy:
 exp(-104) is 0."""
@@ -58,7 +76,7 @@ class Suspicion:
     """A reason to doubt that a classifier is run as it was trained.
 
     Attributes:
-        kind: RELABELLED, CHANCE, BELOW_TRAINED, GUESSED or SATURATED.
+        kind: RELABELLED, or one of `REMEDIES`.
         finding: in words, to follow the classifier's name and a colon.
         order: of RELABELLED, the order that the outputs are in: one of
             `netkin.data.classes.ORDERS`, or SHIFTED; empty where it is none of them.
@@ -75,7 +93,8 @@ def suspicions(
     classes: Sequence[str],
     trained: Accuracy | None = None,
     guessed: bool = False,
-    saturated: float = 0.0,
+    logits: NDArray[np.float32] | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> list[Suspicion]:
     """The reasons to doubt a classifier, empty where there are none.
 
@@ -87,7 +106,8 @@ def suspicions(
         classes: K names, in the order of the labels.
         trained: what its training recorded on test images of this dataset, if it did.
         guessed: whether its preprocessing is unknown.
-        saturated: of `saturation`.
+        logits: [I, K], for the same images.
+        notes: of `netkin.passes.predict.examine`.
     """
     result = []
     accuracy, images = float(np.mean(predictions == labels)), len(labels)
@@ -106,13 +126,31 @@ def suspicions(
     if guessed:
         finding = "its preprocessing is unknown, and mean = std = 0.5 is a guess"
         result.append(Suspicion(GUESSED, finding))
-    if saturated > 0.5:
+    unsteady, flat = (notes or {}).get("unsteady"), float((notes or {}).get("flat", 0))
+    if unsteady == RANDOM:
+        finding = "its logits for the same images differ from one evaluation to the next"
+        result.append(Suspicion(RANDOM, finding))
+    elif unsteady == BATCH:
+        result.append(Suspicion(BATCH, "its logits for an image depend on the others of the batch"))
+    saturated = 0.0 if logits is None else saturation(logits)
+    if logits is not None and are_probabilities(logits):
+        finding = "its outputs are probabilities (not negative, with a sum of 1), not logits"
+        result.append(Suspicion(PROBABILITIES, finding))
+    elif saturated > 0.5:
         finding = (
             f"its loss saturates: on {saturated:.0%} of its images the two largest logits differ "
             f"by more than {FAR:.0f}, where the gradient of the cross-entropy is 0"
         )
         result.append(Suspicion(SATURATED, finding))
+    elif flat > 0.5:
+        finding = f"the gradient of its loss is 0 in every pixel, on {flat:.0%} of the images tried"
+        result.append(Suspicion(FLAT, finding))
     return result
+
+
+def are_probabilities(logits: NDArray[np.float32]) -> bool:
+    """Whether outputs [I, K] are probabilities instead of logits."""
+    return bool((logits >= 0).all() and np.allclose(logits.sum(axis=1), 1, atol=1e-3))
 
 
 def saturation(logits: NDArray[np.float32]) -> float:

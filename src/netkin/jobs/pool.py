@@ -30,7 +30,7 @@ from typing import Any
 
 from netkin.errors import Stopped, StoreError, UserError
 from netkin.jobs.progress import Bars
-from netkin.jobs.signals import blocked, quiet_stops
+from netkin.jobs.signals import OTHERS, STOPPING, blocked, quiet_stops
 
 Advance = Callable[[int], None]
 Failed = Callable[[Any, Exception], None]
@@ -224,11 +224,11 @@ class Jobs:
             multiprocessing.set_start_method(method, force=True)
         if method == "forkserver":
             processes.set_forkserver_preload(list(self.preload))
-            resource_tracker.ensure_running()  # whose start would end with SIGINT not blocked
-            # Ctrl-C reaches all processes of a terminal, also those that still import torch
-            # and have no handler yet. The main process decides, and sends SIGTERM.
-            with blocked([signal.SIGINT]):
-                forkserver.ensure_running()
+            # A terminal's signals reach all of its processes, also those that still import torch
+            # and have no handler yet. The tracker first: its start ends with SIGINT not blocked.
+            for start in (resource_tracker.ensure_running, forkserver.ensure_running):
+                with blocked(OTHERS):
+                    start()
         # As bytes: multiprocessing would move the context's tensors to shared memory, and an
         # array that shares memory with one of them would read memory that was freed.
         context = pickle.dumps(self.context)
@@ -334,10 +334,10 @@ def _start(context: bytes, threads: int, events: Any, devices: Any) -> None:
     if devices is not None:
         # Before CUDA starts; the device is number 0 to this process.
         os.environ["CUDA_VISIBLE_DEVICES"] = devices.get()
-    # Where a signal cannot be blocked. A function, since Lightning calls the handler that is set,
-    # which SIG_IGN cannot be.
-    signal.signal(signal.SIGINT, lambda *_: None)
-    signal.signal(signal.SIGTERM, _give_up)
+    for number in STOPPING:
+        # Where a signal cannot be blocked. A function, since Lightning calls the handler that is
+        # set, which SIG_IGN cannot be.
+        signal.signal(number, _give_up if number == signal.SIGTERM else lambda *_: None)
     quiet_stops()
     threading.Thread(target=_die_with_parent, daemon=True).start()
     _set_up(threads)

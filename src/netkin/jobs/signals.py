@@ -16,10 +16,13 @@ from netkin.errors import Stopped
 
 STOPPING = {
     getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
     if hasattr(signal, name)
 }
-"""USR1 and USR2 are what SLURM sends before a job's time is up."""
+"""HUP comes when a terminal or its connection closes; USR1 and USR2 are what SLURM sends before a
+job's time is up."""
+OTHERS = STOPPING - {signal.SIGTERM}
+"""A worker leaves these to the main process, which decides, and sends SIGTERM."""
 
 
 @contextmanager

@@ -163,7 +163,7 @@ class Outputs:
         if f"{name}.csv" not in self.files:
             self.table(name, table)
         saved = save(figure, self.folder / name)
-        self._unlogged.append(lambda tracker: tracker.figure(name, saved.paths[0]))
+        self._unlogged.append(lambda tracker: tracker.media(f"figures/{name}", saved.paths[0]))
         self.files += [path.name for path in saved.paths]
         return Picture(saved, caption, lookup)
 
@@ -187,7 +187,7 @@ class Outputs:
         html = render(title, question, answer, sections, config, self.files)
         path = self.folder / "report.html"
         write(path, lambda f: f.write_text(html, encoding="utf-8"), OutputsError, "folder")
-        self._unlogged.append(lambda tracker: tracker.page(path))
+        self._unlogged.append(lambda tracker: tracker.media("report", path))
         while self.tracker is not None and self._unlogged:
             self._unlogged.pop(0)(self.tracker)
         return path

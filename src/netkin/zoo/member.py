@@ -20,6 +20,8 @@ IMAGE_FIELDS = ("mean", "std", "crop_pct", "crop_mode", "interpolation", "in_cha
 """Fields of the preprocessing, besides the input size."""
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
+IN_MEMORY = "netkin.zoo.given.instance"
+"""The target of a module of this process, which its kwargs number."""
 LONGEST = 200
 """Bytes of a name, as paths spell it: files are named for it, with 255 at most."""
 
@@ -98,6 +100,11 @@ class Member:
     interpolation: str | None = None
     in_chans: int | None = None
     weights_key: str | None = None
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether it is a module of this process; see `netkin.zoo.given`."""
+        return self.target == IN_MEMORY
 
     @property
     def kind(self) -> str:

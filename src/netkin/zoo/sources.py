@@ -6,7 +6,6 @@ a class, a line in SOURCES, and a field of `netkin.zoo.member.Member`.
 
 import hashlib
 import importlib
-import inspect
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -311,14 +310,6 @@ def find(target: str) -> Callable[..., Any]:
         hint = near(attribute, dir(module)) if value is None else f": it is {value!r}"
         raise UserError(f"{origin} has no class or function {attribute!r}{hint}")
     return value
-
-
-def source_sha256(target: str) -> str | None:
-    """The hash of a class's or function's own source text; None where there is none."""
-    try:
-        return hashlib.sha256(inspect.getsource(find(target)).encode()).hexdigest()
-    except (OSError, TypeError):  # defined in a console, or in C
-        return None
 
 
 SOURCES: dict[str, Source] = {
