@@ -30,7 +30,8 @@ from netkin.attacks import PGD, PatchFool
 from netkin.data.digits import Digits
 from netkin.errors import UserError
 from netkin.zoo import build as zoo
-from netkin.zoo.member import Task, parse_members
+from netkin.zoo.member import Task
+from netkin.zoo.parse import parse_members
 from tests import isolation
 from tests.conftest import ROOT
 from tests.zoo.own_nets import Rooted

@@ -1,7 +1,10 @@
 """A network is what it computes: equal weights do not make two networks one, nor two days."""
 
 import functools
+import importlib
+import linecache
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 import netkin
+from netkin.attacks import PGD, as_attack
 from netkin.errors import UserError
 from tests.conftest import run_here
 
@@ -165,7 +169,6 @@ def test_a_target_whose_code_changed_elsewhere(
     words += ["attack.steps=1", "score.bootstrap=10", f"store.dir={tmp_path / 'store'}"]
 
     def run(sign: int) -> Any:
-        import sys
 
         (package / "blocks.py").write_text(f"SIGN = {sign}\n")
         for name in [name for name in sys.modules if name.startswith("mine")]:
@@ -179,3 +182,20 @@ def test_a_target_whose_code_changed_elsewhere(
     changed = run(-1)
     assert changed.returncode != 0 and changed.stderr.count("\n") == 1
     assert re.search(r"error: one is not what it was", changed.stderr), changed.stderr
+
+
+def test_an_attack_whose_code_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def identity(text: str) -> Any:
+        (tmp_path / "my_attack.py").write_text(text)
+        sys.modules.pop("my_attack", None)
+        linecache.clearcache()
+        made = importlib.import_module("my_attack")
+        return as_attack(made.Mine(), "mine", {"_target_": "my_attack.Mine"}).identity
+
+    text = (
+        "class Mine:\n    def perturb(self, model, pixels, labels, keys):\n        return pixels\n"
+    )
+    assert identity(text) == identity(text) != identity(text.replace("pixels\n", "1 - pixels\n"))
+    assert as_attack(PGD(0.1, 0.1, 1), "pgd", {"steps": 1}).identity == {"steps": 1}

@@ -42,7 +42,7 @@ from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.report.style import INK, panels, style
 from netkin.training.weights import students_of
-from netkin.zoo.member import parse_members
+from netkin.zoo.parse import parse_members
 
 text = Sentences(Path(__file__).with_suffix(".toml"))
 

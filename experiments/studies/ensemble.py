@@ -40,7 +40,8 @@ from netkin.report.study import Picture, Section
 from netkin.results import Results
 from netkin.run import Run
 from netkin.similarity import interval, resample
-from netkin.zoo.member import Member, parse_members
+from netkin.zoo.member import Member
+from netkin.zoo.parse import parse_members
 
 PANELS = (
     ("top1_error", "top-1 error (%)"),

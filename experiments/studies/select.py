@@ -45,7 +45,7 @@ from netkin.report.study import Picture, Section
 from netkin.report.text import count
 from netkin.run import Run
 from netkin.zoo.build import flops
-from netkin.zoo.member import parse_members
+from netkin.zoo.parse import parse_members
 
 Advice = tuple[Section, list[str]]
 """A section of the page, and its part of the answer."""

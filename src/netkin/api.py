@@ -1,7 +1,5 @@
 """netkin from Python: `compare` runs what `evaluate.py` runs, on modules and images in memory."""
 
-import hashlib
-import inspect
 import json
 import os
 import random
@@ -213,19 +211,8 @@ def _attack(attack: Any, eps: Any, step_size: Any, steps: Any, seed: Any, stored
             f"attack has attributes that a store cannot tell from others ({', '.join(opaque)}); "
             "leave store out, or keep numbers and texts only"
         )
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    identity = {"_target_": name, "_source_sha256": _source_sha256(kind), **values}
+    identity = {"_target_": f"{kind.__module__}.{kind.__qualname__}", **values}
     return as_attack(attack, kind.__name__.lower(), identity)
-
-
-def _source_sha256(kind: type) -> str:
-    """The hash of a class's source text, or of its methods' bytecode where there is none."""
-    try:
-        text = inspect.getsource(kind)
-    except (OSError, TypeError):  # defined in a console, or in C
-        functions = (getattr(value, "__code__", None) for value in vars(kind).values())
-        text = repr([(c.co_code, c.co_names, c.co_varnames) for c in functions if c])
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 PREPROCESSING = (

@@ -38,7 +38,8 @@ from netkin.zoo.build import (
 )
 from netkin.zoo.execution import MEMORY_FORMATS, Execution, Prepared
 from netkin.zoo.from_transformers import crop_pct
-from netkin.zoo.member import Member, parse_members
+from netkin.zoo.member import Member
+from netkin.zoo.parse import parse_members
 from netkin.zoo.preprocessing import unknown_preprocessing
 from tests.conftest import ROOT, run_command, run_here
 from tests.zoo.hub_cache import COMMIT, logits_of, offline

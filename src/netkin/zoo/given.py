@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from netkin.data.imagenet import wnids
 from netkin.errors import UserError, first_line
 from netkin.zoo.build import Script, count_classes, published_classes
-from netkin.zoo.member import IN_MEMORY, Member, parse_members
+from netkin.zoo.member import IN_MEMORY, Member
+from netkin.zoo.parse import parse_members
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from urllib.error import HTTPError
 from urllib.parse import urlparse
 
@@ -38,9 +38,7 @@ from torchvision.models import get_model_builder, get_model_weights, list_models
 from netkin.errors import UserError, first_line, near
 from netkin.store.files import file_sha256
 from netkin.zoo.from_transformers import Config, Transformers, crop_pct, files, on_hub
-
-if TYPE_CHECKING:
-    from netkin.zoo.member import Member, Task
+from netkin.zoo.member import Member, Task
 
 HUB_FILE = "pytorch_model.bin"
 """timm's name for a repository's weights; it prefers safetensors of the same name stem."""
@@ -64,7 +62,7 @@ class Source(Protocol):
         """
         return None
 
-    def ways(self, member: "Member", config: Config, task: "Task", size: int) -> list[Config]:
+    def ways(self, member: Member, config: Config, task: Task, size: int) -> list[Config]:
         """The arguments to build a network with, in the order in which they are tried.
 
         Args:
@@ -75,7 +73,7 @@ class Source(Protocol):
         """
         return [dict(member.kwargs)]
 
-    def build(self, member: "Member", config: Config, kwargs: Config, file: Path | None) -> Module:
+    def build(self, member: Member, config: Config, kwargs: Config, file: Path | None) -> Module:
         """The network, with the published weights of `file` unless that is None.
 
         Raises what the library raises.
@@ -165,7 +163,7 @@ class Timm(Source):
             raise missing
         return None
 
-    def ways(self, member: "Member", config: Config, task: "Task", size: int) -> list[Config]:
+    def ways(self, member: Member, config: Config, task: Task, size: int) -> list[Config]:
         """As published, or with the task's arguments that suit its images, in order."""
         channels = {} if member.in_chans in (None, 3) else {"in_chans": member.in_chans}
         kwargs = {**channels, **member.kwargs}
@@ -176,7 +174,7 @@ class Timm(Source):
             return [kwargs]
         return [{"img_size": size, **kwargs}, kwargs]  # most convolutional networks take any size
 
-    def build(self, member: "Member", config: Config, kwargs: Config, file: Path | None) -> Module:
+    def build(self, member: Member, config: Config, kwargs: Config, file: Path | None) -> Module:
         """See `Source`. Raises UserError where arguments do not go with the published weights."""
         if not config:
             return timm.create_model(member.timm, pretrained=False, **kwargs)
@@ -245,7 +243,7 @@ class Torchvision(Source):
         """In torch's cache, where timm keeps files of a url, too."""
         return SOURCES["timm"].file(name, config, fetch)
 
-    def ways(self, member: "Member", config: Config, task: "Task", size: int) -> list[Config]:
+    def ways(self, member: Member, config: Config, task: Task, size: int) -> list[Config]:
         """Vision transformers take their images' size. GoogLeNet and Inception, where they take
         the published weights' normalisation, bring it to their own as with these weights."""
         kwargs = dict(member.kwargs)
@@ -256,7 +254,7 @@ class Torchvision(Source):
             kwargs = {"transform_input": True, **kwargs}
         return [{"image_size": size, **kwargs}, kwargs]
 
-    def build(self, member: "Member", config: Config, kwargs: Config, file: Path | None) -> Module:
+    def build(self, member: Member, config: Config, kwargs: Config, file: Path | None) -> Module:
         """See `Source`. The weights are those of torch's cache."""
         name = member.torchvision
         weights = self._weights(name) if file else None
@@ -269,7 +267,7 @@ class Target(Source):
     def config(self, name: str) -> dict[str, Any]:
         return {"family": find(name).__name__}
 
-    def build(self, member: "Member", config: Config, kwargs: Config, file: Path | None) -> Module:
+    def build(self, member: Member, config: Config, kwargs: Config, file: Path | None) -> Module:
         """See `Source`. Raises UserError where the call raises, or returns something else."""
         try:
             net = find(member.target)(**kwargs)
