@@ -235,14 +235,6 @@ class Run:
         """The same models in the evaluation with other attributes, such as `attack`."""
         return replace(self, results=self.results.under(**changes), failures=[], _jobs=None)
 
-    def with_models(self, members: Sequence[Member]) -> "Run":
-        """The same run with further members, opened. Raises UserError as `open` does."""
-        task, store = self.evaluation.task, self.settings.store
-        with Bars(self.settings.console) as display:
-            models = open_models(members, task, store.weights, display, self.settings.check_members)
-        _check_unchanged(self.results, self.settings, models)
-        return replace(self, models=[*self.models, *models], failures=[], _jobs=None)
-
     @contextmanager
     def working(self) -> Iterator[Jobs]:
         """Processes and a display for the passes of a block; others open their own."""
