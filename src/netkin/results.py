@@ -26,7 +26,6 @@ from torch import Tensor
 from netkin import similarity
 from netkin.data import views
 from netkin.data.views import View
-from netkin.errors import UserError
 from netkin.evaluation import Evaluation
 from netkin.model import Model
 from netkin.similarity import Outcomes
@@ -361,10 +360,7 @@ class Results:
         n = both.sum(axis=2)
         if not n.all():
             k, b = np.argwhere(n == 0)[0]
-            raise UserError(
-                f"no image is classified correctly by {chosen[k].name} and {names[b]}: their "
-                "similarity is undefined; check the models' clean accuracy, or use more images"
-            )
+            raise similarity.nothing_common(chosen[k].name, names[b])
         forward = self.fooled(chosen, models)
         back = forward.copy()  # of models that were not attacked, the one direction counts twice
         back[:, at] = forward[:, at].swapaxes(0, 1)
