@@ -5,14 +5,32 @@ import re
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
+from netkin.similarity import with_intervals
 from tests.conftest import ROOT, run_here
 
 MEMBERS = ("test_byobnet", "vit_ti", "twin", "other")
 """A twin has test_byobnet's weights, and the other has vit_ti's."""
+
+
+class Scored(NamedTuple):
+    """A pair's score with its 95 % interval (nats)."""
+
+    score: float
+    low: float
+    high: float
+
+
+def with_interval(z: NDArray[np.float64]) -> Scored:
+    """The score of per-image values z, [n] in {0, 0.5, 1}."""
+    counts = (np.array([np.sum(z == value)]) for value in (1.0, 0.5))
+    return Scored(*(float(x[0]) for x in with_intervals(*counts, np.array([len(z)]))))
 
 
 def four_store(folder: Path) -> Path:

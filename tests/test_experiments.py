@@ -13,9 +13,9 @@ import torch
 
 from netkin.data.digits import Digits
 from netkin.data.subset import draw
-from netkin.similarity import with_interval
 from netkin.store.files import read_tensors
 from tests.conftest import ROOT, SMALL, run_here
+from tests.helpers import with_interval
 
 RUN = "hydra.run.dir=run"
 MEMBERS = ["test_byobnet", "vit_ti"]

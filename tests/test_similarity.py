@@ -22,8 +22,8 @@ from netkin.similarity import (
     score,
     smoothed,
     smoothed_matrix,
-    with_interval,
 )
+from tests.helpers import with_interval
 
 
 @st.composite

@@ -15,18 +15,14 @@ import numpy as np
 import polars as pl
 
 from netkin.analysis import matrix
-from netkin.analysis.components import read_components, rows_of
 from netkin.analysis.landmarks import complete
 from netkin.analysis.matrix import Matrix
 
 
-def draw(
-    scores: Matrix, landmarks: int, seed: int, level: float, components: pl.DataFrame | None
-) -> dict[str, float | str]:
+def draw(scores: Matrix, landmarks: int, seed: int, level: float) -> dict[str, float | str]:
     """One draw of landmarks: a row."""
     chosen = np.random.default_rng(seed).choice(len(scores.names), landmarks, replace=False)
-    values = None if components is None else components[:, 1:].to_numpy()
-    found = complete(scores.scores, sorted(chosen.tolist()), values, level, seed)
+    found = complete(scores.scores, sorted(chosen.tolist()), level, seed)
     row = {"landmarks": landmarks, "seed": seed, **found.against(scores.scores)}
     return {**row, "run_r2": found.held_out.r2, "verdict": found.held_out.verdict}
 
@@ -54,16 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--draws", type=int, default=5, help="of each number of landmarks")
     parser.add_argument("--seed", type=int, default=0, help="of the first draw")
     parser.add_argument("--level", type=float, default=0.9, help="of the intervals")
-    parser.add_argument("--components", help="a CSV file with a column per component")
     parser.add_argument("--out", type=Path, help="a CSV file for the rows of all draws")
     options = parser.parse_args(arguments)
     scores = matrix.read(options.scores)
-    components = None
-    if options.components:
-        components = rows_of(read_components(options.components), scores.names, options.components)
     seeds = range(options.seed, options.seed + options.draws)
     rows = pl.DataFrame(
-        [draw(scores, m, k, options.level, components) for m in options.landmarks for k in seeds]
+        [draw(scores, m, k, options.level) for m in options.landmarks for k in seeds]
     )
     if options.out:
         rows.write_csv(options.out)

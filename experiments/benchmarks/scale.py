@@ -164,7 +164,7 @@ def pair_ensembles(
     with tempfile.TemporaryDirectory(prefix="netkin-ensemble-") as scratch:
         files = [Path(scratch) / f"{model}.safetensors" for model in range(models)]
         for file in files:
-            write_tensors(file, {"logits": torch.randn(images, classes)})
+            write_tensors(file, {"logits": torch.randn(images, classes)}, file.stem)
         seconds, peak = alone(_read_ensembles, files, images, threads)
     return {"pairs": models * (models - 1) // 2, "seconds": seconds, "peak_gib": peak}
 

@@ -14,7 +14,8 @@ from netkin.analysis.matrix import position_of
 from netkin.components import COMPONENTS, component_table
 from netkin.errors import UserError, and_more, near
 from netkin.jobs.progress import Bars
-from netkin.zoo.member import Member, Task, parse_members
+from netkin.zoo.member import Member, Task
+from netkin.zoo.parse import parse_members
 
 PUBLISHED = Task("imagenet", 1000, "pretrained")
 """The task of published models, of which components are read without a dataset."""

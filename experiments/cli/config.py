@@ -231,13 +231,10 @@ class _Attacks:
 @experiment("budget", section="budget")
 class _Budget:
     steps: list[int] = items(5, 10, 20)  # fewer than the attack's own, each 2.5 eps / steps long
-    images: list[int] = items(50, 100, 200)  # fewer than the run's own
-    draws: int = 20  # of so many images, for each number
     least_r: float = 0.95  # of a matrix that counts as the same: its correlation with the
     # reference,
     most_bias: float = 0.1  # the mean difference of scores,
     least_inside: float = 0.9  # and the share of pairs inside the reference's interval
-    least_clusters: float = 0.8  # adjusted Rand index from which clusters count as the same
 
 
 @experiment("clusters", section="clusters")
@@ -288,8 +285,6 @@ class _Distillation(_OfStudent):
 
 @experiment("ensemble", section="ensemble")
 class _Ensemble(_OfGroups):
-    variants: Any = None  # Fig. 4, too: {name: [members]} of other models, such as one architecture
-    # under several seeds; they are evaluated on clean images only
     sizes: list[int] = items(2, 3, 4, 5)  # N
     clusters: int | str | None = None  # that ensembles are drawn from: a number, auto (the
     # eigengap), or null (the paper's 10, at most N / 3)
@@ -328,10 +323,9 @@ class _Index:
 
 
 @experiment("landmarks")
-class _Landmarks(_OfLandmarks, _WithComponents):
+class _Landmarks(_OfLandmarks, _OfMatrix):
     one_sided: bool = False  # attack the landmarks alone: m attacks instead of N, and scores of one
     # direction
-    with_components: bool = False  # use components as features, too
     level: float = 0.9  # of the intervals of predicted scores
 
 

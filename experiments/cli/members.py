@@ -16,7 +16,8 @@ from netkin.passes.decode import unreadable_images
 from netkin.results import Results
 from netkin.training.recipe import Recipe, check
 from netkin.training.weights import Training, trained_members
-from netkin.zoo.member import Member, parse_members
+from netkin.zoo.member import Member
+from netkin.zoo.parse import parse_members
 
 
 def build_members(config: DictConfig, at_least: int = 2) -> list[Member]:

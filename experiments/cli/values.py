@@ -26,6 +26,14 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
+def changed(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
+    """A config with other values of some keys."""
+    result = config.copy()
+    for key, value in values.items():
+        OmegaConf.update(result, key, value)
+    return result
+
+
 def run_folder() -> Path:
     """The folder of this run's own outputs, made if need be."""
     folder = Path(HydraConfig.get().runtime.output_dir)

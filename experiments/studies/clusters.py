@@ -10,6 +10,7 @@ On the published 69 x 69 matrix: see experiments/results/digits.md and statistic
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -37,18 +38,12 @@ from netkin.report.text import and_more
 from netkin.similarity import interval
 from netkin.zoo.sources import model_page
 
-DRAW_RESTARTS = 100
-"""K-means runs of one draw of images."""
-SETTLED = 0.5
-"""Share of draws from which a model's cluster counts as certain."""
-NAMED = 5
-"""Models with an uncertain cluster that the answer names."""
-RESOLVED = 0.9
-"""Mean adjusted Rand index from which draws of images are said to reproduce clusters."""
-UP_TO = 12
-"""The largest number of clusters that draws are tested for."""
-TESTED = 50
-"""Draws that each number of clusters is tested on."""
+DRAW_RESTARTS = 100  # K-means runs of one draw of images
+SETTLED = 0.5  # share of draws from which a model's cluster counts as certain
+NAMED = 5  # models with an uncertain cluster that the answer names
+RESOLVED = 0.9  # mean adjusted Rand index from which draws of images are said to reproduce clusters
+UP_TO = 12  # the largest number of clusters that draws are tested for
+TESTED = 50  # draws that each number of clusters is tested on
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
@@ -73,11 +68,11 @@ def run(config: DictConfig) -> None:
         stability, stable = _stability(c, draws)
         certain, resolution = _resolution(c, draws[:TESTED])
         common, tables, missing = _components(c, table)
-        mean = float(off_diagonal(s.scores).mean())
-        s.tracker.summary({"clusters/k": k, "similarity/mean": mean})
+        pairs = off_diagonal(s.scores)
+        s.tracker.summary({"clusters/k": k, "similarity/mean": float(pairs.mean())})
         answer = [_verdict(c, certain, reason), *_members(c, common)]
         if shift := clusters.affinity(s.scores)[1]:
-            answer.append(text("shifted", n=int((off_diagonal(s.scores) < 0).sum()), shift=shift))
+            answer.append(text("shifted", n=int((pairs < 0).sum()), shift=shift))
         if drawn > len(draws):
             answer.append(text("dropped", left=drawn - len(draws), n=drawn))
         s.finish(
@@ -122,21 +117,18 @@ class Clustering:
         values: NDArray[np.float64],
         label: str,
         caption: str,
-        lookup: Lookup | None = None,
         limits: tuple[float, float] | None = None,
-        colours: str = "viridis",
+        colours: str | None = None,
+        lookup: Lookup | None = None,
     ) -> Picture:
         """Values of pairs [N, N], by cluster, and their table."""
-        outputs, names, more = self.study.outputs, self.study.names, {}
-        if limits is not None:
-            more = {"limits": limits, "colours": colormaps[colours]}
-        drawn = heatmap_figure(
-            values, names, self.bases, label, clusters=self.labels, order=self.order, **more
-        )
-        ordered = tuple(names[i] for i in self.order)
-        return outputs.figure(
-            name, drawn, Matrix(names, values).of(ordered).table(), caption, lookup
-        )
+        names = self.study.names
+        more: dict[str, Any] = {"clusters": self.labels, "order": self.order}
+        if colours is not None:
+            more |= {"limits": limits, "colours": colormaps[colours]}
+        drawn = heatmap_figure(values, names, self.bases, label, **more)
+        table = Matrix(names, values).of(tuple(names[i] for i in self.order)).table()
+        return self.study.outputs.figure(name, drawn, table, caption, lookup)
 
 
 def _components(
@@ -229,14 +221,9 @@ def _stability(c: Clustering, draws: list[NDArray]) -> tuple[Section, list[str]]
         sentences.append(sentence)
         s.tracker.summary({f"clusters/rand_over_{what}": float(rand.mean())})
     what, runs = list(found.items())[-1]
-    picture = c.figure(
-        "co_assignment",
-        clusters.co_assignment(np.stack(runs)),
-        f"share of {nouns[what]}",
-        f"How often two models share a cluster over {len(runs)} {nouns[what]}.",
-        limits=(0.0, 1.0),
-        colours="cividis",
-    )
+    shares, label = clusters.co_assignment(np.stack(runs)), f"share of {nouns[what]}"
+    caption = f"How often two models share a cluster over {len(runs)} {nouns[what]}."
+    picture = c.figure("co_assignment", shares, label, caption, (0.0, 1.0), "cividis")
     stability = s.outputs.table("stability", c.labelled(**columns))
     tables = {"How often a model is with its cluster's others": stability}
     return Section("Stability", (), tables, [picture]), sentences
@@ -279,8 +266,8 @@ def _matrix(c: Clustering) -> Picture:
         links = {name: page for name, page in pages.items() if page}
         order = c.order.tolist()
         lookup = Lookup(s.names, order, pairs, groups=groups, links=links, reorder=False)
-    label, caption = "similarity s (nats)", text("matrix")
-    return c.figure("cluster_matrix", s.scores, label, caption, lookup)
+    label = "similarity s (nats)"
+    return c.figure("cluster_matrix", s.scores, label, text("matrix"), lookup=lookup)
 
 
 def _features(c: Clustering) -> Picture:
@@ -289,14 +276,9 @@ def _features(c: Clustering) -> Picture:
     columns = {f"eigenvector_{i + 1}": features[:, i] for i in range(c.k)}
     c.study.outputs.table("features", c.labelled(**columns))
     cosines = np.clip(features @ features.T, -1, 1)
-    return c.figure(
-        "spectral_features",
-        cosines,
-        "cosine similarity of spectral features",
-        text("features", k=c.k),
-        limits=(min(-0.05, float(cosines.min())), 1.0),
-        colours="magma",
-    )
+    label, limits = "cosine similarity of spectral features", (min(-0.05, cosines.min()), 1.0)
+    caption = text("features", k=c.k)
+    return c.figure("spectral_features", cosines, label, caption, limits, "magma")
 
 
 def _map(c: Clustering) -> Picture:
@@ -305,14 +287,10 @@ def _map(c: Clustering) -> Picture:
     distance = off_diagonal(s.scores).max() - s.scores
     np.fill_diagonal(distance, 0.0)
     perplexity = min(float(options.perplexity), (len(s.names) - 1) / 3)
-    tsne = TSNE(
-        perplexity=perplexity, metric="precomputed", init="random", random_state=options.seed
-    )
+    seed, kind = options.seed, "precomputed"
+    tsne = TSNE(perplexity=perplexity, metric=kind, init="random", random_state=seed)
     with threadpool_limits(1):  # with so few points, waiting for other threads costs more
         points = tsne.fit_transform(distance)
-    return s.outputs.figure(
-        "cluster_map",
-        map_figure(points.astype(float), s.names, c.labels, c.bases),
-        c.labelled(x=points[:, 0], y=points[:, 1]),
-        text("map", perplexity=perplexity),
-    )
+    drawn = map_figure(points.astype(float), s.names, c.labels, c.bases)
+    table, caption = c.labelled(x=points[:, 0], y=points[:, 1]), text("map", perplexity=perplexity)
+    return s.outputs.figure("cluster_map", drawn, table, caption)

@@ -22,8 +22,7 @@ from netkin.zoo.member import Task
 
 USED = ("experiment", "model", "components", "logger")
 WIDE = 500  # characters, so that no table is cut to fit a terminal
-ACROSS_UP_TO = 4
-"""Models that are printed as columns; more are printed as rows."""
+ACROSS_UP_TO = 4  # models that are printed as columns; more are printed as rows
 
 
 def run(config: DictConfig) -> None:

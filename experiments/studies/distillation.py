@@ -24,16 +24,9 @@ from experiments.cli.runs import open_store
 from experiments.cli.setting import build_task
 from experiments.cli.study import Study, study
 from experiments.cli.values import resolved
+from netkin.analysis import statistics
 from netkin.analysis.matrix import position_of
-from netkin.analysis.statistics import (
-    FEWEST,
-    Correlation,
-    Tested,
-    p_text,
-    pearson,
-    permutation_test,
-    trend,
-)
+from netkin.analysis.statistics import FEWEST, p_text
 from netkin.analysis.verdict import verdict
 from netkin.components import base_architecture
 from netkin.errors import UserError
@@ -42,7 +35,7 @@ from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.report.style import INK, panels, style
 from netkin.training.weights import students_of
-from netkin.zoo.member import parse_members
+from netkin.zoo.parse import parse_members
 
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
@@ -68,21 +61,28 @@ def run(config: DictConfig) -> None:
     task = build_task(config, instantiate(config.dataset.images).classes)
     bases = {member.name: base_architecture(member, task) for member in members}
     with study(config, members=members) as s:
-        table = student_table(s, students, bases)
-        s.outputs.table("distillation", table)
-        by_similarity = similarity_section(s, table, bases[student])
-        by_accuracy = accuracy_section(s, table)
+        table = s.outputs.table("distillation", student_table(s, students, bases))
+        parts = {  # Fig. 5
+            "All teachers": table,
+            f"Same base architecture ({bases[student]})": table.filter("same_base"),
+            "Other base architectures": table.filter(~pl.col("same_base")),
+        }
+        own = {"Teacher accuracy": table}  # Fig. F.1
+        similar, accurate = f"similarity of teacher to {student}", "accuracy of the teacher (%)"
+        sections = [
+            section(s, table, parts, "similarity", similar),
+            section(s, table, own, "teacher_accuracy", accurate, 100),
+        ]
         s.finish(
             f"Does {student} learn more from a similar teacher?",
             f"Students are {student} on {dataset} with {table.height} teachers; similarity is that "
             f"of the teacher and a {student} trained without one, among {s.source}.",
             [
                 in_short(table),
-                *by_similarity.paragraphs,
-                *by_accuracy.paragraphs,
+                *(paragraph for each in sections for paragraph in each.paragraphs),
                 seeds_text(table),
             ],
-            [by_similarity, by_accuracy, Section("All students", tables={"Students": table})],
+            [*sections, Section("All students", tables={"Students": table})],
         )
 
 
@@ -105,21 +105,13 @@ def student_table(
             known = float(s.measured.outcomes.correct[i].mean())
         accuracy = float(np.mean([row["test_accuracy"] for row in taught]))
         half = None if sd is None else stats.t.ppf(0.975, freedom) * sd / len(taught) ** 0.5
-        rows.append(
-            {
-                "teacher": teacher,
-                "base": bases[teacher],
-                "same_base": bases[teacher] == bases[s.config.student],
-                "similarity": float(s.scores[student, i]),
-                "teacher_accuracy": known,
-                "student_accuracy": accuracy,
-                "student_low": None if half is None else accuracy - half,
-                "student_high": None if half is None else accuracy + half,
-                "seeds": len(taught),
-                "seed_sd": sd,
-                "n": taught[0]["test_images"],
-            }
-        )
+        row: dict[str, Any] = {"teacher": teacher, "base": bases[teacher]}
+        row["same_base"] = bases[teacher] == bases[s.config.student]
+        row["similarity"] = float(s.scores[student, i])
+        row |= {"teacher_accuracy": known, "student_accuracy": accuracy}
+        row["student_low"] = None if half is None else accuracy - half
+        row["student_high"] = None if half is None else accuracy + half
+        rows.append({**row, "seeds": len(taught), "seed_sd": sd, "n": taught[0]["test_images"]})
     return pl.DataFrame(rows, infer_schema_length=None).sort("similarity", descending=True)
 
 
@@ -163,7 +155,8 @@ def seeds_text(table: pl.DataFrame) -> str:
 def in_short(table: pl.DataFrame) -> str:
     """Whether students learn more from the more similar teachers, and by how much."""
     half = table.height // 2
-    test = permutation_test(table["similarity"].to_numpy(), table["student_accuracy"].to_numpy())
+    similarity, accuracy = table["similarity"].to_numpy(), table["student_accuracy"].to_numpy()
+    test = statistics.permutation_test(similarity, accuracy)
     if half < 1:
         return text("one_teacher")
     more, less = (part["student_accuracy"].mean() for part in (table[:half], table[-half:]))
@@ -171,27 +164,21 @@ def in_short(table: pl.DataFrame) -> str:
     return text("halves", verdict=found, n=table.height, more=more, less=less)
 
 
-def similarity_section(s: Study, table: pl.DataFrame, base: str) -> Section:
-    """Fig. 5: all teachers, those of the student's base architecture, the others."""
-    parts = {
-        "All teachers": table,
-        f"Same base architecture ({base})": table.filter("same_base"),
-        "Other base architectures": table.filter(~pl.col("same_base")),
-    }
-    xlabel = f"similarity of teacher to {s.config.student}"
-    figure, sentences = correlation_figure(s, parts, "similarity", xlabel)
-    caption = text("by_similarity", level=s.config.distillation.level, n=FEWEST)
-    picture = s.outputs.figure("distillation_similarity", figure, table, caption)
-    return Section("Similarity and distillation", sentences, figures=[picture])
-
-
-def accuracy_section(s: Study, table: pl.DataFrame) -> Section:
-    """Fig. F.1: the teacher's own accuracy."""
-    figure, sentences = correlation_figure(
-        s, {"Teacher accuracy": table}, "teacher_accuracy", "accuracy of the teacher (%)", 100
-    )
-    picture = s.outputs.figure("distillation_accuracy", figure, table, text("by_accuracy"))
-    return Section("Teacher accuracy and distillation", sentences, figures=[picture])
+def section(
+    s: Study,
+    table: pl.DataFrame,
+    parts: Mapping[str, pl.DataFrame],
+    column: str,
+    label: str,
+    scale: float = 1,
+) -> Section:
+    """The students' accuracy against a column, for each part of the teachers, in words, too."""
+    name = column.removeprefix("teacher_")
+    figure, sentences = correlation_figure(s, parts, column, label, scale)
+    caption = text(f"by_{name}", level=s.config.distillation.level, n=FEWEST)
+    picture = s.outputs.figure(f"distillation_{name}", figure, table, caption)
+    title = f"{column.replace('_', ' ').capitalize()} and distillation"
+    return Section(title, sentences, figures=[picture])
 
 
 @style()
@@ -204,7 +191,8 @@ def correlation_figure(
     for letter, ax, (title, part) in zip("abc", axes, parts.items(), strict=False):
         x = scale * part[column].cast(pl.Float64).to_numpy()
         y = 100 * part["student_accuracy"].to_numpy()
-        correlation, test = pearson(x, y), permutation_test(x, y, settings.permutations)
+        correlation = statistics.pearson(x, y)
+        test = statistics.permutation_test(x, y, settings.permutations)
         note = f"({letter}) {title}" if len(parts) > 1 else title
         if np.isnan(correlation.r):
             note += f"\n{len(x)} teacher{'s' * (len(x) != 1)}: no correlation"
@@ -212,7 +200,7 @@ def correlation_figure(
             p = p_text(test.p, test.permutations)
             note += f"\nr = {correlation.r:.2f}, p {p}, n = {correlation.n}"
         sentences.append(correlation_text(title, correlation, test, len(x)))
-        line = trend(x, y, settings.level) if len(x) >= FEWEST else None
+        line = statistics.trend(x, y, settings.level) if len(x) >= FEWEST else None
         if part.height and part["student_low"].null_count() == 0:
             half = y - 100 * part["student_low"].to_numpy()
             drawn = {"fmt": "none", "ecolor": INK, "alpha": 0.35, "elinewidth": 0.8}
@@ -222,7 +210,9 @@ def correlation_figure(
     return figure, sentences
 
 
-def correlation_text(title: str, correlation: Correlation, test: Tested, teachers: int) -> str:
+def correlation_text(
+    title: str, correlation: statistics.Correlation, test: statistics.Tested, teachers: int
+) -> str:
     """What a panel shows, the verdict first: Yes, No (the sign is negative) or Not certain.
 
     Fewer than FEWEST teachers have no verdict and no interval.

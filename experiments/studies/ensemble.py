@@ -10,37 +10,31 @@ ceiling 0.59), Mantel p = 0.59; given the members' errors, partial r = -0.02, p 
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig
 
-from experiments.cli.members import with_trained
 from experiments.cli.study import Study, study, with_logits
 from experiments.cli.values import naming
 from netkin.analysis import ensemble
 from netkin.analysis.clusters import choose_k, spectral
+from netkin.analysis.correlation import Definition, correlate, note, sentence
 from netkin.analysis.groups import groups
 from netkin.analysis.matrix import Matrix, pair_index, square
-from netkin.analysis.noise import OverImages, Sampled, halves, over_images, sampled_scores
-from netkin.analysis.noise import text as noise_text
-from netkin.analysis.statistics import FEWEST, associate, mantel, paired, trend
+from netkin.analysis.noise import Sampled, halves, over_images, sampled_scores
+from netkin.analysis.statistics import FEWEST, mantel, paired, trend
 from netkin.analysis.verdict import verdict
-from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.model import Model
 from netkin.report.plots import Line, lines_figure, scatter_figure
 from netkin.report.sentences import Sentences
 from netkin.report.study import Picture, Section
 from netkin.results import Results
-from netkin.run import Run
 from netkin.similarity import interval, resample
-from netkin.zoo.member import Member, parse_members
 
 PANELS = (
     ("top1_error", "top-1 error (%)"),
@@ -63,20 +57,23 @@ def run(config: DictConfig) -> None:
         labels = spectral(matrix.scores, clusters, config.ensemble.seed)
         with naming({"group": "groups: group"}):
             chosen = groups(config.groups, matrix.names, [member.family for member in members])
-        variants = build_variants(config, list(chosen))
-        r, models, apart = with_variants(r, members, variants)
-        chosen |= apart
         drawn = draw(labels.tolist(), chosen, sizes, config)
         pairs = ensemble.pairs_of(n)
-        every = [(i,) for i in range(len(models))] + pairs
+        every = [(i,) for i in range(n)] + pairs
         every += sorted({group for ensembles, _ in drawn.values() for group in ensembles})
-        rows = ensembles_wrong(s, r.results, models, every)
-        wrong, alone = dict(zip(every, rows, strict=True)), rows[: len(models)]
-        counts = resample(len(r.evaluation.subset), config.score.bootstrap)
-        pair_wrong = rows[len(models) : len(models) + len(pairs)]
-        by_pair = pair_section(s, matrix, alone[:n], pair_wrong, counts)
-        table = metric_table(drawn, alone, wrong, counts)
-        by_cluster = cluster_section(s, table, clusters, len(r.evaluation.subset))
+        rows = ensembles_wrong(s, r.results, members, every)
+        wrong, alone = dict(zip(every, rows, strict=True)), rows[:n]
+        counts = resample(rows.shape[1], config.score.bootstrap)
+        by_pair = pair_section(s, matrix, alone, rows[n:][: len(pairs)], counts)
+        table = pl.DataFrame(
+            {
+                **{"kind": kind, "n": size, "k": k},
+                **{"ensembles": len(some), "complete": complete},
+                **ensemble.metrics(alone, some, np.stack([wrong[g] for g in some]), counts),
+            }
+            for (kind, size, k), (some, complete) in drawn.items()
+        )
+        by_cluster = cluster_section(s, table, clusters, rows.shape[1])
         sections = [by_pair, by_cluster, *([group_section(s, table)] if chosen else [])]
         tables = {"Means over the ensembles of a row": s.outputs.table("ensembles", table)}
         intervals = text("intervals", few=ensemble.FEW)
@@ -95,13 +92,7 @@ def run(config: DictConfig) -> None:
 def ensembles_wrong(
     s: Study, results: Results, models: Sequence[Model], groups: Sequence[Sequence[int]]
 ) -> NDArray[np.bool_]:
-    """Which images each of G ensembles misclassifies, [G, I], with a progress bar.
-
-    Args:
-        s: the study, whose console shows the progress.
-        results, models: with clean logits; see `with_logits`.
-        groups: G ensembles, each the positions of its members.
-    """
+    """Which images each of G ensembles of models with clean logits misclassifies, [G, I]."""
     with Bars(s.console) as bars, results.logits_by_block(models) as read:
         bars.start("ensemble", ["images"], len(results.evaluation.subset))
         correct = ensemble.ensembles_correct(
@@ -113,52 +104,6 @@ def ensembles_wrong(
         )
         bars.end("ensemble")
     return ~correct
-
-
-def build_variants(config: DictConfig, taken: Sequence[str]) -> dict[str, list[Member]]:
-    """The members of `ensemble.variants`, by the name of their group; others are taken."""
-    chosen, result = config.ensemble.variants or {}, {}
-    if not isinstance(chosen, Mapping | DictConfig) or not all(
-        isinstance(entries, ListConfig) for entries in chosen.values()
-    ):
-        raise UserError(
-            "ensemble.variants must name groups, each a list of members, such as {vit_ti: "
-            f"[digits/vit_ti@*]}}, got {chosen!r}"
-        )
-    for name, entries in chosen.items():
-        if name in taken or name == "clusters":
-            raise UserError(f"ensemble.variants names {name}, which another group has")
-        plain: Any = OmegaConf.to_container(entries, resolve=True)
-        with naming({"members": f"ensemble.variants.{name}"}):
-            result[str(name)] = parse_members(
-                with_trained(config, plain), config.model.get("known"), at_least=2
-            )
-    return result
-
-
-def with_variants(
-    r: Run, models: Sequence[Model], variants: dict[str, list[Member]]
-) -> tuple[Run, list[Model], dict[str, list[int]]]:
-    """The models followed by the variants, whose clean logits are computed where they are missing.
-
-    Returns the run of all of them, all of them, and the positions of each group's members. A
-    variant with the name of a model is that model.
-    """
-    every = {model.name: model.member for model in models}
-    for variant in (variant for group in variants.values() for variant in group):
-        known = every.setdefault(variant.name, variant)
-        if replace(known, family=variant.family) != variant:
-            raise UserError(f"two models are called {variant.name}: give each a name of its own")
-    if extra := list(every.values())[len(models) :]:
-        r = r.with_models(extra)
-        added = r.models[-len(extra) :]
-        models = [*models, *added]
-        r.clean(added)
-        for failed in r.failures:
-            raise UserError(f"{failed.model.name} failed in {failed.stage}: {failed.reason}")
-    index = {name: i for i, name in enumerate(every)}
-    groups = {name: [index[v.name] for v in group] for name, group in variants.items()}
-    return r, list(models), groups
 
 
 Drawn = dict[tuple[str, int, int], tuple[list[tuple[int, ...]], bool]]
@@ -184,28 +129,6 @@ def draw(
     return {key: value for key, value in drawn.items() if value[0]}
 
 
-def metric_table(
-    drawn: Drawn,
-    wrong: NDArray[np.bool_],
-    ensemble_wrong: dict[tuple[int, ...], NDArray[np.bool_]],
-    counts: NDArray[np.float64],
-) -> pl.DataFrame:
-    """A row for each kind, N and k: means over its ensembles, with 95 % intervals over images."""
-    rows = []
-    for (kind, n, k), (ensembles, complete) in drawn.items():
-        metrics = ensemble.metrics(
-            wrong, ensembles, np.stack([ensemble_wrong[g] for g in ensembles]), counts
-        )
-        row = {"kind": kind, "n": n, "k": k, "ensembles": len(ensembles), "complete": complete}
-        values = (metrics.error, metrics.reduction, metrics.all_wrong)
-        for (name, _), value, ends in zip(PANELS, values, metrics.intervals, strict=True):
-            mean = float(ensemble.mean_known(value[None])[0])
-            row |= {name: mean, f"{name}_low": ends[0], f"{name}_high": ends[1]}
-        row |= {"images_with_errors": metrics.events, "err_of_one_image": metrics.one_image}
-        rows.append(row)
-    return pl.DataFrame(rows)
-
-
 # Pairs (Fig. 2)
 
 
@@ -222,11 +145,20 @@ def pair_section(
     err, mean, gap = (
         square(table[name].to_numpy(), n) for name in ("err", "member_error", "error_gap")
     )
-    association = associate(scores, err, permutations)
+    images = None
+    if s.measured is not None:
+        ours = sampled_scores(s.measured.outcomes, s.config.score.bootstrap).at(*pair_index(n))
+        reductions = (
+            ensemble.reduction_draws(wrong, ensemble.pairs_of(n), pair_wrong, weights)
+            for weights in (counts, halves(wrong.shape[1]))
+        )
+        images = over_images(ours, Sampled(table["err"].to_numpy(), *reductions), n)
+    of = Definition("similarity", scores), Definition("error reduction", err)
+    row = correlate(*of, permutations, images)
     beyond = mantel(scores, err, permutations, controls=(mean, gap))
-    r, (x, y) = association.pairs.r, paired(scores, err)
+    r, (x, y) = row["r"], paired(scores, err)
     if not np.isnan(r):
-        s.tracker.summary({"ensemble/r": r, "ensemble/mantel_p": association.test.p})
+        s.tracker.summary({"ensemble/r": r, "ensemble/mantel_p": row["p"]})
     figure = scatter_figure(
         x,
         100 * y,
@@ -234,25 +166,37 @@ def pair_section(
         "error reduction rate (%)",
         names=[f"{a} + {b}" for a, b in table.select("a", "b").iter_rows()] if n < 6 else None,
         trend=trend(x, 100 * y) if n >= FEWEST else None,
-        text=str(association) if n > 2 else "",
+        text=note(row) if n > 2 else "",
     )
     caption = text("pairs", n=table.height)
     picture = s.outputs.figure("ensemble_pairs", figure, table, caption)
-    noise = noise_text(pair_noise(s, table, wrong, pair_wrong, counts, n).row(), r)
-    images = f" {noise[0].upper()}{noise[1:]}." if noise else ""
-    found = verdict(-r, p=association.test.p)  # is a pair better the less similar it is?
+    found = verdict(-r, p=row["p"])  # is a pair better the less similar it is?
     decided, adds = text("verdict", found), text("beyond.few", models=n)
     if n < FEWEST or np.isnan(r):
         decided = text("verdict.few", models=n)
     if n >= FEWEST and not np.isnan(beyond.r):
         adds = text("beyond", verdict(-beyond.r, p=beyond.p))
         adds = text("beyond.found", verdict=adds, r=beyond.r, p=beyond.text())
+    ranked, errors = table.sort("similarity")["top1_error"], table["top1_error"]
+    half = max(table.height // 2, 1)  # what similarity changes in plain rates
+    effect = text(
+        "effect",
+        low=ranked.head(half).mean(),
+        high=ranked.tail(half).mean(),
+        images=wrong.shape[1],
+        one=1 / wrong.shape[1],
+        least=errors.min(),
+        most=errors.max(),
+    )
     paragraphs = [
-        f"{decided} {effect(table, wrong.shape[1])}",
-        text("association", sentence=association.sentence(), images=images),
+        f"{decided} {effect}",
+        text("association", sentence=sentence(row)),
         adds,
-        *one_image(table),
     ]
+    worth, line = table["err_of_one_image"].drop_nans(), trend(x, y)
+    if line is not None and len(worth):
+        change, median = abs(line.slope) * float(np.ptp(line.x)), float(np.median(worth))
+        paragraphs += [text("one_image", median=median, effect=change)] if median > change else []
     if undefined := table["err"].is_nan().sum():
         paragraphs.append(text("undefined", n=undefined))
     return Section("Similarity and error reduction (Fig. 2)", paragraphs, {}, [picture])
@@ -296,45 +240,6 @@ def pair_table(
     )
 
 
-def pair_noise(
-    s: Study,
-    table: pl.DataFrame,
-    wrong: NDArray[np.bool_],
-    pair_wrong: NDArray[np.bool_],
-    counts: NDArray[np.float64],
-    n: int,
-) -> OverImages:
-    """The noise of the images in the correlation of similarity and ERR; unknown for a file."""
-    if s.measured is None:
-        return OverImages()
-    score = s.config.score
-    scores = sampled_scores(s.measured.outcomes, score.bootstrap)
-    reductions = (
-        ensemble.reduction_draws(wrong, ensemble.pairs_of(n), pair_wrong, weights)
-        for weights in (counts, halves(wrong.shape[1]))
-    )
-    err = Sampled(table["err"].to_numpy(), *reductions)
-    return over_images(scores.at(*pair_index(n)), err, n)
-
-
-def effect(table: pl.DataFrame, images: int) -> str:
-    """What similarity changes in plain rates, and what one image is worth."""
-    ranked, errors = table.sort("similarity")["top1_error"], table["top1_error"]
-    half = max(len(ranked) // 2, 1)
-    values = {"images": images, "one": 1 / images, "least": errors.min(), "most": errors.max()}
-    return text("effect", low=ranked.head(half).mean(), high=ranked.tail(half).mean(), **values)
-
-
-def one_image(table: pl.DataFrame) -> list[str]:
-    """Says, if it is so, that one image is worth more than the effect of similarity on ERR."""
-    line = trend(table["similarity"].to_numpy(), table["err"].to_numpy())
-    worth = table["err_of_one_image"].drop_nans()
-    if line is None or not len(worth):
-        return []
-    change, median = abs(line.slope) * float(np.ptp(line.x)), float(np.median(worth))
-    return [] if median <= change else [text("one_image", median=median, effect=change)]
-
-
 # Clusters and groups (Fig. 3 and 4)
 
 
@@ -344,11 +249,8 @@ def metric_figure(
     """The three metrics over N, a line per series, with the rows as its table."""
     panels = []
     for column, label in PANELS:
-        names = [column, f"{column}_low", f"{column}_high"]
-        lines = [
-            Line(key, *part.select("n", *(pl.col(c) * 100 for c in names)).to_numpy().T)
-            for key, part in series.items()
-        ]
+        values = [pl.col(column + end) * 100 for end in ensemble.ENDS]
+        lines = [Line(key, *part.select("n", *values).to_numpy().T) for key, part in series.items()]
         panels.append((label, lines))
     return s.outputs.figure(name, lines_figure(panels, "models in the ensemble, N"), rows, caption)
 
@@ -377,8 +279,7 @@ def cluster_section(s: Study, table: pl.DataFrame, clusters: int, images: int) -
 
 
 def group_section(s: Study, table: pl.DataFrame) -> Section:
-    """Fig. 4: the metrics of each group, and of each group of variants, beside those of members
-    from different clusters, among which no variant is."""
+    """Fig. 4: the metrics of each group, beside those of members from different clusters."""
     kinds = [kind for kind in table["kind"].unique(maintain_order=True) if kind != "clusters"]
     series = {kind: table.filter(kind=kind).sort("n") for kind in kinds}
     apart = table.filter((pl.col("kind") == "clusters") & (pl.col("n") == pl.col("k"))).sort("n")

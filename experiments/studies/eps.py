@@ -9,20 +9,20 @@ and table) and report.html.
 On the 12 digits members, eps was chosen so: experiments/results/digits.md.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from scipy.stats import binomtest
 
 from experiments.cli.members import build_members
 from experiments.cli.runs import command
 from experiments.cli.setting import Opened, build_attack, opened
-from experiments.cli.values import naming, resolved
-from netkin.attacks import Attack, SignNoise
+from experiments.cli.values import changed, naming, resolved
+from netkin.attacks import SignNoise
 from netkin.attacks.grid import levels
 from netkin.attacks.units import fraction
 from netkin.errors import UserError, and_more
@@ -32,10 +32,8 @@ from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.report.text import settings_text
 
-LINES = 12
-"""Models in the figure."""
-ENOUGH = 0.99
-"""White-box success that every model has to reach."""
+LINES = 12  # models in the figure
+ENOUGH = 0.99  # white-box success that every model has to reach
 SUCCESS, NOISE = "white_box_success", "noise_error"
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
@@ -44,21 +42,23 @@ def run(config: DictConfig) -> None:
     """The study, from a composed config."""
     values = eps_values(config)
     attacks = tuple(
-        each for eps in values.values() for each in (at_eps(config, eps), SignNoise(eps))
+        each
+        for eps in values.values()
+        for each in (build_attack(changed(config, {"attack.eps": eps})), SignNoise(eps))
     )
     with opened(config, build_members(config, at_least=1)) as o:
-        r, rows = o.run, list[dict]()
+        r = o.run
         with r.working():
             trials = [Item(model.name, model, attacks, config.eps.images) for model in r.clean()]
             found = r.stage("eps", "craft.strengths", trials, len(trials) * len(attacks))
-        found = sorted(found, key=lambda pair: r.models.index(pair[0].model))
-        for trial, result in found:
-            for i, (eps, value) in enumerate(values.items()):
-                fooled = {SUCCESS: result.fooled[2 * i], NOISE: result.fooled[2 * i + 1]}
-                rows.append(strength_row(trial.name, value, eps, result.images, fooled))
+        rows = [
+            strength_row(trial.name, value, eps, result.images, result.fooled[2 * i : 2 * i + 2])
+            for trial, result in sorted(found, key=lambda pair: r.models.index(pair[0].model))
+            for i, (eps, value) in enumerate(values.items())
+        ]
         if rows:
             report(o, pl.DataFrame(rows))
-        o.run.raise_failures()
+        r.raise_failures()
 
 
 def eps_values(config: DictConfig) -> dict[str, float]:
@@ -78,23 +78,16 @@ def eps_values(config: DictConfig) -> dict[str, float]:
     return dict(sorted(parsed.items(), key=lambda item: item[1]))
 
 
-def at_eps(config: DictConfig, eps: float) -> Attack:
-    """The run's attack with another eps."""
-    changed = config.copy()
-    OmegaConf.update(changed, "attack.eps", eps)
-    return build_attack(changed)
-
-
 def strength_row(
-    model: str, eps: float, written: str, images: int, fooled: Mapping[str, int]
+    model: str, eps: float, written: str, images: int, fooled: Sequence[int]
 ) -> dict[str, str | float]:
     """A row of the table: model, eps (as written, such as 8/255), levels (of 255), n (images), and
     two rates, white-box success and error under noise, each with its 95% Wilson interval.
 
-    `eps` is in pixels of [0, 1]; `fooled` has the numbers of images by SUCCESS and NOISE.
+    `eps` is in pixels of [0, 1]; `fooled` has the numbers of images by the attack and by noise.
     """
     row: dict[str, str | float] = {"model": model, "eps": written, "levels": 255 * eps, "n": images}
-    for name, count in fooled.items():
+    for name, count in zip((SUCCESS, NOISE), fooled, strict=True):
         interval = binomtest(count, images).proportion_ci(method="wilson")
         row |= {name: count / images, f"{name}_low": interval.low, f"{name}_high": interval.high}
     return row

@@ -8,29 +8,19 @@ with its figure, r2.csv, components.csv and report.html.
 On the published matrix and components: see experiments/results/digits.md.
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from experiments.cli.components import components_of
 from experiments.cli.study import Study, study
+from netkin.analysis import importance
 from netkin.analysis.components import differences
-from netkin.analysis.importance import (
-    SHALLOW,
-    Boosting,
-    Importance,
-    alone,
-    boosted,
-    held_out,
-    least_holm_p,
-    lookup_r2,
-    pairs,
-)
+from netkin.analysis.importance import SHALLOW, Boosting, Importance
 from netkin.analysis.verdict import verdict
 from netkin.jobs.progress import Bars
 from netkin.report.plots import bars_figure
@@ -43,20 +33,25 @@ text = Sentences(Path(__file__).with_suffix(".toml"))
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    options = _options(config)
+    options = Boosting(**{f.name: config.importance[f.name] for f in fields(Boosting)})
     with study(config) as s:
         components = components_of(s)
         differ = differences(components)
-        x, y, *_ = pairs(differ, s.scores)
+        x, y, *_ = importance.pairs(differ, s.scores)
         s.outputs.table("components", components)
         fitted, deep, out = _fits(s, differ, options)
         names, n = components.columns[1:], len(s.names)
-        alone_of = alone(differ, s.scores, config.importance.permutations)
+        alone_of = importance.alone(differ, s.scores, config.importance.permutations)
         table = _table(names, fitted, out, x.mean(axis=0), alone_of)
         r2 = s.outputs.table("r2", _r2(fitted, deep, out, len(y)))
         caption = text("all_pairs", pairs=len(y), n=n, repeats=options.repeats)
         caption += text("held_out_pairs", trees=_trees(SHALLOW), n=len(out)) if out else ""
-        picture = s.outputs.figure("importance", _figure(table), table, caption)
+        bars = {"All pairs": ("importance", "lowest", "highest")}
+        if out:
+            bars["Held-out models"] = ("held_out", "held_out_low", "held_out_high")
+        values = {title: table.select(columns).to_numpy() for title, columns in bars.items()}
+        drawn = bars_figure(table["component"].to_list(), "drop in R² when shuffled", values)
+        picture = s.outputs.figure("importance", drawn, table, caption)
         splits = {"importance/r2_held_out": deep, "importance/r2_held_out_shallow": out}
         means = {key: float(np.mean([each.r2 for each in of])) for key, of in splits.items() if of}
         s.tracker.summary({"importance/r2": fitted.r2, **means})
@@ -66,7 +61,7 @@ def run(config: DictConfig) -> None:
             f"similarity of a pair, of {s.source}, from which of {len(names)} components differ.",
             [
                 *_answer(table, fitted, deep, out, n),
-                *_concluded(table, lookup_r2(x, y), n, config.importance.permutations),
+                *_concluded(table, importance.lookup_r2(x, y), n, config.importance.permutations),
             ],
             [
                 Section("Importance (Fig. 1)", (), {"": table}, [picture]),
@@ -81,30 +76,20 @@ def _fits(
 ) -> tuple[Importance, list[Importance], list[Importance]]:
     """On all pairs; and on held-out models with the same trees, and with shallow ones."""
     splits, share = s.config.importance.splits, s.config.importance.held_out
-    x, y, *_ = pairs(differ, s.scores)
+    x, y, *_ = importance.pairs(differ, s.scores)
     with Bars(s.console) as bars:
         bars.start("importance", ["fits"], 2 * splits + 1)
-        fitted = boosted(x, y, options=options)
+        fitted = importance.boosted(x, y, options=options)
         bars.advance("importance", 1)
-        deep, shallow = (
-            held_out(
-                differ,
-                s.scores,
-                splits,
-                share,
-                replace(each, repeats=options.repeats, seed=options.seed),
-                lambda: bars.advance("importance", 1),
+        shallow = replace(SHALLOW, repeats=options.repeats, seed=options.seed)
+        deep, out = (
+            importance.held_out(
+                differ, s.scores, splits, share, o, lambda: bars.advance("importance", 1)
             )
-            for each in (options, SHALLOW)
+            for o in (options, shallow)
         )
         bars.end("importance")
-    return fitted, deep, shallow
-
-
-def _options(config: DictConfig) -> Boosting:
-    chosen = config.importance
-    names = ("stages", "depth", "min_samples", "learning_rate", "repeats", "seed")
-    return Boosting(*(chosen[name] for name in names))
+    return fitted, deep, out
 
 
 def _trees(options: Boosting) -> str:
@@ -150,14 +135,6 @@ def _r2(fitted: Importance, deep: list[Importance], out: list[Importance], n: in
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
-def _figure(table: pl.DataFrame) -> Figure:
-    bars = {"All pairs": ("importance", "lowest", "highest")}
-    if "held_out" in table.columns:
-        bars["Held-out models"] = ("held_out", "held_out_low", "held_out_high")
-    values = {title: table.select(columns).to_numpy() for title, columns in bars.items()}
-    return bars_figure(table["component"].to_list(), "drop in R² when shuffled", values)
-
-
 def _answer(
     table: pl.DataFrame, fitted: Importance, deep: list[Importance], out: list[Importance], n: int
 ) -> list[str]:
@@ -187,7 +164,7 @@ def _concluded(
 ) -> list[str]:
     """What the components say by themselves, and what R^2 is worth."""
     known = table.drop_nulls("mantel_p").sort("mantel_p", "mantel_r")
-    least = least_holm_p(models, max(known.height, 1), permutations)
+    least = importance.least_holm_p(models, max(known.height, 1), permutations)
     sure = known.filter(pl.col("holm_p") < ALPHA)
     listed = ", ".join(text("related", **row) for row in sure.to_dicts()) or "none"
     verb = "is" if sure.height < 2 else "are"

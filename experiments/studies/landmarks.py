@@ -13,7 +13,6 @@ experiments/results/landmarks.md.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,12 @@ import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig
 
-from experiments.cli.components import components_of, from_file, read_off
 from experiments.cli.members import build_members
 from experiments.cli.setting import Opened, opened
 from experiments.cli.study import Study, describe, study
 from netkin.analysis.landmarks import FEWEST, Completed, check_number, complete
 from netkin.analysis.matrix import Matrix, pair_values, position_of
 from netkin.errors import UserError, and_more
-from netkin.jobs.progress import Bars
 from netkin.model import Model
 from netkin.report.heatmap import heatmap_figure
 from netkin.report.plots import scatter_figure
@@ -37,8 +34,7 @@ from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.run import Incomplete, Run
 
-AUTO = 20
-"""Landmarks of `landmarks=auto`, or half of the models where that is less."""
+AUTO = 20  # landmarks of `landmarks=auto`, or half of the models where that is less
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
@@ -47,8 +43,7 @@ def run(config: DictConfig) -> None:
     if config.similarity is not None:
         with study(config) as s:
             chosen = choose(config.landmarks, s.names, config.seed)
-            table = components_of(s) if config.with_components else None
-            report(s, s.names, s.families, s.source, chosen, s.scores, table)
+            report(s, s.names, s.families, s.source, chosen, s.scores)
         return
     members = build_members(config)
     names = [member.name for member in members]
@@ -56,24 +51,19 @@ def run(config: DictConfig) -> None:
     with opened(config, members, sources=landmarks if config.one_sided else None) as o:
         done = pass_landmarks(o.run, landmarks, config.one_sided)
         names, families = [m.name for m in done], [m.family for m in done]
-        chosen = [names.index(name) for name in landmarks]
-        eps_s, results = config.score.eps_s, o.run.results
-        scores, pairs = results.landmark_scores(done, chosen, config.one_sided, eps_s)
-        source, table = describe(o.run.evaluation, len(done)), member_components(o, done)
-        report(o, names, families, source, chosen, scores, table, pairs)
+        chosen, eps_s = [names.index(name) for name in landmarks], config.score.eps_s
+        scores, pairs = o.run.results.landmark_scores(done, chosen, config.one_sided, eps_s)
+        source = describe(o.run.evaluation, len(done))
+        report(o, names, families, source, chosen, scores, pairs)
         o.run.raise_failures()
 
 
 def choose(value: Any, names: Sequence[str], seed: int, all_allowed: bool = False) -> list[int]:
-    """The positions of the landmarks among the models, in the models' order.
+    """The positions of the landmarks among the named models, in the models' order.
 
-    Args:
-        value: of the key `landmarks`: a number, which are drawn at random, names, or auto.
-        names: of the models.
-        seed: of the draw.
-        all_allowed: whether all models, or so many that no pair is left, may be landmarks.
-
-    Raises UserError for another value, an unknown name, and too few or too many landmarks.
+    `value` is a number, which are drawn at random, names, or auto. With `all_allowed` all models,
+    or so many that no pair is left, may be landmarks. Raises UserError for another value, an
+    unknown name, and too few or too many landmarks.
     """
     if value == "auto":
         value = min(AUTO, max(FEWEST, len(names) // 2))
@@ -120,16 +110,6 @@ def pass_landmarks(r: Run, names: Sequence[str], one_sided: bool) -> list[Model]
     return finished
 
 
-def member_components(o: Opened, members: Sequence[Model]) -> pl.DataFrame | None:
-    """The components of measured members; None where they are no features."""
-    if not o.config.with_components:
-        return None
-    if o.config.components is not None:
-        return from_file(o.config.components, [member.name for member in members])
-    with Bars(o.console) as bars:
-        return read_off([member.member for member in members], o.run.evaluation.task, bars)
-
-
 def report(
     o: Study | Opened,
     names: Sequence[str],
@@ -137,61 +117,59 @@ def report(
     source: str,
     landmarks: list[int],
     scores: NDArray[np.float64],
-    components: pl.DataFrame | None,
     measured: pl.DataFrame | None = None,
 ) -> None:
     """Predict the scores, write tables, figures and the page, and print the answer.
 
-    Args:
-        o: the open study or run.
-        names, families: of the N models.
-        source: where the scores come from, in words.
-        landmarks: their positions.
-        scores: [N, N]; of a file all, else those with a landmark.
-        components: of the models; None where they are no features.
-        measured: of `netkin.results.Results.landmark_scores`; None for a file.
+    Of a file scores [N, N] are all there, else those with a landmark, and `measured` is the table
+    of `netkin.results.Results.landmark_scores`.
     """
     config, n, m, truth = o.config, len(names), len(landmarks), scores
     one_sided = measured is not None and bool(config.one_sided)
-    values = None if components is None else components[:, 1:].to_numpy()
-    c = complete(scores, landmarks, values, config.level, config.seed, one_sided)
+    c = complete(scores, landmarks, config.level, config.seed, one_sided)
     both = (c.scores, c.low, c.high)  # of one-sided scores the mean of the directions
     scores, low, high = ((matrix + matrix.T) / 2 for matrix in both)
-    c = replace(c, scores=scores, low=low, high=high)
-    square = o.outputs.table("similarity", Matrix(tuple(names), c.scores).table())
+    c = c._replace(scores=scores, low=low, high=high)
+    square = o.outputs.table("similarity", Matrix(tuple(names), scores).table())
     o.outputs.table("measured", Matrix(tuple(names), c.measured.astype(float)).table())
-    pairs = pair_table(names, c, measured, truth if measured is None else None)
-    o.outputs.table("pairs", pairs)
+    pairs = o.outputs.table("pairs", pair_table(names, c, measured, truth))
     predicted = pairs.filter(kind="predicted")
     held, (least, most) = c.held_out, c.held_out.r2_interval()
+    of = {"landmark": held.landmark, "model": held.other}
     table = pl.DataFrame(
-        {
-            "landmark": [names[i] for i in held.landmark],
-            "model": [names[i] for i in held.other],
-            "measured": held.measured,
-            "predicted": held.predicted,
-            "covered": held.covered,
-        }
+        {key: [names[i] for i in index] for key, index in of.items()}
+        | {"measured": held.measured, "predicted": held.predicted, "covered": held.covered}
     )
     o.tracker.summary({"landmarks/held_out_r2": held.r2})
-    note = f"R2 = {held.r2:.2f}, mean error {held.error:.3f} nats"
+    error = float(np.abs(held.predicted - held.measured).mean())
+    note = f"R2 = {held.r2:.2f}, mean error {error:.3f} nats"
     x, y = table["predicted"], table["measured"]
     drawing = scatter_figure(x, y, "predicted score", "measured score (nats)", text=note)
     of_held = o.outputs.figure("held_out", drawing, table, text("held_out"))
     other = np.isin(np.arange(n), landmarks, invert=True).astype(np.intp)
-    drawing = heatmap_figure(c.scores, names, families, "similarity s (nats)", clusters=other)
+    drawing = heatmap_figure(scores, names, families, "similarity s (nats)", clusters=other)
     caption = text("matrix", m=m, rest=n - m)
     matrix = o.outputs.figure("landmarks", drawing, square, caption)
-    cost = text(
-        "cost",
-        attacks=f"{m} attacks instead of {n}" if one_sided else f"{n} attacks",
-        evaluations=n * m if one_sided else n * m + (n - m) * m,
-        all=n * n,
-    )
-    found = {"r2": held.r2, "low": least, "high": most, "error": held.error, "level": c.level}
-    spread, inside = float(held.measured.std()), held.covered.mean()
-    decided = {"verdict": held.verdict, "then": text("then", held.verdict)}
-    answer = [text("held", spread=spread, inside=inside, **decided, **found), cost]
+    answer = [
+        text(
+            "held",
+            verdict=held.verdict,
+            then=text("then", held.verdict),
+            r2=held.r2,
+            low=least,
+            high=most,
+            error=error,
+            level=c.level,
+            spread=float(held.measured.std()),
+            inside=held.covered.mean(),
+        ),
+        text(
+            "cost",
+            attacks=f"{m} attacks instead of {n}" if one_sided else f"{n} attacks",
+            evaluations=n * m if one_sided else n * m + (n - m) * m,
+            all=n * n,
+        ),
+    ]
     if measured is None:
         hidden = text("hidden", n=int(np.triu(~c.measured, 1).sum()), **c.against(truth))
         answer.insert(1, hidden)
@@ -216,7 +194,7 @@ def pair_table(
     names: Sequence[str],
     c: Completed,
     measured: pl.DataFrame | None,
-    truth: NDArray[np.float64] | None,
+    truth: NDArray[np.float64],
 ) -> pl.DataFrame:
     """A row a pair, the highest score first: a, b, kind (measured or predicted), score, low, high,
     level (of the interval); for measured pairs n, a_fools_b, b_fools_a, for a file's true scores
@@ -225,10 +203,10 @@ def pair_table(
     table = Matrix(tuple(names), c.scores).pairs(low=c.low, high=c.high, level=level)
     kind = np.where(pair_values(c.measured), "measured", "predicted")
     table = table.insert_column(2, pl.Series("kind", kind))
-    if truth is not None:
+    if measured is None:
         empty = pl.when(kind="predicted").then(pl.col("low", "high", "level"))
         table = table.with_columns(empty, pl.Series("true_score", pair_values(truth)))
-    if measured is not None:
+    else:
         known = measured.with_columns(pl.lit("measured").alias("kind"), level=0.95)
         table = pl.concat([table.filter(kind="predicted"), known], how="diagonal")
     return table.sort(["score", "a", "b"], descending=[True, False, False])

@@ -27,8 +27,9 @@ from omegaconf import DictConfig
 from experiments.cli.study import Measured, Study, study
 from netkin import similarity
 from netkin.analysis import measures, noise
+from netkin.analysis.correlation import Definition, correlate
 from netkin.analysis.matrix import Matrix, pair_values
-from netkin.analysis.measures import Measure, correlate
+from netkin.analysis.measures import Measure
 from netkin.analysis.statistics import FEWEST, p_text, trend
 from netkin.analysis.verdict import verdict
 from netkin.jobs.pool import Advance, Result
@@ -130,47 +131,33 @@ def all_measures(
     }
     scores, total = noise.sampled_scores(outcomes, bootstrap), seconds["craft"] + (1 + n) * forward
     return [
-        Measure("similarity", scores.values, scores, total, n * forward),
+        Measure("similarity", scores, total, n * forward),
         *(Measure.of(name, values, bootstrap, cost) for name, (values, cost) in others.items()),
     ]
 
 
 def report(s: Study, results: list[Measure], images: int) -> None:
     """Tables, figures and the page."""
-    n, permutations = len(s.names), s.config.measures.permutations
+    n, k, permutations = len(s.names), len(results), s.config.measures.permutations
     for measure in results:
         s.outputs.table(f"measure_{measure.name}", Matrix(s.names, measure.matrix).table())
     table = s.outputs.table("measures", pl.DataFrame([measure.summary() for measure in results]))
-    correlations = pl.DataFrame(
-        [correlate(a, b, permutations) for a, b in combinations(results, 2)],
-        infer_schema_length=None,
-    )
+    of = [Definition(m.name, m.matrix, m.sampled) for m in results]
+    rows = [correlate(*two, permutations) for two in combinations(of, 2)]
+    names = {"reference": "a", "other": "b", "n": "pairs", "p": "mantel_p"}
+    correlations = pl.DataFrame(rows, infer_schema_length=None).rename(names).drop("test")
     known = correlations.filter(a="similarity").drop_nulls("r").drop_nans("r")
     s.tracker.summary({f"measures/r/{r['b']}": r["r"] for r in known.iter_rows(named=True)})
     pairs = Matrix(s.names, results[0].matrix).pairs(**{m.name: m.matrix for m in results})
-    against = s.outputs.figure(
-        "measures_scatter",
-        measures_scatter(results, correlations),
-        pairs.drop("score"),
-        "Each measure against the similarity by transfer, a point per pair of models.",
+    drawn = measures_scatter(results, correlations)
+    against = s.outputs.figure("measures_scatter", drawn, pairs.drop("score"), text("against"))
+    values, at = np.eye(k), np.triu_indices(k, 1)
+    values[at] = values.T[at] = correlations["r"].cast(pl.Float64).to_numpy()
+    titles, label, order = [short_title(m.name) for m in results], text("r"), np.arange(k)
+    drawn = heatmap_figure(
+        values, titles, [""] * k, label, signed=True, order=order, limits=(-1.0, 1.0)
     )
-    values, index = np.eye(len(results)), {m.name: i for i, m in enumerate(results)}
-    for a, b, r in correlations.select("a", "b", "r").iter_rows():
-        values[index[a], index[b]] = values[index[b], index[a]] = np.nan if r is None else r
-    every_two = s.outputs.figure(
-        "measures_correlations",
-        heatmap_figure(
-            values,
-            [short_title(measure.name) for measure in results],
-            [""] * len(results),
-            "Pearson's r over pairs",
-            signed=True,
-            order=np.arange(len(results)),
-            limits=(-1.0, 1.0),
-        ),
-        correlations,
-        "Pearson's r between every two measures over the pairs of models.",
-    )
+    two = s.outputs.figure("measures_correlations", drawn, correlations, text("every_two"))
     tables = {"Correlations over pairs": correlations}
     s.finish(
         f"How do five measures of the similarity of {n} models compare?",
@@ -178,7 +165,7 @@ def report(s: Study, results: list[Measure], images: int) -> None:
         answer(n, table, known.sort("r", descending=True)),
         [
             Section("Against similarity by transfer", (), {}, [against]),
-            Section("Every two measures", (), tables, [every_two]),
+            Section("Every two measures", (), tables, [two]),
             Section("Stability and cost", [text("stability")], {"Measures": table}, ()),
         ],
     )
@@ -206,13 +193,8 @@ def measures_scatter(measures: list[Measure], correlations: pl.DataFrame) -> Fig
 
 
 def answer(n: int, table: pl.DataFrame, correlations: pl.DataFrame) -> list[str]:
-    """The findings, the verdict first.
-
-    Args:
-        n: number of models.
-        table: a row per measure.
-        correlations: of similarity with the other measures, the highest first.
-    """
+    """The findings on n models, the verdict first, by a table of the measures and the correlations
+    of similarity with the others, the highest first."""
     sentences = [decided(n, correlations)]
     if correlations.height:
         listed = "; ".join(map(correlated, correlations.to_dicts()))
@@ -247,5 +229,5 @@ def decided(n: int, correlations: pl.DataFrame) -> str:
 def correlated(row: dict[str, Any]) -> str:
     """A correlation with similarity: r, the noise ceiling, r without noise, Mantel p."""
     p = f"Mantel p {p_text(row['mantel_p'], row['permutations'])}"
-    parts = ", ".join(filter(None, (noise.text(row, row["r"]), p)))
+    parts = ", ".join(filter(None, (noise.text(row), p)))
     return f"{short_title(row['b'])} r = {row['r']:.2f} ({parts})"

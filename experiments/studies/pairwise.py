@@ -67,21 +67,16 @@ def numbers(s: Study, draws: Draws, result: Result) -> dict[str, float]:
     """The run in a dozen numbers: similarity over all pairs, and within and between families with
     95% intervals over images (of smoothed scores), and how often noise alone fools a model."""
     scores = off_diagonal(result.scores)
-    values = {
-        "similarity/mean": float(scores.mean()),
-        "similarity/min": float(scores.min()),
-        "similarity/max": float(scores.max()),
-    }
-    family = np.array(s.families)
-    same, lower = family[:, None] == family, np.tri(len(family), k=-1, dtype=bool)
+    values = {f"similarity/{of}": float(getattr(scores, of)()) for of in ("mean", "min", "max")}
+    same, lower = np.equal.outer(s.families, s.families), np.tri(len(s.families), k=-1, dtype=bool)
     means = draws.within_and_between(s.families)
     for i, (name, pairs) in enumerate((("within", same & lower), ("between", ~same & lower))):
         if pairs.any():
-            low, high = similarity.interval(means[:, i])
+            name, (low, high) = f"similarity/{name}", similarity.interval(means[:, i])
             values |= {
-                f"similarity/{name}": float(s.scores[pairs].mean()),
-                f"similarity/{name}_low": low,
-                f"similarity/{name}_high": high,
+                name: float(s.scores[pairs].mean()),
+                f"{name}_low": low,
+                f"{name}_high": high,
             }
     if "noise_rate" in result.models.columns:
         values["noise/mean"] = result.models.select(pl.col("noise_rate").mean()).item()

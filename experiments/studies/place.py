@@ -19,9 +19,8 @@ members: experiments/results/landmarks.md.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -38,7 +37,7 @@ from experiments.studies.landmarks import choose, pass_landmarks
 from netkin import similarity
 from netkin.analysis import clusters
 from netkin.analysis.landmarks import FEWEST, complete
-from netkin.analysis.statistics import CERTAIN, NEAREST
+from netkin.analysis.statistics import CERTAIN, NEAREST, mean_known
 from netkin.analysis.suspect import CHANCE, RELABELLED, suspicions
 from netkin.analysis.verdict import verdict
 from netkin.comparison import attacked
@@ -51,39 +50,34 @@ from netkin.report.study import Section
 from netkin.report.text import size
 from netkin.results import Results
 
-SHOWN = 40
-"""Members in the figure of a probe."""
+SHOWN = 40  # members in the figure of a probe
 Z_90 = 1.6448536269514722
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What a classifier and m members answer on one's adversarial images, over I images.
-
-    Attributes:
-        both: [m, I] bool, images that the member and the classifier classify correctly.
-        fooled: [m, I] bool, whether the adversarial image fools the other one.
-        noise: [m, I] bool, images that the classifier misclassifies under noise; None without this
-            control.
-    """
+class Answers(NamedTuple):
+    """What a classifier and m members answer on one's adversarial images, over I images: those that
+    both classify correctly, whose adversarial image fools the other one, and, with this control,
+    those that the classifier misclassifies under noise; [m, I] each."""
 
     both: NDArray[np.bool_]
     fooled: NDArray[np.bool_]
     noise: NDArray[np.bool_] | None = None
 
-    def row(self, k: int, eps_s: float) -> dict[str, Any]:
-        """s1 of a member with its 95% interval: n, fooled (rate), score, low, high (nats); under
+    def table(self, eps_s: float) -> pl.DataFrame:
+        """s1 of each member with its 95% interval: n, fooled (rate), score, low, high (nats); under
         noise noise_rate and above_noise: whether s1's rate is above it (95% interval)."""
-        fooled = self.fooled[k, self.both[k]].astype(float)
-        s = similarity.with_interval(fooled, eps_s)
-        row: dict[str, Any] = {"n": s.n, "fooled": float(fooled.mean())}
+        n, fooled = self.both.sum(axis=1), self.fooled & self.both
+        k = fooled.sum(axis=1)
+        columns = {"n": n, "fooled": k / n}
         if self.noise is not None:
-            noise = self.noise[k, self.both[k]]
-            more = fooled - noise
-            above = bool(more.mean() > similarity.Z_95 * more.std() / np.sqrt(len(more)))
-            row |= {"noise_rate": float(noise.mean()), "above_noise": above}
-        return row | {"score": s.score, "low": s.low, "high": s.high}
+            noise = self.noise & self.both
+            more = fooled.astype(float) - noise
+            mean, square = more.sum(axis=1) / n, (more**2).sum(axis=1) / n
+            half = similarity.Z_95 * np.sqrt(np.maximum(square - mean**2, 0) / n)
+            columns |= {"noise_rate": noise.sum(axis=1) / n, "above_noise": mean > half}
+        ends = similarity.with_intervals(k, np.zeros(len(k)), n, eps_s)
+        return pl.DataFrame(columns | dict(zip(("score", "low", "high"), ends, strict=True)))
 
     def smoothed(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
         """Smoothed s1 of each member over draws of images, counts [draws, I] -> [draws, m]."""
@@ -91,44 +85,37 @@ class Answers:
         return similarity.smoothed(counts @ fooled.T, counts @ self.both.T.astype(float))
 
 
-class Clusters:
-    """The clusters of N members, and where a classifier belongs among them.
+class Placed(NamedTuple):
+    """The clusters of N members, from 0 (None where there are none), the reason for their number,
+    the shares [k] of the draws of images that put a classifier in each, and how many members the
+    same rule puts into their own."""
 
-    Attributes:
-        labels: [N] from 0; None where there are no clusters.
-        reason: for their number, or why there are none.
-        shares: [k] of the draws of images that put the classifier in each cluster.
-        record: how many members the same rule puts into their own cluster.
-    """
+    labels: NDArray[np.intp] | None
+    reason: str
+    shares: Sequence[float] = ()
+    record: int = 0
 
-    def __init__(
-        self,
-        labels: NDArray[np.intp] | None,
-        reason: str,
-        draws: NDArray[np.float64] | None = None,
-        members: NDArray[np.float64] | None = None,
-    ):
-        """By the classifier's scores over draws, [draws, N], and the members' own, [N, N]; NaN
-        where unknown."""
-        self.labels, self.reason = labels, reason
-        if labels is not None and draws is not None and members is not None:
-            chosen = highest(draws, labels)
-            self.shares = np.bincount(chosen, minlength=int(labels.max()) + 1) / len(draws)
-            self.record = int((highest(members, labels) == labels).sum())
-
-    def of(self, i: int, member: Model) -> dict[str, Any]:
-        """The member's first cells of a table: model, family, cluster (from 1; null if unknown)."""
-        cluster = None if self.labels is None else int(self.labels[i]) + 1
-        return {"model": member.name, "family": member.family, "cluster": cluster}
+    def table(self, members: Sequence[Model]) -> pl.DataFrame:
+        """The first columns of a table: model, family, cluster (from 1; null if unknown)."""
+        cluster = [None] * len(members) if self.labels is None else (self.labels + 1).tolist()
+        names, families = [m.name for m in members], [m.family for m in members]
+        columns = {"model": names, "family": families, "cluster": cluster}
+        return pl.DataFrame(columns, schema_overrides={"cluster": pl.Int64})
 
 
-def highest(draws: NDArray[np.float64], labels: NDArray[np.intp]) -> NDArray[np.intp]:
-    """The cluster of the highest mean of each draw, [draws, N] -> [draws]; NaN is left out."""
-    members = np.eye(int(labels.max()) + 1)[labels]  # [N, k]
-    known = ~np.isnan(draws)
-    count = known @ members
-    total = np.where(known, draws, 0) @ members
-    return np.where(count > 0, total / np.maximum(count, 1), -np.inf).argmax(axis=1)
+def placed(
+    labels: NDArray[np.intp], reason: str, draws: NDArray[np.float64], theirs: NDArray[np.float64]
+) -> Placed:
+    """By the classifier's scores over draws, [draws, N], and the members' own, [N, N]; NaN where
+    unknown: the cluster of the highest mean score."""
+    k = int(labels.max()) + 1
+
+    def highest(scores: NDArray[np.float64]) -> NDArray[np.intp]:
+        means = np.stack([mean_known(scores[:, labels == c]) for c in range(k)], axis=1)
+        return np.nan_to_num(means, nan=-np.inf).argmax(axis=1)
+
+    shares = np.bincount(highest(draws), minlength=k) / len(draws)
+    return Placed(labels, reason, shares.tolist(), int((highest(theirs) == labels).sum()))
 
 
 def run(config: DictConfig) -> None:
@@ -161,20 +148,18 @@ def novel(config: DictConfig) -> None:
         answers = Answers(both, results.fooled([new], models)[0])
         check_common(answers, models, name)
         labels, reason = stored_clusters(results, models, config.novel.clusters)
-        found = Clusters(labels, reason)
+        found = Placed(labels, reason)
         if labels is not None:
             draws = answers.smoothed(similarity.resample(both.shape[1], config.score.bootstrap))
             theirs = similarity.one_sided(results.outcomes(models))
             np.fill_diagonal(theirs, np.nan)
-            found = Clusters(labels, reason, draws, theirs)
-        table = pl.DataFrame(
-            [found.of(i, model) | answers.row(i, eps_s) for i, model in enumerate(models)],
-            schema_overrides={"cluster": pl.Int64},
-        ).sort(["score", "model"], descending=[True, False])
-        first = {key: table.row(0, named=True)[key] for key in ("model", "fooled")}
+            found = placed(labels, reason, draws, theirs)
+        table = found.table(models).hstack(answers.table(eps_s))
+        table = table.sort(["score", "model"], descending=[True, False])
+        relatives = {"nearest": nearest(table), **table.row(0, named=True)}
         answer = [
             *belongs(name, found, table, "score"),
-            text("novel.relatives", name=name, nearest=nearest(table), **first),
+            text("novel.relatives", name=name, **relatives),
             text("novel.one_sided", name=name),
         ]
         if success < similarity.WEAK_ATTACK:
@@ -302,19 +287,10 @@ def answered(o: Opened, members: list[Model], chosen: list[int]) -> None:
 
 
 def excess(row: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A classifier's scores with N models, [..., N], less the mean of each model's other scores.
-
-    Some landmarks fool every model, so this tells relatives.
-
-    Args:
-        row: its scores, in nats; NaN where unknown.
-        scores: [N, N], of the models: a column has the scores of all with one model. NaN where
-            unknown; the diagonal is not read.
+    """A classifier's scores with N models, [..., N], less the mean of each model's other scores, a
+    column of [N, N]; NaN where unknown. Some landmarks fool every model, so this tells relatives.
     """
-    others = np.where(np.eye(len(scores), dtype=bool), np.nan, scores)
-    known = ~np.isnan(others)
-    with np.errstate(invalid="ignore"):
-        return row - np.where(known, others, 0).sum(axis=0) / known.sum(axis=0)
+    return row - mean_known(np.where(np.eye(len(scores), dtype=bool), np.nan, scores), axis=0)
 
 
 def probe_clusters(
@@ -324,14 +300,11 @@ def probe_clusters(
     chosen: list[int],
     scores: NDArray[np.float64],
     half: NDArray[np.float64],
-) -> Clusters:
+) -> Placed:
     """The members' clusters, of stored scores or else of predicted ones, and the classifier's.
 
-    Args:
-        o, members, answers: of the run.
-        chosen: positions of the landmarks.
-        scores: [N + 1, N + 1], the classifier's last; NaN where unknown.
-        half: [N] half-widths of 90 % intervals of its predicted scores.
+    `chosen` are positions of the landmarks; scores are [N + 1, N + 1], the classifier's last, NaN
+    where unknown; `half` are the half-widths [N] of 90 % intervals of its predicted scores.
     """
     n, config = len(members), o.config
     labels, reason = stored_clusters(o.run.results, members, config.probe.clusters)
@@ -342,7 +315,7 @@ def probe_clusters(
         labels = clusters.spectral(symmetric, number)
         reason = text("probe.partly", reason=reason)
     if labels is None:
-        return Clusters(None, reason)
+        return Placed(None, reason)
     # Over draws of images, in which a predicted score has a normal error with its interval's width.
     counts = similarity.resample(answers.both.shape[1], config.score.bootstrap)
     noise = np.random.default_rng(0).standard_normal((len(counts), n))
@@ -353,7 +326,7 @@ def probe_clusters(
     unused = np.isin(labels, labels[chosen])
     unused[chosen] = False
     draws[:, unused] = turned[:, unused] = np.nan
-    return Clusters(labels, reason, excess(draws, theirs.T), excess(turned, theirs.T))
+    return placed(labels, reason, excess(draws, theirs.T), excess(turned, theirs.T))
 
 
 def probe_table(
@@ -363,30 +336,24 @@ def probe_table(
     answers: Answers,
     scores: NDArray[np.float64],
     half: NDArray[np.float64],
-    found: Clusters,
+    found: Placed,
 ) -> pl.DataFrame:
     """A row a member, the nearest relative first; see `probe_clusters` for the arguments."""
-    n, table = len(members), []
-    row_of, more = scores[:n, n], excess(scores[:n, n], scores[:n, :n].T)
-    for i, member in enumerate(members):
-        if np.isnan(row_of[i]):
-            continue
-        row = found.of(i, member)
-        if i in chosen:
-            row |= {"kind": "measured", "level": 0.95}
-            row |= answers.row(chosen.index(i), config.score.eps_s)
-        else:
-            ends = {"low": row_of[i] - half[i], "high": row_of[i] + half[i]}
-            row |= {"kind": "predicted", "level": 0.9, "score": row_of[i], **ends}
-        mean = row_of[i] - more[i]
-        ends = {f"{end}_excess": row[end] - mean for end in ("low", "high")}
-        table.append(row | {"excess": more[i], **ends})
-    return pl.DataFrame(table, infer_schema_length=None).sort(
-        ["excess", "model"], descending=[True, False]
-    )
+    n, kinds = len(members), found.table(members)
+    row, more = scores[:n, n], excess(scores[:n, n], scores[:n, :n].T)
+    rest = [i for i in np.flatnonzero(~np.isnan(row)).tolist() if i not in chosen]
+    measured = kinds[chosen].with_columns(kind=pl.lit("measured"), level=0.95)
+    predicted = kinds[rest].with_columns(kind=pl.lit("predicted"), level=0.9, score=row[rest])
+    ends = {"low": (row - half)[rest], "high": (row + half)[rest]}
+    measured = measured.hstack(answers.table(config.score.eps_s))
+    table = pl.concat([measured, predicted.with_columns(**ends)], how="diagonal")
+    mean = pl.Series((row - more)[chosen + rest])
+    ends = {f"{end}_excess": table[end] - mean for end in ("low", "high")}
+    table = table.with_columns(excess=more[chosen + rest], **ends)
+    return table.sort(["excess", "model"], descending=[True, False])
 
 
-def probe_answer(name: str, table: pl.DataFrame, found: Clusters) -> list[str]:
+def probe_answer(name: str, table: pl.DataFrame, found: Placed) -> list[str]:
     """The findings, the verdict first."""
     measured, noise = table.filter(kind="measured"), []
     if "above_noise" in measured.columns:
@@ -407,10 +374,7 @@ def check_common(answers: Answers, members: Sequence[Model], classifier: str) ->
     """Raises UserError where the classifier has no correct image in common with a member."""
     for member, both in zip(members, answers.both, strict=True):
         if not both.any():
-            raise UserError(
-                f"no image is classified correctly by {classifier} and {member.name}: their "
-                "similarity is undefined; check the models' clean accuracy, or use more images"
-            )
+            raise similarity.nothing_common(classifier, member.name)
 
 
 def nearest(table: pl.DataFrame) -> str:
@@ -421,19 +385,12 @@ def nearest(table: pl.DataFrame) -> str:
     )
 
 
-def belongs(name: str, found: Clusters, table: pl.DataFrame, column: str) -> list[str]:
-    """The cluster of the classifier, the verdict first.
-
-    Args:
-        name: of the classifier.
-        found: the clusters.
-        table: a row a member.
-        column: of the scores whose means decide.
-    """
+def belongs(name: str, found: Placed, table: pl.DataFrame, column: str) -> list[str]:
+    """The cluster of the classifier, the verdict first, by the means of a column of the table."""
     if found.labels is None:
         return [text("cluster.none", name=name, reason=found.reason)]
-    best = int(found.shares.argmax())
-    share, k = float(found.shares[best]), len(found.shares)
+    best, k = int(np.argmax(found.shares)), len(found.shares)
+    share = found.shares[best]
     decision = "Yes" if verdict(share, threshold=CERTAIN) == "Yes" else "Not certain"
     values = {"cluster": best + 1, "k": k, "name": name, "share": share}
     listed = ", ".join(table.filter(cluster=best + 1)["model"].sort())
@@ -453,13 +410,8 @@ def belongs(name: str, found: Clusters, table: pl.DataFrame, column: str) -> lis
 
 
 def figure(table: pl.DataFrame, intervals: pl.DataFrame, label: str) -> Figure:
-    """Members by score, the highest at the top, with intervals, coloured by cluster.
-
-    Args:
-        table: a row a member: model and cluster.
-        intervals: the score, its low and its high end.
-        label: of the axis.
-    """
+    """Members by score, the highest at the top, with intervals (the score, its low and its high
+    end), coloured by cluster."""
     values, names, clusters = intervals.to_numpy(), table["model"].to_list(), table["cluster"]
     groups = None if clusters.null_count() else [f"cluster {c}" for c in clusters]
     return ranked_figure(names, values[:, 0], label, groups, values[:, 1:])

@@ -51,20 +51,12 @@ def run(config: DictConfig) -> None:
                 include_header=True, header_name="component", column_names=["value"]
             )
             sections.append(Section(f"Components of {name}", (), {"": rows[1:]}))
-        picture = s.outputs.figure(
-            "relatives",
-            scatter_figure(
-                table["similarity"].to_numpy(),
-                y.cast(pl.Float64).to_numpy(),
-                f"similarity to {name} (nats)",
-                by,
-                names=table["model"].to_list() if table.height < 16 else None,
-                groups=["its cluster" if same else "others" for same in table["same_cluster"]],
-                width=5.2,
-            ),
-            table,
-            f"Similarity of the other models to {name}, by {by}.",
-        )
+        named = table["model"].to_list() if table.height < 16 else None
+        groups = ["its cluster" if same else "others" for same in table["same_cluster"]]
+        x, label = table["similarity"], f"similarity to {name} (nats)"
+        drawn = scatter_figure(x, y.cast(pl.Float64), label, by, named, groups, width=5.2)
+        caption = f"Similarity of the other models to {name}, by {by}."
+        picture = s.outputs.figure("relatives", drawn, table, caption)
         ends = {"nearest": table.head(number), "farthest": table.tail(number).reverse()}
         tables = {f"The {number} {what}": rows for what, rows in ends.items()} | {"All": table}
         s.finish(
@@ -121,11 +113,10 @@ def listed(rows: pl.DataFrame) -> str:
     """Models with their similarity, and up to two components that differ."""
     parts = []
     for row in rows.iter_rows(named=True):
-        known = ""
-        if row.get("differs_in") == "":
-            known = ", the same components"
-        elif row.get("differs_in"):
-            known = f", differs in {and_more(row['differs_in'].split('; '), 2)}"
+        differs, known = row.get("differs_in"), ""
+        if differs is not None:
+            some = and_more(differs.split("; "), 2)
+            known = f", differs in {some}" if differs else ", the same components"
         parts.append(f"{row['model']} ({row['similarity']:.2f}{known})")
     return ", ".join(parts)
 

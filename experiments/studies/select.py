@@ -19,6 +19,7 @@ without.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,14 +46,12 @@ from netkin.report.study import Picture, Section
 from netkin.report.text import count
 from netkin.run import Run
 from netkin.zoo.build import flops
-from netkin.zoo.member import parse_members
+from netkin.zoo.parse import parse_members
 
 Advice = tuple[Section, list[str]]
 """A section of the page, and its part of the answer."""
-SPANNED = 0.8
-"""Share of the range of similarities from which the chosen teachers represent it."""
-SHOWN = 40
-"""Teachers in a figure."""
+SPANNED = 0.8  # share of the range of similarities from which the chosen teachers represent it
+SHOWN = 40  # teachers in a figure
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
@@ -98,45 +97,35 @@ def logits_if_any(s: Study) -> tuple[Run, list[Model], Matrix] | None:
 def by_logits(s: Study, r: Run, members: list[Model], matrix: Matrix, include: list[int]) -> Advice:
     """Ensembles by predicted error, with their measured errors."""
     options, scores, n, results = s.config.select, matrix.scores, len(members), r.results
-    sizes = np.array([float(results.params(member)) for member in members])
-    drawn, _ = ensemble.sample(range(n), options.size, options.size, options.samples, options.seed)
-    sampled = np.array(drawn, dtype=np.intp).reshape(-1, options.size)
-    errors = ensembles_wrong(s, results, members, [(i,) for i in range(n)]).mean(axis=1)
-    sampled_errors = ensembles_wrong(s, results, members, drawn).mean(axis=1)
+    sizes, size = np.array([float(results.params(member)) for member in members]), options.size
+    drawn, _ = ensemble.sample(range(n), size, size, options.samples, options.seed)
+    sampled = np.array(drawn, dtype=np.intp).reshape(-1, size)
+    wrong = partial(ensembles_wrong, s, results, members)
+    errors, sampled_errors = (wrong(g).mean(axis=1) for g in ([(i,) for i in range(n)], drawn))
     predict = select.fit_prediction(scores, errors, sampled, sampled_errors)
-    best = select.search(predict, n, options.size, include, sizes, options.max_params)
-    best = best[: options.top]
-    wrong = ensembles_wrong(s, results, members, best.tolist())
-    low, high = zip(
-        *(ensemble.share_interval(int(row.sum()), len(row)) for row in wrong), strict=True
-    )
+    best = select.search(predict, n, size, include, sizes, options.max_params)[: options.top]
+    measured = wrong(best.tolist())
+    ends = [ensemble.share_interval(int(row.sum()), len(row)) for row in measured]
+    columns = {
+        "measured_error": measured.mean(axis=1),
+        "measured_low": np.array([low for low, _ in ends]),
+        "measured_high": np.array([high for _, high in ends]),
+        "predicted_error": predict(best),
+        "mean_member_error": errors[best].mean(axis=1),
+        "best_member_error": errors[best].min(axis=1),
+        "params": sizes[best].sum(axis=1).astype(int),
+    }
+    others = mean_similarity(scores, sampled), 100 * sampled_errors, "sampled ones"
     quality = text("quality", intercept=predict.intercept, slope=predict.slope, n=len(sampled))
-    section, first = ensemble_section(
-        s,
-        matrix,
-        best,
-        {
-            "measured_error": wrong.mean(axis=1),
-            "measured_low": np.array(low),
-            "measured_high": np.array(high),
-            "predicted_error": predict(best),
-            "mean_member_error": errors[best].mean(axis=1),
-            "best_member_error": errors[best].min(axis=1),
-            "params": sizes[best].sum(axis=1).astype(int),
-        },
-        (mean_similarity(scores, sampled), 100 * sampled_errors, "sampled ones"),
-        "measured top-1 error (%)",
-        quality,
-    )
-    values = {"images": len(results.evaluation.subset), "count": count(first["params"]), **first}
+    section, first = ensemble_section(s, matrix, best, columns, others, quality)
+    values = {"images": measured.shape[1], "count": count(first["params"]), **first}
     found = select.held_out_models(scores, errors, sampled, sampled_errors)
     adds = text("adds.few")
     if found is not None:
-        decided = verdict(found.gain, (found.low, found.high))
-        points = {key: 100 * getattr(found, key) for key in ("error", "error_alone", "gain")}
-        points |= {"low": 100 * found.low, "high": 100 * found.high}
+        decided = verdict(found["gain"], (found["low"], found["high"]))
+        points = {k: 100 * found[k] for k in ("error", "error_alone", "gain", "low", "high")}
         begin = text("adds.No") if decided == "No" else decided
-        adds = begin + text("adds.found", **{**found._asdict(), **points})
+        adds = begin + text("adds.found", **{**found, **points})
     better = better_alone(first, "measured")
     return section, [text("measured", verdict=better, **values), text("adds.begin") + adds]
 
@@ -159,61 +148,45 @@ def by_accuracy(s: Study, include: list[int]) -> Advice:
     use = np.flatnonzero(~np.isnan(accuracy))
     if gone := [i for i in include if i not in use]:
         raise UserError(f"select.include: {matrix.names[gone[0]]} has no known accuracy")
-    errors = 1 - accuracy
+    errors, some = 1 - accuracy, None if sizes is None else sizes[use]
     within = [int(np.searchsorted(use, i)) for i in include]
-    some = None if sizes is None else sizes[use]
-    found = select.search(
-        lambda g: expected_error(errors[use], g), len(use), options.size, within, some, limit
-    )
-    groups = use[found]
+    rank = partial(expected_error, errors[use])
+    groups = use[select.search(rank, len(use), options.size, within, some, limit)]
     expected, similarity = expected_error(errors, groups), mean_similarity(matrix.scores, groups)
     order, near = select.least_similar_of_the_best(expected, similarity, tolerance)
     best = groups[order[: options.top]]
     sampled = np.random.default_rng(options.seed).permutation(len(groups))[: options.samples]
-    section, first = ensemble_section(
-        s,
-        matrix,
-        best,
-        {
-            "expected_error": expected_error(errors, best),
-            "expected_low": expected_error(errors, best, LEAST),
-            "expected_high": expected_error(errors, best, MOST),
-            "mean_member_error": errors[best].mean(axis=1),
-            "best_member_error": errors[best].min(axis=1),
-            **({} if sizes is None else {"params": sizes[best].sum(axis=1).astype(int)}),
-        },
-        (similarity[sampled], 100 * expected[sampled], "at random"),
-        "expected top-1 error (%)",
-        text("method", likely=LIKELY, least=LEAST, most=MOST),
-    )
-    chosen, accurate = best[0], groups[0]
-
-    def named(group: NDArray[np.intp]) -> str:
-        return ", ".join(f"{matrix.names[i]} ({accuracy[i]:.1%})" for i in group)
-
-    choice = text("same_choice", chosen=named(chosen))
-    if {*accurate} != {*chosen}:
-        choice = text(
-            "other_choice",
-            chosen=named(chosen),
-            similarity=first["mean_similarity"],
-            accurate=named(accurate),
-            error=expected[0],
-            other=similarity[0],
-            near=near,
-            points=100 * tolerance,
-        )
+    columns = {
+        "expected_error": expected_error(errors, best),
+        "expected_low": expected_error(errors, best, LEAST),
+        "expected_high": expected_error(errors, best, MOST),
+        "mean_member_error": errors[best].mean(axis=1),
+        "best_member_error": errors[best].min(axis=1),
+        **({} if sizes is None else {"params": sizes[best].sum(axis=1).astype(int)}),
+    }
+    others = similarity[sampled], 100 * expected[sampled], "at random"
+    method = text("method", likely=LIKELY, least=LEAST, most=MOST)
+    section, first = ensemble_section(s, matrix, best, columns, others, method)
+    named = [
+        ", ".join(f"{matrix.names[i]} ({accuracy[i]:.1%})" for i in group)
+        for group in (best[0], groups[0])
+    ]
+    choice = text("same_choice", chosen=named[0])
+    if {*groups[0]} != {*best[0]}:
+        values = {"error": expected[0], "other": similarity[0], "points": 100 * tolerance}
+        values |= {"similarity": first["mean_similarity"], "near": near}
+        choice = text("other_choice", chosen=named[0], accurate=named[1], **values)
     answer = [
         text("expected", verdict=better_alone(first, "expected"), **first),
         choice,
-        cost(s, accurate, chosen),
+        cost(s, groups[0], best[0]),
         text("adds.begin") + text("adds.unknown"),
     ]
     if len(use) < len(matrix.names):
         left = [name for name, v in zip(matrix.names, accuracy, strict=True) if np.isnan(v)]
         answer.append(text("left_out", models=and_more(left)))
     if s.published is not None:
-        members = ",".join(matrix.names[i] for i in chosen)
+        members = ",".join(matrix.names[i] for i in best[0])
         measure = command("experiment=ensemble", "dataset=imagenet", f"model.members=[{members}]")
         answer.append(text("measure", command=with_root(measure)))
     return section, answer
@@ -222,21 +195,13 @@ def by_accuracy(s: Study, include: list[int]) -> Advice:
 def by_diversity(s: Study, include: list[int]) -> Advice:
     """Ensembles by mean similarity alone; no error is expected."""
     options, scores = s.config.select, s.scores
-    ranked = select.search(
-        lambda groups: mean_similarity(scores, groups), len(s.names), options.size, include
-    )
+    ranked = select.search(partial(mean_similarity, scores), len(s.names), options.size, include)
     rows, columns = pair_index(options.size)
     closest = scores[ranked[:, rows], ranked[:, columns]].max(axis=1)
     some = np.random.default_rng(options.seed).permutation(len(ranked))[: options.samples]
-    mean, best = mean_similarity(scores, ranked), ranked[: options.top]
-    section, first = ensemble_section(
-        s,
-        s.matrix,
-        best,
-        {"closest_pair": closest[: options.top]},
-        (mean[some], closest[some], "at random"),
-        "closest pair (nats)",
-    )
+    mean, of_best = mean_similarity(scores, ranked), {"closest_pair": closest[: options.top]}
+    others = mean[some], closest[some], "at random"
+    section, first = ensemble_section(s, s.matrix, ranked[: options.top], of_best, others)
     diverse = text("diverse", size=options.size, mean=mean.mean(), **first)
     return section, [diverse, text("no_accuracies")]
 
@@ -247,19 +212,12 @@ def ensemble_section(
     groups: NDArray[np.intp],
     columns: dict[str, NDArray],
     sampled: tuple[NDArray, NDArray, str],
-    label: str,
     *paragraphs: str,
 ) -> tuple[Section, dict]:
-    """The most promising ensembles among sampled ones, and the first one's row of the table.
+    """The most promising ensembles [G, k] among sampled ones, and the first one's row of the table.
 
-    Args:
-        s: the study.
-        matrix: of the N models.
-        groups: [G, k] the most promising ones.
-        columns: [G] of the table; the figure has the first one.
-        sampled: mean similarity, the first column in the figure's unit, and how they were drawn.
-        label: of the figure's axis.
-        paragraphs: what is known of the method.
+    The figure has the first of the columns, and of sampled ones the mean similarity, that column
+    in the figure's unit, and how they were drawn; `paragraphs` say what is known of the method.
     """
     x, values, how = sampled
     table = pl.DataFrame(
@@ -271,18 +229,16 @@ def ensemble_section(
         }
     )
     column, size = next(iter(columns)), s.config.select.size
-    scale = 100 if column.endswith("_error") else 1
-    best = "most promising" if scale == 100 else "least similar"
-    drawing = scatter_figure(
-        np.r_[x, table["mean_similarity"].to_numpy()],
-        np.r_[values, scale * table[column].to_numpy()],
-        "mean similarity of the pairs (nats)",
-        label,
-        groups=["others"] * len(x) + ["most promising"] * table.height,
-        width=4.6,
-        height=3.0,
-    )
-    counts = {"size": size, "sampled": len(x), "how": how, "shown": table.height, "best": best}
+    scale, label, best = 1, "closest pair (nats)", "least similar"
+    if column.endswith("_error"):
+        scale, label = 100, f"{column.removesuffix('_error')} top-1 error (%)"
+        best = "most promising"
+    x = np.r_[x, table["mean_similarity"].to_numpy()]
+    y = np.r_[values, scale * table[column].to_numpy()]
+    groups_of = ["others"] * len(values) + ["most promising"] * table.height
+    pairs = "mean similarity of the pairs (nats)"
+    drawing = scatter_figure(x, y, pairs, label, groups=groups_of, width=4.6, height=3.0)
+    counts = {"size": size, "sampled": len(values), "how": how, "shown": table.height, "best": best}
     picture = s.outputs.figure("select_ensembles", drawing, table, text("caption", **counts))
     tables = {f"The {best} ensembles": table}
     section = Section(f"Ensembles of {size}", [text("literature"), *paragraphs], tables, [picture])
@@ -305,10 +261,9 @@ def cost(s: Study, accurate: NDArray[np.intp], chosen: NDArray[np.intp]) -> str:
         members = parse_members([s.names[i] for i in group], entries, at_least=1)
         each = [flops(member, PUBLISHED) for member in members]
         known = [number for number in each if number is not None]
-        operations = (
-            f" and {sum(known) / 1e9:.1f} GFLOPs an image" if len(known) == len(each) else ""
-        )
-        costs.append(f"{count(int(s.published.params[group].sum()))} parameters{operations}")
+        costs.append(f"{count(int(s.published.params[group].sum()))} parameters")
+        if len(known) == len(each):
+            costs[-1] += f" and {sum(known) / 1e9:.1f} GFLOPs an image"
     other = "" if costs[0] == costs[1] else text("other_cost", cost=costs[1])
     return text("cost", cost=costs[0], other=other)
 
@@ -321,19 +276,16 @@ def teacher_section(s: Study) -> Advice:
     names, wanted = s.names, str(s.config.select.student)
     student, notes = stand_in(s, wanted, "select.student: the matrix")
     bases = components_of(s)[BASE].to_list()
-    table, name, base = (
-        select.teachers(s.scores, student, bases, names),
-        names[student],
-        bases[student],
-    )
+    table, name = select.teachers(s.scores, student, bases, names), names[student]
+    base = bases[student]
     reasons = []
     for row in table.to_dicts():
         kind = "same" if row["base_architecture"] == base else "other"
         level = "high" if row["fit"] >= 2 / 3 else "middle" if row["fit"] >= 1 / 3 else "low"
         reasons.append(text(f"reason.{kind}", level, student=base, **row))
     if s.published is not None:
-        accuracy = pl.Series("accuracy", s.published.accuracy[table["position"]])
-        table = table.insert_column(4, accuracy)
+        accuracy = s.published.accuracy[table["position"].to_numpy()]
+        table = table.insert_column(4, pl.Series("accuracy", accuracy))
     table = table.drop("position").with_columns(reason=pl.Series(reasons))
     groups = [base if b == base else "another base" for b in table["base_architecture"]]
     caption = text("teacher.caption", student=name, base=base)
@@ -356,11 +308,8 @@ def choose_teachers(s: Study) -> None:
     options, wanted = resolved(s.config.teachers), str(s.config.student)
     number, above, seed = options["number"], options["above"], options["seed"]
     student, notes = stand_in(s, wanted, "student=NAME: the matrix")
-    candidates = [
-        i
-        for i, family in enumerate(s.families)
-        if i != student and family not in options["exclude"]
-    ]
+    kept = [family not in options["exclude"] for family in s.families]
+    candidates = [i for i, keep in enumerate(kept) if keep and i != student]
     number = min(number, len(candidates)) if s.measured else number
     names, similarities = [s.names[i] for i in candidates], s.scores[student, candidates]
     with naming_group("teachers", s.config.teachers):
@@ -375,16 +324,9 @@ def choose_teachers(s: Study) -> None:
     scores, some = table["similarity"].to_numpy(), chosen["similarity"].to_numpy()
     share = np.ptp(some) / (np.ptp(scores) or 1.0)
     spans = "Yes" if verdict(share, threshold=SPANNED) == "Yes" else "Not certain"
-    span = text(
-        "teachers.span",
-        verdict=spans,
-        chosen=chosen.height,
-        candidates=table.height,
-        share=share,
-        low=some.min(),
-        high=some.max(),
-        show="show" if spans == "Yes" else "hardly show",
-    )
+    show = "show" if spans == "Yes" else "hardly show"
+    values = {"candidates": table.height, "share": share, "low": some.min(), "high": some.max()}
+    span = text("teachers.span", verdict=spans, show=show, chosen=chosen.height, **values)
     kinds = {kind: table.filter(chosen=kind).height for kind in ("above", "sampled")}
     how = text("teachers.how", threshold=above, seed=seed, **kinds)
     train = train_command(s, "teachers", wanted, chosen["teacher"].to_list())
@@ -410,9 +352,7 @@ def teacher_figure(
 
 def train_command(s: Study, key: str, student: str, teachers: Sequence[str]) -> str:
     """A sentence with the command that trains the student with each teacher."""
-    many = ("-m",) if key == "teachers" else ()
+    many, on = ["-m"] * (key == "teachers"), ["dataset=imagenet"] * (s.published is not None)
     words = ["experiment=distill", f"student={student}", f"teacher={','.join(teachers)}"]
-    if s.published is None:
-        return text(f"{key}.train", command=command(*many, *words, script="train"))
-    line = command(*many, *words, "dataset=imagenet", script="train")
-    return text(f"{key}.train", command=with_root(line))
+    line = command(*many, *words, *on, script="train")
+    return text(f"{key}.train", command=with_root(line) if on else line)

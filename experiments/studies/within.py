@@ -8,7 +8,7 @@ On the published matrix: mean of all 2,346 pairs 2.665.
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -29,10 +29,8 @@ from netkin.similarity import ALWAYS, interval
 
 ALL = "all models"
 BETWEEN = "different groups"
-FAMILIES_UP_TO = 12
-"""Families that are the groups; where there are more, base architectures are."""
-NAMED = 8
-"""Groups in the answer."""
+FAMILIES_UP_TO = 12  # families that are the groups; where there are more, base architectures are
+NAMED = 8  # groups in the answer
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
@@ -103,23 +101,16 @@ def parts_of(s: Study) -> dict[str, Part]:
 def means(parts: dict[str, Part], limits: tuple[float, float]) -> pl.DataFrame:
     """A row for each part; limits are the ends of the scale."""
     rows, (every, scores, draws) = [], parts[ALL]
-    overall = float(scores[every].mean())
-    over_images = None if draws is None else draws[:, every].mean(axis=1)
     for name, part in parts.items():
-        mean = mean_of(*part, limits)
-        row: dict[str, Any] = {"group": name, "models": mean.models, "pairs": mean.pairs}
-        ends = {"images": mean.images, "models": mean.models_interval}
-        row["mean"] = mean.mean
+        row = {"group": name, **mean_of(*part, limits)}
         if name not in (ALL, BETWEEN):
-            row["minus_all"] = mean.mean - overall
-            if part.draws is not None:
-                drawn = part.draws[:, part.pairs].mean(axis=1)
-                ends["minus_all"] = interval(drawn - over_images)
-        for of, (low, high) in ((of, end) for of, end in ends.items() if end):
-            row |= {f"{of}_low": low, f"{of}_high": high}
+            row["minus_all"] = row["mean"] - float(scores[every].mean())
+            if part.draws is not None and draws is not None:
+                drawn = part.draws[:, part.pairs].mean(axis=1) - draws[:, every].mean(axis=1)
+                row["minus_all_low"], row["minus_all_high"] = interval(drawn)
         rows.append(row)
-    numbers = ["mean", *(f"{of}_{end}" for of in ("images", "models") for end in ("low", "high"))]
-    numbers += ["minus_all", "minus_all_low", "minus_all_high"]
+    ends = [f"{of}{end}" for of in ("images", "models", "minus_all") for end in ("_low", "_high")]
+    numbers = ["mean", *ends[:4], "minus_all", *ends[4:]]
     schema = {"group": pl.String, "models": pl.Int64, "pairs": pl.Int64}
     return pl.DataFrame(rows, schema={**schema, **dict.fromkeys(numbers, pl.Float64)})
 
@@ -145,13 +136,8 @@ def answer(table: pl.DataFrame, named: pl.DataFrame) -> list[str]:
     inside = float(np.average(named["mean"], weights=named["pairs"]))
     ends = (other[end] for end in ("models_high", "models_low"))
     low, high = (None if end is None else inside - end for end in ends)
-    decided = text(
-        "verdict",
-        verdict=verdict(inside - other["mean"], (low, high)),
-        inside=inside,
-        other=other["mean"],
-        factor=np.exp(inside - other["mean"]),
-        above=named.filter(pl.col("mean") > other["mean"]).height,
-        groups=named.height,
-    )
-    return [decided, overall, listed]
+    values = {"inside": inside, "other": other["mean"], "groups": named.height}
+    values["factor"] = np.exp(inside - other["mean"])
+    values["above"] = named.filter(pl.col("mean") > other["mean"]).height
+    found = verdict(inside - other["mean"], (low, high))
+    return [text("verdict", verdict=found, **values), overall, listed]

@@ -1,6 +1,5 @@
 """netkin from Python: `compare` runs what `evaluate.py` runs, on modules and images in memory."""
 
-import hashlib
 import json
 import os
 import random
@@ -9,7 +8,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from torch import nn
 
 from netkin import run
 from netkin.analysis.groups import Draws
-from netkin.analysis.suspect import Suspicion
+from netkin.analysis.suspect import CHANCE, REMEDIES, Suspicion
 from netkin.attacks import PGD, Attack, as_attack
 from netkin.attacks.grid import levels
 from netkin.attacks.units import fraction, whole_number
@@ -35,7 +34,7 @@ from netkin.run import Incomplete, Settings
 from netkin.runner import Runner
 from netkin.similarity import EPS_S
 from netkin.store.layout import Store
-from netkin.zoo.given import Model, as_json, num_classes, read_models, source_text
+from netkin.zoo.given import Model, num_classes, read_models
 from netkin.zoo.member import Member, Task
 
 
@@ -136,9 +135,10 @@ def _result(settings: Settings, draws: int, eps_s: float) -> Result:
     drawn = Draws(outcomes, draws)
     result = summarise(r.results, r.models, outcomes, drawn, eps_s, suspects=reasons)
     result.answer.extend(
-        f"Suspect: {name}: {reason}. Check that the labels are in its order of classes, and give "
-        "netkin.Model the mean, std and input_size that it was trained with."
-        for name, reason in reasons.items()
+        f"Suspect: {name}: {reasons[name]}. "
+        + ". ".join(dict.fromkeys(ADVICE.get(s.kind, PREPROCESSING) for s in found))
+        + "."
+        for name, found in suspects.items()
     )
     evaluation = r.evaluation
     values = {
@@ -202,29 +202,25 @@ def _attack(attack: Any, eps: Any, step_size: Any, steps: Any, seed: Any, stored
     both = [key for key, value in given.items() if value is not None]
     if both:
         raise UserError(f"{both[0]} is of PGD; give it to the attack that `attack` is")
-    kind, values = type(attack), dict(getattr(attack, "__dict__", {}))
-    opaque = [key for key, value in values.items() if not _is_json(value)]
-    if stored and opaque:
+    kind, values, attributes = type(attack), dict[str, Any](), getattr(attack, "__dict__", {})
+    for key, value in attributes.items():
+        with suppress(TypeError, ValueError):
+            values[key] = json.loads(json.dumps(value))
+    if stored and (opaque := sorted(attributes.keys() - values.keys())):
         raise UserError(
             f"attack has attributes that a store cannot tell from others ({', '.join(opaque)}); "
             "leave store out, or keep numbers and texts only"
         )
-    identity = {
-        "_target_": f"{kind.__module__}.{kind.__qualname__}",
-        "_source_sha256": hashlib.sha256(source_text(kind).encode()).hexdigest(),
-        **{key: as_json(value) for key, value in values.items()},
-    }
+    identity = {"_target_": f"{kind.__module__}.{kind.__qualname__}", **values}
     return as_attack(attack, kind.__name__.lower(), identity)
 
 
-def _is_json(value: Any) -> bool:
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
+PREPROCESSING = (
+    "Check that the labels are in its order of classes, and give netkin.Model the mean, std and "
+    "input_size that it was trained with"
+)
+ADVICE = {**REMEDIES, CHANCE: PREPROCESSING}
+"""What to do about kinds of suspicions, by the names of this module's arguments."""
 _one_at_a_time = threading.RLock()
 
 
@@ -234,22 +230,29 @@ def unchanged() -> Iterator[None]:
 
     That is the state of random numbers (torch on all devices, NumPy, Python), the number of torch's
     threads, cuDNN's flags, warnings, the environment, and the handler of Ctrl-C, which raises
-    KeyboardInterrupt. One thread is in such a block at a time.
+    KeyboardInterrupt. One thread is in such a block at a time. Within it new tensors are float32 on
+    the CPU, and autocast is off, whatever the defaults outside.
     """
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     with (
         _one_at_a_time,
         torch.random.fork_rng(gpus),
         torch.inference_mode(False),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+        torch.device("cpu") if torch.get_default_device().type != "cpu" else nullcontext(),
         warnings.catch_warnings(),
         _interruptible(),
     ):
         numpy_state, python_state = np.random.get_state(), random.getstate()
         threads, environment = torch.get_num_threads(), dict(os.environ)
+        dtype = torch.get_default_dtype()
         cudnn = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+        torch.set_default_dtype(torch.float32)
         try:
             yield
         finally:
+            torch.set_default_dtype(dtype)
             np.random.set_state(numpy_state)
             random.setstate(python_state)
             torch.set_num_threads(threads)

@@ -7,6 +7,7 @@ import base64
 import io
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,31 +45,17 @@ from netkin.zoo.build import knows_more
 from netkin.zoo.execution import DEFAULT_PRECISION
 from netkin.zoo.sources import model_page
 
-FEWEST = 4
-"""Models below which effects of single models are not separated from the rest."""
+FEWEST = 4  # models below which effects of single models are not separated from the rest
 NOT_ABOVE = "○: not above noise"
-EXTREMES = 5
-"""Pairs in each of the tables of the most and the least similar."""
-ANCHORS = (0.01, 0.05, 0.10, 0.25, 0.50, 1.00)
-"""Fooling rates p whose scores explain the scale."""
-WEAK_NAMED = 30
-"""Models with a weak attack up to which all are named."""
-FAMILIES = 15
-"""Families up to which each has a sentence."""
+EXTREMES = 5  # pairs in each of the tables of the most and the least similar
+ANCHORS = (0.01, 0.05, 0.10, 0.25, 0.50, 1.00)  # fooling rates p whose scores explain the scale
+WEAK_NAMED = 30  # models with a weak attack up to which all are named
+FAMILIES = 15  # families up to which each has a sentence
 
 
-@dataclass(frozen=True)
-class Example:
-    """One image under attack.
-
-    Attributes:
-        source: the model that the adversarial image was crafted on.
-        image_id: the image's id in the dataset.
-        label: the true class, in words.
-        prediction: the source's prediction for the adversarial image, in words.
-        clean: [H, W, 3] uint8.
-        adversarial: [H, W, 3] uint8, within eps of clean.
-    """
+class Example(NamedTuple):
+    """One image under attack: the model that it was crafted on, the image's id, the true class and
+    the source's prediction in words, and the images, [H, W, 3] uint8 within eps of each other."""
 
     source: str
     image_id: str
@@ -79,21 +66,14 @@ class Example:
 
 
 class Control(NamedTuple):
-    """What the scores owe to chance or to single models: a section of the page.
-
-    Attributes:
-        title, sentence: of the section.
-        name: of the figure's file.
-        values: [n, n] of the models that did not fail.
-        label: of the values.
-        effects: a row a model; None for none.
-    """
+    """What the scores owe to chance or to single models: a section of the page, with values [n, n]
+    of the models that did not fail, and a row a model of effects, if there are any."""
 
     title: str
     sentence: str
-    name: str
+    name: str  # of the figure's file
     values: NDArray[np.float64]
-    label: str
+    label: str  # of the values
     effects: pl.DataFrame | None = None
 
 
@@ -103,8 +83,7 @@ class Result:
     shown as its heatmap.
 
     Attributes:
-        title: the question in one line.
-        question: the question and how it was measured.
+        title, question: in one line; and with how it was measured.
         answer: the findings, and what to know of them, in words, a paragraph each.
         outcomes: what the scores were computed from; see `netkin.similarity`.
         names: N names, the order of `scores`.
@@ -185,11 +164,8 @@ class Result:
             outputs = Outputs(Path(folder).expanduser())
         except OSError as error:
             raise UserError(f"folder={folder} cannot be made ({error.strerror})") from None
-        settings, sections = (
-            yaml.safe_dump(dict(self.settings), sort_keys=False),
-            self.write(outputs),
-        )
-        return outputs.report(self.title, self.question, self.answer, sections, settings)
+        settings = yaml.safe_dump(dict(self.settings), sort_keys=False)
+        return outputs.report(self.title, self.question, self.answer, self.write(outputs), settings)
 
     def __repr__(self) -> str:
         return "\n".join([f"netkin.Result of {len(self.names)} models", *self.answer])
@@ -231,11 +207,10 @@ class Result:
             sections.append(Section(c.title, [c.sentence], effects, [picture], links=self.links))
         if self.examples:
             drawn, caption = examples_figure(self.examples, self.eps), text("examples.caption")
-            rows = [(e.source, e.image_id, e.label, e.prediction) for e in self.examples]
-            table = pl.DataFrame(rows, ["source", "image", "label", "prediction"], orient="row")
+            schema = ["source", "image", "label", "prediction"]
+            table = pl.DataFrame([e[:4] for e in self.examples], schema, orient="row")
             shown = [outputs.figure("examples", drawn, table, caption)]
-            note = examples_note(self.eps)
-            sections.append(Section("Images under attack", [note], figures=shown))
+            sections.append(Section("Images under attack", [examples_note(self.eps)], {}, shown))
         return sections
 
     def _least(self) -> float:
@@ -258,11 +233,8 @@ class Result:
     def lookup(self) -> Lookup:
         """What a page shows of each pair."""
         diagonal = [
-            ""
-            if row["white_box_score"] is None
-            else f"white-box success {percent(row['white_box_success'])}, "
-            f"s = {number(row['white_box_score'])}"
-            for row in self.models.iter_rows(named=True)
+            "" if s is None else f"white-box success {percent(success)}, s = {number(s)}"
+            for success, s in self.models.select("white_box_success", "white_box_score").iter_rows()
         ]
         groups = {"base architecture": self.bases} if self.bases else {}
         return Lookup(
@@ -307,11 +279,9 @@ class Result:
         for a, b, mean in self.families.select("family_a", "family_b", "mean").iter_rows():
             i, j = order.index(a), order.index(b)
             means[i, j] = means[j, i] = np.nan if mean is None else mean
-        figure = heatmap_figure(
-            means, names, [""] * len(order), LABEL, self._least(), order=np.arange(len(order))
-        )
-        caption = text("pairwise.families_caption")
-        picture = outputs.figure("families", figure, self.families, caption)
+        n, caption = len(order), text("pairwise.families_caption")
+        drawn = heatmap_figure(means, names, [""] * n, LABEL, self._least(), order=np.arange(n))
+        picture = outputs.figure("families", drawn, self.families, caption)
         return Section("Families", figures=[picture])
 
     def _models_section(self) -> Section:
@@ -342,17 +312,11 @@ def summarise(
     failures: pl.DataFrame | None = None,
     suspects: Mapping[str, str] | None = None,
 ) -> Result:
-    """The answer for members whose passes are done.
+    """The answer for members whose passes are done, in the order of the outcomes.
 
-    Args:
-        results: what the store holds of the images under the attack.
-        members: the models of the outcomes, in the same order.
-        outcomes: of the members.
-        draws: of the outcomes' images.
-        eps_s: the floor of 100 p.
-        requested: the members with those that failed; `members`, unless given.
-        failures: of the others, a row each: model, stage, reason.
-        suspects: why a member's clean predictions look wrong, by its name.
+    eps_s is the floor of 100 p; `requested` are the members with those that failed, which have a
+    row each of `failures`: model, stage, reason; `suspects` says by name why a member's clean
+    predictions look wrong.
     """
     requested, evaluation = requested or members, results.evaluation
     task, images = evaluation.task, len(outcomes.image_ids)
@@ -361,17 +325,9 @@ def summarise(
     published = {m.name: m.member.source for m in requested if m.member.uses_published(task)}
     resize, caveats = results.resize_errors(members), []
     if resize.height:
+        views, mean = resize["target_view"].n_unique(), resize["resize_error"].mean()
         worst = resize.row(0, named=True)
-        caveats.append(
-            text(
-                "pairwise.resize",
-                geometries=resize["target_view"].n_unique(),
-                mean=resize["resize_error"].mean(),
-                worst=worst["resize_error"],
-                source=worst["source_view"],
-                target=worst["target_view"],
-            )
-        )
+        caveats.append(text("pairwise.resize", geometries=views, mean=mean, **worst))
     if partly := [member.name for member in members if knows_more(member.member, task)]:
         names, classes = and_more(partly), task.num_classes
         caveats.append(text("pairwise.part_of_imagenet", names=names, classes=classes))
@@ -411,15 +367,10 @@ def relate(
     caveats: Sequence[str] = (),
     **others: Any,
 ) -> Result:
-    """The answer from outcomes alone, with gaps for requested models that failed.
+    """The answer from outcomes alone, with gaps for requested models that failed; see `summarise`.
 
-    Args:
-        title, question: of the page.
-        outcomes, draws, eps_s, suspects: see `summarise`.
-        families: of all requested models, by name.
-        params, input_sizes: of the models of the outcomes.
-        caveats: the last paragraphs of the answer.
-        others: further attributes of the `Result`.
+    `families` are those of all requested models, params and input sizes of the outcomes' models,
+    `caveats` the last paragraphs of the answer, and `others` further attributes of the `Result`.
     """
     names, done = tuple(families), list(outcomes.members)
     groups = [families[name] for name in done]
@@ -515,21 +466,15 @@ def _single_models(
     """How much single models explain, and each model's effects, in nats."""
     directions = confounders.directions(similarity.one_sided(outcomes))
     main = confounders.main_effects(scores)
-    effects = pl.DataFrame(
-        {
-            "model": outcomes.members,
-            "source_strength": directions.strength,
-            "target_brittleness": directions.brittleness,
-            "main_effect": main.effects,
-        }
-    ).fill_nan(None)
-    sentence = text(
-        "confounders.single",
-        median=np.nanmedian(pairs["asymmetry"].cast(float).to_numpy()),
-        by_target=directions.by_target,
-        by_source=directions.by_source,
-        main=main.explained,
-    )
+    columns = {
+        "source_strength": directions.strength,
+        "target_brittleness": directions.brittleness,
+        "main_effect": main.effects,
+    }
+    effects = pl.DataFrame({"model": outcomes.members, **columns}).fill_nan(None)
+    shares = {"by_target": directions.by_target, "by_source": directions.by_source}
+    median = np.nanmedian(pairs["asymmetry"].cast(float).to_numpy())
+    sentence = text("confounders.single", median=median, main=main.explained, **shares)
     sentence += _changed("Without them", scores, main.rest, families, "{:.2f}")
     ranked = effects.sort("target_brittleness", descending=True)
     title, label = "Strong sources, brittle targets", "score without main effects (nats)"
@@ -550,7 +495,7 @@ def _changed(
         if c.rand is not None:
             agree = f"agree with those of s to an adjusted Rand index of {c.rand:.2f}"
             parts.append(f"the {c.k} clusters {'are the same' if c.rand == 1 else agree}")
-        parts.append(f"{c.nearest} of {c.models} models have another nearest relative")
+        parts.append(f"{c.nearest} of {len(scores)} models have another nearest relative")
     if means := within_and_between(families, other):
         within, between = map(unit.format, means)
         parts.append(f"the mean is {within} within families and {between} between them")
@@ -573,18 +518,10 @@ def _within_or_between(
     within, between = means
     of_draws = draws.within_and_between(families)
     low, high = interval(of_draws[:, 0] - of_draws[:, 1])
-    return [
-        text(
-            "pairwise.within",
-            verdict=verdict(within - between, (low, high)),
-            factor=np.exp(within - between),
-            within=within,
-            between=between,
-            difference=within - between,
-            low=low,
-            high=high,
-        )
-    ]
+    difference = within - between
+    values = {"within": within, "between": between, "difference": difference}
+    decided, factor = verdict(difference, (low, high)), np.exp(difference)
+    return [text("pairwise.within", verdict=decided, factor=factor, low=low, high=high, **values)]
 
 
 def _extremes(pairs: pl.DataFrame, scores: NDArray[np.float64], first: bool) -> str:
@@ -620,20 +557,17 @@ def _extremes(pairs: pl.DataFrame, scores: NDArray[np.float64], first: bool) -> 
 def _closest_families(family_means: pl.DataFrame) -> list[str]:
     """For each family with a mean within: how that compares with its closest other family. Of more
     than FAMILIES, in how many it is higher."""
-    between = family_means.filter(pl.col("family_a") != pl.col("family_b"))
-    sentences, less = [], []
-    for row in family_means.filter(pl.col("family_a") == pl.col("family_b")).to_dicts():
-        family = row["family_a"]
-        others = between.filter((pl.col("family_a") == family) | (pl.col("family_b") == family))
-        if others.is_empty():
-            continue
-        closest = others.sort("mean", descending=True).row(0, named=True)
-        (other,) = {closest["family_a"], closest["family_b"]} - {family}
-        more = row["mean"] > closest["mean"]
-        less += [] if more else [family]
-        values = {"family": family, "other": other, "closest": closest["mean"]}
-        compared = "more" if more else "less"
-        sentences.append(text("pairwise.family", more=compared, mean=row["mean"], **values))
+    same, a, b = pl.col("family_a") == pl.col("family_b"), "family_a", "family_b"
+    within, between = family_means.filter(same), family_means.filter(~same)
+    ways = [between.select(family=x, other=y, closest="mean") for x, y in ((a, b), (b, a))]
+    closest = pl.concat(ways).sort("closest", descending=True, maintain_order=True)
+    closest = closest.group_by("family", maintain_order=True).first()
+    rows = within.select("mean", family=a).join(closest, on="family", maintain_order="left")
+    less = [row["family"] for row in rows.to_dicts() if row["mean"] <= row["closest"]]
+    sentences = [
+        text("pairwise.family", more="less" if row["family"] in less else "more", **row)
+        for row in rows.to_dicts()
+    ]
     if len(sentences) > FAMILIES:
         n = len(sentences)
         sentence = text("pairwise.many_families", more=n - len(less), n=n)
@@ -682,12 +616,11 @@ def examples(
 
 def examples_figure(items: Sequence[Example], eps: float | None) -> Figure:
     """Clean image, adversarial image and their difference of each example, a row a source."""
-    rows: dict[str, list[NDArray[np.uint8]]] = {}
-    below: dict[str, list[str]] = {}
+    rows, below = defaultdict[str, list](list), defaultdict[str, list](list)
     for item in items:
         changed = difference(item.clean, item.adversarial, eps or 1.0)
-        rows.setdefault(item.source, []).extend((item.clean, item.adversarial, changed))
-        below.setdefault(item.source, []).extend((item.label, item.prediction, ""))
+        rows[item.source] += (item.clean, item.adversarial, changed)
+        below[item.source] += (item.label, item.prediction, "")
     across = max(map(len, rows.values()))
     titles = (["clean", "adversarial", "difference"] * across)[:across]
     return images_figure(list(rows.values()), titles, list(below.values()), names=list(rows))

@@ -9,7 +9,8 @@ from typing import Any
 from netkin.data.views import View
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
-from netkin.store.files import digest, file_sha256
+from netkin.store.files import damaged, digest, file_sha256
+from netkin.store.layout import check_weights
 from netkin.zoo import sources
 from netkin.zoo.build import (
     Classifier,
@@ -89,10 +90,19 @@ class Model:
         if self.brings_weights:
             return weights_sha256(self.build().net)
         assert self.weights is not None, f"weights of {self.name} have not been fetched"
+        if trained_here(self.weights):
+            check_weights(self.weights)
         return file_sha256(self.weights)
 
     def build(self) -> Classifier:
-        """The classifier with its weights. Raises UserError where they do not fit."""
+        """The classifier with its weights.
+
+        Raises UserError where they do not fit it, DamagedFile where a file of the hub's cache does
+        not fit the hash that is its name.
+        """
+        file = self.weights
+        if file is not None and self.sha256 == file.resolve().name != file_sha256(file):
+            raise damaged(file, "its bytes do not fit the hash in its name")
         return build(self.member, self.task, self.weights)
 
 

@@ -26,12 +26,11 @@ from torch import Tensor
 from netkin import similarity
 from netkin.data import views
 from netkin.data.views import View
-from netkin.errors import UserError
 from netkin.evaluation import Evaluation
 from netkin.model import Model
 from netkin.similarity import Outcomes
 from netkin.store import folder as folder_name
-from netkin.store.files import digest, read_metadata, read_tensors
+from netkin.store.files import digest, read_metadata
 from netkin.store.layout import Folder, Store, shard_file
 from netkin.store.outcomes import OutcomeStore, outcomes_folder
 
@@ -74,13 +73,14 @@ class Results:
         identity = {**evaluation.identity(), **view_identity}
         return Folder(self.folder / "views" / digest(identity)[:12], identity)
 
-    def pixels(self, view: View, shard: int) -> Tensor:
-        """A shard of the subset through a view, [n, 3, H, W] uint8; decoded if it is not stored."""
-        file = shard_file(self.view_folder(view), shard)
-        if file.is_file():
-            return read_tensors(file)["pixels"]
+    def pixels(self, view: View, shard: int, most: int | None = None) -> Tensor:
+        """A shard of the subset, or its first images, through a view, [n, 3, H, W] uint8; decoded
+        if it is not stored."""
+        folder = self.view_folder(view)
+        if (file := shard_file(folder, shard)).is_file():
+            return folder.read(file)["pixels"][:most]
         subset = self.evaluation.subset
-        positions = [subset.positions[i] for i in self.evaluation.shards[shard]]
+        positions = [subset.positions[i] for i in self.evaluation.shards[shard][:most]]
         return views.load(self.evaluation.images, positions, view)
 
     def images_at(self, view: View, positions: Sequence[int]) -> Tensor:
@@ -131,7 +131,7 @@ class Results:
 
     def logits(self, model: Model) -> Tensor:
         """A model's clean logits, [I, K] float32."""
-        return read_tensors(self.prediction_file(model, CLEAN))["logits"]
+        return self.clean_folder(model).read(self.prediction_file(model, CLEAN))["logits"]
 
     @contextmanager
     def logits_by_block(
@@ -150,15 +150,20 @@ class Results:
         """The classes that a model predicts, [I] int64."""
         if change == CLEAN:
             return self.logits(model).argmax(dim=1)
-        return read_tensors(self.prediction_file(model, change))["predictions"]
+        return self.clean_folder(model).read(self.prediction_file(model, change))["predictions"]
 
     def correct(self, model: Model) -> Tensor:
         """Which clean images a model classifies correctly, [I] bool."""
         return self.predictions(model) == self.evaluation.labels
 
+    def clean_notes(self, model: Model) -> dict[str, str]:
+        """What `netkin.passes.predict` noted of a model whose clean pass is done."""
+        file = self.prediction_file(model, CLEAN)
+        return read_metadata(file, self.clean_folder(model).owner(file))
+
     def params(self, model: Model) -> int:
         """Number of parameters of a model whose clean pass is done."""
-        return int(read_metadata(self.prediction_file(model, CLEAN))["params"])
+        return int(self.clean_notes(model)["params"])
 
     def resize_errors(self, models: Sequence[Model]) -> pl.DataFrame:
         """How often a target errs on another model's view of clean images: the control of resizing.
@@ -238,7 +243,8 @@ class Results:
 
     def adversarial(self, model: Model, shard: int) -> tuple[Tensor, Tensor]:
         """A stored shard: (images [n, 3, H, W], their positions in the subset [n])."""
-        tensors = read_tensors(shard_file(self.adversarial_folder(model), shard))
+        folder = self.adversarial_folder(model)
+        tensors = folder.read(shard_file(folder, shard))
         return tensors["images"], tensors["index"]
 
     # Outcomes
@@ -354,10 +360,7 @@ class Results:
         n = both.sum(axis=2)
         if not n.all():
             k, b = np.argwhere(n == 0)[0]
-            raise UserError(
-                f"no image is classified correctly by {chosen[k].name} and {names[b]}: their "
-                "similarity is undefined; check the models' clean accuracy, or use more images"
-            )
+            raise similarity.nothing_common(chosen[k].name, names[b])
         forward = self.fooled(chosen, models)
         back = forward.copy()  # of models that were not attacked, the one direction counts twice
         back[:, at] = forward[:, at].swapaxes(0, 1)

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from netkin.analysis import sequential
 from netkin.analysis.sequential import Certainty, Rule
-from netkin.analysis.suspect import Suspicion, saturation, suspicions
+from netkin.analysis.suspect import Suspicion, suspicions
 from netkin.errors import UserError
 from netkin.evaluation import Evaluation
 from netkin.jobs.pool import Advance, Jobs, Processes, Result
@@ -148,7 +148,17 @@ def open(settings: Settings) -> Iterator["Run"]:
                 for model in models
             ):
                 training = settings.training(results, display)
+        _check_unchanged(results, settings, models)
         yield Run(settings, results, models, tracker, training)
+
+
+def _check_unchanged(results: Results, settings: Settings, models: Sequence[Model]) -> None:
+    """Raises OtherContents for a model whose own code computes other than what is stored of it."""
+    own = [model for model in models if model.member.target]
+    if own:
+        from netkin.passes.predict import check_unchanged
+
+        check_unchanged(results, settings.runner, own)
 
 
 def check_sources(settings: Settings) -> None:
@@ -224,13 +234,6 @@ class Run:
     def under(self, **changes: Any) -> "Run":
         """The same models in the evaluation with other attributes, such as `attack`."""
         return replace(self, results=self.results.under(**changes), failures=[], _jobs=None)
-
-    def with_models(self, members: Sequence[Member]) -> "Run":
-        """The same run with further members, opened. Raises UserError as `open` does."""
-        task, store = self.evaluation.task, self.settings.store
-        with Bars(self.settings.console) as display:
-            models = open_models(members, task, store.weights, display, self.settings.check_members)
-        return replace(self, models=[*self.models, *models], failures=[], _jobs=None)
 
     @contextmanager
     def working(self) -> Iterator[Jobs]:
@@ -507,7 +510,8 @@ def suspects(results: Results, models: Sequence[Model]) -> dict[str, list[Suspic
             classes,
             trained_accuracy(results.store, model),
             unknown_preprocessing(model.member, model.task),
-            saturation(results.logits(model).numpy()),
+            results.logits(model).numpy(),
+            results.clean_notes(model),
         )
         for model in models
     }

@@ -30,8 +30,7 @@ from scipy.stats import beta
 from netkin.errors import UserError
 
 EPS_S = 0.01
-ALPHA = 0.05
-"""How often an interval may miss."""
+ALPHA = 0.05  # how often an interval may miss
 Z_95 = 1.959963984540054
 ALWAYS = float(np.log(100.0))
 """The score of a pair whose every adversarial image transfers: ln 100 = 4.605."""
@@ -73,11 +72,7 @@ class Outcomes:
         """X as a mask, [I] bool. Raises UserError, naming the pair, when no image is in it."""
         mask = self.correct[a] & self.correct[b]
         if not mask.any():
-            pair = " and ".join(dict.fromkeys((self.members[a], self.members[b])))
-            raise UserError(
-                f"no image is classified correctly by {pair}: their similarity is undefined; "
-                "check the models' clean accuracy, labels and preprocessing, or use more images"
-            )
+            raise nothing_common(self.members[a], self.members[b])
         return mask
 
     def per_image(self, a: int, b: int) -> NDArray[np.float64]:
@@ -96,14 +91,13 @@ class Outcomes:
         )
 
 
-@dataclass(frozen=True)
-class Score:
-    """s = ln(100 p) of a pair with its 95 % interval (all in nats), and n = |X|."""
-
-    score: float
-    low: float
-    high: float
-    n: int
+def nothing_common(a: str, b: str) -> UserError:
+    """The error of two models, or of one, that classify no image correctly together."""
+    return UserError(
+        f"no image is classified correctly by {' and '.join(dict.fromkeys((a, b)))}: their "
+        "similarity is undefined; check the models' clean accuracy, labels and preprocessing, or "
+        "use more images"
+    )
 
 
 def score(p: float | NDArray, eps_s: float = EPS_S) -> NDArray[np.float64]:
@@ -122,36 +116,17 @@ def smoothed(k: float | NDArray, n: float | NDArray) -> NDArray[np.float64]:
     return np.where(n > 0, np.log(100.0 * (k + 0.5) / (n + 1.0)), np.nan)
 
 
-def with_interval(z: NDArray[np.float64], eps_s: float = EPS_S) -> Score:
-    """The score of per-image values z ([n], in {0, 0.5, 1}) with its 95 % interval.
+def with_intervals(
+    always: NDArray, half: NDArray, n: NDArray, eps_s: float = EPS_S, alpha: float = ALPHA
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Scores of pairs and the ends of their intervals, in nats, [P] each, by how many of the n > 0
+    values z of a pair are 1 and 1/2. An interval misses with a probability of alpha.
 
     The exact limits of a binomial (Clopper and Pearson 1934) for the number of independent draws
     that would have the variance of z, n p (1 - p) / var(z) (Korn and Graubard 1998). The variance
     is that of z and one more image at each of 0, 1/2 and 1, so that equal values do not count as
     certain: p = 0 has the upper limit ln(100 (1 - 0.025^(1/n))), about ln(370 / n). Coverage is
     95 % or more at any p and n (experiments/results/statistics.md).
-
-    Raises ValueError when z is empty.
-    """
-    n = len(z)
-    if n == 0:
-        raise ValueError("the score of no images is undefined")
-    always, half = np.array([np.sum(z == 1.0)]), np.array([np.sum(z == 0.5)])
-    values, low, high = with_intervals(always, half, np.array([n]), eps_s)
-    return Score(float(values[0]), float(low[0]), float(high[0]), n)
-
-
-def with_intervals(
-    always: NDArray, half: NDArray, n: NDArray, eps_s: float = EPS_S, alpha: float = ALPHA
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """`with_interval` of pairs [P] by how many of their n values are 1 and 1/2.
-
-    Args:
-        always, half, n: [P].
-        eps_s: the floor of 100 p.
-        alpha: how often an interval may miss.
-
-    Returns scores and the ends of their intervals, in nats, [P] each.
     """
     p = (always + half / 2) / n
     mean = (always + half / 2 + 1.5) / (n + 3)

@@ -3,8 +3,10 @@
 python -m tests.analysis.coverage        # about twelve minutes on one core
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import product
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -75,38 +77,21 @@ def plain(values: NDArray, images: int) -> NDArray:
     return score(((images + 1) * np.exp(values) / 100 - 0.5) / images)
 
 
-@dataclass(frozen=True)
-class Covered:
-    """Of simulated correlations: the true r, means, and the coverage of two 95 % intervals."""
-
-    true: float
-    measured: float
-    without_noise: float
-    ceiling: float
-    percentile: float
-    corrected: float
-
-
 def of_r(
     scores: NDArray, r: float, images: int, repetitions: int = 400, draws: int = 400
-) -> Covered:
-    """The percentile interval of r of s over draws of images, and that of `over_images`."""
+) -> dict[str, float]:
+    """Simulated correlations: the true r, means, and the coverage of two 95 % intervals, the
+    percentiles of r of s over draws of images, and that of `over_images`."""
     x, y = another(scores, r)
-    true = float(np.corrcoef(x, y)[0, 1])
-    rows = []
+    true, rows = float(np.corrcoef(x, y)[0, 1]), []
     for a, b in samples(x, y, images, repetitions, draws):
         found = over_images(a, b, len(scores))
         low, high = interval(correlations(plain(a.draws, images), plain(b.draws, images)))
-        rows.append(
-            (
-                np.corrcoef(plain(a.values, images), plain(b.values, images))[0, 1],
-                found.r,
-                found.ceiling,
-                low <= true <= high,
-                found.low <= true <= found.high,
-            )
-        )
-    return Covered(true, *np.mean(rows, axis=0).tolist())
+        measured = np.corrcoef(plain(a.values, images), plain(b.values, images))[0, 1]
+        held = low <= true <= high, found.low <= true <= found.high
+        rows.append((measured, found.r, found.ceiling, *held))
+    names = ("measured", "without_noise", "ceiling", "percentile", "corrected")
+    return {"true": true, **dict(zip(names, np.mean(rows, axis=0).tolist(), strict=True))}
 
 
 def of_models(n: int, r: float, repetitions: int = 1000) -> float:
@@ -139,10 +124,8 @@ def of_reduction(expected: float, images: int, repetitions: int = 1000) -> tuple
         together = (rng.random(images) < np.array([0, 0.3, 0.3, 0.9])[kind])[None]
         if wrong.any():
             drawn = ensemble.reduction_draws(wrong, [(0, 1)], together, counts)
-            ends = (
-                interval(drawn[:, 0]),
-                ensemble.metrics(wrong, [(0, 1)], together, counts).intervals[1],
-            )
+            found = ensemble.metrics(wrong, [(0, 1)], together, counts)
+            ends = interval(drawn[:, 0]), (found["err_low"], found["err_high"])
             held.append([low <= true <= high for low, high in ends])
     bootstrap, reported = np.mean(held, axis=0)
     return float(bootstrap), float(reported)
@@ -197,6 +180,13 @@ def of_zoo(
     return stopped, images
 
 
+def table(names: str, function: Callable[..., Any], *axes: Sequence) -> pl.DataFrame:
+    """A row for each combination of arguments: names of the arguments, then of the results."""
+    columns = names.split(", ")
+    rows = [(*some, *np.atleast_1d(function(*some)).tolist()) for some in product(*axes)]
+    return pl.DataFrame(rows, schema=columns, orient="row")
+
+
 def main() -> None:
     """Print the tables."""
     some = np.random.default_rng(1).permutation(69)[:12]
@@ -204,41 +194,22 @@ def main() -> None:
         "published, 12 models": matrix.read(PUBLISHED).scores[np.ix_(some, some)],
         "digits, 12 models": matrix.read(DIGITS).scores,
     }
-    tables = [
-        [
-            {"matrix": name, "images": images, **asdict(of_r(scores, r, images))}
-            for name, scores in matrices.items()
-            for images in (200, 500, 2000)
-            for r in (0, 0.5, 0.9, 0.98)
-        ],
-        [
-            {"models": n, "true r": r, "interval over models covers": of_models(n, r)}
-            for n in (5, 8, 12, 30)
-            for r in (0, 0.5, 0.9)
-        ],
-        [
-            {"images": images, "errors expected": errors}
-            | dict(zip(("bootstrap", "reported"), of_reduction(errors, images), strict=True))
-            for images in (100, 500)
-            for errors in (1, 3, 10, 30)
-        ],
-        [
-            {"p": p, "directions equal": together, "half-width": width}
-            | dict(zip(("covers", "mean images"), of_stops(p, together, width), strict=True))
-            for p in (0.02, 0.1, 0.3, 0.6, 0.95)
-            for together in (0, 0.5, 1)
-            for width in (0.3, 0.1)
-        ],
-        [
-            {"matrix": name, "half-width": width}
-            | dict(zip(("covers", "mean images"), of_zoo(scores, width), strict=True))
-            for name, scores in matrices.items()
-            for width in (0.5, 0.3, 0.2)
-        ],
-    ]
+
+    def named(of: Callable, name: str, *arguments: float) -> Any:
+        found = of(matrices[name], *arguments)
+        return list(found.values()) if isinstance(found, dict) else found
+
+    of_correlations, of_zoos = partial(named, of_r), partial(named, of_zoo)
+    means = "measured, without noise, ceiling, percentile, corrected"
+    errors, p, stopped = (1, 3, 10, 30), (0.02, 0.1, 0.3, 0.6, 0.95), "covers, mean images"
+    r, many = (0, 0.5, 0.9, 0.98), (200, 500, 2000)
+    widths, equal = (0.3, 0.1), (0, 0.5, 1)
     with pl.Config(tbl_formatting="MARKDOWN", tbl_hide_column_data_types=True, tbl_rows=-1):
-        for rows in tables:
-            print(pl.DataFrame(rows, infer_schema_length=None))
+        print(table(f"matrix, r, images, true, {means}", of_correlations, matrices, r, many))
+        print(table("models, true r, covers", of_models, (5, 8, 12, 30), r[:3]))
+        print(table("errors, images, bootstrap, reported", of_reduction, errors, (100, 500)))
+        print(table(f"p, directions equal, half-width, {stopped}", of_stops, p, equal, widths))
+        print(table(f"matrix, half-width, {stopped}", of_zoos, matrices, (0.5, 0.3, 0.2)))
 
 
 if __name__ == "__main__":

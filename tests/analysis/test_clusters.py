@@ -32,10 +32,12 @@ def random_scores(seed: int, n: int) -> NDArray:
 
 
 def test_planted_clusters_are_found_and_numbered_along_the_list() -> None:
-    labels = clusters.spectral(blocks([5, 3, 4]), 3)
-    assert labels.dtype == np.intp
+    """Negative scores, too, which are shifted."""
+    scores = blocks([5, 3, 4])
+    labels = clusters.spectral(scores, 3)
+    assert labels.dtype == np.intp and labels[0] < labels[-1]
     assert adjusted_rand_score(labels, np.repeat([0, 1, 2], [5, 3, 4])) == 1
-    assert labels[0] < labels[-1]
+    assert (clusters.spectral(scores - 5, 3) == labels).all()
 
 
 @given(seed=st.integers(0, 999), n=st.integers(3, 12), shift=st.floats(-9, 0))
@@ -71,13 +73,6 @@ def test_neighbours_in_number_are_alike() -> None:
     scores += np.random.default_rng(0).normal(scale=0.01, size=scores.shape)
     labels = clusters.numbered(place.astype(int), (scores + scores.T) / 2)
     assert labels.tolist() == [0] * 3 + [2] * 3 + [1] * 3 + [3] * 3
-
-
-def test_negative_scores_are_shifted_and_keep_the_clusters() -> None:
-    scores = blocks([4, 4, 4])
-    expected = clusters.spectral(scores, 3)
-    assert (clusters.spectral(scores - 5, 3) == expected).all()
-    assert clusters.affinity(scores)[1] == 0 < clusters.affinity(scores - 5)[1]
 
 
 def test_a_model_without_an_edge_is_a_cluster_of_its_own() -> None:
@@ -130,12 +125,6 @@ def test_how_often_a_model_is_with_its_clusters_others() -> None:
     clusterings = np.array([[0, 0, 0, 1, 2, 2], [0, 0, 1, 1, 2, 2], [0, 1, 0, 1, 2, 2]])
     found = clusters.cohesion(labels, clusterings)
     np.testing.assert_allclose(found, [4 / 6, 3 / 6, 3 / 6, np.nan, 1, 1])
-
-
-def test_co_assignment_counts() -> None:
-    labels = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [0, 0, 1]])
-    expected = [[1, 0.75, 0], [0.75, 1, 0.25], [0, 0.25, 1]]
-    np.testing.assert_allclose(clusters.co_assignment(labels), expected)
 
 
 def test_what_cannot_be_clustered() -> None:

@@ -47,14 +47,16 @@ def test_metrics_by_hand() -> None:
     wrong = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], dtype=bool)
     together = np.array([[1, 0, 0, 0], [0, 0, 0, 0]], dtype=bool)
     found = ensemble.metrics(wrong, [(0, 1), (1, 2)], together, np.ones((1, 4)))
-    assert found.error.tolist() == [0.25, 0]
-    np.testing.assert_allclose(found.reduction, [1 / 3, 1])
-    assert found.all_wrong.tolist() == [0.25, 0]
-    assert found.events == 2
-    assert found.one_image == pytest.approx((1 / 1.5 + 1 / 0.5) / 2)  # images that members misread
+    assert (found["top1_error"], found["all_wrong"]) == (0.125, 0.125)
+    assert found["err"] == pytest.approx((1 / 3 + 1) / 2)
+    assert found["images_with_errors"] == 2
+    assert found["err_of_one_image"] == pytest.approx(
+        (1 / 1.5 + 1 / 0.5) / 2
+    )  # that members misread
     nobody = ensemble.metrics(wrong[2:], [(0, 0)], together[1:], np.ones((3, 4)))
-    assert np.isnan(nobody.reduction).all() and np.isnan(nobody.intervals[1]).all()
-    assert np.isnan(nobody.one_image)
+    assert np.isnan(
+        [nobody[key] for key in ("err", "err_low", "err_high", "err_of_one_image")]
+    ).all()
 
 
 @given(st.integers(0, 60), st.integers(1, 60), st.sampled_from([0.9, 0.95, 0.975]))
@@ -71,10 +73,10 @@ def test_no_interval_is_empty_where_no_ensemble_errs() -> None:
     wrong[0, 0] = wrong[1, 1] = True
     counts = resample(500, 200)
     found = ensemble.metrics(wrong, [(0, 1)], np.zeros((1, 500), dtype=bool), counts)
-    (low, high), (least, most), _ = found.intervals
-    assert low == 0 and high == pytest.approx(1 - 0.025 ** (1 / 500))
-    assert -1 <= least < 0 and most == 1 and found.reduction[0] == 1
-    assert found.one_image == 1  # more than any effect
+    assert found["top1_error_low"] == 0
+    assert found["top1_error_high"] == pytest.approx(1 - 0.025 ** (1 / 500))
+    assert -1 <= found["err_low"] < 0 and found["err_high"] == 1 and found["err"] == 1
+    assert found["err_of_one_image"] == 1  # more than any effect
 
 
 def test_the_interval_of_few_errors_covers_and_the_bootstrap_does_not() -> None:
@@ -95,10 +97,11 @@ def test_a_draw_of_images_is_a_run_on_those_images() -> None:
     for i, count in enumerate(counts.astype(int)):
         picked = np.repeat(np.arange(60), count)
         same = ensemble.metrics(wrong[:, picked], chosen, joint[:, picked], np.ones((1, 60)))
-        means.append([v.mean() for v in (same.error, same.reduction, same.all_wrong)])
-        np.testing.assert_allclose(one_by_one[i], same.reduction, rtol=1e-4, atol=1e-6)
-    assert min(joint.any(axis=0).sum(), found.events) >= ensemble.FEW  # but few all wrong
-    for ends, drawn in zip(found.intervals[:2], np.transpose(means)[:2], strict=True):
+        means.append((same["top1_error"], same["err"]))
+        assert one_by_one[i].mean() == pytest.approx(same["err"], rel=1e-4, abs=1e-6)
+    assert min(joint.any(axis=0).sum(), found["images_with_errors"]) >= ensemble.FEW
+    for name, drawn in zip(("top1_error", "err"), np.transpose(means), strict=True):
+        ends = found[f"{name}_low"], found[f"{name}_high"]
         np.testing.assert_allclose(ends, np.quantile(drawn, (0.025, 0.975)), rtol=1e-4)
 
 
@@ -166,17 +169,3 @@ def test_ensemble(folder: Path) -> None:
     Matrix(MEMBERS, mine).table().write_csv(folder / "four.csv")
     run = on_four("ensemble", folder, f"similarity={folder / 'four.csv'}", "ensemble.samples=3")
     assert sorted(pl.read_csv(run / "ensemble_pairs.csv")["similarity"]) == [1, 2, 3, 4, 5, 6]
-    # Variants are in groups of their own, and change nothing of the members' figures.
-    weights = four_store(folder) / "weights" / "digits"
-    again = (
-        f"{{name: again, timm: test_byobnet, checkpoint: {weights / 'test_byobnet.safetensors'}}}"
-    )
-    third = again.replace("again", "third")
-    variants = f"ensemble.variants={{seeds: [vit_ti, {again}], same: [{again}, {third}]}}"
-    varied = on_four("ensemble", folder, variants, f"similarity={folder / 'four.csv'}")
-    for name in ("ensemble_pairs", "ensemble_clusters"):
-        assert (varied / f"{name}.csv").read_bytes() == (run / f"{name}.csv").read_bytes()
-    by_kind = pl.read_csv(varied / "ensemble_groups.csv")
-    same, seeds = (by_kind.filter(kind=kind).to_dicts() for kind in ("same", "seeds"))
-    assert [row["err"] for row in same] == [pytest.approx(0)]
-    assert [row["top1_error"] for row in seeds] == [pytest.approx(error)]  # vit_ti, test_byobnet

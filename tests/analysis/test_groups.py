@@ -22,17 +22,17 @@ def test_means_by_hand() -> None:
     draws = np.stack([scores + shift for shift in np.linspace(-1, 1, 41)])
     pairs = np.tri(3, k=-1, dtype=bool)
     found = mean_of(pairs, scores, draws)
-    assert (found.mean, found.models, found.pairs) == (3, 3, 3)
-    assert found.images == pytest.approx((3 - 0.95, 3 + 0.95))
-    assert found.models_interval is not None
-    low, high = found.models_interval
+    assert (found["mean"], found["models"], found["pairs"]) == (3, 3, 3)
+    assert (found["images_low"], found["images_high"]) == pytest.approx((3 - 0.95, 3 + 0.95))
     # Leaving one out gives 6, 2 and 1: sum of squares 14, SE = sqrt(2 / 3 * 14), t(2) = 4.303.
-    assert (high - low) / 2 == pytest.approx(4.302653 * np.sqrt(28 / 3), rel=1e-5)
+    half = (found["models_high"] - found["models_low"]) / 2
+    assert half == pytest.approx(4.302653 * np.sqrt(28 / 3), rel=1e-5)
     between = mean_of(pairs & [True, True, False] & [[False], [False], [True]], scores)
-    assert (between.mean, between.pairs) == (4, 2)
-    assert mean_of(pairs[:2, :2], scores[:2, :2]).models_interval is None
-    assert mean_of(pairs, scores, limits=(-4.6, 4.605)).models_interval == (-4.6, 4.605)
-    assert mean_of(pairs, scores, limits=(0, 2)).models_interval == (0, 3)  # the mean is no score
+    assert (between["mean"], between["pairs"]) == (4, 2)
+    assert "models_low" not in mean_of(pairs[:2, :2], scores[:2, :2])
+    for limits, ends in (((-4.6, 4.605), (-4.6, 4.605)), ((0, 2), (0, 3))):  # the mean is no score
+        found = mean_of(pairs, scores, limits=limits)
+        assert (found["models_low"], found["models_high"]) == ends
 
 
 def test_jackknife_covers_the_mean_of_pairs_of_models() -> None:
@@ -41,9 +41,8 @@ def test_jackknife_covers_the_mean_of_pairs_of_models() -> None:
     held = 0
     for _ in range(300):
         u = rng.normal(size=12)
-        ends = mean_of(np.tri(12, k=-1, dtype=bool), u[:, None] + u).models_interval
-        assert ends is not None
-        held += ends[0] <= 0 <= ends[1]
+        found = mean_of(np.tri(12, k=-1, dtype=bool), u[:, None] + u)
+        held += found["models_low"] <= 0 <= found["models_high"]
     assert held / 300 == pytest.approx(0.95, abs=0.04)
 
 

@@ -85,12 +85,3 @@ def test_one_line_says_what_is_wrong(text: str, expected: str, tmp_path: Path) -
         read(file)
     assert expected in str(raised.value) and "\n" not in str(raised.value)
     assert "m.csv" in str(raised.value)
-
-
-def test_a_missing_file_and_a_missing_model(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read"):
-        read(tmp_path / "none.csv")
-    ours = Matrix(("resnet50", "vit"), np.eye(2))
-    with pytest.raises(UserError, match="no model 'resnet5O'; did you mean resnet50"):
-        ours.of(("vit", "resnet5O"))
-    assert ours.of(("vit",)).names == ("vit",)

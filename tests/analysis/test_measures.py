@@ -16,7 +16,7 @@ from netkin.analysis import measures
 from netkin.passes import features
 from netkin.similarity import resample
 from netkin.zoo.build import Classifier, Task, build
-from netkin.zoo.member import parse_members
+from netkin.zoo.parse import parse_members
 from tests.helpers import MEMBERS, four_store, has_figures, on_four, smoothed_score
 
 ONES = np.ones((1, 50))

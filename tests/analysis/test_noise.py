@@ -18,9 +18,9 @@ from tests.studies.test_comparison import outcomes
 def test_the_interval_over_images_covers_and_percentiles_do_not(r: float, images: int) -> None:
     """On scores like those of the digits. All values: experiments/results/statistics.md."""
     found = of_r(matrix.read(DIGITS).scores, r, images, repetitions=120, draws=150)
-    assert found.corrected >= 0.88 and found.percentile < found.corrected - 0.05
-    assert found.measured < found.true
-    assert found.without_noise == pytest.approx(found.true, abs=0.02)
+    assert found["corrected"] >= 0.88 and found["percentile"] < found["corrected"] - 0.05
+    assert found["measured"] < found["true"]
+    assert found["without_noise"] == pytest.approx(found["true"], abs=0.02)
 
 
 def test_the_ceiling_is_what_noise_leaves_of_a_perfect_correlation() -> None:
@@ -81,16 +81,16 @@ def test_halves_are_disjoint_and_complete(n: int, splits: int) -> None:
 
 def test_scores_of_halves_are_those_of_the_images_in_them() -> None:
     found = outcomes()
-    parts = noise.sampled_scores(found, 5, splits=3)
-    directions = noise.sampled_scores(found, 5, splits=3, one_sided=True)
-    for i, weights in enumerate(noise.halves(40, 3)):
+    parts = noise.sampled_scores(found, 5)
+    directions = noise.sampled_scores(found, 5, one_sided=True)
+    for i, weights in enumerate(noise.halves(40)):
         half = found.on(np.flatnonzero(weights).tolist())
         np.testing.assert_allclose(parts.halves[i], similarity.smoothed_matrix(half))
         np.testing.assert_allclose(directions.halves[i], similarity.one_sided(half))
     assert directions.draws.shape == parts.draws.shape == (5, 3, 3)
     found.correct[0, 1:] = False  # a model with one correct image: one half has none
-    unknown = np.isnan(noise.sampled_scores(found, 5, splits=3).halves)
-    assert unknown[:, 0].all(axis=1).sum() == 3 and not unknown[:, 1:, 1:].any()
+    unknown = np.isnan(noise.sampled_scores(found, 5).halves)
+    assert unknown[:, 0].all(axis=1).sum() == noise.SPLITS and not unknown[:, 1:, 1:].any()
 
 
 def test_simulated_draws_have_the_noise_of_so_many_images() -> None:

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netkin.analysis.sequential import Rule, certainty, images_needed, stops
-from netkin.errors import UserError
 from netkin.similarity import Outcomes, pairs
 
 
@@ -51,9 +50,3 @@ def test_a_pair_without_common_images_is_not_certain() -> None:
 def test_images_needed_shrink_with_the_square(h0: float, h: float, n: int) -> None:
     assert images_needed(n, h0, h0) == pytest.approx(n)
     assert images_needed(n, h0, h / 2) == pytest.approx(4 * images_needed(n, h0, h))
-
-
-@pytest.mark.parametrize(("width", "share"), [(0, 1), (-1, 1), (1, 0), (1, 1.5)])
-def test_rules_that_no_run_could_follow(width: float, share: float) -> None:
-    with pytest.raises(UserError, match=r"half_width must be above 0|share must be in \(0, 1\]"):
-        Rule(width, share)

@@ -181,6 +181,6 @@ def test_a_loss_without_a_gradient() -> None:
         cross_entropy(logits, torch.tensor([1])).backward()
         assert logits.grad is not None and bool(logits.grad.any()) != bool(expected)
         assert saturation(logits.detach().numpy()) == expected
-    (found,) = suspicions(LABELS, LABELS, NAMES, saturated=0.9)
-    assert found.kind == SATURATED and "on 90% of its images" in found.finding
-    assert not suspicions(LABELS, LABELS, NAMES, saturated=0.4)
+    for apart, kinds in ((2 * FAR, [SATURATED]), (FAR / 2, [])):
+        logits = (apart * np.eye(len(NAMES))[LABELS]).astype(np.float32)
+        assert [s.kind for s in suspicions(LABELS, LABELS, NAMES, logits=logits)] == kinds

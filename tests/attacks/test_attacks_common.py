@@ -20,7 +20,7 @@ from netkin.data import views
 from netkin.data.digits import Digits
 from netkin.data.subset import draw
 from netkin.zoo.build import Classifier, Task, build
-from netkin.zoo.member import parse_members
+from netkin.zoo.parse import parse_members
 from tests.conftest import ROOT
 
 CONFIGS = {path.stem: path for path in sorted((ROOT / "conf" / "attack").glob("*.yaml"))}

@@ -35,7 +35,7 @@ from netkin.results import CLEAN, Results
 from netkin.runner import Batches, Runner
 from netkin.store import inventory
 from netkin.store.files import file_sha256, write_tensors
-from netkin.store.layout import Store, shard_file
+from netkin.store.layout import Folder, Store, shard_file
 from netkin.store.lease import holders
 from netkin.zoo.build import Classifier
 from netkin.zoo.execution import Execution, Prepared
@@ -90,7 +90,7 @@ class Passes:
             for i, positions in enumerate(self.results.evaluation.shards):
                 index = torch.tensor(positions)
                 images = {"images": self.pixels[IMAGES + index], "index": index}
-                write_tensors(shard_file(folder, i), images)
+                folder.write(shard_file(folder, i), images)
 
     def transfer(
         self,
@@ -279,13 +279,13 @@ def test_a_write_that_fails_ends_crafting(passes: Passes, monkeypatch: pytest.Mo
     item = Item("t", target, tuple(results.missing_shards(target)))
     assert len(item.todo) == 4
 
-    def full(file: Path, tensors: dict) -> None:
+    def full(folder: Folder, file: Path, tensors: dict) -> None:
         if len(written) == 1:
             raise StoreError("full")
         written.append(file)
-        write_tensors(file, tensors)
+        write_tensors(file, tensors, folder.owner(file))
 
-    monkeypatch.setattr(craft, "write_tensors", full)
+    monkeypatch.setattr(Folder, "write", full)
     with pytest.raises(StoreError, match="full"):
         craft.craft(results, passes.runner, item, lambda _n: None)
     assert results.missing_shards(target) == [1, 2, 3] and not holders(results.store.root)

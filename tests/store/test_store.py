@@ -32,17 +32,19 @@ SUBSET = Subset("some", ("a", "b"), (0, 1), (0, 1))
 def test_others_may_read_what_they_may_read_of_any_file(tmp_path: Path) -> None:
     """safetensors makes files for their owner alone, which a shared store must not."""
     (tmp_path / "any").touch()
-    write_tensors(tmp_path / "t.safetensors", {"x": torch.zeros(2)})
+    write_tensors(tmp_path / "t.safetensors", {"x": torch.zeros(2)}, "me")
     assert (tmp_path / "t.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
 
 
 def test_tensors_come_back(tmp_path: Path) -> None:
     file = tmp_path / "t.safetensors"
     images = torch.arange(24, dtype=torch.uint8).view(2, 3, 2, 2)
-    write_tensors(file, {"images": images[:, :, ::2], "index": torch.tensor([3, 4])})
-    found = read_tensors(file)
+    write_tensors(file, {"images": images[:, :, ::2], "index": torch.tensor([3, 4])}, "me")
+    found = read_tensors(file, "me")
     assert torch.equal(found["images"], images[:, :, ::2])
     assert found["index"].tolist() == [3, 4]
+    with pytest.raises(DamagedFile, match="of another model, attack or part"):
+        read_tensors(file, "you")
 
 
 def test_only_other_libraries_files_lack_a_checksum(tmp_path: Path) -> None:
@@ -52,7 +54,7 @@ def test_only_other_libraries_files_lack_a_checksum(tmp_path: Path) -> None:
     save_file({"x": torch.ones(2)}, stripped, {"netkin": json.dumps({"params": "5"})})
     for file, ours in ((other, True), (stripped, True), (stripped, False)):
         with pytest.raises(DamagedFile, match="its header lacks the checksum"):
-            read_tensors(file, ours)
+            read_tensors(file, ours=ours)
     table = tmp_path / "t.parquet"
     pl.DataFrame({"x": [1]}).write_parquet(table, metadata={"made_by": "x"})
     for read in (read_table, contents):
@@ -135,7 +137,7 @@ def test_no_byte_of_a_shard_goes_unnoticed(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "t.safetensors"
         tensors = {"images": torch.arange(60, dtype=torch.uint8), "index": torch.tensor([3, 4])}
-        write_tensors(file, tensors, params="5")
+        write_tensors(file, tensors, "me", params="5")
         content = bytearray(file.read_bytes())
         content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
         file.write_bytes(content)

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from experiments.studies.distillation import pooled_sd, reliability, seeds_text
+from experiments.studies.distillation import pooled_sd, reliability
 
 
 def table(accuracies: np.ndarray) -> pl.DataFrame:
@@ -38,11 +38,3 @@ def test_the_ceiling_is_the_correlation_with_the_truth(true: float) -> None:
         ceilings.append(reliability(table(accuracies)) ** 0.5)
         found.append(np.corrcoef(means, accuracies.mean(1))[0, 1] if true else 0.0)
     assert np.mean(ceilings) == pytest.approx(np.mean(found), abs=0.06 if true else 0.3)
-
-
-def test_the_words() -> None:
-    one = seeds_text(table(np.array([[0.7], [0.8]])))
-    assert "may be differences between seeds" in one and "seed=0,1,2,3,4" in one
-    several = seeds_text(table(np.array([[0.70, 0.72], [0.80, 0.78], [0.90, 0.92]])))
-    assert "1.4 points between seeds" in several and "(2 seeds each) by 10.1 points" in several
-    assert "can exceed 1.00" in several

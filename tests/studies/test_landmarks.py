@@ -15,7 +15,7 @@ from sklearn.svm import SVC
 
 from netkin.data.digits import Digits
 from netkin.zoo.build import Task, build
-from netkin.zoo.member import parse_members
+from netkin.zoo.parse import parse_members
 from tests.conftest import run_here
 from tests.helpers import has_figures
 

@@ -34,9 +34,7 @@ MEANING = [
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("within similarity=constant.csv", "is constant: all 3 pairs have the score 1"),
         ("within similarity=wide.csv", "is not square: 1 rows and 2 columns"),
-        ("within similarity=no.csv", "no.csv cannot be read"),
         ("compare a=three.csv b=folder", "b=folder has no similarity.csv"),
         ("relatives similarity=folder model=c", "folder cannot be read (it is a folder)"),
         (
@@ -53,7 +51,7 @@ MEANING = [
         ),
         (
             "ensemble similarity=three.csv model.members=[test_resnet,vit_ti] store.dir=store",
-            "2 of 2 models have no clean logits in",
+            "`python evaluate.py experiment=pairwise` with the same dataset, subset and model",
         ),
         (
             "ensemble similarity=three.csv store.dir=store",
@@ -76,14 +74,3 @@ def test_studies_that_need_the_models_have_no_key_for_a_file(
 ) -> None:
     error = mistake(f"experiment={experiment}", "similarity=x.csv")
     assert "there is no setting similarity; it is one of experiment=clusters" in error
-
-
-@pytest.mark.usefixtures("matrices")
-def test_missing_logits_name_the_command_that_makes_them(mistake: Mistake) -> None:
-    error = mistake(
-        "experiment=ensemble",
-        "similarity=three.csv",
-        "model.members=[test_resnet,vit_ti]",
-        "store.dir=store",
-    )
-    assert "`python evaluate.py experiment=pairwise`" in error

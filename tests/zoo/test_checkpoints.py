@@ -16,7 +16,8 @@ from netkin.store.layout import Store
 from netkin.training.weights import trained_members
 from netkin.zoo.build import Task, build, check_member, preprocessing
 from netkin.zoo.checkpoints import load_weights
-from netkin.zoo.member import Member, parse_members
+from netkin.zoo.member import Member
+from netkin.zoo.parse import parse_members
 from netkin.zoo.preprocessing import unknown_preprocessing
 from tests.zoo.own_nets import Net
 

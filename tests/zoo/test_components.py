@@ -18,7 +18,8 @@ from netkin.analysis.components import agreement, read_components, rows_of
 from netkin.components import base_architecture, component_table, components, read
 from netkin.components.trace import trace
 from netkin.errors import UserError
-from netkin.zoo.member import Member, Task, parse_members
+from netkin.zoo.member import Member, Task
+from netkin.zoo.parse import parse_members
 from tests.conftest import ROOT
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"

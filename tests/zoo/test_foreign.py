@@ -38,7 +38,8 @@ from netkin.zoo.build import (
 )
 from netkin.zoo.execution import MEMORY_FORMATS, Execution, Prepared
 from netkin.zoo.from_transformers import crop_pct
-from netkin.zoo.member import Member, parse_members
+from netkin.zoo.member import Member
+from netkin.zoo.parse import parse_members
 from netkin.zoo.preprocessing import unknown_preprocessing
 from tests.conftest import ROOT, run_command, run_here
 from tests.zoo.hub_cache import COMMIT, logits_of, offline
@@ -281,7 +282,7 @@ def test_torchvisions_weights_and_their_transforms(
         expected = logits_of(net, chosen.transforms(antialias=True)(image)[None])
         _check_view(member, IMAGENET, image, build(member, IMAGENET, file), expected)
         assert member.family == ("resnet" if name == "resnet18" else "mobilenetv3")
-        assert architecture_identity(member) == {"torchvision": name}
+        assert architecture_identity(member) == {"torchvision": name, "kwargs": {}}
 
 
 def _photograph() -> Image.Image:

@@ -21,7 +21,8 @@ from torch import Tensor
 from netkin.errors import UserError
 from netkin.zoo import sources, xception
 from netkin.zoo.build import Task, build, preprocessing
-from netkin.zoo.member import Member, parse_members
+from netkin.zoo.member import Member
+from netkin.zoo.parse import parse_members
 from tests.conftest import ROOT
 from tests.zoo.hub_cache import logits_of, offline, random_weights, write_hub, write_published
 

@@ -14,7 +14,8 @@ from netkin.errors import UserError
 from netkin.runner import resized
 from netkin.zoo import sources
 from netkin.zoo.build import Task, build, identity, knows_more, preprocessing
-from netkin.zoo.member import Member, parse_members
+from netkin.zoo.member import Member
+from netkin.zoo.parse import parse_members
 from netkin.zoo.sources import fetch
 
 DIGITS = Task(

@@ -23,16 +23,10 @@ from netkin.errors import UserError
 
 
 class Hierarchy(NamedTuple):
-    """A tree over N models.
-
-    Attributes:
-        linkage: [N - 1, 4], as in SciPy: row i joins clusters linkage[i, 0] and linkage[i, 1]
-            (below N: a model) at height linkage[i, 2] into cluster N + i of linkage[i, 3] models.
-        order: [N] int, the leaves from first to last: of the permutations in which every cluster
-            is contiguous, the one with the most similar neighbours.
-        top: the highest off-diagonal score in nats (0 where no pair has a score); top - height is
-            the mean score between the two clusters that a row joins.
-    """
+    """A tree over N models: SciPy's linkage [N - 1, 4]; the order [N] of its leaves, of those in
+    which every cluster is contiguous the one with the most similar neighbours; and the highest
+    score in nats (0 where no pair has one): top - height is the mean score between two clusters
+    that are joined."""
 
     linkage: NDArray[np.float64]
     order: NDArray[np.intp]
@@ -42,12 +36,9 @@ class Hierarchy(NamedTuple):
 def hierarchy(scores: NDArray[np.float64]) -> Hierarchy:
     """Cluster N >= 2 models by distance = (highest off-diagonal score) - score.
 
-    Args:
-        scores: [N, N], symmetric, in nats. The diagonal is not read: a model's distance to itself
-            is zero, however weak its attack was. A pair without a score (NaN) gets the mean
-            distance of all pairs.
-
-    Raises UserError for fewer than 2 models, and ValueError when the matrix is not symmetric.
+    Scores are [N, N], symmetric, in nats; the diagonal is not read. A pair without a score (NaN)
+    gets the mean distance of all pairs. Raises UserError for fewer than 2 models, and ValueError
+    when the matrix is not symmetric.
     """
     n = _symmetric(scores)
     if n < 2:
@@ -61,10 +52,8 @@ def hierarchy(scores: NDArray[np.float64]) -> Hierarchy:
     return Hierarchy(tree, leaves_list(tree).astype(np.intp), top)
 
 
-PAPER_K = 10
-"""The number of clusters in the paper (Sec. 3.1)."""
-EQUAL = 1e-9
-"""Scores closer than this, in nats, are the same."""
+PAPER_K = 10  # the number of clusters in the paper (Sec. 3.1)
+EQUAL = 1e-9  # scores closer than this, in nats, are the same
 
 
 def check_k(k: Any, n: int) -> None:
@@ -80,14 +69,11 @@ def check_k(k: Any, n: int) -> None:
 
 
 def choose_k(k: int | str | None, scores: NDArray[np.float64]) -> tuple[int, str]:
-    """The number of clusters of a matrix [N, N], and the reason for it in words.
+    """The number of clusters of a matrix [N, N] (see `affinity`), and the reason in words.
 
-    Args:
-        k: the number, from 2 to N; "auto" for the largest gap between eigenvalues (`eigengap`);
-            None for the paper's 10, or a third of the models where that is less, but at least 2.
-        scores: see `affinity`.
-
-    Raises UserError where k is something else, or there are fewer models than clusters.
+    k is the number, from 2 to N; "auto" for the largest gap between eigenvalues (`eigengap`); None
+    for the paper's 10, or a third of the models where that is less, but at least 2. Raises
+    UserError where it is something else, or there are fewer models than clusters.
     """
     n = len(scores)
     check_k(k, n)
@@ -210,14 +196,11 @@ def spectral(
 
 
 def numbered(labels: Sequence[int] | NDArray, scores: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Clusters renumbered 0 .. k - 1 so that consecutive clusters are as similar as possible.
+    """Clusters [N], of any numbers, as 0 .. k - 1 so that consecutive ones are as similar as
+    possible.
 
-    The order is that of the leaves of average linkage over the clusters' mean scores, starting at
-    the end whose cluster has the earlier model. It does not depend on the numbers in `labels`.
-
-    Args:
-        labels: [N], any numbers that tell the clusters apart.
-        scores: [N, N], symmetric, in nats.
+    The order is that of the leaves of average linkage over the clusters' mean scores ([N, N],
+    symmetric, in nats), starting at the end whose cluster has the earlier model.
     """
     _, firsts, labels = np.unique(labels, return_index=True, return_inverse=True)
     k = len(firsts)
@@ -256,19 +239,11 @@ def resolved(
     seed: int = 0,
     restarts: int = 100,
 ) -> float:
-    """How well draws of images reproduce k clusters.
-
-    The mean adjusted Rand index between the clusters of `scores` [N, N] and those of each of the
-    `draws`, [N, N] each: at most 1, and near 0 for clusters that are of chance.
-
-    Args:
-        seed: of the K-means runs.
-        restarts: K-means runs of a draw; too few make the index too low. Those of `scores` are the
-            default of `spectral`.
-    """
+    """How well draws of images reproduce k clusters: the mean adjusted Rand index between those of
+    `scores` [N, N] and of each of the `draws`, of `restarts` K-means runs; too few make it too
+    low."""
     labels = spectral(scores, k, seed)
-    drawn = [spectral(draw, k, seed, restarts) for draw in draws]
-    return float(np.mean([rand_index(labels, other) for other in drawn]))
+    return float(np.mean([rand_index(labels, spectral(d, k, seed, restarts)) for d in draws]))
 
 
 def cohesion(labels: NDArray[np.intp], clusterings: NDArray) -> NDArray[np.float64]:
@@ -285,7 +260,4 @@ def cohesion(labels: NDArray[np.intp], clusterings: NDArray) -> NDArray[np.float
 
 def co_assignment(labels: NDArray) -> NDArray[np.float64]:
     """The share of clusterings [R, N] in which two models share a cluster, [N, N] in [0, 1]."""
-    same = np.zeros((labels.shape[1], labels.shape[1]))
-    for row in labels:
-        same += row[:, None] == row
-    return same / len(labels)
+    return np.mean([np.equal.outer(row, row) for row in labels], axis=0)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -65,20 +64,15 @@ def differences(table: pl.DataFrame) -> NDArray[np.bool_]:
 
 
 def keywords(table: pl.DataFrame, labels: NDArray, top: int = 5) -> pl.DataFrame:
-    """The keywords of each cluster, by TF-IDF (Sec. 3.1, Tab. 2).
+    """The `top` keywords of each cluster, by TF-IDF (Sec. 3.1, Tab. 2).
 
     A model is a document and "component: value" a word. A cluster's score of a word is the mean
     over its models. TF-IDF is scikit-learn's, with smoothed idf and documents of unit length: it
     reproduces the paper's keywords, including common ones such as "Normalization: BN".
 
-    Args:
-        table: rows of N models, the first column their names.
-        labels: [N] int from 0.
-        top: number of keywords per cluster.
-
-    Returns:
-        cluster (from 1), rank, component, value, tf_idf, and two rates: share, of the cluster's
-        models with this value, and share_of_all, of all models.
+    Takes rows of N models, the first column their names, and labels, [N] int from 0. Returns
+    cluster (from 1), rank, component, value, tf_idf, and two rates: share, of the cluster's models
+    with this value, and share_of_all, of all models.
     """
     components = table.columns[1:]
     documents = [list(row.items())[1:] for row in table.iter_rows(named=True)]
@@ -107,17 +101,10 @@ rarer among the other models."""
 def shared_values(table: pl.DataFrame, labels: NDArray, top: int = 3) -> pl.DataFrame:
     """What each cluster has in common, and others have not.
 
-    Of the values that at least SHARED of a cluster's models have, those that are most common there
-    compared with the other models.
-
-    Args:
-        table: rows of N models, the first column their names.
-        labels: [N] int from 0.
-        top: number of values per cluster, at most.
-
-    Returns:
-        cluster (from 1), component, value, and two rates: share, of the cluster's models, and
-        share_of_others. A cluster has no row where nothing sets it apart.
+    Of the values that at least SHARED of a cluster's models have, the `top` that are most common
+    there compared with the other models; see `keywords` for the arguments. Returns cluster (from
+    1), component, value, and two rates: share, of the cluster's models, and share_of_others. A
+    cluster has no row where nothing sets it apart.
     """
     rows = []
     for cluster in range(int(labels.max()) + 1):
@@ -143,15 +130,13 @@ def agreement(ours: pl.DataFrame, theirs: pl.DataFrame) -> tuple[pl.DataFrame, p
     Returns a row per component that both have (component, cells, agree, share), and a row per cell
     that differs (model, component, ours, theirs).
     """
+    model = ours.columns[0]
     shared = [c for c in ours.columns[1:] if c in theirs.columns[1:]]
-    cells = [
-        pl.DataFrame({"model": ours[:, 0], "ours": ours[c], "theirs": theirs[c]}).with_columns(
-            component=pl.lit(c)
-        )
-        for c in shared
+    long = [
+        t.unpivot(shared, index=t.columns[0], variable_name="component") for t in (ours, theirs)
     ]
-    schema: dict[str, Any] = dict.fromkeys(("model", "component", "ours", "theirs"), pl.String)
-    both = pl.concat([pl.DataFrame(schema=schema), *(cell.select(*schema) for cell in cells)])
+    both = long[0].rename({model: "model", "value": "ours"})
+    both = both.with_columns(long[1]["value"].alias("theirs"))
     same = pl.col("ours") == pl.col("theirs")
     counts = both.group_by("component", maintain_order=True).agg(
         cells=pl.len().cast(pl.Int64), agree=same.sum().cast(pl.Int64), share=same.mean()

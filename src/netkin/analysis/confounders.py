@@ -18,7 +18,7 @@ different models, separate these:
     s(A, B)          = mean + main(A) + main(B) + rest
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -135,16 +135,10 @@ def _rates(
     return rate, rate - half, np.minimum(rate + half + (~known).mean(axis=1), 1.0)
 
 
-@dataclass(frozen=True)
-class Directions:
-    """The fit of one-sided scores.
-
-    Attributes:
-        strength: [N] of each model as a source, in nats about a mean of 0.
-        brittleness: [N] of each model as a target, in nats about a mean of 0.
-        by_source, by_target: shares of the variance of one-sided scores that the sources' and the
-            targets' means explain, in [0, 1].
-    """
+class Directions(NamedTuple):
+    """The fit of one-sided scores: of each model its strength as a source and its brittleness as a
+    target, [N] in nats about a mean of 0, and the shares of the variance that the sources' and the
+    targets' means explain, in [0, 1]."""
 
     strength: NDArray[np.float64]
     brittleness: NDArray[np.float64]
@@ -152,37 +146,23 @@ class Directions:
     by_target: float
 
 
-@dataclass(frozen=True)
-class MainEffects:
-    """The fit of two-sided scores.
-
-    Attributes:
-        effects: [N] of each model, in nats about a mean of 0.
-        rest: [N, N] scores without them, symmetric, with the mean of all pairs; the diagonal is
-            that of the scores.
-        explained: share of the variance of scores that the effects explain, in [0, 1].
-    """
+class MainEffects(NamedTuple):
+    """The fit of two-sided scores: of each model its effect, [N] in nats about a mean of 0; scores
+    without them, [N, N] with the mean and the diagonal of the scores; and the share of the variance
+    that effects explain, in [0, 1]."""
 
     effects: NDArray[np.float64]
     rest: NDArray[np.float64]
     explained: float
 
 
-@dataclass(frozen=True)
-class Change:
-    """What differs between two matrices of the same models.
-
-    Attributes:
-        rand: adjusted Rand index of their clusters; None where one has none.
-        k: the number of clusters in both.
-        nearest: number of models with another nearest relative.
-        models: N.
-    """
+class Change(NamedTuple):
+    """What differs between two matrices of N models: the adjusted Rand index of their k clusters
+    (None where one has none), and how many models have another nearest relative."""
 
     rand: float | None
     k: int
     nearest: int
-    models: int
 
 
 def asymmetry(a_fools_b: NDArray, b_fools_a: NDArray) -> NDArray[np.float64]:
@@ -225,15 +205,17 @@ def main_effects(scores: NDArray[np.float64]) -> MainEffects:
 
 def change(scores: NDArray[np.float64], other: NDArray[np.float64]) -> Change:
     """How clusters and nearest relatives differ between two matrices [N, N]."""
-    n = len(scores)
     k, _ = clusters.choose_k(None, scores)
     try:
         rand = clusters.rand_index(clusters.spectral(scores, k), clusters.spectral(other, k))
     except UserError:  # of equal scores there are no clusters
         rand = None
-    diagonal = np.eye(n, dtype=bool)
-    nearest = [np.where(diagonal, -np.inf, matrix).argmax(axis=1) for matrix in (scores, other)]
-    return Change(rand, k, int((nearest[0] != nearest[1]).sum()), n)
+    return Change(rand, k, int((nearest(scores) != nearest(other)).sum()))
+
+
+def nearest(scores: NDArray[np.float64]) -> NDArray[np.intp]:
+    """The most similar other model of each, [N, N] -> [N]."""
+    return np.where(np.eye(len(scores), dtype=bool), -np.inf, scores).argmax(axis=1)
 
 
 def _explained(fitted: NDArray[np.float64], y: NDArray[np.float64]) -> float:

@@ -1,7 +1,6 @@
 """Groups of models, and the mean similarity within them and between them (Sec. 3.2, Tab. D.1)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -55,26 +54,19 @@ class Draws:
     """The draws of `netkin.similarity.bootstrap`, of which only means over pairs are kept.
 
     For N = 1,000 models a thousand matrices are 8 GB; here a row of them at a time is computed.
-
-    Args:
-        outcomes: of N models.
-        draws: number of draws.
-        seed: of the draws, as of `netkin.similarity.bootstrap`.
     """
 
-    def __init__(self, outcomes: Outcomes, draws: int = 1000, seed: int = 0):
+    def __init__(self, outcomes: Outcomes, draws: int = 1000):
         self.outcomes = outcomes
-        self.counts = similarity.resample(len(outcomes.image_ids), draws, seed)
+        self.counts = similarity.resample(len(outcomes.image_ids), draws)
         self._group_means: dict[tuple[str, ...], NDArray[np.float64]] = {}
 
     def group_means(self, groups: Sequence[str]) -> NDArray[np.float64]:
-        """The mean score of the pairs of two of G groups of models in each draw, [draws, G, G].
+        """The mean score of the pairs of two of G groups of the N models, in the order in which
+        they come, in each draw, [draws, G, G].
 
         Computed once for the same groups. NaN where a draw leaves one of the pairs without images,
         and where there is no pair.
-
-        Args:
-            groups: of the N models; G in the order in which they come.
         """
         key = tuple(groups)
         if key not in self._group_means:
@@ -154,31 +146,17 @@ def family_means(
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
-@dataclass(frozen=True)
-class Mean:
-    """A mean score over pairs of models, in nats, with two 95 % intervals.
-
-    Attributes:
-        mean: over `pairs` pairs of `models` models.
-        images: interval over bootstrap draws of images; None without draws.
-        models_interval: interval over the choice of models, by the jackknife; None for fewer than 3
-            models.
-    """
-
-    mean: float
-    models: int
-    pairs: int
-    images: tuple[float, float] | None
-    models_interval: tuple[float, float] | None
-
-
 def mean_of(
     pairs: NDArray[np.bool_],
     scores: NDArray[np.float64],
     draws: NDArray[np.float64] | None = None,
     limits: tuple[float, float] = (-np.inf, np.inf),
-) -> Mean:
-    """The mean score of some pairs.
+) -> dict[str, Any]:
+    """The mean score of some pairs, in nats, with two 95 % intervals, as a row of a table.
+
+    Columns: models and pairs (how many), mean; images_low and images_high, over bootstrap draws of
+    images, if there are any; models_low and models_high, over the choice of models, by the
+    jackknife, for 3 models or more.
 
     Args:
         pairs: [N, N], which ones, one or more; only below the diagonal.
@@ -186,15 +164,18 @@ def mean_of(
         draws: [draws, N, N] bootstrap matrices, or None.
         limits: the least and the highest score that there can be; no interval goes beyond.
     """
-    images = None if draws is None else interval(draws[:, pairs].mean(axis=1))
-    mean = float(scores[pairs].mean())
-    models, without, ends = np.flatnonzero(pairs.any(axis=0) | pairs.any(axis=1)), [], None
+    mean, without = float(scores[pairs].mean()), []
+    models = np.flatnonzero(pairs.any(axis=0) | pairs.any(axis=1))
     for model in models:
         remaining = pairs.copy()
         remaining[model], remaining[:, model] = False, False
         if remaining.any():
             without.append(float(scores[remaining].mean()))
+    row = {"models": len(models), "pairs": int(pairs.sum()), "mean": mean}
+    if draws is not None:
+        row["images_low"], row["images_high"] = interval(draws[:, pairs].mean(axis=1))
     if len(without) == len(models):
         half = jackknife(np.array(without))
-        ends = max(mean - half, min(limits[0], mean)), min(mean + half, max(limits[1], mean))
-    return Mean(mean, len(models), int(pairs.sum()), images, ends)
+        row["models_low"] = max(mean - half, min(limits[0], mean))
+        row["models_high"] = min(mean + half, max(limits[1], mean))
+    return row

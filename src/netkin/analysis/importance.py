@@ -8,6 +8,7 @@ shuffled among the pairs.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,14 +37,9 @@ SHALLOW = Boosting(stages=100, depth=3, min_samples=2, learning_rate=0.1)
 every pattern of differences, and predict pairs of other models badly."""
 
 
-@dataclass(frozen=True)
-class Importance:
-    """How well C components predict similarity, and the importance of each.
-
-    Attributes:
-        r2: coefficient of determination, at most 1; below 0 the prediction is worse than the mean.
-        drops: [C, repeats], the drop in r2 when a component is shuffled.
-    """
+class Importance(NamedTuple):
+    """How well C components predict similarity: R^2, at most 1 and below 0 where the prediction is
+    worse than the mean, and its drops [C, repeats] when a component is shuffled."""
 
     r2: float
     drops: NDArray[np.float64]
@@ -69,20 +65,12 @@ class _Boosted(GradientBoostingRegressor):
 def boosted(
     x: NDArray[np.bool_],
     y: NDArray[np.float64],
-    test_x: NDArray[np.bool_] | None = None,
-    test_y: NDArray[np.float64] | None = None,
+    test: tuple[NDArray[np.bool_], NDArray[np.float64]] | None = None,
     options: Boosting | None = None,
 ) -> Importance:
-    """Fit on P pairs, and evaluate on other pairs, or on the same ones without test_x and test_y.
-
-    Args:
-        x, test_x: [P, C] bits.
-        y, test_y: [P] scores in nats.
-        options: of gradient boosting.
-    """
-    options = options or Boosting()
-    if test_x is None or test_y is None:
-        test_x, test_y = x, y
+    """Fit on P pairs, bits x [P, C] and scores y [P] in nats, and evaluate on the pairs `test`, or
+    on the same ones."""
+    options, (test_x, test_y) = options or Boosting(), test or (x, y)
     model = _Boosted(
         n_estimators=options.stages,
         max_depth=options.depth,
@@ -115,18 +103,12 @@ def alone(
 ) -> list[tuple[float, float, float]]:
     """Each component by itself: (r, p, p after Holm's correction), C times.
 
-    r correlates scores with whether two models differ in the component: below 0 where models that
-    differ are less similar. p is of the Mantel test. Holm (1979) corrects it for the number of
-    components. NaN for a component in which all pairs differ, or none.
-
-    Args:
-        differ: [N, N, C], whether two models differ in each component.
-        scores: [N, N], in nats.
-        permutations: of the models.
+    r correlates scores [N, N] with whether two models differ in the component, [N, N, C]: below 0
+    where models that differ are less similar. p is of the Mantel test. Holm (1979) corrects it for
+    the number of components. NaN for a component in which all pairs differ, or none.
     """
-    tests = [
-        mantel(differ[:, :, c].astype(float), scores, permutations) for c in range(differ.shape[2])
-    ]
+    bits = np.moveaxis(differ, 2, 0).astype(float)
+    tests = [mantel(component, scores, permutations) for component in bits]
     p = np.array([test.p for test in tests])
     order = np.argsort(p, kind="stable")  # NaN last
     left = int(np.isfinite(p).sum()) - np.arange(len(p))
@@ -163,15 +145,8 @@ def held_out(
 
     Pairs share models, so a split of pairs would put each model on both sides. Instead a share of
     the models is held out, at least 4, which have 6 pairs. Empty where fewer than 4 models would be
-    left to fit on.
-
-    Args:
-        differ: [N, N, C], whether two models differ in each component.
-        scores: [N, N], in nats.
-        splits: number of splits.
-        share: of the models to hold out, in (0, 1).
-        options: of gradient boosting; its seed is that of the splits, too.
-        done: called after each split.
+    left to fit on. `differ` and scores are those of `alone`; the seed of the options is that of the
+    splits, too; `done` is called after each.
     """
     options = options or Boosting()
     x, y, a, b = pairs(differ, scores)
@@ -184,6 +159,6 @@ def held_out(
     for _ in range(splits):
         held = np.isin(np.arange(n), rng.permutation(n)[:out])
         fit, test = ~held[a] & ~held[b], held[a] & held[b]
-        results.append(boosted(x[fit], y[fit], x[test], y[test], options))
+        results.append(boosted(x[fit], y[fit], (x[test], y[test]), options))
         done()
     return results

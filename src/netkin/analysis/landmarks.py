@@ -17,7 +17,7 @@ On the published 69 models: experiments/results/landmarks.md.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -34,27 +34,17 @@ from netkin.analysis.verdict import Verdict, verdict
 from netkin.errors import UserError
 from netkin.similarity import interval
 
-FEWEST = 5
-"""Landmarks."""
-FITTED = 10_000
-"""Pairs that a regression is fitted on, about; of more, so many are drawn."""
-FOLDS = 10
-"""Groups of landmarks that are held out, one after another; at most one a landmark."""
-USEFUL = 0.5
-"""The share of the variance of held-out scores from which predictions are said to work."""
-BLOCK = 50_000
-"""Pairs that are predicted at once, which bounds the memory."""
+FEWEST = 5  # landmarks
+FITTED = 10_000  # pairs that a regression is fitted on, about; of more, so many are drawn
+FOLDS = 10  # groups of landmarks that are held out, one after another; at most one a landmark
+USEFUL = 0.5  # the share of the variance of held-out scores from which predictions are said to work
+BLOCK = 50_000  # pairs that are predicted at once, which bounds the memory
 
 
 class HeldOut(NamedTuple):
-    """How well pairs with a landmark are predicted while it is taken for another model.
-
-    Attributes:
-        landmark, other: [P] positions of the models of the pairs.
-        measured, predicted: [P] scores, in nats.
-        covered: [P] bool, whether the interval that follows from the other landmarks' errors has
-            the measured score.
-    """
+    """How well pairs with a landmark are predicted while it is taken for another model: [P] each,
+    positions of the models, scores in nats, and whether the interval that follows from the other
+    landmarks' errors has the measured score."""
 
     landmark: NDArray[np.intp]
     other: NDArray[np.intp]
@@ -66,11 +56,6 @@ class HeldOut(NamedTuple):
     def r2(self) -> float:
         """See `r2`."""
         return r2(self.predicted, self.measured)
-
-    @property
-    def error(self) -> float:
-        """Mean absolute error, in nats."""
-        return float(np.abs(self.predicted - self.measured).mean())
 
     def r2_interval(self, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
         """The 95 % percentile interval of `r2` over draws of landmarks, with all their pairs."""
@@ -87,18 +72,11 @@ class HeldOut(NamedTuple):
         return verdict(self.r2, self.r2_interval(), threshold=USEFUL)
 
 
-@dataclass(frozen=True)
-class Completed:
-    """All scores of N models, measured or predicted.
-
-    Attributes:
-        scores: [N, N], symmetric unless one-sided, in nats. The diagonal is as given, or, where
-            that is NaN, the mean of the others'.
-        low, high: [N, N], the interval of a predicted score; the score itself where it was given.
-        measured: [N, N] bool, which scores were given.
-        held_out: the errors of such predictions.
-        level: the share of predicted scores that the intervals are to cover.
-    """
+class Completed(NamedTuple):
+    """All scores of N models, [N, N] in nats, symmetric unless one-sided, with intervals that are
+    to cover a share, `level`, of the predicted ones; which scores were measured, whose interval is
+    the score itself; and the errors of such predictions. The diagonal is as given, or, where that
+    is NaN, the mean of the others'."""
 
     scores: NDArray[np.float64]
     low: NDArray[np.float64]
@@ -146,7 +124,6 @@ def check_number(landmarks: int, models: int) -> None:
 def complete(
     scores: NDArray[np.float64],
     landmarks: Sequence[int],
-    components: NDArray | None = None,
     level: float = 0.9,
     seed: int = 0,
     one_sided: bool = False,
@@ -157,8 +134,6 @@ def complete(
         scores: [N, N], in nats, symmetric unless `one_sided`; of the pairs, only those with a
             landmark are read.
         landmarks: positions of models, at least 5.
-        components: [N, C] values of any kind that describe the models; whether two models differ in
-            one is a feature of the pair.
         level: of the intervals, in (0, 1).
         seed: of the regressions.
         one_sided: whether scores are one-sided, entry [a, b] of how often a's images fool b. Rows
@@ -182,14 +157,14 @@ def complete(
     known = ~np.isnan(diagonal)
     if not known[chosen].all():
         raise UserError("a landmark has no score with itself, which is its white-box success")
-    predictor = _Predictor(scores, components, seed, one_sided)
+    predict = partial(_predicted, scores, seed, one_sided)
     with threadpool_limits(1):  # small matrices: other threads cost more than they save
-        held = _held_out(predictor, chosen, rest, level)
+        held = _held_out(predict, scores, chosen, rest, level, seed)
         i, j = pair_index(len(rest))
         a, b = rest[i], rest[j]
         if one_sided:
             a, b = np.concatenate([a, b]), np.concatenate([b, a])
-        predicted = predictor(chosen, a, b)
+        predicted = predict(chosen, a, b)
     half = half_widths(held.predicted, held.measured, level)(predicted)
     full, low, high = (np.where(given, scores, np.nan) for _ in range(3))
     for matrix, values in ((full, predicted), (low, predicted - half), (high, predicted + half)):
@@ -201,34 +176,39 @@ def complete(
     return Completed(full, low, high, given, held, level)
 
 
+Predict = Callable[[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]], NDArray[np.float64]]
+"""Landmarks, and the models a and b of P pairs without one -> their scores [P]."""
+
+
 def _held_out(
-    predictor: "_Predictor", chosen: NDArray[np.intp], rest: NDArray[np.intp], level: float
+    predict: Predict,
+    scores: NDArray[np.float64],
+    chosen: NDArray[np.intp],
+    rest: NDArray[np.intp],
+    level: float,
+    seed: int,
 ) -> HeldOut:
     """The predictions of landmarks that are held out, some at a time."""
-    shuffled = np.random.default_rng(predictor.seed).permutation(chosen)
+    shuffled = np.random.default_rng(seed).permutation(chosen)
     folds = np.array_split(shuffled, min(FOLDS, len(chosen)))
     a, b = np.repeat(shuffled, len(rest)), np.tile(rest, len(shuffled))
-    fold_of = np.repeat(np.arange(len(folds)), [len(fold) * len(rest) for fold in folds])
-    truth, values = predictor.scores[a, b], np.empty(len(a))
-    for number, fold in enumerate(folds):
-        out = fold_of == number
-        values[out] = predictor(np.setdiff1d(chosen, fold), a[out], b[out])
-    covered = np.zeros(len(a), dtype=bool)
-    for number in range(len(folds)):
-        out = fold_of == number
-        half = half_widths(values[~out], truth[~out], level)(values[out])
-        covered[out] = np.abs(values[out] - truth[out]) <= half
+    parts = np.split(np.arange(len(a)), np.cumsum([len(f) * len(rest) for f in folds])[:-1])
+    values, truth, covered = np.empty(len(a)), scores[a, b], np.empty(len(a), dtype=bool)
+    for fold, part in zip(folds, parts, strict=True):
+        values[part] = predict(np.setdiff1d(chosen, fold), a[part], b[part])
+    for part in parts:
+        others = np.delete(np.arange(len(a)), part)
+        half = half_widths(values[others], truth[others], level)(values[part])
+        covered[part] = np.abs(values[part] - truth[part]) <= half
     return HeldOut(a, b, truth, values, covered)
 
 
 def half_widths(
     predicted: NDArray[np.float64], measured: NDArray[np.float64], level: float
 ) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """From predictions to half-widths that cover a share of errors such as those given.
-
-    The mean absolute error is taken as linear in the prediction, and its multiple is the conformal
-    quantile: of n ratios the k-th smallest, k = level (n + 1) rounded up.
-    """
+    """From predictions to half-widths that cover a share of errors such as those given: a multiple,
+    the conformal quantile (of n ratios the k-th smallest, k = level (n + 1) rounded up), of a mean
+    absolute error that is linear in the prediction."""
     errors = np.abs(predicted - measured)
     mean = max(float(errors.mean()), 1e-6)
     slope, start = np.polyfit(predicted, errors, 1)
@@ -241,53 +221,39 @@ def half_widths(
     return lambda values: ratio * expected(values)
 
 
-@dataclass(frozen=True)
-class _Predictor:
-    """Predicts pairs without a landmark; the fields are arguments of `complete`."""
+def _predicted(
+    scores: NDArray[np.float64],
+    seed: int,
+    one_sided: bool,
+    landmarks: NDArray[np.intp],
+    a: NDArray[np.intp],
+    b: NDArray[np.intp],
+) -> NDArray[np.float64]:
+    """The scores of pairs, by a regression on the pairs with a landmark; see `complete`, `Predict`.
 
-    scores: NDArray[np.float64]
-    components: NDArray | None
-    seed: int
-    one_sided: bool
+    Of a pair that is learned from, the features leave out its own columns.
+    """
 
-    def __call__(
-        self, landmarks: NDArray[np.intp], a: NDArray[np.intp], b: NDArray[np.intp]
-    ) -> NDArray[np.float64]:
-        """The scores [P] of pairs, by a regression on the pairs with one of the landmarks."""
-        x, y = self._measured(landmarks)
-        model = regression(len(y), self.seed).fit(x, y)
-        parts = [slice(start, start + BLOCK) for start in range(0, len(a), BLOCK)]
-        return np.concatenate([model.predict(self._rows(landmarks, a[p], b[p])) for p in parts])
+    def rows(marks: NDArray[np.intp], a: NDArray[np.intp], b: NDArray[np.intp]) -> NDArray:
+        p, q = (scores[np.ix_(marks, models)].T for models in (a, b))
+        return features(p, q, scores[np.ix_(marks, marks)].T, one_sided)
 
-    def _measured(
-        self, landmarks: NDArray[np.intp]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Features and scores of the pairs with a landmark, each without the pair's own columns."""
-        rng, rows, targets = np.random.default_rng(self.seed), [], []
-        rest = np.setdiff1d(np.arange(len(self.scores)), landmarks)
-        each = min(len(rest), -(-FITTED // len(landmarks)))
-        for number, landmark in enumerate(landmarks):
-            others = rest if each == len(rest) else rng.choice(rest, each, replace=False)
-            pairs = [(np.full(each, landmark), others)]
-            for other in landmarks[:number]:
-                two = np.array([landmark]), np.array([other])
-                pairs += [two, two[::-1]] if self.one_sided else [two]
-            for a, b in pairs:
-                kept = landmarks[(landmarks != a[0]) & (landmarks != b[0])]
-                rows.append(self._rows(kept, a, b))
-                targets.append(self.scores[a, b])
-        return np.concatenate(rows), np.concatenate(targets)
-
-    def _rows(
-        self, landmarks: NDArray[np.intp], a: NDArray[np.intp], b: NDArray[np.intp]
-    ) -> NDArray[np.float64]:
-        p, q = (self.scores[np.ix_(landmarks, models)].T for models in (a, b))
-        between = self.scores[np.ix_(landmarks, landmarks)].T
-        rows = features(p, q, between, self.one_sided)
-        if self.components is None:
-            return rows
-        differ = (self.components[a] != self.components[b]).astype(float)
-        return np.hstack([rows, differ, differ.sum(axis=1, keepdims=True)])
+    rng, x, y = np.random.default_rng(seed), [], []
+    rest = np.setdiff1d(np.arange(len(scores)), landmarks)
+    each = min(len(rest), -(-FITTED // len(landmarks)))
+    for number, mark in enumerate(landmarks):
+        others = rest if each == len(rest) else rng.choice(rest, each, replace=False)
+        pairs = [(np.full(each, mark), others)]
+        for other in landmarks[:number]:
+            two = np.array([mark]), np.array([other])
+            pairs += [two, two[::-1]] if one_sided else [two]
+        for first, second in pairs:
+            kept = landmarks[(landmarks != first[0]) & (landmarks != second[0])]
+            x.append(rows(kept, first, second))
+            y.append(scores[first, second])
+    model = regression(sum(map(len, y)), seed).fit(np.concatenate(x), np.concatenate(y))
+    parts = [slice(start, start + BLOCK) for start in range(0, len(a), BLOCK)]
+    return np.concatenate([model.predict(rows(landmarks, a[part], b[part])) for part in parts])
 
 
 def features(
@@ -298,11 +264,9 @@ def features(
 ) -> NDArray[np.float64]:
     """Features [P, F] of pairs of models; F does not depend on the number of landmarks.
 
-    Args:
-        p, q: [P, c] the profiles of the two models, their scores with c landmarks; of one-sided
-            scores, how often the landmarks' images fool them.
-        between: [c, c] the profiles of the landmarks.
-        directed: whether features tell the source p from the target q.
+    p and q are the profiles [P, c] of the two models, their scores with c landmarks (of one-sided
+    scores, how often the landmarks' images fool them), `between` those of the landmarks, [c, c].
+    With `directed` features tell the source p from the target q.
     """
     difference, least, first = np.abs(p - q), np.minimum(p, q), np.arange(len(p))
     mean_p, mean_q = p.mean(axis=1), q.mean(axis=1)

@@ -82,12 +82,9 @@ def read(path: str | Path, symmetrise: bool = False) -> Matrix:
     """A square matrix from a CSV file: a header of names, and each row's name in its first cell.
 
     Rows and columns may be in different orders. Raises UserError for a file that is not square, has
-    different names on its two axes, has a cell that is not a number, is not symmetric within 1e-6,
-    or whose scores of different models are all equal.
-
-    Args:
-        path: of the file.
-        symmetrise: replace s(A, B) and s(B, A) by their mean instead of raising an error.
+    different names on its two axes, has a cell that is not a number, is not symmetric within 1e-6
+    (unless `symmetrise` replaces s(A, B) and s(B, A) by their mean), or whose scores of different
+    models are all equal.
     """
     file = Path(path).expanduser()
     try:

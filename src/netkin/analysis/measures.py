@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from netkin.analysis.matrix import pair_index, pair_values
-from netkin.analysis.noise import Sampled, over_images
-from netkin.analysis.statistics import associate, correlations
+from netkin.analysis.matrix import pair_values
+from netkin.analysis.noise import Sampled
+from netkin.analysis.statistics import correlations, mean_known
 
 Matrices = NDArray[np.float64]
 """[draws, N, N], symmetric."""
@@ -27,15 +27,12 @@ def prediction_agreement(predictions: NDArray[np.int64], weights: NDArray) -> Ma
 
 
 def error_consistency(correct: NDArray[np.bool_], weights: NDArray) -> Matrices:
-    """Cohen's kappa of two models' errors (Geirhos et al. 2020, Eq. 1 and 2), at most 1.
+    """Cohen's kappa of two models' errors (Geirhos et al. 2020, Eq. 1 and 2), at most 1, by which
+    images [N, I] each model classifies correctly.
 
     kappa = (o - e) / (1 - e), where o is how often two models are both right or both wrong, and e
     how often two independent models of the same accuracies would be. NaN where e = 1: both are
     always right, or both always wrong.
-
-    Args:
-        correct: [N, I], whether each model classifies each image correctly.
-        weights: [draws, I].
     """
     shares, right = _shares(weights), correct.astype(float)
     accuracy = shares @ right.T  # [draws, N]
@@ -48,12 +45,7 @@ def error_consistency(correct: NDArray[np.bool_], weights: NDArray) -> Matrices:
 
 
 def mean_cosine(cosines: NDArray, weights: NDArray) -> Matrices:
-    """Mean over images of the cosine of two models' input gradients, in [-1, 1].
-
-    Args:
-        cosines: [I, N, N] of each image; see `netkin.passes.features`.
-        weights: [draws, I].
-    """
+    """Mean over images of the cosine of two models' input gradients, [I, N, N], in [-1, 1]."""
     images, n, _ = cosines.shape
     return (_shares(weights) @ cosines.reshape(images, -1)).reshape(-1, n, n)
 
@@ -113,27 +105,24 @@ def _shares(weights: NDArray) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure of N models.
-
-    Attributes:
-        name: of the measure.
-        matrix: [N, N].
-        sampled: the same, on bootstrap draws and on halves of the images.
-        seconds: its cost for all models, one after another.
-        paired: the part of the cost that grows with the square of N, in seconds.
-    """
+    """A measure of N models on all images and on samples of them, with its cost in seconds for all
+    models, one after another, and the part of it that grows with the square of N."""
 
     name: str
-    matrix: NDArray[np.float64]
     sampled: Sampled
     seconds: float
     paired: float = 0.0
+
+    @property
+    def matrix(self) -> NDArray[np.float64]:
+        """[N, N], on all images."""
+        return self.sampled.values
 
     @classmethod
     def of(cls, name: str, matrices: Matrices, draws: int, seconds: float) -> "Measure":
         """From the matrix and, after it, the draws and the halves, [1 + draws + halves, N, N]."""
         sampled = Sampled(matrices[0], matrices[1 : 1 + draws], matrices[1 + draws :])
-        return cls(name, matrices[0], sampled, seconds)
+        return cls(name, sampled, seconds)
 
     def summary(self) -> dict[str, Any]:
         """Stability and cost as a row of a table.
@@ -150,8 +139,7 @@ class Measure:
             mean, spread = float(values.mean()), float(values.std())
             noise = float(np.nanmean(np.nanstd(draws, axis=0)))
         if len(values) > 2:
-            r = correlations(values, draws)
-            agreement = float(r[~np.isnan(r)].mean()) if not np.isnan(r).all() else np.nan
+            agreement = float(mean_known(correlations(values, draws)))
         return {
             "measure": self.name,
             "mean": mean,
@@ -164,23 +152,3 @@ class Measure:
             "seconds_a_model": self.seconds / len(self.matrix),
             "undefined_pairs": int((~known).sum()),
         }
-
-
-def correlate(a: Measure, b: Measure, permutations: int) -> dict[str, Any]:
-    """The correlation of two measures as a row of a table: r, n, the interval over models, the
-    noise ceiling, r without the noise of the images with its interval, and the Mantel p.
-
-    Null where unknown, such as intervals for fewer than 5 models.
-    """
-    association = associate(a.matrix, b.matrix, permutations)
-    at = pair_index(len(a.matrix))
-    images = over_images(a.sampled.at(*at), b.sampled.at(*at), len(a.matrix))
-    return {
-        "a": a.name,
-        "b": b.name,
-        "r": association.pairs.r,
-        "pairs": association.pairs.n,
-        **association.row(),
-        **images.row(),
-        "p_independent_pairs": association.pairs.p,
-    }

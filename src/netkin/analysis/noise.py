@@ -7,30 +7,25 @@ adds it once, not twice, to the draws. `ceiling` is the r that the noise allows.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from netkin import similarity
 from netkin.analysis.matrix import pair_values, square
-from netkin.analysis.statistics import FEWEST, correlations
+from netkin.analysis.statistics import FEWEST, correlations, mean_known
 from netkin.similarity import Outcomes, interval
 
-SPLITS = 20
-"""Random splits of the images that a noise ceiling is averaged over."""
+SPLITS = 20  # random splits of the images that a noise ceiling is averaged over
 
 
-@dataclass(frozen=True)
-class OverImages:
+class OverImages(NamedTuple):
     """A correlation over pairs as infinitely many images would have it, for these models.
 
-    Attributes:
-        r: without the noise of the images, in [-1, 1]. NaN where the noise is as large as the
-            spread of the pairs, or there are fewer than 3 pairs.
-        low, high: its 95 % interval over images; NaN where r is, and for fewer than FEWEST models.
-        ceiling: the noise ceiling of the r that was measured, in [0, 1]; see `ceiling`.
+    r is in [-1, 1]; NaN where the noise of the images is as large as the spread of the pairs, or
+    there are fewer than 3 pairs. low and high are its 95 % interval over images; NaN where r is,
+    and for fewer than FEWEST models. `ceiling` is that of the r that was measured.
     """
 
     r: float = np.nan
@@ -49,17 +44,15 @@ class OverImages:
         return {name: None if np.isnan(value) else value for name, value in values.items()}
 
 
-def text(row: Mapping[str, Any], r: float = np.nan) -> str:
+def text(row: Mapping[str, Any]) -> str:
     """`OverImages.row` for a report, such as "noise ceiling 0.93; without the noise of the images
     r = 0.52 (95% interval over images 0.44 to 0.60)"; without what is null.
 
-    Args:
-        row: of `OverImages.row`.
-        r: as measured; one above its ceiling is noise that both share, and the text says so.
+    An r of the row that is above the ceiling is noise that both share, and the text says so.
     """
     parts = []
     if row["noise_ceiling"] is not None:
-        above = abs(r) > row["noise_ceiling"]
+        above = abs(row.get("r", 0)) > row["noise_ceiling"]
         why = ", which r exceeds: noise of the images that both share may be most of it"
         parts.append(f"noise ceiling {row['noise_ceiling']:.2f}{why if above else ''}")
     if row["images_low"] is not None:
@@ -70,15 +63,9 @@ def text(row: Mapping[str, Any], r: float = np.nan) -> str:
     return "; ".join(parts)
 
 
-@dataclass(frozen=True)
-class Sampled:
-    """A matrix of N models, or its pairs, on all images and on samples of them.
-
-    Attributes:
-        values: [...], on all images.
-        draws: [draws, ...], on bootstrap draws of the images.
-        halves: [2 * splits, ...], on `halves` of the images.
-    """
+class Sampled(NamedTuple):
+    """A matrix of N models, or its pairs: values [...] on all images, on bootstrap draws of them,
+    [draws, ...], and on `halves` of them, [2 * splits, ...]."""
 
     values: NDArray[np.float64]
     draws: NDArray[np.float64]
@@ -86,8 +73,7 @@ class Sampled:
 
     def at(self, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> "Sampled":
         """The pairs of matrices, such as at `netkin.analysis.matrix.pair_index`."""
-        at = (..., rows, columns)
-        return Sampled(self.values[at], self.draws[at], self.halves[at])
+        return Sampled(*(part[..., rows, columns] for part in self))
 
 
 def over_images(x: Sampled, y: Sampled, models: int) -> OverImages:
@@ -95,39 +81,35 @@ def over_images(x: Sampled, y: Sampled, models: int) -> OverImages:
     top = ceiling(x.halves, y.halves)
     if models < FEWEST:
         return OverImages(ceiling=top)
-    return replace(without_noise(x.values, y.values, x.draws, y.draws), ceiling=top)
+    return without_noise(x.values, y.values, x.draws, y.draws)._replace(ceiling=top)
 
 
 def without_noise(x: NDArray, y: NDArray, x_draws: NDArray, y_draws: NDArray) -> OverImages:
-    """The r of two vectors over pairs without the noise of the images, and its interval.
+    """The r of two vectors [pairs], NaN where unknown, without the noise of the images, and its
+    interval.
 
-    The bootstrap draws show the variances and the covariance, over pairs, that images add to those
-    of x and y. They are subtracted. For the interval, x and y are shrunk linearly until they have
-    what remains, the deviations of each draw from the mean of the draws are added, and the noise is
-    subtracted again: 2.5 and 97.5 % quantiles of the r that result.
-
-    Args:
-        x, y: [pairs], NaN where unknown.
-        x_draws, y_draws: [draws, pairs]; the images of a draw are the same for both, unless the two
-            have different images.
+    The bootstrap draws, [draws, pairs], of the same images for both unless they have different
+    ones, show the variances and the covariance, over pairs, that images add to those of x and y.
+    They are subtracted. For the interval, x and y are shrunk linearly until they have what remains,
+    the deviations of each draw from the mean of the draws are added, and the noise is subtracted
+    again: 2.5 and 97.5 % quantiles of the r that result.
     """
-    undefined = OverImages()
     known = ~np.isnan(x) & ~np.isnan(y)
     known &= ~np.isnan(x_draws).all(axis=0) & ~np.isnan(y_draws).all(axis=0)
     if known.sum() < 3:
-        return undefined
+        return OverImages()
     values = np.stack([x[known], y[known]])
     drawn = np.stack([x_draws[:, known], y_draws[:, known]])  # [2, draws, pairs]
     found = _moments(values)
-    true = found - (_mean(_moments(drawn), 0) - found)
+    true = found - (mean_known(_moments(drawn), 0) - found)
     if not min(true[0, 0], true[1, 1]) > 1e-12 * found.max():
-        return undefined
+        return OverImages()
     most = float(np.sqrt(true[0, 0] * true[1, 1]))
     true[0, 1] = true[1, 0] = np.clip(true[0, 1], -most, most)
     shrink = _root(true) @ np.linalg.pinv(_root(found))
     start = shrink @ (values - values.mean(axis=1, keepdims=True))
-    once = _moments(start[:, None] + drawn - _mean(drawn, 1)[:, None])
-    once -= _mean(once, 0) - true
+    once = _moments(start[:, None] + drawn - mean_known(drawn, 1)[:, None])
+    once -= mean_known(once, 0) - true
     with np.errstate(invalid="ignore", divide="ignore"):
         r = once[:, 0, 1] / np.sqrt(once[:, 0, 0] * once[:, 1, 1])
     return OverImages(float(true[0, 1] / most), *interval(np.clip(r, -1, 1)))
@@ -136,16 +118,9 @@ def without_noise(x: NDArray, y: NDArray, x_draws: NDArray, y_draws: NDArray) ->
 def _moments(values: NDArray) -> NDArray[np.float64]:
     """Variances and covariance over pairs of [2, ..., pairs]: [..., 2, 2], without NaN pairs."""
     known = np.where(np.isnan(values).any(axis=0), np.nan, values)
-    x, y = known - _mean(known, -1)[..., None]
-    rows = [[_mean(a * b, -1) for b in (x, y)] for a in (x, y)]
+    x, y = known - mean_known(known, -1)[..., None]
+    rows = [[mean_known(a * b, -1) for b in (x, y)] for a in (x, y)]
     return np.moveaxis(np.array(rows), (0, 1), (-2, -1))
-
-
-def _mean(values: NDArray, axis: int) -> NDArray[np.float64]:
-    """The mean of what is known; NaN where nothing is."""
-    known = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0).sum(axis=axis) / known.sum(axis=axis)
 
 
 def _root(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -162,13 +137,11 @@ def halves(n: int, splits: int = SPLITS, seed: int = 0) -> NDArray[np.float64]:
     return np.stack([first, ~first], axis=1).reshape(2 * splits, n).astype(float)
 
 
-def sampled_scores(
-    outcomes: Outcomes, draws: int, splits: int = SPLITS, one_sided: bool = False
-) -> Sampled:
+def sampled_scores(outcomes: Outcomes, draws: int, one_sided: bool = False) -> Sampled:
     """The matrix of smoothed scores in nats on samples of the images, or that of one direction,
     [a, b] of a's images on b. NaN where a half or a draw leaves a pair without images."""
     images = len(outcomes.image_ids)
-    samples = similarity.resample(images, draws), halves(images, splits)
+    samples = similarity.resample(images, draws), halves(images)
     if one_sided:
         whole, scores = similarity.one_sided(outcomes), similarity.one_sided
     else:
@@ -179,18 +152,13 @@ def sampled_scores(
 def simulated_draws(
     scores: NDArray[np.float64], images: int, draws: int, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Scores that other samples of images would give, [draws, N, N], where outcomes are unknown.
+    """Smoothed scores that other samples of images would give, [draws, N, N], where outcomes are
+    unknown.
 
     Each pair's fooling rate exp(s) / 100 is taken as true in both directions, and binomial counts
-    of `images` images are drawn for each direction. All counts are independent: images that pairs
-    share, and an image that transfers in both directions, are left out of account. The diagonal is
-    that of `scores`, and smoothed scores are those of `netkin.similarity.smoothed`.
-
-    Args:
-        scores: [N, N], symmetric, in nats; at most ln 100.
-        images: that both models of a pair classify correctly, 1 or more.
-        draws: number of matrices.
-        seed: of the draws.
+    of `images` images, that both models of a pair classify correctly, are drawn for each direction.
+    All counts are independent: images that pairs share, and an image that transfers in both
+    directions, are left out of account. The diagonal is that of `scores`, [N, N] in nats.
     """
     rates = np.clip(np.exp(pair_values(scores)) / 100, 0, 1)
     counts = np.random.default_rng(seed).binomial(2 * images, rates, (draws, len(rates))) / 2
@@ -200,17 +168,12 @@ def simulated_draws(
 
 
 def ceiling(x_halves: NDArray, y_halves: NDArray) -> float:
-    """The r over pairs that two measures of the same similarities would have on so many images.
+    """The r over pairs, in [0, 1], that two measures of the same similarities would have on so many
+    images, by their values [2 * splits, pairs] on `halves` of these; NaN where no split has an r.
 
     The square root of the product of their reliabilities. A reliability is the mean r of two halves
     of the images, corrected to all images (Spearman 1910; Brown 1910). It assumes that the noise of
     the two is independent; noise that they share can lift r above it.
-
-    Args:
-        x_halves, y_halves: [2 * splits, pairs] of `halves` of the images; NaN where unknown.
-
-    Returns:
-        In [0, 1]; NaN where no split has a correlation.
     """
     return float(np.sqrt(reliability(x_halves) * reliability(y_halves)))
 
@@ -221,5 +184,5 @@ def reliability(values: NDArray) -> float:
     r = correlations(values[::2], values[1::2])
     if np.isnan(r).all():
         return np.nan
-    mean = float(np.clip(_mean(r, 0), 0, 1))
+    mean = float(np.clip(mean_known(r, 0), 0, 1))
     return 2 * mean / (1 + mean)

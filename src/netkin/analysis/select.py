@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -65,15 +65,18 @@ def search(
     Raises UserError when there is no such ensemble.
     """
     check_size(size, n, include)
+    limit = np.inf if params is None or max_params is None else max_params
+    sizes = np.zeros(n) if params is None else params
     groups = np.array([sorted(include)], dtype=np.intp)
     while len(groups) and groups.shape[1] < size:
         if groups.shape[1] > 1 and len(groups) > keep:
             groups = groups[np.argsort(rank(groups), kind="stable")[:keep]]
-        groups = _grown(groups, n)
-        if params is not None and max_params is not None:
-            groups = groups[params[groups].sum(axis=1) <= max_params]
-    if params is not None and max_params is not None:
-        groups = groups[params[groups].sum(axis=1) <= max_params]
+        # every ensemble and every other model, without duplicates, models in order
+        larger = [np.repeat(groups, n, axis=0), np.tile(np.arange(n), len(groups))]
+        groups = np.sort(np.column_stack(larger).astype(np.intp), axis=1)
+        groups = np.unique(groups[(np.diff(groups) > 0).all(axis=1)], axis=0)
+        groups = groups[sizes[groups].sum(axis=1) <= limit]
+    groups = groups[sizes[groups].sum(axis=1) <= limit]
     if not len(groups):
         raise UserError(
             f"max_params={max_params:g} is less than any ensemble of {size} models has; allow more "
@@ -82,24 +85,10 @@ def search(
     return groups[np.argsort(rank(groups), kind="stable")]
 
 
-def _grown(groups: NDArray[np.intp], n: int) -> NDArray[np.intp]:
-    """Every ensemble extended by every other model, without duplicates, models in order."""
-    larger = np.column_stack(
-        [np.repeat(groups, n, axis=0), np.tile(np.arange(n), len(groups))]
-    ).astype(np.intp)
-    new = (larger[:, :-1] != larger[:, -1:]).all(axis=1)
-    return np.unique(np.sort(larger[new], axis=1), axis=0)
-
-
 @dataclass(frozen=True)
 class Prediction:
-    """Error of an ensemble = mean error of its members * (1 - ERR), ERR linear in mean similarity.
-
-    Attributes:
-        intercept, slope: of ERR = intercept + slope * (mean similarity of the pairs).
-        errors: [n] error of each model, in [0, 1].
-        scores: [n, n], in nats.
-    """
+    """Error of an ensemble = mean error of its members * (1 - ERR), where ERR = intercept + slope *
+    (mean similarity of the pairs), by the errors [n] of the models and their scores [n, n]."""
 
     intercept: float
     slope: float
@@ -143,15 +132,11 @@ def expected_error(
     """Errors of ensembles [G, k] that follow from the errors [n] of their members alone, [G].
 
     The margin of each model (true logit less the highest other one) is taken as normal over images,
-    and all pairs of models as equally correlated. The mean of k margins is then normal, too, and
-    negative with this probability. ImageNet classifiers that err on 19% to 26% and of which just
-    one errs on 12% to 15% of the images have a correlation of 0.83 to 0.85; of models trained on
-    other data it can be far lower (Gontijo-Lopes et al. 2022).
-
-    Args:
-        errors: in [0, 1]; clipped to where the normal quantile is finite.
-        groups: positions.
-        correlation: in [0, 1]; 1 makes an ensemble no better than its mean member.
+    and all pairs of models as equally correlated; 1 makes an ensemble no better than its mean
+    member. The mean of k margins is then normal, too, and negative with this probability. ImageNet
+    classifiers that err on 19% to 26% and of which just one errs on 12% to 15% of the images have a
+    correlation of 0.83 to 0.85; of models trained on other data it can be far lower (Gontijo-Lopes
+    et al. 2022).
     """
     z = stats.norm.ppf(np.clip(errors, 1e-6, 1 - 1e-6))[groups]
     k = groups.shape[1]
@@ -162,40 +147,12 @@ def expected_error(
 def least_similar_of_the_best(
     expected: NDArray[np.float64], similarity: NDArray[np.float64], tolerance: float
 ) -> tuple[NDArray[np.intp], int]:
-    """The order of G ensembles, and how many have an error within `tolerance` of the lowest.
-
-    These come first, the least similar ahead; the others follow by their errors.
-
-    Args:
-        expected: errors, [G].
-        similarity: mean scores, [G], in nats.
-        tolerance: a difference of errors that does not count.
-    """
+    """The order of G ensembles by expected errors [G] and mean scores [G], and how many have an
+    error within `tolerance` of the lowest. These come first, the least similar ahead; the others
+    follow by their errors."""
     near = expected <= expected.min() + tolerance
     order = np.lexsort((np.where(near, similarity, expected), ~near))
     return order.astype(np.intp), int(near.sum())
-
-
-class HeldOut(NamedTuple):
-    """What similarity adds to the errors of members, on ensembles with a model that was held out.
-
-    Attributes:
-        models: held out, one after another.
-        r: Pearson's, of the errors predicted by `fit_prediction` and the measured ones.
-        r_alone: the same for a prediction from the members' mean error alone, with a constant ERR.
-        error, error_alone: mean absolute errors of both predictions, means over the models.
-        gain: error_alone - error.
-        low, high: its 95 % interval over the models, Student's.
-    """
-
-    models: int
-    r: float
-    r_alone: float
-    error: float
-    error_alone: float
-    gain: float
-    low: float
-    high: float
 
 
 def held_out_models(
@@ -203,31 +160,35 @@ def held_out_models(
     errors: NDArray[np.float64],
     groups: NDArray[np.intp],
     measured: NDArray[np.float64],
-) -> HeldOut | None:
-    """How well errors are predicted for ensembles with a model that no fitted ensemble has.
+) -> dict[str, float] | None:
+    """What similarity adds to the errors of members, on ensembles with a model that no fitted
+    ensemble has.
 
     The arguments are those of `fit_prediction`. A model is held out where at least 3 ensembles have
-    it and 3 have not. None for fewer than FEWEST such models.
+    it and 3 have not. None for fewer than FEWEST such `models`. r is Pearson's, of predicted and
+    measured errors, and error their mean absolute difference, a mean over the models; r_alone and
+    error_alone are of a prediction from the members' mean error alone, with a constant ERR; gain is
+    error_alone - error, with its 95 % interval over the models, low and high, Student's.
     """
     off, values = [], []
     for model in range(len(scores)):
         out = (groups == model).any(axis=1)
         if min(out.sum(), (~out).sum()) < 3:
             continue
-        of = errors, groups[~out], measured[~out]
+        of, truth = (errors, groups[~out], measured[~out]), measured[out]
         predicted = fit_prediction(scores, *of)(groups[out])
         alone = fit_prediction(np.zeros_like(scores), *of)(groups[out])
-        truth = measured[out]
         off.append([np.abs(p - truth).mean() for p in (predicted, alone)])
         values.append(np.stack([predicted, alone, truth]))
     if len(off) < FEWEST:
         return None
-    error, error_alone = map(float, np.mean(off, axis=0))
+    error, error_alone = np.mean(off, axis=0).tolist()
     gains = np.array(off)[:, 1] - np.array(off)[:, 0]
     half, gain = float(stats.t.ppf(0.975, len(off) - 1) * stats.sem(gains)), float(gains.mean())
     predicted, alone, truth = np.concatenate(values, axis=1)
-    r, r_alone = pearson(predicted, truth).r, pearson(alone, truth).r
-    return HeldOut(len(off), r, r_alone, error, error_alone, gain, gain - half, gain + half)
+    errors_of = {"error": error, "error_alone": error_alone, "gain": gain}
+    r = {"r": pearson(predicted, truth).r, "r_alone": pearson(alone, truth).r}
+    return {"models": len(off), **r, **errors_of, "low": gain - half, "high": gain + half}
 
 
 def read_accuracies(path: str | Path, names: Sequence[str]) -> NDArray[np.float64]:
@@ -254,36 +215,23 @@ def read_accuracies(path: str | Path, names: Sequence[str]) -> NDArray[np.float6
 def teachers(
     scores: NDArray[np.float64], student: int, bases: Sequence[str], names: Sequence[str]
 ) -> pl.DataFrame:
-    """All other models as teachers of a student, the most promising first (Sec. 4.2).
+    """All other models as teachers of a student, by its position, the most promising first
+    (Sec. 4.2).
 
     Among teachers with the student's base architecture the more similar one is better, among others
     the more dissimilar one (Fig. 5b and c). Ties go to the teacher with another base architecture:
     the best of the paper's students had a very different teacher.
 
-    Args:
-        scores: [N, N], in nats.
-        student: its position.
-        bases, names: [N] base architecture and name of each model.
-
     Returns a row a teacher: position, rank, teacher, base_architecture, similarity, and fit: in
     [0, 1], 1 for the most similar of the student's base architecture, and the least similar other.
     """
-    others = [i for i in range(len(names)) if i != student]
-    similarity = scores[student, others].astype(float)
-    low, high = similarity.min(), similarity.max()
-    toward = (similarity - low) / (high - low) if high > low else np.full(len(others), 0.5)
-    same = np.array([bases[i] == bases[student] for i in others])
-    table = pl.DataFrame(
-        {
-            "position": others,
-            "teacher": [names[i] for i in others],
-            "base_architecture": [bases[i] for i in others],
-            "similarity": similarity,
-            "fit": np.where(same, toward, 1 - toward),
-            "same": same,
-        }
-    ).sort("fit", "same", "teacher", descending=[True, False, False])
-    return table.drop("same").insert_column(1, pl.Series("rank", range(1, len(others) + 1)))
+    listed = {"teacher": names, "base_architecture": bases, "similarity": scores[student]}
+    table = pl.DataFrame(listed).with_row_index("position").filter(pl.col("position") != student)
+    s, same = pl.col("similarity"), pl.col("base_architecture") == bases[student]
+    toward = ((s - s.min()) / (s.max() - s.min())).fill_nan(0.5)
+    fit = pl.when(same).then(toward).otherwise(1 - toward)
+    table = table.with_columns(fit=fit).sort(-pl.col("fit"), same, "teacher")
+    return table.insert_column(1, pl.Series("rank", range(1, table.height + 1)))
 
 
 def choose_teachers(
@@ -301,15 +249,12 @@ def choose_teachers(
     Args:
         names: of N candidates.
         similarities: of each to the student, [N], in nats.
-        number: of teachers, unless more candidates are above.
+        number: of teachers, unless more candidates are above; an error for fewer candidates.
         above: every candidate with a higher similarity is chosen, in nats.
         seed: of the draw.
 
-    Returns:
-        A row per candidate, in descending order of similarity: teacher, similarity, and chosen,
-        which is "above", "sampled" or null.
-
-    Raises UserError when there are fewer candidates than `number`.
+    Returns a row a candidate, the most similar first: teacher, similarity, and chosen, which is
+    "above", "sampled" or null.
     """
     if len(names) < number:
         raise UserError(
@@ -317,12 +262,11 @@ def choose_teachers(
             f"{number}; choose fewer teachers, or from more models"
         )
     order = np.argsort(-similarities, kind="stable")
-    high = [int(i) for i in order if similarities[i] > above]
-    rest = [int(i) for i in order if similarities[i] <= above]
-    needed = max(0, number - len(high))
-    rng = np.random.default_rng(seed)
-    sampled = {int(rng.choice(run)) for run in np.array_split(rest, needed)} if needed else set()
-    how = {**dict.fromkeys(high, "above"), **dict.fromkeys(sampled, "sampled")}
-    chosen = pl.Series("chosen", [how.get(int(i)) for i in order], pl.String)
+    high = int((similarities > above).sum())
+    rng, runs = np.random.default_rng(seed), np.arange(high, len(order))
+    needed = max(0, number - high)
+    sampled = [int(rng.choice(run)) for run in np.array_split(runs, needed)] if needed else []
+    how = {**dict.fromkeys(range(high), "above"), **dict.fromkeys(sampled, "sampled")}
+    chosen = pl.Series("chosen", [how.get(i) for i in range(len(order))], pl.String)
     listed = {"teacher": [names[i] for i in order], "similarity": similarities[order]}
     return pl.DataFrame(listed).with_columns(chosen)

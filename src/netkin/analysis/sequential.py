@@ -40,14 +40,9 @@ class Rule:
 
 @dataclass(frozen=True)
 class Certainty:
-    """How certain scores are after some of a run's images.
-
-    Attributes:
-        images, total: that were used, and that the run has.
-        share: of the pairs that are certain enough.
-        half_width: of the pair at the rule's share, in nats; infinite where a pair has no image.
-        rule: that the run stops by.
-    """
+    """How certain scores are after some of a run's images (of a total): the share of the pairs that
+    are certain enough, and the half-width of the pair at the rule's share, in nats; infinite where
+    a pair has no image."""
 
     images: int
     total: int

@@ -7,10 +7,9 @@ own name. Intervals over images are in `netkin.analysis.noise`.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from math import factorial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,27 +21,19 @@ stats: Any = scipy_stats  # whose results are typed without their fields
 
 FEWEST = 5
 """Models, or independent observations, below which there is neither an interval nor a verdict."""
-ALIKE = 0.9
-"""The correlation from which two matrices count as the same."""
+ALIKE = 0.9  # the correlation from which two matrices count as the same
 CERTAIN = 0.95
 """The share of draws of images from which a choice, such as a cluster, counts as certain."""
-NEAREST = 3
-"""The nearest models that an answer names."""
-LEAST_P = 0.0001
-"""The least p-value that is written with its digits."""
+NEAREST = 3  # the nearest models that an answer names
+LEAST_P = 0.0001  # the least p-value that is written with its digits
 
 
-@dataclass(frozen=True)
-class Correlation:
-    """Pearson's r of n pairs of numbers.
+class Correlation(NamedTuple):
+    """Pearson's r of n pairs of numbers, in [-1, 1]; NaN where n < 3 or where x or y does not vary.
 
-    Attributes:
-        r: in [-1, 1]; NaN where n < 3 or where x or y does not vary.
-        low, high: 95 % interval by Fisher's transformation, for independent observations; NaN where
-            r is, or n < FEWEST.
-        p: two-sided, by Student's t: valid for independent observations only. For pairs of models
-            print it, if at all, beside the p of `mantel`, labelled as for independent pairs.
-        n: number of (x, y) without NaN.
+    low and high are the 95 % interval by Fisher's transformation (NaN for n < FEWEST), and p is
+    two-sided, by Student's t: both are for independent observations. For pairs of models print p,
+    if at all, beside that of `mantel`, labelled as for independent pairs.
     """
 
     r: float
@@ -52,16 +43,9 @@ class Correlation:
     n: int
 
 
-@dataclass(frozen=True)
-class Trend:
-    """A least-squares line with the confidence band of its mean.
-
-    Attributes:
-        slope: of y on x.
-        x, y: [points] the line, over the range of the data.
-        low, high: [points] the band, for independent observations.
-        level: its confidence, such as 0.9.
-    """
+class Trend(NamedTuple):
+    """A least-squares line of y on x, [points] over the range of the data, its slope, and the
+    confidence band of its mean, for independent observations, of a level such as 0.9."""
 
     slope: float
     x: NDArray[np.float64]
@@ -81,6 +65,13 @@ def known_pairs(x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArra
         raise ValueError(f"expected two vectors of one length, got {a.shape} and {b.shape}")
     known = ~np.isnan(a) & ~np.isnan(b)
     return a[known], b[known]
+
+
+def mean_known(values: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+    """The mean of what is not NaN; NaN where everything is."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(axis=axis) / known.sum(axis=axis)
 
 
 def varies(x: NDArray[np.float64]) -> bool:
@@ -110,11 +101,8 @@ def paired(
 def pair_positions(
     a: NDArray[np.float64], b: NDArray[np.float64]
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows and columns of the pairs in two matrices over the same models.
-
-    Where both are symmetric each unordered pair once, [N (N - 1) / 2]; otherwise each ordered
-    pair, [N (N - 1)]. Diagonals are left out.
-    """
+    """Rows and columns of the pairs in two matrices over the same models, without the diagonals:
+    where both are symmetric [N (N - 1) / 2], each pair once, otherwise [N (N - 1)]."""
     if all(np.allclose(m, m.T, equal_nan=True) for m in (a, b)):
         return pair_index(len(a))
     rows, columns = np.nonzero(~np.eye(len(a), dtype=bool))
@@ -168,23 +156,15 @@ def p_text(p: float, permutations: int | None = None) -> str:
 
 
 PERMUTATIONS = 9999
-ALL = 5040
-"""Permutations that are all used, however few are wanted: those of up to 7 models."""
-_CHUNK = 4_000_000
-"""Values of permuted matrices that are held at once: 32 MB."""
+ALL = 5040  # permutations that are all used, however few are wanted: those of up to 7 models
+_CHUNK = 4_000_000  # values of permuted matrices that are held at once: 32 MB
 
 
-@dataclass(frozen=True)
-class Tested:
-    """A correlation with the p-value of a permutation test.
+class Tested(NamedTuple):
+    """Pearson's r in [-1, 1] with the two-sided p of a permutation test; NaN where undefined.
 
-    Attributes:
-        r: Pearson's, in [-1, 1]; NaN where undefined.
-        p: two-sided; NaN where r is. Of m drawn permutations p = (k + 1) / (m + 1), where k have
-            |r| at least as large; p = k / m where all m permutations are used, the identity
-            included.
-        permutations: m.
-        every: whether these are all permutations that there are.
+    Of m drawn `permutations` p = (k + 1) / (m + 1), where k have |r| at least as large; p = k / m
+    where these are `every` permutation that there is, the identity included.
     """
 
     r: float
@@ -196,55 +176,6 @@ class Tested:
         """The p-value such as "p = 0.17 (all 6 permutations)" or "p ≤ 0.0001 (9,999 ...)"."""
         number = f"{'all ' if self.every else ''}{self.permutations:,}"
         return f"p {p_text(self.p, self.permutations)} ({number} permutations)"
-
-
-@dataclass(frozen=True)
-class Association:
-    """The correlation of two matrices over the same N models.
-
-    Attributes:
-        pairs: Pearson's r over the pairs of models, with the p for independent pairs.
-        test: the Mantel test, which permutes models.
-        models: N.
-        low, high: 95 % interval over the choice of models; see `over_models`.
-    """
-
-    pairs: Correlation
-    test: Tested
-    models: int
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        """For a figure, such as "r = -0.31, Mantel p = 0.0012, n = 66"."""
-        p = p_text(self.test.p, self.test.permutations)
-        return f"r = {self.pairs.r:.2f}, Mantel p {p}, n = {self.pairs.n}"
-
-    def row(self) -> dict[str, Any]:
-        """Columns of a table; the interval is null for fewer than FEWEST models."""
-        known = not np.isnan(self.low)
-        return {
-            "models": self.models,
-            "models_low": self.low if known else None,
-            "models_high": self.high if known else None,
-            "mantel_p": self.test.p,
-            "permutations": self.test.permutations,
-        }
-
-    def sentence(self) -> str:
-        """For a report: r, its interval over models, and both p-values."""
-        c = self.pairs
-        if np.isnan(c.r):
-            return f"{c.n} pair{'s' * (c.n != 1)} of models: too few for a correlation."
-        text = f"Pearson r = {c.r:.3f} over {c.n} pairs of {self.models} models"
-        if not np.isnan(self.low):
-            text += f" (95% interval over models {self.low:.2f} to {self.high:.2f})"
-        if self.models < FEWEST:
-            text += f", too few for an interval or a verdict (fewer than {FEWEST})"
-        return (
-            f"{text}; Mantel {self.test.text()}. If pairs were independent, which they are not: "
-            f"p {p_text(c.p)}."
-        )
 
 
 def _square(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -262,30 +193,23 @@ def _permuted(
     seed: int,
     width: int,
 ) -> Tested:
-    """Test an observed r against `statistic`, which is given orders [m, n] and returns [m] r.
-
-    All n! orders are used where there are at most ALL or `wanted`; `width` is the number of values
-    that one order needs.
-    """
+    """Test an observed r against `statistic`, [m] r of orders [m, n] of `width` values each: all n!
+    where these are at most ALL or `wanted`."""
     if np.isnan(observed):
         return Tested(np.nan, np.nan, 0)
     every = n < 13 and factorial(n) <= max(wanted, ALL)
     total = factorial(n) if every else wanted
-    count, chunk = 0, max(_CHUNK // max(width, 1), 1)
-    for orders in _orders(n, total, every, seed, chunk):
-        count += int((np.abs(statistic(orders)) >= abs(observed) - 1e-12).sum())
-    p = count / total if every else (count + 1) / (total + 1)
-    return Tested(observed, p, total, every)
-
-
-def _orders(n: int, total: int, every: bool, seed: int, chunk: int) -> Iterator[NDArray[np.intp]]:
     rng, listed = np.random.default_rng(seed), itertools.permutations(range(n))
+    count, chunk = 0, max(_CHUNK // max(width, 1), 1)
     for start in range(0, total, chunk):
         m = min(chunk, total - start)
         if every:
-            yield np.array(list(itertools.islice(listed, m)), dtype=np.intp)
+            orders = np.array(list(itertools.islice(listed, m)), dtype=np.intp)
         else:
-            yield rng.permuted(np.tile(np.arange(n), (m, 1)), axis=1)
+            orders = rng.permuted(np.tile(np.arange(n), (m, 1)), axis=1)
+        count += int((np.abs(statistic(orders)) >= abs(observed) - 1e-12).sum())
+    p = count / total if every else (count + 1) / (total + 1)
+    return Tested(observed, p, total, every)
 
 
 def mantel(
@@ -295,18 +219,15 @@ def mantel(
     seed: int = 0,
     controls: Sequence[ArrayLike] = (),
 ) -> Tested:
-    """Pearson's r of two matrices over the same models, and its p by permuting models (Mantel).
+    """Pearson's r of two matrices [N, N] of the same models, and its p by permuting these (Mantel).
 
-    With controls it is the partial r: that of the residuals of a and b on the controls (Smouse,
-    Long and Sokal 1986). The residuals of a are permuted (Legendre 2000), and regressed on the
-    controls again.
+    Where both are symmetric each pair counts once, otherwise each direction; diagonals are not
+    read. Pairs with NaN in either are left out, in permutations too. These are drawn with
+    replacement; all N! are used where they are no more, or N is at most 7.
 
-    Args:
-        a, b: [N, N]; diagonals are not read. Where both are symmetric each pair counts once,
-            otherwise each direction. Pairs with NaN in either are left out, in permutations too.
-        permutations: drawn with replacement; all N! where these are no more, or N is at most 7.
-        seed: of the permutations.
-        controls: matrices [N, N] without NaN off the diagonal.
+    With controls, matrices [N, N] without NaN off the diagonal, it is the partial r: that of the
+    residuals of a and b on them (Smouse, Long and Sokal 1986). The residuals of a are permuted
+    (Legendre 2000), and regressed on the controls again.
 
     NaN where r is undefined: fewer than 3 pairs more than controls, or a matrix that does not vary.
     Raises ValueError for matrices that are not square or differ in size.
@@ -315,7 +236,12 @@ def mantel(
     rows, columns = pair_positions(x, y)
     z = [np.asarray(c, dtype=float)[rows, columns] for c in controls]
     z = np.column_stack([np.ones(len(rows)), *z])
-    moved = _residuals(x, rows, columns, z) if controls else x
+    moved = x
+    if controls:  # the residuals of x, of both directions where each pair is there once
+        moved = np.full_like(x, np.nan)
+        moved[rows, columns] = _without(x[rows, columns][None], z)[0]
+        if 2 * len(rows) == len(x) * (len(x) - 1):
+            moved[columns, rows] = moved[rows, columns]
     known = ~np.isnan(y[rows, columns])
     rows, columns, z = rows[known], columns[known], z[known]
     fixed = _without(y[rows, columns][None], z)[0]
@@ -332,15 +258,6 @@ def mantel(
     return _permuted(r, statistic, len(x), permutations, seed, len(rows))
 
 
-def _residuals(x: NDArray, rows: NDArray, columns: NDArray, z: NDArray) -> NDArray[np.float64]:
-    """The residuals of a matrix [N, N] on controls at its pairs, [pairs, controls], as a matrix."""
-    result = np.full_like(x, np.nan)
-    result[rows, columns] = _without(x[rows, columns][None], z)[0]
-    if 2 * len(rows) == len(x) * (len(x) - 1):  # each pair once
-        result[columns, rows] = result[rows, columns]
-    return result
-
-
 def _without(values: NDArray[np.float64], z: NDArray[np.float64]) -> NDArray[np.float64]:
     """The residuals of rows [m, n] on the columns of z [n, controls]; NaN stays."""
     known = ~np.isnan(values)
@@ -352,15 +269,6 @@ def _without(values: NDArray[np.float64], z: NDArray[np.float64]) -> NDArray[np.
     for i, (row, k) in enumerate(zip(values, known, strict=True)):
         result[i, k] = _without(row[k][None], z[k])[0]
     return result
-
-
-def associate(
-    a: ArrayLike, b: ArrayLike, permutations: int = PERMUTATIONS, seed: int = 0
-) -> Association:
-    """Pearson's r over pairs of models with the Mantel p beside it; see `mantel`."""
-    x, y = _square(a, b)
-    test = mantel(x, y, permutations, seed)
-    return Association(pearson(*paired(x, y)), test, len(x), *over_models(x, y))
 
 
 def over_models(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:

@@ -6,8 +6,7 @@ with chance, with that of the training, and with the accuracy under the best rel
 outputs. It is not compared with published accuracies: timm's package has no table of them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,31 +18,44 @@ from netkin.data.classes import ORDERS, class_words, in_order
 
 RELABELLED, CHANCE, BELOW_TRAINED, GUESSED = "relabelled", "chance", "below trained", "guessed"
 """Kinds of suspicions."""
-SATURATED = "saturated"
-"""A kind that leaves predictions right, and attacks without a gradient."""
+SATURATED, PROBABILITIES, FLAT = "saturated", "probabilities", "flat"
+"""Kinds that leave predictions right, and attacks without a gradient or with a small one."""
+RANDOM, BATCH = "random", "batch"
+"""Kinds of logits that depend on more than the image: on chance, or on the other images."""
+REMEDIES = {
+    CHANCE: "Check that the weights are of this dataset and of these classes",
+    BELOW_TRAINED: "Check that images and preprocessing are those of the training",
+    GUESSED: "Give each member the mean, std, input_size, crop_pct and interpolation that it was "
+    "trained with, even if these are the guessed ones",
+    SATURATED: "Divide its logits by a constant in its forward pass, which changes no prediction, "
+    "or use AutoAttack, whose losses do not depend on their scale; more steps do not help",
+    PROBABILITIES: "Return logits: leave the softmax at its end out",
+    FLAT: "Give what rounds or thresholds in its forward pass a gradient, such as that of the "
+    "identity; more steps do not help",
+    RANDOM: "Switch dropout and noise off in eval mode, or fix their random numbers: its scores "
+    "are one draw of many",
+    BATCH: "Let its batch normalisation use the stored statistics in eval mode: its accuracy and "
+    "its scores change with batch_size",
+}
+"""What to do about a kind, with a member's name before it or after it."""
 FAR = 104.0
 """Nats between the two largest logits above which float32 holds no gradient of the cross-entropy:
 exp(-104) is 0."""
-SHIFTED = "shifted"
-"""An order of classes: each class one further, or one back."""
-LEVEL = 0.01
-"""Of the binomial test against chance."""
+SHIFTED = "shifted"  # an order of classes: each class one further, or one back
+LEVEL = 0.01  # of the binomial test against chance
 NEAR = 0.05
 """An accuracy this part of the way from chance to 1 is near chance, however many images there
 are."""
 KNOWN = 0.25
 """The part of that way that one of the known orders has to reach; any other order has to reach half
 of it."""
-GAIN = 0.1
-"""Accuracy that a relabelling has to gain."""
+GAIN = 0.1  # accuracy that a relabelling has to gain
 SHORTFALL = 0.05
 """Accuracy that has to be missing from that of the training, besides the sampling error."""
-ERRORS = 3.0
-"""Standard errors that count as sampling error."""
+ERRORS = 3.0  # standard errors that count as sampling error
 MOST_CLASSES = 2000
 """Of more classes, only known orders are tried: a search takes minutes and gigabytes."""
-EXAMPLES = 3
-"""Classes that a finding names."""
+EXAMPLES = 3  # classes that a finding names
 
 
 class Accuracy(NamedTuple):
@@ -53,16 +65,11 @@ class Accuracy(NamedTuple):
     images: int
 
 
-@dataclass(frozen=True)
-class Suspicion:
-    """A reason to doubt that a classifier is run as it was trained.
-
-    Attributes:
-        kind: RELABELLED, CHANCE, BELOW_TRAINED, GUESSED or SATURATED.
-        finding: in words, to follow the classifier's name and a colon.
-        order: of RELABELLED, the order that the outputs are in: one of
-            `netkin.data.classes.ORDERS`, or SHIFTED; empty where it is none of them.
-    """
+class Suspicion(NamedTuple):
+    """A reason to doubt that a classifier is run as it was trained: its kind (RELABELLED, or one of
+    `REMEDIES`), the finding in words, to follow the classifier's name and a colon, and of
+    RELABELLED the order of the outputs: one of `netkin.data.classes.ORDERS`, SHIFTED, or empty
+    where it is none of them."""
 
     kind: str
     finding: str
@@ -75,27 +82,26 @@ def suspicions(
     classes: Sequence[str],
     trained: Accuracy | None = None,
     guessed: bool = False,
-    saturated: float = 0.0,
+    logits: NDArray[np.float32] | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> list[Suspicion]:
     """The reasons to doubt a classifier, empty where there are none.
 
     Another order of classes explains a low accuracy, which is then no reason of its own.
 
     Args:
-        labels: of I images, indices of the classes.
-        predictions: for the same images.
+        labels, predictions: of I images, indices of the classes.
         classes: K names, in the order of the labels.
         trained: what its training recorded on test images of this dataset, if it did.
         guessed: whether its preprocessing is unknown.
-        saturated: of `saturation`.
+        logits: [I, K], for the same images.
+        notes: of `netkin.passes.predict.examine`.
     """
-    result = []
     accuracy, images = float(np.mean(predictions == labels)), len(labels)
     percent = f"its accuracy is {accuracy:.1%} on {images} images"
     relabelling = _relabelling(labels, predictions, classes, percent)
-    if relabelling is not None:
-        result.append(relabelling)
-    else:
+    result = [] if relabelling is None else [relabelling]
+    if relabelling is None:
         chance = chance_rate(labels, len(classes))
         if near_chance(round(accuracy * images), images, chance):
             result.append(Suspicion(CHANCE, f"{percent}, near chance ({chance:.1%})"))
@@ -106,13 +112,31 @@ def suspicions(
     if guessed:
         finding = "its preprocessing is unknown, and mean = std = 0.5 is a guess"
         result.append(Suspicion(GUESSED, finding))
-    if saturated > 0.5:
+    unsteady, flat = (notes or {}).get("unsteady"), float((notes or {}).get("flat", 0))
+    if unsteady == RANDOM:
+        finding = "its logits for the same images differ from one evaluation to the next"
+        result.append(Suspicion(RANDOM, finding))
+    elif unsteady == BATCH:
+        result.append(Suspicion(BATCH, "its logits for an image depend on the others of the batch"))
+    saturated = 0.0 if logits is None else saturation(logits)
+    if logits is not None and are_probabilities(logits):
+        finding = "its outputs are probabilities (not negative, with a sum of 1), not logits"
+        result.append(Suspicion(PROBABILITIES, finding))
+    elif saturated > 0.5:
         finding = (
             f"its loss saturates: on {saturated:.0%} of its images the two largest logits differ "
             f"by more than {FAR:.0f}, where the gradient of the cross-entropy is 0"
         )
         result.append(Suspicion(SATURATED, finding))
+    elif flat > 0.5:
+        finding = f"the gradient of its loss is 0 in every pixel, on {flat:.0%} of the images tried"
+        result.append(Suspicion(FLAT, finding))
     return result
+
+
+def are_probabilities(logits: NDArray[np.float32]) -> bool:
+    """Whether outputs [I, K] are probabilities instead of logits."""
+    return bool((logits >= 0).all() and np.allclose(logits.sum(axis=1), 1, atol=1e-3))
 
 
 def saturation(logits: NDArray[np.float32]) -> float:
@@ -129,17 +153,12 @@ def chance_rate(labels: NDArray[np.intp], classes: int) -> float:
 
 
 def near_chance(correct: int, images: int, chance: float) -> bool:
-    """Whether an accuracy is that of guessing.
-
-    It is where guessing reaches it with a probability above `LEVEL`, or where it lies within
-    `NEAR` of the way from chance to 1. Above half of that way it never is: of few images, all
-    correct ones can be luck.
-    """
-    accuracy = correct / images
-    if far_from_chance(accuracy, chance):
-        return False
-    near = not far_from_chance(accuracy, chance, NEAR)
-    return near or bool(binom.sf(correct - 1, images, chance) > LEVEL)
+    """Whether an accuracy is that of guessing: where guessing reaches it with a probability above
+    `LEVEL`, or where it lies within `NEAR` of the way from chance to 1. Above half of that way it
+    never is: of few images, all correct ones can be luck."""
+    near = not far_from_chance(correct / images, chance, NEAR)
+    likely = near or bool(binom.sf(correct - 1, images, chance) > LEVEL)
+    return likely and not far_from_chance(correct / images, chance)
 
 
 def far_from_chance(accuracy: float, chance: float, part: float = 0.5) -> bool:
@@ -193,22 +212,17 @@ def known_orders(classes: Sequence[str]) -> dict[str, NDArray[np.intp]]:
     The orders are `netkin.data.classes.ORDERS`, and SHIFTED: by one, as labels are that are counted
     from 1. Those that are the classes' own order are left out.
     """
-    n = len(classes)
-    orders = {}
+    own, orders = np.arange(len(classes)), {}
     for order in ORDERS:
         index = {name: k for k, name in enumerate(in_order(classes, order))}
         orders[order] = np.array([index[name] for name in classes])
-    if n > 2:
-        up, down = (np.arange(n) + 1) % n, (np.arange(n) - 1) % n
-        orders |= {SHIFTED: up, f"{SHIFTED} back": down}
-    return {order: outputs for order, outputs in orders.items() if (outputs != np.arange(n)).any()}
+    if len(classes) > 2:
+        orders |= {SHIFTED: np.roll(own, -1), f"{SHIFTED} back": np.roll(own, 1)}
+    return {order: outputs for order, outputs in orders.items() if (outputs != own).any()}
 
 
 def _relabelling(
-    labels: NDArray[np.intp],
-    predictions: NDArray[np.intp],
-    classes: Sequence[str],
-    percent: str,
+    labels: NDArray[np.intp], predictions: NDArray[np.intp], classes: Sequence[str], percent: str
 ) -> Suspicion | None:
     """A suspicion where outputs are those of the same classes in another order.
 
@@ -217,10 +231,8 @@ def _relabelling(
     """
     n, chance = len(classes), chance_rate(labels, len(classes))
     before = predictions == labels
-    tries = [
-        (outputs[labels] == predictions, outputs, order)
-        for order, outputs in known_orders(classes).items()
-    ]
+    known = known_orders(classes).items()
+    tries = [(outputs[labels] == predictions, outputs, order) for order, outputs in known]
     if n <= MOST_CLASSES:
         after = relabelled_correct(labels, predictions, n)
         tries.append((after, best_relabelling(labels, predictions, n), ""))
@@ -236,9 +248,6 @@ def _relabelling(
     pairs = ", ".join(f"{named[k]} as {named[outputs[k]]}" for k in moved[:EXAMPLES])
     more = ", ..." if len(moved) > EXAMPLES else ""
     other = f"the {order} order" if order in ORDERS else "another order"
-    return Suspicion(
-        RELABELLED,
-        f"{percent}, but {after.mean():.1%} with its outputs in {other} of the classes: it "
-        f"predicts {pairs}{more}",
-        order.removesuffix(" back"),
-    )
+    right = f"{percent}, but {after.mean():.1%} with its outputs in {other} of the classes"
+    finding = f"{right}: it predicts {pairs}{more}"
+    return Suspicion(RELABELLED, finding, order.removesuffix(" back"))

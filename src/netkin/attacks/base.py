@@ -3,6 +3,8 @@ numbers that are fixed by an image's key."""
 
 import copy
 import hashlib
+import inspect
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -124,8 +126,11 @@ class Plain(Attack):
 def as_attack(attack: Any, name: str = "", identity: Mapping[str, Any] | None = None) -> Attack:
     """Any object with `perturb` as an `Attack`, a copy with this name and identity if given.
 
-    Raises UserError for an object without `perturb`.
+    To the identity of an attack that is not netkin's a hash of its module's text is added: edited,
+    it is another attack. Raises UserError for an object without `perturb`.
     """
+    made_by = (identity or {}).get("_target_", "").rpartition(".")[0]
+    module = made_by or type(attack).__module__
     if not isinstance(attack, Attack):
         if not callable(getattr(attack, "perturb", None)):
             raise UserError(
@@ -136,8 +141,17 @@ def as_attack(attack: Any, name: str = "", identity: Mapping[str, Any] | None = 
     elif name:
         attack = copy.copy(attack)
     if name:
-        attack.name, attack.identity = name, identity or {}
+        source = {} if module.startswith("netkin.") else {"_source_sha256": _text_sha256(module)}
+        attack.name, attack.identity = name, {**(identity or {}), **source}
     return attack
+
+
+def _text_sha256(module: str) -> str | None:
+    """The hash of a module's text; None where there is none, as of a console's."""
+    try:
+        return hashlib.sha256(inspect.getsource(sys.modules[module]).encode()).hexdigest()
+    except (OSError, TypeError, KeyError):
+        return None
 
 
 @contextmanager

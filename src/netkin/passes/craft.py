@@ -15,8 +15,7 @@ from netkin.jobs.pool import Advance, Result
 from netkin.passes import Item
 from netkin.results import Results
 from netkin.runner import Runner
-from netkin.store.files import write_tensors
-from netkin.store.layout import shard_file
+from netkin.store.layout import Folder, shard_file
 from netkin.store.lease import is_held, lease
 
 
@@ -60,7 +59,7 @@ def craft(results: Results, runner: Runner, item: Item, advance: Advance) -> Res
             if writing is not None:
                 writing.result()  # raises StoreError when the previous one could not be written
             tensors = {"images": torch.cat(parts), "index": index}
-            writing = thread.submit(_write, file, tensors, stack.pop_all())
+            writing = thread.submit(_write, folder, file, tensors, stack.pop_all())
             crafted.append(shard["shard"])
 
     todo = missing(item.todo)
@@ -82,10 +81,10 @@ def craft(results: Results, runner: Runner, item: Item, advance: Advance) -> Res
     )
 
 
-def _write(file: Path, tensors: dict[str, Tensor], held: ExitStack) -> None:
+def _write(folder: Folder, file: Path, tensors: dict[str, Tensor], held: ExitStack) -> None:
     """Write a shard, then release its lease."""
     with held:
-        write_tensors(file, tensors)
+        folder.write(file, tensors)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from netkin.jobs.pool import Advance, Result
 from netkin.passes import Item
 from netkin.results import Results
 from netkin.runner import Runner
-from netkin.store.files import write_json, write_tensors
+from netkin.store.files import damaged, write_json
 from netkin.store.layout import shard_file
 from netkin.store.lease import lease
 
@@ -57,7 +57,7 @@ def _decode(results: Results, runner: Runner, item: Item, advance: Advance) -> R
     for view, images in zip(item.todo, zip(*decoded, strict=True), strict=True):
         folder = results.view_folder(view).claim()
         pixels = torch.from_numpy(np.stack(images))
-        write_tensors(shard_file(folder, item.shard), {"pixels": pixels})
+        folder.write(shard_file(folder, item.shard), {"pixels": pixels})
     return Result(images=len(positions), seconds=time.perf_counter() - start)
 
 
@@ -80,7 +80,11 @@ def readable(results: Results, advance: Advance) -> Results:
     subset = results.evaluation.subset
     file = results.folder / "unreadable.json"  # a repaired image makes another subset
     if file.is_file():
-        bad = json.loads(file.read_text())
+        try:
+            bad = dict(json.loads(file.read_text()))
+            assert bad.keys() <= set(subset.ids), "it lists other images"
+        except (OSError, ValueError, TypeError, AssertionError) as error:
+            raise damaged(file, error) from None
         advance(len(subset))
     else:
         bad = unreadable_images(results.evaluation.images, subset.positions, advance)

@@ -23,7 +23,6 @@ from netkin.passes import Item
 from netkin.passes.probe import fastest
 from netkin.results import Results
 from netkin.runner import Batches, Runner
-from netkin.store.files import read_tensors, write_tensors
 from netkin.store.layout import Folder, shard_file
 from netkin.zoo.build import Classifier
 
@@ -67,7 +66,7 @@ class Kind:
     def read(self, results: Results, model: Model) -> Tensor:
         """A model's data, [n, ...]. Raises StoreError for a damaged file."""
         folder, numbers = self.folder(results, model), range(len(self.shards(results)))
-        return torch.cat([read_tensors(shard_file(folder, i))[self.name] for i in numbers])
+        return torch.cat([folder.read(shard_file(folder, i))[self.name] for i in numbers])
 
     def compute(self, context: tuple[Results, Runner, Any], item: Item, advance: Advance) -> Result:
         """Compute and store a model's missing shards. Raises UserError for values not finite."""
@@ -92,7 +91,7 @@ class Kind:
                 raise UserError(
                     f"{model.name} gives NaN or infinite {self.name}; are its weights intact?"
                 )
-            write_tensors(shard_file(folder, batch["shard"]), {self.name: values})
+            folder.write(shard_file(folder, batch["shard"]), {self.name: values})
             advance(n)
 
         with frozen(classifier):
@@ -181,6 +180,8 @@ def gradient_cosines(results: Results, models: Sequence[Model], kind: Kind) -> N
 
     def blocks() -> Iterator[NDArray[np.float32]]:
         for shard, images in enumerate(kind.shards(results)):
+            for folder in (kind.folder(results, model) for model in models):
+                folder.read(shard_file(folder, shard))  # its checksum and its owner, once
             for start in range(0, len(images), AT_ONCE):
                 part = slice(start, start + AT_ONCE)
                 x = torch.stack([directions(model, shard, part) for model in models], dim=1)

@@ -3,26 +3,38 @@
 The last two are controls. A brittle model errs under any change of its input, so each is evaluated
 under `netkin.attacks.SignNoise` of the attack's own eps, which uses no gradient. And an adversarial
 image reaches a target through the source's crop and a resize, which alone can make the target err.
+
+On the first clean images a model is examined: whether its logits depend on the batch or on chance,
+and whether its loss has a gradient. The same images tell, when results are used again, whether a
+model with code of the user's own still computes what is stored of it.
 """
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
+from netkin.analysis.suspect import BATCH, RANDOM
 from netkin.attacks import SignNoise
+from netkin.attacks.base import frozen
 from netkin.attacks.grid import to_grid
 from netkin.data.views import View
-from netkin.errors import UserError
+from netkin.errors import OtherContents, UserError
 from netkin.evaluation import Evaluation
 from netkin.jobs.pool import Advance, Result
 from netkin.model import Model
 from netkin.passes import Item
 from netkin.results import CLEAN, NOISE_SEED, Change, Results
 from netkin.runner import Predictor, Runner
-from netkin.store.files import write_tensors
 from netkin.store.lease import lease
+
+EXAMINED = 8
+"""Images, the subset's first ones, that a model is examined on."""
+CLOSE = 1e-3
+"""Of the largest logit: more than two devices, or two sizes of a batch, differ by in float32."""
 
 
 def predict(results: Results, runner: Runner, item: Item, advance: Advance) -> Result:
@@ -46,18 +58,87 @@ def predict(results: Results, runner: Runner, item: Item, advance: Advance) -> R
                 classifier = model.build()
                 params = sum(parameter.numel() for parameter in classifier.parameters())
                 predictor = runner.predictor(classifier)
-            values = _predictions(results, runner, model, predictor, change, advance)
-            results.clean_folder(model).claim()  # not for a broken model, which has raised
+            values, notes = _predictions(results, runner, model, predictor, change, advance)
+            folder = results.clean_folder(model).claim()  # not of a broken model, which has raised
             if change == CLEAN:
-                write_tensors(file, {"logits": values}, params=str(params))
+                folder.write(file, {"logits": values}, params=str(params), **notes)
             else:
-                write_tensors(file, {"predictions": values})
+                folder.write(file, {"predictions": values})
             done += 1
     return Result(
         images=len(evaluation.subset) * done,
         seconds=time.perf_counter() - start,
         remaining=item.left(tuple(taken)),
     )
+
+
+def check_unchanged(results: Results, runner: Runner, models: Sequence[Model]) -> None:
+    """Raises OtherContents for a model with code of its own that no longer gives the logits that
+    are stored of it.
+
+    No hash covers all that such code reads, so the model is run again, on the CPU, on `EXAMINED`
+    clean images. Logits may differ by `CLOSE` of the largest one, since they may be of another
+    device. Models of a library need no such check: their arguments and weights identify them; and
+    one whose logits depend on the batch or on chance, which is suspect, cannot have it.
+    """
+    for model in models:
+        if not (model.member.target and model.has_weights and results.has(model)):
+            continue
+        if results.clean_notes(model)["unsteady"]:
+            continue
+        stored, pixels = results.logits(model)[:EXAMINED], results.pixels(model.view, 0, EXAMINED)
+        predictor = replace(runner, accelerator="cpu").predictor(model.build())
+        with torch.no_grad():
+            now = torch.cat(list(predictor.logits(pixels, model.view.input_size)))
+        if not close(now, stored):
+            most = float((now - stored).abs().max())
+            raise OtherContents(
+                f"{model.name} is not what it was: its logits on {len(stored)} clean images differ "
+                f"by up to {most:.3g} from those in {results.clean_folder(model).path}: its code, "
+                "or what that reads, has changed. Give it another name, choose another store, or "
+                "remove what is stored of it"
+            )
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    """Whether logits differ by no more than rounding, in any precision of float32's range."""
+    return a.shape == b.shape and bool((a - b).abs().max() <= CLOSE * b.abs().max())
+
+
+def examine(predictor: Predictor, images: Tensor, size: int, labels: Tensor) -> dict[str, str]:
+    """What a model does with a few clean images besides its logits.
+
+    Args:
+        predictor: runs the model.
+        images: [n, 3, H, W] uint8 in the model's own view, on its device.
+        size: of its input.
+        labels: [n].
+
+    Returns:
+        unsteady: RANDOM where the same images have other logits a second time, BATCH where one has
+            others alone, else "". flat: the share of images, in [0, 1], at which the gradient of
+            the cross-entropy is 0 in all pixels; "0" where no gradient can be computed.
+    """
+
+    def logits(x: Tensor) -> Tensor:
+        return torch.cat(list(predictor.logits(x, size)))
+
+    together = logits(images)
+    unsteady = "" if close(logits(images), together) else RANDOM
+    try:
+        alone = torch.cat([logits(image[None]) for image in images])
+    except Exception:  # such as batch normalisation's, of a single value
+        alone = together[:0]
+    unsteady = unsteady or ("" if close(alone, together) else BATCH)
+    with frozen(predictor.model) as model, torch.enable_grad():
+        x = (images.float() / 255).requires_grad_()
+        try:
+            loss = cross_entropy(model(x), labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, x)
+        except Exception:  # no path from the logits to the pixels, or too little memory
+            return {"unsteady": unsteady, "flat": "0"}
+    flat = (gradient == 0).flatten(1).all(dim=1).float().mean()
+    return {"unsteady": unsteady, "flat": f"{float(flat):.3f}"}
 
 
 def _predictions(
@@ -67,15 +148,21 @@ def _predictions(
     predictor: Predictor,
     change: Change,
     advance: Advance,
-) -> Tensor:
-    """A model's logits on all clean images [I, K], or the classes that it predicts for changed ones
-    [I]. Raises UserError, with the images, where logits on clean images are not finite."""
-    evaluation, parts = results.evaluation, list[Tensor]()
+) -> tuple[Tensor, dict[str, str]]:
+    """A model's logits on all clean images [I, K], and what `examine` tells; or the classes that it
+    predicts for changed ones [I]. Raises UserError, with the images, where logits on clean images
+    are not finite."""
+    evaluation, parts, notes = results.evaluation, list[Tensor](), dict[str, str]()
+    size = model.view.input_size
 
     def step(batch: dict) -> None:
         images = batch["images"]
-        for logits in predictor.logits(images, model.view.input_size, evaluation.interpolation):
+        for logits in predictor.logits(images, size, evaluation.interpolation):
             parts.append((logits if change == CLEAN else logits.argmax(dim=1)).cpu())
+        if change == CLEAN and not notes:
+            first = images[:EXAMINED]
+            labels = evaluation.labels[: len(first)].to(first.device)
+            notes.update(examine(predictor, first, size, labels))
         advance(len(images))
 
     def load(shard: int) -> dict:
@@ -89,7 +176,7 @@ def _predictions(
             f"{model.name} gives NaN or infinite logits on {len(bad)} of {len(values)} clean "
             f"images ({evaluation.image_names(bad)}); are its weights intact?"
         )
-    return values
+    return values, notes
 
 
 def changed(results: Results, model: Model, change: Change, shard: int) -> Tensor:

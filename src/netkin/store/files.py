@@ -102,14 +102,20 @@ def create_json(path: Path, content: Mapping[str, Any]) -> bool:
     return written
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], owner: str, **metadata: str) -> None:
     """Write tensors and metadata with their checksum; see `read_tensors` and `read_metadata`.
+
+    Args:
+        path: of the file.
+        tensors: by name.
+        owner: a hash of what they are of, which `read_tensors` compares.
+        metadata: further texts.
 
     Raises StoreError where the file cannot be written.
     """
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    notes = {**metadata, "xxh3": checksum(content, metadata)}
-    header = {METADATA: json.dumps(notes, sort_keys=True)}
+    notes = {**metadata, "owner": owner}
+    header = {METADATA: json.dumps({**notes, "xxh3": checksum(content, notes)}, sort_keys=True)}
 
     def save(temporary: Path) -> None:
         temporary.touch()  # with the permissions of any new file: safetensors makes its own 0600
@@ -120,19 +126,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) ->
     write(path, save)
 
 
-def read_tensors(path: Path, ours: bool = True) -> dict[str, Tensor]:
+def read_tensors(path: Path, owner: str | None = None, ours: bool = True) -> dict[str, Tensor]:
     """The tensors of a safetensors file, by name.
 
     Args:
         path: of the file.
+        owner: what they must be of; anything where None.
         ours: whether it must be netkin's. Another library's has no checksum.
 
-    Raises DamagedFile where the file is cut, altered or missing.
+    Raises DamagedFile where the file is cut, altered, missing, or of another owner.
     """
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            notes = _notes(header) if ours or METADATA in header else None
+            notes = _notes(header, owner) if ours or METADATA in header else None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if notes is not None and notes.pop("xxh3") != checksum(tensors, notes):
             raise ValueError("its bytes do not fit their checksum")
@@ -141,23 +148,26 @@ def read_tensors(path: Path, ours: bool = True) -> dict[str, Tensor]:
     return tensors
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata that `write_tensors` stored with the tensors, and their checksum ("xxh3").
+def read_metadata(path: Path, owner: str | None = None) -> dict[str, str]:
+    """The metadata that `write_tensors` stored with the tensors, with "owner" and "xxh3".
 
-    Raises DamagedFile where the file is cut, missing or not netkin's.
+    Raises DamagedFile where the file is cut, missing, not netkin's, or of another owner.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return _notes(file.metadata() or {})
+            return _notes(file.metadata() or {}, owner)
     except (SafetensorError, OSError, ValueError) as error:
         raise damaged(path, error) from None
 
 
-def _notes(header: Mapping[str, str]) -> dict[str, str]:
-    """The metadata in a file's header. Raises ValueError where it is not netkin's."""
+def _notes(header: Mapping[str, str], owner: str | None) -> dict[str, str]:
+    """The metadata in a file's header. Raises ValueError where it is not netkin's, or another's."""
     notes = json.loads(header.get(METADATA, "{}"))
     if not isinstance(notes, dict) or "xxh3" not in notes:
         raise ValueError("its header lacks the checksum")
+    if owner is not None and notes.get("owner") != owner:
+        earlier = "" if "owner" in notes else ", or of an earlier netkin"
+        raise ValueError(f"it is of another model, attack or part than its place{earlier}")
     return notes
 
 

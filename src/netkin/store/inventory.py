@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from netkin.errors import DamagedFile, UserError, near
 from netkin.store import folder
 from netkin.store.files import digest, read_tensors
-from netkin.store.layout import manifest_problem
+from netkin.store.layout import check_weights, manifest_problem, owner
 from netkin.store.lease import holders, sweep
 from netkin.store.outcomes import OutcomeStore, contents, read_table
 
@@ -114,8 +114,8 @@ def checked(root: Path) -> list[Path]:
 def damage(root: Path, advance: Callable[[int], None]) -> list[Damage]:
     """All damaged files of a store; `advance` is called with 1 after each of `checked`.
 
-    Each is compared with its own checksum, or with the hash in its folder's name. Whether it is of
-    the model, images and attack of a run is checked by that run.
+    Each is compared with its own checksum, with the identity of its folder, or with the hash in its
+    folder's name. Whether that is the identity of a run's model is checked by that run.
     """
     damages, known = [], subsets(root)
     for file in checked(root):
@@ -147,8 +147,13 @@ def _problem(root: Path, file: Path, subsets: Sequence[Path]) -> str | None:
             rows, of = read_table(file), contents(file)
             fits = set(rows["source"]) <= of.parts.keys() and set(rows["target"]) <= {of.target}
             return None if fits else "it has rows of other models than it lists"
-        ours = file.relative_to(root).parts[0] in ("weights", "training")
-        read_tensors(file, ours or any(subset in file.parents for subset in subsets))
+        kind = file.relative_to(root).parts[0]
+        if kind == "weights":
+            check_weights(file)
+        else:
+            within = any(subset in file.parents for subset in subsets)
+            of = owner(file, identity(file.parent)) if within else None
+            read_tensors(file, of, ours=within or kind == "training")
     except DamagedFile as error:
         return error.problem
     return None

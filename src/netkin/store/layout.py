@@ -15,9 +15,10 @@
 A file under its own name is complete: it is written under a temporary name in the same folder,
 flushed to the disk and renamed, which is atomic on a POSIX file system. Each folder has an
 identity, the settings that its contents were computed with; other settings under the same name are
-an error, and nothing is reused. Tensors and outcomes have a checksum (XXH3, 128 bits), which is
-verified at each read. `views/` only saves time and may be removed at any moment. `.leases/` lists
-the work in progress (`netkin.store.lease`).
+an error, and nothing is reused. Tensors and outcomes have a checksum (XXH3, 128 bits) over their
+bytes and over what they are of, which is verified at each read: a file that was changed, or moved
+to another's place, is refused by name. `views/` only saves time and may be removed at any moment.
+`.leases/` lists the work in progress (`netkin.store.lease`).
 """
 
 import errno
@@ -28,10 +29,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from netkin.data.subset import Subset
 from netkin.errors import OtherContents, StoreError, UserError
 from netkin.store import differences, folder
-from netkin.store.files import create_json, damaged, write_json
+from netkin.store.files import (
+    create_json,
+    damaged,
+    digest,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,40 @@ class Folder:
                 "another store, or remove that folder"
             )
         return self
+
+    def owner(self, file: Path) -> str:
+        """What a tensor file of this folder is of, as a hash."""
+        return owner(file, self.identity)
+
+    def write(self, file: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
+        """Write a tensor file of this folder. Raises StoreError where that is not possible."""
+        write_tensors(file, tensors, self.owner(file), **metadata)
+
+    def read(self, file: Path) -> dict[str, Tensor]:
+        """Its tensors. Raises DamagedFile where the file is cut, altered or another's."""
+        return read_tensors(file, self.owner(file))
+
+
+def owner(file: Path, identity: Mapping[str, Any]) -> str:
+    """What a tensor file in a folder of an identity is of, as a hash: that and its place, which are
+    kind, model and shard."""
+    place = [file.parents[1].name, file.parent.name, file.name]
+    return digest({"identity": identity, "place": place})
+
+
+def weights_owner(made_of: Mapping[str, Any]) -> str:
+    """What weights that were trained here are of, as a hash: the training in the notes beside."""
+    return digest({"weights": made_of})
+
+
+def check_weights(file: Path) -> None:
+    """Raises DamagedFile where weights that were trained here are cut, altered or another's."""
+    notes = file.with_suffix(".json")
+    try:
+        made_of = json.loads(notes.read_text())["made_of"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise damaged(notes, error) from None
+    read_tensors(file, weights_owner(made_of))
 
 
 class Store:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from netkin.errors import UserError
 from netkin.store.files import read_metadata, read_tensors, write_tensors
+from netkin.store.layout import owner
 from netkin.training.weights import check_identity
 
 
@@ -60,7 +61,7 @@ class Checkpoint:
         }
         # Tensors may share memory, which safetensors does not store.
         copies = {name: value.detach().clone() for name, value in tensors.items()}
-        write_tensors(path, copies, training=json.dumps(content))
+        write_tensors(path, copies, owner(path, self.identity), training=json.dumps(content))
 
 
 def best(curves: Sequence[Mapping[str, float]]) -> float | None:

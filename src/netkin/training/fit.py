@@ -22,6 +22,7 @@ from netkin.data.images import Images
 from netkin.errors import UserError
 from netkin.runner import quiet, trainer
 from netkin.store.files import write_tensors
+from netkin.store.layout import owner
 from netkin.training import checkpoint
 from netkin.training.checkpoint import Checkpoint
 from netkin.training.data import Augmented, Draws, as_pixels, batches, seeded
@@ -305,7 +306,8 @@ class Fit(pl.LightningModule):
         if self.trainer.is_global_zero:
             better = row.get("test_accuracy", -1) > (-1 if earlier is None else earlier)
             if better and self.recipe.keep == "best":
-                write_tensors(self.job.best, self.classifier.net.state_dict(), epoch=str(done))
+                weights = self.classifier.net.state_dict()
+                write_tensors(self.job.best, weights, owner(self.job.best, self.job.identity))
             Checkpoint(
                 self.job.identity,
                 done,

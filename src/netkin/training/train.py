@@ -16,6 +16,7 @@ from torch.utils.data import TensorDataset
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance, Result
 from netkin.store.files import read_tensors, write, write_json, write_tensors
+from netkin.store.layout import owner, weights_owner
 from netkin.training import checkpoint
 from netkin.training.distillation import Teacher
 from netkin.training.fit import Job, Report, fit
@@ -118,13 +119,16 @@ def _store(
         "ema": (end.ema, final.get("test_accuracy_ema")),
     }[recipe.keep]
     assert accuracy is not None
-    write_tensors(file, read_tensors(job.best) if weights is None else weights)
+    if weights is None:
+        weights = read_tensors(job.best, owner(job.best, job.identity))
+    made_of = {key: value for key, value in job.identity.items() if key != "name"}
+    write_tensors(file, weights, weights_owner(made_of))
     table = pl.DataFrame(end.curves, infer_schema_length=None)
     write(file.with_suffix(".curves.csv"), table.write_csv)
     write_json(
         file.with_suffix(".json"),
         {
-            "made_of": {key: value for key, value in job.identity.items() if key != "name"},
+            "made_of": made_of,
             "member": asdict(member),
             **({"teacher": asdict(teaching.teacher.member)} if teaching else {}),
             "test_accuracy": accuracy,

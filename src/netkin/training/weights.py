@@ -95,7 +95,6 @@ def identity(
     task = training.task
     values = {
         **architecture_identity(member),
-        "kwargs": dict(member.kwargs),
         **({"fit": [dict(fit) for fit in task.fit]} if member.timm else {}),
         "input_size": member.input_size or task.input_size,
         "num_classes": task.num_classes,

@@ -2,7 +2,9 @@
 
 import copy
 import hashlib
+import io
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -189,10 +191,33 @@ def logits_in(output: Any, name: str) -> Tensor:
 
 
 def _only_logits(net: nn.Module) -> nn.Module:
-    """Have a network return its logits alone, in place, by a forward hook."""
+    """Have a network return its logits alone, in place, by a forward hook. TorchScript's modules
+    take no hooks, and are run within another module."""
+    if isinstance(net, torch.jit.ScriptModule):
+        net = Script(net)
     if _logits_hook not in net._forward_hooks.values():
         net.register_forward_hook(_logits_hook)
     return net
+
+
+class Script(nn.Module):
+    """A module of TorchScript as a plain one. A copy has parameters of its own, as they are not in
+    a copy that TorchScript makes."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(x)
+
+    def __deepcopy__(self, memo: dict) -> "Script":
+        file = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch advises other formats
+            torch.jit.save(self.net, file)
+            file.seek(0)
+            return Script(torch.jit.load(file))
 
 
 def _logits_hook(module: nn.Module, _inputs: Any, output: Any) -> Tensor:
@@ -251,7 +276,6 @@ def identity(member: Member, task: Task, weights_sha256: str) -> dict[str, Any]:
     return {
         **architecture_identity(member),
         **published,
-        "kwargs": dict(member.kwargs),
         **fit,
         "weights_sha256": weights_sha256,
         **key,
@@ -260,11 +284,13 @@ def identity(member: Member, task: Task, weights_sha256: str) -> dict[str, Any]:
 
 
 def architecture_identity(member: Member) -> dict[str, Any]:
-    """What a member is built of, as JSON; of one's own class or function, its source text, too."""
-    if member.target:
-        source = sources.source_sha256(member.target)
-        return {"_target_": member.target, "source_sha256": source}
-    return {member.kind: getattr(member, member.kind)}
+    """What a member is built of, as JSON. What one's own class or function computes may depend on
+    any code: see `netkin.passes.predict.check_unchanged`."""
+    kwargs = {} if member.in_memory else dict(member.kwargs)
+    return {
+        "_target_" if member.target else member.kind: getattr(member, member.kind),
+        "kwargs": kwargs,
+    }
 
 
 def weights_sha256(net: nn.Module) -> str:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +21,7 @@ from torch.nn import Module
 
 from netkin.data.views import View
 from netkin.errors import UserError, first_line
-
-if TYPE_CHECKING:
-    from netkin.zoo.member import Member, Task
+from netkin.zoo.member import Member, Task
 
 Config = Mapping[str, Any]
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -78,13 +76,13 @@ class Transformers:
                     return path
         raise FileNotFoundError(f"{name} holds no weights, such as {WEIGHTS[0]}")
 
-    def ways(self, member: "Member", config: Config, task: "Task", size: int) -> list[Config]:
+    def ways(self, member: Member, config: Config, task: Task, size: int) -> list[Config]:
         """With the dataset's classes, unless the weights are the published ones."""
         if not member.uses_published(task) and task.weights == "train":
             return [{"num_labels": task.num_classes, **member.kwargs}]
         return [dict(member.kwargs)]
 
-    def build(self, member: "Member", config: Config, kwargs: Config, file: Path | None) -> Module:
+    def build(self, member: Member, config: Config, kwargs: Config, file: Path | None) -> Module:
         """The network in float32. Raises UserError where the weights lack a part of it."""
         where, library = _folder(member.transformers), transformers()
         model = library.AutoModelForImageClassification

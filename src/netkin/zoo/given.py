@@ -1,27 +1,25 @@
 """Models as `netkin.compare` takes them: modules, `Model`s, names and mappings.
 
-A module exists in this process only. A member refers to it by its fingerprint: as its `target` it
-has `instance`, which looks it up.
+A module exists in this process only. A member refers to it by a number: as its `target` it has
+`instance`, which looks it up.
 """
 
 import copy
-import hashlib
-import inspect
-import json
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from netkin.data.imagenet import wnids
 from netkin.errors import UserError, first_line
-from netkin.zoo.build import count_classes, published_classes, weights_sha256
-from netkin.zoo.member import Member, parse_members
+from netkin.zoo.build import Script, count_classes, published_classes
+from netkin.zoo.member import IN_MEMORY, Member
+from netkin.zoo.parse import parse_members
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,15 +89,15 @@ def _spec(name: str, model: Model, shape: Sequence[int]) -> tuple[dict[str, Any]
         )
 
     def values(given: Any) -> Any:
-        return given.tolist() if isinstance(given, np.ndarray | torch.Tensor) else given
+        return given.tolist() if isinstance(given, np.ndarray | Tensor) else given
 
-    sha256, net = register(model.net, name)
+    number, net = register(model.net, name)
     module = type(net).__module__
     family = module.split(".")[-1] if module.startswith("timm.models.") else type(net).__name__
     spec = {
         "name": name,
-        "target": TARGET,
-        "kwargs": {"sha256": sha256},
+        "target": IN_MEMORY,
+        "kwargs": {"number": number},
         "family": model.family or family,
         "input_size": height if model.input_size is None else model.input_size,
         "mean": values(model.mean),
@@ -151,27 +149,31 @@ def _count_classes(net: nn.Module, member: Member) -> int:
     except Exception as error:  # whatever a network of the user's raises
         raise UserError(
             f"models: {member.name} does not take images {[2, channels, size, size]} "
-            f"({type(error).__name__}: {first_line(error)}); give "
-            "netkin.Model(net, input_size=...) the size that it takes, or in_chans=1 for gray ones"
+            f"({type(error).__name__}: {first_line(error)}); a copy of it runs in float32, on "
+            "batches of any size; where it takes another size or gray images, give "
+            "netkin.Model(net, input_size=...) or in_chans=1"
         ) from error
 
 
-_networks: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
+_networks: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
+_numbers = itertools.count()
 
 
-def instance(sha256: str) -> nn.Module:
-    """The network of a fingerprint, for as long as somebody holds what `register` returned."""
-    return _networks[sha256]
+def instance(number: int) -> nn.Module:
+    """The network that `register` gave a number, for as long as somebody holds it."""
+    return _networks[number]
 
 
-TARGET = f"{instance.__module__}.{instance.__name__}"
+assert f"{__name__}.{instance.__name__}" == IN_MEMORY
 
 
-def register(net: nn.Module, name: str) -> tuple[str, nn.Module]:
-    """A network's fingerprint, and the copy of it that `instance` returns.
+def register(net: nn.Module, name: str) -> tuple[int, nn.Module]:
+    """A number, and the copy of a network that `instance` returns for it.
 
-    The copy is in eval mode, in float32 and on the CPU. The network itself stays as it is; of a
-    compiled or parallel one, the copied network is what it wraps.
+    Each has a number of its own: equal weights do not make two networks one, since what a network
+    computes may depend on anything. The copy is in eval mode, in float32 and on the CPU. The
+    network itself stays as it is; of a compiled or parallel one, the copied network is what it
+    wraps.
 
     Raises UserError, with the model's `name`, where it cannot be copied.
     """
@@ -179,6 +181,8 @@ def register(net: nn.Module, name: str) -> tuple[str, nn.Module]:
         raise UserError(f"models: {name} must be an nn.Module, got a {type(net).__name__}")
     while isinstance(inner := getattr(net, "_orig_mod", None) or _parallel(net), nn.Module):
         net = inner
+    if isinstance(net, torch.jit.ScriptModule):
+        net = Script(net)
     try:
         copied = copy.deepcopy(net).cpu().float().eval()
     except Exception as error:  # whatever the module's parts raise
@@ -186,52 +190,15 @@ def register(net: nn.Module, name: str) -> tuple[str, nn.Module]:
             f"models: {name} ({type(net).__name__}) cannot be copied to the CPU "
             f"({first_line(error)}); netkin runs a copy, so that the network stays as it is"
         ) from error
-    sha256 = fingerprint(copied)
-    return sha256, _networks.setdefault(sha256, copied)
+    for module in copied.modules():  # tensors that are no buffers stay as they are otherwise
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                setattr(module, key, value.detach().cpu().float())
+    number = next(_numbers)
+    _networks[number] = copied
+    return number, copied
 
 
 def _parallel(net: nn.Module) -> nn.Module | None:
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     return net.module if isinstance(net, wrappers) else None
-
-
-def fingerprint(net: nn.Module) -> str:
-    """A hash of a network: its state, and each module's class, source text and plain attributes."""
-    total = hashlib.sha256(weights_sha256(net).encode())
-    for name, module in net.named_modules():
-        kind = type(module)
-        attributes = {
-            key: as_json(value)
-            for key, value in vars(module).items()
-            if not key.startswith("_") and key != "training"
-        }
-        described = [name, kind.__module__, kind.__qualname__, source_text(kind), attributes]
-        total.update(json.dumps(described, sort_keys=True).encode())
-    return total.hexdigest()
-
-
-@cache
-def source_text(kind: type) -> str:
-    """A class's source text, or its methods' bytecode where there is none; empty for torch's."""
-    if kind.__module__.startswith("torch."):
-        return ""
-    try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):  # defined in a console, or in C
-        functions = (getattr(value, "__code__", None) for value in vars(kind).values())
-        code = [
-            (c.co_code.hex(), c.co_names, list(map(as_json, c.co_consts))) for c in functions if c
-        ]
-        return json.dumps(code)
-
-
-def as_json(value: Any) -> Any:
-    """A value as JSON; of what is not made of numbers and texts, the name of its type or itself."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): as_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_json(item) for item in value]
-    named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}.{named.__qualname__}"

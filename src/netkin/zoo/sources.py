@@ -6,14 +6,13 @@ a class, a line in SOURCES, and a field of `netkin.zoo.member.Member`.
 
 import hashlib
 import importlib
-import inspect
 import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from urllib.error import HTTPError
 from urllib.parse import urlparse
 
@@ -40,9 +39,7 @@ from netkin.errors import UserError, first_line, near
 from netkin.store.files import file_sha256
 from netkin.zoo.checkpoints import holds_arrays
 from netkin.zoo.from_transformers import Config, Transformers, crop_pct, files, on_hub
-
-if TYPE_CHECKING:
-    from netkin.zoo.member import Member, Task
+from netkin.zoo.member import Member, Task
 
 HUB_FILE = "pytorch_model.bin"
 """timm's name for a repository's weights; it prefers safetensors of the same name stem."""
@@ -66,7 +63,7 @@ class Source(Protocol):
         """
         return None
 
-    def ways(self, member: "Member", config: Config, task: "Task", size: int) -> list[Config]:
+    def ways(self, member: Member, config: Config, task: Task, size: int) -> list[Config]:
         """The arguments to build a network with, in the order in which they are tried.
 
         Args:
@@ -77,7 +74,7 @@ class Source(Protocol):
         """
         return [dict(member.kwargs)]
 
-    def build(self, member: "Member", config: Config, kwargs: Config, file: Path | None) -> Module:
+    def build(self, member: Member, config: Config, kwargs: Config, file: Path | None) -> Module:
         """The network, with the published weights of `file` unless that is None.
 
         Raises what the library raises.
@@ -169,7 +166,7 @@ class Timm(Source):
             raise missing
         return None
 
-    def ways(self, member: "Member", config: Config, task: "Task", size: int) -> list[Config]:
+    def ways(self, member: Member, config: Config, task: Task, size: int) -> list[Config]:
         """As published, or with the task's arguments that suit its images, in order."""
         channels = {} if member.in_chans in (None, 3) else {"in_chans": member.in_chans}
         kwargs = {**channels, **member.kwargs}
@@ -180,7 +177,7 @@ class Timm(Source):
             return [kwargs]
         return [{"img_size": size, **kwargs}, kwargs]  # most convolutional networks take any size
 
-    def build(self, member: "Member", config: Config, kwargs: Config, file: Path | None) -> Module:
+    def build(self, member: Member, config: Config, kwargs: Config, file: Path | None) -> Module:
         """See `Source`. Raises UserError where arguments do not go with the published weights."""
         if not config:
             return timm.create_model(member.timm, pretrained=False, **kwargs)
@@ -252,7 +249,7 @@ class Torchvision(Source):
         """In torch's cache, where timm keeps files of a url, too."""
         return SOURCES["timm"].file(name, config, fetch)
 
-    def ways(self, member: "Member", config: Config, task: "Task", size: int) -> list[Config]:
+    def ways(self, member: Member, config: Config, task: Task, size: int) -> list[Config]:
         """Vision transformers take their images' size. GoogLeNet and Inception, where they take
         the published weights' normalisation, bring it to their own as with these weights."""
         kwargs = dict(member.kwargs)
@@ -263,7 +260,7 @@ class Torchvision(Source):
             kwargs = {"transform_input": True, **kwargs}
         return [{"image_size": size, **kwargs}, kwargs]
 
-    def build(self, member: "Member", config: Config, kwargs: Config, file: Path | None) -> Module:
+    def build(self, member: Member, config: Config, kwargs: Config, file: Path | None) -> Module:
         """See `Source`. The weights are those of torch's cache."""
         name = member.torchvision
         weights = self._weights(name) if file else None
@@ -276,7 +273,7 @@ class Target(Source):
     def config(self, name: str) -> dict[str, Any]:
         return {"family": find(name).__name__}
 
-    def build(self, member: "Member", config: Config, kwargs: Config, file: Path | None) -> Module:
+    def build(self, member: Member, config: Config, kwargs: Config, file: Path | None) -> Module:
         """See `Source`. Raises UserError where the call raises, or returns something else."""
         try:
             net = find(member.target)(**kwargs)
@@ -317,14 +314,6 @@ def find(target: str) -> Callable[..., Any]:
         hint = near(attribute, dir(module)) if value is None else f": it is {value!r}"
         raise UserError(f"{origin} has no class or function {attribute!r}{hint}")
     return value
-
-
-def source_sha256(target: str) -> str | None:
-    """The hash of a class's or function's own source text; None where there is none."""
-    try:
-        return hashlib.sha256(inspect.getsource(find(target)).encode()).hexdigest()
-    except (OSError, TypeError):  # defined in a console, or in C
-        return None
 
 
 SOURCES: dict[str, Source] = {

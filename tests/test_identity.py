@@ -1,0 +1,201 @@
+"""A network is what it computes: equal weights do not make two networks one, nor two days."""
+
+import functools
+import importlib
+import linecache
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision import transforms
+
+import netkin
+from netkin.attacks import PGD, as_attack
+from netkin.errors import UserError
+from tests.conftest import run_here
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    """[48, 3, 8, 8] of 8 bits."""
+    pixels = torch.randint(0, 256, (48, 3, 8, 8), generator=torch.Generator().manual_seed(1))
+    return pixels / 255
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 4)).eval()
+
+
+class Changed(nn.Module):
+    """A network behind something that no state dict shows."""
+
+    def __init__(self, net: nn.Module, change: Any):
+        super().__init__()
+        self.net, self._change = net, change
+
+    def forward(self, x: Tensor) -> Tensor:
+        change = self._change
+        return self.net(change(x) if callable(change) else x * change)
+
+
+def scaled(x: Tensor, by: float) -> Tensor:
+    return x * by
+
+
+def hooked(net: nn.Module, by: float) -> nn.Module:
+    module = Changed(net, 1.0)
+    module.register_forward_pre_hook(lambda _, inputs: (inputs[0] * by,))
+    return module
+
+
+def traced(net: nn.Module, by: float) -> nn.Module:
+    return torch.fx.symbolic_trace(Changed(net, functools.partial(scaled, by=by)))
+
+
+KINDS: dict[str, Callable[[nn.Module, float], nn.Module]] = {
+    "partial": lambda net, by: Changed(net, functools.partial(scaled, by=by)),
+    "lambda": lambda net, by: Changed(net, lambda x: x * by),
+    "Compose": lambda net, by: Changed(net, transforms.Compose([lambda x: x * by])),
+    "tensor": lambda net, by: Changed(net, torch.tensor(by)),
+    "numpy": lambda net, by: Changed(net, np.float32(by)),
+    "number": lambda net, by: Changed(net, by),
+    "hook": hooked,
+    "graph": traced,
+    "script": lambda net, by: torch.jit.trace(Changed(net, by), torch.zeros(2, 3, 8, 8)),
+}
+
+
+def compare(models: dict[str, nn.Module], images: Tensor, **arguments: Any) -> "netkin.Result":
+    labels = next(iter(models.values()))(images).argmax(1)
+    return netkin.compare(models, images, labels, eps=0.5, steps=4, bootstrap=10, **arguments)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_weights_are_not_the_same_network(
+    kind: str, net: nn.Module, images: Tensor, tmp_path: Path
+) -> None:
+    """In one call, and in a store: where the function of a name has changed, that is an error."""
+    plain, other = KINDS[kind](net, 1.0), KINDS[kind](net, -1.0)
+    expected = float((net(-images).argmax(1) == net(images).argmax(1)).float().mean())
+    found = compare({"plain": plain, "other": other}, images, store=tmp_path)
+    assert found.models["clean_accuracy"].to_list() == pytest.approx([1.0, expected])
+    again = compare({"plain": plain, "other": other}, images, store=tmp_path)
+    assert (again.scores == found.scores).all()
+    with pytest.raises(UserError, match=r"^other is not what it was.*has changed"):
+        compare({"plain": plain, "other": KINDS[kind](net, 0.5)}, images, store=tmp_path)
+
+
+def test_scores_do_not_depend_on_defaults_outside(net: nn.Module, images: Tensor) -> None:
+    models = {"a": net, "b": Changed(net, 0.9)}
+    expected = compare(models, images).scores
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (compare(models, images).scores == expected).all()
+    torch.set_default_dtype(torch.float64)
+    try:
+        wide = {name: model.double() for name, model in models.items()}
+        labels = net(images.double()).argmax(1)
+        found = netkin.compare(wide, images, labels, eps=0.5, steps=4, bootstrap=10)
+        assert (found.scores == expected).all() and torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+        net.float()
+
+
+class Noisy(Changed):
+    """Its logits are other ones each time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) + torch.randn(len(x), 4)
+
+
+class BatchStatistics(Changed):
+    """Batch normalisation that stays on the statistics of the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(
+            (x - x.mean(0, keepdim=True)) / (x.std(0, correction=0, keepdim=True) + 1e-3)
+        )
+
+
+SUSPECTS: dict[str, tuple[Callable[[nn.Module], nn.Module], str]] = {
+    "noise": (lambda net: Noisy(net, None), "from one evaluation to the next"),
+    "batch": (lambda net: BatchStatistics(net, None), "the others of the batch"),
+    "probabilities": (lambda net: nn.Sequential(net, nn.Softmax(1)), "outputs are probabilities"),
+    "rounding": (lambda net: Changed(net, lambda x: (x * 31).round() / 31), "gradient of its loss"),
+    "saturation": (lambda net: Changed(net, lambda x: x * 1e4), "its loss saturates"),
+}
+
+
+@pytest.mark.parametrize("kind", SUSPECTS)
+def test_networks_that_are_not_what_they_seem(kind: str, net: nn.Module, images: Tensor) -> None:
+    make, finding = SUSPECTS[kind]
+    answer = compare({"a": net, "b": make(net)}, images).answer
+    assert [line for line in answer if line.startswith("Suspect: b: ") and finding in line]
+    assert not any("more steps or a larger eps" in line for line in answer)
+    assert "Suspect: a" not in " ".join(answer)
+
+
+def test_a_target_whose_code_changed_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The class stays as it is; a constant of another module, which it reads, does not."""
+    package = tmp_path / "mine"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "nets.py").write_text(
+        "import torch\nfrom torch import nn\nfrom mine import blocks\n\n\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        torch.manual_seed(0)\n"
+        "        self.head = nn.Linear(3, 10)\n\n"
+        "    def forward(self, x):\n"
+        "        return blocks.SIGN * self.head(x.mean((2, 3)))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    member = "{name: %s,_target_: mine.nets.Net,pretrained: true,mean: 0.5,std: 0.5,input_size: 8}"
+    words = [f"model.members=[{member % 'one'},{member % 'two'}]", "subset=quick"]
+    words += ["attack.steps=1", "score.bootstrap=10", f"store.dir={tmp_path / 'store'}"]
+
+    def run(sign: int) -> Any:
+
+        (package / "blocks.py").write_text(f"SIGN = {sign}\n")
+        for name in [name for name in sys.modules if name.startswith("mine")]:
+            del sys.modules[name]
+        from netkin.zoo import sources
+
+        sources.find.cache_clear()
+        return run_here(*words, f"hydra.run.dir=run{sign}", cwd=tmp_path)
+
+    assert run(1).returncode == 0
+    changed = run(-1)
+    assert changed.returncode != 0 and changed.stderr.count("\n") == 1
+    assert re.search(r"error: one is not what it was", changed.stderr), changed.stderr
+
+
+def test_an_attack_whose_code_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def identity(text: str) -> Any:
+        (tmp_path / "my_attack.py").write_text(text)
+        sys.modules.pop("my_attack", None)
+        linecache.clearcache()
+        made = importlib.import_module("my_attack")
+        return as_attack(made.Mine(), "mine", {"_target_": "my_attack.Mine"}).identity
+
+    text = (
+        "class Mine:\n    def perturb(self, model, pixels, labels, keys):\n        return pixels\n"
+    )
+    assert identity(text) == identity(text) != identity(text.replace("pixels\n", "1 - pixels\n"))
+    assert as_attack(PGD(0.1, 0.1, 1), "pgd", {"steps": 1}).identity == {"steps": 1}
