@@ -115,20 +115,31 @@ def test_wandb_is_told_everything(small_run: Path) -> None:
         assert logged[f"tables/{table}/_type"] == ["table-file"]
     assert logged["figures/similarity/_type"] == ["image-file"]
     assert logged["report/_type"] == ["html-file"]
-    rows = wandb_table(run, "stages").to_dicts()
-    assert {(row["stage"], row["model"]) for row in rows} >= {
+    stages = wandb_table(run, "stages")
+    assert {(row["stage"], row["model"]) for row in stages.to_dicts()} >= {
         (stage, name) for stage in ("clean", "craft", "transfer") for name in models["model"]
     }
     losses = wandb_table(run, "training").filter(model="vit_ti")["train_loss"]
     assert len(losses) == 4 and losses[3] < losses[0]
-    # A chart is drawn for each number in the history: members are rows of tables instead.
-    others = ("tables/", "figures/", "report", "_")
-    stages = ("decode", "train", "clean", "noise", "craft", "transfer", "seconds")
-    charts = {name for name in logged if "_type" not in name and not name.startswith(others)}
-    assert charts == {f"progress/{stage}" for stage in stages}
-    content = json.loads((run / "summary.json").read_text())
+
+
+@pytest.mark.slow
+def test_charts_are_of_what_has_a_course(small_run: Path) -> None:
+    """A chart is drawn for each number in the history; members are rows of tables instead."""
+    charts = {name for name in history(small_run / "first") if "_type" not in name}
+    numbers = {c for c in charts if not c.startswith(("tables/", "figures/", "report", "_"))}
+    assert numbers == {
+        f"progress/{x}"
+        for x in ("decode", "train", "clean", "noise", "craft", "transfer", "seconds")
+    }
+
+
+@pytest.mark.slow
+def test_the_summary_is_also_a_file(small_run: Path) -> None:
+    content = json.loads((small_run / "first" / "summary.json").read_text())
     assert content["state"] == "finished" and content["name"] == NAME
-    assert content["numbers"] == {name: pytest.approx(numbers[name]) for name in content["numbers"]}
+    told = inspected(small_run / "first")["summary"]
+    assert content["numbers"] == {name: pytest.approx(told[name]) for name in content["numbers"]}
 
 
 @pytest.mark.slow
@@ -149,6 +160,22 @@ def test_wandb_run_is_grouped_named_and_finished(small_run: Path) -> None:
     assert {entry.path for entry in matrix.manifest.contents} >= {"similarity.csv", "pairs.csv"}
     (end,) = (record.exit for record in found if record.HasField("exit"))
     assert end.exit_code == 0
+
+
+@pytest.mark.slow
+def test_a_failed_job_finishes_its_run_as_failed(small_run: Path, tmp_path: Path) -> None:
+    weights = small_run / "store" / "weights" / "digits" / "vit_ti.safetensors"
+    bad = f"{{name: bad, timm: test_resnet, checkpoint: {weights}}}"
+    done = run_command(
+        f"model.members=[vit_ti,{bad}]",
+        *SMALL[1:],
+        f"store.dir={small_run / 'store'}",
+        "hydra.run.dir=run",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1 and "do not fit" in done.stderr
+    (end,) = (r.exit for r in records(tmp_path / "run") if r.HasField("exit"))
+    assert end.exit_code == 1
 
 
 LOGGER = {"kind": "wandb", "mode": "offline", "project": "p", "entity": None, "group": None}

@@ -59,4 +59,9 @@ def test_the_state_of_a_run(tmp_path: Path, error: BaseException | None, state: 
         if error is not None:
             raise error
     assert now() == state
-    assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]  # by no logger
+
+
+def test_no_logger_writes_nothing(tmp_path: Path) -> None:
+    with track({"kind": "none"}, info(tmp_path)) as tracker:
+        tracker.curve([{"a": 1, "step": 1}], "step")
+    assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
