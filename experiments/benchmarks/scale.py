@@ -1,12 +1,11 @@
 """What do 12 to 1,000 models cost, beside the models' own passes? Time and memory by stage.
 
-    python -m experiments.benchmarks.scale --models 12 69 200 1000 --stored 100 --ensembles 69
+    python -m experiments.benchmarks.scale --models 12 69 200 1000 --stored 100
 
 Made-up outcomes of N clustered models, in a process of its own for each N: scores, controls,
 intervals, family means, clusters, and then the tables, figures and page of `experiment=pairwise`,
-in a folder of their own. With `--stored` the files of outcomes of N x N pairs, with `--ensembles`
-the ensembles of all pairs of N models from stored logits of 5,000 images and 1,000 classes. Peak
-memory is the process's resident set since its start, files that it has mapped among it.
+in a folder of their own. With `--stored` the files of outcomes of N x N pairs. Peak memory is the
+process's resident set since its start, files that it has mapped among it.
 
 On two CPU cores: experiments/results/landmarks.md.
 """
@@ -17,24 +16,20 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 
 from netkin import similarity
-from netkin.analysis import clusters, ensemble, landmarks
+from netkin.analysis import clusters, landmarks
 from netkin.analysis.groups import Draws
 from netkin.comparison import relate
 from netkin.report.study import Outputs
 from netkin.results import outcome_array
 from netkin.similarity import Outcomes
-from netkin.store.files import write_tensors
 from netkin.store.outcomes import OutcomeStore, Part
 
 FAMILY = 13
@@ -157,33 +152,6 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def pair_ensembles(
-    models: int, images: int = 5000, classes: int = 1000, threads: int = 2
-) -> dict[str, Any]:
-    """Seconds and peak memory of the ensembles of all pairs, from logits as they are stored."""
-    with tempfile.TemporaryDirectory(prefix="netkin-ensemble-") as scratch:
-        files = [Path(scratch) / f"{model}.safetensors" for model in range(models)]
-        for file in files:
-            write_tensors(file, {"logits": torch.randn(images, classes)}, file.stem)
-        seconds, peak = alone(_read_ensembles, files, images, threads)
-    return {"pairs": models * (models - 1) // 2, "seconds": seconds, "peak_gib": peak}
-
-
-def _read_ensembles(files: list[Path], images: int, threads: int) -> tuple[float, float]:
-    start = time.perf_counter()
-    labels = np.random.default_rng(0).integers(0, 2, images)
-    with ExitStack() as stack:
-        parts = [stack.enter_context(safe_open(f, "np")).get_slice("logits") for f in files]
-        ensemble.ensembles_correct(
-            lambda block: np.stack([part[block] for part in parts]),
-            labels,
-            ensemble.pairs_of(len(files)),
-            threads,
-        )
-    seconds = time.perf_counter() - start
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Time and memory of many made-up models.")
@@ -192,7 +160,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--draws", type=int, default=1000, help="of images, for intervals")
     parser.add_argument("--landmarks", type=int, default=6, help="that predict other scores")
     parser.add_argument("--stored", type=int, nargs="*", default=[], help="models with files")
-    parser.add_argument("--ensembles", type=int, nargs="*", default=[], help="models in pairs")
     parser.add_argument("--out", type=Path, default=Path("scale"), help="a folder for the pages")
     options = parser.parse_args(arguments)
     for n in options.models:
@@ -208,8 +175,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(table)
     for n in options.stored:
         print(f"outcomes of {n} x {n} pairs:", alone(stored, n, options.images))
-    for n in options.ensembles:
-        print(f"ensembles of {n} models:", pair_ensembles(n))
 
 
 if __name__ == "__main__":

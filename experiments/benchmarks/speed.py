@@ -61,21 +61,14 @@ REFERENCE = "torchattacks-style loop"
 
 @dataclass(frozen=True)
 class Way:
-    """One way to attack a batch.
-
-    Attributes:
-        method, precision, memory_format: its name, and how it computes.
-        run: attacks with a number of steps.
-        keeps: whether freed memory stays in the process, as in netkin's passes.
-        setup: seconds before the first step, which only compiling takes.
-    """
+    """One way to attack a batch."""
 
     method: str
     precision: str
     memory_format: str
-    run: Callable[[int], Tensor]
-    keeps: bool = True
-    setup: float = 0.0
+    run: Callable[[int], Tensor]  # attacks with a number of steps
+    keeps: bool = True  # whether freed memory stays in the process, as in netkin's passes
+    setup: float = 0.0  # seconds before the first step, which only compiling takes
 
 
 def ways(classifier: Classifier, pixels: Tensor, labels: Tensor, compiled: bool) -> list[Way]:

@@ -5,8 +5,9 @@ from difflib import SequenceMatcher
 
 import numpy as np
 import polars as pl
+from timm.models import split_model_name_tag
 
-from experiments.cli.sat69 import pinned, position_by_tag
+from experiments.cli.sat69 import pinned
 from experiments.cli.study import Study
 from experiments.cli.values import resolved
 from netkin.analysis.components import read_components, rows_of
@@ -76,18 +77,13 @@ def stand_in(s: Study, name: str, what: str) -> tuple[int, list[str]]:
     """The position of a model in a study's matrix, and a sentence where it is another's.
 
     A model that a matrix from a file lacks is represented by the one that shares most components
-    with it; of several by one of its family, or with the most similar name.
-
-    Args:
-        s: the study.
-        name: in the matrix, or timm's, or of model.known.
-        what: names the key and the matrix in errors.
-
-    Raises UserError where it is neither in the matrix nor known.
+    with it; of several by one of its family, or with the most similar name. Raises UserError, which
+    `what` begins, for a name that is not in the matrix, timm's, or in model.known.
     """
     tags = () if s.published is None else s.published.timm
-    if (found := position_by_tag(name, s.names, tags)) is not None:
-        return found, []
+    same = [i for i, tag in enumerate(tags) if name in (tag, split_model_name_tag(tag)[0])]
+    if name in s.names or same:
+        return s.names.index(name) if name in s.names else same[0], []
     if s.measured is not None:
         return position_of(name, s.names, what), []
     try:

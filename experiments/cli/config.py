@@ -91,8 +91,7 @@ class Transfer:
     """How targets see adversarial images."""
 
     interpolation: str = "bilinear"  # for a target of another input size, antialiased
-    precision: str = "32-true"  # of targets on adversarial images; tf32 on a GPU. Predictions on
-    # clean images and under noise are in float32 (docs/speed.md)
+    precision: str = "32-true"  # of targets on adversarial images alone; tf32 on a GPU
 
 
 @dataclass
@@ -101,8 +100,7 @@ class Score:
 
     eps_s: float = 0.01  # floor of 100 p in s = ln max(eps_s, 100 p)
     bootstrap: int = 1000  # draws of images for the intervals of means over pairs
-    half_width: float | None = None  # nats, such as 0.1: attack a few images at a time, and stop
-    # when intervals are so narrow (high - low at most twice this); pairwise and plan
+    half_width: float | None = None  # nats: stop once intervals (high - low) are twice this
     share: float = 0.95  # of the pairs whose intervals must be
 
 
@@ -120,23 +118,20 @@ class Hardware:
 
     accelerator: str = "auto"
     devices: int | str = 1  # GPUs (with accelerator=cpu: processes) that share each model's work
-    members_at_once: int | str = "auto"  # evaluate.py: models worked on side by side; auto: one a
-    # CPU core, or 1 on a GPU
+    members_at_once: int | str = "auto"  # evaluate.py; auto: one a CPU core, or 1 on a GPU
     threads: int = 1  # torch threads a process; more make small networks slower
     batch_size: int | str = 100  # images through a model at once; auto is 100
     train_precision: str = "32-true"
     train_compile: bool = False  # compile the model that is trained (torch.compile)
-    craft_precision: str = "32-true"  # of sources, and of models without gradients; tf32 and
-    # 16-mixed on a GPU
+    craft_precision: str = "32-true"  # of sources; tf32 and 16-mixed on a GPU
     craft_compile: bool = False  # torch.compile: takes a minute a model, some get slower
     memory_format: str = "channels_last"  # auto is channels_last
     fuse: bool = True  # run models with batch normalisation folded into convolutions, and the like
-    loader_processes: int | str = "auto"  # for each device: evaluate.py loads stored shards in them
-    # (auto: 0 on a CPU, 2 on a GPU), train.py augments (auto: 0 on a CPU, else the cores less 1)
+    loader_processes: int | str = "auto"  # a device; auto: 0 on a CPU; 2 on a GPU, or the cores
+    # less 1 in train.py
     prefetch: int = 2  # shards that each process keeps ready
     pin_memory: bool | str = "auto"  # auto: on a GPU
-    decode_threads: int | str = "auto"  # image files decoded at once; auto: 1 a process on a CPU,
-    # all cores on a GPU
+    decode_threads: int | str = "auto"  # image files at once; auto: 1 on a CPU, all cores on a GPU
 
 
 @dataclass
@@ -144,7 +139,6 @@ class Base:
     """What both commands have."""
 
     quiet: bool = False  # print the answer alone, without progress
-    index: bool = False  # write outputs/index.html, a table of all runs, at the end
     figure: Figure = field(default_factory=Figure)
     hardware: Hardware = field(default_factory=Hardware)
 
@@ -156,8 +150,7 @@ class Evaluate(Base):
     store: Store = field(default_factory=Store)
     transfer: Transfer = field(default_factory=Transfer)
     score: Score = field(default_factory=Score)
-    on_suspect: str = "warn"  # a member whose clean predictions look wrong (accuracy near chance or
-    # below its training's, classes in another order, unknown preprocessing)
+    on_suspect: str = "warn"  # a member whose clean predictions look wrong (docs/data.md)
 
 
 @dataclass
@@ -167,8 +160,7 @@ class Train(Base):
     store: _TrainStore = field(default_factory=_TrainStore)
     seed: int = 0  # of the initialisation, the order of images, their augmentation, dropout
     name: str | None = None  # of the weights; default: from the model, its teacher and its seed
-    resume: str = "auto"  # an unfinished training: auto continues, never starts anew, or a
-    # checkpoint
+    resume: str = "auto"  # an unfinished training (never starts anew), or a checkpoint
     fast_dev_run: bool = False  # one batch, in a separate store: does everything fit together?
 
 
@@ -180,14 +172,12 @@ class _OfMatrix:
 
 @dataclass
 class _WithComponents(_OfMatrix):
-    components: str | None = None  # a CSV file with a column per component; null reads them from
-    # the models
+    components: str | None = None  # a CSV file, a column per component; null asks the models
 
 
 @dataclass
 class _OfClusters(_WithComponents):
-    k: int | str | None = None  # clusters: a number, auto (the eigengap), or null (the paper's 10,
-    # at most N / 3)
+    k: int | str | None = None  # clusters; auto: the eigengap; null: the paper's 10, at most N / 3
 
 
 @dataclass
@@ -208,8 +198,7 @@ class _TwoMatrices(_OfMatrix):
 
 @dataclass
 class _OfLandmarks:
-    landmarks: Any = "auto"  # a number (drawn at random), names, or auto (20, or half of fewer than
-    # 40 models)
+    landmarks: Any = "auto"  # a number to draw, names, or auto (20, half of fewer than 40)
     seed: int = 0  # of the draw of landmarks, and of the regression
 
 
@@ -223,16 +212,14 @@ class _Attacks:
     attacks: list[Any] = items("pgd", {"attack": "pgd", "steps": 10})  # options of the attack
     # group, or {attack: option, setting: value, ...}; the others are compared with the first
     one_sided: bool = False  # compare with scores of one direction
-    sources: Any = None  # members that the other attacks are crafted on, if not all; then scores of
-    # one direction are compared
+    sources: Any = None  # members that the other attacks are crafted on, if not all (one direction)
     permutations: int = 9999  # of the models, for the Mantel test
 
 
 @experiment("budget", section="budget")
 class _Budget:
     steps: list[int] = items(5, 10, 20)  # fewer than the attack's own, each 2.5 eps / steps long
-    least_r: float = 0.95  # of a matrix that counts as the same: its correlation with the
-    # reference,
+    least_r: float = 0.95  # of a matrix that counts as the same: r with the reference,
     most_bias: float = 0.1  # the mean difference of scores,
     least_inside: float = 0.9  # and the share of pairs inside the reference's interval
 
@@ -272,8 +259,7 @@ class _Dashboard:
 
 @experiment("distill")
 class _Distill:
-    teacher: Any = None  # any timm name, name in model.known or of a mapping in model.members, or
-    # trained model such as digits/vit_s@seed1
+    teacher: Any = None  # a timm name, one of the zoo, or a trained model (digits/vit_s@seed1)
     student: Any = "${dataset.student}"
 
 
@@ -286,8 +272,7 @@ class _Distillation(_OfStudent):
 @experiment("ensemble", section="ensemble")
 class _Ensemble(_OfGroups):
     sizes: list[int] = items(2, 3, 4, 5)  # N
-    clusters: int | str | None = None  # that ensembles are drawn from: a number, auto (the
-    # eigengap), or null (the paper's 10, at most N / 3)
+    clusters: int | str | None = None  # that ensembles are drawn from, as k of experiment=clusters
     samples: int = 200  # ensembles of N models from k clusters; all, where there are fewer
     seed: int = 0  # of the draws and of the clusters
     permutations: int = 9999  # of the models, for the Mantel test
@@ -324,8 +309,7 @@ class _Index:
 
 @experiment("landmarks")
 class _Landmarks(_OfLandmarks, _OfMatrix):
-    one_sided: bool = False  # attack the landmarks alone: m attacks instead of N, and scores of one
-    # direction
+    one_sided: bool = False  # attack the landmarks alone: scores of one direction
     level: float = 0.9  # of the intervals of predicted scores
 
 
@@ -369,8 +353,7 @@ class _Select(_WithComponents):
     include: list[str] = items()  # models that each ensemble contains
     max_params: float | None = None  # most parameters of an ensemble in all, such as 50e6
     accuracies: str | None = None  # for a file without logits: a CSV file of "model,accuracy"
-    tolerance: float = 0.003  # without logits: a difference of expected errors that does not count,
-    # so that similarity decides; 0.3 points are the 95% interval of an accuracy on 50,000 images
+    tolerance: float = 0.003  # without logits: so near errors do not count (docs/published.md)
     top: int = 10  # ensembles that are listed
     samples: int = 500  # ensembles that the prediction is fitted on; all, where there are fewer
     student: Any = None  # rank all other models as its teachers
@@ -425,7 +408,7 @@ class Setting:
         """What its value must be, in words."""
         kinds, what = self.kinds, "text"
         if choices := CHOICES.get(self.key):
-            return " or ".join(choices)
+            return " or ".join(map(str, choices))
         if self.key in SHARES:
             what = "between 0 and 1"
         elif bool in kinds:
@@ -452,7 +435,7 @@ class Setting:
         if value is None:
             return bool({NoneType, Any} & self.kinds)
         if not {int, float} & self.kinds:
-            return True
+            return self.type is not str
         if isinstance(value, bool) or (self.key in SHARES and value >= 1):
             return False
         return value > 0 if self.least is None else value >= self.least
@@ -520,29 +503,22 @@ def composed(script: str, given: Sequence[str]) -> DictConfig:
 
 def check(config: DictConfig, script: str) -> None:
     """Raises UserError for a value out of its range, and for a matrix that nothing would read."""
-    name = config.experiment.name
+    name, dataset = config.experiment.name, config.get("dataset", {})
     known = settings(name, script)
-    for key, setting in known.items():
-        node, (*path, leaf) = config, key.split(".")
-        for part in path:
-            node = node.get(part)
-            if not isinstance(node, DictConfig):
-                raise UserError(f"{part}={node}: {part} holds settings, such as {key}=VALUE")
-        if OmegaConf.is_missing(node, leaf) or setting.allows(value := node.get(leaf)):
+    of_groups: dict[str, Any] = dict.fromkeys(CHOICES.keys() - known.keys(), Any)
+    size = int if dataset.get("weights") == "train" else int | None
+    of_groups |= {"dataset.name": str, "dataset.input_size": size}
+    checked = known | {key: Setting(key, type_, None, "") for key, type_ in of_groups.items()}
+    for key, setting in checked.items():
+        group, _, leaf = key.rpartition(".")
+        node = OmegaConf.select(config, group) if group else config
+        if key in known and not isinstance(node, DictConfig):
+            raise UserError(f"{group}={node}: {group} holds settings, such as {key}=VALUE")
+        if node is None or leaf not in node or OmegaConf.is_missing(node, leaf):
             continue
-        hint = near(value, CHOICES.get(key, ())) if isinstance(value, str) else ""
-        raise UserError(f"{key} must be {setting.expected}, got {value!r}{hint}")
-    for key in CHOICES.keys() - known.keys():  # of groups
-        value = OmegaConf.select(config, key, default=CHOICES[key][0])
-        if value not in CHOICES[key]:
-            raise UserError(f"{key} must be {' or '.join(map(str, CHOICES[key]))}, got {value!r}")
-    if "dataset" in config and not OmegaConf.is_missing(config.dataset, "name"):
-        dataset, size = config.dataset, config.dataset.input_size
-        if not isinstance(dataset.name, str) or not dataset.name:
-            raise UserError(f"dataset.name must be a name, got {dataset.name!r}")
-        whole = isinstance(size, int) and size > 0 and not isinstance(size, bool)
-        if not whole and (size is not None or dataset.weights == "train"):
-            raise UserError(f"dataset.input_size must be a whole number of 1 or more, got {size!r}")
+        if not setting.allows(value := node.get(leaf)):
+            hint = near(value, map(str, CHOICES.get(key, ()))) if isinstance(value, str) else ""
+            raise UserError(f"{key} must be {setting.expected}, got {value!r}{hint}")
     ours = (CONF / "experiment" / f"{name}.yaml").is_file()  # another's may read what it likes
     if ours and config.get("similarity") is not None and "similarity" not in known:
         having = [other for other in EXPERIMENTS if "similarity" in settings(other, script)]

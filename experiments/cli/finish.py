@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 
+import polars as pl
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.table import Table
 
 from experiments.cli import stop
 from experiments.cli.runs import used
 from netkin.analysis.suspect import ORDERS, REMEDIES, Suspicion
 from netkin.errors import UserError
 from netkin.report.study import Outputs, Section
-from netkin.report.text import left_out
+from netkin.report.text import cell_text, heading, left_out
 
 
 class Terminal(Console):
@@ -31,6 +33,17 @@ class Terminal(Console):
 def terminal() -> Terminal:
     """The console of a command, whose lines are not wrapped."""
     return Terminal(soft_wrap=True)
+
+
+def printed(table: pl.DataFrame, title: str | None = None) -> Table:
+    """A table for a terminal, with its numbers as on a page."""
+    shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name, kind in table.schema.items():
+        justify = "right" if kind.is_numeric() else "left"
+        shown.add_column(heading(name).replace("/", "\n"), justify=justify, overflow="fold")
+    for row in table.iter_rows():
+        shown.add_row(*map(cell_text, table.columns, row))
+    return shown
 
 
 def finish(

@@ -18,7 +18,7 @@ from experiments.cli.stop import fail
 from netkin.store import differences
 
 NOTE = ".run.json"
-FREE = ("hardware", "logger", "hydra", "resume", "quiet", "index", "figure")
+FREE = ("hardware", "logger", "hydra", "resume", "quiet", "figure")
 """Keys that results do not depend on."""
 RESULTS = ("*.csv", "report.html", "[0-9]*/report.html")
 """What a run, or a job of a sweep, has written."""
@@ -54,24 +54,22 @@ def claim(folder: str, config: dict[str, Any], key: str) -> None:
     Ends the command where another process has locked it, or where it holds results of another
     config. A folder that cannot be made is left to Hydra, which says so.
     """
-    path, config = Path(folder), json.loads(json.dumps(config, default=str))
+    note, config = Path(folder) / NOTE, json.loads(json.dumps(config, default=str))
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        file = os.open(path / NOTE, os.O_RDWR | os.O_CREAT, 0o666)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        _locks.append(os.open(note, os.O_RDWR | os.O_CREAT, 0o666))
     except OSError:
         return
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(_locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(file)
         fail(f"another run is writing to {folder}; choose another folder with {key}=PATH", 1)
     except OSError:  # a file system without locks
         pass
-    _locks.append(file)
     earlier: dict[str, Any] = {}
     with suppress(OSError, ValueError):
-        earlier = json.loads((path / NOTE).read_text() or "{}")
-    has_results = any(any(path.glob(pattern)) for pattern in RESULTS)
+        earlier = json.loads(note.read_text() or "{}")
+    has_results = any(any(note.parent.glob(pattern)) for pattern in RESULTS)
     if earlier and has_results and (found := next(differences(earlier, config), None)):
         what, theirs, ours = found
         fail(
@@ -80,7 +78,7 @@ def claim(folder: str, config: dict[str, Any], key: str) -> None:
             1,
         )
     with suppress(OSError):  # a full disk, which the run itself will meet
-        (path / NOTE).write_text(json.dumps(config))
+        note.write_text(json.dumps(config))
 
 
 def print_jobs() -> None:

@@ -1,12 +1,12 @@
-"""Which runs are there, how do they differ, and what came out? Also the end of each sweep.
+"""Which runs are there, what was typed, and what came out? Also the end of each sweep.
 
-A run's folder has its numbers in summary.json (`netkin.tracking.track`) and its config in .hydra.
-Nothing is computed again.
+A run's folder has its numbers in summary.json (`netkin.tracking.track`) and what was typed in
+.hydra. Nothing is computed again.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,11 @@ from urllib.parse import quote
 import polars as pl
 import yaml
 from omegaconf import DictConfig
-from rich.table import Table
 
-from experiments.cli.finish import Terminal, terminal
+from experiments.cli.finish import Terminal, printed, terminal
 from experiments.cli.values import own_overrides
 from netkin.errors import OutputsError, UserError
 from netkin.report.study import Section, render
-from netkin.report.text import UNKNOWN, duration
 from netkin.store.files import write
 from netkin.store.lease import Holder
 
@@ -31,25 +29,24 @@ HEADLINES = (
     *("similarity/between", "clean_accuracy/mean", "white_box_success/least", "noise/mean"),
 )
 """Numbers that are shown first, of those that a run has; others follow where there is room."""
-SHOWN, MOST = 5, 8
-"""Headline numbers, and columns of settings, in a table."""
-ANYWHERE = ("hydra", "logger", "quiet", "index", "hardware")
-"""Groups whose settings do not count as differences of runs."""
+SHOWN = 5
+"""Headline numbers in a table."""
+TEXTS = ("name", "job_type", "state", "began")
+"""What each summary has in words."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A run: its folder, summary.json, overrides as typed, and config as flat keys."""
+    """A run: its folder, summary.json, and overrides as typed."""
 
     folder: Path
     summary: Mapping[str, Any]
     overrides: Sequence[str]
-    settings: Mapping[str, Any]
 
     @property
     def state(self) -> str:
         """Finished, failed, stopped, running, or "lost" of a run that is not running here."""
-        state = str(self.summary.get("state"))
+        state = str(self.summary["state"])
         if state == "running":
             with suppress(TypeError, KeyError):
                 return state if Holder(**self.summary["holder"]).runs_here() else "lost"
@@ -58,53 +55,22 @@ class Entry:
     @property
     def numbers(self) -> Mapping[str, Any]:
         """The values of the run's summary, by name."""
-        return self.summary.get("numbers", {})
+        return self.summary["numbers"]
 
 
 def runs(root: Path) -> list[Entry]:
     """The runs below a folder, the latest first; what is no run, or cannot be read, is left out."""
     found = []
     for file in root.rglob("summary.json"):
-        with suppress(OSError, ValueError):
-            summary, hydra = json.loads(file.read_text()), file.parent / ".hydra"
-            if not _is_run(summary):
-                continue
-            overrides, settings = [], {}
-            with suppress(OSError, ValueError, AttributeError, yaml.YAMLError):
-                overrides = list(map(str, yaml.safe_load((hydra / "overrides.yaml").read_text())))
-                settings = dict(_flat(yaml.safe_load((hydra / "config.yaml").read_text())))
-            found.append(Entry(file.parent, summary, overrides, settings))
-    return sorted(found, key=lambda run: str(run.summary.get("began")), reverse=True)
-
-
-def _is_run(summary: Any) -> bool:
-    """Whether the content of a summary.json is a run's: other programs write files of this name."""
-    return (
-        isinstance(summary, dict)
-        and all(isinstance(summary.get(key), str) for key in ("name", "job_type", "state", "began"))
-        and isinstance(summary.get("seconds"), int | float)
-        and isinstance(summary.get("numbers"), dict)
-    )
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in config.items():
-        if not prefix and key in ANYWHERE:
-            continue
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def differing(entries: Sequence[Entry]) -> list[str]:
-    """The settings in which some runs differ, those that differ most first."""
-    keys = dict.fromkeys(key for run in entries for key in run.settings)
-    values = {key: {json.dumps(run.settings.get(key)) for run in entries} for key in keys}
-    apart = [key for key in keys if len(values[key]) > 1]
-    # An interpolation of another key, such as ${dataset.eps}, differs with it.
-    apart = [k for k in apart if not all("${" in v for v in values[k])]
-    return sorted(apart, key=lambda key: -len(values[key]))
+        with suppress(OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+            # Other programs have files of this name.
+            summary, typed = json.loads(file.read_text()), file.parent / ".hydra/overrides.yaml"
+            numbers, texts = summary["numbers"], [summary[key] for key in TEXTS]
+            if isinstance(numbers, dict) and all(isinstance(text, str) for text in texts):
+                summary["seconds"] = float(summary["seconds"])
+                overrides = yaml.safe_load(typed.read_text()) if typed.is_file() else []
+                found.append(Entry(file.parent, summary, list(map(str, overrides))))
+    return sorted(found, key=lambda run: run.summary["began"], reverse=True)
 
 
 def headlines(entries: Sequence[Entry]) -> list[str]:
@@ -113,74 +79,44 @@ def headlines(entries: Sequence[Entry]) -> list[str]:
         name
         for run in entries
         for name, value in run.numbers.items()
-        if isinstance(value, int | float)
+        if isinstance(value, int | float) and not name.startswith(("seconds", "images", "passes"))
     )
-    first = [name for name in HEADLINES if name in names]
-    rest = [
-        n for n in names if n not in first and not n.startswith(("seconds", "images", "passes"))
-    ]
-    return [*first, *rest][:SHOWN]
+    return [*dict.fromkeys([name for name in HEADLINES if name in names] + [*names])][:SHOWN]
 
 
 def print_jobs(folder: Path) -> None:
     """Print the jobs of a sweep with their headline numbers, unless none got far enough."""
-    entries = sorted(runs(folder), key=lambda run: _number(run.folder.name))
+    entries = sorted(runs(folder), key=lambda run: (len(run.folder.name), run.folder.name))
     if not entries:
         return
-    names, console = headlines(entries)[:3], Terminal()
-    table = Table("job", box=None, pad_edge=False)
-    table.add_column("override", overflow="fold")
-    table.add_column("state")
-    for name in names:
-        table.add_column(name.replace("/", "\n").replace("_", " "), justify="right", no_wrap=True)
-    table.add_column("time", justify="right", no_wrap=True)
-    for run in entries:
-        table.add_row(
-            run.folder.name,
-            "\n".join(own_overrides(run.overrides, folder)),
-            run.state,
-            *(_text(run.numbers.get(name)) for name in names),
-            duration(float(run.summary.get("seconds") or 0)),
-        )
-    console.print("", table, f"\nJobs     {folder}", sep="\n")
-
-
-def _number(name: str) -> tuple[int, str]:
-    return (int(name), name) if name.isdigit() else (0, name)
-
-
-def _text(value: Any) -> str:
-    if value is None or (isinstance(value, float) and value != value):
-        return UNKNOWN
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    names = headlines(entries)[:3]
+    rows = [
+        {
+            "job": run.folder.name,
+            "override": "\n".join(own_overrides(run.overrides, folder)),
+            "state": run.state,
+            **{name: run.numbers.get(name) for name in names},
+            "time_seconds": run.summary["seconds"],
+        }
+        for run in entries
+    ]
+    table = printed(pl.DataFrame(rows, infer_schema_length=None, strict=False))
+    Terminal().print("", table, f"\nJobs     {folder}", sep="\n")
 
 
 def run(config: DictConfig) -> None:
-    """The study, from a composed config: write index.html and index.csv."""
+    """The study, from a composed config: write index.html and index.csv into a folder of runs."""
     root = Path(str(config.runs)).expanduser()
     if not root.is_dir():
         raise UserError(f"runs must be a folder of runs such as outputs, got {config.runs}")
-    page, entries = write_index(root, str(config.store.dir))
-    terminal().print(
-        f"{len(entries)} runs below {root}\n\nReport   {page}\nTables   {root}/index.csv"
-    )
-
-
-def write_index(root: Path, store: str) -> tuple[Path, list[Entry]]:
-    """Write index.html and index.csv into a folder of runs; returns the page's path and the runs.
-
-    Args:
-        root: the folder, such as outputs.
-        store: the folder of the runs' results, in words.
-    """
     entries = runs(root)
     rows = [
         {
             "folder": str(run.folder.relative_to(root)),
             **{key: run.summary[key] for key in ("name", "job_type", "began")},
             "state": run.state,
-            "seconds": float(run.summary["seconds"]),
-            "overrides": " ".join(run.overrides),
+            "seconds": run.summary["seconds"],
+            "typed": " ".join(run.overrides),
             **run.numbers,
         }
         for run in entries
@@ -194,19 +130,14 @@ def write_index(root: Path, store: str) -> tuple[Path, list[Entry]]:
     sections = []
     for kind in sorted({row["job_type"] for row in rows}):
         own = [run for run in entries if run.summary["job_type"] == kind]
-        columns = ("folder", "name", "began", "state", "seconds", *headlines(own))
-        settings = [
-            pl.Series(key, [_text(run.settings.get(key)) for run in own])
-            for key in differing(own)[:MOST]
-            if key not in columns
-        ]
-        shown = table.filter(job_type=kind).select(columns).with_columns(settings)
+        columns = ("folder", "name", "began", "state", "seconds", *headlines(own), "typed")
+        shown = table.filter(job_type=kind).select(columns)
         sections.append(Section(kind, tables={"": shown}, links=links))
     counts = ", ".join(f"{n} {state}" for state, n in Counter(r.state for r in entries).items())
     html = render(
         "All runs",
-        f"The runs below {root}, by experiment, with the settings in which they differ. Their "
-        f"results are in {store}.",
+        f"The runs below {root}, by experiment, with what was typed. Their results are in "
+        f"{config.store.dir}.",
         [f"{len(entries)} runs{f': {counts}' if counts else ''}."],
         sections,
         "",
@@ -215,4 +146,6 @@ def write_index(root: Path, store: str) -> tuple[Path, list[Entry]]:
     page = root / "index.html"
     write(page, lambda file: file.write_text(html, encoding="utf-8"), OutputsError, "folder")
     write(root / "index.csv", table.write_csv, OutputsError, "folder")
-    return page, entries
+    terminal().print(
+        f"{len(entries)} runs below {root}\n\nReport   {page}\nTables   {root}/index.csv"
+    )

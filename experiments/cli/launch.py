@@ -1,30 +1,36 @@
-"""How evaluate.py and train.py start and end: one line for a user's mistake, and the exit code."""
+"""How evaluate.py and train.py start and end: their arguments in Hydra's grammar, one line for a
+user's mistake, and the exit code."""
 
+import fnmatch
 import importlib
 import io
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from experiments.cli import folder, stop, sweep, usage
-from experiments.cli.config import Figure, check
+from experiments.cli import folder, mistakes, stop, usage
+from experiments.cli.config import CONF, Figure, check, composed
 from experiments.cli.mistakes import ENDS, check_additions, one_line
 from experiments.cli.stop import fail
-from experiments.cli.sweep import member_names
-from experiments.cli.sweep import spelled_out as spelled_out
 from experiments.cli.values import naming, swept
-from netkin.errors import Stopped, UserError
+from netkin.errors import Stopped, UserError, and_more
 
+ROOT = CONF.parent
+NAME = r"[\w.@/:*-]+"
+GLOB = re.compile(r"source=glob\((.*)\)")
 HELPERS = re.compile(r"multiprocessing\.(forkserver|resource_tracker)")
 
 
@@ -32,13 +38,8 @@ def run_study(config: DictConfig, script: str) -> Any:
     """Run the study of the config's experiment.
 
     A user's mistake ends a single run here, before Hydra adds its own lines to it. In a multirun
-    Hydra gets the error and finishes the other jobs first.
-
-    Args:
-        config: as composed.
-        script: evaluate or train, whose config this is.
-
-    Returns what the study returns: the files of the store that it has made sure of, or None.
+    Hydra gets the error and finishes the other jobs first. Returns what the study does: the files
+    of the store that it has made sure of, or None.
     """
     # Relative paths are those of the folder where the command was started, also with
     # hydra.job.chdir=true. Modules there can be imported, by worker processes, too. It comes last:
@@ -57,7 +58,7 @@ def run_study(config: DictConfig, script: str) -> Any:
             )
         check(config, script)
         if not config.quiet:
-            print(opening(config, script), flush=True)
+            print(opening(config), flush=True)
         with stop.while_importing():
             from netkin.jobs.progress import Bars
 
@@ -69,12 +70,7 @@ def run_study(config: DictConfig, script: str) -> Any:
 
                 with naming({"width": "figure.width", "formats": "figure.formats"}):
                     stack.enter_context(figure_settings(**config.figure))
-            result = module.run(config)
-        if config.index:
-            from experiments.cli.index import write_index
-
-            write_index(Path("outputs"), config.store.dir)
-        return result
+            return module.run(config)
     except BrokenPipeError:
         raise
     except ENDS as error:
@@ -83,32 +79,103 @@ def run_study(config: DictConfig, script: str) -> Any:
         fail(one_line(error, script, HydraConfig.get().overrides.task), 1)
 
 
-def opening(config: DictConfig, script: str) -> str:
+def opening(config: DictConfig) -> str:
     """The first line of a run, printed before anything slow is imported: what it works on.
 
     Of a job of a sweep, with what it differs in.
     """
-    hydra = HydraConfig.get()
-    start = f"{config.experiment.name}: "
-    if hydra.mode == RunMode.MULTIRUN:
-        start = f"job {int(hydra.job.num) + 1} ({', '.join(swept())}): {start}"
+    hydra, about = HydraConfig.get(), [f"store {config.store.dir}"]
     with suppress(Exception):  # mistakes are the run's to report
-        names = member_names(config.model.members)
-        models = f"{len(names)} models" if names else "the models of the config"
-        dataset, choices = config.dataset.name, hydra.runtime.choices
-        if script == "train":
-            what = names[0] if len(names) == 1 else "one model"
-            if isinstance(config.get("student"), str) and isinstance(config.get("teacher"), str):
-                what = f"{config.student} with the teacher {config.teacher}"
-            epochs = f" for {config.recipe.epochs} epochs" if config.get("recipe") else ""
-            start += f"trains {what} on {dataset}{epochs}; "
-        elif config.get("similarity") is not None:
-            return f"{start}scores of {config.similarity.get('file') or choices['similarity']}"
+        if config.get("similarity") is not None:
+            about = [f"scores of {config.similarity.get('file') or 'sat69'}"]
         elif config.experiment.study.startswith("experiments.studies."):
-            numbers = [f"{k} {config.attack[k]}" for k in ("eps", "steps") if k in config.attack]
-            start += f"{models} on {dataset}, {' '.join([choices['attack'], *numbers])}; "
-        start += f"store {config.store.dir}"
-    return start.removesuffix(": ")
+            names, data = member_names(config.model.members), config.dataset.name
+            of = f"{len(names)} models on {data}" if names else data
+            about = [of, f"attack {hydra.runtime.choices.attack}", *about]
+    sweep = hydra.mode == RunMode.MULTIRUN
+    job = f"job {int(hydra.job.num) + 1} ({', '.join(swept())}): " if sweep else ""
+    return f"{job}{config.experiment.name}: {'; '.join(about)}"
+
+
+def spelled_out(overrides: Sequence[str]) -> list[str]:
+    """Overrides in Hydra's grammar.
+
+    model=NAME is model.members=[NAME], unless conf/model has it, and model=[A,B] is
+    model.members=[A,B]; of experiment=relatives model=NAME is its setting. With --multirun,
+    model=A,B is a sweep over two lists of one member. similarity=PATH is a file, and
+    similarity.dir=FOLDER alone has the published 69.
+    """
+    spelled, lists = [], {*mistakes.options("model")}
+    for text in overrides:
+        key, _, value = text.partition("=")
+        names = re.fullmatch(rf"{NAME}(?:,{NAME})*|\[{NAME}(?:,{NAME})*\]", value)
+        if key == "model" and names and value not in lists:
+            if "experiment=relatives" in overrides:
+                text = f"relatives.model={value.strip('[]')}"
+            elif value.startswith("["):
+                text = f"model.members={value}"
+            else:
+                text = f"model.members={','.join(f'[{name}]' for name in value.split(','))}"
+        elif text == "similarity=null":  # which it is unless given
+            continue
+        elif key == "similarity" and value != "sat69" and not value.startswith("{"):
+            text = f"similarity={','.join(f'{{file: {file}}}' for file in value.split(','))}"
+        spelled.append(text)
+    keys = {text.partition("=")[0] for text in spelled}
+    if "similarity.dir" in keys and "similarity" not in keys:
+        spelled.append("similarity=sat69")
+    return spelled
+
+
+def arguments(script: str, given: Sequence[str]) -> list[str]:
+    """A command's arguments; in a multirun, source=glob(*) becomes the members' names.
+
+    Hydra's own glob() matches options of groups only. Raises UserError for a multirun over jobs of
+    several devices.
+    """
+    parsed = get_args_parser().parse_args(list(given))
+    if not parsed.multirun:
+        return list(given)
+    # Jobs of some launchers are new processes, which must be able to import `experiments`.
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    )
+    parser = OverridesParser.create()
+    fixed = [
+        text
+        for text in parsed.overrides
+        if not GLOB.fullmatch(text) and not parser.parse_override(text).is_sweep_override()
+    ]
+    flags = [f"--config-dir={parsed.config_dir}"] if parsed.config_dir else []
+    config = composed(script, [*flags, *fixed])
+    devices = config.hardware.devices
+    if devices != 1:
+        command = shlex.join(["python", f"{script}.py", *fixed])
+        raise UserError(
+            f"hardware.devices={devices} in a multirun: all jobs would use the same devices. "
+            "Either give each job one device (leave out hardware.devices), or split one run over "
+            f"the devices, without -m: {command}"
+        )
+    return [_expanded(text, config) for text in given]
+
+
+def _expanded(text: str, config: DictConfig) -> str:
+    """source=glob(vit_*) as source=vit_s,vit_ti."""
+    match = GLOB.fullmatch(text)
+    if match is None:
+        return text
+    names = member_names(config.model.members)
+    matching = fnmatch.filter(names, match[1].strip("'\""))
+    if not matching:
+        raise UserError(f"{text}: no member matches (they are {and_more(names, 20)})")
+    return "source=" + ",".join(f"'{name}'" for name in matching)
+
+
+def member_names(members: Any) -> list[str]:
+    """The names of a list of members, as far as the config tells; empty for no list."""
+    if not isinstance(members, list | ListConfig):
+        return []
+    return [m if isinstance(m, str) else str(m.get("name", m.get("timm"))) for m in members]
 
 
 def launch(main: Callable[[], None]) -> None:
@@ -124,16 +191,20 @@ def launch(main: Callable[[], None]) -> None:
     command = stop.command()
     script, given = Path(sys.argv[0]).stem, sys.argv[1:]
     try:
-        if usage.asked(given):
+        if {"-h", "--help"} & {*given}:
             usage.show(script, given)
             return
-        if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*given}:
-            from experiments.cli import slurm
-
+        if "hydra/launcher=slurm" in given:
+            try:
+                from experiments.cli import slurm
+            except ImportError:
+                raise UserError(
+                    "hydra/launcher=slurm needs submitit: pip install -e '.[cluster]'"
+                ) from None
             slurm.register()
         given = spelled_out(given)
         check_additions(given, script)
-        sys.argv[1:] = sweep.arguments(sys.argv[0], given)
+        sys.argv[1:] = arguments(script, given)
         try:
             main()
         finally:

@@ -6,7 +6,6 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.cli.devices import member_hardware
 from experiments.cli.runs import open_store
 from experiments.cli.values import construct, naming, naming_group, resolved
 from netkin.data.images import Images, Part
@@ -15,13 +14,13 @@ from netkin.jobs.progress import Bars
 from netkin.passes.decode import unreadable_images
 from netkin.results import Results
 from netkin.training.recipe import Recipe, check
-from netkin.training.weights import Training, trained_members
+from netkin.training.weights import Hardware, Training, trained_members
 from netkin.zoo.member import Member
 from netkin.zoo.parse import parse_members
 
 
 def build_members(config: DictConfig, at_least: int = 2) -> list[Member]:
-    """The members of a config; see `netkin.zoo.member.parse_members` and `with_trained`."""
+    """The members of a config; see `netkin.zoo.parse.parse_members` and `with_trained`."""
     model = resolved(config.model)
     if not isinstance(model["members"], list):
         raise UserError(
@@ -45,43 +44,37 @@ def with_trained(config: DictConfig, entries: list[Any]) -> list[Any]:
     return replaced
 
 
-def build_member(config: DictConfig, entry: Any) -> Member:
-    """A model given as a member is, or by the name of a mapping in model.members."""
-    if OmegaConf.is_config(entry):
-        entry = OmegaConf.to_container(entry, resolve=True)
+def one_member(config: DictConfig, given: Any, key: str) -> Member:
+    """A model by name (timm's, one that model.known or model.members names, or a trained one,
+    `imagenet/NAME`), or by its fields, as one of model.members; `key` names it in errors."""
     model = resolved(config.model)
+    if not isinstance(given, str | DictConfig) or not given:
+        raise UserError(
+            f"name a {key} with {key}=NAME: any timm name, a trained model such as "
+            f"{config.dataset.name}/NAME, one of this zoo ({', '.join(model.get('known') or {})}), "
+            f"or a mapping as in model.members; got {given!r}"
+        )
+    entry = OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given
     listed = model["members"] if isinstance(model["members"], list) else []
-    own = {m.get("name"): m for m in listed if isinstance(m, Mapping)}
-    known = isinstance(entry, str) and entry in own
-    entries = [own[entry]] if known else with_trained(config, [entry])
+    own = [m for m in listed if isinstance(m, Mapping) and m.get("name") == entry]
+    entries = own or with_trained(config, [entry])
     if len(entries) > 1:
         raise UserError(f"{entry} stands for {len(entries)} trained models; name one of them")
     return parse_members(entries, model.get("known"), at_least=1)[0]
-
-
-def one_member(config: DictConfig, name: Any, what: str) -> Member:
-    """A model by name (timm's, one that model.known or model.members names, or a trained one,
-    `imagenet/NAME`), or by its fields, as one of model.members.
-
-    Args:
-        config: as composed.
-        name: of the model, or its fields.
-        what: the key that names it, for errors.
-    """
-    if not isinstance(name, str | Mapping | DictConfig) or not name:
-        known = ", ".join(config.model.get("known") or {})
-        raise UserError(
-            f"name a {what} with {what}=NAME: any timm name, a trained model such as "
-            f"{config.dataset.name}/NAME, one of this zoo ({known}), or a mapping as in "
-            f"model.members; got {name!r}"
-        )
-    return build_member(config, name)
 
 
 def build_training(config: DictConfig, results: Results, display: Bars) -> Training:
     """The training of members without weights."""
     images, recipe = training_images(config, display), build_recipe(config, "recipe")
     return Training(results, images, recipe, member_hardware(config))
+
+
+def member_hardware(config: DictConfig) -> Hardware:
+    """How evaluate.py trains members that lack weights: each in one process, on its device."""
+    of = config.hardware
+    return Hardware(
+        accelerator=of.accelerator, precision=of.train_precision, compile=of.train_compile
+    )
 
 
 def build_recipe(config: DictConfig, key: str) -> Recipe:
@@ -110,14 +103,7 @@ def training_images(config: DictConfig, display: Bars) -> Images:
 def unreadable(
     images: Images, positions: Sequence[int], what: str, display: Bars
 ) -> dict[str, str]:
-    """The images that cannot be read, id to reason, with a progress bar.
-
-    Args:
-        images: the dataset.
-        positions: the images that are tried.
-        what: what the display calls them.
-        display: of the progress.
-    """
+    """The images at some positions that cannot be read, id to reason, with a progress bar."""
     display.start("check", [what], len(positions))
     bad = unreadable_images(images, positions, lambda n: display.advance("check", n))
     display.end("check")

@@ -59,12 +59,7 @@ OUTPUTS = "; if it is the run's folder, choose another with hydra.run.dir=PATH, 
 
 
 def one_line(error: BaseException, script: str = "evaluate", overrides: Sequence[str] = ()) -> str:
-    """An error's message on one line; Hydra wraps its own over several, causes last.
-
-    Args:
-        error: one of ENDS.
-        script, overrides: of the command, to say what may have been meant.
-    """
+    """The message of one of ENDS on one line; Hydra wraps its own over several, causes last."""
     while isinstance(error.__cause__, (*ERRORS, ValueError)):
         error = error.__cause__
     if line := _explained(error, script, overrides):
@@ -79,19 +74,32 @@ def one_line(error: BaseException, script: str = "evaluate", overrides: Sequence
 
 
 def _explained(error: BaseException, script: str, overrides: Sequence[str]) -> str | None:
-    key = str(getattr(error, "full_key", None) or "")
+    """What is wrong with a setting, by an error of Hydra or OmegaConf; None of others."""
+    key, text = str(getattr(error, "full_key", None) or ""), str(error)
+    experiments = [text[11:] for text in overrides if text.startswith("experiment=")]
+    known = settings((experiments or [{"train": "scratch"}.get(script, "pairwise")])[-1], script)
     match error:
         case MissingMandatoryValue() | InterpolationToMissingValueError():
-            found = re.search(r"Missing mandatory value: ([\w.]+\.\w+)", str(error))
-            return _missing(found[1] if found else key, script, overrides)
+            if found := re.search(r"Missing mandatory value: ([\w.]+\.\w+)", text):
+                key = found[1]
+            chosen = " ".join(o for o in overrides if o.startswith(("dataset=", "experiment=")))
+            more = f"`python {script}.py {chosen} --help` says more" if chosen else ""
+            more = known[key].about if key in known else more
+            return f"{key} has no default: type {key}=VALUE{f' ({more})' if more else ''}"
         case ValidationError():
-            return _invalid(error, key, script, overrides)
+            name = key.partition("[")[0]
+            typed = [text for text in overrides if _is_of(text, name)]
+            got = typed[-1].partition("=")[2] if typed else text.splitlines()[0]
+            if name in known:
+                return f"{name} must be {known[name].expected}, got {got}"
+            if inside := next((other for other in known if other.startswith(f"{name}.")), None):
+                return f"{name}={got}: {name} holds settings, such as {inside}=VALUE"
         case ConfigKeyError() | ConfigAttributeError() if key:
             return unknown(key, script, overrides)
-        case HydraException() if found := re.match(r"Could not override '([\w.@/]+)'", str(error)):
+        case HydraException() if found := re.match(r"Could not override '([\w.@/]+)'", text):
             return unknown(found[1], script, overrides)
         case MissingConfigException():
-            found = re.search(r"Could not find '([\w/@.]+)/([^/']*)'", str(error))
+            found = re.search(r"Could not find '([\w/@.]+)/([^/']*)'", text)
             return _no_option(found[1], found[2]) if found else None
         case OverrideParseException():
             return (
@@ -152,32 +160,6 @@ def unknown(key: str, script: str, overrides: Sequence[str]) -> str:
     if parent.split(".")[-1] in PASSED_ON:
         hint += f"; to add it, type +{key}=VALUE"
     return f"there is no setting {key}{hint or f' (see python {script}.py --help)'}"
-
-
-def _missing(key: str, script: str, overrides: Sequence[str]) -> str:
-    about = settings(_experiment(script, overrides), script).get(key)
-    line = f"{key} has no default: type {key}=VALUE"
-    if about is not None and about.about:
-        return f"{line} ({about.about})"
-    chosen = " ".join(o for o in overrides if o.startswith(("dataset=", "experiment=")))
-    return f"{line} (`python {script}.py {chosen} --help` says more)" if chosen else line
-
-
-def _invalid(error: BaseException, key: str, script: str, overrides: Sequence[str]) -> str | None:
-    """A value of another type than its setting's."""
-    name = key.partition("[")[0]
-    typed = [text for text in overrides if _is_of(text, name)]
-    got = typed[-1].partition("=")[2] if typed else str(error).splitlines()[0]
-    known = settings(_experiment(script, overrides), script)
-    if setting := known.get(name):
-        return f"{name} must be {setting.expected}, got {got}"
-    inside = next((other for other in known if other.startswith(f"{name}.")), None)
-    return f"{name}={got}: {name} holds settings, such as {inside}=VALUE" if inside else None
-
-
-def _experiment(script: str, overrides: Sequence[str]) -> str:
-    chosen = [text[11:] for text in overrides if text.startswith("experiment=")]
-    return chosen[-1] if chosen else {"evaluate": "pairwise", "train": "scratch"}[script]
 
 
 def _is_of(override: str, key: str) -> bool:

@@ -49,7 +49,6 @@ def info(
     Jobs of one sweep have a group of their own, and are named by what differs between them.
 
     Args:
-        config: as composed.
         of: the name of its data.
         what: its name in a single run.
         tags: beside the experiment and the data.
@@ -74,18 +73,15 @@ def run_info(
 
     The attack's numbers, and how many models and images there are, are at the config's top level.
     """
-    values, dataset, attack = resolved(config), config.dataset.name, evaluation.attack
-    eps = values["attack"].get("eps")
-    models = ", ".join(names) if len(names) == 1 else f"{members} models"
+    values, attack, subset = resolved(config), evaluation.attack, evaluation.subset
+    eps, models = values["attack"].get("eps"), f"{members} models"
+    how = attack.name if eps is None else f"{attack.name} eps {eps}"
+    what = f"{config.dataset.name}, {how}, {names[0] if len(names) == 1 else models}"
     known = {key: getattr(attack, key, None) for key in ("eps", "step_size", "steps", "seed")}
     numbers = {key: value for key, value in known.items() if value is not None}
-    return info(
-        config,
-        dataset,
-        f"{dataset}, {attack.name}{'' if eps is None else f' eps {eps}'}, {models}",
-        (evaluation.subset.name, attack.name),
-        {**numbers, "models": members, "images": len(evaluation.subset), **values},
-    )
+    numbers |= {"models": members, "images": len(subset)}
+    tags = (subset.name, attack.name)
+    return info(config, config.dataset.name, what, tags, {**numbers, **values})
 
 
 def file_info(config: DictConfig, models: int) -> RunInfo:
@@ -99,12 +95,8 @@ TRAINING = ("dataset", "model", "store", "hardware", "logger")
 
 
 def command(*changes: str, script: str = "evaluate") -> str:
-    """The command for another run of the same images, models, attack and store, to be copied.
-
-    Args:
-        changes: overrides that it has besides, or instead.
-        script: evaluate, or train, which has no attack.
-    """
+    """The command for another run of the same images, models, attack and store, to be copied;
+    `changes` are overrides that it has besides, or instead."""
     new = {change.split("=")[0] for change in changes}
     keys = (*MEASURING, "logger") if script == "evaluate" else TRAINING
     kept = [
@@ -135,12 +127,9 @@ def used(config: DictConfig) -> DictConfig:
     """The config less the keys that a study of a matrix from a file does not read."""
     if config.get("similarity") is None:
         return config
-    read = {str(key): config[key] for key in config if key not in MEASURING}
-    return OmegaConf.create(
-        {
-            key: OmegaConf.to_container(value, resolve=True)
-            if OmegaConf.is_config(value)
-            else value
-            for key, value in read.items()
-        }
-    )
+    read = [str(key) for key in config if key not in MEASURING]
+    plain = {
+        key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for key, value in ((key, config[key]) for key in read)
+    }
+    return OmegaConf.create(plain)

@@ -13,7 +13,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
-from timm.models import split_model_name_tag
 from torch.hub import download_url_to_file
 
 from experiments.cli.config import CONF
@@ -22,6 +21,7 @@ from experiments.cli.values import resolved
 from netkin.analysis import matrix
 from netkin.analysis.components import read_components, rows_of
 from netkin.analysis.matrix import Matrix
+from netkin.data.tables import read_text
 from netkin.errors import UserError, first_line
 from netkin.store.files import file_sha256
 
@@ -30,26 +30,17 @@ COPIES = {
     "components": "components69.csv",
     "accuracies": "accuracies69.csv",
 }
-"""What a file may be called in similarity.dir, beside the name that it is published under."""
-COLUMNS = (("model", "top1", "param_count"), ("timm", "top1", "params_millions"))
-"""Of timm's file of accuracies, and of a copy of a part of it: model, per cent, millions."""
+"""What a file may be called, beside the name that it is published under."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """What is known of the N models of a published matrix beside their scores.
+    """What is known of the N models of a published matrix beside their scores, in its order."""
 
-    Attributes:
-        components: a row a model, in the matrix's order.
-        accuracy: [N], top-1 on ImageNet's validation set in [0, 1]; NaN where unknown.
-        params: [N], number of parameters; NaN where unknown.
-        timm: [N], `name.tag` of the weights.
-    """
-
-    components: pl.DataFrame
-    accuracy: NDArray[np.float64]
-    params: NDArray[np.float64]
-    timm: tuple[str, ...]
+    components: pl.DataFrame  # a row a model
+    accuracy: NDArray[np.float64]  # [N], top-1 on ImageNet's validation set in [0, 1], or NaN
+    params: NDArray[np.float64]  # [N], number of parameters, or NaN
+    timm: tuple[str, ...]  # [N], name.tag of the weights
 
 
 def load(config: DictConfig) -> tuple[Matrix, Published]:
@@ -58,12 +49,10 @@ def load(config: DictConfig) -> tuple[Matrix, Published]:
     Raises UserError for a file that cannot be had or is not the published one.
     """
     files = find(config)
-    scores = matrix.read(files["scores"])
+    scores, known = matrix.read(files["scores"]), pinned()
     table = rows_of(read_components(files["components"]), scores.names, str(files["components"]))
-    known = pinned()
     tags = tuple(str(known[name]["timm"]) for name in scores.names)
-    accuracy, params = accuracies(files["accuracies"], tags)
-    return scores, Published(table, accuracy, params, tags)
+    return scores, Published(table, *accuracies(files["accuracies"], tags), tags)
 
 
 def pinned() -> dict[str, Any]:
@@ -77,19 +66,18 @@ def find(config: DictConfig) -> dict[str, Path]:
     """The paths of the three files by key; what is not there is fetched, and all are checked."""
     given = config.similarity or OmegaConf.load(CONF / "similarity" / "sat69.yaml").similarity
     options, files = resolved(given), {}
-    own = options["dir"] is not None
     folder = Path(options["dir"] or open_store(config).root / "published").expanduser()
     for key, copy in COPIES.items():
         url, sha256 = options[key]["url"], options[key]["sha256"]
-        file = folder / unquote(url.rpartition("/")[2])
-        if not file.is_file() and own:
-            file, published = folder / copy, file
-            if not file.is_file():
-                raise UserError(
-                    f"similarity.dir={folder} lacks {published.name} (or {copy}): download {url} "
-                    "into it, or leave out similarity.dir to have it fetched"
-                )
-        if not file.is_file():
+        names = (unquote(url.rpartition("/")[2]), copy)
+        file = next((folder / name for name in names if (folder / name).is_file()), None)
+        if file is None and options["dir"] is not None:
+            raise UserError(
+                f"similarity.dir={folder} lacks {names[0]} (or {copy}): download {url} into it, or "
+                "leave out similarity.dir to have it fetched"
+            )
+        if file is None:
+            file = folder / names[0]
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 download_url_to_file(url, str(file), sha256, progress=False)
@@ -108,37 +96,23 @@ def find(config: DictConfig) -> dict[str, Path]:
     return files
 
 
-def accuracies(
-    path: Path, tags: tuple[str, ...]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def accuracies(path: Path, tags: tuple[str, ...]) -> tuple[NDArray, NDArray]:
     """Top-1 accuracies in [0, 1] and numbers of parameters of models by `name.tag`, [N] each.
 
     NaN for a model that the file lacks. Raises UserError for a file with other columns.
     """
-    try:
-        table = pl.read_csv(path, infer_schema=False, glob=False)
-        columns = next((names for names in COLUMNS if {*names} <= {*table.columns}), None)
-        if columns is None:
-            raise UserError(
-                f"{path} has the columns {', '.join(table.columns)}; expected "
-                f"{', '.join(COLUMNS[0])}, as in timm's results-imagenet.csv"
-            )
-        name, rate, size = columns
-        known = table.select(
-            pl.col(name).alias("tag"),
-            pl.col(rate).cast(pl.Float64),
-            pl.col(size).str.replace_all(",", "").cast(pl.Float64) * 1e6,
+    table = read_text(path)
+    if "timm" in table.columns:
+        table = table.select(model="timm", top1="top1", param_count="params_millions")
+    if not {"model", "top1", "param_count"} <= {*table.columns}:
+        raise UserError(
+            f"{path} has the columns {', '.join(table.columns)}; expected model, top1, "
+            "param_count, as in timm's results-imagenet.csv"
         )
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({first_line(error)}); remove it") from None
-    found = pl.DataFrame({"tag": tags}).join(known, "tag", how="left", maintain_order="left")
-    rates, sizes = (found[:, i].fill_null(np.nan).to_numpy() for i in (1, 2))
-    return rates / 100, sizes
-
-
-def position_by_tag(name: str, names: tuple[str, ...], tags: tuple[str, ...]) -> int | None:
-    """The position of a model by its name in the matrix, or by timm's name, old, new or tagged."""
-    if name in names:
-        return names.index(name)
-    known = (i for i, tag in enumerate(tags) if name in (tag, split_model_name_tag(tag)[0]))
-    return next(known, None)
+    rate = pl.col("top1").cast(pl.Float64) / 100
+    size = pl.col("param_count").str.replace_all(",", "").cast(pl.Float64) * 1e6
+    found = pl.DataFrame({"model": tags}).join(
+        table.select("model", rate, size), "model", how="left", maintain_order="left"
+    )
+    rates, sizes = (column.fill_null(np.nan).to_numpy() for column in found[:, 1:])
+    return rates, sizes

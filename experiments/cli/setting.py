@@ -3,58 +3,60 @@
 Every command that measures opens its run by `opened`.
 """
 
+import math
+import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from experiments.cli import sequential
-from experiments.cli.devices import build_runner, on_cpu, processes
 from experiments.cli.finish import Suspects, described, finish, print_notes, terminal
-from experiments.cli.members import build_members, build_training
-from experiments.cli.runs import open_store, run_info, tracked
+from experiments.cli.members import build_members, build_training, member_hardware
+from experiments.cli.runs import command, open_store, run_info, tracked
 from experiments.cli.values import construct, may_stop, naming, naming_group, resolved
 from netkin import run
+from netkin.analysis.sequential import Certainty, Rule
 from netkin.attacks import PGD, Attack, as_attack
 from netkin.attacks.grid import levels
 from netkin.attacks.units import fraction
 from netkin.data import subset
 from netkin.data.images import Images
 from netkin.data.subset import Subset
+from netkin.errors import UserError
 from netkin.evaluation import Evaluation
 from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs, Section
-from netkin.report.text import duration, left_out
-from netkin.run import Run, Settings, Watch
-from netkin.store import rates
+from netkin.report.text import left_out
+from netkin.run import Processes, Run, Settings
+from netkin.runner import Loader, Runner, device_of
+from netkin.store.lease import lease
 from netkin.tracking import Tracker
+from netkin.training.weights import Hardware
 from netkin.zoo.execution import Execution, check_execution
 from netkin.zoo.member import Member, Task
+
+BATCH_SIZE = 100
+"""Images at once with hardware.batch_size=auto; it is halved where memory runs out."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """An open run of a command, with what it prints and writes.
+    """An open run of a command, with what it prints and writes."""
 
-    Attributes:
-        config: as composed.
-        run: the passes over its models, and what the store holds.
-        outputs: where tables, figures and the report go.
-        console: of the terminal.
-        suspects: the models whose clean predictions look wrong.
-    """
-
-    config: DictConfig
-    run: Run
-    outputs: Outputs
+    config: DictConfig  # as composed
+    run: Run  # the passes over its models, and what the store holds
+    outputs: Outputs  # where tables, figures and the report go
     console: Console
-    suspects: Suspects
+    suspects: Suspects  # the models whose clean predictions look wrong
 
     @property
     def tracker(self) -> Tracker:
@@ -62,25 +64,17 @@ class Opened:
         return self.run.tracker
 
     def print_stored(self) -> None:
-        """Print how much of all pairs' work the store has, and about how long the rest takes."""
-        r, images = self.run, len(self.run.evaluation.subset)
-        if Bars.quiet:
-            return
+        """Print how much of the work the store has."""
+        r = self.run
         trained = [m for m in r.models if m.has_weights]
         clean = [m for m in trained if r.results.has(m)]
         attacked = [m for m in clean if not r.results.missing_shards(m)]
-        parts = [f"clean predictions of {len(clean)}", f"attacks on {len(attacked)}"]
-        if r.training is not None:
-            parts.insert(0, f"weights of {len(trained)}")
+        parts = [f"weights of {len(trained)}"] if r.training is not None else []
+        parts += [f"clean predictions of {len(clean)}", f"attacks on {len(attacked)}"]
+        images = len(r.evaluation.subset)
         text = f"the store has {', '.join(parts)} of {len(r.models)} models; {images} images"
-        if clean == r.models and not may_stop(self.config):
-            rate, missing = rates(r.results.store.root), r.results.missing_sources(r.models)
-            steps = getattr(r.evaluation.attack, "steps", 1)
-            with suppress(KeyError):  # a rate is unknown
-                seconds = sum(rate["craft"][m.name] * steps for m in clean if m not in attacked)
-                seconds += sum(rate["transfer"][t] * len(left) for t, left in missing.items())
-                text += f"; about {duration(seconds * images)} left" if seconds else ""
-        self.console.print(text)
+        if not Bars.quiet:
+            self.console.print(text)
 
     def finish(
         self, title: str, question: str, answer: Sequence[str], sections: Sequence[Section]
@@ -93,7 +87,7 @@ class Opened:
         read.
         """
         evaluation = self.run.evaluation
-        used = sequential.answer(self.config, self.run.certainty)
+        used = images_used(self.config, self.run.certainty)
         failed = [f"{f.model.name} failed: {f.reason}." for f in self.run.failures]
         notes = left_out(evaluation.subset.skipped, evaluation.images.notes)
         text, answer = described(self.config), [*answer[:1], *used, *answer[1:], *failed, *notes]
@@ -114,16 +108,14 @@ def opened(
     """The run of a config, before any work, with an open tracker; see `netkin.run.open`.
 
     Args:
-        config: as composed.
-        members: instead of the config's.
-        attack: instead of the config's.
+        members, attack: instead of the config's.
         sources: names of the members that are attacked; all, unless given.
         named: the models that a dashboard names the run for, where they are few.
         check_members: whether members that are neither published nor trained here are built once.
         stops: whether the command stops at `score.half_width`; others refuse it.
     """
     if not stops:
-        sequential.refuse(config)
+        refuse_stopping(config)
     console = terminal()
     suspects = Suspects(config, console)
     settings = build_settings(config, console, suspects, members, attack)
@@ -132,7 +124,7 @@ def opened(
         settings,
         sources=sources,
         check_members=check_members,
-        rule=sequential.rule(config),
+        rule=stopping_rule(config),
         tracker=tracked(config, info),
         tell=lambda notes: print_notes(console, notes),
     )
@@ -143,7 +135,7 @@ def opened(
 def build_settings(
     config: DictConfig,
     console: Console,
-    watch: Watch,
+    suspects: Suspects,
     members: Sequence[Member] | None = None,
     attack: Attack | None = None,
 ) -> Settings:
@@ -151,17 +143,26 @@ def build_settings(
 
     Raises UserError that names the key of a value that cannot be used.
     """
+
+    def certain(found: Certainty) -> None:
+        if not Bars.quiet:
+            end = "going on" if found.images < found.total else "no more images"
+            console.print(
+                f"{found.images} of {found.total} images: {found.share:.0%} of pairs within "
+                f"{found.rule.half_width:g} nats; {'enough' if found.reached else end}"
+            )
+
     return Settings(
         build_evaluation(config, attack),
         build_members(config) if members is None else members,
         open_store(config),
         build_runner(config),
-        processes(config),
+        build_processes(config),
         training=lambda results, display: build_training(config, results, display),
         skip_unreadable=config.dataset.get("on_error") == "skip",
         console=console,
-        watch=watch,
-        certain=sequential.printer(console),
+        watch=suspects,
+        certain=certain,
     )
 
 
@@ -171,29 +172,38 @@ def build_evaluation(config: DictConfig, attack: Attack | None = None) -> Evalua
     Raises UserError that names the key of a value that cannot be used.
     """
     values = resolved(config)
+    store, transfer = values["store"], values["transfer"]
     with naming({"precision": "transfer.precision"}):
-        check_execution(Execution(values["transfer"]["precision"]), gpu=not on_cpu(config))
+        check_execution(Execution(transfer["precision"]), gpu=not on_cpu(config))
     attack = attack or build_attack(config)
-    if values["store"]["dtype"] == "uint8" and attack.eps is not None:
+    if store["dtype"] == "uint8" and attack.eps is not None:
         with naming({"eps": "attack.eps", "dtype": "store.dtype"}):
             levels(attack.eps)
     return Evaluation(
         *build_images(config),
         attack,
-        shard_size=values["store"]["shard_size"],
-        dtype=values["store"]["dtype"],
-        interpolation=values["transfer"]["interpolation"],
+        shard_size=store["shard_size"],
+        dtype=store["dtype"],
+        interpolation=transfer["interpolation"],
         craft_precision=values["hardware"]["craft_precision"],
-        target_precision=values["transfer"]["precision"],
+        target_precision=transfer["precision"],
     )
 
 
 def build_images(config: DictConfig) -> tuple[Images, Subset, Task]:
     """The dataset's images, those that are evaluated, and the task that models are built for."""
-    values = resolved(config)
     with naming_group("dataset.images", config.dataset.images):
         images = instantiate(config.dataset.images)
-    return images, _subset(config, images, values), build_task(config, images.classes)
+    chosen = resolved(config.subset)
+    if "file" in chosen:
+        with naming_group("subset", config.subset):
+            some = subset.from_manifest(images, chosen["file"], config.dataset.name)
+    else:
+        if chosen.get("shuffled") is None:
+            # The first images of a run that may stop must be a sample of all.
+            chosen["shuffled"] = may_stop(config)
+        some = construct(subset.draw, "subset", OmegaConf.create(chosen), images)
+    return images, some, build_task(config, images.classes)
 
 
 def build_task(config: DictConfig, classes: Sequence[str]) -> Task:
@@ -209,41 +219,179 @@ def build_task(config: DictConfig, classes: Sequence[str]) -> Task:
     )
 
 
-def _subset(config: DictConfig, images: Images, values: dict[str, Any]) -> Subset:
-    chosen = values["subset"]
-    if "file" in chosen:
-        with naming_group("subset", config.subset):
-            return subset.from_manifest(images, chosen["file"], values["dataset"]["name"])
-    shuffled = chosen.get("shuffled")
-    if shuffled is None:  # the first images of a run that may stop must be a sample of all
-        shuffled = may_stop(config)
-    with_order = OmegaConf.create({**chosen, "shuffled": shuffled})
-    return construct(subset.draw, "subset", with_order, images)
-
-
 def build_attack(config: DictConfig, option: str | None = None) -> Attack:
-    """The attack; its identity is its resolved config, with fractions as numbers.
-
-    Args:
-        config: as composed.
-        option: of the attack group, for the attack's name; the run's own, unless given.
-    """
+    """The attack, named by its option of the group, which is the run's own unless given; its
+    identity is its resolved config, with fractions as numbers."""
     with naming_group("attack", config.attack):
-        return _composed(config, option)
-
-
-def _composed(config: DictConfig, option: str | None) -> Attack:
-    values = resolved(config.attack)
-    own = option or HydraConfig.get().runtime.choices["attack"]
-    name = values.pop("name", None) or own
-    identity = {
-        key: fraction(value, key) if _is_fraction(value) else value for key, value in values.items()
-    }
-    attack = instantiate(config.attack)
-    if isinstance(attack, PGD) and identity.get("step_size", 0) is None and not attack.momentum:
-        identity["step_size"] = attack.step_size  # which null used to mean is another one
-    return as_attack(attack, str(name), identity)
+        values = resolved(config.attack)
+        own = option or HydraConfig.get().runtime.choices["attack"]
+        name = values.pop("name", None) or own
+        identity = {
+            key: fraction(value, key) if _is_fraction(value) else value
+            for key, value in values.items()
+        }
+        attack = instantiate(config.attack)
+        if isinstance(attack, PGD) and identity.get("step_size", 0) is None and not attack.momentum:
+            identity["step_size"] = attack.step_size  # which null used to mean is another one
+        return as_attack(attack, str(name), identity)
 
 
 def _is_fraction(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"\s*[\d.]+\s*/\s*[\d.]+\s*", value) is not None
+
+
+def on_cpu(config: DictConfig) -> bool:
+    """Whether models run on the CPU."""
+    return device_of(config.hardware.accelerator).type == "cpu"
+
+
+def _or(value: Any, auto: Any) -> Any:
+    """A setting's value, or what `auto` stands for."""
+    return auto if value == "auto" else value
+
+
+def device_count(config: DictConfig) -> int:
+    """The number of devices that each member's work is split over."""
+    gpus = 0 if on_cpu(config) else torch.cuda.device_count()
+    number = _or(config.hardware.devices, gpus or 1)
+    if gpus and number > gpus:
+        raise UserError(f"hardware.devices={number}, but this machine has {gpus} GPU(s)")
+    return number
+
+
+def build_processes(config: DictConfig) -> Processes:
+    """The processes that work on several models: by default one a CPU core, or one on a GPU."""
+    gpu, number = not on_cpu(config), config.hardware.members_at_once
+    if gpu and HydraConfig.get().mode == RunMode.MULTIRUN:
+        take_gpu(Path(config.store.dir).expanduser().resolve())
+    devices = device_count(config)
+    if devices > 1 and number not in ("auto", 1):
+        raise UserError(
+            f"hardware.members_at_once={number} does not go with hardware.devices={devices}: "
+            "the devices share each member's work, so leave hardware.members_at_once=auto"
+        )
+    workers = devices if devices > 1 else _or(number, 1 if gpu else _cores())
+    return Processes(workers, config.hardware.threads, devices, gpus=gpu)
+
+
+def build_runner(config: DictConfig) -> Runner:
+    """Where and how models run.
+
+    Stored shards are loaded on a CPU by the model's process, for a GPU by two others.
+    """
+    hardware, gpu = config.hardware, not on_cpu(config)
+    execution = Execution(
+        hardware.craft_precision,
+        hardware.fuse,
+        _or(hardware.memory_format, Execution.memory_format),
+        hardware.craft_compile,
+    )
+    with naming({"precision": "hardware.craft_precision"}):
+        check_execution(execution, gpu)
+    loader = Loader(
+        _or(hardware.loader_processes, 2 * gpu),
+        hardware.prefetch,
+        bool(_or(hardware.pin_memory, gpu)),
+        _or(hardware.decode_threads, _cores() if gpu else 1),
+    )
+    return Runner(hardware.accelerator, _or(hardware.batch_size, BATCH_SIZE), execution, loader)
+
+
+def training_hardware(config: DictConfig) -> Hardware:
+    """How train.py trains a model: on all of the run's devices."""
+    devices = device_count(config)
+    auto = 0 if on_cpu(config) else max(1, _cores() // devices - 1)
+    return replace(
+        member_hardware(config),
+        devices=devices,
+        workers=_or(config.hardware.loader_processes, auto),
+        fast_dev_run=config.fast_dev_run,
+    )
+
+
+def _cores() -> int:
+    """The number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+_gpu_lease = ExitStack()
+_taken: list[str] = []
+"""The GPU of this process, which may do several jobs of a sweep."""
+
+
+def take_gpu(store: Path) -> None:
+    """Reserve a GPU for this process of a sweep, on a machine with several, while it lives.
+
+    Raises UserError where all GPUs are reserved by leases in the store.
+    """
+    if _taken or torch.cuda.device_count() < 2:
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
+    host = os.uname().nodename
+    for gpu in gpus:
+        if _gpu_lease.enter_context(lease(store, store / "devices" / host / gpu)):
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+            _taken.append(gpu)
+            return
+    raise UserError(
+        f"all {len(gpus)} GPUs of {host} have a job of a sweep on this store: use at most "
+        f"hydra.launcher.n_jobs={len(gpus)}"
+    )
+
+
+def stopping_rule(config: DictConfig) -> Rule | None:
+    """When the run of a config stops (`score.half_width`); None after all images.
+
+    Raises UserError that names the key of a value that cannot be used.
+    """
+    if not may_stop(config):
+        return None
+    with naming({"half_width": "score.half_width", "share": "score.share"}):
+        return Rule(config.score.half_width, config.score.share, config.score.eps_s)
+
+
+def refuse_stopping(config: DictConfig) -> None:
+    """Raises UserError for a half-width that a command would ignore."""
+    if may_stop(config):
+        raise UserError(
+            f"experiment={config.experiment.name} takes no score.half_width: its numbers are of "
+            "all images. Leave it out, or run experiment=pairwise with it first"
+        )
+
+
+def images_used(config: DictConfig, found: Certainty | None) -> list[str]:
+    """How many images were used, and whether that was enough; empty for a run without a rule."""
+    if found is None:
+        return []
+    rule, total = found.rule, f"all {found.total:,} images"
+    text = (
+        f"{found.share:.0%} of pairs have a half-width of {rule.half_width:g} nats or less "
+        f"(score.share={rule.share:g} asked)."
+    )
+    if found.reached and found.images < found.total:
+        finer = command(f"score.half_width={rule.half_width / 2:g}")
+        sentences = [
+            f"Stopped after {found.images:,} of {found.total:,} images: {text} A smaller "
+            f"half-width goes on from here: {finer}"
+        ]
+    elif found.reached:
+        sentences = [f"Reached with {total}: {text}"]
+    else:
+        need = (
+            f" That share would need about {found.needed:,.0f} images; its half-width is "
+            f"{found.half_width:.2f}."
+        )
+        sentences = [
+            f"Not reached with {total}: {text}{need * math.isfinite(found.needed)} Use a larger "
+            "subset, a wider score.half_width, or a lower score.share."
+        ]
+    order = "the manifest's order" if "file" in config.subset else ""
+    if config.subset.get("shuffled") is False:
+        order = "the order of their ids"
+    if order:
+        sentences.append(
+            f"The images were used in {order}: scores and intervals of a run that stops early are "
+            "of the dataset only where that order is as good as random."
+        )
+    return sentences

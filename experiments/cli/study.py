@@ -16,12 +16,12 @@ from rich.console import Console
 from timm.models import split_model_name_tag
 from timm.models._registry import get_deprecated_models
 
-from experiments.cli import sat69, sequential
+from experiments.cli import sat69
 from experiments.cli.finish import Suspects, described, finish, terminal
 from experiments.cli.members import build_members
 from experiments.cli.runs import file_info, matrix_name, tracked
 from experiments.cli.sat69 import Published
-from experiments.cli.setting import Opened, build_settings, opened
+from experiments.cli.setting import Opened, build_settings, opened, refuse_stopping
 from netkin import run, similarity
 from netkin.analysis import matrix
 from netkin.analysis.matrix import Matrix, off_diagonal
@@ -41,15 +41,10 @@ from netkin.zoo.member import Member
 
 @dataclass(frozen=True)
 class Measured(Opened):
-    """The open run that a matrix was computed by.
+    """The open run that a matrix was computed by."""
 
-    Attributes:
-        outcomes: of the models that did not fail.
-        failures: of the others; None where all are done.
-    """
-
-    outcomes: Outcomes
-    failures: Incomplete | None = None
+    outcomes: Outcomes  # of the models that did not fail
+    failures: Incomplete | None = None  # of the others
 
     @property
     def results(self) -> Results:
@@ -66,40 +61,25 @@ class Measured(Opened):
         """The models of the matrix, in the same order."""
         return [model for model in self.run.models if model.name in self.outcomes.members]
 
-    @property
-    def requested(self) -> list[Model]:
-        """The config's models, those that failed included."""
-        return self.run.models
-
 
 @dataclass(frozen=True)
 class Study:
     """A matrix and all that a study of it needs.
 
-    Attributes:
-        config: as composed.
-        matrix: names and scores of N models: smoothed (`netkin.similarity.smoothed`) where they
-            were measured, as they are in a file.
-        families: [N], of a model without a family the module of timm that has it.
-        measured: None where the matrix comes from a file.
-        outputs: where tables, figures and the report go.
-        tracker: where metrics go.
-        console: of the terminal.
-        source: where the matrix comes from, in words: "12 models on digits under pgd (...)".
-        published: what is known of the models of `similarity=sat69`; None for other matrices.
-        notes: on the scores of a file; they end the answer.
+    The scores are smoothed (`netkin.similarity.smoothed`) where they were measured, else as they
+    are in the file.
     """
 
-    config: DictConfig
-    matrix: Matrix
-    families: list[str]
-    measured: Measured | None
-    outputs: Outputs
+    config: DictConfig  # as composed
+    matrix: Matrix  # names and scores of N models
+    families: list[str]  # [N], of a model without a family the module of timm that has it
+    measured: Measured | None  # None where the matrix comes from a file
+    outputs: Outputs  # where tables, figures and the report go
     tracker: Tracker
     console: Console
-    source: str
-    published: Published | None = None
-    notes: tuple[str, ...] = ()
+    source: str  # of the matrix, in words: "12 models on digits under pgd (...)"
+    published: Published | None = None  # of the models of similarity=sat69
+    notes: tuple[str, ...] = ()  # on the scores of a file; they end the answer
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -118,8 +98,7 @@ class Study:
         if self.measured is None:
             return None
         number = self.config.score.bootstrap
-        number = number if most is None else min(number, most)
-        return similarity.bootstrap(self.measured.outcomes, number)
+        return similarity.bootstrap(self.measured.outcomes, min(number, most or number))
 
     def finish(
         self, title: str, question: str, answer: Sequence[str], sections: Sequence[Section]
@@ -138,33 +117,35 @@ def study(
 ) -> Iterator[Study]:
     """The matrix of a config, read from the file `similarity` or computed, with an open tracker.
 
-    Args:
-        config: as composed; with a file, `symmetrise` tells how to read it.
-        attack: instead of the config's.
-        members: instead of the config's.
-
-    Raises Incomplete where a member failed.
+    An attack or members that are given are instead of the config's. Raises Incomplete where a
+    member failed.
     """
     if config.get("similarity") is None:
         with measured(config, attack, members=members) as s:
             matrix.checked(s.matrix, "the measured matrix")
             yield s
         return
-    sequential.refuse(config)
+    refuse_stopping(config)
     published, notes = None, ()
-    if "file" in config.similarity:
-        given = matrix.read(config.similarity.file, bool(config.symmetrise))
-        notes = predicted(Path(config.similarity.file).expanduser(), given)
-        source = f"the {len(given.names)} models of {Path(config.similarity.file).name}"
+    if file := config.similarity.get("file"):
+        given = matrix.read(file, bool(config.symmetrise))
+        notes, whose = predicted(Path(file).expanduser(), given), f"models of {Path(file).name}"
     else:
         given, published = sat69.load(config)
-        source = f"the {len(given.names)} ImageNet models that the paper's authors published"
-    info = file_info(config, len(given.names))
+        whose = "ImageNet models that the paper's authors published"
+    info, number = file_info(config, len(given.names)), len(given.names)
     with tracked(config, info) as tracker:
-        families = [family(name) for name in given.names]
-        outputs, console = Outputs(info.folder, tracker), terminal()
         yield Study(
-            config, given, families, None, outputs, tracker, console, source, published, notes
+            config,
+            given,
+            [family(name) for name in given.names],
+            None,
+            Outputs(info.folder, tracker),
+            tracker,
+            terminal(),
+            f"the {number} {whose}",
+            published,
+            notes,
         )
 
 
@@ -189,9 +170,8 @@ def measured(
             if not partial or error.outcomes is None:
                 raise
             outcomes, failures = error.outcomes, error
-        if o.run.certainty is not None:
-            found = o.run.certainty
-            o.tracker.summary({"images_used": found.images, "share_reached": found.share})
+        if certainty := o.run.certainty:
+            o.tracker.summary({"images_used": certainty.images, "share_reached": certainty.share})
         found = Measured(**vars(o), outcomes=outcomes, failures=failures)
         yield Study(
             config,
@@ -229,29 +209,24 @@ def with_logits(s: Study) -> tuple[Run, list[Model], Matrix]:
     """
     if s.measured is not None:
         return s.measured.run, s.measured.members, s.matrix
-    members = build_members(s.config)
-    if absent := [member.name for member in members if member.name not in s.names]:
+    file, members = matrix_name(s.config), build_members(s.config)
+    absent = [member.name for member in members if member.name not in s.names]
+    if absent or OmegaConf.is_missing(s.config.dataset, "root"):
+        others = f"; not in the matrix ({and_more(s.names, 3)}): {and_more(absent, 3)}"
         raise UserError(
-            f"{matrix_name(s.config)} has scores, and this study needs the models' logits on "
-            f"images, too, which are those of model.members: {and_more(absent, 3)} "
-            f"{'is' if len(absent) == 1 else 'are'} not among the {len(s.names)} models of the "
-            f"matrix ({and_more(s.names, 3)}); name members that are, and their dataset"
+            f"this study needs the models' logits on images, and {file} has scores alone, which "
+            "are enough for experiment=select, clusters, importance, within, teachers and "
+            "relatives: name the images with dataset.root=FOLDER, and models of the matrix with "
+            f"model.members{others if absent else ''}"
         )
-    if OmegaConf.is_missing(s.config.dataset, "root"):
-        raise UserError(
-            f"this study needs the models' logits on images: name the images with "
-            f"dataset.root=FOLDER; {matrix_name(s.config)} has scores alone, which are enough for "
-            "experiment=select, clusters, importance, within, teachers and relatives"
-        )
-    matrix = s.matrix.of(tuple(member.name for member in members), matrix_name(s.config))
+    matrix = s.matrix.of(tuple(member.name for member in members), file)
     settings = build_settings(s.config, s.console, Suspects(s.config, s.console), members)
     with run.open(replace(settings, tracker=nullcontext(s.tracker))) as r:
         without = [m.name for m in r.models if not (m.has_weights and r.results.has(m))]
     if without:
         raise UserError(
             f"{len(without)} of {len(members)} models have no clean logits in "
-            f"{r.results.store.root} "
-            f"for these images ({and_more(without, 3)}); "
+            f"{r.results.store.root} for these images ({and_more(without, 3)}); "
             "`python evaluate.py experiment=pairwise` with the same dataset, subset and model "
             "computes them"
         )
@@ -263,8 +238,7 @@ def describe(evaluation: Evaluation, models: int, used: int | None = None) -> st
 
     Of all the images, or of `used` ones.
     """
-    number = len(evaluation.subset) if used is None else used
-    images = f"{evaluation.task.dataset} ({number} images)"
+    images = f"{evaluation.task.dataset} ({used or len(evaluation.subset)} images)"
     return f"{models} models on {images} under {attacked(evaluation)}"
 
 

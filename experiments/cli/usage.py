@@ -22,13 +22,6 @@ ABOUT = {
     "continues.",
 }
 MORE = """
-Examples
-  python evaluate.py
-  python evaluate.py model=[test_resnet,test_vit] attack.eps=16/255
-  python evaluate.py -m attack.eps=8/255,16/255,32/255
-  python train.py experiment=distill teacher=regnety_032
-  python train.py -m experiment=distill teacher=test_resnet,test_vit
-
 More
   experiment=NAME --help    what one experiment answers, and its settings
   group=option --help       the settings of an option, such as attack=pgd
@@ -36,11 +29,6 @@ More
   -m, --multirun            a run for every combination of values a,b
   --cfg job                 the composed configuration; --info its parts
   --hydra-help              Hydra's own flags"""
-
-
-def asked(given: Sequence[str]) -> bool:
-    """Whether a command's arguments ask for help."""
-    return bool({"-h", "--help"} & {*given})
 
 
 def show(script: str, given: Sequence[str]) -> None:
@@ -52,10 +40,10 @@ def show(script: str, given: Sequence[str]) -> None:
     files = []
     for group, _, option in (text.partition("=") for text in given):
         if option and (CONF / group).is_dir() and option.isidentifier():
+            file = CONF / group / f"{option}.yaml"
             if not any(text.startswith("--config-dir") for text in given):
                 check_option(group, option)
-            files.append(CONF / group / f"{option}.yaml")
-    files = [file for file in files if file.is_file()]
+            files += [file] * file.is_file()
     lines = (line for file in files for line in _option(file, script)) if files else _all(script)
     print("\n".join(lines).rstrip())
 
@@ -93,9 +81,8 @@ def _option(file: Path, script: str) -> Iterator[str]:
     yield f"{file.parent.name}={file.stem}"
     yield from (line for line in file.read_text().splitlines() if "@package" not in line)
     if file.parent.name == "experiment":
-        common = settings("", script).keys()
-        own = {k: v for k, v in settings(file.stem, script).items() if k not in common}
-        yield from _settings(own)
+        common, own = settings("", script), settings(file.stem, script)
+        yield from _settings({key: own[key] for key in own if key not in common})
     yield ""
 
 
@@ -111,11 +98,12 @@ def _settings(own: dict[str, Setting]) -> Iterator[str]:
 
 def _row(name: str, text: str, column: int) -> Iterator[str]:
     """A name and a text beside it, which begins at a column and wraps there."""
-    first = f"  {name}"
-    lines = textwrap.wrap(text, WIDTH - column, break_on_hyphens=False) or [""]
-    if len(first) >= column and text:
+    first, indent = f"  {name}", " " * column
+    lines = textwrap.wrap(
+        text, WIDTH, break_on_hyphens=False, initial_indent=indent, subsequent_indent=indent
+    )
+    if lines and len(first) < column:
+        yield first + lines.pop(0)[len(first) :]
+    else:
         yield first
-        first = ""
-    for line in lines:
-        yield f"{first:<{column}}{line}".rstrip()
-        first = ""
+    yield from lines

@@ -68,10 +68,7 @@ def naming(keys: Mapping[str, str]) -> Iterator[None]:
     """Replace arguments by config keys in errors of the library.
 
     An argument is replaced where a message begins with it ("steps must be ...") and where it stands
-    before an equals sign ("... or mode=offline").
-
-    Args:
-        keys: the key of each argument, such as {"steps": "attack.steps"}.
+    before an equals sign ("... or mode=offline"); `keys` are such as {"steps": "attack.steps"}.
     """
     try:
         yield
@@ -79,14 +76,9 @@ def naming(keys: Mapping[str, str]) -> Iterator[None]:
         cause: BaseException = error
         while isinstance(cause.__cause__, UserError | HydraException):
             cause = cause.__cause__
-        if not isinstance(cause, UserError):
-            raise
-        message = re.sub(
-            r"^[a-z_0-9]+\b|(?<![\w.=/-])[a-z_0-9]+(?==)",
-            lambda name: keys.get(name[0], name[0]),
-            str(cause),
-        )
-        if message == str(cause):
+        argument = r"^[a-z_0-9]+\b|(?<![\w.=/-])[a-z_0-9]+(?==)"
+        message = re.sub(argument, lambda name: keys.get(name[0], name[0]), str(cause))
+        if not isinstance(cause, UserError) or message == str(cause):
             raise
         cause.args = (message,)
         raise cause from None
@@ -106,25 +98,15 @@ def naming_group(group: str, values: DictConfig) -> AbstractContextManager[None]
 
 
 def construct(function: Callable[..., T], group: str, values: DictConfig, *first: Any) -> T:
-    """Call a function of the library with the values of a group of the config as arguments.
-
-    Args:
-        function: of arguments `first`, then those that the group names.
-        group: the key of the values.
-        values: of the group.
-
-    Raises UserError that names the key of an unknown, missing or unusable value.
+    """Call a function of the library with the values of a group of the config as arguments, after
+    `first`. Raises UserError that names the key of an unknown, missing or unusable value.
     """
     parameters = list(inspect.signature(function).parameters.values())[len(first) :]
-    known = [parameter.name for parameter in parameters]
-    arguments = resolved(values)
-    for key in arguments:
-        if key not in known:
-            raise UserError(
-                f"{group} has no setting {key!r}{near(key, known)} (settings: {', '.join(known)})"
-            )
-    needed = [p.name for p in parameters if p.default is p.empty and p.name not in arguments]
-    if needed:
+    known, arguments = [parameter.name for parameter in parameters], resolved(values)
+    if unknown := next((key for key in arguments if key not in known), None):
+        hint = f"{near(unknown, known)} (settings: {', '.join(known)})"
+        raise UserError(f"{group} has no setting {unknown!r}{hint}")
+    if needed := [p.name for p in parameters if p.default is p.empty and p.name not in arguments]:
         raise UserError(f"{group} needs a value of {', '.join(needed)}")
     with naming_group(group, values):
         return function(*first, **arguments)

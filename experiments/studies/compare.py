@@ -30,11 +30,10 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig
 
 from experiments.cli import sat69
-from experiments.cli.devices import on_cpu
 from experiments.cli.finish import terminal
 from experiments.cli.members import build_members
 from experiments.cli.runs import command
-from experiments.cli.setting import build_attack, build_settings
+from experiments.cli.setting import build_attack, build_settings, on_cpu
 from experiments.cli.study import Measured, Study, family, study
 from experiments.cli.values import changed, naming
 from netkin import similarity

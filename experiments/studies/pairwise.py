@@ -45,7 +45,7 @@ def report(s: Study, m: Measured) -> None:
         m.outcomes,
         draws,
         s.config.score.eps_s,
-        m.requested,
+        m.run.models,
         failed,
         m.suspects.reasons,
     )

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from experiments.cli.members import build_member, build_members
+from experiments.cli.members import build_members, one_member
 from experiments.cli.runs import command, eps_advice
 from experiments.cli.setting import Opened, build_evaluation, opened
 from experiments.cli.study import describe
@@ -128,7 +128,7 @@ def run(config: DictConfig) -> None:
 
 def novel(config: DictConfig) -> None:
     """The members on the candidate's adversarial images."""
-    candidate = build_member(config, config.model.candidate)
+    candidate = one_member(config, config.model.candidate, "model.candidate")
     members = [m for m in build_members(config, at_least=1) if m.name != candidate.name]
     if not members:
         raise UserError(

@@ -63,26 +63,24 @@ def run(config: DictConfig) -> None:
 
 def workspace(board: Mapping[str, Any], library: Any, entity: str, project: str) -> Any:
     """A board as a workspace of wandb-workspaces (`library`), of a project of an entity."""
-    sections = [
-        library.Section(name=name, panels=[_panel(**panel) for panel in panels], is_open=True)
-        for name, panels in board["sections"].items()
-    ]
-    shown = library.RunsetSettings(
-        filters=[library.Metric("JobType").isin(board["experiments"])],
-        pinned_columns=["run:displayName", *map(_column, board["columns"])],
-    )
+
+    def column(key: str) -> str:
+        config = key.removeprefix("config.")
+        return f"summary:{key}" if config == key else f"config:{config}.value"
+
     return library.Workspace(
         entity=entity,
         project=project,
         name=board["title"],
-        sections=sections,
-        runset_settings=shown,
+        sections=[
+            library.Section(name=name, panels=[_panel(**panel) for panel in panels], is_open=True)
+            for name, panels in board["sections"].items()
+        ],
+        runset_settings=library.RunsetSettings(
+            filters=[library.Metric("JobType").isin(board["experiments"])],
+            pinned_columns=["run:displayName", *map(column, board["columns"])],
+        ),
     )
-
-
-def _column(key: str) -> str:
-    config = key.removeprefix("config.")
-    return f"summary:{key}" if config == key else f"config:{config}.value"
 
 
 def _panel(

@@ -17,9 +17,8 @@ from pathlib import Path
 import polars as pl
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
-from rich.table import Table
 
-from experiments.cli.finish import finish, terminal
+from experiments.cli.finish import finish, printed, terminal
 from experiments.cli.study import described
 from experiments.cli.values import run_folder
 from netkin.errors import UserError
@@ -29,30 +28,29 @@ from netkin.report.text import and_more, settings_text, size
 from netkin.store import inventory
 from netkin.store.inventory import Damage
 
-COLUMNS = ("path", "kind", "member", "done", "total", "complete", "bytes", "part")
+TYPES = {
+    **dict.fromkeys(("path", "kind", "member"), pl.String),
+    **dict(done=pl.Int64, total=pl.Int64, complete=pl.Float64, bytes=pl.Int64, part=pl.String),
+}
 MANY = 8
 """The most paths that are listed."""
 
 
 def run(config: DictConfig) -> None:
     """The study, from a composed config."""
-    for name in ("check", "confirm"):
-        if not isinstance(config[name], bool):
-            raise UserError(f"{name} must be true or false, got {config[name]!r}")
     root = Path(config.store.dir).expanduser().resolve()
     if not root.is_dir():
         raise UserError(f"there is no store {root}; choose another with store.dir=PATH")
     remove = config.remove if isinstance(config.remove, ListConfig) else [config.remove]
-    names = [str(name) for name in remove]
     console, outputs = terminal(), Outputs(run_folder())
-    if names:
-        _remove(root, names, config.confirm, console)
+    if remove:
+        _remove(root, list(map(str, remove)), config.confirm, console)
         return
     parts = _parts(root)
     outputs.table("store", parts.drop("part"))
     tables = _by_folder(root, parts)
     for title, table in tables.items():
-        console.print(_terminal_table(title, table))
+        console.print(printed(table, title))
     command = f"python evaluate.py experiment=store store.dir={shlex.quote(str(root))}"
     answer = [f"{root} holds {size(int(parts['bytes'].sum()))} in {parts.height} parts."]
     for process, product in inventory.at_work(root):
@@ -61,13 +59,12 @@ def run(config: DictConfig) -> None:
     damage = _damage(root, console) if config.check else []
     count = f"{len(damage)} file{'s are' if len(damage) > 1 else ' is'} damaged"
     if config.check:
-        rows = [{"path": str(d.path.relative_to(root)), "problem": d.problem} for d in damage]
-        table = pl.DataFrame(rows, schema={"path": pl.String, "problem": pl.String})
-        outputs.table("damage", table)
+        rows = [(str(d.path.relative_to(root)), d.problem) for d in damage]
+        schema = {"path": pl.String, "problem": pl.String}
+        table = outputs.table("damage", pl.DataFrame(rows, schema, orient="row"))
         listed = and_more((f"{d.path.name} ({d.problem})" for d in damage), MANY)
         answer.append(f"{count}: {listed}." if damage else "No file is damaged.")
-        if damage:
-            sections.insert(0, Section("Damage", (), {"": table}))
+        sections[:0] = [Section("Damage", (), {"": table})] * bool(damage)
     finish(
         outputs,
         console,
@@ -99,8 +96,7 @@ def _parts(root: Path) -> pl.DataFrame:
         }
         for part in inventory.parts(root)
     ]
-    types = (pl.String, pl.String, pl.String, pl.Int64, pl.Int64, pl.Float64, pl.Int64, pl.String)
-    return pl.DataFrame(rows, schema=dict(zip(COLUMNS, types, strict=True)))
+    return pl.DataFrame(rows, schema=TYPES)
 
 
 def _by_folder(root: Path, parts: pl.DataFrame) -> dict[str, pl.DataFrame]:
@@ -110,18 +106,10 @@ def _by_folder(root: Path, parts: pl.DataFrame) -> dict[str, pl.DataFrame]:
     for (kind, folder), table in parts.group_by("kind", folders, maintain_order=True):
         attack = settings_text(inventory.identity((root / folder).parent).get("attack", {}))
         title = f"{kind}: {folder}{f'  ({attack})' if attack else ''}"
-        tables[title] = table.select("part", "done", "total", size_bytes="bytes")
+        tables[title] = table.select(
+            "part", "done", "total", complete_rate="complete", size_bytes="bytes"
+        )
     return tables
-
-
-def _terminal_table(title: str, parts: pl.DataFrame) -> Table:
-    table = Table(title.partition(":")[0], title=title, title_justify="left")
-    for name in ("done", "complete", "size"):
-        table.add_column(name, justify="right")
-    for part, done, total, held in parts.iter_rows():
-        known = (f"{done} of {total}", f"{done / total:.0%}") if total else ("", "")
-        table.add_row(part, *known, size(held))
-    return table
 
 
 def _damage(root: Path, console: Console) -> list[Damage]:

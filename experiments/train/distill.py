@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.cli.members import build_recipe, one_member
+from experiments.cli.members import one_member
 from experiments.cli.values import construct
 from experiments.train.session import Session, build_evaluation, named, opened, to_train
 from netkin.analysis.verdict import verdict
@@ -69,7 +69,7 @@ def with_weights(s: Session, teacher: Model) -> Model:
     member, task = teacher.member, s.training.task
     trained = not member.checkpoint and not member.uses_published(task)
     if trained and notes(s.training.file(member)) is None:
-        s.with_recipe(build_recipe(s.config, "recipes.teacher")).train(member, role="teacher")
+        s.with_recipe("recipes.teacher").train(member, role="teacher")
     return teacher
 
 
@@ -91,23 +91,21 @@ def compare(s: Session, student: Member, alone: Member, teaching: Teaching) -> d
     """The row of result.csv: accuracies in [0, 1] on the n test images, the gain with its 95%
     interval, how often student and teacher predict the same class, their base architectures, and
     the similarity of the teacher and the student without one, where the store has it."""
-    predicted: dict[str, NDArray] = {}
-    for name, member in (("student", student), ("alone", alone)):
-        predicted[name] = s.predictions(s.open(member), s.trained(member))
-    teacher, task = teaching.teacher, s.training.task
-    predicted["teacher"] = s.predictions(teacher, teacher.build())
-    labels = s.results.evaluation.labels.numpy()
+    teacher, task, labels = teaching.teacher, s.training.task, s.results.evaluation.labels.numpy()
+    predicted = {
+        "student": s.predictions(s.open(student)),
+        "alone": s.predictions(s.open(alone)),
+        "teacher": s.predictions(teacher),
+    }
     correct = {name: classes == labels for name, classes in predicted.items()}
     gain, low, high = paired_gain(correct["student"], correct["alone"])
     return {
         "student": student.name,
-        "teacher": teaching.teacher.name,
+        "teacher": teacher.name,
         "kind": teaching.distillation.kind,
         "seed": s.training.recipe.seed,
         "n": len(labels),
-        "student_accuracy": float(correct["student"].mean()),
-        "alone_accuracy": float(correct["alone"].mean()),
-        "teacher_accuracy": float(correct["teacher"].mean()),
+        **{f"{name}_accuracy": float(right.mean()) for name, right in correct.items()},
         "gain": gain,
         "gain_low": low,
         "gain_high": high,
@@ -126,41 +124,31 @@ def stored_similarity(results: Results, a: Model, b: Model) -> dict[str, Any]:
         similarity (nats), similarity_images (their number) and similarity_attack; null where the
         store has none.
     """
-    found: dict[str, Any] = {
-        "similarity": None,
-        "similarity_images": 0,
-        "similarity_attack": None,
-    }
     dataset = results.store.root / folder(results.evaluation.task.dataset)
-    tables = sorted(dataset.glob("*/*/outcomes*"), key=lambda path: path.stat().st_mtime)
-    for path in sorted(tables, key=lambda path: path.name == outcomes_folder(FLOAT32)):
-        table = OutcomeStore(path)
-        fooled = []
-        for source, target in ((a, b), (b, a)):
-            if table.has(source.name, target.name, target.digest):
-                fooled.append(table.read(target.name, [source.name]))
-        images = fooled[0].height if len(fooled) == 2 else 0
-        if images and images >= found["similarity_images"]:
-            settings = settings_text(
-                json.loads((path.parent / "identity.json").read_text())["attack"]
-            )
-            if precision := path.name.removeprefix(outcomes_folder(FLOAT32))[1:]:
-                settings += f", transfer in {precision}"
-            p = sum(outcomes["fooled"].mean() for outcomes in fooled) / 2
-            found = {
-                "similarity": float(score(p)),
-                "similarity_images": images,
-                "similarity_attack": f"{path.parent.name.rsplit('-', 1)[0]} ({settings})",
-            }
-    return found
+    found: list[tuple[int, bool, dict[str, Any]]] = []
+    for path in sorted(dataset.glob("*/*/outcomes*"), key=lambda path: -path.stat().st_mtime):
+        table, pairs = OutcomeStore(path), ((a, b), (b, a))
+        if not all(table.has(source.name, to.name, to.digest) for source, to in pairs):
+            continue
+        fooled = [table.read(to.name, [source.name])["fooled"].to_numpy() for source, to in pairs]
+        if not len(fooled[0]):
+            continue
+        precision = path.name.removeprefix(outcomes_folder(FLOAT32))[1:]
+        attack = json.loads((path.parent / "identity.json").read_text())["attack"]
+        how = settings_text(attack) + (f", transfer in {precision}" if precision else "")
+        row = {
+            "similarity": float(score((fooled[0].mean() + fooled[1].mean()) / 2)),
+            "similarity_images": len(fooled[0]),
+            "similarity_attack": f"{path.parent.name.rsplit('-', 1)[0]} ({how})",
+        }
+        found.append((len(fooled[0]), not precision, row))
+    none = {"similarity": None, "similarity_images": 0, "similarity_attack": None}
+    return max(found, key=lambda each: each[:2], default=(0, True, none))[2]
 
 
 def paired_gain(student: NDArray[np.bool_], alone: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """The mean difference of two outcomes on the same n images, with its 95% interval (normal).
-
-    Args:
-        student, alone: whether each image is classified correctly, [n].
-    """
+    """The mean difference of two outcomes, right or wrong, on the same images, [n] each, with its
+    95% interval (normal)."""
     difference = student.astype(float) - alone.astype(float)
     gain = float(difference.mean())
     half = Z_95 * float(difference.std(ddof=1)) / len(difference) ** 0.5
@@ -175,8 +163,9 @@ def answer(s: Session, plain: Member, student: Member, result: dict[str, Any]) -
     s.finish(
         student,
         f"Does {name} learn more with the teacher {teacher} than from the labels alone?",
-        f"{name} was trained on {s.dataset} with and without the teacher, with the same "
-        f"recipe and seed ({result['seed']}); the loss of the distillation is {result['kind']}.",
+        f"{name} was trained on {s.training.task.dataset} with and without the teacher, with the "
+        f"same recipe and seed ({result['seed']}); the loss of the distillation is "
+        f"{result['kind']}.",
         [
             f"{learns}. {name} with the teacher {teacher} classifies "
             f"{percent(result['student_accuracy'])} of {result['n']} test images correctly, from "

@@ -1,5 +1,6 @@
 """A run of train.py: how it is opened, trains its models, and writes its page."""
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,28 +14,28 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.cli.devices import BATCH_SIZE, device, training_hardware
 from experiments.cli.finish import finish, print_notes, terminal
 from experiments.cli.members import build_recipe, training_images
 from experiments.cli.runs import info, open_store, tracked
-from experiments.cli.setting import build_images
+from experiments.cli.setting import BATCH_SIZE, build_images, training_hardware
 from experiments.cli.values import resolved, run_folder
 from netkin import run
 from netkin.attacks import Clean, as_attack
 from netkin.evaluation import Evaluation
 from netkin.jobs.pool import keep_freed
 from netkin.jobs.progress import Bars
-from netkin.model import Model, open_model, open_models
+from netkin.model import Model
 from netkin.report.plots import curves_figure
 from netkin.report.study import Outputs, Section
 from netkin.report.text import percent
 from netkin.results import Results
 from netkin.run import Run, Settings
+from netkin.runner import device_of
 from netkin.store.layout import Store
 from netkin.training import weights
 from netkin.training.recipe import Recipe
 from netkin.training.weights import Teaching, Training, check_identity, identity, notes
-from netkin.zoo.build import Classifier, build, published_classes
+from netkin.zoo.build import published_classes
 from netkin.zoo.member import Member, Task
 
 SHOWN = ("lr", "weight_decay", "opt", "sched", "epochs", "batch_size")
@@ -43,67 +44,41 @@ SHOWN = ("lr", "weight_decay", "opt", "sched", "epochs", "batch_size")
 
 @dataclass(frozen=True)
 class Session:
-    """An open run of train.py.
+    """An open run of train.py."""
 
-    Attributes:
-        config: as composed.
-        run: the open run, whose results are of the test images (the dataset's subset).
-        training: the training images, the recipe and the hardware.
-        outputs: its tables, figures and page.
-    """
-
-    config: DictConfig
-    run: Run
-    training: Training
-    outputs: Outputs
+    config: DictConfig  # as composed
+    run: Run  # whose results are of the test images (the dataset's subset)
+    training: Training  # images, recipe and hardware
+    outputs: Outputs  # tables, figures and page
 
     @property
     def results(self) -> Results:
         """What the store holds of the test images."""
         return self.run.results
 
-    @property
-    def dataset(self) -> str:
-        """The dataset's name."""
-        return self.training.task.dataset
-
-    def with_recipe(self, recipe: Recipe) -> "Session":
-        """The same with another recipe; of one epoch in a fast_dev_run."""
-        return replace(self, training=replace(self.training, recipe=_quick(self.config, recipe)))
+    def with_recipe(self, key: str) -> "Session":
+        """The same with the recipe at another key of the config."""
+        return replace(self, training=replace(self.training, recipe=recipe_at(self.config, key)))
 
     def open(self, member: Member) -> Model:
-        """A model with its weights, which exist or are published."""
-        task, store = self.training.task, self.results.store
-        if not member.uses_published(task):
-            return open_model(member, task, store.weights)
-        with Bars(self.run.settings.console) as bars:
-            return open_models([member], task, store.weights, bars)[0]
-
-    def trained(self, member: Member) -> Classifier:
         """A member with the weights that the store has under its name."""
         file = self.training.file(member)
-        return build(replace(member, checkpoint=str(file)), self.training.task, file)
+        return Model(replace(member, checkpoint=str(file)), self.training.task, file)
 
     def train(
         self, member: Member, teaching: Teaching | None = None, role: str = ""
     ) -> dict[str, Any]:
         """Train a member unless the store has its weights; returns `netkin.training.weights.notes`.
 
-        Args:
-            member: the model.
-            teaching: of a distillation.
-            role: of a model that is trained on the way, such as teacher: its curves begin with it,
-                and the config's `resume` does not apply to it.
-
-        Raises what `netkin.training.train.train` does, and OtherTraining where the store has
-        weights of another training under this name.
+        A model that is trained on the way has a role, such as teacher: its curves begin with it,
+        and the config's `resume` does not apply to it. Raises what `netkin.training.train.train`
+        does, and OtherTraining where the store has weights of another training under this name.
         """
         file = self.training.file(member)
-        stored = notes(file)
-        if stored is not None:
+        if stored := notes(file):
             check_identity(file, stored["made_of"], identity(self.training, member, teaching))
-            rows = weights.curves(file).to_dicts()
-            self._log([{k: v for k, v in row.items() if v is not None} for row in rows], role)
+            for row in weights.curves(file).to_dicts():
+                self._log({k: v for k, v in row.items() if v is not None}, role)
             return stored
         from netkin.training.train import train  # slow to import, and often not needed
 
@@ -114,39 +89,36 @@ class Session:
                 member,
                 lambda epochs: bars.advance("train", epochs),
                 teaching,
-                lambda row: self._log([row], role),
+                lambda row: self._log(row, role),
                 None if role else self._checkpoint(member),
             )
             bars.finish("train", member.name, result.note)
             bars.end("train")
-        stored = notes(file)
-        assert stored is not None
-        return stored
+        return notes(file) or {}
 
     def _checkpoint(self, member: Member) -> Path | None:
         """The one that the config's `resume` names; None for the one in the store, if any."""
-        resume = self.config.resume
+        resume = str(self.config.resume)
         if resume == "never":
-            folder = self.results.store.training(self.dataset, member.name)
+            folder = self.results.store.training(self.training.task.dataset, member.name)
             shutil.rmtree(folder, ignore_errors=True)
-        return None if resume in ("auto", "never") else Path(str(resume)).expanduser()
+        return None if resume in ("auto", "never") else Path(resume).expanduser()
 
-    def _log(self, rows: Sequence[Mapping[str, float]], role: str) -> None:
-        """Log rows of `netkin.training.fit.Fit` under keys that are the same in every run.
+    def _log(self, row: Mapping[str, float], role: str) -> None:
+        """Log a row of `netkin.training.fit.Fit` under keys that are the same in every run.
 
         train/loss, train/accuracy, train/lr and the like and val/accuracy are over epochs,
         step/loss over optimiser steps. With a role they begin with it: teacher/train/loss.
         """
-        prefix = f"{role}/" if role else ""
-        for row in rows:
-            step = "step" if "step" in row else "epoch"
-            named = {prefix + _curve(key, step): value for key, value in row.items()}
-            self.run.tracker.curve([named], prefix + step)
+        prefix, step = f"{role}/" if role else "", "step" if "step" in row else "epoch"
+        named = {prefix + _curve(key, step): value for key, value in row.items()}
+        self.run.tracker.curve([named], prefix + step)
 
-    def predictions(self, model: Model, classifier: Classifier) -> NDArray[np.intp]:
-        """The classes that a classifier of a model predicts for the test images, [I]."""
-        results, where, predicted = self.results, device(self.config), []
-        classifier = classifier.eval().to(where)
+    def predictions(self, model: Model) -> NDArray[np.intp]:
+        """The classes that a model predicts for the test images, [I]."""
+        results, predicted = self.results, []
+        where = device_of(self.config.hardware.accelerator)
+        classifier = model.build().eval().to(where)
         for shard in range(len(results.evaluation.shards)):
             for batch in results.pixels(model.view, shard).split(BATCH_SIZE):
                 with torch.inference_mode():
@@ -164,11 +136,8 @@ class Session:
     ) -> None:
         """Write curves, result.csv and report.html; print the answer and where the files are.
 
-        Args:
-            member: the run's own model, whose curves are drawn.
-            title, question, answer: of the page.
-            result: the row of result.csv, which is also the run's summary.
-            accuracy: of the run's own model on the test images, in [0, 1].
+        The member is the run's own model, whose curves are drawn, and `accuracy` its accuracy on
+        the test images, in [0, 1]; `result` is the row of result.csv and of the run's summary.
         """
         table = self.outputs.table("result", pl.DataFrame([result]))
         self.run.tracker.summary({"accuracy": accuracy, **result})
@@ -182,10 +151,9 @@ class Session:
         console, text = self.run.settings.console, OmegaConf.to_yaml(self.config, resolve=True)
         finish(self.outputs, console, title, question, answer, sections, text)
         console.print(f"Weights  {self.training.file(member)}")
-        if self.config.fast_dev_run:
-            console.print("This was a fast_dev_run: the store is unchanged.")
-        else:
-            console.print(f"Member   {self.dataset}/{member.name} of evaluate.py")
+        used = f"Member   {self.training.task.dataset}/{member.name} of evaluate.py"
+        unchanged = "This was a fast_dev_run: the store is unchanged."
+        console.print(unchanged if self.config.fast_dev_run else used)
 
 
 @contextmanager
@@ -198,27 +166,19 @@ def opened(
 ) -> Iterator[Session]:
     """A run of train.py, before any work; see `netkin.run.open`.
 
-    Args:
-        config: as composed.
-        evaluation: of `build_evaluation`.
-        name: of the model that it trains, which is the run's name on a dashboard.
-        recipe: instead of the config's.
-        members: models that must exist before the training, such as a published teacher.
-
-    Raises UserError for a value of the config that cannot be used.
+    It is named by the model that it trains. A recipe is instead of the config's. Members must exist
+    before the training, as a published teacher. Raises UserError for a value of the config that
+    cannot be used.
     """
-    console, folder = terminal(), run_folder()
-    store, hardware = open_store(config), training_hardware(config)
-    recipe = _quick(config, recipe or build_recipe(config, "recipe"))
-    if config.fast_dev_run:
-        store = Store(folder / "fast_dev_run")
+    console, folder, hardware = terminal(), run_folder(), training_hardware(config)
+    recipe = recipe or recipe_at(config, "recipe")
+    store = Store(folder / "fast_dev_run") if config.fast_dev_run else open_store(config)
     torch.set_num_threads(config.hardware.threads)
     keep_freed()
     with Bars(console) as bars:
         images = training_images(config, bars)
-    values = {key: getattr(recipe, key) for key in SHOWN} | resolved(config)
-    values |= {"name": name, "seed": recipe.seed}
-    dataset = config.dataset.name
+    dataset, values = config.dataset.name, {key: getattr(recipe, key) for key in SHOWN}
+    values |= resolved(config) | {"name": name, "seed": recipe.seed}
     settings = Settings(
         evaluation,
         members,
@@ -243,12 +203,11 @@ def train_alone(
     """Train one member from the labels alone, and write its accuracy, curves and page."""
     with opened(config, evaluation, member.name, recipe) as s:
         stored, recipe = s.train(member), s.training.recipe
-        accuracy, tested, seconds = (
-            stored[key] for key in ("test_accuracy", "test_images", "seconds")
-        )
+        result = {key: stored[key] for key in ("test_accuracy", "test_images", "seconds")}
+        accuracy, tested, seconds = result.values()
         s.finish(
             member,
-            f"How accurate is {member.name} on {s.dataset}?",
+            f"How accurate is {member.name} on {s.training.task.dataset}?",
             f"{member.name} ({member.timm}) was trained from the labels alone on "
             f"{len(s.training.images.ids)} images for {recipe.epochs} epochs (seed {recipe.seed}), "
             f"and tested on {tested} other images.",
@@ -256,13 +215,7 @@ def train_alone(
                 f"{member.name} classifies {percent(accuracy)} of {tested} test images correctly, "
                 f"after {seconds:.0f} s of training."
             ],
-            {
-                "model": member.name,
-                "seed": recipe.seed,
-                "test_accuracy": accuracy,
-                "test_images": tested,
-                "seconds": seconds,
-            },
+            {"model": member.name, "seed": recipe.seed, **result},
             accuracy,
         )
 
@@ -287,7 +240,9 @@ def to_train(task: Task, member: Member) -> Member:
     return replace(member, kwargs={**member.kwargs, key: task.num_classes})
 
 
-def _quick(config: DictConfig, recipe: Recipe) -> Recipe:
+def recipe_at(config: DictConfig, key: str) -> Recipe:
+    """The recipe at a key of the config; of one epoch in a fast_dev_run."""
+    recipe = build_recipe(config, key)
     return replace(recipe, epochs=1) if config.fast_dev_run else recipe
 
 
@@ -297,6 +252,4 @@ def _curve(column: str, step: str) -> str:
         return column
     if step == "step":
         return f"step/{column}"
-    if column.startswith("test_"):
-        return f"val/{column.removeprefix('test_')}"
-    return f"train/{column.removeprefix('train_')}"
+    return re.sub("^test_", "val/", re.sub("^(?!test_)(train_)?", "train/", column))

@@ -10,9 +10,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments.cli.members import build_recipe, one_member
+from experiments.cli.members import one_member
 from experiments.cli.values import resolved
-from experiments.train.session import build_evaluation, to_train, train_alone
+from experiments.train.session import build_evaluation, recipe_at, to_train, train_alone
 from netkin.errors import UserError
 from netkin.training.recipe import Recipe
 
@@ -24,7 +24,7 @@ def run(config: DictConfig) -> None:
         raise UserError(f"run must be a whole number of 0 to {len(runs) - 1}, got {config.run!r}")
     entry = resolved(runs[config.run])
     kind = entry.pop("model")
-    recipe = varied(build_recipe(config, f"recipes.{kind}"), entry)
+    recipe = varied(recipe_at(config, f"recipes.{kind}"), entry)
     evaluation = build_evaluation(config)
     base = one_member(config, config.dataset.sweep[kind], f"dataset.sweep.{kind}")
     base = to_train(evaluation.task, base)
@@ -33,12 +33,8 @@ def run(config: DictConfig) -> None:
 
 
 def varied(recipe: Recipe, entry: Mapping[str, Any]) -> Recipe:
-    """The recipe under one entry of a sweep.
-
-    Args:
-        recipe: the architecture's own.
-        entry: any of seed, lr and weight_decay (multiples of the recipe's) and sched.
-    """
+    """An architecture's recipe under one entry of a sweep: any of seed, lr and weight_decay
+    (multiples of the recipe's) and sched."""
     sched = {}
     if entry.get("sched") == "step":
         # Three steps, each to a tenth, whatever steps the recipe has.

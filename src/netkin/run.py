@@ -30,7 +30,6 @@ from netkin.passes import Item
 from netkin.results import CLEAN, NOISE, Results
 from netkin.runner import Runner
 from netkin.similarity import Outcomes
-from netkin.store import note_rates
 from netkin.store.layout import Store
 from netkin.store.lease import lease, sweep
 from netkin.tracking import Tracker
@@ -441,19 +440,12 @@ class Run:
         return finished
 
     def _note_stage(self, stage: str, parts: Mapping[str, list[Result]], seconds: float) -> None:
-        """Log a stage's rows and sums, and note in the store how long a unit took."""
-        attack = self.evaluation.attack
+        """Log a stage's rows and sums."""
+        attack = self.evaluation.attack.name
         rows = [
-            {"stage": stage, "attack": attack.name, **totals(name, of)}
-            for name, of in parts.items()
+            {"stage": stage, "attack": attack, **totals(name, of)} for name, of in parts.items()
         ]
         self.tracker.add("stages", rows)
-        steps = getattr(attack, "steps", 1) if stage == "craft" else 1
-        per_unit = {r["model"]: r["seconds"] / (r["images"] * steps) for r in rows if r["images"]}
-        if stage == "train" and self.training is not None:
-            epochs = self.training.recipe.epochs
-            per_unit = {row["model"]: row["seconds"] / epochs for row in rows}
-        note_rates(self.results.store.root, stage, per_unit)
         # A run of several attacks goes through a stage several times.
         numbers, names = self.tracker.numbers, (f"seconds/{stage}", f"images_per_second/{stage}")
         before, rate = (float(numbers.get(name) or 0) for name in names)

@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from experiments.cli.launch import spelled_out
-from experiments.cli.members import build_member, one_member
+from experiments.cli.members import one_member
 from netkin.errors import UserError
 from tests.conftest import ROOT
 
@@ -15,7 +15,6 @@ from tests.conftest import ROOT
     ("given", "spelled"),
     [
         ("model=resnet18", "model.members=[resnet18]"),
-        ("model=resnet50.a1_in1k", "model.members=[resnet50.a1_in1k]"),
         ("model=[vit_s,vit_ti]", "model.members=[vit_s,vit_ti]"),
         ("model=vit_s,vit_ti", "model.members=[vit_s],[vit_ti]"),
         ("model=hf-hub:timm/resnet18", "model.members=[hf-hub:timm/resnet18]"),
@@ -57,7 +56,6 @@ def test_a_teacher_is_a_name_or_the_fields_of_a_member() -> None:
         named = compose("train", ["experiment=distill", "teacher=test_vit"])
         listed = compose("train", [f"model.members=[test_vit,{teacher}]"])
     assert one_member(listed, "mine", "teacher").torchvision == "resnet18"
-    assert build_member(listed, "mine").torchvision == "resnet18"
     member = one_member(config, config.teacher, "teacher")
     assert (member.name, member.torchvision) == ("mine", "resnet18")
     assert one_member(named, named.teacher, "teacher").name == "test_vit"

@@ -1,20 +1,17 @@
 """What a user gets wrong: one clear line, exit code 1, nothing half-done."""
 
 import fcntl
-import os
 import re
 import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from omegaconf import OmegaConf
-from safetensors.torch import load_file, save_file
 
 from experiments.cli.config import EXPERIMENTS, check, composed, settings
+from experiments.cli.launch import spelled_out
 from experiments.cli.mistakes import ENDS, check_additions, one_line
-from experiments.cli.sweep import spelled_out
-from tests.conftest import ROOT, SMALL, Mistake, run_command, run_here
+from tests.conftest import SMALL, Mistake, run_here
 
 CONFIG = {
     # what is typed: the setting or option that the error names, and what it offers
@@ -146,11 +143,6 @@ def test_a_folder_is_of_one_config_and_one_run_at_a_time(small_run: Path, tmp_pa
     assert "another run is writing to" in beside.stderr and beside.stderr.count("\n") == 1
 
 
-def test_an_unwritable_store(mistake: Mistake, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    assert "cannot be written (Not a directory)" in mistake("store.dir=file/store")
-
-
 @pytest.mark.slow
 def test_weights_trained_otherwise(small_run: Path, mistake: Mistake) -> None:
     said = mistake(*SMALL, f"store.dir={small_run / 'store'}", "recipe.epochs=5")
@@ -176,49 +168,3 @@ def test_members_that_do_not_fit_the_dataset(small_run: Path, mistake: Mistake) 
     nowhere = "{name: none, timm: test_resnet, checkpoint: /nowhere.pth}"
     said = mistake(f"model.members=[test_byobnet,{nowhere}]", *SMALL[1:], store)
     assert "there is no checkpoint /nowhere.pth (of none)" in said
-
-
-@pytest.mark.slow
-def test_nan_logits_name_the_model_and_images(small_run: Path, tmp_path: Path) -> None:
-    """What was computed before stays."""
-    state = load_file(small_run / "store" / "weights" / "digits" / "test_byobnet.safetensors")
-    state["head.fc.bias"] = torch.full_like(state["head.fc.bias"], float("nan"))
-    save_file(state, tmp_path / "nan.safetensors")
-    broken = f"{{name: broken, timm: test_byobnet, checkpoint: {tmp_path / 'nan.safetensors'}}}"
-    before = sorted((small_run / "store").rglob("*.safetensors"))
-    done = run_here(
-        f"model.members=[test_byobnet,{broken}]",
-        *SMALL[1:],
-        f"store.dir={small_run / 'store'}",
-        "logger=none",
-        cwd=tmp_path,
-    )
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert "error: broken gives NaN or infinite logits on 100 of 100 clean images" in done.stderr
-    assert "digits/" in done.stderr
-    assert sorted((small_run / "store").rglob("*.safetensors")) == before
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_store(mistake: Mistake, tmp_path: Path) -> None:
-    (tmp_path / "store").mkdir(mode=0o500)
-    assert "cannot be written (Permission denied)" in mistake()
-
-
-@pytest.mark.slow
-def test_help_and_composition(tmp_path: Path) -> None:
-    helped = run_command("--help", cwd=tmp_path)
-    assert helped.returncode == 0, helped.stderr
-    for words in (
-        "How related are image classifiers?",
-        "apgd, autoattack, clean, fgsm, mim, noise, patchfool, pgd",
-        "Which models form clusters, and what have those in common?",
-        "Experiments of train.py",
-        "images in a unit of work",
-    ):
-        assert words in helped.stdout
-    assert max(map(len, helped.stdout.splitlines())) <= 80
-    composed = run_here("--cfg", "job", cwd=tmp_path)
-    assert composed.returncode == 0 and "steps: 50" in composed.stdout
-    assert ROOT.name not in os.listdir(tmp_path)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import polars as pl
@@ -11,7 +10,6 @@ import pytest
 from experiments.cli import index, usage
 from experiments.cli.config import CONF, settings
 from netkin.jobs.progress import Bars
-from netkin.store import note_rates, rates
 from tests.conftest import SMALL, Mistake, run_here
 
 
@@ -47,7 +45,7 @@ def test_the_first_line_and_quiet(small_run: Path, tmp_path: Path) -> None:
     words = [*SMALL, f"store.dir={store}", "logger=none", "hydra.run.dir=run"]
     done = run_here(*words, cwd=tmp_path)
     assert done.stdout.splitlines()[:2] == [
-        f"pairwise: 2 models on digits, pgd eps 48/255 steps 8; store {store}",
+        f"pairwise: 2 models on digits; attack pgd; store {store}",
         "the store has weights of 2, clean predictions of 2, attacks on 2 of 2 models; 100 images",
     ]
     try:
@@ -55,21 +53,6 @@ def test_the_first_line_and_quiet(small_run: Path, tmp_path: Path) -> None:
     finally:
         Bars.quiet = False
     assert quiet.stdout == "\n".join(done.stdout.splitlines()[2:]) + "\n"
-    own = shutil.copytree(store, tmp_path / "store")  # others expect one attack in the small one
-    words = [text for text in words if not text.startswith(("attack.steps", "store.dir"))]
-    words += [f"store.dir={own}", "attack.steps=4", "hydra.run.dir=b"]
-    done = run_here(*words, cwd=tmp_path)
-    assert re.search(r"attacks on 0 of 2 models; 100 images; about \S+ s left", done.stdout)
-
-
-def test_rates_are_kept_by_stage_and_model(tmp_path: Path) -> None:
-    assert rates(tmp_path) == {}
-    note_rates(tmp_path, "craft", {"a": 1.0, "b": 2.0})
-    note_rates(tmp_path, "craft", {"b": 3.0})
-    note_rates(tmp_path, "transfer", {"a": 0.5})
-    assert rates(tmp_path) == {"craft": {"a": 1.0, "b": 3.0}, "transfer": {"a": 0.5}}
-    (tmp_path / ".rates.json").write_text("{")
-    assert rates(tmp_path) == {}
 
 
 @pytest.mark.slow
@@ -92,33 +75,18 @@ def test_a_sweep_ends_with_its_jobs_and_index_lists_them(small_run: Path, tmp_pa
     assert table[0]["similarity/mean"] > 0
 
 
-def test_index_names_what_differs() -> None:
-    def entry(name: str, **settings: object) -> index.Entry:
-        return index.Entry(Path(name), {"numbers": {"accuracy": 0.5}}, [], settings)
-
-    runs = [entry("a", **{"recipe.lr": 0.1, "seed": 0, "dataset.name": "digits"})]
-    runs.append(entry("b", **{"recipe.lr": 0.2, "seed": 0, "dataset.name": "digits"}))
-    assert index.differing(runs) == ["recipe.lr"]
-    assert index.headlines(runs) == ["accuracy"]
-
-
 def test_files_of_other_programs_are_no_runs(tmp_path: Path) -> None:
-    """Nor are half-written ones; a run whose config cannot be read is listed without settings."""
+    """Nor are half-written ones."""
     run = {"name": "a", "job_type": "pairwise", "state": "finished", "began": "2026", "seconds": 1}
     texts = ["", "{", "[]", "null", "3", '{"numbers": []}', json.dumps({"numbers": {}})]
-    texts += [
-        json.dumps({**run, "numbers": {}, "seconds": "x"}),
-        json.dumps({**run, "numbers": {}}),
-    ]
+    texts += [json.dumps({**run, "numbers": {}} | wrong) for wrong in ({"seconds": "x"}, {})]
     for i, text in enumerate(texts):
         folder = tmp_path / f"{i}" / ".hydra"
         folder.mkdir(parents=True)
         (folder.parent / "summary.json").write_text(text)
         (folder / "overrides.yaml").write_text("[a=1]")
-        (folder / "config.yaml").write_text("- x")
-    page, entries = index.write_index(tmp_path, "store")
-    assert [entry.folder.name for entry in entries] == [str(len(texts) - 1)]
-    assert "1 runs: 1 finished" in page.read_text()
+    (entry,) = index.runs(tmp_path)
+    assert (entry.folder.name, entry.overrides) == (str(len(texts) - 1), ["a=1"])
 
 
 def test_index_without_a_folder(mistake: Mistake) -> None:

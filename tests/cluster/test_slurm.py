@@ -224,8 +224,9 @@ def test_a_time_limit_puts_a_job_back(
     assert command.end() == 0, command.text
     (log,) = folder.glob("sweep/.submitit/*/*_log.out")
     text, restarts = log.read_text(), command.text.count("put back into the queue")
-    assert restarts >= 1 and text.count("Requeued job") == restarts
-    assert text.count("Calling checkpoint method") == restarts  # not by loading processes, too
+    assert 1 <= restarts <= text.count("Requeued job")  # hurried, it may be back between two polls
+    # Not by the processes that load, too.
+    assert text.count("Calling checkpoint method") == text.count("Requeued job")
     assert "Traceback" not in text and "Error" not in text
     wanted = {name: data for name, data in local.items() if "/m00/" in name}
     assert files(folder / "store", IMAGES) == wanted

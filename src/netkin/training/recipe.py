@@ -5,14 +5,14 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from netkin.attacks import PGD
 from netkin.attacks.units import non_negative, whole_number
-from netkin.errors import UserError, first_line, near
+from netkin.errors import UserError, first_line
 
 LATER = (
     *("lr_per", "sched_args", "step_on_epochs", "warmup_lr", "min_lr", "repeats", "erasing"),
@@ -20,8 +20,6 @@ LATER = (
 )
 """Fields that an identity names only where they differ from their default."""
 ADVERSARIAL = ("eps", "step_size", "steps", "random_start", "momentum")
-SCHEDULES = ("cosine", "tanh", "step", "constant", "multistep", "plateau", "poly", "rsqrt")
-"""Names that timm's factory knows; for others it silently makes no schedule."""
 
 
 @dataclass(frozen=True)
@@ -149,20 +147,9 @@ class Recipe:
 
 def check(recipe: Recipe) -> None:
     """Raises UserError for an optimiser or a schedule that timm does not make of a recipe."""
-    if recipe.sched not in SCHEDULES:
-        raise UserError(
-            f"sched must be one of {', '.join(SCHEDULES)}, got {recipe.sched!r}"
-            f"{near(recipe.sched, SCHEDULES)}"
-        )
-    names = [str(name) for name in list_optimizers()]
-    if recipe.opt.lower().removeprefix("lookahead_") not in names:
-        raise UserError(
-            f"opt must be one of timm's {len(names)} optimisers (timm.optim.list_optimizers()), "
-            f"got {recipe.opt!r}{near(recipe.opt, names)}"
-        )
     what = f"opt={recipe.opt} with {dict(recipe.opt_args)}"
     try:
-        optimizer = make_optimizer(nn.Linear(2, 2), recipe, 0.1)
+        optimizer = make_optimizer(nn.Linear(2, 2), recipe, 0.1)  # both raise errors of many types
         what = f"sched={recipe.sched} with {dict(recipe.sched_args)}"
         make_schedule(optimizer, recipe, 1)
     except Exception as error:
@@ -190,5 +177,6 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, updates: int
         updates_per_epoch=updates,
         **recipe.sched_args,
     )
-    assert schedule is not None
+    if schedule is None:  # without a word, for a name that it does not know
+        raise ValueError("timm has no such schedule; cosine, step and constant are some")
     return schedule

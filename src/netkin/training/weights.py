@@ -201,12 +201,10 @@ def trained_members(store: Store, dataset: str, pattern: str) -> list[dict[str, 
 
     Raises UserError when there is none.
     """
-    names = {unquote(file.stem): file for file in _notes_files(store, dataset)}
-    plain = pattern.removesuffix("@*")
+    files, plain = _noted(store, dataset), pattern.removesuffix("@*")
     members = []
-    for name, file in sorted(names.items()):
+    for name, weights in files.items():
         of_seed_0 = pattern.endswith("@*") and "@" not in name and fnmatchcase(name, plain)
-        weights = file.with_suffix(".safetensors")
         stored = notes(weights) if of_seed_0 or fnmatchcase(name, pattern) else None
         if stored is None or (of_seed_0 and stored["made_of"].get("recipe", {}).get("seed", 0)):
             continue
@@ -214,8 +212,8 @@ def trained_members(store: Store, dataset: str, pattern: str) -> list[dict[str, 
         members.append({**fields, "name": name, "checkpoint": str(weights)})
     if not members:
         raise UserError(
-            f"{store.root} has no trained model {dataset}/{pattern}{near(pattern, names)} (there "
-            f"are {and_more(sorted(names), 8) or 'none'}); train it first"
+            f"{store.root} has no trained model {dataset}/{pattern}{near(pattern, files)} (there "
+            f"are {and_more(files, 8) or 'none'}); train it first"
         )
     return members
 
@@ -232,14 +230,16 @@ def students_of(store: Store, dataset: str, student: str) -> list[dict[str, Any]
         By name; each with the further key teacher_accuracy: in [0, 1], None where it is unknown.
     """
     students = []
-    for file in sorted(_notes_files(store, dataset)):
-        stored = notes(file.with_suffix(".safetensors"))
-        if stored and "teacher" in stored and unquote(file.stem).startswith(f"{student}@"):
+    for name, weights in _noted(store, dataset).items():
+        stored = notes(weights) if name.startswith(f"{student}@") else None
+        if stored and "teacher" in stored:
             teacher = notes(store.weights(dataset, stored["teacher"]["name"]))
             accuracy = teacher["test_accuracy"] if teacher else None
             students.append({**stored, "teacher_accuracy": accuracy})
     return students
 
 
-def _notes_files(store: Store, dataset: str) -> list[Path]:
-    return list(store.weights(dataset, "x").parent.glob("*.json"))
+def _noted(store: Store, dataset: str) -> dict[str, Path]:
+    """Files of weights with notes beside them, by name and sorted by it."""
+    files = store.weights(dataset, "x").parent.glob("*.json")
+    return dict(sorted((unquote(file.stem), file.with_suffix(".safetensors")) for file in files))

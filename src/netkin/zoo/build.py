@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from netkin.errors import UserError, first_line
 from netkin.zoo import sources
-from netkin.zoo.checkpoints import choose, holds_arrays, load_weights
+from netkin.zoo.checkpoints import choose, load_weights
 from netkin.zoo.member import Member, Task
 from netkin.zoo.preprocessing import Preprocessing, preprocessing
 
@@ -114,9 +114,8 @@ def check_member(member: Member, task: Task) -> None:
     else:
         net, classes = blueprint(member, task)
     _columns(classes, member, task)
-    file = Path(member.checkpoint).expanduser() if member.checkpoint else None
-    if file is not None and not holds_arrays(file):
-        choose(net, file, member.name, member.weights_key)
+    if member.checkpoint:
+        choose(net, Path(member.checkpoint).expanduser(), member.name, member.weights_key)
 
 
 def _network(

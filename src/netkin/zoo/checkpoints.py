@@ -54,8 +54,7 @@ def load_weights(net: nn.Module, path: Path, name: str, key: str | None = None) 
 
     Args:
         net: on any device but meta.
-        path: a safetensors file, a torch file without pickled code, or an .npz file for a network
-            with a `load_pretrained` of its own (timm's of the original authors' archives).
+        path: a safetensors file, or a torch file without pickled code.
         name: of the network, for messages.
         key: which of several state dicts, such as "model_ema" or "state_dict.student".
 
@@ -63,12 +62,6 @@ def load_weights(net: nn.Module, path: Path, name: str, key: str | None = None) 
     """
     if not path.is_file():
         raise UserError(f"{name}: there is no weights file {path}")
-    if holds_arrays(path) and hasattr(net, "load_pretrained"):
-        try:
-            net.load_pretrained(str(path))  # type: ignore[operator]
-        except Exception as error:  # whatever numpy and the model's loader raise
-            raise UserError(f"{name}: weights {path} do not fit ({first_line(error)})") from None
-        return
     net.load_state_dict(choose(net, path, name, key), strict=False)
 
 
@@ -102,7 +95,8 @@ def choose(net: nn.Module, path: Path, name: str, key: str | None = None) -> Wei
         raise UserError(_misfit_message(net, [tensors for _, tensors in tried], path, name))
     averaged = [label for label in fits if AVERAGED.search(label.lower())]
     label = averaged[0] if len(averaged) == 1 else next(iter(fits))
-    if len(averaged) != 1 and not all(_equal(fits[label], other) for other in fits.values()):
+    others = [fits[other] for other in fits if other != label]  # NaN is not equal to itself
+    if len(averaged) != 1 and not all(_equal(fits[label], other) for other in others):
         raise UserError(
             f"{name}: {path} holds several sets of weights that fit; choose one of them by the "
             f"member's field weights_key: {', '.join(text or repr(text) for text in fits)}"
@@ -145,14 +139,6 @@ def read(path: Path, name: str, lazily: bool = False) -> Any:
             f"{name}: {path} cannot be read as weights ({reason}); expected "
             "safetensors, or a torch file that holds tensors only"
         ) from None
-
-
-def holds_arrays(file: Path) -> bool:
-    """Whether a file is an .npz archive of numpy arrays, whatever its name."""
-    if not zipfile.is_zipfile(file):
-        return False
-    with zipfile.ZipFile(file) as archive:
-        return any(name.endswith(".npy") for name in archive.namelist())
 
 
 def _state_dicts(content: Any, label: str = "", depth: int = 0) -> Iterator[tuple[str, Weights]]:

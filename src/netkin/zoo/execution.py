@@ -91,7 +91,7 @@ class Prepared(Classifier):
             squeeze_cheaply(net)
         for tensor in (*net.parameters(), *net.buffers()):
             if tensor.ndim == 4:
-                tensor.data = tensor.data.contiguous(memory_format=self.format)
+                tensor.data = tensor.data.to(memory_format=self.format)
         if self.dtype is not None and images.device.type == "cpu":
             _without_fused_attention(net)
             _strided_depthwise_in_float32(net)

@@ -37,7 +37,6 @@ from torchvision.models import get_model_builder, get_model_weights, list_models
 
 from netkin.errors import UserError, first_line, near
 from netkin.store.files import file_sha256
-from netkin.zoo.checkpoints import holds_arrays
 from netkin.zoo.from_transformers import Config, Transformers, crop_pct, files, on_hub
 from netkin.zoo.member import Member, Task
 
@@ -134,7 +133,8 @@ class Timm(Source):
             others = (path for ext in _EXT_PRIORITY for path in sorted(folder.glob(f"*{ext}")))
             preferred = (path for n in _PREFERRED_FILES if (path := folder / n).is_file())
             return next(preferred, None) or next(others, None)
-        url, repository = config.get("url"), config.get("hf_hub_id")
+        repository = config.get("hf_hub_id")
+        url = None if config.get("custom_load") else config.get("url")  # an archive of arrays
         if repository and (path := self._on_hub(repository, config, fetch)):
             return path
         if url and fetch:
@@ -151,13 +151,10 @@ class Timm(Source):
         """The weights of a repository by the first of the names that timm takes, in its order."""
         repo, revision = hf_split(repository)
         name = config.get("hf_hub_filename") or HUB_FILE
-        names = [*_get_safe_alternatives(name), name]
-        if config.get("custom_load") == "hf" and config.get("hf_hub_filename"):
-            names = [name]
         missing = None
-        for name in names:
+        for file in (*_get_safe_alternatives(name), name):
             try:
-                return on_hub(repo, name, revision, fetch)
+                return on_hub(repo, file, revision, fetch)
             except EntryNotFoundError as error:
                 if fetch and isinstance(error, LocalEntryNotFoundError):
                     raise  # no network: another file's name will not help
@@ -193,18 +190,15 @@ class Timm(Source):
                     f"weights into the published {member.timm}; leave it out, or give a checkpoint"
                 )
         # The file is the only source of weights, so that timm fetches nothing.
+        # A config's custom_load describes the original authors' archive at its url, not the hub's.
         only = {"source": "", "hf_hub_id": None, "url": "", "file": file and str(file)}
-        if file is not None:
-            # A config's custom_load describes the file at its url, an array archive of the original
-            # authors. The hub holds the same weights as timm's state dict, except for "hf".
-            custom = config.get("custom_load", False)
-            hubs = custom == "hf" and file.name == config.get("hf_hub_filename")
-            only["custom_load"] = custom if hubs or (custom and holds_arrays(file)) else False
-        ours = ("family", "architecture", "arguments")
+        theirs = {
+            k: v for k, v in config.items() if k not in ("family", "architecture", "arguments")
+        }
         return timm.create_model(
             config["architecture"],
             pretrained=file is not None,
-            pretrained_cfg={k: v for k, v in config.items() if k not in ours} | only,
+            pretrained_cfg=theirs | only | {"custom_load": False},
             **kwargs,
         )
 
