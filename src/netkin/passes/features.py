@@ -148,9 +148,9 @@ def gradients(classifier: Classifier, of: dict[str, Tensor]) -> Tensor:
     with torch.enable_grad():
         pixels.requires_grad_(True)
         logits = classifier(pixels)
-        own = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
-        rest = logits.masked_fill(own, -torch.inf).logsumexp(dim=1)
-        (gradient,) = torch.autograd.grad((rest - logits[own]).sum(), pixels)
+        true = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
+        rest = logits.masked_fill(true, -torch.inf).logsumexp(dim=1)
+        (gradient,) = torch.autograd.grad((rest - logits[true]).sum(), pixels)
     length = gradient.flatten(1).norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
     return (gradient / length[:, None, None, None]).half()
 
