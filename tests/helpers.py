@@ -29,8 +29,9 @@ class Scored(NamedTuple):
 
 def with_interval(z: NDArray[np.float64]) -> Scored:
     """The score of per-image values z, [n] in {0, 0.5, 1}."""
-    counts = (np.array([np.sum(z == value)]) for value in (1.0, 0.5))
-    return Scored(*(float(x[0]) for x in with_intervals(*counts, np.array([len(z)]))))
+    both, half = (np.array([np.sum(z == value)]) for value in (1.0, 0.5))
+    value, low, high = with_intervals(both, half, np.array([len(z)]))
+    return Scored(float(value[0]), float(low[0]), float(high[0]))
 
 
 def four_store(folder: Path) -> Path:

@@ -62,7 +62,7 @@ def traced(net: nn.Module, by: float) -> nn.Module:
     return torch.fx.symbolic_trace(Changed(net, functools.partial(scaled, by=by)))
 
 
-KINDS: dict[str, Callable[[nn.Module, float], nn.Module]] = {
+KINDS: dict[str, Callable[[nn.Module, float], Any]] = {
     "partial": lambda net, by: Changed(net, functools.partial(scaled, by=by)),
     "lambda": lambda net, by: Changed(net, lambda x: x * by),
     "Compose": lambda net, by: Changed(net, transforms.Compose([lambda x: x * by])),

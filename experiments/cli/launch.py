@@ -91,7 +91,7 @@ def opening(config: DictConfig) -> str:
         elif config.experiment.study.startswith("experiments.studies."):
             names, data = member_names(config.model.members), config.dataset.name
             of = f"{len(names)} models on {data}" if names else data
-            about = [of, f"attack {hydra.runtime.choices.attack}", *about]
+            about = [of, f"attack {hydra.runtime.choices['attack']}", *about]
     sweep = hydra.mode == RunMode.MULTIRUN
     job = f"job {int(hydra.job.num) + 1} ({', '.join(swept())}): " if sweep else ""
     return f"{job}{config.experiment.name}: {'; '.join(about)}"

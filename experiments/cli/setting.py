@@ -135,7 +135,7 @@ def opened(
 def build_settings(
     config: DictConfig,
     console: Console,
-    suspects: Suspects,
+    suspects: Watch,
     members: Sequence[Member] | None = None,
     attack: Attack | None = None,
 ) -> Settings:

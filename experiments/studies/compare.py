@@ -204,7 +204,7 @@ def listed_attacks(config: DictConfig) -> dict[str, Attack]:
         known = [str(key) for key in composed.attack]
         for key in given:
             if key not in known:
-                raise UserError(f"attack {option} has no setting {key!r}{near(key, known)}")
+                raise UserError(f"attack {option} has no setting {key!r}{near(str(key), known)}")
         values = {k: v for k, v in shared.items() if k.split(".")[0] in known} | given
         composed = changed(composed, {f"attack.{key}": value for key, value in values.items()})
         attack = build_attack(composed, option)

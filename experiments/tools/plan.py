@@ -60,7 +60,7 @@ def run(config: DictConfig) -> None:
         else:
             left = {name: len(todo) for name, todo in r.results.missing_sources(r.models).items()}
         table = o.outputs.table("plan", cost_table(r, costs, left, problems))
-        seconds = table["craft_seconds"].sum() + table["transfer_seconds"].sum()
+        seconds = float(table.select("craft_seconds", "transfer_seconds").sum_horizontal().sum())
         o.tracker.summary({"plan/seconds": seconds / r.settings.processes.workers})
         o.console.print(printed(table.select(SHOWN), "What is left to do, on one such device"))
         text = ["Time and disk for what the store lacks, one model at a time on one such device."]
@@ -133,9 +133,12 @@ def _sentences(
 ) -> Iterator[str]:
     r, views = o.run, {model.view for model in o.run.models}
     workers, images, root = r.settings.processes.workers, len(r.evaluation.subset), r.results.store
-    craft, transfer = (table[f"{stage}_seconds"].sum() / workers for stage in ("craft", "transfer"))
+    craft, transfer = (
+        float(table[f"{stage}_seconds"].sum()) / workers for stage in ("craft", "transfer")
+    )
     decoded = sum(3 * view.input_size**2 for view in views) * images
-    need = table["adversarial_bytes"].sum() + table["outcome_bytes"].sum() + decoded
+    stored = table.select("adversarial_bytes", "outcome_bytes").sum_horizontal().sum()
+    need = float(stored) + decoded
     free = shutil.disk_usage(root.root).free
     on_devices = ", ".join(
         f"{duration((craft + transfer) / n)} on {n} device{'s' * (n > 1)}"

@@ -3,7 +3,7 @@
 python -m tests.analysis.coverage        # about twelve minutes on one core
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import product
 from typing import Any
@@ -180,7 +180,7 @@ def of_zoo(
     return stopped, images
 
 
-def table(names: str, function: Callable[..., Any], *axes: Sequence) -> pl.DataFrame:
+def table(names: str, function: Callable[..., Any], *axes: Iterable[Any]) -> pl.DataFrame:
     """A row for each combination of arguments: names of the arguments, then of the results."""
     columns = names.split(", ")
     rows = [(*some, *np.atleast_1d(function(*some)).tolist()) for some in product(*axes)]

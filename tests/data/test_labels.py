@@ -1,6 +1,7 @@
 """Label files as people have them."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,6 +99,7 @@ def test_names_of_classes_and_files_of_any_extension(root: Path) -> None:
         ("\ufeffe.gif,2\na.png,0\n", {"classes": [2, 0, 1]}, [1, 0], ["2", "0", "1"]),
     ):
         (root / "labels").write_text(text)
-        images = open_folder(str(root), "val", str(root / "labels"), **names)
+        arguments: dict[str, Any] = names
+        images = open_folder(str(root), "val", str(root / "labels"), **arguments)
         assert (images.ids, images.labels, images.classes) == (["a.png", "e.gif"], labels, classes)
         assert images.load(1).size == (40, 24)

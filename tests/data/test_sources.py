@@ -86,7 +86,8 @@ def test_columns_of_a_hugging_face_dataset(tmp_path: Path) -> None:
         ({"root": str(tmp_path), "label_column": "fine"}, r"are of hfds/\.\.\., not of"),
     ):
         with pytest.raises(UserError, match=problem):
-            open_folder(**{"root": root, "split": "validation", **given})
+            arguments: dict[str, Any] = {"root": root, "split": "validation", **given}
+            open_folder(**arguments)
 
 
 def test_equal_images_without_names_and_a_dataset_without_splits(tmp_path: Path) -> None:

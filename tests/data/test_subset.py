@@ -31,15 +31,16 @@ def test_the_same_images_have_the_same_hashes_as_ever() -> None:
 @given(st.floats(0.01, 1) | st.integers(1, 20), st.integers(0, 3))
 def test_a_draw_is_stratified_and_fixed_by_its_seed(size: float, seed: int) -> None:
     digits, how = Digits(), "per_class" if isinstance(size, int) else "fraction"
-    subset = draw(digits, "some", seed=seed, **{how: size})
+    sized: dict[str, Any] = {how: size}
+    subset = draw(digits, "some", seed=seed, **sized)
     ours, all_ = np.bincount(subset.labels, minlength=10), np.bincount(digits.labels)
     share = size if how == "fraction" else 0
     assert ours.tolist() == [max(1, round(share * n)) if share else size for n in all_]
     assert len(set(subset.ids)) == len(subset)
-    assert subset == draw(digits, "some", seed=seed, **{how: size})
+    assert subset == draw(digits, "some", seed=seed, **sized)
     labels = dict(zip(digits.ids, digits.labels, strict=True))
     assert [labels[image] for image in subset.ids] == list(subset.labels)
-    other = draw(digits, "some", seed=seed + 1, **{how: size})
+    other = draw(digits, "some", seed=seed + 1, **sized)
     assert share > 0.98 or (other.ids != subset.ids and other.digest != subset.digest)
 
 
@@ -47,7 +48,11 @@ def test_draws_of_many_classes() -> None:
     """A tenth of ImageNet is five a class; a quick draw has 1,000 images in all at most."""
     ids, labels = [val_name(i) for i in range(50_000)], [i % 1000 for i in range(50_000)]
     images: Any = SimpleNamespace(classes=WNIDS, notes=(), ids=ids, labels=labels, stamp=str)
-    for how, each in ({"fraction": 0.1}, 5), ({"per_class": 10, "at_most": 1000}, 1):
+    ways: list[tuple[dict[str, Any], int]] = [
+        ({"fraction": 0.1}, 5),
+        ({"per_class": 10, "at_most": 1000}, 1),
+    ]
+    for how, each in ways:
         assert (np.bincount(draw(images, "some", **how).labels) == each).all()
     for at_most, drawn in ((1000, 100), (45, 40), (3, 10)):
         assert len(draw(Digits(), "quick", per_class=10, at_most=at_most)) == drawn

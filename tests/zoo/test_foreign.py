@@ -212,12 +212,10 @@ def test_what_makes_timms_networks_faster_never_changes_others() -> None:
             ("32-true", "bf16-mixed"), (True, False), MEMORY_FORMATS
         ):
             prepared = Prepared(classifier, Execution(precision, fuse, memory_format), pixels)
-            close = (
-                {"rtol": 1e-4, "atol": 1e-5}
-                if precision == "32-true"
-                else {"rtol": 0.05, "atol": 0.02}
+            rtol, atol = (1e-4, 1e-5) if precision == "32-true" else (0.05, 0.02)
+            torch.testing.assert_close(
+                prepared(pixels), classifier(pixels), rtol=rtol, atol=atol
             )
-            torch.testing.assert_close(prepared(pixels), classifier(pixels), **close)
             x = pixels.clone().requires_grad_()
             assert torch.autograd.grad(prepared(x).sum(), x)[0].any()
 
