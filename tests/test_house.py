@@ -17,13 +17,13 @@ BELOW = {
     "similarity": {"errors"},
     "attacks": {"errors"},
     "analysis": {"data", "errors", "similarity"},
-    "report": {"analysis", "errors", "similarity"},
+    "report": {"analysis", "data", "errors", "similarity"},
     "components": {"errors", "zoo"},
     "data": {"errors"},
     "zoo": {"data", "errors", "store"},
     "store": {"data", "errors"},
     "jobs": {"errors"},
-    "tracking": {"errors", "jobs", "store"},
+    "tracking": {"data", "errors", "jobs", "store"},
 }
 """What a part of netkin may import beside itself; of the others, anything that makes no circle."""
 EXCEPT = {

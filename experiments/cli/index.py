@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from experiments.cli.finish import Terminal, printed, terminal
 from experiments.cli.values import own_overrides
+from netkin.data.tables import guarded
 from netkin.errors import OutputsError, UserError
 from netkin.report.study import Section, render
 from netkin.store.files import write
@@ -145,7 +146,7 @@ def run(config: DictConfig) -> None:
     )
     page = root / "index.html"
     write(page, lambda file: file.write_text(html, encoding="utf-8"), OutputsError, "folder")
-    write(root / "index.csv", table.write_csv, OutputsError, "folder")
+    write(root / "index.csv", guarded(table).write_csv, OutputsError, "folder")
     terminal().print(
         f"{len(entries)} runs below {root}\n\nReport   {page}\nTables   {root}/index.csv"
     )

@@ -100,7 +100,7 @@ class Job:
         Returns a line where it failed or was put back into the queue, else "".
         """
         state = row["state"] if row else "UNKNOWN"
-        if "made" in noted(self.note):
+        if "made" in read_note(self.note):
             self.state, self.reason = "DONE", ""
         elif error := _text(error_file(self.folder, self.id)):
             self.state, self.reason = "FAILED", error
@@ -232,12 +232,12 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
             signal.signal(each, _stop)
         signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit prints a line for each of them
         try:
-            if noted(note).get("token") != token:
+            if read_note(note).get("token") != token:
                 store, here = note.parents[1], os.uname().nodename
                 raise UserError(f"{OTHER_STORE}: on {here}, {store} is another folder")
             files = super().__call__(*of_hydra).return_value or ()
             made = [str(Path(file).absolute()) for file in files]
-            write_json(note, {**noted(note), "made": made})
+            write_json(note, {**read_note(note), "made": made})
         except Stopped as stop:
             if stop.code == 128 + signal.SIGUSR2 and callable(requeue):
                 requeue(signal.SIGUSR2, None)  # exits, unless that was too often
@@ -254,7 +254,7 @@ def error_file(folder: Path, job: str) -> Path:
     return folder / f"{job}_0_error.txt"
 
 
-def noted(note: Path) -> dict[str, Any]:
+def read_note(note: Path) -> dict[str, Any]:
     """The content of a note; empty if there is none."""
     with suppress(ValueError):
         content = json.loads(_text(note))
@@ -308,7 +308,7 @@ def _submitted_before(jobs: Sequence[Job], known: dict[str, dict[str, str]]) -> 
     """Set those that are done, or in the queue, by their notes; returns the others' numbers."""
     new, lines = [], []
     for number, job in enumerate(jobs):
-        note = noted(job.note)
+        note = read_note(job.note)
         row = known.get(note.get("job", ""))
         if note.get("made") and all(Path(file).exists() for file in note["made"]):
             job.state = "DONE"

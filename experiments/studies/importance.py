@@ -23,7 +23,7 @@ from netkin.analysis.components import differences
 from netkin.analysis.importance import SHALLOW, Boosting, Importance
 from netkin.analysis.verdict import verdict
 from netkin.jobs.progress import Bars
-from netkin.report.plots import bars_figure
+from netkin.report.plots import ranked_figure
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.similarity import ALPHA, interval
@@ -50,7 +50,7 @@ def run(config: DictConfig) -> None:
         if out:
             bars["Held-out models"] = ("held_out", "held_out_low", "held_out_high")
         values = {title: table.select(columns).to_numpy() for title, columns in bars.items()}
-        drawn = bars_figure(table["component"].to_list(), "drop in R² when shuffled", values)
+        drawn = ranked_figure(table["component"].to_list(), values, "drop in R² when shuffled")
         picture = s.outputs.figure("importance", drawn, table, caption)
         splits = {"importance/r2_held_out": deep, "importance/r2_held_out_shallow": out}
         means = {key: float(np.mean([each.r2 for each in of])) for key, of in splits.items() if of}

@@ -414,4 +414,4 @@ def figure(table: pl.DataFrame, intervals: pl.DataFrame, label: str) -> Figure:
     end), coloured by cluster."""
     values, names, clusters = intervals.to_numpy(), table["model"].to_list(), table["cluster"]
     groups = None if clusters.null_count() else [f"cluster {c}" for c in clusters]
-    return ranked_figure(names, values[:, 0], label, groups, values[:, 1:])
+    return ranked_figure(names, {"": values}, label, groups)

@@ -344,9 +344,8 @@ def teacher_figure(
     """The first teachers of a table by their similarity to the student, coloured by group."""
     shown = table.head(SHOWN)
     label = f"similarity to {student} (nats)"
-    drawing = ranked_figure(
-        shown["teacher"].to_list(), shown["similarity"].to_numpy(), label, groups[:SHOWN]
-    )
+    values = {"": shown.select("similarity").to_numpy()}
+    drawing = ranked_figure(shown["teacher"].to_list(), values, label, groups[:SHOWN])
     return s.outputs.figure(name, drawing, table, caption)
 
 

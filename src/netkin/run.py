@@ -153,11 +153,10 @@ def open(settings: Settings) -> Iterator["Run"]:
 
 def _check_unchanged(results: Results, settings: Settings, models: Sequence[Model]) -> None:
     """Raises OtherContents for a model whose own code computes other than what is stored of it."""
-    own = [model for model in models if model.member.target]
-    if own:
+    if any(model.member.target for model in models):
         from netkin.passes.predict import check_unchanged
 
-        check_unchanged(results, settings.runner, own)
+        check_unchanged(results, settings.runner, models)
 
 
 def check_sources(settings: Settings) -> None:
@@ -339,8 +338,8 @@ class Run:
                     break
         if found is not None:
             attacked = {model.name for model in self.sources}
-            own = [i for i, name in enumerate(found.members) if name in attacked]
-            least = min(float(found.per_image(i, i).mean()) for i in own)
+            sources = [i for i, name in enumerate(found.members) if name in attacked]
+            least = min(float(found.per_image(i, i).mean()) for i in sources)
             self.tracker.summary({"members": len(found.members), "white_box_success/least": least})
         if self.failures:
             first = self.failures[0].error

@@ -21,6 +21,7 @@ from typing import Any
 
 import polars as pl
 
+from netkin.data.tables import guarded
 from netkin.errors import OutputsError, Stopped, UserError, first_line
 from netkin.jobs.signals import without_trace
 from netkin.store.files import write, write_json
@@ -120,7 +121,7 @@ class CSV(Tracker):
 
     def table(self, name: str, table: pl.DataFrame) -> None:
         """A CSV file, which a study has written already, unless its rows came from `add`."""
-        write(self.file.with_name(f"{name}.csv"), table.write_csv, OutputsError, "folder")
+        write(self.file.with_name(f"{name}.csv"), guarded(table).write_csv, OutputsError, "folder")
 
 
 class TensorBoard(Tracker):

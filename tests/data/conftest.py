@@ -1,7 +1,10 @@
 """Pictures, and six of them as an ImageNet in every layout."""
 
+import io
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +33,28 @@ def by_id(images: Images) -> dict[str, tuple[str, bytes]]:
         Path(image).name: (images.classes[label], images.load(i).tobytes())
         for i, (image, label) in enumerate(zip(images.ids, images.labels, strict=True))
     }
+
+
+def saved(
+    root: Path,
+    labels: dict[str, list],
+    paths: Sequence[str | None],
+    kinds: dict[str, Any],
+    image: str = "image",
+    splits: bool = True,
+) -> str:
+    """A dataset as Hugging Face's library writes it, of one picture under some names; None is none.
+
+    The path that reads it; columns of labels, and their kinds, are by name.
+    """
+    datasets = pytest.importorskip("datasets")
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).save(file, "png")
+    cells = [None if path is None else {"bytes": file.getvalue(), "path": path} for path in paths]
+    features = datasets.Features({image: datasets.Image(), **kinds})
+    table = datasets.Dataset.from_dict({image: cells, **labels}, features=features)
+    (datasets.DatasetDict(validation=table) if splits else table).save_to_disk(str(root / "saved"))
+    return f"hfds/{root / 'saved'}"
 
 
 @pytest.fixture

@@ -149,7 +149,7 @@ def test_all_classes_or_the_images_own(imagenet: Path) -> None:
         assert "models choose among these 3 only" in own.notes[-1]
     for classes, problem in (
         ([WNIDS[0]], "3 are classes of images, but not among them"),
-        (["cat"], "1 are no WordNet ids of ImageNet-1k, such as 'cat'"),
+        (["cat"], "1 are no WordNet ids, such as 'cat'"),
         ("nowhere.txt", "cannot be read"),
     ):
         with pytest.raises(UserError, match=problem):

@@ -1,6 +1,5 @@
 """What a dataset may be mistaken for without an error: each is read right, or its user is told."""
 
-import io
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +10,11 @@ import pytest
 from PIL import Image
 
 from netkin.data.imagenet import open_imagenet
+from netkin.data.images import Images
 from netkin.data.sources import open_folder
 from netkin.data.subset import draw
 from netkin.errors import UserError
-from tests.data.conftest import PIXELS, WNIDS, picture
+from tests.data.conftest import PIXELS, WNIDS, picture, saved
 
 
 @pytest.mark.parametrize(
@@ -73,25 +73,14 @@ def test_a_table_with_a_column_of_splits(
     assert images.ids == taken and note in images.notes[-1]
 
 
-def saved(root: Path, label: Any, labels: list, paths: list[str | None]) -> str:
-    """A dataset as Hugging Face's library writes it, of one picture many times."""
-    datasets = pytest.importorskip("datasets")
-    file = io.BytesIO()
-    Image.fromarray(PIXELS).save(file, "png")
-    cells = [None if path is None else {"bytes": file.getvalue(), "path": path} for path in paths]
-    features = datasets.Features(image=datasets.Image(), label=label)
-    table = datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features)
-    datasets.DatasetDict(validation=table).save_to_disk(str(root / "saved"))
-    return f"hfds/{root / 'saved'}"
-
-
 @pytest.mark.parametrize("kind", ["classes", "text"])
 def test_equal_names_of_files_in_a_hugging_face_dataset(tmp_path: Path, kind: str) -> None:
     datasets = pytest.importorskip("datasets")
     names = ["ant", "bee"]
     label = datasets.ClassLabel(names=names) if kind == "classes" else datasets.Value("string")
     labels = [0, 1, 1, 1] if kind == "classes" else ["ant", "bee", "bee", "bee"]
-    root = saved(tmp_path, label, labels, ["0.png", "0.png", "0.png", "1.png"])
+    paths = ["0.png", "0.png", "0.png", "1.png"]
+    root = saved(tmp_path, {"label": labels}, paths, {"label": label})
     images = open_folder(root, "validation", label_column="label")
     assert images.ids == ["ant/0.png", "bee/0.png", "bee/0.png-2", "bee/1.png"]
     assert (images.labels, images.classes) == ([0, 1, 1, 1], names)
@@ -113,8 +102,9 @@ def test_rows_without_an_image_or_a_label_are_named(
 ) -> None:
     datasets = pytest.importorskip("datasets")
     kind = {float: "float64", int: "int64"}.get(type(labels[0]), "string")
-    label = datasets.Value(kind)
-    root = saved(tmp_path, [label] if isinstance(labels[0], list) else label, labels, paths)
+    label: Any = datasets.Value(kind)
+    label = [label] if isinstance(labels[0], list) else label
+    root = saved(tmp_path, {"label": labels}, paths, {"label": label})
     with pytest.raises(UserError, match=message):
         open_folder(root, "validation", label_column="label")
 
@@ -146,17 +136,19 @@ def test_imagenet_in_folders_of_indices(tmp_path: Path) -> None:
 def test_numbers_of_imagenets_classes_in_a_hugging_face_dataset(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     text_order = sorted(map(str, range(1000)))  # as the library reads folders of indices
-    paths: list[str | None] = ["a.png", "b.png"]
-    images = open_imagenet(
-        saved(tmp_path, datasets.ClassLabel(names=text_order), [2, 999], paths), "validation"
-    )
+
+    def opened(names: list[str], *labels: int) -> Images:
+        kind = {"label": datasets.ClassLabel(names=names)}
+        root = saved(tmp_path / names[0], {"label": list(labels)}, ["a.png", "b.png"], kind)
+        return open_imagenet(root, "validation")
+
+    images = opened(text_order, 2, 999)
     of = [images.classes[label] for label in images.labels]
     assert of == [WNIDS[10], WNIDS[999]]
     words = sorted(f"word {k}" for k in range(1000))  # not in the order of the ids
-    for names in (text_order[:20], words):
-        root = saved(tmp_path / names[0], datasets.ClassLabel(names=names), [2, 3], paths)
+    for names in (text_order[1:20], words):
         with pytest.raises(UserError, match="expected ImageNet-1k's 1000 in its order"):
-            open_imagenet(root, "validation")
+            opened(names, 2, 3)
 
 
 def test_12_bits_in_16(tmp_path: Path) -> None:

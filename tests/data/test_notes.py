@@ -12,10 +12,6 @@ from tests.conftest import run_here
 from tests.data.conftest import picture
 
 
-def accuracies(run: Path) -> list[float]:
-    return pl.read_csv(run / "models.csv")["clean_accuracy"].to_list()
-
-
 @pytest.mark.slow
 def test_notes_are_printed_first_and_stand_on_the_page(tmp_path: Path) -> None:
     for i, name in enumerate(("9/a.png", "9/b.png", "10/c.png")):
@@ -30,33 +26,22 @@ def test_notes_are_printed_first_and_stand_on_the_page(tmp_path: Path) -> None:
         head.bias.data = torch.tensor([0.0, 1.0])  # predicts the second class: 9 in text order
         torch.save(net.state_dict(), tmp_path / f"{name}.pth")
         members.append(f"{{name: {name}, timm: {name}, checkpoint: {tmp_path / name}.pth}}")
-    arguments = (
-        "dataset=folder",
-        "dataset.name=numbers",
-        f"dataset.root={tmp_path / 'root'}",
-        "dataset.on_error=skip",
-        f"model.members=[{','.join(members)}]",
-        "attack.steps=1",
-        "score.bootstrap=10",
-        "logger=none",
+    done = run_here(
+        *("dataset=folder", "dataset.name=numbers", f"dataset.root={tmp_path / 'root'}"),
+        *("dataset.on_error=skip", f"model.members=[{','.join(members)}]", "attack.steps=1"),
+        *("score.bootstrap=10", "logger=none", "hydra.run.dir=text"),
+        cwd=tmp_path,
     )
-    done = run_here(*arguments, "hydra.run.dir=text", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     printed = " ".join(done.stdout.split())
     page = " ".join((tmp_path / "text" / "report.html").read_text().split())
     notes = (
         f"Left out 1 file or folder of {tmp_path}/root/val: 1 .txt.",
-        "Class folders are numbers, read in text order (10, ...)",
+        "Class folders are in text order (10, ...)",
     )
     for note in notes:
         assert printed.index(note) < printed.index(" score s = ") < printed.rindex(note)
         assert note in page
     assert "1 images could not be read and were left out: 9/gone.png (No such file" in page
-    assert accuracies(tmp_path / "text") == [2 / 3, 2 / 3]  # two of three images are a 9
-
-    done = run_here(
-        *arguments, "dataset.class_order=natural", "hydra.run.dir=natural", cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    assert "text order" not in done.stdout
-    assert accuracies(tmp_path / "natural") == [1 / 3, 1 / 3]
+    models = pl.read_csv(tmp_path / "text" / "models.csv")
+    assert models["clean_accuracy"].to_list() == [2 / 3, 2 / 3]  # two of three images are a 9

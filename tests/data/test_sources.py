@@ -5,22 +5,20 @@ import os
 import re
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
-from PIL import Image
 
 from netkin.data.digits import Digits
 from netkin.data.imagenet import open_imagenet
 from netkin.data.sources import open_folder
 from netkin.data.subset import draw
 from netkin.errors import UserError
-from tests.data.conftest import PIXELS, WNIDS, by_id, picture
+from tests.data.conftest import WNIDS, by_id, picture, saved
 
 
 @pytest.mark.parametrize("root", ["hfds/no/such", "wds/nowhere", "nowhere.tar", "nowhere"])
-def test_a_missing_root(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_missing_root(root: str) -> None:
     with pytest.raises(UserError, match=re.escape(root.split("/")[-1])):
         open_folder(root)
 
@@ -45,19 +43,13 @@ def test_a_tar_of_splits_keeps_them_apart(imagenet: Path) -> None:
         tar.add(imagenet / "train", "data/train")
     assert len(open_imagenet(str(imagenet / "both.tar")).ids) == 6
     train = open_folder(str(imagenet / "both.tar"), "train")
-    assert [i.split("/")[-1] for i in train.ids] == ["train_1.JPEG", "train_2.JPEG"]
-    with pytest.raises(UserError, match=r"has no train/ beside val/|holds no folder train"):
+    assert train.ids == [f"{WNIDS[3]}/train_1.JPEG", f"{WNIDS[42]}/train_2.JPEG"]
+    assert train.notes == (f"the images are those of {imagenet}/both.tar/data/train, not of val",)
+    with pytest.raises(UserError, match="holds no folder train, but val"):
         open_folder(str(imagenet / "val.tar"), "train")
 
 
-def encoded(shift: int, path: str | None = None) -> dict[str, object]:
-    file = io.BytesIO()
-    Image.fromarray(PIXELS + shift).save(file, "png")
-    return {"bytes": file.getvalue(), "path": path}
-
-
 def test_hugging_face_folders(imagenet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(imagenet / "cache"))
     images = open_imagenet(f"hfds/{imagenet / 'folders'}", "validation")
     assert by_id(images) == by_id(open_imagenet(str(imagenet / "folders")))
@@ -67,52 +59,45 @@ def test_hugging_face_folders(imagenet: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_columns_of_a_hugging_face_dataset(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    columns = {
-        "photo": [encoded(i, f"{i}.png") for i in range(4)],
-        "fine": [1, 3, 2, 1],
-        "coarse": ["b", "a", "b", "a"],
-    }
-    features = datasets.Features(
-        photo=datasets.Image(), fine=datasets.Value("int64"), coarse=datasets.Value("string")
-    )
-    table = datasets.Dataset.from_dict(columns, features=features)
-    datasets.DatasetDict(validation=table).save_to_disk(str(tmp_path / "saved"))
+    kinds = {"fine": datasets.Value("int64"), "coarse": datasets.Value("string")}
+    labels: Any = {"fine": [1, 3, 2, 1], "coarse": list("baba")}
+    paths = [f"{i}.png" for i in range(4)]
+    root = saved(tmp_path, labels, paths, kinds, image="photo")
     (tmp_path / "parquet").mkdir()
+    table = datasets.load_from_disk(root.removeprefix("hfds/"))["validation"]
     table.to_parquet(str(tmp_path / "parquet" / "validation-00000-of-00001.parquet"))
-    for name in ("saved", "parquet"):
-        root = f"hfds/{tmp_path / name}"
+    for name in (root, f"hfds/{tmp_path / 'parquet'}"):
         listed = r"its columns are photo \(Image\), fine \(int64\), coarse \(string\)"
         with pytest.raises(UserError, match=rf"no one column of labels: {listed}"):
-            open_folder(root, "validation")
+            open_folder(name, "validation")
         with pytest.raises(UserError, match=rf"has no column size: {listed}"):
-            open_folder(root, "validation", label_column="size")
-        images = open_folder(root, "validation", label_column="fine")
+            open_folder(name, "validation", label_column="size")
+        images = open_folder(name, "validation", label_column="fine")
         assert (images.labels, images.classes) == ([0, 2, 1, 0], ["1", "2", "3"])
         assert "images are column photo and labels column fine, of photo" in images.notes[0]
         assert "1 was subtracted" in images.notes[1]
-        words = open_folder(root, "validation", image_column="photo", label_column="coarse")
+        words = open_folder(name, "validation", image_column="photo", label_column="coarse")
         assert (words.labels, words.classes) == ([1, 0, 1, 0], ["a", "b"])
         assert words.notes == ()  # nothing was guessed
         assert words.load(1).size == (40, 24) and words.ids[1] == "1.png"
-    with pytest.raises(UserError, match=r"has no split test, but validation"):
-        open_folder(f"hfds/{tmp_path / 'saved'}", "test")
-    with pytest.raises(UserError, match="does not go with hfds"):
-        open_folder(f"hfds/{tmp_path / 'saved'}", "validation", labels="x")
-    with pytest.raises(UserError, match=r"are of hfds/\.\.\., not of"):
-        open_folder(str(tmp_path), label_column="fine")
+    for given, problem in (
+        ({"split": "test"}, r"has no split test, but validation"),
+        ({"labels": "x"}, "does not go with hfds"),
+        ({"root": str(tmp_path), "label_column": "fine"}, r"are of hfds/\.\.\., not of"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            open_folder(**{"root": root, "split": "validation", **given})
 
 
-def test_equal_images_without_names(tmp_path: Path) -> None:
+def test_equal_images_without_names_and_a_dataset_without_splits(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    columns = {"image": [encoded(shift) for shift in (0, 0, 1)], "label": [0, 1, 1]}
-    features = datasets.Features(
-        image=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"])
-    )
-    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(tmp_path / "saved"))
-    images = open_folder(f"hfds/{tmp_path / 'saved'}", "validation")
-    ids = images.ids
-    assert ids[1] == f"{ids[0]}-2" and len(set(ids)) == 3
+    kind = datasets.ClassLabel(names=["a", "b"])
+    root = saved(tmp_path, {"label": [0, 1, 1]}, [""] * 3, {"label": kind}, splits=False)
+    images = open_folder(root, "validation")
+    first = images.ids[0]
+    assert images.ids == [first, f"{first}-2", f"{first}-3"]
     assert (images.labels, images.classes) == ([0, 1, 1], ["a", "b"])
+    assert "has no splits" in images.notes[0]
 
 
 def test_webdataset_shards(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
@@ -14,9 +16,9 @@ from PIL import Image
 
 from netkin.analysis.statistics import trend
 from netkin.errors import UserError
-from netkin.report.heatmap import colour_range, heatmap_figure, inks, scale
+from netkin.report.heatmap import colour_range, heatmap_figure, inks
 from netkin.report.plots import Line, lines_figure, scatter_figure
-from netkin.report.style import BASES, base_colours, figure_settings, save
+from netkin.report.style import BASES, COLOURS, base_colours, figure_settings, save
 from netkin.report.text import latex
 
 
@@ -100,7 +102,8 @@ def test_colours_span_the_scores_of_different_models() -> None:
 
 
 def test_ink_is_dark_on_light_and_light_on_dark() -> None:
-    assert inks(np.array([1.0, 2.0, 9.0]), scale((1.0, 2.0))) == ["white", "black", "black"]
+    colours = ScalarMappable(Normalize(1, 2), COLOURS)
+    assert inks(np.array([1.0, 2.0, 9.0]), colours) == ["white", "black", "black"]
 
 
 def test_clusters_are_contiguous_and_framed() -> None:

@@ -21,7 +21,7 @@ from netkin.errors import DamagedFile, StoreError, UserError
 from netkin.evaluation import Evaluation
 from netkin.results import Results
 from netkin.store import folder
-from netkin.store.files import digest, read_tensors, write, write_tensors
+from netkin.store.files import create_json, digest, read_tensors, write, write_tensors
 from netkin.store.layout import Folder, Store
 from netkin.store.outcomes import contents, read_table
 from netkin.zoo.member import Task
@@ -112,6 +112,8 @@ def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"store=.*file/store cannot be written"):
         Store(tmp_path / "file" / "store")
+    with pytest.raises(StoreError, match=r"^cannot write \S*/file/identity\.json \("):
+        create_json(tmp_path / "file" / "identity.json", {})
 
 
 def test_a_complete_store_can_be_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,8 +112,8 @@ class AutoAttack(Attack):
         targets = min(self.targets, classes - 1)
         forward, backward = 1, 0  # the clean image
         for name in self.attacks:
-            own = {"square": (self.queries + 1, 0), "fab-t": (2 * self.steps + 2, self.steps)}
-            passes = own.get(name, (self.steps + 1, self.steps + 1))
+            others = {"square": (self.queries + 1, 0), "fab-t": (2 * self.steps + 2, self.steps)}
+            passes = others.get(name, (self.steps + 1, self.steps + 1))
             times = targets if name in ("apgd-t", "fab-t") else 1
             forward += times * (passes[0] + 1)  # each try is evaluated once
             backward += times * passes[1]

@@ -45,8 +45,8 @@ class PGD(Stepwise):
         self.steps = whole_number(steps, "steps")
         self.momentum = non_negative(momentum, "momentum")
         reach = 1.0 if self.momentum else 2.5
-        own = reach * self.eps / self.steps
-        self.step_size = own if step_size is None else fraction(step_size, "step_size")
+        default = reach * self.eps / self.steps
+        self.step_size = default if step_size is None else fraction(step_size, "step_size")
         self.random_start = flag(random_start, "random_start")
         self.seed = whole_number(seed, "seed", least=0)
 

@@ -78,14 +78,11 @@ def read(images: Any, labels: Any, ids: Sequence[str] | None = None) -> Arrays:
         raise UserError(f"labels must be one an image: {n} images, {len(numbers)} labels")
     if n == 0:
         raise UserError("images must be one or more, got none")
-    if ids is None:
-        names = [f"{i:0{len(str(n - 1))}d}" for i in range(n)]
-    else:
-        names = [str(name) for name in ids]
-        twice = [name for name, times in Counter(names).items() if times > 1]
-        if len(names) != n or twice:
-            problem = f"{twice[0]!r} twice" if twice else f"{len(names)} for {n} images"
-            raise UserError(f"ids must be unique, and one an image, got {problem}")
+    names = [f"{i:0{len(str(n - 1))}d}" for i in range(n)] if ids is None else list(map(str, ids))
+    (name, times), *_ = Counter(names).most_common(1) or [("", 0)]
+    if len(names) != n or times > 1:
+        problem = f"{name!r} twice" if times > 1 else f"{len(names)} for {n} images"
+        raise UserError(f"ids must be unique, and one an image, got {problem}")
     return Arrays(pixels, numbers.tolist(), names)
 
 

@@ -35,14 +35,10 @@ def order_note(names: Sequence[str], what: str, class_order: str) -> list[str]:
     if class_order != "text" or list(names) == natural:
         return []
     k = next(k for k, name in enumerate(names) if name != natural[k])
-    before = "..., " if k > 2 else ""
-    text, other = (
-        f"{before}{', '.join(order[max(0, k - 2) : k + 1])}, ..." for order in (names, natural)
-    )
-    numbers = "numbers, read " if all(map(str.isdecimal, names)) else ""
+    text, other = (", ".join(order[max(0, k - 2) : k + 1]) for order in (names, natural))
     return [
-        f"{what} are {numbers}in text order ({text}); models that were trained through timm have "
-        f"them in natural order ({other}): take class_order=natural for those"
+        f"{what} are in text order ({text}, ...); models that were trained through timm have them "
+        f"in natural order ({other}, ...): take class_order=natural for those"
     ]
 
 
@@ -159,11 +155,6 @@ def _is_number(label: str) -> bool:
     return False
 
 
-@cache
-def _imagenet() -> ImageNetInfo:
-    return ImageNetInfo()
-
-
 def class_words(classes: Sequence[str]) -> list[str]:
     """Names of classes as people read them: WordNet ids in words, all others as they are.
 
@@ -178,6 +169,9 @@ def class_words(classes: Sequence[str]) -> list[str]:
         brief if shorts[brief] == 1 else full if longs[full] == 1 else f"{full} ({name})"
         for name, brief, full in zip(classes, short, lemmas, strict=True)
     ]
+
+
+_imagenet = cache(ImageNetInfo)
 
 
 def _lemmas(name: str) -> str:

@@ -7,7 +7,7 @@ left out, know splits, and read an archive's images at random without an index b
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -30,70 +30,45 @@ SPLITS = {
 """What the folder of a split may be called, in any case."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A file of a listing: its path below the listing's root (with "/"), id and bytes."""
-
-    path: str
-    image_id: str
-    source: File
-
-    @property
-    def is_image(self) -> bool:
-        """By its name."""
-        return is_image(self.path)
-
-
 @dataclass(frozen=True)
 class Listing:
     """The files of a folder or an archive.
 
     Attributes:
         root: where they lie, for messages.
-        entries: all files but those left out, in the order of their paths.
+        files: all but those left out, by their path below the root (with "/").
         folders: names of the folders of the first level, in text order, with and without files.
         left_out: how many files and folders were left out, by kind.
         notes: which of the dataset's folders these are.
     """
 
     root: str
-    entries: Sequence[Entry]
+    files: Mapping[str, File]
     folders: Sequence[str] = ()
     left_out: Counter[str] = field(default_factory=Counter)
     notes: Sequence[str] = ()
 
     @property
-    def images(self) -> list[Entry]:
-        """The entries whose names are those of images."""
-        return [entry for entry in self.entries if entry.is_image]
+    def images(self) -> list[str]:
+        """The paths of files whose names are those of images."""
+        return list(filter(is_image, self.files))
 
     def labelled(
         self,
-        pairs: Iterable[tuple[Entry, int]],
+        labels: Mapping[str, int],
         classes: Sequence[str],
         left_out: Counter[str],
-        notes: Sequence[str],
-        ids_are: str = "path",
+        notes: Sequence[str] = (),
     ) -> Labelled:
-        """Some of the entries and their labels; `left_out` are further kinds of files.
-
-        With `ids_are` "name", ids are names without folders, unless two images share one.
-        """
-        entries, labels = map(list, zip(*pairs, strict=True))
-        ids = [entry.image_id for entry in entries]
-        names = [image.rpartition("/")[2] for image in ids]
+        """The files that have a label, by path; `left_out` are further kinds of files."""
         if kinds := self.left_out + left_out:
             counts = ", ".join(f"{n:,} {printable(kind)}" for kind, n in kinds.most_common())
             n = kinds.total()
             what = "1 file or folder" if n == 1 else f"{n:,} files or folders"
             notes = [f"left out {what} of {printable(self.root)}: {counts}", *notes]
-        return Labelled(
-            ids=names if ids_are == "name" and len(set(names)) == len(names) else ids,
-            labels=labels,
-            classes=classes,
-            sources=[entry.source for entry in entries],
-            notes=(*self.notes, *notes),
-        )
+        sources = [self.files[path] for path in labels]
+        values = list(labels.values())
+        return Labelled(list(labels), values, classes, sources, (*self.notes, *notes))
 
 
 def is_image(path: str) -> bool:
@@ -109,6 +84,17 @@ def printable(text: str) -> str:
 def litter(name: str) -> str | None:
     """The kind of a file or folder that a program left, by its name; None for all others."""
     return "hidden" if name.startswith(".") else f"{name} folder" if name in LITTER else None
+
+
+def folders_of(path: Path) -> list[str]:
+    """Names of the folders in a folder, if it is one, less those of `litter`."""
+    inside = os.scandir(path) if path.is_dir() else ()
+    return sorted(entry.name for entry in inside if not litter(entry.name) and _is_folder(entry))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Also through a link, where one that leads nowhere, or to itself, is no error."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
 def split_of(name: str) -> str | None:
@@ -147,7 +133,7 @@ def walk(root: Path) -> Listing:
 
     Raises UserError when a folder cannot be listed.
     """
-    entries: list[Entry] = []
+    files: dict[str, File] = {}
     left_out: Counter[str] = Counter()
     folders: list[str] = []
 
@@ -164,7 +150,7 @@ def walk(root: Path) -> Listing:
             link, path = entry.is_symlink(), below + entry.name
             if kind := litter(entry.name):
                 left_out[kind] += 1
-            elif os.path.isdir(entry.path) if link else entry.is_dir():
+            elif _is_folder(entry):
                 if link and os.path.realpath(entry.path) in holders:
                     left_out["link back"] += 1
                     continue
@@ -172,54 +158,46 @@ def walk(root: Path) -> Listing:
                     folders.append(entry.name)
                 visit(entry.path, f"{path}/", holders)
             elif (is_image(path) or os.path.isfile(entry.path)) if link else entry.is_file():
-                entries.append(Entry(path, path, File(str(root), path)))
+                files[path] = File(str(root), path)
             else:
                 left_out["neither file nor folder"] += 1
 
     visit(str(root), "", frozenset())
-    return Listing(str(root), entries, folders, left_out)
+    return Listing(str(root), files, folders, left_out)
 
 
-def by_folder(
-    listing: Listing,
-    classes: Sequence[str] = (),
-    class_order: str = "text",
-    ids_are: str = "path",
-) -> Labelled:
+def by_folder(listing: Listing, classes: Sequence[str] = (), class_order: str = "text") -> Labelled:
     """Every image of a listing, labelled by the folder of the first level that it lies in.
 
     Args:
         listing: of a folder or an archive.
         classes: the folders' names in the order of the labels; by default all, in `class_order`.
         class_order: "text", or "natural" (2 before 10), as timm's.
-        ids_are: see `Listing.labelled`.
 
     Raises UserError when there are fewer than two class folders, when one has no image, and when
     `classes` lacks one.
     """
     root, folders = listing.root, listing.folders
-    by_class: dict[str, list[Entry]] = {name: [] for name in folders}
+    by_class: dict[str, list[str]] = {name: [] for name in folders}
     outside: Counter[str] = Counter()
-    for entry in listing.entries:
-        top, _, rest = entry.path.partition("/")
-        if not entry.is_image:
-            outside[PurePosixPath(entry.path).suffix.lower() or "without extension"] += 1
+    for path in listing.files:
+        top, _, rest = path.partition("/")
+        if not is_image(path):
+            outside[PurePosixPath(path).suffix.lower() or "without extension"] += 1
         elif rest:
-            by_class[top].append(entry)
+            by_class[top].append(path)
         else:
             outside["images outside the class folders"] += 1
     if len(folders) < 2:
         flat = outside["images outside the class folders"]
-        beside = f" beside {flat:,} images" if flat else ""
         raise UserError(
-            f"{root} holds {len(folders)} class folders{beside}, expected two or more: "
-            f"{root}/<class>/<image>; images without class folders need a file of lines "
-            "'image label' (labels=FILE)"
+            f"{root} holds {len(folders)} class folders{f' beside {flat:,} images' if flat else ''}"
+            f", expected two or more: {root}/<class>/<image>; images without class folders need a "
+            "file of lines 'image label' (labels=FILE)"
         )
     if empty := [name for name in folders if not by_class[name]]:
-        more = f" (nor do {len(empty) - 1} others)" if len(empty) > 1 else ""
         raise UserError(
-            f"class folder {root}/{empty[0]} holds no image{more}; expected files of "
+            f"class folder {root}/{and_more(empty, 1)} holds no image; expected files of "
             f"{', '.join(EXTENSIONS)}"
         )
     names, notes = list(classes), []
@@ -233,28 +211,10 @@ def by_folder(
             "there, or move the folders away"
         )
     elif missing := [name for name in names if name not in set(folders)]:
-        notes = [
-            f"{len(missing)} of the {len(names)} classes have no folder in {root}: "
-            f"{and_more(missing, 3)}"
-        ]
-    pairs = [(entry, k) for k, name in enumerate(names) for entry in by_class.get(name, [])]
-    return listing.labelled(pairs, names, outside, notes, ids_are)
-
-
-def is_tar(path: Path) -> bool:
-    """Whether a path is a tar file, or a folder of tar files.
-
-    A folder with other folders in it has its images there, whatever archives lie beside them.
-    """
-    if path.suffix == ".tar" or not path.is_dir():
-        return path.suffix == ".tar"
-    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
-    return any(e.suffix == ".tar" for e in entries) and not any(e.is_dir() for e in entries)
-
-
-TarFile = tuple[str, tuple[str, ...], File]
-"""(its path with an outer archive's name before it, of which ids are made; the folders that it lies
-in, or of a file in none the inner archive's name, since a class may be an archive; its bytes)"""
+        listed = and_more(missing, 3)
+        notes = [f"{len(missing)} of the {len(names)} classes have no folder in {root}: {listed}"]
+    labels = {path: k for k, name in enumerate(names) for path in by_class.get(name, [])}
+    return listing.labelled(labels, names, outside, notes)
 
 
 def list_tar(root: Path, split: str) -> Listing:
@@ -263,7 +223,7 @@ def list_tar(root: Path, split: str) -> Listing:
     Images are read from the archive at random, so it must not be compressed. A folder's
     <split>.tar, or what lies below <split>/ in a tar, is that split; without such names everything
     is what is compared on, and there is nothing to train on. Paths start below the split's folder,
-    and without folders that all files lie in; ids are whole paths.
+    and without folders that all files lie in.
 
     Raises UserError when the archive cannot be read or does not have the split.
     """
@@ -271,69 +231,73 @@ def list_tar(root: Path, split: str) -> Listing:
         raise UserError(f"root={root} is not there; expected a tar file")
     left_out: Counter[str] = Counter()
     archives = {f.stem: f for f in sorted(root.glob("*.tar")) if not litter(f.name)}
-    found, place, note = [(f, (stem,)) for stem, f in archives.items()], root, ""
+    place, note = root, ""
     if own := find_split(archives, split):
         place, note = archives[own], used(archives[own], own, archives)
-        found = [(place, ())]
-    files = [file for tar in found or [(root, ())] for file in _members(*tar, left_out)]
-    depth = 0
-    while images := [folders[depth:] for path, folders, _ in files if is_image(path)]:
-        tops = {folders[0] if folders else "" for folders in images}
+        files = list(_members(place, left_out))
+    else:
+        tars = [(f, stem) for stem, f in archives.items()] or [(root, "")]
+        files = [found for f, stem in tars for found in _members(f, left_out, stem)]
+    while tops := {parts[0] if parts[1:] else "" for parts, _ in files if is_image(parts[-1])}:
         # One that is called train beside a cat and a dog is a class.
         if not note and are_splits(tops):
             if not (name := find_split(tops, split)):
                 raise UserError(f"{place} holds no folder {split}, but {and_more(sorted(tops))}")
-            beside = [f for f in images if not f or not split_of(f[0])]
-            left_out |= Counter({"image outside the splits' folders": len(beside)})
-            files = [file for file in files if file[1][depth : depth + 1] == (name,)]
+            beside = sum(split_of(parts[0]) is None and is_image(parts[-1]) for parts, _ in files)
+            left_out += Counter({"image outside the splits' folders": beside})
             place, note = place / name, used(place / name, name, tops)
-        elif len(tops) == 1 and min(map(len, images)) > 1:
-            place /= tops.pop()
+        elif len(tops) == 1 and all(len(parts) > 2 for parts, _ in files if is_image(parts[-1])):
+            name = tops.pop()
+            place /= name
         else:
             break
-        depth += 1
+        files = [(parts[1:], source) for parts, source in files if parts[:-1][:1] == (name,)]
     if not note and split_of(split) == "train":
         raise UserError(
             f"{root} has no train/ beside val/ to train members on: name a folder of train.tar and "
             "val.tar, or members with a checkpoint"
         )
-    entries = [
-        Entry("/".join([*folders[depth:], PurePosixPath(path).name]), path, source)
-        for path, folders, source in sorted(files, key=lambda file: natural_key(file[0]))
-    ]
-    tops = {e.path.partition("/")[0] for e in entries if e.is_image and "/" in e.path}
-    return Listing(str(place), entries, sorted(tops), left_out, [note or used(place, "", ())])
+    files.sort(key=lambda file: natural_key("/".join(file[0])))
+    by_path = {"/".join(parts): source for parts, source in files}
+    if len(by_path) < len(files):
+        ((twice, _),) = Counter("/".join(parts) for parts, _ in files).most_common(1)
+        raise UserError(f"{place} holds {twice} twice; expected one file of a name")
+    folders = sorted({parts[0] for parts, _ in files if parts[1:] and is_image(parts[-1])})
+    return Listing(str(place), by_path, folders, left_out, [note or used(place, "", ())])
 
 
-def _members(file: Path, outer: tuple[str, ...], left_out: Counter[str]) -> Iterator[TarFile]:
-    """The files of an archive; `outer` is what stands before their paths."""
+def _members(
+    file: Path, left_out: Counter[str], name: str = ""
+) -> Iterator[tuple[tuple[str, ...], File]]:
+    """(the parts of its path, its bytes) of each file of an archive.
+
+    An archive within it, or itself where it has a name, is the folder of what is in none there: a
+    class may be an archive.
+    """
 
     def visit(
-        tar: tarfile.TarFile, offset: int, outer: tuple[str, ...], folders: tuple[str, ...]
-    ) -> Iterator[TarFile]:
-        """Of an archive that begins at `offset`, within the archives `outer` and their folders."""
+        tar: tarfile.TarFile, offset: int, above: Sequence[str], name: str
+    ) -> Iterator[tuple[tuple[str, ...], File]]:
         for entry in tar:
             if entry.isdir():
                 continue
-            parts = [part for part in entry.name.split("/") if part not in ("", ".")]
-            kind = next(filter(None, map(litter, parts)), None)
+            *folders, last = [part for part in entry.name.split("/") if part not in ("", ".")]
+            kind = next(filter(None, map(litter, [*folders, last])), None)
             if kind is None and not entry.isfile():
                 kind = LINK if entry.islnk() or entry.issym() else "neither file nor folder"
-            start, inner = offset + entry.offset_data, tuple(parts[:-1])
+            start = offset + entry.offset_data
             if kind:
                 left_out[kind] += 1
-            elif parts[-1].lower().endswith(".tar") and not outer[1:]:
+            elif last.lower().endswith(".tar"):
                 with tarfile.open(fileobj=tar.extractfile(entry), mode="r:") as child:
-                    stem = str(PurePosixPath(entry.name).with_suffix(""))
-                    yield from visit(child, start, (*outer, stem), folders + inner)
+                    yield from visit(child, start, [*above, *folders], last[: -len(".tar")])
             else:
-                last = inner or ((PurePosixPath(outer[-1]).name,) if outer else ())
-                source = File(str(file), "", start, entry.size)
-                yield "/".join([*outer, entry.name]), folders + last, source
+                inside = folders or ([name] if name else [])
+                yield (*above, *inside, last), File(str(file), "", start, entry.size)
 
     try:
         with tarfile.open(file, "r:") as tar:
-            yield from visit(tar, 0, outer, ())
+            yield from visit(tar, 0, (), name)
     except (tarfile.TarError, OSError, EOFError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
@@ -348,24 +312,26 @@ def read_webdataset(shards: Sequence[Path], classes: Sequence[str] = ()) -> Labe
     Raises UserError for images without a label, and where there is no image.
     """
     where = ", ".join(map(str, shards)) or "no shard"
-    images: dict[str, Entry] = {}
+    images: dict[str, File] = {}
     labels: dict[str, int] = {}
     left_out: Counter[str] = Counter()
     for shard in shards:
-        for path, _, source in _members(shard, (shard.stem,), left_out):
-            key, dot, suffix = path.rpartition(".")
-            if is_image(path):
-                images[key] = Entry(path, key, source)
+        for parts, source in _members(shard, left_out):
+            key, dot, suffix = "/".join([shard.stem, *parts]).rpartition(".")
+            if is_image(parts[-1]):
+                images[key] = source
             elif suffix != "cls":
                 left_out[dot + suffix.lower() if dot else "without extension"] += 1
             elif (content := source.read()[1]).strip().isdigit():
                 labels[key] = int(content)
             else:
-                raise UserError(f"{where}: {path} holds {content[:40]!r}; expected a class's index")
+                raise UserError(
+                    f"{where}: {key}.cls holds {content[:40]!r}; expected a class's index"
+                )
     if not images:
         raise UserError(f"there is no image in {where}")
     if bare := [key for key in images if key not in labels]:
         raise UserError(f"{where}: image {bare[0]} has no label, {bare[0]}.cls")
-    pairs = [(entry, labels[key]) for key, entry in images.items()]
-    names = list(classes) or numbered(max(label for _, label in pairs), where)
-    return Listing(str(shards[0].parent), []).labelled(pairs, names, left_out, ())
+    labels = {key: labels[key] for key in images}
+    names = list(classes) or numbered(max(labels.values()), where)
+    return Listing(str(shards[0].parent), images).labelled(labels, names, left_out)

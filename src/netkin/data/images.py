@@ -4,10 +4,12 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from io import BytesIO
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -60,36 +62,18 @@ class Images(Protocol):
 
 
 class UnreadableImage(Unreadable):
-    """An image that cannot be decoded.
-
-    Attributes:
-        image_id: of the dataset.
-        reason: why.
-        within: the archive, table or folder that it is in, if any.
-    """
+    """An image that cannot be decoded: its id, why, and the archive, table or folder it is in."""
 
     def __init__(self, image_id: str, reason: str, within: str = ""):
-        super().__init__(
-            f"image {image_id}{f' in {within}' if within else ''} is unreadable ({reason}); repair "
-            "or remove it, or leave out images that cannot be read"
-        )
+        super().__init__(image_id, reason, within)
         self.image_id, self.reason, self.within = image_id, reason, within
 
-    def __reduce__(self) -> tuple:
-        return UnreadableImage, (self.image_id, self.reason, self.within)
-
-
-class Source(Protocol):
-    """Where one encoded image is, which may be sent to another process."""
-
-    @property
-    def within(self) -> str:
-        """The archive or folder, for errors."""
-        ...
-
-    def read(self, most: int | None = None) -> tuple[int, bytes]:
-        """(its size in bytes, its first `most` bytes, or all). Raises OSError."""
-        ...
+    def __str__(self) -> str:
+        place = f" in {self.within}" if self.within else ""
+        return (
+            f"image {self.image_id}{place} is unreadable ({self.reason}); repair or remove it, or "
+            "leave out images that cannot be read"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +86,27 @@ class File:
     size: int | None = None
 
     def read(self, most: int | None = None) -> tuple[int, bytes]:
-        """See `Source`."""
+        """(its size in bytes, its first `most` bytes, or all). Raises OSError."""
         with open(os.path.join(self.within, self.path) if self.path else self.within, "rb") as file:
             size = os.fstat(file.fileno()).st_size if self.size is None else self.size
             file.seek(self.offset)
             return size, file.read(size if most is None else min(size, most))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An image of a table of `datasets`: its column holds encoded bytes, or the path of a file."""
+
+    table: Any
+    column: str
+    index: int
+    within: str = ""
+
+    def read(self, most: int | None = None) -> tuple[int, bytes]:
+        """As of `File`."""
+        cell = self.table[self.index][self.column]
+        content = cell["bytes"] or Path(cell["path"]).read_bytes()
+        return len(content), content[:most]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +123,7 @@ class Labelled:
     ids: Sequence[str]
     labels: Sequence[int]
     classes: Sequence[str]
-    sources: Sequence[Source]
+    sources: Sequence[File | Row]
     notes: tuple[str, ...] = ()
     white: int = WHITE
 
@@ -149,12 +149,10 @@ class Labelled:
             raise UserError(f"white_level must be a whole number of 1 to {WHITE}, got {white!r}")
         images, looked = replace(self, white=white), 0
         for i in range(0, len(self.ids), -(-len(self.ids) // 20)):
-            try:
+            with suppress(UnreadableImage):
                 if np.asarray(images.load(i)).max() > 16:
                     return images
                 looked += 1
-            except UnreadableImage:
-                pass
         note = (
             f"the images are nearly black: of {looked} that were looked at, no pixel is above a "
             "sixteenth of white; if they are 16-bit grey images of fewer bits, set white_level, "

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from netkin.data.classes import labels_of
-from netkin.data.files import Entry, Listing, find_split, is_image, printable, split_of
+from netkin.data.files import Listing, find_split, is_image, printable, split_of
 from netkin.data.images import Labelled
 from netkin.errors import UserError, and_more
 
@@ -41,33 +41,33 @@ def by_labels(
     Raises UserError for what cannot be read, images that are not there, and labels out of range.
     """
     lines, images = lines or read_lines(file), listing.images
-    by_path = {entry.path: entry for entry in listing.entries}
     if any(re.search(r"[\s,;]", line) or is_image(line) for line in lines):
         rows, first, notes = _table(file, lines, split)
     elif len(images) == len(lines):
-        paths = sorted(entry.path for entry in images)
-        rows, first, notes = list(zip(paths, lines, strict=True)), None, []
+        rows, first, notes = list(zip(sorted(images), lines, strict=True)), None, []
     else:
         raise UserError(
             f"{file} has {len(lines)} labels, {listing.root} has {len(images)} images; expected as "
             "many"
         )
-    stems = Counter(entry.path.rpartition(".")[0] for entry in images)
-    by_stem = {entry.path.rpartition(".")[0]: entry for entry in images}
-    by_stem = {stem: entry for stem, entry in by_stem.items() if stems[stem] == 1}
+    stems = Counter(path.rpartition(".")[0] for path in images)
+    known = {s: path for path in images if stems[s := path.rpartition(".")[0]] == 1}
+    known |= {path: path for path in listing.files}
     own = split_of(PurePosixPath(listing.root).stem) or split_of(split)
     written: dict[str, str] = {}
     missing, elsewhere = [], 0
     for name, label in rows:
-        entry = _find(name, by_path) or _find(name, by_stem)
-        if name not in by_path and {*map(split_of, PurePosixPath(name).parts[:-1])} - {None, own}:
+        parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+        tails = ("/".join(parts[start:]) for start in range(len(parts)))
+        path = next((known[tail] for tail in (name, *tails) if tail in known), None)
+        if name not in listing.files and {*map(split_of, parts[:-1])} - {None, own}:
             elsewhere += 1
-        elif entry is None:
+        elif path is None:
             missing.append(printable(name))
-        elif entry.path in written:
-            raise UserError(f"{file} lists image {entry.path} twice; expected one line an image")
+        elif path in written:
+            raise UserError(f"{file} lists image {path} twice; expected one line an image")
         else:
-            written[entry.path] = label
+            written[path] = label
     if missing or not written:
         such = f", such as {missing[0]}" if missing else ""
         names = f"lists {len(missing)} images that are not in" if missing else "names no image of"
@@ -78,17 +78,10 @@ def by_labels(
     labels, classes, more = labels_of(
         paths, [written[path] for path in paths], file.name, classes, class_order, first
     )
-    unlisted = len({entry.path for entry in images} - written.keys())
-    left_out = Counter({f"without a line in {file.name}": unlisted} if unlisted else {})
-    pairs = zip(map(by_path.__getitem__, paths), labels, strict=True)
-    return listing.labelled(pairs, classes, left_out, [*notes, *more])
-
-
-def _find(name: str, entries: dict[str, Entry]) -> Entry | None:
-    """The entry of this path, or of its end, without folders before it."""
-    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
-    tails = ("/".join(parts[start:]) for start in range(len(parts)))
-    return next((entries[tail] for tail in (name, *tails) if tail in entries), None)
+    bare = f"without a line in {file.name}"
+    left_out = Counter(bare for path in images if path not in written)
+    of = dict(zip(paths, labels, strict=True))
+    return listing.labelled(of, classes, left_out, [*notes, *more])
 
 
 def read_lines(file: Path) -> list[str]:

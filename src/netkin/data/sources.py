@@ -2,9 +2,9 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ from netkin.data.files import (
     are_splits,
     by_folder,
     find_split,
-    is_tar,
+    folders_of,
     list_tar,
     read_webdataset,
     split_of,
     used,
     walk,
 )
-from netkin.data.images import Images, Labelled
+from netkin.data.images import Images, Labelled, Row
 from netkin.data.labels import by_labels
 from netkin.errors import UserError
 
@@ -66,7 +66,7 @@ def open_folder(
     columns = image_column, label_column
     with reading(root, labels, *columns):
         if root.startswith(PREFIXES):
-            images = read(root, split, "path", names, class_order, *columns)
+            images = read(root, split, columns, names, class_order)
         elif labels is None:
             images = by_folder(list_files(root, split), names, class_order)
         elif (file := Path(labels).expanduser()).name == GROUND_TRUTH:
@@ -104,47 +104,48 @@ def reading(
     except Exception as error:  # each reader's library has its own
         if not tables and not isinstance(error, OSError):
             raise
-        file = getattr(error, "filename", None)
-        reason = f"{error.strerror}: {file}" if isinstance(error, OSError) and file else str(error)
+        reason = str(error)
+        if isinstance(error, OSError) and error.filename:
+            reason = f"{error.strerror}: {error.filename}"
         raise UserError(f"root={root} cannot be read: {' '.join(reason.split())[:300]}") from None
 
 
 def list_files(root: str, split: str) -> Listing:
     """The files of a split of a folder or an archive. Raises UserError where there are none."""
     path = Path(root).expanduser()
-    tops = sorted(f.name for f in path.iterdir() if f.is_dir()) if path.is_dir() else []
-    archive = path / ARCHIVES.get(split, "")
+    tops, archive = folders_of(path), path / ARCHIVES.get(split, "")
     if archive.is_file() and archive != path and not any(map(split_of, tops)):
         return list_tar(archive, "" if split == "train" else split)
-    if is_tar(path):
+    # A folder with other folders in it has its images there, whatever archives lie beside them.
+    if path.suffix == ".tar" or (not tops and any(path.glob("*.tar"))):
         return list_tar(path, split)
     if not path.is_dir():
         raise UserError(f"root={path} is not a folder; expected {path}/{split}/<class>/...")
     kaggle = (path / name for name in KAGGLE_IMAGES)
     if inside := next((folder for folder in kaggle if (folder / split).is_dir()), None):
-        path, tops = inside, sorted(f.name for f in inside.iterdir() if f.is_dir())
-    of_val = split_of(split) == "val"
-    classes = of_val and not are_splits(tops) and "test" not in map(str.lower, tops)
-    name = None if classes else find_split(tops, split)
+        path, tops = inside, folders_of(inside)
+    name, of_val = find_split(tops, split), split_of(split) == "val"
+    if of_val and not are_splits(tops) and "test" not in map(str.lower, tops):
+        name = None
     if name is None and not (of_val and "train" not in map(split_of, tops)):
         raise UserError(f"{path} has no folder {split}; expected {path}/{split}/<class>/<image>")
     place = path / (name or "")
     return replace(walk(place), notes=[used(place, name or "", tops if name else ())])
 
 
+KINDS = {"image": "Image", "label": "ClassLabel"}
+"""Of columns of hfds/, by their usual names: the types that `datasets` has for them."""
+Columns = tuple[str | None, str | None]
+"""Of images and labels, where they are given."""
+
+
 def read(
-    root: str,
-    split: str,
-    ids_are: str,
-    classes: Sequence[str],
-    class_order: str,
-    image_column: str | None,
-    label_column: str | None,
+    root: str, split: str, columns: Columns, classes: Sequence[str] = (), class_order: str = "text"
 ) -> Labelled:
     """A dataset of hfds/ or wds/; errors of their libraries go through."""
     prefix, _, rest = root.partition("/")
     if prefix == "hfds":
-        return read_table(rest, split, image_column, label_column, ids_are, classes, class_order)
+        return read_table(rest, split, columns, classes, class_order)
     from timm.data.readers import create_reader
 
     reader: Any = create_reader("wds/", root=str(Path(rest).expanduser()), split=split)
@@ -152,40 +153,16 @@ def read(
     return read_webdataset(shards, classes)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """An image of a table, whose column holds the bytes or the path of an encoded image."""
-
-    table: Any
-    column: str
-    index: int
-    within: str = ""
-
-    def read(self, most: int | None = None) -> tuple[int, bytes]:
-        """See `netkin.data.images.Source`."""
-        cell = self.table[self.index][self.column]
-        content = cell["bytes"] or Path(cell["path"]).read_bytes()
-        return len(content), content[:most]
-
-
 def read_table(
-    name: str,
-    split: str,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    ids_are: str = "path",
-    classes: Sequence[str] = (),
-    class_order: str = "text",
+    name: str, split: str, columns: Columns, classes: Sequence[str] = (), class_order: str = "text"
 ) -> Labelled:
     """A split of a dataset that the library `datasets` loads, or that its `save_to_disk` wrote.
 
     Args:
         name: of a dataset or a folder.
         split: its own name of the split.
-        image_column, label_column: by default the only one of images and the only one of class
-            labels, else those that are called image and label.
-        ids_are: of images that have a file's name, "path" within the dataset, or "name" alone;
-            the others have a hash of their bytes. See `_ids` for names that repeat.
+        columns: by default the only one of images and the only one of class labels, else those
+            that are called image and label.
         classes: names in order, in place of the dataset's own names, in its order.
         class_order: of labels that are text; see `netkin.data.classes.labels_of`.
 
@@ -196,10 +173,24 @@ def read_table(
 
     (table, notes), where = _load(name, split), f"hfds/{name}"
     features = table.features
-    image = _column(where, features, image_column, "image", "Image")
-    label = _column(where, features, label_column, "label", "ClassLabel")
-    if (image_column is None and image != "image") or (label_column is None and label != "label"):
-        listed = _columns(features)
+    listed = ", ".join(
+        f"{key} ({getattr(feature, 'dtype', '') if kind == 'Value' else kind})"
+        for key, feature in features.items()
+        if (kind := type(feature).__name__)
+    )
+    found = []
+    for (usual, kind), given in zip(KINDS.items(), columns, strict=True):
+        of_kind = [key for key, feature in features.items() if type(feature).__name__ == kind]
+        column = given or (of_kind[0] if len(of_kind) == 1 else usual)
+        if column not in features:
+            problem = f"no column {given}" if given else f"no one column of {usual}s"
+            raise UserError(
+                f"{where} has {problem}: its columns are {listed}; name one with "
+                f"{usual}_column=NAME"
+            )
+        found.append(column)
+    image, label = found
+    if any(a not in (b, c) for a, b, c in zip(found, KINDS, columns, strict=True)):
         notes.append(f"images are column {image} and labels column {label}, of {listed}")
     encoded = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     values, classified = list(table[label]), isinstance(features[label], datasets.ClassLabel)
@@ -214,20 +205,18 @@ def read_table(
             )
         paths.append(row[image]["path"])
     sources = [Row(encoded, image, i) for i in range(len(encoded))]
-    if not classified:
-        written = list(map(str, values))
-        ids = _ids(paths, sources, written, ids_are)
-        labels, names, more = labels_of(ids, written, f"column {label}", classes, class_order)
-        return Labelled(ids, labels, names, sources, (*notes, *more))
-    own = list(features[label].names)
-    names = list(classes) or own
-    if len(names) < len(own):
-        raise UserError(
-            f"{where} has {len(own)} classes, such as {own[0]!r}; {len(names)} names of classes "
-            "were given"
-        )
-    ids = _ids(paths, sources, [own[value] for value in values], ids_are)
-    return Labelled(ids, values, names, sources, tuple(notes))
+    own = list(features[label].names) if classified else []
+    written = [own[value] if classified else str(value) for value in values]
+    ids = _ids(paths, sources, written)
+    labels, names, more = labels_of(ids, written, f"column {label}", own or classes, class_order)
+    if classified and classes:
+        names = list(classes)
+        if len(names) < len(own):
+            raise UserError(
+                f"{where} has {len(own)} classes, such as {own[0]!r}; {len(names)} names of "
+                "classes were given"
+            )
+    return Labelled(ids, labels, names, sources, (*notes, *more))
 
 
 def _load(name: str, split: str) -> tuple[Any, list[str]]:
@@ -246,40 +235,13 @@ def _load(name: str, split: str) -> tuple[Any, list[str]]:
     return saved[split], []
 
 
-def _column(
-    where: str, features: Mapping[str, Any], given: str | None, usual: str, kind: str
-) -> str:
-    of_kind = [key for key, feature in features.items() if type(feature).__name__ == kind]
-    if given is not None and given in features:
-        return given
-    if given is None and (len(of_kind) == 1 or usual in features):
-        return of_kind[0] if len(of_kind) == 1 else usual
-    problem = f"no column {given}" if given is not None else f"no one column of {usual}s"
-    raise UserError(
-        f"{where} has {problem}: its columns are {_columns(features)}; name one with "
-        f"{usual}_column=NAME"
-    )
-
-
-def _columns(features: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{key} ({getattr(feature, 'dtype', '') if kind == 'Value' else kind})"
-        for key, feature in features.items()
-        if (kind := type(feature).__name__)
-    )
-
-
-def _ids(
-    paths: Sequence[str | None], sources: Sequence[Row], classes: Sequence[str], ids_are: str
-) -> list[str]:
+def _ids(paths: Sequence[str | None], sources: Sequence[Row], classes: Sequence[str]) -> list[str]:
     """Unique ids of rows. Hugging Face keeps names of files without their folders: where they
     repeat, the class is before them. What has no name, or repeats still, is told apart by its bytes
     and its place among those like it."""
-    names = []
-    for path in map(Path, [path or "" for path in paths]):
-        # A file system's absolute path would differ between machines.
-        parts = path.parts[-2:] if path.is_absolute() else path.parts
-        names.append(path.name if ids_are == "name" else "/".join(parts))
+    parts = [Path(path or "").parts for path in paths]
+    # A file system's absolute path would differ between machines.
+    names = ["/".join(of[-2:] if of[:1] == ("/",) else of) for of in parts]
     if max(Counter(filter(None, names)).values(), default=1) > 1:
         names = [name and f"{of}/{name}" for of, name in zip(classes, names, strict=True)]
     times: Counter[str] = Counter()

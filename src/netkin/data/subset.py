@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,14 +102,24 @@ def draw(
     if fraction is not None and not 0 < fraction <= 1:
         raise UserError(f"fraction must be in (0, 1], got {fraction}")
     order = sorted(range(len(ids)), key=ids.__getitem__)
-    if (each := per_class) is not None:
-        if at_most is not None:
-            each = max(1, min(each, at_most // len(classes)))
-        order = _stratified(order, labels, classes, lambda n: each, seed)
-    elif (share := fraction) is not None:
-        order = _stratified(
-            order, labels, classes, lambda n: min(n, max(1, round(share * n))), seed
-        )
+    if per_class is not None or fraction is not None:
+        each = per_class or 0
+        if per_class is not None and at_most is not None:
+            each = max(1, min(per_class, at_most // len(classes)))
+        by_class = defaultdict(list)
+        for position in order:
+            by_class[labels[position]].append(position)
+        rng, chosen = np.random.default_rng(seed), set()
+        for label, members in sorted(by_class.items()):  # a part of ImageNet lacks classes
+            n = len(members)
+            size = each if fraction is None else min(n, max(1, round(fraction * n)))
+            if n < size:
+                raise UserError(
+                    f"per_class={size} takes more images than class {classes[label]!r} has ({n}); "
+                    f"take per_class={min(map(len, by_class.values()))}, or all images"
+                )
+            chosen.update(rng.choice(members, size, replace=False).tolist())
+        order = [position for position in order if position in chosen]
     if shuffled:
         order = np.random.default_rng([seed, SHUFFLE]).permutation(order).tolist()
     return Subset(
@@ -155,10 +165,10 @@ def from_manifest(images: Images, file: str | Path, dataset: str) -> Subset:
     ids, labels = list(images.ids), list(images.labels)
     _check(ids, labels, images.classes)
     if tuple(images.classes) != subset.classes:
+        theirs, ours = (f"{len(c)} classes {list(c[:3])}" for c in (subset.classes, images.classes))
         raise UserError(
-            f"file={path} has classes {list(subset.classes[:3])} ({len(subset.classes)} in "
-            f"all), the dataset {list(images.classes[:3])} ({len(images.classes)}); labels are "
-            "their indices, so they must be the same"
+            f"file={path} has {theirs}, the dataset {ours}; labels are their indices, so they must "
+            "be the same"
         )
     index = {image: i for i, image in enumerate(ids)}
     if missing := [image for image in subset.ids if image not in index]:
@@ -167,12 +177,11 @@ def from_manifest(images: Images, file: str | Path, dataset: str) -> Subset:
             f"{missing[0]}"
         )
     positions = tuple(index[image] for image in subset.ids)
-    for i, label in zip(positions, subset.labels, strict=True):
+    for i, label, stamp in zip(positions, subset.labels, subset.stamps, strict=True):
         if labels[i] != label:
             raise UserError(
                 f"file={path} labels {ids[i]} as class {label}, the dataset as {labels[i]}"
             )
-    for i, stamp in zip(positions, subset.stamps, strict=True):
         if images.stamp(i) != stamp:
             raise UserError(
                 f"file={path}: {ids[i]} is another image, or another file of it, than the manifest "
@@ -194,44 +203,14 @@ def _sha256(content: Any) -> str:
 
 def _check(ids: list[str], labels: list[int], classes: Sequence[str]) -> None:
     for image in ids:
-        try:
-            image.encode()
-        except UnicodeEncodeError:
-            raise UserError(
-                f"the name of image {printable(image)} is not UTF-8; rename the file"
-            ) from None
-    if len(set(ids)) != len(ids):
-        (twice, _), *_ = Counter(ids).most_common(1)
-        raise UserError(f"the dataset lists image {twice} twice; ids must be unique")
+        if printable(image) != image:
+            raise UserError(f"the name of image {printable(image)} is not UTF-8; rename the file")
+    (image, times), *_ = Counter(ids).most_common(1) or [("", 0)]
+    if times > 1:
+        raise UserError(f"the dataset lists image {image} twice; ids must be unique")
     for image, label in zip(ids, labels, strict=True):
         if not 0 <= label < len(classes):
             raise UserError(
                 f"label {label} of image {image} is out of range: the dataset has "
                 f"{len(classes)} classes, 0 to {len(classes) - 1}"
             )
-
-
-def _stratified(
-    order: list[int],
-    labels: list[int],
-    classes: Sequence[str],
-    size_of: Callable[[int], int],
-    seed: int,
-) -> list[int]:
-    """Positions of `size_of(n)` images of each class that holds n."""
-    by_class = defaultdict(list)
-    for position in order:
-        by_class[labels[position]].append(position)
-    rng = np.random.default_rng(seed)
-    chosen = set()
-    for label, name in enumerate(classes):
-        members = by_class[label]
-        size = size_of(len(members)) if members else 0  # a part of ImageNet lacks classes
-        if len(members) < size:
-            fewest = min(len(some) for some in by_class.values() if some)
-            raise UserError(
-                f"per_class={size} takes more images than class {name!r} has "
-                f"({len(members)}); take per_class={fewest}, or all images"
-            )
-        chosen.update(rng.choice(members, size, replace=False).tolist())
-    return [position for position in order if position in chosen]

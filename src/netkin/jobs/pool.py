@@ -30,7 +30,7 @@ from typing import Any
 
 from netkin.errors import Stopped, StoreError, UserError
 from netkin.jobs.progress import Bars
-from netkin.jobs.signals import OTHERS, STOPPING, blocked, quiet_stops
+from netkin.jobs.signals import OTHERS, blocked, quiet_stops
 
 Advance = Callable[[int], None]
 Failed = Callable[[Any, Exception], None]
@@ -216,19 +216,17 @@ class Jobs:
         if self._pool is not None:
             return self._pool
         # forkserver: one clean process imports torch once, and the workers are its forks.
-        method = "forkserver" if hasattr(os, "fork") else "spawn"
-        processes = multiprocessing.get_context(method)
+        processes = multiprocessing.get_context("forkserver")
         default = multiprocessing.get_start_method(allow_none=True)
         if default not in (None, "fork", "forkserver", "spawn"):
             # joblib's processes have a start method that ours do not know.
-            multiprocessing.set_start_method(method, force=True)
-        if method == "forkserver":
-            processes.set_forkserver_preload(list(self.preload))
-            # A terminal's signals reach all of its processes, also those that still import torch
-            # and have no handler yet. The tracker first: its start ends with SIGINT not blocked.
-            for start in (resource_tracker.ensure_running, forkserver.ensure_running):
-                with blocked(OTHERS):
-                    start()
+            multiprocessing.set_start_method("forkserver", force=True)
+        processes.set_forkserver_preload(list(self.preload))
+        # A terminal's signals reach all of its processes, also those that still import torch and
+        # have no handler yet. The tracker first: its start ends with SIGINT not blocked.
+        for start in (resource_tracker.ensure_running, forkserver.ensure_running):
+            with blocked(OTHERS):
+                start()
         # As bytes: multiprocessing would move the context's tensors to shared memory, and an
         # array that shares memory with one of them would read memory that was freed.
         context = pickle.dumps(self.context)
@@ -279,6 +277,7 @@ class Jobs:
 # and map the new pages: 4,000 to 60,000 page faults a step of a full-size model, up to two fifths
 # of its time (experiments/results/speed.md). Freed memory is therefore kept while a model is run.
 
+LIBC: Any = ctypes.CDLL(None)
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX = -1, -2, -3, -4
 """glibc's malloc.h."""
 KEEP = {TRIM_THRESHOLD: -1, TOP_PAD: 2**26, MMAP_THRESHOLD: 2**31 - 1, MMAP_MAX: 0}
@@ -294,7 +293,7 @@ def keep_freed(keep: bool = True) -> bool:
     """
     options = KEEP if keep else GROWN
     try:
-        return all([_libc().mallopt(option, value) for option, value in options.items()])
+        return all([LIBC.mallopt(option, value) for option, value in options.items()])
     except AttributeError:
         return False
 
@@ -302,14 +301,7 @@ def keep_freed(keep: bool = True) -> bool:
 def release_freed() -> None:
     """Return free memory to the system: 0.05 to 0.1 s for 1 to 2 GB."""
     with suppress(AttributeError):
-        _libc().malloc_trim(0)
-
-
-def _libc() -> Any:
-    try:
-        return ctypes.CDLL(None)
-    except (OSError, TypeError):  # Windows
-        return None
+        LIBC.malloc_trim(0)
 
 
 def _set_up(threads: int) -> None:
@@ -334,10 +326,7 @@ def _start(context: bytes, threads: int, events: Any, devices: Any) -> None:
     if devices is not None:
         # Before CUDA starts; the device is number 0 to this process.
         os.environ["CUDA_VISIBLE_DEVICES"] = devices.get()
-    for number in STOPPING:
-        # Where a signal cannot be blocked. A function, since Lightning calls the handler that is
-        # set, which SIG_IGN cannot be.
-        signal.signal(number, _give_up if number == signal.SIGTERM else lambda *_: None)
+    signal.signal(signal.SIGTERM, _give_up)
     quiet_stops()
     threading.Thread(target=_die_with_parent, daemon=True).start()
     _set_up(threads)

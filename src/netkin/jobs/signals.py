@@ -14,11 +14,8 @@ from typing import Any
 
 from netkin.errors import Stopped
 
-STOPPING = {
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
-    if hasattr(signal, name)
-}
+STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
+STOPPING |= {signal.SIGUSR1, signal.SIGUSR2}
 """HUP comes when a terminal or its connection closes; USR1 and USR2 are what SLURM sends before a
 job's time is up."""
 OTHERS = STOPPING - {signal.SIGTERM}
@@ -29,9 +26,6 @@ OTHERS = STOPPING - {signal.SIGTERM}
 def blocked(numbers: Iterable[int]) -> Iterator[None]:
     """Signals of these numbers are delivered to this thread after the block; processes that are
     started in it inherit the mask for good."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield

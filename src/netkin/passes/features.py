@@ -131,13 +131,9 @@ def _input_of_last_linear(net: nn.Module, x: Tensor) -> Tensor:
             f"{type(net).__name__} has no linear layer, whose input its features would be; leave "
             "it out of the members"
         )
-    last = layers[-1]
     calls: list[Tensor] = []
-    handle = last.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0]))
-    try:
+    with layers[-1].register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0])):
         net(x)
-    finally:
-        handle.remove()
     return calls[-1]
 
 
@@ -152,9 +148,9 @@ def gradients(classifier: Classifier, of: dict[str, Tensor]) -> Tensor:
     with torch.enable_grad():
         pixels.requires_grad_(True)
         logits = classifier(pixels)
-        own = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
-        rest = logits.masked_fill(own, -torch.inf).logsumexp(dim=1)
-        (gradient,) = torch.autograd.grad((rest - logits[own]).sum(), pixels)
+        true = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
+        rest = logits.masked_fill(true, -torch.inf).logsumexp(dim=1)
+        (gradient,) = torch.autograd.grad((rest - logits[true]).sum(), pixels)
     length = gradient.flatten(1).norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
     return (gradient / length[:, None, None, None]).half()
 

@@ -65,11 +65,6 @@ def colour_range(
     return float(low - more), float(high + more)
 
 
-def scale(limits: tuple[float, float], colours: Colormap = COLOURS) -> ScalarMappable:
-    """The colours of values between two ends."""
-    return ScalarMappable(Normalize(*limits), colours)
-
-
 def inks(values: NDArray[np.float64], colours: ScalarMappable) -> list[str]:
     """The ink that is legible on the colour of each value [n]."""
     rgb = colours.to_rgba(values)[:, :3]
@@ -134,10 +129,8 @@ def heatmap_figure(
     elif order is None:
         assert clusters is not None
         order = cluster_order(scores, clusters)
-    shown = scale(
-        limits or colour_range(scores, least, signed),
-        colours or (DIVERGING if signed else COLOURS),
-    )
+    ends = Normalize(*(limits or colour_range(scores, least, signed)))
+    shown = ScalarMappable(ends, colours or (DIVERGING if signed else COLOURS))
     ordered = scores[np.ix_(order, order)]
     rows = [names[int(i)] for i in order]
     left = 0.36 if clusters is not None else 0.0

@@ -38,7 +38,6 @@ RADIUS = 3.4
 """Points of type: the distance from a point that no name enters."""
 MANY = 400
 """Points; more are drawn small, and as pixels in a PDF."""
-WRONG = "#d55e00"  # Okabe and Ito's vermilion
 DASHED = (0, (4, 3))
 LOSSES = {
     "train_loss": "total",
@@ -240,52 +239,38 @@ def intervals_figure(
 @style()
 def ranked_figure(
     names: Sequence[str],
-    values: NDArray[np.float64],
+    parts: Mapping[str, NDArray[np.float64]],
     label: str,
     groups: Sequence[str] | None = None,
-    ends: NDArray[np.float64] | None = None,
 ) -> Figure:
-    """A row for each of n names, the first at the top, with its value, and its interval.
+    """A row for each of n names, the first at the top, with its value, in a panel by title.
 
     Args:
-        names, values: [n].
-        label: the axis's, with its unit.
+        names: [n].
+        parts: by title, values [n, 1], or values and the low and high ends of their intervals,
+            [n, 3].
+        label: the axes', with its unit.
         groups: of the names: a colour each, in a legend.
-        ends: [n, 2] low and high.
     """
     n = len(names)
     pt = 8 if n <= 30 else SMALL
-    figure, (ax,) = panels(1, 5.2, 0.8 + n * pt * 0.026)
+    figure, axes = panels(len(parts), 5.2 if len(parts) == 1 else 3.4, 0.8 + n * pt * 0.026)
     kinds = sorted({*(groups or ())}, key=lambda group: (len(group), group))
     colours = {kind: PALETTE[i % len(PALETTE)] for i, kind in enumerate(kinds)}
-    for y, value in enumerate(values):
-        colour = INK if groups is None else colours[groups[y]]
-        if ends is not None:
-            ax.plot(ends[y], [y, y], color=colour, lw=pt / 5)
-        ax.plot(value, y, "o", color=colour, ms=pt / 1.8)
-    ax.set_yticks(range(n), names, fontsize=pt)
-    ax.set(ylim=(n - 0.4, -0.6), xlabel=label)
-    ax.grid(axis="y", visible=False)
+    for ax, (title, values) in zip(axes, parts.items(), strict=True):
+        for y, (value, *ends) in enumerate(values):
+            colour = INK if groups is None else colours[groups[y]]
+            ax.plot(ends, [y] * len(ends), color=colour, lw=pt / 5)
+            ax.plot(value, y, "o", color=colour, ms=pt / 1.8)
+        if values.min() < 0 < values.max():
+            ax.axvline(0, color=INK, lw=0.6)
+        spec = ax.get_subplotspec()
+        first = spec is None or spec.is_first_col()
+        ax.set_yticks(range(n), names if first else [""] * n, fontsize=pt)
+        ax.set(ylim=(n - 0.4, -0.6), xlabel=label, title=title)
+        ax.grid(axis="y", visible=False)
     if colours:
         legend_above(figure, [_dot("o", colour) for colour in colours.values()], list(colours))
-    return figure
-
-
-@style()
-def bars_figure(names: Sequence[str], label: str, bars: Mapping[str, NDArray]) -> Figure:
-    """Horizontal bars with intervals: a panel by title of values and the ends of their intervals,
-    [n, 3], with the names [n] from top to bottom at the left."""
-    figure, axes = panels(len(bars), 3.4, 0.7 + 0.21 * len(names))
-    rows = np.arange(len(names))
-    for colour, ax, (title, values) in zip(PALETTE, axes, bars.items(), strict=False):
-        ax.barh(rows, values[:, 0], color=colour, height=0.68)
-        ax.hlines(rows, *values[:, 1:].T, color=INK, lw=1.0)
-        ax.axvline(0, color=INK, lw=0.6)
-        ax.set(ylim=(len(names) - 0.5, -0.5), xlabel=label, title=title)
-        spec = ax.get_subplotspec()
-        ax.set_yticks(rows, names if spec is None or spec.is_first_col() else [""] * len(names))
-        ax.tick_params(axis="y", length=0)
-        ax.grid(axis="y", visible=False)
     return figure
 
 
@@ -346,8 +331,7 @@ def images_figure(
     images: Sequence[Sequence[NDArray[np.uint8]]],
     titles: Sequence[str],
     below: Sequence[Sequence[str]],
-    names: Sequence[str] = (),
-    wrong: NDArray[np.bool_] | None = None,
+    names: Sequence[str],
 ) -> Figure:
     """Images side by side, as they are.
 
@@ -356,7 +340,6 @@ def images_figure(
         titles: of the C columns.
         below: a text for each image.
         names: of the rows, at the left.
-        wrong: [R, C], whose texts are red.
     """
     rows, columns = len(images), len(titles)
     width = width_of(columns * 0.95)
@@ -373,10 +356,9 @@ def images_figure(
         ax.spines[:].set_visible(False)
         if row == 0:
             ax.set_title(titles[column], fontsize=SMALL, weight="normal", loc="center", pad=3)
-        if column == 0 and names:
+        if column == 0:
             ax.set_ylabel(names[row], fontsize=SMALL)
-        colour = WRONG if wrong is not None and wrong[row, column] else INK
-        ax.set_xlabel(below[row][column], fontsize=SMALL, color=colour, labelpad=1)
+        ax.set_xlabel(below[row][column], fontsize=SMALL, color=INK, labelpad=1)
     return figure
 
 

@@ -6,26 +6,25 @@ content security policy forbids any load from a network.
 
 import base64
 import io
-import json
 import math
 import platform
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
+from netkin.data.tables import guarded
 from netkin.errors import OutputsError
 from netkin.report.sentences import text as sentence
 from netkin.report.style import Saved, save
@@ -34,7 +33,6 @@ from netkin.store.files import write
 from netkin.tracking import Tracker
 
 PACKAGES = ("netkin", "torch", "timm", "pytorch-lightning", "numpy", "hydra-core", "wandb")
-PAPER = "https://arxiv.org/abs/2210.11407"
 SHARP = 200
 """Dots an inch of figures within a page, which shows 120 pixels an inch."""
 ROWS = 200
@@ -57,7 +55,6 @@ class Lookup:
         groups: by kind (base architecture, family), the group of each model.
         accuracy: [N], for an order; empty where it is unknown.
         links: a page about a model, by its name.
-        symbol: of a score.
         reorder: whether a reader may choose the order; not where the figure has frames.
     """
 
@@ -68,7 +65,6 @@ class Lookup:
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     accuracy: Sequence[float | None] = ()
     links: Mapping[str, str] = field(default_factory=dict)
-    symbol: str = "s"
     reorder: bool = True
 
 
@@ -98,7 +94,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page: its paragraphs, blocks, figures and tables, in this order.
+    """A part of a page: its paragraphs, figures and tables, in this order.
 
     Attributes:
         title: plain text; the page escapes it, as it does paragraphs, captions and tables.
@@ -106,7 +102,6 @@ class Section:
         tables: caption -> table. Numbers have three decimals, rates are in per cent; columns named
             `..._seconds` and `..._bytes` are written in a unit that suits them.
         figures: of `Outputs.figure`.
-        blocks: HTML that the page takes over unescaped.
         links: pages about texts that are cells of the tables, such as models' names.
     """
 
@@ -114,7 +109,6 @@ class Section:
     paragraphs: Sequence[str] = ()
     tables: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     figures: Sequence[Picture] = ()
-    blocks: Sequence[Markup] = ()
     links: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -135,7 +129,7 @@ class Outputs:
 
     def table(self, name: str, table: pl.DataFrame) -> pl.DataFrame:
         """Write name.csv and, of at most TEX_ROWS rows, name.tex for LaTeX; returns the table."""
-        write(self.folder / f"{name}.csv", table.write_csv, OutputsError, "folder")
+        write(self.folder / f"{name}.csv", guarded(table).write_csv, OutputsError, "folder")
         self.files.append(f"{name}.csv")
         tex = self.folder / f"{name}.tex"
         if table.height <= TEX_ROWS:
@@ -202,9 +196,7 @@ def render(
     files: Sequence[str] = (),
 ) -> str:
     """The HTML of a page; see `Outputs.report`."""
-    script = resources.files("netkin.report").joinpath("page.js").read_text(encoding="utf-8")
-    template = _environment().get_template("page.html.j2")
-    return template.render(
+    return _page().render(
         title=title,
         question=question,
         answer=answer,
@@ -212,12 +204,11 @@ def render(
         config=config,
         versions=versions(),
         files=files,
-        script=Markup(script),
     )
 
 
 @cache
-def _environment() -> Environment:
+def _page() -> Template:
     """Everything is escaped, whatever a template's suffix; an unknown name is an error."""
     env = Environment(
         loader=PackageLoader("netkin.report", ""),
@@ -226,24 +217,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters |= {"meaning": _meaning, "minus": minus, "paper": _paper}
-    env.filters |= {"picture": _picture, "table": _table}
-    return env
-
-
-def _meaning(heading: str) -> Markup:
-    """What a column's heading means, as the title attribute of its element."""
-    text = sentence.table("headings").get(heading)
-    return Markup(' title="{}"').format(text) if text else Markup("")
-
-
-def _paper(title: str) -> Markup:
-    """A title in which "Fig. 1", "Tab. 2" or "Sec. 3" of the paper is a link."""
-    before, _, after = title.partition(" (")
-    if not re.match(r"(Fig|Tab|Sec|App)\. ", after):
-        return escape(title)
-    link = Markup('<a href="{}">{}</a>').format(PAPER, after.removesuffix(")"))
-    return escape(before) + Markup(" <small>({})</small>").format(link)
+    env.filters |= {"minus": minus, "picture": _picture, "table": _table}
+    return env.get_template("page.html.j2")
 
 
 def versions() -> dict[str, str]:
@@ -308,7 +283,6 @@ def _lookup(lookup: Lookup, saved: Saved) -> Markup:
     columns = []
     for column in known:
         title, kind, other = PAIRS[column]
-        title = lookup.symbol if column == "score" else title
         meaning = sentence.table("headings").get(title, "")
         entry = {"title": title, "kind": kind, "meaning": meaning, "values": values(column)}
         ends = {"ends": values("high")} if kind == "range" else {}
@@ -330,8 +304,7 @@ def _lookup(lookup: Lookup, saved: Saved) -> Markup:
         "columns": columns,
         "axes": saved.axes,
     }
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+    return htmlsafe_json_dumps(data, separators=(",", ":"), allow_nan=False)
 
 
 def _short(value: Any) -> Any:
@@ -356,5 +329,7 @@ def _table(table: pl.DataFrame, links: Mapping[str, str]) -> dict[str, Any]:
     for i, (name, kind) in enumerate(table.schema.items()):
         prose = any(len(row[i]["text"]) > LONG for row in rows)
         style = "n" if kind.is_numeric() else "long" if prose else "name"
-        columns.append({"name": heading(name), "style": style})
+        title = heading(name)
+        meaning = sentence.table("headings").get(title)
+        columns.append({"name": title, "style": style, "meaning": meaning})
     return {"columns": columns, "rows": rows, "left_out": max(table.height - ROWS, 0)}

@@ -213,13 +213,8 @@ def save(figure: Figure, stem: Path) -> Saved:
 
         def edges_of(extent: Bbox) -> tuple[float, ...]:
             x0, y0, x1, y1 = extent.transformed(figure.dpi_scale_trans.inverted()).extents
-            shares = (x0 - box.x0, x1 - box.x0), (box.y1 - y1, box.y1 - y0)
-            (left, right), (top, bottom) = shares
-            return tuple(
-                round(float(share), 5)
-                for share in (left / box.width, top / box.height, right / box.width,
-                              bottom / box.height)
-            )  # fmt: skip
+            corners = (x0 - box.x0, box.y1 - y1, x1 - box.x0, box.y1 - y0)
+            return tuple(np.round(np.divide(corners, (*box.size, *box.size)), 5).tolist())
 
         axes = {}
         for ax in figure.axes:
