@@ -36,7 +36,7 @@ from netkin.evaluation import Evaluation
 from netkin.jobs.progress import Bars
 from netkin.report.study import Outputs, Section
 from netkin.report.text import left_out
-from netkin.run import Processes, Run, Settings
+from netkin.run import Processes, Run, Settings, Watch
 from netkin.runner import Loader, Runner, device_of
 from netkin.store.lease import lease
 from netkin.tracking import Tracker

@@ -95,9 +95,9 @@ def student_table(
     teachers), n (test images), by falling similarity."""
     student = position_of(s.config.student, s.names, "student=NAME: the matrix")
     taught_by: dict[str, list[Mapping[str, Any]]] = {}
-    for row in students:
-        taught_by.setdefault(row["teacher"]["name"], []).append(row)
-    sd, freedom = pooled_sd([[row["test_accuracy"] for row in t] for t in taught_by.values()])
+    for notes in students:
+        taught_by.setdefault(notes["teacher"]["name"], []).append(notes)
+    sd, freedom = pooled_sd([[notes["test_accuracy"] for notes in t] for t in taught_by.values()])
     rows = []
     for teacher, taught in taught_by.items():
         i, known = position_of(teacher, s.names), taught[0]["teacher_accuracy"]  # by its training

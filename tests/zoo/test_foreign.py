@@ -213,9 +213,7 @@ def test_what_makes_timms_networks_faster_never_changes_others() -> None:
         ):
             prepared = Prepared(classifier, Execution(precision, fuse, memory_format), pixels)
             rtol, atol = (1e-4, 1e-5) if precision == "32-true" else (0.05, 0.02)
-            torch.testing.assert_close(
-                prepared(pixels), classifier(pixels), rtol=rtol, atol=atol
-            )
+            torch.testing.assert_close(prepared(pixels), classifier(pixels), rtol=rtol, atol=atol)
             x = pixels.clone().requires_grad_()
             assert torch.autograd.grad(prepared(x).sum(), x)[0].any()
 
