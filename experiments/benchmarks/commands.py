@@ -56,7 +56,6 @@ def memory(process: psutil.Process) -> int:
 
 
 def main(overrides: Sequence[str] | None = None) -> None:
-    """The command."""
     overrides = sys.argv[1:] if overrides is None else overrides
     rows = []
     with tempfile.TemporaryDirectory(prefix="netkin-benchmark-") as scratch:

@@ -41,7 +41,6 @@ def means(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

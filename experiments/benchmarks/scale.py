@@ -146,14 +146,12 @@ def made_up_rows(seed: int, sources: list[str], ids: list[str]) -> dict[str, pl.
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """Seconds of a call."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
     parser = argparse.ArgumentParser(description="Time and memory of many made-up models.")
     parser.add_argument("--models", type=int, nargs="*", default=[40])
     parser.add_argument("--images", type=int, default=500)

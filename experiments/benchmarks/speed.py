@@ -270,7 +270,6 @@ def with_random_weights(name: str, device: str) -> tuple[Classifier, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
     parser = argparse.ArgumentParser(description="A step of the attack against other loops.")
     parser.add_argument("--models", nargs="+", default=MODELS, help="timm's names")
     parser.add_argument("--images", type=int, help="in a batch: 8, or 64 on a GPU")

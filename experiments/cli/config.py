@@ -56,7 +56,6 @@ EXPERIMENTS: dict[str, tuple[type, str]] = {}
 
 
 def items(*values: Any) -> Any:
-    """The default of a list."""
     return field(default_factory=lambda: list(values))
 
 

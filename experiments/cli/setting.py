@@ -241,7 +241,6 @@ def _is_fraction(value: Any) -> bool:
 
 
 def on_cpu(config: DictConfig) -> bool:
-    """Whether models run on the CPU."""
     return device_of(config.hardware.accelerator).type == "cpu"
 
 

@@ -86,7 +86,6 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """Where it prints."""
         return self.folder / f"{self.id}_0_log.out"
 
     @property

@@ -65,7 +65,6 @@ def by_exception(number: int, _frame: FrameType | None) -> None:
 
 
 def at_once(number: int, _frame: FrameType | None) -> None:
-    """Exit without cleaning up."""
     os._exit(128 + number)
 
 

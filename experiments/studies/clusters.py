@@ -48,7 +48,6 @@ text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
 def run(config: DictConfig) -> None:
-    """The study, from a composed config."""
     options = config.clusters
     if options.images is not None and config.similarity is None:
         raise UserError("clusters.images is for similarity=file.csv; measured images are known")
@@ -257,7 +256,6 @@ def _resolution(c: Clustering, draws: list[NDArray]) -> tuple[bool | None, list[
 
 
 def _matrix(c: Clustering) -> Picture:
-    """All pairs, to look up."""
     s, lookup = c.study, None
     pairs = s.outputs.table("pairs", s.matrix.pairs())
     if len(s.names) <= LARGE:

@@ -61,7 +61,6 @@ text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
 def run(config: DictConfig) -> None:
-    """The study, from a composed config."""
     kinds = {"compare": files, "attacks": attacks, "precision": precision, "budget": budget}
     kinds[config.experiment.name](config)
 

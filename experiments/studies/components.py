@@ -26,7 +26,6 @@ ACROSS_UP_TO = 4  # models that are printed as columns; more are printed as rows
 
 
 def run(config: DictConfig) -> None:
-    """The study, from a composed config."""
     members = build_members(config, at_least=1)
     names = [member.name for member in members]
     theirs = None if config.components is None else from_file(config.components, names)

@@ -47,7 +47,6 @@ text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
 def run(config: DictConfig) -> None:
-    """The study, from a composed config."""
     with study(config) as s:
         r, members, matrix = with_logits(s)
         n = len(members)

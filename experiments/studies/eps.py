@@ -39,7 +39,6 @@ text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
 def run(config: DictConfig) -> None:
-    """The study, from a composed config."""
     values = eps_values(config)
     attacks = tuple(
         each

@@ -32,7 +32,6 @@ text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
 def run(config: DictConfig) -> None:
-    """The study, from a composed config."""
     options = Boosting(**{f.name: config.importance[f.name] for f in fields(Boosting)})
     with study(config) as s:
         components = components_of(s)

@@ -39,7 +39,6 @@ text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
 def run(config: DictConfig) -> None:
-    """The study, from a composed config."""
     if config.similarity is not None:
         with study(config) as s:
             chosen = choose(config.landmarks, s.names, config.seed)

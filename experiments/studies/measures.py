@@ -55,7 +55,6 @@ text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
 def run(config: DictConfig) -> None:
-    """The study, from a composed config."""
     options = config.measures
     with study(config) as s:
         assert s.measured is not None

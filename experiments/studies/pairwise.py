@@ -20,7 +20,6 @@ from netkin.comparison import Result, summarise
 
 
 def run(config: DictConfig) -> None:
-    """The study, from a composed config."""
     with measured(config, partial=True) as s:
         assert s.measured is not None
         failures = s.measured.failures

@@ -119,7 +119,6 @@ def placed(
 
 
 def run(config: DictConfig) -> None:
-    """The study, from a composed config."""
     (novel if config.experiment.name == "novel" else probe)(config)
 
 

@@ -33,7 +33,6 @@ text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
 def run(config: DictConfig) -> None:
-    """The study, from a composed config."""
     number = config.relatives.number
     wanted = str(config.relatives.model)
     with study(config) as s:

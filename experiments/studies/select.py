@@ -56,7 +56,6 @@ text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
 def run(config: DictConfig) -> None:
-    """The study, from a composed config."""
     with study(config) as s:
         (choose_teachers if config.experiment.name == "teachers" else choose)(s)
 

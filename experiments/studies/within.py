@@ -43,7 +43,6 @@ class Part(NamedTuple):
 
 
 def run(config: DictConfig) -> None:
-    """The study, from a composed config."""
     with study(config) as s:
         parts = parts_of(s)
         table = means(parts, (float(np.log(config.score.eps_s)), ALWAYS))

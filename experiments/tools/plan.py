@@ -41,7 +41,6 @@ SHOWN = (
 
 
 def run(config: DictConfig) -> None:
-    """The study, from a composed config."""
     with opened(config, check_members=False) as o:
         r, images = o.run, o.run.evaluation.images
         with Bars(o.console) as bars:

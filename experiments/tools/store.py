@@ -37,7 +37,6 @@ MANY = 8
 
 
 def run(config: DictConfig) -> None:
-    """The study, from a composed config."""
     root = Path(config.store.dir).expanduser().resolve()
     if not root.is_dir():
         raise UserError(f"there is no store {root}; choose another with store.dir=PATH")

@@ -154,7 +154,6 @@ def _result(settings: Settings, draws: int, eps_s: float) -> Result:
 
 
 def _check(models: Any, batch_size: Any, bootstrap: Any, eps_s: Any) -> None:
-    """Raises UserError that names the argument."""
     if not isinstance(models, Mapping) or not all(isinstance(n, str) and n for n in models):
         raise UserError(
             'models must be a mapping of names to networks, such as {"a": net_a, "b": net_b}, got '

@@ -55,7 +55,6 @@ class Evaluation:
 
     @cached_property
     def labels(self) -> Tensor:
-        """[I] int64."""
         return torch.tensor(self.subset.labels)
 
     def keys(self, source: str, positions: Sequence[int]) -> list[str]:

@@ -58,7 +58,6 @@ class Model:
 
     @property
     def view(self) -> View:
-        """Its resize and crop."""
         return self.preprocessing.view
 
     @property
@@ -81,7 +80,6 @@ class Model:
 
     @cached_property
     def digest(self) -> str:
-        """The hash of the identity."""
         return digest(self.identity)
 
     def _weights_sha256(self) -> str:

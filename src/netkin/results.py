@@ -211,7 +211,6 @@ class Results:
 
     @cached_property
     def attack_folder(self) -> Folder:
-        """The folder of the attack."""
         attack = self.evaluation.attack_identity()
         name = f"{folder_name(self.evaluation.attack.name)}-{digest(attack)[:8]}"
         identity = {**self.evaluation.identity(), "attack": attack}

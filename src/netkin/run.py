@@ -112,7 +112,6 @@ class Incomplete(UserError):
         )
 
     def __reduce__(self) -> tuple:
-        """Pickled as its message alone."""
         return UserError, (str(self),)
 
 

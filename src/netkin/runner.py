@@ -135,7 +135,6 @@ class Step(pl.LightningModule):
         self.step, self.network = step, network
 
     def predict_step(self, batch: dict) -> None:
-        """Call the function."""
         self.step(batch)
 
 

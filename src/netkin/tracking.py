@@ -286,7 +286,6 @@ class WandB(Tracker):
         self._try(lambda: self.run.summary.update({key: self.numbers[key] for key in values}))
 
     def table(self, name: str, table: pl.DataFrame) -> None:
-        """A W&B table."""
         content: Any = {"columns": table.columns, "data": [list(row) for row in table.iter_rows()]}
         self._try(lambda: self.run.log({f"tables/{name}": self.wandb.Table(**content)}))
 
@@ -296,8 +295,6 @@ class WandB(Tracker):
         self._try(lambda: self.run.log({name: kind(str(file))}))
 
     def artifact(self, name: str, kind: str, files: Sequence[Path]) -> None:
-        """A W&B artifact of this type."""
-
         def send() -> None:
             plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:128]
             artifact = self.wandb.Artifact(plain, type=kind)

@@ -54,7 +54,6 @@ class HeldOut(NamedTuple):
 
     @property
     def r2(self) -> float:
-        """See `r2`."""
         return r2(self.predicted, self.measured)
 
     def r2_interval(self, draws: int = 1000, seed: int = 0) -> tuple[float, float]:

@@ -227,7 +227,6 @@ class Square(SquareAttack):
 
 @cache
 def _warn_once(message: str) -> None:
-    """Once a process."""
     log.warning(message)
 
 

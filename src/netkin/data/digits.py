@@ -53,7 +53,6 @@ class Digits:
 
     @property
     def labels(self) -> list[int]:
-        """0 to 9."""
         return [int(_scans()[1][number]) for number in _numbers(self)]
 
     def stamp(self, index: int) -> str:

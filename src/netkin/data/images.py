@@ -103,7 +103,6 @@ class Row:
     within: str = ""
 
     def read(self, most: int | None = None) -> tuple[int, bytes]:
-        """As of `File`."""
         cell = self.table[self.index][self.column]
         content = cell["bytes"] or Path(cell["path"]).read_bytes()
         return len(content), content[:most]
@@ -136,7 +135,6 @@ class Labelled:
         return of_file if self.white == WHITE else f"{of_file}/{self.white}"
 
     def load(self, index: int) -> Image.Image:
-        """See `Images`."""
         source = self.sources[index]
         return decode(self.ids[index], lambda: source.read()[1], source.within, self.white)
 
@@ -178,11 +176,9 @@ class Part:
         self.labels = [labels[i] for i in self.positions]
 
     def stamp(self, index: int) -> str:
-        """See `Images`."""
         return self.images.stamp(self.positions[index])
 
     def load(self, index: int) -> Image.Image:
-        """See `Images`."""
         return self.images.load(self.positions[index])
 
 

@@ -320,7 +320,6 @@ _working = False
 
 
 def _start(context: bytes, threads: int, events: Any, devices: Any) -> None:
-    """Set up a worker process."""
     global _context, _events
     _context, _events = pickle.loads(context), events
     if devices is not None:

@@ -100,7 +100,6 @@ class OutcomeStore:
             )
 
     def files(self, target: str) -> list[Path]:
-        """A target's files."""
         return sorted((self.path / folder(target)).glob("[!.]*.parquet"))
 
     def pair(self, source: str, target: str) -> Path:

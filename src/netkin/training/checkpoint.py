@@ -41,7 +41,6 @@ class Checkpoint:
     scaler: dict[str, Any]
 
     def save(self, path: Path) -> None:
-        """Write it atomically."""
         tensors = {f"model.{key}": value for key, value in self.model.items()}
         tensors |= {f"ema.{key}": value for key, value in self.ema.items()}
         numbers: dict[str, dict[str, Any]] = {}

@@ -123,7 +123,6 @@ class Recipe:
 
     @property
     def mixes(self) -> bool:
-        """Whether batches are mixed."""
         return self.mixup > 0 or self.cutmix > 0
 
     def peak_lr(self, devices: int = 1) -> float:
