@@ -1,5 +1,6 @@
 """A network is what it computes: equal weights do not make two networks one, nor two days."""
 
+import copy
 import functools
 import importlib
 import linecache
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from timm.layers import SEModule
 from torch import Tensor, nn
 from torchvision import transforms
 
@@ -144,6 +146,62 @@ def test_networks_that_are_not_what_they_seem(kind: str, net: nn.Module, images:
     assert [line for line in answer if line.startswith("Suspect: b: ") and finding in line]
     assert not any("more steps or a larger eps" in line for line in answer)
     assert "Suspect: a" not in " ".join(answer)
+
+
+class Rounded(Changed):
+    def forward(self, x: Tensor) -> Tensor:
+        rounded = (x * 255).round() / 255
+        return self.net(x + (rounded - x).detach() if self._change else rounded)
+
+
+MENDED: dict[str, Callable[[nn.Module], tuple[nn.Module, nn.Module]]] = {
+    "gradient": lambda net: (Rounded(net, False), Rounded(net, True)),
+    "noise": lambda net: (Noisy(net, None), Changed(net, 1.0)),
+    "batch": lambda net: (BatchStatistics(net, None), Changed(net, 1.0)),
+}
+
+
+@pytest.mark.parametrize("kind", MENDED)
+def test_a_mended_suspect_is_another_network(
+    kind: str, net: nn.Module, images: Tensor, tmp_path: Path
+) -> None:
+    """What netkin advised to mend does not keep the results, nor the suspicion, of before."""
+    broken, mended = MENDED[kind](net)
+    compare({"a": net, "b": broken}, images, store=tmp_path)
+    with pytest.raises(UserError, match=r"^b is not what it was"):
+        compare({"a": net, "b": mended}, images, store=tmp_path)
+
+
+def test_what_hooks_do_is_kept(images: Tensor) -> None:
+    """A batch normalisation, or a squeeze-and-excitation, with a hook is not folded away, even
+    where the first images do not show what the hook does."""
+    torch.manual_seed(0)
+    conv = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), SEModule(6, rd_channels=2))
+    net = nn.Sequential(conv, nn.Flatten(), nn.Linear(216, 4)).eval()
+    for part in (conv[1], conv[2]):
+        hooked = copy.deepcopy(net)
+        place = next(n for n, m in net.named_modules() if m is part)
+
+        def negate(_: Any, inputs: tuple, output: Tensor) -> Tensor:
+            return torch.where(torch.arange(len(output)).view(-1, 1, 1, 1) < 8, output, -output)
+
+        hooked.get_submodule(place).register_forward_hook(negate)
+        expected = float((hooked(images).argmax(1) == net(images).argmax(1)).float().mean())
+        assert expected < 0.9
+        found = compare({"a": net, "b": hooked}, images).models["clean_accuracy"]
+        assert found.to_list() == pytest.approx([1.0, expected])
+
+
+def test_the_users_network_does_not_train(images: Tensor) -> None:
+    """Where its code refers to itself, the copy runs the original: in eval mode, then as before."""
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(216, 4))
+    outer = Changed(nn.Identity(), lambda x: net(x))
+    before = copy.deepcopy(net)
+    models = {"first": copy.deepcopy(net).eval(), "a": net, "b": outer}
+    assert compare(models, images).models["clean_accuracy"].to_list() == [1, 1, 1]
+    assert net.training and outer.training
+    state = before.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in net.state_dict().items())
 
 
 def test_a_target_whose_code_changed_elsewhere(

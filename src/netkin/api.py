@@ -7,7 +7,7 @@ import signal
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -82,8 +82,12 @@ def compare(
 
     Raises UserError (a ValueError) that names the argument, or the model that fails.
     """
-    with unchanged(), tempfile.TemporaryDirectory(prefix="netkin-") as temporary:
-        _check(models, batch_size, bootstrap, eps_s)
+    _check(models, batch_size, bootstrap, eps_s)
+    with (
+        unchanged(),
+        _in_eval_mode(models.values()),
+        tempfile.TemporaryDirectory(prefix="netkin-") as temporary,
+    ):
         attack = _attack(attack, eps, step_size, steps, seed, store is not None)
         if attack.eps is not None:
             levels(attack.eps)  # raises where it is too small for images of 8 bits
@@ -261,6 +265,22 @@ def unchanged() -> Iterator[None]:
                 os.environ.update(environment)
             keep_freed(False)
             release_freed()
+
+
+@contextmanager
+def _in_eval_mode(models: Iterable[Any]) -> Iterator[None]:
+    """The user's own modules in eval mode, as before afterwards: copies run, and where the code of
+    one refers to the original, that runs, too."""
+    nets = [model.net if isinstance(model, Model) else model for model in models]
+    modules = [part for net in nets if isinstance(net, nn.Module) for part in net.modules()]
+    modes = [(module, module.training) for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @contextmanager

@@ -138,18 +138,27 @@ def test_squeeze_and_excitation_has_the_same_gradient_to_the_bit(
         assert torch.equal(a, b)
 
 
-def test_a_fold_that_changes_logits_is_undone_and_said(caplog: pytest.LogCaptureFixture) -> None:
-    """A hook that is lost with the normalisation."""
-    norm = nn.BatchNorm2d(4)
+class ReadsItsNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
 
-    def more(_module: nn.Module, _args: object, out: Any) -> Any:
-        return 3 * out
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.norm(self.conv(x)) * self.norm.running_var.mean()).flatten(1)  # type: ignore[union-attr]
 
-    norm.register_forward_hook(more)
-    net = lived_in(nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Flatten()))
+
+def test_a_fold_that_fails_is_undone_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    net = lived_in(ReadsItsNorm())
     with caplog.at_level(logging.WARNING):
-        assert fold_batch_norm(net, images(8)[:2], "liar") == (net, 0)
-    assert "batch normalisation of liar is not folded" in caplog.text
+        assert fold_batch_norm(net, images(8)[:2], "reader") == (net, 0)
+    assert "batch normalisation of reader is not folded" in caplog.text
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_what_has_a_hook_is_not_folded(part: int) -> None:
+    net = lived_in(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten()))
+    net[part].register_forward_hook(lambda _module, _args, out: out)  # type: ignore[index]
+    assert fold_batch_norm(net, images(8)[:2], "hooked") == (net, 0)
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_efficientnet"])

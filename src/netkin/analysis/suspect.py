@@ -30,10 +30,10 @@ REMEDIES = {
     SATURATED: "Divide its logits by a constant in its forward pass, which changes no prediction, "
     "or use AutoAttack, whose losses do not depend on their scale; more steps do not help",
     PROBABILITIES: "Return logits: leave the softmax at its end out",
-    FLAT: "Give what rounds or thresholds in its forward pass a gradient, such as that of the "
-    "identity; more steps do not help",
+    FLAT: "Give what rounds, thresholds or saturates in its forward pass (a softmax or sigmoid "
+    "at its end can be left out) a gradient, such as that of the identity; more steps do not help",
     RANDOM: "Switch dropout and noise off in eval mode, or fix their random numbers: its scores "
-    "are one draw of many",
+    "are one draw of many, and a store cannot notice changes of its code",
     BATCH: "Let its batch normalisation use the stored statistics in eval mode: its accuracy and "
     "its scores change with batch_size",
 }

@@ -149,7 +149,9 @@ def _is_index(label: str) -> bool:
 
 
 def _is_number(label: str) -> bool:
-    """Whether Python reads a number: -1, 5.0, 1e3, nan."""
+    """Whether Python reads a number (-1, 5.0, 1e3, nan), or nothing (None, null)."""
+    if label in ("None", "null", "NULL", "<NA>"):
+        return True
     with suppress(ValueError):
         return float(label) is not None
     return False

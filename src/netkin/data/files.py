@@ -5,6 +5,7 @@ left out, know splits, and read an archive's images at random without an index b
 """
 
 import os
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,11 +24,11 @@ LITTER = ("__MACOSX", "@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "lost+f
 """Folders that file systems and other programs leave beside images."""
 LINK = "link within the archive (make it with tar --dereference --hard-dereference)"
 SPLITS = {
-    "train": ("train", "training"),
+    "train": ("train", "training", "trn"),
     "val": ("val", "validation", "valid", "dev"),
-    "test": ("test", "testing"),
+    "test": ("test", "testing", "tst"),
 }
-"""What the folder of a split may be called, in any case."""
+"""What the folder of a split may be called, in any case; "_set" or a year may follow."""
 
 
 @dataclass(frozen=True)
@@ -99,15 +100,21 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 def split_of(name: str) -> str | None:
     """The split that a folder is, by its name; None for all others."""
-    return next((split for split, names in SPLITS.items() if name.lower() in names), None)
+    plain = re.sub(r"[ _.-]*(set|images|(19|20)\d\d)?[ _.-]*$", "", name.lower())
+    return next((split for split, names in SPLITS.items() if plain in names), None)
 
 
 def find_split(names: Iterable[str], split: str) -> str | None:
     """The one of some names that is a split's, if any; of "val", else that of "test"."""
-    known = {name.lower(): name for name in sorted(names, reverse=True)}
-    own = SPLITS.get(split_of(split) or "", (split.lower(),))
-    wanted = (*own, *(SPLITS["test"] if "val" in own else ()))
-    return next((known[name] for name in wanted if name in known), None)
+    wanted, names = split_of(split), sorted(names)
+    if wanted is None:
+        return next((name for name in names if name.lower() == split.lower()), None)
+    for each in (wanted, *(["test"] if wanted == "val" else [])):
+        spelled = [name for name in names if split_of(name) == each]
+        order = [*SPLITS[each], *(name.lower() for name in spelled)]
+        if spelled:
+            return min(spelled, key=lambda name: order.index(name.lower()))
+    return None
 
 
 def are_splits(names: Iterable[str]) -> bool:

@@ -14,7 +14,7 @@ from netkin.errors import UserError, and_more
 IMAGE_COLUMNS = ("image", "imageid", "filename", "file", "name", "path", "filepath", "img", "id")
 LABEL_COLUMNS = ("label", "labels", "truelabel", "class", "classname", "classid", "category")
 LABEL_COLUMNS += ("target", "wnid", "synset", "predictionstring", "labelid", "y")
-SPLIT_COLUMNS = ("split", "set", "subset", "partition", "usage", "phase")
+SPLIT_COLUMNS = ("split", "datasplit", "set", "subset", "partition", "usage", "phase")
 """What the columns of a table are called, without case, spaces and "_"; in order of preference."""
 
 
@@ -129,6 +129,11 @@ def _table(
         if width > 2:
             chosen = f"images are column {header[image]} and labels column {header[label]}"
             notes = [f"{chosen} of {file.name}"]
+        if flags := [name for name in plain if name.startswith("is") and split_of(name[2:])]:
+            raise UserError(
+                f"{file.name} has a column {header[plain.index(flags[0])]}: put the split's name "
+                "into a column split, or remove the rows of other splits, and this column"
+            )
         for column in splits:
             values = sorted({row[column] for row in rows})
             value, named = find_split(values, split), f"column {header[column]} of {file.name}"

@@ -9,6 +9,7 @@ and whether its loss has a gradient. The same images tell, when results are used
 model with code of the user's own still computes what is stored of it.
 """
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -78,26 +79,34 @@ def check_unchanged(results: Results, runner: Runner, models: Sequence[Model]) -
 
     No hash covers all that such code reads, so the model is run again, on the CPU, on `EXAMINED`
     clean images. Logits may differ by `CLOSE` of the largest one, since they may be of another
-    device. Models of a library need no such check: their arguments and weights identify them; and
-    one whose logits depend on the batch or on chance, which is suspect, cannot have it.
+    device, and gradients by more. Models of a library need no such check: their arguments and
+    weights identify them. Of one whose logits still depend on the batch or on chance, which is
+    suspect, nothing else can be compared.
     """
     for model in models:
         if not (model.member.target and model.has_weights and results.has(model)):
             continue
-        if results.clean_notes(model)["unsteady"]:
-            continue
-        stored, pixels = results.logits(model)[:EXAMINED], results.pixels(model.view, 0, EXAMINED)
+        notes, stored = results.clean_notes(model), results.logits(model)[:EXAMINED]
+        pixels, labels = results.pixels(model.view, 0, EXAMINED), results.evaluation.labels
         predictor = replace(runner, accelerator="cpu").predictor(model.build())
+        size = model.view.input_size
         with torch.no_grad():
-            now = torch.cat(list(predictor.logits(pixels, model.view.input_size)))
-        if not close(now, stored):
-            most = float((now - stored).abs().max())
-            raise OtherContents(
-                f"{model.name} is not what it was: its logits on {len(stored)} clean images differ "
-                f"by up to {most:.3g} from those in {results.clean_folder(model).path}: its code, "
-                "or what that reads, has changed. Give it another name, choose another store, or "
-                "remove what is stored of it"
-            )
+            now = torch.cat(list(predictor.logits(pixels, size)))
+            found = examine(predictor, pixels, size, labels[: len(pixels)])
+        steady = not (notes["unsteady"] or found["unsteady"])
+        if steady and not close(now, stored):
+            what = f"its logits differ by up to {float((now - stored).abs().max()):.3g}"
+        elif steady and _slopes_differ(notes["slopes"], found["slopes"]):
+            what = "the gradients of its loss differ"
+        elif notes["unsteady"] != found["unsteady"]:
+            what = "whether they depend on chance or on the batch differs"
+        else:
+            continue
+        raise OtherContents(
+            f"{model.name} is not what it was: on {len(stored)} clean images {what} from "
+            f"what is in {results.clean_folder(model).path}: its code, or what that reads, has "
+            "changed. Give it another name, choose another store, or remove what is stored of it"
+        )
 
 
 def close(a: Tensor, b: Tensor) -> bool:
@@ -117,7 +126,8 @@ def examine(predictor: Predictor, images: Tensor, size: int, labels: Tensor) -> 
     Returns:
         unsteady: RANDOM where the same images have other logits a second time, BATCH where one has
             others alone, else "". flat: the share of images, in [0, 1], at which the gradient of
-            the cross-entropy is 0 in all pixels; "0" where no gradient can be computed.
+            the cross-entropy is 0 in all pixels; "0" where no gradient can be computed. slopes:
+            of each image, the length of that gradient and its product with random signs, as JSON.
     """
 
     def logits(x: Tensor) -> Tensor:
@@ -136,9 +146,22 @@ def examine(predictor: Predictor, images: Tensor, size: int, labels: Tensor) -> 
             loss = cross_entropy(model(x), labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, x)
         except Exception:  # no path from the logits to the pixels, or too little memory
-            return {"unsteady": unsteady, "flat": "0"}
-    flat = (gradient == 0).flatten(1).all(dim=1).float().mean()
-    return {"unsteady": unsteady, "flat": f"{float(flat):.3f}"}
+            return {"unsteady": unsteady, "flat": "0", "slopes": "[]"}
+    gradient = gradient.flatten(1).cpu()
+    flat = float((gradient == 0).all(dim=1).float().mean())
+    signs = torch.randn(gradient.shape[1], generator=torch.Generator().manual_seed(0)).sign()
+    slopes = torch.stack([gradient.norm(dim=1), gradient @ signs], dim=1).tolist()
+    return {"unsteady": unsteady, "flat": f"{flat:.3f}", "slopes": json.dumps(slopes)}
+
+
+def _slopes_differ(before: str, now: str) -> bool:
+    """Whether gradients, as `examine` describes them, differ by more than rounding: by a tenth of
+    their length on more than half of the images, since single ones may lie on a kink."""
+    a, b = (torch.tensor(json.loads(text)).reshape(-1, 2) for text in (before, now))
+    if a.shape != b.shape:
+        return True
+    length = torch.maximum(a[:, :1], b[:, :1])
+    return bool((((a - b).abs() > 0.1 * length).any(dim=1)).float().mean() > 0.5)
 
 
 def _predictions(

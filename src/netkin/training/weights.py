@@ -133,6 +133,7 @@ def notes(weights: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(file.read_text())
         assert isinstance(content["made_of"], dict)
+        assert isinstance(content.get("test_accuracy") or 0.0, int | float), "test_accuracy"
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise UserError(f"{file} is damaged ({error!r}); remove it to train again") from None
     return content

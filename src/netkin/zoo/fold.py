@@ -48,12 +48,24 @@ TOLERANCE = 1e-3
 """Largest difference of a logit, relative to the largest logit."""
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module and its parts compute what their classes do: no hooks, and no `forward` of
+    their own. What has such is left as it is."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return not any(
+        "forward" in vars(part) or any(getattr(part, name) for name in hooks)
+        for part in module.modules()
+    )
+
+
 def standardise_once(model: nn.Module) -> int:
     """Let convolutions that standardise their weights keep the result, in place; returns how many.
 
     The same to the bit as timm's layers compute.
     """
-    convolutions: list[Any] = [layer for layer in model.modules() if type(layer) in STANDARDISING]
+    convolutions: list[Any] = [
+        layer for layer in model.modules() if type(layer) in STANDARDISING and is_plain(layer)
+    ]
     for conv in convolutions:
         gain = (conv.gain * conv.scale).view(-1) if hasattr(conv, "gain") else None
         rows = conv.weight.detach().reshape(1, conv.out_channels, -1)
@@ -122,7 +134,7 @@ def _pairs(model: nn.Module, images: Tensor) -> tuple[Tensor, list[tuple[Any, st
 
     hooks = []
     uses = Counter(module for _, module in model.named_modules(remove_duplicate=False))
-    for module in [module for module in names if uses[module] == 1]:
+    for module in [module for module in names if uses[module] == 1 and _may_fold(module)]:
         # Of two names, one would keep what the other has lost.
         if type(module) in FOLDABLE:
             hooks.append(module.register_forward_hook(after_layer))
@@ -142,6 +154,10 @@ def _pairs(model: nn.Module, images: Tensor) -> tuple[Tensor, list[tuple[Any, st
         if calls[layer] == calls[norm] == 1 and readers[output.grad_fn] == 1
     ]
     return logits.detach(), pairs
+
+
+def _may_fold(module: nn.Module) -> bool:
+    return type(module) in (*FOLDABLE, *NORMS) and is_plain(module)
 
 
 def _readers(output: Tensor) -> Counter:
@@ -220,7 +236,10 @@ def squeeze_cheaply(model: nn.Module) -> int:
     found = [
         (name, module)
         for name, module in model.named_modules()
-        if name and type(module) in LAYERS and not getattr(module, "add_maxpool", False)
+        if name
+        and type(module) in LAYERS
+        and not getattr(module, "add_maxpool", False)
+        and is_plain(module)
     ]
     for name, module in found:
         model.set_submodule(name, Excite(module))
