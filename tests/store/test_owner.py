@@ -57,9 +57,11 @@ def test_swapped_flipped_and_cut_files_of_every_kind(store: Path) -> None:
             before = a.read_bytes(), b.read_bytes()
             same = kind == "outcomes" and a.parent == b.parent  # of one target, read as one table
             if before[0] != before[1] and not same:
-                a.write_bytes(before[1]), b.write_bytes(before[0])
+                a.write_bytes(before[1])
+                b.write_bytes(before[0])
                 assert {a, b} <= refused(store), f"swapped {kind}"
-                a.write_bytes(before[0]), b.write_bytes(before[1])
+                a.write_bytes(before[0])
+                b.write_bytes(before[1])
         file = draw.choice(files)
         content = file.read_bytes()
         flipped = bytearray(content)
