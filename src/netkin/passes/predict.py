@@ -12,7 +12,6 @@ model with code of the user's own still computes what is stored of it.
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -74,12 +73,12 @@ def predict(results: Results, runner: Runner, item: Item, advance: Advance) -> R
 
 
 def check_unchanged(results: Results, runner: Runner, models: Sequence[Model]) -> None:
-    """Raises OtherContents for a model with code of its own that no longer gives the logits that
-    are stored of it.
+    """Raises OtherContents for a model with code of its own that no longer gives the logits, or the
+    gradients, that are stored of it.
 
     No hash covers all that such code reads, so the model is run again, on the CPU, on `EXAMINED`
     clean images. Logits may differ by `CLOSE` of the largest one, since they may be of another
-    device, and gradients by more. Models of a library need no such check: their arguments and
+    device, and gradients by a tenth. Models of a library need no such check: their arguments and
     weights identify them. Of one whose logits still depend on the batch or on chance, which is
     suspect, nothing else can be compared.
     """
@@ -88,7 +87,7 @@ def check_unchanged(results: Results, runner: Runner, models: Sequence[Model]) -
             continue
         notes, stored = results.clean_notes(model), results.logits(model)[:EXAMINED]
         pixels, labels = results.pixels(model.view, 0, EXAMINED), results.evaluation.labels
-        predictor = replace(runner, accelerator="cpu").predictor(model.build())
+        predictor = runner.predictor(model.build())  # on the CPU
         size = model.view.input_size
         with torch.no_grad():
             now = torch.cat(list(predictor.logits(pixels, size)))
@@ -99,7 +98,7 @@ def check_unchanged(results: Results, runner: Runner, models: Sequence[Model]) -
         elif steady and _slopes_differ(notes["slopes"], found["slopes"]):
             what = "the gradients of its loss differ"
         elif notes["unsteady"] != found["unsteady"]:
-            what = "whether they depend on chance or on the batch differs"
+            what = "the dependence of its logits on chance or on the batch differs"
         else:
             continue
         raise OtherContents(
