@@ -37,6 +37,7 @@ from netkin.run import Incomplete, Run
 from netkin.similarity import Outcomes
 from netkin.tracking import Tracker
 from netkin.zoo.member import Member
+from netkin.zoo.sources import model_page
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,13 @@ class Study:
         """[N, N], symmetric, in nats."""
         return self.matrix.scores
 
+    @property
+    def accuracy(self) -> list[float | None]:
+        """[N], of the clean images in [0, 1], as measured or published; empty where unknown."""
+        if self.measured is not None:
+            return self.measured.outcomes.correct.mean(axis=1).tolist()
+        return [] if self.published is None else self.published.accuracy.tolist()
+
     def draws(self, most: int | None = None) -> NDArray | None:
         """Bootstrap matrices [draws, N, N], images shared by all pairs, at most so many; None for a
         file. For N = 1,000 a hundred of them take 0.8 GB: `netkin.analysis.groups` has means over
@@ -134,13 +142,15 @@ def study(
         given, published = sat69.load(config)
         whose = "ImageNet models that the paper's authors published"
     info, number = file_info(config, len(given.names)), len(given.names)
+    tags = given.names if published is None else published.timm
+    pages = {name: model_page(tag) for name, tag in zip(given.names, tags, strict=True)}
     with tracked(config, info) as tracker:
         yield Study(
             config,
             given,
             [family(name) for name in given.names],
             None,
-            Outputs(info.folder, tracker),
+            Outputs(info.folder, tracker, {name: page for name, page in pages.items() if page}),
             tracker,
             terminal(),
             f"the {number} {whose}",

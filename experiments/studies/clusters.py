@@ -36,7 +36,6 @@ from netkin.report.sentences import Sentences
 from netkin.report.study import Lookup, Picture, Section
 from netkin.report.text import and_more
 from netkin.similarity import interval
-from netkin.zoo.sources import model_page
 
 DRAW_RESTARTS = 100  # K-means runs of one draw of images
 SETTLED = 0.5  # share of draws from which a model's cluster counts as certain
@@ -259,11 +258,9 @@ def _matrix(c: Clustering) -> Picture:
     s, lookup = c.study, None
     pairs = s.outputs.table("pairs", s.matrix.pairs())
     if len(s.names) <= LARGE:
-        pages = {} if s.measured else {name: model_page(name) for name in s.names}
         groups = {"base architecture": c.bases, "family": s.families}
-        links = {name: page for name, page in pages.items() if page}
         order = c.order.tolist()
-        lookup = Lookup(s.names, order, pairs, groups=groups, links=links, reorder=False)
+        lookup = Lookup(s.names, order, pairs, groups=groups, accuracy=s.accuracy)
     label = "similarity s (nats)"
     return c.figure("cluster_matrix", s.scores, label, text("matrix"), lookup=lookup)
 

@@ -41,9 +41,8 @@ from netkin.report.study import Lookup, Outputs, Section
 from netkin.report.text import fraction_text, number, percent, settings_text
 from netkin.results import Results
 from netkin.similarity import WEAK_ATTACK, Outcomes, interval
-from netkin.zoo.build import knows_more
+from netkin.zoo.build import knows_more, model_pages
 from netkin.zoo.execution import DEFAULT_PRECISION
-from netkin.zoo.sources import model_page
 
 FEWEST = 4  # models below which effects of single models are not separated from the rest
 NOT_ABOVE = "○: not above noise"
@@ -161,7 +160,7 @@ class Result:
         written.
         """
         try:
-            outputs = Outputs(Path(folder).expanduser())
+            outputs = Outputs(Path(folder).expanduser(), links=self.links)
         except OSError as error:
             raise UserError(f"folder={folder} cannot be made ({error.strerror})") from None
         settings = yaml.safe_dump(dict(self.settings), sort_keys=False)
@@ -204,7 +203,7 @@ class Result:
             drawn = heatmap_figure(c.values, done, colours, c.label, signed=True)
             picture = outputs.figure(c.name, drawn, Matrix(done, c.values).table(), c.label)
             effects = {} if c.effects is None else {"Main effects (nats)": c.effects}
-            sections.append(Section(c.title, [c.sentence], effects, [picture], links=self.links))
+            sections.append(Section(c.title, [c.sentence], effects, [picture]))
         if self.examples:
             drawn, caption = examples_figure(self.examples, self.eps), text("examples.caption")
             schema = ["source", "image", "label", "prediction"]
@@ -244,7 +243,6 @@ class Result:
             diagonal,
             groups | {"family": self.models["family"].to_list()},
             self.models["clean_accuracy"].to_list(),
-            self.links,
         )
 
     def _pairs_section(self) -> Section:
@@ -262,13 +260,13 @@ class Result:
         )  # fmt: skip
         note = [text(f"pairwise.pairs_note{'_noise' * noise}")]
         if ranked.height == 1:
-            return Section("The only pair", note, {"": ranked}, links=self.links)
+            return Section("The only pair", note, {"": ranked})
         listed = min(EXTREMES, ranked.height // 2)  # no pair is in both tables
         tables = {
             "Most similar": ranked.head(listed),
             "Least similar": ranked.tail(listed).reverse(),
         }
-        return Section("Most and least similar pairs", note, tables, links=self.links)
+        return Section("Most and least similar pairs", note, tables)
 
     def _families_section(self, outputs: Outputs) -> Section:
         """Mean similarities of families, in the order of the heatmap."""
@@ -293,7 +291,7 @@ class Result:
         weak = self.models.filter(pl.col("white_box_success") < WEAK_ATTACK)["model"].to_list()
         notes = [text("pairwise.weak_rows", limit=WEAK_ATTACK, names=", ".join(weak))]
         table = self.models.select(known).rename({"mean_similarity": "mean_s"}, strict=False)
-        return Section("Models", notes if weak else [], {"": table}, links=self.links)
+        return Section("Models", notes if weak else [], {"": table})
 
 
 def _png(figure: Figure) -> bytes:
@@ -322,7 +320,6 @@ def summarise(
     task, images = evaluation.task, len(outcomes.image_ids)
     if failures is None:
         failures = pl.DataFrame(schema=["model", "stage", "reason"])
-    published = {m.name: m.member.source for m in requested if m.member.uses_published(task)}
     resize, caveats = results.resize_errors(members), []
     if resize.height:
         views, mean = resize["target_view"].n_unique(), resize["resize_error"].mean()
@@ -345,7 +342,7 @@ def summarise(
         suspects=suspects or {},
         caveats=caveats,
         bases=[base_architecture(m.member, task) if m.member.timm else m.family for m in requested],
-        links={name: page for name, source in published.items() if (page := model_page(source))},
+        links=model_pages((m.member for m in requested), task),
         resize=resize,
         failures=failures,
         examples=examples(results, members),
