@@ -12,12 +12,12 @@ from math import factorial
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats as scipy_stats
 
 from netkin.analysis.matrix import pair_index
 
-stats: Any = scipy_stats  # whose results are typed without their fields
+lazy: Any = scipy  # whose stats take half a second to import: where they are used
 
 FEWEST = 5
 """Models, or independent observations, below which there is neither an interval nor a verdict."""
@@ -85,7 +85,7 @@ def pearson(x: ArrayLike, y: ArrayLike) -> Correlation:
     n = len(a)
     if n < 3 or not varies(a) or not varies(b):
         return Correlation(np.nan, np.nan, np.nan, np.nan, n)
-    result: Any = stats.pearsonr(a, b)
+    result: Any = lazy.stats.pearsonr(a, b)
     low, high = result.confidence_interval(0.95) if n >= FEWEST else (np.nan, np.nan)
     return Correlation(float(result.statistic), float(low), float(high), float(result.pvalue), n)
 
@@ -137,10 +137,10 @@ def trend(x: ArrayLike, y: ArrayLike, level: float = 0.9, points: int = 100) -> 
     a, b = known_pairs(x, y)
     if len(a) < 3 or not varies(a):
         return None
-    line = stats.linregress(a, b)
+    line = lazy.stats.linregress(a, b)
     at = np.linspace(a.min(), a.max(), points)
     mean = line.intercept + line.slope * at
-    half = stats.t.ppf((1 + level) / 2, len(a) - 2) * line.stderr
+    half = lazy.stats.t.ppf((1 + level) / 2, len(a) - 2) * line.stderr
     half = half * np.sqrt(a.var() + (at - a.mean()) ** 2)
     return Trend(float(line.slope), at, mean, mean - half, mean + half, level)
 
@@ -294,7 +294,7 @@ def jackknife(without: NDArray[np.float64]) -> float:
     time, [n] (Arvesen 1969): Student's."""
     n = len(without)
     error = np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
-    return float(stats.t.ppf(0.975, n - 1) * error)
+    return float(lazy.stats.t.ppf(0.975, n - 1) * error)
 
 
 def permutation_test(
