@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
@@ -22,8 +22,9 @@ from netkin.analysis.statistics import (
     permutation_test,
     trend,
 )
-from netkin.analysis.verdict import verdict
+from netkin.analysis.verdict import by_chance, verdict
 from netkin.report.sentences import Sentences
+from netkin.similarity import ALPHA
 from tests.analysis.coverage import of_models
 
 stats: Any = scipy_stats  # whose results are typed without their fields
@@ -225,10 +226,26 @@ def test_trend_is_least_squares_with_students_band(n: int, seed: int) -> None:
         (0.4, {"interval": (0.1, 0.7), "enough": False}, "Not certain"),
         (NAN, {"p": 0.01}, "Not certain"),
         (3, {"threshold": 2}, "Yes"),
+        (3, {"null": range(100)}, "Not certain"),
+        (0, {"null": range(100)}, "No"),
+        (99, {"null": range(100)}, "Yes"),
+        (99, {"null": range(100), "interval": (49, 120)}, "Not certain"),
+        (99, {"null": range(30)}, "Not certain"),  # too few for p < 0.05
+        (99, {"null": [1.0, NAN] * 50}, "Not certain"),
     ],
 )
 def test_verdict(effect: float, given: dict[str, Any], expected: str) -> None:
     assert verdict(effect, **given) == expected
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(50, 200))
+@settings(max_examples=20, deadline=None)
+def test_chance_alone_says_yes_in_2_5_percent(seed: int, m: int) -> None:
+    """Where an effect is one more of those that chance gives, exactly so by exchangeability."""
+    effects = np.random.default_rng(seed).permutation(m + 1).astype(float)
+    found = [verdict(e, null=np.delete(effects, i)) for i, e in enumerate(effects)]
+    assert found.count("Yes") == found.count("No") <= ALPHA / 2 * (m + 1)
+    assert by_chance(np.inf, effects) == 2 / (m + 2) and by_chance(float(m // 2), effects) > 0.9
 
 
 def test_sentences_are_filled_by_verdict_and_number(tmp_path: Path) -> None:
