@@ -1,20 +1,18 @@
-"""A matrix that is measured: the config's members are attacked and evaluated, as far as the store
-lacks it."""
+"""What is measured for a matrix: the config's members are attacked and evaluated, as far as the
+store lacks it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from experiments.cli.members import build_members
 from experiments.cli.runs import matrix_name
-from experiments.cli.setting import Opened, build_settings, opened
-from experiments.cli.study import Study
+from experiments.cli.setting import Opened, build_settings
 from experiments.cli.suspects import Suspects
-from netkin import run, similarity
+from netkin import run
 from netkin.analysis.matrix import Matrix
-from netkin.attacks import Attack
 from netkin.comparison import attacked
 from netkin.errors import UserError, and_more
 from netkin.evaluation import Evaluation
@@ -22,7 +20,9 @@ from netkin.model import Model
 from netkin.results import Results
 from netkin.run import Incomplete, Run
 from netkin.similarity import Outcomes
-from netkin.zoo.member import Member
+
+if TYPE_CHECKING:
+    from experiments.cli.study import Study
 
 
 @dataclass(frozen=True)
@@ -48,42 +48,26 @@ class Measured(Opened):
         return [model for model in self.run.models if model.name in self.outcomes.members]
 
 
-@contextmanager
-def measured(
-    config: DictConfig,
-    attack: Attack | None = None,
-    partial: bool = False,
-    members: list[Member] | None = None,
-) -> Iterator[Study]:
-    """`study` without a file: the measured matrix of the config's members.
+def measure(o: Opened, partial: bool = False) -> Measured:
+    """Do what the store lacks of an open run.
 
-    With `partial` the matrix is that of the members that did not fail, if there are two, and
+    With `partial` the outcomes are those of the members that did not fail, if there are two, and
     `Measured.failures` has the others; else a failure raises Incomplete.
     """
-    with opened(config, members, attack, stops=True) as o:
-        failures = None
-        o.print_stored()
-        try:
-            outcomes = o.run.measure()
-        except Incomplete as error:
-            if not partial or error.outcomes is None:
-                raise
-            outcomes, failures = error.outcomes, error
-        if certainty := o.run.certainty:
-            o.tracker.summary({"images_used": certainty.images, "share_reached": certainty.share})
-        found = Measured(**vars(o), outcomes=outcomes, failures=failures)
-        yield Study(
-            config,
-            Matrix(outcomes.members, similarity.smoothed_matrix(outcomes)),
-            found,
-            o.outputs,
-            o.tracker,
-            o.console,
-            describe(o.run.evaluation, len(found.members), len(outcomes.image_ids)),
-        )
+    failures = None
+    o.print_stored()
+    try:
+        outcomes = o.run.measure()
+    except Incomplete as error:
+        if not partial or error.outcomes is None:
+            raise
+        outcomes, failures = error.outcomes, error
+    if certainty := o.run.certainty:
+        o.tracker.summary({"images_used": certainty.images, "share_reached": certainty.share})
+    return Measured(**vars(o), outcomes=outcomes, failures=failures)
 
 
-def with_logits(s: Study) -> tuple[Run, list[Model], Matrix]:
+def with_logits(s: "Study") -> tuple[Run, list[Model], Matrix]:
     """A run and models whose clean logits are stored, and a study's matrix in their order.
 
     With a matrix from a file the models are those of the config, all of which it must have.

@@ -102,8 +102,6 @@ def study(
     member failed.
     """
     if config.get("similarity") is None:
-        from experiments.cli.measured import measured
-
         with measured(config, attack, members=members) as s:
             matrix.checked(s.matrix, "the measured matrix")
             yield s
@@ -128,6 +126,34 @@ def study(
             f"the {number} {whose}",
             published,
             notes,
+        )
+
+
+@contextmanager
+def measured(
+    config: DictConfig,
+    attack: "Attack | None" = None,
+    partial: bool = False,
+    members: "list[Member] | None" = None,
+) -> Iterator[Study]:
+    """`study` without a file: the measured matrix of the config's members.
+
+    With `partial` it is that of the members that did not fail: `experiments.cli.measured.measure`.
+    """
+    from experiments.cli.measured import describe, measure
+    from experiments.cli.setting import opened
+
+    with opened(config, members, attack, stops=True) as o:
+        found = measure(o, partial)
+        outcomes, evaluation = found.outcomes, found.evaluation
+        yield Study(
+            config,
+            Matrix(outcomes.members, similarity.smoothed_matrix(outcomes)),
+            found,
+            o.outputs,
+            o.tracker,
+            o.console,
+            describe(evaluation, len(found.members), len(outcomes.image_ids)),
         )
 
 
