@@ -225,7 +225,7 @@ def build_attack(config: DictConfig, option: str | None = None) -> Attack:
     with naming_group("attack", config.attack):
         values = resolved(config.attack)
         own = option or HydraConfig.get().runtime.choices["attack"]
-        name = values.pop("name", None) or own
+        named = values.pop("name", None) or own
         identity = {
             key: fraction(value, key) if _is_fraction(value) else value
             for key, value in values.items()
@@ -233,7 +233,8 @@ def build_attack(config: DictConfig, option: str | None = None) -> Attack:
         attack = instantiate(config.attack)
         if isinstance(attack, PGD) and identity.get("step_size", 0) is None and not attack.momentum:
             identity["step_size"] = attack.step_size  # which null used to mean is another one
-        return as_attack(attack, str(name), identity)
+        name = attack.name if isinstance(attack, Attack) else ""
+        return as_attack(attack, name or str(named), identity)
 
 
 def _is_fraction(value: Any) -> bool:
