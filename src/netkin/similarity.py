@@ -79,6 +79,13 @@ class Outcomes:
         mask = self.both_correct(a, b)
         return (self.fooled[a, b, mask].astype(float) + self.fooled[b, a, mask]) / 2
 
+    def of(self, members: Sequence[str]) -> "Outcomes":
+        """The outcomes of some of the models, by their names."""
+        index = [self.members.index(name) for name in members]
+        fooled = self.fooled[np.ix_(index, index)]
+        noise = None if self.noise is None else self.noise[index]
+        return Outcomes(tuple(members), self.image_ids, self.correct[index], fooled, noise)
+
     def on(self, images: Sequence[int]) -> "Outcomes":
         """The outcomes on some of the images, given by their positions."""
         return Outcomes(
