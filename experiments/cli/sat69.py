@@ -13,7 +13,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
-from torch.hub import download_url_to_file
 
 from experiments.cli.config import CONF
 from experiments.cli.runs import open_store
@@ -41,6 +40,12 @@ class Published:
     accuracy: NDArray[np.float64]  # [N], top-1 on ImageNet's validation set in [0, 1], or NaN
     params: NDArray[np.float64]  # [N], number of parameters, or NaN
     timm: tuple[str, ...]  # [N], name.tag of the weights
+
+    @property
+    def pages(self) -> dict[str, str]:
+        """timm's pages about the weights, by the models' names; one has none."""
+        pairs = zip(self.components.to_series(0), self.timm, strict=True)
+        return {name: f"https://huggingface.co/timm/{tag}" for name, tag in pairs if "." in tag}
 
 
 def load(config: DictConfig) -> tuple[Matrix, Published]:
@@ -77,6 +82,8 @@ def find(config: DictConfig) -> dict[str, Path]:
                 "leave out similarity.dir to have it fetched"
             )
         if file is None:
+            from torch.hub import download_url_to_file
+
             file = folder / names[0]
             try:
                 folder.mkdir(parents=True, exist_ok=True)
