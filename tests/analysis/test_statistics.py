@@ -20,6 +20,7 @@ from netkin.analysis.statistics import (
     paired,
     pearson,
     permutation_test,
+    together_test,
     trend,
 )
 from netkin.analysis.verdict import by_chance, verdict
@@ -257,3 +258,50 @@ def test_sentences_are_filled_by_verdict_and_number(tmp_path: Path) -> None:
     for wrong in (("a", "Not certain"), ("a.Yes",), ("b",)):
         with pytest.raises(KeyError):
             text(*wrong)
+
+
+@given(st.integers(0, 10**6), st.integers(4, 9), st.integers(2, 4))
+@settings(max_examples=25, deadline=None)
+def test_together_is_mantel_whatever_the_order_of_models_and_groups(
+    seed: int, n: int, groups: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    scores, labels = symmetric(n, seed=seed), rng.integers(0, groups, n)
+    found = together_test(scores, np.equal.outer(labels, labels))
+    expected = mantel(scores, np.equal.outer(labels, labels).astype(float))
+    assert found.r == pytest.approx(expected.r, nan_ok=True)
+    if n <= 7 and not math.isnan(expected.p):
+        assert found.every and found.p == pytest.approx(expected.p)  # all labelings, once or often
+    order, names = rng.permutation(n), rng.permutation(groups)
+    moved = names[labels[order]]
+    again = together_test(scores[np.ix_(order, order)], np.equal.outer(moved, moved))
+    assert again[2:] == found[2:]
+    assert again.r == pytest.approx(found.r, nan_ok=True)
+    if found.every:
+        assert again.p == pytest.approx(found.p)
+
+
+def test_p_of_groups_is_uniform_where_families_are_shuffled() -> None:
+    """A false Yes at most as often as alpha says, also where single models have effects."""
+    labels, rng = np.repeat([0, 1, 2, 3, 4], [3, 2, 2, 2, 1]), np.random.default_rng(0)
+    p, found = [], []
+    for seed in range(300):
+        main = rng.normal(size=10)
+        scores = symmetric(10, seed=seed) + main[:, None] + main
+        test = together_test(scores, np.equal.outer(labels, labels), 199, seed)
+        p.append(test.p)
+        found.append(verdict(test.r, p=test.p))
+    assert stats.kstest(p, "uniform").pvalue > 0.01
+    assert found.count("Yes") <= 15 and found.count("No") <= 15
+    near = np.where(np.equal.outer(labels, labels), 3.0, 1.0) + 0.1 * symmetric(10, seed=1)
+    assert together_test(near, np.equal.outer(labels, labels)).p <= 0.001
+
+
+@pytest.mark.parametrize(
+    ("sizes", "least"), [((2, 2), 1 / 3), ((3, 3), 0.1), ((2, 2, 1, 1), 1 / 45)]
+)
+def test_few_models_have_few_labelings(sizes: tuple[int, ...], least: float) -> None:
+    """However alike the models of a family are, so that no verdict is drawn from too few."""
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    same = np.equal.outer(labels, labels)
+    assert together_test(same.astype(float), same).p == pytest.approx(least)
