@@ -40,9 +40,10 @@ from netkin.analysis.select import LEAST, LIKELY, MOST, expected_error, mean_sim
 from netkin.analysis.verdict import verdict
 from netkin.errors import UserError, and_more
 from netkin.model import Model
-from netkin.report.plots import ranked_figure, scatter_figure
+from netkin.report.plots import Marks, ranked_figure, scatter_figure
 from netkin.report.sentences import Sentences
 from netkin.report.study import Picture, Section
+from netkin.report.style import FULL
 from netkin.report.text import count
 from netkin.run import Run
 from netkin.zoo.build import flops
@@ -104,7 +105,8 @@ def by_logits(s: Study, r: Run, members: list[Model], matrix: Matrix, include: l
     wrong = partial(ensembles_wrong, s, results, members)
     errors, sampled_errors = (wrong(g).mean(axis=1) for g in ([(i,) for i in range(n)], drawn))
     predict = select.fit_prediction(scores, errors, sampled, sampled_errors)
-    best = select.search(predict, n, size, include, sizes, options.max_params)[: options.top]
+    within = include, sizes, options.max_params
+    best = select.search(predict, n, size, *within)[: options.top]
     measured = wrong(best.tolist())
     ends = [ensemble.share_interval(int(row.sum()), len(row)) for row in measured]
     columns = {
@@ -118,7 +120,9 @@ def by_logits(s: Study, r: Run, members: list[Model], matrix: Matrix, include: l
     }
     others = mean_similarity(scores, sampled), 100 * sampled_errors, "sampled ones"
     quality = text("quality", intercept=predict.intercept, slope=predict.slope, n=len(sampled))
-    section, first = ensemble_section(s, matrix, best, columns, others, quality)
+    most = select.search(partial(mean_error, errors), n, size, *within)[:1]
+    accurate = mean_similarity(scores, most)[0], 100 * wrong(most.tolist()).mean()
+    section, first = ensemble_section(s, matrix, best, columns, others, quality, accurate=accurate)
     values = {"images": measured.shape[1], "count": count(first["params"]), **first}
     found = select.held_out_models(scores, errors, sampled, sampled_errors)
     adds = text("adds.few")
@@ -129,6 +133,11 @@ def by_logits(s: Study, r: Run, members: list[Model], matrix: Matrix, include: l
         adds = begin + text("adds.found", **{**found, **points})
     better = better_alone(first, "measured")
     return section, [text("measured", verdict=better, **values), text("adds.begin") + adds]
+
+
+def mean_error(errors: NDArray[np.float64], groups: NDArray[np.intp]) -> NDArray[np.float64]:
+    """The mean error [G] of the members of groups [G, k]."""
+    return errors[groups].mean(axis=1)
 
 
 def by_accuracy(s: Study, include: list[int]) -> Advice:
@@ -167,7 +176,8 @@ def by_accuracy(s: Study, include: list[int]) -> Advice:
     }
     others = similarity[sampled], 100 * expected[sampled], "at random"
     method = text("method", likely=LIKELY, least=LEAST, most=MOST)
-    section, first = ensemble_section(s, matrix, best, columns, others, method)
+    alone = similarity[0], 100 * expected[0]
+    section, first = ensemble_section(s, matrix, best, columns, others, method, accurate=alone)
     named = [
         ", ".join(f"{matrix.names[i]} ({accuracy[i]:.1%})" for i in group)
         for group in (best[0], groups[0])
@@ -214,11 +224,13 @@ def ensemble_section(
     columns: dict[str, NDArray],
     sampled: tuple[NDArray, NDArray, str],
     *paragraphs: str,
+    accurate: tuple[float, float] | None = None,
 ) -> tuple[Section, dict]:
     """The most promising ensembles [G, k] among sampled ones, and the first one's row of the table.
 
     The figure has the first of the columns, and of sampled ones the mean similarity, that column
     in the figure's unit, and how they were drawn; `paragraphs` say what is known of the method.
+    The figure marks the first one and, at (x, y), the choice by accuracy alone, if it is known.
     """
     x, values, how = sampled
     table = pl.DataFrame(
@@ -236,14 +248,17 @@ def ensemble_section(
         best = "most promising"
     x = np.r_[x, table["mean_similarity"].to_numpy()]
     y = np.r_[values, scale * table[column].to_numpy()]
-    groups_of = ["others"] * len(values) + ["most promising"] * table.height
-    pairs = "mean similarity of the pairs (nats)"
-    drawing = scatter_figure(x, y, pairs, label, groups=groups_of, width=4.6, height=3.0)
+    groups_of = ["others"] * len(values) + [best] * table.height
+    pairs, first = "mean similarity of the pairs (nats)", table.row(0, named=True)
+    points = {f"the choice: {first['models']}": (first["mean_similarity"], scale * first[column])}
+    points |= {} if accurate is None else {"the choice by accuracy alone": accurate}
+    marks = Marks(points=points)
+    drawing = scatter_figure(x, y, pairs, label, groups=groups_of, width=FULL, marks=marks)
     counts = {"size": size, "sampled": len(values), "how": how, "shown": table.height, "best": best}
     picture = s.outputs.figure("select_ensembles", drawing, table, text("caption", **counts))
     tables = {f"The {best} ensembles": table}
     section = Section(f"Ensembles of {size}", [text("literature"), *paragraphs], tables, [picture])
-    return section, table.row(0, named=True)
+    return section, first
 
 
 def better_alone(first: dict, kind: str) -> str:

@@ -74,8 +74,9 @@ class Control(NamedTuple):
     sentence: str
     name: str  # of the figure's file
     values: NDArray[np.float64]
-    label: str  # of the values
+    label: str  # of the values in the figure
     effects: pl.DataFrame | None = None
+    mean: float = 0.0  # which the figure is less of, so that 0 is in the middle
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -202,7 +203,8 @@ class Result:
         done = self.outcomes.members
         for c in self.controls:
             colours = [kinds[name] for name in done]
-            drawn = heatmap_figure(c.values, done, colours, c.label, signed=True)
+            values = np.where(np.eye(len(done), dtype=bool) & (c.mean != 0), np.nan, c.values)
+            drawn = heatmap_figure(values - c.mean, done, colours, c.label, signed=True)
             picture = outputs.figure(c.name, drawn, Matrix(done, c.values).table(), c.label)
             effects = {} if c.effects is None else {"Main effects (nats)": c.effects}
             sections.append(Section(c.title, [c.sentence], effects, [picture]))
@@ -343,7 +345,7 @@ def summarise(
         eps_s=eps_s,
         suspects=suspects or {},
         caveats=caveats,
-        bases=[base_architecture(m.member, task) if m.member.timm else m.family for m in requested],
+        bases=[base_architecture(member.member, task) for member in requested],
         links=model_pages((m.member for m in requested), task),
         resize=resize,
         failures=failures,
@@ -475,8 +477,9 @@ def _single_models(
     sentence = text("confounders.single", median=median, main=main.explained, **shares)
     sentence += _changed("Without them", scores, main.rest, families, "{:.2f}")
     ranked = effects.sort("target_brittleness", descending=True)
-    title, label = "Strong sources, brittle targets", "score without main effects (nats)"
-    return Control(title, sentence.rstrip(), "rest", main.rest, label, ranked), effects
+    mean = float(off_diagonal(main.rest).mean())
+    title, label = "Strong sources, brittle targets", f"score without main effects, less {mean:.2f}"
+    return Control(title, sentence.rstrip(), "rest", main.rest, label, ranked, mean), effects
 
 
 def _changed(

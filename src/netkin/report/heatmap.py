@@ -58,7 +58,7 @@ def colour_range(
     low = np.quantile(pairs[pairs >= q1 - max(3 * (q3 - q1), 1.0)], 0.02, method="lower")
     high = np.quantile(pairs, 0.995, method="higher")
     if signed:
-        end = max(abs(low), abs(high), least / 2, 1e-9)
+        end = max(abs(low), abs(high), least / 2, 0.01)
         return -float(end), float(end)
     if high - low < 1e-9:  # one pair, or equal scores: any range of some width
         low, high = low - 0.5, high + 0.5

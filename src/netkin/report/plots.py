@@ -132,12 +132,14 @@ def scatter(
         ax.plot(ends, ends, color="#777777", lw=0.9, ls=DASHED, zorder=1, label=marks.identity)
     ringed = np.zeros(len(x), dtype=bool) if marks.ringed is None else marks.ringed
     for kind in kinds:
-        of = group_of == kind
+        of, size = group_of == kind, 22
+        if many and of.sum() > len(x) / 10:
+            size = 6
         ax.scatter(
             x[of],
             y[of],
-            s=6 if many else 22,
-            alpha=0.35 if many else 0.85,
+            s=size,
+            alpha=0.35 if size == 6 else 0.85,
             color=colours[kind],
             marker=markers[kind],
             edgecolors=INK,

@@ -43,6 +43,8 @@ ROWS = 200
 """Rows of a table on the page; the CSV file has them all."""
 TEX_ROWS = 500
 """The most rows of a table that is written for LaTeX, too: ten pages of a paper."""
+UPRIGHT = 8
+"""Columns; a row alone with more of them is shown as a column."""
 LONG = 60
 """Characters; a column with a longer text is set as prose, with line breaks."""
 
@@ -345,18 +347,26 @@ def _short(value: Any) -> Any:
 
 
 def _table(table: pl.DataFrame) -> dict[str, Any]:
+    """What a page shows of a table: not columns without any value; a row alone stands upright."""
+    known = [c for c in table.columns if table[c].null_count() < table.height]
+    shown = table.select(known or table.columns).head(ROWS)
     rows = [
         [
             {"text": cell_text(name, value), "value": "" if value is None else value}
-            for name, value in zip(table.columns, row, strict=True)
+            for name, value in zip(shown.columns, row, strict=True)
         ]
-        for row in table.head(ROWS).iter_rows()
+        for row in shown.iter_rows()
     ]
     columns = []
-    for i, (name, kind) in enumerate(table.schema.items()):
+    for i, (name, kind) in enumerate(shown.schema.items()):
         prose = any(len(row[i]["text"]) > LONG for row in rows)
-        style = "n" if kind.is_numeric() else "long" if prose else "name"
+        words = "long" if prose else "" if kind == pl.Boolean else "name"
         title = heading(name)
         meaning = sentence.table("headings").get(title)
+        style = "n" if kind.is_numeric() else words
         columns.append({"name": title, "style": style, "meaning": meaning})
+    if len(rows) == 1 and len(columns) > UPRIGHT:
+        titles = [{"text": column["name"], "value": column["name"]} for column in columns]
+        rows = list(zip(titles, rows[0], strict=True))
+        columns = [{"name": name, "style": "", "meaning": None} for name in ("of", "value")]
     return {"columns": columns, "rows": rows, "left_out": max(table.height - ROWS, 0)}

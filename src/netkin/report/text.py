@@ -19,6 +19,8 @@ RATES = {
     *("corrected", "noise", "measured", "expected"),
 }
 """Words in the names of columns whose values are rates in [0, 1], or differences of rates."""
+NOTHING = 1e-9
+"""Numbers below it are errors of rounding, and written as 0."""
 NO_RATES = {"seconds", "images", "sd"}
 
 
@@ -40,10 +42,8 @@ def cell(column: str, value: float) -> str:
         return minus(f"{100 * value:.2f}%" if small else f"{100 * value:.1f}%")
     if {"p"} & {*column.split("_")} and 0 <= value < 0.0001:
         return "< 0.0001"
-    if not math.isfinite(value) or abs(value) >= 0.001 or value == 0:
-        return minus(f"{value:.3f}")
-    if abs(value) < 1e-6:
-        return minus(f"{value:.1e}")
+    if not math.isfinite(value) or abs(value) >= 0.001 or abs(value) < NOTHING:
+        return minus(f"{value:.3f}").replace(f"{MINUS}0.000", "0.000")
     return minus(f"{value:.{1 - math.floor(math.log10(abs(value)))}f}")
 
 
