@@ -16,7 +16,7 @@ from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.inspection import permutation_importance
 from sklearn.metrics import r2_score
 
-from netkin.analysis.statistics import PERMUTATIONS, mantel_each, stats
+from netkin.analysis.statistics import PERMUTATIONS, lazy, mantel_each
 from netkin.errors import UserError
 
 
@@ -172,6 +172,6 @@ def held_out(
         found[i] = r2_score(y[test], _boosted(options).fit(x[fit], y[fit]).predict(x[test]))
         done()
     spread = found.std(ddof=1) * (1 / splits + out / (n - out)) ** 0.5
-    half = float(stats.t.ppf(0.975, splits - 1) * spread)
+    half = float(lazy.stats.t.ppf(0.975, splits - 1) * spread)
     mean = float(found.mean())
     return HeldOut(mean, mean - half, mean + half, found)
