@@ -330,13 +330,18 @@ def _split(source: str) -> tuple[Source, str]:
     return (SOURCES[kind], name) if known else (SOURCES["timm"], source)
 
 
-@cache
 def config(source: str) -> dict[str, Any]:
     """What is published of `architecture.tag`, `hf-hub:org/name` or `local-dir:folder` of timm's,
     of `torchvision:name`, `transformers:name` or `target:module.name`; see `Source.config`.
 
+    A local folder, which can change meanwhile, is read each time.
+
     Raises UserError when there is no such name, or its config.json cannot be read.
     """
+    return (_config if source.startswith("local-dir:") else published)(source)
+
+
+def _config(source: str) -> dict[str, Any]:
     library, name = _split(source)
     try:
         with _quiet_hub():
@@ -349,6 +354,9 @@ def config(source: str) -> dict[str, Any]:
             f"{first_line(error)}); expected a model in the format of timm or transformers, on the "
             "hub or in a local folder"
         ) from None
+
+
+published = cache(_config)
 
 
 @contextmanager
