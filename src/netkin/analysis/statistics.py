@@ -7,17 +7,17 @@ own name. Intervals over images are in `netkin.analysis.noise`.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
-from math import factorial
+from collections.abc import Callable, Iterator, Sequence
+from math import factorial, prod
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats as scipy_stats
 
-from netkin.analysis.matrix import pair_index
+from netkin.analysis.matrix import pair_index, pair_values
 
-stats: Any = scipy_stats  # whose results are typed without their fields
+lazy: Any = scipy  # whose stats take half a second to import: where they are used
 
 FEWEST = 5
 """Models, or independent observations, below which there is neither an interval nor a verdict."""
@@ -85,7 +85,7 @@ def pearson(x: ArrayLike, y: ArrayLike) -> Correlation:
     n = len(a)
     if n < 3 or not varies(a) or not varies(b):
         return Correlation(np.nan, np.nan, np.nan, np.nan, n)
-    result: Any = stats.pearsonr(a, b)
+    result: Any = lazy.stats.pearsonr(a, b)
     low, high = result.confidence_interval(0.95) if n >= FEWEST else (np.nan, np.nan)
     return Correlation(float(result.statistic), float(low), float(high), float(result.pvalue), n)
 
@@ -137,10 +137,10 @@ def trend(x: ArrayLike, y: ArrayLike, level: float = 0.9, points: int = 100) -> 
     a, b = known_pairs(x, y)
     if len(a) < 3 or not varies(a):
         return None
-    line = stats.linregress(a, b)
+    line = lazy.stats.linregress(a, b)
     at = np.linspace(a.min(), a.max(), points)
     mean = line.intercept + line.slope * at
-    half = stats.t.ppf((1 + level) / 2, len(a) - 2) * line.stderr
+    half = lazy.stats.t.ppf((1 + level) / 2, len(a) - 2) * line.stderr
     half = half * np.sqrt(a.var() + (at - a.mean()) ** 2)
     return Trend(float(line.slope), at, mean, mean - half, mean + half, level)
 
@@ -192,24 +192,102 @@ def _permuted(
     wanted: int,
     seed: int,
     width: int,
+    sizes: Sequence[int] | None = None,
 ) -> Tested:
     """Test an observed r against `statistic`, [m] r of orders [m, n] of `width` values each: all n!
-    where these are at most ALL or `wanted`."""
-    if np.isnan(observed):
-        return Tested(np.nan, np.nan, 0)
-    every = n < 13 and factorial(n) <= max(wanted, ALL)
-    total = factorial(n) if every else wanted
-    rng, listed = np.random.default_rng(seed), itertools.permutations(range(n))
-    count, chunk = 0, max(_CHUNK // max(width, 1), 1)
+    where these are at most ALL or `wanted`.
+
+    `sizes` are those of groups of the n, one after the other, within which the order does not
+    matter; orders that differ in this only are one.
+    """
+    r = np.array([observed])
+    return _permuted_each(r, lambda o: statistic(o)[:, None], n, wanted, seed, width, sizes)[0]
+
+
+def _permuted_each(
+    observed: NDArray[np.float64],
+    statistic: Callable[[NDArray[np.intp]], NDArray[np.float64]],
+    n: int,
+    wanted: int,
+    seed: int,
+    width: int,
+    sizes: Sequence[int] | None = None,
+) -> list[Tested]:
+    """`_permuted` for several r [C] against `statistic` [m, C] of the same orders."""
+    known = ~np.isnan(observed)
+    sizes = [1] * n if sizes is None else [*sizes]
+    number = factorial(n) // prod(map(factorial, sizes))
+    every = number <= max(wanted, ALL)
+    total = (number if every else wanted) if known.any() else 0
+    rng, listed = np.random.default_rng(seed), _orders(range(n), sizes)
+    count, chunk = np.zeros(len(observed), dtype=int), max(_CHUNK // max(width, 1), 1)
     for start in range(0, total, chunk):
         m = min(chunk, total - start)
         if every:
             orders = np.array(list(itertools.islice(listed, m)), dtype=np.intp)
         else:
             orders = rng.permuted(np.tile(np.arange(n), (m, 1)), axis=1)
-        count += int((np.abs(statistic(orders)) >= abs(observed) - 1e-12).sum())
-    p = count / total if every else (count + 1) / (total + 1)
-    return Tested(observed, p, total, every)
+        count += (np.abs(statistic(orders)) >= np.abs(observed) - 1e-12).sum(axis=0)
+    p = count / max(total, 1) if every else (count + 1) / (total + 1)
+    return [
+        Tested(float(r), float(of), total, every) if is_known else Tested(np.nan, np.nan, 0)
+        for r, of, is_known in zip(observed, p, known, strict=True)
+    ]
+
+
+def _orders(left: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
+    """All ways to deal out positions in groups of these sizes, as orders; see `_permuted`."""
+    if not sizes:
+        yield []
+        return
+    for first in itertools.combinations(left, sizes[0]):
+        others = [i for i in left if i not in first]
+        for rest in _orders(others, sizes[1:]):
+            yield [*first, *rest]
+
+
+def together_test(
+    scores: NDArray[np.float64],
+    together: NDArray[np.bool_],
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> Tested:
+    """Are pairs of models of one group more alike? By permuting which models are in which group.
+
+    It is `mantel` of the scores and whether a pair is of one group, so p is that of the difference
+    of the two means; a permutation reads the fewer of both kinds of pairs only. All ways to deal
+    out the models are used where they are at most ALL or `permutations`. Where groups have more
+    than 5,000 pairs, as those of 1,000 models do, permutations are fewer, but at least 199.
+
+    Args:
+        scores: [N, N], symmetric, without NaN off the diagonal.
+        together: [N, N], symmetric, which pairs are of one group; the diagonal is not read.
+        permutations: how many are drawn, with replacement.
+        seed: of the drawn ones.
+
+    NaN where all pairs or none are of one group, or all scores are the same.
+    """
+    n = len(scores)
+    mask = together & ~np.eye(n, dtype=bool)
+    # Models with the same others in their group can be exchanged, and so can those with none.
+    whole = np.where(mask.any(axis=1)[:, None], together | np.eye(n, dtype=bool), False)
+    _, group, sizes = np.unique(whole, axis=0, return_inverse=True, return_counts=True)
+    order = np.argsort(group.ravel(), kind="stable")
+    mask, s = mask[np.ix_(order, order)], scores[np.ix_(order, order)]
+    values = pair_values(s)
+    r = pearson(pair_values(mask), values).r
+    inside = int(pair_values(mask).sum())
+    few = inside <= len(values) / 2
+    rows, columns = np.nonzero(np.tril(mask if few else ~mask, k=-1))
+    share = inside / len(values)
+    spread = float(values.std() * np.sqrt(share * (1 - share))) * len(values)
+
+    def statistic(orders: NDArray[np.intp]) -> NDArray[np.float64]:
+        total = s[orders[:, rows], orders[:, columns]].sum(axis=1) - len(rows) * values.mean()
+        return total / spread if few else -total / spread
+
+    drawn = min(permutations, max(199, 50_000_000 // max(len(rows), 1)))
+    return _permuted(r, statistic, n, drawn, seed, len(rows), sizes.tolist())
 
 
 def mantel(
@@ -258,6 +336,28 @@ def mantel(
     return _permuted(r, statistic, len(x), permutations, seed, len(rows))
 
 
+def mantel_each(
+    matrices: NDArray[np.float64],
+    b: NDArray[np.float64],
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> list[Tested]:
+    """`mantel` of each of C matrices [C, N, N] with b [N, N], all symmetric and without NaN off the
+    diagonal: the same tests, in the time of one, because they share the permuted b."""
+    at = pair_index(b.shape[0])
+    fixed, y = matrices[:, *at], b[at]
+    observed = np.array([pearson(x, y).r for x in fixed])
+    fixed = fixed - fixed.mean(axis=1, keepdims=True)
+    size = np.linalg.norm(fixed, axis=1) * np.linalg.norm(y - y.mean())
+    fixed = np.where(np.isnan(observed), 0, fixed.T / np.where(size > 0, size, 1))  # [pairs, C]
+
+    def statistic(orders: NDArray[np.intp]) -> NDArray[np.float64]:
+        back = np.argsort(orders, axis=1)  # permutes b as the matrices would be
+        return b[back[:, at[0]], back[:, at[1]]] @ fixed
+
+    return _permuted_each(observed, statistic, len(b), permutations, seed, len(y))
+
+
 def _without(values: NDArray[np.float64], z: NDArray[np.float64]) -> NDArray[np.float64]:
     """The residuals of rows [m, n] on the columns of z [n, controls]; NaN stays."""
     known = ~np.isnan(values)
@@ -294,7 +394,7 @@ def jackknife(without: NDArray[np.float64]) -> float:
     time, [n] (Arvesen 1969): Student's."""
     n = len(without)
     error = np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
-    return float(stats.t.ppf(0.975, n - 1) * error)
+    return float(lazy.stats.t.ppf(0.975, n - 1) * error)
 
 
 def permutation_test(
