@@ -256,21 +256,22 @@ class Result:
         if scored.is_empty():
             return Section("Pairs", [text("pairwise.no_pairs")])
         ranked = scored.sort(["score", "a", "b"], descending=[True, False, False])
-        ends = [
-            f"{number(low)} to {number(high)}" for low, high in ranked.select("low", "high").rows()
-        ]
         noise = "above_noise" in ranked.columns
-        ranked = ranked.select(
-            "a", "b", "score", pl.Series("95% interval", ends), "n", "a_fools_b", "b_fools_a",
-            *(["noise_fools_a", "noise_fools_b", "above_noise"] if noise else []),
-        )  # fmt: skip
+
+        def shown(rows: pl.DataFrame) -> pl.DataFrame:
+            ends = [f"{number(low)} to {number(high)}" for low, high in rows["low", "high"].rows()]
+            return rows.select(
+                "a", "b", "score", pl.Series("95% interval", ends), "n", "a_fools_b", "b_fools_a",
+                *(["noise_fools_a", "noise_fools_b", "above_noise"] if noise else []),
+            )  # fmt: skip
+
         note = [text(f"pairwise.pairs_note{'_noise' * noise}")]
         if ranked.height == 1:
-            return Section("The only pair", note, {"": ranked}, links=self.links)
+            return Section("The only pair", note, {"": shown(ranked)}, links=self.links)
         listed = min(EXTREMES, ranked.height // 2)  # no pair is in both tables
         tables = {
-            "Most similar": ranked.head(listed),
-            "Least similar": ranked.tail(listed).reverse(),
+            "Most similar": shown(ranked.head(listed)),
+            "Least similar": shown(ranked.tail(listed).reverse()),
         }
         return Section("Most and least similar pairs", note, tables, links=self.links)
 

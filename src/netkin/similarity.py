@@ -25,7 +25,6 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy.stats import beta
 
 from netkin.errors import UserError
 
@@ -135,6 +134,8 @@ def with_intervals(
     certain: p = 0 has the upper limit ln(100 (1 - 0.025^(1/n))), about ln(370 / n). Coverage is
     95 % or more at any p and n (experiments/results/statistics.md).
     """
+    from scipy.stats import beta  # half a second
+
     p = (always + half / 2) / n
     mean = (always + half / 2 + 1.5) / (n + 3)
     variance = (always + half / 4 + 1.25) / (n + 3) - mean**2
