@@ -52,7 +52,7 @@ def compared(n: int = 4, names: Sequence[str] = (), noise: bool = True) -> Resul
 
 def page(folder: Path, c: Result, *others: Section, text: str = "") -> str:
     """The page of a comparison; `text` stands wherever a page takes plain text of its own."""
-    outputs = Outputs(folder)
+    outputs = Outputs(folder, links={**c.links, text: text} if text else c.links)
     sections = [*c.write(outputs), *others]
     if text:
         outputs.files.append(text)
@@ -177,7 +177,7 @@ def test_page_loads_nothing_from_a_network(four: tuple[Result, str, Path]) -> No
 @pytest.mark.usefixtures("undrawn")
 def test_page_escapes_what_it_is_given(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
-    section = Section(evil, [evil], {evil: pl.DataFrame({evil: [evil]})}, links={evil: evil})
+    section = Section(evil, [evil], {evil: pl.DataFrame({evil: [evil]})})
     c = compared(3, [evil, "b", "c"])
     html = page(tmp_path, c, section, text=evil)
     assert evil not in html
@@ -202,7 +202,8 @@ def test_page_of_two_models_has_one_pair_and_no_controls_of_single_models(
 def test_no_pair_is_both_most_and_least_similar(four: tuple[Result, str, Path]) -> None:
     c, html, _ = four
     text = Parsed(html).text
-    most, least, end = (text.index(t) for t in ("Most similar", "Least similar", "Families"))
+    most, least = (text.index(t) for t in ("Most similar", "Least similar"))
+    end = text.index("Families", least)  # the section, not its entry of the contents
     scores = [f"{s:.3f}" for s in sorted(c.pairs["score"], reverse=True)]
     assert [t for t in text[most:least] if t in scores] == scores[:3]
     assert [t for t in text[least:end] if t in scores] == scores[:2:-1]
