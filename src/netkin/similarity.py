@@ -134,8 +134,6 @@ def with_intervals(
     certain: p = 0 has the upper limit ln(100 (1 - 0.025^(1/n))), about ln(370 / n). Coverage is
     95 % or more at any p and n (experiments/results/statistics.md).
     """
-    from scipy.stats import beta  # half a second
-
     p = (always + half / 2) / n
     mean = (always + half / 2 + 1.5) / (n + 3)
     variance = (always + half / 4 + 1.25) / (n + 3) - mean**2
@@ -147,6 +145,8 @@ def exact_limits(
     p: NDArray[np.float64], draws: NDArray[np.float64], alpha: float = ALPHA
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Clopper and Pearson's limits of rates in [0, 1] of so many draws, whole or not: [P] each."""
+    from scipy.stats import beta  # half a second
+
     x = p * draws
     with np.errstate(invalid="ignore"):
         low = np.where(x > 0, beta.ppf(alpha / 2, x, draws - x + 1), 0.0)
