@@ -262,8 +262,8 @@ class Run:
         models = self.remaining(models)
         untrained = [m for m in models if training and not is_trained(training, m.member)]
         with self.working():
-            if untrained or self._has_work(models):
-                missing = results.missing_views(models)
+            missing = results.missing_views(models)
+            if missing and (untrained or self._has_work(models)):
                 items = [Item(f"shard {i}", None, v, shard=i) for i, v in missing.items()]
                 images = sum(len(self.evaluation.shards[i]) for i in missing)
                 self.stage("decode", "decode.decode", items, images)
@@ -367,11 +367,12 @@ class Run:
         return [part for item in items for part in item.split(self.settings.processes.devices)]
 
     def _has_work(self, models: Sequence[Model]) -> bool:
-        """Whether any model has still to be run on clean images."""
+        """Whether any model has still to be run on clean or adversarial images, or attacked."""
         results = self.results
         return (
             any(not results.has(m) or results.missing_shards(m) for m in models)
             or any(results.other_views(models).values())
+            or any(results.missing_sources(models).values())
             or (self.evaluation.has_noise and not all(results.has(m, NOISE) for m in models))
         )
 
