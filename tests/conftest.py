@@ -154,6 +154,8 @@ def _unless_given(overrides: tuple[str, ...], script: str) -> list[str]:
     added = [] if "logger" in keys else ["logger=none"]
     if not any("figure.formats" in text for text in overrides):
         added.append("figure.formats=[png]")
+    if not any("hardware.threads" in text for text in overrides):
+        added.append("hardware.threads=1")  # tests run beside each other
     if script == "evaluate" and not any("hardware.members_at_once" in text for text in overrides):
         added.append("hardware.members_at_once=1")
     return added
