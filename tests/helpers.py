@@ -85,13 +85,16 @@ def run(experiment: str, to: Path, arguments: Sequence[str]) -> Path:
 
 
 def check_verdict(experiment: str, page: Path) -> None:
-    """The page of a study begins with Yes, No or Not certain."""
+    """The page of a study begins with Yes, No or Not certain where its title asks for one."""
     study = str(
         OmegaConf.load(ROOT / "conf" / "experiment" / f"{experiment}.yaml").experiment.study
     )
     if study.startswith("experiments.studies."):
-        answer = page.read_text().split('aria-label="Answer">')[1]
-        assert re.match(r"\s*<p>(Yes|No|Not certain)\b", answer), answer[:300]
+        title = re.search(r"<h1>(.*?)</h1>", html := page.read_text())
+        answer = html.split('aria-label="Answer">')[1]
+        assert title is not None
+        if re.match(r"(Are|Can|Did|Do|Does|Is|Was|Were|Will)\b", title[1]):
+            assert re.match(r"\s*<p>(Yes|No|Not certain)\b", answer), answer[:300]
 
 
 def fresh(folder: Path) -> Path:

@@ -19,10 +19,18 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from experiments.cli.finish import Suspects, described, finish, print_notes, terminal
+from experiments.cli.finish import described, finish, print_notes, terminal
 from experiments.cli.members import build_members, build_training, member_hardware
 from experiments.cli.runs import command, open_store, run_info, tracked
-from experiments.cli.values import construct, may_stop, naming, naming_group, resolved
+from experiments.cli.suspects import Suspects
+from experiments.cli.values import (
+    construct,
+    may_stop,
+    naming,
+    naming_group,
+    refuse_stopping,
+    resolved,
+)
 from netkin import run
 from netkin.analysis.sequential import Certainty, Rule
 from netkin.attacks import PGD, Attack, as_attack
@@ -225,7 +233,7 @@ def build_attack(config: DictConfig, option: str | None = None) -> Attack:
     with naming_group("attack", config.attack):
         values = resolved(config.attack)
         own = option or HydraConfig.get().runtime.choices["attack"]
-        name = values.pop("name", None) or own
+        named = values.pop("name", None) or own
         identity = {
             key: fraction(value, key) if _is_fraction(value) else value
             for key, value in values.items()
@@ -233,7 +241,8 @@ def build_attack(config: DictConfig, option: str | None = None) -> Attack:
         attack = instantiate(config.attack)
         if isinstance(attack, PGD) and identity.get("step_size", 0) is None and not attack.momentum:
             identity["step_size"] = attack.step_size  # which null used to mean is another one
-        return as_attack(attack, str(name), identity)
+        name = attack.name if isinstance(attack, Attack) else ""
+        return as_attack(attack, name or str(named), identity)
 
 
 def _is_fraction(value: Any) -> bool:
@@ -357,15 +366,6 @@ def stopping_rule(config: DictConfig) -> Rule | None:
         return None
     with naming({"half_width": "score.half_width", "share": "score.share"}):
         return Rule(config.score.half_width, config.score.share, config.score.eps_s)
-
-
-def refuse_stopping(config: DictConfig) -> None:
-    """Raises UserError for a half-width that a command would ignore."""
-    if may_stop(config):
-        raise UserError(
-            f"experiment={config.experiment.name} takes no score.half_width: its numbers are of "
-            "all images. Leave it out, or run experiment=pairwise with it first"
-        )
 
 
 def images_used(config: DictConfig, found: Certainty | None) -> list[str]:

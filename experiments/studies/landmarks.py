@@ -21,9 +21,10 @@ import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig
 
+from experiments.cli.measured import describe
 from experiments.cli.members import build_members
 from experiments.cli.setting import Opened, opened
-from experiments.cli.study import Study, describe, study
+from experiments.cli.study import Study, study
 from netkin.analysis.landmarks import FEWEST, Completed, check_number, complete
 from netkin.analysis.matrix import Matrix, pair_values, position_of
 from netkin.errors import UserError, and_more

@@ -28,10 +28,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
+from experiments.cli.measured import describe
 from experiments.cli.members import build_members, one_member
 from experiments.cli.runs import command, eps_advice
 from experiments.cli.setting import Opened, build_evaluation, opened
-from experiments.cli.study import describe
 from experiments.cli.values import naming
 from experiments.studies.landmarks import choose, pass_landmarks
 from netkin import similarity

@@ -31,7 +31,7 @@ from experiments.cli.components import BASE, PUBLISHED, components_of, stand_in
 from experiments.cli.members import build_members
 from experiments.cli.runs import command, with_root
 from experiments.cli.sat69 import pinned
-from experiments.cli.study import Study, study, with_logits
+from experiments.cli.study import Study, study
 from experiments.cli.values import naming_group, resolved
 from experiments.studies.ensemble import ensembles_wrong
 from netkin.analysis import ensemble, select
@@ -87,6 +87,8 @@ def logits_if_any(s: Study) -> tuple[Run, list[Model], Matrix] | None:
             return None
         if not {member.name for member in build_members(s.config)} <= {*s.names}:
             return None
+    from experiments.cli.measured import with_logits
+
     return with_logits(s)
 
 

@@ -17,9 +17,9 @@ import polars as pl
 from omegaconf import DictConfig
 
 from experiments.cli.finish import printed
+from experiments.cli.measured import describe
 from experiments.cli.members import unreadable
 from experiments.cli.setting import Opened, opened
-from experiments.cli.study import describe
 from netkin.errors import UserError
 from netkin.evaluation import Evaluation
 from netkin.jobs.pool import Advance

@@ -6,6 +6,7 @@ A pure function of what the passes stored. `evaluate.py` and `netkin.compare` bo
 import base64
 import io
 import itertools
+import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ from netkin.analysis import confounders
 from netkin.analysis.clusters import hierarchy
 from netkin.analysis.groups import Draws, family_means, within_and_between
 from netkin.analysis.matrix import Matrix, off_diagonal
+from netkin.analysis.statistics import together_test
 from netkin.analysis.verdict import verdict
 from netkin.components import base_architecture
 from netkin.data.classes import class_words
@@ -40,13 +42,13 @@ from netkin.report.sentences import text
 from netkin.report.study import Lookup, Outputs, Section
 from netkin.report.text import fraction_text, number, percent, settings_text
 from netkin.results import Results
-from netkin.similarity import WEAK_ATTACK, Outcomes, interval
+from netkin.similarity import ALPHA, WEAK_ATTACK, Outcomes, interval
 from netkin.zoo.build import knows_more
 from netkin.zoo.execution import DEFAULT_PRECISION
 from netkin.zoo.sources import model_page
 
 FEWEST = 4  # models below which effects of single models are not separated from the rest
-NOT_ABOVE = "○: not above noise"
+NOT_ABOVE = "○: not certainly above noise"
 EXTREMES = 5  # pairs in each of the tables of the most and the least similar
 ANCHORS = (0.01, 0.05, 0.10, 0.25, 0.50, 1.00)  # fooling rates p whose scores explain the scale
 WEAK_NAMED = 30  # models with a weak attack up to which all are named
@@ -220,8 +222,8 @@ class Result:
         return 3 * float(width) if isinstance(width, float) else 0.0
 
     def _not_above_noise(self) -> NDArray[np.bool_] | None:
-        """Pairs that do not transfer more than noise fools, [N, N]; None where there are none, or
-        it is unknown."""
+        """Pairs that do not certainly transfer more than noise fools, [N, N]; None where there are
+        none, or it is unknown."""
         if "above_noise" not in self.pairs.columns:
             return None
         index = {name: i for i, name in enumerate(self.names)}
@@ -402,10 +404,9 @@ def relate(
         .join(models, on="model", how="left", maintain_order="left")
         .with_columns(reasons)
     )
-    within = _within_or_between(groups, smoothed, draws)
     answer = [
-        *within,
-        _extremes(pairs.drop_nulls("score"), smoothed, first=not within),
+        _extremes(outcomes, pairs.drop_nulls("score"), smoothed, eps_s),
+        *_within_or_between(groups, pairs.drop_nulls("score"), smoothed, draws),
         *_closest_families(means),
         *_weak(table.filter(pl.col("model").is_in(done))),
         *[control.sentence for control in controls],
@@ -439,7 +440,7 @@ def _chance(
     pairs: pl.DataFrame,
     models: pl.DataFrame,
 ) -> Control:
-    """How often noise alone fools, and which pairs are not above it."""
+    """How often noise alone fools, and which pairs are not certainly above it."""
     corrected, n = confounders.corrected_matrix(outcomes), len(scores)
     worst = models.drop_nulls("noise_rate").sort("noise_rate", descending=True)
     first = worst.row(0, named=True)
@@ -509,9 +510,10 @@ def _changed(
 
 
 def _within_or_between(
-    families: Sequence[str], scores: NDArray[np.float64], draws: Draws
+    families: Sequence[str], pairs: pl.DataFrame, scores: NDArray[np.float64], draws: Draws
 ) -> list[str]:
-    """The mean within families less that between families, with an interval over images."""
+    """Whether models of one family are more similar, by permuting the families: its size as rates,
+    and in nats, with an interval over images."""
     means = within_and_between(families, scores)
     if means is None:
         return []
@@ -519,32 +521,55 @@ def _within_or_between(
     of_draws = draws.within_and_between(families)
     low, high = interval(of_draws[:, 0] - of_draws[:, 1])
     difference = within - between
-    values = {"within": within, "between": between, "difference": difference}
-    decided, factor = verdict(difference, (low, high)), np.exp(difference)
-    return [text("pairwise.within", verdict=decided, factor=factor, low=low, high=high, **values)]
+    test = together_test(scores, np.equal.outer(np.array(families), np.array(families)))
+    family = dict(zip(draws.outcomes.members, families, strict=True))
+    same = pl.col("a").replace_strict(family) == pl.col("b").replace_strict(family)
+    rate = (pl.col("a_fools_b") + pl.col("b_fools_a")).mean() / 2
+    inside, outside = (pairs.filter(kind).select(rate).item() for kind in (same, ~same))
+    times = text("pairwise.times", factor=inside / outside) if outside else ""
+    return [
+        text(
+            "pairwise.within",
+            verdict=verdict(difference, (low, high), test.p),
+            inside=inside,
+            outside=outside,
+            times=times,
+            test=test.text(),
+            within=within,
+            between=between,
+            difference=difference,
+            low=low,
+            high=high,
+        )
+    ]
 
 
-def _extremes(pairs: pl.DataFrame, scores: NDArray[np.float64], first: bool) -> str:
-    """The most and the least similar pair, as far as their intervals tell them apart.
+def _extremes(
+    outcomes: Outcomes, pairs: pl.DataFrame, scores: NDArray[np.float64], eps_s: float
+) -> str:
+    """The most and the least similar pair, as far as their intervals tell them apart; of two
+    models, how similar they are.
 
-    With `first` it begins with a verdict: whether some models are more related than others, or,
-    of two models, whether they are.
+    Whether the two differ is by intervals that miss in 5 % of all pairs together (Bonferroni), as
+    the highest and the lowest of many equal scores differ by noise.
     """
     ranked = pairs.sort("score", descending=True)
     best, worst = ranked.row(0, named=True), ranked.row(-1, named=True)
     if ranked.height == 1:
-        above = best.get("above_noise")
-        found = "Yes" if above else "Not certain" if above is None else "No more than by noise"
         rate = min(np.exp(best["score"]) / 100, 1.0)
-        return text("pairwise.two", verdict=found, rate=rate, **best)
+        more = text("pairwise.two_above", json.dumps(best.get("above_noise")))
+        return text("pairwise.two", rate=rate, more=more, **best)
 
     def tied(n: int) -> str:
         return text(f"pairwise.tied{'_one' * (n == 1)}", n=n) if n else ""
 
-    ends = best["low"] - worst["high"], best["high"] - worst["low"]
+    alpha = ALPHA / ranked.height
+    wide = [similarity.pairs(outcomes.of((r["a"], r["b"])), eps_s, alpha) for r in (best, worst)]
+    (least,), (most,) = wide[0]["low"], wide[1]["high"]
+    decided = verdict(best["score"] - worst["score"], (least - most, np.inf))
     return text(
         "pairwise.extremes",
-        verdict(best["score"] - worst["score"], ends) + "+first" * first,
+        decided,
         best=text("pairwise.pair", **best),
         best_tied=tied(ranked.filter(pl.col("high") >= best["low"]).height - 1),
         worst=text("pairwise.pair", **worst),

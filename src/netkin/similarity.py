@@ -25,7 +25,6 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy.stats import beta
 
 from netkin.errors import UserError
 
@@ -80,6 +79,13 @@ class Outcomes:
         mask = self.both_correct(a, b)
         return (self.fooled[a, b, mask].astype(float) + self.fooled[b, a, mask]) / 2
 
+    def of(self, members: Sequence[str]) -> "Outcomes":
+        """The outcomes of some of the models, by their names."""
+        index = [self.members.index(name) for name in members]
+        fooled = self.fooled[np.ix_(index, index)]
+        noise = None if self.noise is None else self.noise[index]
+        return Outcomes(tuple(members), self.image_ids, self.correct[index], fooled, noise)
+
     def on(self, images: Sequence[int]) -> "Outcomes":
         """The outcomes on some of the images, given by their positions."""
         return Outcomes(
@@ -128,6 +134,8 @@ def with_intervals(
     certain: p = 0 has the upper limit ln(100 (1 - 0.025^(1/n))), about ln(370 / n). Coverage is
     95 % or more at any p and n (experiments/results/statistics.md).
     """
+    from scipy.stats import beta  # half a second
+
     p = (always + half / 2) / n
     mean = (always + half / 2 + 1.5) / (n + 3)
     variance = (always + half / 4 + 1.25) / (n + 3) - mean**2

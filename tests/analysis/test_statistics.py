@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
@@ -20,10 +20,12 @@ from netkin.analysis.statistics import (
     paired,
     pearson,
     permutation_test,
+    together_test,
     trend,
 )
-from netkin.analysis.verdict import verdict
+from netkin.analysis.verdict import by_chance, verdict
 from netkin.report.sentences import Sentences
+from netkin.similarity import ALPHA
 from tests.analysis.coverage import of_models
 
 stats: Any = scipy_stats  # whose results are typed without their fields
@@ -225,10 +227,26 @@ def test_trend_is_least_squares_with_students_band(n: int, seed: int) -> None:
         (0.4, {"interval": (0.1, 0.7), "enough": False}, "Not certain"),
         (NAN, {"p": 0.01}, "Not certain"),
         (3, {"threshold": 2}, "Yes"),
+        (3, {"null": range(100)}, "Not certain"),
+        (0, {"null": range(100)}, "No"),
+        (99, {"null": range(100)}, "Yes"),
+        (99, {"null": range(100), "interval": (49, 120)}, "Not certain"),
+        (99, {"null": range(30)}, "Not certain"),  # too few for p < 0.05
+        (99, {"null": [1.0, NAN] * 50}, "Not certain"),
     ],
 )
 def test_verdict(effect: float, given: dict[str, Any], expected: str) -> None:
     assert verdict(effect, **given) == expected
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(50, 200))
+@settings(max_examples=20, deadline=None)
+def test_chance_alone_says_yes_in_2_5_percent(seed: int, m: int) -> None:
+    """Where an effect is one more of those that chance gives, exactly so by exchangeability."""
+    effects = np.random.default_rng(seed).permutation(m + 1).astype(float)
+    found = [verdict(e, null=np.delete(effects, i)) for i, e in enumerate(effects)]
+    assert found.count("Yes") == found.count("No") <= ALPHA / 2 * (m + 1)
+    assert by_chance(np.inf, effects) == 2 / (m + 2) and by_chance(float(m // 2), effects) > 0.9
 
 
 def test_sentences_are_filled_by_verdict_and_number(tmp_path: Path) -> None:
@@ -240,3 +258,50 @@ def test_sentences_are_filled_by_verdict_and_number(tmp_path: Path) -> None:
     for wrong in (("a", "Not certain"), ("a.Yes",), ("b",)):
         with pytest.raises(KeyError):
             text(*wrong)
+
+
+@given(st.integers(0, 10**6), st.integers(4, 9), st.integers(2, 4))
+@settings(max_examples=25, deadline=None)
+def test_together_is_mantel_whatever_the_order_of_models_and_groups(
+    seed: int, n: int, groups: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    scores, labels = symmetric(n, seed=seed), rng.integers(0, groups, n)
+    found = together_test(scores, np.equal.outer(labels, labels))
+    expected = mantel(scores, np.equal.outer(labels, labels).astype(float))
+    assert found.r == pytest.approx(expected.r, nan_ok=True)
+    if n <= 7 and not math.isnan(expected.p):
+        assert found.every and found.p == pytest.approx(expected.p)  # all labelings, once or often
+    order, names = rng.permutation(n), rng.permutation(groups)
+    moved = names[labels[order]]
+    again = together_test(scores[np.ix_(order, order)], np.equal.outer(moved, moved))
+    assert again[2:] == found[2:]
+    assert again.r == pytest.approx(found.r, nan_ok=True)
+    if found.every:
+        assert again.p == pytest.approx(found.p)
+
+
+def test_p_of_groups_is_uniform_where_families_are_shuffled() -> None:
+    """A false Yes at most as often as alpha says, also where single models have effects."""
+    labels, rng = np.repeat([0, 1, 2, 3, 4], [3, 2, 2, 2, 1]), np.random.default_rng(0)
+    p, found = [], []
+    for seed in range(300):
+        main = rng.normal(size=10)
+        scores = symmetric(10, seed=seed) + main[:, None] + main
+        test = together_test(scores, np.equal.outer(labels, labels), 199, seed)
+        p.append(test.p)
+        found.append(verdict(test.r, p=test.p))
+    assert stats.kstest(p, "uniform").pvalue > 0.01
+    assert found.count("Yes") <= 15 and found.count("No") <= 15
+    near = np.where(np.equal.outer(labels, labels), 3.0, 1.0) + 0.1 * symmetric(10, seed=1)
+    assert together_test(near, np.equal.outer(labels, labels)).p <= 0.001
+
+
+@pytest.mark.parametrize(
+    ("sizes", "least"), [((2, 2), 1 / 3), ((3, 3), 0.1), ((2, 2, 1, 1), 1 / 45)]
+)
+def test_few_models_have_few_labelings(sizes: tuple[int, ...], least: float) -> None:
+    """However alike the models of a family are, so that no verdict is drawn from too few."""
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    same = np.equal.outer(labels, labels)
+    assert together_test(same.astype(float), same).p == pytest.approx(least)

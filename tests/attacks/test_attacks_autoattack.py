@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from netkin.attacks import PGD, AutoAttack
+from netkin.attacks import PGD, AutoAttack, base
 from netkin.attacks import autoattack as module
 from netkin.attacks.autoattack import SquareAttack
 from netkin.attacks.base import frozen
@@ -145,7 +145,7 @@ def test_the_strongest_try_is_kept() -> None:
 def test_few_classes(classes: int, caplog: pytest.LogCaptureFixture) -> None:
     """With too few logits there is no DLR loss, which is logged once, and fewer target classes."""
     model, pixels, labels, keys = problem(classes)
-    module._warn_once.cache_clear()
+    base.warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         for name in ("apgd-t", "apgd-t", "fab-t"):
             attack = AutoAttack(0.1, [name], steps=5, targets=9)

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from netkin.data.tables import read_text
 from netkin.errors import UserError, and_more, near
@@ -74,6 +73,8 @@ def keywords(table: pl.DataFrame, labels: NDArray, top: int = 5) -> pl.DataFrame
     cluster (from 1), rank, component, value, tf_idf, and two rates: share, of the cluster's models
     with this value, and share_of_all, of all models.
     """
+    from sklearn.feature_extraction.text import TfidfVectorizer  # a second
+
     components = table.columns[1:]
     documents = [list(row.items())[1:] for row in table.iter_rows(named=True)]
     counter = TfidfVectorizer(analyzer=list)  # pyright: ignore[reportArgumentType]

@@ -7,17 +7,17 @@ own name. Intervals over images are in `netkin.analysis.noise`.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
-from math import factorial
+from collections.abc import Callable, Iterator, Sequence
+from math import factorial, prod
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats as scipy_stats
 
-from netkin.analysis.matrix import pair_index
+from netkin.analysis.matrix import pair_index, pair_values
 
-stats: Any = scipy_stats  # whose results are typed without their fields
+lazy: Any = scipy  # whose stats take half a second to import: where they are used
 
 FEWEST = 5
 """Models, or independent observations, below which there is neither an interval nor a verdict."""
@@ -85,7 +85,7 @@ def pearson(x: ArrayLike, y: ArrayLike) -> Correlation:
     n = len(a)
     if n < 3 or not varies(a) or not varies(b):
         return Correlation(np.nan, np.nan, np.nan, np.nan, n)
-    result: Any = stats.pearsonr(a, b)
+    result: Any = lazy.stats.pearsonr(a, b)
     low, high = result.confidence_interval(0.95) if n >= FEWEST else (np.nan, np.nan)
     return Correlation(float(result.statistic), float(low), float(high), float(result.pvalue), n)
 
@@ -137,10 +137,10 @@ def trend(x: ArrayLike, y: ArrayLike, level: float = 0.9, points: int = 100) -> 
     a, b = known_pairs(x, y)
     if len(a) < 3 or not varies(a):
         return None
-    line = stats.linregress(a, b)
+    line = lazy.stats.linregress(a, b)
     at = np.linspace(a.min(), a.max(), points)
     mean = line.intercept + line.slope * at
-    half = stats.t.ppf((1 + level) / 2, len(a) - 2) * line.stderr
+    half = lazy.stats.t.ppf((1 + level) / 2, len(a) - 2) * line.stderr
     half = half * np.sqrt(a.var() + (at - a.mean()) ** 2)
     return Trend(float(line.slope), at, mean, mean - half, mean + half, level)
 
@@ -192,14 +192,21 @@ def _permuted(
     wanted: int,
     seed: int,
     width: int,
+    sizes: Sequence[int] | None = None,
 ) -> Tested:
     """Test an observed r against `statistic`, [m] r of orders [m, n] of `width` values each: all n!
-    where these are at most ALL or `wanted`."""
+    where these are at most ALL or `wanted`.
+
+    `sizes` are those of groups of the n, one after the other, within which the order does not
+    matter; orders that differ in this only are one.
+    """
     if np.isnan(observed):
         return Tested(np.nan, np.nan, 0)
-    every = n < 13 and factorial(n) <= max(wanted, ALL)
-    total = factorial(n) if every else wanted
-    rng, listed = np.random.default_rng(seed), itertools.permutations(range(n))
+    sizes = [1] * n if sizes is None else [*sizes]
+    number = factorial(n) // prod(map(factorial, sizes))
+    every = number <= max(wanted, ALL)
+    total = number if every else wanted
+    rng, listed = np.random.default_rng(seed), _orders(range(n), sizes)
     count, chunk = 0, max(_CHUNK // max(width, 1), 1)
     for start in range(0, total, chunk):
         m = min(chunk, total - start)
@@ -210,6 +217,61 @@ def _permuted(
         count += int((np.abs(statistic(orders)) >= abs(observed) - 1e-12).sum())
     p = count / total if every else (count + 1) / (total + 1)
     return Tested(observed, p, total, every)
+
+
+def _orders(left: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
+    """All ways to deal out positions in groups of these sizes, as orders; see `_permuted`."""
+    if not sizes:
+        yield []
+        return
+    for first in itertools.combinations(left, sizes[0]):
+        others = [i for i in left if i not in first]
+        for rest in _orders(others, sizes[1:]):
+            yield [*first, *rest]
+
+
+def together_test(
+    scores: NDArray[np.float64],
+    together: NDArray[np.bool_],
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> Tested:
+    """Are pairs of models of one group more alike? By permuting which models are in which group.
+
+    It is `mantel` of the scores and whether a pair is of one group, so p is that of the difference
+    of the two means; a permutation reads the fewer of both kinds of pairs only. All ways to deal
+    out the models are used where they are at most ALL or `permutations`. Where groups have more
+    than 5,000 pairs, as those of 1,000 models do, permutations are fewer, but at least 199.
+
+    Args:
+        scores: [N, N], symmetric, without NaN off the diagonal.
+        together: [N, N], symmetric, which pairs are of one group; the diagonal is not read.
+        permutations: how many are drawn, with replacement.
+        seed: of the drawn ones.
+
+    NaN where all pairs or none are of one group, or all scores are the same.
+    """
+    n = len(scores)
+    mask = together & ~np.eye(n, dtype=bool)
+    # Models with the same others in their group can be exchanged, and so can those with none.
+    whole = np.where(mask.any(axis=1)[:, None], together | np.eye(n, dtype=bool), False)
+    _, group, sizes = np.unique(whole, axis=0, return_inverse=True, return_counts=True)
+    order = np.argsort(group.ravel(), kind="stable")
+    mask, s = mask[np.ix_(order, order)], scores[np.ix_(order, order)]
+    values = pair_values(s)
+    r = pearson(pair_values(mask), values).r
+    inside = int(pair_values(mask).sum())
+    few = inside <= len(values) / 2
+    rows, columns = np.nonzero(np.tril(mask if few else ~mask, k=-1))
+    share = inside / len(values)
+    spread = float(values.std() * np.sqrt(share * (1 - share))) * len(values)
+
+    def statistic(orders: NDArray[np.intp]) -> NDArray[np.float64]:
+        total = s[orders[:, rows], orders[:, columns]].sum(axis=1) - len(rows) * values.mean()
+        return total / spread if few else -total / spread
+
+    drawn = min(permutations, max(199, 50_000_000 // max(len(rows), 1)))
+    return _permuted(r, statistic, n, drawn, seed, len(rows), sizes.tolist())
 
 
 def mantel(
@@ -294,7 +356,7 @@ def jackknife(without: NDArray[np.float64]) -> float:
     time, [n] (Arvesen 1969): Student's."""
     n = len(without)
     error = np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
-    return float(stats.t.ppf(0.975, n - 1) * error)
+    return float(lazy.stats.t.ppf(0.975, n - 1) * error)
 
 
 def permutation_test(

@@ -23,6 +23,7 @@ and, in my_conf/attack/mine.yaml, `_target_: my_module.OneStep` with `eps: 0.1`:
 
 from netkin.attacks.autoattack import AutoAttack
 from netkin.attacks.base import Attack, Passes, as_attack
+from netkin.attacks.foreign import Foolbox, Foreign, Torchattacks
 from netkin.attacks.patchfool import PatchFool
 from netkin.attacks.pgd import PGD
 from netkin.attacks.sign_noise import Clean, SignNoise
@@ -32,8 +33,11 @@ __all__ = [
     "Attack",
     "AutoAttack",
     "Clean",
+    "Foolbox",
+    "Foreign",
     "Passes",
     "PatchFool",
     "SignNoise",
+    "Torchattacks",
     "as_attack",
 ]

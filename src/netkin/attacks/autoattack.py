@@ -7,7 +7,7 @@ from its key, so that they depend neither on its batch nor on which other images
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 
 import torch
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
@@ -16,7 +16,7 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from netkin.attacks.base import Attack, Passes, generator, uniform
+from netkin.attacks.base import Attack, Passes, generator, uniform, warn_once
 from netkin.attacks.units import fraction, whole_number
 from netkin.errors import UserError, near
 
@@ -159,7 +159,7 @@ class AutoAttack(Attack):
         attack.y_target = ranks[:, -1 - target]
         if ranks.shape[1] < 4:
             attack.loss = "ce-targeted"
-            _warn_once(
+            warn_once(
                 f"the targeted DLR loss needs 4 classes, here are {ranks.shape[1]}: apgd-t takes "
                 "the targeted cross-entropy instead"
             )
@@ -223,11 +223,6 @@ class Square(SquareAttack):
     def random_int(self, low: int = 0, high: int = 1, shape: Sequence[int] = (1,)) -> Tensor:
         """A place in [low, high), as the authors draw it: the last one never, unless it is low."""
         return torch.from_numpy(self.common.integers(low, max(high, low + 1), shape))
-
-
-@cache
-def _warn_once(message: str) -> None:
-    log.warning(message)
 
 
 def _loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -4,11 +4,13 @@ numbers that are fixed by an image's key."""
 import copy
 import hashlib
 import inspect
+import logging
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from netkin.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,10 @@ class Attack(ABC):
         """
         return None
 
+    def origin(self) -> Mapping[str, Any]:
+        """What identifies its results beside its arguments, such as a package's version."""
+        return {}
+
     def passes(self, model: nn.Module, classes: int) -> Passes | None:
         """The most passes that one image takes on a model with K = `classes` logits.
 
@@ -141,17 +149,24 @@ def as_attack(attack: Any, name: str = "", identity: Mapping[str, Any] | None = 
     elif name:
         attack = copy.copy(attack)
     if name:
-        source = {} if module.startswith("netkin.") else {"_source_sha256": _text_sha256(module)}
+        source = attack.origin()
+        if not module.startswith("netkin."):
+            source = {**source, "_source_sha256": text_sha256(module)}
         attack.name, attack.identity = name, {**(identity or {}), **source}
     return attack
 
 
-def _text_sha256(module: str) -> str | None:
+def text_sha256(module: str) -> str | None:
     """The hash of a module's text; None where there is none, as of a console's."""
     try:
         return hashlib.sha256(inspect.getsource(sys.modules[module]).encode()).hexdigest()
     except (OSError, TypeError, KeyError):
         return None
+
+
+@cache
+def warn_once(message: str) -> None:
+    log.warning(message)
 
 
 @contextmanager

@@ -164,7 +164,7 @@ def lines_figure(
             ax.errorbar(
                 x,
                 line.y,
-                [np.maximum(line.y - line.low, 0), np.maximum(line.high - line.y, 0)],
+                np.maximum([line.y - line.low, line.high - line.y], 0),
                 color=PALETTE[i % len(PALETTE)],
                 marker=MARKERS[i % len(MARKERS)],
                 lw=1.2,

@@ -37,6 +37,7 @@ from torchvision.models import get_model_builder, get_model_weights, list_models
 
 from netkin.errors import UserError, first_line, near
 from netkin.store.files import file_sha256
+from netkin.zoo import xception as xception  # it registers gluon_xception65 with timm
 from netkin.zoo.from_transformers import Config, Transformers, crop_pct, files, on_hub
 from netkin.zoo.member import Member, Task
 
@@ -119,8 +120,11 @@ class Timm(Source):
         return self._described(found.to_dict() if found else {}, architecture, {})
 
     def _described(self, config: dict[str, Any], architecture: str, arguments: dict) -> dict:
-        family = timm.model_entrypoint(architecture).__module__.split(".")[-1]
-        return config | {"family": family, "architecture": architecture, "arguments": arguments}
+        return config | {
+            "family": timm_family(architecture),
+            "architecture": architecture,
+            "arguments": arguments,
+        }
 
     def file(self, name: str, config: Config, fetch: bool) -> Path | None:
         """In the folder of a local model, the hub's cache, or torch's."""
@@ -326,13 +330,18 @@ def _split(source: str) -> tuple[Source, str]:
     return (SOURCES[kind], name) if known else (SOURCES["timm"], source)
 
 
-@cache
 def config(source: str) -> dict[str, Any]:
     """What is published of `architecture.tag`, `hf-hub:org/name` or `local-dir:folder` of timm's,
     of `torchvision:name`, `transformers:name` or `target:module.name`; see `Source.config`.
 
+    A local folder, which can change meanwhile, is read each time.
+
     Raises UserError when there is no such name, or its config.json cannot be read.
     """
+    return (_config if source.startswith("local-dir:") else published)(source)
+
+
+def _config(source: str) -> dict[str, Any]:
     library, name = _split(source)
     try:
         with _quiet_hub():
@@ -345,6 +354,9 @@ def config(source: str) -> dict[str, Any]:
             f"{first_line(error)}); expected a model in the format of timm or transformers, on the "
             "hub or in a local folder"
         ) from None
+
+
+published = cache(_config)
 
 
 @contextmanager
@@ -421,3 +433,11 @@ def model_page(source: str) -> str | None:
     name = get_deprecated_models().get(source) or source
     found = timm.get_pretrained_cfg(name) if timm.is_model(split_model_name_tag(name)[0]) else None
     return f"https://huggingface.co/{found.hf_hub_id}" if found and found.hf_hub_id else None
+
+
+def timm_family(name: str) -> str:
+    """The module of timm that has the architecture of a name, or "unknown"."""
+    architecture, _ = split_model_name_tag(get_deprecated_models().get(name) or name)
+    if not timm.is_model(architecture):
+        return "unknown"
+    return timm.model_entrypoint(architecture).__module__.split(".")[-1]
