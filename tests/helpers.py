@@ -64,6 +64,7 @@ def overrides(folder: Path) -> list[str]:
     ]
     return [
         f"model.members=[{','.join(members)}]",
+        "recipe=digits_adamw",
         "recipe.epochs=4",
         "attack.steps=8",
         "subset=quick",

@@ -195,6 +195,7 @@ def test_another_attack_and_a_local_checkpoint(folder: Path) -> None:
     twin = f"{{name: twin, timm: test_byobnet, checkpoint: {weights}}}"
     done = run_here(
         f"model.members=[test_byobnet,vit_ti,{twin}]",
+        "recipe=digits_adamw",
         "recipe.epochs=4",
         "subset=quick",
         "attack.steps=5",

@@ -23,7 +23,7 @@ from netkin.analysis.sequential import Certainty, Rule
 from netkin.analysis.suspect import Suspicion, suspicions
 from netkin.errors import UserError
 from netkin.evaluation import Evaluation
-from netkin.jobs.pool import Advance, Jobs, Processes, Result
+from netkin.jobs.pool import PASSES, Advance, Jobs, Processes, Result
 from netkin.jobs.progress import Bars
 from netkin.model import Model, open_model, open_models
 from netkin.passes import Item
@@ -41,7 +41,6 @@ log = logging.getLogger(__name__)
 
 Watch = Callable[[Mapping[str, Sequence[Suspicion]]], None]
 """Takes the reasons to doubt models, by name; see `netkin.analysis.suspect`."""
-PRELOAD = ("netkin.training.train", "netkin.passes.craft", "netkin.passes.transfer")
 
 
 @dataclass(frozen=True)
@@ -243,7 +242,7 @@ class Run:
         context, processes = (self.results, self.runner, self.training), self.settings.processes
         with (
             Bars(self.settings.console) as display,
-            Jobs(context, processes, display, PRELOAD, clean_up) as jobs,
+            Jobs(context, processes, display, PASSES, clean_up) as jobs,
         ):
             self._jobs = jobs
             try:
