@@ -52,8 +52,6 @@ SMALL = [
 ]
 """Overrides for a run of seconds: two members, few epochs, few steps, few images. Its networks are
 weaker than those of recipe=digits, so that they err on enough images to count."""
-SWEEPS = ("experiment=seeds", "experiment=hparams")
-"""Whose config sets hydra.mode."""
 TRAINED = ROOT / "tests" / "trained"
 """The weights of SMALL's two members, as a run with an empty store makes them (store/weights)."""
 
@@ -111,8 +109,6 @@ def run_here(
         script: evaluate or train.
         again: whether the run's folder stays that of the config it was used for.
     """
-    from hydra._internal.hydra import Hydra
-
     from experiments.cli.launch import launch
     from tests import isolation
 
@@ -125,16 +121,13 @@ def run_here(
     out, err, opened = io.StringIO(), io.StringIO(), isolation.open_files(cwd)
     with (
         isolation.restored(),
-        coarse_figures() as quicker,
+        coarse_figures(),
         warnings.catch_warnings(),
         redirect_stdout(out),
         redirect_stderr(err),
     ):
         os.chdir(cwd)
         sys.argv[:] = [f"{script}.py", *typed]
-        if not {"hydra.mode=MULTIRUN", *SWEEPS} & {*typed}:
-            # Hydra composes everything a second time to read hydra.mode.
-            quicker.setattr(Hydra, "get_mode", lambda *_, **__: None)
         try:
             launch(main)
             code = 0

@@ -110,7 +110,7 @@ def opened(
     attack: Attack | None = None,
     sources: Sequence[str] | None = None,
     named: Sequence[str] = (),
-    check_members: bool = True,
+    complete: bool = True,
     stops: bool = False,
 ) -> Iterator[Opened]:
     """The run of a config, before any work, with an open tracker; see `netkin.run.open`.
@@ -119,7 +119,7 @@ def opened(
         members, attack: instead of the config's.
         sources: names of the members that are attacked; all, unless given.
         named: the models that a dashboard names the run for, where they are few.
-        check_members: whether members that are neither published nor trained here are built once.
+        complete: whether members that cannot be built, or whose weights cannot be had, are errors.
         stops: whether the command stops at `score.half_width`; others refuse it.
     """
     if not stops:
@@ -131,7 +131,8 @@ def opened(
     settings = replace(
         settings,
         sources=sources,
-        check_members=check_members,
+        check_members=complete,
+        complete=complete,
         rule=stopping_rule(config),
         tracker=tracked(config, info),
         tell=lambda notes: print_notes(console, notes),

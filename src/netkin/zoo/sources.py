@@ -371,30 +371,35 @@ def _quiet_hub() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def fetch(names: dict[str, str]) -> Iterator[tuple[str, Path, str]]:
+def fetch(
+    names: dict[str, str], lacking: dict[str, str] | None = None
+) -> Iterator[tuple[str, Path, str]]:
     """The published weights of many members (member's name to that of its model), one by one: the
     member, its file, and the hash of its bytes.
 
-    Raises one UserError at the end that lists all members whose weights cannot be had. After one
-    download has failed without a network, only the caches are searched.
+    Raises one UserError at the end that lists all members whose weights cannot be had, unless their
+    reasons go to `lacking`. After one download from a host has failed without a network, only the
+    caches are searched for what is there.
     """
-    missing: dict[str, str] = {}
-    offline = False
+    missing = {} if lacking is None else lacking
+    offline: set[str] = set()
     for member, source in names.items():
         library, name = _split(source)
+        host = _host(config(source))
         try:
             with _quiet_hub():
                 path = library.file(name, config(source), fetch=False)
-                if path is None and not offline:
+                if path is None and host not in offline:
                     path = library.file(name, config(source), fetch=True)
-            reason = "not tried: the network failed before"
+            reason = f"not tried: {host} could not be reached before"
         except Exception as error:  # the hub's client, urllib and the disk have their own
-            path, reason, offline = None, first_line(error), offline or _no_network(error)
+            path, reason = None, first_line(error)
+            offline |= {host} if _no_network(error) else set()
         if path is None:
             missing[member] = reason
         else:
             yield member, path, _sha256(path)
-    if missing:
+    if missing and lacking is None:
         reason = next(iter(missing.values()))
         raise UserError(
             f"the weights of {len(missing)} of {len(names)} members cannot be had: "
@@ -403,6 +408,12 @@ def fetch(names: dict[str, str]) -> Iterator[tuple[str, Path, str]]:
             f"{constants.HF_HUB_CACHE} and {get_cache_dir()}; copy those, or set HF_HUB_CACHE and "
             "TORCH_HOME to them), or name local files: {name: ..., timm: ..., checkpoint: PATH}"
         )
+
+
+def _host(config: Config) -> str:
+    """Where a model's weights are downloaded from: the hub, unless only an address is known."""
+    address = "" if config.get("hf_hub_id") else config.get("url")
+    return (isinstance(address, str) and urlparse(address).netloc) or "the hub"
 
 
 def _no_network(error: BaseException) -> bool:
