@@ -401,9 +401,11 @@ def relate(
         controls.append(control)
         models = models.join(effects, "model", maintain_order="left")
     means = family_means(smoothed, groups, draws)
-    listed = pl.DataFrame(list(itertools.combinations(names, 2)), schema=["a", "b"], orient="row")
-    pairs = listed.join(pairs, on=["a", "b"], how="left", maintain_order="left")
-    pairs = pairs.with_columns(pl.col("n").fill_null(0))
+    if len(done) < len(names):
+        listed = itertools.combinations(names, 2)
+        every = pl.DataFrame(list(listed), schema=["a", "b"], orient="row")
+        pairs = every.join(pairs, on=["a", "b"], how="left", maintain_order="left")
+        pairs = pairs.with_columns(pl.col("n").fill_null(0))
     index = [names.index(name) for name in done]
     matrix = np.full((len(names), len(names)), np.nan)
     matrix[np.ix_(index, index)] = scores
@@ -451,7 +453,7 @@ def _chance(
     models: pl.DataFrame,
 ) -> Control:
     """How often noise alone fools, and which pairs are not certainly above it."""
-    corrected, n = confounders.corrected_matrix(outcomes), len(scores)
+    corrected, n = confounders.corrected_matrix(outcomes, pairs), len(scores)
     worst = models.drop_nulls("noise_rate").sort("noise_rate", descending=True)
     first = worst.row(0, named=True)
     rates = {"mean": worst["noise_rate"].mean(), "worst": first["noise_rate"]}
@@ -464,7 +466,8 @@ def _chance(
     else:
         which = "one" if pairs.height == 1 else "all"
         sentence += text(f"confounders.{which}_above", n=pairs.height)
-    at_chance = confounders.directions_at_chance(outcomes)
+    ways = (("a_fools_b", "noise_fools_b"), ("b_fools_a", "noise_fools_a"))
+    at_chance = sum(int((pairs[way] <= pairs[noise]).sum()) for way, noise in ways)
     sentence += text("confounders.directions", below=at_chance, n=n * (n - 1))
     changed = _changed("Corrected for chance", scores, corrected, families, "{:.0%}")
     label = "chance-corrected rate (p - q) / (1 - q)"
