@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -55,22 +55,27 @@ def memory(process: psutil.Process) -> int:
     return total
 
 
+def states(folder: Path, overrides: Sequence[str] = ()) -> Iterator[tuple[str, float, float, Path]]:
+    """(state, seconds, peak GiB, folder of its outputs) of three runs on one store in a folder."""
+    store = folder / "store"
+    for state in ("nothing", "weights", "everything"):
+        if state == "weights":
+            for entry in store.iterdir():
+                if entry.is_dir() and entry.name != "weights":
+                    shutil.rmtree(entry)
+        evaluate = [sys.executable, str(ROOT / "evaluate.py"), "logger=csv", *overrides]
+        outputs = folder / state
+        seconds, peak = timed([*evaluate, f"store.dir={store}", f"hydra.run.dir={outputs}"])
+        print(f"{state} stored: {seconds:.1f} s, {peak:.2f} GiB", flush=True)
+        yield state, seconds, peak, outputs
+
+
 def main(overrides: Sequence[str] | None = None) -> None:
     overrides = sys.argv[1:] if overrides is None else overrides
-    rows = []
     with tempfile.TemporaryDirectory(prefix="netkin-benchmark-") as scratch:
-        store = Path(scratch) / "store"
-        for state in ("nothing stored", "weights stored", "everything stored"):
-            if state == "weights stored":
-                for entry in store.iterdir():
-                    if entry.is_dir() and entry.name != "weights":
-                        shutil.rmtree(entry)
-            folder = Path(scratch) / state.split()[0]
-            evaluate = [sys.executable, str(ROOT / "evaluate.py"), "logger=csv", *overrides]
-            seconds, peak = timed([*evaluate, f"store.dir={store}", f"hydra.run.dir={folder}"])
-            rows.append({"state": state, "seconds": seconds, "peak_memory_gib": peak})
-            print(f"{state}: {seconds:.1f} s, {peak:.2f} GiB", flush=True)
-        stages = pl.read_csv(Path(scratch) / "weights" / "stages.csv", glob=False)
+        for state, _, _, outputs in states(Path(scratch), overrides):
+            if state == "weights":
+                stages = pl.read_csv(outputs / "stages.csv", glob=False)
     by = stages.group_by("stage", maintain_order=True)
     with pl.Config(tbl_rows=-1, float_precision=3):
         print(by.agg(pl.len().alias("models"), pl.sum("seconds")))

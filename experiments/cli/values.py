@@ -30,7 +30,7 @@ def changed(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
     """A config with other values of some keys."""
     result = config.copy()
     for key, value in values.items():
-        OmegaConf.update(result, key, value)
+        OmegaConf.update(result, key, value, force_add=True)  # as arguments of a foreign attack
     return result
 
 

@@ -210,6 +210,8 @@ def listed_attacks(config: DictConfig) -> dict[str, Attack]:
             raise UserError(f"an entry of attacks is {expected}, got {entry}")
         listed = ", ".join(f"{key} = {value}" for key, value in given.items())
         label = f"{option} ({listed})" if given else option
+        if "name" in given and str(given["name"]) not in found:
+            label = str(given["name"])  # of another package's attack
         if label in found:
             raise UserError(f"attacks lists {label} twice")
         composed = compose("evaluate", overrides=[*others, f"attack={option}"])

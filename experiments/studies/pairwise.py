@@ -64,20 +64,22 @@ def report(s: Study, m: Measured) -> None:
 
 
 def numbers(s: Study, draws: Draws, result: Result) -> dict[str, float]:
-    """The run in a dozen numbers: similarity over all pairs, and within and between families with
-    95% intervals over images (of smoothed scores), and how often noise alone fools a model."""
+    """The run in a dozen numbers: similarity over all pairs; within and between families and their
+    difference, with 95% intervals over images (of smoothed scores), where there are both; and how
+    often noise alone fools a model."""
     scores = off_diagonal(result.scores)
     values = {f"similarity/{of}": float(getattr(scores, of)()) for of in ("mean", "min", "max")}
     same, lower = np.equal.outer(s.families, s.families), np.tri(len(s.families), k=-1, dtype=bool)
-    means = draws.within_and_between(s.families)
-    for i, (name, pairs) in enumerate((("within", same & lower), ("between", ~same & lower))):
-        if pairs.any():
-            name, (low, high) = f"similarity/{name}", similarity.interval(means[:, i])
-            values |= {
-                name: float(s.scores[pairs].mean()),
-                f"{name}_low": low,
-                f"{name}_high": high,
-            }
+    kinds = {"within": same & lower, "between": ~same & lower}
+    if all(pairs.any() for pairs in kinds.values()):
+        found = {name: float(s.scores[pairs].mean()) for name, pairs in kinds.items()}
+        found["difference"] = found["within"] - found["between"]
+        means = draws.within_and_between(s.families)
+        of_draws = (*means.T, means[:, 0] - means[:, 1])
+        for (name, value), drawn in zip(found.items(), of_draws, strict=True):
+            low, high = similarity.interval(drawn)
+            key = f"similarity/{name}"
+            values |= {key: value, f"{key}_low": low, f"{key}_high": high}
     if "noise_rate" in result.models.columns:
         values["noise/mean"] = result.models.select(pl.col("noise_rate").mean()).item()
     return values
