@@ -113,10 +113,38 @@ def files(config: DictConfig) -> None:
                 f"{a} and {b} share {len(common)} models, expected 3 or more "
                 f"({and_more(s.names, 3)}; {and_more(theirs.names, 3)})"
             )
-        pair = Definition(a, s.matrix.of(common).scores), Definition(b, theirs.of(common).scores)
-        only = {a: len(s.names) - len(common), b: len(theirs.names) - len(common)}
-        left_out = [text("only", n=n, name=name) for name, n in only.items() if n]
-        compare(s, common, [pair], left_out=left_out)
+        names = (short(a), short(b)) if short(a) != short(b) else (a, b)
+        whole = dict(zip(names, (s.matrix, theirs), strict=True))
+        pair = [Definition(name, m.of(common).scores) for name, m in whole.items()]
+        alone = {name: len(m.names) - len(common) for name, m in whole.items()}
+        notes = [text("only", n=n, name=name) for name, n in alone.items() if n]
+        found = [agreement(each) for each in (a, b)]
+        columns = dict[str, float]()
+        if (one := found[0]) is None or (other := found[1]) is None:
+            notes.insert(0, text("unknown_noise"))
+        elif one[1] == other[1]:
+            notes.insert(0, text("same_images"))
+        else:
+            top = float(np.sqrt(one[0].reliability * other[0].reliability))
+            r = statistics.pearson(*statistics.paired(pair[0].scores, pair[1].scores)).r
+            columns = {"noise_ceiling": top, "r_without_noise": float(np.clip(r / top, -1, 1))}
+        compare(s, common, [(pair[0], pair[1])], [columns], notes)
+
+
+def short(given: str) -> str:
+    """A matrix in words: the name of a run's folder, of a file, or sat69."""
+    return Path(given).stem if given.endswith(".csv") else Path(given).name
+
+
+def agreement(given: str) -> tuple[noise.Agreement, str] | None:
+    """How far random halves of a run's images agree, and which images these are, by the
+    agreement.csv of its folder; None where there is none."""
+    file = scores_file("", given).with_name("agreement.csv")
+    if given == "sat69" or not Path(given).expanduser().is_dir() or not file.is_file():
+        return None
+    table = pl.read_csv(file)
+    images, classes = (np.nan if r is None else r for r in table["r"].cast(pl.Float64))
+    return (noise.Agreement(images, classes), table["images"][0]) if images > 0 else None
 
 
 def scores_file(key: str, given: str) -> Path:
@@ -447,9 +475,18 @@ def general_answer(question: str, rows: list[dict]) -> list[str]:
     if not known or known[0]["models"] < FEWEST:
         return [text(f"{question}.few", models=rows[0]["models"]), *each]
     worst = min(known, key=lambda row: row["r"])
-    ends = worst["models_low"], worst["models_high"]
-    decision = verdict(worst["r"], ends, worst["p"], threshold=statistics.ALIKE)
-    share = text("share", share=worst["r"] ** 2, **worst)
+    r, without = worst["r"], worst["r_without_noise"]
+    share = text("share", share=r**2, **worst)
+    if without is not None and without > r > 0:
+        share += text("without_noise", share=without**2, **worst)
+    else:
+        without = r
+    # The interval over models is that of r; r without noise is as uncertain, in proportion.
+    ends = [
+        None if e is None else min(e * without / r, 1.0)
+        for e in (worst["models_low"], worst["models_high"])
+    ]
+    decision = verdict(without, (ends[0], ends[1]), worst["p"], threshold=statistics.ALIKE)
     return [text(question, decision, share=share), *each]
 
 
@@ -484,6 +521,8 @@ def differences(
     values |= {"model": first["model"], "most": first["mean_difference"], "models": n}
     direction, changes = "higher" if mean >= 0 else "lower", int((near_a != near_b).sum())
     differ = text("differ", direction=direction, changed=changes, **values)
+    if not difference.any():
+        differ = text("equal")
     shown = s.config.compare.pairs
     tables = {f"The {shown} pairs that differ most": pairs.head(shown), "Models": models}
     return Section("Where they differ", (), tables, [picture]), differ

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from netkin import similarity
-from netkin.analysis import confounders
+from netkin.analysis import confounders, noise, statistics
 from netkin.analysis.clusters import hierarchy
 from netkin.analysis.groups import Draws, family_means, within_and_between
 from netkin.analysis.matrix import Matrix, off_diagonal
@@ -44,6 +44,7 @@ from netkin.report.study import Lookup, Outputs, Section
 from netkin.report.text import fraction_text, number, percent, settings_text
 from netkin.results import Results
 from netkin.similarity import ALPHA, WEAK_ATTACK, Outcomes, interval
+from netkin.store.files import digest
 from netkin.zoo.build import knows_more
 from netkin.zoo.execution import DEFAULT_PRECISION
 from netkin.zoo.sources import model_page
@@ -103,6 +104,7 @@ class Result:
         families: mean scores: family_a, family_b, pairs, mean, and its 95 % interval over images,
             low and high; family_a == family_b is within a family, and a family of one has no such
             row.
+        agreement: of scores of random halves of the images, and of the classes.
         controls: what the scores owe to chance and to single models.
         bases: the base architecture of each model; the families, unless given.
         links: a page about a model, by its name.
@@ -122,6 +124,7 @@ class Result:
     pairs: pl.DataFrame
     models: pl.DataFrame
     families: pl.DataFrame
+    agreement: noise.Agreement
     controls: Sequence[Control] = ()
     bases: Sequence[str] = ()
     links: Mapping[str, str] = field(default_factory=dict)
@@ -145,6 +148,9 @@ class Result:
             "models": self.models,
             "families": self.families,
         }
+        halves = {"halves_of": ["images", "classes"], "r": list(self.agreement)}
+        ids = digest({"ids": list(self.outcomes.image_ids)})  # which images, for experiment=compare
+        tables["agreement"] = pl.DataFrame(halves).with_columns(images=pl.lit(ids)).fill_nan(None)
         more = {"resize_errors": self.resize, "failures": self.failures}
         return tables | {name: table for name, table in more.items() if table.height}
 
@@ -327,6 +333,7 @@ def summarise(
     task, images = evaluation.task, len(outcomes.image_ids)
     if failures is None:
         failures = pl.DataFrame(schema=["model", "stage", "reason"])
+    label_of = dict(zip(evaluation.subset.ids, evaluation.subset.labels, strict=True))
     published = {m.name: m.member.source for m in requested if m.member.uses_published(task)}
     resize, caveats = results.resize_errors(members), []
     if resize.height:
@@ -347,6 +354,7 @@ def summarise(
         [results.params(member) for member in members],
         [member.view.input_size for member in members],
         eps_s=eps_s,
+        labels=[label_of[image] for image in outcomes.image_ids],
         suspects=suspects or {},
         caveats=caveats,
         mistakes=mistake_table(
@@ -371,6 +379,7 @@ def relate(
     input_sizes: list[int],
     *,
     eps_s: float = similarity.EPS_S,
+    labels: Sequence[int] = (),
     suspects: Mapping[str, str] | None = None,
     caveats: Sequence[str] = (),
     mistakes: pl.DataFrame | None = None,
@@ -379,6 +388,7 @@ def relate(
     """The answer from outcomes alone, with gaps for requested models that failed; see `summarise`.
 
     `families` are those of all requested models, params and input sizes of the outcomes' models,
+    `labels` the class of each image, where it is known,
     `caveats` the last paragraphs of the answer, `mistakes` that of `mistake_table`, and `others`
     further attributes of the `Result`.
     """
@@ -401,7 +411,8 @@ def relate(
         control, effects = _single_models(outcomes, smoothed, groups, pairs)
         controls.append(control)
         models = models.join(effects, "model", maintain_order="left")
-    means = family_means(smoothed, groups, draws)
+    means, found = family_means(smoothed, groups, draws), noise.agreement(outcomes, labels)
+    known = len(done) >= statistics.FEWEST and not math.isnan(found.classes)
     listed = pl.DataFrame(list(itertools.combinations(names, 2)), schema=["a", "b"], orient="row")
     pairs = listed.join(pairs, on=["a", "b"], how="left", maintain_order="left")
     pairs = pairs.with_columns(pl.col("n").fill_null(0))
@@ -418,14 +429,16 @@ def relate(
         _extremes(outcomes, pairs.drop_nulls("score"), smoothed, eps_s),
         *_within_or_between(groups, pairs.drop_nulls("score"), smoothed, draws),
         *_closest_families(means),
+        *([text("pairwise.agreement", n=len({*labels}), **found._asdict())] if known else []),
         *_weak(table.filter(pl.col("model").is_in(done))),
         *[control.sentence for control in controls],
         *([] if mistakes is None else _mistakes(mistakes)),
         *caveats,
     ]
     return Result(
-        title, question, answer, outcomes, names, matrix, pairs, table, means, controls, **others
-    )
+        title, question, answer, outcomes, names, matrix, pairs, table, means, found, controls,
+        **others,
+    )  # fmt: skip
 
 
 def attacked(evaluation: Evaluation) -> str:

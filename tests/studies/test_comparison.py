@@ -136,8 +136,33 @@ def test_compare(folder: Path) -> None:
     done = helpers.run("compare", folder / "files", arguments)
     (link,) = pl.read_csv(done / "correlations.csv").to_dicts()
     assert link["r"] == pytest.approx(-1) and (link["models"], link["n"]) == (4, 6)
+    assert "How much of a difference is noise of the images is unknown" in page
+    noisy_runs(rng, folder)
     wrong = run_here("experiment=compare", f"a={first}", f"b={four}", cwd=folder)
     assert wrong.returncode == 1 and "share 2 models, expected 3" in wrong.stderr
+
+
+def noisy_runs(rng: np.random.Generator, folder: Path) -> None:
+    """Two measurements of 30 models, each half noise, are two of the same similarities; not where
+    both are on the same images, nor where each is certain."""
+    upper = np.triu(rng.normal(2, 0.5, (3, 30, 30)), 1)
+    s = (upper + upper.transpose(0, 2, 1))[[0, 0]] + (upper + upper.transpose(0, 2, 1))[1:]
+    names = tuple(f"m{i}" for i in range(30))
+    for half, others, alike in ((1 / 3, True, True), (1 / 3, False, False), (0.98, True, False)):
+        for i, scores in enumerate(s):
+            run = folder / f"noisy{i}"
+            run.mkdir(exist_ok=True)
+            Matrix(names, scores).table().write_csv(run / "similarity.csv")
+            table = {"halves_of": ["images", "classes"], "r": [half, None]}
+            table["images"] = [str(i if others else 0)] * 2
+            pl.DataFrame(table).write_csv(run / "agreement.csv")
+        arguments = [f"a={folder / 'noisy0'}", f"b={folder / 'noisy1'}", "logger=none"]
+        done = helpers.run("compare", folder / "files", arguments)
+        (link,) = pl.read_csv(done / "correlations.csv").to_dicts()
+        answer = re.findall("(Yes|No|Not certain)[,:]", (done / "report.html").read_text())[0]
+        assert link["r"] == pytest.approx(0.5, abs=0.1)
+        without = link["r_without_noise"] or link["r"]
+        assert without > 0.85 and answer != "No" if alike else without < 0.6 and answer == "No"
 
 
 @pytest.mark.slow

@@ -139,7 +139,7 @@ class Completed(NamedTuple):
             "error": float(np.abs(predicted - true).mean()),
             "with_interval": float(known.mean()),
             "coverage": float(mean_known(np.where(known, inside, np.nan))),
-            "highest_coverage": float(mean_known(np.where(highest, inside, np.nan))),
+            "coverage_of_highest": float(mean_known(np.where(highest, inside, np.nan))),
             "nearest_found": float((ours == theirs)[rest].mean()),
         }
 

@@ -6,7 +6,7 @@ too low (measured: experiments/results/statistics.md). `without_noise` removes t
 adds it once, not twice, to the draws. `ceiling` is the r that the noise allows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from netkin.analysis.matrix import pair_values, square
 from netkin.analysis.statistics import FEWEST, correlations, mean_known
 from netkin.similarity import Outcomes, interval
 
+CLASSES = 4  # that random halves of the classes take
 SPLITS = 20  # random splits of the images that a noise ceiling is averaged over
 
 
@@ -137,6 +138,40 @@ def halves(n: int, splits: int = SPLITS, seed: int = 0) -> NDArray[np.float64]:
     return np.stack([first, ~first], axis=1).reshape(2 * splits, n).astype(float)
 
 
+class Agreement(NamedTuple):
+    """How far scores depend on the stimuli: r over pairs between random halves of the images, and
+    between those of the classes, in [-1, 1], means of SPLITS splits; NaN where unknown."""
+
+    images: float
+    classes: float = np.nan
+
+    @property
+    def reliability(self) -> float:
+        """The share of the variance over pairs that is not noise of the images, in [0, 1]."""
+        return _whole(self.images)
+
+
+def agreement(outcomes: Outcomes, labels: Sequence[int] = ()) -> Agreement:
+    """The agreement of halves of the images, and of the classes if there are CLASSES or more,
+    by the label of each image, [I]."""
+    images = len(outcomes.image_ids)
+    _, of = np.unique(np.asarray(labels, dtype=np.intp), return_inverse=True)
+    weights = [halves(images)]
+    if of.size and (n := int(of.max()) + 1) >= CLASSES:
+        weights.append(halves(n)[:, of])
+    sums = np.zeros((6, SPLITS * len(weights)))
+    for a, scores in similarity.row_draws(outcomes, np.concatenate(weights)):
+        x, y = scores[::2, :a], scores[1::2, :a]
+        known = ~np.isnan(x) & ~np.isnan(y)
+        x, y = np.where(known, x, 0), np.where(known, y, 0)
+        sums += [part.sum(axis=1) for part in (known, x, y, x * x, y * y, x * y)]
+    n, x, y, xx, yy, xy = sums
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r = (n * xy - x * y) / np.sqrt((n * xx - x * x) * (n * yy - y * y))
+    r = np.where(np.isfinite(r), r, np.nan).reshape(len(weights), -1)
+    return Agreement(*mean_known(r).tolist())
+
+
 def sampled_scores(outcomes: Outcomes, draws: int, one_sided: bool = False) -> Sampled:
     """The matrix of smoothed scores in nats on samples of the images, or that of one direction,
     [a, b] of a's images on b. NaN where a half or a draw leaves a pair without images."""
@@ -184,5 +219,10 @@ def reliability(values: NDArray) -> float:
     r = correlations(values[::2], values[1::2])
     if np.isnan(r).all():
         return np.nan
-    mean = float(np.clip(mean_known(r, 0), 0, 1))
-    return 2 * mean / (1 + mean)
+    return _whole(float(mean_known(r, 0)))
+
+
+def _whole(r: float) -> float:
+    """The reliability on all images, by the r of halves of them (Spearman 1910; Brown 1910)."""
+    r = float(np.clip(r, 0, 1))
+    return 2 * r / (1 + r)

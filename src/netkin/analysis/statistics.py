@@ -374,8 +374,10 @@ def _without(values: NDArray[np.float64], z: NDArray[np.float64]) -> NDArray[np.
 def over_models(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
     """The 95 % interval of r between two matrices [N, N] when models are the sample.
 
-    By the jackknife over models, on Fisher's scale. NaN for fewer than FEWEST models, or where r
-    without one of the models is undefined.
+    By the jackknife over models, on Fisher's scale or, brought to it by the derivative, that of r
+    itself, whichever is narrower: near r = 1 Fisher's z is far higher without the one model
+    that differs. r itself where it is 1 or -1. NaN for fewer than FEWEST models, or where r without
+    one of the models is undefined.
     """
     x, y = _square(a, b)
     n = len(x)
@@ -383,10 +385,12 @@ def over_models(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
         return np.nan, np.nan
     kept = [np.delete(np.arange(n), i) for i in range(n)]
     some = [pearson(*paired(x[np.ix_(k, k)], y[np.ix_(k, k)])).r for k in kept]
-    r = np.clip([*some, pearson(*paired(x, y)).r], -1 + 1e-12, 1 - 1e-12)
-    z = np.arctanh(r)
-    half = jackknife(z[:-1])
-    return float(np.tanh(z[-1] - half)), float(np.tanh(z[-1] + half))
+    r, every = pearson(*paired(x, y)).r, np.array(some)
+    if abs(r) > 1 - 1e-12:
+        return r, r
+    half = jackknife(np.arctanh(np.clip(every, -1 + 1e-12, 1 - 1e-12)))
+    half = np.minimum(half, jackknife(every) / (1 - r**2))  # NaN stays
+    return float(np.tanh(np.arctanh(r) - half)), float(np.tanh(np.arctanh(r) + half))
 
 
 def jackknife(without: NDArray[np.float64]) -> float:
