@@ -12,7 +12,7 @@ from experiments.cli.values import resolved
 from netkin.analysis.components import read_components, rows_of
 from netkin.analysis.matrix import position_of
 from netkin.components import COMPONENTS
-from netkin.errors import UserError, and_more, near
+from netkin.errors import UserError, near
 from netkin.jobs.progress import Bars
 from netkin.zoo.member import Member, Task
 
@@ -99,11 +99,14 @@ def stand_in(s: Study, name: str, what: str) -> tuple[int, list[str]]:
     family = [other == member.family for other in s.families]
     best = max(range(len(s.names)), key=lambda i: (counts[i], family[i], alike[i]))
     ties = [s.names[i] for i in np.flatnonzero(counts == counts[best]) if i != best]
-    text = (
-        f"{name} is not in the matrix. It is represented by {s.names[best]}, with which it shares "
-        f"{counts[best]} of {len(shared)} components"
-    )
-    return best, [f"{text} ({and_more(ties, 3)} share as many)." if ties else f"{text}."]
+    shares = f"with which it shares {counts[best]} of {len(shared)} components"
+    text = f"{name} is not in the matrix. It is represented by {s.names[best]}, {shares}."
+    if ties:
+        text += (
+            f" {', '.join(ties)} share{'s' * (len(ties) == 1)} as many: family and name decided "
+            "between these, and another of them may give another answer."
+        )
+    return best, [text]
 
 
 def from_file(path: str, names: Sequence[str]) -> pl.DataFrame:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from netkin.analysis.matrix import pair_index, pair_values
 from netkin.analysis.noise import Sampled
@@ -69,6 +68,8 @@ def mistakes(
     the sources' adversarial images, [P, I]; -1 where one of them is wrong on the clean image.
     labels: [I].
     """
+    from scipy.sparse import csr_array  # a command that needs no mistakes does not wait for it
+
     both = (own >= 0) & (own != labels) & (theirs >= 0) & (theirs != labels)
     same, (pair, image) = both & (own == theirs), np.nonzero(both)
     y, k = labels[image], int(max(own.max(), theirs.max(), labels.max(), 0)) + 1
