@@ -224,6 +224,11 @@ class _Budget:
     least_inside: float = 0.9  # and the share of pairs inside the reference's interval
 
 
+@experiment("classes", section="classes")
+class _Classes:
+    pairs: int = 10  # in the answer's tables
+
+
 @experiment("clusters", section="clusters")
 class _Clusters(_OfClusters):
     restarts: int = 1000  # runs of K-means, of which the best counts

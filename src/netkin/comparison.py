@@ -43,7 +43,7 @@ from netkin.report.sentences import text
 from netkin.report.study import Lookup, Outputs, Section
 from netkin.report.text import fraction_text, number, percent, settings_text
 from netkin.results import Results
-from netkin.similarity import ALPHA, WEAK_ATTACK, Outcomes, interval
+from netkin.similarity import ALPHA, WEAK_ATTACK, Outcomes
 from netkin.store.files import digest
 from netkin.zoo.build import knows_more
 from netkin.zoo.execution import DEFAULT_PRECISION
@@ -542,9 +542,8 @@ def _within_or_between(
     if means is None:
         return []
     within, between = means
-    of_draws = draws.within_and_between(families)
-    low, high = interval(of_draws[:, 0] - of_draws[:, 1])
-    difference = within - between
+    of_draws, difference = draws.within_and_between(families), within - between
+    low, high = statistics.over_images(difference, of_draws[:, 0] - of_draws[:, 1])
     test = together_test(scores, np.equal.outer(np.array(families), np.array(families)))
     family = dict(zip(draws.outcomes.members, families, strict=True))
     same = pl.col("a").replace_strict(family) == pl.col("b").replace_strict(family)

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.studies.compare import cheapest, passes
+from experiments.studies.compare import carried, cheapest, class_table, passes
 from netkin import similarity
 from netkin.analysis.matrix import Matrix
 from netkin.analysis.statistics import target_test
@@ -190,6 +190,36 @@ def test_precision(folder: Path) -> None:
         for file in four_store(folder).glob("digits/quick-*/pgd-*/identity.json")
     ]
     assert sum('"precision": "bf16-mixed"' in text for _, text in identities) == 1
+
+
+def test_a_class_that_carries_a_pair_is_found() -> None:
+    """One class has all transfers of a pair; of the others all classes are alike."""
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(5), 40)
+    fooled = rng.random((4, 4, 200)) < 0.3
+    fooled[0, 1] = fooled[1, 0] = labels == 3
+    names, ids = ("a", "b", "c", "d"), tuple(map(str, range(200)))
+    found = Outcomes(names, ids, rng.random((4, 200)) < 0.9, fooled)
+    inside = (labels == np.arange(5)[:, None]).astype(float)
+    pairs = carried(found, inside, list("vwxyz"))
+    (row,) = pairs.filter(a="a", b="b").to_dicts()
+    assert (row["class"], row["class_rate"], row["classes"]) == ("y", 1, 1)
+    assert row["score"] == pytest.approx(similarity.smoothed_matrix(found)[0, 1])
+    assert pairs.filter(pl.col("class").is_not_null()).height == 1
+    assert pairs.filter(a="c", b="d")["classes"].item() > 4.5
+    table = class_table(found, inside, list("vwxyz"))
+    rates = [found.on(np.flatnonzero(labels == c).tolist()) for c in range(5)]
+    expected = [
+        np.mean([o.per_image(i, j).mean() for i in range(4) for j in range(i)]) for o in rates
+    ]
+    assert table.sort("class")["fooling_rate"].to_list() == pytest.approx(expected)
+    assert table["class"][0] == "y" and table["images"].to_list() == [40] * 5
+
+
+def test_classes(folder: Path) -> None:
+    done = on_four("classes", folder)
+    has_figures(done, "classes")
+    assert pl.read_csv(done / "pairs.csv").height == 6
+    assert pl.read_csv(done / "classes.csv")["images"].sum() > 0
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from netkin.analysis.matrix import pair_values, square
 from netkin.analysis.statistics import FEWEST, correlations, mean_known
 from netkin.similarity import Outcomes, interval
 
+FEWEST_IMAGES = 100  # of an interval of r over images
 CLASSES = 4  # that random halves of the classes take
 SPLITS = 20  # random splits of the images that a noise ceiling is averaged over
 
@@ -25,8 +26,9 @@ class OverImages(NamedTuple):
     """A correlation over pairs as infinitely many images would have it, for these models.
 
     r is in [-1, 1]; NaN where the noise of the images is as large as the spread of the pairs, or
-    there are fewer than 3 pairs. low and high are its 95 % interval over images; NaN where r is,
-    and for fewer than FEWEST models. `ceiling` is that of the r that was measured.
+    there are fewer than 3 pairs. low and high are its 95 % interval over images. All are NaN for
+    fewer than FEWEST models or FEWEST_IMAGES images, of which intervals cover less. `ceiling` is
+    that of the r that was measured.
     """
 
     r: float = np.nan
@@ -66,21 +68,24 @@ def text(row: Mapping[str, Any]) -> str:
 
 class Sampled(NamedTuple):
     """A matrix of N models, or its pairs: values [...] on all images, on bootstrap draws of them,
-    [draws, ...], and on `halves` of them, [2 * splits, ...]."""
+    [draws, ...], and on `halves` of them, [2 * splits, ...]; and how many images these are, if it
+    is known."""
 
     values: NDArray[np.float64]
     draws: NDArray[np.float64]
     halves: NDArray[np.float64]
+    images: int | None = None
 
     def at(self, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> "Sampled":
         """The pairs of matrices, such as at `netkin.analysis.matrix.pair_index`."""
-        return Sampled(*(part[..., rows, columns] for part in self))
+        return Sampled(*(part[..., rows, columns] for part in self[:3]), images=self.images)
 
 
 def over_images(x: Sampled, y: Sampled, models: int) -> OverImages:
     """`without_noise` and `ceiling` of two measures of the pairs of so many models."""
     top = ceiling(x.halves, y.halves)
-    if models < FEWEST:
+    few = any(of.images is not None and of.images < FEWEST_IMAGES for of in (x, y))
+    if few or models < FEWEST:
         return OverImages(ceiling=top)
     return without_noise(x.values, y.values, x.draws, y.draws)._replace(ceiling=top)
 
@@ -159,8 +164,14 @@ def agreement(outcomes: Outcomes, labels: Sequence[int] = ()) -> Agreement:
     weights = [halves(images)]
     if of.size and (n := int(of.max()) + 1) >= CLASSES:
         weights.append(halves(n)[:, of])
-    sums = np.zeros((6, SPLITS * len(weights)))
-    for a, scores in similarity.row_draws(outcomes, np.concatenate(weights)):
+    r = agreeing(outcomes, np.concatenate(weights)).reshape(len(weights), -1)
+    return Agreement(*mean_known(r).tolist())
+
+
+def agreeing(outcomes: Outcomes, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """r over pairs, [m], of scores of images of the weights' rows 2 i and 2 i + 1, [2 m, I]."""
+    sums = np.zeros((6, len(weights) // 2))
+    for a, scores in similarity.row_draws(outcomes, weights):
         x, y = scores[::2, :a], scores[1::2, :a]
         known = ~np.isnan(x) & ~np.isnan(y)
         x, y = np.where(known, x, 0), np.where(known, y, 0)
@@ -168,8 +179,7 @@ def agreement(outcomes: Outcomes, labels: Sequence[int] = ()) -> Agreement:
     n, x, y, xx, yy, xy = sums
     with np.errstate(invalid="ignore", divide="ignore"):
         r = (n * xy - x * y) / np.sqrt((n * xx - x * x) * (n * yy - y * y))
-    r = np.where(np.isfinite(r), r, np.nan).reshape(len(weights), -1)
-    return Agreement(*mean_known(r).tolist())
+    return np.where(np.isfinite(r), r, np.nan)
 
 
 def sampled_scores(outcomes: Outcomes, draws: int, one_sided: bool = False) -> Sampled:
@@ -181,7 +191,7 @@ def sampled_scores(outcomes: Outcomes, draws: int, one_sided: bool = False) -> S
         whole, scores = similarity.one_sided(outcomes), similarity.one_sided
     else:
         whole, scores = similarity.smoothed_matrix(outcomes), similarity.bootstrap
-    return Sampled(whole, *(scores(outcomes, counts=counts) for counts in samples))
+    return Sampled(whole, *(scores(outcomes, counts=counts) for counts in samples), images=images)
 
 
 def simulated_draws(

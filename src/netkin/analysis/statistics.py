@@ -402,6 +402,26 @@ def jackknife(without: NDArray[np.float64]) -> float:
     return float(lazy.stats.t.ppf(0.975, n - 1) * error)
 
 
+def over_images(
+    value: float, without: NDArray[np.float64], limits: tuple[float, float] = (-np.inf, np.inf)
+) -> tuple[float, float]:
+    """The 95 % interval of a statistic over images, by the jackknife: from its values without one
+    of m parts of the images (`netkin.similarity.leave_out`), [m].
+
+    It is about the value less the jackknife's estimate of its bias (Quenouille 1956), which adds
+    to the error as an error of its own: of few images a mean of logarithms is biased, in a
+    direction that bootstrap draws repeat. Cut to `limits`. Without NaN, such as of parts without
+    which a pair has no image; NaN where fewer than two values are left.
+    """
+    without = without[~np.isnan(without)]
+    if (m := len(without)) < 2:
+        return np.nan, np.nan
+    bias = (m - 1) * (without.mean() - value)
+    half = np.hypot(jackknife(without), lazy.stats.t.ppf(0.975, m - 1) * bias)
+    low, high = np.clip((value - bias - half, value - bias + half), *limits)
+    return float(low), float(high)
+
+
 def permutation_test(
     x: ArrayLike, y: ArrayLike, permutations: int = PERMUTATIONS, seed: int = 0
 ) -> Tested:
