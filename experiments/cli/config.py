@@ -99,7 +99,7 @@ class Score:
     """How scores are computed."""
 
     eps_s: float = 0.01  # floor of 100 p in s = ln max(eps_s, 100 p)
-    bootstrap: int = 1000  # draws of images for the intervals of means over pairs
+    bootstrap: int = 1000  # samples of the images for intervals of means and correlations
     half_width: float | None = None  # nats: stop once intervals (high - low) are twice this
     share: float = 0.95  # of the pairs whose intervals must be
 

@@ -313,7 +313,7 @@ def resample(n: int, draws: int = 1000, seed: int = 0) -> NDArray[np.float64]:
 def leave_out(n: int, parts: int = 1000, seed: int = 0) -> NDArray[np.float64]:
     """Weights of n observations without one of them at a time, or without one of so many random
     parts where n is more: [min(n, parts), n] in {0, 1}."""
-    parts = min(n, parts)
+    parts = min(n, max(parts, 2))
     part = np.random.default_rng(seed).permutation(n) % parts
     return (part != np.arange(parts)[:, None]).astype(float)
 

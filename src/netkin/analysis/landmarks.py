@@ -44,7 +44,7 @@ FEWEST = 5  # landmarks
 FITTED = 4_000  # pairs that a regression is fitted on, about; of more, so many are drawn
 FOLDS = 10  # groups of landmarks that are held out, one after another; at most one a landmark
 USEFUL = 0.5  # the share of the variance of held-out scores from which predictions are said to work
-BLOCK = 50_000  # pairs that are predicted at once, which bounds the memory
+BLOCK = 10_000  # pairs that are predicted at once, which bounds the memory
 HIGHEST = 0.05  # the share of scores that `HeldOut.highest_covered` takes
 
 
