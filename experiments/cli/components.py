@@ -5,18 +5,16 @@ from difflib import SequenceMatcher
 
 import numpy as np
 import polars as pl
-from timm.models import split_model_name_tag
 
 from experiments.cli.sat69 import pinned
 from experiments.cli.study import Study
 from experiments.cli.values import resolved
 from netkin.analysis.components import read_components, rows_of
 from netkin.analysis.matrix import position_of
-from netkin.components import COMPONENTS, component_table
-from netkin.errors import UserError, and_more, near
+from netkin.components import COMPONENTS
+from netkin.errors import UserError, near
 from netkin.jobs.progress import Bars
 from netkin.zoo.member import Member, Task
-from netkin.zoo.parse import parse_members
 
 PUBLISHED = Task("imagenet", 1000, "pretrained")
 """The task of published models, of which components are read without a dataset."""
@@ -69,6 +67,8 @@ def bases_of(s: Study) -> list[str]:
 
 def _published(s: Study, names: Sequence[str]) -> list[Member]:
     """Members by names of timm or of model.known. Raises UserError where one is neither."""
+    from netkin.zoo.parse import parse_members
+
     known = {**pinned(), **(resolved(s.config.model).get("known") or {})}
     return parse_members(names, known, at_least=1)
 
@@ -81,7 +81,7 @@ def stand_in(s: Study, name: str, what: str) -> tuple[int, list[str]]:
     `what` begins, for a name that is not in the matrix, timm's, or in model.known.
     """
     tags = () if s.published is None else s.published.timm
-    same = [i for i, tag in enumerate(tags) if name in (tag, split_model_name_tag(tag)[0])]
+    same = [i for i, tag in enumerate(tags) if name in (tag, tag.partition(".")[0])]
     if name in s.names or same:
         return s.names.index(name) if name in s.names else same[0], []
     if s.measured is not None:
@@ -99,11 +99,14 @@ def stand_in(s: Study, name: str, what: str) -> tuple[int, list[str]]:
     family = [other == member.family for other in s.families]
     best = max(range(len(s.names)), key=lambda i: (counts[i], family[i], alike[i]))
     ties = [s.names[i] for i in np.flatnonzero(counts == counts[best]) if i != best]
-    text = (
-        f"{name} is not in the matrix. It is represented by {s.names[best]}, with which it shares "
-        f"{counts[best]} of {len(shared)} components"
-    )
-    return best, [f"{text} ({and_more(ties, 3)} share as many)." if ties else f"{text}."]
+    shares = f"with which it shares {counts[best]} of {len(shared)} components"
+    text = f"{name} is not in the matrix. It is represented by {s.names[best]}, {shares}."
+    if ties:
+        text += (
+            f" {', '.join(ties)} share{'s' * (len(ties) == 1)} as many: family and name decided "
+            "between these, and another of them may give another answer."
+        )
+    return best, [text]
 
 
 def from_file(path: str, names: Sequence[str]) -> pl.DataFrame:
@@ -113,6 +116,8 @@ def from_file(path: str, names: Sequence[str]) -> pl.DataFrame:
 
 def read_off(members: list[Member], task: Task, bars: Bars) -> pl.DataFrame:
     """The components of members, built for a task, with a progress bar."""
+    from netkin.components import component_table
+
     key = repr((members, task))
     if key not in _READ:
         bars.start("components", [member.name for member in members], len(members))

@@ -44,6 +44,7 @@ LEAST = {
     "ensemble.sizes": 2,
     "hardware.loader_processes": 0,
     "importance.min_samples": 2,
+    "importance.splits": 2,
     "run": 0,
     "select.tolerance": 0,
     "teachers.above": -5,

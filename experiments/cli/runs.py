@@ -4,16 +4,18 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.cli.values import naming, naming_group, resolved, run_folder, swept
-from netkin.evaluation import Evaluation
 from netkin.store.layout import Store
 from netkin.tracking import RunInfo, Tracker, track
+
+if TYPE_CHECKING:
+    from netkin.evaluation import Evaluation
 
 MEASURING = (
     *("dataset", "subset", "model", "recipe", "attack", "store", "transfer", "score"),
@@ -67,7 +69,7 @@ def info(
 
 
 def run_info(
-    config: DictConfig, evaluation: Evaluation, members: int, names: Sequence[str]
+    config: DictConfig, evaluation: "Evaluation", members: int, names: Sequence[str]
 ) -> RunInfo:
     """A run that measures. Of few members it is named by their `names`.
 

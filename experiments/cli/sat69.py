@@ -13,7 +13,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
-from torch.hub import download_url_to_file
 
 from experiments.cli.config import CONF
 from experiments.cli.runs import open_store
@@ -77,6 +76,8 @@ def find(config: DictConfig) -> dict[str, Path]:
                 "leave out similarity.dir to have it fetched"
             )
         if file is None:
+            from torch.hub import download_url_to_file
+
             file = folder / names[0]
             try:
                 folder.mkdir(parents=True, exist_ok=True)

@@ -19,10 +19,18 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from experiments.cli.finish import Suspects, described, finish, print_notes, terminal
+from experiments.cli.finish import described, finish, print_notes, terminal
 from experiments.cli.members import build_members, build_training, member_hardware
 from experiments.cli.runs import command, open_store, run_info, tracked
-from experiments.cli.values import construct, may_stop, naming, naming_group, resolved
+from experiments.cli.suspects import Suspects
+from experiments.cli.values import (
+    construct,
+    may_stop,
+    naming,
+    naming_group,
+    refuse_stopping,
+    resolved,
+)
 from netkin import run
 from netkin.analysis.sequential import Certainty, Rule
 from netkin.attacks import PGD, Attack, as_attack
@@ -102,7 +110,7 @@ def opened(
     attack: Attack | None = None,
     sources: Sequence[str] | None = None,
     named: Sequence[str] = (),
-    check_members: bool = True,
+    complete: bool = True,
     stops: bool = False,
 ) -> Iterator[Opened]:
     """The run of a config, before any work, with an open tracker; see `netkin.run.open`.
@@ -111,7 +119,7 @@ def opened(
         members, attack: instead of the config's.
         sources: names of the members that are attacked; all, unless given.
         named: the models that a dashboard names the run for, where they are few.
-        check_members: whether members that are neither published nor trained here are built once.
+        complete: whether members that cannot be built, or whose weights cannot be had, are errors.
         stops: whether the command stops at `score.half_width`; others refuse it.
     """
     if not stops:
@@ -123,7 +131,8 @@ def opened(
     settings = replace(
         settings,
         sources=sources,
-        check_members=check_members,
+        check_members=complete,
+        complete=complete,
         rule=stopping_rule(config),
         tracker=tracked(config, info),
         tell=lambda notes: print_notes(console, notes),
@@ -349,15 +358,6 @@ def stopping_rule(config: DictConfig) -> Rule | None:
         return None
     with naming({"half_width": "score.half_width", "share": "score.share"}):
         return Rule(config.score.half_width, config.score.share, config.score.eps_s)
-
-
-def refuse_stopping(config: DictConfig) -> None:
-    """Raises UserError for a half-width that a command would ignore."""
-    if may_stop(config):
-        raise UserError(
-            f"experiment={config.experiment.name} takes no score.half_width: its numbers are of "
-            "all images. Leave it out, or run experiment=pairwise with it first"
-        )
 
 
 def images_used(config: DictConfig, found: Certainty | None) -> list[str]:

@@ -63,6 +63,15 @@ def may_stop(config: DictConfig) -> bool:
     return "score" in config and config.score.half_width is not None
 
 
+def refuse_stopping(config: DictConfig) -> None:
+    """Raises UserError for a half-width that a command would ignore."""
+    if may_stop(config):
+        raise UserError(
+            f"experiment={config.experiment.name} takes no score.half_width: its numbers are of "
+            "all images. Leave it out, or run experiment=pairwise with it first"
+        )
+
+
 @contextmanager
 def naming(keys: Mapping[str, str]) -> Iterator[None]:
     """Replace arguments by config keys in errors of the library.

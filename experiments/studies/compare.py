@@ -31,10 +31,11 @@ from omegaconf import DictConfig, ListConfig
 
 from experiments.cli import sat69
 from experiments.cli.finish import terminal
+from experiments.cli.measured import Measured
 from experiments.cli.members import build_members
 from experiments.cli.runs import command
 from experiments.cli.setting import build_attack, build_settings, on_cpu
-from experiments.cli.study import Measured, Study, family, study
+from experiments.cli.study import Study, study
 from experiments.cli.values import changed, naming
 from netkin import similarity
 from netkin.analysis import matrix, noise, statistics
@@ -56,6 +57,7 @@ from netkin.run import check_sources
 from netkin.similarity import Outcomes
 from netkin.zoo import execution
 from netkin.zoo.execution import PRECISIONS, TARGET_PRECISIONS, Execution, check_execution
+from netkin.zoo.sources import timm_family
 
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
@@ -469,7 +471,7 @@ def differences(
         }
     ).sort(pl.col("mean_difference").abs(), descending=True)
     s.outputs.table("models", models)
-    families, label = list(map(family, names)), "difference of s (nats)"
+    families, label = list(map(timm_family, names)), "difference of s (nats)"
     drawing = heatmap_figure(difference, names, families, label, signed=True)
     table, caption = Matrix(names, difference).table(), text("difference", a=a.name, b=b.name)
     picture = s.outputs.figure("differences", drawing, table, caption)

@@ -18,7 +18,8 @@ import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from experiments.cli.study import Study, study, with_logits
+from experiments.cli.measured import with_logits
+from experiments.cli.study import Study, study
 from experiments.cli.values import naming
 from netkin.analysis import ensemble
 from netkin.analysis.clusters import choose_k, spectral

@@ -3,7 +3,8 @@
 All pairs of N models take N attacks and N^2 evaluations. Here each model is evaluated on the images
 of m landmarks, and these on its images; with `one_sided=true` only landmarks are attacked. The
 other pairs are predicted, with intervals (`netkin.analysis.landmarks`). How far that can be trusted
-is measured on the run itself: each landmark in turn is taken for another model. Writes
+is measured on the run itself: each landmark in turn is taken for another model. That holds for
+models like the landmarks; scores with others have no interval, and too many of them no Yes. Writes
 similarity.csv, which other studies read with `similarity=FILE`, measured.csv, which says which of
 its cells were measured, pairs.csv, held_out (figure and table), landmarks (figure and table) and
 report.html.
@@ -21,10 +22,11 @@ import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig
 
+from experiments.cli.measured import describe
 from experiments.cli.members import build_members
 from experiments.cli.setting import Opened, opened
-from experiments.cli.study import Study, describe, study
-from netkin.analysis.landmarks import FEWEST, Completed, check_number, complete
+from experiments.cli.study import Study, study
+from netkin.analysis.landmarks import FEWEST, HIGHEST, Completed, check_number, complete
 from netkin.analysis.matrix import Matrix, pair_values, position_of
 from netkin.errors import UserError, and_more
 from netkin.model import Model
@@ -133,7 +135,9 @@ def report(
     o.outputs.table("measured", Matrix(tuple(names), c.measured.astype(float)).table())
     pairs = o.outputs.table("pairs", pair_table(names, c, measured, truth))
     predicted = pairs.filter(kind="predicted")
+    known = predicted["low"].is_not_null()
     held, (least, most) = c.held_out, c.held_out.r2_interval()
+    decided = c.verdict
     of = {"landmark": held.landmark, "model": held.other}
     table = pl.DataFrame(
         {key: [names[i] for i in index] for key, index in of.items()}
@@ -151,9 +155,12 @@ def report(
     matrix = o.outputs.figure("landmarks", drawing, square, caption)
     answer = [
         text(
-            "held",
-            verdict=held.verdict,
-            then=text("then", held.verdict),
+            "held" if c.represented or decided == "No" else "unlike",
+            verdict=decided,
+            then=text("then", decided),
+            outside=int(c.outside.sum()),
+            rest=n - m,
+            m=m,
             r2=held.r2,
             low=least,
             high=most,
@@ -162,6 +169,7 @@ def report(
             spread=float(held.measured.std()),
             inside=held.covered.mean(),
         ),
+        *limits(c, names, 1 - known.mean()),
         text(
             "cost",
             attacks=f"{m} attacks instead of {n}" if one_sided else f"{n} attacks",
@@ -170,8 +178,8 @@ def report(
         ),
     ]
     if measured is None:
-        hidden = text("hidden", n=int(np.triu(~c.measured, 1).sum()), **c.against(truth))
-        answer.insert(1, hidden)
+        hidden = text("hidden", n=predicted.height, highest=HIGHEST, **c.against(truth))
+        answer.insert(len(answer) - 1, hidden)
     else:
         answer.append(text("file", file=o.outputs.folder / "similarity.csv"))
     what = "one-sided scores, of the landmarks' images," if one_sided else "scores"
@@ -189,17 +197,32 @@ def report(
     )
 
 
+def limits(c: Completed, names: Sequence[str], without: float) -> list[str]:
+    """What predicted scores are not for, and the models outside what the landmarks show, by whom so
+    many of the predicted scores are `without` an interval."""
+    held, outside, sentences = c.held_out, [names[i] for i in np.flatnonzero(c.outside)], []
+    if c.verdict == "Yes":
+        shares = {"found": held.nearest_found.mean(), "highest": held.highest_covered}
+        sentences.append(text("not_for", share=HIGHEST, **shares))
+    if outside:
+        rest = len(names) - len(held.nearest_found)
+        values = {"n": len(outside), "rest": rest, "share": without}
+        sentences.append(text("outside", names=and_more(outside), **values))
+    return sentences
+
+
 def pair_table(
     names: Sequence[str],
     c: Completed,
     measured: pl.DataFrame | None,
     truth: NDArray[np.float64],
 ) -> pl.DataFrame:
-    """A row a pair, the highest score first: a, b, kind (measured or predicted), score, low, high,
-    level (of the interval); for measured pairs n, a_fools_b, b_fools_a, for a file's true scores
-    true_score."""
+    """A row a pair, the highest score first: a, b, kind (measured or predicted), score, low, high
+    (null with a model outside what the landmarks show), level (of the interval); for measured pairs
+    n, a_fools_b, b_fools_a, for a file's true scores true_score."""
     level = np.full_like(c.scores, c.level)
     table = Matrix(tuple(names), c.scores).pairs(low=c.low, high=c.high, level=level)
+    table = table.with_columns(pl.col("low", "high").fill_nan(None))
     kind = np.where(pair_values(c.measured), "measured", "predicted")
     table = table.insert_column(2, pl.Series("kind", kind))
     if measured is None:

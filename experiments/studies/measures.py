@@ -24,7 +24,8 @@ import polars as pl
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from experiments.cli.study import Measured, Study, study
+from experiments.cli.measured import Measured
+from experiments.cli.study import Study, study
 from netkin import similarity
 from netkin.analysis import measures, noise
 from netkin.analysis.correlation import Definition, correlate

@@ -11,8 +11,9 @@ import numpy as np
 import polars as pl
 from omegaconf import DictConfig
 
+from experiments.cli.measured import Measured
 from experiments.cli.runs import eps_advice
-from experiments.cli.study import Measured, Study, measured
+from experiments.cli.study import Study, measured
 from netkin import similarity
 from netkin.analysis.groups import Draws
 from netkin.analysis.matrix import off_diagonal

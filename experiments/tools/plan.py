@@ -3,8 +3,9 @@
 Checks weights, labels and every image, times one small batch of each member's craft and transfer
 steps on this device, and computes time, disk and memory for what the store lacks.
 
-A model that cannot be built gets a row with the reason, and the others are timed. The exit code is
-0 then, as for unreadable images: this study reports both, and only the run itself stops at them.
+A model that cannot be run, or whose weights cannot be had, gets a row with the reason, and the
+others are timed. The exit code is 0 then, as for unreadable images: this study reports both, and
+only the run itself stops at them.
 """
 
 import shutil
@@ -16,9 +17,9 @@ import polars as pl
 from omegaconf import DictConfig
 
 from experiments.cli.finish import printed
+from experiments.cli.measured import describe
 from experiments.cli.members import unreadable
 from experiments.cli.setting import Opened, opened
-from experiments.cli.study import describe
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
@@ -41,23 +42,23 @@ SHOWN = (
 
 
 def run(config: DictConfig) -> None:
-    with opened(config, check_members=False) as o:
+    with opened(config, complete=False) as o:
         r, images = o.run, o.run.evaluation.images
         with Bars(o.console) as bars:
             bad = unreadable(images, r.evaluation.subset.positions, "images", bars)
-            training = r.training
-            untrained = [
-                m.name for m in r.models if training and not is_trained(training, m.member)
-            ]
-            if training and untrained:
-                images = training.images
+            problems, untrained = _lacking(r)
+            if r.training and untrained:
+                images = r.training.images
                 bad |= unreadable(images, range(len(images.ids)), "training images", bars)
         readable = r.under(subset=r.evaluation.subset.without(bad))
-        costs, problems = _costs(config.plan.seconds, readable)
-        if untrained or bad:  # models without weights, or a subset that will change: no outcomes
-            left = {model.name: len(r.models) for model in r.models}
-        else:
-            left = {name: len(todo) for name, todo in r.results.missing_sources(r.models).items()}
+        costs, failed = _costs(config.plan.seconds, readable)
+        for name, problem in failed.items():
+            problems[name] = "; ".join(filter(None, [problems.get(name), problem]))
+        left = {model.name: len(r.models) for model in r.models}
+        if not (untrained or bad):  # models without weights, or a subset that will change
+            there = [m for m in r.models if m.name not in problems]
+            missing = r.results.missing_sources(there)
+            left |= {name: len(r.models) - len(there) + len(m) for name, m in missing.items()}
         table = o.outputs.table("plan", cost_table(r, costs, left, problems))
         seconds = float(table.select("craft_seconds", "transfer_seconds").sum_horizontal().sum())
         o.tracker.summary({"plan/seconds": seconds / r.settings.processes.workers})
@@ -68,7 +69,10 @@ def run(config: DictConfig) -> None:
             f"For {describe(r.evaluation, len(r.models))}: a small batch of each model's crafting "
             "and transfer was timed on this device, and multiplied by what the store lacks.",
             [
-                *(f"Without {name}: {problem}" for name, problem in problems.items()),
+                *(
+                    f"{'' if name in costs else 'Without '}{name}: {problem}"
+                    for name, problem in problems.items()
+                ),
                 *_sentences(o, table, untrained, bad),
             ],
             [Section("What is left to do", text, {"": table})],
@@ -81,14 +85,25 @@ def _probe(
     return probe(*context[:2], item.of_model(), most_s, advance)
 
 
+def _lacking(r: Run) -> tuple[dict[str, str], list[str]]:
+    """What is wrong with the weights of models, by name, and the names of those to be trained."""
+    problems, untrained = dict[str, str](), []
+    for model in r.models:
+        try:
+            if model.lacks:
+                problems[model.name] = f"its weights cannot be had ({model.lacks})"
+            elif r.training and not is_trained(r.training, model.member):
+                untrained.append(model.name)
+        except UserError as error:  # the store's are of another training
+            problems[model.name] = str(error)
+    return problems, untrained
+
+
 def _costs(most_s: float, r: Run) -> tuple[dict[str, Cost], dict[str, str]]:
-    """The cost of each model, and the problem of each that cannot be built, by name."""
+    """The cost of each model that can be run, and why others cannot, by name."""
     items = [Item(model.name, model) for model in r.models]
     found = r.stage("plan", partial(_probe, most_s), items, len(items))
-    for failure in r.failures:
-        if not isinstance(failure.error, UserError):
-            raise failure.error
-    problems = {failure.model.name: str(failure.error) for failure in r.failures}
+    problems = {failure.model.name: failure.reason for failure in r.failures}
     if not found:
         raise UserError("; ".join(f"{name}: {problem}" for name, problem in problems.items()))
     return {item.name: cost for item, cost in found}, problems
@@ -99,7 +114,7 @@ def cost_table(
 ) -> pl.DataFrame:
     """A row a model: seconds and bytes for what the store lacks, on one device, one at a time.
 
-    `left` is how many sources a model has not been evaluated on yet. Models that cannot be built
+    `left` is how many sources a model has not been evaluated on yet. Models that cannot be run
     have `model` and `problem` alone.
     """
     images, width, rows = len(r.evaluation.subset), r.evaluation.bytes_per_value, []

@@ -18,8 +18,7 @@ import polars as pl
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
-from experiments.cli.finish import finish, printed, terminal
-from experiments.cli.study import described
+from experiments.cli.finish import described, finish, printed, terminal
 from experiments.cli.values import run_folder
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars

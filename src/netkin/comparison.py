@@ -29,6 +29,7 @@ from netkin.analysis import confounders
 from netkin.analysis.clusters import choose_k, has_clusters, hierarchy, spectral
 from netkin.analysis.groups import Draws, family_means, within_and_between
 from netkin.analysis.matrix import Matrix, off_diagonal
+from netkin.analysis.measures import mistake_table
 from netkin.analysis.statistics import together_test
 from netkin.analysis.verdict import verdict
 from netkin.components import base_architecture
@@ -92,8 +93,9 @@ class Result:
         scores: [N, N], symmetric, s = ln(100 p) in nats; the diagonal is of white-box success. NaN
             where a pair has none, as one of a member that failed.
         pairs: one row a pair: a, b, n, a_fools_b, b_fools_a (rates in [0, 1]), score, low, high
-            (95 % interval), asymmetry (the share of the larger direction), and above_noise and
-            others of `netkin.analysis.confounders` where that control was run; N (N - 1) / 2 rows.
+            (95 % interval), asymmetry (the share of the larger direction), same_mistake and others
+            of `netkin.analysis.measures.mistake_table`, and above_noise and others of
+            `netkin.analysis.confounders` where that control was run; N (N - 1) / 2 rows.
         models: one row a model: model, family, params, input_size, clean_accuracy and
             white_box_success (in [0, 1]), white_box_score, mean_similarity, nearest; and, where it
             is known, suspect: why the model's clean predictions look wrong, or null, noise_rate:
@@ -254,21 +256,22 @@ class Result:
         if scored.is_empty():
             return Section("Pairs", [text("pairwise.no_pairs")])
         ranked = scored.sort(["score", "a", "b"], descending=[True, False, False])
-        ends = [
-            f"{number(low)} to {number(high)}" for low, high in ranked.select("low", "high").rows()
-        ]
         noise = "above_noise" in ranked.columns
-        ranked = ranked.select(
-            "a", "b", "score", pl.Series("95% interval", ends), "n", "a_fools_b", "b_fools_a",
-            *(["noise_fools_a", "noise_fools_b", "above_noise"] if noise else []),
-        )  # fmt: skip
+
+        def shown(rows: pl.DataFrame) -> pl.DataFrame:
+            ends = [f"{number(low)} to {number(high)}" for low, high in rows["low", "high"].rows()]
+            return rows.select(
+                "a", "b", "score", pl.Series("95% interval", ends), "n", "a_fools_b", "b_fools_a",
+                *(["noise_fools_a", "noise_fools_b", "above_noise"] if noise else []),
+            )  # fmt: skip
+
         note = [text(f"pairwise.pairs_note{'_noise' * noise}")]
         if ranked.height == 1:
-            return Section("The only pair", note, {"": ranked}, links=self.links)
+            return Section("The only pair", note, {"": shown(ranked)}, links=self.links)
         listed = min(EXTREMES, ranked.height // 2)  # no pair is in both tables
         tables = {
-            "Most similar": ranked.head(listed),
-            "Least similar": ranked.tail(listed).reverse(),
+            "Most similar": shown(ranked.head(listed)),
+            "Least similar": shown(ranked.tail(listed).reverse()),
         }
         return Section("Most and least similar pairs", note, tables, links=self.links)
 
@@ -346,6 +349,9 @@ def summarise(
         eps_s=eps_s,
         suspects=suspects or {},
         caveats=caveats,
+        mistakes=mistake_table(
+            outcomes, results.mistakes(members, images), evaluation.labels[:images].numpy()
+        ),
         bases=[base_architecture(m.member, task) if m.member.timm else m.family for m in requested],
         links={name: page for name, source in published.items() if (page := model_page(source))},
         resize=resize,
@@ -367,12 +373,14 @@ def relate(
     eps_s: float = similarity.EPS_S,
     suspects: Mapping[str, str] | None = None,
     caveats: Sequence[str] = (),
+    mistakes: pl.DataFrame | None = None,
     **others: Any,
 ) -> Result:
     """The answer from outcomes alone, with gaps for requested models that failed; see `summarise`.
 
     `families` are those of all requested models, params and input sizes of the outcomes' models,
-    `caveats` the last paragraphs of the answer, and `others` further attributes of the `Result`.
+    `caveats` the last paragraphs of the answer, `mistakes` that of `mistake_table`, and `others`
+    further attributes of the `Result`.
     """
     names, done = tuple(families), list(outcomes.members)
     groups = [families[name] for name in done]
@@ -381,6 +389,8 @@ def relate(
     asymmetry = confounders.asymmetry(pairs["a_fools_b"].to_numpy(), pairs["b_fools_a"].to_numpy())
     pairs = pairs.with_columns(pl.Series("asymmetry", asymmetry).fill_nan(None))
     models = similarity.models(outcomes, scores, groups, params, input_sizes).drop("family")
+    if mistakes is not None:
+        pairs = pairs.join(mistakes, ["a", "b"], maintain_order="left")
     controls, labels = [], _clusters(smoothed)
     if outcomes.noise is not None:
         pairs = pairs.join(confounders.pair_table(outcomes), ["a", "b"], maintain_order="left")
@@ -410,6 +420,7 @@ def relate(
         *_closest_families(means),
         *_weak(table.filter(pl.col("model").is_in(done))),
         *[control.sentence for control in controls],
+        *([] if mistakes is None else _mistakes(mistakes)),
         *caveats,
     ]
     return Result(
@@ -623,6 +634,19 @@ def _weak(models: pl.DataFrame) -> list[str]:
     # No advice on models whose predictions look wrong.
     advice = text("pairwise.stronger") if weak["suspect"].null_count() else ""
     return [text("pairwise.weak", names=names, limit=WEAK_ATTACK) + advice]
+
+
+def _mistakes(mistakes: pl.DataFrame) -> list[str]:
+    """How often targets make the source's mistake, over all pairs, and how often by chance."""
+
+    def mean(column: str) -> float | None:
+        known, images = mistakes.drop_nulls(column), pl.col("mistakes")
+        return known.select((pl.col(column) * images).sum() / images.sum()).item()
+
+    rate, chance = mean("same_mistake"), mean("same_mistake_chance")
+    if rate is None or math.isnan(rate) or chance is None or math.isnan(chance):
+        return []
+    return [text("pairwise.same_mistake", rate=rate, chance=chance)]
 
 
 # Images under attack

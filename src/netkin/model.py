@@ -34,12 +34,14 @@ class Model:
         weights: its weights file, whether or not it exists yet; None where published weights have
             not been fetched, or the member's own class or function brings them.
         sha256: of published weights, which is known without reading them.
+        lacks: why its checkpoint or its published weights cannot be had, if they cannot.
     """
 
     member: Member
     task: Task
     weights: Path | None
     sha256: str | None = None
+    lacks: str = ""
 
     @property
     def name(self) -> str:
@@ -125,6 +127,7 @@ def open_models(
     trained: Callable[[str, str], Path],
     display: Bars,
     checked: bool = True,
+    complete: bool = True,
 ) -> list[Model]:
     """The models of members, with the files of published weights.
 
@@ -132,32 +135,37 @@ def open_models(
         members, task, trained: see `open_model`.
         display: of the progress of downloads.
         checked: whether members that are no published or trained timm models are built once.
+        complete: whether missing weights are an error, and not noted in `Model.lacks`.
 
     Raises UserError that lists every member whose checkpoint or published weights are missing, and
     for the first one that cannot be built, does not fit its checkpoint, or has other classes.
     """
     models = [open_model(member, task, trained) for member in members]
-    absent = [
-        f"{m.weights} (of {m.name}{'; it is a folder' if m.weights and m.weights.is_dir() else ''})"
+    absent = {
+        m.name: f"{m.weights} (of {m.name}"
+        f"{'; it is a folder' if m.weights and m.weights.is_dir() else ''})"
         for m in models
         if m.member.checkpoint and not m.has_weights
-    ]
-    if absent:
-        raise UserError(f"there is no checkpoint {', '.join(absent)}")
+    }
+    if absent and complete:
+        raise UserError(f"there is no checkpoint {', '.join(absent.values())}")
+    lacking = {name: f"there is no checkpoint {file}" for name, file in absent.items()}
     for model in models if checked else ():
         file = model.weights if model.member.checkpoint else None
         untried = not trained_here(file) if file else not model.member.timm
         if untried:
             check_member(model.member, task)
     names = {m.name: m.source for m in members if m.uses_published(task) and m.source}
-    if not names:
-        return models
-    display.start("weights", list(names), len(names))
     files = {}
-    for name, path, sha256 in sources.fetch(names):
-        files[name] = path, sha256
-        display.advance("weights", 1)
-    display.end("weights")
+    if names:
+        display.start("weights", list(names), len(names))
+        for name, path, sha256 in sources.fetch(names, None if complete else lacking):
+            files[name] = path, sha256
+            display.advance("weights", 1)
+        display.end("weights")
     return [
-        replace(m, weights=w[0], sha256=w[1]) if (w := files.get(m.name)) else m for m in models
+        replace(m, weights=w[0], sha256=w[1])
+        if (w := files.get(m.name))
+        else replace(m, lacks=lacking.get(m.name, ""))
+        for m in models
     ]

@@ -328,6 +328,16 @@ class Results:
             noise=noise,
         )
 
+    def mistakes(self, models: Sequence[Model], images: int | None = None) -> NDArray[np.int32]:
+        """The class that each target predicts on each source's adversarial images, [N, N, I] by
+        source and target, on all images or the first so many; -1 where it was not evaluated."""
+        names, ids = [model.name for model in models], self.evaluation.subset.ids
+        n = len(ids) if images is None else images
+        classes = outcome_array((len(names), len(names), n), np.int32)
+        for i, target in enumerate(names):
+            classes[:, i] = self.outcome_store.predictions(target, names, ids)[:, :n]
+        return classes
+
     def landmark_scores(
         self,
         models: Sequence[Model],
@@ -398,9 +408,9 @@ def view_text(view: View) -> str:
     return f"{view.input_size} px, crop {view.crop_pct:.4g}{crop}, {view.interpolation}"
 
 
-def outcome_array(shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """An array of False; a large one is mapped from a file, whose pages the system can drop."""
-    if math.prod(shape) <= IN_MEMORY:
-        return np.zeros(shape, dtype=bool)
+def outcome_array(shape: tuple[int, ...], dtype: type = np.bool_) -> NDArray[Any]:
+    """An array of zeros; a large one is mapped from a file, whose pages the system can drop."""
+    if math.prod(shape) * np.dtype(dtype).itemsize <= IN_MEMORY:
+        return np.zeros(shape, dtype)
     with tempfile.TemporaryFile(prefix="netkin-outcomes-") as file:
-        return np.memmap(file, dtype=bool, mode="w+", shape=shape)
+        return np.memmap(file, dtype, mode="w+", shape=shape)

@@ -59,6 +59,7 @@ class Settings:
             once, where there are such members.
         skip_unreadable: leave out images that cannot be read, instead of stopping.
         check_members: build each member once that is neither published nor trained here.
+        complete: stop where weights cannot be had, instead of noting it in `Model.lacks`.
         rule: when to stop attacking more images; after all, unless given.
         tracker: entered for the time of the run.
         console: where progress is shown.
@@ -76,6 +77,7 @@ class Settings:
     training: "Callable[[Results, Bars], Training] | None" = None
     skip_unreadable: bool = False
     check_members: bool = True
+    complete: bool = True
     rule: Rule | None = None
     tracker: AbstractContextManager[Tracker] = field(default_factory=lambda: nullcontext(Tracker()))
     console: Console = field(default_factory=lambda: Console(quiet=True))
@@ -133,6 +135,7 @@ def open(settings: Settings) -> Iterator["Run"]:
                 settings.store.weights,
                 display,
                 settings.check_members,
+                settings.complete,
             )
             if settings.skip_unreadable:
                 from netkin.passes.decode import readable

@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -30,6 +31,9 @@ from netkin.store.lease import me
 log = logging.getLogger(__name__)
 ONLINE, OFFLINE = ("online", "run", "shared"), ("offline", "dryrun", "disabled")
 """W&B's own modes; run and dryrun are former names of online and offline."""
+
+CELLS = 100_000
+"""Of a W&B table, a second's work: all pairs of 120 models."""
 
 Value = float | int | str | None
 
@@ -219,24 +223,35 @@ class WandB(Tracker):
                 import wandb
 
                 self.wandb = wandb
-                self.run = wandb.init(
+                settings = wandb.Settings(
                     project=logger["project"],
                     entity=logger["entity"],
-                    group=_short(logger["group"] or info.group, 128),
-                    job_type=_short(info.job_type, 64),
-                    name=_short(info.name, 128),
-                    tags=list({_short(tag, 64): None for tag in tags if tag}),
-                    config=dict(info.config),
-                    dir=info.folder,
+                    run_group=_short(logger["group"] or info.group, 128),
+                    run_job_type=_short(info.job_type, 64),
+                    run_name=_short(info.name, 128),
+                    run_tags=tuple({_short(tag, 64): None for tag in tags if tag}),
+                    root_dir=str(info.folder),
                     mode=mode,
-                    settings=wandb.Settings(silent=True, console="off", disable_git=True),
+                    silent=True,
+                    console="off",
+                    disable_git=True,
                 )
+                starting = ThreadPoolExecutor(1, "wandb")
+                self._run = starting.submit(wandb.init, config=dict(info.config), settings=settings)
+                starting.shutdown(wait=False)
+                if mode in ONLINE:
+                    self._run.result()
             except Exception as error:
                 raise UserError(
                     f"W&B did not start ({type(error).__name__}: {first_line(error)}); log in with "
                     "`wandb login`, or use mode=offline or kind=csv"
                 ) from None
             self._end = stack.pop_all()
+
+    @property
+    def run(self) -> Any:
+        """The W&B run, which starts beside the work: its process takes a second."""
+        return self._run.result()
 
     def finish(self, exit_code: int) -> None:
         """End the W&B run, and W&B's process.
@@ -286,7 +301,9 @@ class WandB(Tracker):
         self._try(lambda: self.run.summary.update({key: self.numbers[key] for key in values}))
 
     def table(self, name: str, table: pl.DataFrame) -> None:
-        content: Any = {"columns": table.columns, "data": [list(row) for row in table.iter_rows()]}
+        """A W&B table of the first rows, up to CELLS cells; the run's CSV file has all."""
+        shown = table.head(max(CELLS // max(table.width, 1), 1))
+        content: Any = {"columns": shown.columns, "data": list(map(list, shown.iter_rows()))}
         self._try(lambda: self.run.log({f"tables/{name}": self.wandb.Table(**content)}))
 
     def media(self, name: str, file: Path) -> None:

@@ -169,3 +169,14 @@ def test_ensemble(folder: Path) -> None:
     Matrix(MEMBERS, mine).table().write_csv(folder / "four.csv")
     run = on_four("ensemble", folder, f"similarity={folder / 'four.csv'}", "ensemble.samples=3")
     assert sorted(pl.read_csv(run / "ensemble_pairs.csv")["similarity"]) == [1, 2, 3, 4, 5, 6]
+
+
+def test_which_classifier_is_better_on_the_same_images() -> None:
+    """McNemar's exact p, and how often it errs where both err equally often."""
+    wrong, other = np.array([[1, 0, 0, 0, 0, 0, 0, 1], [0, 1, 1, 1, 1, 1, 1, 1]], bool)
+    won, lost, p = ensemble.only_one_wrong(wrong, other)
+    assert (won, lost) == (6, 1) and p == pytest.approx(2 * (1 + 7) / 2**7)
+    assert ensemble.only_one_wrong(other, other) == (0, 0, 1.0)
+    rng = np.random.default_rng(0)
+    both = [ensemble.only_one_wrong(*(rng.random((2, 500)) < 0.02))[2] for _ in range(400)]
+    assert np.mean(np.array(both) < 0.05) <= 0.05

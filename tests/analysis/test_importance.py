@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy import stats
 from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.inspection import permutation_importance
 
@@ -41,15 +42,17 @@ def test_planted_importance_comes_out_on_models_never_seen() -> None:
     table, scores = planted()
     differ = differences(table)
     x, y, *_ = pairs(differ, scores)
-    fitted = boosted(x, y, options=QUICK)
+    fitted = boosted(x, y, QUICK)
     assert fitted.r2 > 0.99 and fitted.drops.shape == (3, 10)
     drops = fitted.drops.mean(axis=1)
     assert drops[0] > 4 * drops[1] > 0 and abs(drops[2]) < 0.01
     calls: list[int] = []
     out = held_out(differ, scores, 5, 0.25, QUICK, lambda: calls.append(1))
-    assert len(out) == len(calls) == 5
-    assert min(split.r2 for split in out) > 0.95
-    assert len({split.r2 for split in out}) > 1
+    assert out is not None and len(out.splits) == len(calls) == 5
+    assert out.splits.min() > 0.95 and len({*out.splits}) > 1
+    assert out.r2 == pytest.approx(out.splits.mean()) and out.low < out.r2 < out.high
+    one = stats.t.interval(0.95, 4, out.r2, stats.sem(out.splits))  # of independent splits
+    assert out.high - out.low == pytest.approx((one[1] - one[0]) * (1 + 5 * 6 / 18) ** 0.5)
 
 
 def test_a_similarity_of_chance_is_not_foretold() -> None:
@@ -61,14 +64,15 @@ def test_a_similarity_of_chance_is_not_foretold() -> None:
     scores = rng.random((n, n))
     scores += scores.T
     x, y, *_ = pairs(differ, scores)
-    assert boosted(x, y, options=QUICK).r2 > 0.4
-    assert np.mean([split.r2 for split in held_out(differ, scores, 5, 0.3, QUICK)]) < 0
+    assert boosted(x, y, QUICK).r2 > 0.4
+    out = held_out(differ, scores, 5, 0.3, QUICK)
+    assert out is not None and out.low < 0
 
 
 def test_predictions_and_importance_are_scikit_learns() -> None:
     table, scores = planted(10)
     x, y, *_ = pairs(differences(table), scores + np.random.default_rng(1).random((10, 10)))
-    ours = boosted(x, y, options=QUICK)
+    ours = boosted(x, y, QUICK)
     model = GradientBoostingRegressor(
         n_estimators=40, max_depth=12, min_samples_split=4, learning_rate=0.1, random_state=0
     ).fit(x, y)
@@ -115,7 +119,7 @@ def test_no_regressor_exceeds_the_table_of_patterns() -> None:
 
 def test_too_few_models() -> None:
     table, scores = planted(7)
-    assert held_out(differences(table), scores, 3, 0.25, QUICK) == []
+    assert held_out(differences(table), scores, 3, 0.25, QUICK) is None
     with pytest.raises(UserError, match="importance takes at least 4 models, got 3"):
         pairs(differences(table[:3]), scores[:3, :3])
 

@@ -71,7 +71,7 @@ def fake_save(figure: Figure, stem: Path) -> Saved:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are not drawn, which takes most of the time of a page."""
-    monkeypatch.setattr("netkin.report.study.save", fake_save)
+    monkeypatch.setattr("netkin.report.style.save", fake_save)
 
 
 @pytest.fixture(scope="module")

@@ -92,19 +92,18 @@ def test_importance(folder: Path) -> None:
     done = on_four("importance", folder, "importance.stages=20")
     has_figures(done, "importance")
     table = pl.read_csv(done / "importance.csv")
-    assert table.height == 13 and "held_out" not in table.columns
-    values = table["importance"].to_list()
-    assert values == sorted(values, reverse=True) and values[0] > 0
+    values = table["mantel_r"].drop_nulls().abs()
+    assert table.height == 13 and values.is_sorted(descending=True)
     constant = table.filter(component="2D SA")
     assert constant["importance"].item() == constant["pairs_that_differ"].item() == 0
     assert constant["mantel_p"].item() is constant["holm_p"].item() is None
     assert (table.drop_nulls("holm_p")["holm_p"] >= table.drop_nulls("holm_p")["mantel_p"]).all()
     page = (done / "report.html").read_text()
+    assert "Not certain: 4 models are too few to tell" in page
     assert (
         "too few to hold any out" in page
         and "is not identified: each is the same for all pairs" in page
     )
-    assert "2D SA" not in page.split("the least important are")[-1].split(".")[0]
 
 
 def test_relatives(folder: Path) -> None:
@@ -138,12 +137,13 @@ def test_the_papers_order_of_components(tmp_path: Path) -> None:
         ],
     )
     has_figures(done, "importance")
-    ranked = pl.read_csv(done / "importance.csv")["component"].to_list()
-    assert ranked[:2] == ["Base architecture", "Stem layer"]
+    table = pl.read_csv(done / "importance.csv")
+    ranked = table.sort("importance", descending=True)["component"].to_list()
+    assert ranked[:2] == table["component"].to_list()[:2] == ["Base architecture", "Stem layer"]
     assert {"DW conv", "Group conv"} <= set(ranked[-4:])
-    fitted, held, shallow = pl.read_csv(done / "r2.csv").to_dicts()
-    assert fitted["pairs"] == 2346 and fitted["r2"] > 0.7 > held["r2"]
-    assert shallow["trees"] == "shallow" and shallow["r2"] > held["r2"]
+    assert table["component"][-1] == "DW conv" and table.filter(pl.col("holm_p") < 0.05).height == 7
+    fitted, held = pl.read_csv(done / "r2.csv").to_dicts()
+    assert fitted["pairs"] == 2346 and fitted["r2"] > 0.7 > held["r2"] > held["low"]
 
 
 @pytest.mark.slow

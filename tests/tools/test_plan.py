@@ -1,4 +1,4 @@
-"""What experiment=plan does with models that cannot be built."""
+"""What experiment=plan does with models that cannot be run, or whose weights cannot be had."""
 
 from pathlib import Path
 
@@ -7,11 +7,19 @@ import polars as pl
 from tests.conftest import run_here
 
 
-def test_a_model_that_cannot_be_built_has_a_row_and_stops_nothing(tmp_path: Path) -> None:
+def test_no_model_stops_a_plan(tmp_path: Path) -> None:
+    """Neither one that cannot be run, nor one whose weights cannot be had, which is timed."""
+    members = (
+        "{name: broken, timm: test_vit, kwargs: {depths: 3}}",
+        "{name: buggy, _target_: tests.zoo.own_nets.NoGradient}",
+        "{name: web, timm: test_resnet, pretrained: true}",
+        "{name: gone, timm: test_resnet, checkpoint: gone.pt}",
+        "test_byobnet",
+    )
     done = run_here(
         "experiment=plan",
         "attack=fgsm",
-        "model.members=[{name: broken, timm: test_vit, kwargs: {depths: 3}}, test_byobnet]",
+        f"model.members=[{','.join(members)}]",
         "subset=quick",
         "plan.seconds=0.01",
         "hydra.run.dir=run",
@@ -19,8 +27,16 @@ def test_a_model_that_cannot_be_built_has_a_row_and_stops_nothing(tmp_path: Path
     )
     assert done.returncode == 0, done.stderr
     assert "Without broken: broken (test_vit) cannot be built for 32 x 32 images" in done.stdout
-    broken, other = pl.read_csv(tmp_path / "run" / "plan.csv").to_dicts()
-    assert (broken["model"], broken["params"]) == ("broken", None)
-    assert "unexpected keyword argument 'depths'" in broken["problem"]
-    assert (other["model"], other["problem"]) == ("test_byobnet", None)
-    assert other["craft_seconds"] > 0
+    rows = {row["model"]: row for row in pl.read_csv(tmp_path / "run" / "plan.csv").to_dicts()}
+    said = {
+        "broken": "unexpected keyword argument 'depths'",
+        "buggy": "NotImplementedError: the derivative of its kernel",
+        "web": "its weights cannot be had",
+        "gone": "there is no checkpoint gone.pt",
+    }
+    for name, row in rows.items():
+        assert said.get(name, "") in (row["problem"] or ""), row
+        runs = name in ("gone", "test_byobnet")  # web has ImageNet's classes
+        assert (row["craft_seconds"] is not None) == (row["params"] is not None) == runs
+        assert row["sources_left"] == (5 if runs else None)
+    assert (rows["test_byobnet"]["problem"], len(rows)) == (None, 5)

@@ -88,6 +88,19 @@ class OnNumpy(nn.Module):
         return self.scale * means[:, None]
 
 
+class NoGradient(nn.Module):
+    """A network that runs for predictions, but not for attacks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise NotImplementedError("the derivative of its kernel")
+        return self.fc(x.mean((2, 3)))
+
+
 class Rooted(nn.Module):
     """A network whose gradient is NaN, the derivative of the root of 0."""
 

@@ -375,7 +375,7 @@ def tiny(folder: Path, **changes: Any) -> nn.Module:
         "rescale_factor": 1 / 255,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor | changes))
-    sources.config.cache_clear()
+    sources.published.cache_clear()
     return net
 
 
@@ -469,7 +469,7 @@ def test_weights_without_a_classifier_are_an_error(tmp_path: Path) -> None:
         net.vit.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_labels": 10}))
-    sources.config.cache_clear()
+    sources.published.cache_clear()
     with pytest.raises(UserError, match=r"its weights lack classifier.bias and 1 more"):
         build(one(f"transformers:{tmp_path}"), FOLDER, tmp_path / "model.safetensors")
 

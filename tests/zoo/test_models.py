@@ -17,14 +17,24 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from timm.models import load_state_dict_from_hf
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
+from netkin.attacks.base import frozen
 from netkin.errors import UserError
 from netkin.zoo import sources, xception
-from netkin.zoo.build import Task, build, preprocessing
+from netkin.zoo.build import Classifier, Task, build, preprocessing
+from netkin.zoo.execution import Execution, Prepared
 from netkin.zoo.member import Member
 from netkin.zoo.parse import parse_members
 from tests.conftest import ROOT
-from tests.zoo.hub_cache import logits_of, offline, random_weights, write_hub, write_published
+from tests.zoo.hub_cache import (
+    CheapInit,
+    logits_of,
+    offline,
+    random_weights,
+    write_hub,
+    write_published,
+)
 
 DATA = Path(__file__).parent
 REFERENCE = ROOT.parent / "shared" / "reference" / "zoo69.csv"
@@ -163,19 +173,34 @@ def check_equals_timm(member: Member, folder: Path, monkeypatch: pytest.MonkeyPa
     offline(folder, monkeypatch)
     write_published(folder, member.timm, random_weights(member.timm, **member.kwargs))
     ((_, file, _),) = sources.fetch({member.name: member.timm})
-    classifier = build(member, IMAGENET, file).eval()
     side = preprocessing(member, IMAGENET).view.input_size
     pixels = torch.rand(1, 3, side, side)
-    theirs = timm.create_model(member.timm, pretrained=True, **member.kwargs)
+    with CheapInit():  # of what the file replaces
+        classifier = build(member, IMAGENET, file).eval()
+        theirs = timm.create_model(member.timm, pretrained=True, **member.kwargs)
     expected = logits_of(theirs, (pixels - classifier.mean) / classifier.std)
     shutil.rmtree(folder)
     assert expected.isfinite().all() and expected.std() > 0
     assert torch.equal(logits_of(classifier, pixels), expected)
+    if member.name in ALL:
+        check_step(classifier, pixels, expected)
+
+
+def check_step(classifier: Classifier, pixels: Tensor, expected: Tensor) -> None:
+    """Run as by default (folded, channels last), it has the same logits, and an attack a
+    gradient."""
+    source = Prepared(classifier, Execution(), pixels)
+    with frozen(source) as network:
+        x = pixels.clone().requires_grad_()
+        logits = network(x)
+        (gradient,) = torch.autograd.grad(cross_entropy(logits, expected.argmin(dim=1)), x)
+    assert (logits - expected).abs().max() < 1e-3 * expected.abs().max()
+    assert gradient.isfinite().all() and (gradient != 0).float().mean() > 0.9
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LISTED)
-def test_every_listed_model_equals_timms(
+def test_every_listed_model_equals_timms_and_takes_a_step(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_equals_timm(LISTED[name], tmp_path, monkeypatch)

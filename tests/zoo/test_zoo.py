@@ -192,7 +192,7 @@ def local_dir(folder: Path, **changes: object) -> str:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
     save_file(net.state_dict(), folder / "model.safetensors")
-    sources.config.cache_clear()
+    sources.published.cache_clear()
     return f"local-dir:{folder}"
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from netkin.data.tables import read_text
 from netkin.errors import UserError, and_more, near
@@ -67,7 +66,7 @@ def keywords(table: pl.DataFrame, labels: NDArray, top: int = 5) -> pl.DataFrame
     """The `top` keywords of each cluster, by TF-IDF (Sec. 3.1, Tab. 2).
 
     A model is a document and "component: value" a word. A cluster's score of a word is the mean
-    over its models. TF-IDF is scikit-learn's, with smoothed idf and documents of unit length: it
+    over its models. TF-IDF is as in scikit-learn, with smoothed idf and unit documents: it
     reproduces the paper's keywords, including common ones such as "Normalization: BN".
 
     Takes rows of N models, the first column their names, and labels, [N] int from 0. Returns
@@ -75,10 +74,10 @@ def keywords(table: pl.DataFrame, labels: NDArray, top: int = 5) -> pl.DataFrame
     with this value, and share_of_all, of all models.
     """
     components = table.columns[1:]
-    documents = [list(row.items())[1:] for row in table.iter_rows(named=True)]
-    counter = TfidfVectorizer(analyzer=list)  # pyright: ignore[reportArgumentType]
-    weights = np.asarray(counter.fit_transform(documents).todense())  # type: ignore[union-attr]
-    terms = list(counter.get_feature_names_out())
+    terms = sorted({(c, value) for c in components for value in table[c]})
+    has = np.stack([(table[component] == value).to_numpy() for component, value in terms], axis=1)
+    weights = has * (np.log((1 + len(has)) / (1 + has.sum(axis=0))) + 1)  # [N, terms]
+    weights /= np.linalg.norm(weights, axis=1, keepdims=True)
     # Ties go to the component that comes first in the table.
     first = np.array([components.index(component) for component, _ in terms])
     rows = []
@@ -86,8 +85,7 @@ def keywords(table: pl.DataFrame, labels: NDArray, top: int = 5) -> pl.DataFrame
         mean = weights[labels == cluster].mean(axis=0)
         for rank, term in enumerate(np.lexsort((first, -mean.round(9)))[:top], start=1):
             component, value = terms[term]
-            has = (table[component] == value).to_numpy()
-            shares = float(has[labels == cluster].mean()), float(has.mean())
+            shares = float(has[labels == cluster, term].mean()), float(has[:, term].mean())
             rows.append((cluster + 1, rank, component, value, float(mean[term]), *shares))
     schema = ["cluster", "rank", "component", "value", "tf_idf", "share", "share_of_all"]
     return pl.DataFrame(rows, schema=schema, orient="row")

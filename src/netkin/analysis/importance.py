@@ -16,7 +16,7 @@ from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.inspection import permutation_importance
 from sklearn.metrics import r2_score
 
-from netkin.analysis.statistics import PERMUTATIONS, mantel
+from netkin.analysis.statistics import PERMUTATIONS, lazy, mantel_each
 from netkin.errors import UserError
 
 
@@ -38,8 +38,8 @@ every pattern of differences, and predict pairs of other models badly."""
 
 
 class Importance(NamedTuple):
-    """How well C components predict similarity: R^2, at most 1 and below 0 where the prediction is
-    worse than the mean, and its drops [C, repeats] when a component is shuffled."""
+    """How well C components fit similarity: R^2, at most 1, and its drops [C, repeats] when a
+    component is shuffled."""
 
     r2: float
     drops: NDArray[np.float64]
@@ -62,27 +62,27 @@ class _Boosted(GradientBoostingRegressor):
         return np.array([self.known_[key] for key in keys])
 
 
-def boosted(
-    x: NDArray[np.bool_],
-    y: NDArray[np.float64],
-    test: tuple[NDArray[np.bool_], NDArray[np.float64]] | None = None,
-    options: Boosting | None = None,
-) -> Importance:
-    """Fit on P pairs, bits x [P, C] and scores y [P] in nats, and evaluate on the pairs `test`, or
-    on the same ones."""
-    options, (test_x, test_y) = options or Boosting(), test or (x, y)
-    model = _Boosted(
+def _boosted(options: Boosting) -> _Boosted:
+    return _Boosted(
         n_estimators=options.stages,
         max_depth=options.depth,
         min_samples_split=options.min_samples,
         learning_rate=options.learning_rate,
         random_state=options.seed,
-    ).fit(x, y)
+    )
+
+
+def boosted(
+    x: NDArray[np.bool_], y: NDArray[np.float64], options: Boosting | None = None
+) -> Importance:
+    """Fit on P pairs, bits x [P, C] and scores y [P] in nats, and evaluate on the same ones."""
+    options = options or Boosting()
+    model = _boosted(options).fit(x, y)
     importance = permutation_importance(
-        model, test_x, test_y, n_repeats=options.repeats, random_state=options.seed
+        model, x, y, n_repeats=options.repeats, random_state=options.seed
     )
     drops = np.asarray(importance["importances"], dtype=float)
-    return Importance(float(r2_score(test_y, model.predict(test_x))), drops)
+    return Importance(float(r2_score(y, model.predict(x))), drops)
 
 
 def pairs(
@@ -107,8 +107,7 @@ def alone(
     where models that differ are less similar. p is of the Mantel test. Holm (1979) corrects it for
     the number of components. NaN for a component in which all pairs differ, or none.
     """
-    bits = np.moveaxis(differ, 2, 0).astype(float)
-    tests = [mantel(component, scores, permutations) for component in bits]
+    tests = mantel_each(np.moveaxis(differ, 2, 0).astype(float), scores, permutations)
     p = np.array([test.p for test in tests])
     order = np.argsort(p, kind="stable")  # NaN last
     left = int(np.isfinite(p).sum()) - np.arange(len(p))
@@ -133,32 +132,46 @@ def lookup_r2(x: NDArray[np.bool_], y: NDArray[np.float64]) -> tuple[float, int]
     return float(r2_score(y, means[pattern])), len(means)
 
 
+class HeldOut(NamedTuple):
+    """R^2 on the pairs of models that were not fitted, at most 1 and below 0 where the mean of the
+    fitted pairs predicts better: its mean over splits with the 95 % interval over models, and that
+    of each split [S]."""
+
+    r2: float
+    low: float
+    high: float
+    splits: NDArray[np.float64]
+
+
 def held_out(
     differ: NDArray[np.bool_],
     scores: NDArray[np.float64],
     splits: int = 20,
     share: float = 0.25,
-    options: Boosting | None = None,
+    options: Boosting = SHALLOW,
     done: Callable[[], None] = lambda: None,
-) -> list[Importance]:
+) -> HeldOut | None:
     """Fit on the pairs of some models, and evaluate on the pairs of all others, for each split.
 
     Pairs share models, so a split of pairs would put each model on both sides. Instead a share of
-    the models is held out, at least 4, which have 6 pairs. Empty where fewer than 4 models would be
-    left to fit on. `differ` and scores are those of `alone`; the seed of the options is that of the
-    splits, too; `done` is called after each.
+    the models is held out, at least 4, which have 6 pairs. Splits share models, too: the interval
+    is Student's with the variance of Nadeau and Bengio (2003), whose 1/S + held out / fitted allows
+    for it. None where fewer than 4 models would be left to fit on. `differ` and scores are those of
+    `alone`; the seed of the options is that of the splits, 2 or more, too; `done` is called after
+    each.
     """
-    options = options or Boosting()
     x, y, a, b = pairs(differ, scores)
     n = len(scores)
     out = max(4, round(share * n))
     if n - out < 4:
-        return []
-    rng = np.random.default_rng(options.seed)
-    results = []
-    for _ in range(splits):
+        return None
+    rng, found = np.random.default_rng(options.seed), np.empty(splits)
+    for i in range(splits):
         held = np.isin(np.arange(n), rng.permutation(n)[:out])
         fit, test = ~held[a] & ~held[b], held[a] & held[b]
-        results.append(boosted(x[fit], y[fit], (x[test], y[test]), options))
+        found[i] = r2_score(y[test], _boosted(options).fit(x[fit], y[fit]).predict(x[test]))
         done()
-    return results
+    spread = found.std(ddof=1) * (1 / splits + out / (n - out)) ** 0.5
+    half = float(lazy.stats.t.ppf(0.975, splits - 1) * spread)
+    mean = float(found.mean())
+    return HeldOut(mean, mean - half, mean + half, found)

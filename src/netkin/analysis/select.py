@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import scipy
 from numpy.typing import NDArray
-from scipy import stats as scipy_stats
 
 from netkin.analysis.matrix import pair_index
-from netkin.analysis.statistics import FEWEST, pearson
+from netkin.analysis.statistics import FEWEST, pearson, power, t_interval
 from netkin.data.tables import read_text
 from netkin.errors import UserError, and_more, first_line
 
-stats: Any = scipy_stats  # whose results are typed without their fields
+lazy: Any = scipy  # whose stats take half a second to import: where they are used
 KEEP = 20_000
 """Ensembles of one size that are extended to the next; with at most so many the search is exact."""
 
@@ -138,10 +138,10 @@ def expected_error(
     correlation of 0.83 to 0.85; of models trained on other data it can be far lower (Gontijo-Lopes
     et al. 2022).
     """
-    z = stats.norm.ppf(np.clip(errors, 1e-6, 1 - 1e-6))[groups]
+    z = lazy.stats.norm.ppf(np.clip(errors, 1e-6, 1 - 1e-6))[groups]
     k = groups.shape[1]
     spread = np.sqrt(correlation + (1 - correlation) / k)
-    return stats.norm.cdf(z.mean(axis=1) / spread)
+    return lazy.stats.norm.cdf(z.mean(axis=1) / spread)
 
 
 def least_similar_of_the_best(
@@ -184,11 +184,11 @@ def held_out_models(
         return None
     error, error_alone = np.mean(off, axis=0).tolist()
     gains = np.array(off)[:, 1] - np.array(off)[:, 0]
-    half, gain = float(stats.t.ppf(0.975, len(off) - 1) * stats.sem(gains)), float(gains.mean())
+    (low, high), gain = t_interval(gains), float(gains.mean())
     predicted, alone, truth = np.concatenate(values, axis=1)
     errors_of = {"error": error, "error_alone": error_alone, "gain": gain}
     r = {"r": pearson(predicted, truth).r, "r_alone": pearson(alone, truth).r}
-    return {"models": len(off), **r, **errors_of, "low": gain - half, "high": gain + half}
+    return {"models": len(off), **r, **errors_of, "low": low, "high": high}
 
 
 def read_accuracies(path: str | Path, names: Sequence[str]) -> NDArray[np.float64]:
@@ -210,6 +210,17 @@ def read_accuracies(path: str | Path, names: Sequence[str]) -> NDArray[np.float6
     if not ((values >= 0) & (values <= 1)).all():
         raise UserError(f"{path}: accuracies must be rates in [0, 1]")
     return values
+
+
+STUDENTS_R = -0.32
+"""The paper's r of the accuracy of 25 students and the similarity of their teachers (Sec. 4.2)."""
+POWER = 0.8
+"""How often a study should find an effect that is there."""
+
+
+def teachers_for_power(r: float = STUDENTS_R, share: float = POWER) -> int:
+    """The fewest teachers with which a study finds r in so large a share of studies."""
+    return next(n for n in range(4, 1_000_000) if power(r, n) >= share)
 
 
 def teachers(

@@ -12,12 +12,13 @@ from math import factorial, prod
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats as scipy_stats
 
 from netkin.analysis.matrix import pair_index, pair_values
+from netkin.similarity import ALPHA
 
-stats: Any = scipy_stats  # whose results are typed without their fields
+lazy: Any = scipy  # whose stats take half a second to import: where they are used
 
 FEWEST = 5
 """Models, or independent observations, below which there is neither an interval nor a verdict."""
@@ -85,7 +86,7 @@ def pearson(x: ArrayLike, y: ArrayLike) -> Correlation:
     n = len(a)
     if n < 3 or not varies(a) or not varies(b):
         return Correlation(np.nan, np.nan, np.nan, np.nan, n)
-    result: Any = stats.pearsonr(a, b)
+    result: Any = lazy.stats.pearsonr(a, b)
     low, high = result.confidence_interval(0.95) if n >= FEWEST else (np.nan, np.nan)
     return Correlation(float(result.statistic), float(low), float(high), float(result.pvalue), n)
 
@@ -137,10 +138,10 @@ def trend(x: ArrayLike, y: ArrayLike, level: float = 0.9, points: int = 100) -> 
     a, b = known_pairs(x, y)
     if len(a) < 3 or not varies(a):
         return None
-    line = stats.linregress(a, b)
+    line = lazy.stats.linregress(a, b)
     at = np.linspace(a.min(), a.max(), points)
     mean = line.intercept + line.slope * at
-    half = stats.t.ppf((1 + level) / 2, len(a) - 2) * line.stderr
+    half = lazy.stats.t.ppf((1 + level) / 2, len(a) - 2) * line.stderr
     half = half * np.sqrt(a.var() + (at - a.mean()) ** 2)
     return Trend(float(line.slope), at, mean, mean - half, mean + half, level)
 
@@ -200,23 +201,39 @@ def _permuted(
     `sizes` are those of groups of the n, one after the other, within which the order does not
     matter; orders that differ in this only are one.
     """
-    if np.isnan(observed):
-        return Tested(np.nan, np.nan, 0)
+    r = np.array([observed])
+    return _permuted_each(r, lambda o: statistic(o)[:, None], n, wanted, seed, width, sizes)[0]
+
+
+def _permuted_each(
+    observed: NDArray[np.float64],
+    statistic: Callable[[NDArray[np.intp]], NDArray[np.float64]],
+    n: int,
+    wanted: int,
+    seed: int,
+    width: int,
+    sizes: Sequence[int] | None = None,
+) -> list[Tested]:
+    """`_permuted` for several r [C] against `statistic` [m, C] of the same orders."""
+    known = ~np.isnan(observed)
     sizes = [1] * n if sizes is None else [*sizes]
     number = factorial(n) // prod(map(factorial, sizes))
     every = number <= max(wanted, ALL)
-    total = number if every else wanted
+    total = (number if every else wanted) if known.any() else 0
     rng, listed = np.random.default_rng(seed), _orders(range(n), sizes)
-    count, chunk = 0, max(_CHUNK // max(width, 1), 1)
+    count, chunk = np.zeros(len(observed), dtype=int), max(_CHUNK // max(width, 1), 1)
     for start in range(0, total, chunk):
         m = min(chunk, total - start)
         if every:
             orders = np.array(list(itertools.islice(listed, m)), dtype=np.intp)
         else:
             orders = rng.permuted(np.tile(np.arange(n), (m, 1)), axis=1)
-        count += int((np.abs(statistic(orders)) >= abs(observed) - 1e-12).sum())
-    p = count / total if every else (count + 1) / (total + 1)
-    return Tested(observed, p, total, every)
+        count += (np.abs(statistic(orders)) >= np.abs(observed) - 1e-12).sum(axis=0)
+    p = count / max(total, 1) if every else (count + 1) / (total + 1)
+    return [
+        Tested(float(r), float(of), total, every) if is_known else Tested(np.nan, np.nan, 0)
+        for r, of, is_known in zip(observed, p, known, strict=True)
+    ]
 
 
 def _orders(left: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
@@ -320,6 +337,28 @@ def mantel(
     return _permuted(r, statistic, len(x), permutations, seed, len(rows))
 
 
+def mantel_each(
+    matrices: NDArray[np.float64],
+    b: NDArray[np.float64],
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> list[Tested]:
+    """`mantel` of each of C matrices [C, N, N] with b [N, N], all symmetric and without NaN off the
+    diagonal: the same tests, in the time of one, because they share the permuted b."""
+    at = pair_index(b.shape[0])
+    fixed, y = matrices[:, *at], b[at]
+    observed = np.array([pearson(x, y).r for x in fixed])
+    fixed = fixed - fixed.mean(axis=1, keepdims=True)
+    size = np.linalg.norm(fixed, axis=1) * np.linalg.norm(y - y.mean())
+    fixed = np.where(np.isnan(observed), 0, fixed.T / np.where(size > 0, size, 1))  # [pairs, C]
+
+    def statistic(orders: NDArray[np.intp]) -> NDArray[np.float64]:
+        back = np.argsort(orders, axis=1)  # permutes b as the matrices would be
+        return b[back[:, at[0]], back[:, at[1]]] @ fixed
+
+    return _permuted_each(observed, statistic, len(b), permutations, seed, len(y))
+
+
 def _without(values: NDArray[np.float64], z: NDArray[np.float64]) -> NDArray[np.float64]:
     """The residuals of rows [m, n] on the columns of z [n, controls]; NaN stays."""
     known = ~np.isnan(values)
@@ -356,7 +395,7 @@ def jackknife(without: NDArray[np.float64]) -> float:
     time, [n] (Arvesen 1969): Student's."""
     n = len(without)
     error = np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
-    return float(stats.t.ppf(0.975, n - 1) * error)
+    return float(lazy.stats.t.ppf(0.975, n - 1) * error)
 
 
 def permutation_test(
@@ -369,6 +408,21 @@ def permutation_test(
     a, b = known_pairs(x, y)
     r = pearson(a, b).r
     return _permuted(r, lambda o: correlations(a, b[o]), len(a), permutations, seed, len(a))
+
+
+def t_interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Student's 95 % interval of the mean of independent values [n], n of 2 or more."""
+    half = lazy.stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def power(r: float, n: int, alpha: float = ALPHA) -> float:
+    """How often a two-sided test of r finds a correlation r of n pairs of numbers, in [0, 1], by
+    Fisher's transformation. NaN for n below 4."""
+    if n < 4:
+        return np.nan
+    z, norm = abs(np.arctanh(r)) * np.sqrt(n - 3), lazy.stats.norm
+    return float(norm.cdf(z - norm.isf(alpha / 2)) + norm.cdf(-z - norm.isf(alpha / 2)))
 
 
 def target_test(

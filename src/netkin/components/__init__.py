@@ -7,16 +7,15 @@ of 3 x 3, "~" means not applicable, "-" none.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import polars as pl
-from torch import nn
 
-from netkin.components import architecture, parts
-from netkin.components.stem import stem
-from netkin.components.trace import trace
 from netkin.errors import UserError, first_line
-from netkin.zoo.build import blueprint, preprocessing
 from netkin.zoo.member import Member, Task
+
+if TYPE_CHECKING:  # a table of components is read without torch
+    from torch import nn
 
 COMPONENTS = (
     "Base architecture",
@@ -36,11 +35,15 @@ COMPONENTS = (
 """Names of the components, in the order of the published table."""
 
 
-def read(net: nn.Module, size: tuple[int, int, int]) -> dict[str, str]:
+def read(net: "nn.Module", size: tuple[int, int, int]) -> dict[str, str]:
     """The 13 components of a classifier of images of size (channels, height, width).
 
     The network may be on any device; on torch's meta device nothing is computed but shapes.
     """
+    from netkin.components import architecture, parts
+    from netkin.components.stem import stem
+    from netkin.components.trace import trace
+
     operations = trace(net, size)
     first = stem(operations)
     attention, location = parts.channel_attention(operations)
@@ -70,6 +73,8 @@ def components(member: Member, task: Task) -> dict[str, str]:
 
     Raises UserError when it cannot be built, or a network that is not timm's cannot be traced.
     """
+    from netkin.zoo.build import blueprint, preprocessing
+
     prep = preprocessing(member, task)
     side = prep.view.input_size
     net, _ = blueprint(member, task)

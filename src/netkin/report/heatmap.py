@@ -1,13 +1,14 @@
 """The figure of a matrix over models, for papers and pages."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import Colormap, Normalize, to_rgba
+from matplotlib.colors import Colormap, Normalize, to_rgba, to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.textpath import TextPath
@@ -185,8 +186,13 @@ def heatmap_figure(
         _mark(cells, ordered, marked[np.ix_(order, order)], shown)
     if strip:
         ax = axes(left + 0.02, 0.52, strip - 0.04, n * step)
-        for row, model in enumerate(map(int, order)):
-            ax.add_patch(Rectangle((0, row), 1, 1, color=kinds[groups[model]], lw=0))
+        shades = [kinds[groups[model]] for model in map(int, order)]
+        if n > LARGE:
+            picture = to_rgba_array(shades)[:, None]
+            ax.imshow(picture, extent=(0, 1, n, 0), aspect="auto", interpolation="nearest")
+        else:
+            for row, shade in enumerate(shades):
+                ax.add_patch(Rectangle((0, row), 1, 1, color=shade, lw=0))
         ax.set(xlim=(0, 1), ylim=(n, 0), xticks=[], yticks=[], label="strip")
         patches = [Patch(color=colour, lw=0) for colour in legend_of.values()]
         figure.legend(
@@ -264,9 +270,12 @@ def _legend(kinds: dict[str, str]) -> dict[str, str]:
     return {**distinct, f"{len(rest)} others": OTHER}
 
 
+@cache
 def inches(text: str) -> float:
     """The width of a text as names are set."""
-    return TextPath((0, 0), text.replace(" ", "-") or "-", size=SMALL).get_extents().width / 72
+    path = TextPath((0, 0), text.replace(" ", "-") or "-", size=SMALL)
+    # Outlines have points at their ends, so that no curve has to be solved.
+    return float(np.ptp(path.vertices[path.codes != path.CLOSEPOLY, 0])) / 72
 
 
 def _mark(

@@ -164,7 +164,7 @@ def lines_figure(
             ax.errorbar(
                 x,
                 line.y,
-                [np.maximum(line.y - line.low, 0), np.maximum(line.high - line.y, 0)],
+                np.maximum([line.y - line.low, line.high - line.y], 0),
                 color=PALETTE[i % len(PALETTE)],
                 marker=MARKERS[i % len(MARKERS)],
                 lw=1.2,
@@ -262,7 +262,7 @@ def ranked_figure(
             colour = INK if groups is None else colours[groups[y]]
             ax.plot(ends, [y] * len(ends), color=colour, lw=pt / 5)
             ax.plot(value, y, "o", color=colour, ms=pt / 1.8)
-        if values.min() < 0 < values.max():
+        if np.nanmin(values) < 0 < np.nanmax(values):  # NaN: without an interval
             ax.axvline(0, color=INK, lw=0.6)
         spec = ax.get_subplotspec()
         first = spec is None or spec.is_first_col()

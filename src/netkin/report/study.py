@@ -14,23 +14,26 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
-from matplotlib.figure import Figure
 from PIL import Image
 
 from netkin.data.tables import guarded
 from netkin.errors import OutputsError
 from netkin.report.sentences import text as sentence
-from netkin.report.style import Saved, save
 from netkin.report.text import cell_text, heading, latex, minus
 from netkin.store.files import write
 from netkin.tracking import Tracker
+
+if TYPE_CHECKING:  # a page without figures needs no matplotlib
+    from matplotlib.figure import Figure
+
+    from netkin.report.style import Saved
 
 PACKAGES = ("netkin", "torch", "timm", "pytorch-lightning", "numpy", "hydra-core", "wandb")
 SHARP = 200
@@ -87,7 +90,7 @@ class Picture:
     """A saved figure: its files (the CSV has the same base name), caption, and where its labelled
     axes lie; see `netkin.report.style.Saved`."""
 
-    saved: Saved
+    saved: "Saved"
     caption: str
     lookup: Lookup | None = None
 
@@ -144,7 +147,7 @@ class Outputs:
     def figure(
         self,
         name: str,
-        figure: Figure,
+        figure: "Figure",
         table: pl.DataFrame,
         caption: str,
         lookup: Lookup | None = None,
@@ -154,6 +157,8 @@ class Outputs:
 
         `lookup` is of the pairs of a `netkin.report.heatmap.heatmap_figure`.
         """
+        from netkin.report.style import save
+
         if f"{name}.csv" not in self.files:
             self.table(name, table)
         saved = save(figure, self.folder / name)
@@ -266,7 +271,7 @@ def _picture(picture: Picture) -> dict[str, Any]:
     }
 
 
-def _lookup(lookup: Lookup, saved: Saved) -> Markup:
+def _lookup(lookup: Lookup, saved: "Saved") -> Markup:
     """What page.js reads, as JSON that is safe within a script element."""
     names, order = lookup.names, list(map(int, lookup.order))
     index = {name: i for i, name in enumerate(names)}

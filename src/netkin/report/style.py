@@ -199,7 +199,8 @@ def save(figure: Figure, stem: Path) -> Saved:
     with _GLOBAL, mpl.rc_context({"pdf.fonttype": 42, "svg.hashsalt": STYLE["svg.hashsalt"]}):
         figure.set_dpi(DPI)  # the size of text depends on it a little, and so does the layout
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+        # "none" would leave a placeholder, for which each format is drawn twice.
+        figure._layout_engine = None
         for function in _BEFORE.pop(figure, []):
             function()
         drawn, width = figure.get_tightbbox(), figure.get_figwidth()

@@ -7,17 +7,17 @@ import re
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
-import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from netkin.errors import DamagedFile, StoreError, UserError
 from netkin.store.lease import me
+
+if TYPE_CHECKING:  # tables are written without torch
+    from torch import Tensor
 
 METADATA = "netkin"
 """The only key of a safetensors file's metadata (JSON): several keys would have a random order."""
@@ -102,7 +102,7 @@ def create_json(path: Path, content: Mapping[str, Any]) -> bool:
     return written
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], owner: str, **metadata: str) -> None:
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", owner: str, **metadata: str) -> None:
     """Write tensors and metadata with their checksum; see `read_tensors` and `read_metadata`.
 
     Args:
@@ -113,6 +113,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], owner: str, **metad
 
     Raises StoreError where the file cannot be written.
     """
+    from safetensors.torch import save_file
+
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     notes = {**metadata, "owner": owner}
     header = {METADATA: json.dumps({**notes, "xxh3": checksum(content, notes)}, sort_keys=True)}
@@ -126,7 +128,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], owner: str, **metad
     write(path, save)
 
 
-def read_tensors(path: Path, owner: str | None = None, ours: bool = True) -> dict[str, Tensor]:
+def read_tensors(path: Path, owner: str | None = None, ours: bool = True) -> "dict[str, Tensor]":
     """The tensors of a safetensors file, by name.
 
     Args:
@@ -171,8 +173,10 @@ def _notes(header: Mapping[str, str], owner: str | None) -> dict[str, str]:
     return notes
 
 
-def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+def checksum(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> str:
     """XXH3 (128 bits) of names, types, shapes, bytes and metadata: fast, but not cryptographic."""
+    import torch
+
     state = xxhash.xxh3_128(json.dumps(dict(metadata), sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]

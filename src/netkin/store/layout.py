@@ -27,11 +27,8 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from netkin.data.subset import Subset
 from netkin.errors import OtherContents, StoreError, UserError
 from netkin.store import differences, folder
 from netkin.store.files import (
@@ -42,6 +39,11 @@ from netkin.store.files import (
     write_json,
     write_tensors,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from netkin.data.subset import Subset
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,11 @@ class Folder:
         """What a tensor file of this folder is of, as a hash."""
         return owner(file, self.identity)
 
-    def write(self, file: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
+    def write(self, file: Path, tensors: "Mapping[str, Tensor]", **metadata: str) -> None:
         """Write a tensor file of this folder. Raises StoreError where that is not possible."""
         write_tensors(file, tensors, self.owner(file), **metadata)
 
-    def read(self, file: Path) -> dict[str, Tensor]:
+    def read(self, file: Path) -> "dict[str, Tensor]":
         """Its tensors. Raises DamagedFile where the file is cut, altered or another's."""
         return read_tensors(file, self.owner(file))
 
@@ -147,7 +149,7 @@ class Store:
         """The folder of a member's training: its checkpoint and its best weights."""
         return self.root / "training" / folder(dataset) / folder(member)
 
-    def subset(self, dataset: str, subset: Subset) -> Path:
+    def subset(self, dataset: str, subset: "Subset") -> Path:
         """The folder of a subset, made if need be. Raises DamagedFile for a damaged manifest."""
         path = self.root / folder(dataset) / f"{folder(subset.name)}-{subset.digest[:8]}"
         manifest = path / "manifest.json"
@@ -160,6 +162,8 @@ class Store:
 
 def manifest_problem(file: Path, digest: str | None = None) -> str | None:
     """What is wrong with a manifest, in words; None where it fits its own hash and `digest`."""
+    from netkin.data.subset import Subset
+
     try:
         content = json.loads(file.read_text())
         ids, labels = tuple(content["ids"]), tuple(content["labels"])

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from netkin.data.images import Images
 from netkin.errors import UserError
-from netkin.runner import quiet, trainer
+from netkin.lightning import quiet, trainer
 from netkin.store.files import write_tensors
 from netkin.store.layout import owner
 from netkin.training import checkpoint

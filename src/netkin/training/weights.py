@@ -240,6 +240,22 @@ def students_of(store: Store, dataset: str, student: str) -> list[dict[str, Any]
     return students
 
 
+def accuracies_by_seed(store: Store, dataset: str, like: Mapping[str, Any]) -> dict[int, float]:
+    """Test accuracies in [0, 1], by seed, of all trainings in a store that differ from one, by its
+    `notes`, in nothing but the seed; itself included."""
+
+    def but_seed(of: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+        recipe = {**of["made_of"].get("recipe", {}), "seed": None}
+        return {**of["made_of"], "recipe": recipe}, of.get("test_subset")
+
+    stored = [notes(weights) for weights in _noted(store, dataset).values()]
+    return {
+        each["made_of"]["recipe"]["seed"]: each["test_accuracy"]
+        for each in stored
+        if each and but_seed(each) == but_seed(like)
+    }
+
+
 def _noted(store: Store, dataset: str) -> dict[str, Path]:
     """Files of weights with notes beside them, by name and sorted by it."""
     files = store.weights(dataset, "x").parent.glob("*.json")

@@ -37,6 +37,7 @@ from torchvision.models import get_model_builder, get_model_weights, list_models
 
 from netkin.errors import UserError, first_line, near
 from netkin.store.files import file_sha256
+from netkin.zoo import xception as xception  # it registers gluon_xception65 with timm
 from netkin.zoo.from_transformers import Config, Transformers, crop_pct, files, on_hub
 from netkin.zoo.member import Member, Task
 
@@ -119,8 +120,11 @@ class Timm(Source):
         return self._described(found.to_dict() if found else {}, architecture, {})
 
     def _described(self, config: dict[str, Any], architecture: str, arguments: dict) -> dict:
-        family = timm.model_entrypoint(architecture).__module__.split(".")[-1]
-        return config | {"family": family, "architecture": architecture, "arguments": arguments}
+        return config | {
+            "family": timm_family(architecture),
+            "architecture": architecture,
+            "arguments": arguments,
+        }
 
     def file(self, name: str, config: Config, fetch: bool) -> Path | None:
         """In the folder of a local model, the hub's cache, or torch's."""
@@ -326,13 +330,18 @@ def _split(source: str) -> tuple[Source, str]:
     return (SOURCES[kind], name) if known else (SOURCES["timm"], source)
 
 
-@cache
 def config(source: str) -> dict[str, Any]:
     """What is published of `architecture.tag`, `hf-hub:org/name` or `local-dir:folder` of timm's,
     of `torchvision:name`, `transformers:name` or `target:module.name`; see `Source.config`.
 
+    A local folder, which can change meanwhile, is read each time.
+
     Raises UserError when there is no such name, or its config.json cannot be read.
     """
+    return (_config if source.startswith("local-dir:") else published)(source)
+
+
+def _config(source: str) -> dict[str, Any]:
     library, name = _split(source)
     try:
         with _quiet_hub():
@@ -347,6 +356,9 @@ def config(source: str) -> dict[str, Any]:
         ) from None
 
 
+published = cache(_config)
+
+
 @contextmanager
 def _quiet_hub() -> Iterator[None]:
     """Without the hub client's warnings about its retries, for the block's time."""
@@ -359,30 +371,35 @@ def _quiet_hub() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def fetch(names: dict[str, str]) -> Iterator[tuple[str, Path, str]]:
+def fetch(
+    names: dict[str, str], lacking: dict[str, str] | None = None
+) -> Iterator[tuple[str, Path, str]]:
     """The published weights of many members (member's name to that of its model), one by one: the
     member, its file, and the hash of its bytes.
 
-    Raises one UserError at the end that lists all members whose weights cannot be had. After one
-    download has failed without a network, only the caches are searched.
+    Raises one UserError at the end that lists all members whose weights cannot be had, unless their
+    reasons go to `lacking`. After one download from a host has failed without a network, only the
+    caches are searched for what is there.
     """
-    missing: dict[str, str] = {}
-    offline = False
+    missing = {} if lacking is None else lacking
+    offline: set[str] = set()
     for member, source in names.items():
         library, name = _split(source)
+        host = _host(config(source))
         try:
             with _quiet_hub():
                 path = library.file(name, config(source), fetch=False)
-                if path is None and not offline:
+                if path is None and host not in offline:
                     path = library.file(name, config(source), fetch=True)
-            reason = "not tried: the network failed before"
+            reason = f"not tried: {host} could not be reached before"
         except Exception as error:  # the hub's client, urllib and the disk have their own
-            path, reason, offline = None, first_line(error), offline or _no_network(error)
+            path, reason = None, first_line(error)
+            offline |= {host} if _no_network(error) else set()
         if path is None:
             missing[member] = reason
         else:
             yield member, path, _sha256(path)
-    if missing:
+    if missing and lacking is None:
         reason = next(iter(missing.values()))
         raise UserError(
             f"the weights of {len(missing)} of {len(names)} members cannot be had: "
@@ -391,6 +408,12 @@ def fetch(names: dict[str, str]) -> Iterator[tuple[str, Path, str]]:
             f"{constants.HF_HUB_CACHE} and {get_cache_dir()}; copy those, or set HF_HUB_CACHE and "
             "TORCH_HOME to them), or name local files: {name: ..., timm: ..., checkpoint: PATH}"
         )
+
+
+def _host(config: Config) -> str:
+    """Where a model's weights are downloaded from: the hub, unless only an address is known."""
+    address = "" if config.get("hf_hub_id") else config.get("url")
+    return (isinstance(address, str) and urlparse(address).netloc) or "the hub"
 
 
 def _no_network(error: BaseException) -> bool:
@@ -421,3 +444,11 @@ def model_page(source: str) -> str | None:
     name = get_deprecated_models().get(source) or source
     found = timm.get_pretrained_cfg(name) if timm.is_model(split_model_name_tag(name)[0]) else None
     return f"https://huggingface.co/{found.hf_hub_id}" if found and found.hf_hub_id else None
+
+
+def timm_family(name: str) -> str:
+    """The module of timm that has the architecture of a name, or "unknown"."""
+    architecture, _ = split_model_name_tag(get_deprecated_models().get(name) or name)
+    if not timm.is_model(architecture):
+        return "unknown"
+    return timm.model_entrypoint(architecture).__module__.split(".")[-1]
