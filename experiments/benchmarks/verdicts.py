@@ -20,6 +20,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from experiments.cli.components import BASE
 from experiments.studies.clusters import by_chance, more_alike
 from experiments.studies.relatives import likeness, unrelated_likeness
 from netkin.analysis import clusters, importance, matrix
@@ -29,7 +30,6 @@ from netkin.analysis.landmarks import complete
 from netkin.analysis.matrix import pair_values, square
 from netkin.analysis.statistics import mantel, together_test
 from netkin.analysis.verdict import Verdict, verdict
-from netkin.components import BASE
 from netkin.similarity import ALPHA
 
 PERMUTATIONS = 999
@@ -119,7 +119,10 @@ VERDICTS: dict[str, tuple[Decide, int]] = {
     "importance: does a component go with similarity?": (lambda m, s, _: component(m, s), 1),
     "importance: do components predict new models?": (lambda m, s, _: held_out(m, s), 5),
     "landmarks: do they predict the other scores?": (lambda _, s, rng: landmarks(s, rng), 5),
-    "ensemble, measures, compare: does it go with s? (Mantel)": (lambda m, s, _: goes_with(m, s), 1),
+    "ensemble, measures, compare: does it go with s? (Mantel)": (
+        lambda m, s, _: goes_with(m, s),
+        1,
+    ),
 }
 """By study and question, how it is decided, and by which the number of draws is divided."""
 

@@ -69,7 +69,7 @@ def test_distill(students: Path) -> None:
     curves = pl.read_csv(students / "test_vit" / "curves.csv")
     assert {"label_loss", "teacher_loss", "teacher_agreement", "test_accuracy"} <= {*curves.columns}
     helpers.has_figures(students / "test_vit", "curves")
-    page = (students / "test_vit" / "report.html").read_text()
+    page = helpers.page_text(students / "test_vit" / "report.html")
     assert "Does vit_ti learn more with the teacher test_vit than from the labels alone?" in page
     assert (table["seeds"] == 1).all() and "Not certain: trainings differ by their seeds" in page
     assert f"{100 * table['student_accuracy'][2]:.1f}%" in page and "teacher: test_vit" in page
@@ -114,7 +114,7 @@ def test_distillation(students: Path) -> None:
         of = pl.read_csv(students / row["teacher"] / "result.csv").to_dicts()[0]
         assert row["student_accuracy"] == pytest.approx(of["student_accuracy"])
     helpers.has_figures(out, "distillation_similarity", "distillation_accuracy")
-    page = (out / "report.html").read_text()
+    page = helpers.page_text(out / "report.html")
     # The members that ran are those of the store; neither config claims the dataset's.
     assert "members: auto" in page and "test_mambaout" not in page.split("members: auto")[1][:200]
     config = OmegaConf.load(out / ".hydra" / "config.yaml")
@@ -144,7 +144,7 @@ def test_distill_on_stored_weights(folder: Path) -> None:
     weights = folder / "store" / "weights" / "digits"
     before = {*weights.iterdir()}
     arguments = ("experiment=distill", "teacher=test_byobnet", "distillation=soft")
-    out = run(folder / "soft", *arguments, "recipe.epochs=4", "logger=none")
+    out = run(folder / "soft", *arguments, "recipe=digits_adamw", "recipe.epochs=4", "logger=none")
     assert {file.stem for file in {*weights.iterdir()} - before if file.suffix == ".json"} == {
         "vit_ti@test_byobnet"
     }
@@ -155,7 +155,13 @@ def test_scratch(folder: Path) -> None:
     """The zoo's own training under the zoo's name; a seed has a name of its own."""
     weights = folder / "store" / "weights" / "digits"
     before = file_sha256(weights / "vit_ti.safetensors")
-    run(folder / "scratch", "experiment=scratch", "recipe.epochs=4", "logger=none")
+    run(
+        folder / "scratch",
+        "experiment=scratch",
+        "recipe=digits_adamw",
+        "recipe.epochs=4",
+        "logger=none",
+    )
     assert file_sha256(weights / "vit_ti.safetensors") == before
     run(folder / "other", "recipe.epochs=1", "model=test_resnet", "seed=2", "logger=none")
     result = pl.read_csv(folder / "other" / "result.csv").to_dicts()[0]
@@ -196,7 +202,7 @@ def test_teachers(tmp_path: Path) -> None:
     table = pl.read_csv(out / "teachers.csv")
     assert table.filter(chosen="above")["teacher"].to_list() == ["m1", "m2"]
     assert table.filter(chosen="sampled").height == 2
-    page = (out / "report.html").read_text()
+    page = helpers.page_text(out / "report.html")
     assert "python train.py -m experiment=distill student=m0 teacher=m1,m2," in page
     assert "Can an effect of similarity show in their students? No:" in page
     helpers.has_figures(out, "teachers")
