@@ -4,8 +4,8 @@
 
 Each yes-or-no verdict that a matrix alone decides, on the matrix itself, on its scores shuffled
 among the pairs, and on structureless scores: the models' main effects with normal noise as large as
-the rest. Prints and writes a row a verdict and kind of scores: how many say Yes, Not certain and No.
-A false Yes may be at most 5%: experiments/results/verdicts.md.
+the rest. Prints and writes a row a verdict and kind of scores, with the share of each answer. A
+false Yes may be at most 5%: experiments/results/verdicts.md.
 """
 
 import argparse
@@ -119,7 +119,7 @@ VERDICTS: dict[str, tuple[Decide, int]] = {
     "importance: does a component go with similarity?": (lambda m, s, _: component(m, s), 1),
     "importance: do components predict new models?": (lambda m, s, _: held_out(m, s), 5),
     "landmarks: do they predict the other scores?": (lambda _, s, rng: landmarks(s, rng), 5),
-    "ensemble, measures, compare: does it go with s? (Mantel)": (
+    "ensemble and measures: does it go with s?": (
         lambda m, s, _: goes_with(m, s),
         1,
     ),
