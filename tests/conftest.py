@@ -43,8 +43,15 @@ settings.register_profile(
 )
 settings.load_profile("busy")
 ROOT = Path(__file__).parent.parent
-SMALL = ["model.members=[test_byobnet,vit_ti]", "recipe.epochs=4", "attack.steps=8", "subset=quick"]
-"""Overrides for a run of seconds: two members, few epochs, few steps, few images."""
+SMALL = [
+    "model.members=[test_byobnet,vit_ti]",
+    "recipe=digits_adamw",
+    "recipe.epochs=4",
+    "attack.steps=8",
+    "subset=quick",
+]
+"""Overrides for a run of seconds: two members, few epochs, few steps, few images. Its networks are
+weaker than those of recipe=digits, so that they err on enough images to count."""
 TRAINED = ROOT / "tests" / "trained"
 """The weights of SMALL's two members, as a run with an empty store makes them (store/weights)."""
 
@@ -147,6 +154,8 @@ def _unless_given(overrides: tuple[str, ...], script: str) -> list[str]:
     added = [] if "logger" in keys else ["logger=none"]
     if not any("figure.formats" in text for text in overrides):
         added.append("figure.formats=[png]")
+    if not any("hardware.threads" in text for text in overrides):
+        added.append("hardware.threads=1")  # tests run beside each other
     if script == "evaluate" and not any("hardware.members_at_once" in text for text in overrides):
         added.append("hardware.members_at_once=1")
     return added

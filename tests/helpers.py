@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -25,6 +25,16 @@ class Scored(NamedTuple):
     score: float
     low: float
     high: float
+
+
+def stored_images(file: Path) -> tuple[NDArray[np.uint8], list[int]]:
+    """A shard of adversarial images on the 8-bit grid, [n, 3, H, W], and their positions in the
+    subset, read as docs/clusters-and-restarts.md tells readers without netkin."""
+    page = (ROOT / "docs" / "clusters-and-restarts.md").read_text()
+    (code,) = re.findall(r"```python\n(import json.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(re.sub(r'Path\(".*"\)', f"Path({str(file)!r})", code), names)
+    return names["images"], names["shard"].get_tensor("index").tolist()
 
 
 def with_interval(z: NDArray[np.float64]) -> Scored:
@@ -54,6 +64,7 @@ def overrides(folder: Path) -> list[str]:
     ]
     return [
         f"model.members=[{','.join(members)}]",
+        "recipe=digits_adamw",
         "recipe.epochs=4",
         "attack.steps=8",
         "subset=quick",

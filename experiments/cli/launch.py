@@ -61,6 +61,10 @@ def run_study(config: DictConfig, script: str) -> Any:
         if not config.quiet:
             print(opening(config), flush=True)
         with stop.while_importing():
+            if has_passes_to_do(config):
+                from netkin.jobs import pool
+
+                pool.serve()  # imports what workers need while this process imports what it needs
             from netkin.jobs.progress import Bars
 
             module = importlib.import_module(config.experiment.study)
@@ -78,6 +82,21 @@ def run_study(config: DictConfig, script: str) -> Any:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         fail(one_line(error, script, HydraConfig.get().overrides.task), 1)
+
+
+def has_passes_to_do(config: DictConfig) -> bool:
+    """Whether a run needs workers, as far as is known before anything is imported: one on a CPU
+    whose store has no outcomes of the dataset."""
+    study, hydra = config.experiment.study, HydraConfig.get()
+    return (
+        study.startswith("experiments.studies.")
+        and config.get("similarity") is None
+        and hydra.mode != RunMode.MULTIRUN
+        and config.hardware.members_at_once != 1
+        and len(os.sched_getaffinity(0)) > 1
+        and not Path("/dev/nvidia0").exists()
+        and not any(Path(config.store.dir).glob(f"{config.dataset.name}/*/*/outcomes*/*/*"))
+    )
 
 
 def opening(config: DictConfig) -> str:

@@ -280,7 +280,16 @@ def build_processes(config: DictConfig) -> Processes:
             "the devices share each member's work, so leave hardware.members_at_once=auto"
         )
     workers = devices if devices > 1 else _or(number, 1 if gpu else _cores())
-    return Processes(workers, config.hardware.threads, devices, gpus=gpu)
+    return Processes(workers, thread_count(config, workers), devices, gpus=gpu)
+
+
+def thread_count(config: DictConfig, at_once: int) -> int:
+    """torch threads of each of some processes that work at once: by default the cores over these,
+    and over the jobs of a sweep that run at once on this machine."""
+    hydra = HydraConfig.get()
+    launcher = hydra.launcher if hydra.mode == RunMode.MULTIRUN else {}
+    jobs, cores = launcher.get("n_jobs") or 1, _cores()  # joblib's
+    return _or(config.hardware.threads, max(1, cores // (at_once * (jobs if jobs > 0 else cores))))
 
 
 def build_runner(config: DictConfig) -> Runner:

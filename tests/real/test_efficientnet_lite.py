@@ -18,6 +18,7 @@ from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from tests import helpers
 from tests.conftest import run_here
 from tests.real.conftest import Lite, Run
 from tests.real.convert import (
@@ -71,9 +72,9 @@ def predictions(name: str, images: Tensor) -> list[int]:
 def adversarial(run: Run, source: str) -> tuple[Tensor, list[str]]:
     """A source's stored adversarial images, uint8, and the ids of their photographs."""
     (file,) = run.stored.glob(f"pgd-*/adversarial/{source}/*.safetensors")
-    stored = load_file(file)
+    images, index = helpers.stored_images(file)
     ids = json.loads((run.stored / "manifest.json").read_text())["ids"]
-    return stored["images"], [ids[i] for i in stored["index"].tolist()]
+    return torch.from_numpy(images), [ids[i] for i in index]
 
 
 def outcomes(run: Run, source: str, target: str) -> dict[str, int]:

@@ -144,7 +144,7 @@ def test_distill_on_stored_weights(folder: Path) -> None:
     weights = folder / "store" / "weights" / "digits"
     before = {*weights.iterdir()}
     arguments = ("experiment=distill", "teacher=test_byobnet", "distillation=soft")
-    out = run(folder / "soft", *arguments, "recipe.epochs=4", "logger=none")
+    out = run(folder / "soft", *arguments, "recipe=digits_adamw", "recipe.epochs=4", "logger=none")
     assert {file.stem for file in {*weights.iterdir()} - before if file.suffix == ".json"} == {
         "vit_ti@test_byobnet"
     }
@@ -155,7 +155,13 @@ def test_scratch(folder: Path) -> None:
     """The zoo's own training under the zoo's name; a seed has a name of its own."""
     weights = folder / "store" / "weights" / "digits"
     before = file_sha256(weights / "vit_ti.safetensors")
-    run(folder / "scratch", "experiment=scratch", "recipe.epochs=4", "logger=none")
+    run(
+        folder / "scratch",
+        "experiment=scratch",
+        "recipe=digits_adamw",
+        "recipe.epochs=4",
+        "logger=none",
+    )
     assert file_sha256(weights / "vit_ti.safetensors") == before
     run(folder / "other", "recipe.epochs=1", "model=test_resnet", "seed=2", "logger=none")
     result = pl.read_csv(folder / "other" / "result.csv").to_dicts()[0]

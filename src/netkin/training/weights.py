@@ -22,6 +22,7 @@ from netkin.store.layout import Store
 from netkin.training.distillation import Distillation
 from netkin.training.recipe import Recipe
 from netkin.zoo.build import architecture_identity, preprocessing
+from netkin.zoo.execution import Execution
 from netkin.zoo.member import IMAGE_FIELDS, Member, Task
 
 
@@ -32,6 +33,7 @@ class Hardware:
     Attributes:
         accelerator, devices, precision: as Lightning's Trainer takes them.
         compile: whether the model's forward and backward passes are compiled.
+        memory_format: of weights and images, as `netkin.zoo.execution.Execution` takes it.
         workers: processes a device that augment images; with 0 the training process does.
         fast_dev_run: train on one batch, to test that everything fits together.
     """
@@ -40,6 +42,7 @@ class Hardware:
     devices: int = 1
     precision: str = "32-true"
     compile: bool = False
+    memory_format: str = Execution.memory_format
     workers: int = 0
     fast_dev_run: bool = False
 
