@@ -16,7 +16,7 @@ from netkin.data.subset import draw
 from netkin.store.files import read_tensors
 from tests import helpers
 from tests.conftest import ROOT, SMALL, run_here
-from tests.helpers import with_interval
+from tests.helpers import page_text, with_interval
 
 RUN = "hydra.run.dir=run"
 MEMBERS = ["test_byobnet", "vit_ti"]
@@ -93,7 +93,7 @@ def test_plan(folder: Path) -> None:
     # A thousand times the two steps that are timed, which take at least a forward pass each.
     assert (table["craft_ms_per_image"] > 500 * table["transfer_ms_per_image"]).all()
     assert (table["peak_memory_bytes"] > 1e8).all()
-    page = (folder / "run" / "report.html").read_text()
+    page = page_text(folder / "run" / "report.html")
     assert (
         "images to craft" in page
         and "No weights, labels or images are missing (100 images)." in page

@@ -1,6 +1,7 @@
 """The components of the models that a study works on."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import SequenceMatcher
 
 import numpy as np
@@ -11,7 +12,7 @@ from experiments.cli.study import Study
 from experiments.cli.values import resolved
 from netkin.analysis.components import read_components, rows_of
 from netkin.analysis.matrix import position_of
-from netkin.components import COMPONENTS
+from netkin.components import COMPONENTS, component_table
 from netkin.errors import UserError, near
 from netkin.jobs.progress import Bars
 from netkin.zoo.member import Member, Task
@@ -20,6 +21,8 @@ PUBLISHED = Task("imagenet", 1000, "pretrained")
 """The task of published models, of which components are read without a dataset."""
 BASE = COMPONENTS[0]
 """The component that colours of figures stand for."""
+LARGE = 150
+"""Models of a file whose names are looked up one by one for colours, at most."""
 _READ: dict[str, pl.DataFrame] = {}
 """Tables that were read off, by members and task: a study asks for components and bases apart."""
 
@@ -62,7 +65,14 @@ def known_components(s: Study) -> tuple[pl.DataFrame | None, str]:
 def bases_of(s: Study) -> list[str]:
     """The base architecture of each of a study's N models; the family where it is not known."""
     table, _ = known_components(s)
-    return s.families if table is None or BASE not in table.columns else table[BASE].to_list()
+    if table is not None and BASE in table.columns:
+        return table[BASE].to_list()
+    bases = list(s.families)
+    if s.measured is None and len(s.names) <= LARGE:  # timm may have some of a file's names
+        for i, name in enumerate(s.names):
+            with suppress(UserError):
+                bases[i] = component_table(_published(s, [name]), PUBLISHED)[BASE][0]
+    return bases
 
 
 def _published(s: Study, names: Sequence[str]) -> list[Member]:

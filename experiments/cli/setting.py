@@ -49,6 +49,7 @@ from netkin.runner import Loader, Runner, device_of
 from netkin.store.lease import lease
 from netkin.tracking import Tracker
 from netkin.training.weights import Hardware
+from netkin.zoo.build import model_pages
 from netkin.zoo.execution import Execution, check_execution
 from netkin.zoo.member import Member, Task
 
@@ -137,8 +138,9 @@ def opened(
         tracker=tracked(config, info),
         tell=lambda notes: print_notes(console, notes),
     )
-    with run.open(settings) as open_run:
-        yield Opened(config, open_run, Outputs(info.folder, open_run.tracker), console, suspects)
+    with run.open(settings) as r:
+        links = model_pages((model.member for model in r.models), r.evaluation.task)
+        yield Opened(config, r, Outputs(info.folder, r.tracker, links), console, suspects)
 
 
 def build_settings(

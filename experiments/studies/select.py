@@ -17,7 +17,7 @@ ensembles of 3 with a held-out model predicted errors are wrong by 0.221 points 
 without.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -49,9 +49,10 @@ from netkin.analysis.statistics import p_text, power
 from netkin.analysis.verdict import verdict
 from netkin.errors import UserError, and_more
 from netkin.model import Model
-from netkin.report.plots import ranked_figure, scatter_figure
+from netkin.report.plots import Marks, ranked_figure, scatter_figure
 from netkin.report.sentences import Sentences
 from netkin.report.study import Picture, Section
+from netkin.report.style import FULL
 from netkin.report.text import count
 from netkin.run import Run
 from netkin.zoo.build import flops
@@ -134,7 +135,11 @@ def by_logits(s: Study, r: Run, members: list[Model], matrix: Matrix, include: l
     }
     others = mean_similarity(scores, sampled), 100 * sampled_errors, "sampled ones"
     quality = text("quality", intercept=predict.intercept, slope=predict.slope, n=len(sampled))
-    section, first = ensemble_section(s, matrix, best, columns, others, quality)
+    marks = {}
+    if {*other} != {*best[0]}:
+        at = mean_similarity(scores, other[None])[0], 100 * wrong_other.mean()
+        marks[text("marked.way", way=text("adds.way", str(not helps)))] = at
+    section, first = ensemble_section(s, matrix, best, columns, others, quality, marks=marks)
     values = {"images": measured.shape[1], "count": count(first["params"]), **first}
     member = int(best[0][errors[best[0]].argmin()])
     won, lost, p = ensemble.only_one_wrong(measured[0], wrong([(member,)])[0])
@@ -193,7 +198,8 @@ def by_accuracy(s: Study, include: list[int]) -> Advice:
     }
     others = similarity[sampled], 100 * expected[sampled], "at random"
     method = text("method", likely=LIKELY, least=LEAST, most=MOST)
-    section, first = ensemble_section(s, matrix, best, columns, others, method)
+    marks = {text("marked.least"): (similarity[least], 100 * expected[least])} if least else {}
+    section, first = ensemble_section(s, matrix, best, columns, others, method, marks=marks)
     named = [
         ", ".join(f"{matrix.names[i]} ({accuracy[i]:.1%})" for i in group)
         for group in (best[0], groups[least])
@@ -240,11 +246,13 @@ def ensemble_section(
     columns: dict[str, NDArray],
     sampled: tuple[NDArray, NDArray, str],
     *paragraphs: str,
+    marks: Mapping[str, tuple[float, float]] | None = None,
 ) -> tuple[Section, dict]:
     """The most promising ensembles [G, k] among sampled ones, and the first one's row of the table.
 
     The figure has the first of the columns, and of sampled ones the mean similarity, that column
     in the figure's unit, and how they were drawn; `paragraphs` say what is known of the method.
+    The figure marks the first one, and those of `marks`, (x, y) by their name.
     """
     x, values, how = sampled
     table = pl.DataFrame(
@@ -262,14 +270,16 @@ def ensemble_section(
         best = "most promising"
     x = np.r_[x, table["mean_similarity"].to_numpy()]
     y = np.r_[values, scale * table[column].to_numpy()]
-    groups_of = ["others"] * len(values) + ["most promising"] * table.height
-    pairs = "mean similarity of the pairs (nats)"
-    drawing = scatter_figure(x, y, pairs, label, groups=groups_of, width=4.6, height=3.0)
+    groups_of = ["others"] * len(values) + [best] * table.height
+    pairs, first = "mean similarity of the pairs (nats)", table.row(0, named=True)
+    at = first["mean_similarity"], scale * first[column]
+    points = Marks(points={text("marked.choice", **first): at} | dict(marks or {}))
+    drawing = scatter_figure(x, y, pairs, label, groups=groups_of, width=FULL, marks=points)
     counts = {"size": size, "sampled": len(values), "how": how, "shown": table.height, "best": best}
     picture = s.outputs.figure("select_ensembles", drawing, table, text("caption", **counts))
     tables = {f"The {best} ensembles": table}
     section = Section(f"Ensembles of {size}", [text("literature"), *paragraphs], tables, [picture])
-    return section, table.row(0, named=True)
+    return section, first
 
 
 def cost(s: Study, least: NDArray[np.intp], chosen: NDArray[np.intp]) -> str:

@@ -17,7 +17,7 @@ from netkin.analysis.matrix import Matrix
 from netkin.errors import UserError
 from netkin.similarity import resample
 from tests.analysis.coverage import of_reduction
-from tests.helpers import MEMBERS, four_store, has_figures, on_four, smoothed_score
+from tests.helpers import MEMBERS, four_store, has_figures, on_four, page_text, smoothed_score
 
 
 def made_up(models: int, images: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -161,7 +161,7 @@ def test_ensemble(folder: Path) -> None:
     (twins,) = table.filter(a="twin", b="test_byobnet").to_dicts()
     assert twins["err"] == pytest.approx(0)  # a model and itself gain nothing
     assert ((table["err_low"] <= table["err"]) & (table["err"] <= table["err_high"])).all()
-    said = (run / "report.html").read_text()
+    said = page_text(run / "report.html")
     assert "4 models are too few for a verdict" in said and "anything beyond accuracy?" in said
     assert "Mantel p" in said and "If pairs were independent" in said
     # A matrix of someone's own, with the members' logits.

@@ -20,6 +20,7 @@ from torch.nn.functional import interpolate
 
 from tests import helpers
 from tests.conftest import run_here
+from tests.helpers import page_text
 from tests.real.conftest import Lite, Run
 from tests.real.convert import (
     MEAN,
@@ -187,7 +188,7 @@ def test_classes_that_models_choose_among(lite: Lite) -> None:
         )
         assert done.returncode == 0, done.stderr
         sentence = f"are of 19 of ImageNet's 1,000 classes; {sentence}"
-        page = (lite.folder / classes / "report.html").read_text()
+        page = page_text(lite.folder / classes / "report.html")
         assert sentence in " ".join(done.stdout.split())
         assert sentence.partition("; ")[2] in " ".join(page.split())
         models = pl.read_csv(lite.folder / classes / "models.csv")

@@ -69,7 +69,7 @@ def test_distill(students: Path) -> None:
     curves = pl.read_csv(students / "test_vit" / "curves.csv")
     assert {"label_loss", "teacher_loss", "teacher_agreement", "test_accuracy"} <= {*curves.columns}
     helpers.has_figures(students / "test_vit", "curves")
-    page = (students / "test_vit" / "report.html").read_text()
+    page = helpers.page_text(students / "test_vit" / "report.html")
     assert "Does vit_ti learn more with the teacher test_vit than from the labels alone?" in page
     assert (table["seeds"] == 1).all() and "Not certain: trainings differ by their seeds" in page
     assert f"{100 * table['student_accuracy'][2]:.1f}%" in page and "teacher: test_vit" in page
@@ -114,7 +114,7 @@ def test_distillation(students: Path) -> None:
         of = pl.read_csv(students / row["teacher"] / "result.csv").to_dicts()[0]
         assert row["student_accuracy"] == pytest.approx(of["student_accuracy"])
     helpers.has_figures(out, "distillation_similarity", "distillation_accuracy")
-    page = (out / "report.html").read_text()
+    page = helpers.page_text(out / "report.html")
     # The members that ran are those of the store; neither config claims the dataset's.
     assert "members: auto" in page and "test_mambaout" not in page.split("members: auto")[1][:200]
     config = OmegaConf.load(out / ".hydra" / "config.yaml")
@@ -202,7 +202,7 @@ def test_teachers(tmp_path: Path) -> None:
     table = pl.read_csv(out / "teachers.csv")
     assert table.filter(chosen="above")["teacher"].to_list() == ["m1", "m2"]
     assert table.filter(chosen="sampled").height == 2
-    page = (out / "report.html").read_text()
+    page = helpers.page_text(out / "report.html")
     assert "python train.py -m experiment=distill student=m0 teacher=m1,m2," in page
     assert "Can an effect of similarity show in their students? No:" in page
     helpers.has_figures(out, "teachers")
