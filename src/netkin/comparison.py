@@ -26,7 +26,7 @@ from torch import Tensor
 
 from netkin import similarity
 from netkin.analysis import confounders, noise, statistics
-from netkin.analysis.clusters import hierarchy
+from netkin.analysis.clusters import choose_k, has_clusters, hierarchy, spectral
 from netkin.analysis.groups import Draws, family_means, within_and_between
 from netkin.analysis.matrix import Matrix, off_diagonal
 from netkin.analysis.measures import mistake_table
@@ -333,7 +333,6 @@ def summarise(
     task, images = evaluation.task, len(outcomes.image_ids)
     if failures is None:
         failures = pl.DataFrame(schema=["model", "stage", "reason"])
-    label_of = dict(zip(evaluation.subset.ids, evaluation.subset.labels, strict=True))
     resize, caveats = results.resize_errors(members), []
     if resize.height:
         views, mean = resize["target_view"].n_unique(), resize["resize_error"].mean()
@@ -353,7 +352,7 @@ def summarise(
         [results.params(member) for member in members],
         [member.view.input_size for member in members],
         eps_s=eps_s,
-        labels=[label_of[image] for image in outcomes.image_ids],
+        classes=evaluation.labels[:images].tolist(),
         suspects=suspects or {},
         caveats=caveats,
         mistakes=mistake_table(
@@ -378,7 +377,7 @@ def relate(
     input_sizes: list[int],
     *,
     eps_s: float = similarity.EPS_S,
-    labels: Sequence[int] = (),
+    classes: Sequence[int] = (),
     suspects: Mapping[str, str] | None = None,
     caveats: Sequence[str] = (),
     mistakes: pl.DataFrame | None = None,
@@ -387,9 +386,8 @@ def relate(
     """The answer from outcomes alone, with gaps for requested models that failed; see `summarise`.
 
     `families` are those of all requested models, params and input sizes of the outcomes' models,
-    `labels` the class of each image, where it is known,
-    `caveats` the last paragraphs of the answer, `mistakes` that of `mistake_table`, and `others`
-    further attributes of the `Result`.
+    `classes` the label of each image, where it is known, `caveats` the last paragraphs of the
+    answer, `mistakes` that of `mistake_table`, and `others` further attributes of the `Result`.
     """
     names, done = tuple(families), list(outcomes.members)
     groups = [families[name] for name in done]
@@ -400,17 +398,17 @@ def relate(
     models = similarity.models(outcomes, scores, groups, params, input_sizes).drop("family")
     if mistakes is not None:
         pairs = pairs.join(mistakes, ["a", "b"], maintain_order="left")
-    controls = []
+    controls, labels = [], _clusters(smoothed)
     if outcomes.noise is not None:
         pairs = pairs.join(confounders.pair_table(outcomes), ["a", "b"], maintain_order="left")
         rates = pl.Series("noise_rate", confounders.noise_rates(outcomes)).fill_nan(None)
         models = models.with_columns(rates)
-        controls.append(_chance(outcomes, smoothed, groups, pairs, models))
+        controls.append(_chance(outcomes, smoothed, labels, groups, pairs, models))
     if len(done) >= FEWEST:
-        control, effects = _single_models(outcomes, smoothed, groups, pairs)
+        control, effects = _single_models(outcomes, smoothed, labels, groups, pairs)
         controls.append(control)
         models = models.join(effects, "model", maintain_order="left")
-    means, found = family_means(smoothed, groups, draws), noise.agreement(outcomes, labels)
+    means, found = family_means(smoothed, groups, draws), noise.agreement(outcomes, classes)
     known = len(done) >= statistics.FEWEST and not math.isnan(found.classes)
     if len(done) < len(names):
         listed = itertools.combinations(names, 2)
@@ -430,7 +428,7 @@ def relate(
         _extremes(outcomes, pairs.drop_nulls("score"), smoothed, eps_s),
         *_within_or_between(groups, pairs.drop_nulls("score"), smoothed, draws),
         *_closest_families(means),
-        *([text("pairwise.agreement", n=len({*labels}), **found._asdict())] if known else []),
+        *([text("pairwise.agreement", n=len({*classes}), **found._asdict())] if known else []),
         *_weak(table.filter(pl.col("model").is_in(done))),
         *[control.sentence for control in controls],
         *([] if mistakes is None else _mistakes(mistakes)),
@@ -458,9 +456,17 @@ def attacked(evaluation: Evaluation) -> str:
 # What the scores owe to chance and to single models
 
 
+def _clusters(scores: NDArray[np.float64]) -> NDArray[np.intp] | None:
+    """The clusters [N]; None where models are few, or all scores the same."""
+    if len(scores) < FEWEST or not has_clusters(scores):
+        return None
+    return spectral(scores, choose_k(None, scores)[0])
+
+
 def _chance(
     outcomes: Outcomes,
     scores: NDArray[np.float64],
+    labels: NDArray[np.intp] | None,
     families: Sequence[str],
     pairs: pl.DataFrame,
     models: pl.DataFrame,
@@ -482,13 +488,17 @@ def _chance(
     ways = (("a_fools_b", "noise_fools_b"), ("b_fools_a", "noise_fools_a"))
     at_chance = sum(int((pairs[way] <= pairs[noise]).sum()) for way, noise in ways)
     sentence += text("confounders.directions", below=at_chance, n=n * (n - 1))
-    changed = _changed("Corrected for chance", scores, corrected, families, "{:.0%}")
+    changed = _changed("Corrected for chance", scores, labels, corrected, families, "{:.0%}")
     label = "chance-corrected rate (p - q) / (1 - q)"
     return Control("Above chance", (sentence + changed).rstrip(), "corrected", corrected, label)
 
 
 def _single_models(
-    outcomes: Outcomes, scores: NDArray[np.float64], families: Sequence[str], pairs: pl.DataFrame
+    outcomes: Outcomes,
+    scores: NDArray[np.float64],
+    labels: NDArray[np.intp] | None,
+    families: Sequence[str],
+    pairs: pl.DataFrame,
 ) -> tuple[Control, pl.DataFrame]:
     """How much single models explain, and each model's effects, in nats."""
     directions = confounders.directions(similarity.one_sided(outcomes))
@@ -502,7 +512,7 @@ def _single_models(
     shares = {"by_target": directions.by_target, "by_source": directions.by_source}
     median = np.nanmedian(pairs["asymmetry"].cast(float).to_numpy())
     sentence = text("confounders.single", median=median, main=main.explained, **shares)
-    sentence += _changed("Without them", scores, main.rest, families, "{:.2f}")
+    sentence += _changed("Without them", scores, labels, main.rest, families, "{:.2f}")
     ranked = effects.sort("target_brittleness", descending=True)
     mean = float(off_diagonal(main.rest).mean())
     title, label = "Strong sources, brittle targets", f"score without main effects, less {mean:.2f}"
@@ -512,6 +522,7 @@ def _single_models(
 def _changed(
     what: str,
     scores: NDArray[np.float64],
+    labels: NDArray[np.intp] | None,
     other: NDArray[np.float64],
     families: Sequence[str],
     unit: str,
@@ -519,7 +530,7 @@ def _changed(
     """What another matrix says about clusters, nearest relatives and families."""
     parts = []
     if len(scores) >= FEWEST:
-        c = confounders.change(scores, other)
+        c = confounders.change(scores, other, labels)
         if c.rand is not None:
             agree = f"agree with those of s to an adjusted Rand index of {c.rand:.2f}"
             parts.append(f"the {c.k} clusters {'are the same' if c.rand == 1 else agree}")
