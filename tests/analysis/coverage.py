@@ -1,6 +1,6 @@
 """Coverage of intervals by simulation: the tables of experiments/results/statistics.md.
 
-python -m tests.analysis.coverage        # about three minutes on one core
+python -m tests.analysis.coverage        # minutes on one core
 """
 
 from collections.abc import Callable, Iterable, Iterator
