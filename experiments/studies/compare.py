@@ -51,6 +51,7 @@ from netkin.analysis.statistics import FEWEST
 from netkin.analysis.verdict import verdict
 from netkin.attacks import PGD, Attack
 from netkin.data.classes import class_words
+from netkin.data.tables import read_text
 from netkin.errors import UserError, and_more, near
 from netkin.report.heatmap import heatmap_figure
 from netkin.report.plots import Marks, ranked_figure, scatter
@@ -144,9 +145,9 @@ def agreement(given: str) -> tuple[noise.Agreement, str] | None:
     file = scores_file("", given).with_name("agreement.csv")
     if given == "sat69" or not Path(given).expanduser().is_dir() or not file.is_file():
         return None
-    table = pl.read_csv(file)
-    images, classes = (np.nan if r is None else r for r in table["r"].cast(pl.Float64))
-    return (noise.Agreement(images, classes), table["images"][0]) if images > 0 else None
+    table = read_text(file)
+    images, _ = table["r"].cast(pl.Float64).fill_null(np.nan)
+    return (noise.Agreement(images), table["images"][0]) if images > 0 else None
 
 
 def told_apart(a: str, b: str) -> tuple[str, str]:
