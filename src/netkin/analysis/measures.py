@@ -287,10 +287,11 @@ class Measure:
         draws: int,
         seconds: float,
         limits: Limits | None = None,
+        paired: float = 0.0,
     ) -> "Measure":
         """From the matrix and, after it, the draws and the halves, [1 + draws + halves, N, N]."""
         sampled = Sampled(matrices[0], matrices[1 : 1 + draws], matrices[1 + draws :])
-        return cls(name, sampled, seconds, limits=limits)
+        return cls(name, sampled, seconds, paired, limits)
 
     @property
     def ends(self) -> Limits:
