@@ -22,16 +22,18 @@ import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig
 
+from experiments.cli.components import bases_of
 from experiments.cli.measured import describe
 from experiments.cli.members import build_members
 from experiments.cli.setting import Opened, opened
 from experiments.cli.study import Study, study
 from netkin.analysis.landmarks import FEWEST, HIGHEST, Completed, check_number, complete
 from netkin.analysis.matrix import Matrix, pair_values, position_of
+from netkin.components import base_architecture
 from netkin.errors import UserError, and_more
 from netkin.model import Model
 from netkin.report.heatmap import heatmap_figure
-from netkin.report.plots import scatter_figure
+from netkin.report.plots import Marks, scatter_figure
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.run import Incomplete, Run
@@ -44,18 +46,19 @@ def run(config: DictConfig) -> None:
     if config.similarity is not None:
         with study(config) as s:
             chosen = choose(config.landmarks, s.names, config.seed)
-            report(s, s.names, s.families, s.source, chosen, s.scores)
+            report(s, s.names, bases_of(s), s.source, chosen, s.scores)
         return
     members = build_members(config)
     names = [member.name for member in members]
     landmarks = [names[i] for i in choose(config.landmarks, names, config.seed)]
     with opened(config, members, sources=landmarks if config.one_sided else None) as o:
         done = pass_landmarks(o.run, landmarks, config.one_sided)
-        names, families = [m.name for m in done], [m.family for m in done]
+        task = o.run.evaluation.task
+        names, bases = [m.name for m in done], [base_architecture(m.member, task) for m in done]
         chosen, eps_s = [names.index(name) for name in landmarks], config.score.eps_s
         scores, pairs = o.run.results.landmark_scores(done, chosen, config.one_sided, eps_s)
         source = describe(o.run.evaluation, len(done))
-        report(o, names, families, source, chosen, scores, pairs)
+        report(o, names, bases, source, chosen, scores, pairs)
         o.run.raise_failures()
 
 
@@ -114,7 +117,7 @@ def pass_landmarks(r: Run, names: Sequence[str], one_sided: bool) -> list[Model]
 def report(
     o: Study | Opened,
     names: Sequence[str],
-    families: Sequence[str],
+    bases: Sequence[str],
     source: str,
     landmarks: list[int],
     scores: NDArray[np.float64],
@@ -147,10 +150,13 @@ def report(
     error = float(np.abs(held.predicted - held.measured).mean())
     note = f"R2 = {held.r2:.2f}, mean error {error:.3f} nats"
     x, y = table["predicted"], table["measured"]
-    drawing = scatter_figure(x, y, "predicted score", "measured score (nats)", text=note)
+    line = Marks(identity="predicted as measured")
+    drawing = scatter_figure(
+        x, y, "predicted score (nats)", "measured score (nats)", text=note, marks=line
+    )
     of_held = o.outputs.figure("held_out", drawing, table, text("held_out"))
     other = np.isin(np.arange(n), landmarks, invert=True).astype(np.intp)
-    drawing = heatmap_figure(scores, names, families, "similarity s (nats)", clusters=other)
+    drawing = heatmap_figure(scores, names, bases, "similarity s (nats)", clusters=other)
     caption = text("matrix", m=m, rest=n - m)
     matrix = o.outputs.figure("landmarks", drawing, square, caption)
     answer = [

@@ -44,9 +44,8 @@ from netkin.report.study import Lookup, Outputs, Section
 from netkin.report.text import fraction_text, number, percent, settings_text
 from netkin.results import Results
 from netkin.similarity import ALPHA, WEAK_ATTACK, Outcomes, interval
-from netkin.zoo.build import knows_more
+from netkin.zoo.build import knows_more, model_pages
 from netkin.zoo.execution import DEFAULT_PRECISION
-from netkin.zoo.sources import model_page
 
 FEWEST = 4  # models below which effects of single models are not separated from the rest
 NOT_ABOVE = "○: not certainly above noise"
@@ -76,8 +75,9 @@ class Control(NamedTuple):
     sentence: str
     name: str  # of the figure's file
     values: NDArray[np.float64]
-    label: str  # of the values
+    label: str  # of the values in the figure
     effects: pl.DataFrame | None = None
+    mean: float = 0.0  # which the figure is less of, so that 0 is in the middle
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -165,7 +165,7 @@ class Result:
         written.
         """
         try:
-            outputs = Outputs(Path(folder).expanduser())
+            outputs = Outputs(Path(folder).expanduser(), links=self.links)
         except OSError as error:
             raise UserError(f"folder={folder} cannot be made ({error.strerror})") from None
         settings = yaml.safe_dump(dict(self.settings), sort_keys=False)
@@ -205,10 +205,11 @@ class Result:
         done = self.outcomes.members
         for c in self.controls:
             colours = [kinds[name] for name in done]
-            drawn = heatmap_figure(c.values, done, colours, c.label, signed=True)
+            values = np.where(np.eye(len(done), dtype=bool) & (c.mean != 0), np.nan, c.values)
+            drawn = heatmap_figure(values - c.mean, done, colours, c.label, signed=True)
             picture = outputs.figure(c.name, drawn, Matrix(done, c.values).table(), c.label)
             effects = {} if c.effects is None else {"Main effects (nats)": c.effects}
-            sections.append(Section(c.title, [c.sentence], effects, [picture], links=self.links))
+            sections.append(Section(c.title, [c.sentence], effects, [picture]))
         if self.examples:
             drawn, caption = examples_figure(self.examples, self.eps), text("examples.caption")
             schema = ["source", "image", "label", "prediction"]
@@ -248,7 +249,6 @@ class Result:
             diagonal,
             groups | {"family": self.models["family"].to_list()},
             self.models["clean_accuracy"].to_list(),
-            self.links,
         )
 
     def _pairs_section(self) -> Section:
@@ -267,13 +267,13 @@ class Result:
 
         note = [text(f"pairwise.pairs_note{'_noise' * noise}")]
         if ranked.height == 1:
-            return Section("The only pair", note, {"": shown(ranked)}, links=self.links)
+            return Section("The only pair", note, {"": shown(ranked)})
         listed = min(EXTREMES, ranked.height // 2)  # no pair is in both tables
         tables = {
             "Most similar": shown(ranked.head(listed)),
             "Least similar": shown(ranked.tail(listed).reverse()),
         }
-        return Section("Most and least similar pairs", note, tables, links=self.links)
+        return Section("Most and least similar pairs", note, tables)
 
     def _families_section(self, outputs: Outputs) -> Section:
         """Mean similarities of families, in the order of the heatmap."""
@@ -298,7 +298,7 @@ class Result:
         weak = self.models.filter(pl.col("white_box_success") < WEAK_ATTACK)["model"].to_list()
         notes = [text("pairwise.weak_rows", limit=WEAK_ATTACK, names=", ".join(weak))]
         table = self.models.select(known).rename({"mean_similarity": "mean_s"}, strict=False)
-        return Section("Models", notes if weak else [], {"": table}, links=self.links)
+        return Section("Models", notes if weak else [], {"": table})
 
 
 def _png(figure: Figure) -> bytes:
@@ -327,7 +327,6 @@ def summarise(
     task, images = evaluation.task, len(outcomes.image_ids)
     if failures is None:
         failures = pl.DataFrame(schema=["model", "stage", "reason"])
-    published = {m.name: m.member.source for m in requested if m.member.uses_published(task)}
     resize, caveats = results.resize_errors(members), []
     if resize.height:
         views, mean = resize["target_view"].n_unique(), resize["resize_error"].mean()
@@ -352,8 +351,8 @@ def summarise(
         mistakes=mistake_table(
             outcomes, results.mistakes(members, images), evaluation.labels[:images].numpy()
         ),
-        bases=[base_architecture(m.member, task) if m.member.timm else m.family for m in requested],
-        links={name: page for name, source in published.items() if (page := model_page(source))},
+        bases=[base_architecture(member.member, task) for member in requested],
+        links=model_pages((m.member for m in requested), task),
         resize=resize,
         failures=failures,
         examples=examples(results, members),
@@ -402,9 +401,11 @@ def relate(
         controls.append(control)
         models = models.join(effects, "model", maintain_order="left")
     means = family_means(smoothed, groups, draws)
-    listed = pl.DataFrame(list(itertools.combinations(names, 2)), schema=["a", "b"], orient="row")
-    pairs = listed.join(pairs, on=["a", "b"], how="left", maintain_order="left")
-    pairs = pairs.with_columns(pl.col("n").fill_null(0))
+    if len(done) < len(names):
+        listed = itertools.combinations(names, 2)
+        every = pl.DataFrame(list(listed), schema=["a", "b"], orient="row")
+        pairs = every.join(pairs, on=["a", "b"], how="left", maintain_order="left")
+        pairs = pairs.with_columns(pl.col("n").fill_null(0))
     index = [names.index(name) for name in done]
     matrix = np.full((len(names), len(names)), np.nan)
     matrix[np.ix_(index, index)] = scores
@@ -452,7 +453,7 @@ def _chance(
     models: pl.DataFrame,
 ) -> Control:
     """How often noise alone fools, and which pairs are not certainly above it."""
-    corrected, n = confounders.corrected_matrix(outcomes), len(scores)
+    corrected, n = confounders.corrected_matrix(outcomes, pairs), len(scores)
     worst = models.drop_nulls("noise_rate").sort("noise_rate", descending=True)
     first = worst.row(0, named=True)
     rates = {"mean": worst["noise_rate"].mean(), "worst": first["noise_rate"]}
@@ -465,7 +466,8 @@ def _chance(
     else:
         which = "one" if pairs.height == 1 else "all"
         sentence += text(f"confounders.{which}_above", n=pairs.height)
-    at_chance = confounders.directions_at_chance(outcomes)
+    ways = (("a_fools_b", "noise_fools_b"), ("b_fools_a", "noise_fools_a"))
+    at_chance = sum(int((pairs[way] <= pairs[noise]).sum()) for way, noise in ways)
     sentence += text("confounders.directions", below=at_chance, n=n * (n - 1))
     changed = _changed("Corrected for chance", scores, corrected, families, "{:.0%}")
     label = "chance-corrected rate (p - q) / (1 - q)"
@@ -489,8 +491,9 @@ def _single_models(
     sentence = text("confounders.single", median=median, main=main.explained, **shares)
     sentence += _changed("Without them", scores, main.rest, families, "{:.2f}")
     ranked = effects.sort("target_brittleness", descending=True)
-    title, label = "Strong sources, brittle targets", "score without main effects (nats)"
-    return Control(title, sentence.rstrip(), "rest", main.rest, label, ranked), effects
+    mean = float(off_diagonal(main.rest).mean())
+    title, label = "Strong sources, brittle targets", f"score without main effects, less {mean:.2f}"
+    return Control(title, sentence.rstrip(), "rest", main.rest, label, ranked, mean), effects
 
 
 def _changed(
