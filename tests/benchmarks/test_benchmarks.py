@@ -1,5 +1,6 @@
 """The benchmarks' scripts, small."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +66,4 @@ def test_states_of_the_store_are_timed(capsys: pytest.CaptureFixture[str]) -> No
     printed = capsys.readouterr().out
     assert printed.index("nothing stored: ") < printed.index("everything stored: ")
     assert "craft" in printed and "transfer" in printed
+    assert 0.5 < float(re.findall(r"images take ([\d.]+) of that", printed)[0]) < 0.9
