@@ -355,6 +355,7 @@ def decided(use: Used, uses: int) -> str:
     what, best = text(f"use.{use.name}"), short_title(found.names[i])
     more = text("more" if found.r[i] > 0 else "less")
     sentence = text("verdict", decision, best=best, what=what, p=p, more=more, **values)
+    sentence = sentence[0].upper() + sentence[1:]
     k = int(np.argsort(np.where(np.isnan(found.r2), -np.inf, found.r2))[-2])
     gap, low, high = found.ahead(i, k)
     if decision == "Yes":

@@ -361,7 +361,7 @@ def test_students_of_the_models_are_what_measures_predict(monkeypatch: pytest.Mo
     of = [measures.Measure.of("similarity", np.stack([matrix] * 3), 1, 1.0)]
     (use,) = study.taught(s, m, of, 99)  # type: ignore[arg-type]
     assert use.values == 6 and use.predicted.r2[0] == pytest.approx(1)
-    assert study.decided(use, 2).startswith("similarity predicts whose students learn more")
+    assert study.decided(use, 2).startswith("Similarity s predicts whose students learn more")
     notes[:] = notes[:8]
     assert not study.taught(s, m, of, 99)  # type: ignore[arg-type]
 
