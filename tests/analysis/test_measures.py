@@ -358,7 +358,11 @@ def test_students_of_the_models_are_what_measures_predict(monkeypatch: pytest.Mo
     s = SimpleNamespace(config=config, names=names)
     outcomes = SimpleNamespace(correct=rng().random((8, 20)) < 0.9)
     m = SimpleNamespace(run=MagicMock(), outcomes=outcomes)
-    of = [measures.Measure.of("similarity", np.stack([matrix] * 3), 1, 1.0)]
+    other = rng(1).normal(size=(8, 8))
+    of = [
+        measures.Measure.of(name, np.stack([values] * 3), 1, 1.0)
+        for name, values in (("similarity", matrix), ("capa", other))
+    ]
     (use,) = study.taught(s, m, of, 99)  # type: ignore[arg-type]
     assert use.values == 6 and use.predicted.r2[0] == pytest.approx(1)
     assert study.decided(use, 2).startswith("Similarity s predicts whose students learn more")
