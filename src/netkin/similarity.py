@@ -132,7 +132,7 @@ def with_intervals(
     that would have the variance of z, n p (1 - p) / var(z) (Korn and Graubard 1998). The variance
     is that of z and one more image at each of 0 and 1, so that equal values do not count as
     certain: p = 0 has the upper limit ln(100 (1 - 0.025^(1/n))), about ln(370 / n). Measured
-    coverage is 95 % or more at any p and n (experiments/results/statistics.md).
+    coverage is 94.8 % or more at any p and n (experiments/results/statistics.md).
     """
     p = (always + half / 2) / n
     mean = (always + half / 2 + 1) / (n + 2)

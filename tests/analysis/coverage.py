@@ -139,8 +139,8 @@ def of_corrected(q: float, images: int, repetitions: int = 3000) -> tuple[float,
         known = ~np.isnan(low)
         held = ((low <= true) & (true <= high))[known]
         found.append((held.mean() if known.mean() > 0.01 else np.nan, known.mean()))
-    least, known = np.nanmin(found, axis=0) if np.isfinite(found).any() else (np.nan, 0.0)
-    return float(least), float(known)
+    covers = [share for share, _ in found if not np.isnan(share)]
+    return float(min(covers, default=np.nan)), float(min(known for _, known in found))
 
 
 def of_models(n: int, r: float, repetitions: int = 400) -> float:
