@@ -259,7 +259,10 @@ class Result:
         noise = "above_noise" in ranked.columns
 
         def shown(rows: pl.DataFrame) -> pl.DataFrame:
-            ends = [f"{number(low)} to {number(high)}" for low, high in rows["low", "high"].rows()]
+            ends = [
+                f"{number(low)} to {number(high)}"
+                for low, high in rows.select("low", "high").rows()
+            ]
             return rows.select(
                 "a", "b", "score", pl.Series("95% interval", ends), "n", "a_fools_b", "b_fools_a",
                 *(["noise_fools_a", "noise_fools_b", "above_noise"] if noise else []),
