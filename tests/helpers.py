@@ -3,9 +3,10 @@
 import math
 import re
 from collections.abc import Sequence
+from html import unescape
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -25,6 +26,16 @@ class Scored(NamedTuple):
     score: float
     low: float
     high: float
+
+
+def stored_images(file: Path) -> tuple[NDArray[np.uint8], list[int]]:
+    """A shard of adversarial images on the 8-bit grid, [n, 3, H, W], and their positions in the
+    subset, read as docs/clusters-and-restarts.md tells readers without netkin."""
+    page = (ROOT / "docs" / "clusters-and-restarts.md").read_text()
+    (code,) = re.findall(r"```python\n(import json.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(re.sub(r'Path\(".*"\)', f"Path({str(file)!r})", code), names)
+    return names["images"], names["shard"].get_tensor("index").tolist()
 
 
 def with_interval(z: NDArray[np.float64]) -> Scored:
@@ -54,6 +65,7 @@ def overrides(folder: Path) -> list[str]:
     ]
     return [
         f"model.members=[{','.join(members)}]",
+        "recipe=digits_adamw",
         "recipe.epochs=4",
         "attack.steps=8",
         "subset=quick",
@@ -80,11 +92,20 @@ def check_verdict(experiment: str, page: Path) -> None:
         OmegaConf.load(ROOT / "conf" / "experiment" / f"{experiment}.yaml").experiment.study
     )
     if study.startswith("experiments.studies."):
-        title = re.search(r"<h1>(.*?)</h1>", html := page.read_text())
-        answer = html.split('aria-label="Answer">')[1]
+        title = re.search(r"<h1>(.*?)</h1>", page.read_text())
+        answer = page_text(page, "answer")
         assert title is not None
         if re.match(r"(Are|Can|Did|Do|Does|Is|Was|Were|Will)\b", title[1]):
-            assert re.match(r"\s*<p>(Yes|No|Not certain)\b", answer), answer[:300]
+            assert re.match(r"(Yes|No|Not certain)\b", answer), answer[:300]
+
+
+def page_text(page: Path, of: str = "") -> str:
+    """What a reader sees of a page, or of its part of a class, without the tags between."""
+    html = re.sub(r"<(style|script)\b.*?</\1>", "", page.read_text(), flags=re.DOTALL)
+    if of:
+        html = html.split(f'<div class="{of}"')[1].split(">", 1)[1].split("</div>")[0]
+    html = re.sub(r"</?(a|b|code|span)\b[^>]*>", "", html)
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", html)).split())
 
 
 def fresh(folder: Path) -> Path:

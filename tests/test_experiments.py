@@ -14,8 +14,9 @@ import torch
 from netkin.data.digits import Digits
 from netkin.data.subset import draw
 from netkin.store.files import read_tensors
+from tests import helpers
 from tests.conftest import ROOT, SMALL, run_here
-from tests.helpers import with_interval
+from tests.helpers import page_text, with_interval
 
 RUN = "hydra.run.dir=run"
 MEMBERS = ["test_byobnet", "vit_ti"]
@@ -86,12 +87,13 @@ def test_plan(folder: Path) -> None:
     assert "No weights, labels or images are missing (100 images)." in done.stdout
     table = pl.read_csv(folder / "run" / "plan.csv")
     assert table["images_to_craft"].to_list() == [correct[name] for name in MEMBERS]
-    assert table["adversarial_bytes"].to_list() == [3072 * correct[name] for name in MEMBERS]
+    share = table["adversarial_bytes"] / [3072 * correct[name] for name in MEMBERS]
+    assert share.is_between(0.6, 0.8).all()  # at eps 48/255
     assert table["sources_left"].to_list() == [2, 2]
     # A thousand times the two steps that are timed, which take at least a forward pass each.
     assert (table["craft_ms_per_image"] > 500 * table["transfer_ms_per_image"]).all()
     assert (table["peak_memory_bytes"] > 1e8).all()
-    page = (folder / "run" / "report.html").read_text()
+    page = page_text(folder / "run" / "report.html")
     assert (
         "images to craft" in page
         and "No weights, labels or images are missing (100 images)." in page
@@ -135,9 +137,9 @@ def test_adversarial_images_are_in_the_ball_and_of_correct_images(trained: Path)
         logits = read_tensors(subset / "clean" / name / "logits.safetensors")["logits"]
         correct = (logits.argmax(1) == labels).nonzero().flatten()
         (folder,) = subset.glob(f"pgd-*/adversarial/{name}")
-        shards = [read_tensors(path) for path in sorted(folder.glob("*.safetensors"))]
-        assert torch.cat([shard["index"] for shard in shards]).tolist() == correct.tolist()
-        images = torch.cat([shard["images"] for shard in shards])
+        shards = [helpers.stored_images(path) for path in sorted(folder.glob("*.safetensors"))]
+        assert [i for _, index in shards for i in index] == correct.tolist()
+        images = torch.cat([torch.from_numpy(images) for images, _ in shards])
         assert images.dtype == torch.uint8 and images.shape[1:] == (3, 32, 32)
         from netkin.data import views
 
@@ -193,6 +195,7 @@ def test_another_attack_and_a_local_checkpoint(folder: Path) -> None:
     twin = f"{{name: twin, timm: test_byobnet, checkpoint: {weights}}}"
     done = run_here(
         f"model.members=[test_byobnet,vit_ti,{twin}]",
+        "recipe=digits_adamw",
         "recipe.epochs=4",
         "subset=quick",
         "attack.steps=5",
@@ -217,8 +220,8 @@ def crafted(store: Path, dataset: str) -> dict[str, dict[str, tuple[torch.Tensor
     for name in MEMBERS:
         logits = read_tensors(subset / "clean" / name / "logits.safetensors")["logits"]
         (shard,) = subset.glob(f"pgd-*/adversarial/{name}/00000.safetensors")
-        made = read_tensors(shard)
-        pairs = zip(made["index"].tolist(), made["images"], strict=True)
+        images, index = helpers.stored_images(shard)
+        pairs = zip(index, torch.from_numpy(images), strict=True)
         found[name] = {scans[i]: (logits[i], image) for i, image in pairs}
     return found
 
@@ -372,8 +375,8 @@ def test_an_attack_of_ones_own(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert re.findall(r"^(\w+) 1/2", done.stdout, re.M) == ["noise", "craft", "transfer"]
     (found,) = (folder / "store").glob("digits/*/mine-*/adversarial/vit_ti")
-    shard = read_tensors(found / "00000.safetensors")["images"]
-    assert shard.min() == 51  # 0.2 of 255 brighter
+    images, _ = helpers.stored_images(found / "00000.safetensors")
+    assert images.min() == 51  # 0.2 of 255 brighter
 
 
 def test_the_clean_attack_fools_by_resizing_alone(folder: Path) -> None:

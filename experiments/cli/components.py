@@ -1,6 +1,7 @@
 """The components of the models that a study works on."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import SequenceMatcher
 
 import numpy as np
@@ -11,8 +12,8 @@ from experiments.cli.study import Study
 from experiments.cli.values import resolved
 from netkin.analysis.components import read_components, rows_of
 from netkin.analysis.matrix import position_of
-from netkin.components import COMPONENTS
-from netkin.errors import UserError, and_more, near
+from netkin.components import COMPONENTS, component_table
+from netkin.errors import UserError, near
 from netkin.jobs.progress import Bars
 from netkin.zoo.member import Member, Task
 
@@ -20,6 +21,8 @@ PUBLISHED = Task("imagenet", 1000, "pretrained")
 """The task of published models, of which components are read without a dataset."""
 BASE = COMPONENTS[0]
 """The component that colours of figures stand for."""
+LARGE = 150
+"""Models of a file whose names are looked up one by one for colours, at most."""
 _READ: dict[str, pl.DataFrame] = {}
 """Tables that were read off, by members and task: a study asks for components and bases apart."""
 
@@ -62,7 +65,14 @@ def known_components(s: Study) -> tuple[pl.DataFrame | None, str]:
 def bases_of(s: Study) -> list[str]:
     """The base architecture of each of a study's N models; the family where it is not known."""
     table, _ = known_components(s)
-    return s.families if table is None or BASE not in table.columns else table[BASE].to_list()
+    if table is not None and BASE in table.columns:
+        return table[BASE].to_list()
+    bases = list(s.families)
+    if s.measured is None and len(s.names) <= LARGE:  # timm may have some of a file's names
+        for i, name in enumerate(s.names):
+            with suppress(UserError):
+                bases[i] = component_table(_published(s, [name]), PUBLISHED)[BASE][0]
+    return bases
 
 
 def _published(s: Study, names: Sequence[str]) -> list[Member]:
@@ -99,11 +109,14 @@ def stand_in(s: Study, name: str, what: str) -> tuple[int, list[str]]:
     family = [other == member.family for other in s.families]
     best = max(range(len(s.names)), key=lambda i: (counts[i], family[i], alike[i]))
     ties = [s.names[i] for i in np.flatnonzero(counts == counts[best]) if i != best]
-    text = (
-        f"{name} is not in the matrix. It is represented by {s.names[best]}, with which it shares "
-        f"{counts[best]} of {len(shared)} components"
-    )
-    return best, [f"{text} ({and_more(ties, 3)} share as many)." if ties else f"{text}."]
+    shares = f"with which it shares {counts[best]} of {len(shared)} components"
+    text = f"{name} is not in the matrix. It is represented by {s.names[best]}, {shares}."
+    if ties:
+        text += (
+            f" {', '.join(ties)} share{'s' * (len(ties) == 1)} as many: family and name decided "
+            "between these, and another of them may give another answer."
+        )
+    return best, [text]
 
 
 def from_file(path: str, names: Sequence[str]) -> pl.DataFrame:

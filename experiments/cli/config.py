@@ -119,7 +119,7 @@ class Hardware:
     accelerator: str = "auto"
     devices: int | str = 1  # GPUs (with accelerator=cpu: processes) that share each model's work
     members_at_once: int | str = "auto"  # evaluate.py; auto: one a CPU core, or 1 on a GPU
-    threads: int = 1  # torch threads a process; more make small networks slower
+    threads: int | str = "auto"  # torch threads a process; auto: the cores over the models at work
     batch_size: int | str = 100  # images through a model at once; auto is 100
     train_precision: str = "32-true"
     train_compile: bool = False  # compile the model that is trained (torch.compile)

@@ -133,7 +133,7 @@ def run(config: DictConfig) -> None:
         own = [run for run in entries if run.summary["job_type"] == kind]
         columns = ("folder", "name", "began", "state", "seconds", *headlines(own), "typed")
         shown = table.filter(job_type=kind).select(columns)
-        sections.append(Section(kind, tables={"": shown}, links=links))
+        sections.append(Section(kind, tables={"": shown}))
     counts = ", ".join(f"{n} {state}" for state, n in Counter(r.state for r in entries).items())
     html = render(
         "All runs",
@@ -143,6 +143,7 @@ def run(config: DictConfig) -> None:
         sections,
         "",
         ["index.csv"],
+        links,
     )
     page = root / "index.html"
     write(page, lambda file: file.write_text(html, encoding="utf-8"), OutputsError, "folder")

@@ -15,6 +15,7 @@ from netkin.passes.decode import unreadable_images
 from netkin.results import Results
 from netkin.training.recipe import Recipe, check
 from netkin.training.weights import Hardware, Training, trained_members
+from netkin.zoo.execution import Execution
 from netkin.zoo.member import Member
 from netkin.zoo.parse import parse_members
 
@@ -73,7 +74,10 @@ def member_hardware(config: DictConfig) -> Hardware:
     """How evaluate.py trains members that lack weights: each in one process, on its device."""
     of = config.hardware
     return Hardware(
-        accelerator=of.accelerator, precision=of.train_precision, compile=of.train_compile
+        accelerator=of.accelerator,
+        precision=of.train_precision,
+        compile=of.train_compile,
+        memory_format=Execution.memory_format if of.memory_format == "auto" else of.memory_format,
     )
 
 

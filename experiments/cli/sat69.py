@@ -41,6 +41,12 @@ class Published:
     params: NDArray[np.float64]  # [N], number of parameters, or NaN
     timm: tuple[str, ...]  # [N], name.tag of the weights
 
+    @property
+    def pages(self) -> dict[str, str]:
+        """timm's pages about the weights, by the models' names; one has none."""
+        pairs = zip(self.components.to_series(0), self.timm, strict=True)
+        return {name: f"https://huggingface.co/timm/{tag}" for name, tag in pairs if "." in tag}
+
 
 def load(config: DictConfig) -> tuple[Matrix, Published]:
     """The matrix of `similarity=sat69`, and what comes with it.

@@ -49,6 +49,7 @@ from netkin.runner import Loader, Runner, device_of
 from netkin.store.lease import lease
 from netkin.tracking import Tracker
 from netkin.training.weights import Hardware
+from netkin.zoo.build import model_pages
 from netkin.zoo.execution import Execution, check_execution
 from netkin.zoo.member import Member, Task
 
@@ -137,8 +138,9 @@ def opened(
         tracker=tracked(config, info),
         tell=lambda notes: print_notes(console, notes),
     )
-    with run.open(settings) as open_run:
-        yield Opened(config, open_run, Outputs(info.folder, open_run.tracker), console, suspects)
+    with run.open(settings) as r:
+        links = model_pages((model.member for model in r.models), r.evaluation.task)
+        yield Opened(config, r, Outputs(info.folder, r.tracker, links), console, suspects)
 
 
 def build_settings(
@@ -280,7 +282,16 @@ def build_processes(config: DictConfig) -> Processes:
             "the devices share each member's work, so leave hardware.members_at_once=auto"
         )
     workers = devices if devices > 1 else _or(number, 1 if gpu else _cores())
-    return Processes(workers, config.hardware.threads, devices, gpus=gpu)
+    return Processes(workers, thread_count(config, workers), devices, gpus=gpu)
+
+
+def thread_count(config: DictConfig, at_once: int) -> int:
+    """torch threads of each of some processes that work at once: by default the cores over these,
+    and over the jobs of a sweep that run at once on this machine."""
+    hydra = HydraConfig.get()
+    launcher = hydra.launcher if hydra.mode == RunMode.MULTIRUN else {}
+    jobs, cores = launcher.get("n_jobs") or 1, _cores()  # joblib's
+    return _or(config.hardware.threads, max(1, cores // (at_once * (jobs if jobs > 0 else cores))))
 
 
 def build_runner(config: DictConfig) -> Runner:

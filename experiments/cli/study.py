@@ -4,6 +4,7 @@ A study opens with `with study(config) as s:`. With `similarity=path.csv` it rea
 computes what the store lacks for the config's members, on its images, by its attack.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,6 +62,13 @@ class Study:
         """[N, N], symmetric, in nats."""
         return self.matrix.scores
 
+    @property
+    def accuracy(self) -> list[float | None]:
+        """[N], of the clean images in [0, 1], as measured or published; empty where unknown."""
+        if self.measured is not None:
+            return self.measured.outcomes.correct.mean(axis=1).tolist()
+        return [] if self.published is None else self.published.accuracy.tolist()
+
     @cached_property
     def families(self) -> list[str]:
         """The N models' families; of a name in a file, the module of timm that has it."""
@@ -86,6 +94,11 @@ class Study:
         if self.measured is not None:
             self.measured.finish(title, question, answer, sections)
             return
+        if self.published is None and "timm" in sys.modules:  # which takes seconds to import
+            from netkin.zoo.sources import model_page
+
+            pages = {name: model_page(name) for name in self.names}
+            self.outputs.links = {name: page for name, page in pages.items() if page}
         text, answer = described(self.config), [*answer, *self.notes]
         finish(self.outputs, self.console, title, question, answer, sections, text)
 
@@ -120,7 +133,7 @@ def study(
             config,
             given,
             None,
-            Outputs(info.folder, tracker),
+            Outputs(info.folder, tracker, {} if published is None else published.pages),
             tracker,
             terminal(),
             f"the {number} {whose}",

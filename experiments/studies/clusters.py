@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from matplotlib import colormaps
+from matplotlib.colors import Colormap
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from sklearn.manifold import TSNE
@@ -36,7 +37,6 @@ from netkin.report.sentences import Sentences
 from netkin.report.study import Lookup, Picture, Section
 from netkin.report.text import and_more
 from netkin.similarity import interval
-from netkin.zoo.sources import model_page
 
 DRAW_RESTARTS = 100  # K-means runs of one draw of images
 SETTLED = 0.5  # share of draws from which a model's cluster counts as certain
@@ -117,14 +117,14 @@ class Clustering:
         label: str,
         caption: str,
         limits: tuple[float, float] | None = None,
-        colours: str | None = None,
+        colours: Colormap | None = None,
         lookup: Lookup | None = None,
     ) -> Picture:
         """Values of pairs [N, N], by cluster, and their table."""
         names = self.study.names
         more: dict[str, Any] = {"clusters": self.labels, "order": self.order}
-        if colours is not None:
-            more |= {"limits": limits, "colours": colormaps[colours]}
+        if limits is not None:
+            more |= {"limits": limits, "colours": colours, "signed": colours is None}
         drawn = heatmap_figure(values, names, self.bases, label, **more)
         table = Matrix(names, values).of(tuple(names[i] for i in self.order)).table()
         return self.study.outputs.figure(name, drawn, table, caption, lookup)
@@ -222,7 +222,7 @@ def _stability(c: Clustering, draws: list[NDArray]) -> tuple[Section, list[str]]
     what, runs = list(found.items())[-1]
     shares, label = clusters.co_assignment(np.stack(runs)), f"share of {nouns[what]}"
     caption = f"How often two models share a cluster over {len(runs)} {nouns[what]}."
-    picture = c.figure("co_assignment", shares, label, caption, (0.0, 1.0), "cividis")
+    picture = c.figure("co_assignment", shares, label, caption, (0.0, 1.0), colormaps["cividis"])
     stability = s.outputs.table("stability", c.labelled(**columns))
     tables = {"How often a model is with its cluster's others": stability}
     return Section("Stability", (), tables, [picture]), sentences
@@ -259,11 +259,9 @@ def _matrix(c: Clustering) -> Picture:
     s, lookup = c.study, None
     pairs = s.outputs.table("pairs", s.matrix.pairs())
     if len(s.names) <= LARGE:
-        pages = {} if s.measured else {name: model_page(name) for name in s.names}
         groups = {"base architecture": c.bases, "family": s.families}
-        links = {name: page for name, page in pages.items() if page}
         order = c.order.tolist()
-        lookup = Lookup(s.names, order, pairs, groups=groups, links=links, reorder=False)
+        lookup = Lookup(s.names, order, pairs, groups=groups, accuracy=s.accuracy)
     label = "similarity s (nats)"
     return c.figure("cluster_matrix", s.scores, label, text("matrix"), lookup=lookup)
 
@@ -274,9 +272,8 @@ def _features(c: Clustering) -> Picture:
     columns = {f"eigenvector_{i + 1}": features[:, i] for i in range(c.k)}
     c.study.outputs.table("features", c.labelled(**columns))
     cosines = np.clip(features @ features.T, -1, 1)
-    label, limits = "cosine similarity of spectral features", (min(-0.05, cosines.min()), 1.0)
-    caption = text("features", k=c.k)
-    return c.figure("spectral_features", cosines, label, caption, limits, "magma")
+    label, caption = "cosine similarity of spectral features", text("features", k=c.k)
+    return c.figure("spectral_features", cosines, label, caption, (-1.0, 1.0))
 
 
 def _map(c: Clustering) -> Picture:

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig
 
 from experiments.cli import sat69
+from experiments.cli.components import bases_of
 from experiments.cli.finish import terminal
 from experiments.cli.measured import Measured
 from experiments.cli.members import build_members
@@ -39,6 +40,7 @@ from experiments.cli.study import Study, study
 from experiments.cli.values import changed, naming
 from netkin import similarity
 from netkin.analysis import matrix, noise, statistics
+from netkin.analysis.clusters import hierarchy
 from netkin.analysis.confounders import change, nearest
 from netkin.analysis.correlation import Definition, correlate, note, sentence
 from netkin.analysis.matrix import Matrix, off_diagonal, pair_values, position_of
@@ -48,7 +50,7 @@ from netkin.analysis.verdict import verdict
 from netkin.attacks import PGD, Attack
 from netkin.errors import UserError, and_more, near
 from netkin.report.heatmap import heatmap_figure
-from netkin.report.plots import scatter
+from netkin.report.plots import Marks, scatter
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.report.style import panels, style
@@ -57,7 +59,6 @@ from netkin.run import check_sources
 from netkin.similarity import Outcomes
 from netkin.zoo import execution
 from netkin.zoo.execution import PRECISIONS, TARGET_PRECISIONS, Execution, check_execution
-from netkin.zoo.sources import timm_family
 
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
@@ -113,10 +114,20 @@ def files(config: DictConfig) -> None:
                 f"{a} and {b} share {len(common)} models, expected 3 or more "
                 f"({and_more(s.names, 3)}; {and_more(theirs.names, 3)})"
             )
+        a, b = told_apart(a, b)
         pair = Definition(a, s.matrix.of(common).scores), Definition(b, theirs.of(common).scores)
         only = {a: len(s.names) - len(common), b: len(theirs.names) - len(common)}
         left_out = [text("only", n=n, name=name) for name, n in only.items() if n]
         compare(s, common, [pair], left_out=left_out)
+
+
+def told_apart(a: str, b: str) -> tuple[str, str]:
+    """Two paths by the ends of them that differ: a/run/x.csv and b/run/x.csv as a and b, and as
+    they are if they are the same."""
+    one, two = (list(Path(given).expanduser().parts) for given in (a, b))
+    while len(one) > 1 < len(two) and one[-1] == two[-1]:
+        one, two = one[:-1], two[:-1]
+    return (one[-1], two[-1]) if one[-1] != two[-1] else (a, b)
 
 
 def scores_file(key: str, given: str) -> Path:
@@ -431,12 +442,11 @@ def figure(parts: list[pl.DataFrame], found: list[dict]) -> Figure:
         ax.remove()
     for ax, pairs, row in zip(axes, parts, found, strict=False):
         x, y = pairs.select("s_reference", "s_other").to_numpy().T
-        ends = [min(x.min(), y.min()), max(x.max(), y.max())]
-        ax.plot(ends, ends, color="#999999", lw=0.8, ls=(0, (4, 3)), zorder=0, label="equal scores")
         labels = [f"s, {row[which]} (nats)" for which in ("reference", "other")]
         names = pairs["b"].to_list() if pairs["a"].n_unique() == 1 < pairs.height else None
         line = statistics.trend(x, y) if row["models"] >= FEWEST else None
-        scatter(ax, x, y, *labels, names=names, trend=line, text=note(row))
+        equal = Marks(identity="equal scores")
+        scatter(ax, x, y, *labels, names=names, trend=line, text=note(row), marks=equal)
     return drawing
 
 
@@ -471,8 +481,9 @@ def differences(
         }
     ).sort(pl.col("mean_difference").abs(), descending=True)
     s.outputs.table("models", models)
-    families, label = list(map(timm_family, names)), "difference of s (nats)"
-    drawing = heatmap_figure(difference, names, families, label, signed=True)
+    base, label = dict(zip(s.names, bases_of(s), strict=True)), "difference of s (nats)"
+    bases, order = [base[each] for each in names], hierarchy(a.scores).order
+    drawing = heatmap_figure(difference, names, bases, label, signed=True, order=order)
     table, caption = Matrix(names, difference).table(), text("difference", a=a.name, b=b.name)
     picture = s.outputs.figure("differences", drawing, table, caption)
     mean, first = float(pairs["difference"].to_numpy().mean()), models.row(0, named=True)
@@ -485,7 +496,8 @@ def differences(
     direction, changes = "higher" if mean >= 0 else "lower", int((near_a != near_b).sum())
     differ = text("differ", direction=direction, changed=changes, **values)
     shown = s.config.compare.pairs
-    tables = {f"The {shown} pairs that differ most": pairs.head(shown), "Models": models}
+    short = pairs.head(shown).drop("reference", "other")
+    tables = {f"The {shown} pairs that differ most": short, "Models": models}
     return Section("Where they differ", (), tables, [picture]), differ
 
 

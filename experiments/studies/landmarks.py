@@ -3,7 +3,8 @@
 All pairs of N models take N attacks and N^2 evaluations. Here each model is evaluated on the images
 of m landmarks, and these on its images; with `one_sided=true` only landmarks are attacked. The
 other pairs are predicted, with intervals (`netkin.analysis.landmarks`). How far that can be trusted
-is measured on the run itself: each landmark in turn is taken for another model. Writes
+is measured on the run itself: each landmark in turn is taken for another model. That holds for
+models like the landmarks; scores with others have no interval, and too many of them no Yes. Writes
 similarity.csv, which other studies read with `similarity=FILE`, measured.csv, which says which of
 its cells were measured, pairs.csv, held_out (figure and table), landmarks (figure and table) and
 report.html.
@@ -21,16 +22,18 @@ import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig
 
+from experiments.cli.components import bases_of
 from experiments.cli.measured import describe
 from experiments.cli.members import build_members
 from experiments.cli.setting import Opened, opened
 from experiments.cli.study import Study, study
-from netkin.analysis.landmarks import FEWEST, Completed, check_number, complete
+from netkin.analysis.landmarks import FEWEST, HIGHEST, Completed, check_number, complete
 from netkin.analysis.matrix import Matrix, pair_values, position_of
+from netkin.components import base_architecture
 from netkin.errors import UserError, and_more
 from netkin.model import Model
 from netkin.report.heatmap import heatmap_figure
-from netkin.report.plots import scatter_figure
+from netkin.report.plots import Marks, scatter_figure
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.run import Incomplete, Run
@@ -43,18 +46,19 @@ def run(config: DictConfig) -> None:
     if config.similarity is not None:
         with study(config) as s:
             chosen = choose(config.landmarks, s.names, config.seed)
-            report(s, s.names, s.families, s.source, chosen, s.scores)
+            report(s, s.names, bases_of(s), s.source, chosen, s.scores)
         return
     members = build_members(config)
     names = [member.name for member in members]
     landmarks = [names[i] for i in choose(config.landmarks, names, config.seed)]
     with opened(config, members, sources=landmarks if config.one_sided else None) as o:
         done = pass_landmarks(o.run, landmarks, config.one_sided)
-        names, families = [m.name for m in done], [m.family for m in done]
+        task = o.run.evaluation.task
+        names, bases = [m.name for m in done], [base_architecture(m.member, task) for m in done]
         chosen, eps_s = [names.index(name) for name in landmarks], config.score.eps_s
         scores, pairs = o.run.results.landmark_scores(done, chosen, config.one_sided, eps_s)
         source = describe(o.run.evaluation, len(done))
-        report(o, names, families, source, chosen, scores, pairs)
+        report(o, names, bases, source, chosen, scores, pairs)
         o.run.raise_failures()
 
 
@@ -113,7 +117,7 @@ def pass_landmarks(r: Run, names: Sequence[str], one_sided: bool) -> list[Model]
 def report(
     o: Study | Opened,
     names: Sequence[str],
-    families: Sequence[str],
+    bases: Sequence[str],
     source: str,
     landmarks: list[int],
     scores: NDArray[np.float64],
@@ -134,7 +138,9 @@ def report(
     o.outputs.table("measured", Matrix(tuple(names), c.measured.astype(float)).table())
     pairs = o.outputs.table("pairs", pair_table(names, c, measured, truth))
     predicted = pairs.filter(kind="predicted")
+    known = predicted["low"].is_not_null()
     held, (least, most) = c.held_out, c.held_out.r2_interval()
+    decided = c.verdict
     of = {"landmark": held.landmark, "model": held.other}
     table = pl.DataFrame(
         {key: [names[i] for i in index] for key, index in of.items()}
@@ -144,17 +150,23 @@ def report(
     error = float(np.abs(held.predicted - held.measured).mean())
     note = f"R2 = {held.r2:.2f}, mean error {error:.3f} nats"
     x, y = table["predicted"], table["measured"]
-    drawing = scatter_figure(x, y, "predicted score", "measured score (nats)", text=note)
+    line = Marks(identity="predicted as measured")
+    drawing = scatter_figure(
+        x, y, "predicted score (nats)", "measured score (nats)", text=note, marks=line
+    )
     of_held = o.outputs.figure("held_out", drawing, table, text("held_out"))
     other = np.isin(np.arange(n), landmarks, invert=True).astype(np.intp)
-    drawing = heatmap_figure(scores, names, families, "similarity s (nats)", clusters=other)
+    drawing = heatmap_figure(scores, names, bases, "similarity s (nats)", clusters=other)
     caption = text("matrix", m=m, rest=n - m)
     matrix = o.outputs.figure("landmarks", drawing, square, caption)
     answer = [
         text(
-            "held",
-            verdict=held.verdict,
-            then=text("then", held.verdict),
+            "held" if c.represented or decided == "No" else "unlike",
+            verdict=decided,
+            then=text("then", decided),
+            outside=int(c.outside.sum()),
+            rest=n - m,
+            m=m,
             r2=held.r2,
             low=least,
             high=most,
@@ -163,6 +175,7 @@ def report(
             spread=float(held.measured.std()),
             inside=held.covered.mean(),
         ),
+        *limits(c, names, 1 - known.mean()),
         text(
             "cost",
             attacks=f"{m} attacks instead of {n}" if one_sided else f"{n} attacks",
@@ -171,8 +184,8 @@ def report(
         ),
     ]
     if measured is None:
-        hidden = text("hidden", n=int(np.triu(~c.measured, 1).sum()), **c.against(truth))
-        answer.insert(1, hidden)
+        hidden = text("hidden", n=predicted.height, highest=HIGHEST, **c.against(truth))
+        answer.insert(len(answer) - 1, hidden)
     else:
         answer.append(text("file", file=o.outputs.folder / "similarity.csv"))
     what = "one-sided scores, of the landmarks' images," if one_sided else "scores"
@@ -190,17 +203,32 @@ def report(
     )
 
 
+def limits(c: Completed, names: Sequence[str], without: float) -> list[str]:
+    """What predicted scores are not for, and the models outside what the landmarks show, by whom so
+    many of the predicted scores are `without` an interval."""
+    held, outside, sentences = c.held_out, [names[i] for i in np.flatnonzero(c.outside)], []
+    if c.verdict == "Yes":
+        shares = {"found": held.nearest_found.mean(), "highest": held.highest_covered}
+        sentences.append(text("not_for", share=HIGHEST, **shares))
+    if outside:
+        rest = len(names) - len(held.nearest_found)
+        values = {"n": len(outside), "rest": rest, "share": without}
+        sentences.append(text("outside", names=and_more(outside), **values))
+    return sentences
+
+
 def pair_table(
     names: Sequence[str],
     c: Completed,
     measured: pl.DataFrame | None,
     truth: NDArray[np.float64],
 ) -> pl.DataFrame:
-    """A row a pair, the highest score first: a, b, kind (measured or predicted), score, low, high,
-    level (of the interval); for measured pairs n, a_fools_b, b_fools_a, for a file's true scores
-    true_score."""
+    """A row a pair, the highest score first: a, b, kind (measured or predicted), score, low, high
+    (null with a model outside what the landmarks show), level (of the interval); for measured pairs
+    n, a_fools_b, b_fools_a, for a file's true scores true_score."""
     level = np.full_like(c.scores, c.level)
     table = Matrix(tuple(names), c.scores).pairs(low=c.low, high=c.high, level=level)
+    table = table.with_columns(pl.col("low", "high").fill_nan(None))
     kind = np.where(pair_values(c.measured), "measured", "predicted")
     table = table.insert_column(2, pl.Series("kind", kind))
     if measured is None:

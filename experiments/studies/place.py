@@ -262,7 +262,7 @@ def answered(o: Opened, members: list[Model], chosen: list[int]) -> None:
     scores = np.full((n + 1, n + 1), np.nan)  # the classifier's last
     scores[:n, :n] = measured
     scores[chosen, n] = scores[n, chosen] = answers.smoothed(np.ones((1, len(labels))))[0]
-    half = np.zeros(n)  # of the 90% intervals of its predicted scores
+    half = np.zeros(n)  # of the 90% intervals of its predicted scores; NaN where there are none
     if FEWEST <= len(chosen) < n:
         completed = complete(scores, chosen, one_sided=True)
         scores, half = completed.scores, (completed.high - completed.low)[:n, n] / 2
@@ -343,7 +343,10 @@ def probe_table(
     rest = [i for i in np.flatnonzero(~np.isnan(row)).tolist() if i not in chosen]
     measured = kinds[chosen].with_columns(kind=pl.lit("measured"), level=0.95)
     predicted = kinds[rest].with_columns(kind=pl.lit("predicted"), level=0.9, score=row[rest])
-    ends = {"low": (row - half)[rest], "high": (row + half)[rest]}
+    ends = {
+        end: pl.Series(e[rest]).fill_nan(None)
+        for end, e in (("low", row - half), ("high", row + half))
+    }
     measured = measured.hstack(answers.table(config.score.eps_s))
     table = pl.concat([measured, predicted.with_columns(**ends)], how="diagonal")
     mean = pl.Series((row - more)[chosen + rest])
@@ -361,7 +364,7 @@ def probe_answer(name: str, table: pl.DataFrame, found: Placed) -> list[str]:
             return [text("probe.No", name=name, n=n)]
         noise = [text("probe.noise", above=above, n=n)]
     relatives = text("probe.relatives", nearest=nearest(measured))
-    for row in table.filter(kind="predicted").head(1).to_dicts():
+    for row in table.filter(pl.col("low").is_not_null(), kind="predicted").head(1).to_dicts():
         relatives += text("probe.predicted", **row)
     return [*belongs(name, found, table, "excess"), relatives, *noise]
 

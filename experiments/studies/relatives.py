@@ -14,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from experiments.cli.components import known_components, stand_in
+from experiments.cli.components import bases_of, known_components, stand_in
 from experiments.cli.study import Study, study
 from netkin.analysis import clusters
 from netkin.analysis.components import shared_values
@@ -22,13 +22,15 @@ from netkin.analysis.matrix import off_diagonal
 from netkin.analysis.statistics import FEWEST
 from netkin.analysis.verdict import verdict
 from netkin.errors import UserError, and_more
-from netkin.report.plots import scatter_figure
+from netkin.report.plots import Marks, scatter_figure
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
+from netkin.report.style import FULL
 
 TYPICAL, MARGIN = 0.7, 0.2
 """Shares of all pairs that are less similar than a model and its nearest relative: from the margin
 above what is typical on it has close relatives, from the margin below on it has none."""
+NAMED = 10  # nearest and farthest models that the figure names
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
@@ -50,11 +52,17 @@ def run(config: DictConfig) -> None:
                 include_header=True, header_name="component", column_names=["value"]
             )
             sections.append(Section(f"Components of {name}", (), {"": rows[1:]}))
-        named = table["model"].to_list() if table.height < 16 else None
-        groups = ["its cluster" if same else "others" for same in table["same_cluster"]]
+        bases = dict(zip(s.names, bases_of(s), strict=True))
         x, label = table["similarity"], f"similarity to {name} (nats)"
-        drawn = scatter_figure(x, y.cast(pl.Float64), label, by, named, groups, width=5.2)
-        caption = f"Similarity of the other models to {name}, by {by}."
+        middle = slice(NAMED, table.height - NAMED)
+        unnamed = set(table["model"][middle]) if table.height > 2 * NAMED else set()
+        named = ["" if other in unnamed else other for other in table["model"]]
+        groups = [bases[other] for other in table["model"]]
+        own = Marks(table["same_cluster"].to_numpy(), f"in the cluster of {name}")
+        size = {"width": FULL, "height": 4.4}
+        y = y.cast(pl.Float64)
+        drawn = scatter_figure(x, y, label, by, named, groups, marks=own, **size)
+        caption = text("caption", name=name, by=by, n=NAMED)
         picture = s.outputs.figure("relatives", drawn, table, caption)
         ends = {"nearest": table.head(number), "farthest": table.tail(number).reverse()}
         tables = {f"The {number} {what}": rows for what, rows in ends.items()} | {"All": table}

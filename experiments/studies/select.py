@@ -3,21 +3,21 @@
 Ensembles are ranked
 
 - with stored logits by predicted error: the mean error of the members, reduced by an ERR that is
-  linear in their mean similarity, fitted on sampled ensembles;
-- with accuracies alone (`similarity=sat69`, `select.accuracies`) by the error expected from them,
-  and similarity chooses among the best; nothing is measured, and the answer says what is known
-  against the choice;
+  fitted on sampled ensembles: linear in their mean similarity where that predicts ensembles with
+  a model that was held out better, else constant;
+- with accuracies alone (`similarity=sat69`, `select.accuracies`) by the error expected from them;
+  beside it the least similar of those that accuracies cannot tell apart. Nothing is measured;
 - without either by similarity.
 
 `select.student=NAME` ranks teachers of a student. experiment=teachers chooses teachers for a study
 of distillation. Writes select_ensembles, select_teachers or teachers (figures and tables).
 
 On the 12 digits members (500 images, PGD-50) similarity adds nothing to the members' mean error: on
-ensembles of 3 with a held-out model predicted errors are wrong by 0.213 points with it and by 0.207
+ensembles of 3 with a held-out model predicted errors are wrong by 0.221 points with it and by 0.216
 without.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,13 +36,23 @@ from experiments.cli.values import naming_group, resolved
 from experiments.studies.ensemble import ensembles_wrong
 from netkin.analysis import ensemble, select
 from netkin.analysis.matrix import Matrix, pair_index, position_of
-from netkin.analysis.select import LEAST, LIKELY, MOST, expected_error, mean_similarity
+from netkin.analysis.select import (
+    LEAST,
+    LIKELY,
+    MOST,
+    POWER,
+    STUDENTS_R,
+    expected_error,
+    mean_similarity,
+)
+from netkin.analysis.statistics import p_text, power
 from netkin.analysis.verdict import verdict
 from netkin.errors import UserError, and_more
 from netkin.model import Model
-from netkin.report.plots import ranked_figure, scatter_figure
+from netkin.report.plots import Marks, ranked_figure, scatter_figure
 from netkin.report.sentences import Sentences
 from netkin.report.study import Picture, Section
+from netkin.report.style import FULL
 from netkin.report.text import count
 from netkin.run import Run
 from netkin.zoo.build import flops
@@ -50,7 +60,6 @@ from netkin.zoo.parse import parse_members
 
 Advice = tuple[Section, list[str]]
 """A section of the page, and its part of the answer."""
-SPANNED = 0.8  # share of the range of similarities from which the chosen teachers represent it
 SHOWN = 40  # teachers in a figure
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
@@ -76,6 +85,8 @@ def choose(s: Study) -> None:
         section, answer = teacher_section(s)
         sections.insert(0, section)
     title = f"Which of {len(matrix.names)} models to choose?"
+    if options.student is not None:
+        title = f"Which of {len(matrix.names)} models as the teacher of {options.student}?"
     s.finish(title, f"Advice from the similarity of {s.source}.", answer, sections)
 
 
@@ -103,9 +114,15 @@ def by_logits(s: Study, r: Run, members: list[Model], matrix: Matrix, include: l
     sampled = np.array(drawn, dtype=np.intp).reshape(-1, size)
     wrong = partial(ensembles_wrong, s, results, members)
     errors, sampled_errors = (wrong(g).mean(axis=1) for g in ([(i,) for i in range(n)], drawn))
-    predict = select.fit_prediction(scores, errors, sampled, sampled_errors)
-    best = select.search(predict, n, size, include, sizes, options.max_params)[: options.top]
-    measured = wrong(best.tolist())
+    of = errors, sampled, sampled_errors
+    found = select.held_out_models(scores, *of)
+    helps = found is not None and found["gain"] > 0
+    ways = {way: select.fit_prediction(scores * way, *of) for way in (True, False)}
+    limit = options.max_params
+    ranked = {way: select.search(ways[way], n, size, include, sizes, limit) for way in ways}
+    best, predict, other = ranked[helps][: options.top], ways[helps], ranked[not helps][0]
+    *measured, wrong_other = wrong([*best.tolist(), other.tolist()])
+    measured = np.stack(measured)
     ends = [ensemble.share_interval(int(row.sum()), len(row)) for row in measured]
     columns = {
         "measured_error": measured.mean(axis=1),
@@ -118,21 +135,35 @@ def by_logits(s: Study, r: Run, members: list[Model], matrix: Matrix, include: l
     }
     others = mean_similarity(scores, sampled), 100 * sampled_errors, "sampled ones"
     quality = text("quality", intercept=predict.intercept, slope=predict.slope, n=len(sampled))
-    section, first = ensemble_section(s, matrix, best, columns, others, quality)
+    marks = {}
+    if {*other} != {*best[0]}:
+        at = mean_similarity(scores, other[None])[0], 100 * wrong_other.mean()
+        marks[text("marked.way", way=text("adds.way", str(not helps)))] = at
+    section, first = ensemble_section(s, matrix, best, columns, others, quality, marks=marks)
     values = {"images": measured.shape[1], "count": count(first["params"]), **first}
-    found = select.held_out_models(scores, errors, sampled, sampled_errors)
+    member = int(best[0][errors[best[0]].argmin()])
+    won, lost, p = ensemble.only_one_wrong(measured[0], wrong([(member,)])[0])
+    better = verdict(won - lost, p=p)
+    beside = {"member": matrix.names[member], "won": won, "lost": lost, "p": p_text(p)}
     adds = text("adds.few")
     if found is not None:
         decided = verdict(found["gain"], (found["low"], found["high"]))
         points = {k: 100 * found[k] for k in ("error", "error_alone", "gain", "low", "high")}
         begin = text("adds.No") if decided == "No" else decided
         adds = begin + text("adds.found", **{**found, **points})
-    better = better_alone(first, "measured")
-    return section, [text("measured", verdict=better, **values), text("adds.begin") + adds]
+    how = {"chosen": text("adds.way", str(helps)), "way": text("adds.way", str(not helps))}
+    how["other"] = " + ".join(matrix.names[i] for i in other)
+    kind = "same" if {*other} == {*best[0]} else "other"
+    adds += text(f"adds.{kind}_choice", error=wrong_other.mean(), **how)
+    return section, [
+        text("measured", **values),
+        text("better", verdict=better, **beside),
+        text("adds.begin") + adds,
+    ]
 
 
 def by_accuracy(s: Study, include: list[int]) -> Advice:
-    """Ensembles by expected error; among those that accuracy cannot tell apart, the least alike."""
+    """Ensembles by expected error, and the least alike of those that it cannot tell apart."""
     options, matrix = s.config.select, s.matrix
     accuracy = None if s.published is None else s.published.accuracy
     sizes = None if s.published is None else s.published.params
@@ -155,7 +186,7 @@ def by_accuracy(s: Study, include: list[int]) -> Advice:
     groups = use[select.search(rank, len(use), options.size, within, some, limit)]
     expected, similarity = expected_error(errors, groups), mean_similarity(matrix.scores, groups)
     order, near = select.least_similar_of_the_best(expected, similarity, tolerance)
-    best = groups[order[: options.top]]
+    best, least = groups[: options.top], order[0]
     sampled = np.random.default_rng(options.seed).permutation(len(groups))[: options.samples]
     columns = {
         "expected_error": expected_error(errors, best),
@@ -167,20 +198,21 @@ def by_accuracy(s: Study, include: list[int]) -> Advice:
     }
     others = similarity[sampled], 100 * expected[sampled], "at random"
     method = text("method", likely=LIKELY, least=LEAST, most=MOST)
-    section, first = ensemble_section(s, matrix, best, columns, others, method)
+    marks = {text("marked.least"): (similarity[least], 100 * expected[least])} if least else {}
+    section, first = ensemble_section(s, matrix, best, columns, others, method, marks=marks)
     named = [
         ", ".join(f"{matrix.names[i]} ({accuracy[i]:.1%})" for i in group)
-        for group in (best[0], groups[0])
+        for group in (best[0], groups[least])
     ]
-    choice = text("same_choice", chosen=named[0])
-    if {*groups[0]} != {*best[0]}:
-        values = {"error": expected[0], "other": similarity[0], "points": 100 * tolerance}
-        values |= {"similarity": first["mean_similarity"], "near": near}
-        choice = text("other_choice", chosen=named[0], accurate=named[1], **values)
+    values = {"near": near, "points": 100 * tolerance, "other": first["mean_similarity"]}
+    choice = text("same_choice", chosen=named[0], **values)
+    if least:
+        values |= {"error": expected[least], "similarity": similarity[least]}
+        choice = text("other_choice", chosen=named[0], least=named[1], **values)
     answer = [
-        text("expected", verdict=better_alone(first, "expected"), **first),
+        text("expected", **first),
         choice,
-        cost(s, groups[0], best[0]),
+        cost(s, groups[least], best[0]),
         text("adds.begin") + text("adds.unknown"),
     ]
     if len(use) < len(matrix.names):
@@ -214,11 +246,13 @@ def ensemble_section(
     columns: dict[str, NDArray],
     sampled: tuple[NDArray, NDArray, str],
     *paragraphs: str,
+    marks: Mapping[str, tuple[float, float]] | None = None,
 ) -> tuple[Section, dict]:
     """The most promising ensembles [G, k] among sampled ones, and the first one's row of the table.
 
     The figure has the first of the columns, and of sampled ones the mean similarity, that column
     in the figure's unit, and how they were drawn; `paragraphs` say what is known of the method.
+    The figure marks the first one, and those of `marks`, (x, y) by their name.
     """
     x, values, how = sampled
     table = pl.DataFrame(
@@ -236,29 +270,24 @@ def ensemble_section(
         best = "most promising"
     x = np.r_[x, table["mean_similarity"].to_numpy()]
     y = np.r_[values, scale * table[column].to_numpy()]
-    groups_of = ["others"] * len(values) + ["most promising"] * table.height
-    pairs = "mean similarity of the pairs (nats)"
-    drawing = scatter_figure(x, y, pairs, label, groups=groups_of, width=4.6, height=3.0)
+    groups_of = ["others"] * len(values) + [best] * table.height
+    pairs, first = "mean similarity of the pairs (nats)", table.row(0, named=True)
+    at = first["mean_similarity"], scale * first[column]
+    points = Marks(points={text("marked.choice", **first): at} | dict(marks or {}))
+    drawing = scatter_figure(x, y, pairs, label, groups=groups_of, width=FULL, marks=points)
     counts = {"size": size, "sampled": len(values), "how": how, "shown": table.height, "best": best}
     picture = s.outputs.figure("select_ensembles", drawing, table, text("caption", **counts))
     tables = {f"The {best} ensembles": table}
     section = Section(f"Ensembles of {size}", [text("literature"), *paragraphs], tables, [picture])
-    return section, table.row(0, named=True)
+    return section, first
 
 
-def better_alone(first: dict, kind: str) -> str:
-    """Whether an ensemble errs less than its best member, by the interval of its error."""
-    alone = first["best_member_error"]
-    low, error, high = (alone - first[f"{kind}_{end}"] for end in ("high", "error", "low"))
-    return verdict(error, (low, high))
-
-
-def cost(s: Study, accurate: NDArray[np.intp], chosen: NDArray[np.intp]) -> str:
-    """Parameters and operations of the chosen ensemble and of the one by accuracy alone."""
+def cost(s: Study, least: NDArray[np.intp], chosen: NDArray[np.intp]) -> str:
+    """Parameters and operations of the chosen ensemble and of the least similar one."""
     if s.published is None:
         return text("no_cost")
     entries, costs = pinned(), []
-    for group in (chosen, accurate):
+    for group in (chosen, least):
         members = parse_members([s.names[i] for i in group], entries, at_least=1)
         each = [flops(member, PUBLISHED) for member in members]
         known = [number for number in each if number is not None]
@@ -323,18 +352,21 @@ def choose_teachers(s: Study) -> None:
     caption = text("teachers.caption", student=name, chosen=chosen.height)
     picture = teacher_figure(s, "teachers", chosen, groups, name, caption)
     scores, some = table["similarity"].to_numpy(), chosen["similarity"].to_numpy()
-    share = np.ptp(some) / (np.ptp(scores) or 1.0)
-    spans = "Yes" if verdict(share, threshold=SPANNED) == "Yes" else "Not certain"
-    show = "show" if spans == "Yes" else "hardly show"
+    share, found = np.ptp(some) / (np.ptp(scores) or 1.0), power(STUDENTS_R, chosen.height)
     values = {"candidates": table.height, "share": share, "low": some.min(), "high": some.max()}
-    span = text("teachers.span", verdict=spans, show=show, chosen=chosen.height, **values)
+    listed = and_more(chosen["teacher"].to_list())
+    span = text("teachers.span", listed=listed, chosen=chosen.height, **values)
+    enough, values = select.teachers_for_power(), {"power": found, "r": STUDENTS_R}
+    show = verdict(found, threshold=POWER)
+    values |= {"n": chosen.height, "enough": enough, "wanted": POWER}
+    shows = text("teachers.shows", verdict=show, **values)
     kinds = {kind: table.filter(chosen=kind).height for kind in ("above", "sampled")}
     how = text("teachers.how", threshold=above, seed=seed, **kinds)
     train = train_command(s, "teachers", wanted, chosen["teacher"].to_list())
     s.finish(
         f"Which teachers for {wanted}?",
         f"Similarities are those of {s.source}.",
-        [span, how, *notes, train],
+        [span, shows, how, *notes, train],
         [Section("The choice", figures=[picture], tables={"All candidates": table})],
     )
 

@@ -8,6 +8,7 @@ others are timed. The exit code is 0 then, as for unreadable images: this study 
 only the run itself stops at them.
 """
 
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -21,6 +22,7 @@ from experiments.cli.measured import describe
 from experiments.cli.members import unreadable
 from experiments.cli.setting import Opened, opened
 from netkin.errors import UserError
+from netkin.evaluation import Evaluation
 from netkin.jobs.pool import Advance
 from netkin.jobs.progress import Bars
 from netkin.passes import Item
@@ -34,6 +36,11 @@ from netkin.training.weights import is_trained
 
 ROW_BYTES = 12
 """Bytes of an outcome in its parquet file, measured on digits with a hundred images a pair."""
+PACKED = 0.85
+"""Bytes of stored 8-bit adversarial images, as a share of those that name a difference within eps.
+
+Measured after 50 steps of PGD: 0.84 at 8/255 (224 x 224), 0.75 to 0.83 at 48/255 (digits).
+"""
 SHOWN = (
     *("model", "input_size", "params", "craft_seconds", "transfer_seconds"),
     *("adversarial_bytes", "peak_memory_bytes"),
@@ -117,7 +124,7 @@ def cost_table(
     `left` is how many sources a model has not been evaluated on yet. Models that cannot be run
     have `model` and `problem` alone.
     """
-    images, width, rows = len(r.evaluation.subset), r.evaluation.bytes_per_value, []
+    images, width, rows = len(r.evaluation.subset), bytes_per_value(r.evaluation), []
     for name in (model.name for model in r.models):
         row: dict[str, Any] = {"model": name}
         if cost := costs.get(name):
@@ -140,6 +147,14 @@ def cost_table(
     overrides = {"problem": pl.String}
     table = pl.DataFrame(rows, schema_overrides=overrides, infer_schema_length=None)
     return table.select(pl.exclude("problem"), "problem")
+
+
+def bytes_per_value(evaluation: Evaluation) -> float:
+    """Bytes that a colour of a stored adversarial pixel takes, on average: an estimate."""
+    eps = evaluation.attack.eps
+    if evaluation.dtype != "uint8":
+        return 4
+    return 1 if eps is None else min(1, PACKED * math.log2(2 * 255 * eps + 1) / 8)
 
 
 def _sentences(

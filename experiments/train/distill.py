@@ -2,12 +2,14 @@
 
 The student learns from the labels and from the teacher's predictions on the same augmented images
 (Touvron et al. 2021). The same student is trained from the labels alone, with the same recipe and
-seed, and both are compared on each test image. Missing weights are trained first: on the digits
-also the teacher's. See experiments/results/digits.md for the measurements.
+seed, and both are compared on each test image. Whether it learns more is decided over the seeds
+that the store has of both, because trainings differ by their seeds. Missing weights are trained
+first: on the digits also the teacher's. See experiments/results/digits.md for the measurements.
 """
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,18 +27,23 @@ from experiments.train.session import (
     to_train,
     with_parts,
 )
+from netkin.analysis.statistics import t_interval
 from netkin.analysis.verdict import verdict
 from netkin.components import base_architecture
 from netkin.errors import UserError
 from netkin.model import Model
+from netkin.report.sentences import Sentences
 from netkin.report.text import percent, settings_text
 from netkin.results import Results
 from netkin.similarity import Z_95, score
 from netkin.store import folder
 from netkin.store.outcomes import FLOAT32, OutcomeStore, outcomes_folder
 from netkin.training.distillation import Distillation, with_token
-from netkin.training.weights import Teaching, identity, notes
+from netkin.training.weights import Teaching, accuracies_by_seed, identity, notes
 from netkin.zoo.member import Member
+
+SEEDS = 3  # trainings of both students below which there is no verdict
+text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
 def run(config: DictConfig) -> None:
@@ -92,14 +99,16 @@ def without_teacher(s: Session, plain: Member) -> Member:
     if stored is not None and stored["made_of"] == needed:
         return plain
     seed = s.training.recipe.seed
-    parts = ["none", *([f"seed{seed}"] if seed else []), *swept_parts()]
+    parts = ["none", *([f"seed{seed}"] if seed else []), *swept_parts(("recipe", "dataset"))]
     return replace(plain, name=with_parts(plain.name, parts))
 
 
 def compare(s: Session, student: Member, alone: Member, teaching: Teaching) -> dict[str, Any]:
-    """The row of result.csv: accuracies in [0, 1] on the n test images, the gain with its 95%
-    interval, how often student and teacher predict the same class, their base architectures, and
-    the similarity of the teacher and the student without one, where the store has it."""
+    """The row of result.csv: accuracies in [0, 1] on the n test images; the gain with its 95%
+    interval over images, and its mean over the seeds that the store has of both with its 95%
+    interval over seeds (null below SEEDS); how often student and teacher predict the same class,
+    their base architectures, and the similarity of the teacher and the student without one, where
+    the store has it."""
     teacher, task, labels = teaching.teacher, s.training.task, s.results.evaluation.labels.numpy()
     predicted = {
         "student": s.predictions(s.open(student)),
@@ -108,6 +117,8 @@ def compare(s: Session, student: Member, alone: Member, teaching: Teaching) -> d
     }
     correct = {name: classes == labels for name, classes in predicted.items()}
     gain, low, high = paired_gain(correct["student"], correct["alone"])
+    over = gains_by_seed(s, student, alone)
+    seeds_low, seeds_high = t_interval(over) if len(over) >= SEEDS else (None, None)
     return {
         "student": student.name,
         "teacher": teacher.name,
@@ -118,11 +129,23 @@ def compare(s: Session, student: Member, alone: Member, teaching: Teaching) -> d
         "gain": gain,
         "gain_low": low,
         "gain_high": high,
+        "seeds": len(over),
+        "seeds_gain": float(over.mean()) if len(over) else None,
+        "seeds_low": seeds_low,
+        "seeds_high": seeds_high,
         "agreement": float((predicted["student"] == predicted["teacher"]).mean()),
         "student_base": base_architecture(student, task),
         "teacher_base": base_architecture(teacher.member, task),
         **stored_similarity(s.results, teacher, s.open(alone)),
     }
+
+
+def gains_by_seed(s: Session, student: Member, alone: Member) -> NDArray[np.float64]:
+    """What the teacher adds to the student's accuracy, for each seed that the store has of both."""
+    dataset, store = s.training.task.dataset, s.results.store
+    stored = [notes(s.training.file(member)) for member in (student, alone)]
+    taught, own = (accuracies_by_seed(store, dataset, of) if of else {} for of in stored)
+    return np.array([taught[seed] - own[seed] for seed in sorted(taught.keys() & own.keys())])
 
 
 def stored_similarity(results: Results, a: Model, b: Model) -> dict[str, Any]:
@@ -165,10 +188,8 @@ def paired_gain(student: NDArray[np.bool_], alone: NDArray[np.bool_]) -> tuple[f
 
 
 def answer(s: Session, plain: Member, student: Member, result: dict[str, Any]) -> None:
-    """Write the result, with the verdict first: Not certain where the interval includes 0."""
+    """Write the result, with the verdict first: over seeds, where there are enough."""
     name, teacher = plain.name, result["teacher"]
-    learns: str = verdict(result["gain"], (result["gain_low"], result["gain_high"]))
-    learns += ", it learns less" * (learns == "No")
     s.finish(
         student,
         f"Does {name} learn more with the teacher {teacher} than from the labels alone?",
@@ -176,14 +197,31 @@ def answer(s: Session, plain: Member, student: Member, result: dict[str, Any]) -
         f"same recipe and seed ({result['seed']}); the loss of the distillation is "
         f"{result['kind']}.",
         [
-            f"{learns}. {name} with the teacher {teacher} classifies "
-            f"{percent(result['student_accuracy'])} of {result['n']} test images correctly, from "
-            f"the labels alone {percent(result['alone_accuracy'])}: a gain of "
-            f"{100 * result['gain']:+.1f} points (95% interval over images "
-            f"{100 * result['gain_low']:+.1f} to {100 * result['gain_high']:+.1f}).",
-            f"The teacher's own accuracy is {percent(result['teacher_accuracy'])}; student and "
-            f"teacher predict the same class on {percent(result['agreement'])} of the images.",
+            learns(name, result),
+            text(
+                "run",
+                name=name,
+                **{k: result[k] for k in ("seed", "teacher", "n")},
+                **{k: 100 * result[k] for k in ("gain", "gain_low", "gain_high")},
+                student=percent(result["student_accuracy"]),
+                alone=percent(result["alone_accuracy"]),
+            ),
+            text(
+                "teacher",
+                accuracy=percent(result["teacher_accuracy"]),
+                agreement=percent(result["agreement"]),
+            ),
         ],
         result,
         result["student_accuracy"],
     )
+
+
+def learns(name: str, result: dict[str, Any]) -> str:
+    """Whether a student learns more with the teacher, by the gains of several seeds."""
+    values = {"name": name, **{k: result[k] for k in ("teacher", "seeds")}}
+    if result["seeds_low"] is None:
+        return text("learns.few", fewest=SEEDS, **values)
+    ends = result["seeds_low"], result["seeds_high"]
+    points = {k: 100 * result[f"seeds_{k}"] for k in ("gain", "low", "high")}
+    return text("learns", verdict(result["seeds_gain"], ends), **values, **points)

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.cli.finish import finish, print_notes, terminal
 from experiments.cli.members import build_recipe, training_images
 from experiments.cli.runs import info, open_store, tracked
-from experiments.cli.setting import BATCH_SIZE, build_images, training_hardware
+from experiments.cli.setting import BATCH_SIZE, build_images, thread_count, training_hardware
 from experiments.cli.values import resolved, run_folder, swept
 from netkin import run
 from netkin.attacks import Clean, as_attack
@@ -173,7 +173,7 @@ def opened(
     console, folder, hardware = terminal(), run_folder(), training_hardware(config)
     recipe = recipe or recipe_at(config, "recipe")
     store = Store(folder / "fast_dev_run") if config.fast_dev_run else open_store(config)
-    torch.set_num_threads(config.hardware.threads)
+    torch.set_num_threads(thread_count(config, hardware.devices))
     keep_freed()
     with Bars(console) as bars:
         images = training_images(config, bars)
@@ -238,13 +238,13 @@ TRAINED_BY = ("recipe", "recipes", "distillation", "dataset")
 """Groups whose settings change weights, and are not in the names of these."""
 
 
-def swept_parts() -> list[str]:
+def swept_parts(groups: Sequence[str] = TRAINED_BY) -> list[str]:
     """The values of the settings of training that this job of a sweep differs in: ["lr0.001"]."""
     pairs = [text.lstrip("+~").partition("=")[::2] for text in swept()]
     return [
         key.rpartition(".")[2] + re.sub(r"[^\w.+-]+", "_", value).strip("_")
         for key, value in pairs
-        if key.partition(".")[0] in TRAINED_BY and key not in ("dataset", "dataset.name")
+        if key.partition(".")[0] in groups and key not in ("dataset", "dataset.name")
     ]
 
 

@@ -29,6 +29,7 @@ from netkin.analysis import confounders
 from netkin.analysis.clusters import hierarchy
 from netkin.analysis.groups import Draws, family_means, within_and_between
 from netkin.analysis.matrix import Matrix, off_diagonal
+from netkin.analysis.measures import mistake_table
 from netkin.analysis.statistics import together_test
 from netkin.analysis.verdict import verdict
 from netkin.components import base_architecture
@@ -43,9 +44,8 @@ from netkin.report.study import Lookup, Outputs, Section
 from netkin.report.text import fraction_text, number, percent, settings_text
 from netkin.results import Results
 from netkin.similarity import ALPHA, WEAK_ATTACK, Outcomes, interval
-from netkin.zoo.build import knows_more
+from netkin.zoo.build import knows_more, model_pages
 from netkin.zoo.execution import DEFAULT_PRECISION
-from netkin.zoo.sources import model_page
 
 FEWEST = 4  # models below which effects of single models are not separated from the rest
 NOT_ABOVE = "○: not certainly above noise"
@@ -75,8 +75,9 @@ class Control(NamedTuple):
     sentence: str
     name: str  # of the figure's file
     values: NDArray[np.float64]
-    label: str  # of the values
+    label: str  # of the values in the figure
     effects: pl.DataFrame | None = None
+    mean: float = 0.0  # which the figure is less of, so that 0 is in the middle
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -92,8 +93,9 @@ class Result:
         scores: [N, N], symmetric, s = ln(100 p) in nats; the diagonal is of white-box success. NaN
             where a pair has none, as one of a member that failed.
         pairs: one row a pair: a, b, n, a_fools_b, b_fools_a (rates in [0, 1]), score, low, high
-            (95 % interval), asymmetry (the share of the larger direction), and above_noise and
-            others of `netkin.analysis.confounders` where that control was run; N (N - 1) / 2 rows.
+            (95 % interval), asymmetry (the share of the larger direction), same_mistake and others
+            of `netkin.analysis.measures.mistake_table`, and above_noise and others of
+            `netkin.analysis.confounders` where that control was run; N (N - 1) / 2 rows.
         models: one row a model: model, family, params, input_size, clean_accuracy and
             white_box_success (in [0, 1]), white_box_score, mean_similarity, nearest; and, where it
             is known, suspect: why the model's clean predictions look wrong, or null, noise_rate:
@@ -163,7 +165,7 @@ class Result:
         written.
         """
         try:
-            outputs = Outputs(Path(folder).expanduser())
+            outputs = Outputs(Path(folder).expanduser(), links=self.links)
         except OSError as error:
             raise UserError(f"folder={folder} cannot be made ({error.strerror})") from None
         settings = yaml.safe_dump(dict(self.settings), sort_keys=False)
@@ -203,10 +205,11 @@ class Result:
         done = self.outcomes.members
         for c in self.controls:
             colours = [kinds[name] for name in done]
-            drawn = heatmap_figure(c.values, done, colours, c.label, signed=True)
+            values = np.where(np.eye(len(done), dtype=bool) & (c.mean != 0), np.nan, c.values)
+            drawn = heatmap_figure(values - c.mean, done, colours, c.label, signed=True)
             picture = outputs.figure(c.name, drawn, Matrix(done, c.values).table(), c.label)
             effects = {} if c.effects is None else {"Main effects (nats)": c.effects}
-            sections.append(Section(c.title, [c.sentence], effects, [picture], links=self.links))
+            sections.append(Section(c.title, [c.sentence], effects, [picture]))
         if self.examples:
             drawn, caption = examples_figure(self.examples, self.eps), text("examples.caption")
             schema = ["source", "image", "label", "prediction"]
@@ -246,7 +249,6 @@ class Result:
             diagonal,
             groups | {"family": self.models["family"].to_list()},
             self.models["clean_accuracy"].to_list(),
-            self.links,
         )
 
     def _pairs_section(self) -> Section:
@@ -265,13 +267,13 @@ class Result:
 
         note = [text(f"pairwise.pairs_note{'_noise' * noise}")]
         if ranked.height == 1:
-            return Section("The only pair", note, {"": shown(ranked)}, links=self.links)
+            return Section("The only pair", note, {"": shown(ranked)})
         listed = min(EXTREMES, ranked.height // 2)  # no pair is in both tables
         tables = {
             "Most similar": shown(ranked.head(listed)),
             "Least similar": shown(ranked.tail(listed).reverse()),
         }
-        return Section("Most and least similar pairs", note, tables, links=self.links)
+        return Section("Most and least similar pairs", note, tables)
 
     def _families_section(self, outputs: Outputs) -> Section:
         """Mean similarities of families, in the order of the heatmap."""
@@ -296,7 +298,7 @@ class Result:
         weak = self.models.filter(pl.col("white_box_success") < WEAK_ATTACK)["model"].to_list()
         notes = [text("pairwise.weak_rows", limit=WEAK_ATTACK, names=", ".join(weak))]
         table = self.models.select(known).rename({"mean_similarity": "mean_s"}, strict=False)
-        return Section("Models", notes if weak else [], {"": table}, links=self.links)
+        return Section("Models", notes if weak else [], {"": table})
 
 
 def _png(figure: Figure) -> bytes:
@@ -325,7 +327,6 @@ def summarise(
     task, images = evaluation.task, len(outcomes.image_ids)
     if failures is None:
         failures = pl.DataFrame(schema=["model", "stage", "reason"])
-    published = {m.name: m.member.source for m in requested if m.member.uses_published(task)}
     resize, caveats = results.resize_errors(members), []
     if resize.height:
         views, mean = resize["target_view"].n_unique(), resize["resize_error"].mean()
@@ -347,8 +348,11 @@ def summarise(
         eps_s=eps_s,
         suspects=suspects or {},
         caveats=caveats,
-        bases=[base_architecture(m.member, task) if m.member.timm else m.family for m in requested],
-        links={name: page for name, source in published.items() if (page := model_page(source))},
+        mistakes=mistake_table(
+            outcomes, results.mistakes(members, images), evaluation.labels[:images].numpy()
+        ),
+        bases=[base_architecture(member.member, task) for member in requested],
+        links=model_pages((m.member for m in requested), task),
         resize=resize,
         failures=failures,
         examples=examples(results, members),
@@ -368,12 +372,14 @@ def relate(
     eps_s: float = similarity.EPS_S,
     suspects: Mapping[str, str] | None = None,
     caveats: Sequence[str] = (),
+    mistakes: pl.DataFrame | None = None,
     **others: Any,
 ) -> Result:
     """The answer from outcomes alone, with gaps for requested models that failed; see `summarise`.
 
     `families` are those of all requested models, params and input sizes of the outcomes' models,
-    `caveats` the last paragraphs of the answer, and `others` further attributes of the `Result`.
+    `caveats` the last paragraphs of the answer, `mistakes` that of `mistake_table`, and `others`
+    further attributes of the `Result`.
     """
     names, done = tuple(families), list(outcomes.members)
     groups = [families[name] for name in done]
@@ -382,6 +388,8 @@ def relate(
     asymmetry = confounders.asymmetry(pairs["a_fools_b"].to_numpy(), pairs["b_fools_a"].to_numpy())
     pairs = pairs.with_columns(pl.Series("asymmetry", asymmetry).fill_nan(None))
     models = similarity.models(outcomes, scores, groups, params, input_sizes).drop("family")
+    if mistakes is not None:
+        pairs = pairs.join(mistakes, ["a", "b"], maintain_order="left")
     controls = []
     if outcomes.noise is not None:
         pairs = pairs.join(confounders.pair_table(outcomes), ["a", "b"], maintain_order="left")
@@ -393,9 +401,11 @@ def relate(
         controls.append(control)
         models = models.join(effects, "model", maintain_order="left")
     means = family_means(smoothed, groups, draws)
-    listed = pl.DataFrame(list(itertools.combinations(names, 2)), schema=["a", "b"], orient="row")
-    pairs = listed.join(pairs, on=["a", "b"], how="left", maintain_order="left")
-    pairs = pairs.with_columns(pl.col("n").fill_null(0))
+    if len(done) < len(names):
+        listed = itertools.combinations(names, 2)
+        every = pl.DataFrame(list(listed), schema=["a", "b"], orient="row")
+        pairs = every.join(pairs, on=["a", "b"], how="left", maintain_order="left")
+        pairs = pairs.with_columns(pl.col("n").fill_null(0))
     index = [names.index(name) for name in done]
     matrix = np.full((len(names), len(names)), np.nan)
     matrix[np.ix_(index, index)] = scores
@@ -411,6 +421,7 @@ def relate(
         *_closest_families(means),
         *_weak(table.filter(pl.col("model").is_in(done))),
         *[control.sentence for control in controls],
+        *([] if mistakes is None else _mistakes(mistakes)),
         *caveats,
     ]
     return Result(
@@ -442,7 +453,7 @@ def _chance(
     models: pl.DataFrame,
 ) -> Control:
     """How often noise alone fools, and which pairs are not certainly above it."""
-    corrected, n = confounders.corrected_matrix(outcomes), len(scores)
+    corrected, n = confounders.corrected_matrix(outcomes, pairs), len(scores)
     worst = models.drop_nulls("noise_rate").sort("noise_rate", descending=True)
     first = worst.row(0, named=True)
     rates = {"mean": worst["noise_rate"].mean(), "worst": first["noise_rate"]}
@@ -455,7 +466,8 @@ def _chance(
     else:
         which = "one" if pairs.height == 1 else "all"
         sentence += text(f"confounders.{which}_above", n=pairs.height)
-    at_chance = confounders.directions_at_chance(outcomes)
+    ways = (("a_fools_b", "noise_fools_b"), ("b_fools_a", "noise_fools_a"))
+    at_chance = sum(int((pairs[way] <= pairs[noise]).sum()) for way, noise in ways)
     sentence += text("confounders.directions", below=at_chance, n=n * (n - 1))
     changed = _changed("Corrected for chance", scores, corrected, families, "{:.0%}")
     label = "chance-corrected rate (p - q) / (1 - q)"
@@ -479,8 +491,9 @@ def _single_models(
     sentence = text("confounders.single", median=median, main=main.explained, **shares)
     sentence += _changed("Without them", scores, main.rest, families, "{:.2f}")
     ranked = effects.sort("target_brittleness", descending=True)
-    title, label = "Strong sources, brittle targets", "score without main effects (nats)"
-    return Control(title, sentence.rstrip(), "rest", main.rest, label, ranked), effects
+    mean = float(off_diagonal(main.rest).mean())
+    title, label = "Strong sources, brittle targets", f"score without main effects, less {mean:.2f}"
+    return Control(title, sentence.rstrip(), "rest", main.rest, label, ranked, mean), effects
 
 
 def _changed(
@@ -611,6 +624,19 @@ def _weak(models: pl.DataFrame) -> list[str]:
     # No advice on models whose predictions look wrong.
     advice = text("pairwise.stronger") if weak["suspect"].null_count() else ""
     return [text("pairwise.weak", names=names, limit=WEAK_ATTACK) + advice]
+
+
+def _mistakes(mistakes: pl.DataFrame) -> list[str]:
+    """How often targets make the source's mistake, over all pairs, and how often by chance."""
+
+    def mean(column: str) -> float | None:
+        known, images = mistakes.drop_nulls(column), pl.col("mistakes")
+        return known.select((pl.col(column) * images).sum() / images.sum()).item()
+
+    rate, chance = mean("same_mistake"), mean("same_mistake_chance")
+    if rate is None or math.isnan(rate) or chance is None or math.isnan(chance):
+        return []
+    return [text("pairwise.same_mistake", rate=rate, chance=chance)]
 
 
 # Images under attack

@@ -73,11 +73,6 @@ class Evaluation:
         """Whether there is a control by noise: for attacks that have an eps and are no noise."""
         return self.attack.eps is not None and not isinstance(self.attack, SignNoise)
 
-    @property
-    def bytes_per_value(self) -> int:
-        """Bytes of a stored colour of a pixel."""
-        return 1 if self.dtype == "uint8" else 4
-
     def identity(self) -> dict[str, Any]:
         """What results on these images depend on, as JSON."""
         return {"dataset": self.task.dataset, "subset_sha256": self.subset.digest}

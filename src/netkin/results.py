@@ -30,7 +30,7 @@ from netkin.evaluation import Evaluation
 from netkin.model import Model
 from netkin.similarity import Outcomes
 from netkin.store import folder as folder_name
-from netkin.store.files import digest, read_metadata
+from netkin.store.files import checksum, damaged, digest, pack, read_metadata, unpack
 from netkin.store.layout import Folder, Store, shard_file
 from netkin.store.outcomes import OutcomeStore, outcomes_folder
 
@@ -241,10 +241,53 @@ class Results:
         return sum(int(right[list(self.evaluation.shards[shard])].sum()) for shard in shards)
 
     def adversarial(self, model: Model, shard: int) -> tuple[Tensor, Tensor]:
-        """A stored shard: (images [n, 3, H, W], their positions in the subset [n])."""
+        """A stored shard: (images [n, 3, H, W], their positions in the subset [n]).
+
+        Raises DamagedFile where it is cut, altered or another's, and where 8-bit images do not come
+        out as they were crafted, since the clean ones have changed.
+        """
         folder = self.adversarial_folder(model)
-        tensors = folder.read(shard_file(folder, shard))
-        return tensors["images"], tensors["index"]
+        file = shard_file(folder, shard)
+        tensors = folder.read(file)
+        index = tensors["index"]
+        if "images" in tensors:  # float32, or of a store that an earlier netkin filled
+            return tensors["images"], index
+        clean = self.pixels(model.view, shard)[index % self.evaluation.shard_size]
+        try:
+            images = unpack(tensors["difference"], clean)
+            changed = checksum({"images": images}, {}) != read_metadata(file)["images"]
+        except ValueError:
+            changed = True
+        if changed:
+            raise damaged(
+                file,
+                "it is the difference from clean images that have changed: other versions of the "
+                "libraries decode and resize them now, or the view's files were replaced",
+            )
+        return images, index
+
+    def write_adversarial(
+        self, model: Model, shard: int, images: Tensor, clean: Tensor, index: Tensor
+    ) -> None:
+        """Store a shard; 8-bit images as `netkin.store.files.pack` does, others as they are.
+
+        Args:
+            model: the source.
+            shard: its number.
+            images: adversarial, [n, 3, H, W] uint8 or float32, on the CPU.
+            clean: those that they were made of, through the source's view, [n, 3, H, W] uint8.
+            index: [n] their positions in the subset.
+
+        Raises StoreError where the file cannot be written.
+        """
+        folder = self.adversarial_folder(model)
+        file = shard_file(folder, shard)
+        if images.dtype != torch.uint8:
+            folder.write(file, {"images": images, "index": index})
+            return
+        tensors = {"difference": pack(images, clean), "index": index}
+        view = self.view_folder(model.view).path.name
+        folder.write(file, tensors, view=view, images=checksum({"images": images}, {}))
 
     # Outcomes
 
@@ -328,6 +371,16 @@ class Results:
             noise=noise,
         )
 
+    def mistakes(self, models: Sequence[Model], images: int | None = None) -> NDArray[np.int32]:
+        """The class that each target predicts on each source's adversarial images, [N, N, I] by
+        source and target, on all images or the first so many; -1 where it was not evaluated."""
+        names, ids = [model.name for model in models], self.evaluation.subset.ids
+        n = len(ids) if images is None else images
+        classes = outcome_array((len(names), len(names), n), np.int32)
+        for i, target in enumerate(names):
+            classes[:, i] = self.outcome_store.predictions(target, names, ids)[:, :n]
+        return classes
+
     def landmark_scores(
         self,
         models: Sequence[Model],
@@ -398,9 +451,9 @@ def view_text(view: View) -> str:
     return f"{view.input_size} px, crop {view.crop_pct:.4g}{crop}, {view.interpolation}"
 
 
-def outcome_array(shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """An array of False; a large one is mapped from a file, whose pages the system can drop."""
-    if math.prod(shape) <= IN_MEMORY:
-        return np.zeros(shape, dtype=bool)
+def outcome_array(shape: tuple[int, ...], dtype: type = np.bool_) -> NDArray[Any]:
+    """An array of zeros; a large one is mapped from a file, whose pages the system can drop."""
+    if math.prod(shape) * np.dtype(dtype).itemsize <= IN_MEMORY:
+        return np.zeros(shape, dtype)
     with tempfile.TemporaryFile(prefix="netkin-outcomes-") as file:
-        return np.memmap(file, dtype=bool, mode="w+", shape=shape)
+        return np.memmap(file, dtype, mode="w+", shape=shape)

@@ -23,7 +23,7 @@ from netkin.analysis.sequential import Certainty, Rule
 from netkin.analysis.suspect import Suspicion, suspicions
 from netkin.errors import UserError
 from netkin.evaluation import Evaluation
-from netkin.jobs.pool import Advance, Jobs, Processes, Result
+from netkin.jobs.pool import PASSES, Advance, Jobs, Processes, Result
 from netkin.jobs.progress import Bars
 from netkin.model import Model, open_model, open_models
 from netkin.passes import Item
@@ -41,7 +41,6 @@ log = logging.getLogger(__name__)
 
 Watch = Callable[[Mapping[str, Sequence[Suspicion]]], None]
 """Takes the reasons to doubt models, by name; see `netkin.analysis.suspect`."""
-PRELOAD = ("netkin.training.train", "netkin.passes.craft", "netkin.passes.transfer")
 
 
 @dataclass(frozen=True)
@@ -246,7 +245,7 @@ class Run:
         context, processes = (self.results, self.runner, self.training), self.settings.processes
         with (
             Bars(self.settings.console) as display,
-            Jobs(context, processes, display, PRELOAD, clean_up) as jobs,
+            Jobs(context, processes, display, PASSES, clean_up) as jobs,
         ):
             self._jobs = jobs
             try:
@@ -265,8 +264,8 @@ class Run:
         models = self.remaining(models)
         untrained = [m for m in models if training and not is_trained(training, m.member)]
         with self.working():
-            if untrained or self._has_work(models):
-                missing = results.missing_views(models)
+            missing = results.missing_views(models)
+            if missing and (untrained or self._has_work(models)):
                 items = [Item(f"shard {i}", None, v, shard=i) for i, v in missing.items()]
                 images = sum(len(self.evaluation.shards[i]) for i in missing)
                 self.stage("decode", "decode.decode", items, images)
@@ -370,11 +369,12 @@ class Run:
         return [part for item in items for part in item.split(self.settings.processes.devices)]
 
     def _has_work(self, models: Sequence[Model]) -> bool:
-        """Whether any model has still to be run on clean images."""
+        """Whether any model has still to be run on clean or adversarial images, or attacked."""
         results = self.results
         return (
             any(not results.has(m) or results.missing_shards(m) for m in models)
             or any(results.other_views(models).values())
+            or any(results.missing_sources(models).values())
             or (self.evaluation.has_noise and not all(results.has(m, NOISE) for m in models))
         )
 

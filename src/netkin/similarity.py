@@ -134,17 +134,24 @@ def with_intervals(
     certain: p = 0 has the upper limit ln(100 (1 - 0.025^(1/n))), about ln(370 / n). Coverage is
     95 % or more at any p and n (experiments/results/statistics.md).
     """
-    from scipy.stats import beta  # half a second
-
     p = (always + half / 2) / n
     mean = (always + half / 2 + 1.5) / (n + 3)
     variance = (always + half / 4 + 1.25) / (n + 3) - mean**2
-    draws = n * mean * (1 - mean) / variance
+    low, high = exact_limits(p, n * mean * (1 - mean) / variance, alpha)
+    return score(p, eps_s), score(low, eps_s), score(high, eps_s)
+
+
+def exact_limits(
+    p: NDArray[np.float64], draws: NDArray[np.float64], alpha: float = ALPHA
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Clopper and Pearson's limits of rates in [0, 1] of so many draws, whole or not: [P] each."""
+    from scipy.stats import beta  # half a second
+
     x = p * draws
     with np.errstate(invalid="ignore"):
         low = np.where(x > 0, beta.ppf(alpha / 2, x, draws - x + 1), 0.0)
         high = np.where(p < 1, beta.ppf(1 - alpha / 2, x + 1, draws - x), 1.0)
-    return score(p, eps_s), score(low, eps_s), score(high, eps_s)
+    return low, high
 
 
 def both_correct(outcomes: Outcomes, a: int, others: slice) -> NDArray[np.bool_]:

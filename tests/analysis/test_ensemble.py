@@ -17,7 +17,7 @@ from netkin.analysis.matrix import Matrix
 from netkin.errors import UserError
 from netkin.similarity import resample
 from tests.analysis.coverage import of_reduction
-from tests.helpers import MEMBERS, four_store, has_figures, on_four, smoothed_score
+from tests.helpers import MEMBERS, four_store, has_figures, on_four, page_text, smoothed_score
 
 
 def made_up(models: int, images: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -161,7 +161,7 @@ def test_ensemble(folder: Path) -> None:
     (twins,) = table.filter(a="twin", b="test_byobnet").to_dicts()
     assert twins["err"] == pytest.approx(0)  # a model and itself gain nothing
     assert ((table["err_low"] <= table["err"]) & (table["err"] <= table["err_high"])).all()
-    said = (run / "report.html").read_text()
+    said = page_text(run / "report.html")
     assert "4 models are too few for a verdict" in said and "anything beyond accuracy?" in said
     assert "Mantel p" in said and "If pairs were independent" in said
     # A matrix of someone's own, with the members' logits.
@@ -169,3 +169,14 @@ def test_ensemble(folder: Path) -> None:
     Matrix(MEMBERS, mine).table().write_csv(folder / "four.csv")
     run = on_four("ensemble", folder, f"similarity={folder / 'four.csv'}", "ensemble.samples=3")
     assert sorted(pl.read_csv(run / "ensemble_pairs.csv")["similarity"]) == [1, 2, 3, 4, 5, 6]
+
+
+def test_which_classifier_is_better_on_the_same_images() -> None:
+    """McNemar's exact p, and how often it errs where both err equally often."""
+    wrong, other = np.array([[1, 0, 0, 0, 0, 0, 0, 1], [0, 1, 1, 1, 1, 1, 1, 1]], bool)
+    won, lost, p = ensemble.only_one_wrong(wrong, other)
+    assert (won, lost) == (6, 1) and p == pytest.approx(2 * (1 + 7) / 2**7)
+    assert ensemble.only_one_wrong(other, other) == (0, 0, 1.0)
+    rng = np.random.default_rng(0)
+    both = [ensemble.only_one_wrong(*(rng.random((2, 500)) < 0.02))[2] for _ in range(400)]
+    assert np.mean(np.array(both) < 0.05) <= 0.05

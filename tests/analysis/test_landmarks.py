@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from netkin.analysis.landmarks import HeldOut, complete, features, r2
+from netkin.analysis.landmarks import Completed, HeldOut, _outside, complete, features, r2
 from netkin.errors import UserError
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
@@ -61,14 +61,44 @@ def test_features_of_a_pair_do_not_depend_on_its_order(pairs: int, c: int, seed:
 def test_the_verdict_is_of_held_out_landmarks() -> None:
     rng = np.random.default_rng(0)
     mark, truth = np.repeat(np.arange(10), 20), rng.normal(size=200)
+    s, inside = made_up(30), np.ones(200, dtype=bool)
 
-    def held(error: float) -> HeldOut:
+    def held(error: float, outside: int = 0) -> Completed:
         predicted = truth + rng.normal(0, error, 200)
-        return HeldOut(mark, np.arange(200), truth, predicted, np.ones(200, dtype=bool))
+        found = HeldOut(mark, np.arange(200), truth, predicted, inside, inside[:10])
+        return Completed(s, s, s, s > 0, found, 0.9, np.arange(30) < outside)
 
     assert [held(error).verdict for error in (0.2, 0.7, 2.0)] == ["Yes", "Not certain", "No"]
-    low, high = held(0.7).r2_interval()
+    low, high = held(0.7).held_out.r2_interval()
     assert low < 0.5 < high
+    assert [held(0.2, n).verdict for n in (5, 12)] == ["Yes", "Not certain"]
+    assert held(2.0, 12).verdict == "No"
+
+
+def test_landmarks_of_one_kind_do_not_represent_others() -> None:
+    """Where all models are alike at most a tenth of random draws are said not to represent them;
+    landmarks of one of two kinds always are, and what they predict has no interval."""
+    rng, alike = np.random.default_rng(0), 0
+    for _ in range(300):
+        s = rng.normal(size=(40, 40))
+        alike += not represented(s + s.T, rng.choice(40, 10, replace=False))
+    assert 0.02 < alike / 300 < 0.1 + 0.04
+    s = made_up(60)
+    kind = np.arange(60) < 30
+    s = np.where(np.not_equal.outer(kind, kind), 1 + (s - s.mean()) / 10, s)
+    assert represented(s, np.arange(0, 60, 4)) and not represented(s, np.arange(0, 30, 2))
+    found = complete(s, range(0, 30, 2))
+    assert found.outside[30:].all() and found.verdict == "Not certain"
+    assert np.isnan(found.low[30:, 30:][~np.eye(30, dtype=bool)]).all()
+    quality = found.against(s)
+    assert 0.1 < quality["with_interval"] < 0.3 and quality["coverage"] > 0.7
+
+
+def represented(s: NDArray[np.float64], marks: NDArray[np.intp]) -> bool:
+    marks = np.sort(marks)
+    outside = _outside(s, marks, np.setdiff1d(np.arange(len(s)), marks))
+    held = HeldOut(*np.zeros((5, 1)), np.ones(len(marks), dtype=bool))
+    return Completed(s, s, s, s > 0, held, 0.9, outside).represented
 
 
 def test_mistakes() -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import cohen_kappa_score
+from lmsim import metrics as lmsim
 from torch.nn.functional import cross_entropy
 
 from netkin.analysis import measures
 from netkin.passes import features
-from netkin.similarity import resample
+from netkin.similarity import Outcomes, resample, with_intervals
 from netkin.zoo.build import Classifier, Task, build
 from netkin.zoo.parse import parse_members
 from tests.helpers import MEMBERS, four_store, has_figures, on_four, smoothed_score
@@ -26,18 +26,122 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-@pytest.mark.slow
 @given(st.integers(0, 1000))
-def test_error_consistency_is_cohens_kappa(seed: int) -> None:
-    correct = rng(seed).random((4, 50)) < [[0.5], [0.8], [0.9], [1.0]]
-    found = measures.error_consistency(correct, ONES)[0]
-    for a in range(4):
-        for b in range(4):
-            if correct[a].all() and correct[b].all():
-                assert np.isnan(found[a, b])
-            else:
-                expected = cohen_kappa_score(correct[a], correct[b])
-                assert found[a, b] == pytest.approx(expected, abs=1e-9)
+def test_error_consistency_and_capa_are_their_authors(seed: int) -> None:
+    """Parity with lm-sim, of the authors of CAPA."""
+    logits = 3 * rng(seed).normal(size=(3, 20, 5))
+    soft, labels = np.exp(logits), rng(seed + 1).integers(5, size=20)
+    soft /= soft.sum(axis=2, keepdims=True)
+    labels[:3] = soft.argmax(axis=2)[range(3), range(3)]  # no model is always wrong
+    hard, one = np.eye(5)[soft.argmax(axis=2)], np.ones((1, 20))
+    found = (
+        (measures.capa(soft, labels, one)[0], lmsim.CAPA(), soft),
+        (measures.capa(hard, labels, one)[0], lmsim.CAPA(prob=False), hard),
+        (measures.error_consistency(hard.argmax(axis=2) == labels, one)[0], lmsim.EC(), hard),
+    )
+    for matrix, theirs, outputs in found:
+        np.testing.assert_array_equal(matrix, matrix.T)
+        for a, b in ((0, 1), (1, 2), (2, 2)):
+            expected = theirs.compute_k(list(outputs[a]), list(outputs[b]), labels.tolist())
+            assert matrix[a, b] == pytest.approx(expected, abs=1e-12)
+
+
+def test_agreement_beyond_chance_is_0_of_independent_models_and_1_of_equal_ones() -> None:
+    labels = rng().integers(4, size=20_000)
+    right = rng(1).random((3, 20_000)) < [[0.5], [0.7], [0.9]]
+    other = (labels + rng(2).integers(1, 4, right.shape)) % 4  # all wrong classes alike
+    hard = np.eye(4)[np.where(right, labels, other)]
+    for found in (
+        measures.capa(hard, labels, np.ones((1, 20_000)))[0],
+        measures.error_consistency(right, np.ones((1, 20_000)))[0],
+    ):
+        np.testing.assert_allclose(found, np.eye(3), atol=0.03)
+        np.testing.assert_allclose(np.diag(found), 1)
+    never = measures.error_consistency(np.ones((2, 50), bool), ONES)
+    assert np.isnan(never).all()  # two models that do not err
+
+
+def classes_of(images: int, same: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """What three models predict on adversarial images, [3, 3, I], and the labels: each source errs,
+    and each target does on most images, by the source's class in a share of them, and by the class
+    after the label in half of the others."""
+    r = rng(seed)
+    labels = r.integers(5, size=images)
+    likely = r.random((3, 3, images)) < 0.5
+    wrong = (labels + np.where(likely, 1, r.integers(2, 5, likely.shape))) % 5
+    own = wrong[range(3), range(3)][:, None]
+    classes = np.where(r.random(likely.shape) < same, own, wrong)
+    held = (r.random(likely.shape) < 0.2) & ~np.eye(3, dtype=bool)[:, :, None]
+    classes = np.where(held, labels, classes)
+    correct = r.random((3, images)) < 0.9
+    return np.where(correct[:, None] & correct, classes, -1), labels
+
+
+def mistakes_of(classes: np.ndarray, labels: np.ndarray) -> pl.DataFrame:
+    n, images = len(classes), len(labels)
+    outcomes = Outcomes(
+        tuple("abcd"[:n]), tuple(map(str, range(images))), np.ones((n, images), bool), classes > 0
+    )
+    return measures.mistake_table(outcomes, classes, labels)
+
+
+@given(st.integers(0, 1000), st.integers(1, 60))
+def test_same_mistakes_word_by_word(seed: int, images: int) -> None:
+    classes, labels = classes_of(images, 0.3, seed)
+    table = mistakes_of(classes, labels)
+    matrix = measures.same_mistake(classes, labels, np.ones((1, images)))[0]
+    np.testing.assert_array_equal(matrix, matrix.T)
+    assert np.isin(np.diag(matrix)[~np.isnan(np.diag(matrix))], 1.0).all()
+    for row in table.to_dicts():
+        a, b = "abcd".index(row["a"]), "abcd".index(row["b"])
+        equal, chance, known = [], 0.0, 0
+        for source, target in ((a, b), (b, a)):
+            own, theirs = classes[source, source], classes[source, target]
+            both = np.flatnonzero((own >= 0) & (own != labels) & (theirs >= 0) & (theirs != labels))
+            equal += [own[i] == theirs[i] for i in both]
+            for i in both:
+                others = [j for j in both if j != i and labels[j] == labels[i]]
+                known += bool(others)
+                chance += np.mean([own[i] == theirs[j] for j in others]) if others else 0
+        assert row["mistakes"] == len(equal)
+        if equal:
+            assert row["same_mistake"] == pytest.approx(np.mean(equal)) == matrix[a, b]
+            assert row["same_mistake_low"] <= row["same_mistake"] <= row["same_mistake_high"]
+        else:
+            assert row["same_mistake"] is None and np.isnan(matrix[a, b])
+        assert row["same_mistake_chance"] == (pytest.approx(chance / known) if known else None)
+
+
+def test_independent_mistakes_are_equal_as_often_as_by_chance() -> None:
+    """A class that is often mistaken for another is no relation: 1 / (K - 1) is 0.25 here."""
+    table = mistakes_of(*classes_of(20_000, 0.0))
+    np.testing.assert_allclose(table["same_mistake"], 1 / 4 + 1 / 12, atol=0.015)
+    np.testing.assert_allclose(table["same_mistake_chance"], 1 / 4 + 1 / 12, atol=0.01)
+    related = mistakes_of(*classes_of(20_000, 0.4))
+    np.testing.assert_allclose(related["same_mistake"], 0.4 + 0.6 / 3, atol=0.015)
+    np.testing.assert_allclose(related["same_mistake_chance"], 1 / 3, atol=0.01)
+
+
+def test_a_share_of_one_an_image_has_the_interval_of_a_score() -> None:
+    k = rng().integers(0, 3, (5, 30)) / 2
+    p, (low, high) = measures.share(k, np.ones_like(k))
+    always, half = ((k == value).sum(axis=1) for value in (1, 0.5))
+    expected = with_intervals(always, half, np.full(5, 30))
+    for found, score in zip((p, low, high), expected, strict=True):
+        np.testing.assert_allclose(np.log(100 * found), score, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [5, 20, 100])
+@pytest.mark.parametrize("rate", [0.02, 0.2, 0.5])
+def test_intervals_of_shares_cover(images: int, rate: float) -> None:
+    """Of images that count once or twice, whose two counts are equal in half of the cases."""
+    r = rng(images)
+    twice = r.random((2000, images)) < 0.4
+    first, again = r.random((2, 2000, images)) < rate
+    again = np.where(r.random(first.shape) < 0.5, first, again)
+    _, (low, high) = measures.share(1.0 * first + twice * again, 1.0 + twice)
+    assert ((low <= rate) & (rate <= high)).mean() > 0.94
 
 
 def features_of(*shape: int, seed: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from scipy.stats import norm
 from netkin.analysis import select
 from netkin.analysis.matrix import Matrix
 from netkin.analysis.select import Prediction, mean_similarity
+from netkin.analysis.statistics import pearson, power
 from netkin.errors import UserError
 from tests import helpers
 from tests.conftest import Mistake
@@ -103,6 +104,18 @@ def test_similarity_that_adds_nothing_is_not_said_to_add() -> None:
         assert found is not None
         gains.append(found["low"] > 0)
     assert np.mean(gains) <= 0.05
+
+
+def test_the_power_of_a_study_is_that_of_its_test() -> None:
+    """Of studies with 25 students and the paper's r a third finds it."""
+    rng, found, r = np.random.default_rng(0), [], select.STUDENTS_R
+    for _ in range(4000):
+        x, y = rng.normal(size=(2, 25))
+        found.append(pearson(x, r * x + np.sqrt(1 - r**2) * y).p < 0.05)
+    assert power(r, 25) == pytest.approx(np.mean(found), abs=0.025)
+    enough = select.teachers_for_power()
+    assert power(r, enough) >= select.POWER > power(r, enough - 1)
+    assert power(0.0, 25) == pytest.approx(0.05) and np.isnan(power(r, 3))
 
 
 def test_teachers_by_the_guideline() -> None:

@@ -145,7 +145,12 @@ def test_mistakes(make: Any, message: str) -> None:
 def test_the_commands(folder: Path, module: str) -> None:
     """Images of a paper's class are stored, scored and told from those of others."""
     small = ["store.dir=store", "model.members=[test_byobnet,vit_ti]", "subset=quick"]
-    small += ["recipe.epochs=4", "attack=foreign", f"attack.make={module}.Shift"]
+    small += [
+        "recipe=digits_adamw",
+        "recipe.epochs=4",
+        "attack=foreign",
+        f"attack.make={module}.Shift",
+    ]
     done = run_here(*small, "hydra.run.dir=shift", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert (folder / "shift" / "report.html").is_file()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from experiments.cli import launch
 from netkin.errors import UserError
 from tests.conftest import SMALL, run_command, run_here
-from tests.helpers import has_figures
+from tests.helpers import has_figures, page_text
 
 QUIET = ("logger=none", "hydra.run.dir=run")
 MEMBERS = ["test_byobnet", "vit_ti"]
@@ -102,7 +102,7 @@ def test_store(folder: Path) -> None:
     checked = run_here("experiment=store", "check=true", "hydra.run.dir=run", cwd=work)
     assert checked.returncode == 1 and checked.stderr.count("\n") == 1
     damage = dict(pl.read_csv(work / "run" / "damage.csv").iter_rows())
-    page = (work / "run" / "report.html").read_text()
+    page = page_text(work / "run" / "report.html")
     assert "5 files are damaged" in page and all(file in page for file in damage)
     problems = dict.fromkeys((flipped, altered, logits, cut), "do not fit their checksum")
     problems[manifest] = "do not fit its own hash"
@@ -181,7 +181,7 @@ def test_one_member_fails_and_the_others_are_scored(
     failures = pl.read_csv(tmp_path / "run" / "failures.csv")
     assert failures["model"].to_list() == ["broken", "second"]
     assert pl.read_csv(tmp_path / "run" / "pairs.csv").height == 6
-    assert "broken has no scores" in (tmp_path / "run" / "report.html").read_text()
+    assert "broken has no scores" in page_text(tmp_path / "run" / "report.html")
     (log,) = (tmp_path / "run").glob("*.log")
     assert "broken failed in clean" in log.read_text()
 

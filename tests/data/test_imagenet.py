@@ -17,6 +17,7 @@ from timm.data import ImageNetInfo, create_transform
 
 from netkin.store.files import read_tensors
 from netkin.zoo import sources
+from tests import helpers
 from tests.conftest import run_here
 from tests.zoo.hub_cache import offline, write_hub
 
@@ -111,8 +112,7 @@ def test_three_of_the_69_from_jpeg_to_similarity(
     (subset,) = (tmp_path / "store" / "imagenet").glob("full-*")
     for name, size in SIZES.items():
         (file,) = subset.glob(f"pgd-*/adversarial/{name}/00000.safetensors")
-        made = read_tensors(file)["images"]
-        assert made.shape == (4, 3, size, size) and made.dtype == torch.uint8
+        assert helpers.stored_images(file)[0].shape == (4, 3, size, size)
     views = {tuple(read_tensors(f)["pixels"].shape) for f in subset.glob("views/*/*.safetensors")}
     assert views == {(4, 3, size, size) for size in SIZES.values()}
     (identity,) = subset.glob("clean/gluon_xception65/identity.json")

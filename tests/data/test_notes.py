@@ -10,6 +10,7 @@ import torch
 
 from tests.conftest import run_here
 from tests.data.conftest import picture
+from tests.helpers import page_text
 
 
 @pytest.mark.slow
@@ -34,7 +35,7 @@ def test_notes_are_printed_first_and_stand_on_the_page(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     printed = " ".join(done.stdout.split())
-    page = " ".join((tmp_path / "text" / "report.html").read_text().split())
+    page = page_text(tmp_path / "text" / "report.html")
     notes = (
         f"Left out 1 file or folder of {tmp_path}/root/val: 1 .txt.",
         "Class folders are in text order (10, ...)",

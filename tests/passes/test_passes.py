@@ -24,7 +24,7 @@ from netkin.attacks import PGD, Clean, as_attack
 from netkin.data import views
 from netkin.data.subset import draw
 from netkin.data.views import View
-from netkin.errors import StoreError, UserError
+from netkin.errors import DamagedFile, StoreError, UserError
 from netkin.evaluation import Evaluation
 from netkin.jobs.pool import Advance, Result
 from netkin.model import Model
@@ -33,7 +33,7 @@ from netkin.passes import transfer as transfer_pass
 from netkin.passes.predict import predict
 from netkin.results import CLEAN, Results
 from netkin.runner import Batches, Runner
-from netkin.store import inventory
+from netkin.store import files, inventory
 from netkin.store.files import file_sha256, write_tensors
 from netkin.store.layout import Folder, Store, shard_file
 from netkin.store.lease import holders
@@ -86,11 +86,11 @@ class Passes:
 
     def store_sources(self) -> None:
         for source in self.sources:
-            folder = self.results.adversarial_folder(source).claim()
+            self.results.adversarial_folder(source).claim()
             for i, positions in enumerate(self.results.evaluation.shards):
                 index = torch.tensor(positions)
-                images = {"images": self.pixels[IMAGES + index], "index": index}
-                folder.write(shard_file(folder, i), images)
+                images, clean = self.pixels[IMAGES + index], self.pixels[index]
+                self.results.write_adversarial(source, i, images, clean, index)
 
     def transfer(
         self,
@@ -147,6 +147,48 @@ def crafted(passes: Passes) -> Passes:
     passes.predict()
     passes.store_sources()
     return passes
+
+
+@given(st.data())
+def test_packed_images_come_back_byte_for_byte(data: st.DataObject) -> None:
+    n, side = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 9))
+    size = n * 3 * side**2
+    images, clean = (
+        torch.tensor(
+            list(data.draw(st.binary(min_size=size, max_size=size))), dtype=torch.uint8
+        ).view(n, 3, side, side)
+        for _ in range(2)
+    )
+    packed = files.pack(images, clean)
+    assert torch.equal(files.unpack(packed, clean), images)
+    with pytest.raises(ValueError):  # of other images, or no packed difference
+        files.unpack(packed, torch.cat([clean, torch.zeros(1, 3, side, side, dtype=torch.uint8)]))
+    with pytest.raises(ValueError):
+        files.unpack(packed[:-1], clean)
+
+
+def test_an_image_is_read_as_it_was_stored_or_refused(
+    crafted: Passes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, source = crafted.results, crafted.sources[0]
+    for shard, positions in enumerate(results.evaluation.shards):
+        images, index = results.adversarial(source, shard)
+        assert torch.equal(images, crafted.pixels[IMAGES + index])
+        assert index.tolist() == list(positions)
+    load = views.load
+    for change in (lambda pixels: pixels ^ 1, lambda pixels: pixels[..., :-1]):
+        monkeypatch.setattr(views, "load", lambda *args, change=change: change(load(*args)))
+        with pytest.raises(DamagedFile, match="clean images that have changed"):
+            results.adversarial(source, 1)
+
+
+def test_images_of_an_earlier_netkin_are_read(crafted: Passes) -> None:
+    """They were stored as they are, as float32 images still are."""
+    results, source = crafted.results, crafted.sources[0]
+    folder, stored = results.adversarial_folder(source), results.adversarial(source, 1)
+    folder.write(shard_file(folder, 1), {"images": stored[0], "index": stored[1]})
+    for before, after in zip(stored, results.adversarial(source, 1), strict=True):
+        assert torch.equal(before, after)
 
 
 # How models are run
@@ -279,7 +321,7 @@ def test_a_write_that_fails_ends_crafting(passes: Passes, monkeypatch: pytest.Mo
     item = Item("t", target, tuple(results.missing_shards(target)))
     assert len(item.todo) == 4
 
-    def full(folder: Folder, file: Path, tensors: dict) -> None:
+    def full(folder: Folder, file: Path, tensors: dict, **_: str) -> None:
         if len(written) == 1:
             raise StoreError("full")
         written.append(file)

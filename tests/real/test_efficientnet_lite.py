@@ -18,7 +18,9 @@ from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from tests import helpers
 from tests.conftest import run_here
+from tests.helpers import page_text
 from tests.real.conftest import Lite, Run
 from tests.real.convert import (
     MEAN,
@@ -71,9 +73,9 @@ def predictions(name: str, images: Tensor) -> list[int]:
 def adversarial(run: Run, source: str) -> tuple[Tensor, list[str]]:
     """A source's stored adversarial images, uint8, and the ids of their photographs."""
     (file,) = run.stored.glob(f"pgd-*/adversarial/{source}/*.safetensors")
-    stored = load_file(file)
+    images, index = helpers.stored_images(file)
     ids = json.loads((run.stored / "manifest.json").read_text())["ids"]
-    return stored["images"], [ids[i] for i in stored["index"].tolist()]
+    return torch.from_numpy(images), [ids[i] for i in index]
 
 
 def outcomes(run: Run, source: str, target: str) -> dict[str, int]:
@@ -186,7 +188,7 @@ def test_classes_that_models_choose_among(lite: Lite) -> None:
         )
         assert done.returncode == 0, done.stderr
         sentence = f"are of 19 of ImageNet's 1,000 classes; {sentence}"
-        page = (lite.folder / classes / "report.html").read_text()
+        page = page_text(lite.folder / classes / "report.html")
         assert sentence in " ".join(done.stdout.split())
         assert sentence.partition("; ")[2] in " ".join(page.split())
         models = pl.read_csv(lite.folder / classes / "models.csv")

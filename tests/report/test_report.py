@@ -18,7 +18,7 @@ from netkin.analysis.groups import Draws
 from netkin.comparison import Example, Result, difference, examples_note, relate
 from netkin.report.study import TEX_ROWS, Outputs, Picture, Section, render
 from netkin.report.style import Saved, figure_settings
-from netkin.report.text import minus
+from netkin.report.text import fact, minus
 from netkin.similarity import Outcomes
 from tests.conftest import coarse_figures
 
@@ -52,7 +52,7 @@ def compared(n: int = 4, names: Sequence[str] = (), noise: bool = True) -> Resul
 
 def page(folder: Path, c: Result, *others: Section, text: str = "") -> str:
     """The page of a comparison; `text` stands wherever a page takes plain text of its own."""
-    outputs = Outputs(folder)
+    outputs = Outputs(folder, links={**c.links, text: text} if text else c.links)
     sections = [*c.write(outputs), *others]
     if text:
         outputs.files.append(text)
@@ -122,8 +122,11 @@ class Parsed(HTMLParser):
 def test_page_has_answer_files_and_all_tables(four: tuple[Result, str, Path]) -> None:
     c, html, folder = four
     text = Parsed(html).text
-    assert {c.title, c.question, minus(c.answer[0])} <= {*text}
-    for title in ("Similarity of every pair", "Families", "Models", "Above chance"):
+    said = " ".join(text)
+    for paragraph in (c.title, c.question, *c.answer):
+        for part in fact(paragraph):
+            assert minus(part) in said
+    for title in ("Look up", "Families", "Models", "Above chance"):
         assert title in text
     assert any("below 95% for model_3" in t for t in text)
     written = {path.name for path in folder.iterdir()}
@@ -165,7 +168,9 @@ def test_page_loads_nothing_from_a_network(four: tuple[Result, str, Path]) -> No
     assert sum(v.startswith("data:image/webp;base64,") for v in loads) == 5
     files = {v.removeprefix("./") for v in loads if v.startswith("./")}
     assert files and all((folder / name).is_file() for name in files)
-    links = {v for v in loads if not v.startswith(("data:", "./"))}
+    links = {v for v in loads if not v.startswith(("data:", "./", "#"))}
+    here = {v.removeprefix("#") for v in loads if v.startswith("#")}
+    assert here and here <= {attrs.get("id") for _, attrs in parsed.tags}
     assert links == {"https://example.org/a"}  # of a link, not of a load
     assert not re.search(r"url\(|@import", parsed.style)
     assert any("default-src 'none'" in (a.get("content") or "") for _, a in parsed.tags)
@@ -174,7 +179,7 @@ def test_page_loads_nothing_from_a_network(four: tuple[Result, str, Path]) -> No
 @pytest.mark.usefixtures("undrawn")
 def test_page_escapes_what_it_is_given(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
-    section = Section(evil, [evil], {evil: pl.DataFrame({evil: [evil]})}, links={evil: evil})
+    section = Section(evil, [evil], {evil: pl.DataFrame({evil: [evil]})})
     c = compared(3, [evil, "b", "c"])
     html = page(tmp_path, c, section, text=evil)
     assert evil not in html
@@ -193,13 +198,14 @@ def test_page_of_two_models_has_one_pair_and_no_controls_of_single_models(
     monkeypatch.setattr("netkin.comparison.LARGE", 1)  # a matrix of many models has no lookup
     assert ('type="application/json"' in html) > ('type="application/json"' in page(tmp_path, c))
     assert "The only pair" in text and "Least similar" not in text
-    assert c.answer[0].startswith("Not certain") and "Strong sources, brittle targets" not in text
+    assert "model_1" in c.answer[0] and "Strong sources, brittle targets" not in text
 
 
 def test_no_pair_is_both_most_and_least_similar(four: tuple[Result, str, Path]) -> None:
     c, html, _ = four
     text = Parsed(html).text
-    most, least, end = (text.index(t) for t in ("Most similar", "Least similar", "Families"))
+    most, least = (text.index(t) for t in ("Most similar", "Least similar"))
+    end = text.index("Families", least)  # the section, not its entry of the contents
     scores = [f"{s:.3f}" for s in sorted(c.pairs["score"], reverse=True)]
     assert [t for t in text[most:least] if t in scores] == scores[:3]
     assert [t for t in text[least:end] if t in scores] == scores[:2:-1]

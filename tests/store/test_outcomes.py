@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from netkin.errors import DamagedFile, OtherContents, StoreError
 from netkin.store import inventory
-from netkin.store.outcomes import COLUMNS, OutcomeStore, Part
+from netkin.store.outcomes import COLUMNS, Contents, OutcomeStore, Part
 
 NAMES = ("a", "m/1", "[x]*", "7")
 IDS = tuple(f"digits/{i}" for i in range(6))
@@ -71,6 +71,10 @@ def test_rows_are_read_once_in_any_order_of_files(written: list) -> None:
                 wanted = wanted.filter(pl.col("image_id").is_in([IDS[i] for i in positions]))
                 mine = found.filter(source=source, target=target).sort("image_id")
                 assert mine.select(*SCHEMA).equals(wanted)
+                classes = table.predictions(target, [source], IDS)[0]
+                assert {IDS[i]: classes[i] for i in np.flatnonzero(classes >= 0)} == dict(
+                    mine.select("image_id", "prediction").iter_rows()
+                )
                 fooled = table.fooled(target, [source], IDS)
                 assert np.flatnonzero(fooled[0]).tolist() == [
                     IDS.index(i) for i in wanted.filter(pl.col("prediction") != 5)["image_id"]
@@ -102,6 +106,16 @@ def test_an_earlier_layout_is_refused(tmp_path: Path) -> None:
     (tmp_path / "source=a").mkdir()
     with pytest.raises(StoreError, match="remove this folder"):
         OutcomeStore(tmp_path)
+
+
+def test_outcomes_without_predictions_are_an_error(tmp_path: Path) -> None:
+    """Not a share of equal mistakes that is wrong."""
+    table = OutcomeStore(tmp_path)
+    of = Contents("a", "is a", {"b": Part("of b", 0, 6)})
+    table._write(of, rows("b", "a", 0, 6).select("image_id", source=pl.lit("b"), fooled=True))
+    assert table.fooled("a", ["b"], IDS).sum() == 5
+    with pytest.raises(DamagedFile, match="prediction"):
+        table.predictions("a", ["b"], IDS)
 
 
 def test_a_pair_is_removed(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Two matrices of the same models: files, attacks, directions, precisions, steps and images."""
 
-import html
 import re
 import shlex
 from pathlib import Path
@@ -17,7 +16,7 @@ from netkin.analysis.statistics import target_test
 from netkin.similarity import Outcomes, resample
 from tests import helpers
 from tests.conftest import Mistake, run_here
-from tests.helpers import MEMBERS, four_store, has_figures, on_four
+from tests.helpers import MEMBERS, four_store, has_figures, on_four, page_text
 
 OWN = OmegaConf.create({"least_r": 0.95, "most_bias": 0.1, "least_inside": 0.9})
 
@@ -81,7 +80,7 @@ def test_attacks(folder: Path) -> None:
     assert link["images_low"] is None and link["models_low"] is None
     assert link["permutations"] == 24 and 1 / 24 <= link["p"] <= 1
     assert 0 <= link["noise_ceiling"] <= 1
-    assert "too few models for an interval or a verdict" in (run / "report.html").read_text()
+    assert "too few models for an interval or a verdict" in page_text(run / "report.html")
     steps = sorted(four_store(folder).glob("digits/quick-*/pgd-*/outcomes"))
 
     arguments = ("attacks=[pgd,{attack: pgd, steps: 3}]", "sources=[vit_ti]", "permutations=99")
@@ -125,7 +124,7 @@ def test_compare(folder: Path) -> None:
     table = pl.read_csv(done / "compare.csv")
     assert table["difference"].to_list() == [-0.75, 0, 0, 0, 0, 0]
     assert {table["a"][0], table["b"][0]} == {"test_byobnet", "vit_ti"}
-    page = (done / "report.html").read_text()
+    page = page_text(done / "report.html")
     assert "Not certain: 4 models are too few for a verdict." in page
     rng = np.random.default_rng(0)
     x = rng.normal(size=(5, 5))
@@ -175,9 +174,9 @@ def test_budget(folder: Path) -> None:
     table = pl.read_csv(done / "correlations.csv")
     assert table["steps"].to_list() == [2, 4] and table["cost"].is_sorted()
     assert (table["cost"] < 1).all() and table["inside_interval"].is_between(0, 1).all()
-    page = html.unescape((done / "report.html").read_text())
+    page = page_text(done / "report.html")
     assert re.search(r"(Yes|No)\. ", page) and "2 steps shift scores by" in page
-    if use := re.search(r"To use it: python evaluate\.py ([^<]+)<", page):
+    if use := re.search(r"To use it: python evaluate\.py (.+?) [A-Z]", page):
         assert run_here(*shlex.split(use[1]), "--cfg", "job", cwd=folder).returncode == 0
 
 

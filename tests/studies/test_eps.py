@@ -9,7 +9,7 @@ import pytest
 from experiments.studies.eps import SUCCESS, sentence, short_steps, smallest, strength_row
 from netkin.passes.craft import spread
 from tests.conftest import SMALL, run_here
-from tests.helpers import has_figures
+from tests.helpers import has_figures, page_text
 
 
 def table(*successes: tuple[str, int, int]) -> pl.DataFrame:
@@ -67,7 +67,7 @@ def test_eps(folder: Path) -> None:
     assert weak.returncode == 0, weak.stderr
     advice = "To find an eps that is large enough: python evaluate.py experiment=eps "
     assert advice in weak.stdout and "attack.eps=1/255" in weak.stdout
-    assert advice in (work / "run" / "report.html").read_text()
+    assert advice in page_text(work / "run" / "report.html")
 
 
 @pytest.mark.parametrize(

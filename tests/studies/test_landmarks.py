@@ -17,7 +17,7 @@ from netkin.data.digits import Digits
 from netkin.zoo.build import Task, build
 from netkin.zoo.parse import parse_members
 from tests.conftest import run_here
-from tests.helpers import has_figures
+from tests.helpers import has_figures, page_text
 
 MARKS = "landmarks=[a,b,c,v,w]"
 Classifier = Callable[[NDArray[np.uint8]], NDArray[np.intp]]
@@ -86,7 +86,7 @@ def test_one_sided_landmarks_and_a_study_of_the_output(folder: Path) -> None:
     outcomes = folder / "eight" / "store" / "digits"
     file = f"similarity={two / 'similarity.csv'}"
     out = run(folder, "of_landmarks", "experiment=relatives", file, "relatives.model=x", "k=2")
-    assert "3 of 28 scores are predicted, not measured" in (out / "report.html").read_text()
+    assert "3 of 28 scores are predicted, not measured" in page_text(out / "report.html")
 
     shutil.rmtree(next(outcomes.glob("quick-*/pgd-*")))
     one = run(

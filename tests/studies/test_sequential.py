@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from experiments.cli.setting import images_used
 from netkin.analysis.sequential import Certainty, Rule
 from tests.conftest import SMALL, Mistake, run_here
+from tests.helpers import page_text
 
 FEW = [*SMALL, "store.shard_size=10", "score.bootstrap=50", "logger=csv"]
 """A hundred images in ten shards."""
@@ -66,7 +67,7 @@ def test_a_run_stops_when_its_scores_are_certain_enough(stopped: Path) -> None:
     names = dict(metrics.select("name", "value").iter_rows())
     assert float(names["images_used"]) == images and float(names["share_reached"]) == 1
     assert (metrics["name"] == "sequential/share").sum() > 1
-    page = (stopped / "first" / "report.html").read_text()
+    page = page_text(stopped / "first" / "report.html")
     assert f"on those of the {images} images" in page
     store = stopped / "stopped_store"
     shards = {path.name for path in store.glob("digits/*/*/adversarial/*/0*.safetensors")}

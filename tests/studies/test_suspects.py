@@ -12,6 +12,7 @@ import torch
 from netkin.data.digits import Digits
 from netkin.data.subset import draw
 from tests.conftest import SMALL, run_here
+from tests.helpers import page_text
 
 TEN = "{name: ten, timm: test_byobnet, checkpoint: WEIGHTS, kwargs: {num_classes: 10}, MORE}"
 HALF = "mean: 0.5, std: 0.5"
@@ -67,7 +68,7 @@ def test_classes_in_another_order(small_run: Path, root: Path, tmp_path: Path) -
     models = pl.read_csv(tmp_path / "run" / "models.csv")
     assert models["clean_accuracy"].max() < 0.2  # type: ignore[operator]
     assert models["suspect"].str.contains("natural order").all()
-    assert "Suspect: ten: " in (tmp_path / "run" / "report.html").read_text()
+    assert "Suspect: ten: " in page_text(tmp_path / "run" / "report.html")
 
     fine = run_here(
         *arguments(root, members), "dataset.class_order=natural", "on_suspect=stop", cwd=tmp_path
@@ -107,7 +108,7 @@ def test_chance_unknown_preprocessing_and_novel(
         guessed = "Suspect: new: its preprocessing is unknown, and mean = std = 0.5 is a guess."
         assert guessed in done.stdout and "Suspect: ten" not in done.stdout
         if experiment != "experiment=craft":
-            assert guessed in (tmp_path / "run" / "report.html").read_text()
+            assert guessed in page_text(tmp_path / "run" / "report.html")
 
 
 def test_below_what_the_training_noted(trained: Path, tmp_path: Path) -> None:

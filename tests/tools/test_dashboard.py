@@ -12,7 +12,13 @@ from experiments.tools.dashboard import BOARDS
 from tests.conftest import SMALL, run_command
 from tests.test_tracking import inspected
 
-QUICK = ("recipe.epochs=4", "recipe.validate_every=2", "recipes.teacher.epochs=4", "subset=quick")
+QUICK = (
+    "recipe=digits_adamw",
+    "recipe.epochs=4",
+    "recipe.validate_every=2",
+    "recipes.teacher.epochs=4",
+    "subset=quick",
+)
 RUNS = {
     "pairwise": ("evaluate.py", "model.members=[test_byobnet,vit_ti,test_vit]", *SMALL[1:]),
     "distill": ("train.py", "experiment=distill", "teacher=test_byobnet", *QUICK),

@@ -1,5 +1,6 @@
 """train.py: its studies, their weights in the store, and evaluate.py on these weights."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -13,15 +14,18 @@ import polars as pl
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.train.distill import paired_gain
+from experiments.train.distill import learns, paired_gain
 from experiments.train.variants import label, varied
 from netkin.analysis.select import choose_teachers
-from netkin.analysis.statistics import pearson
+from netkin.analysis.statistics import pearson, t_interval
+from netkin.analysis.verdict import verdict
 from netkin.errors import UserError
 from netkin.report.text import minus
 from netkin.store.files import file_sha256
+from netkin.store.layout import Store
 from netkin.training import checkpoint
 from netkin.training.recipe import Recipe
+from netkin.training.weights import accuracies_by_seed, notes
 from tests import helpers
 from tests.conftest import ROOT, Mistake, run_command, run_here
 
@@ -65,9 +69,9 @@ def test_distill(students: Path) -> None:
     curves = pl.read_csv(students / "test_vit" / "curves.csv")
     assert {"label_loss", "teacher_loss", "teacher_agreement", "test_accuracy"} <= {*curves.columns}
     helpers.has_figures(students / "test_vit", "curves")
-    page = (students / "test_vit" / "report.html").read_text()
+    page = helpers.page_text(students / "test_vit" / "report.html")
     assert "Does vit_ti learn more with the teacher test_vit than from the labels alone?" in page
-    assert any(text in page for text in ("Not certain.", "Yes.", "No, it learns less."))
+    assert (table["seeds"] == 1).all() and "Not certain: trainings differ by their seeds" in page
     assert f"{100 * table['student_accuracy'][2]:.1f}%" in page and "teacher: test_vit" in page
     metrics = pl.read_csv(students / "test_vit" / "metrics.csv")["name"].to_list()
     assert {"train/teacher_loss", "alone/train/loss", "teacher/val/accuracy", "gain"} <= {*metrics}
@@ -110,7 +114,7 @@ def test_distillation(students: Path) -> None:
         of = pl.read_csv(students / row["teacher"] / "result.csv").to_dicts()[0]
         assert row["student_accuracy"] == pytest.approx(of["student_accuracy"])
     helpers.has_figures(out, "distillation_similarity", "distillation_accuracy")
-    page = (out / "report.html").read_text()
+    page = helpers.page_text(out / "report.html")
     # The members that ran are those of the store; neither config claims the dataset's.
     assert "members: auto" in page and "test_mambaout" not in page.split("members: auto")[1][:200]
     config = OmegaConf.load(out / ".hydra" / "config.yaml")
@@ -140,7 +144,7 @@ def test_distill_on_stored_weights(folder: Path) -> None:
     weights = folder / "store" / "weights" / "digits"
     before = {*weights.iterdir()}
     arguments = ("experiment=distill", "teacher=test_byobnet", "distillation=soft")
-    out = run(folder / "soft", *arguments, "recipe.epochs=4", "logger=none")
+    out = run(folder / "soft", *arguments, "recipe=digits_adamw", "recipe.epochs=4", "logger=none")
     assert {file.stem for file in {*weights.iterdir()} - before if file.suffix == ".json"} == {
         "vit_ti@test_byobnet"
     }
@@ -151,7 +155,13 @@ def test_scratch(folder: Path) -> None:
     """The zoo's own training under the zoo's name; a seed has a name of its own."""
     weights = folder / "store" / "weights" / "digits"
     before = file_sha256(weights / "vit_ti.safetensors")
-    run(folder / "scratch", "experiment=scratch", "recipe.epochs=4", "logger=none")
+    run(
+        folder / "scratch",
+        "experiment=scratch",
+        "recipe=digits_adamw",
+        "recipe.epochs=4",
+        "logger=none",
+    )
     assert file_sha256(weights / "vit_ti.safetensors") == before
     run(folder / "other", "recipe.epochs=1", "model=test_resnet", "seed=2", "logger=none")
     result = pl.read_csv(folder / "other" / "result.csv").to_dicts()[0]
@@ -192,8 +202,9 @@ def test_teachers(tmp_path: Path) -> None:
     table = pl.read_csv(out / "teachers.csv")
     assert table.filter(chosen="above")["teacher"].to_list() == ["m1", "m2"]
     assert table.filter(chosen="sampled").height == 2
-    page = (out / "report.html").read_text()
+    page = helpers.page_text(out / "report.html")
     assert "python train.py -m experiment=distill student=m0 teacher=m1,m2," in page
+    assert "Can an effect of similarity show in their students? No:" in page
     helpers.has_figures(out, "teachers")
 
 
@@ -226,6 +237,35 @@ def test_a_sweeps_settings() -> None:
     step = varied(recipe, {**entry, "sched": "step"})
     assert step.sched_args == {"decay_epochs": 30, "decay_rate": 0.1}
     assert varied(recipe, {"seed": 3}).seed == 3
+
+
+def test_a_student_learns_more_where_its_seeds_say_so() -> None:
+    """Of pairs of trainings that differ by chance 5% may have a verdict, and hardly fewer do."""
+    rng = np.random.default_rng(0)
+    said = []
+    for _ in range(2000):
+        gains = rng.normal(0, 0.02, 5)
+        low, high = t_interval(gains)
+        said.append(verdict(gains.mean(), (low, high)))
+    assert 0.03 < 1 - said.count("Not certain") / len(said) < 0.065
+    of = {"teacher": "t", "seeds": 5, "seeds_gain": 0.02}
+    assert learns("vit_ti", {**of, "seeds_low": 0.01, "seeds_high": 0.03}).startswith("Yes: over 5")
+    one = {**of, "seeds": 1, "seeds_low": None, "seeds_high": None}
+    assert learns("vit_ti", one).startswith("Not certain")
+
+
+def test_seeds_of_the_same_training_are_found(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for name, epochs, seed in (("a", 2, 0), ("a@seed1", 2, 1), ("a@long", 3, 0)):
+        file = store.weights("digits", name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        made_of = {"timm": "a", "recipe": {"epochs": epochs, "seed": seed}}
+        of = {"made_of": made_of, "test_accuracy": 0.5 + seed / 10, "test_subset": "full"}
+        file.with_suffix(".json").write_text(json.dumps(of))
+    like = notes(store.weights("digits", "a@seed1"))
+    assert like is not None
+    assert accuracies_by_seed(store, "digits", like) == {0: 0.5, 1: 0.6}
 
 
 def test_gain_by_hand() -> None:

@@ -239,6 +239,17 @@ def test_an_identity_names_what_differs_from_the_defaults() -> None:
     assert best.identity() != replace(best, validate_every=3).identity()
 
 
+def test_muon_leaves_large_matrices_to_adamw() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(300, 300), torch.nn.Linear(300, 40))
+    optimizer = make_optimizer(net, replace(RECIPE, opt="muon"), 0.02)
+    make_schedule(optimizer, RECIPE, 10)
+    net(torch.ones(1, 300)).sum().backward()
+    optimizer.step()
+    muon = {name: optimizer.state[weights]["use_muon"] for name, weights in net.named_parameters()}
+    assert muon == {"0.weight": False, "0.bias": False, "1.weight": True, "1.bias": False}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 4
+
+
 FULL = replace(
     RECIPE,
     epochs=3,
@@ -263,7 +274,7 @@ class Stopped(Exception):
 @pytest.mark.parametrize(
     "recipe",
     [
-        replace(RECIPE, epochs=3, batch_size=32, opt_args={"fused": True}),
+        replace(RECIPE, epochs=3, batch_size=32, opt="muon", opt_args={"nesterov": True}),
         FULL,
         replace(FULL, opt="momentum", lr=0.01, sched="step", step_on_epochs=True, keep="ema"),
         replace(RECIPE, epochs=3, adversarial={"eps": "48/255", "step_size": "24/255", "steps": 2}),

@@ -89,23 +89,15 @@ def pair_table(outcomes: Outcomes, z: float = Z_95) -> pl.DataFrame:
     return pair_rows(outcomes, columns)
 
 
-def corrected_matrix(outcomes: Outcomes) -> NDArray[np.float64]:
-    """Chance-corrected rates, [N, N], symmetric, 1 at most; the diagonal is of models alone."""
+def corrected_matrix(outcomes: Outcomes, pairs: pl.DataFrame) -> NDArray[np.float64]:
+    """Chance-corrected rates, [N, N], symmetric, 1 at most, of `pair_table`; the diagonal is of
+    models alone."""
     n = len(outcomes.members)
-    result = np.empty((n, n))
-    for a in range(n):
-        counts = _counts(outcomes, a, slice(0, a + 1))
-        result[a, : a + 1] = result[: a + 1, a] = _rates(counts)[0]
+    alone = [_rates(_counts(outcomes, a, slice(a, a + 1)))[0].item() for a in range(n)]
+    result = np.diag(alone)
+    rows, columns = np.triu_indices(n, k=1)
+    result[rows, columns] = result[columns, rows] = pairs["corrected"].to_numpy()
     return result
-
-
-def directions_at_chance(outcomes: Outcomes) -> int:
-    """How many of the N (N - 1) directions fool the target no more often than noise does."""
-    n, count = len(outcomes.members), 0
-    for a in range(n):
-        fooled, _, noise, _ = (_counts(outcomes, a, slice(0, n)) @ OUTCOMES).T
-        count += int(np.delete(fooled <= noise, a).sum())
-    return count
 
 
 def _rates(

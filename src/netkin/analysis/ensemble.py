@@ -127,6 +127,14 @@ def share_interval(events: float, n: float, level: float = 0.95) -> tuple[float,
     return low, high
 
 
+def only_one_wrong(wrong: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[int, int, float]:
+    """How many images [I] only the other classifier misclassifies, how many only the first, and
+    McNemar's exact two-sided p of the hypothesis that both err equally often."""
+    won, lost = int((other & ~wrong).sum()), int((wrong & ~other).sum())
+    p = float(stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
+    return won, lost, p
+
+
 def reduction_interval(together: NDArray, members: NDArray, size: int) -> tuple[float, float]:
     """A conservative 95 % interval of ERR = 1 - (sum of together) / (sum of members), [I] each: the
     share of ensembles, of so many members, and of members that misclassify an image.

@@ -12,6 +12,10 @@ similar from the pairs with a landmark, which are measured, and predicts the pai
   and their pairs with the true others are predicted from the remaining landmarks. The half-width is
   a multiple of the error that is expected at such a prediction: the quantile of their ratios. It is
   valid for models like the landmarks: draw these at random.
+- A model is outside what the landmarks show where it is less like any landmark than all but one
+  landmark is like another one. A score with it is predicted without an interval. A random draw of m
+  landmarks leaves a model outside with a probability of 2 / (m + 1) at most; where far more are,
+  the landmarks' own scores say little about the others' (`Completed.represented`).
 
 On the published 69 models: experiments/results/landmarks.md.
 """
@@ -22,6 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import betabinom
 from sklearn.ensemble import GradientBoostingRegressor, VotingRegressor
 from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import Ridge
@@ -30,52 +35,60 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from netkin.analysis.matrix import pair_index
+from netkin.analysis.statistics import mean_known
 from netkin.analysis.verdict import Verdict, verdict
 from netkin.errors import UserError
 from netkin.similarity import interval
 
 FEWEST = 5  # landmarks
-FITTED = 10_000  # pairs that a regression is fitted on, about; of more, so many are drawn
+FITTED = 4_000  # pairs that a regression is fitted on, about; of more, so many are drawn
 FOLDS = 10  # groups of landmarks that are held out, one after another; at most one a landmark
 USEFUL = 0.5  # the share of the variance of held-out scores from which predictions are said to work
 BLOCK = 50_000  # pairs that are predicted at once, which bounds the memory
+HIGHEST = 0.05  # the share of scores that `HeldOut.highest_covered` takes
 
 
 class HeldOut(NamedTuple):
     """How well pairs with a landmark are predicted while it is taken for another model: [P] each,
     positions of the models, scores in nats, and whether the interval that follows from the other
-    landmarks' errors has the measured score."""
+    landmarks' errors has the measured score; and whether the nearest relative is found of each
+    landmark, [m]: its highest score, measured with the other landmarks and predicted otherwise."""
 
     landmark: NDArray[np.intp]
     other: NDArray[np.intp]
     measured: NDArray[np.float64]
     predicted: NDArray[np.float64]
     covered: NDArray[np.bool_]
+    nearest_found: NDArray[np.bool_]
 
     @property
     def r2(self) -> float:
         return r2(self.predicted, self.measured)
 
+    @property
+    def highest_covered(self) -> float:
+        """The share of the HIGHEST measured scores that are inside their intervals: fewer than of
+        all, since what is the highest is often higher than expected."""
+        return float(self.covered[self.measured >= np.quantile(self.measured, 1 - HIGHEST)].mean())
+
     def r2_interval(self, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
         """The 95 % percentile interval of `r2` over draws of landmarks, with all their pairs."""
         pairs = [np.flatnonzero(self.landmark == one) for one in np.unique(self.landmark)]
-        rng, found = np.random.default_rng(seed), []
-        for _ in range(draws):
-            drawn = np.concatenate([pairs[i] for i in rng.integers(0, len(pairs), len(pairs))])
-            found.append(r2(self.predicted[drawn], self.measured[drawn]))
-        return interval(np.array(found))
-
-    @property
-    def verdict(self) -> Verdict:
-        """Whether at least USEFUL of the variance is predicted, by `r2_interval`."""
-        return verdict(self.r2, self.r2_interval(), threshold=USEFUL)
+        rng, y = np.random.default_rng(seed), self.measured - self.measured.mean()
+        parts = np.stack([np.ones(len(y)), y, y**2, (self.predicted - self.measured) ** 2])
+        sums = np.array([parts[:, of].sum(axis=1) for of in pairs])  # [landmarks, 4]
+        drawn = sums[rng.integers(0, len(pairs), (draws, len(pairs)))].sum(axis=1)
+        n, total, squares, errors = drawn.T
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return interval(1 - errors / (squares - total**2 / n))
 
 
 class Completed(NamedTuple):
     """All scores of N models, [N, N] in nats, symmetric unless one-sided, with intervals that are
     to cover a share, `level`, of the predicted ones; which scores were measured, whose interval is
-    the score itself; and the errors of such predictions. The diagonal is as given, or, where that
-    is NaN, the mean of the others'."""
+    the score itself; the errors of such predictions; and which models, [N], are outside what the
+    landmarks show, with whom a predicted score has no interval (NaN). The diagonal is as given, or,
+    where that is NaN, the mean of the others'."""
 
     scores: NDArray[np.float64]
     low: NDArray[np.float64]
@@ -83,20 +96,51 @@ class Completed(NamedTuple):
     measured: NDArray[np.bool_]
     held_out: HeldOut
     level: float
+    outside: NDArray[np.bool_]
+
+    @property
+    def represented(self) -> bool:
+        """Whether landmarks that are drawn at random would leave as many models outside, or more,
+        with a probability above 1 - level.
+
+        Where all models are alike, how many are below the second lowest of m landmarks' values is a
+        beta-binomial number, Beta(2, m - 1).
+        """
+        landmarks = len(self.held_out.nearest_found)
+        rest = len(self.outside) - landmarks
+        tail = betabinom.sf(int(self.outside.sum()) - 1, rest, 2, landmarks - 1)
+        return bool(tail >= 1 - self.level)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether at least USEFUL of the variance of other models' scores is predicted: of the
+        landmarks' by `HeldOut.r2_interval`, which is no Yes unless they represent the others."""
+        held = verdict(self.held_out.r2, self.held_out.r2_interval(), threshold=USEFUL)
+        return held if self.represented or held == "No" else "Not certain"
 
     def against(self, truth: NDArray[np.float64]) -> dict[str, float]:
         """How well the scores that were not given are predicted, by all scores, [N, N].
 
-        r2, see `r2`; r; error, mean absolute, in nats; coverage, the share inside the intervals.
+        r2, see `r2`; r; error, mean absolute, in nats; with_interval, the share that have one;
+        coverage, the share of these inside, and of the HIGHEST of them; nearest_found, the share of
+        the models without landmarks whose nearest relative is that of all scores.
         """
+        pair = ~np.eye(len(truth), dtype=bool)
         hidden = ~self.measured & np.tri(len(truth), k=-1, dtype=bool)
         predicted, true = self.scores[hidden], truth[hidden]
         inside = (self.low[hidden] <= true) & (true <= self.high[hidden])
+        known = ~np.isnan(self.low[hidden])
+        highest = known & (true >= np.quantile(true, 1 - HIGHEST))
+        ours, theirs = (np.where(pair, s, -np.inf).argmax(axis=1) for s in (self.scores, truth))
+        rest = (~self.measured & pair).any(axis=1)
         return {
             "r2": r2(predicted, true),
             "r": float(np.corrcoef(predicted, true)[0, 1]),
             "error": float(np.abs(predicted - true).mean()),
-            "coverage": float(inside.mean()),
+            "with_interval": float(known.mean()),
+            "coverage": float(mean_known(np.where(known, inside, np.nan))),
+            "highest_coverage": float(mean_known(np.where(highest, inside, np.nan))),
+            "nearest_found": float((ours == theirs)[rest].mean()),
         }
 
 
@@ -164,7 +208,9 @@ def complete(
         if one_sided:
             a, b = np.concatenate([a, b]), np.concatenate([b, a])
         predicted = predict(chosen, a, b)
+    outside = _outside(scores, chosen, rest)
     half = half_widths(held.predicted, held.measured, level)(predicted)
+    half[outside[a] | outside[b]] = np.nan
     full, low, high = (np.where(given, scores, np.nan) for _ in range(3))
     for matrix, values in ((full, predicted), (low, predicted - half), (high, predicted + half)):
         matrix[a, b] = values
@@ -172,7 +218,17 @@ def complete(
             matrix[b, a] = values
         np.fill_diagonal(matrix, np.where(known, diagonal, diagonal[known].mean()))
     np.fill_diagonal(given, known)
-    return Completed(full, low, high, given, held, level)
+    return Completed(full, low, high, given, held, level, outside)
+
+
+def _outside(
+    scores: NDArray[np.float64], chosen: NDArray[np.intp], rest: NDArray[np.intp]
+) -> NDArray[np.bool_]:
+    """Which models, [N], are less like any landmark than all but one landmark is."""
+    among = np.where(np.eye(len(chosen), dtype=bool), -np.inf, scores[np.ix_(chosen, chosen)])
+    least, found = np.sort(among.max(axis=0))[1], np.zeros(len(scores), dtype=bool)
+    found[rest] = scores[np.ix_(chosen, rest)].max(axis=0) < least
+    return found
 
 
 Predict = Callable[[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]], NDArray[np.float64]]
@@ -199,7 +255,12 @@ def _held_out(
         others = np.delete(np.arange(len(a)), part)
         half = half_widths(values[others], truth[others], level)(values[part])
         covered[part] = np.abs(values[part] - truth[part]) <= half
-    return HeldOut(a, b, truth, values, covered)
+    nearest = []
+    for fold, part in zip(folds, parts, strict=True):
+        known = scores[np.ix_(fold, np.setdiff1d(chosen, fold))]
+        each = (np.hstack([v[part].reshape(len(fold), -1), known]) for v in (values, truth))
+        nearest += np.equal(*(row.argmax(axis=1) for row in each)).tolist()
+    return HeldOut(a, b, truth, values, covered, np.array(nearest))
 
 
 def half_widths(

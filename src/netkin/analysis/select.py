@@ -11,7 +11,7 @@ import scipy
 from numpy.typing import NDArray
 
 from netkin.analysis.matrix import pair_index
-from netkin.analysis.statistics import FEWEST, pearson
+from netkin.analysis.statistics import FEWEST, pearson, power, t_interval
 from netkin.data.tables import read_text
 from netkin.errors import UserError, and_more, first_line
 
@@ -184,14 +184,11 @@ def held_out_models(
         return None
     error, error_alone = np.mean(off, axis=0).tolist()
     gains = np.array(off)[:, 1] - np.array(off)[:, 0]
-    half, gain = (
-        float(lazy.stats.t.ppf(0.975, len(off) - 1) * lazy.stats.sem(gains)),
-        float(gains.mean()),
-    )
+    (low, high), gain = t_interval(gains), float(gains.mean())
     predicted, alone, truth = np.concatenate(values, axis=1)
     errors_of = {"error": error, "error_alone": error_alone, "gain": gain}
     r = {"r": pearson(predicted, truth).r, "r_alone": pearson(alone, truth).r}
-    return {"models": len(off), **r, **errors_of, "low": gain - half, "high": gain + half}
+    return {"models": len(off), **r, **errors_of, "low": low, "high": high}
 
 
 def read_accuracies(path: str | Path, names: Sequence[str]) -> NDArray[np.float64]:
@@ -213,6 +210,17 @@ def read_accuracies(path: str | Path, names: Sequence[str]) -> NDArray[np.float6
     if not ((values >= 0) & (values <= 1)).all():
         raise UserError(f"{path}: accuracies must be rates in [0, 1]")
     return values
+
+
+STUDENTS_R = -0.32
+"""The paper's r of the accuracy of 25 students and the similarity of their teachers (Sec. 4.2)."""
+POWER = 0.8
+"""How often a study should find an effect that is there."""
+
+
+def teachers_for_power(r: float = STUDENTS_R, share: float = POWER) -> int:
+    """The fewest teachers with which a study finds r in so large a share of studies."""
+    return next(n for n in range(4, 1_000_000) if power(r, n) >= share)
 
 
 def teachers(

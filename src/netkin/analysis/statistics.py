@@ -16,6 +16,7 @@ import scipy
 from numpy.typing import ArrayLike, NDArray
 
 from netkin.analysis.matrix import pair_index, pair_values
+from netkin.similarity import ALPHA
 
 lazy: Any = scipy  # whose stats take half a second to import: where they are used
 
@@ -407,6 +408,21 @@ def permutation_test(
     a, b = known_pairs(x, y)
     r = pearson(a, b).r
     return _permuted(r, lambda o: correlations(a, b[o]), len(a), permutations, seed, len(a))
+
+
+def t_interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Student's 95 % interval of the mean of independent values [n], n of 2 or more."""
+    half = lazy.stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def power(r: float, n: int, alpha: float = ALPHA) -> float:
+    """How often a two-sided test of r finds a correlation r of n pairs of numbers, in [0, 1], by
+    Fisher's transformation. NaN for n below 4."""
+    if n < 4:
+        return np.nan
+    z, norm = abs(np.arctanh(r)) * np.sqrt(n - 3), lazy.stats.norm
+    return float(norm.cdf(z - norm.isf(alpha / 2)) + norm.cdf(-z - norm.isf(alpha / 2)))
 
 
 def target_test(

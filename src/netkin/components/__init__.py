@@ -7,6 +7,7 @@ of 3 x 3, "~" means not applicable, "-" none.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -33,6 +34,9 @@ COMPONENTS = (
     "Group conv",
 )
 """Names of the components, in the order of the published table."""
+ROOM = 64
+"""Pixels a side. The last maps of smaller images may have a single place, where a layer cannot be
+told from a gate, so a network that takes images of this size is read at it."""
 
 
 def read(net: "nn.Module", size: tuple[int, int, int]) -> dict[str, str]:
@@ -78,6 +82,10 @@ def components(member: Member, task: Task) -> dict[str, str]:
     prep = preprocessing(member, task)
     side = prep.view.input_size
     net, _ = blueprint(member, task)
+    if side < ROOM:
+        with suppress(Exception):  # its size is fixed: whatever the network raises
+            found = read(net, (len(prep.mean), ROOM, ROOM))
+            return found | {"Input resolution": f"{side} x {side}"}
     try:
         return read(net, (len(prep.mean), side, side))
     except Exception as error:  # whatever a network of the user's raises
@@ -91,8 +99,9 @@ def components(member: Member, task: Task) -> dict[str, str]:
 
 
 def base_architecture(member: Member, task: Task) -> str:
-    """CNN, Transformer, Hybrid, MLP-Mixer, NAS (CNN), NAS (TFM) or RNN."""
-    return components(member, task)["Base architecture"]
+    """CNN, Transformer, Hybrid, MLP-Mixer, NAS (CNN), NAS (TFM) or RNN; of a network of the user's
+    own the member's family."""
+    return member.family if member.target else components(member, task)["Base architecture"]
 
 
 def component_table(

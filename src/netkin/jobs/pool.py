@@ -26,6 +26,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import ForkServerContext
 from typing import Any
 
 from netkin.errors import Stopped, StoreError, UserError
@@ -35,6 +36,8 @@ from netkin.jobs.signals import OTHERS, blocked, quiet_stops
 Advance = Callable[[int], None]
 Failed = Callable[[Any, Exception], None]
 
+PASSES = ("netkin.training.train", "netkin.passes.craft", "netkin.passes.transfer")
+"""What the workers of a run import before they start."""
 PATIENCE = 1.0
 """Seconds until work that another process on the store has taken is tried again."""
 GRACE = 10.0
@@ -84,6 +87,26 @@ class Result:
     def note(self) -> str:
         """What the display adds to the item's name."""
         return f"; test accuracy {self.test_accuracy:.1%}" if self.test_accuracy else ""
+
+
+def serve(preload: Sequence[str] = PASSES) -> ForkServerContext:
+    """Start the process whose forks are the workers, unless it runs; returns what starts workers.
+
+    It imports `preload`, 3 to 6 s, while this process goes on.
+    """
+    # forkserver: one clean process imports torch once, and the workers are its forks.
+    processes = multiprocessing.get_context("forkserver")
+    default = multiprocessing.get_start_method(allow_none=True)
+    if default not in (None, "fork", "forkserver", "spawn"):
+        # joblib's processes have a start method that ours do not know.
+        multiprocessing.set_start_method("forkserver", force=True)
+    processes.set_forkserver_preload(list(preload))
+    # A terminal's signals reach all of its processes, also those that still import torch and
+    # have no handler yet. The tracker first: its start ends with SIGINT not blocked.
+    for start in (resource_tracker.ensure_running, forkserver.ensure_running):
+        with blocked(OTHERS):
+            start()
+    return processes
 
 
 class Jobs:
@@ -215,18 +238,7 @@ class Jobs:
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is not None:
             return self._pool
-        # forkserver: one clean process imports torch once, and the workers are its forks.
-        processes = multiprocessing.get_context("forkserver")
-        default = multiprocessing.get_start_method(allow_none=True)
-        if default not in (None, "fork", "forkserver", "spawn"):
-            # joblib's processes have a start method that ours do not know.
-            multiprocessing.set_start_method("forkserver", force=True)
-        processes.set_forkserver_preload(list(self.preload))
-        # A terminal's signals reach all of its processes, also those that still import torch and
-        # have no handler yet. The tracker first: its start ends with SIGINT not blocked.
-        for start in (resource_tracker.ensure_running, forkserver.ensure_running):
-            with blocked(OTHERS):
-                start()
+        processes = serve(self.preload)
         # As bytes: multiprocessing would move the context's tensors to shared memory, and an
         # array that shares memory with one of them would read memory that was freed.
         context = pickle.dumps(self.context)

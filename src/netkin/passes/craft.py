@@ -5,26 +5,23 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from netkin.errors import UserError
 from netkin.jobs.pool import Advance, Result
 from netkin.passes import Item
 from netkin.results import Results
 from netkin.runner import Runner
-from netkin.store.layout import Folder, shard_file
+from netkin.store.layout import shard_file
 from netkin.store.lease import is_held, lease
 
 
 def craft(results: Results, runner: Runner, item: Item, advance: Advance) -> Result:
     """Craft and store a source's shards, except those that another process crafts.
 
-    A shard is stored as `images` [n, 3, H, W] and `index` [n], the images' positions in the
-    subset; n is the number of those that the source classifies correctly. It is written while the
-    next one is crafted.
+    A shard (see `netkin.results.Results.write_adversarial`) has the images that the source
+    classifies correctly. It is written while the next one is crafted.
 
     Raises UserError where the attack returns another shape, NaN or pixels outside [0, 1].
     """
@@ -50,7 +47,8 @@ def craft(results: Results, runner: Runner, item: Item, advance: Advance) -> Res
             held = stack.enter_context(lease(root, file))
             if not held or file.is_file():
                 return
-            index, parts = shard["index"], [shard["pixels"].cpu()[:0]]
+            index, clean = shard["index"].cpu(), shard["pixels"].cpu()
+            parts = [clean[:0]]
             if len(index):
                 keys, parts = evaluation.keys(model.name, index.tolist()), []
                 for adversarial in crafter.craft(shard["pixels"], shard["labels"], keys):
@@ -58,8 +56,8 @@ def craft(results: Results, runner: Runner, item: Item, advance: Advance) -> Res
                     advance(len(adversarial))
             if writing is not None:
                 writing.result()  # raises StoreError when the previous one could not be written
-            tensors = {"images": torch.cat(parts), "index": index}
-            writing = thread.submit(_write, folder, file, tensors, stack.pop_all())
+            content = (model, shard["shard"], torch.cat(parts), clean, index)
+            writing = thread.submit(_write, results, content, stack.pop_all())
             crafted.append(shard["shard"])
 
     todo = missing(item.todo)
@@ -81,10 +79,10 @@ def craft(results: Results, runner: Runner, item: Item, advance: Advance) -> Res
     )
 
 
-def _write(folder: Folder, file: Path, tensors: dict[str, Tensor], held: ExitStack) -> None:
+def _write(results: Results, content: tuple, held: ExitStack) -> None:
     """Write a shard, then release its lease."""
     with held:
-        folder.write(file, tensors)
+        results.write_adversarial(*content)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,9 +44,10 @@ def colour_range(
 ) -> tuple[float, float]:
     """The values that the two ends of the colour map stand for, from [N, N] of pairs.
 
-    2 to 98 % of the pairs of different models, so that one pair does not take the colours of all
-    others. With 50 pairs or fewer these are all of them but a far outlier below (Tukey's outer
-    fence), such as a pair that was never fooled: s = ln 0.01 = -4.6. The diagonal is outside.
+    2 to 99.5 % of the pairs of different models, so that one pair does not take the colours of all
+    others, and the most similar ones still differ. With 50 pairs or fewer these are all of them but
+    a far outlier below (Tukey's outer fence), such as a pair that was never fooled: s = ln 0.01 =
+    -4.6. The diagonal is outside.
 
     The ends are at least `least` apart, so that differences of chance have similar colours. With
     `signed` they have 0 in the middle.
@@ -56,9 +57,9 @@ def colour_range(
         return (-1.0, 1.0) if signed else (0.0, float(np.log(100.0)))
     q1, q3 = np.quantile(pairs, (0.25, 0.75))
     low = np.quantile(pairs[pairs >= q1 - max(3 * (q3 - q1), 1.0)], 0.02, method="lower")
-    high = np.quantile(pairs, 0.98, method="higher")
+    high = np.quantile(pairs, 0.995, method="higher")
     if signed:
-        end = max(abs(low), abs(high), least / 2, 1e-9)
+        end = max(abs(low), abs(high), least / 2, 0.01)
         return -float(end), float(end)
     if high - low < 1e-9:  # one pair, or equal scores: any range of some width
         low, high = low - 0.5, high + 0.5

@@ -1,6 +1,6 @@
 "use strict";
-// Tables that sort, and matrices with the numbers of a cell, an order and a table of pairs. Nothing
-// is loaded; without this file the page is complete but still.
+// Tables that sort, commands to copy, and matrices with the numbers of a cell, an order and a table
+// of pairs. Nothing is loaded; without this file the page is complete but still.
 
 const UNKNOWN = "–", MINUS = "−";
 const number = (x, digits) => x == null ? UNKNOWN : x.toFixed(digits).replace("-", MINUS);
@@ -49,6 +49,24 @@ function focusable() {
   }
 }
 addEventListener("resize", focusable);
+
+// A contents list is of use where a page is longer than three screens.
+const contents = document.querySelector("nav");
+if (contents) contents.hidden = document.documentElement.scrollHeight <= 3 * innerHeight;
+
+for (const block of document.querySelectorAll("pre.command")) {
+  const button = element("button", {type: "button", textContent: "Copy"});
+  button.addEventListener("click", async () => {
+    getSelection().selectAllChildren(block.firstElementChild);
+    try {
+      await navigator.clipboard.writeText(block.firstElementChild.textContent);
+      button.textContent = "Copied";
+    } catch {  // not allowed here: it is selected
+      button.textContent = document.execCommand("copy") ? "Copied" : "Selected";
+    }
+  });
+  block.append(button);
+}
 
 for (const root of document.querySelectorAll(".matrix")) {
   const data = JSON.parse(root.querySelector("script").textContent);
@@ -133,18 +151,22 @@ function interactive(root, data) {
       const edge = Math.round(width * (axes.strip ?? axes.cells)[0]);
       const [, , namesRight, namesBottom] = axes["cells+names"];
       const [x1, y1] = [Math.round(width * namesRight), Math.round(height * namesBottom)];
-      const copy = (sx, sy, sx1, sy1, dx, dy, dx1, dy1) =>
-        pen.drawImage(image, sx, sy, sx1 - sx, sy1 - sy, dx, dy, dx1 - dx, dy1 - dy);
+      // A cell is copied without its outermost pixels, where the frame of a cluster may be.
+      const wide = (x(n) - x(0)) / n, frame = Math.min(4, Math.floor(wide / 3)), gap = wide > 30 ? 1 : 0;
+      const copy = (sx, sy, sx1, sy1, dx, dy, dx1, dy1, off = 0, to = 0) => pen.drawImage(image,
+        sx + off, sy + off, sx1 - sx - 2 * off, sy1 - sy - 2 * off, dx + to, dy + to, dx1 - dx - 2 * to, dy1 - dy - 2 * to);
       pen.drawImage(image, 0, 0);
       pen.fillStyle = "#fff";
-      pen.fillRect(0, y(0) - 2, edge, y1 - y(0) + 2);  // the dendrogram is of the other order
+      pen.fillRect(0, y(0) - 4, edge, y1 - y(0) + 4);  // the dendrogram, or clusters, of the other order
+      pen.fillRect(x(0) - 4, y(0) - 4, x(n) - x(0) + 8, y(n) - y(0) + 8);
       const drawn = order.map((i) => data.order.indexOf(i));
       drawn.forEach((r, k) => {
         copy(edge, y(r), x(0), y(r + 1), edge, y(k), x(0), y(k + 1));
         copy(x(n), y(r), x1, y(r + 1), x(n), y(k), x1, y(k + 1));
         copy(x(r), y(n), x(r + 1), y1, x(k), y(n), x(k + 1), y1);
-        drawn.forEach((c, l) => copy(x(c), y(r), x(c + 1), y(r + 1), x(l), y(k), x(l + 1), y(k + 1)));
+        drawn.forEach((c, l) => copy(x(c), y(r), x(c + 1), y(r + 1), x(l), y(k), x(l + 1), y(k + 1), frame, gap));
       });
+      canvas.style.width = `${image.getBoundingClientRect().width}px`;
       image.after(canvas);
       image.hidden = true;
     }
@@ -189,31 +211,33 @@ function interactive(root, data) {
 
 // The table of all pairs. A name in the search field lists the neighbours of that model.
 function pairTable(root, data, matrix) {
-  const {names, links, groups, group} = data, FIRST = 20;
+  const {names, links, groups} = data, FIRST = 20;
   const columns = data.columns.filter((column) => !/^noise/.test(column.title));  // there is no room
-  const box = root.querySelector(".lookup"), table = box.querySelector("table"), body = table.tBodies[0];
+  const box = document.querySelector(`[data-of="${root.id}"]`), table = box.querySelector("table"), body = table.tBodies[0];
   const search = box.querySelector("input"), count = box.querySelector(".count"), more = box.querySelector(".more");
-  const texts = {A: ([a]) => names[a], B: ([, b]) => names[b]};
-  if (groups.length) texts[`${group} of A, B`] = ([a, b]) => `${groups[a]}, ${groups[b]}`;
-  const heads = [...Object.keys(texts), ...columns.map((column) => column.title)], words = Object.keys(texts).length;
-  table.tHead.rows[0].append(...heads.map((title, k) => element("th", {scope: "col", className: k < words ? "" : "n"},
-    element("button", {type: "button", textContent: title, title: columns[k - words]?.meaning ?? ""}))));
-  const value = (pair, k) => k < words ? texts[heads[k]](pair) : valueOf(data, columns[k - words], ...pair)[0];
-  const name = (i) => element("span", {className: "name"}, links[i] ? element("a", {href: links[i], textContent: names[i]}) : names[i]);
+  // The names, the numbers, and the groups of both: a phone shows the first columns.
+  const group = ([title, of]) => ({title, text: ([a, b]) => of[a] === of[b] ? `${of[a]}` : `${of[a]}, ${of[b]}`});
+  const heads = [{title: "A", text: ([a]) => names[a]}, {title: "B", text: ([, b]) => names[b]},
+    ...columns.map((column) => ({...column, column})), ...Object.entries(groups).map(group)];
+  table.tHead.rows[0].append(...heads.map(({title, column, meaning}) => element("th", {scope: "col", className: column ? "n" : ""},
+    element("button", {type: "button", textContent: title, title: meaning ?? ""}))));
+  const value = (pair, {column, text}) => column ? valueOf(data, column, ...pair)[0] : text(pair);
+  const words = heads.filter((head) => !head.column);
+  const name = (i) => links[i] ? element("a", {href: links[i], textContent: names[i]}) : names[i];
   const all = names.flatMap((_, b) => names.slice(0, b).map((_, a) => [a, b]));
-  let sorted = {column: words, up: false}, limit = FIRST;
-  table.tHead.rows[0].cells[words].setAttribute("aria-sort", "descending");
+  let sorted = {column: 2, up: false}, limit = FIRST;
+  table.tHead.rows[0].cells[2].setAttribute("aria-sort", "descending");
 
   function draw() {
     const text = search.value.trim().toLowerCase(), model = names.findIndex((x) => x.toLowerCase() === text);
     const parts = text.split(/\s+/);
     const found = model >= 0
       ? all.filter((pair) => pair.includes(model)).map(([a, b]) => [model, a === model ? b : a])
-      : all.filter((pair) => parts.every((part) => Object.values(texts).map((f) => f(pair)).join(" ").toLowerCase().includes(part)));
-    found.sort((x, y) => compare(value(x, sorted.column), value(y, sorted.column), sorted.up));
+      : all.filter((pair) => parts.every((part) => words.map(({text}) => text(pair)).join(" ").toLowerCase().includes(part)));
+    found.sort((x, y) => compare(value(x, heads[sorted.column]), value(y, heads[sorted.column]), sorted.up));
     const shown = found.slice(0, limit);
-    body.replaceChildren(...shown.map((pair) => element("tr", {}, ...heads.map((title, k) => element("td",
-      {className: k < words ? "" : "n"}, k < 2 ? name(pair[k]) : k < words ? value(pair, k) : valueOf(data, columns[k - words], ...pair)[1])))));
+    body.replaceChildren(...shown.map((pair) => element("tr", {}, ...heads.map(({column, text}, k) => element("td",
+      {className: column ? "n" : "name"}, k < 2 ? name(pair[k]) : column ? valueOf(data, column, ...pair)[1] : text(pair))))));
     count.textContent = `${shown.length} of ${found.length} ${model >= 0 ? `neighbours of ${names[model]}` : text ? "pairs that match" : "pairs"}`;
     more.hidden = shown.length === found.length;
     focusable();

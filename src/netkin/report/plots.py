@@ -31,14 +31,17 @@ from netkin.report.style import (
     style,
     width_of,
 )
+from netkin.report.text import minus
 
-NAMES_UP_TO = 40
-"""Points; of more, names cannot all be read."""
+NAMES_UP_TO = 80
+"""Names; more cannot all be read."""
 RADIUS = 3.4
 """Points of type: the distance from a point that no name enters."""
 MANY = 400
 """Points; more are drawn small, and as pixels in a PDF."""
 DASHED = (0, (4, 3))
+STANDING_OUT = (PALETTE[4], PALETTE[6])
+"""The colours of single points among many."""
 LOSSES = {
     "train_loss": "total",
     "label_loss": "from the label",
@@ -53,6 +56,24 @@ ACCURACIES = {
 }
 
 
+class Marks(NamedTuple):
+    """What stands out in a scatter plot.
+
+    Attributes:
+        ringed: [n], the points with a ring, and `ring`, what it means.
+        points: further points, (x, y) by what they are, drawn large and named.
+        identity: what the line of equal x and y means, if that is drawn.
+    """
+
+    ringed: NDArray[np.bool_] | None = None
+    ring: str = ""
+    points: Mapping[str, tuple[float, float]] | None = None
+    identity: str = ""
+
+
+NOTHING = Marks()
+
+
 @style()
 def scatter_figure(
     x: ArrayLike,
@@ -65,10 +86,11 @@ def scatter_figure(
     text: str = "",
     width: float = 4.2,
     height: float = 3.2,
+    marks: Marks = NOTHING,
 ) -> Figure:
     """`scatter` on one pair of axes, of `width` by `height` inches with their labels."""
     figure, (ax,) = panels(1, width, height)
-    scatter(ax, x, y, xlabel, ylabel, names, groups, trend, text)
+    scatter(ax, x, y, xlabel, ylabel, names, groups, trend, text, marks)
     return figure
 
 
@@ -82,6 +104,7 @@ def scatter(
     groups: Sequence[str] | None = None,
     trend: Trend | None = None,
     text: str = "",
+    marks: Marks = NOTHING,
 ) -> None:
     """A scatter plot of n points.
 
@@ -89,11 +112,12 @@ def scatter(
         ax: of a figure of `panels`, whose panels share one legend.
         x, y: [n].
         xlabel, ylabel: with their units.
-        names: of the points, written near them where there are at most `NAMES_UP_TO`, and
-            joined by a line where there is no room beside the point.
+        names: of the points, empty for points without one, written near them where there are at
+            most `NAMES_UP_TO`, and joined by a line where there is no room beside the point.
         groups: of the points: a colour and a marker each, in a legend.
         trend: of `netkin.analysis.statistics.trend`: a line and its band.
         text: such as "r = -0.31, Mantel p = 0.001", above the points.
+        marks: what stands out.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     many = len(x) > MANY
@@ -103,33 +127,49 @@ def scatter(
     known = list(BASES) if {*BASES} & {*kinds} else []  # which have the same marker in all panels
     listed = list(dict.fromkeys([*known, *kinds]))
     markers = {kind: MARKERS[listed.index(kind) % len(MARKERS)] for kind in kinds}
+    if marks.identity:
+        ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+        ax.plot(ends, ends, color="#777777", lw=0.9, ls=DASHED, zorder=1, label=marks.identity)
+    ringed = np.zeros(len(x), dtype=bool) if marks.ringed is None else marks.ringed
     for kind in kinds:
+        of, size = group_of == kind, 22
+        if many and of.sum() > len(x) / 10:
+            size = 6
         ax.scatter(
-            x[group_of == kind],
-            y[group_of == kind],
-            s=6 if many else 22,
-            alpha=0.35 if many else 0.85,
+            x[of],
+            y[of],
+            s=size,
+            alpha=0.35 if size == 6 else 0.85,
             color=colours[kind],
             marker=markers[kind],
-            linewidths=0,
+            edgecolors=INK,
+            linewidths=np.where(ringed[of], 1.1, 0.0),
             rasterized=many,
         )
+    points = marks.points or {}
+    for (label, point), marker, colour in zip(points.items(), "*D", STANDING_OUT, strict=False):
+        drawn = {"color": colour, "edgecolors": INK, "linewidths": 0.6, "zorder": 3}
+        ax.scatter(*point, s=90 if marker == "*" else 36, marker=marker, label=label, **drawn)
     if trend is not None:
         ax.fill_between(trend.x, trend.low, trend.high, color="#555555", alpha=0.2, lw=0)
         label = f"linear fit, {trend.level:.0%} band"
         ax.plot(trend.x, trend.y, color=INK, lw=1.3, label=label)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     if text:
-        ax.set_title(text, fontsize=7.5, fontweight="normal", loc="left")
+        ax.set_title(minus(text), fontsize=7.5, fontweight="normal", loc="left")
     figure = ax.figure
     assert isinstance(figure, Figure)
     handles, labels = ax.get_legend_handles_labels()
     if len(kinds) > 1:
         handles += [_dot(markers[kind], colours[kind]) for kind in kinds]
         labels += kinds
+    if ringed.any():
+        ring = _dot("o", "none")
+        ring.set(markeredgecolor=INK, markeredgewidth=1.1)
+        handles, labels = [*handles, ring], [*labels, marks.ring]
     if handles and not figure.legends:
         legend_above(figure, handles, labels)
-    if names is not None and len(names) <= NAMES_UP_TO:
+    if names is not None and sum(map(bool, names)) <= NAMES_UP_TO:
         line = None if trend is None else np.column_stack([trend.x, trend.y])
         before_saving(figure, lambda: _write_names(ax, np.column_stack([x, y]), names, line))
 
@@ -262,7 +302,7 @@ def ranked_figure(
             colour = INK if groups is None else colours[groups[y]]
             ax.plot(ends, [y] * len(ends), color=colour, lw=pt / 5)
             ax.plot(value, y, "o", color=colour, ms=pt / 1.8)
-        if values.min() < 0 < values.max():
+        if np.nanmin(values) < 0 < np.nanmax(values):  # NaN: without an interval
             ax.axvline(0, color=INK, lw=0.6)
         spec = ax.get_subplotspec()
         first = spec is None or spec.is_first_col()
@@ -302,26 +342,27 @@ def map_figure(
     points: NDArray[np.float64], names: Sequence[str], labels: NDArray, groups: Sequence[str]
 ) -> Figure:
     """Models as points [N, 2] in the colour of their base architecture or other group ([N]) and
-    the marker of their cluster ([N] int from 0). Up to 40 names are written near their points."""
-    few, colours = len(names) <= NAMES_UP_TO, base_colours(groups)
-    figure, (ax,) = panels(1, 5.2 if few else FULL, 4.2 if few else 5.4)
+    the marker of their cluster ([N] int from 0), with their names."""
+    few, colours = len(names) <= 40, base_colours(groups)
+    figure, (ax,) = panels(1, 5.2 if few else FULL, 4.2 if few else 6.4)
     handles = {base: _dot("o", colour) for base, colour in colours.items()}
     for cluster in np.unique(labels):
         members, marker = labels == cluster, MARKERS[cluster % len(MARKERS)]
         ax.scatter(
             *points[members].T,
-            s=36,
+            s=70 if marker == "*" else 36,
             color=[colours[groups[i]] for i in np.flatnonzero(members).tolist()],
             marker=marker,
             edgecolors="white",
             linewidths=0.5,
         )
         handles[f"cluster {cluster + 1}"] = _dot(marker)
-    ax.set(xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[])
-    ax.margins(0.08)
+    ax.set(xticks=[], yticks=[])  # neither axis means anything
+    ax.spines[:].set(visible=True, color="#c8ccd1")
+    ax.margins(0.06)
     ax.grid(False)
     legend_above(figure, list(handles.values()), list(handles))
-    if few:
+    if len(names) <= NAMES_UP_TO:
         before_saving(figure, lambda: _write_names(ax, points, names))
     return figure
 
@@ -397,6 +438,8 @@ def _write_names(
     texts = [ax.text(0, 0, name, fontsize=SMALL, color=INK, ha="center", va="center")
              for name in names]  # fmt: skip
     for text, point in zip(texts, pixels, strict=True):
+        if not text.get_text():
+            continue
         half = np.asarray(text.get_window_extent().size) / 2
         centres = np.concatenate(
             [point + around * (half + (RADIUS + gap) * unit) for gap in range(1, 72, 3)]

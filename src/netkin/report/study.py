@@ -8,6 +8,7 @@ import base64
 import io
 import math
 import platform
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from PIL import Image
 from netkin.data.tables import guarded
 from netkin.errors import OutputsError
 from netkin.report.sentences import text as sentence
-from netkin.report.text import cell_text, heading, latex, minus
+from netkin.report.text import cell_text, fact, heading, latex, minus
 from netkin.store.files import write
 from netkin.tracking import Tracker
 
@@ -42,6 +43,8 @@ ROWS = 200
 """Rows of a table on the page; the CSV file has them all."""
 TEX_ROWS = 500
 """The most rows of a table that is written for LaTeX, too: ten pages of a paper."""
+UPRIGHT = 8
+"""Columns; a row alone with more of them is shown as a column."""
 LONG = 60
 """Characters; a column with a longer text is set as prose, with line breaks."""
 
@@ -57,8 +60,6 @@ class Lookup:
         diagonal: a text for each model with itself, or none.
         groups: by kind (base architecture, family), the group of each model.
         accuracy: [N], for an order; empty where it is unknown.
-        links: a page about a model, by its name.
-        reorder: whether a reader may choose the order; not where the figure has frames.
     """
 
     names: Sequence[str]
@@ -67,8 +68,6 @@ class Lookup:
     diagonal: Sequence[str] = ()
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     accuracy: Sequence[float | None] = ()
-    links: Mapping[str, str] = field(default_factory=dict)
-    reorder: bool = True
 
 
 PAIRS = {
@@ -104,15 +103,13 @@ class Section:
         paragraphs: the findings of the section in words.
         tables: caption -> table. Numbers have three decimals, rates are in per cent; columns named
             `..._seconds` and `..._bytes` are written in a unit that suits them.
-        figures: of `Outputs.figure`.
-        links: pages about texts that are cells of the tables, such as models' names.
+        figures: of `Outputs.figure`. The very first of a page stands beside its answer.
     """
 
     title: str
     paragraphs: Sequence[str] = ()
     tables: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     figures: Sequence[Picture] = ()
-    links: Mapping[str, str] = field(default_factory=dict)
 
 
 class Outputs:
@@ -122,10 +119,16 @@ class Outputs:
     Args:
         folder: made if it does not exist.
         tracker: of the run, or None.
+        links: pages about models, by their names, wherever the page names them.
     """
 
-    def __init__(self, folder: Path, tracker: Tracker | None = None):
-        self.folder, self.tracker = folder, tracker
+    def __init__(
+        self,
+        folder: Path,
+        tracker: Tracker | None = None,
+        links: Mapping[str, str] | None = None,
+    ):
+        self.folder, self.tracker, self.links = folder, tracker, links or {}
         self.files: list[str] = []
         self._unlogged: list[Callable[[Tracker], object]] = []
         folder.mkdir(parents=True, exist_ok=True)
@@ -179,11 +182,12 @@ class Outputs:
         Args:
             title: the question in one line.
             question: the question and how it was measured, in a sentence or two.
-            answer: the findings in words, a paragraph each.
+            answer: the findings in words, a paragraph each: the page shows the label and the first
+                sentence of each (`netkin.report.text.fact`), and the others on a click.
             sections: the evidence.
             config: the resolved config as YAML.
         """
-        html = render(title, question, answer, sections, config, self.files)
+        html = render(title, question, answer, sections, config, self.files, self.links)
         path = self.folder / "report.html"
         write(path, lambda f: f.write_text(html, encoding="utf-8"), OutputsError, "folder")
         self._unlogged.append(lambda tracker: tracker.media("report", path))
@@ -199,16 +203,28 @@ def render(
     sections: Sequence[Section],
     config: str,
     files: Sequence[str] = (),
+    links: Mapping[str, str] | None = None,
 ) -> str:
     """The HTML of a page; see `Outputs.report`."""
+    lead, shown = None, []
+    for section in sections:
+        said = [fact(text) for text in section.paragraphs if text not in answer]
+        pictures = list(section.figures)
+        if not shown and lead is None and pictures:
+            lead = pictures.pop(0)
+        if said or pictures or section.tables:
+            parts = {"paragraphs": said, "figures": pictures, "tables": section.tables}
+            shown.append({"title": section.title, **parts})
     return _page().render(
         title=title,
-        question=question,
-        answer=answer,
-        sections=sections,
+        question=fact(question),
+        answer=[fact(text) for text in answer],
+        lead=None if lead is None else _picture(lead, links or {}),
+        sections=shown,
         config=config,
         versions=versions(),
         files=files,
+        links=links or {},
     )
 
 
@@ -222,8 +238,20 @@ def _page() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters |= {"minus": minus, "picture": _picture, "table": _table}
+    env.filters |= {"minus": minus, "linked": linked, "picture": _picture, "table": _table}
     return env.get_template("page.html.j2")
+
+
+def linked(text: str, links: Mapping[str, str]) -> Markup:
+    """A text, escaped, in which names are links to their pages."""
+    parts = [text]
+    if links:  # the longest name first: one may begin with another
+        names = "|".join(re.escape(name) for name in sorted(links, key=len, reverse=True))
+        parts = re.split(rf"(?<![\w./@-])({names})(?![\w/@-]|\.\w)", text)
+    link = Markup('<a href="{}">{}</a>')
+    return Markup("").join(
+        link.format(links[part], part) if i % 2 else part for i, part in enumerate(parts)
+    )
 
 
 def versions() -> dict[str, str]:
@@ -239,7 +267,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def _picture(picture: Picture) -> dict[str, Any]:
+def _picture(picture: Picture, links: Mapping[str, str]) -> dict[str, Any]:
     png, *others = picture.saved.paths
     with Image.open(png) as image:
         dpi = image.info.get("dpi", (300, 300))[0]
@@ -255,23 +283,23 @@ def _picture(picture: Picture) -> dict[str, Any]:
         few.save(out, format="WEBP", lossless=True, method=6)  # two thirds of a PNG
     data = base64.b64encode(out.getvalue()).decode()
     tables = [png.with_name(f"{png.stem}.{suffix}") for suffix in ("csv", "tex")]
-    links = {"tex": "LaTeX"}
+    kinds = {"tex": "LaTeX"}
     return {
         "url": f"data:image/webp;base64,{data}",
         "width": width,
         "height": round(width * size[1] / size[0]),
         "caption": picture.caption,
         "files": {
-            links.get(file.suffix[1:], file.suffix[1:].upper()): file.name
+            kinds.get(file.suffix[1:], file.suffix[1:].upper()): file.name
             for file in [*others, *tables]
             if file in others or file.is_file()
         },
-        "lookup": None if picture.lookup is None else _lookup(picture.lookup, picture.saved),
+        "lookup": None if picture.lookup is None else _lookup(picture.lookup, picture.saved, links),
         "names": [] if picture.lookup is None else picture.lookup.names,
     }
 
 
-def _lookup(lookup: Lookup, saved: "Saved") -> Markup:
+def _lookup(lookup: Lookup, saved: "Saved", links: Mapping[str, str]) -> Markup:
     """What page.js reads, as JSON that is safe within a script element."""
     names, order = lookup.names, list(map(int, lookup.order))
     index = {name: i for i, name in enumerate(names)}
@@ -295,17 +323,17 @@ def _lookup(lookup: Lookup, saved: "Saved") -> Markup:
     orders = {"clusters": order}
     for kind, groups in lookup.groups.items():
         orders[kind] = sorted(order, key=lambda i, groups=groups: groups[i])
-    if any(value is not None for value in lookup.accuracy):
-        orders["accuracy"] = sorted(order, key=lambda i: -(lookup.accuracy[i] or 0.0))
+    accuracy = [_short(value) or 0.0 for value in lookup.accuracy]
+    if any(accuracy):
+        orders["accuracy"] = sorted(order, key=lambda i: -accuracy[i])
     orders["name"] = sorted(order, key=lambda i: names[i])
     data = {
         "names": names,
         "order": order,
-        "orders": orders if lookup.reorder else {"clusters": order},
+        "orders": orders,
         "diagonal": lookup.diagonal,
-        "group": next(iter(lookup.groups), "").split(" ")[0],  # base of "base architecture"
-        "groups": next(iter(lookup.groups.values()), []),
-        "links": [lookup.links.get(name) for name in names],
+        "groups": {f"{kind.split(' ')[0]} of A, B": of for kind, of in lookup.groups.items()},
+        "links": [links.get(name) for name in names],
         "columns": columns,
         "axes": saved.axes,
     }
@@ -318,23 +346,27 @@ def _short(value: Any) -> Any:
     return None if math.isnan(value) else round(value, 4)
 
 
-def _table(table: pl.DataFrame, links: Mapping[str, str]) -> dict[str, Any]:
+def _table(table: pl.DataFrame) -> dict[str, Any]:
+    """What a page shows of a table: not columns without any value; a row alone stands upright."""
+    known = [c for c in table.columns if table[c].null_count() < table.height]
+    shown = table.select(known or table.columns).head(ROWS)
     rows = [
         [
-            {
-                "text": cell_text(name, value),
-                "value": "" if value is None else value,
-                "link": links.get(value) if isinstance(value, str) else None,
-            }
-            for name, value in zip(table.columns, row, strict=True)
+            {"text": cell_text(name, value), "value": "" if value is None else value}
+            for name, value in zip(shown.columns, row, strict=True)
         ]
-        for row in table.head(ROWS).iter_rows()
+        for row in shown.iter_rows()
     ]
     columns = []
-    for i, (name, kind) in enumerate(table.schema.items()):
+    for i, (name, kind) in enumerate(shown.schema.items()):
         prose = any(len(row[i]["text"]) > LONG for row in rows)
-        style = "n" if kind.is_numeric() else "long" if prose else "name"
+        words = "long" if prose else "" if kind == pl.Boolean else "name"
         title = heading(name)
         meaning = sentence.table("headings").get(title)
+        style = "n" if kind.is_numeric() else words
         columns.append({"name": title, "style": style, "meaning": meaning})
+    if len(rows) == 1 and len(columns) > UPRIGHT:
+        titles = [{"text": column["name"], "value": column["name"]} for column in columns]
+        rows = list(zip(titles, rows[0], strict=True))
+        columns = [{"name": name, "style": "", "meaning": None} for name in ("of", "value")]
     return {"columns": columns, "rows": rows, "left_out": max(table.height - ROWS, 0)}

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -19,6 +19,8 @@ RATES = {
     *("corrected", "noise", "measured", "expected"),
 }
 """Words in the names of columns whose values are rates in [0, 1], or differences of rates."""
+NOTHING = 1e-9
+"""Numbers below it are errors of rounding, and written as 0."""
 NO_RATES = {"seconds", "images", "sd"}
 
 
@@ -40,11 +42,39 @@ def cell(column: str, value: float) -> str:
         return minus(f"{100 * value:.2f}%" if small else f"{100 * value:.1f}%")
     if {"p"} & {*column.split("_")} and 0 <= value < 0.0001:
         return "< 0.0001"
-    if not math.isfinite(value) or abs(value) >= 0.001 or value == 0:
-        return minus(f"{value:.3f}")
-    if abs(value) < 1e-6:
-        return minus(f"{value:.1e}")
+    if not math.isfinite(value) or abs(value) >= 0.001 or abs(value) < NOTHING:
+        return minus(f"{value:.3f}").replace(f"{MINUS}0.000", "0.000")
     return minus(f"{value:.{1 - math.floor(math.log10(abs(value)))}f}")
+
+
+class Fact(NamedTuple):
+    """A paragraph in parts: what it is about, its first sentence, the others, and the command that
+    it ends with; empty where it has none."""
+
+    label: str
+    short: str
+    more: str
+    command: str
+
+
+COMMAND = re.compile(r"(?:(?<=:)\s|^)(python (?:evaluate|train)\.py\b.*)$", re.DOTALL)
+LABEL = re.compile(r"([A-Z][^.:;?,]{0,44}:|[A-Z][^.:;]{3,80}\?)(?:\s|$)")
+SENTENCE = re.compile(r"(?<=[.?!])(?<!\b(?:Sec|App|Tab|Fig)\.)(?<!\b(?:Eq|al)\.)\s+(?=[A-Z(\d])")
+
+
+def fact(paragraph: str) -> Fact:
+    """The parts of a paragraph such as "Noise: it fools 9.9%. At most 49%. To see: python ...".
+
+    A label is what stands before a first colon, or a question. A command is python evaluate.py or
+    train.py after a colon, to the end.
+    """
+    command = COMMAND.search(paragraph)
+    text = paragraph[: command.start()] if command else paragraph
+    label = LABEL.match(text)
+    text = text[label.end() :] if label else text
+    short, *more = SENTENCE.split(text, maxsplit=1)
+    found = label[1] if label else ""
+    return Fact(found, short, "".join(more), command[1] if command else "")
 
 
 def minus(text: str) -> str:

@@ -4,11 +4,12 @@
     <root>/training/<dataset>/<member>/                   last.safetensors (to go on), best, ema
     <root>/<dataset>/<subset>-<hash>/
         manifest.json                                     the image ids and labels
-        views/<hash>/              identity.json, 00000.safetensors, ...: images, resized
+        views/<hash>/              identity.json, 00000.safetensors, ...: clean images, resized
         clean/<member>/            identity.json, logits.safetensors
         measures/<kind>-<hash>/<member>/  identity.json, 00000.safetensors, ...
         <attack>-<hash>/           identity.json
-            adversarial/<source>/  identity.json, 00000.safetensors, ...
+            adversarial/<source>/  identity.json, 00000.safetensors, ...: images, or on the 8-bit
+                                   grid their difference from the clean ones (`files.pack`)
             outcomes/              identity.json, <target>/<hash>.parquet (`netkin.store.outcomes`)
             outcomes-<precision>/  likewise, of targets evaluated in another precision than float32
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -211,15 +212,35 @@ class OutcomeStore:
 
         False where source or target is wrong on the clean image: there it was not evaluated.
         """
-        row = {source: i for i, source in enumerate(sources)}
-        column = {image: i for i, image in enumerate(image_ids)}
-        table = self.read(target, sources, ("source", "image_id", "fooled"))
-        fooled = np.zeros((len(row), len(column)), dtype=bool)
-        fooled[
-            table["source"].replace_strict(row, return_dtype=pl.Int64).to_numpy(),
-            table["image_id"].replace_strict(column, return_dtype=pl.Int64).to_numpy(),
-        ] = table["fooled"].to_numpy()
+        fooled = np.zeros((len(sources), len(image_ids)), dtype=bool)
+        self._fill(fooled, "fooled", target, sources, image_ids)
         return fooled
+
+    def predictions(
+        self, target: str, sources: Sequence[str], image_ids: Sequence[str]
+    ) -> NDArray[np.int32]:
+        """The classes that a target predicts on images of each source, [sources, images]; -1 where
+        it was not evaluated. Raises DamagedFile where a file has no predictions."""
+        classes = np.full((len(sources), len(image_ids)), -1, dtype=np.int32)
+        self._fill(classes, "prediction", target, sources, image_ids)
+        return classes
+
+    def _fill(
+        self,
+        array: NDArray[Any],
+        column: str,
+        target: str,
+        sources: Sequence[str],
+        image_ids: Sequence[str],
+    ) -> None:
+        """Write a column of the rows of a target to an array [sources, images]."""
+        row = {source: i for i, source in enumerate(sources)}
+        at = {image: i for i, image in enumerate(image_ids)}
+        table = self.read(target, sources, ("source", "image_id", column))
+        array[
+            table["source"].replace_strict(row, return_dtype=pl.Int64).to_numpy(),
+            table["image_id"].replace_strict(at, return_dtype=pl.Int64).to_numpy(),
+        ] = table[column].to_numpy()
 
     def remove(self, source: str, target: str) -> None:
         """Remove the rows of a pair: its files are written again without them.

@@ -30,6 +30,7 @@ from netkin.training.distillation import Teacher, distillation_loss
 from netkin.training.recipe import Recipe, make_optimizer, make_schedule
 from netkin.training.weights import Hardware
 from netkin.zoo.build import Classifier
+from netkin.zoo.execution import laid_out
 
 CHECK_EVERY = 50
 """Steps between two checks of the loss for NaN, each of which waits for a GPU; and between two rows
@@ -104,6 +105,7 @@ class Fit(pl.LightningModule):
     def __init__(self, classifier: Classifier, job: Job, report: Report | None = None):
         super().__init__()
         self.classifier, self.job, self.report = classifier, job, report
+        self.layout = laid_out(classifier.net, job.hardware.memory_format)
         self.recipe = recipe = job.recipe
         self.average = None
         if recipe.ema_decay is not None:
@@ -187,7 +189,7 @@ class Fit(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch of `netkin.training.data.Augmented`, in nats."""
-        pixels, labels = as_pixels(batch[0]), batch[1]
+        pixels, labels = as_pixels(batch[0]).contiguous(memory_format=self.layout), batch[1]
         smoothing, target = self.recipe.label_smoothing, labels
         if self.mix is not None:
             pixels, target = self.mix(pixels, labels)

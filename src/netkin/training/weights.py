@@ -22,6 +22,7 @@ from netkin.store.layout import Store
 from netkin.training.distillation import Distillation
 from netkin.training.recipe import Recipe
 from netkin.zoo.build import architecture_identity, preprocessing
+from netkin.zoo.execution import Execution
 from netkin.zoo.member import IMAGE_FIELDS, Member, Task
 
 
@@ -32,6 +33,7 @@ class Hardware:
     Attributes:
         accelerator, devices, precision: as Lightning's Trainer takes them.
         compile: whether the model's forward and backward passes are compiled.
+        memory_format: of weights and images, as `netkin.zoo.execution.Execution` takes it.
         workers: processes a device that augment images; with 0 the training process does.
         fast_dev_run: train on one batch, to test that everything fits together.
     """
@@ -40,6 +42,7 @@ class Hardware:
     devices: int = 1
     precision: str = "32-true"
     compile: bool = False
+    memory_format: str = Execution.memory_format
     workers: int = 0
     fast_dev_run: bool = False
 
@@ -238,6 +241,22 @@ def students_of(store: Store, dataset: str, student: str) -> list[dict[str, Any]
             accuracy = teacher["test_accuracy"] if teacher else None
             students.append({**stored, "teacher_accuracy": accuracy})
     return students
+
+
+def accuracies_by_seed(store: Store, dataset: str, like: Mapping[str, Any]) -> dict[int, float]:
+    """Test accuracies in [0, 1], by seed, of all trainings in a store that differ from one, by its
+    `notes`, in nothing but the seed; itself included."""
+
+    def but_seed(of: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+        recipe = {**of["made_of"].get("recipe", {}), "seed": None}
+        return {**of["made_of"], "recipe": recipe}, of.get("test_subset")
+
+    stored = [notes(weights) for weights in _noted(store, dataset).values()]
+    return {
+        each["made_of"]["recipe"]["seed"]: each["test_accuracy"]
+        for each in stored
+        if each and but_seed(each) == but_seed(like)
+    }
 
 
 def _noted(store: Store, dataset: str) -> dict[str, Path]:

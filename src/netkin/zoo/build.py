@@ -5,7 +5,7 @@ import hashlib
 import io
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -236,6 +236,12 @@ def _columns(classes: int, member: Member, task: Task) -> list[int] | None:
             "ImageNet) name the class folders by WordNet id"
         )
     return None
+
+
+def model_pages(members: Iterable[Member], task: Task) -> dict[str, str]:
+    """Pages about the published weights that members have, by name."""
+    pages = {m.name: sources.model_page(m.source) for m in members if m.uses_published(task)}
+    return {name: page for name, page in pages.items() if page}
 
 
 def knows_more(member: Member, task: Task) -> bool:

@@ -59,11 +59,23 @@ class Execution:
     compile: bool = False
 
 
+def laid_out(net: nn.Module, memory_format: str) -> torch.memory_format:
+    """Lay out a network's weights in one of MEMORY_FORMATS, which is returned, for its images.
+
+    A network that is neither timm's nor torchvision's may rely on its format: it is contiguous.
+    """
+    known = type(net).__module__.startswith(("timm.", "netkin.", "torchvision."))
+    layout = MEMORY_FORMATS[memory_format if known else "contiguous"]
+    for tensor in (*net.parameters(), *net.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.to(memory_format=layout)
+    return layout
+
+
 class Prepared(Classifier):
     """A classifier run as an Execution describes, with inputs and outputs in float32.
 
-    Its `net` is the network that runs: attacks may hook into it. A network that is neither timm's
-    nor torchvision's may rely on its memory format: it runs contiguous.
+    Its `net` is the network that runs: attacks may hook into it.
     """
 
     def __init__(
@@ -82,16 +94,12 @@ class Prepared(Classifier):
         self.register_buffer("std", classifier.std, persistent=False)
         self.execution, self.folded = execution, 0
         self.dtype = PRECISIONS[execution.precision]
-        net = copy.deepcopy(classifier.net).eval()
-        known = type(net).__module__.startswith(("timm.", "netkin.", "torchvision."))
-        self.format = MEMORY_FORMATS[execution.memory_format if known else "contiguous"]
+        net: Any = copy.deepcopy(classifier.net).eval()
         if execution.fuse:
             standardise_once(net)
             net, self.folded = fold_batch_norm(net, self.normalise(images[:2]), self.name)
             squeeze_cheaply(net)
-        for tensor in (*net.parameters(), *net.buffers()):
-            if tensor.ndim == 4:
-                tensor.data = tensor.data.to(memory_format=self.format)
+        self.format = laid_out(net, execution.memory_format)
         if self.dtype is not None and images.device.type == "cpu":
             _without_fused_attention(net)
             _strided_depthwise_in_float32(net)
