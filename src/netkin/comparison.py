@@ -543,7 +543,11 @@ def _within_or_between(
     families: Sequence[str], pairs: pl.DataFrame, scores: NDArray[np.float64], draws: Draws
 ) -> list[str]:
     """Whether models of one family are more similar, by permuting the families: its size as rates,
-    and in nats, with an interval over images."""
+    and in nats, with an interval over images.
+
+    The test is of scores without main effects: a family of models that fool all others is no more
+    related for that.
+    """
     means = within_and_between(families, scores)
     if means is None:
         return []
@@ -551,7 +555,8 @@ def _within_or_between(
     of_draws = draws.within_and_between(families)
     low, high = interval(of_draws[:, 0] - of_draws[:, 1])
     difference = within - between
-    test = together_test(scores, np.equal.outer(np.array(families), np.array(families)))
+    rest = confounders.main_effects(scores).rest
+    test = together_test(rest, np.equal.outer(np.array(families), np.array(families)))
     family = dict(zip(draws.outcomes.members, families, strict=True))
     same = pl.col("a").replace_strict(family) == pl.col("b").replace_strict(family)
     rate = (pl.col("a_fools_b") + pl.col("b_fools_a")).mean() / 2
