@@ -534,9 +534,41 @@ def check(config: DictConfig, script: str) -> None:
         if not setting.allows(value := node.get(leaf)):
             hint = near(value, map(str, CHOICES.get(key, ()))) if isinstance(value, str) else ""
             raise UserError(f"{key} must be {setting.expected}, got {value!r}{hint}")
-    ours = (CONF / "experiment" / f"{name}.yaml").is_file()  # another's may read what it likes
-    if ours and config.get("similarity") is not None and "similarity" not in known:
+
+
+ATTACKED = ("attack", "transfer", "recipe")
+UNREAD: dict[str, tuple[str, ...]] = {
+    "compare": ("dataset", "subset", "model", "score", *ATTACKED),
+    "components": ("subset", "score", *ATTACKED),
+    "dashboard": ("dataset", "subset", "model", "score", *ATTACKED),
+    "distill": ("model.members", "recipes.resnet", "recipes.vit"),
+    "hparams": ("model.members", "distillation", "seed", "recipes.teacher"),
+    "index": ("dataset", "subset", "model", "score", *ATTACKED),
+    "scratch": ("distillation", "recipes"),
+    "seeds": ("model.members", "distillation", "seed", "recipes.teacher"),
+    "store": ("dataset", "subset", "model", "score", *ATTACKED),
+}
+"""Keys that an experiment does not read, with all in them; others it reads, or may read."""
+
+
+def check_read(config: DictConfig, script: str, typed: Sequence[str]) -> None:
+    """Raises UserError for a setting that was typed and that this run would not read.
+
+    Experiments that are not in conf/experiment may read what they like.
+    """
+    name = config.experiment.name
+    if not (CONF / "experiment" / f"{name}.yaml").is_file():
+        return
+    unread = dict.fromkeys(UNREAD.get(name, ()), "")
+    if "similarity" not in settings(name, script):
         having = [other for other in EXPERIMENTS if "similarity" in settings(other, script)]
-        raise UserError(
-            f"experiment={name} does not read similarity; these do: {', '.join(having)}"
-        )
+        unread["similarity"] = f"; these do: {', '.join(having)}"
+    elif config.get("similarity") is not None:
+        unread |= dict.fromkeys(ATTACKED, ", since its scores are read from a file")
+    if script == "evaluate" and config.dataset.get("weights") == "pretrained":
+        unread.setdefault("recipe", ", since weights are published ones (dataset.weights)")
+    for text in typed:
+        key = text.lstrip("+~").partition("=")[0].partition("@")[0]
+        for parent, why in unread.items():
+            if f"{key}.".startswith(f"{parent}."):
+                raise UserError(f"experiment={name} does not read {parent} ({text}){why}")

@@ -554,14 +554,19 @@ def _within_or_between(
     families: Sequence[str], pairs: pl.DataFrame, scores: NDArray[np.float64], draws: Draws
 ) -> list[str]:
     """Whether models of one family are more similar, by permuting the families: its size as rates,
-    and in nats, with an interval over images."""
+    and in nats, with an interval over images.
+
+    The test is of scores without main effects: a family of models that fool all others is no more
+    related for that.
+    """
     means = within_and_between(families, scores)
     if means is None:
         return []
     within, between = means
     of_draws, difference = draws.within_and_between(families), within - between
     low, high = statistics.over_images(difference, of_draws[:, 0] - of_draws[:, 1])
-    test = together_test(scores, np.equal.outer(np.array(families), np.array(families)))
+    rest = confounders.main_effects(scores).rest
+    test = together_test(rest, np.equal.outer(np.array(families), np.array(families)))
     family = dict(zip(draws.outcomes.members, families, strict=True))
     same = pl.col("a").replace_strict(family) == pl.col("b").replace_strict(family)
     rate = (pl.col("a_fools_b") + pl.col("b_fools_a")).mean() / 2
