@@ -17,6 +17,7 @@ from experiments.cli.study import Study, measured
 from netkin import similarity
 from netkin.analysis.groups import Draws
 from netkin.analysis.matrix import off_diagonal
+from netkin.analysis.statistics import over_images
 from netkin.comparison import Result, summarise
 
 
@@ -77,8 +78,8 @@ def numbers(s: Study, draws: Draws, result: Result) -> dict[str, float]:
         means = draws.within_and_between(s.families)
         of_draws = (*means.T, means[:, 0] - means[:, 1])
         for (name, value), drawn in zip(found.items(), of_draws, strict=True):
-            low, high = similarity.interval(drawn)
-            key = f"similarity/{name}"
+            key, limits = f"similarity/{name}", (-np.inf, similarity.ALWAYS)
+            low, high = over_images(value, drawn, limits)
             values |= {key: value, f"{key}_low": low, f"{key}_high": high}
     if "noise_rate" in result.models.columns:
         values["noise/mean"] = result.models.select(pl.col("noise_rate").mean()).item()

@@ -18,6 +18,7 @@ different models, separate these:
     s(A, B)          = mean + main(A) + main(B) + rest
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from netkin.analysis import clusters
-from netkin.analysis.matrix import pair_values
+from netkin.analysis.matrix import pair_values, square
 from netkin.errors import UserError
 from netkin.similarity import Z_95, Outcomes, both_correct, pair_rows
 
@@ -40,6 +41,8 @@ def noise_rates(outcomes: Outcomes) -> NDArray[np.float64]:
         return (outcomes.noise & outcomes.correct).sum(axis=1) / outcomes.correct.sum(axis=1)
 
 
+LEFT = 10
+"""Images that noise leaves correct, below which a corrected rate has no interval."""
 OUTCOMES = np.array(list(np.ndindex(2, 2, 2, 2)), dtype=float)
 """[16, 4]: whether a's image fools the other, the other's image a, noise the other, and noise a."""
 
@@ -67,7 +70,7 @@ def pair_table(outcomes: Outcomes, z: float = Z_95) -> pl.DataFrame:
     Columns: a, b; noise_fools_a, noise_fools_b (rates over the images that both classify
     correctly); above_noise, whether the pair's p is above the mean of these two, its 95 % interval
     for the difference being above 0; corrected, corrected_low, corrected_high (rates, 1 at most;
-    95 % interval, see `_rates`).
+    95 % interval, null where noise leaves few images, see `_rates`).
     """
 
     def columns(a: int, others: slice) -> dict[str, NDArray]:
@@ -86,7 +89,7 @@ def pair_table(outcomes: Outcomes, z: float = Z_95) -> pl.DataFrame:
             "corrected_high": high,
         }
 
-    return pair_rows(outcomes, columns)
+    return pair_rows(outcomes, columns).with_columns(pl.col("^corrected_.*$").fill_nan(None))
 
 
 def corrected_matrix(outcomes: Outcomes, pairs: pl.DataFrame) -> NDArray[np.float64]:
@@ -107,7 +110,8 @@ def _rates(
 
     The variance includes that of q, and that of three more images, fooled in no direction, one (by
     half) and both, so that equal outcomes do not count as certain. A direction whose target noise
-    always fools counts as 0, and the interval's upper end as 1.
+    always fools counts as 0. NaN for an interval where noise leaves fewer than LEFT images correct
+    in a direction.
     """
     n = counts.sum(axis=1)
     p, q = np.hsplit(counts @ OUTCOMES / n[:, None], 2)  # [P, 2], by direction
@@ -123,8 +127,9 @@ def _rates(
     weights = np.hstack([counts, np.ones((len(counts), 3))])
     mean, square = ((weights * moves**k).sum(axis=1) / (n + 3) for k in (1, 2))
     half = z * np.sqrt(np.maximum(square - mean**2, 0)) / np.sqrt(n)
-    # A direction whose rate is not known has any rate.
-    return rate, rate - half, np.minimum(rate + half + (~known).mean(axis=1), 1.0)
+    few = (n[:, None] * (1 - q) < LEFT - 1e-9).any(axis=1)
+    half[few] = np.nan
+    return rate, rate - half, np.minimum(rate + half, 1.0)
 
 
 class Directions(NamedTuple):
@@ -195,11 +200,35 @@ def main_effects(scores: NDArray[np.float64]) -> MainEffects:
     return MainEffects(effects, rest, explained)
 
 
-def change(scores: NDArray[np.float64], other: NDArray[np.float64]) -> Change:
-    """How clusters and nearest relatives differ between two matrices [N, N]."""
+def unrelated(
+    scores: NDArray[np.float64], draws: int, seed: int = 0
+) -> Iterator[NDArray[np.float64]]:
+    """Matrices of models that are not related: what chance gives of anything that is selected for
+    being alike, such as nearest models and clusters.
+
+    Each keeps the main effects of `scores` ([N, N], symmetric, N of 4 or more) and shuffles the
+    rest among the pairs, so that a model that fools all, or is fooled by all, still does. The rest
+    is as large as it was before N effects were fitted to it.
+    """
+    n, rng = len(scores), np.random.default_rng(seed)
+    rest = main_effects(scores).rest
+    fitted, values = np.where(np.eye(n), scores, scores - rest), pair_values(rest)
+    values = values.mean() + (values - values.mean()) * np.sqrt((n - 1) / (n - 3))
+    for _ in range(draws):
+        yield fitted + square(rng.permutation(values), n, 0.0)
+
+
+def change(
+    scores: NDArray[np.float64],
+    other: NDArray[np.float64],
+    labels: NDArray[np.intp] | None = None,
+) -> Change:
+    """How clusters and nearest relatives differ between two matrices [N, N]; `labels` are the
+    clusters of `scores`, where they are known."""
     k, _ = clusters.choose_k(None, scores)
     try:
-        rand = clusters.rand_index(clusters.spectral(scores, k), clusters.spectral(other, k))
+        labels = clusters.spectral(scores, k) if labels is None else labels
+        rand = clusters.rand_index(labels, clusters.spectral(other, k))
     except UserError:  # of equal scores there are no clusters
         rand = None
     return Change(rand, k, int((nearest(scores) != nearest(other)).sum()))
