@@ -87,8 +87,8 @@ def test_plan(folder: Path) -> None:
     assert "No weights, labels or images are missing (100 images)." in done.stdout
     table = pl.read_csv(folder / "run" / "plan.csv")
     assert table["images_to_craft"].to_list() == [correct[name] for name in MEMBERS]
-    share = table["adversarial_bytes"] / [3072 * correct[name] for name in MEMBERS]
-    assert share.is_between(0.6, 0.8).all()  # at eps 48/255
+    stored = dict(table.select("model", "adversarial_bytes").iter_rows())
+    assert all(0.6 < stored[name] / (3072 * correct[name]) < 0.8 for name in MEMBERS)  # at 48/255
     assert table["sources_left"].to_list() == [2, 2]
     # A thousand times the two steps that are timed, which take at least a forward pass each.
     assert (table["craft_ms_per_image"] > 500 * table["transfer_ms_per_image"]).all()

@@ -4,8 +4,8 @@
 
 Arguments are overrides of every run. Prints a row a state: seconds and peak memory, the sum of the
 proportional set sizes of all processes (a page that k processes share counts 1/k for each). Then,
-of the run with weights alone, seconds by stage and the share of crafting spent in the store:
-leases, checksums, flushed writes.
+of the run with weights alone, seconds by stage; and how small and how fast its adversarial images
+are packed.
 
 Measured with the defaults: experiments/results/speed.md and digits.md.
 """
@@ -22,6 +22,9 @@ from pathlib import Path
 
 import polars as pl
 import psutil
+
+from netkin.store.files import pack, read_metadata, read_tensors, unpack
+from netkin.store.inventory import identity
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,6 +58,27 @@ def memory(process: psutil.Process) -> int:
     return total
 
 
+def packing(store: Path) -> str:
+    """How stored adversarial images are packed, in words: share of their bytes, and speeds."""
+    size, packed, seconds = 0, 0, [0.0, 0.0]
+    for file in store.glob("*/*/*/adversarial/*/*.safetensors"):
+        tensors, views = read_tensors(file), file.parents[3] / "views"
+        pixels = read_tensors(views / read_metadata(file)["view"] / file.name)["pixels"]
+        clean = pixels[tensors["index"] % identity(file.parent)["shard_size"]]
+        times = [time.perf_counter()]
+        images = unpack(tensors["difference"], clean)
+        times.append(time.perf_counter())
+        packed += pack(images, clean).nbytes
+        times.append(time.perf_counter())
+        size += images.nbytes
+        seconds = [total + b - a for total, a, b in zip(seconds, times, times[1:], strict=False)]
+    reading, writing = (size / total / 1e6 for total in seconds)
+    return (
+        f"{size / 1e6:.0f} MB of adversarial images take {packed / size:.3f} of that: packed at "
+        f"{writing:.0f} MB/s, unpacked at {reading:.0f}"
+    )
+
+
 def main(overrides: Sequence[str] | None = None) -> None:
     overrides = sys.argv[1:] if overrides is None else overrides
     rows = []
@@ -70,6 +94,7 @@ def main(overrides: Sequence[str] | None = None) -> None:
             seconds, peak = timed([*evaluate, f"store.dir={store}", f"hydra.run.dir={folder}"])
             rows.append({"state": state, "seconds": seconds, "peak_memory_gib": peak})
             print(f"{state}: {seconds:.1f} s, {peak:.2f} GiB", flush=True)
+        print(packing(store), flush=True)
         stages = pl.read_csv(Path(scratch) / "weights" / "stages.csv", glob=False)
     by = stages.group_by("stage", maintain_order=True)
     with pl.Config(tbl_rows=-1, float_precision=3):

@@ -7,6 +7,7 @@ The comment beside a setting is what --help says of it. OmegaConf refuses values
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -456,10 +457,7 @@ def _settings(class_: type, section: str, path: str = "") -> Iterator[Setting]:
     types, own = get_type_hints(class_), inspect.get_annotations(class_)
     comments = {}
     for parent in reversed(class_.__mro__[:-1]):
-        for name, text in re.findall(
-            r"(?m)^    (\w+): .*?  # (.*(?:\n    # .*)*)", inspect.getsource(parent)
-        ):
-            comments[name] = re.sub(r"\n    #", "", text)
+        comments |= _comments(parent)
     for each in fields(class_):
         key = f"{section}.{each.name}" if section and each.name in own else path + each.name
         made = each.default_factory
@@ -468,6 +466,18 @@ def _settings(class_: type, section: str, path: str = "") -> Iterator[Setting]:
         else:
             default = made() if callable(made) else each.default
             yield Setting(key, types[each.name], default, comments.get(each.name, ""))
+
+
+@cache
+def _comments(class_: type) -> dict[str, str]:
+    """The comments beside the fields of a class, by field.
+
+    `inspect.getsource` of a class parses its whole module.
+    """
+    module = inspect.getsource(sys.modules[class_.__module__])
+    found = re.search(rf"(?ms)^class {class_.__name__}\b.*?(?=^[^\s)]|\Z)", module)
+    beside = re.findall(r"(?m)^    (\w+): .*?  # (.*(?:\n    # .*)*)", found[0] if found else "")
+    return {name: re.sub(r"\n    #", "", text) for name, text in beside}
 
 
 def register() -> None:

@@ -34,8 +34,8 @@ def run(config: DictConfig) -> None:
             ours = outputs.table("components", read_off(members, _task(config), bars))
         console.print(printed(ours, width=console.width))
         answer = [
-            f"Yes, all are known: the components of {len(names)} models, read off the models "
-            "themselves."
+            f"The components of {len(names)} model{'s' * (len(names) != 1)}, read off the models "
+            "themselves: see the table (components.csv)."
         ]
         sections = [Section("Components", (), {"": ours})]
         if theirs is not None:

@@ -1,13 +1,17 @@
 """The benchmarks' scripts, small."""
 
+import re
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import polars as pl
 import pytest
 
-from experiments.benchmarks import commands, landmarks, scale, speed
+from experiments.benchmarks import commands, landmarks, scale, speed, verdicts
 from netkin.analysis.matrix import Matrix
+
+NULLS = ("pairwise", "relatives", "clusters")
 
 
 def test_landmarks_over_draws(tmp_path: Path) -> None:
@@ -31,6 +35,24 @@ def test_attacks_and_loops_are_timed(tmp_path: Path) -> None:
     assert pl.read_csv(out)["attack"].to_list() == ["fgsm", "noise"]
     assert (pl.read_csv(out)["images_per_second"] > 0).all()
     assert speed.configured("pgd").eps == 8 / 255
+
+
+def test_false_answers_are_rare_and_true_ones_are_found() -> None:
+    """Four families of three models, of different strength; the same scores shuffled, and noise."""
+    rng, families = np.random.default_rng(0), np.repeat(list("abcd"), 3)
+    strength, noise = rng.normal(0, 0.3, 12), rng.normal(0, 0.1, (12, 12))
+    scores = 2 + 2.0 * np.equal.outer(families, families) + noise + noise.T
+    models = verdicts.Models([*families], None, None, scores + strength[:, None] + strength)
+    asked = {q: v for q, v in verdicts.VERDICTS.items() if q.split(":")[0] in NULLS}
+    with patch.object(verdicts, "VERDICTS", asked):
+        table = verdicts.frequencies(models, 40)
+    assert table.height == 3 * len(NULLS)
+    assert table.filter(scores="real")["Yes"].to_list() == [1.0] * len(NULLS)
+    # Of 40 (20 clusterings) at most 5 are Yes with a probability of 95% or more where 5% are.
+    assert (
+        table.filter(pl.col("scores") != "real").select((pl.col("Yes") * pl.col("n")).max()).item()
+        <= 5
+    )
 
 
 @pytest.mark.slow
@@ -65,3 +87,4 @@ def test_states_of_the_store_are_timed(capsys: pytest.CaptureFixture[str]) -> No
     printed = capsys.readouterr().out
     assert printed.index("nothing stored: ") < printed.index("everything stored: ")
     assert "craft" in printed and "transfer" in printed
+    assert 0.5 < float(re.findall(r"images take ([\d.]+) of that", printed)[0]) < 0.9

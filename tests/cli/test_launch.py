@@ -1,10 +1,14 @@
 """What both commands do with their arguments before Hydra reads them."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 
+from experiments.cli import setting
 from experiments.cli.launch import spelled_out
 from experiments.cli.members import one_member
 from netkin.errors import UserError
@@ -47,6 +51,33 @@ def test_a_matrix_is_a_file_or_the_published_one(given: list[str], spelled: list
 def test_both_commands_have_the_same_hardware() -> None:
     with initialize_config_dir(str(Path(ROOT, "conf")), version_base="1.3"):
         assert compose("evaluate").hardware == compose("train").hardware
+
+
+@pytest.mark.parametrize(
+    ("mode", "n_jobs", "at_once", "given", "threads"),
+    [
+        (RunMode.RUN, 4, 1, "auto", 16),
+        (RunMode.RUN, 4, 3, "auto", 5),
+        (RunMode.RUN, 4, 64, "auto", 1),
+        (RunMode.RUN, 4, 1, 2, 2),
+        (RunMode.MULTIRUN, 4, 1, "auto", 4),  # joblib's jobs at once
+        (RunMode.MULTIRUN, -1, 1, "auto", 1),  # one a core
+        (RunMode.MULTIRUN, None, 1, "auto", 16),  # one after the other
+    ],
+)
+def test_the_cores_are_shared_by_what_works_at_once(
+    mode: RunMode,
+    n_jobs: int | None,
+    at_once: int,
+    given: int | str,
+    threads: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hydra = SimpleNamespace(mode=mode, launcher={"n_jobs": n_jobs})
+    monkeypatch.setattr(setting.HydraConfig, "get", lambda: hydra)
+    monkeypatch.setattr(setting, "_cores", lambda: 16)
+    config = OmegaConf.create({"hardware": {"threads": given}})
+    assert setting.thread_count(config, at_once) == threads
 
 
 def test_a_teacher_is_a_name_or_the_fields_of_a_member() -> None:

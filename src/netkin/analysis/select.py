@@ -168,7 +168,8 @@ def held_out_models(
     it and 3 have not. None for fewer than FEWEST such `models`. r is Pearson's, of predicted and
     measured errors, and error their mean absolute difference, a mean over the models; r_alone and
     error_alone are of a prediction from the members' mean error alone, with a constant ERR; gain is
-    error_alone - error, with its 95 % interval over the models, low and high, Student's.
+    error_alone - error, with its 95 % interval over the models, low and high: Student's, of N / k
+    models, because each ensemble is held out with each of its k models.
     """
     off, values = [], []
     for model in range(len(scores)):
@@ -184,11 +185,12 @@ def held_out_models(
         return None
     error, error_alone = np.mean(off, axis=0).tolist()
     gains = np.array(off)[:, 1] - np.array(off)[:, 0]
-    (low, high), gain = t_interval(gains), float(gains.mean())
+    gain = float(gains.mean())
+    half = (t_interval(gains)[1] - gain) * groups.shape[1] ** 0.5
     predicted, alone, truth = np.concatenate(values, axis=1)
     errors_of = {"error": error, "error_alone": error_alone, "gain": gain}
     r = {"r": pearson(predicted, truth).r, "r_alone": pearson(alone, truth).r}
-    return {"models": len(off), **r, **errors_of, "low": low, "high": high}
+    return {"models": len(off), **r, **errors_of, "low": gain - half, "high": gain + half}
 
 
 def read_accuracies(path: str | Path, names: Sequence[str]) -> NDArray[np.float64]:
