@@ -22,7 +22,7 @@ from wandb.proto import wandb_internal_pb2 as protobuf
 from experiments.cli import runs
 from netkin.data.subset import Subset
 from netkin.errors import Stopped, UserError
-from netkin.tracking import RunInfo, track
+from netkin.tracking import RunInfo, Tracker, WandB, track
 from tests.conftest import SMALL, TRAINED, Mistake, run_command
 
 Record = protobuf.Record  # pyright: ignore[reportAttributeAccessIssue]  # made when imported
@@ -186,6 +186,26 @@ def info(folder: Path) -> RunInfo:
     return RunInfo(folder, {}, "group", "job", "name", ())
 
 
+def started(tracker: Tracker) -> None:
+    """Wait for W&B, which starts in a thread."""
+    assert isinstance(tracker, WandB) and tracker.run.id
+
+
+def test_wandb_that_does_not_start_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def init(**_: Any) -> None:
+        raise OSError("no W&B today")
+
+    monkeypatch.setattr("wandb.init", init)
+    with track(LOGGER, info(tmp_path)) as tracker:
+        tracker.summary({"a": 1.0})
+        tracker.table("b", pl.DataFrame({"c": [1]}))
+    (said,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert "goes on without it (no W&B today)" in said
+    assert json.loads((tmp_path / "summary.json").read_text())["numbers"] == {"a": 1.0}
+
+
 @pytest.mark.parametrize("error", [None, SystemExit(-1), Stopped(143), ValueError("the run's")])
 def test_the_end_of_a_run_is_its_own_whatever_happens_to_wandb(
     tmp_path: Path,
@@ -197,6 +217,7 @@ def test_the_end_of_a_run_is_its_own_whatever_happens_to_wandb(
     before, raised = set(psutil.Process().children()), None
     try:
         with track(LOGGER, info(tmp_path)) as tracker:
+            started(tracker)
             tracker.summary({"a": 1.0})
             (core,) = set(psutil.Process().children()) - before
             core.terminate()
@@ -223,6 +244,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         pytest.skip("needs the right to mount a small disk")
     try:
         with track(LOGGER, info(tmp_path)) as tracker:
+            started(tracker)
             with pytest.raises(OSError, match="No space left"):
                 (disk / "full").write_bytes(bytes(2**21))
             tracker.summary({"a": "x" * 10000})

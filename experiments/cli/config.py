@@ -7,6 +7,7 @@ The comment beside a setting is what --help says of it. OmegaConf refuses values
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -456,10 +457,7 @@ def _settings(class_: type, section: str, path: str = "") -> Iterator[Setting]:
     types, own = get_type_hints(class_), inspect.get_annotations(class_)
     comments = {}
     for parent in reversed(class_.__mro__[:-1]):
-        for name, text in re.findall(
-            r"(?m)^    (\w+): .*?  # (.*(?:\n    # .*)*)", inspect.getsource(parent)
-        ):
-            comments[name] = re.sub(r"\n    #", "", text)
+        comments |= _comments(parent)
     for each in fields(class_):
         key = f"{section}.{each.name}" if section and each.name in own else path + each.name
         made = each.default_factory
@@ -468,6 +466,18 @@ def _settings(class_: type, section: str, path: str = "") -> Iterator[Setting]:
         else:
             default = made() if callable(made) else each.default
             yield Setting(key, types[each.name], default, comments.get(each.name, ""))
+
+
+@cache
+def _comments(class_: type) -> dict[str, str]:
+    """The comments beside the fields of a class, by field.
+
+    `inspect.getsource` of a class parses its whole module.
+    """
+    module = inspect.getsource(sys.modules[class_.__module__])
+    found = re.search(rf"(?ms)^class {class_.__name__}\b.*?(?=^[^\s)]|\Z)", module)
+    beside = re.findall(r"(?m)^    (\w+): .*?  # (.*(?:\n    # .*)*)", found[0] if found else "")
+    return {name: re.sub(r"\n    #", "", text) for name, text in beside}
 
 
 def register() -> None:
@@ -519,9 +529,41 @@ def check(config: DictConfig, script: str) -> None:
         if not setting.allows(value := node.get(leaf)):
             hint = near(value, map(str, CHOICES.get(key, ()))) if isinstance(value, str) else ""
             raise UserError(f"{key} must be {setting.expected}, got {value!r}{hint}")
-    ours = (CONF / "experiment" / f"{name}.yaml").is_file()  # another's may read what it likes
-    if ours and config.get("similarity") is not None and "similarity" not in known:
+
+
+ATTACKED = ("attack", "transfer", "recipe")
+UNREAD: dict[str, tuple[str, ...]] = {
+    "compare": ("dataset", "subset", "model", "score", *ATTACKED),
+    "components": ("subset", "score", *ATTACKED),
+    "dashboard": ("dataset", "subset", "model", "score", *ATTACKED),
+    "distill": ("model.members", "recipes.resnet", "recipes.vit"),
+    "hparams": ("model.members", "distillation", "seed", "recipes.teacher"),
+    "index": ("dataset", "subset", "model", "score", *ATTACKED),
+    "scratch": ("distillation", "recipes"),
+    "seeds": ("model.members", "distillation", "seed", "recipes.teacher"),
+    "store": ("dataset", "subset", "model", "score", *ATTACKED),
+}
+"""Keys that an experiment does not read, with all in them; others it reads, or may read."""
+
+
+def check_read(config: DictConfig, script: str, typed: Sequence[str]) -> None:
+    """Raises UserError for a setting that was typed and that this run would not read.
+
+    Experiments that are not in conf/experiment may read what they like.
+    """
+    name = config.experiment.name
+    if not (CONF / "experiment" / f"{name}.yaml").is_file():
+        return
+    unread = dict.fromkeys(UNREAD.get(name, ()), "")
+    if "similarity" not in settings(name, script):
         having = [other for other in EXPERIMENTS if "similarity" in settings(other, script)]
-        raise UserError(
-            f"experiment={name} does not read similarity; these do: {', '.join(having)}"
-        )
+        unread["similarity"] = f"; these do: {', '.join(having)}"
+    elif config.get("similarity") is not None:
+        unread |= dict.fromkeys(ATTACKED, ", since its scores are read from a file")
+    if script == "evaluate" and config.dataset.get("weights") == "pretrained":
+        unread.setdefault("recipe", ", since weights are published ones (dataset.weights)")
+    for text in typed:
+        key = text.lstrip("+~").partition("=")[0].partition("@")[0]
+        for parent, why in unread.items():
+            if f"{key}.".startswith(f"{parent}."):
+                raise UserError(f"experiment={name} does not read {parent} ({text}){why}")

@@ -25,10 +25,12 @@ from experiments.cli.components import bases_of, known_components
 from experiments.cli.study import Study, study
 from netkin.analysis import clusters
 from netkin.analysis.components import keywords, shared_values
+from netkin.analysis.confounders import unrelated
 from netkin.analysis.groups import within_and_between
 from netkin.analysis.matrix import Matrix, off_diagonal
 from netkin.analysis.noise import simulated_draws
-from netkin.analysis.verdict import verdict
+from netkin.analysis.statistics import FEWEST
+from netkin.analysis.verdict import Verdict, verdict
 from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.report.heatmap import LARGE, cluster_order, heatmap_figure
@@ -41,9 +43,10 @@ from netkin.similarity import interval
 DRAW_RESTARTS = 100  # K-means runs of one draw of images
 SETTLED = 0.5  # share of draws from which a model's cluster counts as certain
 NAMED = 5  # models with an uncertain cluster that the answer names
-RESOLVED = 0.9  # mean adjusted Rand index from which draws of images are said to reproduce clusters
+RESOLVED = 0.9  # the adjusted Rand index from which a draw of images reproduces clusters
 UP_TO = 12  # the largest number of clusters that draws are tested for
 TESTED = 50  # draws that each number of clusters is tested on
+UNRELATED, UNRELATED_OF_MANY = 199, 49  # matrices of unrelated models: of few, and of many
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
@@ -65,11 +68,12 @@ def run(config: DictConfig) -> None:
         smallest = s.outputs.table("eigenvalues", spectrum).head(k + 5)
         draws, drawn = _draws(s)
         stability, stable = _stability(c, draws)
-        certain, resolution = _resolution(c, draws[:TESTED])
+        resolution = _resolution(c, draws[:TESTED])
         common, tables, missing = _components(c, table)
         pairs = off_diagonal(s.scores)
         s.tracker.summary({"clusters/k": k, "similarity/mean": float(pairs.mean())})
-        answer = [_verdict(c, certain, reason), *_members(c, common)]
+        found = text("found", k=k, reason=reason, mean=pairs.mean())
+        answer = [found, *_by_chance(c), *stable[:1], *_members(c, common)]
         if shift := clusters.affinity(s.scores)[1]:
             answer.append(text("shifted", n=int((pairs < 0).sum()), shift=shift))
         if drawn > len(draws):
@@ -79,7 +83,7 @@ def run(config: DictConfig) -> None:
             f"Spectral clustering (Ng et al. 2001) of {s.source}: K-means, the best of "
             f"{options.restarts} runs, on the eigenvectors of the {k} smallest eigenvalues of the "
             "normalised Laplacian, without self-loops.",
-            [*answer, *stable, *resolution],
+            [*answer, *stable[1:], *resolution],
             [
                 Section("Clusters (Tab. 2)", missing, tables[0], [_matrix(c)]),
                 *(Section("What each cluster shares", (), shared) for shared in tables[1:]),
@@ -151,15 +155,34 @@ def _components(
     return common, [{"": rows}, tables], []
 
 
-def _verdict(c: Clustering, certain: bool | None, reason: str) -> str:
-    """Whether the clusters are certain, and how much more alike the models in them are."""
-    decision = verdict(float(bool(certain)), threshold=0.5, enough=certain is not None)
-    sentence = text("verdict", decision, k=c.k, reason=reason)
-    if means := within_and_between(c.labels.tolist(), c.study.scores):
-        inside, between = means
-        factor = np.exp(inside - between)
-        sentence += text("within", factor=factor, inside=inside, between=between)
-    return sentence + text("mean", mean=off_diagonal(c.study.scores).mean())
+def _by_chance(c: Clustering) -> list[str]:
+    """Whether models of one cluster are more alike than in clusters of unrelated models."""
+    scores, null = c.study.scores, by_chance(c.study.scores, c.k)
+    means = within_and_between(c.labels.tolist(), scores)
+    if means is None or not null:
+        return []
+    (inside, between), (low, high) = means, interval(np.array(null))
+    values = {"inside": inside, "between": between, "more": inside - between, "draws": len(null)}
+    decision = verdict(inside - between, null=null)
+    return [text("more_alike", verdict=decision, low=low, high=high, **values)]
+
+
+def more_alike(scores: NDArray[np.float64], labels: NDArray) -> float:
+    """The mean score within clusters less that between them, in nats; NaN where there is no pair
+    of one kind."""
+    within, between = within_and_between(labels.tolist(), scores) or (np.nan, np.nan)
+    return within - between
+
+
+def by_chance(scores: NDArray[np.float64], k: int) -> list[float]:
+    """`more_alike` for k clusters of matrices of unrelated models: clusters are chosen so that
+    their models are alike, and are so in any matrix. Empty where each model is a cluster, and for
+    fewer than FEWEST models."""
+    if len(scores) < FEWEST or k == len(scores):
+        return []
+    draws = UNRELATED if len(scores) <= clusters.BATCHED else UNRELATED_OF_MANY
+    found = [each for each in unrelated(scores, draws) if clusters.has_clusters(each)]
+    return [more_alike(each, clusters.spectral(each, k, 0, DRAW_RESTARTS)) for each in found]
 
 
 def _members(c: Clustering, common: pl.DataFrame | None) -> list[str]:
@@ -212,12 +235,17 @@ def _stability(c: Clustering, draws: list[NDArray]) -> tuple[Section, list[str]]
         low, high = interval(rand)
         values = {"mean": rand.mean(), "low": low, "high": high, "same": np.mean(rand == 1)}
         sentence = text("rand", n=len(runs), noun=nouns[what], **values)
+        if what == "images":
+            near, k = float(np.mean(rand >= RESOLVED)), c.k
+            decision = other_images(rand)
+            first = text("other_images", verdict=decision, near=near, k=k, resolved=RESOLVED)
+            sentence = f"{first} {sentence}"
         order = [i for i in np.argsort(columns[what], kind="stable") if columns[what][i] < SETTLED]
         if order:  # models whose cluster is not certain
             named = and_more([f"{s.names[i]} ({columns[what][i]:.0%})" for i in order], NAMED)
             many = {"n": len(order), "models": len(s.names)}
             sentence += text("unsettled", settled=SETTLED, named=named, **many)
-        sentences.append(sentence)
+        sentences.insert(0, sentence)  # the last, over images, is the first to be said
         s.tracker.summary({f"clusters/rand_over_{what}": float(rand.mean())})
     what, runs = list(found.items())[-1]
     shares, label = clusters.co_assignment(np.stack(runs)), f"share of {nouns[what]}"
@@ -228,12 +256,18 @@ def _stability(c: Clustering, draws: list[NDArray]) -> tuple[Section, list[str]]
     return Section("Stability", (), tables, [picture]), sentences
 
 
-def _resolution(c: Clustering, draws: list[NDArray]) -> tuple[bool | None, list[str]]:
-    """Whether draws of images reproduce the clusters, None without draws, and in words how many
-    clusters they do; writes resolution.csv."""
+def other_images(rand: NDArray[np.float64]) -> Verdict:
+    """Whether other images would give the clusters: Yes where 95% of draws of images reproduce
+    them, by their adjusted Rand index [draws], and No where 5% do."""
+    share = float(np.mean(rand >= RESOLVED))
+    return verdict(share, p=min(share, 1 - share), threshold=0.5)
+
+
+def _resolution(c: Clustering, draws: list[NDArray]) -> list[str]:
+    """How many clusters draws of images reproduce, in words; writes resolution.csv."""
     s = c.study
     if not draws:
-        return None, [] if s.measured else [text("simulate")]
+        return [] if s.measured else [text("simulate")]
     # More than N / 2 clusters are mostly single models, which any draw reproduces.
     most = min(UP_TO, max(2, len(s.names) // 2))
     numbers = sorted({*range(2, most + 1), c.k})
@@ -246,13 +280,11 @@ def _resolution(c: Clustering, draws: list[NDArray]) -> tuple[bool | None, list[
         bars.end("resolve")
     table = pl.DataFrame({"k": list(rand), "rand_over_images": list(rand.values())})
     s.outputs.table("resolution", table)
+    values = {"rand": rand[c.k], "k": c.k, "tried": max(numbers), "resolved": RESOLVED}
     known = [k for k, value in rand.items() if value >= RESOLVED]
     if not known:
-        return False, [text("none", most=max(rand.values()))]
-    listed, decision = ", ".join(map(str, known)), verdict(rand[c.k], threshold=RESOLVED)
-    values = {"k": c.k, "rand": rand[c.k], "resolved": RESOLVED, "most": max(known)}
-    values |= {"known": listed, "tried": max(numbers)}
-    return c.k in known, [text("certain", verdict=decision, **values)]
+        return [text("none", most=max(rand.values()), **values)]
+    return [text("certain", known=", ".join(map(str, known)), most=max(known), **values)]
 
 
 def _matrix(c: Clustering) -> Picture:

@@ -38,8 +38,8 @@ def run(config: DictConfig) -> None:
             ours = outputs.table("components", read_off(members, _task(config), bars))
         Terminal(WIDE).print(_printed(ours))
         answer = [
-            f"Yes, all are known: the components of {len(names)} models, read off the models "
-            "themselves."
+            f"The components of {len(names)} model{'s' * (len(names) != 1)}, read off the models "
+            "themselves: see the table (components.csv)."
         ]
         sections = [Section("Components", (), {"": ours})]
         if theirs is not None:

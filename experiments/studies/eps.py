@@ -120,11 +120,11 @@ def sentence(table: pl.DataFrame) -> str:
     eps = smallest(table)
     if eps is not None:
         noise = table.filter(eps=eps).sort(NOISE, descending=True).row(0, named=True)
-        return text("Yes", eps=eps, enough=ENOUGH, noise=noise[NOISE], model=noise["model"])
+        return text("found", eps=eps, enough=ENOUGH, noise=noise[NOISE], model=noise["model"])
     largest = table.filter(pl.col("levels") == table["levels"].max())
     weak = largest.filter(pl.col(SUCCESS) < ENOUGH).sort(SUCCESS).to_dicts()
     names = and_more([f"{row['model']} ({row[SUCCESS]:.1%})" for row in weak])
-    return text("No", largest=largest["eps"][0], enough=ENOUGH, names=names)
+    return text("none", largest=largest["eps"][0], enough=ENOUGH, names=names)
 
 
 def short_steps(attack: Mapping[str, Any], table: pl.DataFrame) -> list[str]:

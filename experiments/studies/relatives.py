@@ -16,20 +16,18 @@ from omegaconf import DictConfig
 
 from experiments.cli.components import bases_of, known_components, stand_in
 from experiments.cli.study import Study, study
-from netkin.analysis import clusters
+from netkin.analysis import clusters, confounders
 from netkin.analysis.components import shared_values
 from netkin.analysis.matrix import off_diagonal
-from netkin.analysis.statistics import FEWEST
-from netkin.analysis.verdict import verdict
+from netkin.analysis.statistics import FEWEST, correlations, p_text
+from netkin.analysis.verdict import by_chance, verdict
 from netkin.errors import UserError, and_more
 from netkin.report.plots import Marks, scatter_figure
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.report.style import FULL
 
-TYPICAL, MARGIN = 0.7, 0.2
-"""Shares of all pairs that are less similar than a model and its nearest relative: from the margin
-above what is typical on it has close relatives, from the margin below on it has none."""
+UNRELATED = 199  # matrices of unrelated models
 NAMED = 10  # nearest and farthest models that the figure names
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
@@ -70,8 +68,9 @@ def run(config: DictConfig) -> None:
             f"What is {wanted} like?",
             f"Its relatives among {s.source}.",
             [
-                decided(s, name, table),
+                most_alike(s, model, table),
                 *notes,
+                is_related(s, model, table),
                 *(f"{what.title()}: {listed(rows)}." for what, rows in ends.items()),
                 in_cluster(s, model, labels, values),
                 *([text("unknown", error=missing)] if missing else []),
@@ -105,15 +104,48 @@ def relatives(s: Study, model: int, labels: NDArray, values: pl.DataFrame | None
     )
 
 
-def decided(s: Study, name: str, table: pl.DataFrame) -> str:
-    """Whether the model has close relatives: compared with all pairs of models."""
+def most_alike(s: Study, model: int, table: pl.DataFrame) -> str:
+    """The nearest and the farthest model, and how often draws of images have the same nearest."""
     nearest, farthest = table.row(0, named=True), table.row(-1, named=True)
     high, low = nearest["similarity"], farthest["similarity"]
-    above = float(np.mean(off_diagonal(s.scores) < high))
-    models = {"name": name, "nearest": nearest["model"], "farthest": farthest["model"]}
-    most = text("most", high=high, low=low, above=above, factor=np.exp(high - low), **models)
-    ends, enough = (above - MARGIN, above + MARGIN), len(s.names) >= FEWEST
-    return text(verdict(above, ends, threshold=TYPICAL, enough=enough), text=most)
+    models = {"name": s.names[model], "nearest": nearest["model"], "farthest": farthest["model"]}
+    certain = ""
+    if (draws := s.draws()) is not None:
+        others = np.delete(draws[:, model], model, axis=1)
+        first = s.names.index(nearest["model"])
+        same = np.mean(others.argmax(axis=1) == first - (first > model))
+        certain = text("certain", same=same, draws=len(draws))
+    return text("most", high=high, low=low, factor=np.exp(high - low), certain=certain, **models)
+
+
+def is_related(s: Study, model: int, table: pl.DataFrame) -> str:
+    """Whether the nearest model is a relative, or only the nearest of so many."""
+    nearest, n = table.row(0, named=True), len(s.names)
+    above = float(np.mean(off_diagonal(s.scores) < nearest["similarity"]))
+    values = {"name": s.names[model], "nearest": nearest["model"], "above": above, "n": n - 1}
+    if n < FEWEST:
+        return text("related", "few", **values)
+    r, null = likeness(s.scores, model), unrelated_likeness(s.scores, model)
+    p = p_text(by_chance(r, null), len(null) // 2)  # which is two-sided
+    return text("related", verdict(r, null=null), r=r, p=p, others=n - 2, draws=len(null), **values)
+
+
+def likeness(scores: NDArray[np.float64], model: int) -> float:
+    """Pearson's r, over the N - 2 other models, between the scores of a model and those of its
+    nearest, without main effects, [N, N] for N of FEWEST or more.
+
+    The score of the two chose the pair, and is not read: of unrelated models one is always the
+    nearest, but its other scores have nothing to do with the model's.
+    """
+    rest, first = confounders.main_effects(scores).rest, confounders.nearest(scores)[model]
+    others = np.delete(np.arange(len(scores)), [model, first])
+    return float(correlations(rest[model, others], rest[first, others])[0])
+
+
+def unrelated_likeness(scores: NDArray[np.float64], model: int) -> NDArray[np.float64]:
+    """`likeness` in matrices of unrelated models."""
+    found = confounders.unrelated(scores, UNRELATED)
+    return np.array([likeness(each, model) for each in found])
 
 
 def listed(rows: pl.DataFrame) -> str:

@@ -19,7 +19,9 @@ from experiments.cli.components import bases_of
 from experiments.cli.study import Study, study
 from experiments.cli.values import naming
 from netkin.analysis import matrix
+from netkin.analysis.confounders import main_effects
 from netkin.analysis.groups import groups, mean_of
+from netkin.analysis.statistics import Tested, together_test
 from netkin.analysis.verdict import verdict
 from netkin.errors import UserError
 from netkin.report.plots import intervals_figure
@@ -68,7 +70,7 @@ def run(config: DictConfig) -> None:
         s.finish(
             "Are models of one kind more similar than others?",
             f"Mean similarity of the pairs within each group, compared with all pairs: {s.source}.",
-            answer(table, named),
+            answer(table, named, *compared(parts)),
             [Section("Within groups, and all (Tab. D.1)", (), {"Means": table}, [picture])],
         )
 
@@ -114,8 +116,29 @@ def means(parts: dict[str, Part], limits: tuple[float, float]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema={**schema, **dict.fromkeys(numbers, pl.Float64)})
 
 
-def answer(table: pl.DataFrame, named: pl.DataFrame) -> list[str]:
-    """The findings, the verdict first: by the pairs' means, and their interval over models."""
+def compared(parts: dict[str, Part]) -> tuple[float, Tested, tuple[float, float] | None]:
+    """The mean of the pairs within groups less that of different groups, in nats, its test by
+    permuting which models are in which group, on scores without main effects, and its interval
+    over images, if these are known."""
+    if BETWEEN not in parts:
+        return np.nan, Tested(np.nan, np.nan, 0), None
+    (every, scores, draws), between = parts[ALL], parts[BETWEEN].pairs
+    within = every & ~between
+    test = together_test(main_effects(scores).rest, within | within.T)
+    more = float(scores[within].mean() - scores[between].mean())
+    if draws is None:
+        return more, test, None
+    return more, test, interval(draws[:, within].mean(axis=1) - draws[:, between].mean(axis=1))
+
+
+def answer(
+    table: pl.DataFrame,
+    named: pl.DataFrame,
+    more: float,
+    test: Tested,
+    images: tuple[float, float] | None,
+) -> list[str]:
+    """The findings, the verdict first, by `compared`."""
     everything = table.filter(group=ALL).row(0, named=True)
     what = f"all {everything['pairs']:,} pairs" if everything["pairs"] > 1 else "the only pair"
     overall = text("overall", what=what, mean=everything["mean"])
@@ -131,12 +154,9 @@ def answer(table: pl.DataFrame, named: pl.DataFrame) -> list[str]:
     listed, between = " ".join(sentences), table.filter(group=BETWEEN)
     if between.is_empty():
         return [text("one_group"), overall, listed]
-    other = between.row(0, named=True)
-    inside = float(np.average(named["mean"], weights=named["pairs"]))
-    ends = (other[end] for end in ("models_high", "models_low"))
-    low, high = (None if end is None else inside - end for end in ends)
-    values = {"inside": inside, "other": other["mean"], "groups": named.height}
-    values["factor"] = np.exp(inside - other["mean"])
-    values["above"] = named.filter(pl.col("mean") > other["mean"]).height
-    found = verdict(inside - other["mean"], (low, high))
-    return [text("verdict", verdict=found, **values), overall, listed]
+    other = between["mean"].item()
+    above = named.filter(pl.col("mean") > other).height
+    over = "" if images is None else text("images", low=images[0], high=images[1])
+    values = {"inside": other + more, "other": other, "more": more, "images": over}
+    values |= {"above": above, "groups": named.height, "test": test.text()}
+    return [text("verdict", verdict=verdict(more, images, test.p), **values), overall, listed]

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from netkin import similarity
 from netkin.analysis import confounders
-from netkin.analysis.clusters import hierarchy
+from netkin.analysis.clusters import choose_k, has_clusters, hierarchy, spectral
 from netkin.analysis.groups import Draws, family_means, within_and_between
 from netkin.analysis.matrix import Matrix, off_diagonal
 from netkin.analysis.measures import mistake_table
@@ -259,7 +259,10 @@ class Result:
         noise = "above_noise" in ranked.columns
 
         def shown(rows: pl.DataFrame) -> pl.DataFrame:
-            ends = [f"{number(low)} to {number(high)}" for low, high in rows["low", "high"].rows()]
+            ends = [
+                f"{number(low)} to {number(high)}"
+                for low, high in rows.select("low", "high").rows()
+            ]
             return rows.select(
                 "a", "b", "score", pl.Series("95% interval", ends), "n", "a_fools_b", "b_fools_a",
                 *(["noise_fools_a", "noise_fools_b", "above_noise"] if noise else []),
@@ -390,14 +393,14 @@ def relate(
     models = similarity.models(outcomes, scores, groups, params, input_sizes).drop("family")
     if mistakes is not None:
         pairs = pairs.join(mistakes, ["a", "b"], maintain_order="left")
-    controls = []
+    controls, labels = [], _clusters(smoothed)
     if outcomes.noise is not None:
         pairs = pairs.join(confounders.pair_table(outcomes), ["a", "b"], maintain_order="left")
         rates = pl.Series("noise_rate", confounders.noise_rates(outcomes)).fill_nan(None)
         models = models.with_columns(rates)
-        controls.append(_chance(outcomes, smoothed, groups, pairs, models))
+        controls.append(_chance(outcomes, smoothed, labels, groups, pairs, models))
     if len(done) >= FEWEST:
-        control, effects = _single_models(outcomes, smoothed, groups, pairs)
+        control, effects = _single_models(outcomes, smoothed, labels, groups, pairs)
         controls.append(control)
         models = models.join(effects, "model", maintain_order="left")
     means = family_means(smoothed, groups, draws)
@@ -445,9 +448,17 @@ def attacked(evaluation: Evaluation) -> str:
 # What the scores owe to chance and to single models
 
 
+def _clusters(scores: NDArray[np.float64]) -> NDArray[np.intp] | None:
+    """The clusters [N]; None where models are few, or all scores the same."""
+    if len(scores) < FEWEST or not has_clusters(scores):
+        return None
+    return spectral(scores, choose_k(None, scores)[0])
+
+
 def _chance(
     outcomes: Outcomes,
     scores: NDArray[np.float64],
+    labels: NDArray[np.intp] | None,
     families: Sequence[str],
     pairs: pl.DataFrame,
     models: pl.DataFrame,
@@ -469,13 +480,17 @@ def _chance(
     ways = (("a_fools_b", "noise_fools_b"), ("b_fools_a", "noise_fools_a"))
     at_chance = sum(int((pairs[way] <= pairs[noise]).sum()) for way, noise in ways)
     sentence += text("confounders.directions", below=at_chance, n=n * (n - 1))
-    changed = _changed("Corrected for chance", scores, corrected, families, "{:.0%}")
+    changed = _changed("Corrected for chance", scores, labels, corrected, families, "{:.0%}")
     label = "chance-corrected rate (p - q) / (1 - q)"
     return Control("Above chance", (sentence + changed).rstrip(), "corrected", corrected, label)
 
 
 def _single_models(
-    outcomes: Outcomes, scores: NDArray[np.float64], families: Sequence[str], pairs: pl.DataFrame
+    outcomes: Outcomes,
+    scores: NDArray[np.float64],
+    labels: NDArray[np.intp] | None,
+    families: Sequence[str],
+    pairs: pl.DataFrame,
 ) -> tuple[Control, pl.DataFrame]:
     """How much single models explain, and each model's effects, in nats."""
     directions = confounders.directions(similarity.one_sided(outcomes))
@@ -489,7 +504,7 @@ def _single_models(
     shares = {"by_target": directions.by_target, "by_source": directions.by_source}
     median = np.nanmedian(pairs["asymmetry"].cast(float).to_numpy())
     sentence = text("confounders.single", median=median, main=main.explained, **shares)
-    sentence += _changed("Without them", scores, main.rest, families, "{:.2f}")
+    sentence += _changed("Without them", scores, labels, main.rest, families, "{:.2f}")
     ranked = effects.sort("target_brittleness", descending=True)
     mean = float(off_diagonal(main.rest).mean())
     title, label = "Strong sources, brittle targets", f"score without main effects, less {mean:.2f}"
@@ -499,6 +514,7 @@ def _single_models(
 def _changed(
     what: str,
     scores: NDArray[np.float64],
+    labels: NDArray[np.intp] | None,
     other: NDArray[np.float64],
     families: Sequence[str],
     unit: str,
@@ -506,7 +522,7 @@ def _changed(
     """What another matrix says about clusters, nearest relatives and families."""
     parts = []
     if len(scores) >= FEWEST:
-        c = confounders.change(scores, other)
+        c = confounders.change(scores, other, labels)
         if c.rand is not None:
             agree = f"agree with those of s to an adjusted Rand index of {c.rand:.2f}"
             parts.append(f"the {c.k} clusters {'are the same' if c.rand == 1 else agree}")
@@ -527,7 +543,11 @@ def _within_or_between(
     families: Sequence[str], pairs: pl.DataFrame, scores: NDArray[np.float64], draws: Draws
 ) -> list[str]:
     """Whether models of one family are more similar, by permuting the families: its size as rates,
-    and in nats, with an interval over images."""
+    and in nats, with an interval over images.
+
+    The test is of scores without main effects: a family of models that fool all others is no more
+    related for that.
+    """
     means = within_and_between(families, scores)
     if means is None:
         return []
@@ -535,7 +555,8 @@ def _within_or_between(
     of_draws = draws.within_and_between(families)
     low, high = interval(of_draws[:, 0] - of_draws[:, 1])
     difference = within - between
-    test = together_test(scores, np.equal.outer(np.array(families), np.array(families)))
+    rest = confounders.main_effects(scores).rest
+    test = together_test(rest, np.equal.outer(np.array(families), np.array(families)))
     family = dict(zip(draws.outcomes.members, families, strict=True))
     same = pl.col("a").replace_strict(family) == pl.col("b").replace_strict(family)
     rate = (pl.col("a_fools_b") + pl.col("b_fools_a")).mean() / 2

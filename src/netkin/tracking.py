@@ -196,8 +196,9 @@ def logged_in() -> bool:
 class WandB(Tracker):
     """Weights & Biases, in the mode of WANDB_MODE or else of `logger`.
 
-    W&B's own process may die at any time: SLURM sends the signals for a job to it, too. The run
-    goes on without it, and ends as it would have ended.
+    W&B starts and works in a thread, beside the run, which waits for it at its end. W&B's own
+    process may die at any time: SLURM sends the signals for a job to it, too. The run goes on
+    without it, and ends as it would have ended.
     """
 
     def __init__(self, logger: Mapping[str, Any], info: RunInfo):
@@ -236,9 +237,10 @@ class WandB(Tracker):
                     console="off",
                     disable_git=True,
                 )
-                starting = ThreadPoolExecutor(1, "wandb")
-                self._run = starting.submit(wandb.init, config=dict(info.config), settings=settings)
-                starting.shutdown(wait=False)
+                self._thread = ThreadPoolExecutor(1, "wandb")
+                stack.callback(self._thread.shutdown)
+                start = partial(wandb.init, config=dict(info.config), settings=settings)
+                self._run = self._thread.submit(start)
                 if mode in ONLINE:
                     self._run.result()
             except Exception as error:
@@ -250,7 +252,7 @@ class WandB(Tracker):
 
     @property
     def run(self) -> Any:
-        """The W&B run, which starts beside the work: its process takes a second."""
+        """The W&B run, once it has started. Raises what W&B raises where it did not."""
         return self._run.result()
 
     def finish(self, exit_code: int) -> None:
@@ -258,6 +260,7 @@ class WandB(Tracker):
 
         W&B prints a message where its process has died; what matters of it is in the log.
         """
+        self._thread.shutdown()
         with self._end:
             try:  # also after a failure: what is left is done at the interpreter's exit, in traces
                 with redirect_stderr(io.StringIO()):
@@ -268,6 +271,10 @@ class WandB(Tracker):
                 self._warn(error)
 
     def _try(self, action: Callable[[], object]) -> None:
+        """Do something after all that came before."""
+        self._thread.submit(self._now, action)
+
+    def _now(self, action: Callable[[], object]) -> None:
         if not self.failed:
             try:
                 action()
@@ -298,7 +305,8 @@ class WandB(Tracker):
     def summary(self, values: Mapping[str, Value]) -> None:
         """Values in the run's summary, none of which makes a chart."""
         super().summary(values)
-        self._try(lambda: self.run.summary.update({key: self.numbers[key] for key in values}))
+        numbers = {key: self.numbers[key] for key in values}
+        self._try(lambda: self.run.summary.update(numbers))
 
     def table(self, name: str, table: pl.DataFrame) -> None:
         """A W&B table of the first rows, up to CELLS cells; the run's CSV file has all."""

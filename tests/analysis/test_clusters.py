@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
+from experiments.studies.clusters import other_images
 from netkin.analysis import clusters, matrix
 from netkin.analysis.components import keywords, read_components, rows_of
 from netkin.errors import UserError
@@ -85,6 +87,29 @@ def test_a_model_without_an_edge_is_a_cluster_of_its_own() -> None:
 def test_the_eigengap_finds_the_planted_number() -> None:
     for sizes in ([5, 5], [5, 3, 4], [6, 5, 7, 4, 5]):
         assert clusters.eigengap(blocks(sizes, between=0.3)) == len(sizes)
+
+
+@given(seed=st.integers(0, 999), n=st.integers(4, 20), k=st.integers(2, 4))
+@settings(max_examples=15, deadline=None)
+def test_a_batch_of_runs_finds_the_optimum_of_scikit_learn(seed: int, n: int, k: int) -> None:
+    points = clusters.features(random_scores(seed, n), k)
+    found = clusters._best_of(points, k, seed, 200)
+    means = KMeans(k, n_init=200, random_state=seed).fit(points)  # pyright: ignore[reportArgumentType]
+    assert found is not None and set(found) == set(range(k))
+    centres = np.stack([points[found == c].mean(axis=0) for c in range(k)])
+    assert ((points - centres[found]) ** 2).sum() <= means.inertia_ + 1e-9
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=9))
+def test_rand_index_is_that_of_scikit_learn(labels: list[tuple[int, int]]) -> None:
+    one, other = np.array(labels, dtype=np.intp).T
+    expected = adjusted_rand_score(one, other)
+    assert clusters.rand_index(one, other) == pytest.approx(expected, abs=1e-12)
+
+
+def test_other_images_would_give_the_clusters_where_95_percent_of_draws_do() -> None:
+    for same, expected in ((96, "Yes"), (69, "Not certain"), (3, "No")):
+        assert other_images(np.array([1.0] * same + [0.5] * (100 - same))) == expected
 
 
 @pytest.mark.skipif(not PUBLISHED.is_file(), reason="the published scores are not here")

@@ -2,13 +2,17 @@
 
 import re
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import polars as pl
 import pytest
 
-from experiments.benchmarks import commands, landmarks, scale, speed
+from experiments.benchmarks import commands, landmarks, scale, speed, verdicts
+from experiments.studies import clusters, relatives
 from netkin.analysis.matrix import Matrix
+
+NULLS = ("pairwise", "relatives", "clusters")
 
 
 def test_landmarks_over_draws(tmp_path: Path) -> None:
@@ -32,6 +36,26 @@ def test_attacks_and_loops_are_timed(tmp_path: Path) -> None:
     assert pl.read_csv(out)["attack"].to_list() == ["fgsm", "noise"]
     assert (pl.read_csv(out)["images_per_second"] > 0).all()
     assert speed.configured("pgd").eps == 8 / 255
+
+
+def test_false_answers_are_rare_and_true_ones_are_found() -> None:
+    """Four families of three models, of different strength; the same scores shuffled, and noise."""
+    rng, families = np.random.default_rng(0), np.repeat(list("abcd"), 3)
+    strength, noise = rng.normal(0, 0.3, 12), rng.normal(0, 0.1, (12, 12))
+    scores = 2 + 2.0 * np.equal.outer(families, families) + noise + noise.T
+    models = verdicts.Models([*families], None, None, scores + strength[:, None] + strength)
+    asked = {q: v for q, v in verdicts.VERDICTS.items() if q.split(":")[0] in NULLS}
+    with (
+        patch.object(verdicts, "VERDICTS", asked),
+        patch.object(clusters, "UNRELATED", 59),
+        patch.object(relatives, "UNRELATED", 59),
+    ):
+        table = verdicts.frequencies(models, 16)
+    assert table.height == 3 * len(NULLS)
+    assert table.filter(scores="real")["Yes"].to_numpy().min() > 0.5
+    # Where 5% are Yes, more than 3 of 16 are with a probability of 1%.
+    false = table.filter(pl.col("scores") != "real")
+    assert (false["Yes"] * false["n"]).to_numpy().max() <= 3
 
 
 @pytest.mark.slow

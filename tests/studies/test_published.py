@@ -26,7 +26,7 @@ QUESTIONS = {
         "resnet101 is the most promising teacher for deit_small_patch16_224"
     ),
     "experiment=relatives similarity=sat69 model=resnet50": (
-        "Yes, it has close relatives: resnet50 is most like resnetblur50"
+        "resnet50 is most like resnetblur50 (s = 3.56)"
     ),
     "experiment=within similarity=sat69": "Yes: a pair within a group has 2.88 on average",
     "experiment=teachers similarity=sat69": "convit_base, crossvit_base_240, ",

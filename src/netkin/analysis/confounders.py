@@ -18,6 +18,7 @@ different models, separate these:
     s(A, B)          = mean + main(A) + main(B) + rest
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from netkin.analysis import clusters
-from netkin.analysis.matrix import pair_values
+from netkin.analysis.matrix import pair_values, square
 from netkin.errors import UserError
 from netkin.similarity import Z_95, Outcomes, both_correct, pair_rows
 
@@ -195,11 +196,35 @@ def main_effects(scores: NDArray[np.float64]) -> MainEffects:
     return MainEffects(effects, rest, explained)
 
 
-def change(scores: NDArray[np.float64], other: NDArray[np.float64]) -> Change:
-    """How clusters and nearest relatives differ between two matrices [N, N]."""
+def unrelated(
+    scores: NDArray[np.float64], draws: int, seed: int = 0
+) -> Iterator[NDArray[np.float64]]:
+    """Matrices of models that are not related: what chance gives of anything that is selected for
+    being alike, such as nearest models and clusters.
+
+    Each keeps the main effects of `scores` ([N, N], symmetric, N of 4 or more) and shuffles the
+    rest among the pairs, so that a model that fools all, or is fooled by all, still does. The rest
+    is as large as it was before N effects were fitted to it.
+    """
+    n, rng = len(scores), np.random.default_rng(seed)
+    rest = main_effects(scores).rest
+    fitted, values = np.where(np.eye(n), scores, scores - rest), pair_values(rest)
+    values = values.mean() + (values - values.mean()) * np.sqrt((n - 1) / (n - 3))
+    for _ in range(draws):
+        yield fitted + square(rng.permutation(values), n, 0.0)
+
+
+def change(
+    scores: NDArray[np.float64],
+    other: NDArray[np.float64],
+    labels: NDArray[np.intp] | None = None,
+) -> Change:
+    """How clusters and nearest relatives differ between two matrices [N, N]; `labels` are the
+    clusters of `scores`, where they are known."""
     k, _ = clusters.choose_k(None, scores)
     try:
-        rand = clusters.rand_index(clusters.spectral(scores, k), clusters.spectral(other, k))
+        labels = clusters.spectral(scores, k) if labels is None else labels
+        rand = clusters.rand_index(labels, clusters.spectral(other, k))
     except UserError:  # of equal scores there are no clusters
         rand = None
     return Change(rand, k, int((nearest(scores) != nearest(other)).sum()))

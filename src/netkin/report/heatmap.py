@@ -276,7 +276,8 @@ def inches(text: str) -> float:
     """The width of a text as names are set."""
     path = TextPath((0, 0), text.replace(" ", "-") or "-", size=SMALL)
     # Outlines have points at their ends, so that no curve has to be solved.
-    return float(np.ptp(path.vertices[path.codes != path.CLOSEPOLY, 0])) / 72
+    x, codes = np.asarray(path.vertices)[:, 0], np.asarray(path.codes)
+    return float(np.ptp(x[codes != path.CLOSEPOLY])) / 72
 
 
 def _mark(

