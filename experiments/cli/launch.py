@@ -116,6 +116,8 @@ def opening(config: DictConfig) -> str:
     with suppress(Exception):  # mistakes are the run's to report
         if config.get("similarity") is not None:
             about = [f"scores of {config.similarity.get('file') or 'sat69'}"]
+        elif config.experiment.name == "compare":
+            about = [f"scores of {config.a} and {config.b}"]
         elif config.experiment.study.startswith("experiments.studies."):
             names, data = member_names(config.model.members), config.dataset.name
             of = f"{len(names)} models on {data}" if names else data
