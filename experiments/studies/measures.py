@@ -1,37 +1,49 @@
-"""How does similarity by transfer compare with four other measures of the same models and images?
+"""Which measure of similarity predicts what models are good for?
 
-Prediction agreement, error consistency (Cohen's kappa; Geirhos et al. 2020), the cosine of input
+Similarity by transfer, equal mistakes on adversarial images, prediction agreement, error
+consistency (Cohen's kappa; Geirhos et al. 2020), CAPA (Goel et al. 2025), the cosine of input
 gradients and linear CKA of penultimate features (Kornblith et al. 2019, with the unbiased HSIC of
-Song et al. 2012). Writes a matrix for each (measure_<name>.csv), measures.csv (stability and
-costs), the correlations of every two, and report.html. Features and gradients are stored by model
-and shard, so that an interrupted run continues where it stopped.
+Song et al. 2012), of the same models and images. Each predicts which pairs ensemble well (error
+reduction rate), and whose students learn more where the store has students, by a line that is
+fitted on other models. The measures and the errors of ensembles are of different images: halves of
+these, since equal errors on one image would predict themselves.
 
-On the 12 digits members (500 images, PGD-50, 66 pairs) s correlates with the cosine of input
-gradients (r = 0.57, Mantel p <= 0.0001) and linear CKA (0.49, 0.0005); for the others |r| < 0.25,
-p > 0.05. Noise ceilings are 0.98 to 0.99, of agreement 0.91, of error consistency 0.63.
+Writes a matrix for each (measure_<name>.csv), measures_uses.csv, measures.csv (stability and
+costs), measures_pairs.csv (intervals), the correlations of every two, and report.html. Features and
+gradients are stored by model and shard, so that an interrupted run continues where it stopped.
+
+On the 12 digits members (500 images, PGD-50, 66 pairs) no measure predicts ERR beyond chance: the
+best has R2 = 0.08 (95% interval over models -0.05 to 0.21), and ERR of two halves of the images do
+not correlate (experiments/results/measures.md). s correlates with the cosine of input gradients
+(r = 0.58, Mantel p <= 0.0001), linear CKA (0.47, 0.0008) and CAPA (0.45, 0.003).
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from omegaconf import DictConfig
+from scipy.spatial.distance import squareform
+from scipy.special import softmax
 
 from experiments.cli.measured import Measured
 from experiments.cli.study import Study, study
+from experiments.studies.ensemble import ensembles_wrong
 from netkin import similarity
-from netkin.analysis import measures, noise
+from netkin.analysis import ensemble, measures, noise
 from netkin.analysis.correlation import Definition, correlate
-from netkin.analysis.matrix import Matrix, pair_values
-from netkin.analysis.measures import Measure
-from netkin.analysis.statistics import FEWEST, p_text, trend
+from netkin.analysis.matrix import Matrix, pair_index, pair_values
+from netkin.analysis.measures import Measure, Predicted, Use, predict
+from netkin.analysis.statistics import FEWEST, correlations, mean_known, p_text, trend
 from netkin.analysis.verdict import verdict
 from netkin.jobs.pool import Advance, Result
 from netkin.jobs.progress import Bars
@@ -42,12 +54,19 @@ from netkin.report.plots import scatter
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.report.style import panels, style
+from netkin.training.weights import students_of
 
+MOST = 999  # permutations of the models, for what measures predict
+BLIND = 0.1
+"""The share of pairs whose intervals leave out the mean of all, below which a measure cannot tell
+pairs apart: twice that of equal pairs, as pairs share models."""
 PRELOAD = ("netkin.passes.features",)
 TITLES = {
     "similarity": "similarity s (nats)",
+    "same_mistake": "equal mistakes (share)",
     "prediction_agreement": "prediction agreement",
     "error_consistency": "error consistency (kappa)",
+    "capa": "CAPA (kappa)",
     "gradient_cosine": "cosine of input gradients",
     "linear_cka": "linear CKA of features",
 }
@@ -65,7 +84,8 @@ def run(config: DictConfig) -> None:
         costs = gather(config, s.measured, kinds)
         with s.console.status("comparing") if s.console.is_terminal else Bars(s.console):
             results = all_measures(s, s.measured, kinds, costs)
-        report(s, results, len(positions))
+            uses = all_uses(s, s.measured, results, positions)
+        report(s, results, uses, positions)
 
 
 def gather(config: DictConfig, m: Measured, kinds: Sequence[Kind]) -> dict[str, float]:
@@ -110,33 +130,118 @@ def _cost(seconds: float, context: tuple[Any, Any, Any], item: Item, advance: Ad
 def all_measures(
     s: Study, measured: Measured, kinds: Sequence[Kind], costs: dict[str, float]
 ) -> list[Measure]:
-    """The five measures with their draws, of the same models and images."""
+    """The seven measures with their draws, of the same models and images."""
     found, members, (features, gradients) = measured.results, measured.members, kinds
     chosen = list(features.positions)
     n, images, bootstrap = len(members), len(chosen), s.config.measures.bootstrap
     outcomes = measured.outcomes.on(chosen)
     draws = similarity.resample(images, bootstrap), noise.halves(images)
     weights = np.vstack([np.ones(images), *draws])
-    predictions = np.stack([found.predictions(m).numpy() for m in members])[:, chosen]
+    logits = np.stack([found.logits(m).numpy() for m in members])[:, chosen]
+    predictions, labels = logits.argmax(axis=2), found.evaluation.labels.numpy()[chosen]
+    probabilities = softmax(logits.astype(float), axis=2)
+    classes = found.mistakes(members)[:, :, chosen]
     grams = [measures.gram(features.read(found, member).numpy()) for member in members]
     cosines = gradient_cosines(found, members, gradients)
-    cka = measures.linear_cka(np.stack(grams), weights)
-    seconds = {name: cost * images for name, cost in costs.items()}
-    forward = seconds["forward"]
-    others = {
-        "prediction_agreement": (measures.prediction_agreement(predictions, weights), forward),
-        "error_consistency": (measures.error_consistency(outcomes.correct, weights), forward),
-        "gradient_cosine": (measures.mean_cosine(cosines, weights), seconds["gradients"]),
-        "linear_cka": (cka, seconds["features"]),
+    values = {
+        "same_mistake": measures.same_mistake(classes, labels, weights),
+        "prediction_agreement": measures.prediction_agreement(predictions, weights),
+        "error_consistency": measures.error_consistency(outcomes.correct, weights),
+        "capa": measures.capa(probabilities, labels, weights),
+        "gradient_cosine": measures.mean_cosine(cosines, weights),
+        "linear_cka": measures.linear_cka(np.stack(grams), weights),
     }
-    scores, total = noise.sampled_scores(outcomes, bootstrap), seconds["craft"] + (1 + n) * forward
+    rows, columns = pair_index(n)
+    equal = (predictions[rows] == predictions[columns]).astype(float)
+    table = measures.mistake_table(outcomes, classes, labels)
+    low, high = (
+        pair_values(squareform(table[f"same_mistake_{end}"].to_numpy())) for end in ("low", "high")
+    )
+    limits: dict[str, measures.Limits] = {
+        "same_mistake": (low, high),
+        "prediction_agreement": measures.share(equal, np.ones_like(equal))[1],
+        "error_consistency": measures.beyond_chance_limits(
+            *measures.both_or_neither(outcomes.correct)
+        ),
+        "capa": measures.beyond_chance_limits(*measures.agreements(probabilities, labels)),
+    }
+    seconds = {name: cost * images for name, cost in costs.items()}
+    forward, of_all = seconds["forward"], n * seconds["forward"]
+    attacked = seconds["craft"] + forward + of_all
+    costly = {"gradient_cosine": seconds["gradients"], "linear_cka": seconds["features"]}
+    costly |= {"same_mistake": attacked}
     return [
-        Measure("similarity", scores, total, n * forward),
-        *(Measure.of(name, values, bootstrap, cost) for name, (values, cost) in others.items()),
-    ]
+        Measure("similarity", noise.sampled_scores(outcomes, bootstrap), attacked, of_all),
+        *(
+            Measure.of(
+                name, of, bootstrap, costly.get(name, forward), limits.get(name),
+                of_all if name == "same_mistake" else 0.0,
+            )
+            for name, of in values.items()
+        ),
+    ]  # fmt: skip
 
 
-def report(s: Study, results: list[Measure], images: int) -> None:
+class Used(NamedTuple):
+    """A use, how well the measures predict it, and how well the models' accuracy does alone, over
+    so many values, of which one half of the images explains a share of those of the other half."""
+
+    name: str
+    values: int
+    predicted: Predicted
+    accuracy: Predicted
+    ceiling: float = 1.0
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows of a table: use, measure, values, r, r2, low, high, p; see `Predicted`."""
+        parts = [(self.predicted, self.predicted.names), (self.accuracy, ["accuracy alone"])]
+        return [
+            {"use": self.name, "measure": name, "values": self.values}
+            | {key: float(getattr(part, key)[i]) for key in ("r", "r2", "low", "high", "p")}
+            for part, names in parts
+            for i, name in enumerate(names)
+        ]
+
+
+def all_uses(s: Study, m: Measured, results: list[Measure], positions: Sequence[int]) -> list[Used]:
+    """What the measures predict: the ERR of pairs, and what students of a teacher learn."""
+    n, pairs = len(m.members), ensemble.pairs_of(len(m.members))
+    if n < FEWEST:
+        return []
+    groups = [*((i,) for i in range(n)), *pairs]
+    wrong = ensembles_wrong(s, m.results, m.members, groups)[:, list(positions)]
+    weights = noise.halves(len(positions))
+    err = ensemble.reduction_draws(wrong[:n], pairs, wrong[n:], weights)
+    others = err.reshape(-1, 2, len(pairs))[:, ::-1].reshape(err.shape)
+    right = weights @ ~wrong[:n].T / weights.sum(axis=1, keepdims=True)  # [halves, N]
+    by = {of.name: of.sampled.halves for of in results}
+    use = Use(others, np.array(pairs), by)
+    alone = use._replace(measures={"accuracy": (right[:, :, None] + right[:, None]) / 2})
+    ceiling = float(mean_known(correlations(err[::2], err[1::2])))
+    most = min(s.config.measures.permutations, MOST)
+    known = int((~np.isnan(err).all(axis=0)).sum())
+    uses = [Used("pairs", known, predict(use, most), predict(alone, most), ceiling)]
+    return uses + taught(s, m, results, most)
+
+
+def taught(s: Study, m: Measured, results: list[Measure], permutations: int) -> list[Used]:
+    """The same for the mean accuracy of the stored students of each teacher among the models."""
+    dataset, student = s.config.dataset.name, s.config.dataset.student
+    accuracies = defaultdict[str, list[float]](list)
+    for notes in students_of(m.run.results.store, dataset, student):
+        accuracies[notes["teacher"]["name"]].append(notes["test_accuracy"])
+    teachers = [name for name in s.names if name in accuracies and name != student]
+    if student not in s.names or len(teachers) < FEWEST:
+        return []
+    at, row = [s.names.index(name) for name in teachers], s.names.index(student)
+    y = np.array([[np.mean(accuracies[name]) for name in teachers]])
+    by = {of.name: of.matrix[row, at][None] for of in results}
+    use = Use(y, np.arange(len(teachers))[:, None], by)
+    alone = use._replace(measures={"accuracy": m.outcomes.correct[at].mean(axis=1)[None]})
+    return [Used("students", len(at), predict(use, permutations), predict(alone, permutations))]
+
+
+def report(s: Study, results: list[Measure], uses: list[Used], positions: Sequence[int]) -> None:
     """Tables, figures and the page."""
     n, k, permutations = len(s.names), len(results), s.config.measures.permutations
     for measure in results:
@@ -149,6 +254,13 @@ def report(s: Study, results: list[Measure], images: int) -> None:
     known = correlations.filter(a="similarity").drop_nulls("r").drop_nans("r")
     s.tracker.summary({f"measures/r/{r['b']}": r["r"] for r in known.iter_rows(named=True)})
     pairs = Matrix(s.names, results[0].matrix).pairs(**{m.name: m.matrix for m in results})
+    ends = [
+        (f"{m.name}_{of}", v)
+        for m in results
+        for of, v in zip(("low", "high"), m.ends, strict=True)
+    ]
+    pairs = pairs.with_columns(pl.Series(*end).fill_nan(None) for end in ends)
+    predicted = pl.DataFrame([row for use in uses for row in use.rows()])
     drawn = measures_scatter(results, correlations)
     against = s.outputs.figure("measures_scatter", drawn, pairs.drop("score"), text("against"))
     values, at = np.eye(k), np.triu_indices(k, 1)
@@ -159,11 +271,17 @@ def report(s: Study, results: list[Measure], images: int) -> None:
     )
     two = s.outputs.figure("measures_correlations", drawn, correlations, text("every_two"))
     tables = {"Correlations over pairs": correlations}
+    used = {text(f"table.{use.name}"): predicted.filter(use=use.name).drop("use") for use in uses}
+    if uses:
+        s.outputs.table("measures_uses", predicted)
+    assert s.measured is not None
+    wrong = ~s.measured.outcomes.on(positions).correct
     s.finish(
-        f"How do five measures of the similarity of {n} models compare?",
-        f"Measured on {images} images of {s.source}.",
-        answer(n, table, known.sort("r", descending=True)),
+        f"Which of {k} measures of similarity predicts what {n} models are good for?",
+        f"Measured on {len(positions)} images of {s.source}.",
+        answer(n, table, known.sort("r", descending=True), uses, wrong),
         [
+            Section("What each measure predicts", [text("held_out")] if uses else [], used, ()),
             Section("Against similarity by transfer", (), {}, [against]),
             Section("Every two measures", (), tables, [two]),
             Section("Stability and cost", [text("stability")], {"Measures": table}, ()),
@@ -180,7 +298,7 @@ def short_title(name: str) -> str:
 def measures_scatter(measures: list[Measure], correlations: pl.DataFrame) -> Figure:
     """Each measure against the first one, with a point per pair of models."""
     first, *others = measures
-    figure, axes = panels(2, 2.7, 2.6, rows=2)
+    figure, axes = panels(3, 2.7, 2.6, rows=2)
     x = pair_values(first.matrix)
     for ax, other in zip(axes, others, strict=True):
         y = pair_values(other.matrix)
@@ -192,13 +310,26 @@ def measures_scatter(measures: list[Measure], correlations: pl.DataFrame) -> Fig
     return figure
 
 
-def answer(n: int, table: pl.DataFrame, correlations: pl.DataFrame) -> list[str]:
-    """The findings on n models, the verdict first, by a table of the measures and the correlations
-    of similarity with the others, the highest first."""
-    sentences = [decided(n, correlations)]
-    if correlations.height:
-        listed = "; ".join(map(correlated, correlations.to_dicts()))
-        sentences.append(text("correlates", pairs=correlations["pairs"][0], n=n, listed=listed))
+def answer(
+    n: int,
+    table: pl.DataFrame,
+    related: pl.DataFrame,
+    uses: list[Used],
+    wrong: NDArray[np.bool_],
+) -> list[str]:
+    """The findings on n models, the verdict first, by a table of the measures, the correlations of
+    similarity with the others, the highest first, the uses, and which images [N, I] models
+    misclassify."""
+    sentences = [decided(use, len(uses)) for use in uses] or [text("verdict.few", n=n)]
+    if uses and uses[-1].name != "students":
+        sentences.append(text("no_students", fewest=FEWEST))
+    blind = table.filter(pl.col("told_apart") < BLIND)["measure"].to_list()
+    if blind and n >= FEWEST:
+        named, images = " and ".join(map(short_title, blind)), int(wrong.any(axis=0).sum())
+        sentences.append(text("blind", named=named, errors=images, images=wrong.shape[1]))
+    if related.height:
+        listed = "; ".join(map(correlated, related.to_dicts()))
+        sentences.append(text("correlates", pairs=related["pairs"][0], n=n, listed=listed))
         if n < FEWEST:
             sentences.append(text("few", n=n, fewest=FEWEST))
     else:
@@ -215,15 +346,25 @@ def answer(n: int, table: pl.DataFrame, correlations: pl.DataFrame) -> list[str]
     return [*sentences, *named]
 
 
-def decided(n: int, correlations: pl.DataFrame) -> str:
-    """Whether another measure orders pairs as similarity by transfer does, and how closely."""
-    if n < FEWEST or correlations.is_empty():
-        return text("verdict.few", n=n)
-    related = [verdict(r["r"], p=r["mantel_p"]) == "Yes" for r in correlations.to_dicts()]
-    sure = correlations.filter(pl.Series(related))
-    best = (sure if sure.height else correlations).row(0, named=True)
-    values = {"best": short_title(best["b"]), "share": best["r"] ** 2, "n": correlations.height}
-    return text("verdict", "Yes" if sure.height else "Not certain", sure=sure.height, **values)
+def decided(use: Used, uses: int) -> str:
+    """Which measure predicts a use, how well, and how certain that is."""
+    found = use.predicted
+    i, decision = found.best(uses)
+    values = {key: float(getattr(found, key)[i]) for key in ("r2", "low", "high")}
+    p = p_text(min(float(found.p[i]) * uses, 1.0), None)
+    what, best = text(f"use.{use.name}"), short_title(found.names[i])
+    more = text("more" if found.r[i] > 0 else "less")
+    sentence = text("verdict", decision, best=best, what=what, p=p, more=more, **values)
+    sentence = sentence[0].upper() + sentence[1:]
+    k = int(np.argsort(np.where(np.isnan(found.r2), -np.inf, found.r2))[-2])
+    gap, low, high = found.ahead(i, k)
+    if decision == "Yes":
+        values = {"gap": gap, "low": low, "high": high, "next": short_title(found.names[k])}
+        sentence += text("ahead", verdict(gap, (low, high)), **values)
+    sentence += text("alone", r2=float(use.accuracy.r2[0]))
+    if use.ceiling < 1:
+        sentence += text("ceiling", r=use.ceiling)
+    return sentence
 
 
 def correlated(row: dict[str, Any]) -> str:

@@ -1,7 +1,10 @@
 """Other measures of similarity: parity with definitions and scikit-learn, and the study."""
 
+import re
 from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import polars as pl
@@ -10,14 +13,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lmsim import metrics as lmsim
+from omegaconf import OmegaConf
+from polars.testing import assert_frame_equal
 from torch.nn.functional import cross_entropy
 
+from experiments.studies import measures as study
 from netkin.analysis import measures
+from netkin.analysis.matrix import pair_index
 from netkin.passes import features
 from netkin.similarity import Outcomes, resample, with_intervals
 from netkin.zoo.build import Classifier, Task, build
 from netkin.zoo.parse import parse_members
-from tests.helpers import MEMBERS, four_store, has_figures, on_four, smoothed_score
+from tests.helpers import MEMBERS, four_store, has_figures, on_four, overrides, smoothed_score
 
 ONES = np.ones((1, 50))
 
@@ -292,19 +299,96 @@ def test_gradients_of_a_certain_model_have_a_direction(network: tuple) -> None:
     torch.testing.assert_close(found, torch.full_like(found, -(3072**-0.5)), atol=1e-4, rtol=0)
 
 
+def of_lines(models: int, slope: float, seed: int = 0) -> measures.Use:
+    """Values of pairs, on 4 samples of images, about a line of the first of three measures."""
+    at, r = np.array(pair_index(models)).T, rng(seed)
+    noise = r.normal(size=(2, 3, 4, models, models))
+    x, y = noise[0] + noise[0].swapaxes(2, 3), noise[1, 0] + noise[1, 0].swapaxes(1, 2)
+    x[0] = x[0, :1]
+    values = (slope * x[0] + 0.3 * y)[:, *at.T]
+    return measures.Use(values, at, dict(zip("abc", x, strict=True)))
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_held_out_is_a_line_fitted_on_other_models(single: bool) -> None:
+    use = of_lines(7, 0.5)
+    use.values[1, 3] = np.nan
+    if single:
+        use = measures.Use(use.values[:, :7], np.arange(7)[:, None], {"a": use.measures["a"][:, 0]})
+    x = use.measures["a"][:, *use.models.T]
+    left, total = 0.0, 0.0
+    for i, models in enumerate(use.models):
+        others = ~np.isin(use.models, models).any(axis=1)
+        known = ~np.isnan(use.values[:, others])
+        fitted = [of[:, others][known] for of in (x, use.values)]
+        y, line = use.values[:, i], np.polyfit(*fitted, 1)
+        left += np.nansum((y - np.polyval(line, x[:, i])) ** 2)
+        total += np.nansum((y - fitted[1].mean()) ** 2)
+    found = measures.held_out(use.measures["a"], use, np.arange(7)[None])
+    assert found == pytest.approx(1 - left / total)
+
+
+def test_a_measure_that_predicts_is_found_and_chance_is_not() -> None:
+    """A claim on shuffled models is rarer than 5%: experiments/results/measures.md."""
+    related = measures.predict(of_lines(10, -0.5), 199)
+    i, found = related.best()
+    assert (related.names[i], found) == ("a", "Yes") and related.p[0] == 1 / 200
+    assert related.r[0] < -0.7 and related.low[0] > 0.3
+    assert related.ahead(0, 1)[1] > 0
+    claims = [measures.predict(of_lines(7, 0, seed), 99).best()[1] for seed in range(20)]
+    assert claims.count("Not certain") >= 18
+    alike = np.ones((4, 7, 7))  # a measure without differences says nothing
+    use = of_lines(7, 0.5)._replace(measures={"flat": alike, "unknown": np.nan * alike})
+    assert measures.predict(use, 9).r2 == pytest.approx([0, 0])
+
+
+def test_students_of_the_models_are_what_measures_predict(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("vit_ti", *"abcdef", "without")
+    notes = [
+        {"teacher": {"name": name}, "test_accuracy": 0.9 + 0.01 * i + seed / 1000}
+        for i, name in enumerate([*"abcdef", "gone"])
+        for seed in (-1, 1)
+    ]
+    monkeypatch.setattr(
+        study, "students_of", lambda *of: notes if of[1:] == ("d", "vit_ti") else []
+    )
+    matrix = rng().normal(size=(8, 8))
+    matrix[0, 1:7] = np.arange(6)
+    config = OmegaConf.create({"dataset": {"name": "d", "student": "vit_ti"}})
+    s = SimpleNamespace(config=config, names=names)
+    outcomes = SimpleNamespace(correct=rng().random((8, 20)) < 0.9)
+    m = SimpleNamespace(run=MagicMock(), outcomes=outcomes)
+    other = rng(1).normal(size=(8, 8))
+    of = [
+        measures.Measure.of(name, np.stack([values] * 3), 1, 1.0)
+        for name, values in (("similarity", matrix), ("capa", other))
+    ]
+    (use,) = study.taught(s, m, of, 99)  # type: ignore[arg-type]
+    assert use.values == 6 and use.predicted.r2[0] == pytest.approx(1)
+    assert study.decided(use, 2).startswith("Similarity s predicts whose students learn more")
+    notes[:] = notes[:8]
+    assert not study.taught(s, m, of, 99)  # type: ignore[arg-type]
+
+
 def test_measures(folder: Path) -> None:
-    """A twin is its model by every measure; what is in the store is not made again."""
-    sizes = ("measures.permutations=99",)
-    fast = ("measures.seconds=0.01", "measures.bootstrap=20")
+    """A twin is its model by every measure; what is in the store is not made again, also for more
+    members."""
+    sizes = ("measures.permutations=99", "measures.bootstrap=20")
+    fast = ("measures.seconds=0.01",)
     run = on_four("measures", folder, *sizes, *fast)
     has_figures(run, "measures_scatter", "measures_correlations")
     table = pl.read_csv(run / "measures_scatter.csv")
     (twins,) = table.filter(a="test_byobnet", b="twin").to_dicts()
-    for name in ("prediction_agreement", "gradient_cosine", "linear_cka"):
+    for name in ("same_mistake", "prediction_agreement", "gradient_cosine", "linear_cka"):
         assert twins[name] == pytest.approx(1, abs=2e-3), name
     assert twins["error_consistency"] == pytest.approx(1)
     (others,) = table.filter(a="test_byobnet", b="vit_ti").to_dicts()
-    assert all(others[name] < twins[name] for name in others if name not in "ab")
+    assert all(others[name] < twins[name] for name in study.TITLES)
+    for name in study.TITLES:
+        assert (table[f"{name}_low"] <= table[f"{name}_high"]).all(), name
+    first = pl.read_csv(folder / "first" / "pairs.csv").filter(a=MEMBERS[0], b=MEMBERS[1])
+    assert first["same_mistake"].to_list() == pytest.approx([others["same_mistake"]])
+    assert first["same_mistake_chance"].is_between(0, 1).all()
     # 100 images: all of the subset
     assert others["similarity"] == pytest.approx(smoothed_score(folder))
     links = pl.read_csv(run / "measures_correlations.csv")
@@ -319,7 +403,16 @@ def test_measures(folder: Path) -> None:
     lost = next(path for path in kept if path.match("gradients-*/vit_ti/00000.safetensors"))
     lost.unlink()
     before = {path: path.stat().st_mtime_ns for path in kept if path != lost}
-    again = on_four("measures", folder, *sizes, *fast)
+    assert not (run / "measures_uses.csv").exists()  # too few models for that
+    fifth = re.findall(r"\{name: twin.*?\}", overrides(folder)[0])[0].replace("twin", "fifth", 1)
+    more = overrides(folder)[0].removesuffix("]") + f",{fifth}]"
+    again = on_four("measures", folder, *sizes, *fast, more)
     assert lost.is_file() and {p: p.stat().st_mtime_ns for p in before} == before
-    assert pl.read_csv(again / "measures_scatter.csv").equals(table)
     assert {path.parent.name for path in kept} == {*MEMBERS}
+    found = pl.read_csv(again / "measures_scatter.csv").filter(
+        pl.col("a").is_in(MEMBERS) & pl.col("b").is_in(MEMBERS)
+    )
+    assert_frame_equal(found, table, check_row_order=False)
+    uses = pl.read_csv(again / "measures_uses.csv")
+    assert uses["measure"].to_list() == [*study.TITLES, "accuracy alone"]
+    assert uses["p"].is_between(0.01, 1).all() and (uses["r2"] <= 1).all()

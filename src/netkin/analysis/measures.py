@@ -287,10 +287,11 @@ class Measure:
         draws: int,
         seconds: float,
         limits: Limits | None = None,
+        paired: float = 0.0,
     ) -> "Measure":
         """From the matrix and, after it, the draws and the halves, [1 + draws + halves, N, N]."""
         sampled = Sampled(matrices[0], matrices[1 : 1 + draws], matrices[1 + draws :])
-        return cls(name, sampled, seconds, limits=limits)
+        return cls(name, sampled, seconds, paired, limits)
 
     @property
     def ends(self) -> Limits:
@@ -445,5 +446,5 @@ def predict(use: Use, permutations: int = 999, seed: int = 0) -> Predicted:
     found = np.nan_to_num(r2, nan=-np.inf)
     p = np.array([(found.max(axis=0) >= own - 1e-12).mean() for own in found[:, 0]])
     first = np.array(r2)[:, 0]
-    ends = first - half, first + half
+    ends = first - half, np.minimum(first + half, 1)
     return Predicted(tuple(use.measures), np.array(r), first, *ends, p, np.array(without))
