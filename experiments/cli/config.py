@@ -100,7 +100,7 @@ class Score:
     """How scores are computed."""
 
     eps_s: float = 0.01  # floor of 100 p in s = ln max(eps_s, 100 p)
-    bootstrap: int = 1000  # draws of images for the intervals of means over pairs
+    bootstrap: int = 1000  # samples of the images for intervals of means and correlations
     half_width: float | None = None  # nats: stop once intervals (high - low) are twice this
     share: float = 0.95  # of the pairs whose intervals must be
 
@@ -223,6 +223,11 @@ class _Budget:
     least_r: float = 0.95  # of a matrix that counts as the same: r with the reference,
     most_bias: float = 0.1  # the mean difference of scores,
     least_inside: float = 0.9  # and the share of pairs inside the reference's interval
+
+
+@experiment("classes", section="classes")
+class _Classes:
+    pairs: int = 10  # in the answer's tables
 
 
 @experiment("clusters", section="clusters")

@@ -1,6 +1,7 @@
 """How evaluate.py and train.py start and end: their arguments in Hydra's grammar, one line for a
 user's mistake, and the exit code."""
 
+import atexit
 import fnmatch
 import importlib
 import io
@@ -71,6 +72,7 @@ def run_study(config: DictConfig, script: str) -> Any:
                 from netkin.jobs import pool
 
                 pool.serve()  # imports what workers need while this process imports what it needs
+                atexit.register(pool.end_server)
             from netkin.jobs.progress import Bars
 
             module = importlib.import_module(config.experiment.study)
@@ -114,6 +116,8 @@ def opening(config: DictConfig) -> str:
     with suppress(Exception):  # mistakes are the run's to report
         if config.get("similarity") is not None:
             about = [f"scores of {config.similarity.get('file') or 'sat69'}"]
+        elif config.experiment.name == "compare":
+            about = [f"scores of {config.a} and {config.b}"]
         elif config.experiment.study.startswith("experiments.studies."):
             names, data = member_names(config.model.members), config.dataset.name
             of = f"{len(names)} models on {data}" if names else data

@@ -75,7 +75,7 @@ def compare(
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
         progress: whether to show progress on stderr.
         store: a folder that keeps what is computed, to go on from; a temporary one unless given.
-        bootstrap: draws of images for intervals of means over pairs.
+        bootstrap: samples of the images, at most, for intervals of means over pairs.
         eps_s: the floor of 100 p in s = ln max(eps_s, 100 p).
         classes: names of the K classes.
         ids: a text an image; its number unless given.
