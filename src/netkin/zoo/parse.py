@@ -161,7 +161,7 @@ def _check_fields(spec: dict[str, Any]) -> None:
     for key in ("mean", "std"):
         if (value := spec.get(key)) is not None:
             spec[key] = tuple(map(float, [value] if _is_number(value) else value))
-        if max(spec.get(key) or [0]) > 1:
+        if max(spec.get(key) or [0]) > MOST[key]:
             raise UserError(
                 f"member {name!r}: {key} is {list(spec[key])}, but pixels are in [0, 1]: divide "
                 "mean and std of pixels in 0 to 255 by 255; a network that takes such pixels as "
