@@ -22,7 +22,7 @@ from netkin.data.files import (
     walk,
 )
 from netkin.data.images import Images, Labelled, Row
-from netkin.data.labels import by_labels
+from netkin.data.labels import by_annotations, by_labels, is_annotated
 from netkin.errors import UserError
 
 PREFIXES = ("hfds/", "wds/")
@@ -68,7 +68,9 @@ def open_folder(
         if root.startswith(PREFIXES):
             images = read(root, split, columns, names, class_order)
         elif labels is None:
-            images = by_folder(list_files(root, split), names, class_order)
+            listing = list_files(root, split)
+            read_labels = by_annotations if is_annotated(listing) else by_folder
+            images = read_labels(listing, names, class_order)
         elif (file := Path(labels).expanduser()).name == GROUND_TRUTH:
             raise UserError(f"labels={labels} are of ImageNet, in its own order: dataset=imagenet")
         else:
