@@ -67,7 +67,3 @@ def test_a_paragraph_has_a_label_a_sentence_reasons_and_a_command() -> None:
 def test_rounding_errors_are_nothing() -> None:
     values = [cell("eigenvalue", value) for value in (-1e-16, 3e-12, -0.5)]
     assert values == ["0.000", "0.000", minus("-0.500")]
-        "0.000",
-        "0.000",
-        minus("-0.500"),
-    ]
