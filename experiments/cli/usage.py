@@ -24,7 +24,7 @@ ABOUT = {
 EXPERIMENTS = {  # in the order in which they are of use
     "About models": (
         *("pairwise", "relatives", "clusters", "components", "importance", "within", "compare"),
-        *("landmarks", "novel", "probe", "measures"),
+        *("classes", "landmarks", "novel", "probe", "measures"),
     ),
     "About a choice": ("select", "ensemble", "teachers", "distillation"),
     "About a run": (
