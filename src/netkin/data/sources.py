@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from netkin.data import idx
 from netkin.data.classes import in_order, labels_of, read_classes
 from netkin.data.files import (
     Listing,
@@ -67,6 +68,10 @@ def open_folder(
     with reading(root, labels, *columns):
         if root.startswith(PREFIXES):
             images = read(root, split, columns, names, class_order)
+        elif labels is None and idx.find(folder := Path(root).expanduser(), split):
+            if white_level is not None:
+                raise UserError(f"white_level is of 16-bit images; those of {root} have 8 bits")
+            return idx.read(folder, split, names)
         elif labels is None:
             listing = list_files(root, split)
             read_labels = by_annotations if is_annotated(listing) else by_folder
