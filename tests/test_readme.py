@@ -18,6 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 import experiments.studies
+from experiments.cli.config import check_read
 from experiments.cli.launch import spelled_out
 from netkin.data.subset import draw
 from tests.conftest import ROOT, run_here
@@ -114,6 +115,7 @@ def test_commands_compose(command: str, examples: Path) -> None:
     config = composed(command, examples / "my_conf")
     script = Path(shlex.split(command)[1]).stem
     assert config.experiment.get("script", "evaluate") == script
+    check_read(config, script, overrides_of(command))
     module = config.experiment.study
     assert callable(importlib.import_module(module).run), module
 

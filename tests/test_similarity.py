@@ -124,11 +124,11 @@ def test_floor_must_be_positive(eps_s: float) -> None:
 
 @given(st.integers(1, 2000))
 def test_bound_is_exact_when_nothing_transfers(n: int) -> None:
-    """Of a binomial whose number of draws is about the number of images."""
+    """Of a binomial whose number of draws is the number of images."""
     result = with_interval(np.zeros(n))
     assert result.score == result.low == pytest.approx(math.log(0.01))
     # The rate at which seeing n failures in a row has a probability of 2.5 %.
-    assert result.high == pytest.approx(math.log(100 * (1 - 0.025 ** (1 / n))), abs=0.3)
+    assert result.high == pytest.approx(math.log(100 * (1 - 0.025 ** (1 / n))))
     if n >= 50:
         assert result.high == pytest.approx(math.log(370 / n), abs=0.25)
 
@@ -145,8 +145,8 @@ def test_interval_of_equal_directions_is_that_of_a_binomial() -> None:
     z = np.r_[np.ones(300), np.zeros(700)]
     exact = binomtest(300, 1000).proportion_ci(0.95, "exact")
     result = with_interval(z)
-    assert result.low == pytest.approx(math.log(100 * exact.low), abs=2e-3)
-    assert result.high == pytest.approx(math.log(100 * exact.high), abs=2e-3)
+    assert result.low == pytest.approx(math.log(100 * exact.low))
+    assert result.high == pytest.approx(math.log(100 * exact.high))
 
 
 def test_interval_of_independent_directions_is_narrower() -> None:
@@ -161,7 +161,7 @@ RATES = (0.001, 0.01, 0.1, 0.5, 0.9, 0.98, 0.995)
 
 
 @pytest.mark.parametrize("kind", ["independent", "lopsided", "equal"])
-@pytest.mark.parametrize("n", [20, 100, 500, 5000])
+@pytest.mark.parametrize("n", [20, 30, 100, 500])
 @pytest.mark.parametrize("p", RATES)
 def test_coverage_is_95_per_cent_or_more(p: float, n: int, kind: str) -> None:
     """With directions that are independent, one of which is larger, and that always agree."""

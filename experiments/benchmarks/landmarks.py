@@ -35,7 +35,7 @@ def means(rows: pl.DataFrame) -> pl.DataFrame:
     verdicts = [(pl.col("verdict") == v).sum().alias(v) for v in ("Yes", "Not certain", "No")]
     return rows.group_by("landmarks", maintain_order=True).agg(
         pl.len().alias("draws"),
-        pl.mean("r2", "r", "error", "with_interval", "coverage", "highest_coverage"),
+        pl.mean("r2", "r", "error", "with_interval", "coverage", "coverage_of_highest"),
         pl.mean("nearest_found", "run_r2", "run_highest", "run_nearest"),
         pl.col("r2").min().alias("lowest_r2"),
         pl.col("coverage").min().alias("lowest_coverage"),

@@ -66,7 +66,9 @@ def groups(labels: Sequence[str] | None, scores: NDArray[np.float64]) -> Verdict
     """As pairwise and within decide it, without the interval over images."""
     if labels is None:
         return None
-    test = together_test(scores, np.equal.outer(np.array(labels), np.array(labels)))
+    test = together_test(
+        main_effects(scores).rest, np.equal.outer(np.array(labels), np.array(labels))
+    )
     return verdict(test.r, p=test.p)
 
 
@@ -104,10 +106,14 @@ def landmarks(scores: NDArray[np.float64], rng: np.random.Generator) -> Verdict:
     return complete(scores, rng.choice(len(scores), number, replace=False).tolist()).verdict
 
 
-def goes_with(models: Models, scores: NDArray[np.float64]) -> Verdict:
+def goes_with(models: Models, scores: NDArray[np.float64], rng: np.random.Generator) -> Verdict:
     """Whether scores go with another measure of the pairs, such as errors of ensembles or a measure
-    of similarity: here the matrix itself, shuffled or not."""
-    test = mantel(models.scores, scores, PERMUTATIONS)
+    of similarity: here the matrix itself, or one
+    of other models, which have other main effects."""
+    order = np.arange(len(scores))
+    if scores is not models.scores:
+        order = rng.permutation(order)
+    test = mantel(models.scores, scores[np.ix_(order, order)], PERMUTATIONS)
     return verdict(test.r, p=test.p)
 
 
@@ -119,10 +125,7 @@ VERDICTS: dict[str, tuple[Decide, int]] = {
     "importance: does a component go with similarity?": (lambda m, s, _: component(m, s), 1),
     "importance: do components predict new models?": (lambda m, s, _: held_out(m, s), 5),
     "landmarks: do they predict the other scores?": (lambda _, s, rng: landmarks(s, rng), 5),
-    "ensemble and measures: does it go with s?": (
-        lambda m, s, _: goes_with(m, s),
-        1,
-    ),
+    "ensemble and measures: does it go with s?": (goes_with, 1),
 }
 """By study and question, how it is decided, and by which the number of draws is divided."""
 

@@ -100,7 +100,7 @@ class Score:
     """How scores are computed."""
 
     eps_s: float = 0.01  # floor of 100 p in s = ln max(eps_s, 100 p)
-    bootstrap: int = 1000  # draws of images for the intervals of means over pairs
+    bootstrap: int = 1000  # samples of the images for intervals of means and correlations
     half_width: float | None = None  # nats: stop once intervals (high - low) are twice this
     share: float = 0.95  # of the pairs whose intervals must be
 
@@ -223,6 +223,11 @@ class _Budget:
     least_r: float = 0.95  # of a matrix that counts as the same: r with the reference,
     most_bias: float = 0.1  # the mean difference of scores,
     least_inside: float = 0.9  # and the share of pairs inside the reference's interval
+
+
+@experiment("classes", section="classes")
+class _Classes:
+    pairs: int = 10  # in the answer's tables
 
 
 @experiment("clusters", section="clusters")
@@ -529,9 +534,41 @@ def check(config: DictConfig, script: str) -> None:
         if not setting.allows(value := node.get(leaf)):
             hint = near(value, map(str, CHOICES.get(key, ()))) if isinstance(value, str) else ""
             raise UserError(f"{key} must be {setting.expected}, got {value!r}{hint}")
-    ours = (CONF / "experiment" / f"{name}.yaml").is_file()  # another's may read what it likes
-    if ours and config.get("similarity") is not None and "similarity" not in known:
+
+
+ATTACKED = ("attack", "transfer", "recipe")
+UNREAD: dict[str, tuple[str, ...]] = {
+    "compare": ("dataset", "subset", "model", "score", *ATTACKED),
+    "components": ("subset", "score", *ATTACKED),
+    "dashboard": ("dataset", "subset", "model", "score", *ATTACKED),
+    "distill": ("model.members", "recipes.resnet", "recipes.vit"),
+    "hparams": ("model.members", "distillation", "seed", "recipes.teacher"),
+    "index": ("dataset", "subset", "model", "score", *ATTACKED),
+    "scratch": ("distillation", "recipes"),
+    "seeds": ("model.members", "distillation", "seed", "recipes.teacher"),
+    "store": ("dataset", "subset", "model", "score", *ATTACKED),
+}
+"""Keys that an experiment does not read, with all in them; others it reads, or may read."""
+
+
+def check_read(config: DictConfig, script: str, typed: Sequence[str]) -> None:
+    """Raises UserError for a setting that was typed and that this run would not read.
+
+    Experiments that are not in conf/experiment may read what they like.
+    """
+    name = config.experiment.name
+    if not (CONF / "experiment" / f"{name}.yaml").is_file():
+        return
+    unread = dict.fromkeys(UNREAD.get(name, ()), "")
+    if "similarity" not in settings(name, script):
         having = [other for other in EXPERIMENTS if "similarity" in settings(other, script)]
-        raise UserError(
-            f"experiment={name} does not read similarity; these do: {', '.join(having)}"
-        )
+        unread["similarity"] = f"; these do: {', '.join(having)}"
+    elif config.get("similarity") is not None:
+        unread |= dict.fromkeys(ATTACKED, ", since its scores are read from a file")
+    if script == "evaluate" and config.dataset.get("weights") == "pretrained":
+        unread.setdefault("recipe", ", since weights are published ones (dataset.weights)")
+    for text in typed:
+        key = text.lstrip("+~").partition("=")[0].partition("@")[0]
+        for parent, why in unread.items():
+            if f"{key}.".startswith(f"{parent}."):
+                raise UserError(f"experiment={name} does not read {parent} ({text}){why}")

@@ -1,9 +1,11 @@
 """How evaluate.py and train.py start and end: their arguments in Hydra's grammar, one line for a
 user's mistake, and the exit code."""
 
+import atexit
 import fnmatch
 import importlib
 import io
+import itertools
 import logging
 import os
 import re
@@ -23,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from experiments.cli import folder, mistakes, stop, usage
-from experiments.cli.config import CONF, Figure, check, composed
+from experiments.cli.config import CONF, Figure, check, check_read, composed
 from experiments.cli.mistakes import ENDS, check_additions, one_line
 from experiments.cli.stop import fail
 from experiments.cli.values import naming, swept
@@ -32,6 +34,10 @@ from netkin.errors import Stopped, UserError, and_more
 ROOT = CONF.parent
 NAME = r"[\w.@/:*-]+"
 GLOB = re.compile(r"source=glob\((.*)\)")
+RECIPES = {"distill": ["teacher"], "seeds": ["resnet", "vit"], "hparams": ["resnet", "vit"]}
+"""Recipes besides `recipe` that an experiment trains with."""
+FLAGS = {flag for action in get_args_parser()._actions for flag in action.option_strings}
+"""Hydra's own."""
 HELPERS = re.compile(r"multiprocessing\.(forkserver|resource_tracker)")
 
 
@@ -58,6 +64,7 @@ def run_study(config: DictConfig, script: str) -> Any:
                 f"experiment={name} is run by {of}.py: python {of}.py experiment={name}"
             )
         check(config, script)
+        check_read(config, script, HydraConfig.get().overrides.task)
         if not config.quiet:
             print(opening(config), flush=True)
         with stop.while_importing():
@@ -65,6 +72,7 @@ def run_study(config: DictConfig, script: str) -> Any:
                 from netkin.jobs import pool
 
                 pool.serve()  # imports what workers need while this process imports what it needs
+                atexit.register(pool.end_server)
             from netkin.jobs.progress import Bars
 
             module = importlib.import_module(config.experiment.study)
@@ -108,6 +116,8 @@ def opening(config: DictConfig) -> str:
     with suppress(Exception):  # mistakes are the run's to report
         if config.get("similarity") is not None:
             about = [f"scores of {config.similarity.get('file') or 'sat69'}"]
+        elif config.experiment.name == "compare":
+            about = [f"scores of {config.a} and {config.b}"]
         elif config.experiment.study.startswith("experiments.studies."):
             names, data = member_names(config.model.members), config.dataset.name
             of = f"{len(names)} models on {data}" if names else data
@@ -123,10 +133,13 @@ def spelled_out(overrides: Sequence[str]) -> list[str]:
     model=NAME is model.members=[NAME], unless conf/model has it, and model=[A,B] is
     model.members=[A,B]; of experiment=relatives model=NAME is its setting. With --multirun,
     model=A,B is a sweep over two lists of one member. similarity=PATH is a file, and
-    similarity.dir=FOLDER alone has the published 69.
+    similarity.dir=FOLDER alone has the published 69. --KEY=VALUE, as W&B's agents have it, is
+    KEY=VALUE.
     """
     spelled, lists = [], {*mistakes.options("model")}
     for text in overrides:
+        if re.match(rf"--{NAME}=", text) and text.partition("=")[0] not in FLAGS:
+            text = text.removeprefix("--")
         key, _, value = text.partition("=")
         names = re.fullmatch(rf"{NAME}(?:,{NAME})*|\[{NAME}(?:,{NAME})*\]", value)
         if key == "model" and names and value not in lists:
@@ -145,6 +158,29 @@ def spelled_out(overrides: Sequence[str]) -> list[str]:
     if "similarity.dir" in keys and "similarity" not in keys:
         spelled.append("similarity=sat69")
     return spelled
+
+
+def for_all_recipes(script: str, given: Sequence[str]) -> list[str]:
+    """Overrides of train.py in which what is typed for `recipe` is also for the other recipes that
+    the experiment trains with, before what is typed for these. A sweep is one of all of them, and
+    none of a teacher's, whose weights are those of the first run."""
+    parsed, parser = get_args_parser().parse_args(list(given)), OverridesParser.create()
+    typed = [text for text in parsed.overrides if text.lstrip("+~").startswith("recipe.")]
+    kinds = [kind for option, kind in RECIPES.items() if f"experiment={option}" in parsed.overrides]
+    if script != "train" or not typed or not kinds:
+        return list(given)
+    sweeps = {o for o in parsed.overrides if parser.parse_override(o).is_sweep_override()}
+    flags = [f"--config-dir={parsed.config_dir}"] if parsed.config_dir else []
+    fixed = [o for o in parsed.overrides if o not in {*typed, *sweeps}]
+    recipes, more = composed(script, [*flags, *fixed]).recipes, []
+    for kind, text in itertools.product(kinds[-1], typed):
+        key, equals, value = text.partition("=")
+        if kind not in recipes or (text in sweeps and kind == "teacher"):
+            continue
+        value = f"${{{key.lstrip('+~')}}}" if text in sweeps else value
+        more.append(f"{key.replace('recipe.', f'recipes.{kind}.', 1)}{equals}{value}")
+    first = given.index(parsed.overrides[0])
+    return [*given[:first], *more, *given[first:]]
 
 
 def arguments(script: str, given: Sequence[str]) -> list[str]:
@@ -222,7 +258,7 @@ def launch(main: Callable[[], None]) -> None:
                     "hydra/launcher=slurm needs submitit: pip install -e '.[cluster]'"
                 ) from None
             slurm.register()
-        given = spelled_out(given)
+        given = for_all_recipes(script, spelled_out(given))
         check_additions(given, script)
         sys.argv[1:] = arguments(script, given)
         try:

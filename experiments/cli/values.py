@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -50,12 +51,17 @@ def swept() -> list[str]:
 
 
 def own_overrides(overrides: Sequence[str], sweep: Path) -> list[str]:
-    """Those of a job's overrides that were not typed as they are: of a sweep in a folder."""
+    """Those of a job's overrides that were typed as sweeps: of a sweep in a folder."""
     try:  # Hydra writes it before the jobs start
         typed = OmegaConf.load(sweep / "multirun.yaml").hydra.overrides.task
     except (OSError, YAMLError, OmegaConfBaseException):
         return list(overrides)
-    return [override for override in overrides if override not in typed]
+    parser = OverridesParser.create()
+    fixed = [
+        each for text in typed if not (each := parser.parse_override(text)).is_sweep_override()
+    ]
+    keys = {each.key_or_group for each in fixed}  # of a job, values are written in another way
+    return [text for text in overrides if parser.parse_override(text).key_or_group not in keys]
 
 
 def may_stop(config: DictConfig) -> bool:

@@ -4,6 +4,8 @@ Each other one is a definition: a file, or the run's config with some values cha
 
 - experiment=compare: two runs or files. Also where they differ most (differences, models.csv).
 - experiment=attacks: other attacks, or scores of one direction (Appendix G; Fig. G.1, G.2).
+- experiment=classes: images of one class and of all others, and which classes a pair's transfers
+  are in.
 - experiment=precision: other precisions, of crafting and of targets, beside another seed, whose
   effect is chance alone.
 - experiment=budget: fewer, longer steps (attack.step_size=null), and what they cost: r says whether
@@ -13,7 +15,7 @@ On the 12 digits members (500 images): PGD-50 and PGD-10 r = 0.98, two-sided and
 (66 pairs, 132 directions; both Mantel p <= 0.0001). Precisions: experiments/results/speed.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +38,7 @@ from experiments.cli.measured import Measured
 from experiments.cli.members import build_members
 from experiments.cli.runs import command
 from experiments.cli.setting import build_attack, build_settings, on_cpu
-from experiments.cli.study import Study, study
+from experiments.cli.study import Study, check_file, study
 from experiments.cli.values import changed, naming
 from netkin import similarity
 from netkin.analysis import matrix, noise, statistics
@@ -48,9 +50,11 @@ from netkin.analysis.noise import Sampled
 from netkin.analysis.statistics import FEWEST
 from netkin.analysis.verdict import verdict
 from netkin.attacks import PGD, Attack
+from netkin.data.classes import class_words
+from netkin.data.tables import read_text
 from netkin.errors import UserError, and_more, near
 from netkin.report.heatmap import heatmap_figure
-from netkin.report.plots import Marks, scatter
+from netkin.report.plots import Marks, ranked_figure, scatter
 from netkin.report.sentences import Sentences
 from netkin.report.study import Section
 from netkin.report.style import panels, style
@@ -60,11 +64,15 @@ from netkin.similarity import Outcomes
 from netkin.zoo import execution
 from netkin.zoo.execution import PRECISIONS, TARGET_PRECISIONS, Execution, check_execution
 
+CLASSES_SHOWN = 40
+SCHEMA = dict.fromkeys(("a", "b"), pl.String) | dict.fromkeys(("score", "fooling_rate"), pl.Float64)
+SCHEMA |= {"class": pl.String, "class_rate": pl.Float64, "classes": pl.Float64}
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
 def run(config: DictConfig) -> None:
     kinds = {"compare": files, "attacks": attacks, "precision": precision, "budget": budget}
+    kinds["classes"] = classes
     kinds[config.experiment.name](config)
 
 
@@ -90,7 +98,7 @@ def defined(
     one_sided = sources is not None
     sampled = noise.sampled_scores(outcomes, s.config.score.bootstrap, one_sided=one_sided)
     if sources is not None:
-        for part in sampled:
+        for part in sampled[:3]:
             part[..., ~np.isin(outcomes.members, sources), :] = np.nan
     return Definition(name, sampled.values, sampled)
 
@@ -114,11 +122,32 @@ def files(config: DictConfig) -> None:
                 f"{a} and {b} share {len(common)} models, expected 3 or more "
                 f"({and_more(s.names, 3)}; {and_more(theirs.names, 3)})"
             )
-        a, b = told_apart(a, b)
-        pair = Definition(a, s.matrix.of(common).scores), Definition(b, theirs.of(common).scores)
-        only = {a: len(s.names) - len(common), b: len(theirs.names) - len(common)}
-        left_out = [text("only", n=n, name=name) for name, n in only.items() if n]
-        compare(s, common, [pair], left_out=left_out)
+        whole = dict(zip(told_apart(a, b), (s.matrix, theirs), strict=True))
+        pair = [Definition(name, m.of(common).scores) for name, m in whole.items()]
+        alone = {name: len(m.names) - len(common) for name, m in whole.items()}
+        notes = [text("only", n=n, name=name) for name, n in alone.items() if n]
+        found = [agreement(each) for each in (a, b)]
+        columns = dict[str, float]()
+        if (one := found[0]) is None or (other := found[1]) is None:
+            notes.insert(0, text("unknown_noise"))
+        elif one[1] == other[1]:
+            notes.insert(0, text("same_images"))
+        else:
+            top = float(np.sqrt(one[0].reliability * other[0].reliability))
+            r = statistics.pearson(*statistics.paired(pair[0].scores, pair[1].scores)).r
+            columns = {"noise_ceiling": top, "r_without_noise": float(np.clip(r / top, -1, 1))}
+        compare(s, common, [(pair[0], pair[1])], [columns], notes)
+
+
+def agreement(given: str) -> tuple[noise.Agreement, str] | None:
+    """How far random halves of a run's images agree, and which images these are, by the
+    agreement.csv of its folder; None where there is none."""
+    file = scores_file("", given).with_name("agreement.csv")
+    if given == "sat69" or not Path(given).expanduser().is_dir() or not file.is_file():
+        return None
+    table = read_text(file)
+    images, _ = table["r"].cast(pl.Float64).fill_null(np.nan)
+    return (noise.Agreement(images), table["images"][0]) if images > 0 else None
 
 
 def told_apart(a: str, b: str) -> tuple[str, str]:
@@ -133,6 +162,7 @@ def told_apart(a: str, b: str) -> tuple[str, str]:
 def scores_file(key: str, given: str) -> Path:
     """The file of scores that a key names: the similarity.csv of a run's folder, or a CSV file."""
     path = Path(given).expanduser()
+    check_file(key, given)
     if not path.is_dir():
         return path
     if not (path / "similarity.csv").is_file():
@@ -154,7 +184,7 @@ def attacks(config: DictConfig) -> None:
             there = defined(s, "one-sided", s.measured.outcomes, s.names)
             # The two-sided score contains the one-sided one; the other direction does not.
             assert there.sampled is not None
-            turned = Sampled(*(part.swapaxes(-1, -2) for part in there.sampled))
+            turned = Sampled(*(part.swapaxes(-1, -2) for part in there.sampled[:3]))
             back = Definition("the other direction", turned.values, turned)
             both = defined(s, "two-sided", s.measured.outcomes)
             compare(s, s.names, [(both, there), (there, back)])
@@ -354,6 +384,107 @@ def passes(outcomes: Outcomes, steps: int) -> float:
     return float(correct.sum() * steps * 3 + (correct @ correct.T).sum())
 
 
+# Classes of images
+
+
+def classes(config: DictConfig) -> None:
+    """The matrix on the images of one class and on those of the others, and pairs by class."""
+    with study(config) as s:
+        assert s.measured is not None
+        outcomes, subset = s.measured.outcomes, s.measured.evaluation.subset
+        label_of = dict(zip(subset.ids, subset.labels, strict=True))
+        labels = np.array([label_of[image] for image in outcomes.image_ids])
+        words = class_words(s.measured.evaluation.images.classes)
+        present = np.unique(labels)
+        inside = (labels == present[:, None]).astype(float)  # [C, images]
+        if len(present) < 2 or len(s.names) < 2:
+            raise UserError("experiment=classes needs images of 2 classes or more")
+        named = [words[label] for label in present]
+        table = s.outputs.table("classes", class_table(outcomes, inside, named))
+        pairs = s.outputs.table("pairs", carried(outcomes, inside, named))
+        found, shown = noise.agreement(outcomes, labels.tolist()), s.config.classes.pairs
+        drawing = ranked_figure(
+            table["class"][:CLASSES_SHOWN].to_list(),
+            {"": table.select("fooling_rate").head(CLASSES_SHOWN).to_numpy()},
+            "mean fooling rate of all pairs",
+        )
+        picture = s.outputs.figure("classes", drawing, table, text("classes.caption"))
+        most, least = table.row(0, named=True), table.row(-1, named=True)
+        answer = [text("classes.range", n=len(present), most=most, least=least)]
+        if not np.isnan(found.classes):
+            answer.insert(0, text("classes.halves", n=len(present), **found._asdict()))
+        answer.append(text("classes.nearest", **pairs.row(0, named=True)))
+        apart = pairs.drop_nulls("class").sort(
+            pl.col("class_rate") - pl.col("fooling_rate"), descending=True
+        )
+        counts, first = {"found": apart.height, "n": pairs.height}, apart.head(1).to_dicts()
+        answer += [text("classes.most", **counts, **row) for row in first] or [text("classes.none")]
+        tables = {"The most similar pairs": pairs.head(shown)}
+        tables["Pairs that one class carries most"] = apart.head(shown)
+        s.finish(
+            text("classes.title", n=len(s.names)),
+            f"Scores of the same models on images of single classes: {s.source}.",
+            answer,
+            [Section("Classes", (), {}, [picture]), Section("Pairs", (), tables)],
+        )
+
+
+def class_table(
+    outcomes: Outcomes, inside: NDArray[np.float64], named: Sequence[str]
+) -> pl.DataFrame:
+    """A row a class, by its mean fooling rate over pairs: class, images, fooling_rate, and r, of
+    smoothed scores on its images and on those of the other classes.
+
+    `inside` [C, images] has 1 for the images of each class.
+    """
+    sums, halves = np.zeros((2, len(inside))), np.stack([inside, 1 - inside], axis=1)
+    r = noise.agreeing(outcomes, halves.reshape(2 * len(inside), -1))
+    for a, (k, n) in transfers(outcomes, inside):
+        rate = np.divide(k, n, out=np.zeros_like(k), where=n > 0)
+        sums += np.stack([rate[:a].sum(axis=0), (n[:a] > 0).sum(axis=0)])
+    columns = {"class": named, "images": inside.sum(axis=1).astype(int)}
+    table = pl.DataFrame(columns).with_columns(fooling_rate=sums[0] / np.maximum(sums[1], 1), r=r)
+    return table.fill_nan(None).sort("fooling_rate", descending=True, maintain_order=True)
+
+
+def transfers(
+    outcomes: Outcomes, inside: NDArray[np.float64]
+) -> Iterator[tuple[int, tuple[NDArray[np.float64], NDArray[np.float64]]]]:
+    """Of each model a with the models before it, by class, [a, C] each: how many adversarial images
+    transfer (of one direction: half), and how many images both classify correctly."""
+    for a in range(len(outcomes.members)):
+        before = slice(0, max(a, 1))
+        both = similarity.both_correct(outcomes, a, before)
+        z = (outcomes.fooled[a, before].astype(float) + outcomes.fooled[before, a]) / 2
+        yield a, ((z * both) @ inside.T, both @ inside.T)
+
+
+def carried(outcomes: Outcomes, inside: NDArray[np.float64], named: Sequence[str]) -> pl.DataFrame:
+    """A row a pair, the most similar first: a, b, score (smoothed), the class with the highest
+    fooling rate beyond the pair's own, certainly (by the 95% interval of its rate, corrected for
+    the number of classes), or null; its rate, the pair's rate; and in how many classes the pair's
+    transfers are: the inverse of the sum of their squared shares (1 to C)."""
+    names, of, parts = outcomes.members, np.array(named), []
+    for a, (k, n) in transfers(outcomes, inside):
+        total, images = k.sum(axis=1)[:a], n.sum(axis=1)[:a]
+        rate, at = np.divide(k, n, out=np.zeros_like(k), where=n > 0)[:a], np.arange(a)
+        low, _ = similarity.exact_limits(rate, np.maximum(n[:a], 1), similarity.ALPHA / len(named))
+        best = rate.argmax(axis=1)
+        squared = np.divide(
+            total**2, (k[:a] ** 2).sum(axis=1), out=np.full(a, np.nan), where=total > 0
+        )
+        columns = {
+            "score": similarity.smoothed(total, images),
+            "fooling_rate": total / images,
+            "class": np.where(low[at, best] > total / images, of[best], None).tolist(),
+            "class_rate": rate[at, best],
+            "classes": squared,
+        }
+        parts.append(pl.DataFrame({"a": list(names[:a]), "b": [names[a]] * a, **columns}, SCHEMA))
+    table = pl.concat(parts).fill_nan(None)
+    return table.sort(["score", "a", "b"], descending=[True, False, False])
+
+
 # The page
 
 
@@ -457,9 +588,18 @@ def general_answer(question: str, rows: list[dict]) -> list[str]:
     if not known or known[0]["models"] < FEWEST:
         return [text(f"{question}.few", models=rows[0]["models"]), *each]
     worst = min(known, key=lambda row: row["r"])
-    ends = worst["models_low"], worst["models_high"]
-    decision = verdict(worst["r"], ends, worst["p"], threshold=statistics.ALIKE)
-    share = text("share", share=worst["r"] ** 2, **worst)
+    r, without = worst["r"], worst["r_without_noise"]
+    share = text("share", share=r**2, **worst)
+    if without is not None and without > r > 0:
+        share += text("without_noise", share=without**2, **worst)
+    else:
+        without = r
+    # The interval over models is that of r; r without noise is as uncertain, in proportion.
+    ends = [
+        None if e is None else min(e * without / r, 1.0)
+        for e in (worst["models_low"], worst["models_high"])
+    ]
+    decision = verdict(without, (ends[0], ends[1]), worst["p"], threshold=statistics.ALIKE)
     return [text(question, decision, share=share), *each]
 
 
@@ -495,6 +635,8 @@ def differences(
     values |= {"model": first["model"], "most": first["mean_difference"], "models": n}
     direction, changes = "higher" if mean >= 0 else "lower", int((near_a != near_b).sum())
     differ = text("differ", direction=direction, changed=changes, **values)
+    if not difference.any():
+        differ = text("equal")
     shown = s.config.compare.pairs
     short = pairs.head(shown).drop("reference", "other")
     tables = {f"The {shown} pairs that differ most": short, "Models": models}

@@ -17,6 +17,7 @@ from experiments.cli.study import Study, measured
 from netkin import similarity
 from netkin.analysis.groups import Draws
 from netkin.analysis.matrix import off_diagonal
+from netkin.analysis.statistics import over_images
 from netkin.comparison import Result, summarise
 
 
@@ -72,9 +73,10 @@ def numbers(s: Study, draws: Draws, result: Result) -> dict[str, float]:
     means = draws.within_and_between(s.families)
     for i, (name, pairs) in enumerate((("within", same & lower), ("between", ~same & lower))):
         if pairs.any():
-            name, (low, high) = f"similarity/{name}", similarity.interval(means[:, i])
+            name, mean = f"similarity/{name}", float(s.scores[pairs].mean())
+            low, high = over_images(mean, means[:, i], (-np.inf, similarity.ALWAYS))
             values |= {
-                name: float(s.scores[pairs].mean()),
+                name: mean,
                 f"{name}_low": low,
                 f"{name}_high": high,
             }

@@ -19,7 +19,7 @@ from experiments.cli.study import Study, study
 from netkin.analysis import clusters, confounders
 from netkin.analysis.components import shared_values
 from netkin.analysis.matrix import off_diagonal
-from netkin.analysis.statistics import FEWEST, p_text, pearson
+from netkin.analysis.statistics import FEWEST, correlations, p_text
 from netkin.analysis.verdict import by_chance, verdict
 from netkin.errors import UserError, and_more
 from netkin.report.plots import Marks, scatter_figure
@@ -139,7 +139,7 @@ def likeness(scores: NDArray[np.float64], model: int) -> float:
     """
     rest, first = confounders.main_effects(scores).rest, confounders.nearest(scores)[model]
     others = np.delete(np.arange(len(scores)), [model, first])
-    return pearson(rest[model, others], rest[first, others]).r
+    return float(correlations(rest[model, others], rest[first, others])[0])
 
 
 def unrelated_likeness(scores: NDArray[np.float64], model: int) -> NDArray[np.float64]:

@@ -19,6 +19,7 @@ from experiments.cli.components import bases_of
 from experiments.cli.study import Study, study
 from experiments.cli.values import naming
 from netkin.analysis import matrix
+from netkin.analysis.confounders import main_effects
 from netkin.analysis.groups import groups, mean_of
 from netkin.analysis.statistics import Tested, together_test
 from netkin.analysis.verdict import verdict
@@ -117,12 +118,13 @@ def means(parts: dict[str, Part], limits: tuple[float, float]) -> pl.DataFrame:
 
 def compared(parts: dict[str, Part]) -> tuple[float, Tested, tuple[float, float] | None]:
     """The mean of the pairs within groups less that of different groups, in nats, its test by
-    permuting which models are in which group, and its interval over images, if these are known."""
+    permuting which models are in which group, on scores without main effects, and its interval
+    over images, if these are known."""
     if BETWEEN not in parts:
         return np.nan, Tested(np.nan, np.nan, 0), None
     (every, scores, draws), between = parts[ALL], parts[BETWEEN].pairs
     within = every & ~between
-    test = together_test(scores, within | within.T)
+    test = together_test(main_effects(scores).rest, within | within.T)
     more = float(scores[within].mean() - scores[between].mean())
     if draws is None:
         return more, test, None

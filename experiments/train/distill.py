@@ -18,7 +18,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.cli.members import one_member
 from experiments.cli.values import construct
-from experiments.train.session import Session, build_evaluation, named, opened, to_train
+from experiments.train.session import (
+    Session,
+    build_evaluation,
+    named,
+    opened,
+    swept_parts,
+    to_train,
+    with_parts,
+)
 from netkin.analysis.statistics import t_interval
 from netkin.analysis.verdict import verdict
 from netkin.components import base_architecture
@@ -91,7 +99,8 @@ def without_teacher(s: Session, plain: Member) -> Member:
     if stored is not None and stored["made_of"] == needed:
         return plain
     seed = s.training.recipe.seed
-    return replace(plain, name=f"{plain.name}@none{f'-seed{seed}' if seed else ''}")
+    parts = ["none", *([f"seed{seed}"] if seed else []), *swept_parts(("recipe", "dataset"))]
+    return replace(plain, name=with_parts(plain.name, parts))
 
 
 def compare(s: Session, student: Member, alone: Member, teaching: Teaching) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from experiments.cli.finish import finish, print_notes, terminal
 from experiments.cli.members import build_recipe, training_images
 from experiments.cli.runs import info, open_store, tracked
 from experiments.cli.setting import BATCH_SIZE, build_images, thread_count, training_hardware
-from experiments.cli.values import resolved, run_folder
+from experiments.cli.values import resolved, run_folder, swept
 from netkin import run
 from netkin.attacks import Clean, as_attack
 from netkin.evaluation import Evaluation
@@ -221,13 +221,31 @@ def train_alone(
 
 
 def named(config: DictConfig, member: Member) -> Member:
-    """The member under the name of its weights: the config's `name`, or its own with its seed."""
+    """The member under the name of its weights: the config's `name`, or its own with its seed, and
+    in a sweep over other settings with their values: vit_ti@lr0.001."""
     if config.name is not None:
         return replace(member, name=str(config.name))
-    if not config.seed:
-        return member
-    joint = "-" if "@" in member.name else "@"
-    return replace(member, name=f"{member.name}{joint}seed{config.seed}")
+    parts = [f"seed{config.seed}"] if config.seed else []
+    return replace(member, name=with_parts(member.name, [*parts, *swept_parts()]))
+
+
+def with_parts(name: str, parts: Sequence[str]) -> str:
+    """A name of weights with what differs: vit_ti@seed1, vit_ti@regnety_032-seed1."""
+    return f"{name}{'-' if '@' in name else '@'}{'-'.join(parts)}" if parts else name
+
+
+TRAINED_BY = ("recipe", "recipes", "distillation", "dataset")
+"""Groups whose settings change weights, and are not in the names of these."""
+
+
+def swept_parts(groups: Sequence[str] = TRAINED_BY) -> list[str]:
+    """The values of the settings of training that this job of a sweep differs in: ["lr0.001"]."""
+    pairs = [text.lstrip("+~").partition("=")[::2] for text in swept()]
+    return [
+        key.rpartition(".")[2] + re.sub(r"[^\w.+-]+", "_", value).strip("_")
+        for key, value in pairs
+        if key.partition(".")[0] in groups and key not in ("dataset", "dataset.name")
+    ]
 
 
 def to_train(task: Task, member: Member) -> Member:

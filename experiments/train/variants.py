@@ -12,7 +12,14 @@ from omegaconf import DictConfig
 
 from experiments.cli.members import one_member
 from experiments.cli.values import resolved
-from experiments.train.session import build_evaluation, recipe_at, to_train, train_alone
+from experiments.train.session import (
+    build_evaluation,
+    recipe_at,
+    swept_parts,
+    to_train,
+    train_alone,
+    with_parts,
+)
 from netkin.errors import UserError
 from netkin.training.recipe import Recipe
 
@@ -24,11 +31,13 @@ def run(config: DictConfig) -> None:
         raise UserError(f"run must be a whole number of 0 to {len(runs) - 1}, got {config.run!r}")
     entry = resolved(runs[config.run])
     kind = entry.pop("model")
-    recipe = varied(recipe_at(config, f"recipes.{kind}"), entry)
+    key = f"recipes.{kind}" if kind in config.recipes else "recipe"
+    recipe = varied(recipe_at(config, key), entry)
     evaluation = build_evaluation(config)
     base = one_member(config, config.dataset.sweep[kind], f"dataset.sweep.{kind}")
     base = to_train(evaluation.task, base)
-    member = replace(base, name=config.name or f"{base.name}@{label(entry)}")
+    name = with_parts(base.name, [label(entry), *swept_parts()])
+    member = replace(base, name=config.name or name)
     train_alone(config, evaluation, member, recipe)
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from netkin import similarity
-from netkin.analysis import confounders
+from netkin.analysis import confounders, noise, statistics
 from netkin.analysis.clusters import choose_k, has_clusters, hierarchy, spectral
 from netkin.analysis.groups import Draws, family_means, within_and_between
 from netkin.analysis.matrix import Matrix, off_diagonal
@@ -43,7 +43,8 @@ from netkin.report.sentences import text
 from netkin.report.study import Lookup, Outputs, Section
 from netkin.report.text import fraction_text, number, percent, settings_text
 from netkin.results import Results
-from netkin.similarity import ALPHA, WEAK_ATTACK, Outcomes, interval
+from netkin.similarity import ALPHA, WEAK_ATTACK, Outcomes
+from netkin.store.files import digest
 from netkin.zoo.build import knows_more, model_pages
 from netkin.zoo.execution import DEFAULT_PRECISION
 
@@ -103,6 +104,7 @@ class Result:
         families: mean scores: family_a, family_b, pairs, mean, and its 95 % interval over images,
             low and high; family_a == family_b is within a family, and a family of one has no such
             row.
+        agreement: of scores of random halves of the images, and of the classes.
         controls: what the scores owe to chance and to single models.
         bases: the base architecture of each model; the families, unless given.
         links: a page about a model, by its name.
@@ -122,6 +124,7 @@ class Result:
     pairs: pl.DataFrame
     models: pl.DataFrame
     families: pl.DataFrame
+    agreement: noise.Agreement
     controls: Sequence[Control] = ()
     bases: Sequence[str] = ()
     links: Mapping[str, str] = field(default_factory=dict)
@@ -145,6 +148,9 @@ class Result:
             "models": self.models,
             "families": self.families,
         }
+        halves = {"halves_of": ["images", "classes"], "r": list(self.agreement)}
+        ids = digest({"ids": list(self.outcomes.image_ids)})  # which images, for experiment=compare
+        tables["agreement"] = pl.DataFrame(halves).with_columns(images=pl.lit(ids)).fill_nan(None)
         more = {"resize_errors": self.resize, "failures": self.failures}
         return tables | {name: table for name, table in more.items() if table.height}
 
@@ -349,6 +355,7 @@ def summarise(
         [results.params(member) for member in members],
         [member.view.input_size for member in members],
         eps_s=eps_s,
+        classes=evaluation.labels[:images].tolist(),
         suspects=suspects or {},
         caveats=caveats,
         mistakes=mistake_table(
@@ -373,6 +380,7 @@ def relate(
     input_sizes: list[int],
     *,
     eps_s: float = similarity.EPS_S,
+    classes: Sequence[int] = (),
     suspects: Mapping[str, str] | None = None,
     caveats: Sequence[str] = (),
     mistakes: pl.DataFrame | None = None,
@@ -381,8 +389,8 @@ def relate(
     """The answer from outcomes alone, with gaps for requested models that failed; see `summarise`.
 
     `families` are those of all requested models, params and input sizes of the outcomes' models,
-    `caveats` the last paragraphs of the answer, `mistakes` that of `mistake_table`, and `others`
-    further attributes of the `Result`.
+    `classes` the label of each image, where it is known, `caveats` the last paragraphs of the
+    answer, `mistakes` that of `mistake_table`, and `others` further attributes of the `Result`.
     """
     names, done = tuple(families), list(outcomes.members)
     groups = [families[name] for name in done]
@@ -403,7 +411,8 @@ def relate(
         control, effects = _single_models(outcomes, smoothed, labels, groups, pairs)
         controls.append(control)
         models = models.join(effects, "model", maintain_order="left")
-    means = family_means(smoothed, groups, draws)
+    means, found = family_means(smoothed, groups, draws), noise.agreement(outcomes, classes)
+    known = len(done) >= statistics.FEWEST and not math.isnan(found.classes)
     if len(done) < len(names):
         listed = itertools.combinations(names, 2)
         every = pl.DataFrame(list(listed), schema=["a", "b"], orient="row")
@@ -422,14 +431,16 @@ def relate(
         _extremes(outcomes, pairs.drop_nulls("score"), smoothed, eps_s),
         *_within_or_between(groups, pairs.drop_nulls("score"), smoothed, draws),
         *_closest_families(means),
+        *([text("pairwise.agreement", n=len({*classes}), **found._asdict())] if known else []),
         *_weak(table.filter(pl.col("model").is_in(done))),
         *[control.sentence for control in controls],
         *([] if mistakes is None else _mistakes(mistakes)),
         *caveats,
     ]
     return Result(
-        title, question, answer, outcomes, names, matrix, pairs, table, means, controls, **others
-    )
+        title, question, answer, outcomes, names, matrix, pairs, table, means, found, controls,
+        **others,
+    )  # fmt: skip
 
 
 def attacked(evaluation: Evaluation) -> str:
@@ -543,15 +554,19 @@ def _within_or_between(
     families: Sequence[str], pairs: pl.DataFrame, scores: NDArray[np.float64], draws: Draws
 ) -> list[str]:
     """Whether models of one family are more similar, by permuting the families: its size as rates,
-    and in nats, with an interval over images."""
+    and in nats, with an interval over images.
+
+    The test is of scores without main effects: a family of models that fool all others is no more
+    related for that.
+    """
     means = within_and_between(families, scores)
     if means is None:
         return []
     within, between = means
-    of_draws = draws.within_and_between(families)
-    low, high = interval(of_draws[:, 0] - of_draws[:, 1])
-    difference = within - between
-    test = together_test(scores, np.equal.outer(np.array(families), np.array(families)))
+    of_draws, difference = draws.within_and_between(families), within - between
+    low, high = statistics.over_images(difference, of_draws[:, 0] - of_draws[:, 1])
+    rest = confounders.main_effects(scores).rest
+    test = together_test(rest, np.equal.outer(np.array(families), np.array(families)))
     family = dict(zip(draws.outcomes.members, families, strict=True))
     same = pl.col("a").replace_strict(family) == pl.col("b").replace_strict(family)
     rate = (pl.col("a_fools_b") + pl.col("b_fools_a")).mean() / 2

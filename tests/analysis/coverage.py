@@ -1,6 +1,6 @@
 """Coverage of intervals by simulation: the tables of experiments/results/statistics.md.
 
-python -m tests.analysis.coverage        # about twelve minutes on one core
+python -m tests.analysis.coverage        # minutes on one core
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -12,10 +12,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from netkin.analysis import ensemble, matrix, sequential
-from netkin.analysis.noise import Sampled, halves, over_images
-from netkin.analysis.statistics import correlations, over_models
-from netkin.similarity import interval, resample, score, with_intervals
+from netkin.analysis import clusters, confounders, ensemble, matrix, noise, sequential
+from netkin.analysis.noise import Sampled, halves
+from netkin.analysis.statistics import correlations, over_images, over_models
+from netkin.similarity import interval, leave_out, resample, score, smoothed, with_intervals
 from tests.analysis.test_matrix import PUBLISHED
 from tests.conftest import ROOT
 
@@ -78,14 +78,14 @@ def plain(values: NDArray, images: int) -> NDArray:
 
 
 def of_r(
-    scores: NDArray, r: float, images: int, repetitions: int = 400, draws: int = 400
+    scores: NDArray, r: float, images: int, repetitions: int = 300, draws: int = 200
 ) -> dict[str, float]:
     """Simulated correlations: the true r, means, and the coverage of two 95 % intervals, the
-    percentiles of r of s over draws of images, and that of `over_images`."""
+    percentiles of r of s over draws of images, and that of `noise.over_images`."""
     x, y = another(scores, r)
     true, rows = float(np.corrcoef(x, y)[0, 1]), []
     for a, b in samples(x, y, images, repetitions, draws):
-        found = over_images(a, b, len(scores))
+        found = noise.over_images(a, b, len(scores))
         low, high = interval(correlations(plain(a.draws, images), plain(b.draws, images)))
         measured = np.corrcoef(plain(a.values, images), plain(b.values, images))[0, 1]
         held = low <= true <= high, found.low <= true <= found.high
@@ -94,7 +94,56 @@ def of_r(
     return {"true": true, **dict(zip(names, np.mean(rows, axis=0).tolist(), strict=True))}
 
 
-def of_models(n: int, r: float, repetitions: int = 1000) -> float:
+def of_pairs(n: int, p: float, repetitions: int = 10_000) -> float:
+    """Coverage of the interval of a pair of n images and a fooling rate p: the least of directions
+    that are independent, of which one is 6 times the other, that are equal, and never equal."""
+    rng, larger, found = np.random.default_rng(0), min(12 / 7 * p, 1), []
+    for both in (p * p, larger * (2 * p - larger), p, max(2 * p - 1, 0)):
+        chances = np.clip([both, 2 * (p - both), 1 - 2 * p + both], 0, 1)
+        drawn = rng.multinomial(n, chances, repetitions)
+        _, low, high = with_intervals(drawn[:, 0], drawn[:, 1], np.full(repetitions, n))
+        found.append(((low <= score(p) + 1e-12) & (score(p) <= high + 1e-12)).mean())
+    return float(min(found))
+
+
+def of_means(scores: NDArray, images: int, repetitions: int = 400) -> tuple[float, float]:
+    """Coverage of the mean within 4 clusters less that between them: by percentiles of bootstrap
+    draws, and as reported."""
+    rng, rows, columns = np.random.default_rng(0), *np.tril_indices(len(scores), k=-1)
+    labels, x = clusters.spectral(scores, 4), np.clip(scores[rows, columns], -1, 4.55)
+    same, mean, held = labels[rows] == labels[columns], logits_of(x), []
+    weight = same / same.sum() - ~same / (~same).sum()
+    samples = resample(images, 400), leave_out(images)
+    for _ in range(repetitions):
+        difficulty = SPREAD * rng.normal(size=images)
+        z = rng.binomial(2, 1 / (1 + np.exp(-(mean[:, None] + difficulty)))) / 2
+        drawn, without = (smoothed(w @ z.T, w.sum(axis=1)[:, None]) @ weight for w in samples)
+        ends = interval(drawn), over_images(smoothed(z.sum(axis=1), images) @ weight, without)
+        held.append([low <= x @ weight <= high for low, high in ends])
+    percentiles, reported = np.mean(held, axis=0)
+    return float(percentiles), float(reported)
+
+
+def of_corrected(q: float, images: int, repetitions: int = 3000) -> tuple[float, float]:
+    """Coverage of the chance-corrected rate of a pair whose targets noise fools at q: the least of
+    true rates of 0, 0.3 and 0.8, and the share of pairs that have an interval."""
+    rng, found = np.random.default_rng(0), []
+    for true in (0.0, 0.3, 0.8):
+        p = q + (1 - q) * true
+        middle = logits_of(np.log(100 * np.array([p, p, q, q])))
+        difficulty = SPREAD * rng.normal(size=(repetitions, images, 1))
+        wrong = rng.random((repetitions, images, 4)) < 1 / (1 + np.exp(-(middle + difficulty)))
+        cells = wrong @ np.array([8, 4, 2, 1]) + 16 * np.arange(repetitions)[:, None]
+        counts = np.bincount(cells.ravel(), minlength=16 * repetitions).reshape(-1, 16)
+        _, low, high = confounders._rates(counts.astype(float))
+        known = ~np.isnan(low)
+        held = ((low <= true) & (true <= high))[known]
+        found.append((held.mean() if known.mean() > 0.01 else np.nan, known.mean()))
+    covers = [share for share, _ in found if not np.isnan(share)]
+    return float(min(covers, default=np.nan)), float(min(known for _, known in found))
+
+
+def of_models(n: int, r: float, repetitions: int = 400) -> float:
     """Coverage of `over_models` for n models: scores u_i + u_j + pair, u and pairs correlated."""
     rng, held = np.random.default_rng(0), 0
     cov = [[1, r], [r, 1]]
@@ -157,7 +206,7 @@ def of_stops(
 
 
 def of_zoo(
-    scores: NDArray, half_width: float, share: float = 0.95, total: int = 5000, runs: int = 500
+    scores: NDArray, half_width: float, share: float = 0.95, total: int = 5000, runs: int = 100
 ) -> tuple[float, float]:
     """Runs of all pairs of a matrix, whose images' difficulty the pairs share, that stop together.
 
@@ -202,11 +251,16 @@ def main() -> None:
     of_correlations, of_zoos = partial(named, of_r), partial(named, of_zoo)
     means = "measured, without noise, ceiling, percentile, corrected"
     errors, p, stopped = (1, 3, 10, 30), (0.02, 0.1, 0.3, 0.6, 0.95), "covers, mean images"
-    r, many = (0, 0.5, 0.9, 0.98), (200, 500, 2000)
+    r, many = (0, 0.5, 0.9, 0.98), (100, 200, 500)
     widths, equal = (0.3, 0.1), (0, 0.5, 1)
     with pl.Config(tbl_formatting="MARKDOWN", tbl_hide_column_data_types=True, tbl_rows=-1):
+        rates = (0.001, 0.01, 0.1, 0.5, 0.9, 0.98, 0.995)
+        print(table("images, p, covers", of_pairs, (20, 30, 50, 100, 500, 5000), rates))
+        few, brittle = (20, 50, 100, 500), (0.02, 0.5, 0.9)
+        print(table("matrix, images, bootstrap, reported", partial(named, of_means), matrices, few))
+        print(table("noise, images, covers, known", of_corrected, brittle, few))
         print(table(f"matrix, r, images, true, {means}", of_correlations, matrices, r, many))
-        print(table("models, true r, covers", of_models, (5, 8, 12, 30), r[:3]))
+        print(table("models, true r, covers", of_models, (5, 8, 12, 30), (0, 0.5, 0.9, 0.9999)))
         print(table("errors, images, bootstrap, reported", of_reduction, errors, (100, 500)))
         print(table(f"p, directions equal, half-width, {stopped}", of_stops, p, equal, widths))
         print(table(f"matrix, half-width, {stopped}", of_zoos, matrices, (0.5, 0.3, 0.2)))

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 
 from netkin import similarity
 from netkin.analysis import matrix, noise
+from netkin.analysis.matrix import pair_values
 from netkin.analysis.noise import Sampled, over_images, without_noise
+from netkin.analysis.statistics import correlations
+from netkin.similarity import Outcomes
 from tests.analysis.coverage import DIGITS, another, of_r, samples
 from tests.studies.test_comparison import outcomes
 
@@ -70,6 +73,25 @@ def test_what_is_unknown_is_left_out_or_undefined() -> None:
     assert np.isnan([few.r, few.low, few.high]).all() and few.ceiling >= 0
     assert "interval" not in noise.text(few.row())
     assert "95% interval over images" in noise.text(over_images(*sampled, 5).row())
+
+
+def test_halves_of_classes_agree_less_where_classes_decide() -> None:
+    """As the correlation of their matrices; on classes that all alike decide nothing, as images."""
+    rng, n, images = np.random.default_rng(0), 6, 200
+    labels = np.repeat(np.arange(10), 20)
+    by_class = rng.uniform(0, 0.6, (n, n, 10))[:, :, labels]
+    for rate, less in ((by_class, True), (rng.uniform(0, 0.6, (n, n, 1)), False)):
+        fooled = rng.random((n, n, images)) < rate
+        correct = rng.random((n, images)) < 0.9
+        names, ids = tuple("abcdef"), tuple(map(str, range(images)))
+        measured = Outcomes(names, ids, correct, fooled)
+        found = noise.agreement(measured, labels.tolist())
+        drawn = pair_values(similarity.bootstrap(measured, counts=noise.halves(images)))
+        r = correlations(drawn[::2], drawn[1::2]).mean()
+        assert found.images == pytest.approx(r)
+        assert found.reliability == pytest.approx(2 * r / (1 + r))
+        assert (found.images - found.classes > 0.1) == less
+    assert np.isnan(noise.agreement(measured).classes)
 
 
 @given(st.integers(2, 40), st.integers(1, 5))

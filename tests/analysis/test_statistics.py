@@ -149,7 +149,14 @@ def test_the_interval_over_models_covers() -> None:
     assert 0.88 <= of_models(15, 0.6, 150) <= 0.99
     a, b = symmetric(4, 0), symmetric(4, 1)
     assert np.isnan(over_models(a, b)).all()
-    few = correlated(a, b)
+    a = symmetric(12, 2)
+    b = a.copy()
+    b[3, 5] += 0.003  # Fisher's z explodes without one of the two models that differ
+    b[5, 3] += 0.003
+    low, high = over_models(a, b)
+    assert 0.999 < low < correlated(a, b)["r"] < high <= 1
+    assert over_models(a, 2 * a + 1) == pytest.approx((1, 1))
+    few = correlated(a[:4, :4], b[:4, :4])
     assert few["models_low"] is None and "nan" not in sentence(few)
     assert "too few models for an interval or a verdict" in sentence(few)
 

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from experiments.benchmarks import commands, landmarks, scale, speed, verdicts
+from experiments.studies import clusters, relatives
 from netkin.analysis.matrix import Matrix
 from tests.conftest import run_here
 
@@ -47,15 +48,17 @@ def test_false_answers_are_rare_and_true_ones_are_found() -> None:
     scores = 2 + 2.0 * np.equal.outer(families, families) + noise + noise.T
     models = verdicts.Models([*families], None, None, scores + strength[:, None] + strength)
     asked = {q: v for q, v in verdicts.VERDICTS.items() if q.split(":")[0] in NULLS}
-    with patch.object(verdicts, "VERDICTS", asked):
-        table = verdicts.frequencies(models, 40)
+    with (
+        patch.object(verdicts, "VERDICTS", asked),
+        patch.object(clusters, "UNRELATED", 59),
+        patch.object(relatives, "UNRELATED", 59),
+    ):
+        table = verdicts.frequencies(models, 16)
     assert table.height == 3 * len(NULLS)
-    assert table.filter(scores="real")["Yes"].to_list() == [1.0] * len(NULLS)
-    # Of 40 (20 clusterings) at most 5 are Yes with a probability of 95% or more where 5% are.
-    assert (
-        table.filter(pl.col("scores") != "real").select((pl.col("Yes") * pl.col("n")).max()).item()
-        <= 5
-    )
+    assert table.filter(scores="real")["Yes"].to_numpy().min() > 0.5
+    # Where 5% are Yes, more than 3 of 16 are with a probability of 1%.
+    false = table.filter(pl.col("scores") != "real")
+    assert (false["Yes"] * false["n"]).to_numpy().max() <= 3
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from experiments.cli import setting
-from experiments.cli.launch import spelled_out
+from experiments.cli.config import composed
+from experiments.cli.launch import for_all_recipes, spelled_out
 from experiments.cli.members import one_member
 from netkin.errors import UserError
 from tests.conftest import ROOT
@@ -24,6 +25,8 @@ from tests.conftest import ROOT
         ("model=hf-hub:timm/resnet18", "model.members=[hf-hub:timm/resnet18]"),
         ("model=imagenet69", "model=imagenet69"),  # a list in conf/model
         ("attack=pgd", "attack=pgd"),
+        ("--attack.eps=0.1", "attack.eps=0.1"),  # as W&B's agents write it
+        ("--config-dir=mine", "--config-dir=mine"),
     ],
 )
 def test_a_model_stands_for_a_list_of_one(given: str, spelled: str) -> None:
@@ -46,6 +49,22 @@ def test_a_model_stands_for_a_list_of_one(given: str, spelled: str) -> None:
 )
 def test_a_matrix_is_a_file_or_the_published_one(given: list[str], spelled: list[str]) -> None:
     assert spelled_out(given) == spelled
+
+
+def test_a_recipe_is_one_of_all_that_an_experiment_trains() -> None:
+    """Unless another is given to one of them; a teacher is not trained again in a sweep."""
+    given = ["-m", "experiment=hparams", "recipe.epochs=1", "recipe.lr=1,2", "recipes.vit.epochs=3"]
+    spelled = [text.replace("=1,2", "=5") for text in for_all_recipes("train", given)]
+    config = composed("train", [*spelled[1:], "run=0"])
+    assert [config.recipes[kind].epochs for kind in ("resnet", "vit")] == [1, 3]
+    assert config.recipes.vit.lr == config.recipes.resnet.lr == 5
+    given = ["experiment=distill", "teacher=a", "recipe.epochs=1", "recipe.lr=1,2"]
+    spelled = [text.replace("=1,2", "=5") for text in for_all_recipes("train", given)]
+    config = composed("train", spelled)
+    own = composed("train", ["experiment=distill", "teacher=a"]).recipe
+    assert (config.recipes.teacher.epochs, config.recipes.teacher.lr) == (1, own.lr)
+    assert config.recipes.vit.epochs == own.epochs
+    assert for_all_recipes("train", ["recipe.epochs=1"]) == ["recipe.epochs=1"]
 
 
 def test_both_commands_have_the_same_hardware() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.cli.config import EXPERIMENTS, check, composed, settings
+from experiments.cli.config import EXPERIMENTS, check, check_read, composed, settings
 from experiments.cli.launch import spelled_out
 from experiments.cli.mistakes import ENDS, check_additions, one_line
 from tests.conftest import SMALL, Mistake, run_here
@@ -45,7 +45,9 @@ def line_of(script: str, *given: str) -> str:
     try:
         overrides = spelled_out(given)
         check_additions(overrides, script)
-        check(composed(script, overrides), script)
+        config = composed(script, overrides)
+        check(config, script)
+        check_read(config, script, overrides)
     except ENDS as error:
         return one_line(error, script, overrides)
     return ""
@@ -57,6 +59,24 @@ def test_a_setting_that_is_wrong_is_named_with_what_it_may_be(given: str) -> Non
     line = line_of("evaluate", *given.split())
     assert re.search(rf"(^|[ `]){re.escape(named)}\b", line) and offered in line, line
     assert "\n" not in line
+
+
+UNREAD = {
+    "train experiment=seeds run=0 model=vit_ti": "model.members",
+    "train experiment=hparams run=0 seed=3": "seed",
+    "train experiment=distill teacher=a recipes.vit.lr=1": "recipes.vit",
+    "train recipes.teacher.lr=1": "recipes",
+    "evaluate experiment=clusters similarity=a.csv attack=fgsm": "attack",
+    "evaluate experiment=index subset=quick": "subset",
+    "evaluate dataset=imagenet dataset.root=x recipe.epochs=2": "recipe",
+}
+
+
+@pytest.mark.parametrize("given", UNREAD)
+def test_a_setting_that_the_run_would_not_read_is_refused(given: str) -> None:
+    script, *words = given.split()
+    assert f"does not read {UNREAD[given]}" in line_of(script, *words)
+    assert not line_of(script, *words[:-1])
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.studies.compare import cheapest, passes
+from experiments.studies.compare import carried, cheapest, class_table, passes
 from netkin import similarity
 from netkin.analysis.matrix import Matrix
 from netkin.analysis.statistics import target_test
@@ -135,8 +135,33 @@ def test_compare(folder: Path) -> None:
     done = helpers.run("compare", folder / "files", arguments)
     (link,) = pl.read_csv(done / "correlations.csv").to_dicts()
     assert link["r"] == pytest.approx(-1) and (link["models"], link["n"]) == (4, 6)
+    assert "How much of a difference is noise of the images is unknown" in page
+    noisy_runs(rng, folder)
     wrong = run_here("experiment=compare", f"a={first}", f"b={four}", cwd=folder)
     assert wrong.returncode == 1 and "share 2 models, expected 3" in wrong.stderr
+
+
+def noisy_runs(rng: np.random.Generator, folder: Path) -> None:
+    """Two measurements of 30 models, each half noise, are two of the same similarities; not where
+    both are on the same images, nor where each is certain."""
+    upper = np.triu(rng.normal(2, 0.5, (3, 30, 30)), 1)
+    s = (upper + upper.transpose(0, 2, 1))[[0, 0]] + (upper + upper.transpose(0, 2, 1))[1:]
+    names = tuple(f"m{i}" for i in range(30))
+    for half, others, alike in ((1 / 3, True, True), (1 / 3, False, False), (0.98, True, False)):
+        for i, scores in enumerate(s):
+            run = folder / f"noisy{i}"
+            run.mkdir(exist_ok=True)
+            Matrix(names, scores).table().write_csv(run / "similarity.csv")
+            table = {"halves_of": ["images", "classes"], "r": [half, None]}
+            table["images"] = [str(i if others else 0)] * 2
+            pl.DataFrame(table).write_csv(run / "agreement.csv")
+        arguments = [f"a={folder / 'noisy0'}", f"b={folder / 'noisy1'}", "logger=none"]
+        done = helpers.run("compare", folder / "files", arguments)
+        (link,) = pl.read_csv(done / "correlations.csv").to_dicts()
+        answer = re.findall("(Yes|No|Not certain)[,:]", (done / "report.html").read_text())[0]
+        assert link["r"] == pytest.approx(0.5, abs=0.1)
+        without = link["r_without_noise"] or link["r"]
+        assert without > 0.85 and answer != "No" if alike else without < 0.6 and answer == "No"
 
 
 @pytest.mark.slow
@@ -164,6 +189,36 @@ def test_precision(folder: Path) -> None:
         for file in four_store(folder).glob("digits/quick-*/pgd-*/identity.json")
     ]
     assert sum('"precision": "bf16-mixed"' in text for _, text in identities) == 1
+
+
+def test_a_class_that_carries_a_pair_is_found() -> None:
+    """One class has all transfers of a pair; of the others all classes are alike."""
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(5), 40)
+    fooled = rng.random((4, 4, 200)) < 0.3
+    fooled[0, 1] = fooled[1, 0] = labels == 3
+    names, ids = ("a", "b", "c", "d"), tuple(map(str, range(200)))
+    found = Outcomes(names, ids, rng.random((4, 200)) < 0.9, fooled)
+    inside = (labels == np.arange(5)[:, None]).astype(float)
+    pairs = carried(found, inside, list("vwxyz"))
+    (row,) = pairs.filter(a="a", b="b").to_dicts()
+    assert (row["class"], row["class_rate"], row["classes"]) == ("y", 1, 1)
+    assert row["score"] == pytest.approx(similarity.smoothed_matrix(found)[0, 1])
+    assert pairs.filter(pl.col("class").is_not_null()).height == 1
+    assert pairs.filter(a="c", b="d")["classes"].item() > 4.5
+    table = class_table(found, inside, list("vwxyz"))
+    rates = [found.on(np.flatnonzero(labels == c).tolist()) for c in range(5)]
+    expected = [
+        np.mean([o.per_image(i, j).mean() for i in range(4) for j in range(i)]) for o in rates
+    ]
+    assert table.sort("class")["fooling_rate"].to_list() == pytest.approx(expected)
+    assert table["class"][0] == "y" and table["images"].to_list() == [40] * 5
+
+
+def test_classes(folder: Path) -> None:
+    done = on_four("classes", folder)
+    has_figures(done, "classes")
+    assert pl.read_csv(done / "pairs.csv").height == 6
+    assert pl.read_csv(done / "classes.csv")["images"].sum() > 0
 
 
 @pytest.mark.slow

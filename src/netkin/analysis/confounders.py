@@ -41,6 +41,8 @@ def noise_rates(outcomes: Outcomes) -> NDArray[np.float64]:
         return (outcomes.noise & outcomes.correct).sum(axis=1) / outcomes.correct.sum(axis=1)
 
 
+LEFT = 10
+"""Images that noise leaves correct, below which a corrected rate has no interval."""
 OUTCOMES = np.array(list(np.ndindex(2, 2, 2, 2)), dtype=float)
 """[16, 4]: whether a's image fools the other, the other's image a, noise the other, and noise a."""
 
@@ -68,7 +70,7 @@ def pair_table(outcomes: Outcomes, z: float = Z_95) -> pl.DataFrame:
     Columns: a, b; noise_fools_a, noise_fools_b (rates over the images that both classify
     correctly); above_noise, whether the pair's p is above the mean of these two, its 95 % interval
     for the difference being above 0; corrected, corrected_low, corrected_high (rates, 1 at most;
-    95 % interval, see `_rates`).
+    95 % interval, null where noise leaves few images, see `_rates`).
     """
 
     def columns(a: int, others: slice) -> dict[str, NDArray]:
@@ -87,7 +89,7 @@ def pair_table(outcomes: Outcomes, z: float = Z_95) -> pl.DataFrame:
             "corrected_high": high,
         }
 
-    return pair_rows(outcomes, columns)
+    return pair_rows(outcomes, columns).with_columns(pl.col("^corrected_.*$").fill_nan(None))
 
 
 def corrected_matrix(outcomes: Outcomes, pairs: pl.DataFrame) -> NDArray[np.float64]:
@@ -108,7 +110,8 @@ def _rates(
 
     The variance includes that of q, and that of three more images, fooled in no direction, one (by
     half) and both, so that equal outcomes do not count as certain. A direction whose target noise
-    always fools counts as 0, and the interval's upper end as 1.
+    always fools counts as 0. NaN for an interval where noise leaves fewer than LEFT images correct
+    in a direction.
     """
     n = counts.sum(axis=1)
     p, q = np.hsplit(counts @ OUTCOMES / n[:, None], 2)  # [P, 2], by direction
@@ -124,8 +127,9 @@ def _rates(
     weights = np.hstack([counts, np.ones((len(counts), 3))])
     mean, square = ((weights * moves**k).sum(axis=1) / (n + 3) for k in (1, 2))
     half = z * np.sqrt(np.maximum(square - mean**2, 0)) / np.sqrt(n)
-    # A direction whose rate is not known has any rate.
-    return rate, rate - half, np.minimum(rate + half + (~known).mean(axis=1), 1.0)
+    few = (n[:, None] * (1 - q) < LEFT - 1e-9).any(axis=1)
+    half[few] = np.nan
+    return rate, rate - half, np.minimum(rate + half, 1.0)
 
 
 class Directions(NamedTuple):

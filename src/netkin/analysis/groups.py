@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from netkin import similarity
-from netkin.analysis.statistics import jackknife
+from netkin.analysis.statistics import jackknife, over_images
 from netkin.errors import UserError, near
 from netkin.similarity import Outcomes, interval
 
@@ -51,14 +51,15 @@ def groups(
 
 
 class Draws:
-    """The draws of `netkin.similarity.bootstrap`, of which only means over pairs are kept.
+    """Matrices of smoothed scores without some of the images, of which only means over pairs are
+    kept: without each image, or each of so many random parts of them where there are more images.
 
     For N = 1,000 models a thousand matrices are 8 GB; here a row of them at a time is computed.
     """
 
     def __init__(self, outcomes: Outcomes, draws: int = 1000):
         self.outcomes = outcomes
-        self.counts = similarity.resample(len(outcomes.image_ids), draws)
+        self.counts = similarity.leave_out(len(outcomes.image_ids), draws)
         self._group_means: dict[tuple[str, ...], NDArray[np.float64]] = {}
 
     def group_means(self, groups: Sequence[str]) -> NDArray[np.float64]:
@@ -128,7 +129,7 @@ def family_means(
     """Mean similarity within and between families: family_a, family_b, pairs, mean, low, high.
 
     A model's score with itself is left out, so a family of one model has no row for itself. low
-    and high are the 95 % interval over draws of images; null without draws.
+    and high are the 95 % interval over images, see `statistics.over_images`; null without draws.
     """
     family, names = np.array(families), list(dict.fromkeys(families))
     index = [np.flatnonzero(family == name) for name in names]
@@ -139,8 +140,10 @@ def family_means(
             block = scores[np.ix_(index[i], index[j])]
             values = block[np.tri(len(block), k=-1, dtype=bool)] if i == j else block.ravel()
             if values.size:
-                ends = (None, None) if means is None else interval(means[:, i, j])
-                rows.append((first, names[j], values.size, float(values.mean()), *ends))
+                mean, ends = float(values.mean()), (None, None)
+                if means is not None:
+                    ends = over_images(mean, means[:, i, j], (-np.inf, similarity.ALWAYS))
+                rows.append((first, names[j], values.size, mean, *ends))
     schema = {"family_a": pl.String, "family_b": pl.String, "pairs": pl.Int64}
     schema |= dict.fromkeys(("mean", "low", "high"), pl.Float64)
     return pl.DataFrame(rows, schema=schema, orient="row")

@@ -44,7 +44,7 @@ FEWEST = 5  # landmarks
 FITTED = 4_000  # pairs that a regression is fitted on, about; of more, so many are drawn
 FOLDS = 10  # groups of landmarks that are held out, one after another; at most one a landmark
 USEFUL = 0.5  # the share of the variance of held-out scores from which predictions are said to work
-BLOCK = 50_000  # pairs that are predicted at once, which bounds the memory
+BLOCK = 10_000  # pairs that are predicted at once, which bounds the memory
 HIGHEST = 0.05  # the share of scores that `HeldOut.highest_covered` takes
 
 
@@ -139,7 +139,7 @@ class Completed(NamedTuple):
             "error": float(np.abs(predicted - true).mean()),
             "with_interval": float(known.mean()),
             "coverage": float(mean_known(np.where(known, inside, np.nan))),
-            "highest_coverage": float(mean_known(np.where(highest, inside, np.nan))),
+            "coverage_of_highest": float(mean_known(np.where(highest, inside, np.nan))),
             "nearest_found": float((ours == theirs)[rest].mean()),
         }
 

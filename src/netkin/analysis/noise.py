@@ -6,7 +6,7 @@ too low (measured: experiments/results/statistics.md). `without_noise` removes t
 adds it once, not twice, to the draws. `ceiling` is the r that the noise allows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,8 @@ from netkin.analysis.matrix import pair_values, square
 from netkin.analysis.statistics import FEWEST, correlations, mean_known
 from netkin.similarity import Outcomes, interval
 
+FEWEST_IMAGES = 100  # of an interval of r over images
+CLASSES = 4  # that random halves of the classes take
 SPLITS = 20  # random splits of the images that a noise ceiling is averaged over
 
 
@@ -24,8 +26,9 @@ class OverImages(NamedTuple):
     """A correlation over pairs as infinitely many images would have it, for these models.
 
     r is in [-1, 1]; NaN where the noise of the images is as large as the spread of the pairs, or
-    there are fewer than 3 pairs. low and high are its 95 % interval over images; NaN where r is,
-    and for fewer than FEWEST models. `ceiling` is that of the r that was measured.
+    there are fewer than 3 pairs. low and high are its 95 % interval over images. All are NaN for
+    fewer than FEWEST models or FEWEST_IMAGES images, of which intervals cover less. `ceiling` is
+    that of the r that was measured.
     """
 
     r: float = np.nan
@@ -65,21 +68,24 @@ def text(row: Mapping[str, Any]) -> str:
 
 class Sampled(NamedTuple):
     """A matrix of N models, or its pairs: values [...] on all images, on bootstrap draws of them,
-    [draws, ...], and on `halves` of them, [2 * splits, ...]."""
+    [draws, ...], and on `halves` of them, [2 * splits, ...]; and how many images these are, if it
+    is known."""
 
     values: NDArray[np.float64]
     draws: NDArray[np.float64]
     halves: NDArray[np.float64]
+    images: int | None = None
 
     def at(self, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> "Sampled":
         """The pairs of matrices, such as at `netkin.analysis.matrix.pair_index`."""
-        return Sampled(*(part[..., rows, columns] for part in self))
+        return Sampled(*(part[..., rows, columns] for part in self[:3]), images=self.images)
 
 
 def over_images(x: Sampled, y: Sampled, models: int) -> OverImages:
     """`without_noise` and `ceiling` of two measures of the pairs of so many models."""
     top = ceiling(x.halves, y.halves)
-    if models < FEWEST:
+    few = any(of.images is not None and of.images < FEWEST_IMAGES for of in (x, y))
+    if few or models < FEWEST:
         return OverImages(ceiling=top)
     return without_noise(x.values, y.values, x.draws, y.draws)._replace(ceiling=top)
 
@@ -137,6 +143,45 @@ def halves(n: int, splits: int = SPLITS, seed: int = 0) -> NDArray[np.float64]:
     return np.stack([first, ~first], axis=1).reshape(2 * splits, n).astype(float)
 
 
+class Agreement(NamedTuple):
+    """How far scores depend on the stimuli: r over pairs between random halves of the images, and
+    between those of the classes, in [-1, 1], means of SPLITS splits; NaN where unknown."""
+
+    images: float
+    classes: float = np.nan
+
+    @property
+    def reliability(self) -> float:
+        """The share of the variance over pairs that is not noise of the images, in [0, 1]."""
+        return _whole(self.images)
+
+
+def agreement(outcomes: Outcomes, labels: Sequence[int] = ()) -> Agreement:
+    """The agreement of halves of the images, and of the classes if there are CLASSES or more,
+    by the label of each image, [I]."""
+    images = len(outcomes.image_ids)
+    _, of = np.unique(np.asarray(labels, dtype=np.intp), return_inverse=True)
+    weights = [halves(images)]
+    if of.size and (n := int(of.max()) + 1) >= CLASSES:
+        weights.append(halves(n)[:, of])
+    r = agreeing(outcomes, np.concatenate(weights)).reshape(len(weights), -1)
+    return Agreement(*mean_known(r).tolist())
+
+
+def agreeing(outcomes: Outcomes, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """r over pairs, [m], of scores of images of the weights' rows 2 i and 2 i + 1, [2 m, I]."""
+    sums = np.zeros((6, len(weights) // 2))
+    for a, scores in similarity.row_draws(outcomes, weights):
+        x, y = scores[::2, :a], scores[1::2, :a]
+        known = ~np.isnan(x) & ~np.isnan(y)
+        x, y = np.where(known, x, 0), np.where(known, y, 0)
+        sums += [part.sum(axis=1) for part in (known, x, y, x * x, y * y, x * y)]
+    n, x, y, xx, yy, xy = sums
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r = (n * xy - x * y) / np.sqrt((n * xx - x * x) * (n * yy - y * y))
+    return np.where(np.isfinite(r), r, np.nan)
+
+
 def sampled_scores(outcomes: Outcomes, draws: int, one_sided: bool = False) -> Sampled:
     """The matrix of smoothed scores in nats on samples of the images, or that of one direction,
     [a, b] of a's images on b. NaN where a half or a draw leaves a pair without images."""
@@ -146,7 +191,7 @@ def sampled_scores(outcomes: Outcomes, draws: int, one_sided: bool = False) -> S
         whole, scores = similarity.one_sided(outcomes), similarity.one_sided
     else:
         whole, scores = similarity.smoothed_matrix(outcomes), similarity.bootstrap
-    return Sampled(whole, *(scores(outcomes, counts=counts) for counts in samples))
+    return Sampled(whole, *(scores(outcomes, counts=counts) for counts in samples), images=images)
 
 
 def simulated_draws(
@@ -184,5 +229,10 @@ def reliability(values: NDArray) -> float:
     r = correlations(values[::2], values[1::2])
     if np.isnan(r).all():
         return np.nan
-    mean = float(np.clip(mean_known(r, 0), 0, 1))
-    return 2 * mean / (1 + mean)
+    return _whole(float(mean_known(r, 0)))
+
+
+def _whole(r: float) -> float:
+    """The reliability on all images, by the r of halves of them (Spearman 1910; Brown 1910)."""
+    r = float(np.clip(r, 0, 1))
+    return 2 * r / (1 + r)

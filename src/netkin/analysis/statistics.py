@@ -375,8 +375,10 @@ def _without(values: NDArray[np.float64], z: NDArray[np.float64]) -> NDArray[np.
 def over_models(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
     """The 95 % interval of r between two matrices [N, N] when models are the sample.
 
-    By the jackknife over models, on Fisher's scale. NaN for fewer than FEWEST models, or where r
-    without one of the models is undefined.
+    By the jackknife over models, on Fisher's scale or, brought to it by the derivative, that of r
+    itself, whichever is narrower: near r = 1 Fisher's z is far higher without the one model
+    that differs. r itself where it is 1 or -1. NaN for fewer than FEWEST models, or where r without
+    one of the models is undefined.
     """
     x, y = _square(a, b)
     n = len(x)
@@ -384,10 +386,12 @@ def over_models(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
         return np.nan, np.nan
     kept = [np.delete(np.arange(n), i) for i in range(n)]
     some = [pearson(*paired(x[np.ix_(k, k)], y[np.ix_(k, k)])).r for k in kept]
-    r = np.clip([*some, pearson(*paired(x, y)).r], -1 + 1e-12, 1 - 1e-12)
-    z = np.arctanh(r)
-    half = jackknife(z[:-1])
-    return float(np.tanh(z[-1] - half)), float(np.tanh(z[-1] + half))
+    r, every = pearson(*paired(x, y)).r, np.array(some)
+    if abs(r) > 1 - 1e-12:
+        return r, r
+    half = jackknife(np.arctanh(np.clip(every, -1 + 1e-12, 1 - 1e-12)))
+    half = np.minimum(half, jackknife(every) / (1 - r**2))  # NaN stays
+    return float(np.tanh(np.arctanh(r) - half)), float(np.tanh(np.arctanh(r) + half))
 
 
 def jackknife(without: NDArray[np.float64]) -> float:
@@ -396,6 +400,26 @@ def jackknife(without: NDArray[np.float64]) -> float:
     n = len(without)
     error = np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
     return float(lazy.stats.t.ppf(0.975, n - 1) * error)
+
+
+def over_images(
+    value: float, without: NDArray[np.float64], limits: tuple[float, float] = (-np.inf, np.inf)
+) -> tuple[float, float]:
+    """The 95 % interval of a statistic over images, by the jackknife: from its values without one
+    of m parts of the images (`netkin.similarity.leave_out`), [m].
+
+    It is about the value less the jackknife's estimate of its bias (Quenouille 1956), which adds
+    to the error as an error of its own: of few images a mean of logarithms is biased, in a
+    direction that bootstrap draws repeat. Cut to `limits`. Without NaN, such as of parts without
+    which a pair has no image; NaN where fewer than two values are left.
+    """
+    without = without[~np.isnan(without)]
+    if (m := len(without)) < 2:
+        return np.nan, np.nan
+    bias = (m - 1) * (without.mean() - value)
+    half = np.hypot(jackknife(without), lazy.stats.t.ppf(0.975, m - 1) * bias)
+    low, high = np.clip((value - bias - half, value - bias + half), *limits)
+    return float(low), float(high)
 
 
 def permutation_test(
