@@ -9,8 +9,7 @@ from omegaconf import OmegaConf
 
 from experiments.cli.members import build_members
 from experiments.cli.runs import matrix_name
-from experiments.cli.setting import Opened, build_settings
-from experiments.cli.suspects import Suspects
+from experiments.cli.setting import Opened, Suspects, build_settings
 from netkin import run
 from netkin.analysis.matrix import Matrix
 from netkin.comparison import attacked

@@ -33,7 +33,7 @@ from netkin.components import base_architecture
 from netkin.errors import UserError
 from netkin.model import Model
 from netkin.report.sentences import Sentences
-from netkin.report.text import percent, settings_text
+from netkin.report.text import settings_text
 from netkin.results import Results
 from netkin.similarity import Z_95, score
 from netkin.store import folder
@@ -196,32 +196,19 @@ def answer(s: Session, plain: Member, student: Member, result: dict[str, Any]) -
         f"{name} was trained on {s.training.task.dataset} with and without the teacher, with the "
         f"same recipe and seed ({result['seed']}); the loss of the distillation is "
         f"{result['kind']}.",
-        [
-            learns(name, result),
-            text(
-                "run",
-                name=name,
-                **{k: result[k] for k in ("seed", "teacher", "n")},
-                **{k: 100 * result[k] for k in ("gain", "gain_low", "gain_high")},
-                student=percent(result["student_accuracy"]),
-                alone=percent(result["alone_accuracy"]),
-            ),
-            text(
-                "teacher",
-                accuracy=percent(result["teacher_accuracy"]),
-                agreement=percent(result["agreement"]),
-            ),
-        ],
+        sentences(name, result),
         result,
         result["student_accuracy"],
     )
 
 
-def learns(name: str, result: dict[str, Any]) -> str:
-    """Whether a student learns more with the teacher, by the gains of several seeds."""
-    values = {"name": name, **{k: result[k] for k in ("teacher", "seeds")}}
-    if result["seeds_low"] is None:
-        return text("learns.few", fewest=SEEDS, **values)
-    ends = result["seeds_low"], result["seeds_high"]
-    points = {k: 100 * result[f"seeds_{k}"] for k in ("gain", "low", "high")}
-    return text("learns", verdict(result["seeds_gain"], ends), **values, **points)
+def sentences(name: str, result: dict[str, Any]) -> list[str]:
+    """Whether a student learns more with the teacher, by the gains of several seeds, and how the
+    run compares."""
+    gains = ("gain", "gain_low", "gain_high", "seeds_gain", "seeds_low", "seeds_high")
+    values = {"name": name, "fewest": SEEDS, **result}
+    values |= {key: 100 * result[key] for key in gains if result[key] is not None}  # points
+    learns = "few"
+    if result["seeds_low"] is not None:
+        learns = verdict(result["seeds_gain"], (result["seeds_low"], result["seeds_high"]))
+    return [text("learns", learns, **values), text("run", **values), text("teacher", **values)]

@@ -59,11 +59,11 @@ def test_metrics_by_hand() -> None:
     ).all()
 
 
-@given(st.integers(0, 60), st.integers(1, 60), st.sampled_from([0.9, 0.95, 0.975]))
-def test_the_interval_of_an_error_is_clopper_and_pearsons(k: int, n: int, level: float) -> None:
+@given(st.integers(0, 60), st.integers(1, 60))
+def test_the_interval_of_an_error_is_clopper_and_pearsons(k: int, n: int) -> None:
     k = min(k, n)
-    theirs = binomtest(k, n).proportion_ci(level, method="exact")
-    found = ensemble.share_interval(k, n, level)
+    theirs = binomtest(k, n).proportion_ci(0.95, method="exact")
+    found = ensemble.share_interval(k, n)
     assert found == pytest.approx((theirs.low, theirs.high), abs=1e-9)
 
 

@@ -187,26 +187,7 @@ def _square(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np
 
 
 def _permuted(
-    observed: float,
-    statistic: Callable[[NDArray[np.intp]], NDArray[np.float64]],
-    n: int,
-    wanted: int,
-    seed: int,
-    width: int,
-    sizes: Sequence[int] | None = None,
-) -> Tested:
-    """Test an observed r against `statistic`, [m] r of orders [m, n] of `width` values each: all n!
-    where these are at most ALL or `wanted`.
-
-    `sizes` are those of groups of the n, one after the other, within which the order does not
-    matter; orders that differ in this only are one.
-    """
-    r = np.array([observed])
-    return _permuted_each(r, lambda o: statistic(o)[:, None], n, wanted, seed, width, sizes)[0]
-
-
-def _permuted_each(
-    observed: NDArray[np.float64],
+    observed: float | NDArray[np.float64],
     statistic: Callable[[NDArray[np.intp]], NDArray[np.float64]],
     n: int,
     wanted: int,
@@ -214,7 +195,13 @@ def _permuted_each(
     width: int,
     sizes: Sequence[int] | None = None,
 ) -> list[Tested]:
-    """`_permuted` for several r [C] against `statistic` [m, C] of the same orders."""
+    """Test an observed r, or several, [C], against `statistic`, [m] r or [m, C] of orders [m, n] of
+    `width` values each: all n! where these are at most ALL or `wanted`.
+
+    `sizes` are those of groups of the n, one after the other, within which the order does not
+    matter; orders that differ in this only are one.
+    """
+    observed = np.atleast_1d(observed)
     known = ~np.isnan(observed)
     sizes = [1] * n if sizes is None else [*sizes]
     number = factorial(n) // prod(map(factorial, sizes))
@@ -228,7 +215,8 @@ def _permuted_each(
             orders = np.array(list(itertools.islice(listed, m)), dtype=np.intp)
         else:
             orders = rng.permuted(np.tile(np.arange(n), (m, 1)), axis=1)
-        count += (np.abs(statistic(orders)) >= np.abs(observed) - 1e-12).sum(axis=0)
+        found = np.abs(statistic(orders)).reshape(m, -1)
+        count += (found >= np.abs(observed) - 1e-12).sum(axis=0)
     p = count / max(total, 1) if every else (count + 1) / (total + 1)
     return [
         Tested(float(r), float(of), total, every) if is_known else Tested(np.nan, np.nan, 0)
@@ -288,7 +276,7 @@ def together_test(
         return total / spread if few else -total / spread
 
     drawn = min(permutations, max(199, 50_000_000 // max(len(rows), 1)))
-    return _permuted(r, statistic, n, drawn, seed, len(rows), sizes.tolist())
+    return _permuted(r, statistic, n, drawn, seed, len(rows), sizes.tolist())[0]
 
 
 def mantel(
@@ -334,7 +322,7 @@ def mantel(
     if controls and not np.isnan(r):
         enough = pearson(*some).n > z.shape[1] + 1 and varies(fixed)
         r = float(statistic(np.arange(len(x))[None])[0]) if enough else np.nan
-    return _permuted(r, statistic, len(x), permutations, seed, len(rows))
+    return _permuted(r, statistic, len(x), permutations, seed, len(rows))[0]
 
 
 def mantel_each(
@@ -356,7 +344,7 @@ def mantel_each(
         back = np.argsort(orders, axis=1)  # permutes b as the matrices would be
         return b[back[:, at[0]], back[:, at[1]]] @ fixed
 
-    return _permuted_each(observed, statistic, len(b), permutations, seed, len(y))
+    return _permuted(observed, statistic, len(b), permutations, seed, len(y))
 
 
 def _without(values: NDArray[np.float64], z: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -431,7 +419,7 @@ def permutation_test(
     """
     a, b = known_pairs(x, y)
     r = pearson(a, b).r
-    return _permuted(r, lambda o: correlations(a, b[o]), len(a), permutations, seed, len(a))
+    return _permuted(r, lambda o: correlations(a, b[o]), len(a), permutations, seed, len(a))[0]
 
 
 def t_interval(values: NDArray[np.float64]) -> tuple[float, float]:
@@ -463,4 +451,4 @@ def target_test(
     def statistic(orders: NDArray[np.intp]) -> NDArray[np.float64]:
         return correlations(a.ravel(), b[:, orders].transpose(1, 0, 2).reshape(len(orders), -1))
 
-    return _permuted(r, statistic, b.shape[1], permutations, seed, b.size)
+    return _permuted(r, statistic, b.shape[1], permutations, seed, b.size)[0]
