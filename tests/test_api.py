@@ -24,6 +24,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import netkin
 from netkin.attacks import PGD, PatchFool
@@ -340,6 +341,10 @@ class Fixed(nn.Module):
         return torch.zeros(self.shape or (len(x), 10))
 
 
+def convolution(channels: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(channels, 10, 16), nn.Flatten())
+
+
 PIXELS = torch.rand(4, 3, 16, 16)
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"models": {"a": Fixed()}}, "models must be two or more, got 1"),
@@ -352,6 +357,20 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         {"models": {"a": Fixed(), "b": netkin.Model(Fixed(), mean=0.5, std=0.0)}},
         "'b': std must be .* above 0",
     ),
+    ({"models": {"a": Fixed(), "b": Fixed(2, 1)}}, "b gives one logit z .* two or more classes"),
+    ({"models": {"a": Fixed(), "b": netkin.Model(Fixed(), mean=124, std=58)}}, "divide mean and"),
+    (
+        {"models": {"a": Fixed(), "b": convolution(1)}},
+        r"it takes 1: .*in_chans=1",
+    ),
+    (
+        {
+            "images": PIXELS[:, :1],
+            "models": {"a": convolution(3), "b": Fixed()},
+        },
+        "in_chans=3",
+    ),
+    ({"images": DataLoader(PIXELS)}, "images are a DataLoader, .* leave `labels` out"),  # type: ignore[arg-type]
     ({"images": PIXELS[0]}, r"images must be an array or tensor \[N, 3, H, W\]"),
     ({"images": PIXELS.permute(0, 2, 3, 1)}, "the channels are last"),
     ({"images": PIXELS * 4 - 2}, r"images must be in \[0, 1\], got .* without normalisation"),

@@ -1,26 +1,35 @@
 """What every command prints: its answer, and the paths of its files."""
 
+import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import polars as pl
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 
 from experiments.cli import stop
 from experiments.cli.runs import used
 from netkin.report.study import Outputs, Section
-from netkin.report.text import cell_text, heading, left_out
+from netkin.report.text import cell_text, heading, left_out, split_command
 
 
 class Terminal(Console):
-    """A console of text as it is, without markup or colours of numbers.
+    """A console of text as it is, without markup or colours of numbers. On a terminal lines are
+    wrapped between words; elsewhere they are not.
 
     Where the reader of its lines leaves, as `| head` does, the command goes on without printing.
     """
 
     def __init__(self, width: int | None = None, soft_wrap: bool = False):
         super().__init__(width=width, soft_wrap=soft_wrap, markup=False, highlight=False)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich does; a line that begins with a space, such as a command, is not wrapped."""
+        if self.soft_wrap and self.is_terminal:
+            objects = tuple(filled(o, self.width) if isinstance(o, str) else o for o in objects)
+        super().print(*objects, **options)
 
     def on_broken_pipe(self) -> None:
         """Print nothing from here on. rich itself would exit, in the middle of the work."""
@@ -33,15 +42,48 @@ def terminal() -> Terminal:
     return Terminal(soft_wrap=True)
 
 
-def printed(table: pl.DataFrame, title: str | None = None) -> Table:
-    """A table for a terminal, with its numbers as on a page."""
-    shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for name, kind in table.schema.items():
-        justify = "right" if kind.is_numeric() else "left"
-        shown.add_column(heading(name).replace("/", "\n"), justify=justify, overflow="fold")
-    for row in table.iter_rows():
-        shown.add_row(*map(cell_text, table.columns, row))
-    return shown
+def printed(table: pl.DataFrame, title: str | None = None, width: int = 80) -> Group:
+    """A table for a terminal, with its numbers as on a page: in blocks of columns with the first
+    one in front, where all are wider than `width`."""
+    heads = [heading(name).replace("/", "\n") for name in table.columns]
+    columns = [[cell_text(name, value) for value in table[name]] for name in table.columns]
+    wide = [
+        max(map(len, [*head.split("\n"), *"\n".join(column).split("\n")])) + 2
+        for head, column in zip(heads, columns, strict=True)
+    ]
+    blocks: list[list[int]] = []
+    for i in range(1, len(heads)):
+        if not blocks or wide[0] + sum(wide[j] for j in blocks[-1]) + wide[i] > width + 2:
+            blocks.append([])
+        blocks[-1].append(i)
+    tables = []
+    for block in blocks or [[]]:
+        shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        for i in (0, *block):
+            justify = "right" if table.dtypes[i].is_numeric() else "left"
+            shown.add_column(heads[i], justify=justify, overflow="fold")
+        for row in zip(*(columns[i] for i in (0, *block)), strict=True):
+            shown.add_row(*row)
+        tables += [shown, ""]
+        title = None
+    return Group(*tables[:-1])
+
+
+def filled(text: str, width: int) -> str:
+    """A text with its lines wrapped between words; the names of files begin below each other."""
+    lines = [
+        line
+        if line.startswith(" ")
+        else textwrap.fill(
+            line,
+            width,
+            subsequent_indent=" " * 9 * line.startswith(("Tables  ", "Figures ")),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for line in text.split("\n")
+    ]
+    return "\n".join(lines)
 
 
 def finish(
@@ -65,7 +107,8 @@ def finish(
     if printed:
         console.print("\nSome members are suspect: see above, and the page.")
     for paragraph in answer:
-        console.print(f"\n{paragraph}")
+        said, command = split_command(paragraph) if console.is_terminal else (paragraph, "")
+        console.print(f"\n{said}" + f"\n  {command}" * bool(command))
     console.print(f"\nReport   {report}")
     for kind, suffix in (("Tables", ".csv"), ("Figures", ".png")):
         if names := sorted(file for file in outputs.files if file.endswith(suffix)):

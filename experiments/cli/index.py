@@ -101,8 +101,10 @@ def print_jobs(folder: Path) -> None:
         }
         for run in entries
     ]
-    table = printed(pl.DataFrame(rows, infer_schema_length=None, strict=False))
-    Terminal().print("", table, f"\nJobs     {folder}", sep="\n")
+    console = Terminal()
+    table = pl.DataFrame(rows, infer_schema_length=None, strict=False)
+    table = printed(table, width=console.width)
+    console.print("", table, f"\nJobs     {folder}", sep="\n")
 
 
 def run(config: DictConfig) -> None:

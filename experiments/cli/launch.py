@@ -1,6 +1,7 @@
 """How evaluate.py and train.py start and end: their arguments in Hydra's grammar, one line for a
 user's mistake, and the exit code."""
 
+import atexit
 import fnmatch
 import importlib
 import io
@@ -71,6 +72,7 @@ def run_study(config: DictConfig, script: str) -> Any:
                 from netkin.jobs import pool
 
                 pool.serve()  # imports what workers need while this process imports what it needs
+                atexit.register(pool.end_server)
             from netkin.jobs.progress import Bars
 
             module = importlib.import_module(config.experiment.study)

@@ -24,7 +24,7 @@ from experiments.cli.values import refuse_stopping
 from netkin import similarity
 from netkin.analysis import matrix
 from netkin.analysis.matrix import Matrix, off_diagonal
-from netkin.errors import UserError
+from netkin.errors import UserError, near
 from netkin.report.study import Outputs, Section
 from netkin.tracking import Tracker
 
@@ -122,6 +122,7 @@ def study(
     refuse_stopping(config)
     published, notes = None, ()
     if file := config.similarity.get("file"):
+        check_file("similarity", str(file))
         given = matrix.read(file, bool(config.symmetrise))
         notes, whose = predicted(Path(file).expanduser(), given), f"models of {Path(file).name}"
     else:
@@ -140,6 +141,15 @@ def study(
             published,
             notes,
         )
+
+
+def check_file(key: str, file: str) -> None:
+    """Raises UserError, with near names, where a file of scores is not there."""
+    path = Path(file).expanduser()
+    if not path.exists():
+        beside = [other.name for other in path.parent.glob("*.csv")]
+        hint = near(path.name, ["sat69", *beside])
+        raise UserError(f"{key}={file}: there is no such file of scores{hint}")
 
 
 @contextmanager

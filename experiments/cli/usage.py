@@ -21,6 +21,17 @@ ABOUT = {
     "regnety_032, and digits/vit_ti@regnety_032 a member of evaluate.py. An interrupted training "
     "continues.",
 }
+EXPERIMENTS = {  # in the order in which they are of use
+    "About models": (
+        *("pairwise", "relatives", "clusters", "components", "importance", "within", "compare"),
+        *("classes", "landmarks", "novel", "probe", "measures"),
+    ),
+    "About a choice": ("select", "ensemble", "teachers", "distillation"),
+    "About a run": (
+        *("plan", "eps", "budget", "precision", "attacks", "craft", "store", "index", "dashboard"),
+    ),
+    "About training": ("scratch", "distill", "seeds", "hparams"),
+}
 MORE = """
 More
   experiment=NAME --help    what one experiment answers, and its settings
@@ -52,20 +63,27 @@ def _all(script: str) -> Iterator[str]:
     yield f"usage: python {script}.py [experiment=NAME] [group=option] [name=value] ..."
     yield ""
     yield from textwrap.wrap(ABOUT[script], WIDTH)
-    files = [CONF / "experiment" / f"{name}.yaml" for name in options("experiment")]
-    of = {file: yaml.safe_load(file.read_text())["experiment"].get("script") for file in files}
-    other = "train" if script == "evaluate" else "evaluate"
-    for title, name in (("Experiments", script), (f"Experiments of {other}.py", other)):
-        yield from ("", title)
-        for file in files:
-            if (of[file] or "evaluate") == name:
-                yield from _row(file.stem, _question(file), 20)
+    groups, listed = dict(EXPERIMENTS), [n for names in EXPERIMENTS.values() for n in names]
+    if others := tuple(name for name in options("experiment") if name not in listed):
+        groups["Others"] = others
+    own = {title: _script(names[0]) == script for title, names in groups.items()}
+    for title in sorted(groups, key=lambda title: not own[title]):
+        where = "" if own[title] else f" (python {_script(groups[title][0])}.py)"
+        yield from ("", f"{title}: experiment=NAME{where}")
+        for name in groups[title]:
+            yield from _row(name, _question(CONF / "experiment" / f"{name}.yaml"), 20)
     yield from ("", "Groups and their options")
     for group in (*GROUPS[1:], "similarity"):
         yield from _row(group, ", ".join(options(group)), 20)
     yield from _row("hydra/launcher", ", ".join(["joblib", *options("hydra/launcher")]), 20)
     yield from _settings(settings("", script))
     yield from MORE.splitlines()
+
+
+def _script(experiment: str) -> str:
+    """The script that runs an experiment."""
+    file = CONF / "experiment" / f"{experiment}.yaml"
+    return yaml.safe_load(file.read_text())["experiment"].get("script") or "evaluate"
 
 
 def _question(file: Path) -> str:

@@ -38,7 +38,7 @@ from experiments.cli.measured import Measured
 from experiments.cli.members import build_members
 from experiments.cli.runs import command
 from experiments.cli.setting import build_attack, build_settings, on_cpu
-from experiments.cli.study import Study, study
+from experiments.cli.study import Study, check_file, study
 from experiments.cli.values import changed, naming
 from netkin import similarity
 from netkin.analysis import matrix, noise, statistics
@@ -162,6 +162,7 @@ def told_apart(a: str, b: str) -> tuple[str, str]:
 def scores_file(key: str, given: str) -> Path:
     """The file of scores that a key names: the similarity.csv of a run's folder, or a CSV file."""
     path = Path(given).expanduser()
+    check_file(key, given)
     if not path.is_dir():
         return path
     if not (path / "similarity.csv").is_file():

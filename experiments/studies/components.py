@@ -6,12 +6,10 @@ that file, cell by cell, in agreement.csv and disagreements.csv. On the paper's 
 experiments/results/components.md.
 """
 
-import polars as pl
 from omegaconf import DictConfig, OmegaConf
-from rich.table import Table
 
 from experiments.cli.components import PUBLISHED, from_file, read_off
-from experiments.cli.finish import Terminal, finish, terminal
+from experiments.cli.finish import finish, printed, terminal
 from experiments.cli.members import build_members
 from experiments.cli.runs import info, tracked
 from experiments.cli.values import run_folder
@@ -21,8 +19,6 @@ from netkin.report.study import Outputs, Section
 from netkin.zoo.member import Task
 
 USED = ("experiment", "model", "components", "logger")
-WIDE = 500  # characters, so that no table is cut to fit a terminal
-ACROSS_UP_TO = 4  # models that are printed as columns; more are printed as rows
 
 
 def run(config: DictConfig) -> None:
@@ -36,7 +32,7 @@ def run(config: DictConfig) -> None:
         outputs = Outputs(run_folder(), tracker)
         with Bars(console) as bars:
             ours = outputs.table("components", read_off(members, _task(config), bars))
-        Terminal(WIDE).print(_printed(ours))
+        console.print(printed(ours, width=console.width))
         answer = [
             f"The components of {len(names)} model{'s' * (len(names) != 1)}, read off the models "
             "themselves: see the table (components.csv)."
@@ -82,18 +78,3 @@ def _task(config: DictConfig) -> Task:
         dataset.input_size,
         tuple(OmegaConf.to_container(dataset.fit, resolve=True)),  # type: ignore[arg-type]
     )
-
-
-def _printed(table: pl.DataFrame) -> Table:
-    """The components for a terminal: a few models as columns, more as rows."""
-    names, components = table.to_series(0).to_list(), table.columns[1:]
-    across = len(names) <= ACROSS_UP_TO
-    printed = Table(box=None, pad_edge=False)
-    for header in ["", *(names if across else components)]:
-        printed.add_column(header, no_wrap=True)
-    for i, name in enumerate(names):
-        if not across:
-            printed.add_row(name, *table.row(i)[1:])
-    for component in components if across else ():
-        printed.add_row(component, *table[component])
-    return printed

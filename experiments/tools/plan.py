@@ -69,7 +69,8 @@ def run(config: DictConfig) -> None:
         table = o.outputs.table("plan", cost_table(r, costs, left, problems))
         seconds = float(table.select("craft_seconds", "transfer_seconds").sum_horizontal().sum())
         o.tracker.summary({"plan/seconds": seconds / r.settings.processes.workers})
-        o.console.print(printed(table.select(SHOWN), "What is left to do, on one such device"))
+        title = "What is left to do, on one such device"
+        o.console.print(printed(table.select(SHOWN), title, o.console.width))
         text = ["Time and disk for what the store lacks, one model at a time on one such device."]
         o.finish(
             f"What would {len(r.models)} models on {r.evaluation.task.dataset} cost?",

@@ -48,7 +48,7 @@ def run(config: DictConfig) -> None:
     outputs.table("store", parts.drop("part"))
     tables = _by_folder(root, parts)
     for title, table in tables.items():
-        console.print(printed(table, title))
+        console.print(printed(table, title, console.width))
     command = f"python evaluate.py experiment=store store.dir={shlex.quote(str(root))}"
     answer = [f"{root} holds {size(int(parts['bytes'].sum()))} in {parts.height} parts."]
     for process, product in inventory.at_work(root):

@@ -135,15 +135,14 @@ def _result(settings: Settings, draws: int, eps_s: float) -> Result:
         except Incomplete as error:
             failures = [f"{f.model.name} failed in {f.stage}: {f.reason}" for f in error.failures]
             raise UserError("; ".join(failures)) from error.failures[0].error
+        except UserError as error:  # such as no image that two of them classify correctly
+            if not suspects:
+                raise
+            raise UserError(f"{error}. {' '.join(_cautions(suspects))}") from error
     reasons = {name: "; ".join(s.finding for s in found) for name, found in suspects.items()}
     drawn = Draws(outcomes, draws)
     result = summarise(r.results, r.models, outcomes, drawn, eps_s, suspects=reasons)
-    result.answer.extend(
-        f"Suspect: {name}: {reasons[name]}. "
-        + ". ".join(dict.fromkeys(ADVICE.get(s.kind, PREPROCESSING) for s in found))
-        + "."
-        for name, found in suspects.items()
-    )
+    result.answer.extend(_cautions(suspects))
     evaluation = r.evaluation
     values = {
         "models": {model.name: model.identity for model in r.models},
@@ -155,6 +154,16 @@ def _result(settings: Settings, draws: int, eps_s: float) -> Result:
     }
     # JSON, so that tuples and numbers are written as plain ones
     return replace(result, settings=json.loads(json.dumps(values)))
+
+
+def _cautions(suspects: Mapping[str, Sequence[Suspicion]]) -> list[str]:
+    """What looks wrong with models, and what to do, a sentence each."""
+    return [
+        f"Suspect: {name}: {'; '.join(s.finding for s in found)}. "
+        + ". ".join(dict.fromkeys(ADVICE.get(s.kind, PREPROCESSING) for s in found))
+        + "."
+        for name, found in suspects.items()
+    ]
 
 
 def _check(models: Any, batch_size: Any, bootstrap: Any, eps_s: Any) -> None:

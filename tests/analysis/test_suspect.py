@@ -119,6 +119,7 @@ def test_labels_that_are_counted_from_1_and_any_other_order() -> None:
     shifted = (predicted(LABELS, 0.8, 12) + 1) % 12
     (found,) = suspicions(LABELS, shifted, NAMES)
     assert (found.kind, found.order) == (RELABELLED, SHIFTED)
+    assert "in an order that is shifted by one" in found.finding
     order = np.random.default_rng(0).permutation(12)
     (found,) = suspicions(LABELS, order[predicted(LABELS, 0.8, 12)], NAMES)
     assert (found.kind, found.order) == (RELABELLED, "")

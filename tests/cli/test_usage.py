@@ -91,3 +91,8 @@ def test_files_of_other_programs_are_no_runs(tmp_path: Path) -> None:
 
 def test_index_without_a_folder(mistake: Mistake) -> None:
     assert "runs must be a folder of runs such as outputs" in mistake("experiment=index")
+
+
+def test_help_has_each_experiment_in_one_group() -> None:
+    listed = [name for names in usage.EXPERIMENTS.values() for name in names]
+    assert sorted(listed) == sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))

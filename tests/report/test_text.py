@@ -8,6 +8,7 @@ from netkin.report.text import (
     cell,
     count,
     duration,
+    fact,
     fraction_text,
     minus,
     number,
@@ -49,3 +50,20 @@ SETTINGS = {"_target_": "a.B", "eps": 8 / 255, "steps": 50, "random_start": True
 )
 def test_numbers_and_lists_in_words(written: object, text: object) -> None:
     assert written == text
+
+
+def test_a_paragraph_has_a_label_a_sentence_reasons_and_a_command() -> None:
+    text = "Noise: it fools 9.9% (Fig. 3). At most 49%. To see: python evaluate.py a='b c'"
+    assert fact(text) == (
+        "Noise:",
+        "it fools 9.9% (Fig. 3).",
+        "At most 49%. To see:",
+        "python evaluate.py a='b c'",
+    )
+    assert fact("Is it? No: s = 0.5 here.") == ("Is it?", "No: s = 0.5 here.", "", "")
+    assert fact("To go on: python train.py")[::3] == ("To go on:", "python train.py")
+
+
+def test_rounding_errors_are_nothing() -> None:
+    values = [cell("eigenvalue", value) for value in (-1e-16, 3e-12, -0.5)]
+    assert values == ["0.000", "0.000", minus("-0.500")]

@@ -15,6 +15,7 @@ OUTPUTS: dict[str, Callable[[Tensor], Any]] = {
     "dict": lambda logits: {"features": logits + 1, "logits": logits},
     "only": lambda logits: {"prediction": logits, "epoch": 3},
     "object": lambda logits: SimpleNamespace(logits=logits, loss=None),
+    "features": lambda logits: (logits.repeat(1, 3), logits),
     "wrong": lambda logits: {"a": logits, "b": logits},
 }
 

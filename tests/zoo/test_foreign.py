@@ -71,7 +71,7 @@ def own(tmp_path: Path) -> tuple[nn.Module, Path]:
     return net, tmp_path / "mine.pt"
 
 
-@pytest.mark.parametrize("output", [name for name in OUTPUTS if name != "wrong"])
+@pytest.mark.parametrize("output", [name for name in OUTPUTS if name not in ("wrong", "features")])
 def test_logits_in_whatever_a_network_returns(output: str, own: tuple[nn.Module, Path]) -> None:
     net, file = own
     member = one(
@@ -95,6 +95,8 @@ def test_logits_in_whatever_a_network_returns(output: str, own: tuple[nn.Module,
 def test_an_output_without_logits_is_an_error() -> None:
     with pytest.raises(UserError, match=r"n \(.*Net\) returns a dict with keys \['a', 'b'\], exp"):
         build(one({"name": "n", "_target_": NET, "kwargs": {"output": "wrong"}}), FOLDER)
+    with pytest.raises(UserError, match="of which only one can be its logits"):
+        build(one({"name": "n", "_target_": NET, "kwargs": {"output": "features"}}), FOLDER)
 
 
 def test_a_network_that_cannot_be_copied_is_an_error_before_any_work() -> None:
@@ -143,7 +145,10 @@ def test_gray_images_are_the_average_of_the_channels() -> None:
         ({"_target_": NET, "kwargs": {"classes": 7}}, r"mine has 7 classes, mine has 10"),
         ({"_target_": "tests.zoo.own_nets.broken"}, r"RuntimeError: no such file: weights.pt\);"),
         ({"_target_": "tests.zoo.own_nets.no_network"}, r"got an object of type int"),
-        ({"_target_": NET, "in_chans": 1, "mean": [1, 2, 3], "std": 1}, r"mean is .* expected 1 n"),
+        (
+            {"_target_": NET, "in_chans": 1, "mean": [0.1, 0.2, 0.3], "std": 1},
+            r"mean is .* expected 1 n",
+        ),
     ],
 )
 def test_mistakes_in_building(entry: dict, message: str) -> None:

@@ -247,7 +247,11 @@ def _relabelling(
     moved = [k for k in np.unique(labels) if outputs[k] != k]
     pairs = ", ".join(f"{named[k]} as {named[outputs[k]]}" for k in moved[:EXAMPLES])
     more = ", ..." if len(moved) > EXAMPLES else ""
-    other = f"the {order} order" if order in ORDERS else "another order"
-    right = f"{percent}, but {after.mean():.1%} with its outputs in {other} of the classes"
+    other = (
+        f"the {order} order of the classes" if order in ORDERS else "another order of the classes"
+    )
+    if order.startswith(SHIFTED):  # one too high, such as of labels that are counted from 1
+        other = f"an order that is {order} by one class"
+    right = f"{percent}, but {after.mean():.1%} with its outputs in {other}"
     finding = f"{right}: it predicts {pairs}{more}"
     return Suspicion(RELABELLED, finding, order.removesuffix(" back"))

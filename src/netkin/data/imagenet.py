@@ -14,7 +14,7 @@ from timm.data import ImageNetInfo
 from netkin.data.classes import read_classes
 from netkin.data.files import Listing, by_folder, walk
 from netkin.data.images import Images, Labelled
-from netkin.data.labels import by_labels, read_lines
+from netkin.data.labels import by_annotations, by_labels, is_annotated, read_lines
 from netkin.data.sources import GROUND_TRUTH, PREFIXES, Columns, list_files, read, reading
 from netkin.errors import UserError
 
@@ -157,6 +157,8 @@ def _files(root: str, split: str, labels: str | None) -> Labelled:
                 "beside them"
             )
         return _with_label_file(listing, file, split)
+    if is_annotated(listing):
+        return by_annotations(listing, wnids())
     numbers = [str(k) for k in range(len(wnids()))]
     if set(listing.folders) == set(numbers):
         images = replace(by_folder(listing, numbers), classes=list(wnids()))

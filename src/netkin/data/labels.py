@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from netkin.data.classes import labels_of
+from netkin.data.classes import in_order, labels_of
 from netkin.data.files import Listing, find_split, is_image, printable, split_of
 from netkin.data.images import Labelled
 from netkin.errors import UserError, and_more
@@ -82,6 +82,40 @@ def by_labels(
     left_out = Counter(bare for path in images if path not in written)
     of = dict(zip(paths, labels, strict=True))
     return listing.labelled(of, classes, left_out, [*notes, *more])
+
+
+ANNOTATIONS = "val_annotations.txt"
+"""Tiny ImageNet's labels of val/images: image, WordNet id, and a box, by tabs."""
+ALL_CLASSES = "wnids.txt"
+"""Tiny ImageNet's list of its classes, beside train/ and val/."""
+
+
+def is_annotated(listing: Listing) -> bool:
+    """Whether a folder is the val/ of Tiny ImageNet as it is published."""
+    return listing.folders == ["images"] and (Path(listing.root) / ANNOTATIONS).is_file()
+
+
+def by_annotations(
+    listing: Listing, classes: Sequence[str] = (), class_order: str = "text"
+) -> Labelled:
+    """Tiny ImageNet's val/, whose classes are those of train/, in the same order.
+
+    Raises UserError where its list of classes is not beside val/, since the images alone may lack
+    some, so that labels would be other than in training.
+    """
+    file = Path(listing.root) / ANNOTATIONS
+    rows = [line.split("\t") for line in read_lines(file)]
+    if wrong := next((row for row in rows if len(row) != 6), None):
+        raise UserError(f"{file}: expected six columns (image, class, box), got {wrong}")
+    beside = Path(listing.root).parent / ALL_CLASSES
+    if not classes and not beside.is_file():
+        raise UserError(
+            f"{beside} is not there, which lists the classes of train and val; put it there, or "
+            "name them with classes=FILE"
+        )
+    names = list(classes) or in_order(read_lines(beside), class_order)
+    lines = [f"images/{image}\t{label}" for image, label, *_ in rows]
+    return by_labels(listing, file, names, lines=lines)
 
 
 def read_lines(file: Path) -> list[str]:

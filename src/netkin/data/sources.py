@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from netkin.data import idx
 from netkin.data.classes import in_order, labels_of, read_classes
 from netkin.data.files import (
     Listing,
@@ -22,7 +23,7 @@ from netkin.data.files import (
     walk,
 )
 from netkin.data.images import Images, Labelled, Row
-from netkin.data.labels import by_labels
+from netkin.data.labels import by_annotations, by_labels, is_annotated
 from netkin.errors import UserError
 
 PREFIXES = ("hfds/", "wds/")
@@ -67,8 +68,14 @@ def open_folder(
     with reading(root, labels, *columns):
         if root.startswith(PREFIXES):
             images = read(root, split, columns, names, class_order)
+        elif labels is None and idx.find(folder := Path(root).expanduser(), split):
+            if white_level is not None:
+                raise UserError(f"white_level is of 16-bit images; those of {root} have 8 bits")
+            return idx.read(folder, split, names)
         elif labels is None:
-            images = by_folder(list_files(root, split), names, class_order)
+            listing = list_files(root, split)
+            read_labels = by_annotations if is_annotated(listing) else by_folder
+            images = read_labels(listing, names, class_order)
         elif (file := Path(labels).expanduser()).name == GROUND_TRUTH:
             raise UserError(f"labels={labels} are of ImageNet, in its own order: dataset=imagenet")
         else:

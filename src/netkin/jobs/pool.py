@@ -109,6 +109,13 @@ def serve(preload: Sequence[str] = PASSES) -> ForkServerContext:
     return processes
 
 
+def end_server() -> None:
+    """Kill the process of `serve`, which would import to the end after a command that fails."""
+    if server := getattr(forkserver._forkserver, "_forkserver_pid", None):
+        with suppress(ProcessLookupError):
+            os.kill(server, signal.SIGKILL)
+
+
 class Jobs:
     """Runs module-level functions `work(context, item, advance)` over items, stage by stage.
 
@@ -266,11 +273,9 @@ class Jobs:
     def _stop(self) -> None:
         """Have the workers give up their work, and kill those that take too long."""
         assert self._pool is not None
-        server = getattr(forkserver._forkserver, "_forkserver_pid", None)
-        if self._starting and server:
+        if self._starting:
             # It would still start the worker that it was told to, for a parent that has gone.
-            with suppress(ProcessLookupError):
-                os.kill(server, signal.SIGKILL)
+            end_server()
         processes = multiprocessing.active_children()
         self._pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:

@@ -68,13 +68,17 @@ def fact(paragraph: str) -> Fact:
     A label is what stands before a first colon, or a question. A command is python evaluate.py or
     train.py after a colon, to the end.
     """
-    command = COMMAND.search(paragraph)
-    text = paragraph[: command.start()] if command else paragraph
+    text, command = split_command(paragraph)
     label = LABEL.match(text)
     text = text[label.end() :] if label else text
     short, *more = SENTENCE.split(text, maxsplit=1)
-    found = label[1] if label else ""
-    return Fact(found, short, "".join(more), command[1] if command else "")
+    return Fact(label[1] if label else "", short, "".join(more), command)
+
+
+def split_command(paragraph: str) -> tuple[str, str]:
+    """A paragraph, and the command that it ends with, empty where there is none."""
+    found = COMMAND.search(paragraph)
+    return (paragraph[: found.start()], found[1]) if found else (paragraph, "")
 
 
 def minus(text: str) -> str:

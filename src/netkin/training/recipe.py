@@ -19,9 +19,9 @@ LATER = (
     *("mixup", "cutmix", "model_args", "ema_decay", "accumulate", "keep", "adversarial"),
 )
 """Fields that an identity names only where they differ from their default."""
-LARGEST = 256
-"""Rows and columns up to which Muon takes a matrix. Its iteration takes time with their third
-power: half a second a step for 1,512 of them on a core."""
+LARGEST = 128
+"""Rows and columns up to which Muon takes a matrix: its iteration takes time with their third
+power."""
 ADVERSARIAL = ("eps", "step_size", "steps", "random_start", "momentum")
 
 

@@ -163,6 +163,11 @@ def count_classes(net: nn.Module, channels: int, size: int, name: str) -> int:
     net.train(training)
     if logits.ndim != 2 or len(logits) != 2:
         raise UserError(f"{name} gives {list(logits.shape)} for 2 images, expected [2, classes]")
+    if logits.shape[1] == 1:
+        raise UserError(
+            f"{name} gives one logit z for an image; expected one for each of two or more classes: "
+            "return torch.cat([torch.zeros_like(z), z], dim=1), whose softmax is z's sigmoid"
+        )
     return logits.shape[1]
 
 
@@ -170,7 +175,9 @@ def logits_in(output: Any, name: str) -> Tensor:
     """The logits [B, K] in what a network returns.
 
     That is a tensor, a tuple or list that begins with them, a mapping that holds them under
-    "logits" or as its only tensor, or an object with `.logits`. Raises UserError for others.
+    "logits" or as its only tensor, or an object with `.logits`. Raises UserError for others, and
+    for a tuple or list of several tensors [B, _] of different widths: (logits, features), or the
+    other way round.
     """
     if isinstance(output, Tensor):
         return output
@@ -180,6 +187,12 @@ def logits_in(output: Any, name: str) -> Tensor:
         logits = output.get("logits", tensors[0] if len(tensors) == 1 else None)
     elif logits is None and isinstance(output, tuple | list) and output:
         logits = output[0]
+        flat = [each for each in output if isinstance(each, Tensor) and each.ndim == 2]
+        if len({each.shape[1] for each in flat}) > 1:
+            raise UserError(
+                f"{name} returns several tensors, {', '.join(str(list(t.shape)) for t in flat)}, "
+                "of which only one can be its logits: return that alone"
+            )
     if isinstance(logits, Tensor):
         return logits
     keys = f" with keys {list(output)[:8]}" if isinstance(output, Mapping) else ""

@@ -147,11 +147,16 @@ def _count_classes(net: nn.Module, member: Member) -> int:
     except UserError as error:
         raise UserError(f"models: {error}") from None
     except Exception as error:  # whatever a network of the user's raises
+        other = 4 - channels  # 1 or 3
+        try:
+            count_classes(net, other, size, member.name)
+            advice = f"it takes {other}: give netkin.Model(net, in_chans={other})"
+        except Exception:  # of this kind or another
+            advice = "where it takes another size, give netkin.Model(net, input_size=...)"
         raise UserError(
             f"models: {member.name} does not take images {[2, channels, size, size]} "
             f"({type(error).__name__}: {first_line(error)}); a copy of it runs in float32, on "
-            "batches of any size; where it takes another size or gray images, give "
-            "netkin.Model(net, input_size=...) or in_chans=1"
+            f"batches of any size; {advice}"
         ) from error
 
 

@@ -114,6 +114,8 @@ def _per_channel(value: Any, above: float = -math.inf) -> bool:
     )
 
 
+MOST = {"mean": 1, "std": 10}
+"""Above it, they are of pixels in 0 to 255."""
 CHANNELS = "1 or 3 numbers{} for pixels in [0, 1], such as [0.5, 0.5, 0.5]"
 CHECKS: dict[str, tuple[Callable[[Any], bool] | tuple, str]] = {
     "timm": (_is_text, "a timm name"),
@@ -159,6 +161,12 @@ def _check_fields(spec: dict[str, Any]) -> None:
     for key in ("mean", "std"):
         if (value := spec.get(key)) is not None:
             spec[key] = tuple(map(float, [value] if _is_number(value) else value))
+        if max(spec.get(key) or [0]) > MOST[key]:
+            raise UserError(
+                f"member {name!r}: {key} is {list(spec[key])}, but pixels are in [0, 1]: divide "
+                "mean and std of pixels in 0 to 255 by 255; a network that takes such pixels as "
+                "they are has mean 0 and std 1/255"
+            )
     channels = (spec.get("kwargs") or {}).get("in_chans")
     if spec.get("timm") and "in_chans" not in spec and channels in (1, 3):
         spec["in_chans"] = channels  # timm's own argument
