@@ -165,12 +165,10 @@ def opened(
 ) -> Iterator[Opened]:
     """The run of a config, before any work, with an open tracker; see `netkin.run.open`.
 
-    Args:
-        members, attack: instead of the config's.
-        sources: names of the members that are attacked; all, unless given.
-        named: the models that a dashboard names the run for, where they are few.
-        complete: whether members that cannot be built, or whose weights cannot be had, are errors.
-        stops: whether the command stops at `score.half_width`; others refuse it.
+    Members and attack are instead of the config's. `sources` are the names of the members that are
+    attacked, `named` the models that a dashboard names the run for, where they are few. Members
+    that cannot be built, or whose weights cannot be had, are errors of a `complete` run. A command
+    that does not stop at `score.half_width` refuses it.
     """
     if not stops:
         refuse_stopping(config)

@@ -19,7 +19,6 @@ not correlate (experiments/results/measures.md). s correlates with the cosine of
 """
 
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -204,16 +203,14 @@ def all_uses(s: Study, m: Measured, results: list[Measure], positions: Sequence[
 def taught(s: Study, m: Measured, results: list[Measure], permutations: int) -> list[Used]:
     """The same for the mean accuracy of the stored students of each teacher among the models."""
     dataset, student = s.config.dataset.name, s.config.dataset.student
-    accuracies = defaultdict[str, list[float]](list)
-    for notes in students_of(m.run.results.store, dataset, student):
-        accuracies[notes["teacher"]["name"]].append(notes["test_accuracy"])
-    teachers = [name for name in s.names if name in accuracies and name != student]
+    taught_by = students_of(m.run.results.store, dataset, student)
+    teachers = [name for name in s.names if name in taught_by and name != student]
     if student not in s.names or len(teachers) < FEWEST:
         return []
     at, row = [s.names.index(name) for name in teachers], s.names.index(student)
-    y = np.array([[np.mean(accuracies[name]) for name in teachers]])
+    y = [np.mean([notes["test_accuracy"] for notes in taught_by[name]]) for name in teachers]
     by = {of.name: of.sampled.values[row, at][None] for of in results}
-    use = Use(y, np.arange(len(teachers))[:, None], by)
+    use = Use(np.array([y]), np.arange(len(teachers))[:, None], by)
     return [Used.of("students", use, m.outcomes.correct[at].mean(axis=1)[None], permutations)]
 
 
@@ -306,8 +303,6 @@ def answer(
     if related.height:
         listed = "; ".join(map(correlated, related.to_dicts()))
         sentences.append(text("correlates", pairs=related["pairs"][0], n=n, listed=listed))
-        if n < FEWEST:
-            sentences.append(text("few", n=n, fewest=FEWEST))
     else:
         sentences.append(text("none", n=n))
     ranked = table.drop_nulls("agreement").drop_nans("agreement").sort("agreement")
@@ -325,9 +320,8 @@ def answer(
 def decided(use: Used, uses: int) -> str:
     """Which measure predicts a use, how well, and how certain that is: by p times the number of
     uses that are looked at, and by the interval over models."""
-    best = (
-        use.predicted.fill_nan(None).sort("r2", descending=True, nulls_last=True).row(0, named=True)
-    )
+    ranked = use.predicted.sort(pl.col("r2").fill_nan(-np.inf), descending=True)
+    best = ranked.row(0, named=True)
     p = min(best["p"] * uses, 1.0)
     found = verdict(best["r2"], (best["low"], best["high"]), p)
     sentence = text(

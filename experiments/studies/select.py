@@ -344,18 +344,15 @@ def choose_teachers(s: Study) -> None:
     ]
     caption = text("teachers.caption", student=name, chosen=chosen.height)
     picture = teacher_figure(s, "teachers", chosen, groups, name, caption)
-    teachers, some, found = (
-        chosen["teacher"].to_list(),
-        chosen["similarity"],
-        power(STUDENTS_R, chosen.height),
-    )
+    teachers, some = chosen["teacher"].to_list(), chosen["similarity"].to_numpy()
+    scores, found = table["similarity"].to_numpy(), power(STUDENTS_R, chosen.height)
     values = {
         **{"listed": and_more(teachers), "n": chosen.height, "candidates": table.height},
-        **{"share": np.ptp(some) / (np.ptp(table["similarity"].to_numpy()) or 1.0)},
-        **{"low": some.min(), "high": some.max(), "threshold": above, "seed": seed},
+        **{"share": np.ptp(some) / (np.ptp(scores) or 1.0), "low": some.min(), "high": some.max()},
         **{"verdict": verdict(found, threshold=POWER), "power": found, "wanted": POWER},
         **{"r": STUDENTS_R, "enough": select.teachers_for_power()},
-        **{kind: table.filter(chosen=kind).height for kind in ("above", "sampled")},
+        **{"threshold": above, "seed": seed, "above": chosen.filter(chosen="above").height},
+        **{"sampled": chosen.filter(chosen="sampled").height},
     }
     answer = [text(f"teachers.{key}", **values) for key in ("span", "shows", "how")]
     s.finish(

@@ -312,13 +312,12 @@ def test_a_measure_that_predicts_is_found_and_chance_is_not() -> None:
 
 def test_students_of_the_models_are_what_measures_predict(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("vit_ti", *"abcdef", "without")
-    notes = [
-        {"teacher": {"name": name}, "test_accuracy": 0.9 + 0.01 * i + seed / 1000}
+    taught = {
+        name: [{"test_accuracy": 0.9 + 0.01 * i + seed / 1000} for seed in (-1, 1)]
         for i, name in enumerate([*"abcdef", "gone"])
-        for seed in (-1, 1)
-    ]
+    }
     monkeypatch.setattr(
-        study, "students_of", lambda *of: notes if of[1:] == ("d", "vit_ti") else []
+        study, "students_of", lambda *of: taught if of[1:] == ("d", "vit_ti") else {}
     )
     matrix = rng().normal(size=(8, 8))
     matrix[0, 1:7] = np.arange(6)
@@ -334,7 +333,7 @@ def test_students_of_the_models_are_what_measures_predict(monkeypatch: pytest.Mo
     (use,) = study.taught(s, m, of, 99)  # type: ignore[arg-type]
     assert use.predicted["values"][0] == 6 and use.predicted["r2"][0] == pytest.approx(1)
     assert study.decided(use, 2).startswith("Similarity s predicts whose students learn more")
-    notes[:] = notes[:8]
+    del taught["e"], taught["f"]
     assert not study.taught(s, m, of, 99)  # type: ignore[arg-type]
 
 

@@ -28,15 +28,14 @@ def share(k: NDArray, m: NDArray) -> tuple[NDArray[np.float64], Limits]:
 
     Images are the sample. The limits are exact ones (Clopper and Pearson 1934) of as many
     independent draws as would have the variance of the ratio, linearised (Korn and Graubard 1998),
-    with the three more images of `netkin.similarity.with_intervals`, which is the case of m = 1.
+    with the two more images of `netkin.similarity.with_intervals`, which is the case of m = 1.
     NaN, with limits of 0 and 1, where m is 0 on all images.
     """
     total, most = k.sum(axis=1), m.sum(axis=1)
-    mean, known = (total + 1.5) / (most + 3), most > 0
-    more = (np.array([0.0, 0.5, 1.0]) - mean[:, None]) ** 2
-    spread = ((k - mean[:, None] * m) ** 2).sum(axis=1) + more.sum(axis=1)
+    mean, known = (total + 1) / (most + 2), most > 0
+    spread = ((k - mean[:, None] * m) ** 2).sum(axis=1) + mean**2 + (1 - mean) ** 2
     p = total / np.where(known, most, 1)
-    low, high = exact_limits(p, most * (most + 3) * mean * (1 - mean) / spread)
+    low, high = exact_limits(p, most * (most + 2) * mean * (1 - mean) / spread)
     return np.where(known, p, np.nan), (np.where(known, low, 0.0), np.where(known, high, 1.0))
 
 
@@ -206,11 +205,8 @@ def linear_cka(grams: NDArray, weights: NDArray) -> Matrices:
     above 0 where features are wider than images are many. NaN for fewer than 4 different images.
 
     Of a draw it is the mean over all tuples of four different images, each weighted by the product
-    of its counts: an image that is in a draw twice is not compared with itself.
-
-    Args:
-        grams: [N, I, I], X X' of each model; see `gram`.
-        weights: [draws, I], how often each image is in each draw.
+    of its counts: an image that is in a draw twice is not compared with itself. grams: [N, I, I],
+    X X' of each model; see `gram`.
     """
     n, images = grams.shape[:2]
     flat = grams.reshape(n, -1).astype(np.float32)
@@ -339,24 +335,21 @@ def held_out(x: NDArray[np.float64], use: Use, orders: NDArray[np.intp]) -> NDAr
         of_model = sum(np.bincount(column, moment, x.shape[1]) for column in models.T)
         return moment.sum() - of_model[models].sum(axis=1) + (size - 1) * moment
 
-    n, of_y, square = (part.sum(axis=0) for part in (known.astype(float), y, y**2))
-    fitted, fitted_y = others(n), others(of_y)
+    n, fitted = known.sum(axis=0), others(known.sum(axis=0))
     use_it = (fitted > 2) & (n > 0)
     fitted = np.where(use_it, fitted, 1)
-    mean = fitted_y / fitted
-    total = (square - 2 * mean * of_y + n * mean**2)[use_it].sum()
+    mean = others(y.sum(axis=0)) / fitted
+    total = ((known * (y - mean))[:, use_it] ** 2).sum()
     result = np.empty(len(orders))
     for i, order in enumerate(orders):
-        moved = x[:, *order[models].T]  # [S, P]
-        of_x, xx, xy = ((moved * part).sum(axis=0) for part in (known, moved * known, y))
-        mean_x, fitted_xx = others(of_x) / fitted, others(xx)
-        varied = fitted_xx - fitted * mean_x**2
-        flat = varied <= 1e-9 * fitted_xx
-        slope = np.where(flat, 0, others(xy) - fitted * mean_x * mean) / np.where(flat, 1, varied)
-        start = mean - slope * mean_x
-        left = square + n * start**2 + slope**2 * xx
-        left += 2 * (start * slope * of_x - start * of_y - slope * xy)
-        result[i] = 1 - left[use_it].sum() / total if total > 0 else np.nan
+        moved = x[:, *order[models].T] * known  # [S, P]
+        mean_x, squares = others(moved.sum(axis=0)) / fitted, others((moved**2).sum(axis=0))
+        varied = squares - fitted * mean_x**2
+        together = others((moved * y).sum(axis=0)) - fitted * mean_x * mean
+        flat = varied <= 1e-9 * squares
+        slope = np.where(flat, 0, together) / np.where(flat, 1, varied)
+        left = known * (y - mean - slope * (moved - mean_x))
+        result[i] = 1 - (left[:, use_it] ** 2).sum() / total if total > 0 else np.nan
     return result
 
 

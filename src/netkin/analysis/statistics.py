@@ -248,13 +248,9 @@ def together_test(
     out the models are used where they are at most ALL or `permutations`. Where groups have more
     than 5,000 pairs, as those of 1,000 models do, permutations are fewer, but at least 199.
 
-    Args:
-        scores: [N, N], symmetric, without NaN off the diagonal.
-        together: [N, N], symmetric, which pairs are of one group; the diagonal is not read.
-        permutations: how many are drawn, with replacement.
-        seed: of the drawn ones.
-
-    NaN where all pairs or none are of one group, or all scores are the same.
+    Scores and whether pairs are `together`, of one group, are symmetric, [N, N], without NaN off
+    the diagonal, which is not read. NaN where all pairs or none are of one group, or all scores are
+    the same.
     """
     n = len(scores)
     mask = together & ~np.eye(n, dtype=bool)
