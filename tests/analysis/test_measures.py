@@ -243,15 +243,12 @@ def test_features_are_what_the_last_layer_sees(network: tuple) -> None:
 
 def test_gradients_point_along_the_cross_entropys(network: tuple) -> None:
     classifier, pixels, labels = network
-    found = features.gradients(classifier, {"pixels": pixels, "labels": labels}).float()
+    found = features.gradients(classifier, {"pixels": pixels, "labels": labels}).float().flatten(1)
     x = (pixels / 255).requires_grad_(True)
     cross_entropy(classifier(x), labels, reduction="sum").backward()
     assert x.grad is not None
     expected = torch.nn.functional.normalize(x.grad.flatten(1))
-    torch.testing.assert_close(
-        (found.flatten(1) * expected).sum(1), torch.ones(6), atol=2e-3, rtol=0
-    )
-    torch.testing.assert_close(found.flatten(1).norm(dim=1), torch.ones(6), atol=2e-3, rtol=0)
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
 
 
 def test_gradients_of_a_certain_model_have_a_direction(network: tuple) -> None:
@@ -311,7 +308,6 @@ def test_a_measure_that_predicts_is_found_and_chance_is_not() -> None:
 
 
 def test_students_of_the_models_are_what_measures_predict(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("vit_ti", *"abcdef", "without")
     taught = {
         name: [{"test_accuracy": 0.9 + 0.01 * i + seed / 1000} for seed in (-1, 1)]
         for i, name in enumerate([*"abcdef", "gone"])
@@ -319,13 +315,12 @@ def test_students_of_the_models_are_what_measures_predict(monkeypatch: pytest.Mo
     monkeypatch.setattr(
         study, "students_of", lambda *of: taught if of[1:] == ("d", "vit_ti") else {}
     )
-    matrix = rng().normal(size=(8, 8))
+    matrix, other = rng().normal(size=(2, 8, 8))
     matrix[0, 1:7] = np.arange(6)
     config = OmegaConf.create({"dataset": {"name": "d", "student": "vit_ti"}})
-    s = SimpleNamespace(config=config, names=names)
+    s = SimpleNamespace(config=config, names=("vit_ti", *"abcdef", "without"))
     outcomes = SimpleNamespace(correct=rng().random((8, 20)) < 0.9)
     m = SimpleNamespace(run=MagicMock(), outcomes=outcomes)
-    other = rng(1).normal(size=(8, 8))
     of = [
         measures.Measure(name, Sampled(values, values[None], values[None]), 1.0)
         for name, values in (("similarity", matrix), ("capa", other))
@@ -354,10 +349,9 @@ def test_measures(folder: Path) -> None:
     first = pl.read_csv(folder / "first" / "pairs.csv").filter(a=MEMBERS[0], b=MEMBERS[1])
     assert first["same_mistake"].to_list() == pytest.approx([others["same_mistake"]])
     assert first["same_mistake_chance"].is_between(0, 1).all()
-    # 100 images: all of the subset
-    assert others["similarity"] == pytest.approx(smoothed_score(folder))
+    assert others["similarity"] == pytest.approx(smoothed_score(folder))  # of all 100 images
     links = pl.read_csv(run / "measures_correlations.csv")
-    assert links["images_low"].null_count() == links["models_low"].null_count() == links.height
+    assert links["models_low"].null_count() == links.height  # too few models
     assert links["noise_ceiling"].is_between(0, 1).all()
     assert set(links["permutations"]) <= {24, 0}  # 4 models; 0 where undefined
     summary = pl.read_csv(run / "measures.csv")
@@ -373,10 +367,8 @@ def test_measures(folder: Path) -> None:
     more = overrides(folder)[0].removesuffix("]") + f",{fifth}]"
     again = on_four("measures", folder, *fast, more)
     assert lost.is_file() and {p: p.stat().st_mtime_ns for p in before} == before
-    assert {path.parent.name for path in kept} == {*MEMBERS}
-    found = pl.read_csv(again / "measures_scatter.csv").filter(
-        pl.col("a").is_in(MEMBERS) & pl.col("b").is_in(MEMBERS)
-    )
+    same = pl.col("a").is_in(MEMBERS) & pl.col("b").is_in(MEMBERS)
+    found = pl.read_csv(again / "measures_scatter.csv").filter(same)
     assert_frame_equal(found, table, check_row_order=False)
     uses = pl.read_csv(again / "measures_uses.csv")
     assert uses["measure"].to_list() == [*study.TITLES, "accuracy alone"]
