@@ -284,11 +284,7 @@ def measures_scatter(measures: list[Measure], correlations: pl.DataFrame) -> Fig
 
 
 def answer(
-    n: int,
-    table: pl.DataFrame,
-    related: pl.DataFrame,
-    uses: list[Used],
-    wrong: NDArray[np.bool_],
+    n: int, table: pl.DataFrame, related: pl.DataFrame, uses: list[Used], wrong: NDArray[np.bool_]
 ) -> list[str]:
     """The findings on n models, the verdict first, by a table of the measures, the correlations of
     similarity with the others, the highest first, the uses, and which images [N, I] models

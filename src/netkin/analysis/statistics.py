@@ -7,8 +7,8 @@ own name. Intervals over images are in `netkin.analysis.noise`.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from math import factorial, prod
+from collections.abc import Callable, Sequence
+from math import factorial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -193,21 +193,14 @@ def _permuted(
     wanted: int,
     seed: int,
     width: int,
-    sizes: Sequence[int] | None = None,
 ) -> list[Tested]:
     """Test an observed r, or several, [C], against `statistic`, [m] r or [m, C] of orders [m, n] of
-    `width` values each: all n! where these are at most ALL or `wanted`.
-
-    `sizes` are those of groups of the n, one after the other, within which the order does not
-    matter; orders that differ in this only are one.
-    """
+    `width` values each: all n! where these are at most ALL or `wanted`."""
     observed = np.atleast_1d(observed)
     known = ~np.isnan(observed)
-    sizes = [1] * n if sizes is None else [*sizes]
-    number = factorial(n) // prod(map(factorial, sizes))
-    every = number <= max(wanted, ALL)
-    total = (number if every else wanted) if known.any() else 0
-    rng, listed = np.random.default_rng(seed), _orders(range(n), sizes)
+    every = factorial(n) <= max(wanted, ALL)
+    total = (factorial(n) if every else wanted) if known.any() else 0
+    rng, listed = np.random.default_rng(seed), itertools.permutations(range(n))
     count, chunk = np.zeros(len(observed), dtype=int), max(_CHUNK // max(width, 1), 1)
     for start in range(0, total, chunk):
         m = min(chunk, total - start)
@@ -224,17 +217,6 @@ def _permuted(
     ]
 
 
-def _orders(left: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
-    """All ways to deal out positions in groups of these sizes, as orders; see `_permuted`."""
-    if not sizes:
-        yield []
-        return
-    for first in itertools.combinations(left, sizes[0]):
-        others = [i for i in left if i not in first]
-        for rest in _orders(others, sizes[1:]):
-            yield [*first, *rest]
-
-
 def together_test(
     scores: NDArray[np.float64],
     together: NDArray[np.bool_],
@@ -244,9 +226,8 @@ def together_test(
     """Are pairs of models of one group more alike? By permuting which models are in which group.
 
     It is `mantel` of the scores and whether a pair is of one group, so p is that of the difference
-    of the two means; a permutation reads the fewer of both kinds of pairs only. All ways to deal
-    out the models are used where they are at most ALL or `permutations`. Where groups have more
-    than 5,000 pairs, as those of 1,000 models do, permutations are fewer, but at least 199.
+    of the two means; a permutation reads the fewer of both kinds of pairs only. Where these are
+    more than 5,000 pairs, as those of 1,000 models do, permutations are fewer, but at least 199.
 
     Scores and whether pairs are `together`, of one group, are symmetric, [N, N], without NaN off
     the diagonal, which is not read. NaN where all pairs or none are of one group, or all scores are
@@ -254,12 +235,7 @@ def together_test(
     """
     n = len(scores)
     mask = together & ~np.eye(n, dtype=bool)
-    # Models with the same others in their group can be exchanged, and so can those with none.
-    whole = np.where(mask.any(axis=1)[:, None], together | np.eye(n, dtype=bool), False)
-    _, group, sizes = np.unique(whole, axis=0, return_inverse=True, return_counts=True)
-    order = np.argsort(group.ravel(), kind="stable")
-    mask, s = mask[np.ix_(order, order)], scores[np.ix_(order, order)]
-    values = pair_values(s)
+    values = pair_values(scores)
     r = pearson(pair_values(mask), values).r
     inside = int(pair_values(mask).sum())
     few = inside <= len(values) / 2
@@ -268,11 +244,11 @@ def together_test(
     spread = float(values.std() * np.sqrt(share * (1 - share))) * len(values)
 
     def statistic(orders: NDArray[np.intp]) -> NDArray[np.float64]:
-        total = s[orders[:, rows], orders[:, columns]].sum(axis=1) - len(rows) * values.mean()
+        total = scores[orders[:, rows], orders[:, columns]].sum(axis=1) - len(rows) * values.mean()
         return total / spread if few else -total / spread
 
     drawn = min(permutations, max(199, 50_000_000 // max(len(rows), 1)))
-    return _permuted(r, statistic, n, drawn, seed, len(rows), sizes.tolist())[0]
+    return _permuted(r, statistic, n, drawn, seed, len(rows))[0]
 
 
 def mantel(
