@@ -201,7 +201,7 @@ def test_draws_are_the_measures_of_the_drawn_images() -> None:
             (direct,), _ = measure(*(each[..., picked] for each in of), whole)
             np.testing.assert_allclose(found, direct, atol=1e-12)
     (agreement,), _ = measures.prediction_agreement(predictions, whole)
-    assert agreement[0, 1] == np.mean(predictions[0] == predictions[1])
+    assert agreement[0, 1] == pytest.approx(np.mean(predictions[0] == predictions[1]))
 
 
 def test_stability_tells_noise_from_models() -> None:
