@@ -422,19 +422,16 @@ def images_used(config: DictConfig, found: Certainty | None) -> list[str]:
     """How many images were used, and whether that was enough; empty for a run without a rule."""
     if found is None:
         return []
-    wanted = found.rule
-    reached = text(
-        "used.share", share=found.share, half_width=wanted.half_width, wanted=wanted.share
-    )
-    kind = "stopped" if found.images < found.total else "reached"
-    need = ""
+    rule, kind, more = found.rule, "reached", ""
     if not found.reached:
         kind = "missed"
         if math.isfinite(found.needed):
-            need = text("used.need", needed=found.needed, half_width=found.half_width)
-    finer = command(f"score.half_width={wanted.half_width / 2:g}")
-    counts = {"images": found.images, "total": found.total}
-    sentences = [text(f"used.{kind}", reached=reached, need=need, finer=finer, **counts)]
+            more = text("used.need", needed=found.needed, half_width=found.half_width)
+    elif found.images < found.total:
+        kind, more = "stopped", command(f"score.half_width={rule.half_width / 2:g}")
+    share = {"share": found.share, "half_width": rule.half_width, "wanted": rule.share}
+    values = {"reached": text("used.share", **share), "more": more}
+    sentences = [text(f"used.{kind}", images=found.images, total=found.total, **values)]
     if config.subset.get("shuffled") is False:
         sentences.append(text("used.order", "ids"))
     elif "file" in config.subset:

@@ -13,9 +13,9 @@ costs), measures_pairs.csv (intervals), the correlations of every two, and repor
 gradients are stored by model and shard, so that an interrupted run continues where it stopped.
 
 On the 12 digits members (500 images, PGD-50, 66 pairs) no measure predicts ERR beyond chance: the
-best has R2 = 0.08 (95% interval over models -0.05 to 0.21), and ERR of two halves of the images do
+best has R2 = 0.02 (95% interval over models -0.06 to 0.10), and ERR of two halves of the images do
 not correlate (experiments/results/measures.md). s correlates with the cosine of input gradients
-(r = 0.58, Mantel p <= 0.0001), linear CKA (0.47, 0.0008) and CAPA (0.45, 0.003).
+(r = 0.63, Mantel p <= 0.0001), and not for certain with another.
 """
 
 import time
