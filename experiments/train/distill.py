@@ -150,15 +150,11 @@ def gains_by_seed(s: Session, student: Member, alone: Member) -> NDArray[np.floa
 
 def stored_similarity(results: Results, a: Model, b: Model) -> dict[str, Any]:
     """The similarity of two models by outcomes that the store has: of several subsets and attacks,
-    by those with the most images, and of these by the latest of those in float32, if there are any.
-
-    Returns:
-        similarity (nats), similarity_images (their number) and similarity_attack; null where the
-        store has none.
-    """
+    by those with the most images, and of these by the latest of those in float32, if there are any:
+    similarity (nats), similarity_images (their number) and similarity_attack; null without any."""
     dataset = results.store.root / folder(results.evaluation.task.dataset)
-    found: list[tuple[int, bool, dict[str, Any]]] = []
-    for path in sorted(dataset.glob("*/*/outcomes*"), key=lambda path: -path.stat().st_mtime):
+    found: dict[tuple[int, bool, float], dict[str, Any]] = {}
+    for path in dataset.glob("*/*/outcomes*"):
         table, pairs = OutcomeStore(path), ((a, b), (b, a))
         if not all(table.has(source.name, to.name, to.digest) for source, to in pairs):
             continue
@@ -168,14 +164,13 @@ def stored_similarity(results: Results, a: Model, b: Model) -> dict[str, Any]:
         precision = path.name.removeprefix(outcomes_folder(FLOAT32))[1:]
         attack = json.loads((path.parent / "identity.json").read_text())["attack"]
         how = settings_text(attack) + (f", transfer in {precision}" if precision else "")
-        row = {
+        found[len(fooled[0]), not precision, path.stat().st_mtime] = {
             "similarity": float(score((fooled[0].mean() + fooled[1].mean()) / 2)),
             "similarity_images": len(fooled[0]),
             "similarity_attack": f"{path.parent.name.rsplit('-', 1)[0]} ({how})",
         }
-        found.append((len(fooled[0]), not precision, row))
     none = {"similarity": None, "similarity_images": 0, "similarity_attack": None}
-    return max(found, key=lambda each: each[:2], default=(0, True, none))[2]
+    return found[max(found)] if found else none
 
 
 def paired_gain(student: NDArray[np.bool_], alone: NDArray[np.bool_]) -> tuple[float, float, float]:
