@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.train.distill import learns, paired_gain
+from experiments.train.distill import paired_gain, sentences
 from experiments.train.variants import label, varied
 from netkin.analysis.select import choose_teachers
 from netkin.analysis.statistics import pearson, t_interval
@@ -248,10 +248,13 @@ def test_a_student_learns_more_where_its_seeds_say_so() -> None:
         low, high = t_interval(gains)
         said.append(verdict(gains.mean(), (low, high)))
     assert 0.03 < 1 - said.count("Not certain") / len(said) < 0.065
-    of = {"teacher": "t", "seeds": 5, "seeds_gain": 0.02}
-    assert learns("vit_ti", {**of, "seeds_low": 0.01, "seeds_high": 0.03}).startswith("Yes: over 5")
+    rates = ("student_accuracy", "alone_accuracy", "teacher_accuracy", "agreement")
+    of = {"teacher": "t", "seed": 0, "n": 9, "seeds": 5, "seeds_gain": 0.02, "gain": 0.0}
+    of |= {"gain_low": 0.0, "gain_high": 0.0, "seeds_low": 0.01, "seeds_high": 0.03}
+    of |= dict.fromkeys(rates, 0.5)
+    assert sentences("vit_ti", of)[0].startswith("Yes: over 5 seeds the teacher adds +2.0 points")
     one = {**of, "seeds": 1, "seeds_low": None, "seeds_high": None}
-    assert learns("vit_ti", one).startswith("Not certain")
+    assert sentences("vit_ti", one)[0].startswith("Not certain")
 
 
 def test_seeds_of_the_same_training_are_found(tmp_path: Path) -> None:
