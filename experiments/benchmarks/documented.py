@@ -71,7 +71,8 @@ def distill(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def teachers(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    store, members = folder / "store", pl.read_csv(FIGURES / "digits_similarity.csv").columns[1:]
+    store, scores = folder / "store", FIGURES / "digits_similarity.csv"
+    members = pl.read_csv(scores, glob=False).columns[1:]
     names = ",".join([*(name for name in members if name != "vit_ti"), TEACHERS])
     sweep = ["-m", "experiment=distill", f"teacher={names}", f"hydra.sweep.dir={folder / 'sweep'}"]
     words = [sys.executable, str(ROOT / "train.py"), f"store.dir={store}", "logger=csv"]
@@ -90,7 +91,7 @@ def published(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
         if study == "relatives":
             choice.append("model=resnet50")
         found[study] = command("evaluate.py", folder / "store", folder / study, *choice)
-    shutil.copy(folder / "clusters" / "map.png", FIGURES / "published_clusters.png")
+    shutil.copy(folder / "clusters" / "cluster_map.png", FIGURES / "published_clusters.png")
     return found
 
 

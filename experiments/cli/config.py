@@ -537,6 +537,7 @@ def check(config: DictConfig, script: str) -> None:
 
 
 ATTACKED = ("attack", "transfer", "recipe")
+WITH_LOGITS = ("ensemble", "select")  # of models in the store, beside scores from a file
 UNREAD: dict[str, tuple[str, ...]] = {
     "compare": ("dataset", "subset", "model", "score", *ATTACKED),
     "components": ("subset", "score", *ATTACKED),
@@ -564,7 +565,8 @@ def check_read(config: DictConfig, script: str, typed: Sequence[str]) -> None:
         having = [other for other in EXPERIMENTS if "similarity" in settings(other, script)]
         unread["similarity"] = f"; these do: {', '.join(having)}"
     elif config.get("similarity") is not None:
-        unread |= dict.fromkeys(ATTACKED, ", since its scores are read from a file")
+        attacked = [key for key in ATTACKED if key != "recipe" or name not in WITH_LOGITS]
+        unread |= dict.fromkeys(attacked, ", since its scores are read from a file")
     if script == "evaluate" and config.dataset.get("weights") == "pretrained":
         unread.setdefault("recipe", ", since weights are published ones (dataset.weights)")
     for text in typed:
