@@ -21,7 +21,8 @@ from tests.helpers import page_text, with_interval
 RUN = "hydra.run.dir=run"
 MEMBERS = ["test_byobnet", "vit_ti"]
 CONTROLS = [
-    *("asymmetry", "noise_fools_a", "noise_fools_b", "above_noise"),
+    *("asymmetry", "mistakes", "same_mistake", "same_mistake_low", "same_mistake_high"),
+    *("same_mistake_chance", "noise_fools_a", "noise_fools_b", "above_noise"),
     *("corrected", "corrected_low", "corrected_high"),
 ]
 
@@ -119,7 +120,7 @@ def test_what_a_run_says_and_writes(trained: Path) -> None:
     for stage in ("clean", "noise", "craft", "transfer"):
         assert re.search(rf"^{stage} 2/2: \w+", said, re.M)
     assert "s left)" in said
-    assert "test_byobnet and vit_ti score s = " in said
+    assert "test_byobnet and vit_ti fool each other on " in said
     run = trained / "first"
     assert "/first/report.html" in said
     for name in ("similarity.png", "similarity.pdf", "report.html", "families.csv"):

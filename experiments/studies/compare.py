@@ -146,7 +146,7 @@ def agreement(given: str) -> tuple[noise.Agreement, str] | None:
     if given == "sat69" or not Path(given).expanduser().is_dir() or not file.is_file():
         return None
     table = read_text(file)
-    images, _ = table["r"].cast(pl.Float64).fill_null(np.nan)
+    images, _ = table["r"].cast(pl.Float64, strict=False).fill_null(np.nan)  # "" is none
     return (noise.Agreement(images), table["images"][0]) if images > 0 else None
 
 
