@@ -84,7 +84,7 @@ def read(root: Path, split: str, classes: Sequence[str] = ()) -> arrays.Arrays:
             f"classes must be the {len(names)} names in {file}, in any order: {', '.join(names)}"
         )
     chosen = list(classes) or names
-    own = [chosen.index(name) for name in names]
+    own = [chosen.index(name) for name in names] if classes else range(len(names))
     note = f"the images are those of {folder} in {', '.join(files)}"
     if layout.folder.startswith("cifar-100"):
         note += "; their classes are the fine ones"
@@ -109,7 +109,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _unpickled(file: Path, *keys: str) -> list[NDArray[Any]]:
-    """Some arrays or lists of the dict in a file; Python 2 wrote text and bytes alike. Raises UserError."""
+    """Arrays and lists of the dict in a file, where Python 2 wrote text and bytes alike.
+
+    Raises UserError.
+    """
     try:
         with file.open("rb") as stream:
             content = _Unpickler(stream, encoding="latin1").load()
