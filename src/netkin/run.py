@@ -7,7 +7,7 @@ images that cannot be read, always in this order.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,14 +20,14 @@ from rich.console import Console
 
 from netkin.analysis import sequential
 from netkin.analysis.sequential import Certainty, Rule
-from netkin.analysis.suspect import Suspicion, suspicions
+from netkin.analysis.suspect import Suspicion, suspicions, to_try
 from netkin.errors import UserError
 from netkin.evaluation import Evaluation
 from netkin.jobs.pool import PASSES, Advance, Jobs, Processes, Result
 from netkin.jobs.progress import Bars
 from netkin.model import Model, open_model, open_models
 from netkin.passes import Item
-from netkin.results import CLEAN, NOISE, Results
+from netkin.results import CLEAN, INPUTS, NOISE, Results
 from netkin.runner import Runner
 from netkin.similarity import Outcomes
 from netkin.store.layout import Store
@@ -274,9 +274,13 @@ class Run:
                 todo = [Item(m.name, m) for m in untrained]
                 self.stage("train", train_work, todo, len(todo) * epochs)
             models = self._predict("clean", {m.name: [CLEAN] for m in self.remaining(models)})
-            self._note_accuracy(models)
+            accuracies = self._note_accuracy(models)
             if self.settings.watch is not None:
-                self.settings.watch(suspects(results, models))
+                labels, classes = self.evaluation.labels, self.evaluation.images.classes
+                tried = to_try(labels.numpy(), accuracies, len(classes))
+                self._predict("inputs", {name: [INPUTS] for name in tried})
+                models = self.remaining(models)
+                self.settings.watch(suspects(results, models, tried))
             return self._predict("resize", results.other_views(models))
 
     def noise(self, models: Sequence[Model] | None = None) -> list[Model]:
@@ -389,9 +393,9 @@ class Run:
         self.stage(stage, "predict.predict", items, units)
         return self.remaining(models)
 
-    def _note_accuracy(self, models: Sequence[Model]) -> None:
-        rates = [float(self.results.correct(model).float().mean()) for model in models]
-        if rates:
+    def _note_accuracy(self, models: Sequence[Model]) -> dict[str, float]:
+        accuracies = {m.name: float(self.results.correct(m).float().mean()) for m in models}
+        if rates := list(accuracies.values()):
             self.tracker.summary(
                 {
                     "images": len(self.evaluation.subset),
@@ -399,6 +403,7 @@ class Run:
                     "clean_accuracy/least": min(rates),
                 }
             )
+        return accuracies
 
     def stage(
         self, stage: str, work: str | Callable, items: Sequence[Any], units: int
@@ -493,8 +498,11 @@ def train_work(context: tuple[Results, Runner, Training], item: Item, advance: A
         return train(training, member, advance)
 
 
-def suspects(results: Results, models: Sequence[Model]) -> dict[str, list[Suspicion]]:
-    """The models whose clean predictions look wrong, with the reasons; their clean pass is done."""
+def suspects(
+    results: Results, models: Sequence[Model], tried: Collection[str] = ()
+) -> dict[str, list[Suspicion]]:
+    """The models whose clean predictions look wrong, with the reasons; their clean pass is done,
+    and other inputs were tried on those of some names."""
     labels, classes = results.evaluation.labels.numpy(), results.evaluation.images.classes
     reasons = {
         model.name: suspicions(
@@ -505,6 +513,8 @@ def suspects(results: Results, models: Sequence[Model]) -> dict[str, list[Suspic
             unknown_preprocessing(model.member, model.task),
             results.logits(model).numpy(),
             results.clean_notes(model),
+            results.predictions(model, INPUTS).numpy() if model.name in tried else None,
+            results.inputs(model),
         )
         for model in models
     }
