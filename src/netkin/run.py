@@ -15,13 +15,14 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from rich.console import Console
 
 from netkin.analysis import sequential
 from netkin.analysis.sequential import Certainty, Rule
 from netkin.analysis.suspect import Suspicion, suspicions, to_try
-from netkin.errors import UserError
+from netkin.errors import UserError, and_more
 from netkin.evaluation import Evaluation
 from netkin.jobs.pool import PASSES, Advance, Jobs, Processes, Result
 from netkin.jobs.progress import Bars
@@ -29,7 +30,7 @@ from netkin.model import Model, open_model, open_models
 from netkin.passes import Item
 from netkin.results import CLEAN, INPUTS, NOISE, Results
 from netkin.runner import Runner
-from netkin.similarity import Outcomes
+from netkin.similarity import Outcomes, nothing_common, strangers
 from netkin.store.layout import Store
 from netkin.store.lease import lease, sweep
 from netkin.tracking import Tracker
@@ -39,6 +40,8 @@ from netkin.zoo.preprocessing import unknown_preprocessing
 
 log = logging.getLogger(__name__)
 
+COMPARISON = "comparison"
+"""The stage in which models fail that have no image in common with others."""
 Watch = Callable[[Mapping[str, Sequence[Suspicion]]], None]
 """Takes the reasons to doubt models, by name; see `netkin.analysis.suspect`."""
 
@@ -102,10 +105,13 @@ class Failure:
 
 
 class Incomplete(UserError):
-    """Some models failed. The others are done, and `outcomes` are theirs; None for too few."""
+    """Some models failed, which `table` lists: model, stage, reason. The others are done, and
+    `outcomes` are theirs; None for too few."""
 
     def __init__(self, failures: Sequence[Failure], outcomes: Outcomes | None, models: int):
         self.failures, self.outcomes = list(failures), outcomes
+        rows = [(f.model.name, f.stage, f.reason) for f in failures]
+        self.table = pl.DataFrame(rows, schema=["model", "stage", "reason"], orient="row")
         named = "; ".join(f"{f.model.name} ({f.stage}: {f.reason})" for f in failures)
         super().__init__(
             f"{len(failures)} of {models} members failed: {named}. The others are done: fix what "
@@ -326,16 +332,20 @@ class Run:
         With a rule, images are attacked shard by shard, in the subset's order, until it is reached;
         the outcomes are those of the images that were used.
 
-        Raises Incomplete, with the outcomes of the others, when models failed.
+        Raises Incomplete, with the outcomes of the others, when models failed. One that classifies
+        no image correctly that another of them does, such as one of another order of classes, is
+        left out as failed before it is attacked.
         """
         rule, total, found = self.settings.rule, len(self.evaluation.subset), None
         with self.working():
-            evaluated = self.noise(self.clean())
+            evaluated = self.noise(self._with_common_images(self.clean()))
             sizes = [total] if rule is None else sequential.stops(total, self.evaluation.shard_size)
             for images in sizes:
                 found = self._attacked(evaluated, images)
                 if rule is None or found is None:
                     break
+                if strangers(found.correct):  # on these images; not on all
+                    continue
                 self.certainty = sequential.certainty(found, total, rule)
                 self.tracker.curve([self.certainty.numbers], step="sequential/images")
                 self.settings.certain(self.certainty)
@@ -353,6 +363,17 @@ class Run:
             raise Incomplete(self.failures, found, len(self.models))
         assert found is not None
         return found
+
+    def _with_common_images(self, models: Sequence[Model]) -> list[Model]:
+        """Models any two of which classify an image correctly; the others are noted as failed."""
+        if not models:
+            return []
+        correct = torch.stack([self.results.correct(model) for model in models]).numpy()
+        for i, others in strangers(correct).items():
+            name, names = models[i].name, [models[j].name for j in others]
+            error = nothing_common(name, name if i in others else and_more(names, 3))
+            self.failures.append(Failure(models[i], COMPARISON, error))
+        return self.remaining(models)
 
     def raise_failures(self) -> None:
         """Raises Incomplete where a model failed: the end of a command that goes on without it."""
