@@ -664,14 +664,12 @@ def _weak(models: pl.DataFrame) -> list[str]:
 
 def _mistakes(mistakes: pl.DataFrame) -> list[str]:
     """How often targets make the source's mistake, over all pairs, and how often by chance."""
-
-    def mean(column: str) -> float | None:
-        known, images = mistakes.drop_nulls(column), pl.col("mistakes")
-        return known.select((pl.col(column) * images).sum() / images.sum()).item()
-
-    rate, chance = mean("same_mistake"), mean("same_mistake_chance")
-    if rate is None or math.isnan(rate) or chance is None or math.isnan(chance):
+    known = mistakes.drop_nulls("same_mistake_chance")  # of pairs with mistakes of one class
+    rates, images = mistakes.drop_nulls("same_mistake"), "mistakes"
+    if known.is_empty():
         return []
+    rate = np.average(rates["same_mistake"], weights=rates[images])
+    chance = np.average(known["same_mistake_chance"], weights=known[images])
     return [text("pairwise.same_mistake", rate=rate, chance=chance)]
 
 

@@ -158,7 +158,7 @@ def with_intervals(
 def exact_limits(
     p: NDArray[np.float64], draws: NDArray[np.float64], alpha: float = ALPHA
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Clopper and Pearson's limits of rates in [0, 1] of so many draws, whole or not: [P] each."""
+    """Clopper and Pearson's limits of rates p in [0, 1] of so many draws, whole or not."""
     from scipy.stats import beta  # half a second
 
     x = p * draws
