@@ -69,8 +69,9 @@ def build_training(
 ) -> Training:
     """The training of members without weights. Where all have them the recipe is not tried: what
     they were trained with is compared."""
-    images, dataset = training_images(config, display), results.evaluation.task.dataset
-    lacking = not all(results.store.weights(dataset, m.name).is_file() for m in members)
+    images, task = training_images(config, display), results.evaluation.task
+    own = [m for m in members if not (m.checkpoint or m.uses_published(task))]
+    lacking = not all(results.store.weights(task.dataset, m.name).is_file() for m in own)
     recipe = build_recipe(config, "recipe", lacking)
     return Training(results, images, recipe, member_hardware(config))
 

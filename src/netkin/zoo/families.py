@@ -6,22 +6,23 @@ from importlib.util import find_spec
 from pathlib import Path
 
 REGISTERED = re.compile(r"^@register_model\s+def (\w+)\(", re.MULTILINE)
+RENAMED = re.compile(r"^register_model_deprecations\(__name__, \{(.*?)\}\)", re.M | re.DOTALL)
+EARLIER = re.compile(r"""^\s*['"](\w+)['"]\s*:""", re.MULTILINE)
+OURS = {"gluon_xception65": "xception"}
+"""What `netkin.zoo.xception` registers."""
 
 
 @cache
 def read_off() -> dict[str, str]:
-    """The module of each architecture that timm's files, and netkin's own, register by name.
-
-    Renamed architectures and those that a user has registered are not among them.
-    """
-    spec = find_spec("timm")
+    """The module of each architecture that timm's files register by name, also by an earlier one.
+    Those that a user has registered are not among them."""
+    spec, found = find_spec("timm"), dict(OURS)
     assert spec is not None and spec.submodule_search_locations
-    files = Path(spec.submodule_search_locations[0], "models").glob("*.py")
-    return {
-        name: file.stem
-        for file in (*files, Path(__file__).with_name("xception.py"))
-        for name in REGISTERED.findall(file.read_text(encoding="utf-8"))
-    }
+    for file in Path(spec.submodule_search_locations[0], "models").glob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        earlier = EARLIER.findall("\n".join(RENAMED.findall(text)))
+        found |= dict.fromkeys([*REGISTERED.findall(text), *earlier], file.stem)
+    return found
 
 
 def timm_family(name: str) -> str:
