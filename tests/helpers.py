@@ -13,6 +13,8 @@ import polars as pl
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
+from netkin.data.digits import Digits
+from netkin.data.subset import draw
 from netkin.similarity import with_intervals
 from tests.conftest import ROOT, run_here
 
@@ -106,6 +108,17 @@ def page_text(page: Path, of: str = "") -> str:
         html = html.split(f'<div class="{of}"')[1].split(">", 1)[1].split("</div>")[0]
     html = re.sub(r"</?(a|b|code|span)\b[^>]*>", "", html)
     return " ".join(unescape(re.sub(r"<[^>]+>", " ", html)).split())
+
+
+def digits_as_files(root: Path, first: int = 0) -> Path:
+    """The small run's digits as PNG files in root/val, in folders of their classes, which are named
+    from `first` on; returns the root."""
+    digits = Digits()
+    for i in draw(digits, "quick", 10).positions:
+        path = root / "val" / str(digits.labels[i] + first) / f"{digits.ids[i][7:]}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digits.load(i).save(path)
+    return root
 
 
 def fresh(folder: Path) -> Path:

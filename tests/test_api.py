@@ -427,6 +427,38 @@ def test_no_common_image_is_an_error_and_chance_is_noted(
     assert note.startswith("Suspect: weak: its accuracy is") and "netkin.Model" in note
 
 
+def test_a_network_in_another_order_of_classes_is_left_out(
+    scans: tuple[Tensor, Tensor], nets: dict[str, nn.Module]
+) -> None:
+    """Its pairs are empty, with the reason; the others' pair is as without it."""
+    right = torch.stack([net.eval()(scans[0]).argmax(dim=1) == scans[1] for net in nets.values()])
+    images, labels = (of[right.all(dim=0)] for of in scans)
+    order = torch.roll(torch.arange(10), 1)
+    moved = nn.Sequential(nets["mlp"], Picked(order))
+    result = quick({"moved": moved, **nets}, images, labels)
+    plain = quick(nets, images, labels)
+    assert result.names == ("moved", "mlp", "cnn")
+    assert np.isnan(result.scores[0]).all() and (result.scores[1:, 1:] == plain.scores).all()
+    rows = result.pairs.select("a", "b", "n", "score").rows()
+    assert rows[:2] == [("moved", "mlp", 0, None), ("moved", "cnn", 0, None)]
+    assert rows[2] == plain.pairs.select("a", "b", "n", "score").row(0)
+    assert result.pairs["reason"][0].startswith("no image is classified correctly by moved")
+    assert result.pairs["reason"][2] is None and result.failures["model"].to_list() == ["moved"]
+    text = "\n".join(result.answer)
+    assert "moved has no scores" in text and "Suspect: moved: its accuracy is 0.0%" in text
+
+
+class Picked(nn.Module):
+    """Logits in another order."""
+
+    def __init__(self, order: Tensor):
+        super().__init__()
+        self.order = order
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits[:, self.order]
+
+
 def blocks(page: str) -> list[str]:
     """The Python blocks of a page of docs/."""
     return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)

@@ -226,40 +226,15 @@ def crafted(store: Path, dataset: str) -> dict[str, dict[str, tuple[torch.Tensor
     return found
 
 
-@pytest.fixture(scope="module")
-def without_start(
-    trained: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """The small run's members attacked without random start, which depends on an image's id."""
-    folder = tmp_path_factory.mktemp("digits")
-    shutil.copytree(trained / "store" / "weights", folder / "store" / "weights")
-    arguments = (
-        *SMALL,
-        "attack.random_start=false",
-        RUN,
-    )
-    done = run_here(*arguments, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return crafted(folder / "store", "digits")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["class folders", "flat with labels"])
-def test_images_as_files_give_the_same_bytes(
-    layout: str, trained: Path, tmp_path: Path, without_start: dict
-) -> None:
-    """The digits as PNG files: the same clean predictions and adversarial images, bit for bit."""
-    digits = Digits()
-    chosen = set(draw(digits, "quick", 10).ids)
-    folders, lines = layout == "class folders", []
-    for i, image in enumerate(digits.ids):
-        if image in chosen:
-            label, file = str(digits.labels[i]), f"{image.split('/')[1]}.png"
-            lines.append(f"{file} {label}")
-            path = tmp_path / "mine" / "val" / (label if folders else "") / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            digits.load(i).save(path)
-    (tmp_path / "labels.txt").write_text("\n".join(lines))
+def test_images_as_files_give_the_same_bytes(trained: Path, tmp_path: Path) -> None:
+    """The same clean predictions and adversarial images, bit for bit; without random start, which
+    depends on an image's id."""
+    shutil.copytree(trained / "store" / "weights", tmp_path / "store" / "weights")
+    done = run_here(*SMALL, "attack.random_start=false", "hydra.run.dir=digits", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    without_start = crafted(tmp_path / "store", "digits")
+    helpers.digits_as_files(tmp_path / "mine")
     weights = trained / "store" / "weights" / "digits"
     members = ",".join(
         f"{{name: {name}, timm: {timm}, checkpoint: {weights / name}.safetensors, "
@@ -278,7 +253,6 @@ def test_images_as_files_give_the_same_bytes(
         "dataset.name=mine",
         f"dataset.root={tmp_path / 'mine'}",
         "dataset.input_size=32",
-        *([] if folders else [f"dataset.labels={tmp_path / 'labels.txt'}"]),
         "attack.eps=48/255",
         "attack.step_size=6/255",
         "attack.random_start=false",
@@ -301,11 +275,7 @@ def test_images_as_files_give_the_same_bytes(
 @pytest.mark.slow
 def test_unreadable_images_stop_the_run_or_are_skipped(trained: Path, tmp_path: Path) -> None:
     """Two of a hundred files are broken: named, before anything is trained; or left out."""
-    digits = Digits()
-    for i in draw(digits, "quick", 10).positions:
-        path = tmp_path / "mine" / "val" / str(digits.labels[i]) / f"{digits.ids[i][7:]}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        digits.load(i).save(path)
+    helpers.digits_as_files(tmp_path / "mine")
     broken = sorted((tmp_path / "mine" / "val" / "4").iterdir())[:2]
     broken[0].write_bytes(broken[0].read_bytes()[:60])
     broken[1].write_text("not an image")

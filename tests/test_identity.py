@@ -148,6 +148,37 @@ def test_networks_that_are_not_what_they_seem(kind: str, net: nn.Module, images:
     assert "Suspect: a" not in " ".join(answer)
 
 
+EXPECTED = {
+    "ImageNet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], False),
+    "pixels of 0 to 255": ([0, 0, 0], [1 / 255] * 3, False),
+    "channels in reverse order": ([0, 0, 0], [1, 1, 1], True),
+}
+
+
+@pytest.mark.parametrize("named", EXPECTED)
+def test_the_normalisation_that_a_network_expects_is_named(named: str) -> None:
+    """A network that takes other inputs than it gets, beside two that are right, and a weak one."""
+    torch.manual_seed(0)
+    images, (mean, std, flipped) = torch.rand(120, 3, 4, 4), EXPECTED[named]
+    images = (images * 255).round() / 255
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 20))
+    rows = net[1].weight.data
+    rows -= rows.mean(dim=0)  # no class is always the largest
+    labels = net(images).argmax(dim=1)
+
+    def undone(x: Tensor) -> Tensor:
+        x = x * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
+        return x.flip(1) if flipped else x
+
+    red = Changed(net, lambda x: x[:, :1].expand_as(x))
+    nets = {"a": net, "b": Changed(net, 0.9), "c": Changed(net, undone), "red": red}
+    assert (red(images).argmax(dim=1) == labels).float().mean() < 0.4
+    answer = netkin.compare(nets, images, labels, steps=1, bootstrap=2).answer
+    (line,) = [line for line in answer if "instead of" in line]
+    assert line.startswith("Suspect: c: its accuracy is ") and named in line
+    assert "give 100.0% instead of " in line and "on 100 of them" in line
+
+
 class Rounded(Changed):
     def forward(self, x: Tensor) -> Tensor:
         rounded = (x * 255).round() / 255

@@ -21,7 +21,7 @@ import experiments.studies
 from experiments.cli.config import check_read
 from experiments.cli.launch import spelled_out
 from netkin.data.subset import draw
-from tests.conftest import ROOT, run_command, run_here
+from tests.conftest import ROOT, run_here
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TOPICS = [
@@ -143,7 +143,7 @@ def test_benchmarks_take_their_arguments(command: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("command", sorted(RUN))
 def test_commands_run(command: str, tmp_path: Path) -> None:
     words = shlex.split(command)
-    done = run_command(*words[2:], "recipe.epochs=1", "attack.steps=2", cwd=tmp_path)
+    done = run_here(*words[2:], "recipe.epochs=1", "attack.steps=2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 

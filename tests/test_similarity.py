@@ -22,6 +22,7 @@ from netkin.similarity import (
     score,
     smoothed,
     smoothed_matrix,
+    strangers,
 )
 from tests.helpers import with_interval
 
@@ -261,6 +262,21 @@ def test_an_empty_x_names_the_pair() -> None:
         matrix(o)
     with pytest.raises(UserError, match="left and right"):
         pairs(o)
+
+
+def test_strangers_are_the_fewest() -> None:
+    """Of a chain of pairs without an image, the middle; of two models, the less accurate."""
+    correct = np.array([[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 1]], dtype=bool)
+    assert strangers(correct) == {1: [0, 2]}
+    assert strangers(np.array([[1, 1, 0], [0, 0, 1]], dtype=bool)) == {1: [0]}
+    assert strangers(np.array([[1, 1], [0, 0]], dtype=bool)) == {1: [0, 1]}
+    assert strangers(np.ones((3, 2), dtype=bool)) == {}
+
+
+@given(arrays(bool, st.tuples(st.integers(1, 5), st.integers(1, 5))))
+def test_without_strangers_all_pairs_have_images(correct: np.ndarray) -> None:
+    left = np.delete(correct, list(strangers(correct)), axis=0)
+    assert (left[:, None] & left).any(axis=2).all()
 
 
 def test_shapes_must_agree() -> None:

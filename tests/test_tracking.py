@@ -23,19 +23,19 @@ from experiments.cli import runs
 from netkin.data.subset import Subset
 from netkin.errors import Stopped, UserError
 from netkin.tracking import RunInfo, Tracker, WandB, track
-from tests.conftest import SMALL, TRAINED, Mistake, run_command
+from tests.conftest import SMALL, TRAINED, Mistake, run_here
 
 Record = protobuf.Record  # pyright: ignore[reportAttributeAccessIssue]  # made when imported
 
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the small zoo was trained and compared under W&B, by the real command."""
+    """A folder in which the small zoo was trained and compared under W&B."""
     folder = tmp_path_factory.mktemp("logged")
     for file in TRAINED.glob("test_byobnet.*"):  # one that is read and one that is trained
         (folder / "store" / "weights" / "digits").mkdir(parents=True, exist_ok=True)
         shutil.copy(file, folder / "store" / "weights" / "digits")
-    done = run_command(*SMALL, "hydra.run.dir=first", cwd=folder)
+    done = run_here(*SMALL, "hydra.run.dir=first", "logger=wandb", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -166,11 +166,12 @@ def test_wandb_run_is_grouped_named_and_finished(small_run: Path) -> None:
 def test_a_failed_job_finishes_its_run_as_failed(small_run: Path, tmp_path: Path) -> None:
     weights = small_run / "store" / "weights" / "digits" / "vit_ti.safetensors"
     bad = f"{{name: bad, timm: test_resnet, checkpoint: {weights}}}"
-    done = run_command(
+    done = run_here(
         f"model.members=[vit_ti,{bad}]",
         *SMALL[1:],
         f"store.dir={small_run / 'store'}",
         "hydra.run.dir=run",
+        "logger=wandb",
         cwd=tmp_path,
     )
     assert done.returncode == 1 and "do not fit" in done.stderr

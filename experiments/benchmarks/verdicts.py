@@ -89,7 +89,7 @@ def component(models: Models, scores: NDArray[np.float64]) -> Verdict | None:
     if models.differ is None:
         return None
     alone = importance.alone(models.differ, scores, PERMUTATIONS)
-    return "Yes" if any(holm < ALPHA for *_, holm in alone) else "Not certain"
+    return "Yes" if (alone["holm_p"] < ALPHA).any() else "Not certain"
 
 
 def held_out(models: Models, scores: NDArray[np.float64]) -> Verdict | None:

@@ -96,17 +96,11 @@ def finish(
     config_text: str,
     printed: Sequence[str] = (),
 ) -> None:
-    """Write report.html, print the answer, and name the files of the run.
+    """Write report.html, print the answer, a paragraph each, and name the files of the run.
 
-    Args:
-        outputs: the run's folder with its tables and figures.
-        console: where the answer is printed.
-        title: the question in one line.
-        question: the question and how it was measured, in a sentence or two.
-        answer: the findings in words, a paragraph each.
-        sections: the evidence.
-        config_text: the resolved config as YAML.
-        printed: cautions after the verdict on the page, which the terminal has shown already.
+    `title` is the question in one line, `question` says how it was measured, too; `config_text` is
+    the resolved config as YAML, and `printed` cautions that the terminal has shown already: on the
+    page they follow the verdict.
     """
     cautious = [*answer[:1], *printed, *answer[1:]]
     report = outputs.report(title, question, cautious, sections, config_text)

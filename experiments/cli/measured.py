@@ -9,8 +9,7 @@ from omegaconf import OmegaConf
 
 from experiments.cli.members import build_members
 from experiments.cli.runs import matrix_name
-from experiments.cli.setting import Opened, build_settings
-from experiments.cli.suspects import Suspects
+from experiments.cli.setting import Opened, Suspects, build_settings, text
 from netkin import run
 from netkin.analysis.matrix import Matrix
 from netkin.comparison import attacked
@@ -78,24 +77,15 @@ def with_logits(s: "Study") -> tuple[Run, list[Model], Matrix]:
     file, members = matrix_name(s.config), build_members(s.config)
     absent = [member.name for member in members if member.name not in s.names]
     if absent or OmegaConf.is_missing(s.config.dataset, "root"):
-        others = f"; not in the matrix ({and_more(s.names, 3)}): {and_more(absent, 3)}"
-        raise UserError(
-            f"this study needs the models' logits on images, and {file} has scores alone, which "
-            "are enough for experiment=select, clusters, importance, within, teachers and "
-            "relatives: name the images with dataset.root=FOLDER, and models of the matrix with "
-            f"model.members{others if absent else ''}"
-        )
+        values = {"file": file, "names": and_more(s.names, 3), "absent": and_more(absent, 3)}
+        raise UserError(text("logits", "absent" if absent else "file", **values))
     matrix = s.matrix.of(tuple(member.name for member in members), file)
     settings = build_settings(s.config, s.console, Suspects(s.config, s.console), members)
     with run.open(replace(settings, tracker=nullcontext(s.tracker))) as r:
         without = [m.name for m in r.models if not (m.has_weights and r.results.has(m))]
     if without:
-        raise UserError(
-            f"{len(without)} of {len(members)} models have no clean logits in "
-            f"{r.results.store.root} for these images ({and_more(without, 3)}); "
-            "`python evaluate.py experiment=pairwise` with the same dataset, subset and model "
-            "computes them"
-        )
+        values = {"n": len(members), "store": r.results.store.root, "names": and_more(without, 3)}
+        raise UserError(text("logits", "missing", without=len(without), **values))
     return r, r.models, matrix
 
 

@@ -6,7 +6,8 @@ Every command that measures opens its run by `opened`.
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,6 @@ from rich.console import Console
 from experiments.cli.finish import described, finish, print_notes, terminal
 from experiments.cli.members import build_members, build_training, member_hardware
 from experiments.cli.runs import command, open_store, run_info, tracked
-from experiments.cli.suspects import Suspects
 from experiments.cli.values import (
     construct,
     may_stop,
@@ -33,6 +33,7 @@ from experiments.cli.values import (
 )
 from netkin import run
 from netkin.analysis.sequential import Certainty, Rule
+from netkin.analysis.suspect import ORDERS, REMEDIES, Suspicion
 from netkin.attacks import PGD, Attack, as_attack
 from netkin.attacks.grid import levels
 from netkin.attacks.units import fraction
@@ -42,6 +43,7 @@ from netkin.data.subset import Subset
 from netkin.errors import UserError
 from netkin.evaluation import Evaluation
 from netkin.jobs.progress import Bars
+from netkin.report.sentences import Sentences
 from netkin.report.study import Outputs, Section
 from netkin.report.text import left_out
 from netkin.run import Processes, Run, Settings, Watch
@@ -55,6 +57,49 @@ from netkin.zoo.member import Member, Task
 
 BATCH_SIZE = 100
 """Images at once with hardware.batch_size=auto; it is halved where memory runs out."""
+text = Sentences(Path(__file__).with_suffix(".toml"))
+
+
+class Suspects:
+    """Takes the members whose clean predictions look wrong; a `netkin.run.Watch`.
+
+    Attributes:
+        reasons: in words, by member.
+        sentences: what is wrong with which members, and what to do, for the page.
+
+    Raises UserError, where `on_suspect` is stop, with all of the sentences.
+    """
+
+    def __init__(self, config: DictConfig, console: Console):
+        self.config, self.console = config, console
+        self.reasons: dict[str, str] = {}
+        self.sentences: list[str] = []
+
+    def __call__(self, suspects: Mapping[str, Sequence[Suspicion]]) -> None:
+        """Print what is wrong with each member, and what to do, or stop."""
+        self.reasons = {n: "; ".join(s.finding for s in found) for n, found in suspects.items()}
+        findings = defaultdict[str, list[str]](list)  # by remedy: many members may need the same
+        for name, suspicions in suspects.items():
+            for suspicion in suspicions:
+                remedy = REMEDIES.get(suspicion.kind) or self._reordering(suspicion.order)
+                findings[remedy].append(f"{name}: {suspicion.finding}")
+        self.sentences = [
+            f"Suspect: {'; '.join(found)}. {remedy}." for remedy, found in findings.items()
+        ]
+        if self.sentences and self.config.on_suspect == "stop":
+            listed = " ".join(self.sentences)
+            raise UserError(text("suspect.stop", n=len(suspects), listed=listed))
+        for sentence in self.sentences:
+            self.console.print(sentence)
+
+    def _reordering(self, order: str) -> str:
+        """How to get the classes into the order of a member's outputs."""
+        dataset = self.config.dataset
+        if "class_order" not in dataset:
+            return text("suspect.fixed")
+        if order in ORDERS and not (dataset.classes or dataset.labels):
+            return text("suspect.order", order=order)
+        return text("suspect.classes")
 
 
 @dataclass(frozen=True)
@@ -81,9 +126,10 @@ class Opened:
         parts = [f"weights of {len(trained)}"] if r.training is not None else []
         parts += [f"clean predictions of {len(clean)}", f"attacks on {len(attacked)}"]
         images = len(r.evaluation.subset)
-        text = f"the store has {', '.join(parts)} of {len(r.models)} models; {images} images"
         if not Bars.quiet:
-            self.console.print(text)
+            self.console.print(
+                f"the store has {', '.join(parts)} of {len(r.models)} models; {images} images"
+            )
 
     def finish(
         self, title: str, question: str, answer: Sequence[str], sections: Sequence[Section]
@@ -99,9 +145,12 @@ class Opened:
         used = images_used(self.config, self.run.certainty)
         failed = [f"{f.model.name} failed: {f.reason}." for f in self.run.failures]
         notes = left_out(evaluation.subset.skipped, evaluation.images.notes)
-        text, answer = described(self.config), [*answer[:1], *used, *answer[1:], *failed, *notes]
-        cautions = self.suspects.sentences
-        finish(self.outputs, self.console, title, question, answer, sections, text, cautions)
+        answer, cautions = (
+            [*answer[:1], *used, *answer[1:], *failed, *notes],
+            self.suspects.sentences,
+        )
+        config = described(self.config)
+        finish(self.outputs, self.console, title, question, answer, sections, config, cautions)
 
 
 @contextmanager
@@ -116,12 +165,10 @@ def opened(
 ) -> Iterator[Opened]:
     """The run of a config, before any work, with an open tracker; see `netkin.run.open`.
 
-    Args:
-        members, attack: instead of the config's.
-        sources: names of the members that are attacked; all, unless given.
-        named: the models that a dashboard names the run for, where they are few.
-        complete: whether members that cannot be built, or whose weights cannot be had, are errors.
-        stops: whether the command stops at `score.half_width`; others refuse it.
+    Members and attack are instead of the config's. `sources` are the names of the members that are
+    attacked, `named` the models that a dashboard names the run for, where they are few. Members
+    that cannot be built, or whose weights cannot be had, are errors of a `complete` run. A command
+    that does not stop at `score.half_width` refuses it.
     """
     if not stops:
         refuse_stopping(config)
@@ -377,34 +424,18 @@ def images_used(config: DictConfig, found: Certainty | None) -> list[str]:
     """How many images were used, and whether that was enough; empty for a run without a rule."""
     if found is None:
         return []
-    rule, total = found.rule, f"all {found.total:,} images"
-    text = (
-        f"{found.share:.0%} of pairs have a half-width of {rule.half_width:g} nats or less "
-        f"(score.share={rule.share:g} asked)."
-    )
-    if found.reached and found.images < found.total:
-        finer = command(f"score.half_width={rule.half_width / 2:g}")
-        sentences = [
-            f"Stopped after {found.images:,} of {found.total:,} images: {text} A smaller "
-            f"half-width goes on from here: {finer}"
-        ]
-    elif found.reached:
-        sentences = [f"Reached with {total}: {text}"]
-    else:
-        need = (
-            f" That share would need about {found.needed:,.0f} images; its half-width is "
-            f"{found.half_width:.2f}."
-        )
-        sentences = [
-            f"Not reached with {total}: {text}{need * math.isfinite(found.needed)} Use a larger "
-            "subset, a wider score.half_width, or a lower score.share."
-        ]
-    order = "the manifest's order" if "file" in config.subset else ""
+    rule, kind, more = found.rule, "reached", ""
+    if not found.reached:
+        kind = "missed"
+        if math.isfinite(found.needed):
+            more = text("used.need", needed=found.needed, half_width=found.half_width)
+    elif found.images < found.total:
+        kind, more = "stopped", command(f"score.half_width={rule.half_width / 2:g}")
+    share = {"share": found.share, "half_width": rule.half_width, "wanted": rule.share}
+    values = {"reached": text("used.share", **share), "more": more}
+    sentences = [text(f"used.{kind}", images=found.images, total=found.total, **values)]
     if config.subset.get("shuffled") is False:
-        order = "the order of their ids"
-    if order:
-        sentences.append(
-            f"The images were used in {order}: scores and intervals of a run that stops early are "
-            "of the dataset only where that order is as good as random."
-        )
+        sentences.append(text("used.order", "ids"))
+    elif "file" in config.subset:
+        sentences.append(text("used.order", "file"))
     return sentences

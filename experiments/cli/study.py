@@ -105,9 +105,7 @@ class Study:
 
 @contextmanager
 def study(
-    config: DictConfig,
-    attack: "Attack | None" = None,
-    members: "list[Member] | None" = None,
+    config: DictConfig, attack: "Attack | None" = None, members: "list[Member] | None" = None
 ) -> Iterator[Study]:
     """The matrix of a config, read from the file `similarity` or computed, with an open tracker.
 

@@ -122,10 +122,10 @@ def files(config: DictConfig) -> None:
                 f"{a} and {b} share {len(common)} models, expected 3 or more "
                 f"({and_more(s.names, 3)}; {and_more(theirs.names, 3)})"
             )
-        whole = dict(zip(told_apart(a, b), (s.matrix, theirs), strict=True))
-        pair = [Definition(name, m.of(common).scores) for name, m in whole.items()]
-        alone = {name: len(m.names) - len(common) for name, m in whole.items()}
-        notes = [text("only", n=n, name=name) for name, n in alone.items() if n]
+        whole = list(zip(told_apart(a, b), (s.matrix, theirs), strict=True))
+        pair = [Definition(name, m.of(common).scores) for name, m in whole]
+        alone = [(name, len(m.names) - len(common)) for name, m in whole]
+        notes = [text("only", n=n, name=name) for name, n in alone if n]
         found = [agreement(each) for each in (a, b)]
         columns = dict[str, float]()
         if (one := found[0]) is None or (other := found[1]) is None:
@@ -142,8 +142,8 @@ def files(config: DictConfig) -> None:
 def agreement(given: str) -> tuple[noise.Agreement, str] | None:
     """How far random halves of a run's images agree, and which images these are, by the
     agreement.csv of its folder; None where there is none."""
-    file = scores_file("", given).with_name("agreement.csv")
-    if given == "sat69" or not Path(given).expanduser().is_dir() or not file.is_file():
+    file = Path(given).expanduser() / "agreement.csv"
+    if given == "sat69" or not file.is_file():
         return None
     table = read_text(file)
     images, _ = table["r"].cast(pl.Float64).fill_null(np.nan)

@@ -55,8 +55,8 @@ def run(config: DictConfig) -> None:
             f"{store.root} holds no student {dataset}/{student}@TEACHER; train some with: "
             f"python train.py -m experiment=distill student={student} teacher=A,B,C"
         )
-    teachers = {row["teacher"]["name"]: row["teacher"] for row in students}
-    entries = [{k: v for k, v in each.items() if v is not None} for each in teachers.values()]
+    teachers = [taught[-1]["teacher"] for taught in students.values()]
+    entries = [{k: v for k, v in each.items() if v is not None} for each in teachers]
     members = parse_members([student, *entries], resolved(config.model).get("known"))
     task = build_task(config, instantiate(config.dataset.images).classes)
     bases = {member.name: base_architecture(member, task) for member in members}
@@ -87,19 +87,16 @@ def run(config: DictConfig) -> None:
 
 
 def student_table(
-    s: Study, students: Sequence[Mapping[str, Any]], bases: Mapping[str, str]
+    s: Study, students: Mapping[str, list[dict[str, Any]]], bases: Mapping[str, str]
 ) -> pl.DataFrame:
     """A row a teacher: teacher, base, same_base, similarity (nats), teacher_accuracy,
     student_accuracy (mean over seeds; both in [0, 1]), student_low, student_high (its 95% interval
     over seeds; null where no teacher has two), seeds, seed_sd (of one training; the same for all
     teachers), n (test images), by falling similarity."""
     student = position_of(s.config.student, s.names, "student=NAME: the matrix")
-    taught_by: dict[str, list[Mapping[str, Any]]] = {}
-    for notes in students:
-        taught_by.setdefault(notes["teacher"]["name"], []).append(notes)
-    sd, freedom = pooled_sd([[notes["test_accuracy"] for notes in t] for t in taught_by.values()])
+    sd, freedom = pooled_sd([[notes["test_accuracy"] for notes in t] for t in students.values()])
     rows = []
-    for teacher, taught in taught_by.items():
+    for teacher, taught in students.items():
         i, known = position_of(teacher, s.names), taught[0]["teacher_accuracy"]  # by its training
         if s.measured is not None:
             known = float(s.measured.outcomes.correct[i].mean())

@@ -160,10 +160,7 @@ def pair_section(
     if not np.isnan(r):
         s.tracker.summary({"ensemble/r": r, "ensemble/mantel_p": row["p"]})
     figure = scatter_figure(
-        x,
-        100 * y,
-        "similarity s (nats)",
-        "error reduction rate (%)",
+        *(x, 100 * y, "similarity s (nats)", "error reduction rate (%)"),
         names=[f"{a} + {b}" for a, b in table.select("a", "b").iter_rows()] if n < 6 else None,
         trend=trend(x, 100 * y) if n >= FEWEST else None,
         text=note(row) if n > 2 else "",
@@ -188,11 +185,7 @@ def pair_section(
         least=errors.min(),
         most=errors.max(),
     )
-    paragraphs = [
-        f"{decided} {effect}",
-        text("association", sentence=sentence(row)),
-        adds,
-    ]
+    paragraphs = [f"{decided} {effect}", text("association", sentence=sentence(row)), adds]
     worth, line = table["err_of_one_image"].drop_nans(), trend(x, y)
     if line is not None and len(worth):
         change, median = abs(line.slope) * float(np.ptp(line.x)), float(np.median(worth))
@@ -264,17 +257,13 @@ def cluster_section(s: Study, table: pl.DataFrame, clusters: int, images: int) -
     largest = rows.filter(pl.col("n") == rows["n"].max()).sort("k").to_dicts()
     paragraphs = []
     if len(largest) > 1:
-        values: dict = {"n": largest[0]["n"]}
-        for key, row in (("few", largest[0]), ("most", largest[-1])):
-            values[key] = f"{row['k']} cluster{'s' * (row['k'] != 1)}"
-            values |= {f"{key}_error": row["top1_error"], f"{key}_err": row["err"]}
-            values[f"{key}_wrong"] = row["all_wrong"]
-        paragraphs.append(text("clusters", **values))
-        if abs(values["few_error"] - values["most_error"]) <= 1 / images:
+        few, most = largest[0], largest[-1]
+        paragraphs.append(text("clusters", few=few, most=most))
+        if abs(few["top1_error"] - most["top1_error"]) <= 1 / images:
             paragraphs[0] += text("nothing", worth=1 / images)
     sampled = rows.filter(~pl.col("complete"))
-    most = sampled["ensembles"].max()
-    paragraphs.append(text("all") if sampled.is_empty() else text("sampled", n=most))
+    number = sampled["ensembles"].max()
+    paragraphs.append(text("all") if sampled.is_empty() else text("sampled", n=number))
     return Section("Ensembles of models from k clusters (Fig. 3)", paragraphs, {}, [picture])
 
 

@@ -13,16 +13,14 @@ On the published matrix and components: see experiments/results/digits.md.
 from dataclasses import fields, replace
 from pathlib import Path
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from experiments.cli.components import components_of
-from experiments.cli.study import Study, study
+from experiments.cli.study import study
 from netkin.analysis import importance
 from netkin.analysis.components import differences
-from netkin.analysis.importance import SHALLOW, Boosting, HeldOut, Importance
+from netkin.analysis.importance import SHALLOW, Boosting, HeldOut
 from netkin.analysis.verdict import verdict
 from netkin.jobs.progress import Bars
 from netkin.report.plots import ranked_figure
@@ -34,24 +32,44 @@ text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
 def run(config: DictConfig) -> None:
-    options = Boosting(**{f.name: config.importance[f.name] for f in fields(Boosting)})
+    wanted = config.importance
+    options = Boosting(**{f.name: wanted[f.name] for f in fields(Boosting)})
     with study(config) as s:
-        components = components_of(s)
-        differ, permutations = differences(components), config.importance.permutations
+        components, n = components_of(s), len(s.names)
+        differ = differences(components)
         x, y, *_ = importance.pairs(differ, s.scores)
         s.outputs.table("components", components)
-        fitted, out = _fits(s, differ, options)
-        names, n = components.columns[1:], len(s.names)
-        alone = importance.alone(differ, s.scores, permutations)
-        table = _table(names, fitted, x.mean(axis=0), alone)
-        r2 = s.outputs.table("r2", _r2(fitted, out, len(y)))
-        bars = {
+        with Bars(s.console) as bars:
+            bars.start("importance", ["fits"], wanted.splits + 1)
+            fitted = importance.boosted(x, y, options)
+            bars.advance("importance", 1)
+            out = importance.held_out(
+                *(differ, s.scores, wanted.splits, wanted.held_out),
+                replace(SHALLOW, seed=options.seed),
+                lambda: bars.advance("importance", 1),
+            )
+            bars.end("importance")
+        alone = importance.alone(differ, s.scores, wanted.permutations)
+        alone = alone.insert_column(0, pl.Series("component", components.columns[1:]))
+        drops = {"importance": fitted.drops.mean(axis=1), "lowest": fitted.drops.min(axis=1)}
+        table = alone.with_columns(
+            pairs_that_differ=x.mean(axis=0), **drops, highest=fitted.drops.max(axis=1)
+        ).sort(pl.col("mantel_r").abs(), "importance", descending=True, nulls_last=True)
+        rows: list[tuple] = [
+            ("as in the paper", "the pairs fitted on", len(y), fitted.r2, None, None)
+        ]
+        if out is not None:
+            what = f"pairs of held-out models, {len(out.splits)} splits"
+            rows.append(("shallow", what, None, *out[:3]))
+        schema = ["trees", "evaluated_on", "pairs", "r2", "low", "high"]
+        r2 = s.outputs.table("r2", pl.DataFrame(rows, schema, orient="row"))
+        shown = {
             "r with similarity, each by itself": table.select("mantel_r"),
             "drop in R², beside all others": table.select("importance", "lowest", "highest"),
         }
         drawn = ranked_figure(
             table["component"].to_list(),
-            {title: columns.to_numpy() for title, columns in bars.items()},
+            {title: columns.to_numpy() for title, columns in shown.items()},
             "",
             ["related" if sure else "not certain" for sure in table["holm_p"].fill_null(1) < ALPHA],
         )
@@ -59,15 +77,17 @@ def run(config: DictConfig) -> None:
         picture = s.outputs.figure("importance", drawn, table, caption)
         held = {} if out is None else {"importance/r2_held_out": out.r2}
         s.tracker.summary({"importance/r2": fitted.r2, **held})
+        best, patterns = importance.lookup_r2(x, y)
+        fit = text("fit", r2=fitted.r2, trees=_trees(options), best=best, n=patterns)
+        if same := table.filter(pl.col("pairs_that_differ").is_in([0.0, 1.0]))[
+            "component"
+        ].to_list():
+            fit += text("constant", listed=", ".join(same))
         s.finish(
             f"Which components does the similarity of {n} models go with?",
-            f"Of each pair of models it is known in which of {len(names)} components they differ; "
-            f"similarities are those of {s.source}.",
-            [
-                related(table, n, permutations),
-                predicted(out, n),
-                _fit(table, fitted, importance.lookup_r2(x, y), _trees(options)),
-            ],
+            "Of each pair of models it is known in which of "
+            f"{table.height} components they differ; similarities are those of {s.source}.",
+            [related(table, n, wanted.permutations), predicted(out, n), fit],
             [
                 Section("Importance (Fig. 1)", (), {"": table}, [picture]),
                 Section("Fit", (), {"R²": r2}),
@@ -76,60 +96,8 @@ def run(config: DictConfig) -> None:
         )
 
 
-def _fits(
-    s: Study, differ: NDArray[np.bool_], options: Boosting
-) -> tuple[Importance, HeldOut | None]:
-    """The paper's trees on all pairs, and shallow ones on the pairs of held-out models."""
-    splits, share = s.config.importance.splits, s.config.importance.held_out
-    x, y, *_ = importance.pairs(differ, s.scores)
-    shallow = replace(SHALLOW, seed=options.seed)
-    with Bars(s.console) as bars:
-        bars.start("importance", ["fits"], splits + 1)
-        fitted = importance.boosted(x, y, options)
-        bars.advance("importance", 1)
-        out = importance.held_out(
-            differ, s.scores, splits, share, shallow, lambda: bars.advance("importance", 1)
-        )
-        bars.end("importance")
-    return fitted, out
-
-
 def _trees(options: Boosting) -> str:
     return f"{options.stages} trees of depth {options.depth}"
-
-
-def _table(
-    names: list[str],
-    fitted: Importance,
-    differ: NDArray[np.float64],
-    alone: list[tuple[float, float, float]],
-) -> pl.DataFrame:
-    """A row per component, by falling |r| of similarity with whether models differ in it: Mantel r
-    and p, p after Holm's correction, the share of pairs that differ, and importance with the range
-    of its shuffles."""
-    columns = dict(zip(("mantel_r", "mantel_p", "holm_p"), np.array(alone).T, strict=True))
-    drops = fitted.drops
-    table = pl.DataFrame(
-        {
-            "component": names,
-            **columns,
-            "pairs_that_differ": differ,
-            "importance": drops.mean(axis=1),
-            "lowest": drops.min(axis=1),
-            "highest": drops.max(axis=1),
-        }
-    ).with_columns(pl.col(list(columns)).fill_nan(None))
-    order = [pl.col("mantel_r").abs(), pl.col("importance")]
-    return table.sort(order, descending=True, nulls_last=True)
-
-
-def _r2(fitted: Importance, out: HeldOut | None, n: int) -> pl.DataFrame:
-    schema = ["trees", "evaluated_on", "pairs", "r2", "low", "high"]
-    rows: list[tuple] = [("as in the paper", "the pairs fitted on", n, fitted.r2, None, None)]
-    if out is not None:
-        what = f"pairs of held-out models, {len(out.splits)} splits"
-        rows.append(("shallow", what, None, *out[:3]))
-    return pl.DataFrame(rows, schema=schema, orient="row")
 
 
 def related(table: pl.DataFrame, models: int, permutations: int) -> str:
@@ -156,10 +124,3 @@ def predicted(out: HeldOut | None, models: int) -> str:
     decided = verdict(out.r2, (out.low, out.high))
     values = {"r2": out.r2, "low": out.low, "high": out.high, "n": len(out.splits)}
     return text("predicted", decided, share=max(out.r2, 0), trees=_trees(SHALLOW), **values)
-
-
-def _fit(table: pl.DataFrame, fitted: Importance, lookup: tuple[float, int], trees: str) -> str:
-    """What R^2 on the pairs that were fitted is worth."""
-    constant = table.filter(pl.col("pairs_that_differ").is_in([0.0, 1.0]))["component"].to_list()
-    same = text("constant", listed=", ".join(constant)) if constant else ""
-    return text("fit", r2=fitted.r2, trees=trees, best=lookup[0], n=lookup[1]) + same

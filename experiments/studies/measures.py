@@ -13,13 +13,12 @@ costs), measures_pairs.csv (intervals), the correlations of every two, and repor
 gradients are stored by model and shard, so that an interrupted run continues where it stopped.
 
 On the 12 digits members (500 images, PGD-50, 66 pairs) no measure predicts ERR beyond chance: the
-best has R2 = 0.08 (95% interval over models -0.05 to 0.21), and ERR of two halves of the images do
+best has R2 = 0.02 (95% interval over models -0.06 to 0.10), and ERR of two halves of the images do
 not correlate (experiments/results/measures.md). s correlates with the cosine of input gradients
-(r = 0.58, Mantel p <= 0.0001), linear CKA (0.47, 0.0008) and CAPA (0.45, 0.003).
+(r = 0.63, Mantel p <= 0.0001), and not for certain with another.
 """
 
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +31,6 @@ import polars as pl
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from scipy.spatial.distance import squareform
 from scipy.special import softmax
 
 from experiments.cli.measured import Measured
@@ -41,8 +39,8 @@ from experiments.studies.ensemble import ensembles_wrong
 from netkin import similarity
 from netkin.analysis import ensemble, measures, noise
 from netkin.analysis.correlation import Definition, correlate
-from netkin.analysis.matrix import Matrix, pair_index, pair_values
-from netkin.analysis.measures import Measure, Predicted, Use, predict
+from netkin.analysis.matrix import Matrix, pair_values
+from netkin.analysis.measures import Measure, Use, predict
 from netkin.analysis.statistics import FEWEST, correlations, mean_known, p_text, trend
 from netkin.analysis.verdict import verdict
 from netkin.jobs.pool import Advance, Result
@@ -142,65 +140,46 @@ def all_measures(
     probabilities = softmax(logits.astype(float), axis=2)
     classes = found.mistakes(members)[:, :, chosen]
     grams = [measures.gram(features.read(found, member).numpy()) for member in members]
-    cosines = gradient_cosines(found, members, gradients)
-    values = {
+    cosines = np.moveaxis(gradient_cosines(found, members, gradients), 0, 2)
+    values: dict[str, tuple[measures.Matrices, measures.Limits | None]] = {
         "same_mistake": measures.same_mistake(classes, labels, weights),
         "prediction_agreement": measures.prediction_agreement(predictions, weights),
         "error_consistency": measures.error_consistency(outcomes.correct, weights),
         "capa": measures.capa(probabilities, labels, weights),
-        "gradient_cosine": measures.mean_cosine(cosines, weights),
-        "linear_cka": measures.linear_cka(np.stack(grams), weights),
-    }
-    rows, columns = pair_index(n)
-    equal = (predictions[rows] == predictions[columns]).astype(float)
-    table = measures.mistake_table(outcomes, classes, labels)
-    low, high = (
-        pair_values(squareform(table[f"same_mistake_{end}"].to_numpy())) for end in ("low", "high")
-    )
-    limits: dict[str, measures.Limits] = {
-        "same_mistake": (low, high),
-        "prediction_agreement": measures.share(equal, np.ones_like(equal))[1],
-        "error_consistency": measures.beyond_chance_limits(
-            *measures.both_or_neither(outcomes.correct)
-        ),
-        "capa": measures.beyond_chance_limits(*measures.agreements(probabilities, labels)),
+        "gradient_cosine": (measures.mean_over_images(cosines, weights), None),
+        "linear_cka": (measures.linear_cka(np.stack(grams), weights), None),
     }
     seconds = {name: cost * images for name, cost in costs.items()}
-    forward, of_all = seconds["forward"], n * seconds["forward"]
-    attacked = seconds["craft"] + forward + of_all
-    costly = {"gradient_cosine": seconds["gradients"], "linear_cka": seconds["features"]}
-    costly |= {"same_mistake": attacked}
-    return [
-        Measure("similarity", noise.sampled_scores(outcomes, bootstrap), attacked, of_all),
-        *(
-            Measure.of(
-                name, of, bootstrap, costly.get(name, forward), limits.get(name),
-                of_all if name == "same_mistake" else 0.0,
-            )
-            for name, of in values.items()
-        ),
-    ]  # fmt: skip
+    of_all = n * seconds["forward"]
+    attacked = seconds["craft"] + seconds["forward"] + of_all
+    costly = {
+        "gradient_cosine": (seconds["gradients"], 0.0),
+        "linear_cka": (seconds["features"], 0.0),
+    }
+    costly["same_mistake"] = (attacked, of_all)
+    results = [Measure("similarity", noise.sampled_scores(outcomes, bootstrap), attacked, of_all)]
+    for name, (of, limits) in values.items():
+        sampled = noise.Sampled(of[0], *np.split(of[1:], [bootstrap]))
+        results.append(Measure(name, sampled, *costly.get(name, (seconds["forward"], 0.0)), limits))
+    return results
 
 
 class Used(NamedTuple):
-    """A use, how well the measures predict it, and how well the models' accuracy does alone, over
-    so many values, of which one half of the images explains a share of those of the other half."""
+    """A use, how well the measures predict it, and how well the models' accuracy does alone, of
+    which one half of the images explains a share of the values of the other half."""
 
     name: str
-    values: int
-    predicted: Predicted
-    accuracy: Predicted
+    predicted: pl.DataFrame  # see `predict`
+    alone: pl.DataFrame
     ceiling: float = 1.0
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Rows of a table: use, measure, values, r, r2, low, high, p; see `Predicted`."""
-        parts = [(self.predicted, self.predicted.names), (self.accuracy, ["accuracy alone"])]
-        return [
-            {"use": self.name, "measure": name, "values": self.values}
-            | {key: float(getattr(part, key)[i]) for key in ("r", "r2", "low", "high", "p")}
-            for part, names in parts
-            for i, name in enumerate(names)
-        ]
+    @classmethod
+    def of(
+        cls, name: str, use: Use, accuracy: NDArray, permutations: int, ceiling: float = 1.0
+    ) -> "Used":
+        """By so many permutations, and the accuracies, of the form of the use's measures."""
+        alone = use._replace(measures={"accuracy alone": accuracy})
+        return cls(name, predict(use, permutations), predict(alone, permutations), ceiling)
 
 
 def all_uses(s: Study, m: Measured, results: list[Measure], positions: Sequence[int]) -> list[Used]:
@@ -214,76 +193,70 @@ def all_uses(s: Study, m: Measured, results: list[Measure], positions: Sequence[
     err = ensemble.reduction_draws(wrong[:n], pairs, wrong[n:], weights)
     others = err.reshape(-1, 2, len(pairs))[:, ::-1].reshape(err.shape)
     right = weights @ ~wrong[:n].T / weights.sum(axis=1, keepdims=True)  # [halves, N]
-    by = {of.name: of.sampled.halves for of in results}
-    use = Use(others, np.array(pairs), by)
-    alone = use._replace(measures={"accuracy": (right[:, :, None] + right[:, None]) / 2})
+    use = Use(others, np.array(pairs), {of.name: of.sampled.halves for of in results})
     ceiling = float(mean_known(correlations(err[::2], err[1::2])))
     most = min(s.config.measures.permutations, MOST)
-    known = int((~np.isnan(err).all(axis=0)).sum())
-    uses = [Used("pairs", known, predict(use, most), predict(alone, most), ceiling)]
-    return uses + taught(s, m, results, most)
+    used = Used.of("pairs", use, (right[:, :, None] + right[:, None]) / 2, most, ceiling)
+    return [used, *taught(s, m, results, most)]
 
 
 def taught(s: Study, m: Measured, results: list[Measure], permutations: int) -> list[Used]:
     """The same for the mean accuracy of the stored students of each teacher among the models."""
     dataset, student = s.config.dataset.name, s.config.dataset.student
-    accuracies = defaultdict[str, list[float]](list)
-    for notes in students_of(m.run.results.store, dataset, student):
-        accuracies[notes["teacher"]["name"]].append(notes["test_accuracy"])
-    teachers = [name for name in s.names if name in accuracies and name != student]
+    taught_by = students_of(m.run.results.store, dataset, student)
+    teachers = [name for name in s.names if name in taught_by and name != student]
     if student not in s.names or len(teachers) < FEWEST:
         return []
     at, row = [s.names.index(name) for name in teachers], s.names.index(student)
-    y = np.array([[np.mean(accuracies[name]) for name in teachers]])
-    by = {of.name: of.matrix[row, at][None] for of in results}
-    use = Use(y, np.arange(len(teachers))[:, None], by)
-    alone = use._replace(measures={"accuracy": m.outcomes.correct[at].mean(axis=1)[None]})
-    return [Used("students", len(at), predict(use, permutations), predict(alone, permutations))]
+    y = [np.mean([notes["test_accuracy"] for notes in taught_by[name]]) for name in teachers]
+    by = {of.name: of.sampled.values[row, at][None] for of in results}
+    use = Use(np.array([y]), np.arange(len(teachers))[:, None], by)
+    return [Used.of("students", use, m.outcomes.correct[at].mean(axis=1)[None], permutations)]
 
 
 def report(s: Study, results: list[Measure], uses: list[Used], positions: Sequence[int]) -> None:
     """Tables, figures and the page."""
     n, k, permutations = len(s.names), len(results), s.config.measures.permutations
-    for measure in results:
-        s.outputs.table(f"measure_{measure.name}", Matrix(s.names, measure.matrix).table())
+    matrices = {of.name: of.sampled.values for of in results}
+    for name, matrix in matrices.items():
+        s.outputs.table(f"measure_{name}", Matrix(s.names, matrix).table())
     table = s.outputs.table("measures", pl.DataFrame([measure.summary() for measure in results]))
-    of = [Definition(m.name, m.matrix, m.sampled) for m in results]
+    of = [Definition(m.name, m.sampled.values, m.sampled) for m in results]
     rows = [correlate(*two, permutations) for two in combinations(of, 2)]
     names = {"reference": "a", "other": "b", "n": "pairs", "p": "mantel_p"}
     correlations = pl.DataFrame(rows, infer_schema_length=None).rename(names).drop("test")
     known = correlations.filter(a="similarity").drop_nulls("r").drop_nans("r")
     s.tracker.summary({f"measures/r/{r['b']}": r["r"] for r in known.iter_rows(named=True)})
-    pairs = Matrix(s.names, results[0].matrix).pairs(**{m.name: m.matrix for m in results})
-    ends = [
-        (f"{m.name}_{of}", v)
+    ends = {
+        f"{m.name}_{end}": pl.Series(values).fill_nan(None)
         for m in results
-        for of, v in zip(("low", "high"), m.ends, strict=True)
-    ]
-    pairs = pairs.with_columns(pl.Series(*end).fill_nan(None) for end in ends)
-    predicted = pl.DataFrame([row for use in uses for row in use.rows()])
+        for end, values in zip(("low", "high"), m.ends, strict=True)
+    }
+    pairs = Matrix(s.names, results[0].sampled.values).pairs(**matrices).with_columns(**ends)
     drawn = measures_scatter(results, correlations)
     against = s.outputs.figure("measures_scatter", drawn, pairs.drop("score"), text("against"))
     values, at = np.eye(k), np.triu_indices(k, 1)
     values[at] = values.T[at] = correlations["r"].cast(pl.Float64).to_numpy()
-    titles, label, order = [short_title(m.name) for m in results], text("r"), np.arange(k)
+    titles, label, order = [short_title(name) for name in matrices], text("r"), np.arange(k)
     drawn = heatmap_figure(
         values, titles, [""] * k, label, signed=True, order=order, limits=(-1.0, 1.0)
     )
     two = s.outputs.figure("measures_correlations", drawn, correlations, text("every_two"))
-    tables = {"Correlations over pairs": correlations}
-    used = {text(f"table.{use.name}"): predicted.filter(use=use.name).drop("use") for use in uses}
+    used = {use.name: pl.concat([use.predicted, use.alone]) for use in uses}
     if uses:
-        s.outputs.table("measures_uses", predicted)
+        every = [of.select(pl.lit(name).alias("use"), pl.all()) for name, of in used.items()]
+        s.outputs.table("measures_uses", pl.concat(every))
     assert s.measured is not None
     wrong = ~s.measured.outcomes.on(positions).correct
+    shown = {text(f"table.{name}"): of for name, of in used.items()}
     s.finish(
         f"Which of {k} measures of similarity predicts what {n} models are good for?",
         f"Measured on {len(positions)} images of {s.source}.",
         answer(n, table, known.sort("r", descending=True), uses, wrong),
         [
-            Section("What each measure predicts", [text("held_out")] if uses else [], used, ()),
+            Section("What each measure predicts", [text("held_out")] if uses else [], shown, ()),
             Section("Against similarity by transfer", (), {}, [against]),
-            Section("Every two measures", (), tables, [two]),
+            Section("Every two measures", (), {"Correlations over pairs": correlations}, [two]),
             Section("Stability and cost", [text("stability")], {"Measures": table}, ()),
         ],
     )
@@ -299,23 +272,19 @@ def measures_scatter(measures: list[Measure], correlations: pl.DataFrame) -> Fig
     """Each measure against the first one, with a point per pair of models."""
     first, *others = measures
     figure, axes = panels(3, 2.7, 2.6, rows=2)
-    x = pair_values(first.matrix)
+    x = pair_values(first.sampled.values)
     for ax, other in zip(axes, others, strict=True):
-        y = pair_values(other.matrix)
+        y = pair_values(other.sampled.values)
         r = correlations.filter(a=first.name, b=other.name)["r"][0]
         note = "" if r is None or np.isnan(r) else f"r = {r:.2f}"
         known, labels = ~np.isnan(y), (TITLES[first.name], TITLES[other.name])
-        line = trend(x, y) if len(first.matrix) >= FEWEST else None
+        line = trend(x, y) if len(first.sampled.values) >= FEWEST else None
         scatter(ax, x[known], y[known], *labels, trend=line, text=note)
     return figure
 
 
 def answer(
-    n: int,
-    table: pl.DataFrame,
-    related: pl.DataFrame,
-    uses: list[Used],
-    wrong: NDArray[np.bool_],
+    n: int, table: pl.DataFrame, related: pl.DataFrame, uses: list[Used], wrong: NDArray[np.bool_]
 ) -> list[str]:
     """The findings on n models, the verdict first, by a table of the measures, the correlations of
     similarity with the others, the highest first, the uses, and which images [N, I] models
@@ -330,8 +299,6 @@ def answer(
     if related.height:
         listed = "; ".join(map(correlated, related.to_dicts()))
         sentences.append(text("correlates", pairs=related["pairs"][0], n=n, listed=listed))
-        if n < FEWEST:
-            sentences.append(text("few", n=n, fewest=FEWEST))
     else:
         sentences.append(text("none", n=n))
     ranked = table.drop_nulls("agreement").drop_nans("agreement").sort("agreement")
@@ -347,24 +314,23 @@ def answer(
 
 
 def decided(use: Used, uses: int) -> str:
-    """Which measure predicts a use, how well, and how certain that is."""
-    found = use.predicted
-    i, decision = found.best(uses)
-    values = {key: float(getattr(found, key)[i]) for key in ("r2", "low", "high")}
-    p = p_text(min(float(found.p[i]) * uses, 1.0), None)
-    what, best = text(f"use.{use.name}"), short_title(found.names[i])
-    more = text("more" if found.r[i] > 0 else "less")
-    sentence = text("verdict", decision, best=best, what=what, p=p, more=more, **values)
-    sentence = sentence[0].upper() + sentence[1:]
-    k = int(np.argsort(np.where(np.isnan(found.r2), -np.inf, found.r2))[-2])
-    gap, low, high = found.ahead(i, k)
-    if decision == "Yes":
-        values = {"gap": gap, "low": low, "high": high, "next": short_title(found.names[k])}
-        sentence += text("ahead", verdict(gap, (low, high)), **values)
-    sentence += text("alone", r2=float(use.accuracy.r2[0]))
-    if use.ceiling < 1:
-        sentence += text("ceiling", r=use.ceiling)
-    return sentence
+    """Which measure predicts a use, how well, and how certain that is: by p times the number of
+    uses that are looked at, and by the interval over models."""
+    ranked = use.predicted.sort(pl.col("r2").fill_nan(-np.inf), descending=True)
+    best = ranked.row(0, named=True)
+    p = min(best["p"] * uses, 1.0)
+    found = verdict(best["r2"], (best["low"], best["high"]), p)
+    sentence = text(
+        "verdict",
+        "Not certain" if found == "No" else found,
+        best=short_title(best["measure"]),
+        what=text(f"use.{use.name}"),
+        p=p_text(p),
+        more=text("more" if best["r"] > 0 else "less"),
+        **{key: best[key] for key in ("r2", "low", "high")},
+    )
+    sentence = sentence[0].upper() + sentence[1:] + text("alone", r2=use.alone["r2"][0])
+    return sentence + (text("ceiling", r=use.ceiling) if use.ceiling < 1 else "")
 
 
 def correlated(row: dict[str, Any]) -> str:

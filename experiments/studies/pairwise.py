@@ -36,10 +36,7 @@ def report(s: Study, m: Measured) -> None:
     Members that failed have empty rows in similarity.csv and models.csv, and the reason in
     failures.csv.
     """
-    draws, failed = Draws(m.outcomes, s.config.score.bootstrap), None
-    if m.failures is not None:
-        rows = [(f.model.name, f.stage, f.reason) for f in m.failures.failures]
-        failed = pl.DataFrame(rows, schema=["model", "stage", "reason"], orient="row")
+    draws = Draws(m.outcomes, s.config.score.bootstrap)
     result = summarise(
         m.results,
         m.members,
@@ -47,7 +44,7 @@ def report(s: Study, m: Measured) -> None:
         draws,
         s.config.score.eps_s,
         m.run.models,
-        failed,
+        m.failures.table if m.failures else None,
         m.suspects.reasons,
     )
     sections = result.write(s.outputs)

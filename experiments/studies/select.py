@@ -55,6 +55,7 @@ from netkin.report.study import Picture, Section
 from netkin.report.style import FULL
 from netkin.report.text import count
 from netkin.run import Run
+from netkin.similarity import exact_limits
 from netkin.zoo.build import flops
 from netkin.zoo.parse import parse_members
 
@@ -79,14 +80,12 @@ def choose(s: Study) -> None:
         select.check_size(options.size, len(matrix.names), include)
         advice = by_accuracy(s, include) if known is None else by_logits(s, *known, include)
     ensembles, answer = advice
-    sections = [ensembles]
+    sections, what = [ensembles], "to choose"
     if options.student is not None:  # the question is another, so ensembles are on the page
-        sections[0] = replace(ensembles, paragraphs=[*answer, *ensembles.paragraphs])
+        ensembles = replace(ensembles, paragraphs=[*answer, *ensembles.paragraphs])
         section, answer = teacher_section(s)
-        sections.insert(0, section)
-    title = f"Which of {len(matrix.names)} models to choose?"
-    if options.student is not None:
-        title = f"Which of {len(matrix.names)} models as the teacher of {options.student}?"
+        sections, what = [section, ensembles], f"as the teacher of {options.student}"
+    title = f"Which of {len(matrix.names)} models {what}?"
     s.finish(title, f"Advice from the similarity of {s.source}.", answer, sections)
 
 
@@ -123,11 +122,12 @@ def by_logits(s: Study, r: Run, members: list[Model], matrix: Matrix, include: l
     best, predict, other = ranked[helps][: options.top], ways[helps], ranked[not helps][0]
     *measured, wrong_other = wrong([*best.tolist(), other.tolist()])
     measured = np.stack(measured)
-    ends = [ensemble.share_interval(int(row.sum()), len(row)) for row in measured]
+    rates = measured.mean(axis=1)
+    low, high = exact_limits(rates, np.full(len(rates), measured.shape[1]))
     columns = {
-        "measured_error": measured.mean(axis=1),
-        "measured_low": np.array([low for low, _ in ends]),
-        "measured_high": np.array([high for _, high in ends]),
+        "measured_error": rates,
+        "measured_low": low,
+        "measured_high": high,
         "predicted_error": predict(best),
         "mean_member_error": errors[best].mean(axis=1),
         "best_member_error": errors[best].min(axis=1),
@@ -135,30 +135,25 @@ def by_logits(s: Study, r: Run, members: list[Model], matrix: Matrix, include: l
     }
     others = mean_similarity(scores, sampled), 100 * sampled_errors, "sampled ones"
     quality = text("quality", intercept=predict.intercept, slope=predict.slope, n=len(sampled))
-    marks = {}
-    if {*other} != {*best[0]}:
-        at = mean_similarity(scores, other[None])[0], 100 * wrong_other.mean()
-        marks[text("marked.way", way=text("adds.way", str(not helps)))] = at
+    chosen, way = text("adds.way", str(helps)), text("adds.way", str(not helps))
+    at = mean_similarity(scores, other[None])[0], 100 * wrong_other.mean()
+    kind = "same" if {*other} == {*best[0]} else "other"
+    marks = {} if kind == "same" else {text("marked.way", way=way): at}
     section, first = ensemble_section(s, matrix, best, columns, others, quality, marks=marks)
-    values = {"images": measured.shape[1], "count": count(first["params"]), **first}
     member = int(best[0][errors[best[0]].argmin()])
     won, lost, p = ensemble.only_one_wrong(measured[0], wrong([(member,)])[0])
-    better = verdict(won - lost, p=p)
     beside = {"member": matrix.names[member], "won": won, "lost": lost, "p": p_text(p)}
     adds = text("adds.few")
     if found is not None:
         decided = verdict(found["gain"], (found["low"], found["high"]))
         points = {k: 100 * found[k] for k in ("error", "error_alone", "gain", "low", "high")}
-        begin = text("adds.No") if decided == "No" else decided
-        adds = begin + text("adds.found", **{**found, **points})
-    how = {"chosen": text("adds.way", str(helps)), "way": text("adds.way", str(not helps))}
-    how["other"] = " + ".join(matrix.names[i] for i in other)
-    kind = "same" if {*other} == {*best[0]} else "other"
-    adds += text(f"adds.{kind}_choice", error=wrong_other.mean(), **how)
+        adds = text("adds.found", decided, **{**found, **points})
+    names = " + ".join(matrix.names[i] for i in other)
+    values = {"chosen": chosen, "way": way, "other": names, "error": wrong_other.mean()}
     return section, [
-        text("measured", **values),
-        text("better", verdict=better, **beside),
-        text("adds.begin") + adds,
+        text("measured", images=measured.shape[1], count=count(first["params"]), **first),
+        text("better", verdict=verdict(won - lost, p=p), **beside),
+        text("adds.begin") + adds + text(f"adds.{kind}_choice", **values),
     ]
 
 
@@ -200,18 +195,16 @@ def by_accuracy(s: Study, include: list[int]) -> Advice:
     method = text("method", likely=LIKELY, least=LEAST, most=MOST)
     marks = {text("marked.least"): (similarity[least], 100 * expected[least])} if least else {}
     section, first = ensemble_section(s, matrix, best, columns, others, method, marks=marks)
-    named = [
+    chosen, other = (
         ", ".join(f"{matrix.names[i]} ({accuracy[i]:.1%})" for i in group)
         for group in (best[0], groups[least])
-    ]
+    )
     values = {"near": near, "points": 100 * tolerance, "other": first["mean_similarity"]}
-    choice = text("same_choice", chosen=named[0], **values)
-    if least:
-        values |= {"error": expected[least], "similarity": similarity[least]}
-        choice = text("other_choice", chosen=named[0], least=named[1], **values)
+    values |= {"chosen": chosen, "least": other}
+    values |= {"error": expected[least], "similarity": similarity[least]}
     answer = [
         text("expected", **first),
-        choice,
+        text("other_choice" if least else "same_choice", **values),
         cost(s, groups[least], best[0]),
         text("adds.begin") + text("adds.unknown"),
     ]
@@ -351,22 +344,21 @@ def choose_teachers(s: Study) -> None:
     ]
     caption = text("teachers.caption", student=name, chosen=chosen.height)
     picture = teacher_figure(s, "teachers", chosen, groups, name, caption)
-    scores, some = table["similarity"].to_numpy(), chosen["similarity"].to_numpy()
-    share, found = np.ptp(some) / (np.ptp(scores) or 1.0), power(STUDENTS_R, chosen.height)
-    values = {"candidates": table.height, "share": share, "low": some.min(), "high": some.max()}
-    listed = and_more(chosen["teacher"].to_list())
-    span = text("teachers.span", listed=listed, chosen=chosen.height, **values)
-    enough, values = select.teachers_for_power(), {"power": found, "r": STUDENTS_R}
-    show = verdict(found, threshold=POWER)
-    values |= {"n": chosen.height, "enough": enough, "wanted": POWER}
-    shows = text("teachers.shows", verdict=show, **values)
-    kinds = {kind: table.filter(chosen=kind).height for kind in ("above", "sampled")}
-    how = text("teachers.how", threshold=above, seed=seed, **kinds)
-    train = train_command(s, "teachers", wanted, chosen["teacher"].to_list())
+    teachers, some = chosen["teacher"].to_list(), chosen["similarity"].to_numpy()
+    scores, found = table["similarity"].to_numpy(), power(STUDENTS_R, chosen.height)
+    values = {
+        **{"listed": and_more(teachers), "n": chosen.height, "candidates": table.height},
+        **{"share": np.ptp(some) / (np.ptp(scores) or 1.0), "low": some.min(), "high": some.max()},
+        **{"verdict": verdict(found, threshold=POWER), "power": found, "wanted": POWER},
+        **{"r": STUDENTS_R, "enough": select.teachers_for_power()},
+        **{"threshold": above, "seed": seed, "above": chosen.filter(chosen="above").height},
+        **{"sampled": chosen.filter(chosen="sampled").height},
+    }
+    answer = [text(f"teachers.{key}", **values) for key in ("span", "shows", "how")]
     s.finish(
         f"Which teachers for {wanted}?",
         f"Similarities are those of {s.source}.",
-        [span, shows, how, *notes, train],
+        [*answer, *notes, train_command(s, "teachers", wanted, teachers)],
         [Section("The choice", figures=[picture], tables={"All candidates": table})],
     )
 

@@ -33,7 +33,7 @@ from netkin.components import base_architecture
 from netkin.errors import UserError
 from netkin.model import Model
 from netkin.report.sentences import Sentences
-from netkin.report.text import percent, settings_text
+from netkin.report.text import settings_text
 from netkin.results import Results
 from netkin.similarity import Z_95, score
 from netkin.store import folder
@@ -150,15 +150,11 @@ def gains_by_seed(s: Session, student: Member, alone: Member) -> NDArray[np.floa
 
 def stored_similarity(results: Results, a: Model, b: Model) -> dict[str, Any]:
     """The similarity of two models by outcomes that the store has: of several subsets and attacks,
-    by those with the most images, and of these by the latest of those in float32, if there are any.
-
-    Returns:
-        similarity (nats), similarity_images (their number) and similarity_attack; null where the
-        store has none.
-    """
+    by those with the most images, and of these by the latest of those in float32, if there are any:
+    similarity (nats), similarity_images (their number) and similarity_attack; null without any."""
     dataset = results.store.root / folder(results.evaluation.task.dataset)
-    found: list[tuple[int, bool, dict[str, Any]]] = []
-    for path in sorted(dataset.glob("*/*/outcomes*"), key=lambda path: -path.stat().st_mtime):
+    found: dict[tuple[int, bool, float], dict[str, Any]] = {}
+    for path in dataset.glob("*/*/outcomes*"):
         table, pairs = OutcomeStore(path), ((a, b), (b, a))
         if not all(table.has(source.name, to.name, to.digest) for source, to in pairs):
             continue
@@ -168,14 +164,13 @@ def stored_similarity(results: Results, a: Model, b: Model) -> dict[str, Any]:
         precision = path.name.removeprefix(outcomes_folder(FLOAT32))[1:]
         attack = json.loads((path.parent / "identity.json").read_text())["attack"]
         how = settings_text(attack) + (f", transfer in {precision}" if precision else "")
-        row = {
+        found[len(fooled[0]), not precision, path.stat().st_mtime] = {
             "similarity": float(score((fooled[0].mean() + fooled[1].mean()) / 2)),
             "similarity_images": len(fooled[0]),
             "similarity_attack": f"{path.parent.name.rsplit('-', 1)[0]} ({how})",
         }
-        found.append((len(fooled[0]), not precision, row))
     none = {"similarity": None, "similarity_images": 0, "similarity_attack": None}
-    return max(found, key=lambda each: each[:2], default=(0, True, none))[2]
+    return found[max(found)] if found else none
 
 
 def paired_gain(student: NDArray[np.bool_], alone: NDArray[np.bool_]) -> tuple[float, float, float]:
@@ -196,32 +191,19 @@ def answer(s: Session, plain: Member, student: Member, result: dict[str, Any]) -
         f"{name} was trained on {s.training.task.dataset} with and without the teacher, with the "
         f"same recipe and seed ({result['seed']}); the loss of the distillation is "
         f"{result['kind']}.",
-        [
-            learns(name, result),
-            text(
-                "run",
-                name=name,
-                **{k: result[k] for k in ("seed", "teacher", "n")},
-                **{k: 100 * result[k] for k in ("gain", "gain_low", "gain_high")},
-                student=percent(result["student_accuracy"]),
-                alone=percent(result["alone_accuracy"]),
-            ),
-            text(
-                "teacher",
-                accuracy=percent(result["teacher_accuracy"]),
-                agreement=percent(result["agreement"]),
-            ),
-        ],
+        sentences(name, result),
         result,
         result["student_accuracy"],
     )
 
 
-def learns(name: str, result: dict[str, Any]) -> str:
-    """Whether a student learns more with the teacher, by the gains of several seeds."""
-    values = {"name": name, **{k: result[k] for k in ("teacher", "seeds")}}
-    if result["seeds_low"] is None:
-        return text("learns.few", fewest=SEEDS, **values)
-    ends = result["seeds_low"], result["seeds_high"]
-    points = {k: 100 * result[f"seeds_{k}"] for k in ("gain", "low", "high")}
-    return text("learns", verdict(result["seeds_gain"], ends), **values, **points)
+def sentences(name: str, result: dict[str, Any]) -> list[str]:
+    """Whether a student learns more with the teacher, by the gains of several seeds, and how the
+    run compares."""
+    gains = ("gain", "gain_low", "gain_high", "seeds_gain", "seeds_low", "seeds_high")
+    values = {"name": name, "fewest": SEEDS, **result}
+    values |= {key: 100 * result[key] for key in gains if result[key] is not None}  # points
+    learns = "few"
+    if result["seeds_low"] is not None:
+        learns = verdict(result["seeds_gain"], (result["seeds_low"], result["seeds_high"]))
+    return [text("learns", learns, **values), text("run", **values), text("teacher", **values)]

@@ -30,7 +30,7 @@ from netkin.data.arrays import Arrays
 from netkin.errors import Stopped, UserError
 from netkin.evaluation import Evaluation
 from netkin.jobs.pool import Processes, keep_freed, release_freed
-from netkin.run import Incomplete, Settings
+from netkin.run import COMPARISON, Incomplete, Settings
 from netkin.runner import Runner
 from netkin.similarity import EPS_S
 from netkin.store.layout import Store
@@ -80,6 +80,9 @@ def compare(
         classes: names of the K classes.
         ids: a text an image; its number unless given.
 
+    A model that classifies no image correctly that some other one does is left out: its pairs have
+    no score, and `Result.failures` has the reason.
+
     Raises UserError (a ValueError) that names the argument, or the model that fails.
     """
     _check(models, batch_size, bootstrap, eps_s)
@@ -128,20 +131,24 @@ def _settings(
 
 
 def _result(settings: Settings, draws: int, eps_s: float) -> Result:
-    suspects = dict[str, Sequence[Suspicion]]()
+    suspects, failed = dict[str, Sequence[Suspicion]](), None
     with run.open(replace(settings, watch=suspects.update)) as r:
         try:
             outcomes = r.measure()
         except Incomplete as error:
-            failures = [f"{f.model.name} failed in {f.stage}: {f.reason}" for f in error.failures]
-            raise UserError("; ".join(failures)) from error.failures[0].error
+            if error.outcomes is None or any(f.stage != COMPARISON for f in error.failures):
+                named = [f"{f.model.name} failed in {f.stage}: {f.reason}" for f in error.failures]
+                text = " ".join(["; ".join(named), *_cautions(suspects)])
+                raise UserError(text) from error.failures[0].error
+            outcomes, failed = error.outcomes, error.table
         except UserError as error:  # such as no image that two of them classify correctly
             if not suspects:
                 raise
             raise UserError(f"{error}. {' '.join(_cautions(suspects))}") from error
     reasons = {name: "; ".join(s.finding for s in found) for name, found in suspects.items()}
     drawn = Draws(outcomes, draws)
-    result = summarise(r.results, r.models, outcomes, drawn, eps_s, suspects=reasons)
+    done = [model for model in r.models if model.name in outcomes.members]
+    result = summarise(r.results, done, outcomes, drawn, eps_s, r.models, failed, reasons)
     result.answer.extend(_cautions(suspects))
     evaluation = r.evaluation
     values = {

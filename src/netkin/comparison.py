@@ -95,7 +95,8 @@ class Result:
         pairs: one row a pair: a, b, n, a_fools_b, b_fools_a (rates in [0, 1]), score, low, high
             (95 % interval), asymmetry (the share of the larger direction), same_mistake and others
             of `netkin.analysis.measures.mistake_table`, and above_noise and others of
-            `netkin.analysis.confounders` where that control was run; N (N - 1) / 2 rows.
+            `netkin.analysis.confounders` where that control was run, and reason, why a pair has no
+            score, where models failed; N (N - 1) / 2 rows.
         models: one row a model: model, family, params, input_size, clean_accuracy and
             white_box_success (in [0, 1]), white_box_score, mean_similarity, nearest; and, where it
             is known, suspect: why the model's clean predictions look wrong, or null, noise_rate:
@@ -416,7 +417,11 @@ def relate(
         listed = itertools.combinations(names, 2)
         every = pl.DataFrame(list(listed), schema=["a", "b"], orient="row")
         pairs = every.join(pairs, on=["a", "b"], how="left", maintain_order="left")
-        pairs = pairs.with_columns(pl.col("n").fill_null(0))
+        reasons = dict(others["failures"].select("model", "reason").iter_rows())
+        why = (
+            pl.col(c).replace_strict(reasons, default=None, return_dtype=pl.String) for c in "ab"
+        )
+        pairs = pairs.with_columns(pl.col("n").fill_null(0), reason=pl.coalesce(why))
     index = [names.index(name) for name in done]
     matrix = np.full((len(names), len(names)), np.nan)
     matrix[np.ix_(index, index)] = scores
@@ -658,14 +663,12 @@ def _weak(models: pl.DataFrame) -> list[str]:
 
 def _mistakes(mistakes: pl.DataFrame) -> list[str]:
     """How often targets make the source's mistake, over all pairs, and how often by chance."""
-
-    def mean(column: str) -> float | None:
-        known, images = mistakes.drop_nulls(column), pl.col("mistakes")
-        return known.select((pl.col(column) * images).sum() / images.sum()).item()
-
-    rate, chance = mean("same_mistake"), mean("same_mistake_chance")
-    if rate is None or math.isnan(rate) or chance is None or math.isnan(chance):
+    known = mistakes.drop_nulls("same_mistake_chance")  # of pairs with mistakes of one class
+    rates, images = mistakes.drop_nulls("same_mistake"), "mistakes"
+    if known.is_empty():
         return []
+    rate = np.average(rates["same_mistake"], weights=rates[images])
+    chance = np.average(known["same_mistake_chance"], weights=known[images])
     return [text("pairwise.same_mistake", rate=rate, chance=chance)]
 
 

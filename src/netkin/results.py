@@ -24,6 +24,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from netkin import components, similarity
+from netkin.analysis.suspect import TRIED, Input, other_inputs
 from netkin.data import views
 from netkin.data.views import View
 from netkin.errors import StoreError
@@ -40,8 +41,8 @@ NOISE_SEED = 0
 IN_MEMORY = 2**30
 """Bytes of outcomes above which they are kept in a temporary file."""
 Change = View | str
-"""What is done to clean images: CLEAN or NOISE in the model's own view, or another view."""
-CLEAN, NOISE = "clean", "noise"
+"""What is done to clean images: CLEAN, NOISE or INPUTS in the model's own view, or another view."""
+CLEAN, NOISE, INPUTS = "clean", "noise", "inputs"
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,9 @@ class Results:
         if isinstance(change, View):
             key = {"view": asdict(change), "interpolation": evaluation.interpolation}
             return folder / f"seen-as-{digest(key)[:12]}.safetensors"
+        if change == INPUTS:
+            tried = {"inputs": self.inputs(model), "images": TRIED}
+            return folder / f"inputs-{digest(tried)[:12]}.safetensors"
         key = {"eps": evaluation.attack.eps, "seed": NOISE_SEED, "dtype": evaluation.dtype}
         return folder / f"noise-{digest(key)[:12]}.safetensors"
 
@@ -147,8 +151,12 @@ class Results:
             parts = [file.get_slice("logits") for file in files]
             yield lambda block: np.stack([part[block] for part in parts])
 
+    def inputs(self, model: Model) -> list[Input]:
+        """What is tried on a model whose accuracy is far below the others'."""
+        return other_inputs(model.preprocessing.mean, model.preprocessing.std)
+
     def predictions(self, model: Model, change: Change = CLEAN) -> Tensor:
-        """The classes that a model predicts, [I] int64."""
+        """The classes that a model predicts, [I] int64; of INPUTS [inputs, n] of `tried_images`."""
         if change == CLEAN:
             return self.logits(model).argmax(dim=1)
         return self.clean_folder(model).read(self.prediction_file(model, change))["predictions"]

@@ -7,7 +7,7 @@ images that cannot be read, always in this order.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,21 +15,22 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from rich.console import Console
 
 from netkin.analysis import sequential
 from netkin.analysis.sequential import Certainty, Rule
-from netkin.analysis.suspect import Suspicion, suspicions
-from netkin.errors import UserError
+from netkin.analysis.suspect import Suspicion, suspicions, to_try
+from netkin.errors import UserError, and_more
 from netkin.evaluation import Evaluation
 from netkin.jobs.pool import PASSES, Advance, Jobs, Processes, Result
 from netkin.jobs.progress import Bars
 from netkin.model import Model, open_model, open_models
 from netkin.passes import Item
-from netkin.results import CLEAN, NOISE, Results
+from netkin.results import CLEAN, INPUTS, NOISE, Results
 from netkin.runner import Runner
-from netkin.similarity import Outcomes
+from netkin.similarity import Outcomes, nothing_common, strangers
 from netkin.store.layout import Store
 from netkin.store.lease import lease, sweep
 from netkin.tracking import Tracker
@@ -39,6 +40,8 @@ from netkin.zoo.preprocessing import unknown_preprocessing
 
 log = logging.getLogger(__name__)
 
+COMPARISON = "comparison"
+"""The stage in which models fail that have no image in common with others."""
 Watch = Callable[[Mapping[str, Sequence[Suspicion]]], None]
 """Takes the reasons to doubt models, by name; see `netkin.analysis.suspect`."""
 
@@ -102,10 +105,13 @@ class Failure:
 
 
 class Incomplete(UserError):
-    """Some models failed. The others are done, and `outcomes` are theirs; None for too few."""
+    """Some models failed, which `table` lists: model, stage, reason. The others are done, and
+    `outcomes` are theirs; None for too few."""
 
     def __init__(self, failures: Sequence[Failure], outcomes: Outcomes | None, models: int):
         self.failures, self.outcomes = list(failures), outcomes
+        rows = [(f.model.name, f.stage, f.reason) for f in failures]
+        self.table = pl.DataFrame(rows, schema=["model", "stage", "reason"], orient="row")
         named = "; ".join(f"{f.model.name} ({f.stage}: {f.reason})" for f in failures)
         super().__init__(
             f"{len(failures)} of {models} members failed: {named}. The others are done: fix what "
@@ -274,9 +280,13 @@ class Run:
                 todo = [Item(m.name, m) for m in untrained]
                 self.stage("train", train_work, todo, len(todo) * epochs)
             models = self._predict("clean", {m.name: [CLEAN] for m in self.remaining(models)})
-            self._note_accuracy(models)
+            accuracies = self._note_accuracy(models)
             if self.settings.watch is not None:
-                self.settings.watch(suspects(results, models))
+                labels, classes = self.evaluation.labels, self.evaluation.images.classes
+                tried = to_try(labels.numpy(), accuracies, len(classes))
+                self._predict("inputs", {name: [INPUTS] for name in tried})
+                models = self.remaining(models)
+                self.settings.watch(suspects(results, models, tried))
             return self._predict("resize", results.other_views(models))
 
     def noise(self, models: Sequence[Model] | None = None) -> list[Model]:
@@ -322,16 +332,20 @@ class Run:
         With a rule, images are attacked shard by shard, in the subset's order, until it is reached;
         the outcomes are those of the images that were used.
 
-        Raises Incomplete, with the outcomes of the others, when models failed.
+        Raises Incomplete, with the outcomes of the others, when models failed. One that classifies
+        no image correctly that another of them does, such as one of another order of classes, is
+        left out as failed before it is attacked.
         """
         rule, total, found = self.settings.rule, len(self.evaluation.subset), None
         with self.working():
-            evaluated = self.noise(self.clean())
+            evaluated = self.noise(self._with_common_images(self.clean()))
             sizes = [total] if rule is None else sequential.stops(total, self.evaluation.shard_size)
             for images in sizes:
                 found = self._attacked(evaluated, images)
                 if rule is None or found is None:
                     break
+                if strangers(found.correct):  # on these images; not on all
+                    continue
                 self.certainty = sequential.certainty(found, total, rule)
                 self.tracker.curve([self.certainty.numbers], step="sequential/images")
                 self.settings.certain(self.certainty)
@@ -349,6 +363,17 @@ class Run:
             raise Incomplete(self.failures, found, len(self.models))
         assert found is not None
         return found
+
+    def _with_common_images(self, models: Sequence[Model]) -> list[Model]:
+        """Models any two of which classify an image correctly; the others are noted as failed."""
+        if not models:
+            return []
+        correct = torch.stack([self.results.correct(model) for model in models]).numpy()
+        for i, others in strangers(correct).items():
+            name, names = models[i].name, [models[j].name for j in others]
+            error = nothing_common(name, name if i in others else and_more(names, 3))
+            self.failures.append(Failure(models[i], COMPARISON, error))
+        return self.remaining(models)
 
     def raise_failures(self) -> None:
         """Raises Incomplete where a model failed: the end of a command that goes on without it."""
@@ -389,9 +414,9 @@ class Run:
         self.stage(stage, "predict.predict", items, units)
         return self.remaining(models)
 
-    def _note_accuracy(self, models: Sequence[Model]) -> None:
-        rates = [float(self.results.correct(model).float().mean()) for model in models]
-        if rates:
+    def _note_accuracy(self, models: Sequence[Model]) -> dict[str, float]:
+        accuracies = {m.name: float(self.results.correct(m).float().mean()) for m in models}
+        if rates := list(accuracies.values()):
             self.tracker.summary(
                 {
                     "images": len(self.evaluation.subset),
@@ -399,6 +424,7 @@ class Run:
                     "clean_accuracy/least": min(rates),
                 }
             )
+        return accuracies
 
     def stage(
         self, stage: str, work: str | Callable, items: Sequence[Any], units: int
@@ -493,8 +519,11 @@ def train_work(context: tuple[Results, Runner, Training], item: Item, advance: A
         return train(training, member, advance)
 
 
-def suspects(results: Results, models: Sequence[Model]) -> dict[str, list[Suspicion]]:
-    """The models whose clean predictions look wrong, with the reasons; their clean pass is done."""
+def suspects(
+    results: Results, models: Sequence[Model], tried: Collection[str] = ()
+) -> dict[str, list[Suspicion]]:
+    """The models whose clean predictions look wrong, with the reasons; their clean pass is done,
+    and other inputs were tried on those of some names."""
     labels, classes = results.evaluation.labels.numpy(), results.evaluation.images.classes
     reasons = {
         model.name: suspicions(
@@ -505,6 +534,8 @@ def suspects(results: Results, models: Sequence[Model]) -> dict[str, list[Suspic
             unknown_preprocessing(model.member, model.task),
             results.logits(model).numpy(),
             results.clean_notes(model),
+            results.predictions(model, INPUTS).numpy() if model.name in tried else None,
+            results.inputs(model),
         )
         for model in models
     }

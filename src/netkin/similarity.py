@@ -106,6 +106,20 @@ def nothing_common(a: str, b: str) -> UserError:
     )
 
 
+def strangers(correct: NDArray[np.bool_]) -> dict[int, list[int]]:
+    """The models without which any two have an image that both classify correctly, [N, I] given:
+    those with most of the empty pairs first, of equals the less accurate. Each with the models that
+    it has no image in common with; with itself where it is never correct.
+    """
+    single = correct.astype(np.float32)
+    empty, found = single @ single.T == 0, dict[int, list[int]]()
+    while empty.any():
+        worst = max(range(len(empty)), key=lambda i: (empty[i].sum(), -single[i].sum(), i))
+        found[worst] = np.flatnonzero(empty[worst]).tolist()
+        empty[worst] = empty[:, worst] = False
+    return found
+
+
 def score(p: float | NDArray, eps_s: float = EPS_S) -> NDArray[np.float64]:
     """ln max(eps_s, 100 p) for a fooling rate p in [0, 1] (a number or an array)."""
     if not eps_s > 0:
@@ -144,7 +158,7 @@ def with_intervals(
 def exact_limits(
     p: NDArray[np.float64], draws: NDArray[np.float64], alpha: float = ALPHA
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Clopper and Pearson's limits of rates in [0, 1] of so many draws, whole or not: [P] each."""
+    """Clopper and Pearson's limits of rates p in [0, 1] of so many draws, whole or not."""
     from scipy.stats import beta  # half a second
 
     x = p * draws

@@ -1,6 +1,8 @@
 """The benchmarks' scripts, small."""
 
 import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
 
@@ -11,6 +13,7 @@ import pytest
 from experiments.benchmarks import commands, landmarks, scale, speed, verdicts
 from experiments.studies import clusters, relatives
 from netkin.analysis.matrix import Matrix
+from tests.conftest import run_here
 
 NULLS = ("pairwise", "relatives", "clusters")
 
@@ -76,17 +79,25 @@ def test_stages_of_made_up_models(tmp_path: Path) -> None:
     assert stored["files"] == 3 and stored["bytes"] > 0
 
 
+def test_a_commands_time_and_memory() -> None:
+    seconds, peak = commands.timed([sys.executable, "-c", "import time; time.sleep(0.3)"])
+    assert seconds > 0.3 and 0 < peak < 1
+    with pytest.raises(SystemExit, match=r"the timed run failed \(3\)"):
+        commands.timed([sys.executable, "-c", "raise SystemExit(3)"])
+
+
 @pytest.mark.slow
-def test_states_of_the_store_are_timed(capsys: pytest.CaptureFixture[str]) -> None:
-    commands.main(
-        [
-            "model.members=[test_byobnet,vit_ti]",
-            "subset=quick",
-            "recipe.epochs=4",
-            "attack.steps=2",
-            "hardware.members_at_once=1",
-        ]
-    )
+def test_states_of_the_store_are_timed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_this_process(command: Sequence[str]) -> tuple[float, float]:
+        done = run_here(*command[2:], cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return 0.0, 0.0
+
+    monkeypatch.setattr(commands, "timed", in_this_process)
+    words = ["recipe=digits_adamw", "recipe.epochs=1", "attack.steps=2", "subset=quick"]
+    commands.main(["model.members=[test_byobnet,vit_ti]", *words])
     printed = capsys.readouterr().out
     assert printed.index("nothing stored: ") < printed.index("everything stored: ")
     assert "craft" in printed and "transfer" in printed

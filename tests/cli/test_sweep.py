@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from experiments.cli import launch
 from netkin.errors import UserError
-from tests.conftest import SMALL, run_command, run_here
+from tests.conftest import SMALL, run_here
 from tests.helpers import has_figures, page_text
 
 QUIET = ("logger=none", "hydra.run.dir=run")
@@ -233,15 +233,9 @@ def test_a_sweep_over_sources(small_run: Path, tmp_path: Path) -> None:
     }
     for attack in store.glob("digits/*/pgd-*"):
         shutil.rmtree(attack)
-    overrides = (*SMALL, "experiment=craft", "source=glob(*)", "hydra/launcher=joblib")
-    done = run_command(
-        "-m",
-        *overrides,
-        "logger=csv",
-        "hardware.members_at_once=1",
-        "hydra.sweep.dir=sweep",
-        cwd=tmp_path,
-    )
+    words = ("experiment=craft", "source=glob(*)", "hydra/launcher=joblib")
+    one_process = ("hydra.launcher.n_jobs=1", "logger=csv", "hydra.sweep.dir=sweep")
+    done = run_here("-m", *SMALL, *words, *one_process, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert files(store, pattern) == wanted
     for job, name in enumerate(MEMBERS):

@@ -4,7 +4,6 @@ a disk that fills up ends with the bytes of a run that nothing happened to, and 
 
 import json
 import os
-import random
 import re
 import shlex
 import shutil
@@ -12,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,22 +18,20 @@ import polars as pl
 import psutil
 import pytest
 
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, SMALL, run_here
 
 TINY = [
-    "model.members=[test_byobnet,vit_ti]",
-    "recipe.epochs=3",
-    "recipe.validate_every=1",
-    "attack.steps=25",
-    "subset=quick",
+    *SMALL,
     "store.shard_size=12",
     "logger=csv",
+    "figure.formats=[png]",
+    "hardware.threads=1",
 ]
 """Two members and nine shards, the last of them smaller than the others."""
 
-MOMENTS = ("weights", "adversarial", "write", "outcomes")
-"""The work in progress when a process is killed: training, crafting, writing a shard, and
-transfer."""
+MOMENTS = ("write", "outcomes")
+"""The work in progress when a process is killed: writing a shard, and transfer. Of trainings,
+tests/train has it."""
 
 
 def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
@@ -70,16 +66,17 @@ def result(folder: Path, run: str = "run") -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the tiny zoo was trained and scored, in one go."""
+def uninterrupted(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the small zoo was scored in one go."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    done = run_command(*TINY, "hardware.members_at_once=1", "hydra.run.dir=run", cwd=folder)
+    shutil.copytree(trained / "store" / "weights", folder / "store" / "weights")
+    done = run_here(*TINY, "hydra.run.dir=run", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
 
 
 @pytest.fixture
-def trained(uninterrupted: Path, tmp_path: Path) -> Path:
+def predicted(uninterrupted: Path, tmp_path: Path) -> Path:
     """A folder whose store holds what comes before crafting."""
     for name in ("weights", "digits"):
         shutil.copytree(uninterrupted / "store" / name, tmp_path / "store" / name)
@@ -99,12 +96,12 @@ def in_hand(store: Path) -> list[str]:
     return found
 
 
-def kill_at(process: subprocess.Popen[str], moment: str, store: Path, delay: float) -> bool:
+def kill_at(process: subprocess.Popen[str], moment: str, store: Path) -> bool:
     """SIGKILL to a process and its children, at a given moment; False if it ended before."""
 
     def reached() -> set[str]:
         if moment == "write":
-            return set(map(str, store.glob("digits/*/pgd-*/adversarial/*/.*.tmp")))
+            return set(map(str, store.glob("digits/*/pgd-*/adversarial/*/.0*.tmp")))
         return {product for product in in_hand(store) if f"{moment}/" in product}
 
     left = reached()  # by the one that was killed before, until this one sweeps it away
@@ -112,7 +109,6 @@ def kill_at(process: subprocess.Popen[str], moment: str, store: Path, delay: flo
         now = reached()
         left &= now
         if now - left:
-            time.sleep(delay)
             break
         time.sleep(0 if moment == "write" else 0.005)
     alive = process.poll() is None
@@ -122,70 +118,54 @@ def kill_at(process: subprocess.Popen[str], moment: str, store: Path, delay: flo
     return alive
 
 
-def killed_run(folder: Path, moments: list[str], seed: int, *overrides: str) -> Counter[str]:
-    """Run the command, kill it at each moment in turn, run it again; how often at which."""
-    draw, killed = random.Random(seed), Counter()
-    for moment in moments:
-        longest = {"weights": 1.0, "adversarial": 0.3}.get(moment, 0.0)
-        process = start(folder, "hydra.run.dir=run", *overrides)
-        killed[moment] += kill_at(process, moment, folder / "store", draw.uniform(0, longest))
-    process = start(folder, "hydra.run.dir=run", *overrides)
+@pytest.mark.slow
+def test_kills_change_no_byte(predicted: Path) -> None:
+    """Of a run that stops among its first images: the one that goes on has enough with the same."""
+    rule = ("score.half_width=0.5", "hardware.members_at_once=1", "hydra.run.dir=run")
+    one, killed = predicted / "one", predicted / "killed"
+    for folder in (one, killed):
+        shutil.copytree(predicted / "store", folder / "store")
+    done = run_here(*TINY, *rule, cwd=one)
+    assert done.returncode == 0 and "going on" in done.stdout, done.stderr
+    assert "0.5 nats; enough" in done.stdout
+    for moment in MOMENTS:
+        assert kill_at(start(killed, *rule), moment, killed / "store"), moment
+    process = start(killed, *rule)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
-    return killed
+    assert result(killed) == result(one)
+    assert not list((killed / "store").rglob("*.tmp"))
+    assert not in_hand(killed / "store")
 
 
 @pytest.mark.slow
-def test_kills_change_no_byte(uninterrupted: Path, tmp_path: Path) -> None:
-    killed = killed_run(tmp_path, list(MOMENTS), 0, "hardware.members_at_once=1")
-    assert killed == Counter(MOMENTS)
-    assert result(tmp_path) == result(uninterrupted)
-    assert not list((tmp_path / "store").rglob("*.tmp"))
-    assert not in_hand(tmp_path / "store")
-
-
-@pytest.mark.slow
-def test_two_processes_at_once_share_the_work(uninterrupted: Path, trained: Path) -> None:
-    runs = [start(trained, "hardware.members_at_once=1", f"hydra.run.dir=run{i}") for i in (1, 2)]
+def test_two_processes_at_once_share_the_work(uninterrupted: Path, predicted: Path) -> None:
+    runs = [start(predicted, "hardware.members_at_once=1", f"hydra.run.dir=run{i}") for i in (1, 2)]
     for run in runs:
         _, errors = run.communicate(timeout=600)
         assert run.returncode == 0, errors
     shards = 0.0
     for i in (1, 2):
-        stages = pl.read_csv(trained / f"run{i}" / "stages.csv").filter(stage="craft")
+        stages = pl.read_csv(predicted / f"run{i}" / "stages.csv").filter(stage="craft")
         shards += float(stages["shards"].sum())
-        found = result(trained, f"run{i}")
+        found = result(predicted, f"run{i}")
         assert found == result(uninterrupted)
     assert 18 <= shards <= 19
 
 
 @pytest.mark.slow
-def test_two_devices_give_the_bytes_of_one(uninterrupted: Path, trained: Path) -> None:
+def test_two_devices_give_the_bytes_of_one(uninterrupted: Path, predicted: Path) -> None:
     """Nine shards a member over two processes, of which one does five and the other four."""
-    process = start(trained, "hardware.accelerator=cpu", "hardware.devices=2", "hydra.run.dir=run")
+    process = start(
+        predicted, "hardware.accelerator=cpu", "hardware.devices=2", "hydra.run.dir=run"
+    )
     said, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert re.search(r"^craft 4/4: \w+, part \d of 2", said, re.M)
-    assert result(trained) == result(uninterrupted)
-    stages = pl.read_csv(trained / "run" / "stages.csv").filter(stage="craft")
+    assert result(predicted) == result(uninterrupted)
+    stages = pl.read_csv(predicted / "run" / "stages.csv").filter(stage="craft")
     assert dict(stages.select("model", "shards").iter_rows()) == {"test_byobnet": 9, "vit_ti": 9}
-    assert len(list((trained / "run").glob("*.html"))) == 1
-
-
-@pytest.mark.slow
-def test_a_run_that_stops_early_is_killed(uninterrupted: Path, tmp_path: Path) -> None:
-    """Among its first images; the same ones are enough for the run that goes on."""
-    rule = ("score.half_width=0.7", "hardware.members_at_once=1")
-    folders = [tmp_path / name for name in ("one", "killed")]
-    for folder in folders:
-        shutil.copytree(uninterrupted / "store" / "weights", folder / "store" / "weights")
-    one, killed = folders
-    done = run_command(*TINY, *rule, "hydra.run.dir=run", cwd=one)
-    assert done.returncode == 0 and "going on" in done.stdout, done.stderr
-    assert "0.7 nats; enough" in done.stdout
-    moments = ["outcomes"]
-    assert killed_run(killed, moments, 0, *rule) == Counter(moments)
-    assert result(killed) == result(one)
+    assert len(list((predicted / "run").glob("*.html"))) == 1
 
 
 def starting(process: subprocess.Popen[str]) -> bool:
@@ -214,10 +194,12 @@ def test_a_stop_before_work_is_one_line(tmp_path: Path, wait: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_stop_says_what_is_done_and_how_to_go_on(trained: Path) -> None:
+def test_a_stop_says_what_is_done_and_how_to_go_on(predicted: Path) -> None:
     """A signal to the process group, as from SLURM; tests/cli/test_terminal.py has Ctrl-C."""
-    store = trained / "store"
-    process = start(trained, "hardware.members_at_once=2", "attack.steps=3000", "hydra.run.dir=run")
+    store = predicted / "store"
+    process = start(
+        predicted, "hardware.members_at_once=2", "attack.steps=3000", "hydra.run.dir=run"
+    )
     while process.poll() is None and not any("adversarial/" in p for p in in_hand(store)):
         time.sleep(0.01)
     stopped = time.monotonic()

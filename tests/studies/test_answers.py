@@ -23,7 +23,7 @@ COMMANDS = {
     "teachers": "similarity=digits.csv student=vit_ti teachers.number=6",
     "within": "similarity=digits.csv groups={attention:[vit_s,vit_ti,test_vit]}",
 }
-SLOW = ("clusters", "importance")
+SLOW = ("clusters",)
 
 
 def read() -> dict[str, str]:

@@ -50,7 +50,7 @@ def test_a_novel_model_has_the_clusters_of_experiment_clusters(folder: Path) -> 
         f"model.candidate={{name: fifth, timm: vit_tiny_patch16_224, kwargs: {kwargs}, "
         f"checkpoint: {weights}}}"
     )
-    for k in ("null", "3", "auto"):
+    for k in ("3", "auto"):
         done = on_four("clusters", folder, f"k={k}", "clusters.draws=1", "clusters.seeds=1")
         expected = dict(pl.read_csv(done / "clusters.csv").iter_rows())
         done = on_four("novel", folder, candidate, f"novel.clusters={k}")

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 QUESTIONS = {
     "experiment=select similarity=sat69 select.size=3": "twins_pcpvt_base + xcit_medium_24",
-    "experiment=select similarity=sat69 select.max_params=60e6": "regnety_032 + ",
+    "experiment=select similarity=sat69 select.max_params=60e6": "coat_lite_small + ",
     "experiment=select similarity=sat69 select.student=deit_small_patch16_224": (
         "resnet101 is the most promising teacher for deit_small_patch16_224"
     ),

@@ -9,10 +9,8 @@ import pytest
 import timm
 import torch
 
-from netkin.data.digits import Digits
-from netkin.data.subset import draw
 from tests.conftest import SMALL, run_here
-from tests.helpers import page_text
+from tests.helpers import digits_as_files, page_text
 
 TEN = "{name: ten, timm: test_byobnet, checkpoint: WEIGHTS, kwargs: {num_classes: 10}, MORE}"
 HALF = "mean: 0.5, std: 0.5"
@@ -21,12 +19,7 @@ HALF = "mean: 0.5, std: 0.5"
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small run's digits as files, in folders named 1 to 10: the class 0 is in 1."""
-    folder, digits = tmp_path_factory.mktemp("numbers"), Digits()
-    for i in draw(digits, "quick", 10).positions:
-        path = folder / "val" / str(digits.labels[i] + 1) / f"{digits.ids[i][7:]}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        digits.load(i).save(path)
-    return folder
+    return digits_as_files(tmp_path_factory.mktemp("numbers"), first=1)
 
 
 def arguments(root: Path, members: list[str]) -> list[str]:

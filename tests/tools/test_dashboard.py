@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from experiments.tools.dashboard import BOARDS
-from tests.conftest import SMALL, run_command
+from tests.conftest import SMALL, run_command, run_here
 from tests.test_tracking import inspected
 
 QUICK = (
@@ -20,9 +20,9 @@ QUICK = (
     "subset=quick",
 )
 RUNS = {
-    "pairwise": ("evaluate.py", "model.members=[test_byobnet,vit_ti,test_vit]", *SMALL[1:]),
-    "distill": ("train.py", "experiment=distill", "teacher=test_byobnet", *QUICK),
-    "recipes": ("train.py", "experiment=seeds", "run=0", "recipes.resnet.epochs=2"),
+    "pairwise": ("evaluate", "model.members=[test_byobnet,vit_ti,test_vit]", *SMALL[1:]),
+    "distill": ("train", "experiment=distill", "teacher=test_byobnet", *QUICK),
+    "recipes": ("train", "experiment=seeds", "run=0", "recipes.resnet.epochs=2"),
 }
 
 
@@ -39,7 +39,7 @@ def boards(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     for name, (script, *words) in RUNS.items():
         words += [f"store.dir={store}", f"hydra.run.dir={name}"]
         words.append(f"hydra.sweep.dir={name}")
-        done = run_command(*words, cwd=folder, script=script)
+        done = run_here(*words, "logger=wandb", cwd=folder, script=script)
         assert done.returncode == 0, done.stderr
         written = json.loads((folder / "boards" / f"{name}.json").read_text())
         found[name] = (written, inspected(folder / name))

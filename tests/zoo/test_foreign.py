@@ -41,7 +41,7 @@ from netkin.zoo.from_transformers import crop_pct
 from netkin.zoo.member import Member
 from netkin.zoo.parse import parse_members
 from netkin.zoo.preprocessing import unknown_preprocessing
-from tests.conftest import ROOT, run_command, run_here
+from tests.conftest import run_command, run_here
 from tests.zoo.hub_cache import COMMIT, logits_of, offline
 from tests.zoo.own_nets import OUTPUTS, Net, load, ready
 
@@ -492,7 +492,7 @@ def test_mistakes_in_transformers_names(tmp_path: Path, monkeypatch: pytest.Monk
         one(f"transformers:{tmp_path}")
 
 
-def run(folder: Path, members: list[str], *overrides: str, command=run_here, **environment: str):
+def run(folder: Path, members: list[str], *overrides: str, command=run_here):
     return command(
         f"model.members=[{','.join(members)}]",
         "attack=pgd",
@@ -504,7 +504,6 @@ def run(folder: Path, members: list[str], *overrides: str, command=run_here, **e
         "hydra.run.dir=run",
         *overrides,
         cwd=folder,
-        **environment,
     )
 
 
@@ -512,15 +511,14 @@ def run(folder: Path, members: list[str], *overrides: str, command=run_here, **e
 def test_ones_own_network_trained_given_and_brought(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Networks of a package that only PYTHONPATH knows: one trained here, and the same function as
+    """Networks of a package on Python's path: one trained here, and the same function as
     a gray network's checkpoint and from a function that loads it. Digits are gray."""
     package = tmp_path / "somewhere" / "my_pkg"
     package.mkdir(parents=True)
     shutil.copy(Path(__file__).with_name("own_nets.py"), package / "__init__.py")
-    path = f"{package.parent}:{ROOT / 'src'}"
     monkeypatch.syspath_prepend(package.parent)
     trained = "{name: trained, _target_: my_pkg.Net, mean: 0.3, std: 0.4}"
-    done = run(tmp_path, [trained, "test_byobnet"], "recipe.epochs=6")
+    done = run(tmp_path, [trained, "test_byobnet"], "recipe.epochs=3")
     assert done.returncode == 0, done.stderr
     file = tmp_path / "store/weights/digits/trained.safetensors"
     notes = json.loads(file.with_suffix(".json").read_text())
@@ -538,7 +536,7 @@ def test_ones_own_network_trained_given_and_brought(
         "{name: brought, _target_: my_pkg.load, pretrained: true, mean: 0.3, std: 0.4, "
         f"kwargs: {{file: {package.parent / 'brought.pt'}}}}}",
     ]
-    done = run(tmp_path, members, command=run_command, PYTHONPATH=path)
+    done = run(tmp_path, members)
     assert done.returncode == 0, done.stderr
     models = pl.read_csv(tmp_path / "run" / "models.csv")
     assert models["model"].to_list() == ["trained", "gray", "brought"]

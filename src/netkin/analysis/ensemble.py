@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from netkin.analysis.statistics import mean_known
-from netkin.similarity import interval
+from netkin.similarity import exact_limits, interval
 
 READ = 256  # images whose logits are read at once: 71 MB for 69 models and 1,000 classes
 _CACHED = 16
@@ -115,16 +115,14 @@ def metrics(
     return {**row, "images_with_errors": events, "err_of_one_image": float(mean_known(one))}
 
 
-def share_interval(events: float, n: float, level: float = 0.95) -> tuple[float, float]:
-    """Clopper and Pearson's exact interval of a rate with so many events in n images.
+def share_interval(events: float, n: float) -> tuple[float, float]:
+    """The exact interval of a rate with so many events in n images; see `exact_limits`.
 
     Events may be fractions: shares in [0, 1] of an image, such as that of several ensembles that
     misclassify it. The interval is then conservative, because a share varies less than an event.
     """
-    tail = (1 - level) / 2
-    low = float(stats.beta.ppf(tail, events, n - events + 1)) if events > 0 else 0.0
-    high = float(stats.beta.ppf(1 - tail, events + 1, n - events)) if events < n else 1.0
-    return low, high
+    low, high = exact_limits(np.array(events / n), np.array(n))
+    return float(low), float(high)
 
 
 def only_one_wrong(wrong: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[int, int, float]:

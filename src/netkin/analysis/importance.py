@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.inspection import permutation_importance
@@ -100,20 +101,24 @@ def pairs(
 
 def alone(
     differ: NDArray[np.bool_], scores: NDArray[np.float64], permutations: int = PERMUTATIONS
-) -> list[tuple[float, float, float]]:
-    """Each component by itself: (r, p, p after Holm's correction), C times.
+) -> pl.DataFrame:
+    """Each of C components by itself, a row each: mantel_r, mantel_p and holm_p.
 
     r correlates scores [N, N] with whether two models differ in the component, [N, N, C]: below 0
     where models that differ are less similar. p is of the Mantel test. Holm (1979) corrects it for
-    the number of components. NaN for a component in which all pairs differ, or none.
+    the number of components. Null for a component in which all pairs differ, or none.
     """
     tests = mantel_each(np.moveaxis(differ, 2, 0).astype(float), scores, permutations)
-    p = np.array([test.p for test in tests])
-    order = np.argsort(p, kind="stable")  # NaN last
-    left = int(np.isfinite(p).sum()) - np.arange(len(p))
-    holm = np.full(len(p), np.nan)
-    holm[order] = np.minimum(np.maximum.accumulate(p[order] * np.maximum(left, 1)), 1)
-    return [(test.r, test.p, float(h)) for test, h in zip(tests, holm, strict=True)]
+    table = pl.DataFrame({"mantel_r": [t.r for t in tests], "mantel_p": [t.p for t in tests]})
+    p = pl.col("mantel_p")
+    left = p.count() + 1 - p.rank("ordinal")
+    return table.fill_nan(None).with_columns(
+        holm_p=(p * left)
+        .sort_by(p, nulls_last=True)
+        .cum_max()
+        .clip(upper_bound=1)
+        .gather(p.rank("ordinal") - 1)
+    )
 
 
 def least_holm_p(models: int, components: int, permutations: int = PERMUTATIONS) -> float:

@@ -6,7 +6,6 @@ the measure itself.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +14,7 @@ from numpy.typing import NDArray
 
 from netkin.analysis.matrix import pair_index, pair_values
 from netkin.analysis.noise import Sampled
-from netkin.analysis.statistics import FEWEST, correlations, jackknife, mean_known
-from netkin.analysis.verdict import Verdict, verdict
+from netkin.analysis.statistics import correlations, jackknife, mean_known
 from netkin.similarity import Outcomes, exact_limits, interval, pair_rows
 
 Matrices = NDArray[np.float64]
@@ -30,15 +28,14 @@ def share(k: NDArray, m: NDArray) -> tuple[NDArray[np.float64], Limits]:
 
     Images are the sample. The limits are exact ones (Clopper and Pearson 1934) of as many
     independent draws as would have the variance of the ratio, linearised (Korn and Graubard 1998),
-    with the three more images of `netkin.similarity.with_intervals`, which is the case of m = 1.
+    with the two more images of `netkin.similarity.with_intervals`, which is the case of m = 1.
     NaN, with limits of 0 and 1, where m is 0 on all images.
     """
     total, most = k.sum(axis=1), m.sum(axis=1)
-    mean, known = (total + 1.5) / (most + 3), most > 0
-    more = (np.array([0.0, 0.5, 1.0]) - mean[:, None]) ** 2
-    spread = ((k - mean[:, None] * m) ** 2).sum(axis=1) + more.sum(axis=1)
+    mean, known = (total + 1) / (most + 2), most > 0
+    spread = ((k - mean[:, None] * m) ** 2).sum(axis=1) + mean**2 + (1 - mean) ** 2
     p = total / np.where(known, most, 1)
-    low, high = exact_limits(p, most * (most + 3) * mean * (1 - mean) / spread)
+    low, high = exact_limits(p, most * (most + 2) * mean * (1 - mean) / spread)
     return np.where(known, p, np.nan), (np.where(known, low, 0.0), np.where(known, high, 1.0))
 
 
@@ -46,28 +43,44 @@ def share(k: NDArray, m: NDArray) -> tuple[NDArray[np.float64], Limits]:
 
 
 class Mistakes(NamedTuple):
-    """Adversarial images of a source on P targets, [P, I]: which fool both source and target, which
-    of these both assign to the same class, and how often they would by chance.
+    """The adversarial images that fool both source and target, of P pairs and both directions.
 
-    Chance is how often the mistakes of source and target on two different images of one true class
-    are equal. That any model mistakes some classes for each other is in it, and not in 1 / (K - 1)
-    for K classes. `expected` is the sum over the images `known` [P] of that chance, [P]: those of a
-    class with two or more of the images in `both`.
+    Attributes:
+        both: [P, I], of an image, 0 to 2.
+        same: [P, I], of these, those that both assign to one class.
+        chance: [P], the share of `both` that would be the same by chance: how often the mistakes of
+            source and target on two different images of one true class are equal. That any model
+            mistakes some classes for each other is in it, and not in 1 / (K - 1) for K classes. NaN
+            where there are no two such images.
     """
 
-    both: NDArray[np.bool_]
-    same: NDArray[np.bool_]
-    expected: NDArray[np.float64]
-    known: NDArray[np.float64]
+    both: NDArray[np.intp]
+    same: NDArray[np.intp]
+    chance: NDArray[np.float64]
 
 
 def mistakes(
-    own: NDArray[np.integer], theirs: NDArray[np.integer], labels: NDArray[np.integer]
+    classes: NDArray[np.integer], labels: NDArray[np.integer], a: int, others: slice
 ) -> Mistakes:
-    """The mistakes of sources, `own`, and targets, `theirs`, by the classes that they predict on
-    the sources' adversarial images, [P, I]; -1 where one of them is wrong on the clean image.
+    """The mistakes of model a and each of some others. classes: [N, N, I], by source and target,
+    what is predicted on adversarial images, -1 where one of the two is wrong on the clean image;
     labels: [I].
     """
+    own = np.stack([classes[b, b] for b in range(len(classes))[others]])
+    there = _one_way(np.broadcast_to(classes[a, a], own.shape), classes[a, others], labels)
+    back = _one_way(own, classes[others, a], labels)
+    both, same, equal, compared = (
+        np.add(x, y, dtype=float) for x, y in zip(there, back, strict=True)
+    )
+    with np.errstate(invalid="ignore"):
+        return Mistakes(both.astype(int), same.astype(int), equal / compared)
+
+
+def _one_way(
+    own: NDArray[np.integer], theirs: NDArray[np.integer], labels: NDArray[np.integer]
+) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """By the classes of sources and targets, [P, I]: `both` and `same` of one direction, the sum of
+    the chances of images with others of their class, and how many these images are, [P]."""
     from scipy.sparse import csr_array  # a command that needs no mistakes does not wait for it
 
     both = (own >= 0) & (own != labels) & (theirs >= 0) & (theirs != labels)
@@ -83,24 +96,26 @@ def mistakes(
     row, column = equal.coords
     all_of = np.bincount(row, equal.data / others[row, column // k], len(both))
     itself = np.bincount(pair, same[pair, image] / others[pair, y], len(both))
-    return Mistakes(both, same, all_of - itself, np.where(n > 1, n, 0).sum(axis=1))
+    return both, same, all_of - itself, np.where(n > 1, n, 0).sum(axis=1)
 
 
 def same_mistake(
     classes: NDArray[np.integer], labels: NDArray[np.integer], weights: NDArray
-) -> Matrices:
+) -> tuple[Matrices, Limits]:
     """How often a target makes the source's mistake, in [0, 1]: of the adversarial images that fool
     source and target, both directions together, the share that both assign to one class. NaN where
-    there is none. classes: [N, N, I], by source and target, as in `mistakes`.
+    there is none. The arguments are those of `mistakes`.
     """
     n = len(classes)
-    counts = np.empty((2, len(weights), n, n))
+    result, limits = np.empty((len(weights), n, n)), []
     for a in range(n):
-        found = mistakes(np.broadcast_to(classes[a, a], classes[a].shape), classes[a], labels)
-        counts[:, :, a] = weights @ found.both.T, weights @ found.same.T
-    both, same = counts + counts.swapaxes(2, 3)
-    with np.errstate(invalid="ignore"):
-        return same / both
+        both, same, _ = mistakes(classes, labels, a, slice(0, a + 1))
+        with np.errstate(invalid="ignore"):
+            of = weights @ same.T / (weights @ both.T)
+        result[:, a, : a + 1] = result[:, : a + 1, a] = of
+        limits.append(share(same[:a], both[:a])[1])
+    low, high = np.concatenate(limits, axis=1)
+    return result, (low, high)
 
 
 def mistake_table(
@@ -110,19 +125,13 @@ def mistake_table(
     same_mistake, same_mistake_low, same_mistake_high (its 95 % interval; see `share`) and
     same_mistake_chance (see `Mistakes`). Null where there are no such images.
     """
-    own = np.stack([classes[a, a] for a in range(len(classes))])
 
     def columns(a: int, others: slice) -> dict[str, Any]:
-        of_a, theirs = np.broadcast_to(own[a], own[others].shape), classes[a, others]
-        there = mistakes(of_a, theirs, labels)
-        back = mistakes(own[others], classes[others, a], labels)
-        both, same = (np.add(x, y, dtype=float) for x, y in zip(there[:2], back[:2], strict=True))
+        both, same, chance = mistakes(classes, labels, a, others)
         p, (low, high) = share(same, both)
-        with np.errstate(invalid="ignore"):
-            chance = (there.expected + back.expected) / (there.known + back.known)
         rates = {"": p, "_low": low, "_high": high, "_chance": chance}
         known = {f"same_mistake{end}": pl.Series(r).fill_nan(None) for end, r in rates.items()}
-        return {"mistakes": both.sum(axis=1).astype(int), **known}
+        return {"mistakes": both.sum(axis=1), **known}
 
     return pair_rows(outcomes, columns)
 
@@ -130,30 +139,26 @@ def mistake_table(
 # Measures of clean predictions, gradients and features
 
 
-def prediction_agreement(predictions: NDArray[np.int64], weights: NDArray) -> Matrices:
+def prediction_agreement(
+    predictions: NDArray[np.int64], weights: NDArray
+) -> tuple[Matrices, Limits]:
     """How often two models predict the same class, in [0, 1]. predictions: [N, I]."""
-    same = (predictions[:, None] == predictions).reshape(-1, predictions.shape[1])
-    n = len(predictions)
-    return (_shares(weights) @ same.T.astype(float)).reshape(-1, n, n)
+    same = (predictions[:, None] == predictions).astype(float)
+    pairs = same[pair_index(len(same))]
+    return mean_over_images(same, weights), share(pairs, np.ones_like(pairs))[1]
 
 
-def error_consistency(correct: NDArray[np.bool_], weights: NDArray) -> Matrices:
+def error_consistency(correct: NDArray[np.bool_], weights: NDArray) -> tuple[Matrices, Limits]:
     """Cohen's kappa of two models' errors (Geirhos et al. 2020, Eq. 1 and 2), at most 1, by which
-    images [N, I] each model classifies correctly.
-
-    kappa = (o - e) / (1 - e), where o is how often two models are both right or both wrong, and e
-    how often two independent models of the same accuracies would be. NaN where e = 1: both are
-    always right, or both always wrong.
+    images [N, I] each model classifies correctly: `capa` of two classes, right and wrong. NaN where
+    both models are always right, or both always wrong.
     """
-    return _beyond_chance(*both_or_neither(correct), weights)
+    return capa(np.eye(2)[correct.astype(int)], np.ones(correct.shape[1], int), weights)
 
 
-def both_or_neither(correct: NDArray[np.bool_]) -> tuple[NDArray, NDArray, int]:
-    """Error consistency is CAPA with two classes, right and wrong; see `agreements`."""
-    return (correct[:, None] == correct).astype(float), correct.astype(float), 2
-
-
-def capa(probabilities: NDArray, labels: NDArray[np.integer], weights: NDArray) -> Matrices:
+def capa(
+    probabilities: NDArray, labels: NDArray[np.integer], weights: NDArray
+) -> tuple[Matrices, Limits]:
     """Chance-adjusted probabilistic agreement of models (Goel et al. 2025, "Great Models Think
     Alike and this Undermines AI Oversight", kappa_p in Sec. 2), at most 1.
 
@@ -161,52 +166,34 @@ def capa(probabilities: NDArray, labels: NDArray[np.integer], weights: NDArray) 
     probabilities, [N, I, K], are equal, and e how often they would be if the models were
     independent, with their mean probabilities of the label, [I], and all other classes equally
     likely. Two models with the same probabilities have 1 only where these are 0 or 1.
+
+    The intervals are of q: two models disagree, 1 - o, at most as often as they err together,
+    o = 1 - q (u + v), where q in [0, 1] is a `share` and u and v are their errors. A bootstrap of
+    the few images with errors, none of which may be shared, would find hardly any spread.
     """
-    return _beyond_chance(*agreements(probabilities, labels), weights)
-
-
-def agreements(probabilities: NDArray, labels: NDArray[np.integer]) -> tuple[NDArray, NDArray, int]:
-    """What `capa` is computed from: how often two models agree, [N, N, I], and each is right,
-    [N, I], in [0, 1], and the number of classes."""
     agree = np.einsum("aik,bik->abi", probabilities, probabilities, optimize=True)
-    return agree, probabilities[:, np.arange(len(labels)), labels], probabilities.shape[2]
+    right = probabilities[:, np.arange(len(labels)), labels]  # [N, I]
 
+    def expected(right: NDArray) -> NDArray[np.float64]:
+        a, b = right[..., :, None], right[..., None, :]
+        return a * b + (1 - a) * (1 - b) / (probabilities.shape[2] - 1)
 
-def _beyond_chance(agree: NDArray, right: NDArray, classes: int, weights: NDArray) -> Matrices:
-    """(o - e) / (1 - e) of `agreements`."""
-    shares, n = _shares(weights), len(right)
-    observed = (shares @ agree.reshape(n * n, -1).T).reshape(-1, n, n)
-    expected = _expected(shares @ right.T, classes)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(1 - expected > 1e-9, (observed - expected) / (1 - expected), np.nan)
-
-
-def _expected(right: NDArray, classes: int) -> NDArray[np.float64]:
-    """How often independent models that are right so often, [..., N], agree, [..., N, N]."""
-    a, b = right[..., :, None], right[..., None, :]
-    return a * b + (1 - a) * (1 - b) / (classes - 1)
-
-
-def beyond_chance_limits(agree: NDArray, right: NDArray, classes: int) -> Limits:
-    """The intervals of `error_consistency` and `capa` over images, by `agreements`.
-
-    Two models disagree, 1 - o, at most as often as they err together: o = 1 - q (u + v), where q in
-    [0, 1] is a `share` and u and v are their errors. What differs is q: a bootstrap of the few
-    images with errors, none of which may be shared, would find hardly any spread.
-    """
+    observed, chance = mean_over_images(agree, weights), expected(_shares(weights) @ right.T)
     rows, columns = pair_index(len(right))
     errors = (1 - right[rows]) + (1 - right[columns])  # [P, I]
+    beyond = 1 - expected(right.mean(axis=1))[rows, columns]
     _, limits = share(1 - agree[rows, columns], errors)
-    beyond = 1 - _expected(right.mean(axis=1), classes)[rows, columns]
     with np.errstate(invalid="ignore", divide="ignore"):
+        kappa = np.where(1 - chance > 1e-9, (observed - chance) / (1 - chance), np.nan)
         high, low = (1 - q * errors.mean(axis=1) / beyond for q in limits)
-    return low, high
+    return kappa, (low, high)
 
 
-def mean_cosine(cosines: NDArray, weights: NDArray) -> Matrices:
-    """Mean over images of the cosine of two models' input gradients, [I, N, N], in [-1, 1]."""
-    images, n, _ = cosines.shape
-    return (_shares(weights) @ cosines.reshape(images, -1)).reshape(-1, n, n)
+def mean_over_images(values: NDArray, weights: NDArray) -> Matrices:
+    """The weighted means of values of pairs, [N, N, I], such as the cosines of two models' input
+    gradients, in [-1, 1]."""
+    n, _, images = values.shape
+    return (_shares(weights) @ values.reshape(-1, images).T).reshape(-1, n, n)
 
 
 def linear_cka(grams: NDArray, weights: NDArray) -> Matrices:
@@ -218,11 +205,8 @@ def linear_cka(grams: NDArray, weights: NDArray) -> Matrices:
     above 0 where features are wider than images are many. NaN for fewer than 4 different images.
 
     Of a draw it is the mean over all tuples of four different images, each weighted by the product
-    of its counts: an image that is in a draw twice is not compared with itself.
-
-    Args:
-        grams: [N, I, I], X X' of each model; see `gram`.
-        weights: [draws, I], how often each image is in each draw.
+    of its counts: an image that is in a draw twice is not compared with itself. grams: [N, I, I],
+    X X' of each model; see `gram`.
     """
     n, images = grams.shape[:2]
     flat = grams.reshape(n, -1).astype(np.float32)
@@ -262,9 +246,8 @@ def _shares(weights: NDArray) -> NDArray[np.float64]:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-@dataclass(frozen=True)
-class Measure:
-    """A measure of N models on all images and on samples of them, with its cost in seconds for all
+class Measure(NamedTuple):
+    """A measure of N models on all images and on samples of them; its cost in seconds for all
     models, one after another, and the part of it that grows with the square of N; and the intervals
     of pairs, which are those of the draws unless given."""
 
@@ -275,25 +258,6 @@ class Measure:
     limits: Limits | None = None
 
     @property
-    def matrix(self) -> NDArray[np.float64]:
-        """[N, N], on all images."""
-        return self.sampled.values
-
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        matrices: Matrices,
-        draws: int,
-        seconds: float,
-        limits: Limits | None = None,
-        paired: float = 0.0,
-    ) -> "Measure":
-        """From the matrix and, after it, the draws and the halves, [1 + draws + halves, N, N]."""
-        sampled = Sampled(matrices[0], matrices[1 : 1 + draws], matrices[1 + draws :])
-        return cls(name, sampled, seconds, paired, limits)
-
-    @property
     def ends(self) -> Limits:
         """The 95 % intervals of pairs."""
         if self.limits is not None:
@@ -301,27 +265,18 @@ class Measure:
         low, high = np.array([interval(of) for of in pair_values(self.sampled.draws).T]).T
         return low, high
 
-    def apart(self) -> float:
-        """The share of pairs whose interval leaves out the mean of all pairs, in [0, 1]. Of equal
-        pairs it would be 5 %: no more than that, and the measure does not tell pairs apart."""
-        values, (low, high) = pair_values(self.matrix), self.ends
-        known = ~np.isnan(values)
-        if not known.any():
-            return 0.0
-        mean = values[known].mean()
-        return float(((low > mean) | (high < mean))[known].mean())
-
     def summary(self) -> dict[str, Any]:
         """Stability and cost as a row of a table.
 
         mean and spread (standard deviation) are over pairs of models; noise is the standard
         deviation of a pair over bootstrap draws, averaged over pairs; agreement is Pearson's r
-        between the matrix of a draw and that of all images, averaged over draws; told_apart is of
-        `apart`.
+        between the matrix of a draw and that of all images, averaged over draws; told_apart is the
+        share of pairs whose interval leaves out the mean of all pairs: of equal pairs it would be
+        5 %, and of no more than that the measure does not tell pairs apart.
         """
-        values, draws = pair_values(self.matrix), pair_values(self.sampled.draws)
+        values, draws = pair_values(self.sampled.values), pair_values(self.sampled.draws)
         known = ~np.isnan(values)
-        values, draws = values[known], draws[:, known]
+        values, draws, (low, high) = values[known], draws[:, known], np.array(self.ends)[:, known]
         mean = spread = noise = agreement = np.nan
         if len(values):
             mean, spread = float(values.mean()), float(values.std())
@@ -335,10 +290,10 @@ class Measure:
             "noise": noise,
             "noise_to_spread": noise / spread if spread else None,
             "agreement": agreement,
-            "told_apart": self.apart(),
+            "told_apart": float(((low > mean) | (high < mean)).mean()) if len(values) else 0.0,
             "seconds": self.seconds,
             "seconds_for_pairs": self.paired,
-            "seconds_a_model": self.seconds / len(self.matrix),
+            "seconds_a_model": self.seconds / len(self.sampled.values),
             "undefined_pairs": int((~known).sum()),
         }
 
@@ -380,71 +335,51 @@ def held_out(x: NDArray[np.float64], use: Use, orders: NDArray[np.intp]) -> NDAr
         of_model = sum(np.bincount(column, moment, x.shape[1]) for column in models.T)
         return moment.sum() - of_model[models].sum(axis=1) + (size - 1) * moment
 
-    n, of_y, square = (part.sum(axis=0) for part in (known.astype(float), y, y**2))
-    fitted, fitted_y = others(n), others(of_y)
+    n, fitted = known.sum(axis=0), others(known.sum(axis=0))
     use_it = (fitted > 2) & (n > 0)
     fitted = np.where(use_it, fitted, 1)
-    mean = fitted_y / fitted
-    total = (square - 2 * mean * of_y + n * mean**2)[use_it].sum()
+    mean = others(y.sum(axis=0)) / fitted
+    total = ((known * (y - mean))[:, use_it] ** 2).sum()
     result = np.empty(len(orders))
     for i, order in enumerate(orders):
-        moved = x[:, *order[models].T]  # [S, P]
-        of_x, xx, xy = ((moved * part).sum(axis=0) for part in (known, moved * known, y))
-        mean_x, fitted_xx = others(of_x) / fitted, others(xx)
-        varied = fitted_xx - fitted * mean_x**2
-        flat = varied <= 1e-9 * fitted_xx
-        slope = np.where(flat, 0, others(xy) - fitted * mean_x * mean) / np.where(flat, 1, varied)
-        start = mean - slope * mean_x
-        left = square + n * start**2 + slope**2 * xx
-        left += 2 * (start * slope * of_x - start * of_y - slope * xy)
-        result[i] = 1 - left[use_it].sum() / total if total > 0 else np.nan
+        moved = x[:, *order[models].T] * known  # [S, P]
+        mean_x, squares = others(moved.sum(axis=0)) / fitted, others((moved**2).sum(axis=0))
+        varied = squares - fitted * mean_x**2
+        together = others((moved * y).sum(axis=0)) - fitted * mean_x * mean
+        flat = varied <= 1e-9 * squares
+        slope = np.where(flat, 0, together) / np.where(flat, 1, varied)
+        left = known * (y - mean - slope * (moved - mean_x))
+        result[i] = 1 - (left[:, use_it] ** 2).sum() / total if total > 0 else np.nan
     return result
 
 
-class Predicted(NamedTuple):
-    """How well M measures predict a use: r2 [M] of `held_out`, its 95 % interval over models, r [M]
-    (Pearson's on all values, a mean over the samples), p [M]: that the best of the measures, their
-    models shuffled in the same way, predicts as well; and r2 without each model, [M, N]."""
+def predict(use: Use, permutations: int = 999, seed: int = 0) -> pl.DataFrame:
+    """How well M measures predict a use, a row a measure.
 
-    names: tuple[str, ...]
-    r: NDArray[np.float64]
-    r2: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-    p: NDArray[np.float64]
-    without: NDArray[np.float64]
-
-    def best(self, uses: int = 1) -> tuple[int, Verdict]:
-        """The measure that predicts best, and whether it does beyond chance: p times the number of
-        uses that are looked at, and the interval over models, decide."""
-        i = int(np.nanargmax(self.r2)) if (~np.isnan(self.r2)).any() else 0
-        ends, p = (self.low[i], self.high[i]), min(self.p[i] * uses, 1)
-        found = verdict(self.r2[i], ends, p, enough=self.without.shape[1] >= FEWEST)
-        return i, "Not certain" if found == "No" else found
-
-    def ahead(self, i: int, k: int) -> tuple[float, float, float]:
-        """How much r2 of one measure is above another's, with the 95 % interval over models."""
-        difference = float(self.r2[i] - self.r2[k])
-        half = jackknife(self.without[i] - self.without[k])
-        return difference, difference - half, difference + half
-
-
-def predict(use: Use, permutations: int = 999, seed: int = 0) -> Predicted:
-    """`Predicted` of a use, by so many permutations of the models."""
-    n = next(iter(use.measures.values())).shape[1]
+    Columns: measure, values (how many are known), r (Pearson's on all values, a mean over the
+    samples), r2 of `held_out`, its 95 % interval over models, low and high, by the jackknife, and
+    p: that the best of the measures, their models shuffled in the same way, predicts as well, by so
+    many permutations.
+    """
+    n, measures = next(iter(use.measures.values())).shape[1], use.measures.values()
     same = np.tile(np.arange(n), (permutations + 1, 1))
     orders = np.vstack([same[:1], np.random.default_rng(seed).permuted(same[1:], axis=1)])
-    r2, r, without = [], [], []
-    for x in use.measures.values():
-        r2.append(held_out(x, use, orders))
-        of_pairs = x[:, *use.models.T]
-        r.append(float(mean_known(correlations(of_pairs, use.values))))
-        gone = [(use.models == model).any(axis=1) for model in range(n)]
-        rest = [use._replace(values=np.where(out, np.nan, use.values)) for out in gone]
-        without.append([held_out(x, part, orders[:1])[0] for part in rest])
-    half = np.array([jackknife(np.array(of)) for of in without])
-    found = np.nan_to_num(r2, nan=-np.inf)
-    p = np.array([(found.max(axis=0) >= own - 1e-12).mean() for own in found[:, 0]])
-    first = np.array(r2)[:, 0]
-    ends = first - half, np.minimum(first + half, 1)
-    return Predicted(tuple(use.measures), np.array(r), first, *ends, p, np.array(without))
+    found = np.array([held_out(x, use, orders) for x in measures])
+    gone = [(use.models == model).any(axis=1) for model in range(n)]
+    rest = [use._replace(values=np.where(out, np.nan, use.values)) for out in gone]
+    without = [np.array([held_out(x, part, orders[:1])[0] for part in rest]) for x in measures]
+    half, r2, ranked = list(map(jackknife, without)), found[:, 0], np.nan_to_num(found, nan=-np.inf)
+    best = ranked.max(axis=0)
+    return pl.DataFrame(
+        {
+            "measure": list(use.measures),
+            "values": [int((~np.isnan(use.values).all(axis=0)).sum())] * len(found),
+            "r": [
+                float(mean_known(correlations(x[:, *use.models.T], use.values))) for x in measures
+            ],
+            "r2": r2,
+            "low": r2 - half,
+            "high": np.minimum(r2 + half, 1),
+            "p": [(best >= own - 1e-12).mean() for own in ranked[:, 0]],
+        }
+    )

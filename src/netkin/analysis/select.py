@@ -52,17 +52,8 @@ def search(
     """Ensembles of `size` of n models, [G, size], the best by `rank` first.
 
     Extends ensembles model by model. While there are at most `keep` of a size, all are extended;
-    otherwise only the best (a beam search).
-
-    Args:
-        rank: ranks ensembles of any size from 2 on.
-        n, size: the number of models, and of models in an ensemble.
-        include: positions of models that every ensemble must have, each once.
-        params: [n] number of parameters of each model.
-        max_params: the largest number of parameters of an ensemble's models together.
-        keep: width of the beam.
-
-    Raises UserError when there is no such ensemble.
+    otherwise only the best (a beam search). Each has the models at the positions `include`, and at
+    most max_params parameters, of those of its models, [n]. Raises UserError when there is none.
     """
     check_size(size, n, include)
     limit = np.inf if params is None or max_params is None else max_params
@@ -254,17 +245,12 @@ def choose_teachers(
     above: float = 2.5,
     seed: int = 0,
 ) -> pl.DataFrame:
-    """All candidates above a similarity, and a sample of the others with their distribution.
+    """All candidates whose similarity to the student, [N] in nats, is above one, and a sample of
+    the others with their distribution.
 
     The others are sorted by similarity and split into as many runs of (nearly) equal length as
-    teachers are still needed, and one is drawn from each run.
-
-    Args:
-        names: of N candidates.
-        similarities: of each to the student, [N], in nats.
-        number: of teachers, unless more candidates are above; an error for fewer candidates.
-        above: every candidate with a higher similarity is chosen, in nats.
-        seed: of the draw.
+    teachers are still needed, and one is drawn from each run. The `number` is larger where more
+    candidates are above; for fewer candidates UserError is raised.
 
     Returns a row a candidate, the most similar first: teacher, similarity, and chosen, which is
     "above", "sampled" or null.

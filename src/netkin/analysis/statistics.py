@@ -7,8 +7,8 @@ own name. Intervals over images are in `netkin.analysis.noise`.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from math import factorial, prod
+from collections.abc import Callable, Sequence
+from math import factorial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -187,40 +187,20 @@ def _square(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np
 
 
 def _permuted(
-    observed: float,
+    observed: float | NDArray[np.float64],
     statistic: Callable[[NDArray[np.intp]], NDArray[np.float64]],
     n: int,
     wanted: int,
     seed: int,
     width: int,
-    sizes: Sequence[int] | None = None,
-) -> Tested:
-    """Test an observed r against `statistic`, [m] r of orders [m, n] of `width` values each: all n!
-    where these are at most ALL or `wanted`.
-
-    `sizes` are those of groups of the n, one after the other, within which the order does not
-    matter; orders that differ in this only are one.
-    """
-    r = np.array([observed])
-    return _permuted_each(r, lambda o: statistic(o)[:, None], n, wanted, seed, width, sizes)[0]
-
-
-def _permuted_each(
-    observed: NDArray[np.float64],
-    statistic: Callable[[NDArray[np.intp]], NDArray[np.float64]],
-    n: int,
-    wanted: int,
-    seed: int,
-    width: int,
-    sizes: Sequence[int] | None = None,
 ) -> list[Tested]:
-    """`_permuted` for several r [C] against `statistic` [m, C] of the same orders."""
+    """Test an observed r, or several, [C], against `statistic`, [m] r or [m, C] of orders [m, n] of
+    `width` values each: all n! where these are at most ALL or `wanted`."""
+    observed = np.atleast_1d(observed)
     known = ~np.isnan(observed)
-    sizes = [1] * n if sizes is None else [*sizes]
-    number = factorial(n) // prod(map(factorial, sizes))
-    every = number <= max(wanted, ALL)
-    total = (number if every else wanted) if known.any() else 0
-    rng, listed = np.random.default_rng(seed), _orders(range(n), sizes)
+    every = factorial(n) <= max(wanted, ALL)
+    total = (factorial(n) if every else wanted) if known.any() else 0
+    rng, listed = np.random.default_rng(seed), itertools.permutations(range(n))
     count, chunk = np.zeros(len(observed), dtype=int), max(_CHUNK // max(width, 1), 1)
     for start in range(0, total, chunk):
         m = min(chunk, total - start)
@@ -228,23 +208,13 @@ def _permuted_each(
             orders = np.array(list(itertools.islice(listed, m)), dtype=np.intp)
         else:
             orders = rng.permuted(np.tile(np.arange(n), (m, 1)), axis=1)
-        count += (np.abs(statistic(orders)) >= np.abs(observed) - 1e-12).sum(axis=0)
+        found = np.abs(statistic(orders)).reshape(m, -1)
+        count += (found >= np.abs(observed) - 1e-12).sum(axis=0)
     p = count / max(total, 1) if every else (count + 1) / (total + 1)
     return [
         Tested(float(r), float(of), total, every) if is_known else Tested(np.nan, np.nan, 0)
         for r, of, is_known in zip(observed, p, known, strict=True)
     ]
-
-
-def _orders(left: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
-    """All ways to deal out positions in groups of these sizes, as orders; see `_permuted`."""
-    if not sizes:
-        yield []
-        return
-    for first in itertools.combinations(left, sizes[0]):
-        others = [i for i in left if i not in first]
-        for rest in _orders(others, sizes[1:]):
-            yield [*first, *rest]
 
 
 def together_test(
@@ -256,26 +226,16 @@ def together_test(
     """Are pairs of models of one group more alike? By permuting which models are in which group.
 
     It is `mantel` of the scores and whether a pair is of one group, so p is that of the difference
-    of the two means; a permutation reads the fewer of both kinds of pairs only. All ways to deal
-    out the models are used where they are at most ALL or `permutations`. Where groups have more
-    than 5,000 pairs, as those of 1,000 models do, permutations are fewer, but at least 199.
+    of the two means; a permutation reads the fewer of both kinds of pairs only. Where these are
+    more than 5,000 pairs, as those of 1,000 models do, permutations are fewer, but at least 199.
 
-    Args:
-        scores: [N, N], symmetric, without NaN off the diagonal.
-        together: [N, N], symmetric, which pairs are of one group; the diagonal is not read.
-        permutations: how many are drawn, with replacement.
-        seed: of the drawn ones.
-
-    NaN where all pairs or none are of one group, or all scores are the same.
+    Scores and whether pairs are `together`, of one group, are symmetric, [N, N], without NaN off
+    the diagonal, which is not read. NaN where all pairs or none are of one group, or all scores are
+    the same.
     """
     n = len(scores)
     mask = together & ~np.eye(n, dtype=bool)
-    # Models with the same others in their group can be exchanged, and so can those with none.
-    whole = np.where(mask.any(axis=1)[:, None], together | np.eye(n, dtype=bool), False)
-    _, group, sizes = np.unique(whole, axis=0, return_inverse=True, return_counts=True)
-    order = np.argsort(group.ravel(), kind="stable")
-    mask, s = mask[np.ix_(order, order)], scores[np.ix_(order, order)]
-    values = pair_values(s)
+    values = pair_values(scores)
     r = pearson(pair_values(mask), values).r
     inside = int(pair_values(mask).sum())
     few = inside <= len(values) / 2
@@ -284,11 +244,11 @@ def together_test(
     spread = float(values.std() * np.sqrt(share * (1 - share))) * len(values)
 
     def statistic(orders: NDArray[np.intp]) -> NDArray[np.float64]:
-        total = s[orders[:, rows], orders[:, columns]].sum(axis=1) - len(rows) * values.mean()
+        total = scores[orders[:, rows], orders[:, columns]].sum(axis=1) - len(rows) * values.mean()
         return total / spread if few else -total / spread
 
     drawn = min(permutations, max(199, 50_000_000 // max(len(rows), 1)))
-    return _permuted(r, statistic, n, drawn, seed, len(rows), sizes.tolist())
+    return _permuted(r, statistic, n, drawn, seed, len(rows))[0]
 
 
 def mantel(
@@ -334,7 +294,7 @@ def mantel(
     if controls and not np.isnan(r):
         enough = pearson(*some).n > z.shape[1] + 1 and varies(fixed)
         r = float(statistic(np.arange(len(x))[None])[0]) if enough else np.nan
-    return _permuted(r, statistic, len(x), permutations, seed, len(rows))
+    return _permuted(r, statistic, len(x), permutations, seed, len(rows))[0]
 
 
 def mantel_each(
@@ -356,7 +316,7 @@ def mantel_each(
         back = np.argsort(orders, axis=1)  # permutes b as the matrices would be
         return b[back[:, at[0]], back[:, at[1]]] @ fixed
 
-    return _permuted_each(observed, statistic, len(b), permutations, seed, len(y))
+    return _permuted(observed, statistic, len(b), permutations, seed, len(y))
 
 
 def _without(values: NDArray[np.float64], z: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -431,7 +391,7 @@ def permutation_test(
     """
     a, b = known_pairs(x, y)
     r = pearson(a, b).r
-    return _permuted(r, lambda o: correlations(a, b[o]), len(a), permutations, seed, len(a))
+    return _permuted(r, lambda o: correlations(a, b[o]), len(a), permutations, seed, len(a))[0]
 
 
 def t_interval(values: NDArray[np.float64]) -> tuple[float, float]:
@@ -463,4 +423,4 @@ def target_test(
     def statistic(orders: NDArray[np.intp]) -> NDArray[np.float64]:
         return correlations(a.ravel(), b[:, orders].transpose(1, 0, 2).reshape(len(orders), -1))
 
-    return _permuted(r, statistic, b.shape[1], permutations, seed, b.size)
+    return _permuted(r, statistic, b.shape[1], permutations, seed, b.size)[0]

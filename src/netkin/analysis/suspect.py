@@ -3,7 +3,8 @@
 A wrong order of classes, preprocessing that is not the training's, or weights of another task give
 scores like any others. What gives them away is the accuracy on the clean images. It is compared
 with chance, with that of the training, and with the accuracy under the best relabelling of the
-outputs. It is not compared with published accuracies: timm's package has no table of them.
+outputs; where it is far below that of the other classifiers, with the accuracy under the usual
+normalisations. It is not compared with published accuracies: timm's package has no table of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,12 @@ SATURATED, PROBABILITIES, FLAT = "saturated", "probabilities", "flat"
 """Kinds that leave predictions right, and attacks without a gradient or with a small one."""
 RANDOM, BATCH = "random", "batch"
 """Kinds of logits that depend on more than the image: on chance, or on the other images."""
+NORMALISED, REVERSED = "normalised", "reversed"
+"""Kinds of inputs with which a classifier is certainly better: another normalisation, with the
+channels in the reverse order or not."""
 REMEDIES = {
+    NORMALISED: "Set its mean and std to these, or to those of its training",
+    REVERSED: "Reverse the channels in its forward pass (x.flip(1)), after its mean and std",
     CHANCE: "Check that the weights are of this dataset and of these classes",
     BELOW_TRAINED: "Check that images and preprocessing are those of the training",
     GUESSED: "Give each member the mean, std, input_size, crop_pct and interpolation that it was "
@@ -56,6 +62,10 @@ ERRORS = 3.0  # standard errors that count as sampling error
 MOST_CLASSES = 2000
 """Of more classes, only known orders are tried: a search takes minutes and gigabytes."""
 EXAMPLES = 3  # classes that a finding names
+WEAK = 0.5
+"""The part of the median of the others' accuracies below which other inputs are tried."""
+TRIED = 100
+"""Images that they are tried on, at most."""
 
 
 class Accuracy(NamedTuple):
@@ -63,6 +73,36 @@ class Accuracy(NamedTuple):
 
     rate: float
     images: int
+
+
+class Input(NamedTuple):
+    """How a network takes pixels in [0, 1]: less a mean and divided by a standard deviation, each
+    in the order red, green, blue; then maybe in the reverse order. A name of "" is its own."""
+
+    name: str
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    reverse: bool = False
+
+    @property
+    def words(self) -> str:
+        """What gives another accuracy, in the plural."""
+        mean, std = (", ".join(f"{x:.6g}" for x in dict.fromkeys(v)) for v in self[1:3])
+        usual = f"the mean ({mean}) and std ({std}) of {self.name}" if self.name else ""
+        flipped = "channels in reverse order (blue, green, red)" if self.reverse else ""
+        return " and ".join(filter(None, (usual, flipped)))
+
+
+NORMALISATIONS = (
+    Input("ImageNet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    Input("pixels in [-1, 1]", (0.5,) * 3, (0.5,) * 3),
+    Input("pixels in [0, 1]", (0.0,) * 3, (1.0,) * 3),
+    Input("pixels of 0 to 255", (0.0,) * 3, (1 / 255,) * 3),
+    Input("CLIP", (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    Input("CIFAR-10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+)
+GRAY = (*NORMALISATIONS[1:4], Input("MNIST", (0.1307,), (0.3081,)))
+"""Those of networks of gray images."""
 
 
 class Suspicion(NamedTuple):
@@ -84,10 +124,13 @@ def suspicions(
     guessed: bool = False,
     logits: NDArray[np.float32] | None = None,
     notes: Mapping[str, str] | None = None,
+    tried: NDArray[np.intp] | None = None,
+    inputs: Sequence[Input] = (),
 ) -> list[Suspicion]:
     """The reasons to doubt a classifier, empty where there are none.
 
-    Another order of classes explains a low accuracy, which is then no reason of its own.
+    Another order of classes, or another input, explains a low accuracy, which is then no reason of
+    its own.
 
     Args:
         labels, predictions: of I images, indices of the classes.
@@ -96,12 +139,16 @@ def suspicions(
         guessed: whether its preprocessing is unknown.
         logits: [I, K], for the same images.
         notes: of `netkin.passes.predict.examine`.
+        tried: [inputs, n], what it predicts with other `inputs` of the images of `tried_images`.
     """
     accuracy, images = float(np.mean(predictions == labels)), len(labels)
     percent = f"its accuracy is {accuracy:.1%} on {images} images"
     relabelling = _relabelling(labels, predictions, classes, percent)
-    result = [] if relabelling is None else [relabelling]
-    if relabelling is None:
+    explained = relabelling
+    if relabelling is None and tried is not None:
+        explained = _other_input(labels, predictions, tried, inputs, percent)
+    result = [] if explained is None else [explained]
+    if explained is None:
         chance = chance_rate(labels, len(classes))
         if near_chance(round(accuracy * images), images, chance):
             result.append(Suspicion(CHANCE, f"{percent}, near chance ({chance:.1%})"))
@@ -132,6 +179,62 @@ def suspicions(
         finding = f"the gradient of its loss is 0 in every pixel, on {flat:.0%} of the images tried"
         result.append(Suspicion(FLAT, finding))
     return result
+
+
+def to_try(labels: NDArray[np.intp], accuracies: Mapping[str, float], classes: int) -> list[str]:
+    """The names of classifiers that other inputs are tried on: those near chance, and those whose
+    accuracy in [0, 1] is below `WEAK` of the median of the others'."""
+    images, chance, chosen = len(labels), chance_rate(labels, classes), []
+    for name, rate in accuracies.items():
+        others = [other for n, other in accuracies.items() if n != name]
+        far = bool(others) and rate < WEAK * float(np.median(others))
+        if far or near_chance(round(rate * images), images, chance):
+            chosen.append(name)
+    return chosen
+
+
+def other_inputs(mean: Sequence[float], std: Sequence[float]) -> list[Input]:
+    """The usual inputs besides that with a mean and std, of one or three channels."""
+    channels, own = len(mean), (tuple(mean), tuple(std))
+    usual = [
+        i._replace(mean=i.mean[:channels], std=i.std[:channels])
+        for i in (GRAY if channels == 1 else NORMALISATIONS)
+    ]
+    others = [i for i in usual if not np.allclose(i[1:3], own, rtol=0.01)]
+    if channels == 1:
+        return others
+    return [*others, *(i._replace(reverse=True) for i in (Input("", *own), *others))]
+
+
+def tried_images(images: int) -> NDArray[np.intp]:
+    """The positions of the images that other inputs are tried on, evenly spread: classes may be
+    sorted."""
+    return np.unique(np.linspace(0, images - 1, min(images, TRIED)).astype(np.intp))
+
+
+def _other_input(
+    labels: NDArray[np.intp],
+    predictions: NDArray[np.intp],
+    tried: NDArray[np.intp],
+    inputs: Sequence[Input],
+    percent: str,
+) -> Suspicion | None:
+    """A suspicion where a classifier is certainly better with one of some inputs."""
+    at = tried_images(len(labels))
+    before, after = predictions[at] == labels[at], tried == labels[at]
+    best = int(after.sum(axis=1).argmax())
+    if not _better(before, after[best], LEVEL / len(inputs)):
+        return None
+    rates = f"{after[best].mean():.1%} instead of {before.mean():.1%} on {len(at)} of them"
+    kind = REVERSED if inputs[best].reverse else NORMALISED
+    return Suspicion(kind, f"{percent}, but {inputs[best].words} give {rates}")
+
+
+def _better(before: NDArray[np.bool_], after: NDArray[np.bool_], level: float = LEVEL) -> bool:
+    """Whether more images are correct after than before, by `GAIN` and not by luck."""
+    gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
+    enough = gained - lost >= GAIN * len(before)
+    return enough and bool(binom.sf(gained - 1, gained + lost, 0.5) <= level)
 
 
 def are_probabilities(logits: NDArray[np.float32]) -> bool:
@@ -240,8 +343,7 @@ def _relabelling(
     if not far:
         return None
     after, outputs, order = max(far, key=lambda t: t[0].mean() + SHORTFALL * bool(t[2]))
-    gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
-    if gained - lost < GAIN * len(labels) or binom.sf(gained - 1, gained + lost, 0.5) > LEVEL:
+    if not _better(before, after):
         return None
     named = class_words(classes)
     moved = [k for k in np.unique(labels) if outputs[k] != k]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from netkin.analysis.suspect import BATCH, RANDOM
+from netkin.analysis.suspect import BATCH, RANDOM, tried_images
 from netkin.attacks import SignNoise
 from netkin.attacks.base import frozen
 from netkin.attacks.grid import to_grid
@@ -27,7 +27,7 @@ from netkin.evaluation import Evaluation
 from netkin.jobs.pool import Advance, Result
 from netkin.model import Model
 from netkin.passes import Item
-from netkin.results import CLEAN, NOISE_SEED, Change, Results
+from netkin.results import CLEAN, INPUTS, NOISE_SEED, Change, Results
 from netkin.runner import Predictor, Runner
 from netkin.store.lease import lease
 
@@ -39,7 +39,8 @@ CLOSE = 1e-3
 
 def predict(results: Results, runner: Runner, item: Item, advance: Advance) -> Result:
     """Store a model's predictions on changes of the images, unless another process computes them:
-    logits [I, K] float32 of clean images, predicted classes [I] int64 of others.
+    logits [I, K] float32 of clean images, predicted classes [I] int64 of others, and of INPUTS
+    [inputs, n].
 
     Raises UserError where the model gives NaN or infinite logits, or does not fit into memory.
     """
@@ -58,7 +59,11 @@ def predict(results: Results, runner: Runner, item: Item, advance: Advance) -> R
                 classifier = model.build()
                 params = sum(parameter.numel() for parameter in classifier.parameters())
                 predictor = runner.predictor(classifier)
-            values, notes = _predictions(results, runner, model, predictor, change, advance)
+            if change == INPUTS:
+                values, notes = _tried(results, runner, model, predictor), {}
+                advance(len(evaluation.subset))
+            else:
+                values, notes = _predictions(results, runner, model, predictor, change, advance)
             folder = results.clean_folder(model).claim()  # not of a broken model, which has raised
             if change == CLEAN:
                 folder.write(file, {"logits": values}, params=str(params), **notes)
@@ -199,6 +204,36 @@ def _predictions(
             f"images ({evaluation.image_names(bad)}); are its weights intact?"
         )
     return values, notes
+
+
+def _tried(results: Results, runner: Runner, model: Model, predictor: Predictor) -> Tensor:
+    """The classes that a model predicts with other inputs, [inputs, n] int64; -1 where one fails.
+
+    Its normalisation stays; pixels are changed such that its network gets the other input.
+    """
+    own, rows = model.preprocessing, list[Tensor]()
+
+    def step(batch: dict) -> None:
+        pixels = batch["images"].float() / 255
+
+        def channels(values: Sequence[float]) -> Tensor:
+            return torch.tensor(values, device=pixels.device).view(-1, 1, 1)
+
+        for other in results.inputs(model):
+            x = (pixels - channels(other.mean)) / channels(other.std)
+            x = (x.flip(1) if other.reverse else x) * channels(own.std) + channels(own.mean)
+            try:
+                logits = torch.cat(list(predictor.logits(x, model.view.input_size)))
+                rows.append(logits.argmax(dim=1).cpu())
+            except Exception:  # of a network that checks its pixels
+                rows.append(torch.full((len(pixels),), -1))
+
+    def load(shard: int) -> dict:
+        positions = tried_images(len(results.evaluation.subset)).tolist()
+        return {"images": results.images_at(model.view, positions)}
+
+    runner.run(step, [0], load, predictor)
+    return torch.stack(rows)
 
 
 def changed(results: Results, model: Model, change: Change, shard: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Trained weights in the store: what they depend on, and which exist."""
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
@@ -222,25 +223,18 @@ def trained_members(store: Store, dataset: str, pattern: str) -> list[dict[str, 
     return members
 
 
-def students_of(store: Store, dataset: str, student: str) -> list[dict[str, Any]]:
-    """The `notes` of each trained <student>@<teacher> that had a teacher.
-
-    Args:
-        store: whose weights are listed.
-        dataset: its name.
-        student: the name of the student's architecture, such as vit_ti.
-
-    Returns:
-        By name; each with the further key teacher_accuracy: in [0, 1], None where it is unknown.
-    """
-    students = []
+def students_of(store: Store, dataset: str, student: str) -> dict[str, list[dict[str, Any]]]:
+    """The `notes` of the trained students of an architecture, such as vit_ti, by their teacher;
+    each with the further key teacher_accuracy: in [0, 1], None where it is unknown."""
+    students = defaultdict[str, list[dict[str, Any]]](list)
     for name, weights in _noted(store, dataset).items():
         stored = notes(weights) if name.startswith(f"{student}@") else None
         if stored and "teacher" in stored:
             teacher = notes(store.weights(dataset, stored["teacher"]["name"]))
             accuracy = teacher["test_accuracy"] if teacher else None
-            students.append({**stored, "teacher_accuracy": accuracy})
-    return students
+            by = students[stored["teacher"]["name"]]
+            by.append({**stored, "teacher_accuracy": accuracy})
+    return dict(students)
 
 
 def accuracies_by_seed(store: Store, dataset: str, like: Mapping[str, Any]) -> dict[int, float]:
