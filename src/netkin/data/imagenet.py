@@ -42,9 +42,9 @@ def open_imagenet(
 
     Args:
         root: as of `netkin.data.sources.open_folder`, with class folders named by WordNet id, or
-            0 to 999; or flat ILSVRC2012_val_*.JPEG files in a folder or a tar file, or Kaggle's
-            archive, extracted. Ids are file names where these differ, so that every layout of the
-            same files has the same ids.
+            all of 0 to 999; or flat ILSVRC2012_val_*.JPEG files in a folder or a tar file, or
+            Kaggle's archive, extracted. Ids are file names where these differ, so that every
+            layout of the same files has the same ids.
         split: as of `open_folder`.
         labels: of flat files: the development kit (its archive, folder, or ground truth file),
             Kaggle's LOC_val_solution.csv, or lines of "image wnid" or "image index". Found where
@@ -160,16 +160,17 @@ def _files(root: str, split: str, labels: str | None) -> Labelled:
         return _with_label_file(listing, file, split)
     if is_annotated(listing):
         return by_annotations(listing, wnids())
-    numbers = [str(k) for k in range(len(wnids()))]
-    if set(listing.folders) == set(numbers):
+    numbers = sorted(filter(str.isdecimal, listing.folders), key=int)
+    if list(map(int, numbers)) == list(range(len(wnids()))):  # as text, 10 is before 2
         images = replace(by_folder(listing, numbers), classes=list(wnids()))
     else:
         images = by_folder(listing)
     if other := set(images.classes) - set(wnids()):
         raise UserError(
             f"{root} has {len(other)} class folders that are no WordNet ids of ImageNet-1k, such "
-            f"as {min(other)!r}; expected names such as n01440764, or all of 0 to 999 "
-            "(dataset=folder takes any)"
+            f"as {min(other)!r}; expected names such as n01440764, or all of 0 to 999. Name the "
+            "class of each image with labels=FILE, of lines 'folder/image wnid' (dataset=folder "
+            "takes any classes)"
         )
     return images
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from netkin.data import idx
+from netkin.data import cifar, idx
 from netkin.data.classes import in_order, labels_of, read_classes
 from netkin.data.files import (
     Listing,
@@ -48,7 +48,8 @@ def open_folder(
 
     Args:
         root: <root>/<split>/<class>/<image>, or for "val" <root>/<class>/<image>, as folders or
-            in a tar file; or flat images in those places with `labels`; or `hfds/NAME` (a Hugging
+            in a tar file; or flat images in those places with `labels`; or
+            CIFAR's, MNIST's or Tiny ImageNet's files as published; or `hfds/NAME` (a Hugging
             Face dataset, or a folder) or `wds/FOLDER` (WebDataset shards with an info file).
         split: "train", "val" or "test"; see `netkin.data.files.SPLITS` for what their folders may
             be called. Without a "val", it is "test". Of hfds and wds their own name of it, or for
@@ -64,14 +65,14 @@ def open_folder(
     """
     names = read_classes(classes)
     in_order([], class_order)  # raises for an unknown order
-    columns = image_column, label_column
+    columns, folder = (image_column, label_column), Path(root).expanduser()
     with reading(root, labels, *columns):
         if root.startswith(PREFIXES):
             images = read(root, split, columns, names, class_order)
-        elif labels is None and idx.find(folder := Path(root).expanduser(), split):
+        elif form := next((f for f in (idx, cifar) if not labels and f.find(folder, split)), None):
             if white_level is not None:
                 raise UserError(f"white_level is of 16-bit images; those of {root} have 8 bits")
-            return idx.read(folder, split, names)
+            return form.read(folder, split, names)
         elif labels is None:
             listing = list_files(root, split)
             read_labels = by_annotations if is_annotated(listing) else by_folder
@@ -127,10 +128,13 @@ def list_files(root: str, split: str) -> Listing:
     if path.suffix == ".tar" or (not tops and any(path.glob("*.tar"))):
         return list_tar(path, split)
     if not path.is_dir():
-        raise UserError(f"root={path} is not a folder; expected {path}/{split}/<class>/...")
+        unpack = "unpack it, or " if path.is_file() else ""
+        raise UserError(f"root={path} is not a folder; {unpack}expected {path}/{split}/<class>/...")
     kaggle = (path / name for name in KAGGLE_IMAGES)
     if inside := next((folder for folder in kaggle if (folder / split).is_dir()), None):
         path, tops = inside, folders_of(inside)
+    elif len(tops) == 1 and not split_of(tops[0]) and (below := folders_of(path / tops[0])):
+        path, tops = path / tops[0], below  # an archive's own folder, with splits or classes in it
     name, of_val = find_split(tops, split), split_of(split) == "val"
     if of_val and not are_splits(tops) and "test" not in map(str.lower, tops):
         name = None
