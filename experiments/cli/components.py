@@ -1,6 +1,6 @@
 """The components of the models that a study works on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from difflib import SequenceMatcher
 
@@ -12,7 +12,7 @@ from experiments.cli.study import Study
 from experiments.cli.values import resolved
 from netkin.analysis.components import read_components, rows_of
 from netkin.analysis.matrix import position_of
-from netkin.components import COMPONENTS, component_table
+from netkin.components import COMPONENTS, component_table, components
 from netkin.errors import UserError, near
 from netkin.jobs.progress import Bars
 from netkin.zoo.member import Member, Task
@@ -38,18 +38,19 @@ def components_of(s: Study) -> pl.DataFrame:
     if s.published is not None:
         return s.published.components
     if s.measured is not None:
-        members = [model.member for model in s.measured.members]
-        task = s.measured.evaluation.task
-    else:
-        try:
-            members, task = _published(s, s.names), PUBLISHED
-        except UserError as error:
-            raise UserError(
-                f"the components of the matrix's models are not known ({error}); give them with "
-                "components=path.csv"
-            ) from None
+        results, of = s.measured.results, {model.name: model for model in s.measured.members}
+        members, task = [model.member for model in of.values()], s.measured.evaluation.task
+        with Bars(s.console) as bars:
+            return read_off(members, task, bars, lambda m, _: results.components(of[m.name]))
+    try:
+        members = _published(s, s.names)
+    except UserError as error:
+        raise UserError(
+            f"the components of the matrix's models are not known ({error}); give them with "
+            "components=path.csv"
+        ) from None
     with Bars(s.console) as bars:
-        return read_off(members, task, bars)
+        return read_off(members, PUBLISHED, bars)
 
 
 def known_components(s: Study) -> tuple[pl.DataFrame | None, str]:
@@ -124,13 +125,16 @@ def from_file(path: str, names: Sequence[str]) -> pl.DataFrame:
     return rows_of(read_components(path), names, f"components={path}")
 
 
-def read_off(members: list[Member], task: Task, bars: Bars) -> pl.DataFrame:
-    """The components of members, built for a task, with a progress bar."""
-    from netkin.components import component_table
-
+def read_off(
+    members: list[Member],
+    task: Task,
+    bars: Bars,
+    of: Callable[[Member, Task], dict[str, str]] = components,
+) -> pl.DataFrame:
+    """The components of members, built for a task, with a progress bar; `of` is of one."""
     key = repr((members, task))
     if key not in _READ:
         bars.start("components", [member.name for member in members], len(members))
-        _READ[key] = component_table(members, task, lambda _: bars.advance("components", 1))
+        _READ[key] = component_table(members, task, lambda _: bars.advance("components", 1), of)
         bars.end("components")
     return _READ[key]

@@ -64,9 +64,15 @@ def one_member(config: DictConfig, given: Any, key: str) -> Member:
     return parse_members(entries, model.get("known"), at_least=1)[0]
 
 
-def build_training(config: DictConfig, results: Results, display: Bars) -> Training:
-    """The training of members without weights."""
-    images, recipe = training_images(config, display), build_recipe(config, "recipe")
+def build_training(
+    config: DictConfig, results: Results, display: Bars, members: Sequence[Member]
+) -> Training:
+    """The training of members without weights. Where all have them the recipe is not tried: what
+    they were trained with is compared."""
+    images, task = training_images(config, display), results.evaluation.task
+    own = [m for m in members if not (m.checkpoint or m.uses_published(task))]
+    lacking = not all(results.store.weights(task.dataset, m.name).is_file() for m in own)
+    recipe = build_recipe(config, "recipe", lacking)
     return Training(results, images, recipe, member_hardware(config))
 
 
@@ -81,15 +87,18 @@ def member_hardware(config: DictConfig) -> Hardware:
     )
 
 
-def build_recipe(config: DictConfig, key: str) -> Recipe:
+def build_recipe(config: DictConfig, key: str, tried: bool = True) -> Recipe:
     """The recipe at a key of the config, such as "recipe" or "recipes.teacher".
+
+    It is `tried` whether timm makes its optimiser and schedule.
 
     Raises UserError that names the key of an unknown or unusable value.
     """
     values = OmegaConf.select(config, key)
     recipe = construct(Recipe, key, values)
-    with naming_group(key, values):
-        check(recipe)
+    if tried:
+        with naming_group(key, values):
+            check(recipe)
     return recipe
 
 

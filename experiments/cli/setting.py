@@ -210,13 +210,15 @@ def build_settings(
                 f"{found.rule.half_width:g} nats; {'enough' if found.reached else end}"
             )
 
+    evaluation = build_evaluation(config, attack)
+    listed = build_members(config) if members is None else members
     return Settings(
-        build_evaluation(config, attack),
-        build_members(config) if members is None else members,
+        evaluation,
+        listed,
         open_store(config),
         build_runner(config),
         build_processes(config),
-        training=lambda results, display: build_training(config, results, display),
+        training=lambda results, display: build_training(config, results, display, listed),
         skip_unreadable=config.dataset.get("on_error") == "skip",
         console=console,
         watch=suspects,

@@ -74,7 +74,7 @@ class Study:
         """The N models' families; of a name in a file, the module of timm that has it."""
         if self.measured is not None:
             return [model.family for model in self.measured.members]
-        from netkin.zoo.sources import timm_family
+        from netkin.zoo.families import timm_family
 
         return list(map(timm_family, self.names))
 

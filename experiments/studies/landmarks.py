@@ -29,7 +29,6 @@ from experiments.cli.setting import Opened, opened
 from experiments.cli.study import Study, study
 from netkin.analysis.landmarks import FEWEST, HIGHEST, Completed, check_number, complete
 from netkin.analysis.matrix import Matrix, pair_values, position_of
-from netkin.components import base_architecture
 from netkin.errors import UserError, and_more
 from netkin.model import Model
 from netkin.report.heatmap import heatmap_figure
@@ -53,10 +52,10 @@ def run(config: DictConfig) -> None:
     landmarks = [names[i] for i in choose(config.landmarks, names, config.seed)]
     with opened(config, members, sources=landmarks if config.one_sided else None) as o:
         done = pass_landmarks(o.run, landmarks, config.one_sided)
-        task = o.run.evaluation.task
-        names, bases = [m.name for m in done], [base_architecture(m.member, task) for m in done]
+        results, names = o.run.results, [model.name for model in done]
+        bases = [results.base_architecture(model) for model in done]
         chosen, eps_s = [names.index(name) for name in landmarks], config.score.eps_s
-        scores, pairs = o.run.results.landmark_scores(done, chosen, config.one_sided, eps_s)
+        scores, pairs = results.landmark_scores(done, chosen, config.one_sided, eps_s)
         source = describe(o.run.evaluation, len(done))
         report(o, names, bases, source, chosen, scores, pairs)
         o.run.raise_failures()

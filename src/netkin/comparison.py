@@ -32,7 +32,6 @@ from netkin.analysis.matrix import Matrix, off_diagonal
 from netkin.analysis.measures import mistake_table
 from netkin.analysis.statistics import together_test
 from netkin.analysis.verdict import verdict
-from netkin.components import base_architecture
 from netkin.data.classes import class_words
 from netkin.errors import UserError, and_more
 from netkin.evaluation import Evaluation
@@ -362,7 +361,7 @@ def summarise(
         mistakes=mistake_table(
             outcomes, results.mistakes(members, images), evaluation.labels[:images].numpy()
         ),
-        bases=[base_architecture(member.member, task) for member in requested],
+        bases=[results.base_architecture(member) for member in requested],
         links=model_pages((m.member for m in requested), task),
         resize=resize,
         failures=failures,

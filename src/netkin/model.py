@@ -11,7 +11,6 @@ from netkin.errors import UserError
 from netkin.jobs.progress import Bars
 from netkin.store.files import damaged, digest, file_sha256
 from netkin.store.layout import check_weights
-from netkin.zoo import sources
 from netkin.zoo.build import (
     Classifier,
     build,
@@ -158,6 +157,8 @@ def open_models(
     names = {m.name: m.source for m in members if m.uses_published(task) and m.source}
     files = {}
     if names:
+        from netkin.zoo import sources
+
         display.start("weights", list(names), len(names))
         for name, path, sha256 in sources.fetch(names, None if complete else lacking):
             files[name] = path, sha256

@@ -10,7 +10,7 @@ import itertools
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
-from netkin import similarity
+from netkin import components, similarity
 from netkin.analysis.suspect import TRIED, Input, other_inputs
 from netkin.data import views
 from netkin.data.views import View
+from netkin.errors import StoreError
 from netkin.evaluation import Evaluation
 from netkin.model import Model
 from netkin.similarity import Outcomes
@@ -172,6 +173,31 @@ class Results:
     def params(self, model: Model) -> int:
         """Number of parameters of a model whose clean pass is done."""
         return int(self.clean_notes(model)["params"])
+
+    def components(self, model: Model) -> dict[str, str]:
+        """The 13 components of a model; see `netkin.components`, whose errors it raises.
+
+        They are read off once, and kept beside its clean logits for as long as the rules are the
+        same. Of code of the user's own, which no hash covers, nothing is kept.
+        """
+        member, task = model.member, model.task
+        if member.target or not (model.has_weights and self.has(model)):
+            return components.components(member, task)
+        folder = self.clean_folder(model)
+        file = folder.path / f"components-{components.rules()[:12]}.safetensors"
+        if not file.is_file():
+            found = components.components(member, task)
+            with suppress(StoreError):  # a store that is only read
+                folder.write(file, {}, **found)
+            return found
+        folder.read(file)  # raises where a byte is another
+        notes = read_metadata(file, folder.owner(file))
+        return {name: notes[name] for name in components.COMPONENTS}
+
+    def base_architecture(self, model: Model) -> str:
+        """The first of a model's components; its family for code of the user's own."""
+        own = bool(model.member.target)
+        return model.family if own else self.components(model)[components.COMPONENTS[0]]
 
     def resize_errors(self, models: Sequence[Model]) -> pl.DataFrame:
         """How often a target errs on another model's view of clean images: the control of resizing.

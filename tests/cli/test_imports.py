@@ -41,6 +41,14 @@ def test_the_index_loads_no_model_and_no_figure(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_stored_run_builds_no_network(folder: Path) -> None:
+    from tests.helpers import overrides  # it imports torch
+
+    words = (*overrides(folder), "hydra.run.dir=again")
+    assert not loaded(*words, cwd=folder) & (HEAVY - {"torch", "sklearn", "pandas"})
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not REFERENCE.is_dir(), reason="needs the published scores")
 def test_an_answer_from_a_csv_loads_neither_torch_nor_timm(tmp_path: Path) -> None:
     published = ("similarity=sat69", f"similarity.dir={REFERENCE}", "model=resnet50")

@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from netkin import components
 from netkin import runner as runner_module
 from netkin.attacks import PGD, Clean, as_attack
 from netkin.data import views
@@ -398,6 +399,27 @@ def test_what_a_stopped_pass_has_done_is_kept(crafted: Passes) -> None:
         c.transfer(c.sources, advance=stop)
     assert list(c.results.covered(c.target, c.sources).values()) == [IMAGES, 0, 0]
     assert not holders(c.results.store.root)
+
+
+def test_components_are_kept_by_the_rules_that_read_them(
+    crafted: Passes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, target = crafted.results, crafted.target
+    found = components.components(target.member, target.task)
+    assert results.components(target) == found
+    with monkeypatch.context() as patch:  # nothing is built again
+        patch.setattr(components, "components", lambda *_: {"Base architecture": "other"})
+        assert results.components(target) == found
+        assert results.base_architecture(target) == found["Base architecture"]
+        patch.setattr(components, "rules", lambda: "others")
+        assert results.base_architecture(target) == "other"
+    (file,) = results.clean_folder(target).path.glob(f"components-{components.rules()[:12]}.*")
+    assert found["Stem layer"] == "3s2"
+    file.write_bytes(file.read_bytes().replace(b"3s2", b"3s1"))
+    with pytest.raises(DamagedFile, match="checksum"):
+        results.components(target)
+    own = replace(target, member=replace(target.member, timm="", target="own.Net", family="Net"))
+    assert results.base_architecture(own) == "Net"
 
 
 def test_a_damaged_beginning_is_found(crafted: Passes) -> None:

@@ -9,11 +9,13 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo
+from timm.models._registry import get_deprecated_models
 
 from netkin.errors import UserError
 from netkin.runner import resized
 from netkin.zoo import sources
 from netkin.zoo.build import Task, build, identity, knows_more, preprocessing
+from netkin.zoo.families import read_off, timm_family
 from netkin.zoo.member import Member
 from netkin.zoo.parse import parse_members
 from netkin.zoo.sources import fetch
@@ -261,3 +263,13 @@ def test_another_input_size_of_published_weights(tmp_path: Path) -> None:
         else:
             with pytest.raises(UserError, match=r"m \(test_vit\) cannot be built"):
                 build(member, IMAGENET, file)
+
+
+def test_families_are_read_off_timms_files_as_it_registers_them() -> None:
+    renamed = get_deprecated_models()
+    for name in {*timm.list_models(), *renamed}:
+        architecture = renamed.get(name, name).partition(".")[0]
+        module = timm.model_entrypoint(architecture).__module__
+        assert read_off()[name] == timm_family(name) == module.split(".")[-1]
+    assert timm_family("vit_tiny_patch16_224.augreg_in21k") == "vision_transformer"
+    assert timm_family("none_such") == "unknown"

@@ -10,9 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.layers import PatchEmbed
-from timm.layers.attention import Attention
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -82,6 +79,10 @@ class PatchFool(Stepwise):
         self.seed = whole_number(seed, "seed", least=0)
 
     def unfit(self, model: nn.Module) -> str | None:
+        from timm.layers import PatchEmbed
+        from timm.layers.attention import Attention
+        from timm.models.vision_transformer import VisionTransformer
+
         net = getattr(model, "net", model)
         if not isinstance(net, VisionTransformer):
             return "is no timm VisionTransformer"

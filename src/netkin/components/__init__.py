@@ -8,6 +8,10 @@ of 3 x 3, "~" means not applicable, "-" none.
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import version
+from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -37,6 +41,16 @@ COMPONENTS = (
 ROOM = 64
 """Pixels a side. The last maps of smaller images may have a single place, where a layer cannot be
 told from a gate, so a network that takes images of this size is read at it."""
+
+
+@cache
+def rules() -> str:
+    """A hash of what components depend on besides the network: these files and the libraries."""
+    total = sha256(" ".join(map(version, ("torch", "torchvision", "timm"))).encode())
+    for file in sorted(files(__name__).iterdir(), key=lambda file: file.name):
+        if file.name.endswith((".py", ".toml")):
+            total.update(file.read_bytes())
+    return total.hexdigest()
 
 
 def read(net: "nn.Module", size: tuple[int, int, int]) -> dict[str, str]:
@@ -105,12 +119,16 @@ def base_architecture(member: Member, task: Task) -> str:
 
 
 def component_table(
-    members: Sequence[Member], task: Task, done: Callable[[str], None] = lambda name: None
+    members: Sequence[Member],
+    task: Task,
+    done: Callable[[str], None] = lambda name: None,
+    read_off: Callable[[Member, Task], dict[str, str]] = components,
 ) -> pl.DataFrame:
-    """One row a member: "Model name" and the components. `done` is called with each name."""
+    """One row a member: "Model name" and the components, which `read_off` gives. `done` is called
+    with each name."""
     rows = []
     for member in members:
-        rows.append({"Model name": member.name, **components(member, task)})
+        rows.append({"Model name": member.name, **read_off(member, task)})
         done(member.name)
     return pl.DataFrame(
         rows, schema={"Model name": pl.String, **dict.fromkeys(COMPONENTS, pl.String)}

@@ -1,6 +1,7 @@
 """Classes: their order, their names, and the labels that refer to them."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -9,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from timm.data import ImageNetInfo
-from timm.utils.misc import natural_key
 
 from netkin.errors import UserError
 
@@ -18,6 +17,12 @@ ORDERS = ("text", "natural")
 MOST = 100_000
 """Classes that labels may claim by their numbers alone: four times ImageNet-22k's. A label above
 is a mistake, which would have a model of so many outputs built."""
+
+
+def natural_key(name: str) -> list[str | int]:
+    """As timm's, with which names of classes and files are sorted as numbers where they are such:
+    2 before 10, small letters as capitals."""
+    return [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", name.lower())]
 
 
 def in_order(names: Iterable[str], class_order: str) -> list[str]:
@@ -173,11 +178,17 @@ def class_words(classes: Sequence[str]) -> list[str]:
     ]
 
 
-_imagenet = cache(ImageNetInfo)
-
-
 def _lemmas(name: str) -> str:
+    if not re.fullmatch(r"n\d{8}", name):
+        return name
     try:
         return _imagenet().label_name_to_description(name)
     except KeyError:  # not of ImageNet-22k
         return name
+
+
+@cache
+def _imagenet() -> Any:
+    from timm.data import ImageNetInfo  # timm takes seconds to import
+
+    return ImageNetInfo()

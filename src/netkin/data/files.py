@@ -12,9 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from timm.utils.misc import natural_key
-
-from netkin.data.classes import in_order, numbered, order_note
+from netkin.data.classes import in_order, natural_key, numbered, order_note
 from netkin.data.images import File, Labelled
 from netkin.errors import UserError, and_more
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from scipy.io import loadmat
-from timm.data import ImageNetInfo
 
 from netkin.data.classes import read_classes
 from netkin.data.files import Listing, by_folder, walk
@@ -26,6 +25,8 @@ KAGGLE_LABELS = "LOC_val_solution.csv"
 @cache
 def wnids() -> tuple[str, ...]:
     """The WordNet ids of ImageNet-1k's classes, in the order of models' outputs."""
+    from timm.data import ImageNetInfo
+
     return tuple(ImageNetInfo().label_names())
 
 

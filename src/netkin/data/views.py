@@ -6,7 +6,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from timm.data import create_transform
 from torch import Tensor
 
 from netkin.data.images import Images
@@ -26,6 +25,8 @@ class View:
 
     def transform(self) -> Callable:
         """PIL image -> uint8 array [3, H, W]."""
+        from timm.data import create_transform
+
         return cast(Callable, create_transform(use_prefetcher=True, **asdict(self)))
 
 

@@ -5,7 +5,7 @@
     <root>/<dataset>/<subset>-<hash>/
         manifest.json                                     the image ids and labels
         views/<hash>/              identity.json, 00000.safetensors, ...: clean images, resized
-        clean/<member>/            identity.json, logits.safetensors
+        clean/<member>/            identity.json, logits.safetensors; components-<rules>.safetensors
         measures/<kind>-<hash>/<member>/  identity.json, 00000.safetensors, ...
         <attack>-<hash>/           identity.json
             adversarial/<source>/  identity.json, 00000.safetensors, ...: images, or on the 8-bit

@@ -8,10 +8,7 @@ head, which a plain ViT gets with DeiT's distillation token.
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import timm
 import torch
-from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, kl_div, log_softmax
 
@@ -115,6 +112,10 @@ def with_token(member: Member) -> Member:
 
     Raises UserError for an architecture that is not a plain ViT with a class token.
     """
+    import timm
+    from timm.models.deit import VisionTransformerDistilled
+    from timm.models.vision_transformer import VisionTransformer
+
     net: nn.Module | None = None
     if member.timm:
         with torch.device("meta"):

@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.optim import Muon, create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from netkin.attacks import PGD
 from netkin.attacks.units import non_negative, whole_number
 from netkin.errors import UserError, first_line
+
+if TYPE_CHECKING:  # timm is for what is trained: it takes seconds to import
+    from timm.scheduler.scheduler import Scheduler
 
 LATER = (
     *("lr_per", "sched_args", "step_on_epochs", "warmup_lr", "min_lr", "repeats", "erasing"),
@@ -163,6 +163,8 @@ def make_optimizer(net: nn.Module, recipe: Recipe, lr: float) -> torch.optim.Opt
 
     Muon's matrices of more than LARGEST rows and columns are AdamW's, at a tenth of the rate.
     """
+    from timm.optim import Muon, create_optimizer_v2
+
     optimizer = create_optimizer_v2(
         net, opt=recipe.opt, lr=lr, weight_decay=recipe.weight_decay, **recipe.opt_args
     )
@@ -179,8 +181,10 @@ def make_optimizer(net: nn.Module, recipe: Recipe, lr: float) -> torch.optim.Opt
     return optimizer
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, updates: int) -> Scheduler:
+def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, updates: int) -> "Scheduler":
     """timm's schedule of the rates of an optimiser at its peak; `updates` are steps an epoch."""
+    from timm.scheduler import create_scheduler_v2
+
     peak = max(group["lr"] for group in optimizer.param_groups)
     schedule, _ = create_scheduler_v2(
         optimizer,

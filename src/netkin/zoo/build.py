@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from netkin.errors import UserError, first_line
-from netkin.zoo import sources
 from netkin.zoo.checkpoints import choose, load_weights
 from netkin.zoo.member import Member, Task
 from netkin.zoo.preprocessing import Preprocessing, preprocessing
@@ -122,6 +120,8 @@ def _network(
     member: Member, task: Task, prep: Preprocessing, weights: Path | None = None, seed: int = 0
 ) -> tuple[nn.Module, int]:
     """The network, with published weights where the member uses them, and its number of classes."""
+    from netkin.zoo import sources
+
     source, size = sources.SOURCES[member.kind], prep.view.input_size
     as_published = member.source and (task.weights == "pretrained" or member.pretrained)
     config = sources.config(member.source) if as_published else {}
@@ -253,7 +253,12 @@ def _columns(classes: int, member: Member, task: Task) -> list[int] | None:
 
 def model_pages(members: Iterable[Member], task: Task) -> dict[str, str]:
     """Pages about the published weights that members have, by name."""
-    pages = {m.name: sources.model_page(m.source) for m in members if m.uses_published(task)}
+    published = [m for m in members if m.uses_published(task)]
+    if not published:
+        return {}
+    from netkin.zoo.sources import model_page
+
+    pages = {m.name: model_page(m.source) for m in published}
     return {name: page for name, page in pages.items() if page}
 
 
@@ -273,12 +278,18 @@ def published_classes(member: Member) -> int | None:
     named = member.kwargs.get("num_classes", member.kwargs.get("num_labels"))
     if named is not None:
         return int(named)
-    return None if member.target else int(sources.config(member.source)["num_classes"])
+    if member.target:
+        return None
+    from netkin.zoo import sources
+
+    return int(sources.config(member.source)["num_classes"])
 
 
 @cache
 def _wnids(classes: int) -> list[str]:
     """WordNet ids of an ImageNet classifier of so many classes, in order; empty if unknown."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
     subset = infer_imagenet_subset({"num_classes": classes})
     return ImageNetInfo(subset).label_names() if subset else []
 
@@ -287,6 +298,8 @@ def identity(member: Member, task: Task, weights_sha256: str) -> dict[str, Any]:
     """What makes a member's results its own, as JSON: architecture, weights and preprocessing."""
     published = {}
     if member.timm and (task.weights == "pretrained" or member.pretrained):
+        from netkin.zoo import sources
+
         config = sources.config(member.timm)
         published = {key: config[key] for key in ("architecture", "arguments")}
     fit = {"fit": [dict(fit) for fit in task.fit]} if member.timm else {}

@@ -14,12 +14,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from netkin.errors import UserError, first_line
 from netkin.zoo.build import Classifier
-from netkin.zoo.fold import fold_batch_norm, squeeze_cheaply, standardise_once
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +94,8 @@ class Prepared(Classifier):
         self.dtype = PRECISIONS[execution.precision]
         net: Any = copy.deepcopy(classifier.net).eval()
         if execution.fuse:
+            from netkin.zoo.fold import fold_batch_norm, squeeze_cheaply, standardise_once
+
             standardise_once(net)
             net, self.folded = fold_batch_norm(net, self.normalise(images[:2]), self.name)
             squeeze_cheaply(net)
@@ -173,6 +173,8 @@ def check_execution(execution: Execution, gpu: bool) -> None:
 def _strided_depthwise_in_float32(net: nn.Module) -> None:
     """A CPU takes 7 times as long for the gradient of a depthwise convolution of stride 2 in
     bfloat16 as in float32 (96 channels of 128 x 128, torch 2.14)."""
+    from timm.layers import Conv2dSame  # timm takes seconds to import
+
     for module in net.modules():
         if type(module) in (nn.Conv2d, Conv2dSame):
             conv: Any = module

@@ -7,10 +7,8 @@ from dataclasses import fields, replace
 from typing import Any
 from urllib.parse import quote
 
-import timm
-
 from netkin.errors import UserError, near
-from netkin.zoo import sources
+from netkin.zoo.families import read_off
 from netkin.zoo.member import KINDS, PREFIXES, Member
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
@@ -68,14 +66,22 @@ def _parse(entry: str | Mapping[str, Any], known: Mapping[str, Mapping[str, Any]
     _one_kind(spec)
     _check_fields(spec)
     member = Member(**spec)
-    config = sources.config(member.source or f"target:{member.target}")
-    return replace(member, family=member.family or config["family"])
+    family = read_off().get(member.timm)
+    if family is None:
+        from netkin.zoo import sources
+
+        family = sources.config(member.source or f"target:{member.target}")["family"]
+    return replace(member, family=member.family or family)
 
 
 def _check_spelling(name: str, known: Mapping[str, Any]) -> None:
     """Refuse here what is near a name of the config; the hint is of timm's names, too."""
-    plain = name not in known and ":" not in name and not timm.is_model(name.partition(".")[0])
-    if plain and near(name, known):
+    architecture = name.partition(".")[0]
+    if name in known or ":" in name or architecture in read_off() or not near(name, known):
+        return
+    import timm
+
+    if not timm.is_model(architecture):
         raise UserError(f"there is no model {name!r}{near(name, [*known, *timm.list_models()])}")
 
 

@@ -9,14 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import timm
 from safetensors import safe_open
-from timm.data import resolve_data_config
-from timm.models._hub import _PREFERRED_FILES
 
 from netkin.data.views import View
 from netkin.errors import UserError
-from netkin.zoo import checkpoints, sources
+from netkin.zoo import checkpoints
 from netkin.zoo.member import Member, Task
 
 VIEW = ("crop_pct", "crop_mode", "interpolation")
@@ -82,6 +79,8 @@ def known_config(member: Member, task: Task) -> dict[str, Any]:
     config: dict[str, Any] = {}
     lends = "." in member.torchvision  # named weights, to a checkpoint or a training
     if lends or (member.source and (task.weights == "pretrained" or member.uses_published(task))):
+        from netkin.zoo import sources
+
         config = _resolved(sources.config(member.source))
     if member.checkpoint:
         path = Path(member.checkpoint).expanduser()
@@ -105,6 +104,8 @@ def _each_channel(member: Member, key: str, config: Mapping[str, Any]) -> tuple[
 
 def _resolved(config: Mapping[str, Any]) -> dict[str, Any]:
     """timm's reading of a config in its own words, completed by its defaults."""
+    from timm.data import resolve_data_config
+
     resolved = resolve_data_config(pretrained_cfg=dict(config))
     return _fields(resolved) | {key: config[key] for key in ("problem",) if key in config}
 
@@ -138,12 +139,16 @@ def _recorded(path: Path, changed: int) -> dict[str, Any]:
     for key in CONFIGS if isinstance(inside, Mapping) else ():
         if fields := _if_complete(inside.get(key) if key else inside):
             return fields
+    from timm.models._hub import _PREFERRED_FILES
+
     if path.name not in _PREFERRED_FILES:
         return {}
     config = path.with_name("config.json")
     if config.is_file() and (fields := _if_complete(_json(config.read_text()))):
         return fields
     if path.with_name("preprocessor_config.json").is_file():
+        from netkin.zoo import sources
+
         return _resolved(sources.config(f"transformers:{path.parent}"))
     return {}
 
@@ -166,11 +171,15 @@ def _if_complete(config: Any) -> dict[str, Any]:
     if all(_numbers(config.get(key)) for key in ("mean", "std")):
         return _fields(config)
     name = config.get("model")
-    if "crop_pct" in config and isinstance(name, str) and timm.is_model(name.partition(".")[0]):
+    if "crop_pct" not in config or not isinstance(name, str):
+        return {}
+    import timm
+
+    if timm.is_model(name.partition(".")[0]):
         # the arguments of timm's training script, which leaves to the model what is None
         published = timm.get_pretrained_cfg(name, allow_unregistered=True)
         known = published.to_dict() if published else {}
-        return _fields(resolve_data_config(dict(config), pretrained_cfg=known))
+        return _fields(timm.data.resolve_data_config(dict(config), pretrained_cfg=known))
     return {}
 
 

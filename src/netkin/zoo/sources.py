@@ -38,6 +38,7 @@ from torchvision.models import get_model_builder, get_model_weights, list_models
 from netkin.errors import UserError, first_line, near
 from netkin.store.files import file_sha256
 from netkin.zoo import xception as xception  # it registers gluon_xception65 with timm
+from netkin.zoo.families import timm_family
 from netkin.zoo.from_transformers import Config, Transformers, crop_pct, files, on_hub
 from netkin.zoo.member import Member, Task
 
@@ -444,11 +445,3 @@ def model_page(source: str) -> str | None:
     name = get_deprecated_models().get(source) or source
     found = timm.get_pretrained_cfg(name) if timm.is_model(split_model_name_tag(name)[0]) else None
     return f"https://huggingface.co/{found.hf_hub_id}" if found and found.hf_hub_id else None
-
-
-def timm_family(name: str) -> str:
-    """The module of timm that has the architecture of a name, or "unknown"."""
-    architecture, _ = split_model_name_tag(get_deprecated_models().get(name) or name)
-    if not timm.is_model(architecture):
-        return "unknown"
-    return timm.model_entrypoint(architecture).__module__.split(".")[-1]
