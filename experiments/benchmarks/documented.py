@@ -50,7 +50,7 @@ def numbers(outputs: Path) -> dict[str, Any]:
 
 
 def digits(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    found, outputs = dict[str, Any](), folder
     for state, seconds, peak, outputs in states(folder, overrides):
         found |= {f"{state}_seconds": seconds, f"{state}_memory": peak} | numbers(outputs)
     models = pl.read_csv(outputs / "models.csv", glob=False).sort("clean_accuracy")
@@ -58,7 +58,14 @@ def digits(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
         found |= {f"{name}_accurate": row["model"], f"{name}_accuracy": row["clean_accuracy"]}
     found["white_box"] = models["white_box_success"].min()
     families = pl.read_csv(outputs / "families.csv", glob=False)
-    found |= {f"family/{row['family']}": row for row in families.to_dicts()}
+    for family in ("ViT", "ConvNeXt"):
+        own = (pl.col("family_a") == family) | (pl.col("family_b") == family)
+        listed = families.filter(own).sort("mean", descending=True).to_dicts()
+        alike = [row["family_a"] == row["family_b"] for row in listed]
+        found[f"{family}/within"] = listed[alike.index(True)]["mean"]
+        nearest = listed[alike.index(False)]
+        found[f"{family}/nearest"] = nearest["family_" + "ba"[nearest["family_b"] == family]]
+        found[f"{family}/to_nearest"] = nearest["mean"]
     for kind in ("csv", "png"):
         shutil.copy(outputs / f"similarity.{kind}", FIGURES / f"digits_similarity.{kind}")
     return found
@@ -113,7 +120,7 @@ def rewritten(page: str, template: str, sentence: str) -> str:
     Raises LookupError where the page has no such sentence, or several.
     """
     words = map(re.escape, re.split(r"\{[^}]*\}", template))
-    changed, places = re.subn(r"[^\n|]+?".join(words), lambda _: sentence, page)
+    changed, places = re.subn(r"[^\s|]+".join(words), lambda _: sentence, page)
     if places != 1:
         raise LookupError(f"expected one sentence such as {sentence!r}, found {places}")
     return changed

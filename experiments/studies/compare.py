@@ -65,8 +65,9 @@ from netkin.zoo import execution
 from netkin.zoo.execution import PRECISIONS, TARGET_PRECISIONS, Execution, check_execution
 
 CLASSES_SHOWN = 40
-SCHEMA = dict.fromkeys(("a", "b"), pl.String) | dict.fromkeys(("score", "fooling_rate"), pl.Float64)
-SCHEMA |= {"class": pl.String, "class_rate": pl.Float64, "classes": pl.Float64}
+SCHEMA: dict[str, Any] = {"a": pl.String, "b": pl.String, "score": pl.Float64}
+SCHEMA |= {"fooling_rate": pl.Float64, "class": pl.String}
+SCHEMA |= {"class_rate": pl.Float64, "classes": pl.Float64}
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
@@ -184,7 +185,8 @@ def attacks(config: DictConfig) -> None:
             there = defined(s, "one-sided", s.measured.outcomes, s.names)
             # The two-sided score contains the one-sided one; the other direction does not.
             assert there.sampled is not None
-            turned = Sampled(*(part.swapaxes(-1, -2) for part in there.sampled[:3]))
+            values, draws, halves = (part.swapaxes(-1, -2) for part in there.sampled[:3])
+            turned = Sampled(values, draws, halves)
             back = Definition("the other direction", turned.values, turned)
             both = defined(s, "two-sided", s.measured.outcomes)
             compare(s, s.names, [(both, there), (there, back)])
@@ -475,10 +477,11 @@ def carried(outcomes: Outcomes, inside: NDArray[np.float64], named: Sequence[str
         squared = np.divide(
             total**2, (k[:a] ** 2).sum(axis=1), out=np.full(a, np.nan), where=total > 0
         )
+        certain = low[at, best] > total / images
         columns = {
             "score": similarity.smoothed(total, images),
             "fooling_rate": total / images,
-            "class": np.where(low[at, best] > total / images, of[best], None).tolist(),
+            "class": [c if own else None for c, own in zip(of[best], certain, strict=True)],
             "class_rate": rate[at, best],
             "classes": squared,
         }

@@ -152,7 +152,8 @@ def pair_section(
             ensemble.reduction_draws(wrong, ensemble.pairs_of(n), pair_wrong, weights)
             for weights in (counts, halves(wrong.shape[1]))
         )
-        images = over_images(ours, Sampled(table["err"].to_numpy(), *reductions), n)
+        draws, of_halves = reductions
+        images = over_images(ours, Sampled(table["err"].to_numpy(), draws, of_halves), n)
     of = Definition("similarity", scores), Definition("error reduction", err)
     row = correlate(*of, permutations, images)
     beyond = mantel(scores, err, permutations, controls=(mean, gap))

@@ -174,7 +174,7 @@ def report(
             spread=float(held.measured.std()),
             inside=held.covered.mean(),
         ),
-        *limits(c, names, 1 - known.mean()),
+        *limits(c, names, 1 - float(known.to_numpy().mean())),
         text(
             "cost",
             attacks=f"{m} attacks instead of {n}" if one_sided else f"{n} attacks",
@@ -205,7 +205,11 @@ def report(
 def limits(c: Completed, names: Sequence[str], without: float) -> list[str]:
     """What predicted scores are not for, and the models outside what the landmarks show, by whom so
     many of the predicted scores are `without` an interval."""
-    held, outside, sentences = c.held_out, [names[i] for i in np.flatnonzero(c.outside)], []
+    held, outside, sentences = (
+        c.held_out,
+        [names[i] for i in np.flatnonzero(c.outside).tolist()],
+        [],
+    )
     if c.verdict == "Yes":
         shares = {"found": held.nearest_found.mean(), "highest": held.highest_covered}
         sentences.append(text("not_for", share=HIGHEST, **shares))

@@ -159,7 +159,7 @@ def all_measures(
     costly["same_mistake"] = (attacked, of_all)
     results = [Measure("similarity", noise.sampled_scores(outcomes, bootstrap), attacked, of_all)]
     for name, (of, limits) in values.items():
-        sampled = noise.Sampled(of[0], *np.split(of[1:], [bootstrap]))
+        sampled = noise.Sampled(of[0], of[1 : bootstrap + 1], of[bootstrap + 1 :])
         results.append(Measure(name, sampled, *costly.get(name, (seconds["forward"], 0.0)), limits))
     return results
 
@@ -210,7 +210,7 @@ def taught(s: Study, m: Measured, results: list[Measure], permutations: int) -> 
     at, row = [s.names.index(name) for name in teachers], s.names.index(student)
     y = [np.mean([notes["test_accuracy"] for notes in taught_by[name]]) for name in teachers]
     by = {of.name: of.sampled.values[row, at][None] for of in results}
-    use = Use(np.array([y]), np.arange(len(teachers))[:, None], by)
+    use = Use(np.array([y], float), np.arange(len(teachers))[:, None], by)
     return [Used.of("students", use, m.outcomes.correct[at].mean(axis=1)[None], permutations)]
 
 

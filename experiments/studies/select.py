@@ -193,7 +193,9 @@ def by_accuracy(s: Study, include: list[int]) -> Advice:
     }
     others = similarity[sampled], 100 * expected[sampled], "at random"
     method = text("method", likely=LIKELY, least=LEAST, most=MOST)
-    marks = {text("marked.least"): (similarity[least], 100 * expected[least])} if least else {}
+    marks = {}
+    if least:
+        marks[text("marked.least")] = float(similarity[least]), float(100 * expected[least])
     section, first = ensemble_section(s, matrix, best, columns, others, method, marks=marks)
     chosen, other = (
         ", ".join(f"{matrix.names[i]} ({accuracy[i]:.1%})" for i in group)

@@ -332,7 +332,8 @@ def held_out(x: NDArray[np.float64], use: Use, orders: NDArray[np.intp]) -> NDAr
 
     def others(moment: NDArray) -> NDArray:
         """The sum of a moment over the values that share no model with each one, [P]."""
-        of_model = sum(np.bincount(column, moment, x.shape[1]) for column in models.T)
+        each = [np.bincount(column, moment, x.shape[1]) for column in models.T]
+        of_model = np.sum(each, axis=0)
         return moment.sum() - of_model[models].sum(axis=1) + (size - 1) * moment
 
     n, fitted = known.sum(axis=0), others(known.sum(axis=0))

@@ -48,7 +48,7 @@ def verdict(
         enough: whether there are enough observations for any verdict.
     """
     if null is not None:
-        p, threshold = by_chance(effect, null), float(np.median(null))
+        p, threshold = by_chance(effect, null), float(np.median(np.asarray(null, float)))
     if not enough or math.isnan(effect):
         return "Not certain"
     if p is not None and not p < alpha:

@@ -117,7 +117,7 @@ class Foreign(Attack):
             ) from None
         if not callable(maker := getattr(found, name, None)):
             raise UserError(f"{module} has no attack {name!r}{near(name, public(found))}")
-        return maker
+        return maker  # type: ignore[return-value]
 
 
 class Torchattacks(Foreign):
@@ -163,7 +163,8 @@ class Foolbox(Foreign):
         import foolbox
 
         bounded = foolbox.PyTorchModel(model, bounds=(0, 1), device=pixels.device)
-        return self.maker(**self.arguments)(bounded, pixels, labels, epsilons=self.eps)[1]
+        attack: Any = self.maker(**self.arguments)
+        return attack(bounded, pixels, labels, epsilons=self.eps)[1]
 
 
 class _Rows(nn.Module):

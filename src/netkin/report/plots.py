@@ -143,7 +143,7 @@ def scatter(
             color=colours[kind],
             marker=markers[kind],
             edgecolors=INK,
-            linewidths=np.where(ringed[of], 1.1, 0.0),
+            linewidths=np.where(ringed[of], 1.1, 0.0).tolist(),
             rasterized=many,
         )
     points = marks.points or {}

@@ -178,7 +178,7 @@ def unpack(packed: "Tensor", clean: "Tensor") -> "Tensor":
     import torch
 
     try:
-        difference = zstandard.decompress(packed.numpy())
+        difference = zstandard.decompress(packed.numpy().data)
     except zstandard.ZstdError as error:
         raise ValueError(str(error)) from None
     differences = np.frombuffer(difference, np.uint8)

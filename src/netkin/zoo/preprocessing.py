@@ -174,12 +174,13 @@ def _if_complete(config: Any) -> dict[str, Any]:
     if "crop_pct" not in config or not isinstance(name, str):
         return {}
     import timm
+    from timm.data import resolve_data_config
 
     if timm.is_model(name.partition(".")[0]):
         # the arguments of timm's training script, which leaves to the model what is None
         published = timm.get_pretrained_cfg(name, allow_unregistered=True)
         known = published.to_dict() if published else {}
-        return _fields(timm.data.resolve_data_config(dict(config), pretrained_cfg=known))
+        return _fields(resolve_data_config(dict(config), pretrained_cfg=known))
     return {}
 
 
