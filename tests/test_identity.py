@@ -161,8 +161,8 @@ def test_the_normalisation_that_a_network_expects_is_named(named: str) -> None:
     torch.manual_seed(0)
     images, (mean, std, flipped) = torch.rand(120, 3, 4, 4), EXPECTED[named]
     images = (images * 255).round() / 255
-    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 20))
-    rows = net[1].weight.data
+    linear = nn.Linear(48, 20)
+    net, rows = nn.Sequential(nn.Flatten(), linear), linear.weight.data
     rows -= rows.mean(dim=0)  # no class is always the largest
     labels = net(images).argmax(dim=1)
 

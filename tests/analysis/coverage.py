@@ -68,7 +68,8 @@ def samples(
             z = rng.binomial(2, rate).astype(np.float32) / 2  # [pairs, images]
             half = images // 2
             totals = (z.sum(axis=1), images), (counts @ z.T, images), (parts @ z.T, half)
-            both.append(Sampled(*(np.log(100 * (k + 0.5) / (n + 1)) for k, n in totals)))
+            whole, drawn, halved = (np.log(100 * (k + 0.5) / (n + 1)) for k, n in totals)
+            both.append(Sampled(whole, drawn, halved))
         yield both[0], both[1]
 
 

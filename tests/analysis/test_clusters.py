@@ -96,6 +96,7 @@ def test_a_batch_of_runs_finds_the_optimum_of_scikit_learn(seed: int, n: int, k:
     found = clusters._best_of(points, k, seed, 200)
     means = KMeans(k, n_init=200, random_state=seed).fit(points)  # pyright: ignore[reportArgumentType]
     assert found is not None and set(found) == set(range(k))
+    assert means.inertia_ is not None
     centres = np.stack([points[found == c].mean(axis=0) for c in range(k)])
     assert ((points - centres[found]) ** 2).sum() <= means.inertia_ + 1e-9
 

@@ -97,7 +97,7 @@ def test_landmarks_of_one_kind_do_not_represent_others() -> None:
 def represented(s: NDArray[np.float64], marks: NDArray[np.intp]) -> bool:
     marks = np.sort(marks)
     outside = _outside(s, marks, np.setdiff1d(np.arange(len(s)), marks))
-    held = HeldOut(*np.zeros((5, 1)), np.ones(len(marks), dtype=bool))
+    held = HeldOut._make([*np.zeros((5, 1)), np.ones(len(marks), dtype=bool)])
     return Completed(s, s, s, s > 0, held, 0.9, outside).represented
 
 

@@ -4,6 +4,7 @@ import re
 from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -190,11 +191,12 @@ def test_cka_of_unrelated_features_is_0_and_of_turned_ones_1() -> None:
 def test_draws_are_the_measures_of_the_drawn_images() -> None:
     predictions, (classes, labels) = rng().integers(3, size=(3, 30)), classes_of(30, 0.5)
     counts, whole = resample(30, 4, seed=2), np.ones((1, 30))
-    for measure, *of in (
+    cases: list[tuple[Any, ...]] = [
         (measures.prediction_agreement, predictions),
         (measures.error_consistency, predictions > 0),
         (measures.same_mistake, classes, labels),
-    ):
+    ]
+    for measure, *of in cases:
         drawn, _ = measure(*of, counts)
         for found, count in zip(drawn, counts.astype(int), strict=True):
             picked = np.repeat(np.arange(30), count)
@@ -286,10 +288,10 @@ def test_held_out_is_a_line_fitted_on_other_models(single: bool) -> None:
     for i, models in enumerate(use.models):
         others = ~np.isin(use.models, models).any(axis=1)
         known = ~np.isnan(use.values[:, others])
-        fitted = [of[:, others][known] for of in (x, use.values)]
-        y, line = use.values[:, i], np.polyfit(*fitted, 1)
+        known_x, known_y = (of[:, others][known] for of in (x, use.values))
+        y, line = use.values[:, i], np.polyfit(known_x, known_y, 1)
         left += np.nansum((y - np.polyval(line, x[:, i])) ** 2)
-        total += np.nansum((y - fitted[1].mean()) ** 2)
+        total += np.nansum((y - known_y.mean()) ** 2)
     found = measures.held_out(use.measures["a"], use, np.arange(7)[None])
     assert found == pytest.approx(1 - left / total)
 
@@ -297,7 +299,8 @@ def test_held_out_is_a_line_fitted_on_other_models(single: bool) -> None:
 def test_a_measure_that_predicts_is_found_and_chance_is_not() -> None:
     """A claim on shuffled models is rarer than 5%: experiments/results/measures.md."""
     related = measures.predict(of_lines(10, -0.5), 199)
-    assert related["measure"][related["r2"].arg_max()] == "a" and related["p"][0] == 1 / 200
+    best = related["r2"].arg_max()
+    assert best is not None and related["measure"][best] == "a" and related["p"][0] == 1 / 200
     assert related["r"][0] < -0.7 and related["low"][0] > 0.3
     claims = [measures.predict(of_lines(7, 0, seed), 99) for seed in range(20)]
     found = [of.filter((pl.col("low") > 0) & (pl.col("p") < 0.05)).height > 0 for of in claims]

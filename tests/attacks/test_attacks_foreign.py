@@ -89,12 +89,13 @@ def test_classes_of_torchattacks(name: str, model: nn.Module, batch: tuple[Tenso
     pytest.importorskip("torchattacks")
     model = model.to(memory_format=torch.channels_last)
     attack = Torchattacks(name, 0.1, {} if name == "FGSM" else {"steps": 2})
-    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    numbers = np.random.get_state(legacy=False)["state"]["key"].copy()
+    before = torch.get_rng_state(), numbers, random.getstate()
     changed = made(attack, model, batch)
     assert torch.equal(changed, made(attack, model, batch))
     assert 0 < (changed - batch[0]).abs().max() <= 0.1 + 1e-6
     assert torch.equal(before[0], torch.get_rng_state()) and before[2] == random.getstate()
-    assert (before[1] == np.random.get_state()[1]).all()
+    assert (before[1] == np.random.get_state(legacy=False)["state"]["key"]).all()
 
 
 def test_random_numbers_are_the_batchs(

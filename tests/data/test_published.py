@@ -66,8 +66,8 @@ class Python2(pickle._Pickler):  # type: ignore[name-defined]
 
     def save_text(self, value: str | bytes) -> None:
         encoded = value.encode() if isinstance(value, str) else value
-        self.write(pickle.BINSTRING + struct.pack("<i", len(encoded)) + encoded)
-        self.memoize(value)
+        self.write(pickle.BINSTRING + struct.pack("<i", len(encoded)) + encoded)  # type: ignore[attr-defined]
+        self.memoize(value)  # type: ignore[attr-defined]
 
     dispatch = pickle._Pickler.dispatch | {str: save_text, bytes: save_text}  # type: ignore
 

@@ -39,6 +39,7 @@ RIGHT = {
 def logits(model: netkin.Model, pixels: Tensor) -> Tensor:
     """A maker's network on gray pixels [n, 1, 28, 28] in [0, 1]."""
     mean, std = (torch.tensor(value).reshape(-1, 1, 1) for value in (model.mean, model.std))
+    assert model.input_size
     if model.input_size != 28:
         size = (model.input_size, model.input_size)
         pixels = nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)

@@ -31,7 +31,7 @@ class CheapInit(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "erfinv_":  # makes timm's truncated normal numbers of uniform ones
             return args[0]
-        weight = args[0] if args else (kwargs or {}).get("tensor")
+        weight: Any = args[0] if args else (kwargs or {}).get("tensor")
         if not name.endswith(("normal_", "uniform_")) or not weight.is_contiguous():
             return func(*args, **kwargs or {})
         width = (12 * len(weight) / max(weight.numel(), 1)) ** 0.5 if weight.ndim > 1 else 0.1

@@ -268,7 +268,7 @@ def test_another_input_size_of_published_weights(tmp_path: Path) -> None:
 def test_families_are_read_off_timms_files_as_it_registers_them() -> None:
     renamed = get_deprecated_models()
     for name in {*timm.list_models(), *renamed}:
-        architecture = renamed.get(name, name).partition(".")[0]
+        architecture = (renamed.get(name) or name).partition(".")[0]
         module = timm.model_entrypoint(architecture).__module__
         assert read_off()[name] == timm_family(name) == module.split(".")[-1]
     assert timm_family("vit_tiny_patch16_224.augreg_in21k") == "vision_transformer"
