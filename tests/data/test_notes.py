@@ -41,7 +41,7 @@ def test_notes_are_printed_first_and_stand_on_the_page(tmp_path: Path) -> None:
         "Class folders are in text order (10, ...)",
     )
     for note in notes:
-        assert printed.index(note) < printed.index(" score s = ") < printed.rindex(note)
+        assert printed.index(note) < printed.index(" fool each other on ") < printed.rindex(note)
         assert note in page
     assert "1 images could not be read and were left out: 9/gone.png (No such file" in page
     models = pl.read_csv(tmp_path / "text" / "models.csv")
