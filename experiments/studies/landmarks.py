@@ -183,7 +183,11 @@ def report(
         ),
     ]
     if measured is None:
-        hidden = text("hidden", n=predicted.height, highest=HIGHEST, **c.against(truth))
+        of = {"n": predicted.height, "highest": HIGHEST, **c.against(truth)}
+        inside = "" if np.isnan(of["coverage"]) else text("inside", **of)
+        if not np.isnan(of["coverage_of_highest"]):
+            inside += text("highest_inside", **of)
+        hidden = text("hidden", inside=inside, **of)
         answer.insert(len(answer) - 1, hidden)
     else:
         answer.append(text("file", file=o.outputs.folder / "similarity.csv"))
