@@ -10,9 +10,10 @@ from tests.conftest import ROOT
 
 HEAVY = {"torch", "torchvision", "timm", "sklearn", "pandas", "pytorch_lightning", "wandb"}
 CODE = """
-import atexit, runpy, sys
+import atexit, os, runpy, sys
 script, *sys.argv = {words!r}
 sys.argv.insert(0, script)
+sys.path[0] = os.path.dirname(script)
 atexit.register(lambda: print("loaded:", *sys.modules))
 runpy.run_path(script, run_name="__main__")
 """
