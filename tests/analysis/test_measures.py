@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lmsim import metrics as lmsim
 from omegaconf import OmegaConf
 from polars.testing import assert_frame_equal
 from torch.nn.functional import cross_entropy
@@ -34,8 +33,11 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 @given(st.integers(0, 1000))
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")  # of a docstring
 def test_error_consistency_and_capa_are_their_authors(seed: int) -> None:
     """Parity with lm-sim, of the authors of CAPA."""
+    from lmsim import metrics as lmsim
+
     logits = 3 * rng(seed).normal(size=(3, 20, 5))
     soft, labels = np.exp(logits), rng(seed + 1).integers(5, size=20)
     soft /= soft.sum(axis=2, keepdims=True)
