@@ -33,7 +33,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 @given(st.integers(0, 1000))
-@pytest.mark.filterwarnings("ignore::SyntaxWarning")  # of a docstring
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")  # in a docstring of theirs
 def test_error_consistency_and_capa_are_their_authors(seed: int) -> None:
     """Parity with lm-sim, of the authors of CAPA."""
     from lmsim import metrics as lmsim
