@@ -22,6 +22,7 @@ pytestmark = [
 ]
 KEYS = [f"image {i}" for i in range(4)]
 MODULE = """
+import functools
 import torch
 
 
@@ -33,6 +34,9 @@ class Shift:
         assert not self.model.training
         moved = images + self.by * self.eps * torch.randn_like(images).sign()
         return moved.clamp(0, 1)
+
+
+partly = functools.partial(Shift, by=1)
 
 
 def bad(model):
@@ -123,6 +127,10 @@ def test_what_leaves_the_ball_is_said(
 def test_identity_tells_code_and_version(module: str) -> None:
     named = as_attack(Foreign(f"{module}.Shift"), "shift", {"_target_": "netkin.attacks.Foreign"})
     assert len(named.identity["_source_sha256"]) == 64
+    partial = as_attack(
+        Foreign(f"{module}.partly"), "partly", {"_target_": "netkin.attacks.Foreign"}
+    )
+    assert partial.identity["_source_sha256"] == named.identity["_source_sha256"]
     theirs = as_attack(Foolbox("LinfPGD"), "pgd", {"_target_": "netkin.attacks.Foolbox"})
     assert theirs.identity["_made_by"] == "foolbox.attacks.LinfPGD"
     assert theirs.identity["_version"].startswith("foolbox 3")

@@ -47,7 +47,7 @@ class Foreign(Attack):
     """
 
     eps: float
-    package = ""
+    module = ""
 
     def __init__(
         self,
@@ -79,11 +79,17 @@ class Foreign(Attack):
 
     def origin(self) -> Mapping[str, Any]:
         """What its results depend on beside its config: a package's version, a module's text."""
-        package = self.maker.__module__.partition(".")[0]
-        try:
-            return {"_made_by": self.name, "_version": f"{package} {version(package)}"}
-        except PackageNotFoundError:
-            return {"_made_by": self.name, "_source_sha256": text_sha256(self.maker.__module__)}
+        origin = {"_made_by": self.name}
+        named = [self.name.rpartition(".")[0]] if "." in self.name else []
+        made = getattr(self.maker, "func", self.maker).__module__  # of a functools.partial
+        for module in sorted({*named, made}):
+            package = module.partition(".")[0]
+            try:
+                origin["_version"] = f"{package} {version(package)}"
+            except PackageNotFoundError:
+                told = origin.get("_source_sha256", "")
+                origin["_source_sha256"] = f"{told}{text_sha256(module)}"
+        return origin
 
     def perturb(
         self, model: nn.Module, pixels: Tensor, labels: Tensor, keys: Sequence[str]
@@ -113,14 +119,25 @@ class Foreign(Attack):
             top = module.partition(".")[0]
             raise UserError(
                 f"{make}: {first_line(error)}; "
-                + (f"install it: pip install {top}" if self.package else "is it on PYTHONPATH?")
+                + (f"install it: pip install {top}" if self.module else "is it on PYTHONPATH?")
             ) from None
         if not callable(maker := getattr(found, name, None)):
             raise UserError(f"{module} has no attack {name!r}{near(name, public(found))}")
         return maker  # type: ignore[return-value]
 
 
-class Torchattacks(Foreign):
+class _OfPackage(Foreign):
+    def __init__(
+        self,
+        name: str,
+        eps: float | str = "8/255",
+        arguments: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ):
+        super().__init__(f"{self.module}.{name}", eps, arguments, seed)
+
+
+class Torchattacks(_OfPackage):
     """A class of torchattacks (Kim 2020), such as DIFGSM, TIFGSM, VMIFGSM, SINIFGSM or Jitter.
 
     Args:
@@ -128,19 +145,10 @@ class Torchattacks(Foreign):
         eps, arguments, seed: as of `Foreign`.
     """
 
-    package = "torchattacks"
-
-    def __init__(
-        self,
-        name: str,
-        eps: float | str = "8/255",
-        arguments: Mapping[str, Any] | None = None,
-        seed: int = 0,
-    ):
-        super().__init__(f"torchattacks.{name}", eps, arguments, seed)
+    module = "torchattacks"
 
 
-class Foolbox(Foreign):
+class Foolbox(_OfPackage):
     """A class of foolbox.attacks (Rauber et al. 2020), such as LinfBasicIterativeAttack.
 
     Args:
@@ -148,16 +156,7 @@ class Foolbox(Foreign):
         eps, arguments, seed: as of `Foreign`; the arguments are those of the class's constructor.
     """
 
-    package = "foolbox"
-
-    def __init__(
-        self,
-        name: str,
-        eps: float | str = "8/255",
-        arguments: Mapping[str, Any] | None = None,
-        seed: int = 0,
-    ):
-        super().__init__(f"foolbox.attacks.{name}", eps, arguments, seed)
+    module = "foolbox.attacks"
 
     def images(self, model: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
         import foolbox
