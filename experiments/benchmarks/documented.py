@@ -8,10 +8,8 @@ versions, in experiments/results/documented.json. The sentences that quote them 
 documented.toml beside it; in its page, the sentence of a template is replaced by the one with the
 new numbers. A test compares the pages with documented.json.
 
-- digits: `python evaluate.py` from an empty store, with weights, with everything (some 5 minutes)
-- distill: `python train.py experiment=distill teacher=regnety_032` from an empty store (5 minutes)
-- teachers: students of fifteen teachers, and what `experiment=distillation` finds (20 minutes)
-- published: `experiment=clusters` and `landmarks` of the published 69 (arguments: similarity.dir=)
+- digits: `python evaluate.py` from an empty store, with weights, with everything (4 minutes)
+- distill: `python train.py experiment=distill teacher=regnety_032` from an empty store (2 minutes)
 """
 
 import argparse
@@ -34,15 +32,6 @@ from experiments.benchmarks.commands import ROOT, states, timed
 RESULTS = ROOT / "experiments" / "results"
 FIGURES = RESULTS / "figures"
 NUMBERS = RESULTS / "documented.json"
-TEACHERS = "regnety_032,test_vit2,test_vit3,test_vit4"
-"""Of the fifteen, those that are not among the twelve members."""
-
-
-def command(script: str, store: Path, outputs: Path, *overrides: str) -> dict[str, Any]:
-    """Numbers of a run's summary.json, and its seconds and peak memory in GiB."""
-    words = [sys.executable, str(ROOT / script), f"store.dir={store}", f"hydra.run.dir={outputs}"]
-    seconds, peak = timed([*words, "logger=csv", *overrides])
-    return {"seconds": seconds, "memory": peak} | numbers(outputs)
 
 
 def numbers(outputs: Path) -> dict[str, Any]:
@@ -72,38 +61,16 @@ def digits(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def distill(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    choice = ("experiment=distill", "teacher=regnety_032", *overrides)
-    found = command("train.py", folder / "store", folder / "distill", *choice)
-    return found | pl.read_csv(folder / "distill" / "result.csv", glob=False).row(0, named=True)
-
-
-def teachers(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    store, scores = folder / "store", FIGURES / "digits_similarity.csv"
-    members = pl.read_csv(scores, glob=False).columns[1:]
-    names = ",".join([*(name for name in members if name != "vit_ti"), TEACHERS])
-    sweep = ["-m", "experiment=distill", f"teacher={names}", f"hydra.sweep.dir={folder / 'sweep'}"]
-    words = [sys.executable, str(ROOT / "train.py"), f"store.dir={store}", "logger=csv"]
-    timed([*words, *sweep, *overrides])
-    outputs = folder / "distillation"
-    found = command("evaluate.py", store, outputs, "experiment=distillation", *overrides)
-    for kind in ("csv", "png"):
-        shutil.copy(outputs / f"distillation.{kind}", FIGURES / f"distillation_similarity.{kind}")
-    return found
-
-
-def published(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for study in ("clusters", "relatives", "importance", "landmarks"):
-        choice = [f"experiment={study}", "similarity=sat69", *overrides]
-        if study == "relatives":
-            choice.append("model=resnet50")
-        found[study] = command("evaluate.py", folder / "store", folder / study, *choice)
-    shutil.copy(folder / "clusters" / "cluster_map.png", FIGURES / "published_clusters.png")
-    return found
+    outputs = folder / "distill"
+    words = [sys.executable, str(ROOT / "train.py"), "experiment=distill", "teacher=regnety_032"]
+    words += [f"store.dir={folder / 'store'}", f"hydra.run.dir={outputs}", "logger=csv"]
+    seconds, peak = timed([*words, *overrides])
+    found = {"seconds": seconds, "memory": peak} | numbers(outputs)
+    return found | pl.read_csv(outputs / "result.csv", glob=False).row(0, named=True)
 
 
 MEASUREMENTS: dict[str, Callable[[Path, Sequence[str]], dict[str, Any]]] = {
-    each.__name__: each for each in (digits, distill, teachers, published)
+    each.__name__: each for each in (digits, distill)
 }
 
 
