@@ -25,10 +25,10 @@ from experiments.studies.clusters import by_chance, more_alike
 from experiments.studies.relatives import likeness, unrelated_likeness
 from netkin.analysis import clusters, importance, matrix
 from netkin.analysis.components import differences, read_components, rows_of
-from netkin.analysis.confounders import main_effects
+from netkin.analysis.confounders import main_effects, related_test
 from netkin.analysis.landmarks import complete
 from netkin.analysis.matrix import pair_values, square
-from netkin.analysis.statistics import mantel, together_test
+from netkin.analysis.statistics import mantel
 from netkin.analysis.verdict import Verdict, verdict
 from netkin.similarity import ALPHA
 
@@ -66,9 +66,7 @@ def groups(labels: Sequence[str] | None, scores: NDArray[np.float64]) -> Verdict
     """As pairwise and within decide it, without the interval over images."""
     if labels is None:
         return None
-    test = together_test(
-        main_effects(scores).rest, np.equal.outer(np.array(labels), np.array(labels))
-    )
+    test = related_test(scores, np.equal.outer(np.array(labels), np.array(labels)))
     return verdict(test.r, p=test.p)
 
 
@@ -107,9 +105,8 @@ def landmarks(scores: NDArray[np.float64], rng: np.random.Generator) -> Verdict:
 
 
 def goes_with(models: Models, scores: NDArray[np.float64], rng: np.random.Generator) -> Verdict:
-    """Whether scores go with another measure of the pairs, such as errors of ensembles or a measure
-    of similarity: here the matrix itself, or one
-    of other models, which have other main effects."""
+    """Whether scores go with another measure of the pairs, such as errors of ensembles: here the
+    matrix itself, or one of other models, which have other main effects."""
     order = np.arange(len(scores))
     if scores is not models.scores:
         order = rng.permutation(order)

@@ -145,11 +145,8 @@ class Opened:
         used = images_used(self.config, self.run.certainty)
         failed = [f"{f.model.name} failed: {f.reason}." for f in self.run.failures]
         notes = left_out(evaluation.subset.skipped, evaluation.images.notes)
-        answer, cautions = (
-            [*answer[:1], *used, *answer[1:], *failed, *notes],
-            self.suspects.sentences,
-        )
-        config = described(self.config)
+        answer = [*answer[:1], *used, *answer[1:], *failed, *notes]
+        config, cautions = described(self.config), self.suspects.sentences
         finish(self.outputs, self.console, title, question, answer, sections, config, cautions)
 
 

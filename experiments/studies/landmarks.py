@@ -209,11 +209,8 @@ def report(
 def limits(c: Completed, names: Sequence[str], without: float) -> list[str]:
     """What predicted scores are not for, and the models outside what the landmarks show, by whom so
     many of the predicted scores are `without` an interval."""
-    held, outside, sentences = (
-        c.held_out,
-        [names[i] for i in np.flatnonzero(c.outside).tolist()],
-        [],
-    )
+    held, sentences = c.held_out, list[str]()
+    outside = [names[i] for i in np.flatnonzero(c.outside).tolist()]
     if c.verdict == "Yes":
         shares = {"found": held.nearest_found.mean(), "highest": held.highest_covered}
         sentences.append(text("not_for", share=HIGHEST, **shares))

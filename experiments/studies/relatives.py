@@ -58,7 +58,7 @@ def run(config: DictConfig) -> None:
         groups = [bases[other] for other in table["model"]]
         own = Marks(table["same_cluster"].to_numpy(), f"in the cluster of {name}")
         y = y.cast(pl.Float64)
-        drawn = scatter_figure(x, y, label, by, named, groups, None, "", FULL, 4.4, own)
+        drawn = scatter_figure(x, y, label, by, named, groups, width=FULL, height=4.4, marks=own)
         caption = text("caption", name=name, by=by, n=NAMED)
         picture = s.outputs.figure("relatives", drawn, table, caption)
         ends = {"nearest": table.head(number), "farthest": table.tail(number).reverse()}

@@ -349,12 +349,21 @@ def choose_teachers(s: Study) -> None:
     teachers, some = chosen["teacher"].to_list(), chosen["similarity"].to_numpy()
     scores, found = table["similarity"].to_numpy(), power(STUDENTS_R, chosen.height)
     values = {
-        **{"listed": and_more(teachers), "n": chosen.height, "candidates": table.height},
-        **{"share": np.ptp(some) / (np.ptp(scores) or 1.0), "low": some.min(), "high": some.max()},
-        **{"verdict": verdict(found, threshold=POWER), "power": found, "wanted": POWER},
-        **{"r": STUDENTS_R, "enough": select.teachers_for_power()},
-        **{"threshold": above, "seed": seed, "above": chosen.filter(chosen="above").height},
-        **{"sampled": chosen.filter(chosen="sampled").height},
+        "listed": and_more(teachers),
+        "n": chosen.height,
+        "candidates": table.height,
+        "share": np.ptp(some) / (np.ptp(scores) or 1.0),
+        "low": some.min(),
+        "high": some.max(),
+        "verdict": verdict(found, threshold=POWER),
+        "power": found,
+        "wanted": POWER,
+        "r": STUDENTS_R,
+        "enough": select.teachers_for_power(),
+        "threshold": above,
+        "seed": seed,
+        "above": chosen.filter(chosen="above").height,
+        "sampled": chosen.filter(chosen="sampled").height,
     }
     answer = [text(f"teachers.{key}", **values) for key in ("span", "shows", "how")]
     s.finish(

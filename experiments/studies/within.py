@@ -19,9 +19,9 @@ from experiments.cli.components import bases_of
 from experiments.cli.study import Study, study
 from experiments.cli.values import naming
 from netkin.analysis import matrix
-from netkin.analysis.confounders import main_effects
+from netkin.analysis.confounders import related_test
 from netkin.analysis.groups import groups, mean_of
-from netkin.analysis.statistics import Tested, together_test
+from netkin.analysis.statistics import Tested
 from netkin.analysis.verdict import verdict
 from netkin.errors import UserError
 from netkin.report.plots import intervals_figure
@@ -124,7 +124,7 @@ def compared(parts: dict[str, Part]) -> tuple[float, Tested, tuple[float, float]
         return np.nan, Tested(np.nan, np.nan, 0), None
     (every, scores, draws), between = parts[ALL], parts[BETWEEN].pairs
     within = every & ~between
-    test = together_test(main_effects(scores).rest, within | within.T)
+    test = related_test(scores, within | within.T)
     more = float(scores[within].mean() - scores[between].mean())
     if draws is None:
         return more, test, None

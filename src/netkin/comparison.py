@@ -30,7 +30,6 @@ from netkin.analysis.clusters import choose_k, has_clusters, hierarchy, spectral
 from netkin.analysis.groups import Draws, family_means, within_and_between
 from netkin.analysis.matrix import Matrix, off_diagonal
 from netkin.analysis.measures import mistake_table
-from netkin.analysis.statistics import together_test
 from netkin.analysis.verdict import verdict
 from netkin.data.classes import class_words
 from netkin.errors import UserError, and_more
@@ -425,11 +424,10 @@ def relate(
     index = [names.index(name) for name in done]
     matrix = np.full((len(names), len(names)), np.nan)
     matrix[np.ix_(index, index)] = scores
-    reasons = pl.Series("suspect", map((suspects or {}).get, names), pl.String)
     table = (
         pl.DataFrame({"model": names, "family": list(families.values())})
         .join(models, on="model", how="left", maintain_order="left")
-        .with_columns(reasons)
+        .with_columns(pl.Series("suspect", map((suspects or {}).get, names), pl.String))
     )
     answer = [
         _extremes(outcomes, pairs.drop_nulls("score"), smoothed, eps_s),
@@ -558,19 +556,15 @@ def _within_or_between(
     families: Sequence[str], pairs: pl.DataFrame, scores: NDArray[np.float64], draws: Draws
 ) -> list[str]:
     """Whether models of one family are more similar, by permuting the families: its size as rates,
-    and in nats, with an interval over images.
-
-    The test is of scores without main effects: a family of models that fool all others is no more
-    related for that.
-    """
+    and in nats, with an interval over images."""
     means = within_and_between(families, scores)
     if means is None:
         return []
     within, between = means
     of_draws, difference = draws.within_and_between(families), within - between
     low, high = statistics.over_images(difference, of_draws[:, 0] - of_draws[:, 1])
-    rest = confounders.main_effects(scores).rest
-    test = together_test(rest, np.equal.outer(np.array(families), np.array(families)))
+    alike = np.equal.outer(np.array(families), np.array(families))
+    test = confounders.related_test(scores, alike)
     family = dict(zip(draws.outcomes.members, families, strict=True))
     same = pl.col("a").replace_strict(family) == pl.col("b").replace_strict(family)
     rate = (pl.col("a_fools_b") + pl.col("b_fools_a")).mean() / 2

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from netkin.analysis import clusters
 from netkin.analysis.matrix import pair_values, square
+from netkin.analysis.statistics import Tested, together_test
 from netkin.errors import UserError
 from netkin.similarity import Z_95, Outcomes, both_correct, pair_rows
 
@@ -198,6 +199,12 @@ def main_effects(scores: NDArray[np.float64]) -> MainEffects:
     np.fill_diagonal(rest, np.diag(scores))
     explained = _explained(pair_values(fitted[:, None] + fitted), pair_values(scores))
     return MainEffects(effects, rest, explained)
+
+
+def related_test(scores: NDArray[np.float64], together: NDArray[np.bool_]) -> Tested:
+    """`together_test` of scores [N, N] without main effects: a group of models that all fool, or
+    are fooled by, any model is no more related for that."""
+    return together_test(main_effects(scores).rest, together)
 
 
 def unrelated(

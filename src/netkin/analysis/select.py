@@ -3,19 +3,16 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
-import scipy
 from numpy.typing import NDArray
 
 from netkin.analysis.matrix import pair_index
-from netkin.analysis.statistics import FEWEST, pearson, power, t_interval
+from netkin.analysis.statistics import FEWEST, lazy, pearson, power, t_interval
 from netkin.data.tables import read_text
 from netkin.errors import UserError, and_more, first_line
 
-lazy: Any = scipy  # whose stats take half a second to import: where they are used
 KEEP = 20_000
 """Ensembles of one size that are extended to the next; with at most so many the search is exact."""
 
