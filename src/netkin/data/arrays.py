@@ -14,7 +14,6 @@ from PIL import Image
 from netkin.data.images import stamp
 from netkin.errors import UserError
 
-_ARRAYS = (np.ndarray, torch.Tensor, Sequence)
 SLACK = 1e-4
 """How far interpolation may leave [0, 1] before pixels are taken to be normalised."""
 
@@ -72,7 +71,9 @@ def read(images: Any, labels: Any, ids: Sequence[str] | None = None) -> Arrays:
     """
     if labels is None:
         pixels, numbers = _batches(images)
-    elif isinstance(images, Iterable) and not isinstance(images, _ARRAYS):
+    elif isinstance(images, Iterable) and not (
+        isinstance(images, Sequence) or hasattr(images, "__array__")
+    ):
         raise UserError(
             f"images are a {type(images).__name__}, whose batches have labels of their own: leave "
             "`labels` out, or give one array [N, 3, H, W] of images"
