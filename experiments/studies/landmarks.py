@@ -147,7 +147,7 @@ def report(
     )
     o.tracker.summary({"landmarks/held_out_r2": held.r2})
     error = float(np.abs(held.predicted - held.measured).mean())
-    note = f"R2 = {held.r2:.2f}, mean error {error:.3f} nats"
+    note = f"R² = {held.r2:.2f}, mean error {error:.3f} nats"
     x, y = table["predicted"], table["measured"]
     line = Marks(identity="predicted as measured")
     drawing = scatter_figure(
@@ -200,7 +200,7 @@ def report(
         answer,
         [
             Section("How well held-out pairs are predicted", (), {}, [of_held]),
-            Section("The matrix", [caption], {}, [matrix]),
+            Section("The matrix", figures=[matrix]),
             Section("Pairs", (), {"The highest predicted scores": predicted.head(20)}),
         ],
     )

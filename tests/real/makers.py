@@ -174,7 +174,7 @@ def cifar10() -> netkin.Model:
     layers += ["dense", "dense_1", "dense_2"]
     arrays = []
     with h5py.File(package_folder("cifar_10_model") / "trained_models" / "cnn_model.h5") as stored:
-        weights = stored.get("model_weights", stored)
+        weights: Any = stored.get("model_weights", stored)
         for layer in layers:
             values = weights[layer][layer]
             arrays += [values[name][()] for name in ORDER if name in values]

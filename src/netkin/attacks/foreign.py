@@ -47,7 +47,7 @@ class Foreign(Attack):
     """
 
     eps: float
-    module = ""
+    module = install = ""
 
     def __init__(
         self,
@@ -116,10 +116,9 @@ class Foreign(Attack):
         try:
             found = importlib.import_module(module)
         except (ImportError, ValueError) as error:
-            top = module.partition(".")[0]
             raise UserError(
                 f"{make}: {first_line(error)}; "
-                + (f"install it: pip install {top}" if self.module else "is it on PYTHONPATH?")
+                + (f"try pip install {self.install}" if self.install else "is it on PYTHONPATH?")
             ) from None
         if not callable(maker := getattr(found, name, None)):
             raise UserError(f"{module} has no attack {name!r}{near(name, public(found))}")
@@ -145,7 +144,7 @@ class Torchattacks(_OfPackage):
         eps, arguments, seed: as of `Foreign`.
     """
 
-    module = "torchattacks"
+    module, install = "torchattacks", "--no-deps torchattacks"  # which pin an old requests
 
 
 class Foolbox(_OfPackage):
@@ -156,7 +155,7 @@ class Foolbox(_OfPackage):
         eps, arguments, seed: as of `Foreign`; the arguments are those of the class's constructor.
     """
 
-    module = "foolbox.attacks"
+    module, install = "foolbox.attacks", "foolbox"
 
     def images(self, model: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
         import foolbox
