@@ -384,22 +384,23 @@ def images_figure(
     """
     rows, columns = len(images), len(titles)
     width = width_of(columns * 0.95)
-    figure = Figure(figsize=(width, rows * (width / columns + 0.15) + 0.2))
+    side = width / (columns + 0.2)  # of an image, in inches; names take the rest
+    step = 1 + 0.2 / side  # from row to row, in images
+    figure = Figure(figsize=(width, side * rows * step + 0.2), layout="none")
     FigureCanvasAgg(figure)
-    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for (row, column), ax in np.ndenumerate(grid):
-        if column >= len(images[row]):
-            ax.set_axis_off()
-            continue
-        ax.imshow(images[row][column], interpolation="nearest")
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
-        if row == 0:
-            ax.set_title(titles[column], fontsize=SMALL, weight="normal", loc="center", pad=3)
-        if column == 0:
-            ax.set_ylabel(names[row], fontsize=SMALL)
-        ax.set_xlabel(below[row][column], fontsize=SMALL, color=INK, labelpad=1)
+    # One axes for all: an axes an image takes ten times as long to draw.
+    ax = figure.add_axes((1 - columns * side / width, 0, columns * side / width, 1))
+    words = {"fontsize": SMALL, "color": INK}
+    for column, title in enumerate(titles):
+        ax.text(column + 0.5, -0.04, title, ha="center", va="bottom", **words)
+    for row, name in enumerate(names):
+        ax.text(-0.06, row * step + 0.5, name, rotation=90, ha="right", va="center", **words)
+        for column, (image, word) in enumerate(zip(images[row], below[row], strict=True)):
+            box = (column + 0.02, column + 0.98, row * step + 0.98, row * step + 0.02)
+            ax.imshow(image, interpolation="nearest", extent=box)
+            ax.text(column + 0.5, row * step + 1, word, ha="center", va="top", **words)
+    ax.set(xlim=(0, columns), ylim=(rows * step, -0.2 / side))
+    ax.set_axis_off()
     return figure
 
 
@@ -441,16 +442,17 @@ def _write_names(
         if not text.get_text():
             continue
         half = np.asarray(text.get_window_extent().size) / 2
-        centres = np.concatenate(
-            [point + around * (half + (RADIUS + gap) * unit) for gap in range(1, 72, 3)]
-        )
-        boxes = np.hstack([centres - half, centres + half])  # [C, 4]
-        outside = ((boxes[:, :2] < frame[:2]) | (boxes[:, 2:] > frame[2:])).any(axis=1)
-        on_names = ((boxes[:, None, :2] < taken[:, 2:]) & (boxes[:, None, 2:] > taken[:, :2])).all(
-            axis=2
-        )
-        on_points = ((boxes[:, None, :2] < avoided) & (boxes[:, None, 2:] > avoided)).all(axis=2)
-        occupied = on_points.sum(axis=1) + 10 * on_names.sum(axis=1) + 100 * outside
+        tried, occupied = [], []
+        for gap in range(1, 72, 3):  # farther from the point, until a position is free
+            centres = point + around * (half + (RADIUS + gap) * unit)
+            boxes = np.hstack([centres - half, centres + half])  # [24, 4]
+            outside = ((boxes[:, :2] < frame[:2]) | (boxes[:, 2:] > frame[2:])).any(axis=1)
+            tried.append(boxes)
+            occupied.append(_inside(boxes, avoided, avoided) + 100 * outside)
+            occupied[-1] += 10 * _inside(boxes, taken[:, :2], taken[:, 2:])
+            if not occupied[-1].min():
+                break
+        boxes, occupied = np.concatenate(tried), np.concatenate(occupied)
         best = int(occupied.argmin())
         taken = np.vstack([taken, boxes[best]])
 
@@ -458,8 +460,16 @@ def _write_names(
             x, y = ax.transData.inverted().transform(pixel)
             return float(x), float(y)
 
-        text.set_position(to_data(centres[best]))
+        text.set_position(to_data((boxes[best, :2] + boxes[best, 2:]) / 2))
         near = np.clip(point, boxes[best, :2], boxes[best, 2:])
         if np.linalg.norm(near - point) > (RADIUS + 5) * unit:
             arrow = {"arrowstyle": "-", "color": "#8a929c", "lw": 0.5, "shrinkA": 0, "shrinkB": 2}
             ax.annotate("", to_data(point), to_data(near), arrowprops=arrow)
+
+
+def _inside(
+    boxes: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """How many of M other boxes, by their corners [M, 2], each of some boxes [C, 4] meets, [C]."""
+    meets = (boxes[:, None, :2] < high) & (boxes[:, None, 2:] > low)
+    return meets.all(axis=2).sum(axis=1)
