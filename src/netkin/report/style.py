@@ -197,8 +197,8 @@ def save(figure: Figure, stem: Path) -> Saved:
     undated: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
     # TrueType, the ids of an SVG, and images that stay images of their own can only be chosen
     # through matplotlib's global settings.
-    chosen = {"pdf.fonttype": 42, "image.composite_image": False}
-    with _GLOBAL, mpl.rc_context({**chosen, "svg.hashsalt": STYLE["svg.hashsalt"]}):
+    chosen: Any = {"pdf.fonttype": 42, "image.composite_image": False}
+    with _GLOBAL, mpl.rc_context(chosen | {"svg.hashsalt": STYLE["svg.hashsalt"]}):
         figure.set_dpi(DPI)  # the size of text depends on it a little, and so does the layout
         figure.draw_without_rendering()
         # "none" would leave a placeholder, for which each format is drawn twice.
