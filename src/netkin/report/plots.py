@@ -386,7 +386,8 @@ def images_figure(
     width = width_of(columns * 0.95)
     side = width / (columns + 0.2)  # of an image, in inches; names take the rest
     step = 1 + 0.2 / side  # from row to row, in images
-    figure = Figure(figsize=(width, side * rows * step + 0.2), layout="none")
+    figure = Figure(figsize=(width, side * rows * step + 0.2))
+    figure.set_layout_engine("none")
     FigureCanvasAgg(figure)
     # One axes for all: an axes an image takes ten times as long to draw.
     ax = figure.add_axes((1 - columns * side / width, 0, columns * side / width, 1))
