@@ -6,7 +6,6 @@ Every command that measures opens its run by `opened`.
 import math
 import os
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ from experiments.cli.values import (
 )
 from netkin import run
 from netkin.analysis.sequential import Certainty, Rule
-from netkin.analysis.suspect import ORDERS, REMEDIES, Suspicion
+from netkin.analysis.suspect import ORDERS, REMEDIES, Suspicion, cautions
 from netkin.attacks import PGD, Attack, as_attack
 from netkin.attacks.grid import levels
 from netkin.attacks.units import fraction
@@ -78,14 +77,9 @@ class Suspects:
     def __call__(self, suspects: Mapping[str, Sequence[Suspicion]]) -> None:
         """Print what is wrong with each member, and what to do, or stop."""
         self.reasons = {n: "; ".join(s.finding for s in found) for n, found in suspects.items()}
-        findings = defaultdict[str, list[str]](list)  # by remedy: many members may need the same
-        for name, suspicions in suspects.items():
-            for suspicion in suspicions:
-                remedy = REMEDIES.get(suspicion.kind) or self._reordering(suspicion.order)
-                findings[remedy].append(f"{name}: {suspicion.finding}")
-        self.sentences = [
-            f"Suspect: {'; '.join(found)}. {remedy}." for remedy, found in findings.items()
-        ]
+        self.sentences = cautions(
+            suspects, lambda found: REMEDIES.get(found.kind) or self._reordering(found.order)
+        )
         if self.sentences and self.config.on_suspect == "stop":
             listed = " ".join(self.sentences)
             raise UserError(text("suspect.stop", n=len(suspects), listed=listed))
