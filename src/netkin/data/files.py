@@ -134,24 +134,15 @@ def walk(root: Path) -> Listing:
 
     Left out are hidden files and folders, what other programs leave (see `litter`), links that
     lead back to a folder that holds them, and what is neither file nor folder. A link to a file
-    that is missing is listed: it is an unreadable image.
-
-    Raises UserError when a folder cannot be listed.
+    that is missing is listed: it is an unreadable image. Raises OSError.
     """
     files: dict[str, File] = {}
     left_out: Counter[str] = Counter()
     folders: list[str] = []
 
     def visit(folder: str, below: str, holders: frozenset[str]) -> None:
-        try:
-            content = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError as error:
-            raise UserError(
-                f"the folder {printable(folder)} cannot be listed ({error.strerror}); make it "
-                "readable, or remove it"
-            ) from None
         holders |= {os.path.realpath(folder)}
-        for entry in content:
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             link, path = entry.is_symlink(), below + entry.name
             if kind := litter(entry.name):
                 left_out[kind] += 1

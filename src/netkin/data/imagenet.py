@@ -85,8 +85,6 @@ def open_compatible(root: str, split: str = "val") -> Images:
     training split. Raises UserError when neither table is there.
     """
     folder = Path(root).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"root={root} is not a folder; expected one with images/")
     if split != "val":
         raise UserError(
             f"{root} holds the ImageNet-compatible images, none of which are for training; train "
