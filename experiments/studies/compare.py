@@ -52,7 +52,7 @@ from netkin.analysis.verdict import verdict
 from netkin.attacks import PGD, Attack
 from netkin.data.classes import class_words
 from netkin.data.tables import read_text
-from netkin.errors import UserError, and_more, near
+from netkin.errors import UserError, and_more, check_known
 from netkin.report.heatmap import heatmap_figure
 from netkin.report.plots import Marks, ranked_figure, scatter
 from netkin.report.sentences import Sentences
@@ -249,8 +249,7 @@ def listed_attacks(config: DictConfig) -> dict[str, Attack]:
         composed = compose("evaluate", overrides=[*others, f"attack={option}"])
         known = [str(key) for key in composed.attack]
         for key in given:
-            if key not in known:
-                raise UserError(f"attack {option} has no setting {key!r}{near(str(key), known)}")
+            check_known(key, known, f"attack {option} has no setting {key!r}")
         values = {k: v for k, v in shared.items() if k.split(".")[0] in known} | given
         composed = changed(composed, {f"attack.{key}": value for key, value in values.items()})
         attack = build_attack(composed, option)

@@ -69,6 +69,15 @@ def near(name: str, known: Iterable[str], n: int = 3) -> str:
     return f"; did you mean {', '.join(matches)}?" if matches else ""
 
 
+def check_known(name: object, known: Iterable[str], problem: str) -> None:
+    """Raises UserError with a problem where a name is not one of those known: with near ones, and
+    with all if there are at most 20."""
+    listed = list(dict.fromkeys(known))
+    if name not in listed:
+        all_of = f" (there are {', '.join(listed) or 'none'})" if len(listed) <= 20 else ""
+        raise UserError(f"{problem}{near(str(name), listed)}{all_of}")
+
+
 def and_more(names: Iterable[str], limit: int = 5) -> str:
     """The first `limit` names, and how many more there are: "a, b, c and 5 more"."""
     listed = list(names)

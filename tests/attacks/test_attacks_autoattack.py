@@ -177,7 +177,7 @@ def test_mim_equals_its_published_algorithm() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"attacks": ["apgd"]}, "^attacks must be of .*did you mean apgd-"),
+        ({"attacks": ["apgd"]}, "^attacks must be AutoAttack's, .*did you mean apgd-"),
         ({"attacks": []}, "^attacks must be a list"),
         ({"attacks": "square"}, "^attacks must be a list"),
         ({"targets": True}, "^targets must be a whole number"),

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from netkin.attacks.base import Attack, Passes, generator, uniform, warn_once
 from netkin.attacks.units import fraction, whole_number
-from netkin.errors import UserError, near
+from netkin.errors import UserError, check_known
 
 log = logging.getLogger(__name__)
 authors_log = log.getChild("authors")
@@ -233,8 +233,5 @@ def _known(attacks: Sequence[str]) -> tuple[str, ...]:
     if isinstance(attacks, str) or not attacks:
         raise UserError(f"attacks must be a list such as [apgd-ce, square], got {attacks!r}")
     for name in attacks:
-        if name not in ATTACKS:
-            raise UserError(
-                f"attacks must be of {', '.join(ATTACKS)}, got {name!r}{near(str(name), ATTACKS)}"
-            )
+        check_known(name, ATTACKS, f"attacks must be AutoAttack's, got {name!r}")
     return tuple(attacks)

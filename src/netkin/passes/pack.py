@@ -241,18 +241,7 @@ def read_table(path: str | Path, classes: Sequence[str]) -> dict[str, int]:
     another class.
     """
     path = Path(path).expanduser()
-    try:
-        table = read_text(path)
-    except UserError as error:
-        raise UserError(
-            f"predictions={path} cannot be read ({error}); expected a CSV file with the columns "
-            "image_id and prediction"
-        ) from None
-    if lacking := [name for name in ("image_id", "prediction") if name not in table.columns]:
-        raise UserError(
-            f"{path} has no column {' and no column '.join(lacking)}; expected image_id,prediction,"
-            f" got {','.join(table.columns[:5])}"
-        )
+    table = read_text(path, ("image_id", "prediction"))
     ids = table["image_id"].str.strip_suffix(".png").str.strip_prefix("images/")
     if ids.is_duplicated().any():
         twice = ids.filter(ids.is_duplicated()).unique(maintain_order=True)
