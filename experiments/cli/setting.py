@@ -56,6 +56,7 @@ from netkin.zoo.member import Member, Task
 
 BATCH_SIZE = 100
 """Images at once with hardware.batch_size=auto; it is halved where memory runs out."""
+QUOTIENT = re.compile(r"\s*[\d.]+\s*/\s*[\d.]+\s*")
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
@@ -163,6 +164,11 @@ def opened(
     """
     if not stops:
         refuse_stopping(config)
+    rule = None
+    if may_stop(config):
+        score = config.score
+        with naming({"half_width": "score.half_width", "share": "score.share"}):
+            rule = Rule(score.half_width, score.share, score.eps_s)
     console = terminal()
     suspects = Suspects(config, console)
     settings = build_settings(config, console, suspects, members, attack)
@@ -172,7 +178,7 @@ def opened(
         sources=sources,
         check_members=complete,
         complete=complete,
-        rule=stopping_rule(config),
+        rule=rule,
         tracker=tracked(config, info),
         tell=lambda notes: print_notes(console, notes),
     )
@@ -278,7 +284,7 @@ def build_attack(config: DictConfig, option: str | None = None) -> Attack:
         own = option or HydraConfig.get().runtime.choices["attack"]
         named = values.pop("name", None) or own
         identity = {
-            key: fraction(value, key) if _is_fraction(value) else value
+            key: fraction(value, key) if QUOTIENT.fullmatch(str(value)) else value
             for key, value in values.items()
         }
         attack = instantiate(config.attack)
@@ -286,10 +292,6 @@ def build_attack(config: DictConfig, option: str | None = None) -> Attack:
             identity["step_size"] = attack.step_size  # which null used to mean is another one
         name = attack.name if isinstance(attack, Attack) else ""
         return as_attack(attack, name or str(named), identity)
-
-
-def _is_fraction(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"\s*[\d.]+\s*/\s*[\d.]+\s*", value) is not None
 
 
 def on_cpu(config: DictConfig) -> bool:
@@ -398,17 +400,6 @@ def take_gpu(store: Path) -> None:
         f"all {len(gpus)} GPUs of {host} have a job of a sweep on this store: use at most "
         f"hydra.launcher.n_jobs={len(gpus)}"
     )
-
-
-def stopping_rule(config: DictConfig) -> Rule | None:
-    """When the run of a config stops (`score.half_width`); None after all images.
-
-    Raises UserError that names the key of a value that cannot be used.
-    """
-    if not may_stop(config):
-        return None
-    with naming({"half_width": "score.half_width", "share": "score.share"}):
-        return Rule(config.score.half_width, config.score.share, config.score.eps_s)
 
 
 def images_used(config: DictConfig, found: Certainty | None) -> list[str]:

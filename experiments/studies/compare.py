@@ -252,14 +252,7 @@ def listed_attacks(config: DictConfig) -> dict[str, Attack]:
             check_known(key, known, f"attack {option} has no setting {key!r}")
         values = {k: v for k, v in shared.items() if k.split(".")[0] in known} | given
         composed = changed(composed, {f"attack.{key}": value for key, value in values.items()})
-        attack = build_attack(composed, option)
-        for other, earlier in found.items():
-            if earlier.identity == attack.identity:
-                raise UserError(
-                    f"attacks: {other} and {label} are the same attack, since attack.* on the "
-                    "command line applies to each; choose others with attacks=[...]"
-                )
-        found[label] = attack
+        found[label] = build_attack(composed, option)
     return found
 
 
@@ -309,12 +302,9 @@ def precisions(config: DictConfig) -> tuple[list[str], list[str]]:
     elif not isinstance(chosen, ListConfig) or not chosen:
         raise UserError(f"precisions must be auto or a list of them, got {chosen!r}")
     for name in chosen:
-        if name not in PRECISIONS:
-            raise UserError(f"precisions must be {' or '.join(PRECISIONS)}, got {name!r}")
+        check_known(name, PRECISIONS, f"precisions has no {name!r}")
         with naming({"precision": "precisions"}):
             check_execution(Execution(name), gpu)
-        if name == present:
-            raise UserError(f"precisions names {name}, which is the run's own: leave it out")
     targets = {*chosen} - {config.transfer.precision}
     return list(dict.fromkeys(chosen)), [name for name in TARGET_PRECISIONS if name in targets]
 

@@ -191,7 +191,7 @@ def test_tables_of_ones_own(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(UserError, match=said):
             read_components(file)
-    with pytest.raises(UserError, match="cannot be read .*; expected a CSV file"):
+    with pytest.raises(UserError, match=r"cannot be read .*; expected a CSV file"):
         read_components(tmp_path / "none.csv")
 
 

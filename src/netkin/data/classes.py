@@ -14,9 +14,6 @@ import yaml
 from netkin.errors import UserError
 
 ORDERS = ("text", "natural")
-MOST = 100_000
-"""Classes that labels may claim by their numbers alone: four times ImageNet-22k's. A label above
-is a mistake, which would have a model of so many outputs built."""
 
 
 def natural_key(name: str) -> list[str | int]:
@@ -83,16 +80,8 @@ def _from_file(path: Path) -> list[str]:
         ) from None
 
 
-def numbered(highest: int, where: str) -> list[str]:
-    """Classes that are known by the highest label alone: "0", "1", ..., str(highest).
-
-    Raises UserError when these are more than there can be.
-    """
-    if highest >= MOST:
-        raise UserError(
-            f"{where}: a label of {highest} claims {highest + 1:,} classes, expected at most "
-            f"{MOST:,}; are these labels? Give the names of the classes if they are"
-        )
+def numbered(highest: int) -> list[str]:
+    """Classes that are known by the highest label alone: "0", "1", ..., str(highest)."""
     return [str(k) for k in range(highest + 1)]
 
 
@@ -139,7 +128,7 @@ def labels_of(
             notes = [f"labels in {where} are numbered from 1 to {high}: 1 was subtracted"]
         elif low >= 1:
             notes = [f"no label in {where} is 0: they are read as counted from 0"]
-    classes = list(classes) or numbered(high, where)[first:]
+    classes = list(classes) or numbered(high)[first:]
     for image, label, value in zip(images, written, values, strict=True):
         if not 0 <= value - first < len(classes):
             raise UserError(

@@ -203,8 +203,7 @@ def _notes(header: Mapping[str, str], owner: str | None) -> dict[str, str]:
     if not isinstance(notes, dict) or "xxh3" not in notes:
         raise ValueError("its header lacks the checksum")
     if owner is not None and notes.get("owner") != owner:
-        earlier = "" if "owner" in notes else ", or of an earlier netkin"
-        raise ValueError(f"it is of another model, attack or part than its place{earlier}")
+        raise ValueError("it is of another model, attack or part than its place")
     return notes
 
 
