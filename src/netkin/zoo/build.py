@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from netkin.errors import UserError, first_line
 from netkin.zoo.checkpoints import choose, load_weights
@@ -325,20 +324,3 @@ def weights_sha256(net: nn.Module) -> str:
             flat = value.detach().cpu().contiguous().flatten()
             total.update(flat.view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
-
-
-def flops(member: Member, task: Task) -> int | None:
-    """Floating-point operations of matrix products and convolutions for one image at the member's
-    own input size; a multiplication and an addition are two. Nothing is computed or downloaded.
-
-    None for a network that does not run on torch's meta device.
-    """
-    try:
-        prep, (net, _) = preprocessing(member, task), blueprint(member, task)
-        shape = (1, len(prep.mean), prep.view.input_size, prep.view.input_size)
-        device = next(net.parameters()).device
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            net.eval()(torch.empty(shape, device=device))
-    except (UserError, RuntimeError, NotImplementedError, StopIteration):
-        return None
-    return counter.get_total_flops()
