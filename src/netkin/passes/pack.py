@@ -13,7 +13,6 @@ with the columns image_id and prediction, an index of the classes in the manifes
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -148,11 +147,9 @@ def export(
 
 def _holds(to: Path, manifest: dict) -> bool:
     """Whether a folder holds a pack of this manifest, finished or not."""
-    with suppress(OSError, ValueError, AttributeError):
-        stored = json.loads((to / "manifest.json").read_text())
-        stored.pop("folders", None)
-        return stored == json.loads(json.dumps(manifest))
-    return False
+    stored = files.read_json(to / "manifest.json")
+    stored.pop("folders", None)
+    return stored == json.loads(json.dumps(manifest))
 
 
 def _write_json(file: Path, content: dict) -> None:

@@ -88,6 +88,15 @@ def write_json(
     write(path, lambda temporary: temporary.write_text(text), place=place)
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON mapping; empty where the file holds none, or is not there."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def create_json(path: Path, content: Mapping[str, Any]) -> bool:
     """Write a file unless it exists, and return whether it was written. Of several processes that
     write it at once, one succeeds."""

@@ -3,7 +3,6 @@
 Only the files are read: no config, model or dataset is needed.
 """
 
-import json
 import math
 import shutil
 import time
@@ -16,7 +15,7 @@ from urllib.parse import unquote
 
 from netkin.errors import DamagedFile, UserError, near
 from netkin.store import folder
-from netkin.store.files import digest, read_tensors
+from netkin.store.files import digest, read_json, read_tensors
 from netkin.store.layout import check_weights, manifest_problem, owner
 from netkin.store.lease import holders, sweep
 from netkin.store.outcomes import OutcomeStore, contents, read_table
@@ -71,7 +70,7 @@ def parts(root: Path) -> list[Part]:
 
 
 def _parts_of(subset: Path) -> Iterator[Part]:
-    images = len(_json(subset / "manifest.json").get("ids", ()))
+    images = len(read_json(subset / "manifest.json").get("ids", ()))
 
     def shards(path: Path, kind: str, member: str = "") -> Part:
         shard_size = identity(path).get("shard_size", 0)
@@ -133,11 +132,11 @@ def _problem(root: Path, file: Path, subsets: Sequence[Path]) -> str | None:
     hashed = file.parent.name.rpartition("-")[2]
     try:
         if file.name == "manifest.json":
-            fits = str(_json(file).get("sha256", "")).startswith(hashed)
+            fits = str(read_json(file).get("sha256", "")).startswith(hashed)
             other = None if fits else "it lists other images than its folder is for"
             return manifest_problem(file) or other
         if file.name == "identity.json":
-            content, above = _json(file), file.parents[1]
+            content, above = read_json(file), file.parents[1]
             named = content.get("attack") if above in subsets else None
             named = content if above.name == "views" else named
             if named is not None and not digest(named).startswith(hashed):
@@ -249,13 +248,4 @@ def _files(root: Path, pattern: str) -> list[Path]:
 
 def identity(entry: Path) -> dict[str, Any]:
     """The identity in an entry's folder; empty where it cannot be read."""
-    return _json(entry / "identity.json")
-
-
-def _json(file: Path) -> dict[str, Any]:
-    """A JSON mapping, or an empty one where the file holds none."""
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_json(entry / "identity.json")
