@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from netkin.errors import UserError
+from netkin.errors import UserError, reading
 
 ORDERS = ("text", "natural")
 
@@ -59,7 +59,8 @@ def read_classes(value: Any) -> list[str]:
 
 
 def _from_file(path: Path) -> list[str]:
-    try:
+    expected = "expected a list of names, or a file with one name a line, or a JSON or YAML list"
+    with reading(f"classes={path}", expected, OSError, ValueError, yaml.YAMLError):
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() in (".yaml", ".yml"):
             content: Any = yaml.load(text, yaml.BaseLoader)  # all as text: no is a name
@@ -72,12 +73,6 @@ def _from_file(path: Path) -> list[str]:
         if not all(isinstance(name, str | int) for name in content):
             raise ValueError("its list holds other things than names")
         return list(map(str, content))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        problem = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        raise UserError(
-            f"classes={path} cannot be read ({problem}); expected a list of names, or a file with "
-            "one name a line, or a JSON or YAML list of them"
-        ) from None
 
 
 def numbered(highest: int) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from netkin.data.classes import in_order, natural_key, numbered, order_note
 from netkin.data.images import File, Labelled
-from netkin.errors import UserError, and_more
+from netkin.errors import UserError, and_more, reading
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2")
 """Of files that are images: those of torchvision's ImageFolder, and JPEG 2000."""
@@ -291,14 +291,12 @@ def _members(
                 inside = folders or ([name] if name else [])
                 yield (*above, *inside, last), File(str(file), "", start, entry.size)
 
-    try:
-        with tarfile.open(file, "r:") as tar:
-            yield from visit(tar, 0, (), name)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(
-            f"{file} cannot be read as a tar file that is not compressed ({reason})"
-        ) from None
+    expected = "expected a tar file that is not compressed"
+    with (
+        reading(file, expected, tarfile.TarError, OSError, EOFError),
+        tarfile.open(file, "r:") as tar,
+    ):
+        yield from visit(tar, 0, (), name)
 
 
 def read_webdataset(shards: Sequence[Path], classes: Sequence[str] = ()) -> Labelled:

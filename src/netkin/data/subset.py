@@ -12,7 +12,7 @@ import numpy as np
 
 from netkin.data.files import printable
 from netkin.data.images import Images
-from netkin.errors import UserError
+from netkin.errors import UserError, reading
 
 SHUFFLE = 1
 """Tells the draw of the order of images from that of the images, which has the same seed."""
@@ -139,7 +139,8 @@ def from_manifest(images: Images, file: str | Path, dataset: str) -> Subset:
     that are not there, or labels them otherwise.
     """
     path = Path(file).expanduser()
-    try:
+    expected = "expected a manifest.json that netkin wrote, from <store>/<dataset>/<subset>/"
+    with reading(f"file={path}", expected, OSError, ValueError, KeyError, TypeError):
         content: Any = json.loads(path.read_text(encoding="utf-8"))
         subset = Subset(
             str(content["name"]),
@@ -151,11 +152,6 @@ def from_manifest(images: Images, file: str | Path, dataset: str) -> Subset:
             tuple((entry["id"], entry["reason"]) for entry in content["skipped"]),
         )
         sha256, of_dataset = content["sha256"], content.get("dataset", dataset)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"file={path} cannot be read as a manifest ({type(error).__name__}: {error}); "
-            "expected a manifest.json that netkin wrote, from <store>/<dataset>/<subset>/"
-        ) from None
     if of_dataset != dataset:
         raise UserError(f"file={path} is a manifest of dataset {of_dataset!r}, not {dataset!r}")
     if subset.digest != sha256:

@@ -35,7 +35,7 @@ from timm.models._registry import get_deprecated_models
 from torch.nn import Module
 from torchvision.models import get_model_builder, get_model_weights, list_models
 
-from netkin.errors import UserError, check_known, first_line, near
+from netkin.errors import UserError, check_known, first_line, near, reading
 from netkin.store.files import file_sha256
 from netkin.zoo import xception as xception  # it registers gluon_xception65 with timm
 from netkin.zoo.families import timm_family
@@ -328,17 +328,10 @@ def config(source: str) -> dict[str, Any]:
 
 def _config(source: str) -> dict[str, Any]:
     library, name = _split(source)
-    try:
-        with _quiet_hub():
-            return library.config(name)
-    except UserError:
-        raise
-    except Exception as error:  # the hub's client, json and timm have their own
-        raise UserError(
-            f"{source}: its config.json cannot be read ({type(error).__name__}: "
-            f"{first_line(error)}); expected a model in the format of timm or transformers, on the "
-            "hub or in a local folder"
-        ) from None
+    expected = "expected a model in the format of timm or transformers, on the hub or in a folder"
+    # The hub's client, json and timm have errors of their own.
+    with reading(f"{source}: its config.json", expected, Exception), _quiet_hub():
+        return library.config(name)
 
 
 published = cache(_config)
