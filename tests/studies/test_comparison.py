@@ -266,7 +266,10 @@ def test_the_cheapest_that_is_the_same() -> None:
         ("attacks sources=[vit_x]", "sources: the run has no model 'vit_x'; did you mean vit_s"),
         ("precision precisions=[tf32]", "precisions tf32 needs a GPU"),
         ("precision transfer.precision=tf32", "transfer.precision tf32 needs a GPU"),
-        ("precision precisions=[8-true]", "precisions has no '8-true'; did you mean 32-true? (there are"),
+        (
+            "precision precisions=[8-true]",
+            "precisions has no '8-true'; did you mean 32-true? (there are",
+        ),
         ("precision precisions=[]", "precisions must be auto or a list"),
         ("precision seed=0", "seed must differ from attack.seed (0)"),
         ("precision attack=clean", "needs an attack with a seed"),
