@@ -222,7 +222,7 @@ def test_published_names_and_mappings_go_with_modules(
     assert result.models["clean_accuracy"][0] == result.models["clean_accuracy"][1]
     with pytest.raises(UserError, match=r"models must have the same classes: .* 10, .* 1000"):
         quick({"module": nets["mlp"], "other": "resnet18.a1_in1k"}, *scans)
-    with pytest.raises(UserError, match=r"models: there is no checkpoint nowhere\.pt"):
+    with pytest.raises(UserError, match=r"there is no checkpoint nowhere\.pt"):
         quick({"module": nets["mlp"], "file": {**entry, "checkpoint": "nowhere.pt"}}, *scans)
 
 

@@ -4,8 +4,7 @@
 
 Arguments are overrides of every run. Prints a row a state: seconds and peak memory, the sum of the
 proportional set sizes of all processes (a page that k processes share counts 1/k for each). Then,
-of the run with weights alone, seconds by stage; and how small and how fast its adversarial images
-are packed.
+of the run with weights alone, seconds by stage.
 
 Measured with the defaults: experiments/results/speed.md and digits.md.
 """
@@ -22,9 +21,6 @@ from pathlib import Path
 
 import polars as pl
 import psutil
-
-from netkin.store.files import pack, read_metadata, read_tensors, unpack
-from netkin.store.inventory import identity
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,27 +54,6 @@ def memory(process: psutil.Process) -> int:
     return total
 
 
-def packing(store: Path) -> str:
-    """How stored adversarial images are packed, in words: share of their bytes, and speeds."""
-    size, packed, seconds = 0, 0, [0.0, 0.0]
-    for file in store.glob("*/*/*/adversarial/*/*.safetensors"):
-        tensors, views = read_tensors(file), file.parents[3] / "views"
-        pixels = read_tensors(views / read_metadata(file)["view"] / file.name)["pixels"]
-        clean = pixels[tensors["index"] % identity(file.parent)["shard_size"]]
-        times = [time.perf_counter()]
-        images = unpack(tensors["difference"], clean)
-        times.append(time.perf_counter())
-        packed += pack(images, clean).nbytes
-        times.append(time.perf_counter())
-        size += images.nbytes
-        seconds = [total + b - a for total, a, b in zip(seconds, times, times[1:], strict=False)]
-    reading, writing = (size / total / 1e6 for total in seconds)
-    return (
-        f"{size / 1e6:.0f} MB of adversarial images take {packed / size:.3f} of that: packed at "
-        f"{writing:.0f} MB/s, unpacked at {reading:.0f}"
-    )
-
-
 def states(folder: Path, overrides: Sequence[str] = ()) -> Iterator[tuple[str, float, float, Path]]:
     """(state, seconds, peak GiB, folder of its outputs) of three runs on one store in a folder."""
     store = folder / "store"
@@ -100,7 +75,6 @@ def main(overrides: Sequence[str] | None = None) -> None:
         for state, _, _, outputs in states(Path(scratch), overrides):
             if state == "weights":
                 stages = pl.read_csv(outputs / "stages.csv", glob=False)
-        print(packing(Path(scratch) / "store"), flush=True)
     by = stages.group_by("stage", maintain_order=True)
     with pl.Config(tbl_rows=-1, float_precision=3):
         print(by.agg(pl.len().alias("models"), pl.sum("seconds")))

@@ -1,11 +1,11 @@
 """What do 12 to 1,000 models cost, beside the models' own passes? Time and memory by stage.
 
-    python -m experiments.benchmarks.scale --models 12 69 200 1000 --stored 100
+    python -m experiments.benchmarks.scale --models 12 69 200 1000
 
 Made-up outcomes of N clustered models, in a process of its own for each N: scores, controls,
 intervals, family means, clusters, and then the tables, figures and page of `experiment=pairwise`,
-in a folder of their own. With `--stored` the files of outcomes of N x N pairs. Peak memory is the
-process's resident set since its start, files that it has mapped among it.
+in a folder of their own. Peak memory is the process's resident set since its start, files that it
+has mapped among it.
 
 On two CPU cores: experiments/results/landmarks.md.
 """
@@ -13,7 +13,6 @@ On two CPU cores: experiments/results/landmarks.md.
 import argparse
 import multiprocessing
 import resource
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,7 +29,6 @@ from netkin.comparison import relate
 from netkin.report.study import Outputs
 from netkin.results import outcome_array
 from netkin.similarity import Outcomes
-from netkin.store.outcomes import OutcomeStore, Part
 
 FAMILY = 13
 """Models of a family, about as in timm."""
@@ -107,57 +105,12 @@ def predicted(scores: NDArray[np.float64], number: int) -> landmarks.Completed:
     return landmarks.complete(scores, drawn.tolist())
 
 
-def stored(models: int, images: int) -> dict[str, Any]:
-    """Files, bytes, and the seconds to write the outcomes of all pairs, to look them up, and to
-    read what scores need of them."""
-    names = [f"model{i:04d}" for i in range(models)]
-    ids = [f"val/n{i % 1000:08d}/ILSVRC2012_val_{i:08d}" for i in range(images)]
-    hashes = {name: f"{i:064d}" for i, name in enumerate(names)}
-    parts = {name: Part(hashes[name], 0, images) for name in names}
-    with tempfile.TemporaryDirectory(prefix="netkin-scale-") as scratch:
-        table, times = OutcomeStore(Path(scratch)), [0.0, 0.0, 0.0]
-        for i, target in enumerate(names):
-            rows = made_up_rows(i, names, ids)
-            times[0] += seconds_of(lambda t=target, r=rows: table.write(t, hashes[t], parts, r))
-        for target in names:
-            times[1] += seconds_of(lambda t=target: table.covered(t, hashes[t], hashes))
-            times[2] += seconds_of(lambda t=target: table.fooled(t, names, ids))
-        files = list(table.path.rglob("*.parquet"))
-        return {
-            "files": len(files),
-            "bytes": sum(file.stat().st_size for file in files),
-            **dict(zip(("write_seconds", "check_seconds", "read_seconds"), times, strict=True)),
-        }
-
-
-def made_up_rows(seed: int, sources: list[str], ids: list[str]) -> dict[str, pl.DataFrame]:
-    """A target's rows on 64% of each source's images."""
-    rng, tables = np.random.default_rng(seed), {}
-    for source in sources:
-        chosen = np.sort(rng.choice(len(ids), int(0.64 * len(ids)), replace=False))
-        label = chosen % 1000
-        other = rng.integers(0, 1000, len(chosen))
-        prediction = np.where(rng.random(len(chosen)) < 0.3, other, label)
-        tables[source] = pl.DataFrame(
-            {"image_id": [ids[i] for i in chosen], "label": label, "prediction": prediction},
-            schema={"image_id": pl.String, "label": pl.Int32, "prediction": pl.Int32},
-        )
-    return tables
-
-
-def seconds_of(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Time and memory of many made-up models.")
     parser.add_argument("--models", type=int, nargs="*", default=[40])
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--draws", type=int, default=1000, help="of images, for intervals")
     parser.add_argument("--landmarks", type=int, default=6, help="that predict other scores")
-    parser.add_argument("--stored", type=int, nargs="*", default=[], help="models with files")
     parser.add_argument("--out", type=Path, default=Path("scale"), help="a folder for the pages")
     options = parser.parse_args(arguments)
     for n in options.models:
@@ -171,8 +124,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f" {size:.1f} MB")
         with pl.Config(tbl_rows=-1, float_precision=2):
             print(table)
-    for n in options.stored:
-        print(f"outcomes of {n} x {n} pairs:", alone(stored, n, options.images))
 
 
 if __name__ == "__main__":

@@ -233,10 +233,8 @@ def attack_rates(
 ) -> pl.DataFrame:
     """One row an attack of conf/attack: model, attack, images, images_per_second (of the fastest
     round). Attacks are timed in turn, so that a busy machine slows them equally."""
-    labels, keys = (
-        torch.arange(len(pixels), device=pixels.device),
-        [str(i) for i in range(len(pixels))],
-    )
+    keys = [str(i) for i in range(len(pixels))]
+    labels = torch.arange(len(pixels), device=pixels.device)
     fast, seconds = Prepared(classifier, Execution(), pixels), dict[str, list[float]]()
     for _ in range(rounds):
         for attack in attacks:

@@ -323,7 +323,6 @@ class _Landmarks(_OfLandmarks, _OfMatrix):
 class _Measures:
     images: int = 500  # at most, of the subset, for all measures
     bootstrap: int = 100  # draws of images, for the stability
-    seconds: float = 1  # longest time of a batch, for the costs
     seed: int = 0  # of the images
     permutations: int = 9999  # of the models, for the Mantel test
 

@@ -1,8 +1,6 @@
 """What every command prints: its answer, and the paths of its files."""
 
-import textwrap
 from collections.abc import Sequence
-from typing import Any
 
 import polars as pl
 from omegaconf import DictConfig, OmegaConf
@@ -16,20 +14,13 @@ from netkin.report.text import cell_text, heading, left_out, split_command
 
 
 class Terminal(Console):
-    """A console of text as it is, without markup or colours of numbers. On a terminal lines are
-    wrapped between words; elsewhere they are not.
+    """A console of text as it is, without markup or colours of numbers.
 
     Where the reader of its lines leaves, as `| head` does, the command goes on without printing.
     """
 
     def __init__(self, width: int | None = None, soft_wrap: bool = False):
         super().__init__(width=width, soft_wrap=soft_wrap, markup=False, highlight=False)
-
-    def print(self, *objects: Any, **options: Any) -> None:
-        """As rich does; a line that begins with a space, such as a command, is not wrapped."""
-        if self.soft_wrap and self.is_terminal:
-            objects = tuple(filled(o, self.width) if isinstance(o, str) else o for o in objects)
-        super().print(*objects, **options)
 
     def on_broken_pipe(self) -> None:
         """Print nothing from here on. rich itself would exit, in the middle of the work."""
@@ -69,23 +60,6 @@ def printed(table: pl.DataFrame, title: str | None = None, width: int = 80) -> G
     return Group(*tables[:-1])
 
 
-def filled(text: str, width: int) -> str:
-    """A text with its lines wrapped between words; the names of files begin below each other."""
-    lines = [
-        line
-        if line.startswith(" ")
-        else textwrap.fill(
-            line,
-            width,
-            subsequent_indent=" " * 9 * line.startswith(("Tables  ", "Figures ")),
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for line in text.split("\n")
-    ]
-    return "\n".join(lines)
-
-
 def finish(
     outputs: Outputs,
     console: Console,
@@ -100,7 +74,7 @@ def finish(
 
     `title` is the question in one line, `question` says how it was measured, too; `config_text` is
     the resolved config as YAML, and `printed` cautions that the terminal has shown already: on the
-    page they follow the verdict.
+    page they follow the verdict. Paragraphs are wrapped on a terminal, commands are not.
     """
     cautious = [*answer[:1], *printed, *answer[1:]]
     report = outputs.report(title, question, cautious, sections, config_text)
@@ -108,7 +82,9 @@ def finish(
         console.print("\nSome members are suspect: see above, and the page.")
     for paragraph in answer:
         said, command = split_command(paragraph) if console.is_terminal else (paragraph, "")
-        console.print(f"\n{said}" + f"\n  {command}" * bool(command))
+        console.print(f"\n{said}", soft_wrap=not console.is_terminal)
+        if command:
+            console.print(f"  {command}")
     console.print(f"\nReport   {report}")
     for kind, suffix in (("Tables", ".csv"), ("Figures", ".png")):
         if names := sorted(file for file in outputs.files if file.endswith(suffix)):

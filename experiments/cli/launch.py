@@ -12,12 +12,11 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -262,8 +261,7 @@ def launch(main: Callable[[], None]) -> None:
         check_additions(given, script)
         sys.argv[1:] = arguments(script, given)
         try:
-            with composed_once(sys.argv[1:]):
-                main()
+            main()
         finally:
             if not isinstance(sys.exc_info()[1], Stopped | BrokenPipeError):
                 folder.print_jobs()
@@ -282,28 +280,6 @@ def launch(main: Callable[[], None]) -> None:
         folder.release()
         _close_logs()
         stop.handle(stop.at_once)
-
-
-@contextmanager
-def composed_once(given: Sequence[str]) -> Iterator[None]:
-    """Have Hydra compose the config once, for which it takes 0.15 s.
-
-    It does so a first time to read hydra.mode, which some experiments set, and a user's own config
-    or an override may.
-    """
-    experiments = [text.partition("=")[2] for text in given if text.startswith("experiment=")]
-    files = [CONF / "experiment" / f"{name}.yaml" for name in experiments]
-    if any(text.startswith(("-", "hydra.mode")) for text in given) or any(
-        "MULTIRUN" in file.read_text() for file in files if file.is_file()
-    ):
-        yield
-        return
-    original = Hydra.get_mode
-    Hydra.get_mode = lambda *_, **__: None
-    try:
-        yield
-    finally:
-        Hydra.get_mode = original
 
 
 def _close_logs() -> None:

@@ -6,7 +6,6 @@ Every command that measures opens its run by `opened`.
 import math
 import os
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ from experiments.cli.values import (
 )
 from netkin import run
 from netkin.analysis.sequential import Certainty, Rule
-from netkin.analysis.suspect import ORDERS, REMEDIES, Suspicion
+from netkin.analysis.suspect import ORDERS, REMEDIES, Suspicion, cautions
 from netkin.attacks import PGD, Attack, as_attack
 from netkin.attacks.grid import levels
 from netkin.attacks.units import fraction
@@ -57,6 +56,7 @@ from netkin.zoo.member import Member, Task
 
 BATCH_SIZE = 100
 """Images at once with hardware.batch_size=auto; it is halved where memory runs out."""
+QUOTIENT = re.compile(r"\s*[\d.]+\s*/\s*[\d.]+\s*")
 text = Sentences(Path(__file__).with_suffix(".toml"))
 
 
@@ -78,14 +78,9 @@ class Suspects:
     def __call__(self, suspects: Mapping[str, Sequence[Suspicion]]) -> None:
         """Print what is wrong with each member, and what to do, or stop."""
         self.reasons = {n: "; ".join(s.finding for s in found) for n, found in suspects.items()}
-        findings = defaultdict[str, list[str]](list)  # by remedy: many members may need the same
-        for name, suspicions in suspects.items():
-            for suspicion in suspicions:
-                remedy = REMEDIES.get(suspicion.kind) or self._reordering(suspicion.order)
-                findings[remedy].append(f"{name}: {suspicion.finding}")
-        self.sentences = [
-            f"Suspect: {'; '.join(found)}. {remedy}." for remedy, found in findings.items()
-        ]
+        self.sentences = cautions(
+            suspects, lambda found: REMEDIES.get(found.kind) or self._reordering(found.order)
+        )
         if self.sentences and self.config.on_suspect == "stop":
             listed = " ".join(self.sentences)
             raise UserError(text("suspect.stop", n=len(suspects), listed=listed))
@@ -169,6 +164,11 @@ def opened(
     """
     if not stops:
         refuse_stopping(config)
+    rule = None
+    if may_stop(config):
+        score = config.score
+        with naming({"half_width": "score.half_width", "share": "score.share"}):
+            rule = Rule(score.half_width, score.share, score.eps_s)
     console = terminal()
     suspects = Suspects(config, console)
     settings = build_settings(config, console, suspects, members, attack)
@@ -178,7 +178,7 @@ def opened(
         sources=sources,
         check_members=complete,
         complete=complete,
-        rule=stopping_rule(config),
+        rule=rule,
         tracker=tracked(config, info),
         tell=lambda notes: print_notes(console, notes),
     )
@@ -284,7 +284,7 @@ def build_attack(config: DictConfig, option: str | None = None) -> Attack:
         own = option or HydraConfig.get().runtime.choices["attack"]
         named = values.pop("name", None) or own
         identity = {
-            key: fraction(value, key) if _is_fraction(value) else value
+            key: fraction(value, key) if QUOTIENT.fullmatch(str(value)) else value
             for key, value in values.items()
         }
         attack = instantiate(config.attack)
@@ -292,10 +292,6 @@ def build_attack(config: DictConfig, option: str | None = None) -> Attack:
             identity["step_size"] = attack.step_size  # which null used to mean is another one
         name = attack.name if isinstance(attack, Attack) else ""
         return as_attack(attack, name or str(named), identity)
-
-
-def _is_fraction(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"\s*[\d.]+\s*/\s*[\d.]+\s*", value) is not None
 
 
 def on_cpu(config: DictConfig) -> bool:
@@ -404,17 +400,6 @@ def take_gpu(store: Path) -> None:
         f"all {len(gpus)} GPUs of {host} have a job of a sweep on this store: use at most "
         f"hydra.launcher.n_jobs={len(gpus)}"
     )
-
-
-def stopping_rule(config: DictConfig) -> Rule | None:
-    """When the run of a config stops (`score.half_width`); None after all images.
-
-    Raises UserError that names the key of a value that cannot be used.
-    """
-    if not may_stop(config):
-        return None
-    with naming({"half_width": "score.half_width", "share": "score.share"}):
-        return Rule(config.score.half_width, config.score.share, config.score.eps_s)
 
 
 def images_used(config: DictConfig, found: Certainty | None) -> list[str]:

@@ -19,7 +19,6 @@ cluster has.
 """
 
 import io
-import json
 import os
 import re
 import signal
@@ -45,7 +44,7 @@ from omegaconf import OmegaConf
 from experiments.cli.mistakes import ENDS, one_line
 from netkin.errors import Stopped, UserError, and_more, first_line
 from netkin.jobs.signals import STOPPING, blocked
-from netkin.store.files import digest, write_json
+from netkin.store.files import digest, read_json, write_json
 
 NAME = "hydra_plugins.netkin.SlurmLauncher"
 """The launcher's `_target_`: Hydra takes no launcher from another package."""
@@ -99,7 +98,7 @@ class Job:
         Returns a line where it failed or was put back into the queue, else "".
         """
         state = row["state"] if row else "UNKNOWN"
-        if "made" in read_note(self.note):
+        if "made" in read_json(self.note):
             self.state, self.reason = "DONE", ""
         elif error := _text(error_file(self.folder, self.id)):
             self.state, self.reason = "FAILED", error
@@ -231,12 +230,12 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
             signal.signal(each, _stop)
         signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit prints a line for each of them
         try:
-            if read_note(note).get("token") != token:
+            if read_json(note).get("token") != token:
                 store, here = note.parents[1], os.uname().nodename
                 raise UserError(f"{OTHER_STORE}: on {here}, {store} is another folder")
             files = super().__call__(*of_hydra).return_value or ()
             made = [str(Path(file).absolute()) for file in files]
-            write_json(note, {**read_note(note), "made": made})
+            write_json(note, {**read_json(note), "made": made})
         except Stopped as stop:
             if stop.code == 128 + signal.SIGUSR2 and callable(requeue):
                 requeue(signal.SIGUSR2, None)  # exits, unless that was too often
@@ -251,14 +250,6 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
 def error_file(folder: Path, job: str) -> Path:
     """Where a job leaves its error in one line."""
     return folder / f"{job}_0_error.txt"
-
-
-def read_note(note: Path) -> dict[str, Any]:
-    """The content of a note; empty if there is none."""
-    with suppress(ValueError):
-        content = json.loads(_text(note))
-        return content if isinstance(content, dict) else {}
-    return {}
 
 
 def _text(file: Path) -> str:
@@ -307,7 +298,7 @@ def _submitted_before(jobs: Sequence[Job], known: dict[str, dict[str, str]]) -> 
     """Set those that are done, or in the queue, by their notes; returns the others' numbers."""
     new, lines = [], []
     for number, job in enumerate(jobs):
-        note = read_note(job.note)
+        note = read_json(job.note)
         row = known.get(note.get("job", ""))
         if note.get("made") and all(Path(file).exists() for file in note["made"]):
             job.state = "DONE"

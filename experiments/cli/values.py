@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from netkin.errors import UserError, near
+from netkin.errors import UserError, check_known
 
 T = TypeVar("T")
 
@@ -118,9 +118,8 @@ def construct(function: Callable[..., T], group: str, values: DictConfig, *first
     """
     parameters = list(inspect.signature(function).parameters.values())[len(first) :]
     known, arguments = [parameter.name for parameter in parameters], resolved(values)
-    if unknown := next((key for key in arguments if key not in known), None):
-        hint = f"{near(unknown, known)} (settings: {', '.join(known)})"
-        raise UserError(f"{group} has no setting {unknown!r}{hint}")
+    for key in arguments:
+        check_known(key, known, f"{group} has no setting {key!r}")
     if needed := [p.name for p in parameters if p.default is p.empty and p.name not in arguments]:
         raise UserError(f"{group} needs a value of {', '.join(needed)}")
     with naming_group(group, values):

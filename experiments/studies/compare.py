@@ -52,7 +52,7 @@ from netkin.analysis.verdict import verdict
 from netkin.attacks import PGD, Attack
 from netkin.data.classes import class_words
 from netkin.data.tables import read_text
-from netkin.errors import UserError, and_more, near
+from netkin.errors import UserError, and_more, check_known
 from netkin.report.heatmap import heatmap_figure
 from netkin.report.plots import Marks, ranked_figure, scatter
 from netkin.report.sentences import Sentences
@@ -249,18 +249,10 @@ def listed_attacks(config: DictConfig) -> dict[str, Attack]:
         composed = compose("evaluate", overrides=[*others, f"attack={option}"])
         known = [str(key) for key in composed.attack]
         for key in given:
-            if key not in known:
-                raise UserError(f"attack {option} has no setting {key!r}{near(str(key), known)}")
+            check_known(key, known, f"attack {option} has no setting {key!r}")
         values = {k: v for k, v in shared.items() if k.split(".")[0] in known} | given
         composed = changed(composed, {f"attack.{key}": value for key, value in values.items()})
-        attack = build_attack(composed, option)
-        for other, earlier in found.items():
-            if earlier.identity == attack.identity:
-                raise UserError(
-                    f"attacks: {other} and {label} are the same attack, since attack.* on the "
-                    "command line applies to each; choose others with attacks=[...]"
-                )
-        found[label] = attack
+        found[label] = build_attack(composed, option)
     return found
 
 
@@ -310,12 +302,9 @@ def precisions(config: DictConfig) -> tuple[list[str], list[str]]:
     elif not isinstance(chosen, ListConfig) or not chosen:
         raise UserError(f"precisions must be auto or a list of them, got {chosen!r}")
     for name in chosen:
-        if name not in PRECISIONS:
-            raise UserError(f"precisions must be {' or '.join(PRECISIONS)}, got {name!r}")
+        check_known(name, PRECISIONS, f"precisions has no {name!r}")
         with naming({"precision": "precisions"}):
             check_execution(Execution(name), gpu)
-        if name == present:
-            raise UserError(f"precisions names {name}, which is the run's own: leave it out")
     targets = {*chosen} - {config.transfer.precision}
     return list(dict.fromkeys(chosen)), [name for name in TARGET_PRECISIONS if name in targets]
 

@@ -8,8 +8,8 @@ reduction rate), and whose students learn more where the store has students, by 
 fitted on other models. The measures and the errors of ensembles are of different images: halves of
 these, since equal errors on one image would predict themselves.
 
-Writes a matrix for each (measure_<name>.csv), measures_uses.csv, measures.csv (stability and
-costs), measures_pairs.csv (intervals), the correlations of every two, and report.html. Features and
+Writes a matrix for each (measure_<name>.csv), measures_uses.csv, measures.csv (stability),
+measures_scatter.csv (intervals), the correlations of every two, and report.html. Features and
 gradients are stored by model and shard, so that an interrupted run continues where it stopped.
 
 On the 12 digits members (500 images, PGD-50, 66 pairs) no measure predicts ERR beyond chance: the
@@ -18,10 +18,7 @@ not correlate (experiments/results/measures.md). s correlates with the cosine of
 (r = 0.63, Mantel p <= 0.0001), and not for certain with another.
 """
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,7 +40,6 @@ from netkin.analysis.matrix import Matrix, pair_values
 from netkin.analysis.measures import Measure, Use, predict
 from netkin.analysis.statistics import FEWEST, correlations, mean_known, p_text, trend
 from netkin.analysis.verdict import verdict
-from netkin.jobs.pool import Advance, Result
 from netkin.jobs.progress import Bars
 from netkin.passes import Item
 from netkin.passes.features import Kind, draw_images, gradient_cosines
@@ -79,19 +75,15 @@ def run(config: DictConfig) -> None:
         images = len(s.measured.evaluation.subset)
         positions = draw_images(images, options.images, options.seed)
         kinds = (Kind("features", positions), Kind("gradients", positions))
-        costs = gather(config, s.measured, kinds)
+        gather(s.measured, kinds)
         with s.console.status("comparing") if s.console.is_terminal else Bars(s.console):
-            results = all_measures(s, s.measured, kinds, costs)
+            results = all_measures(s, s.measured, kinds)
             uses = all_uses(s, s.measured, results, positions)
         report(s, results, uses, positions)
 
 
-def gather(config: DictConfig, m: Measured, kinds: Sequence[Kind]) -> dict[str, float]:
-    """Compute what the store lacks, and time a batch of each model.
-
-    Returns the seconds per image of a forward pass, an attack (craft), features and gradients,
-    each summed over the models.
-    """
+def gather(m: Measured, kinds: Sequence[Kind]) -> None:
+    """Compute what the store lacks of features and gradients."""
     r = m.run
     with r.working():
         for kind in kinds:
@@ -100,38 +92,14 @@ def gather(config: DictConfig, m: Measured, kinds: Sequence[Kind]) -> dict[str, 
             parts = kind.shards(r.results)
             images = sum(len(parts[i]) for item in todo for i in item.todo)
             r.stage(kind.name, kind.compute, todo, images)
-        models = [Item(model.name, model) for model in m.members]
-        timed = r.stage("cost", partial(_cost, config.measures.seconds), models, len(models))
     r.raise_failures()
-    costs = [result.cost for _, result in timed]
-    return {name: sum(cost[name] for cost in costs) for name in costs[0]}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Timed(Result):
-    """The seconds per image of each kind of pass."""
-
-    cost: dict[str, float]
-
-
-def _cost(seconds: float, context: tuple[Any, Any, Any], item: Item, advance: Advance) -> Timed:
-    from netkin.passes.features import time_passes
-    from netkin.passes.probe import probe
-
-    start = time.perf_counter()
-    timing = probe(*context[:2], item.of_model(), seconds, advance)
-    cost = {"craft": timing.craft, "forward": timing.transfer}
-    cost |= time_passes(*context[:2], item.of_model(), timing.batch)
-    return Timed(cost=cost, seconds=time.perf_counter() - start)
-
-
-def all_measures(
-    s: Study, measured: Measured, kinds: Sequence[Kind], costs: dict[str, float]
-) -> list[Measure]:
+def all_measures(s: Study, measured: Measured, kinds: Sequence[Kind]) -> list[Measure]:
     """The seven measures with their draws, of the same models and images."""
     found, members, (features, gradients) = measured.results, measured.members, kinds
     chosen = list(features.positions)
-    n, images, bootstrap = len(members), len(chosen), s.config.measures.bootstrap
+    images, bootstrap = len(chosen), s.config.measures.bootstrap
     outcomes = measured.outcomes.on(chosen)
     draws = similarity.resample(images, bootstrap), noise.halves(images)
     weights = np.vstack([np.ones(images), *draws])
@@ -149,18 +117,10 @@ def all_measures(
         "gradient_cosine": (measures.mean_over_images(cosines, weights), None),
         "linear_cka": (measures.linear_cka(np.stack(grams), weights), None),
     }
-    seconds = {name: cost * images for name, cost in costs.items()}
-    of_all = n * seconds["forward"]
-    attacked = seconds["craft"] + seconds["forward"] + of_all
-    costly = {
-        "gradient_cosine": (seconds["gradients"], 0.0),
-        "linear_cka": (seconds["features"], 0.0),
-    }
-    costly["same_mistake"] = (attacked, of_all)
-    results = [Measure("similarity", noise.sampled_scores(outcomes, bootstrap), attacked, of_all)]
+    results = [Measure("similarity", noise.sampled_scores(outcomes, bootstrap))]
     for name, (of, limits) in values.items():
         sampled = noise.Sampled(of[0], of[1 : bootstrap + 1], of[bootstrap + 1 :])
-        results.append(Measure(name, sampled, *costly.get(name, (seconds["forward"], 0.0)), limits))
+        results.append(Measure(name, sampled, limits))
     return results
 
 
@@ -257,7 +217,7 @@ def report(s: Study, results: list[Measure], uses: list[Used], positions: Sequen
             Section("What each measure predicts", [text("held_out")] if uses else [], shown, ()),
             Section("Against similarity by transfer", (), {}, [against]),
             Section("Every two measures", (), {"Correlations over pairs": correlations}, [two]),
-            Section("Stability and cost", [text("stability")], {"Measures": table}, ()),
+            Section("Stability", [text("stability")], {"Measures": table}, ()),
         ],
     )
 
@@ -305,9 +265,6 @@ def answer(
     if ranked.height:
         names, r = [short_title(name) for name in ranked["measure"]], ranked["agreement"]
         sentences.append(text("stable", first=names[-1], r=r[-1], last=names[0], low=r[0]))
-    costs = table.sort("seconds").to_dicts()
-    cost = ", ".join(f"{short_title(r['measure'])} {r['seconds']:.1f} s" for r in costs)
-    sentences.append(text("cost", cost=cost))
     undefined = table.filter(pl.col("undefined_pairs") > 0).select("measure", "undefined_pairs")
     named = [text("undefined", measure=TITLES[name], pairs=k) for name, k in undefined.rows()]
     return [*sentences, *named]

@@ -7,7 +7,6 @@ and writes similarity.csv, pairs.csv, models.csv, families.csv, the heatmap and 
 On the 12 digits members (500 images, PGD-50): see the README and experiments/results/digits.md.
 """
 
-import numpy as np
 import polars as pl
 from omegaconf import DictConfig
 
@@ -15,9 +14,8 @@ from experiments.cli.measured import Measured
 from experiments.cli.runs import eps_advice
 from experiments.cli.study import Study, measured
 from netkin import similarity
-from netkin.analysis.groups import Draws
+from netkin.analysis.groups import Draws, compared
 from netkin.analysis.matrix import off_diagonal
-from netkin.analysis.statistics import over_images
 from netkin.comparison import Result, summarise
 
 
@@ -67,17 +65,9 @@ def numbers(s: Study, draws: Draws, result: Result) -> dict[str, float]:
     often noise alone fools a model."""
     scores = off_diagonal(result.scores)
     values = {f"similarity/{of}": float(getattr(scores, of)()) for of in ("mean", "min", "max")}
-    same, lower = np.equal.outer(s.families, s.families), np.tri(len(s.families), k=-1, dtype=bool)
-    kinds = {"within": same & lower, "between": ~same & lower}
-    if all(pairs.any() for pairs in kinds.values()):
-        found = {name: float(s.scores[pairs].mean()) for name, pairs in kinds.items()}
-        found["difference"] = found["within"] - found["between"]
-        means = draws.within_and_between(s.families)
-        of_draws = (*means.T, means[:, 0] - means[:, 1])
-        for (name, value), drawn in zip(found.items(), of_draws, strict=True):
-            key, limits = f"similarity/{name}", (-np.inf, similarity.ALWAYS)
-            low, high = over_images(value, drawn, limits)
-            values |= {key: value, f"{key}_low": low, f"{key}_high": high}
+    for name, (value, low, high) in compared(s.families, s.scores, draws).items():
+        key = f"similarity/{name}"
+        values |= {key: value, f"{key}_low": low, f"{key}_high": high}
     if "noise_rate" in result.models.columns:
         values["noise/mean"] = result.models.select(pl.col("noise_rate").mean()).item()
     return values

@@ -27,10 +27,9 @@ import polars as pl
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.cli.components import BASE, PUBLISHED, components_of, stand_in
+from experiments.cli.components import BASE, components_of, stand_in
 from experiments.cli.members import build_members
 from experiments.cli.runs import command, with_root
-from experiments.cli.sat69 import pinned
 from experiments.cli.study import Study, study
 from experiments.cli.values import naming_group, resolved
 from experiments.studies.ensemble import ensembles_wrong
@@ -56,8 +55,6 @@ from netkin.report.style import FULL
 from netkin.report.text import count
 from netkin.run import Run
 from netkin.similarity import exact_limits
-from netkin.zoo.build import flops
-from netkin.zoo.parse import parse_members
 
 Advice = tuple[Section, list[str]]
 """A section of the page, and its part of the answer."""
@@ -278,19 +275,12 @@ def ensemble_section(
 
 
 def cost(s: Study, least: NDArray[np.intp], chosen: NDArray[np.intp]) -> str:
-    """Parameters and operations of the chosen ensemble and of the least similar one."""
+    """Parameters of the chosen ensemble and of the least similar one."""
     if s.published is None:
         return text("no_cost")
-    entries, costs = pinned(), []
-    for group in (chosen, least):
-        members = parse_members([s.names[i] for i in group], entries, at_least=1)
-        each = [flops(member, PUBLISHED) for member in members]
-        known = [number for number in each if number is not None]
-        costs.append(f"{count(int(s.published.params[group].sum()))} parameters")
-        if len(known) == len(each):
-            costs[-1] += f" and {sum(known) / 1e9:.1f} GFLOPs an image"
-    other = "" if costs[0] == costs[1] else text("other_cost", cost=costs[1])
-    return text("cost", cost=costs[0], other=other)
+    sizes = [count(int(s.published.params[group].sum())) for group in (chosen, least)]
+    other = "" if sizes[0] == sizes[1] else text("other_cost", cost=f"{sizes[1]} parameters")
+    return text("cost", cost=f"{sizes[0]} parameters", other=other)
 
 
 # Teachers

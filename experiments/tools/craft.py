@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig
 
 from experiments.cli.members import build_members
 from experiments.cli.setting import opened
-from netkin.errors import UserError, and_more, near
+from netkin.errors import check_known
 from netkin.store.layout import shard_file
 from netkin.zoo.member import Member
 
@@ -47,9 +47,5 @@ def sources_of(members: list[Member], names: str | ListConfig) -> list[Member]:
     chosen = [str(name) for name in (names if isinstance(names, ListConfig) else [names])]
     known = {member.name: member for member in members}
     for name in chosen:
-        if name not in known:
-            raise UserError(
-                f"source={name} is not in model.members{near(name, known)} (they are "
-                f"{and_more(known, 20)})"
-            )
+        check_known(name, known, f"source={name} is not in model.members")
     return [known[name] for name in chosen] or members

@@ -27,10 +27,6 @@ from netkin.report.text import and_more, settings_text, size
 from netkin.store import inventory
 from netkin.store.inventory import Damage
 
-TYPES = {
-    **dict.fromkeys(("path", "kind", "member"), pl.String),
-    **dict(done=pl.Int64, total=pl.Int64, complete=pl.Float64, bytes=pl.Int64, part=pl.String),
-}
 MANY = 8
 """The most paths that are listed."""
 
@@ -44,8 +40,7 @@ def run(config: DictConfig) -> None:
     if remove:
         _remove(root, list(map(str, remove)), config.confirm, console)
         return
-    parts = _parts(root)
-    outputs.table("store", parts.drop("part"))
+    parts = outputs.table("store", inventory.parts(root))
     tables = _by_folder(root, parts)
     for title, table in tables.items():
         console.print(printed(table, title, console.width))
@@ -79,29 +74,13 @@ def run(config: DictConfig) -> None:
         )
 
 
-def _parts(root: Path) -> pl.DataFrame:
-    """One row a part: path, kind, member, done, total, complete (a rate, if known), bytes, part."""
-    rows = [
-        {
-            "path": part.path.relative_to(root).as_posix(),
-            "kind": part.kind,
-            "member": part.member,
-            "done": part.done,
-            "total": part.total or None,
-            "complete": part.done / part.total if part.total else None,
-            "bytes": part.size,
-            "part": part.member or part.path.name,
-        }
-        for part in inventory.parts(root)
-    ]
-    return pl.DataFrame(rows, schema=TYPES)
-
-
 def _by_folder(root: Path, parts: pl.DataFrame) -> dict[str, pl.DataFrame]:
     """A table for each folder of parts, by its kind, path, and attack."""
     tables = {}
-    folders = parts["path"].str.replace(r"/[^/]*$", "").alias("folder")
-    for (kind, folder), table in parts.group_by("kind", folders, maintain_order=True):
+    path, member = pl.col("path"), pl.col("member")
+    name = pl.when(member == "").then(path.str.extract("([^/]*)$")).otherwise(member)
+    parts = parts.with_columns(part=name, folder=path.str.replace("/[^/]*$", ""))
+    for (kind, folder), table in parts.group_by("kind", "folder", maintain_order=True):
         attack = settings_text(inventory.identity((root / folder).parent).get("attack", {}))
         title = f"{kind}: {folder}{f'  ({attack})' if attack else ''}"
         tables[title] = table.select(

@@ -20,7 +20,7 @@ from torch import nn
 
 from netkin import run
 from netkin.analysis.groups import Draws
-from netkin.analysis.suspect import CHANCE, REMEDIES, Suspicion
+from netkin.analysis.suspect import CHANCE, REMEDIES, Suspicion, cautions
 from netkin.attacks import PGD, Attack, as_attack
 from netkin.attacks.grid import levels
 from netkin.attacks.units import fraction, whole_number
@@ -114,11 +114,6 @@ def _settings(
     progress: bool,
 ) -> Settings:
     task = Task("images", len(data.classes), "pretrained", classes=tuple(data.classes))
-    for member in members:
-        if member.checkpoint and not Path(member.checkpoint).expanduser().is_file():
-            raise UserError(
-                f"models: there is no checkpoint {member.checkpoint} (of {member.name})"
-            )
     return Settings(
         Evaluation(data, subset.draw(data, "full"), task, attack),
         members,
@@ -164,13 +159,8 @@ def _result(settings: Settings, draws: int, eps_s: float) -> Result:
 
 
 def _cautions(suspects: Mapping[str, Sequence[Suspicion]]) -> list[str]:
-    """What looks wrong with models, and what to do, a sentence each."""
-    return [
-        f"Suspect: {name}: {'; '.join(s.finding for s in found)}. "
-        + ". ".join(dict.fromkeys(ADVICE.get(s.kind, PREPROCESSING) for s in found))
-        + "."
-        for name, found in suspects.items()
-    ]
+    """What looks wrong with models, and what to do."""
+    return cautions(suspects, lambda found: ADVICE.get(found.kind, PREPROCESSING))
 
 
 def _check(models: Any, batch_size: Any, bootstrap: Any, eps_s: Any) -> None:

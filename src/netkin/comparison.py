@@ -27,7 +27,7 @@ from torch import Tensor
 from netkin import similarity
 from netkin.analysis import confounders, noise, statistics
 from netkin.analysis.clusters import choose_k, has_clusters, hierarchy, spectral
-from netkin.analysis.groups import Draws, family_means, within_and_between
+from netkin.analysis.groups import Draws, compared, family_means, within_and_between
 from netkin.analysis.matrix import Matrix, off_diagonal
 from netkin.analysis.measures import mistake_table
 from netkin.analysis.verdict import verdict
@@ -557,12 +557,10 @@ def _within_or_between(
 ) -> list[str]:
     """Whether models of one family are more similar, by permuting the families: its size as rates,
     and in nats, with an interval over images."""
-    means = within_and_between(families, scores)
-    if means is None:
+    found = compared(families, scores, draws)
+    if not found:
         return []
-    within, between = means
-    of_draws, difference = draws.within_and_between(families), within - between
-    low, high = statistics.over_images(difference, of_draws[:, 0] - of_draws[:, 1])
+    difference, low, high = found["difference"]
     alike = np.equal.outer(np.array(families), np.array(families))
     test = confounders.related_test(scores, alike)
     family = dict(zip(draws.outcomes.members, families, strict=True))
@@ -578,8 +576,8 @@ def _within_or_between(
             outside=outside,
             times=times,
             test=test.text(),
-            within=within,
-            between=between,
+            within=found["within"][0],
+            between=found["between"][0],
             difference=difference,
             low=low,
             high=high,

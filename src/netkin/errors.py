@@ -1,7 +1,8 @@
 """Errors that are printed as one line without a stack trace, and the stop of a run by a signal."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -67,6 +68,28 @@ def near(name: str, known: Iterable[str], n: int = 3) -> str:
     """A hint such as ``; did you mean resnet50, resnet51q?``, or "" when no name is near."""
     matches = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=n, cutoff=0.6)
     return f"; did you mean {', '.join(matches)}?" if matches else ""
+
+
+@contextmanager
+def reading(what: object, expected: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Errors of the kinds that a file's reader has as a UserError: what cannot be read, why, and
+    what was expected."""
+    try:
+        yield
+    except UserError:
+        raise
+    except kinds as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"{what} cannot be read ({reason}); {expected}") from None
+
+
+def check_known(name: object, known: Iterable[str], problem: str) -> None:
+    """Raises UserError with a problem where a name is not one of those known: with near ones, and
+    with all if there are at most 20."""
+    listed = list(dict.fromkeys(known))
+    if name not in listed:
+        all_of = f" (there are {', '.join(listed) or 'none'})" if len(listed) <= 20 else ""
+        raise UserError(f"{problem}{near(str(name), listed)}{all_of}")
 
 
 def and_more(names: Iterable[str], limit: int = 5) -> str:

@@ -284,7 +284,7 @@ class Results:
         file = shard_file(folder, shard)
         tensors = folder.read(file)
         index = tensors["index"]
-        if "images" in tensors:  # float32, or of a store that an earlier netkin filled
+        if "images" in tensors:  # float32
             return tensors["images"], index
         clean = self.pixels(model.view, shard)[index % self.evaluation.shard_size]
         try:

@@ -60,12 +60,10 @@ class Outcomes:
     def __post_init__(self) -> None:
         n, images = len(self.members), len(self.image_ids)
         if self.correct.shape != (n, images) or self.fooled.shape != (n, n, images):
-            raise ValueError(
-                f"expected correct {(n, images)} and fooled {(n, n, images)}, "
-                f"got {self.correct.shape} and {self.fooled.shape}"
-            )
-        if self.noise is not None and self.noise.shape != (n, images):
-            raise ValueError(f"expected noise {(n, images)}, got {self.noise.shape}")
+            shapes = f"{self.correct.shape} and {self.fooled.shape}"
+            expected = f"correct {(n, images)} and fooled {(n, n, images)}"
+            raise ValueError(f"expected {expected}, got {shapes}")
+        assert self.noise is None or self.noise.shape == (n, images)
 
     def both_correct(self, a: int, b: int) -> NDArray[np.bool_]:
         """X as a mask, [I] bool. Raises UserError, naming the pair, when no image is in it."""

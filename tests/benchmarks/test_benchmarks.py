@@ -1,6 +1,5 @@
 """The benchmarks' scripts, small."""
 
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,8 +74,6 @@ def test_stages_of_made_up_models(tmp_path: Path) -> None:
     rows = scale.timed(14, images=60, draws=20, chosen=5, folder=tmp_path)
     assert {"scores", "clusters", "5 landmarks", "page"} <= {row[0] for row in rows}
     assert "family00" in (tmp_path / "report.html").read_text()
-    stored = scale.stored(3, images=60)
-    assert stored["files"] == 3 and stored["bytes"] > 0
 
 
 def test_a_commands_time_and_memory() -> None:
@@ -101,4 +98,3 @@ def test_states_of_the_store_are_timed(
     printed = capsys.readouterr().out
     assert printed.index("nothing stored: ") < printed.index("everything stored: ")
     assert "craft" in printed and "transfer" in printed
-    assert 0.5 < float(re.findall(r"images take ([\d.]+) of that", printed)[0]) < 0.9

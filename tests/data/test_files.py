@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from netkin.data.files import walk
 from netkin.data.images import UnreadableImage
 from netkin.data.sources import open_folder
 from netkin.data.subset import draw
@@ -80,8 +79,8 @@ def test_a_folder_that_cannot_be_listed_is_an_error(
     with pytest.raises(UserError, match="cannot be read: File name too long"):
         open_folder("x" * 5000)
     monkeypatch.setattr(os, "scandir", Mock(side_effect=PermissionError(13, "Permission denied")))
-    with pytest.raises(UserError, match=r"root/val cannot be listed \(Permission denied\)"):
-        walk(root / "val")
+    with pytest.raises(UserError, match=r"cannot be read: .*Permission denied"):
+        open_folder(str(root), "val")
 
 
 def add(tar: tarfile.TarFile, name: str, content: bytes | None = None, link: str = "") -> None:
@@ -157,5 +156,5 @@ def test_a_tar_that_is_compressed_or_cut(tmp_path: Path) -> None:
     content = (tmp_path / "cut.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(content[:700])
     for name in ("z.tar", "cut.tar"):
-        with pytest.raises(UserError, match=f"{name} cannot be read as a tar file"):
+        with pytest.raises(UserError, match=f"{name} cannot be read .*expected a tar file"):
             open_folder(str(tmp_path / name))

@@ -263,7 +263,9 @@ def test_targets_in_another_precision_are_stored_side_by_side(
     identity = json.loads((attack / "outcomes-bf16-mixed" / "identity.json").read_text())
     assert identity["transfer"] == {"interpolation": "bilinear", "precision": "bf16-mixed"}
     assert under(passes, Execution())[1] == exact
-    found = [part.path.parent.name for part in inventory.parts(store) if part.kind == "outcomes"]
+    found = [
+        Path(path).parent.name for path in inventory.parts(store).filter(kind="outcomes")["path"]
+    ]
     assert sorted(found) == ["outcomes", "outcomes-bf16-mixed"]
     assert not inventory.damage(store, lambda _n: None)
 

@@ -102,12 +102,6 @@ def test_what_was_made_by_others_is_refused(tmp_path: Path) -> None:
         table.covered("x", "is x", {"b": "of b"})
 
 
-def test_an_earlier_layout_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "source=a").mkdir()
-    with pytest.raises(StoreError, match="remove this folder"):
-        OutcomeStore(tmp_path)
-
-
 def test_outcomes_without_predictions_are_an_error(tmp_path: Path) -> None:
     """Not a share of equal mistakes that is wrong."""
     table = OutcomeStore(tmp_path)

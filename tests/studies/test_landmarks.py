@@ -236,7 +236,7 @@ def test_mistakes_in_predictions(small_run: Path, pack: Path, tmp_path: Path) ->
     ("overrides", "expected"),
     [
         (["experiment=probe"], "experiment=probe takes either probe.export=DIR"),
-        (["experiment=probe", "predictions=none.csv"], "predictions=none.csv cannot be read"),
+        (["experiment=probe", "predictions=none.csv"], "none.csv cannot be read"),
         (["experiment=landmarks", "landmarks=4"], "landmarks must be 5 models or more, got 4"),
         (["experiment=landmarks", "landmarks=11"], "at most 10 of the 12 models, got 11"),
         (["experiment=landmarks", "landmarks=many"], "landmarks must be a number, a list of"),

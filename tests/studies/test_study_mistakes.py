@@ -39,9 +39,12 @@ MEANING = [
         ("relatives similarity=folder model=c", "folder cannot be read (it is a folder)"),
         (
             "relatives similarity=three.csv model=c components=folder",
-            "folder cannot be read as a CSV file (it is a folder)",
+            "folder cannot be read (it is a folder); expected a CSV file",
         ),
-        ("probe predictions=folder", "predictions=folder cannot be read (it is a folder)"),
+        (
+            "probe predictions=folder",
+            "folder cannot be read (it is a folder); expected a CSV file with the columns",
+        ),
         ("budget budget.steps=4", "budget.steps must be a list, each a whole number"),
         ("attacks sources=x", "sources must be a list of members such as [vit_s], got x"),
         ("pairwise dataset=null", "dataset is one of compatible, digits"),

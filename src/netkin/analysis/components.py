@@ -18,19 +18,11 @@ def read_components(path: str | Path) -> pl.DataFrame:
     Raises UserError for a file that cannot be read or has no component, and for a row that has no
     model or one that another row has.
     """
-    file = Path(path).expanduser()
-    try:
-        table = read_text(file)
-    except UserError as error:
-        raise UserError(
-            f"{path} cannot be read as a CSV file ({error}); expected a header, models in the "
-            "first column and a component in each other column"
-        ) from None
+    expected = "models in the first column and a component in each other column"
+    table = read_text(Path(path).expanduser(), expected=f"a CSV file, {expected}")
     if table.width < 2 or not table.height:
-        raise UserError(
-            f"{path} has {table.height} models and {max(table.width - 1, 0)} components; expected "
-            "models in the first column and a component in each other column"
-        )
+        counts = f"{table.height} models and {max(table.width - 1, 0)} components"
+        raise UserError(f"{path} has {counts}; expected {expected}")
     models = table.to_series(0)
     if (models == "").any():
         raise UserError(f"{path}: row {int((models == '').arg_max() or 0) + 2} has no model")

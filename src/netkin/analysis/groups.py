@@ -123,6 +123,22 @@ def within_and_between(
     return float(scores[pair & same].mean()), float(scores[pair & ~same].mean())
 
 
+def compared(
+    groups: Sequence[str], scores: NDArray[np.float64], draws: Draws
+) -> dict[str, tuple[float, float, float]]:
+    """The mean score of pairs "within" groups, "between" them, and the "difference", in nats, each
+    with its 95 % interval over images; empty where there is no pair of one kind."""
+    means = within_and_between(groups, scores)
+    if means is None:
+        return {}
+    values, drawn = np.array(means), draws.within_and_between(groups)
+    of = (*zip(values, drawn.T, strict=True), (values[0] - values[1], drawn[:, 0] - drawn[:, 1]))
+    return {
+        name: (float(value), *over_images(value, of_draws, (-np.inf, similarity.ALWAYS)))
+        for name, (value, of_draws) in zip(("within", "between", "difference"), of, strict=True)
+    }
+
+
 def family_means(
     scores: NDArray[np.float64], families: Sequence[str], draws: Draws | None = None
 ) -> pl.DataFrame:

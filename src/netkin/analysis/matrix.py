@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from netkin.data.tables import read_text
-from netkin.errors import UserError, and_more, near
+from netkin.errors import UserError, and_more, check_known
 
 SYMMETRIC = 1e-6
 """The largest difference of s(A, B) and s(B, A) in a file that counts as symmetric, in nats."""
@@ -73,8 +73,7 @@ def position_of(name: str, names: Sequence[str], what: str = "the matrix") -> in
 
     Raises UserError, with similar names, where it is not among them.
     """
-    if name not in names:
-        raise UserError(f"{what} has no model {name!r}{near(str(name), names)}")
+    check_known(name, names, f"{what} has no model {name!r}")
     return list(names).index(name)
 
 
@@ -87,20 +86,16 @@ def read(path: str | Path, symmetrise: bool = False) -> Matrix:
     models are all equal.
     """
     file = Path(path).expanduser()
-    try:
-        table = read_text(file, header=False)
-    except UserError as error:
-        raise UserError(f"the similarity file {file} cannot be read ({error})") from None
+    expected = "a header of model names, and a row of scores per model"
+    table = read_text(file, header=False, expected=expected)
     if table.height < 2 or table.width < 2:
-        raise UserError(
-            f"{file} has {table.height} rows and {table.width} columns; expected a header of "
-            "model names, and a row of scores per model"
-        )
+        shape = f"{table.height} rows and {table.width} columns"
+        raise UserError(f"{file} has {shape}; expected {expected}")
     names, rows = list(table.row(0)[1:]), table.to_series(0).to_list()[1:]
     if len(rows) != len(names):
         raise UserError(
             f"{file} is not square: {len(rows)} rows and {len(names)} columns of scores; expected "
-            "a header of model names, and the same names in the first column"
+            f"{expected}"
         )
     for axis, given in (("row", rows), ("column", names)):
         if twice := sorted({name for name in given if given.count(name) > 1}):

@@ -247,14 +247,11 @@ def _shares(weights: NDArray) -> NDArray[np.float64]:
 
 
 class Measure(NamedTuple):
-    """A measure of N models on all images and on samples of them; its cost in seconds for all
-    models, one after another, and the part of it that grows with the square of N; and the intervals
-    of pairs, which are those of the draws unless given."""
+    """A measure of N models on all images and on samples of them; and the intervals of pairs, which
+    are those of the draws unless given."""
 
     name: str
     sampled: Sampled
-    seconds: float
-    paired: float = 0.0
     limits: Limits | None = None
 
     @property
@@ -266,7 +263,7 @@ class Measure(NamedTuple):
         return low, high
 
     def summary(self) -> dict[str, Any]:
-        """Stability and cost as a row of a table.
+        """Its stability as a row of a table.
 
         mean and spread (standard deviation) are over pairs of models; noise is the standard
         deviation of a pair over bootstrap draws, averaged over pairs; agreement is Pearson's r
@@ -291,9 +288,6 @@ class Measure(NamedTuple):
             "noise_to_spread": noise / spread if spread else None,
             "agreement": agreement,
             "told_apart": float(((low > mean) | (high < mean)).mean()) if len(values) else 0.0,
-            "seconds": self.seconds,
-            "seconds_for_pairs": self.paired,
-            "seconds_a_model": self.seconds / len(self.sampled.values),
             "undefined_pairs": int((~known).sum()),
         }
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from netkin.analysis.matrix import pair_index
 from netkin.analysis.statistics import FEWEST, lazy, pearson, power, t_interval
 from netkin.data.tables import read_text
-from netkin.errors import UserError, and_more, first_line
+from netkin.errors import UserError, and_more
 
 KEEP = 20_000
 """Ensembles of one size that are extended to the next; with at most so many the search is exact."""
@@ -186,14 +186,9 @@ def read_accuracies(path: str | Path, names: Sequence[str]) -> NDArray[np.float6
 
     Raises UserError for a file that cannot be read, lacks a model, or has another value.
     """
-    try:
-        table = read_text(path).select("model", pl.col("accuracy").cast(pl.Float64))
-    except (UserError, pl.exceptions.PolarsError) as error:
-        raise UserError(
-            f"{path} cannot be read ({first_line(error)}); expected a CSV file with the columns "
-            "model and accuracy"
-        ) from None
-    accuracies = dict(table.iter_rows())
+    table = read_text(path, ("model", "accuracy"))
+    rates = pl.col("accuracy").cast(pl.Float64, strict=False)
+    accuracies = dict(table.select("model", rates).iter_rows())
     if missing := [name for name in names if accuracies.get(name) is None]:
         raise UserError(f"{path} lacks {and_more(missing, 3)}")
     values = np.array([accuracies[name] for name in names])

@@ -80,11 +80,6 @@ def stops(images: int, shard_size: int) -> list[int]:
     return [*(k * shard_size for k in shards if k * shard_size < images), images]
 
 
-def index_of_share(share: float, values: int) -> int:
-    """The position of the value that a share, in (0, 1], of so many ascending ones has at most."""
-    return math.ceil(share * values - 1e-9) - 1
-
-
 def certainty(outcomes: Outcomes, total: int, rule: Rule) -> Certainty:
     """How certain the scores of outcomes on the first images of `total` are."""
     images = len(outcomes.image_ids)
@@ -93,5 +88,5 @@ def certainty(outcomes: Outcomes, total: int, rule: Rule) -> Certainty:
     except UserError:  # two models have no image in common yet
         return Certainty(images, total, 0.0, math.inf, rule)
     widths = np.sort((pairs["high"] - pairs["low"]).to_numpy() / 2)
-    at_share = float(widths[index_of_share(rule.share, len(widths))])
+    at_share = float(widths[math.ceil(rule.share * len(widths) - 1e-9) - 1])
     return Certainty(images, total, float((widths <= rule.half_width).mean()), at_share, rule)

@@ -7,7 +7,8 @@ outputs; where it is far below that of the other classifiers, with the accuracy 
 normalisations. It is not compared with published accuracies: timm's package has no table of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -179,6 +180,18 @@ def suspicions(
         finding = f"the gradient of its loss is 0 in every pixel, on {flat:.0%} of the images tried"
         result.append(Suspicion(FLAT, finding))
     return result
+
+
+def cautions(
+    suspects: Mapping[str, Sequence[Suspicion]], remedy: Callable[[Suspicion], str]
+) -> list[str]:
+    """What looks wrong with which classifiers, and what to do: a paragraph a remedy, since many may
+    need the same."""
+    findings = defaultdict[str, list[str]](list)
+    for name, suspicions in suspects.items():
+        for suspicion in suspicions:
+            findings[remedy(suspicion)].append(f"{name}: {suspicion.finding}")
+    return [f"Suspect: {'; '.join(found)}. {todo}." for todo, found in findings.items()]
 
 
 def to_try(labels: NDArray[np.intp], accuracies: Mapping[str, float], classes: int) -> list[str]:

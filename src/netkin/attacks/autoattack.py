@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from netkin.attacks.base import Attack, Passes, generator, uniform, warn_once
 from netkin.attacks.units import fraction, whole_number
-from netkin.errors import UserError, near
+from netkin.errors import UserError, check_known
 
 log = logging.getLogger(__name__)
 authors_log = log.getChild("authors")
@@ -55,7 +55,7 @@ class AutoAttack(Attack):
         unfooled: "strongest" or "clean": which image is returned where nothing fools.
         seed: of the random starts and squares.
 
-    Raises UserError for an argument outside its range, and when apgd-dlr meets 2 classes.
+    Raises UserError for an argument outside its range.
     """
 
     eps: float
@@ -123,11 +123,6 @@ class AutoAttack(Attack):
         """The attacks in turn, a targeted one once for each target."""
         targets = range(1, 1 + min(self.targets, classes - 1))
         for name in self.attacks:
-            if name == "apgd-dlr" and classes < 3:
-                raise UserError(
-                    f"attacks has apgd-dlr, whose loss needs 3 classes; here are {classes}: leave "
-                    "it out"
-                )
             if name == "square":
                 yield partial(self._square, model)
             elif name == "fab-t":
@@ -233,8 +228,5 @@ def _known(attacks: Sequence[str]) -> tuple[str, ...]:
     if isinstance(attacks, str) or not attacks:
         raise UserError(f"attacks must be a list such as [apgd-ce, square], got {attacks!r}")
     for name in attacks:
-        if name not in ATTACKS:
-            raise UserError(
-                f"attacks must be of {', '.join(ATTACKS)}, got {name!r}{near(str(name), ATTACKS)}"
-            )
+        check_known(name, ATTACKS, f"attacks must be AutoAttack's, got {name!r}")
     return tuple(attacks)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from netkin.attacks.base import Attack, generator, text_sha256, warn_once
 from netkin.attacks.units import fraction, whole_number
-from netkin.errors import UserError, first_line, near
+from netkin.errors import UserError, check_known, first_line, near
 
 Images = Callable[[Tensor, Tensor], Tensor]
 """Pixels [B, 3, H, W] in [0, 1] and labels [B] to adversarial pixels."""
@@ -69,12 +69,9 @@ class Foreign(Attack):
         for given in self.arguments:
             if given == "eps":
                 raise UserError("arguments has eps: give it as eps, which netkin enforces")
-            if given not in known and not any_name:
-                takes = [name for name in known if name not in ("self", "model", "eps")]
-                raise UserError(
-                    f"arguments: {self.name} takes {', '.join(takes)}, not {given!r}"
-                    f"{near(given, takes)}"
-                )
+            takes = [name for name in known if name not in ("self", "model", "eps")]
+            if not any_name:
+                check_known(given, takes, f"arguments: {self.name} does not take {given!r}")
         self.takes_eps = "eps" in known
 
     def origin(self) -> Mapping[str, Any]:

@@ -11,12 +11,9 @@ from typing import Any
 
 import yaml
 
-from netkin.errors import UserError
+from netkin.errors import UserError, reading
 
 ORDERS = ("text", "natural")
-MOST = 100_000
-"""Classes that labels may claim by their numbers alone: four times ImageNet-22k's. A label above
-is a mistake, which would have a model of so many outputs built."""
 
 
 def natural_key(name: str) -> list[str | int]:
@@ -62,7 +59,8 @@ def read_classes(value: Any) -> list[str]:
 
 
 def _from_file(path: Path) -> list[str]:
-    try:
+    expected = "expected a list of names, or a file with one name a line, or a JSON or YAML list"
+    with reading(f"classes={path}", expected, OSError, ValueError, yaml.YAMLError):
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() in (".yaml", ".yml"):
             content: Any = yaml.load(text, yaml.BaseLoader)  # all as text: no is a name
@@ -75,24 +73,10 @@ def _from_file(path: Path) -> list[str]:
         if not all(isinstance(name, str | int) for name in content):
             raise ValueError("its list holds other things than names")
         return list(map(str, content))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        problem = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        raise UserError(
-            f"classes={path} cannot be read ({problem}); expected a list of names, or a file with "
-            "one name a line, or a JSON or YAML list of them"
-        ) from None
 
 
-def numbered(highest: int, where: str) -> list[str]:
-    """Classes that are known by the highest label alone: "0", "1", ..., str(highest).
-
-    Raises UserError when these are more than there can be.
-    """
-    if highest >= MOST:
-        raise UserError(
-            f"{where}: a label of {highest} claims {highest + 1:,} classes, expected at most "
-            f"{MOST:,}; are these labels? Give the names of the classes if they are"
-        )
+def numbered(highest: int) -> list[str]:
+    """Classes that are known by the highest label alone: "0", "1", ..., str(highest)."""
     return [str(k) for k in range(highest + 1)]
 
 
@@ -139,7 +123,7 @@ def labels_of(
             notes = [f"labels in {where} are numbered from 1 to {high}: 1 was subtracted"]
         elif low >= 1:
             notes = [f"no label in {where} is 0: they are read as counted from 0"]
-    classes = list(classes) or numbered(high, where)[first:]
+    classes = list(classes) or numbered(high)[first:]
     for image, label, value in zip(images, written, values, strict=True):
         if not 0 <= value - first < len(classes):
             raise UserError(

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from netkin.data.classes import in_order, natural_key, numbered, order_note
 from netkin.data.images import File, Labelled
-from netkin.errors import UserError, and_more
+from netkin.errors import UserError, and_more, reading
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2")
 """Of files that are images: those of torchvision's ImageFolder, and JPEG 2000."""
@@ -134,24 +134,15 @@ def walk(root: Path) -> Listing:
 
     Left out are hidden files and folders, what other programs leave (see `litter`), links that
     lead back to a folder that holds them, and what is neither file nor folder. A link to a file
-    that is missing is listed: it is an unreadable image.
-
-    Raises UserError when a folder cannot be listed.
+    that is missing is listed: it is an unreadable image. Raises OSError.
     """
     files: dict[str, File] = {}
     left_out: Counter[str] = Counter()
     folders: list[str] = []
 
     def visit(folder: str, below: str, holders: frozenset[str]) -> None:
-        try:
-            content = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError as error:
-            raise UserError(
-                f"the folder {printable(folder)} cannot be listed ({error.strerror}); make it "
-                "readable, or remove it"
-            ) from None
         holders |= {os.path.realpath(folder)}
-        for entry in content:
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             link, path = entry.is_symlink(), below + entry.name
             if kind := litter(entry.name):
                 left_out[kind] += 1
@@ -300,14 +291,12 @@ def _members(
                 inside = folders or ([name] if name else [])
                 yield (*above, *inside, last), File(str(file), "", start, entry.size)
 
-    try:
-        with tarfile.open(file, "r:") as tar:
-            yield from visit(tar, 0, (), name)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(
-            f"{file} cannot be read as a tar file that is not compressed ({reason})"
-        ) from None
+    expected = "expected a tar file that is not compressed"
+    with (
+        reading(file, expected, tarfile.TarError, OSError, EOFError),
+        tarfile.open(file, "r:") as tar,
+    ):
+        yield from visit(tar, 0, (), name)
 
 
 def read_webdataset(shards: Sequence[Path], classes: Sequence[str] = ()) -> Labelled:
@@ -338,5 +327,5 @@ def read_webdataset(shards: Sequence[Path], classes: Sequence[str] = ()) -> Labe
     if bare := [key for key in images if key not in labels]:
         raise UserError(f"{where}: image {bare[0]} has no label, {bare[0]}.cls")
     labels = {key: labels[key] for key in images}
-    names = list(classes) or numbered(max(labels.values()), where)
+    names = list(classes) or numbered(max(labels.values()))
     return Listing(str(shards[0].parent), images).labelled(labels, names, left_out)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from netkin.data.arrays import Arrays
 from netkin.data.classes import numbered
 from netkin.data.files import split_of
-from netkin.errors import UserError
+from netkin.errors import UserError, reading
 
 NAMES = {"train": "train", "val": "t10k", "test": "t10k"}
 """The start of the files' names, by split."""
@@ -48,15 +48,13 @@ def read(folder: Path, split: str, classes: Sequence[str] = ()) -> Arrays:
     ids = [f"{start}/{i:0{len(str(len(labels)))}d}" for i in range(len(labels))]
     note = f"the images are those of {files['images']}"
     images = Arrays(pixels[:, None], labels.tolist(), ids, notes=(note,))
-    return images.with_classes(list(classes) or numbered(high, str(folder)))
+    return images.with_classes(list(classes) or numbered(high))
 
 
 def _array(file: Path, ndim: int) -> NDArray[np.uint8]:
     """The bytes of a file in the shape that it names."""
-    try:
+    with reading(file, "fetch it again", OSError, EOFError, zlib.error):
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{file} cannot be read ({error}); fetch it again") from None
     start = 4 * (1 + ndim)
     shape = tuple(map(int, np.frombuffer(content[4:start], ">u4")))
     size = int(np.prod(shape)) if len(shape) == ndim else -1

@@ -14,8 +14,8 @@ from netkin.data.classes import read_classes
 from netkin.data.files import Listing, by_folder, walk
 from netkin.data.images import Images, Labelled
 from netkin.data.labels import by_annotations, by_labels, is_annotated, read_lines
-from netkin.data.sources import GROUND_TRUTH, PREFIXES, Columns, list_files, read, reading
-from netkin.errors import UserError
+from netkin.data.sources import GROUND_TRUTH, PREFIXES, Columns, list_files, of_reader, read
+from netkin.errors import UserError, reading
 
 DEVKIT = Path("ILSVRC2012_devkit_t12") / "data" / GROUND_TRUTH
 META = "meta.mat"
@@ -56,7 +56,7 @@ def open_imagenet(
     Raises UserError for what cannot be read, and classes that are not ImageNet's.
     """
     columns = image_column, label_column
-    with reading(root, labels, *columns):
+    with of_reader(root, labels, *columns):
         if root.startswith(PREFIXES):
             images = _table(root, split, columns)
         else:
@@ -85,14 +85,12 @@ def open_compatible(root: str, split: str = "val") -> Images:
     training split. Raises UserError when neither table is there.
     """
     folder = Path(root).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"root={root} is not a folder; expected one with images/")
     if split != "val":
         raise UserError(
             f"{root} holds the ImageNet-compatible images, none of which are for training; train "
             "with dataset=imagenet"
         )
-    with reading(root):
+    with of_reader(root):
         tables = [folder / name for name in ("labels.csv", "images.csv")]
         table = next((file for file in tables if file.is_file()), None)
         if table is None:
@@ -181,7 +179,11 @@ def _with_label_file(listing: Listing, file: Path, split: str) -> Labelled:
     if file.is_dir():
         file = next(file.rglob(GROUND_TRUTH), file)
     meta = file if ".tar" in file.suffixes else file.with_name(META)
-    try:
+    expected = (
+        "the ground truth numbers classes in ImageNet's own order, which the development kit's "
+        "meta.mat explains"
+    )
+    with reading(meta, expected, Exception):  # scipy and tarfile have many
         if meta == file:
             with tarfile.open(file) as tar:
                 kit = [
@@ -196,14 +198,6 @@ def _with_label_file(listing: Listing, file: Path, split: str) -> Labelled:
             content = meta.read_bytes()
         synsets: Any = loadmat(BytesIO(content), squeeze_me=True)["synsets"]
         rows = [(int(s["ILSVRC2012_ID"]), str(s["WNID"]), int(s["num_children"])) for s in synsets]
-    except UserError:
-        raise
-    except Exception as error:  # scipy and tarfile have many
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"{meta} cannot be read ({reason}); the ground truth numbers classes in ImageNet's own "
-            "order, which the development kit's meta.mat explains"
-        ) from None
     by_number = {str(number): wnid for number, wnid, children in rows if children == 0}
     if wrong := [line for line in lines if line not in by_number]:
         raise UserError(f"{file}: label {wrong[0]} is out of range; expected 1 to {len(by_number)}")

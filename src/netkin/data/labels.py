@@ -9,11 +9,12 @@ from pathlib import Path, PurePosixPath
 from netkin.data.classes import in_order, labels_of
 from netkin.data.files import Listing, find_split, is_image, printable, split_of
 from netkin.data.images import Labelled
-from netkin.errors import UserError, and_more
+from netkin.errors import UserError, and_more, reading
 
 IMAGE_COLUMNS = ("image", "imageid", "filename", "file", "name", "path", "filepath", "img", "id")
 LABEL_COLUMNS = ("label", "labels", "truelabel", "class", "classname", "classid", "category")
 LABEL_COLUMNS += ("target", "wnid", "synset", "predictionstring", "labelid", "y")
+EXPECTED = "expected lines of 'image label'"
 SPLIT_COLUMNS = ("split", "datasplit", "set", "subset", "partition", "usage", "phase")
 """What the columns of a table are called, without case, spaces and "_"; in order of preference."""
 
@@ -120,16 +121,11 @@ def by_annotations(
 
 def read_lines(file: Path) -> list[str]:
     """The lines of a label file that are not blank. Raises UserError."""
-    try:
+    with reading(f"the label file {file}", EXPECTED, OSError, UnicodeDecodeError):
         text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(
-            f"the label file {file} cannot be read ({reason}); expected lines of 'image label'"
-        ) from None
     lines = [line.strip(" ") for line in text.split("\n") if line.strip()]
     if not lines:
-        raise UserError(f"the label file {file} is empty; expected lines of 'image label'")
+        raise UserError(f"the label file {file} is empty; {EXPECTED}")
     return lines
 
 
@@ -188,10 +184,8 @@ def _rows(file: Path, lines: Sequence[str]) -> list[list[str]]:
     separator = next((s for s in "\t,;" if all(s in line for line in lines)), None)
     if separator is None:
         return [line.rsplit(None, 1) for line in lines]
-    try:
+    with reading(f"the label file {file}", EXPECTED, csv.Error):
         rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator)]
-    except csv.Error as error:
-        raise UserError(f"the label file {file} cannot be read ({error})") from None
     if len(rows) != len(lines):
         raise UserError(f"{file} has a quotation mark that is not closed on its line")
     return rows

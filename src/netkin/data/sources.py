@@ -66,7 +66,7 @@ def open_folder(
     names = read_classes(classes)
     in_order([], class_order)  # raises for an unknown order
     columns, folder = (image_column, label_column), Path(root).expanduser()
-    with reading(root, labels, *columns):
+    with of_reader(root, labels, *columns):
         if root.startswith(PREFIXES):
             images = read(root, split, columns, names, class_order)
         elif form := next((f for f in (idx, cifar) if not labels and f.find(folder, split)), None):
@@ -85,7 +85,7 @@ def open_folder(
 
 
 @contextmanager
-def reading(
+def of_reader(
     root: str,
     labels: str | None = None,
     image_column: str | None = None,

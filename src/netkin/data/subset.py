@@ -12,7 +12,7 @@ import numpy as np
 
 from netkin.data.files import printable
 from netkin.data.images import Images
-from netkin.errors import UserError
+from netkin.errors import UserError, reading
 
 SHUFFLE = 1
 """Tells the draw of the order of images from that of the images, which has the same seed."""
@@ -139,7 +139,8 @@ def from_manifest(images: Images, file: str | Path, dataset: str) -> Subset:
     that are not there, or labels them otherwise.
     """
     path = Path(file).expanduser()
-    try:
+    expected = "expected a manifest.json that netkin wrote, from <store>/<dataset>/<subset>/"
+    with reading(f"file={path}", expected, OSError, ValueError, KeyError, TypeError):
         content: Any = json.loads(path.read_text(encoding="utf-8"))
         subset = Subset(
             str(content["name"]),
@@ -151,11 +152,6 @@ def from_manifest(images: Images, file: str | Path, dataset: str) -> Subset:
             tuple((entry["id"], entry["reason"]) for entry in content["skipped"]),
         )
         sha256, of_dataset = content["sha256"], content.get("dataset", dataset)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"file={path} cannot be read as a manifest ({type(error).__name__}: {error}); "
-            "expected a manifest.json that netkin wrote, from <store>/<dataset>/<subset>/"
-        ) from None
     if of_dataset != dataset:
         raise UserError(f"file={path} is a manifest of dataset {of_dataset!r}, not {dataset!r}")
     if subset.digest != sha256:
@@ -164,12 +160,6 @@ def from_manifest(images: Images, file: str | Path, dataset: str) -> Subset:
         )
     ids, labels = list(images.ids), list(images.labels)
     _check(ids, labels, images.classes)
-    if tuple(images.classes) != subset.classes:
-        theirs, ours = (f"{len(c)} classes {list(c[:3])}" for c in (subset.classes, images.classes))
-        raise UserError(
-            f"file={path} has {theirs}, the dataset {ours}; labels are their indices, so they must "
-            "be the same"
-        )
     index = {image: i for i, image in enumerate(ids)}
     if missing := [image for image in subset.ids if image not in index]:
         raise UserError(
@@ -177,16 +167,16 @@ def from_manifest(images: Images, file: str | Path, dataset: str) -> Subset:
             f"{missing[0]}"
         )
     positions = tuple(index[image] for image in subset.ids)
-    for i, label, stamp in zip(positions, subset.labels, subset.stamps, strict=True):
-        if labels[i] != label:
-            raise UserError(
-                f"file={path} labels {ids[i]} as class {label}, the dataset as {labels[i]}"
-            )
-        if images.stamp(i) != stamp:
-            raise UserError(
-                f"file={path}: {ids[i]} is another image, or another file of it, than the manifest "
-                "names"
-            )
+    ours = {
+        "classes": tuple(images.classes),
+        "labels": tuple(labels[i] for i in positions),
+        "stamps": tuple(images.stamp(i) for i in positions),
+    }
+    if differ := next((what for what, own in ours.items() if own != getattr(subset, what)), None):
+        raise UserError(
+            f"file={path} is of images with other {differ} than the dataset's; a stamp tells a "
+            "file from others of its name"
+        )
     return replace(subset, positions=positions)
 
 

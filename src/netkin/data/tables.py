@@ -1,6 +1,7 @@
 """Tables as CSV files: those that users bring, and those that commands write."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
@@ -11,26 +12,35 @@ FORMULA = r"('*[=+\-@])"
 """The start of a text that spreadsheets run as a formula, after any apostrophes."""
 
 
-def read_text(path: str | Path, header: bool = True) -> pl.DataFrame:
+def read_text(
+    path: str | Path, columns: Sequence[str] = (), header: bool = True, expected: str = ""
+) -> pl.DataFrame:
     """A CSV file's cells as text, without spaces around them, and without the apostrophes of
     `guarded`; empty rows are left out.
 
     Args:
         path: of the file.
+        columns: that it must have.
         header: whether its first row names the columns.
+        expected: what it should hold, for errors; the columns, unless given.
 
-    Raises UserError with the reason, which does not name the file.
+    Raises UserError where it cannot be read, or lacks a column.
     """
-    if Path(path).is_dir():
-        raise UserError("it is a folder")
+    expected = expected or f"a CSV file with the columns {' and '.join(columns)}"
     try:
         table = pl.read_csv(path, has_header=header, infer_schema=False, glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(first_line(error)) from None
+        reason = "it is a folder" if Path(path).is_dir() else first_line(error)
+        raise UserError(f"{path} cannot be read ({reason}); expected {expected}") from None
     plain = pl.all().str.strip_chars().str.replace(f"^'{FORMULA}", "$1")
     table = table.fill_null("").with_columns(plain)
     names = {name: re.sub(f"^'{FORMULA}", r"\1", name.strip()) for name in table.columns}
     table = table.rename({name: new for name, new in names.items() if new})
+    if lacking := [name for name in columns if name not in table.columns]:
+        raise UserError(
+            f"{path} has no column {' and no column '.join(lacking)}; expected {expected}, got "
+            f"{','.join(table.columns[:5])}"
+        )
     return table.filter(pl.any_horizontal(pl.all() != "")) if table.width else table
 
 

@@ -27,7 +27,7 @@ IMAGES = "check decode clean noise resize craft ensemble features gradients"
 UNITS = {
     **dict.fromkeys(IMAGES.split(), "images"),
     **{"weights": "files", "train": "epochs", "transfer": "pairs", "eps": "attacks"},
-    **{"plan": "models", "cost": "models"},
+    "plan": "models",
 }
 """By stage."""
 

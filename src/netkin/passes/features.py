@@ -20,7 +20,6 @@ from netkin.errors import UserError
 from netkin.jobs.pool import Advance, Result
 from netkin.model import Model
 from netkin.passes import Item
-from netkin.passes.probe import fastest
 from netkin.results import Results
 from netkin.runner import Batches, Runner
 from netkin.store.layout import Folder, shard_file
@@ -97,19 +96,6 @@ class Kind:
         with frozen(classifier):
             runner.run(step, todo, load, classifier)
         return Result(images=sum(len(parts[s]) for s in todo), seconds=time.perf_counter() - start)
-
-
-def time_passes(results: Results, runner: Runner, model: Model, images: int) -> dict[str, float]:
-    """Seconds an image of features and gradients, in a batch of so many: the best of three."""
-    device = runner.device
-    classifier = model.build().to(device)
-    pixels = results.images_at(model.view, range(images)).to(device)
-    of = {"pixels": pixels, "labels": results.evaluation.labels[:images].to(device)}
-    with frozen(classifier):
-        return {
-            name: fastest(lambda f=compute: f(classifier, of).cpu(), device) / images
-            for name, compute in (("features", features), ("gradients", gradients))
-        }
 
 
 def features(classifier: Classifier, of: dict[str, Tensor]) -> Tensor:

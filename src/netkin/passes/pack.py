@@ -13,7 +13,6 @@ with the columns image_id and prediction, an index of the classes in the manifes
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -148,11 +147,9 @@ def export(
 
 def _holds(to: Path, manifest: dict) -> bool:
     """Whether a folder holds a pack of this manifest, finished or not."""
-    with suppress(OSError, ValueError, AttributeError):
-        stored = json.loads((to / "manifest.json").read_text())
-        stored.pop("folders", None)
-        return stored == json.loads(json.dumps(manifest))
-    return False
+    stored = files.read_json(to / "manifest.json")
+    stored.pop("folders", None)
+    return stored == json.loads(json.dumps(manifest))
 
 
 def _write_json(file: Path, content: dict) -> None:
@@ -241,18 +238,7 @@ def read_table(path: str | Path, classes: Sequence[str]) -> dict[str, int]:
     another class.
     """
     path = Path(path).expanduser()
-    try:
-        table = read_text(path)
-    except UserError as error:
-        raise UserError(
-            f"predictions={path} cannot be read ({error}); expected a CSV file with the columns "
-            "image_id and prediction"
-        ) from None
-    if lacking := [name for name in ("image_id", "prediction") if name not in table.columns]:
-        raise UserError(
-            f"{path} has no column {' and no column '.join(lacking)}; expected image_id,prediction,"
-            f" got {','.join(table.columns[:5])}"
-        )
+    table = read_text(path, ("image_id", "prediction"))
     ids = table["image_id"].str.strip_suffix(".png").str.strip_prefix("images/")
     if ids.is_duplicated().any():
         twice = ids.filter(ids.is_duplicated()).unique(maintain_order=True)

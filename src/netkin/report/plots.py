@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from netkin.analysis.statistics import Trend
@@ -189,18 +188,14 @@ def lines_figure(
     parts: Sequence[tuple[str, Sequence[Line]]],
     xlabel: str,
     width: float = 2.6,
-    height: float = 2.5,
-    shares: bool = False,
 ) -> Figure:
-    """A panel for each (label of its y axis, its lines); the lines have the same names in all.
-
-    x are whole numbers, or with `shares` numbers above 0, drawn as per cent on a log scale.
-    """
-    figure, axes = panels(len(parts), width, height)
+    """A panel for each (label of its y axis, its lines); the lines have the same names in all, and
+    x are whole numbers."""
+    figure, axes = panels(len(parts), width, 2.5)
     for ax, (label, lines) in zip(axes, parts, strict=True):
         for i, line in enumerate(lines):
             # Side by side where they have the same x, so that no interval hides another.
-            x = line.x + (0 if shares else 0.05 * (i - (len(lines) - 1) / 2))
+            x = line.x + 0.05 * (i - (len(lines) - 1) / 2)
             ax.errorbar(
                 x,
                 line.y,
@@ -212,13 +207,7 @@ def lines_figure(
                 label=line.name,
             )
         ax.set(xlabel=xlabel, ylabel=label)
-        if shares:
-            ax.set_xscale("log")
-            ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-            ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-            ax.xaxis.set_minor_formatter(NullFormatter())
-        else:
-            ax.set_xticks(sorted({int(v) for line in lines for v in line.x}))
+        ax.set_xticks(sorted({int(v) for line in lines for v in line.x}))
         ax.margins(x=0.08)
     handles, names = axes[0].get_legend_handles_labels()
     legend_above(figure, handles, names)

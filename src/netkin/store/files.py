@@ -88,6 +88,15 @@ def write_json(
     write(path, lambda temporary: temporary.write_text(text), place=place)
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON mapping; empty where the file holds none, or is not there."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def create_json(path: Path, content: Mapping[str, Any]) -> bool:
     """Write a file unless it exists, and return whether it was written. Of several processes that
     write it at once, one succeeds."""
@@ -203,8 +212,7 @@ def _notes(header: Mapping[str, str], owner: str | None) -> dict[str, str]:
     if not isinstance(notes, dict) or "xxh3" not in notes:
         raise ValueError("its header lacks the checksum")
     if owner is not None and notes.get("owner") != owner:
-        earlier = "" if "owner" in notes else ", or of an earlier netkin"
-        raise ValueError(f"it is of another model, attack or part than its place{earlier}")
+        raise ValueError("it is of another model, attack or part than its place")
     return notes
 
 

@@ -3,7 +3,6 @@
 Only the files are read: no config, model or dataset is needed.
 """
 
-import json
 import math
 import shutil
 import time
@@ -14,9 +13,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import polars as pl
+
 from netkin.errors import DamagedFile, UserError, near
 from netkin.store import folder
-from netkin.store.files import digest, read_tensors
+from netkin.store.files import digest, read_json, read_tensors
 from netkin.store.layout import check_weights, manifest_problem, owner
 from netkin.store.lease import holders, sweep
 from netkin.store.outcomes import OutcomeStore, contents, read_table
@@ -26,25 +27,12 @@ YOUNG = 3600.0
 process of another machine."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """A part of a store.
-
-    Attributes:
-        path: its file or folder, below the store's root.
-        kind: views, clean, adversarial, outcomes, or a folder of the root such as weights.
-        member: the model, of outcomes the target; "" where there is none.
-        done, total: pieces that are stored, and of the complete part: shards of images, sources
-            that a target was evaluated on, files of clean logits. total is 0 where it is unknown.
-        size: bytes.
-    """
-
-    path: Path
-    kind: str
-    member: str
-    done: int
-    total: int
-    size: int
+PARTS = {
+    **dict.fromkeys(("path", "kind", "member"), pl.String),
+    **dict.fromkeys(("done", "total", "bytes"), pl.Int64),
+}
+Row = tuple[Path, str, str, int, int | None, int]
+"""A part of a store by its path, as `parts` describes it."""
 
 
 def subsets(root: Path) -> list[Path]:
@@ -57,32 +45,42 @@ def _attacks(subset: Path) -> list[Path]:
     return sorted(p for p in subset.glob("*-*") if p.is_dir())
 
 
-def parts(root: Path) -> list[Part]:
-    """Everything that a store holds, in the order of its folders."""
+def parts(root: Path) -> pl.DataFrame:
+    """Everything that a store holds, a row a part, in the order of its folders.
+
+    Columns: path, of its file or folder, below the root; kind: views, clean, adversarial, outcomes,
+    or a folder of the root such as weights; member: the model, of outcomes the target, "" where
+    there is none; done and total: pieces that are stored, and of the complete part: shards of
+    images, sources that a target was evaluated on, files of clean logits; complete, the share that
+    is done; and bytes. total and complete are null where they are unknown.
+    """
     known = subsets(root)
     datasets = {subset.parent for subset in known}
-    everything = [
-        Part(path, other.name, unquote(path.stem), 1, 0, size_of(path))
+    rows: list[Row] = [
+        (path, other.name, unquote(path.stem), 1, None, size_of(path))
         for other in sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
         for path in sorted(other.glob("*/*"))
         if other not in datasets and (path.is_dir() or path.suffix == ".safetensors")
     ]
-    return everything + [part for subset in known for part in _parts_of(subset)]
+    rows += [row for subset in known for row in _parts_of(subset)]
+    named = [(path.relative_to(root).as_posix(), *row) for path, *row in rows]
+    table = pl.DataFrame(named, PARTS, orient="row")
+    return table.insert_column(5, (table["done"] / table["total"]).alias("complete"))
 
 
-def _parts_of(subset: Path) -> Iterator[Part]:
-    images = len(_json(subset / "manifest.json").get("ids", ()))
+def _parts_of(subset: Path) -> Iterator[Row]:
+    images = len(read_json(subset / "manifest.json").get("ids", ()))
 
-    def shards(path: Path, kind: str, member: str = "") -> Part:
+    def shards(path: Path, kind: str, member: str = "") -> Row:
         shard_size = identity(path).get("shard_size", 0)
-        total = math.ceil(images / shard_size) if shard_size else 0
-        return Part(path, kind, member, len(_files(path, "*.safetensors")), total, size_of(path))
+        total = math.ceil(images / shard_size) if shard_size and images else None
+        return path, kind, member, len(_files(path, "*.safetensors")), total, size_of(path)
 
     for path in sorted(subset.glob("views/*")):
         yield shards(path, "views")
     for path in sorted(subset.glob("clean/*")):
         done = (path / "logits.safetensors").is_file()
-        yield Part(path, "clean", unquote(path.name), int(done), 1, size_of(path))
+        yield path, "clean", unquote(path.name), int(done), 1, size_of(path)
     for attack in _attacks(subset):
         sources = sorted(attack.glob("adversarial/*"))
         for path in sources:
@@ -92,8 +90,8 @@ def _parts_of(subset: Path) -> Iterator[Part]:
             for file in path.glob("[!.]*.parquet"):
                 with suppress(DamagedFile):  # which `damage` finds
                     evaluated |= contents(file).parts.keys()
-            name, size = unquote(path.name), size_of(path)
-            yield Part(path, "outcomes", name, len(evaluated), len(sources), size)
+            total, size = len(sources) or None, size_of(path)
+            yield path, "outcomes", unquote(path.name), len(evaluated), total, size
 
 
 @dataclass(frozen=True)
@@ -133,11 +131,11 @@ def _problem(root: Path, file: Path, subsets: Sequence[Path]) -> str | None:
     hashed = file.parent.name.rpartition("-")[2]
     try:
         if file.name == "manifest.json":
-            fits = str(_json(file).get("sha256", "")).startswith(hashed)
+            fits = str(read_json(file).get("sha256", "")).startswith(hashed)
             other = None if fits else "it lists other images than its folder is for"
             return manifest_problem(file) or other
         if file.name == "identity.json":
-            content, above = _json(file), file.parents[1]
+            content, above = read_json(file), file.parents[1]
             named = content.get("attack") if above in subsets else None
             named = content if above.name == "views" else named
             if named is not None and not digest(named).startswith(hashed):
@@ -197,7 +195,7 @@ def selected(root: Path, names: Sequence[str]) -> list[Path]:
         elif member := [path for subset in subsets(root) for path in _of_member(subset, name)]:
             chosen |= dict.fromkeys(member)
         else:
-            members = {part.member for part in parts(root) if part.member}
+            members = set(parts(root)["member"]) - {""}
             raise UserError(
                 f"the store {root} holds nothing named {name!r}, which may be damaged, leftovers, "
                 f"a member, or a path below the store{near(name, members)}"
@@ -249,13 +247,4 @@ def _files(root: Path, pattern: str) -> list[Path]:
 
 def identity(entry: Path) -> dict[str, Any]:
     """The identity in an entry's folder; empty where it cannot be read."""
-    return _json(entry / "identity.json")
-
-
-def _json(file: Path) -> dict[str, Any]:
-    """A JSON mapping, or an empty one where the file holds none."""
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_json(entry / "identity.json")

@@ -89,16 +89,9 @@ def _contents(file: Path, _modified: int, _size: int) -> Contents:
 
 @dataclass(frozen=True)
 class OutcomeStore:
-    """A folder of outcomes. Raises StoreError where it has those of an earlier layout."""
+    """A folder of outcomes."""
 
     path: Path
-
-    def __post_init__(self) -> None:
-        if any(self.path.glob("source=*")):
-            raise StoreError(
-                f"{self.path} has outcomes in a layout that netkin no longer reads; remove this "
-                "folder, and the next run evaluates the stored adversarial images again"
-            )
 
     def files(self, target: str) -> list[Path]:
         return sorted((self.path / folder(target)).glob("[!.]*.parquet"))

@@ -1,6 +1,5 @@
 """From a member to a classifier of pixels in [0, 1]."""
 
-import copy
 import hashlib
 import io
 import logging
@@ -13,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from netkin.errors import UserError, first_line
 from netkin.zoo.checkpoints import choose, load_weights
@@ -102,13 +100,6 @@ def check_member(member: Member, task: Task) -> None:
     """
     if member.target:  # its constructor may load weights, which the meta device would drop
         net, classes = _network(member, task, preprocessing(member, task))
-        try:
-            copy.deepcopy(net)  # it is copied to be made faster
-        except Exception as error:  # whatever the module's parts raise
-            raise UserError(
-                f"{member.name} ({member.architecture}) cannot be copied ({first_line(error)}): "
-                "copy.deepcopy has to work on it; leave out such attributes, or set them in forward"
-            ) from None
     else:
         net, classes = blueprint(member, task)
     _columns(classes, member, task)
@@ -333,20 +324,3 @@ def weights_sha256(net: nn.Module) -> str:
             flat = value.detach().cpu().contiguous().flatten()
             total.update(flat.view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
-
-
-def flops(member: Member, task: Task) -> int | None:
-    """Floating-point operations of matrix products and convolutions for one image at the member's
-    own input size; a multiplication and an addition are two. Nothing is computed or downloaded.
-
-    None for a network that does not run on torch's meta device.
-    """
-    try:
-        prep, (net, _) = preprocessing(member, task), blueprint(member, task)
-        shape = (1, len(prep.mean), prep.view.input_size, prep.view.input_size)
-        device = next(net.parameters()).device
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            net.eval()(torch.empty(shape, device=device))
-    except (UserError, RuntimeError, NotImplementedError, StopIteration):
-        return None
-    return counter.get_total_flops()

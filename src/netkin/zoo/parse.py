@@ -5,16 +5,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
-from urllib.parse import quote
 
-from netkin.errors import UserError, near
+from netkin.errors import UserError, check_known, near
 from netkin.zoo.families import read_off
 from netkin.zoo.member import KINDS, PREFIXES, Member
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
-LONGEST = 200
-"""Bytes of a name, as paths spell it: files are named for it, with 255 at most."""
 
 
 def parse_members(
@@ -58,11 +55,7 @@ def _parse(entry: str | Mapping[str, Any], known: Mapping[str, Mapping[str, Any]
         spec["target"] = spec.pop("_target_")
     allowed = [f.name for f in fields(Member)]
     for key in spec:
-        if key not in allowed:
-            raise UserError(
-                f"member {spec.get('name', '?')!r} has no field {key!r}{near(str(key), allowed)} "
-                f"(fields: {', '.join(allowed)})"
-            )
+        check_known(key, allowed, f"member {spec.get('name', '?')!r} has no field {key!r}")
     _one_kind(spec)
     _check_fields(spec)
     member = Member(**spec)
@@ -151,11 +144,6 @@ def _check_fields(spec: dict[str, Any]) -> None:
     """Raises UserError for values that a field cannot have; mean and std become tuples."""
     if not isinstance(name := spec["name"], str) or not name.strip():
         raise UserError(f"a member's name must be text, such as mine, got {name!r}")
-    if (size := len(quote(name))) > LONGEST:
-        raise UserError(
-            f"a member's name must have {LONGEST} characters at most, since files are named for "
-            f"it; {name[:20]}... takes {size}. Give it another with {{name: ...}}"
-        )
     for key, (fits, expected) in CHECKS.items():
         value = spec.get(key)
         if value is None or (value in fits if isinstance(fits, tuple) else fits(value)):

@@ -35,7 +35,7 @@ from timm.models._registry import get_deprecated_models
 from torch.nn import Module
 from torchvision.models import get_model_builder, get_model_weights, list_models
 
-from netkin.errors import UserError, first_line, near
+from netkin.errors import UserError, check_known, first_line, near, reading
 from netkin.store.files import file_sha256
 from netkin.zoo import xception as xception  # it registers gluon_xception65 with timm
 from netkin.zoo.families import timm_family
@@ -93,15 +93,7 @@ class Timm(Source):
         source, rest = parse_model_name(name)
         load = load_model_config_from_hf if source == "hf-hub" else load_model_config_from_path
         found, architecture, arguments = load(rest)
-        found = dict(found or {})
-        if not timm.is_model(str(architecture)):
-            raise UserError(
-                f"{name}: timm has no architecture {architecture!r}, which its config.json "
-                f"names{near(str(architecture), timm.list_models())}"
-            )
-        if "num_classes" not in found:
-            raise UserError(f"{name}: its config.json lacks num_classes in pretrained_cfg")
-        return self._described(found, str(architecture), dict(arguments or {}))
+        return self._described(dict(found or {}), str(architecture), dict(arguments or {}))
 
     def _registered(self, name: str) -> dict[str, Any]:
         architecture, tag = split_model_name_tag(name)
@@ -112,11 +104,8 @@ class Timm(Source):
                 f"(all names: timm.list_models(){advice})"
             )
         tags = [split_model_name_tag(n)[1] for n in timm.list_pretrained(f"{architecture}.*")]
-        if tag and tag not in tags:
-            raise UserError(
-                f"timm's {architecture} has no weights tagged {tag!r}{near(tag, tags)} "
-                f"(tags: {', '.join(tags) or 'none'})"
-            )
+        if tag:
+            check_known(tag, tags, f"timm's {architecture} has no weights tagged {tag!r}")
         found = timm.get_pretrained_cfg(name)
         return self._described(found.to_dict() if found else {}, architecture, {})
 
@@ -215,18 +204,13 @@ class Torchvision(Source):
         """The weights (a member of torchvision's enumerations) of "resnet18" or "resnet18.NAME"."""
         architecture, _, chosen = name.partition(".")
         names = list_models(module=torchvision.models)
-        if architecture not in names:
-            raise UserError(
-                f"torchvision has no classifier {architecture!r}{near(architecture, names)}"
-            )
+        check_known(architecture, names, f"torchvision has no classifier {architecture!r}")
         weights: Any = get_model_weights(architecture)
-        if chosen and chosen not in weights.__members__:
-            names = list(weights.__members__)
-            raise UserError(
-                f"torchvision's {architecture} has no weights {chosen!r}{near(chosen, names)} "
-                f"(there are {', '.join(names)})"
-            )
-        return weights[chosen] if chosen else weights.DEFAULT
+        if not chosen:
+            return weights.DEFAULT
+        names = list(weights.__members__)
+        check_known(chosen, names, f"torchvision's {architecture} has no weights {chosen!r}")
+        return weights[chosen]
 
     def config(self, name: str) -> dict[str, Any]:
         weights = self._weights(name)
@@ -344,17 +328,10 @@ def config(source: str) -> dict[str, Any]:
 
 def _config(source: str) -> dict[str, Any]:
     library, name = _split(source)
-    try:
-        with _quiet_hub():
-            return library.config(name)
-    except UserError:
-        raise
-    except Exception as error:  # the hub's client, json and timm have their own
-        raise UserError(
-            f"{source}: its config.json cannot be read ({type(error).__name__}: "
-            f"{first_line(error)}); expected a model in the format of timm or transformers, on the "
-            "hub or in a local folder"
-        ) from None
+    expected = "expected a model in the format of timm or transformers, on the hub or in a folder"
+    # The hub's client, json and timm have errors of their own.
+    with reading(f"{source}: its config.json", expected, Exception), _quiet_hub():
+        return library.config(name)
 
 
 published = cache(_config)
