@@ -1,5 +1,7 @@
 """Importance of components, on data where the truth is known, and against scikit-learn."""
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 import pytest
@@ -115,7 +117,8 @@ def test_few_models_cannot_show_anything() -> None:
     assert least_holm_p(3, 8) == 1.0
     assert least_holm_p(69, 13) == pytest.approx(13 / 10_000)
     apart = square(np.random.default_rng(0).normal(size=10), 5, 0.0)
-    ((_, p, holm),) = alone(main_effects(apart).rest[:, :, None], apart).rows()
+    perfect: Any = main_effects(apart).rest[:, :, None]
+    ((_, p, holm),) = alone(perfect, apart).rows()
     assert p == holm == pytest.approx(least_holm_p(5, 1))
 
 
