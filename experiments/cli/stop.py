@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -99,5 +100,13 @@ def silence(stream: int = 1) -> None:
 
 def fail(message: str, code: int) -> NoReturn:
     """Print a message on the error stream, as an error where the code is 1, and exit."""
-    print(f"error: {message}" if code == 1 else message, file=sys.stderr)
+    text = f"error: {message}" if code == 1 else message
+    width = shutil.get_terminal_size().columns
+    if sys.stderr.isatty() and len(text) > width:  # which would break words
+        said, colon, typed = text.partition(": python ")
+        text = textwrap.fill(
+            said + colon[:1], width, break_long_words=False, break_on_hyphens=False
+        )
+        text += f"\n  python {typed}" if colon else ""
+    print(text, file=sys.stderr)
     sys.exit(code)

@@ -163,26 +163,28 @@ def _by_chance(c: Clustering) -> list[str]:
         return []
     (inside, between), (low, high) = means, interval(np.array(null))
     values = {"inside": inside, "between": between, "more": inside - between, "draws": len(null)}
-    decision = verdict(inside - between, null=null)
+    decision = verdict(more_alike(scores, c.k), null=null)
     return [text("more_alike", verdict=decision, low=low, high=high, **values)]
 
 
-def more_alike(scores: NDArray[np.float64], labels: NDArray) -> float:
-    """The mean score within clusters less that between them, in nats; NaN where there is no pair
-    of one kind."""
+def more_alike(scores: NDArray[np.float64], k: int) -> float:
+    """The mean score within k clusters less that between them, in nats; NaN where there is no pair
+    of one kind. Of DRAW_RESTARTS runs of K-means: the best of more finds more alike clusters in any
+    matrix, and would be compared with the best of these."""
+    labels = clusters.spectral(scores, k, 0, DRAW_RESTARTS)
     within, between = within_and_between(labels.tolist(), scores) or (np.nan, np.nan)
     return within - between
 
 
 def by_chance(scores: NDArray[np.float64], k: int) -> list[float]:
-    """`more_alike` for k clusters of matrices of unrelated models: clusters are chosen so that
-    their models are alike, and are so in any matrix. Empty where each model is a cluster, and for
-    fewer than FEWEST models."""
+    """`more_alike` of matrices of unrelated models: clusters are chosen so that their models are
+    alike, and are so in any matrix. Empty where each model is a cluster, and for fewer than FEWEST
+    models."""
     if len(scores) < FEWEST or k == len(scores):
         return []
     draws = UNRELATED if len(scores) <= clusters.BATCHED else UNRELATED_OF_MANY
-    found = [each for each in unrelated(scores, draws) if clusters.has_clusters(each)]
-    return [more_alike(each, clusters.spectral(each, k, 0, DRAW_RESTARTS)) for each in found]
+    found = unrelated(scores, draws)
+    return [more_alike(each, k) for each in found if clusters.has_clusters(each)]
 
 
 def _members(c: Clustering, common: pl.DataFrame | None) -> list[str]:

@@ -11,7 +11,7 @@ Each other one is a definition: a file, or the run's config with some values cha
 - experiment=budget: fewer, longer steps (attack.step_size=null), and what they cost: r says whether
   the order of pairs stays, the mean difference whether the level does.
 
-On the 12 digits members (500 images): PGD-50 and PGD-10 r = 0.98, two-sided and one-sided r = 0.60
+On the 12 digits members (500 images): PGD-50 and PGD-10 r = 0.98, two-sided and one-sided r = 0.75
 (66 pairs, 132 directions; both Mantel p <= 0.0001). Precisions: experiments/results/speed.md.
 """
 
@@ -48,7 +48,7 @@ from netkin.analysis.correlation import Definition, correlate, note, sentence
 from netkin.analysis.matrix import Matrix, off_diagonal, pair_values, position_of
 from netkin.analysis.noise import Sampled
 from netkin.analysis.statistics import FEWEST
-from netkin.analysis.verdict import verdict
+from netkin.analysis.verdict import Verdict, verdict
 from netkin.attacks import PGD, Attack
 from netkin.data.classes import class_words
 from netkin.data.tables import read_text
@@ -252,7 +252,14 @@ def listed_attacks(config: DictConfig) -> dict[str, Attack]:
             check_known(key, known, f"attack {option} has no setting {key!r}")
         values = {k: v for k, v in shared.items() if k.split(".")[0] in known} | given
         composed = changed(composed, {f"attack.{key}": value for key, value in values.items()})
-        found[label] = build_attack(composed, option)
+        attack = build_attack(composed, option)
+        for other, earlier in found.items():
+            if earlier.identity == attack.identity:
+                raise UserError(
+                    f"attacks: {other} and {label} are the same attack, since attack.* on the "
+                    "command line applies to each; choose others with attacks=[...]"
+                )
+        found[label] = attack
     return found
 
 
@@ -582,19 +589,23 @@ def general_answer(question: str, rows: list[dict]) -> list[str]:
     if not known or known[0]["models"] < FEWEST:
         return [text(f"{question}.few", models=rows[0]["models"]), *each]
     worst = min(known, key=lambda row: row["r"])
-    r, without = worst["r"], worst["r_without_noise"]
-    share = text("share", share=r**2, **worst)
-    if without is not None and without > r > 0:
+    decision, without = agree(worst)
+    share = text("share", share=worst["r"] ** 2, **worst)
+    if without > worst["r"]:
         share += text("without_noise", share=without**2, **worst)
-    else:
-        without = r
-    # The interval over models is that of r; r without noise is as uncertain, in proportion.
-    ends = [
-        None if e is None else min(e * without / r, 1.0)
-        for e in (worst["models_low"], worst["models_high"])
-    ]
-    decision = verdict(without, (ends[0], ends[1]), worst["p"], threshold=statistics.ALIKE)
     return [text(question, decision, share=share), *each]
+
+
+def agree(row: dict[str, Any]) -> tuple[Verdict, float]:
+    """Whether two definitions agree, by their row of `correlate`, and the r that decides: without
+    noise of the images where that is known, and over models as uncertain as r, in proportion."""
+    r, without, alike = row["r"], row["r_without_noise"], statistics.ALIKE
+    if without is None or not without > r > 0:
+        without = r
+    ends = row["models_low"], row["models_high"]
+    low, high = (None if end is None else min(end * without / r, 1.0) for end in ends)
+    p = row["p"] if without > alike else None  # that r is 0, which would be a No, too
+    return verdict(without, (low, high), p, threshold=alike), without
 
 
 def differences(
@@ -622,7 +633,7 @@ def differences(
     picture = s.outputs.figure("differences", drawing, table, caption)
     mean, first = float(pairs["difference"].to_numpy().mean()), models.row(0, named=True)
     listed = [
-        f"{row['b']} and {row['a']} ({row['s_reference']:.2f} and {row['s_other']:.2f})"
+        f"{row['b']} and {row['a']} ({row['s_reference']:.3f} and {row['s_other']:.3f})"
         for row in pairs.head(3).iter_rows(named=True)
     ]
     values = {"a": a.name, "b": b.name, "mean": abs(mean), "pairs": ", ".join(listed)}

@@ -4,8 +4,8 @@ Ensembles average the stored clean logits of their members. Writes ensemble_pair
 ensemble_clusters (Fig. 3) and ensemble_groups (Fig. 4), each as a figure with its table,
 ensembles.csv and report.html.
 
-On the 12 digits members (500 images, PGD-50) no relation was found: r = -0.08 over 66 pairs (noise
-ceiling 0.59), Mantel p = 0.59; given the members' errors, partial r = -0.02, p = 0.90. They err on
+On the 12 digits members (500 images, PGD-50) no relation was found: r = -0.07 over 66 pairs (noise
+ceiling 0.38), Mantel p = 0.65; given the members' errors, partial r = -0.08, p = 0.58. They err on
 1% of the images, too few to measure one.
 """
 

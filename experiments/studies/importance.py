@@ -1,11 +1,11 @@
 """Which components does the similarity of models go with? (Sec. 3.1, Fig. 1; Appendix B.)
 
 Components are ranked by how much less similar two models are that differ in one, each by itself,
-with the models permuted. Beside it stands the paper's importance: the drop in R^2 of gradient
-boosting when a component is shuffled among the pairs that it was fitted on, which is what it adds
-to the others there. Whether components predict the similarity of models that were not fitted is
-measured with shallow trees, which overfit less. Writes importance.csv with its figure, r2.csv,
-components.csv and report.html.
+without main effects and with the models permuted. Beside it stands the paper's importance: the drop
+in R^2 of gradient boosting when a component is shuffled among the pairs that it was fitted on,
+which is what it adds to the others there. Whether components predict the similarity of models that
+were not fitted is measured with shallow trees, which overfit less. Writes importance.csv with its
+figure, r2.csv, components.csv and report.html.
 
 On the published matrix and components: see experiments/results/digits.md.
 """
@@ -22,6 +22,7 @@ from netkin.analysis import importance
 from netkin.analysis.components import differences
 from netkin.analysis.importance import SHALLOW, Boosting, HeldOut
 from netkin.analysis.verdict import verdict
+from netkin.errors import and_more
 from netkin.jobs.progress import Bars
 from netkin.report.plots import ranked_figure
 from netkin.report.sentences import Sentences
@@ -112,7 +113,7 @@ def related(table: pl.DataFrame, models: int, permutations: int) -> str:
     if sure.is_empty():
         smallest = known["holm_p"].min()
         return text("related.none", tested=known.height, smallest=smallest)
-    listed = ", ".join(text("one", **row) for row in sure.to_dicts())
+    listed = and_more([text("one", **row) for row in sure.to_dicts()])
     values = {"n": sure.height, "tested": known.height, "largest": sure["holm_p"].max()}
     return text("related.some", listed=listed, **values)
 

@@ -39,7 +39,7 @@ from netkin.analysis.correlation import Definition, correlate
 from netkin.analysis.matrix import Matrix, pair_values
 from netkin.analysis.measures import Measure, Use, predict
 from netkin.analysis.statistics import FEWEST, correlations, mean_known, p_text, trend
-from netkin.analysis.verdict import verdict
+from netkin.analysis.verdict import Verdict, verdict
 from netkin.jobs.progress import Bars
 from netkin.passes import Item
 from netkin.passes.features import Kind, draw_images, gradient_cosines
@@ -273,21 +273,28 @@ def answer(
 def decided(use: Used, uses: int) -> str:
     """Which measure predicts a use, how well, and how certain that is: by p times the number of
     uses that are looked at, and by the interval over models."""
-    ranked = use.predicted.sort(pl.col("r2").fill_nan(-np.inf), descending=True)
-    best = ranked.row(0, named=True)
-    p = min(best["p"] * uses, 1.0)
-    found = verdict(best["r2"], (best["low"], best["high"]), p)
+    found, best = predicts(use.predicted, uses)
     sentence = text(
         "verdict",
-        "Not certain" if found == "No" else found,
+        found,
         best=short_title(best["measure"]),
         what=text(f"use.{use.name}"),
-        p=p_text(p),
+        p=p_text(best["p"]),
         more=text("more" if best["r"] > 0 else "less"),
         **{key: best[key] for key in ("r2", "low", "high")},
     )
     sentence = sentence[0].upper() + sentence[1:] + text("alone", r2=use.alone["r2"][0])
     return sentence + (text("ceiling", r=use.ceiling) if use.ceiling < 1 else "")
+
+
+def predicts(predicted: pl.DataFrame, uses: int = 1) -> tuple[Verdict, dict[str, Any]]:
+    """Whether the best of the measures predicts one of so many uses, and its row. That no measure
+    predicts it is not certain either."""
+    ranked = predicted.sort(pl.col("r2").fill_nan(-np.inf), descending=True)
+    best = ranked.row(0, named=True)
+    best["p"] = min(best["p"] * uses, 1.0)
+    found = verdict(best["r2"], (best["low"], best["high"]), best["p"])
+    return "Not certain" if found == "No" else found, best
 
 
 def correlated(row: dict[str, Any]) -> str:

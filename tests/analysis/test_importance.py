@@ -1,5 +1,7 @@
 """Importance of components, on data where the truth is known, and against scikit-learn."""
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 import pytest
@@ -11,6 +13,7 @@ from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.inspection import permutation_importance
 
 from netkin.analysis.components import differences, keywords
+from netkin.analysis.confounders import main_effects
 from netkin.analysis.importance import (
     Boosting,
     alone,
@@ -20,6 +23,7 @@ from netkin.analysis.importance import (
     lookup_r2,
     pairs,
 )
+from netkin.analysis.matrix import square
 from netkin.errors import UserError
 
 QUICK = Boosting(stages=40, learning_rate=0.1)
@@ -97,14 +101,24 @@ def test_components_by_themselves_and_holm_by_hand() -> None:
     assert nothing == (None, None, None)
 
 
+def test_main_effects_are_no_relation() -> None:
+    """A kind of models that fools all others has high scores, but not for being alike."""
+    rng = np.random.default_rng(0)
+    kind = np.arange(20) < 14
+    noise = rng.normal(scale=0.1, size=(20, 20))
+    scores = 2.0 + kind[:, None] + kind + noise + noise.T
+    ((r, p, _),) = alone((kind[:, None] != kind)[:, :, None], scores, 999).rows()
+    assert abs(r) < 0.2 and p > 0.05
+
+
 def test_few_models_cannot_show_anything() -> None:
     """The least p that the models' permutations allow is found where the order is perfect."""
     assert least_holm_p(4, 8) == pytest.approx(8 / 24)
     assert least_holm_p(3, 8) == 1.0
     assert least_holm_p(69, 13) == pytest.approx(13 / 10_000)
-    values = np.arange(5.0) ** 2
-    apart = np.abs(values[:, None] - values)
-    ((_, p, holm),) = alone(apart[:, :, None], apart).rows()
+    apart = square(np.random.default_rng(0).normal(size=10), 5, 0.0)
+    perfect: Any = main_effects(apart).rest[:, :, None]
+    ((_, p, holm),) = alone(perfect, apart).rows()
     assert p == holm == pytest.approx(least_holm_p(5, 1))
 
 

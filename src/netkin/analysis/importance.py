@@ -17,6 +17,7 @@ from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.inspection import permutation_importance
 from sklearn.metrics import r2_score
 
+from netkin.analysis.confounders import main_effects
 from netkin.analysis.statistics import PERMUTATIONS, lazy, mantel_each
 from netkin.errors import UserError
 
@@ -104,11 +105,13 @@ def alone(
 ) -> pl.DataFrame:
     """Each of C components by itself, a row each: mantel_r, mantel_p and holm_p.
 
-    r correlates scores [N, N] with whether two models differ in the component, [N, N, C]: below 0
-    where models that differ are less similar. p is of the Mantel test. Holm (1979) corrects it for
-    the number of components. Null for a component in which all pairs differ, or none.
+    r correlates scores [N, N] without main effects, as in `confounders.related_test`, with whether
+    two models differ in the component, [N, N, C]: below 0 where models that differ are less
+    similar. p is of the Mantel test. Holm (1979) corrects it for the number of components. Null for
+    a component in which all pairs differ, or none.
     """
-    tests = mantel_each(np.moveaxis(differ, 2, 0).astype(float), scores, permutations)
+    rest = main_effects(scores).rest
+    tests = mantel_each(np.moveaxis(differ, 2, 0).astype(float), rest, permutations)
     table = pl.DataFrame({"mantel_r": [t.r for t in tests], "mantel_p": [t.p for t in tests]})
     p = pl.col("mantel_p")
     left = p.count() + 1 - p.rank("ordinal")

@@ -128,6 +128,12 @@ def _images(file: Path, labels: str | int) -> tuple[NDArray[np.uint8], NDArray[n
     size = int(np.prod(SHAPE))
     if isinstance(labels, str):
         pixels, numbers = _unpickled(file, "data", labels)
+        whole = pixels.dtype == np.uint8 and numbers.dtype.kind == "i"
+        if not whole or numbers.ndim != 1 or pixels.shape != (len(numbers), size):
+            raise UserError(
+                f"{file} has data {pixels.dtype} {list(pixels.shape)} and {labels} {numbers.dtype} "
+                f"{list(numbers.shape)}; expected uint8 [N, {size}] and whole numbers [N]"
+            )
         return pixels.reshape(-1, *SHAPE), numbers
     content = np.frombuffer(file.read_bytes(), np.uint8)
     if len(content) % (labels + size) or not len(content):
