@@ -518,7 +518,8 @@ def test_ones_own_network_trained_given_and_brought(
     shutil.copy(Path(__file__).with_name("own_nets.py"), package / "__init__.py")
     monkeypatch.syspath_prepend(package.parent)
     trained = "{name: trained, _target_: my_pkg.Net, mean: 0.3, std: 0.4}"
-    done = run(tmp_path, [trained, "test_byobnet"], "recipe.epochs=3")
+    other = trained.replace("name: trained", "name: other")
+    done = run(tmp_path, [trained, other], "recipe.epochs=3")
     assert done.returncode == 0, done.stderr
     file = tmp_path / "store/weights/digits/trained.safetensors"
     notes = json.loads(file.with_suffix(".json").read_text())
