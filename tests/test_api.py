@@ -24,7 +24,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import netkin
 from netkin.attacks import PGD, PatchFool
@@ -153,9 +153,7 @@ def test_any_form_of_the_same_images_gives_the_same_scores(
     images, labels = scans
     expected = quick(nets, images, labels).scores
     in_bytes = (images * 255).round().to(torch.uint8)
-    loader = torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(images, labels), batch_size=64
-    )
+    loader = torch.utils.data.DataLoader(TensorDataset(images, labels), batch_size=64)
     for form in (
         quick(nets, in_bytes.numpy(), labels.tolist()),
         quick(nets, images.double().numpy(), labels.numpy()),
@@ -381,7 +379,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"images": PIXELS[..., :8]}, "16 x 8 and models take squares"),
     ({"labels": [0, 1, 2]}, "labels must be one an image: 4 images, 3 labels"),
     ({"labels": [0, 1, 2, 10]}, "labels must be in 0 to 9 for 10 classes, got 0 to 10"),
-    ({"labels": [1, 2, 3, 10]}, "counted from 1"),
+    ({"labels": [2, 2, 3, 10]}, "counted from 1"),
+    ({"images": TensorDataset(PIXELS)}, "a TensorDataset, whose batches have labels of their own"),
     ({"labels": torch.eye(10)[:4]}, r"labels must be class indices, .* float32 of shape \[4, 10\]"),
     ({"labels": None}, "labels must be given"),
     ({"images": [PIXELS], "labels": None}, r"images must be batches \(images, labels\)"),

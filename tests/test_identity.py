@@ -157,7 +157,8 @@ EXPECTED = {
 
 @pytest.mark.parametrize("named", EXPECTED)
 def test_the_normalisation_that_a_network_expects_is_named(named: str) -> None:
-    """A network that takes other inputs than it gets, beside two that are right, and a weak one."""
+    """A network that takes other inputs than it gets, beside two that are right, and a weak one;
+    and two that both take others."""
     torch.manual_seed(0)
     images, (mean, std, flipped) = torch.rand(120, 3, 4, 4), EXPECTED[named]
     images = (images * 255).round() / 255
@@ -171,12 +172,15 @@ def test_the_normalisation_that_a_network_expects_is_named(named: str) -> None:
         return x.flip(1) if flipped else x
 
     red = Changed(net, lambda x: x[:, :1].expand_as(x))
-    nets = {"a": net, "b": Changed(net, 0.9), "c": Changed(net, undone), "red": red}
+    wrong = {"c": Changed(net, undone), "d": Changed(Changed(net, 1.0), undone)}
     assert (red(images).argmax(dim=1) == labels).float().mean() < 0.4
-    answer = netkin.compare(nets, images, labels, steps=1, bootstrap=2).answer
-    (line,) = [line for line in answer if "instead of" in line]
-    assert line.startswith("Suspect: c: its accuracy is ") and named in line
-    assert "give 100.0% instead of " in line and "on 100 of them" in line
+    beside = {"a": net, "b": Changed(net, 0.9), "c": wrong["c"], "red": red}
+    for nets, suspects in ((beside, "c"), (wrong, "cd")):
+        answer = netkin.compare(nets, images, labels, steps=1, bootstrap=2).answer
+        lines = [line for line in answer if "instead of" in line]
+        for name, line in zip(suspects, lines, strict=True):
+            assert line.startswith(f"Suspect: {name}: its accuracy is ") and named in line
+            assert "give 100.0% instead of " in line and "on 100 of them" in line
 
 
 class Rounded(Changed):

@@ -271,6 +271,8 @@ def test_strangers_are_the_fewest() -> None:
     assert strangers(np.array([[1, 1, 0], [0, 0, 1]], dtype=bool)) == {1: [0]}
     assert strangers(np.array([[1, 1], [0, 0]], dtype=bool)) == {1: [0, 1]}
     assert strangers(np.ones((3, 2), dtype=bool)) == {}
+    apart = np.array([[1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 0]], dtype=bool)
+    assert strangers(apart, landmarks=[0]) == {3: [0]} and len(strangers(apart)) == 2
 
 
 @given(arrays(bool, st.tuples(st.integers(1, 5), st.integers(1, 5))))

@@ -96,11 +96,12 @@ def pass_landmarks(r: Run, names: Sequence[str], one_sided: bool) -> list[Model]
     """Attack the landmarks, and evaluate all models on their images, where the store lacks that.
 
     Unless `one_sided`, the others are attacked, too, and the landmarks evaluated on their images.
-    Returns the models that did not fail. Raises Incomplete where a landmark failed.
+    Returns the models that did not fail: without a correct image in common with a landmark, one is
+    left out as failed. Raises Incomplete where a landmark failed, or all other models did.
     """
     landmarks = [model for model in r.models if model.name in names]
     with r.working():
-        evaluated = r.clean()
+        evaluated = r.with_common_images(r.clean(), landmarks)
         crafted = r.craft([m for m in evaluated if not one_sided or m in landmarks])
         if all(landmark in crafted for landmark in landmarks):
             r.transfer(r.remaining(evaluated), landmarks)
@@ -108,7 +109,8 @@ def pass_landmarks(r: Run, names: Sequence[str], one_sided: bool) -> list[Model]
             if not one_sided and rest:
                 r.transfer(landmarks, rest)
     finished = r.remaining()
-    if lost := [f for f in r.failures if f.model in landmarks]:
+    alone = len(r.models) > len(finished) == len(landmarks)
+    if lost := [f for f in r.failures if alone or f.model in landmarks]:
         raise Incomplete(lost, None, len(r.models))
     return finished
 

@@ -141,7 +141,6 @@ def novel(config: DictConfig) -> None:
         o.tracker.summary({"candidate": name, "white_box_success/candidate": success})
         both = right & np.stack([results.correct(model).numpy() for model in models])
         answers = Answers(both, results.fooled([new], models)[0])
-        check_common(answers, models, name)
         labels, reason = stored_clusters(results, models, config.novel.clusters)
         found = Placed(labels, reason)
         if labels is not None:
@@ -253,8 +252,10 @@ def answered(o: Opened, members: list[Model], chosen: list[int]) -> None:
     measured, _ = results.landmark_scores(members, chosen, True, config.score.eps_s)
     right, noise = given.clean == labels, None if given.noise is None else given.noise != labels
     both = right & np.stack([results.correct(landmark).numpy() for landmark in landmarks])
+    for landmark, common in zip(landmarks, both.any(axis=1), strict=True):
+        if not common:
+            raise similarity.nothing_common(name, landmark.name)
     answers = Answers(both, given.attacked != labels, noise)
-    check_common(answers, landmarks, name)
     scores = np.full((n + 1, n + 1), np.nan)  # the classifier's last
     scores[:n, :n] = measured
     scores[chosen, n] = scores[n, chosen] = answers.smoothed(np.ones((1, len(labels))))[0]
@@ -366,13 +367,6 @@ def probe_answer(name: str, table: pl.DataFrame, found: Placed) -> list[str]:
 
 
 # Both
-
-
-def check_common(answers: Answers, members: Sequence[Model], classifier: str) -> None:
-    """Raises UserError where the classifier has no correct image in common with a member."""
-    for member, both in zip(members, answers.both, strict=True):
-        if not both.any():
-            raise similarity.nothing_common(classifier, member.name)
 
 
 def nearest(table: pl.DataFrame) -> str:

@@ -133,7 +133,7 @@ def _result(settings: Settings, draws: int, eps_s: float) -> Result:
         except Incomplete as error:
             if error.outcomes is None or any(f.stage != COMPARISON for f in error.failures):
                 named = [f"{f.model.name} failed in {f.stage}: {f.reason}" for f in error.failures]
-                text = " ".join(["; ".join(named), *_cautions(suspects)])
+                text = " ".join([f"{'; '.join(named)}.", *_cautions(suspects)])
                 raise UserError(text) from error.failures[0].error
             outcomes, failed = error.outcomes, error.table
         except UserError as error:  # such as no image that two of them classify correctly

@@ -338,7 +338,7 @@ class Run:
         """
         rule, total, found = self.settings.rule, len(self.evaluation.subset), None
         with self.working():
-            evaluated = self.noise(self._with_common_images(self.clean()))
+            evaluated = self.noise(self.with_common_images(self.clean()))
             sizes = [total] if rule is None else sequential.stops(total, self.evaluation.shard_size)
             for images in sizes:
                 found = self._attacked(evaluated, images)
@@ -364,12 +364,16 @@ class Run:
         assert found is not None
         return found
 
-    def _with_common_images(self, models: Sequence[Model]) -> list[Model]:
-        """Models any two of which classify an image correctly; the others are noted as failed."""
+    def with_common_images(
+        self, models: Sequence[Model], landmarks: Sequence[Model] | None = None
+    ) -> list[Model]:
+        """Models any two of which, or any and each landmark, classify an image correctly; the
+        others are noted as failed."""
         if not models:
             return []
         correct = torch.stack([self.results.correct(model) for model in models]).numpy()
-        for i, others in strangers(correct).items():
+        of = None if landmarks is None else [models.index(m) for m in landmarks if m in models]
+        for i, others in strangers(correct, of).items():
             name, names = models[i].name, [models[j].name for j in others]
             error = nothing_common(name, name if i in others else and_more(names, 3))
             self.failures.append(Failure(models[i], COMPARISON, error))

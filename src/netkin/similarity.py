@@ -104,13 +104,19 @@ def nothing_common(a: str, b: str) -> UserError:
     )
 
 
-def strangers(correct: NDArray[np.bool_]) -> dict[int, list[int]]:
+def strangers(
+    correct: NDArray[np.bool_], landmarks: Sequence[int] | None = None
+) -> dict[int, list[int]]:
     """The models without which any two have an image that both classify correctly, [N, I] given:
     those with most of the empty pairs first, of equals the less accurate. Each with the models that
-    it has no image in common with; with itself where it is never correct.
+    it has no image in common with; with itself where it is never correct. Of pairs, only those with
+    one of the landmarks count where these are given.
     """
     single = correct.astype(np.float32)
     empty, found = single @ single.T == 0, dict[int, list[int]]()
+    if landmarks is not None:
+        counts = np.isin(np.arange(len(empty)), landmarks)
+        empty &= counts | counts[:, None]
     while empty.any():
         worst = max(range(len(empty)), key=lambda i: (empty[i].sum(), -single[i].sum(), i))
         found[worst] = np.flatnonzero(empty[worst]).tolist()

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.studies import within as study
 from netkin import similarity
 from netkin.analysis.groups import Draws, family_means, mean_of
-from netkin.analysis.matrix import Matrix
+from netkin.analysis.matrix import Matrix, pair_values, read
 from netkin.analysis.statistics import over_images
 from netkin.similarity import Outcomes
 from tests import helpers
@@ -49,11 +50,18 @@ def test_jackknife_covers_the_mean_of_pairs_of_models() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not PUBLISHED.is_file(), reason="the published scores are not here")
-def test_on_the_published_matrix(tmp_path: Path) -> None:
-    run = helpers.run("within", tmp_path / "run", [f"similarity={PUBLISHED}", "logger=none"])
+def test_on_the_published_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of some of its models, as a file without their components, which are read off."""
+    matrix, some = read(PUBLISHED), slice(0, 69, 9)
+    assert pair_values(matrix.scores).mean() == pytest.approx(2.665, abs=5e-4)
+    part = Matrix(matrix.names[some], matrix.scores[some, some])
+    part.table().write_csv(tmp_path / "some.csv")
+    monkeypatch.setattr(study, "FAMILIES_UP_TO", 4)
+    run = helpers.run("within", tmp_path / "run", ["similarity=some.csv", "logger=none"])
     table = pl.read_csv(run / "within.csv")
     row = table.row(by_predicate=pl.col("group") == "all models", named=True)
-    assert row["pairs"] == 2346 and row["mean"] == pytest.approx(2.665, abs=5e-4)
+    assert row["pairs"] == 28 and row["mean"] == pytest.approx(pair_values(part.scores).mean())
+    assert "CNN" in table["group"].to_list()
     assert not table["group"].str.contains("_registry|unknown").any()
     has_figures(run, "within")
 

@@ -1,5 +1,5 @@
-"""Attacks of other packages: parity, their random numbers, and mistakes. (torchattacks is not a
-dependency of the tests: its own dependencies pin packages that others need newer.)"""
+"""Attacks of other packages: parity, their random numbers, and mistakes. (torchattacks is in
+tests/real/packages.txt: its own dependencies pin packages that others need newer.)"""
 
 import random
 from pathlib import Path

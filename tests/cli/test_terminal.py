@@ -6,6 +6,8 @@ import os
 import pty
 import re
 import select
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from netkin.jobs.signals import STOPPING
-from tests.conftest import ROOT, SMALL
+from tests.conftest import ROOT
 from tests.store.test_restart import TINY, in_hand
 from tests.test_tracking import records
 
@@ -68,17 +70,26 @@ class Terminal:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "key", "code"), [("train", b"", 129), ("craft", b"\x03", 130)])
-def test_a_stop(tmp_path: Path, stage: str, key: bytes, code: int) -> None:
-    """By the terminal's end, and by Ctrl-C among workers, who get it, too."""
+def test_a_stop(trained: Path, tmp_path: Path, stage: str, key: bytes, code: int) -> None:
+    """By the terminal's end, and by Ctrl-C among workers, who get it, too. One line says what is
+    done and how to go on. tests/cluster has SIGTERM."""
     store, in_work = tmp_path / "store", {"train": "weights/", "craft": "adversarial/"}[stage]
     workers = {"train": 1, "craft": 2}[stage]
-    terminal = Terminal(tmp_path, "hydra.run.dir=run", f"hardware.members_at_once={workers}")
+    if stage == "craft":
+        shutil.copytree(trained / "store" / "weights", store / "weights")
+    words = ("hydra.run.dir=run", f"hardware.members_at_once={workers}", "attack.steps=3000")
+    terminal = Terminal(tmp_path, *words)
     assert terminal.read_until(lambda: any(in_work in each for each in in_hand(store)))
     if key:
         os.write(terminal.master, key)
         assert terminal.end() == code, terminal.text
         *bars, said, nothing = re.split(r"\r?\n", terminal.text)
-        assert nothing == "" and said.startswith(f"stopped during {stage}, with "), terminal.text
+        assert nothing == "", terminal.text
+        found = r"stopped during craft, with 0 of 2 done \(\d+ of \d+ images\); .*To go on: (.*)"
+        match = re.fullmatch(found, said)
+        assert match is not None, terminal.text
+        command = shlex.split(match[1])
+        assert command[0] == "python" and "attack.steps=3000" in command
         assert "Traceback" not in terminal.text and "wandb" not in "".join(bars), terminal.text
     else:
         assert terminal.hang_up() == code
@@ -101,22 +112,20 @@ def test_a_signal_before_any_work(number: signal.Signals) -> None:
         assert subprocess.run(["sh", "-c", code], cwd=ROOT, capture_output=True).returncode == 0
 
 
-def test_the_reader_of_its_lines_may_leave(small_run: Path) -> None:
+def test_the_reader_of_its_lines_may_leave(trained: Path, tmp_path: Path) -> None:
     """As `| head -1` does: the run goes on to its end, in silence."""
-    folder = small_run / "unread"
-    command = [sys.executable, str(ROOT / "evaluate.py"), *SMALL, f"hydra.run.dir={folder}"]
-    with (small_run / "unread.txt").open("w+") as errors:
+    words = ["experiment=store", f"store.dir={trained / 'store'}", "hydra.run.dir=unread"]
+    with (tmp_path / "unread.txt").open("w+") as errors:
         process = subprocess.Popen(
-            [*command, "logger=csv"],
-            cwd=small_run,
+            [sys.executable, str(ROOT / "evaluate.py"), *words],
+            cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=errors,
         )
         assert process.stdout is not None
-        assert process.stdout.readline().startswith(b"pairwise: ")
+        assert process.stdout.readline().startswith(b"store: ")
         process.stdout.close()
         assert process.wait(600) == 0
         errors.seek(0)
         assert not errors.read()
-    assert json.loads((folder / "summary.json").read_text())["state"] == "finished"
-    assert (folder / "report.html").is_file()
+    assert (tmp_path / "unread" / "report.html").is_file()

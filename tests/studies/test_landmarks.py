@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from sklearn.svm import SVC
 
 from netkin.data.digits import Digits
@@ -52,9 +53,23 @@ def run(folder: Path, name: str, *overrides: str) -> Path:
     return folder / name
 
 
-def test_landmarks(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def measured(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the run `landmarks` and its store, which tests only read."""
+    folder = shutil.copytree(trained, tmp_path_factory.mktemp("measured") / "small")
+    run(folder, "landmarks", "experiment=landmarks", MARKS, *arguments(folder))
+    return folder
+
+
+@pytest.fixture
+def eight(measured: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be written to."""
+    return shutil.copytree(measured, tmp_path / "eight")
+
+
+def test_landmarks(measured: Path) -> None:
     """What is measured equals the pairwise matrix."""
-    two = run(folder, "landmarks", "experiment=landmarks", MARKS, *arguments(folder))
+    two = measured / "landmarks"
     has_figures(two, "held_out", "landmarks")
     pairs = pl.read_csv(two / "pairs.csv")
     assert pairs["kind"].value_counts().sort("kind")["count"].to_list() == [25, 3]
@@ -63,7 +78,7 @@ def test_landmarks(folder: Path) -> None:
         ("d", "y"),
         ("x", "y"),
     }
-    outcomes = folder / "eight" / "store" / "digits"
+    outcomes = measured / "eight" / "store" / "digits"
     (table,) = outcomes.glob("quick-*/pgd-*/outcomes")
     rows = pl.read_parquet(table / "*/*.parquet")
     assert rows.filter(source="x", target="y").is_empty()  # no other pair is run
@@ -79,9 +94,28 @@ def test_landmarks(folder: Path) -> None:
     assert marked.filter(pl.col("") == "x")["y"].item() == 0
 
 
+def test_a_member_in_another_order_of_classes_is_left_out(folder: Path) -> None:
+    """It has no correct image in common with the candidate, which has its weights."""
+    file = folder / "store" / "weights" / "digits" / "test_byobnet.safetensors"
+    weights = load_file(file)
+    for part in ("weight", "bias"):
+        weights[f"head.fc.{part}"] = weights[f"head.fc.{part}"].roll(1, 0)
+    save_file(weights, folder / "moved.safetensors")
+    moved = "{name: moved, timm: test_byobnet, checkpoint: moved.safetensors}"
+    words = ["experiment=novel", "novel.clusters=null", "subset=quick", "attack.steps=2"]
+    words += [f"model.candidate={{name: new, timm: test_byobnet, checkpoint: {file}}}"]
+    words += ["recipe=digits_adamw", "recipe.epochs=4", "hydra.run.dir=novel"]
+    done = run_here(*words, f"model.members=[vit_ti,{moved}]", cwd=folder)
+    reason = "moved (comparison: no image is classified correctly by moved and new"
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and reason in done.stderr
+    assert pl.read_csv(folder / "novel" / "novel.csv")["model"].to_list() == ["vit_ti"]
+    done = run_here(*words, f"model.members=[{moved}]", cwd=folder)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and reason in done.stderr
+
+
 @pytest.mark.slow
-def test_one_sided_landmarks_and_a_study_of_the_output(folder: Path) -> None:
-    two = run(folder, "landmarks", "experiment=landmarks", MARKS, *arguments(folder))
+def test_one_sided_landmarks_and_a_study_of_the_output(eight: Path) -> None:
+    folder, two = eight, eight / "landmarks"
     pairs = pl.read_csv(two / "pairs.csv").filter(a="a", b="x").to_dicts()[0]
     outcomes = folder / "eight" / "store" / "digits"
     file = f"similarity={two / 'similarity.csv'}"
@@ -110,9 +144,9 @@ def answer(pack: Path, classifier: Classifier, to: Path) -> pl.DataFrame:
 
 
 @pytest.mark.slow
-def test_probe(folder: Path) -> None:
+def test_probe(eight: Path) -> None:
     """A member known by its predictions alone has the scores that it has as a member."""
-    pack = folder / "pack"
+    folder, pack = eight, eight / "pack"
     exported = run(
         folder, "pack_run", "experiment=probe", MARKS, f"probe.export={pack}", *arguments(folder)
     )
@@ -160,15 +194,16 @@ def network(folder: Path) -> Classifier:
 
 
 @pytest.fixture(scope="module")
-def pack(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    small_run = shutil.copytree(trained, tmp_path_factory.mktemp("pack") / "small")
-    folder = small_run / "module_pack"
-    overrides = ("experiment=probe", MARKS, f"probe.export={folder}", *arguments(small_run))
-    run(small_run, "module_run", *overrides)
+def pack(measured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    eight = shutil.copytree(measured, tmp_path_factory.mktemp("pack") / "eight")
+    folder = eight / "module_pack"
+    overrides = ("experiment=probe", MARKS, f"probe.export={folder}", *arguments(eight))
+    run(eight, "module_run", *overrides)
     return folder
 
 
-def test_a_support_vector_machine_among_networks(small_run: Path, pack: Path) -> None:
+@pytest.mark.slow
+def test_a_support_vector_machine_among_networks(eight: Path, pack: Path) -> None:
     def features(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
         gray = pixels[..., 0].reshape(len(pixels), 8, 4, 8, 4)
         return gray.mean(axis=(2, 4)).reshape(len(pixels), 64) / 255
@@ -176,17 +211,18 @@ def test_a_support_vector_machine_among_networks(small_run: Path, pack: Path) ->
     digits = Digits(split="train")
     images = [digits.load(i).convert("RGB").resize((32, 32)) for i in range(len(digits.ids))]
     machine = SVC(C=10).fit(features(np.stack([np.asarray(x) for x in images])), digits.labels)
-    file = small_run / "svm.csv"
+    file = eight / "svm.csv"
     answer(pack, lambda pixels: machine.predict(features(pixels)), file)
-    overrides = (f"predictions={file}", "probe.name=svm", *arguments(small_run))
-    done = run_here("experiment=probe", MARKS, *overrides, "hydra.run.dir=svm", cwd=small_run)
+    overrides = (f"predictions={file}", "probe.name=svm", *arguments(eight))
+    done = run_here("experiment=probe", MARKS, *overrides, "hydra.run.dir=svm", cwd=eight)
     assert done.returncode == 0, done.stderr
-    table = pl.read_csv(small_run / "svm" / "probe.csv").filter(kind="measured")
+    table = pl.read_csv(eight / "svm" / "probe.csv").filter(kind="measured")
     assert table["noise_rate"].max() < 0.1 and table["n"].min() > 20  # type: ignore[operator]
     assert "svm" in done.stdout and "Its clean accuracy is 9" in done.stdout
 
 
-def test_an_unfinished_pack_is_finished(small_run: Path, pack: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_an_unfinished_pack_is_finished(eight: Path, pack: Path, tmp_path: Path) -> None:
     """By the same command, to the same bytes; a pack of other images is left alone."""
     copy = tmp_path / "pack"
     shutil.copytree(pack, copy)
@@ -196,24 +232,25 @@ def test_an_unfinished_pack_is_finished(small_run: Path, pack: Path, tmp_path: P
     (copy / "manifest.json").write_text(json.dumps(content))
     for file in [copy / "images.csv", *sorted(copy.rglob("*.png"))[::2]]:
         file.unlink()
-    words = ("experiment=probe", MARKS, f"probe.export={copy}", *arguments(small_run))
-    run(small_run, "pack_again", *words)
+    words = ("experiment=probe", MARKS, f"probe.export={copy}", *arguments(eight))
+    run(eight, "pack_again", *words)
     assert {file: file.read_bytes() for file in copy.rglob("*") if file.is_file()} == before
     content["made_by"]["a"] = "other weights"
     (copy / "manifest.json").write_text(json.dumps(content))
-    refused = run_here(*words, "hydra.run.dir=bad", cwd=small_run)
+    refused = run_here(*words, "hydra.run.dir=bad", cwd=eight)
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1
     assert f"{copy} is not empty; name a new folder for the pack" in refused.stderr
 
 
-def test_mistakes_in_predictions(small_run: Path, pack: Path, tmp_path: Path) -> None:
-    good = answer(pack, network(small_run), tmp_path / "good.csv")
+@pytest.mark.slow
+def test_mistakes_in_predictions(eight: Path, pack: Path, tmp_path: Path) -> None:
+    good = answer(pack, network(eight), tmp_path / "good.csv")
 
     def line(table: pl.DataFrame | str) -> str:
         file = tmp_path / "bad.csv"
         file.write_text(table if isinstance(table, str) else table.write_csv())
-        overrides = (f"predictions={file}", *arguments(small_run, leave_out="y"))
-        done = run_here("experiment=probe", MARKS, *overrides, "hydra.run.dir=bad", cwd=small_run)
+        overrides = (f"predictions={file}", *arguments(eight, leave_out="y"))
+        done = run_here("experiment=probe", MARKS, *overrides, "hydra.run.dir=bad", cwd=eight)
         assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
         return done.stderr
 

@@ -22,7 +22,7 @@ QUICK = (
 RUNS = {
     "pairwise": ("evaluate", "model.members=[test_byobnet,vit_ti,test_vit]", *SMALL[1:]),
     "distill": ("train", "experiment=distill", "teacher=test_byobnet", *QUICK),
-    "recipes": ("train", "experiment=seeds", "run=0", "recipes.resnet.epochs=2"),
+    "recipes": ("train", "experiment=seeds", "run=0", "recipes.resnet.epochs=1"),
 }
 
 

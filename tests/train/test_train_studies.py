@@ -30,7 +30,7 @@ from tests import helpers
 from tests.conftest import ROOT, Mistake, run_here
 
 QUICK = ("recipe.epochs=1", "recipes.teacher.epochs=1", "logger=csv")
-TEACHERS = ("test_byobnet", "test_resnet", "test_vit", "test_convnext")
+TEACHERS = ("test_byobnet", "test_resnet", "test_vit")
 
 
 def run(to: Path, *arguments: str, store: Path | None = None) -> Path:
@@ -47,7 +47,7 @@ def trained(to: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def students(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose store holds students of four teachers, each trained for an epoch."""
+    """A folder whose store holds students of three teachers, each trained for an epoch."""
     folder = tmp_path_factory.mktemp("students")
     for teacher in TEACHERS:
         run(folder / teacher, "experiment=distill", f"teacher={teacher}", *QUICK)

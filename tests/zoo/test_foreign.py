@@ -512,7 +512,8 @@ def test_ones_own_network_trained_given_and_brought(
     shutil.copy(Path(__file__).with_name("own_nets.py"), package / "__init__.py")
     monkeypatch.syspath_prepend(package.parent)
     trained = "{name: trained, _target_: my_pkg.Net, mean: 0.3, std: 0.4}"
-    done = run(tmp_path, [trained, "test_byobnet"], "recipe.epochs=3")
+    other = trained.replace("name: trained", "name: other")
+    done = run(tmp_path, [trained, other], "recipe.epochs=3")
     assert done.returncode == 0, done.stderr
     file = tmp_path / "store/weights/digits/trained.safetensors"
     notes = json.loads(file.with_suffix(".json").read_text())
@@ -552,7 +553,7 @@ def test_a_module_in_the_current_folder(tmp_path: Path) -> None:
     shutil.copy(Path(__file__).with_name("own_nets.py"), tmp_path / "mine.py")
     net = "{name: net, _target_: mine.Net, mean: 0.3, std: 0.4}"
     gray = "{name: gray, _target_: mine.Net, in_chans: 1, kwargs: {channels: 1}, mean: 0, std: 1}"
-    done = run(tmp_path, [net, gray], command=run_command)
+    done = run(tmp_path, [net, gray], "experiment=craft", command=run_command)
     assert done.returncode == 0, done.stderr
     torch.save(timm.create_model("test_resnet", num_classes=10).state_dict(), tmp_path / "other.pt")
     for member, message in (

@@ -157,11 +157,15 @@ for name in ("imagenet69", "resnet50_regimes", "vit_s_regimes"):
 
 
 def check_equals_timm(member: Member, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logits through the published path are those of timm's own pretrained=True, to the bit."""
+    """Logits through the published path are those of timm's own pretrained=True, to the bit: of a
+    small image where a network takes any size."""
     offline(folder, monkeypatch)
     write_published(folder, member.timm, random_weights(member.timm, **member.kwargs))
     ((_, file, _),) = sources.fetch({member.name: member.timm})
+    cfg: Any = timm.get_pretrained_cfg(member.timm)
     side = preprocessing(member, IMAGENET).view.input_size
+    if not cfg.fixed_input_size and not cfg.min_input_size:
+        side = 96
     pixels = torch.rand(1, 3, side, side)
     with CheapInit():  # of what the file replaces
         classifier = build(member, IMAGENET, file).eval()
@@ -184,15 +188,41 @@ def check_step(classifier: Classifier, pixels: Tensor, expected: Tensor) -> None
         logits = network(x)
         (gradient,) = torch.autograd.grad(cross_entropy(logits, expected.argmin(dim=1)), x)
     assert (logits - expected).abs().max() < 1e-3 * expected.abs().max()
-    assert gradient.isfinite().all() and (gradient != 0).float().mean() > 0.9
+    assert (
+        gradient.isfinite().all() and (gradient != 0).float().mean() > 0.8
+    )  # not where patches end
+
+
+ARCHITECTURES: dict[str, str] = {}
+"""The first timm name of each architecture."""
+for name in LISTED:
+    ARCHITECTURES.setdefault(name.partition(".")[0], name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LISTED)
-def test_every_listed_model_equals_timms_and_takes_a_step(
+@pytest.mark.parametrize("name", ARCHITECTURES.values())
+def test_every_architecture_equals_timms_and_takes_a_step(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_equals_timm(LISTED[name], tmp_path, monkeypatch)
+
+
+def test_other_weights_of_an_architecture_are_timms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is the one that timm loads, and images are prepared as by timm."""
+    offline(tmp_path, monkeypatch)
+    others = LISTED.keys() - ARCHITECTURES.values()
+    assert len(others) > 10
+    for number, name in enumerate(others):
+        file = write_published(tmp_path, name, {"number": torch.tensor(number)})
+        ((_, found, _),) = sources.fetch({name: name})
+        cfg: Any = timm.get_pretrained_cfg(name)
+        assert found == file
+        assert load_state_dict_from_hf(cfg.hf_hub_id)["number"] == number
+        prep = preprocessing(LISTED[name], IMAGENET)
+        assert (prep.mean, prep.std) == (cfg.mean, cfg.std)
+        assert prep.view.interpolation == cfg.interpolation
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 A wrong order of classes, preprocessing that is not the training's, or weights of another task give
 scores like any others. What gives them away is the accuracy on the clean images. It is compared
 with chance, with that of the training, and with the accuracy under the best relabelling of the
-outputs; where it is far below that of the other classifiers, with the accuracy under the usual
-normalisations. It is not compared with published accuracies: timm's package has no table of them.
+outputs; where it is low, with the accuracy under the usual normalisations. It is not compared with
+published accuracies: timm's package has no table of them.
 """
 
 from collections import defaultdict
@@ -64,7 +64,8 @@ MOST_CLASSES = 2000
 """Of more classes, only known orders are tried: a search takes minutes and gigabytes."""
 EXAMPLES = 3  # classes that a finding names
 WEAK = 0.5
-"""The part of the median of the others' accuracies below which other inputs are tried."""
+"""The accuracy below which other inputs are tried, whatever that of the others: all can be given
+the same wrong normalisation."""
 TRIED = 100
 """Images that they are tried on, at most."""
 
@@ -195,15 +196,14 @@ def cautions(
 
 
 def to_try(labels: NDArray[np.intp], accuracies: Mapping[str, float], classes: int) -> list[str]:
-    """The names of classifiers that other inputs are tried on: those near chance, and those whose
-    accuracy in [0, 1] is below `WEAK` of the median of the others'."""
-    images, chance, chosen = len(labels), chance_rate(labels, classes), []
-    for name, rate in accuracies.items():
-        others = [other for n, other in accuracies.items() if n != name]
-        far = bool(others) and rate < WEAK * float(np.median(others))
-        if far or near_chance(round(rate * images), images, chance):
-            chosen.append(name)
-    return chosen
+    """The names of classifiers that other inputs are tried on: those near chance, and those with an
+    accuracy in [0, 1] below `WEAK`."""
+    images, chance = len(labels), chance_rate(labels, classes)
+    return [
+        name
+        for name, rate in accuracies.items()
+        if rate < WEAK or near_chance(round(rate * images), images, chance)
+    ]
 
 
 def other_inputs(mean: Sequence[float], std: Sequence[float]) -> list[Input]:

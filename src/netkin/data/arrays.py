@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.utils.data import Dataset
 
 from netkin.data.images import stamp
 from netkin.errors import UserError
@@ -39,7 +40,7 @@ class Arrays:
         """The same images with names of classes. Raises UserError where a label has none."""
         low, high, k = min(self.labels), max(self.labels), len(classes)
         if low < 0 or high >= k:
-            from_one = "; they seem to be counted from 1" if (low, high) == (1, k) else ""
+            from_one = "; they seem to be counted from 1" if low > 0 and high == k else ""
             raise UserError(
                 f"labels must be in 0 to {k - 1} for {k} classes, got {low} to {high}{from_one}"
             )
@@ -71,7 +72,7 @@ def read(images: Any, labels: Any, ids: Sequence[str] | None = None) -> Arrays:
     """
     if labels is None:
         pixels, numbers = _batches(images)
-    elif isinstance(images, Iterable) and not (
+    elif isinstance(images, Iterable | Dataset) and not (
         isinstance(images, Sequence) or hasattr(images, "__array__")
     ):
         raise UserError(
