@@ -77,6 +77,7 @@ def test_lists_of_classes_that_do_not_fit(tmp_path: Path) -> None:
         ("yx", "xyz", [1, 0], ""),
         ("yx", "", [1, 0], ""),
         ("03", "xyz", None, "label 3 of b is out of range"),
+        (["0", "20000000"], "", None, "claims 20,000,001 classes"),  # which take no memory
         (["0", "9" * 5000], "xy", None, "is out of range"),
     ],
 )

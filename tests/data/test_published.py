@@ -304,7 +304,7 @@ class Code:
         (lambda f: python2(f, {"data": Code()}), r"calls (__builtin__|builtins)\.print, which is"),
         (lambda f: python2(f, {"data": COLOURS}), r"it lacks 'labels'"),
         (lambda f: python2(f, [COLOURS]), r"test_batch cannot be read"),
-        (lambda f: python2(f, {"data": COLOURS, "labels": [1]}), "5 images, 1 labels"),
+        (lambda f: python2(f, {"data": COLOURS, "labels": [1]}), r"uint8 \[5, 3072\] .* \[1\]"),
         (lambda f: python2(f, {"data": COLOURS, "labels": [10] * 5}), "0 to 9 for 10 classes"),
         (lambda f: f.write_bytes(f.read_bytes()[:-30]), "fetch it again"),
         (lambda f: f.write_bytes(b""), "fetch it again"),

@@ -261,6 +261,7 @@ def test_the_cheapest_that_is_the_same() -> None:
     [
         ("attacks attacks=[pgd]", "attacks must list two or more"),
         ("attacks attacks=[pgd,pgd]", "attacks lists pgd twice"),
+        ("attacks attack.steps=10", "attacks: pgd and pgd (steps = 10) are the same attack"),
         ("attacks attacks=[pgd,{attack:pgd,stepz:3}]", "pgd has no setting 'stepz'; did you"),
         ("attacks attacks=[pgd,{steps:3}]", "is an option or {attack: option, ...}"),
         ("attacks sources=[vit_x]", "sources: the run has no model 'vit_x'; did you mean vit_s"),

@@ -14,6 +14,9 @@ import yaml
 from netkin.errors import UserError, reading
 
 ORDERS = ("text", "natural")
+MOST = 100_000
+"""Classes that labels may claim by their numbers alone: four times ImageNet-22k's. A label above
+is a mistake, which would have a model of so many outputs built."""
 
 
 def natural_key(name: str) -> list[str | int]:
@@ -76,7 +79,15 @@ def _from_file(path: Path) -> list[str]:
 
 
 def numbered(highest: int) -> list[str]:
-    """Classes that are known by the highest label alone: "0", "1", ..., str(highest)."""
+    """Classes that are known by the highest label alone: "0", "1", ..., str(highest).
+
+    Raises UserError when these are more than there can be.
+    """
+    if highest >= MOST:
+        raise UserError(
+            f"a label of {highest} claims {highest + 1:,} classes, expected at most {MOST:,}; are "
+            "these labels? Give the names of the classes if they are"
+        )
     return [str(k) for k in range(highest + 1)]
 
 
