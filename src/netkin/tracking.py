@@ -20,7 +20,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from netkin.data.tables import guarded
@@ -310,9 +309,7 @@ class WandB(Tracker):
     def table(self, name: str, table: pl.DataFrame) -> None:
         """A W&B table of the first rows, up to CELLS cells; the run's CSV file has all."""
         shown = table.head(max(CELLS // max(table.width, 1), 1))
-        # For a list W&B imports pandas, where it is installed.
-        rows = np.array(list(shown.iter_rows()), dtype=object).reshape(shown.shape)
-        content: Any = {"columns": shown.columns, "data": rows}
+        content: Any = {"columns": shown.columns, "data": list(map(list, shown.iter_rows()))}
         self._try(lambda: self.run.log({f"tables/{name}": self.wandb.Table(**content)}))
 
     def media(self, name: str, file: Path) -> None:

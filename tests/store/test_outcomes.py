@@ -133,7 +133,7 @@ def test_no_byte_goes_unnoticed(data: st.DataObject) -> None:
         content = bytearray(file.read_bytes())
         content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
         file.write_bytes(content)
-        with pytest.raises(DamagedFile):
+        with pytest.raises(StoreError):  # DamagedFile, or another name where that was changed
             table.read("a", ["b"])
         found = {damage.path for damage in inventory.damage(Path(scratch), lambda _n: None)}
         assert file in found

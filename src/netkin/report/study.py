@@ -278,7 +278,7 @@ def _picture(picture: Picture, links: Mapping[str, str]) -> dict[str, Any]:
         small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
         # Maximum coverage keeps colours that few pixels have, such as those of a legend. Of
         # photographs it takes 4 s with all 8 bits a channel: they have 450,000 colours.
-        bits = 6 if small.getcolors(1 << 16) else 5
+        bits = 6 if small.resize((256, 256), Image.Resampling.NEAREST).getcolors(1 << 12) else 5
         steps = [value >> 8 - bits << 8 - bits | value >> bits for value in range(256)]
         coarse = small.point(steps * 3)
         few = coarse.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)

@@ -57,6 +57,10 @@ class Part:
     stop: int
 
 
+OF_POLARS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
+"""What polars raises for a damaged file; the second is no Exception."""
+
+
 @dataclass(frozen=True)
 class Contents:
     """A file's metadata: its target, the target's hash, and its sources by name."""
@@ -83,7 +87,7 @@ def _contents(file: Path, _modified: int, _size: int) -> Contents:
         if folder(found["target"]) != file.parent.name:
             raise ValueError(f"it has outcomes of {found['target']}")
         return Contents(found["target"], found["model"], parts)
-    except (pl.exceptions.PolarsError, OSError, ValueError, KeyError, TypeError) as error:
+    except (*OF_POLARS, OSError, ValueError, KeyError, TypeError) as error:
         raise damaged(file, error) from None
 
 
@@ -262,7 +266,7 @@ def read_table(file: Path, columns: Sequence[str] = COLUMNS) -> pl.DataFrame:
         raise damaged(file, "its bytes do not fit their checksum")
     try:
         return pl.read_parquet(io.BytesIO(data), columns=list(columns), glob=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (*OF_POLARS, OSError) as error:
         raise damaged(file, str(error).partition("\n")[0]) from None
 
 
