@@ -244,7 +244,8 @@ def launch(main: Callable[[], None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors up to here instead of printing traces
     # Before torch: its threads wait for each other in a busy loop, by default for 300,000 turns. On
     # cores that others use, too, training takes 3.6 times as long as with 10,000 (docs/speed.md).
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     stop.handle(stop.by_exception)
     command = stop.command()
     script, given = Path(sys.argv[0]).stem, sys.argv[1:]

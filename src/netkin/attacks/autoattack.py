@@ -123,6 +123,11 @@ class AutoAttack(Attack):
         """The attacks in turn, a targeted one once for each target."""
         targets = range(1, 1 + min(self.targets, classes - 1))
         for name in self.attacks:
+            if name == "apgd-dlr" and classes < 3:
+                raise UserError(
+                    f"attacks has apgd-dlr, whose loss needs 3 classes; here are {classes}: leave "
+                    "it out"
+                )
             if name == "square":
                 yield partial(self._square, model)
             elif name == "fab-t":

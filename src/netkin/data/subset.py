@@ -172,11 +172,16 @@ def from_manifest(images: Images, file: str | Path, dataset: str) -> Subset:
         "labels": tuple(labels[i] for i in positions),
         "stamps": tuple(images.stamp(i) for i in positions),
     }
-    if differ := next((what for what, own in ours.items() if own != getattr(subset, what)), None):
-        raise UserError(
-            f"file={path} is of images with other {differ} than the dataset's; a stamp tells a "
-            "file from others of its name"
-        )
+    for what, own in ours.items():
+        theirs = getattr(subset, what)
+        if own != theirs:
+            pairs = zip(subset.ids, own, theirs, strict=what != "classes")
+            which = next((image for image, a, b in pairs if a != b), "")
+            first = "" if what == "classes" else f", of which {which} is the first"
+            raise UserError(
+                f"file={path} is of images with other {what} than the dataset's{first}; a stamp "
+                "tells a file from others of its name"
+            )
     return replace(subset, positions=positions)
 
 
