@@ -45,7 +45,7 @@ def test_false_answers_are_rare_and_true_ones_are_found() -> None:
     rng, families = np.random.default_rng(0), np.repeat(list("abcd"), 3)
     strength, noise = rng.normal(0, 0.3, 12), rng.normal(0, 0.1, (12, 12))
     scores = 2 + 2.0 * np.equal.outer(families, families) + noise + noise.T
-    models = verdicts.Models([*families], None, None, scores + strength[:, None] + strength)
+    models = verdicts.Models(scores + strength[:, None] + strength, families.tolist())
     asked = {q: v for q, v in verdicts.VERDICTS.items() if q.split(":")[0] in NULLS}
     with (
         patch.object(verdicts, "VERDICTS", asked),

@@ -122,7 +122,9 @@ def test_images_that_are_gone_or_others_than_the_manifest_names(imagenet: Path) 
     picture(fourth, 99)
     assert draw(images, "full").digest != before.digest
     assert fingerprint(images) != fingerprint(open_imagenet(str(imagenet / "bare")))
-    with pytest.raises(UserError, match="images with other stamps .* of which ILSVRC2012_val_00000004.JPEG is"):
+    with pytest.raises(
+        UserError, match="other stamps than the dataset's, of which ILSVRC2012_val_0"
+    ):
         from_manifest(images, file, "imagenet")
     fourth.unlink()
     with pytest.raises(UserError, match="names 1 images that are not in the dataset, such as IL"):
