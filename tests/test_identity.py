@@ -177,10 +177,11 @@ def test_the_normalisation_that_a_network_expects_is_named(named: str) -> None:
     beside = {"a": net, "b": Changed(net, 0.9), "c": wrong["c"], "red": red}
     for nets, suspects in ((beside, "c"), (wrong, "cd")):
         answer = netkin.compare(nets, images, labels, steps=1, bootstrap=2).answer
-        lines = [line for line in answer if "instead of" in line]
-        for name, line in zip(suspects, lines, strict=True):
-            assert line.startswith(f"Suspect: {name}: its accuracy is ") and named in line
-            assert "give 100.0% instead of " in line and "on 100 of them" in line
+        (line,) = (line for line in answer if "instead of" in line)
+        assert line.startswith("Suspect: ") and line.count("instead of") == len(suspects)
+        for name in suspects:
+            said = line.partition(f"{name}: its accuracy is ")[2].partition(";")[0]
+            assert named in line and "give 100.0% instead of " in said and "on 100 of them" in said
 
 
 class Rounded(Changed):

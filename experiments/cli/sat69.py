@@ -111,6 +111,11 @@ def accuracies(path: Path, tags: tuple[str, ...]) -> tuple[NDArray, NDArray]:
     table = read_text(path)
     if "timm" in table.columns:
         table = table.select(model="timm", top1="top1", param_count="params_millions")
+    if not {"model", "top1", "param_count"} <= {*table.columns}:
+        raise UserError(
+            f"{path} has the columns {', '.join(table.columns)}; expected model, top1, "
+            "param_count, as in timm's results-imagenet.csv"
+        )
     rate = pl.col("top1").cast(pl.Float64) / 100
     size = pl.col("param_count").str.replace_all(",", "").cast(pl.Float64) * 1e6
     found = pl.DataFrame({"model": tags}).join(
