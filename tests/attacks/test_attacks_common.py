@@ -1,5 +1,6 @@
 """What holds for every attack of netkin in conf/attack/, on a trained CNN and a trained ViT."""
 
+import copy
 import re
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from netkin.attacks.grid import to_grid
 from netkin.data import views
 from netkin.data.digits import Digits
 from netkin.data.subset import draw
+from netkin.runner import resized
 from netkin.zoo.build import Classifier, Task, build
 from netkin.zoo.parse import parse_members
 from tests.conftest import ROOT
@@ -205,3 +207,16 @@ def test_the_documented_attack_of_ones_own(
     monkeypatch.delitem(sys.modules, "my_module")
     batch = zoo["vit_ti"]
     assert torch.equal(made(attack, batch), made(attack_of("fgsm", eps=0.1), batch))
+
+
+def test_all_is_done_on_the_device(name: str, batch: Batch) -> None:
+    """On torch's meta device, which computes no values, and refuses tensors of another device."""
+    attack, (classifier, clean, labels, keys) = attack_of(name), batch
+    device = torch.device("meta")
+    there = copy.deepcopy(classifier).to(device), clean.to(device), labels.to(device), keys
+    try:
+        stored = to_grid(made(attack, there), there[1], attack.eps)
+    except NotImplementedError:
+        pytest.skip(f"{name} decides by values")
+    assert (stored.device, stored.dtype) == (device, torch.uint8)
+    assert resized(stored, 48, "bilinear").device == device
