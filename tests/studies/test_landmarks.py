@@ -259,7 +259,9 @@ def test_mistakes_in_predictions(eight: Path, pack: Path, tmp_path: Path) -> Non
     assert "has 2 image_ids more than once: clean-32px/" in line(pl.concat([good, good[:2]]))
     other = good.with_columns(pl.col("image_id") + "x")
     assert f"{n} of its {n} image_ids are not in this pack" in line(other)
-    assert "has no column prediction; expected image_id,prediction" in line(good[:, :1])
+    assert "has no column prediction; expected a CSV file with the columns image_id and" in line(
+        good[:, :1]
+    )
     wrong = good.with_columns(prediction=pl.lit("cat"))
     assert "is 'cat', expected an index from 0 to 9 or the name of a class" in line(wrong)
     shuffled = good.with_columns(pl.col("prediction").shuffle(seed=0))

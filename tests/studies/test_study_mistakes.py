@@ -24,7 +24,7 @@ MEANING = [
     ("clusters similarity=three.csv k=10", "k must be at most 3, the number of models, got 10"),
     ("clusters similarity=three.csv k=none", "k must be "),
     ("clusters similarity=three.csv components=rest.csv", "lacks 1 of the 3 models: test_resnet"),
-    ("clusters similarity=three.csv components=no.csv", "no.csv cannot be read as a CSV file"),
+    ("clusters similarity=three.csv components=no.csv", "no.csv cannot be read"),
     ("importance similarity=three.csv", "give them with components=path.csv"),
     ("components model.members=[resnet5O]", "no model 'resnet5O'; did you mean resnet50"),
     ("components model.members=[resnet18] components=rest.csv", "1 of the 1 models: resnet18"),
