@@ -18,8 +18,9 @@ SIGNALS = sorted({*signal.Signals} - {signal.SIGKILL, signal.SIGSTOP, signal.SIG
 """All that can be handled, but for the one that torch's first loader handles from then on."""
 LOADED = {"PYTEST_CURRENT_TEST", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK"}
 LOADED |= {"PYTORCH_NVML_BASED_CUDA_CHECK", "_RJEM_MALLOC_CONF", "MASTER_PORT"}
-"""Variables of the environment that pytest changes, and scikit-learn, Lightning and polars, once
-they are imported or, the last, have begun several processes."""
+LOADED |= {"TORCHINDUCTOR_CACHE_DIR"}
+"""Variables of the environment that pytest changes, and scikit-learn, Lightning, polars and torch,
+once they are imported or, the third, have begun several processes."""
 
 State = dict[str, Any]
 
