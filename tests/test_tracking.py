@@ -236,6 +236,26 @@ def test_the_end_of_a_run_is_its_own_whatever_happens_to_wandb(
     assert capfd.readouterr().err == ""
 
 
+def test_a_full_disk_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Which W&B's own process meets, and goes on."""
+    disk = tmp_path / "wandb"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        with track(LOGGER, info(tmp_path)) as tracker:
+            started(tracker)
+            with pytest.raises(OSError, match="No space left"):
+                (disk / "full").write_bytes(bytes(2**21))
+            tracker.summary({"a": "x" * 10000})
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    (said,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert "could not write to" in said or "No space left" in said
+    assert said.endswith("metrics are not recorded in full, results are kept")
+
+
 def test_a_sweeps_jobs_share_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hydra = SimpleNamespace(
         mode=RunMode.MULTIRUN,

@@ -312,6 +312,8 @@ def precisions(config: DictConfig) -> tuple[list[str], list[str]]:
         check_known(name, PRECISIONS, f"precisions has no {name!r}")
         with naming({"precision": "precisions"}):
             check_execution(Execution(name), gpu)
+        if name == present:
+            raise UserError(f"precisions names {name}, which is the run's own: leave it out")
     targets = {*chosen} - {config.transfer.precision}
     return list(dict.fromkeys(chosen)), [name for name in TARGET_PRECISIONS if name in targets]
 

@@ -129,6 +129,10 @@ def novel(config: DictConfig) -> None:
     """The members on the candidate's adversarial images."""
     candidate = one_member(config, config.model.candidate, "model.candidate")
     members = [m for m in build_members(config, at_least=1) if m.name != candidate.name]
+    if not members:
+        raise UserError(
+            "model.members names no model besides model.candidate; add models to compare it with"
+        )
     if len(members) > 1:
         with naming({"k": "novel.clusters"}):
             clusters.check_k(config.novel.clusters, len(members))

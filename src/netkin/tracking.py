@@ -265,6 +265,8 @@ class WandB(Tracker):
             try:  # also after a failure: what is left is done at the interpreter's exit, in traces
                 with redirect_stderr(io.StringIO()):
                     self.run.finish(exit_code=exit_code)
+                if not self.run.disabled:
+                    _check_files(Path(self.run.dir).parent)
             except Exception as error:
                 self._warn(error)
 
@@ -354,6 +356,18 @@ def _tear_down(variables: Iterable[str]) -> None:
         handler.close()
     for name in variables:
         os.environ.pop(name, None)
+
+
+def _check_files(folder: Path) -> None:
+    """Raise OSError where W&B's process could not write what it was told, as on a full disk: it
+    notes that in its own log, if there is room, and goes on."""
+    if "failed to save record" in (folder / "logs" / "debug-internal.log").read_text():
+        raise OSError(f"it could not write to {folder}")
+    room = folder / "room"
+    try:
+        room.write_bytes(bytes(4096))
+    finally:
+        room.unlink(missing_ok=True)
 
 
 def _short(text: str, limit: int) -> str:

@@ -156,7 +156,9 @@ def test_few_classes(classes: int, caplog: pytest.LogCaptureFixture) -> None:
     assert all(message.startswith(said) for message in caplog.messages)
 
 
-def test_wrong_images_are_left_alone() -> None:
+def test_two_classes_have_no_dlr_loss_and_wrong_images_are_left_alone() -> None:
+    with pytest.raises(UserError, match="apgd-dlr, whose loss needs 3 classes"):
+        AutoAttack(0.1, ["apgd-dlr"]).perturb(*problem(2))
     model, pixels, labels, keys = problem()
     wrong = (labels + 1) % 10
     assert torch.equal(AutoAttack(0.1).perturb(model, pixels, wrong, keys), pixels)

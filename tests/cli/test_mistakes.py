@@ -135,6 +135,7 @@ def test_valid_settings_pass() -> None:
         ("attack=pgd,pdg -m", "pgd"),
         ("dataset=folder", "dataset.root=VALUE"),
         ("attack.seed=abc", "attack.seed"),
+        (f"model.members=[test_vit,{{name:{'a' * 260},timm:test_vit}}]", "200"),
     ],
 )
 def test_one_line(mistake: Mistake, override: str, expected: str) -> None:

@@ -90,7 +90,7 @@ def test_a_manifest_gives_the_same_images(imagenet: Path) -> None:
     assert from_manifest(folders, file, "imagenet").digest == drawn.digest
     # Among the folders' own three classes labels are others.
     own = open_imagenet(str(imagenet / "folders"), classes="own")
-    with pytest.raises(UserError, match="images with other classes than the dataset's"):
+    with pytest.raises(UserError, match=r"has 1000 classes \['n01440764', .*, the dataset 3 "):
         from_manifest(own, file, "imagenet")
 
 
@@ -122,9 +122,7 @@ def test_images_that_are_gone_or_others_than_the_manifest_names(imagenet: Path) 
     picture(fourth, 99)
     assert draw(images, "full").digest != before.digest
     assert fingerprint(images) != fingerprint(open_imagenet(str(imagenet / "bare")))
-    with pytest.raises(
-        UserError, match="other stamps than the dataset's, of which ILSVRC2012_val_0"
-    ):
+    with pytest.raises(UserError, match=r"ILSVRC2012_val_00000004\.JPEG is another image"):
         from_manifest(images, file, "imagenet")
     fourth.unlink()
     with pytest.raises(UserError, match="names 1 images that are not in the dataset, such as IL"):

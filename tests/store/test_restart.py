@@ -5,6 +5,7 @@ a disk that fills up ends with the bytes of a run that nothing happened to, and 
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -189,3 +190,29 @@ def test_a_stop_before_work_is_one_line(tmp_path: Path, wait: str) -> None:
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130 and errors.count("\n") == 1, errors
     assert errors.startswith("stopped") and "To go on: python " in errors
+
+
+@pytest.mark.slow
+def test_a_stop_says_what_is_done_and_how_to_go_on(predicted: Path) -> None:
+    """A signal to the process group, as from SLURM; tests/cli/test_terminal.py has Ctrl-C."""
+    store = predicted / "store"
+    process = start(
+        predicted, "hardware.members_at_once=2", "attack.steps=3000", "hydra.run.dir=run"
+    )
+    while process.poll() is None and not any("adversarial/" in p for p in in_hand(store)):
+        time.sleep(0.01)
+    stopped = time.monotonic()
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    assert time.monotonic() - stopped < 40  # "within seconds", on a busy machine
+    assert process.returncode == 143
+    assert errors.count("\n") == 1, errors
+    assert re.match(r"stopped during craft, with 0 of 2 done \(\d+ of \d+ images\); ", errors)
+    command = errors.split("To go on: ")[1]
+    assert shlex.split(command)[0] == "python" and "attack.steps=3000" in shlex.split(command)
+    assert not in_hand(store)  # given up, not only abandoned

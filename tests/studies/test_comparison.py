@@ -265,6 +265,7 @@ def test_the_cheapest_that_is_the_same() -> None:
         ("attacks attacks=[pgd,{attack:pgd,stepz:3}]", "pgd has no setting 'stepz'; did you"),
         ("attacks attacks=[pgd,{steps:3}]", "is an option or {attack: option, ...}"),
         ("attacks sources=[vit_x]", "sources: the run has no model 'vit_x'; did you mean vit_s"),
+        ("precision precisions=[32-true]", "precisions names 32-true, which is the run's own"),
         ("precision precisions=[tf32]", "precisions tf32 needs a GPU"),
         ("precision transfer.precision=tf32", "transfer.precision tf32 needs a GPU"),
         (

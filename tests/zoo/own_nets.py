@@ -1,6 +1,7 @@
 """Networks that are nobody's but a user's, for tests: processes import them by name."""
 
 from collections.abc import Callable
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,6 +63,18 @@ class Proud(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.conv(x)) * self.norm.weight.view(-1, 1, 1)
         return self.fc(self.deep(x[:, None]).mean((1, 3, 4)))
+
+
+class Locked(nn.Module):
+    """A network with an attribute that cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 10)
+        self.lock = Lock()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.mean((2, 3)))
 
 
 class OnNumpy(nn.Module):

@@ -30,6 +30,7 @@ from netkin.zoo.build import (
     Task,
     architecture_identity,
     build,
+    check_member,
     identity,
     knows_more,
     preprocessing,
@@ -96,6 +97,11 @@ def test_an_output_without_logits_is_an_error() -> None:
         build(one({"name": "n", "_target_": NET, "kwargs": {"output": "wrong"}}), FOLDER)
     with pytest.raises(UserError, match="of which only one can be its logits"):
         build(one({"name": "n", "_target_": NET, "kwargs": {"output": "features"}}), FOLDER)
+
+
+def test_a_network_that_cannot_be_copied_is_an_error_before_any_work() -> None:
+    with pytest.raises(UserError, match=r"n \(.*Locked\) cannot be copied \(cannot pickle"):
+        check_member(one({"name": "n", "_target_": "tests.zoo.own_nets.Locked"}), FOLDER)
 
 
 def test_a_network_without_gradients_says_so_where_it_is_attacked() -> None:

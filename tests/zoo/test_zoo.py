@@ -198,9 +198,15 @@ def local_dir(folder: Path, **changes: object) -> str:
     return f"local-dir:{folder}"
 
 
-def test_a_wrong_config_of_a_local_model(tmp_path: Path) -> None:
-    changes = {"pretrained_cfg": [], "num_classes": 1}
-    with pytest.raises(UserError, match=r"config\.json cannot be read"):
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"architecture": "test_foo"}, "timm has no architecture 'test_foo'"),
+        ({"pretrained_cfg": [], "num_classes": 1}, r"config\.json cannot be read"),
+    ],
+)
+def test_a_wrong_config_of_a_local_model(tmp_path: Path, changes: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
         parse_members([local_dir(tmp_path / "mine", **changes)], at_least=1)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from netkin.analysis.matrix import pair_index
 from netkin.analysis.statistics import FEWEST, lazy, pearson, power, t_interval
 from netkin.data.tables import read_text
-from netkin.errors import UserError, and_more
+from netkin.errors import UserError, and_more, reading
 
 KEEP = 20_000
 """Ensembles of one size that are extended to the next; with at most so many the search is exact."""
@@ -187,8 +187,9 @@ def read_accuracies(path: str | Path, names: Sequence[str]) -> NDArray[np.float6
     Raises UserError for a file that cannot be read, lacks a model, or has another value.
     """
     table = read_text(path, ("model", "accuracy"))
-    rates = pl.col("accuracy").cast(pl.Float64, strict=False)
-    accuracies = dict(table.select("model", rates).iter_rows())
+    expected = "expected a CSV file with the columns model and accuracy"
+    with reading(path, expected, pl.exceptions.PolarsError):
+        accuracies = dict(zip(table["model"], table["accuracy"].cast(pl.Float64), strict=True))
     if missing := [name for name in names if accuracies.get(name) is None]:
         raise UserError(f"{path} lacks {and_more(missing, 3)}")
     values = np.array([accuracies[name] for name in names])

@@ -55,7 +55,7 @@ class AutoAttack(Attack):
         unfooled: "strongest" or "clean": which image is returned where nothing fools.
         seed: of the random starts and squares.
 
-    Raises UserError for an argument outside its range.
+    Raises UserError for an argument outside its range, and when apgd-dlr meets 2 classes.
     """
 
     eps: float

@@ -66,10 +66,10 @@ class Foreign(Attack):
         }
         known = inspect.signature(self.maker).parameters
         any_name = any(p.kind is p.VAR_KEYWORD for p in known.values())
+        takes = [name for name in known if name not in ("self", "model", "eps")]
         for given in self.arguments:
             if given == "eps":
                 raise UserError("arguments has eps: give it as eps, which netkin enforces")
-            takes = [name for name in known if name not in ("self", "model", "eps")]
             if not any_name:
                 check_known(given, takes, f"arguments: {self.name} does not take {given!r}")
         self.takes_eps = "eps" in known

@@ -78,15 +78,15 @@ def _from_file(path: Path) -> list[str]:
         return list(map(str, content))
 
 
-def numbered(highest: int) -> list[str]:
+def numbered(highest: int, where: str) -> list[str]:
     """Classes that are known by the highest label alone: "0", "1", ..., str(highest).
 
     Raises UserError when these are more than there can be.
     """
     if highest >= MOST:
         raise UserError(
-            f"a label of {highest} claims {highest + 1:,} classes, expected at most {MOST:,}; are "
-            "these labels? Give the names of the classes if they are"
+            f"{where}: a label of {highest} claims {highest + 1:,} classes, expected at most "
+            f"{MOST:,}; are these labels? Give the names of the classes if they are"
         )
     return [str(k) for k in range(highest + 1)]
 
@@ -134,7 +134,7 @@ def labels_of(
             notes = [f"labels in {where} are numbered from 1 to {high}: 1 was subtracted"]
         elif low >= 1:
             notes = [f"no label in {where} is 0: they are read as counted from 0"]
-    classes = list(classes) or numbered(high)[first:]
+    classes = list(classes) or numbered(high, where)[first:]
     for image, label, value in zip(images, written, values, strict=True):
         if not 0 <= value - first < len(classes):
             raise UserError(

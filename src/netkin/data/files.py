@@ -327,5 +327,5 @@ def read_webdataset(shards: Sequence[Path], classes: Sequence[str] = ()) -> Labe
     if bare := [key for key in images if key not in labels]:
         raise UserError(f"{where}: image {bare[0]} has no label, {bare[0]}.cls")
     labels = {key: labels[key] for key in images}
-    names = list(classes) or numbered(max(labels.values()))
+    names = list(classes) or numbered(max(labels.values()), where)
     return Listing(str(shards[0].parent), images).labelled(labels, names, left_out)

@@ -48,7 +48,7 @@ def read(folder: Path, split: str, classes: Sequence[str] = ()) -> Arrays:
     ids = [f"{start}/{i:0{len(str(len(labels)))}d}" for i in range(len(labels))]
     note = f"the images are those of {files['images']}"
     images = Arrays(pixels[:, None], labels.tolist(), ids, notes=(note,))
-    return images.with_classes(list(classes) or numbered(high))
+    return images.with_classes(list(classes) or numbered(high, str(folder)))
 
 
 def _array(file: Path, ndim: int) -> NDArray[np.uint8]:

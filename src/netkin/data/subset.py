@@ -160,6 +160,12 @@ def from_manifest(images: Images, file: str | Path, dataset: str) -> Subset:
         )
     ids, labels = list(images.ids), list(images.labels)
     _check(ids, labels, images.classes)
+    if tuple(images.classes) != subset.classes:
+        theirs, ours = (f"{len(c)} classes {list(c[:3])}" for c in (subset.classes, images.classes))
+        raise UserError(
+            f"file={path} has {theirs}, the dataset {ours}; labels are their indices, so they must "
+            "be the same"
+        )
     index = {image: i for i, image in enumerate(ids)}
     if missing := [image for image in subset.ids if image not in index]:
         raise UserError(
@@ -167,20 +173,15 @@ def from_manifest(images: Images, file: str | Path, dataset: str) -> Subset:
             f"{missing[0]}"
         )
     positions = tuple(index[image] for image in subset.ids)
-    ours = {
-        "classes": tuple(images.classes),
-        "labels": tuple(labels[i] for i in positions),
-        "stamps": tuple(images.stamp(i) for i in positions),
-    }
-    for what, own in ours.items():
-        theirs = getattr(subset, what)
-        if own != theirs:
-            pairs = zip(subset.ids, own, theirs, strict=what != "classes")
-            which = next((image for image, a, b in pairs if a != b), "")
-            first = "" if what == "classes" else f", of which {which} is the first"
+    for i, label, stamp in zip(positions, subset.labels, subset.stamps, strict=True):
+        if labels[i] != label:
             raise UserError(
-                f"file={path} is of images with other {what} than the dataset's{first}; a stamp "
-                "tells a file from others of its name"
+                f"file={path} labels {ids[i]} as class {label}, the dataset as {labels[i]}"
+            )
+        if images.stamp(i) != stamp:
+            raise UserError(
+                f"file={path}: {ids[i]} is another image, or another file of it, than the manifest "
+                "names"
             )
     return replace(subset, positions=positions)
 

@@ -168,6 +168,9 @@ def _acquire(root: Path, product: Path) -> Path | None:
         raise StoreError(
             f"cannot write {file} ({error.strerror}); what was finished before is kept: make room "
             "or permission, and run the same command again"
+            if root.is_dir()
+            else f"the store {root} has gone: was it removed, or unmounted? Bring it back and run "
+            "the same command again"
         ) from None
     return file
 

@@ -1,5 +1,6 @@
 """From a member to a classifier of pixels in [0, 1]."""
 
+import copy
 import hashlib
 import io
 import logging
@@ -100,6 +101,13 @@ def check_member(member: Member, task: Task) -> None:
     """
     if member.target:  # its constructor may load weights, which the meta device would drop
         net, classes = _network(member, task, preprocessing(member, task))
+        try:
+            copy.deepcopy(net)  # it is copied to be made faster
+        except Exception as error:  # whatever the module's parts raise
+            raise UserError(
+                f"{member.name} ({member.architecture}) cannot be copied ({first_line(error)}): "
+                "copy.deepcopy has to work on it; leave out such attributes, or set them in forward"
+            ) from None
     else:
         net, classes = blueprint(member, task)
     _columns(classes, member, task)

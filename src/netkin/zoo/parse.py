@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
+from urllib.parse import quote
 
 from netkin.errors import UserError, check_known, near
 from netkin.zoo.families import read_off
@@ -12,6 +13,8 @@ from netkin.zoo.member import KINDS, PREFIXES, Member
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
+LONGEST = 200
+"""Bytes of a name, as paths spell it: files are named for it, with 255 at most."""
 
 
 def parse_members(
@@ -144,6 +147,11 @@ def _check_fields(spec: dict[str, Any]) -> None:
     """Raises UserError for values that a field cannot have; mean and std become tuples."""
     if not isinstance(name := spec["name"], str) or not name.strip():
         raise UserError(f"a member's name must be text, such as mine, got {name!r}")
+    if (size := len(quote(name))) > LONGEST:
+        raise UserError(
+            f"a member's name must have {LONGEST} characters at most, since files are named for "
+            f"it; {name[:20]}... takes {size}. Give it another with {{name: ...}}"
+        )
     for key, (fits, expected) in CHECKS.items():
         value = spec.get(key)
         if value is None or (value in fits if isinstance(fits, tuple) else fits(value)):

@@ -93,7 +93,15 @@ class Timm(Source):
         source, rest = parse_model_name(name)
         load = load_model_config_from_hf if source == "hf-hub" else load_model_config_from_path
         found, architecture, arguments = load(rest)
-        return self._described(dict(found or {}), str(architecture), dict(arguments or {}))
+        found = dict(found or {})
+        if not timm.is_model(str(architecture)):
+            raise UserError(
+                f"{name}: timm has no architecture {architecture!r}, which its config.json "
+                f"names{near(str(architecture), timm.list_models())}"
+            )
+        if "num_classes" not in found:
+            raise UserError(f"{name}: its config.json lacks num_classes in pretrained_cfg")
+        return self._described(found, str(architecture), dict(arguments or {}))
 
     def _registered(self, name: str) -> dict[str, Any]:
         architecture, tag = split_model_name_tag(name)
