@@ -165,7 +165,7 @@ def check_equals_timm(member: Member, folder: Path, monkeypatch: pytest.MonkeyPa
     cfg: Any = timm.get_pretrained_cfg(member.timm)
     side = preprocessing(member, IMAGENET).view.input_size
     if not cfg.fixed_input_size and not cfg.min_input_size:
-        side = 96
+        side = 112  # of whole patches of 7, 14 and 16 pixels
     pixels = torch.rand(1, 3, side, side)
     with CheapInit():  # of what the file replaces
         classifier = build(member, IMAGENET, file).eval()
@@ -188,9 +188,7 @@ def check_step(classifier: Classifier, pixels: Tensor, expected: Tensor) -> None
         logits = network(x)
         (gradient,) = torch.autograd.grad(cross_entropy(logits, expected.argmin(dim=1)), x)
     assert (logits - expected).abs().max() < 1e-3 * expected.abs().max()
-    assert (
-        gradient.isfinite().all() and (gradient != 0).float().mean() > 0.8
-    )  # not where patches end
+    assert gradient.isfinite().all() and (gradient != 0).float().mean() > 0.9
 
 
 ARCHITECTURES: dict[str, str] = {}
