@@ -165,7 +165,7 @@ def check_equals_timm(member: Member, folder: Path, monkeypatch: pytest.MonkeyPa
     cfg: Any = timm.get_pretrained_cfg(member.timm)
     side = preprocessing(member, IMAGENET).view.input_size
     if not cfg.fixed_input_size and not cfg.min_input_size:
-        side = 112  # of whole patches of 7, 14 and 16 pixels
+        side = 112 if "convmixer" in member.timm else 96  # its patches have 7 or 14 pixels
     pixels = torch.rand(1, 3, side, side)
     with CheapInit():  # of what the file replaces
         classifier = build(member, IMAGENET, file).eval()
