@@ -141,11 +141,12 @@ def run_here(
 @contextmanager
 def coarse_figures() -> Iterator[pytest.MonkeyPatch]:
     """Figures of few pixels, in a block: drawing takes much of a command on stored outcomes."""
-    from netkin.report import study, style
+    from netkin.report import beside, style
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(beside, "MOST", 0)  # another process would not know of the pixels
         patch.setattr(style, "DPI", 60)
-        patch.setattr(study, "SHARP", 60)
+        patch.setattr(style, "SHARP", 60)
         yield patch
 
 

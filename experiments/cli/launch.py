@@ -66,17 +66,22 @@ def run_study(config: DictConfig, script: str) -> Any:
         check_read(config, script, HydraConfig.get().overrides.task)
         if not config.quiet:
             print(opening(config), flush=True)
-        with stop.while_importing():
-            if has_passes_to_do(config):
-                from netkin.jobs import pool
-
-                pool.serve()  # imports what workers need while this process imports what it needs
-                atexit.register(pool.end_server)
-            from netkin.jobs.progress import Bars
-
-            module = importlib.import_module(config.experiment.study)
-        Bars.quiet = config.quiet
         with ExitStack() as stack:
+            with stop.while_importing():
+                passes = has_passes_to_do(config)
+                if passes:
+                    from netkin.jobs import pool
+
+                    pool.serve()  # imports what workers need while this process imports its own
+                    atexit.register(pool.end_server)
+                from netkin.jobs.progress import Bars
+                from netkin.report.beside import painters
+
+                study = config.experiment.study
+                soon = study.startswith("experiments.studies.") and not passes
+                stack.enter_context(painters(soon))
+                module = importlib.import_module(study)
+            Bars.quiet = config.quiet
             if config.figure != OmegaConf.structured(Figure):  # matplotlib is slow to import
                 from netkin.report.style import figure_settings
 

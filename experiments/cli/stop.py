@@ -3,6 +3,8 @@
 Imports nothing but small modules, so that it is ready before anything else.
 """
 
+import atexit
+import gc
 import os
 import shlex
 import shutil
@@ -28,6 +30,9 @@ def command() -> str:
 def before_work() -> None:
     """Stop at once, without an exception, which an import may catch or print."""
     handle(_leave)
+    # Looking for garbage among what is imported takes a fifth of the imports, and 0.8 s at exit.
+    gc.disable()
+    atexit.register(gc.freeze)
 
 
 def handle(handler: Handler) -> None:
@@ -39,15 +44,19 @@ def handle(handler: Handler) -> None:
 
 @contextmanager
 def while_importing() -> Iterator[None]:
-    """`before_work` in the block, unless signals have another handler, as in a job on SLURM."""
+    """Stop as in `before_work` in the block, unless signals have another handler, as in a job on
+    SLURM. After it garbage is collected, but not among what was imported."""
     ours = signal.getsignal(signal.SIGTERM) is by_exception
     if ours:
-        before_work()
+        handle(_leave)
     try:
         yield
     finally:
         if ours:
             handle(by_exception)
+        if not gc.isenabled():
+            gc.freeze()
+            gc.enable()
 
 
 def by_exception(number: int, _frame: FrameType | None) -> None:

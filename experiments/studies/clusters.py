@@ -18,7 +18,6 @@ from matplotlib import colormaps
 from matplotlib.colors import Colormap
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from experiments.cli.components import bases_of, known_components
@@ -63,6 +62,7 @@ def run(config: DictConfig) -> None:
         labels = clusters.spectral(s.scores, k, options.seed, options.restarts)
         c = Clustering(s, k, labels, cluster_order(s.scores, labels), bases_of(s))
         table = s.outputs.table("clusters", c.labelled())
+        matrix, features, two = _matrix(c), _features(c), _map(c)  # first: drawn beside the rest
         values, _ = clusters.spectrum(s.scores)
         spectrum = pl.DataFrame({"k": np.arange(len(values)) + 1, "eigenvalue": values})
         smallest = s.outputs.table("eigenvalues", spectrum).head(k + 5)
@@ -85,16 +85,16 @@ def run(config: DictConfig) -> None:
             "normalised Laplacian, without self-loops.",
             [*answer, *stable[1:], *resolution],
             [
-                Section("Clusters (Tab. 2)", missing, tables[0], [_matrix(c)]),
+                Section("Clusters (Tab. 2)", missing, tables[0], [matrix]),
                 *(Section("What each cluster shares", (), shared) for shared in tables[1:]),
                 stability,
                 Section(
                     "Spectral features (Fig. C.1)",
                     [f"k = {k}: {reason}."],
                     {"The smallest eigenvalues of the normalised Laplacian": smallest},
-                    [_features(c)],
+                    [features],
                 ),
-                Section("Map", (), {}, [_map(c)]),
+                Section("Map", (), {}, [two]),
             ],
         )
 
@@ -171,7 +171,7 @@ def more_alike(scores: NDArray[np.float64], k: int) -> float:
     """The mean score within k clusters less that between them, in nats; NaN where there is no pair
     of one kind. Of DRAW_RESTARTS runs of K-means: the best of more finds more alike clusters in any
     matrix, and would be compared with the best of these."""
-    labels = clusters.spectral(scores, k, 0, DRAW_RESTARTS)
+    labels = clusters.partition(scores, k, 0, DRAW_RESTARTS)
     within, between = within_and_between(labels.tolist(), scores) or (np.nan, np.nan)
     return within - between
 
@@ -226,7 +226,7 @@ def _stability(c: Clustering, draws: list[NDArray]) -> tuple[Section, list[str]]
     with Bars(s.console) as bars:
         bars.start("cluster", ["stability"], len(clusterings))
         for what, scores, seed, restarts in clusterings:
-            found.setdefault(what, []).append(clusters.spectral(scores, c.k, seed, restarts))
+            found.setdefault(what, []).append(clusters.partition(scores, c.k, seed, restarts))
             bars.advance("cluster", 1)
         bars.end("cluster")
     images = "draws of images" if s.measured else "simulated draws of images"
@@ -312,6 +312,8 @@ def _features(c: Clustering) -> Picture:
 
 def _map(c: Clustering) -> Picture:
     """t-SNE of distances: the highest score of a pair less the pair's own."""
+    from sklearn.manifold import TSNE  # a second, while the matrix is drawn
+
     s, options = c.study, c.study.config.clusters
     distance = off_diagonal(s.scores).max() - s.scores
     np.fill_diagonal(distance, 0.0)

@@ -4,7 +4,6 @@ A pure function of what the passes stored. `evaluate.py` and `netkin.compare` bo
 """
 
 import base64
-import io
 import itertools
 import json
 import math
@@ -39,6 +38,7 @@ from netkin.report.heatmap import LABEL, LARGE, heatmap_figure
 from netkin.report.plots import images_figure
 from netkin.report.sentences import text
 from netkin.report.study import Lookup, Outputs, Section
+from netkin.report.style import png
 from netkin.report.text import fraction_text, number, percent, settings_text
 from netkin.results import Results
 from netkin.similarity import ALPHA, WEAK_ATTACK, Outcomes
@@ -159,7 +159,7 @@ class Result:
         label = LABEL if marked is None else f"{LABEL};  {NOT_ABOVE}"
         figure = heatmap_figure(self.scores, self.names, self.groups, label, self._least(), marked)
         # Notebooks draw figures of pyplot only, which keeps them in a global list.
-        setattr(figure, "_repr_png_", partial(_png, figure))  # noqa: B010
+        setattr(figure, "_repr_png_", partial(png, figure))  # noqa: B010
         return figure
 
     def save(self, folder: str | Path) -> Path:
@@ -180,12 +180,14 @@ class Result:
         return "\n".join([f"netkin.Result of {len(self.names)} models", *self.answer])
 
     def _repr_png_(self) -> bytes:
-        return _png(self.heatmap())
+        return png(self.heatmap())
 
     def _repr_html_(self) -> str:
-        png = base64.b64encode(self._repr_png_()).decode()
+        data = base64.b64encode(self._repr_png_()).decode()
         paragraphs = "".join(f"<p>{escape(paragraph)}</p>" for paragraph in self.answer)
-        return f'<img src="data:image/png;base64,{png}" alt="Similarity of every pair">{paragraphs}'
+        return (
+            f'<img src="data:image/png;base64,{data}" alt="Similarity of every pair">{paragraphs}'
+        )
 
     def write(self, outputs: Outputs) -> list[Section]:
         """Write the tables and figures; returns the sections of a page in the same folder."""
@@ -307,12 +309,6 @@ class Result:
         notes = [text("pairwise.weak_rows", limit=WEAK_ATTACK, names=", ".join(weak))]
         table = self.models.select(known).rename({"mean_similarity": "mean_s"}, strict=False)
         return Section("Models", notes if weak else [], {"": table})
-
-
-def _png(figure: Figure) -> bytes:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=110, bbox_inches="tight")
-    return out.getvalue()
 
 
 def summarise(

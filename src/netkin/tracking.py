@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +196,8 @@ def logged_in() -> bool:
 class WandB(Tracker):
     """Weights & Biases, in the mode of WANDB_MODE or else of `logger`.
 
-    W&B starts and works in a thread, beside the run, which waits for it at its end. W&B's own
+    W&B works in a thread, beside the run, which waits for it at its end. Offline it starts with
+    the first series or when the page is made: a short run need not wait for its imports. W&B's own
     process may die at any time: SLURM sends the signals for a job to it, too. The run goes on
     without it, and ends as it would have ended.
     """
@@ -210,7 +211,7 @@ class WandB(Tracker):
         for value in (logger["mode"], mode):  # also one that is not used
             if value not in (*ONLINE, *OFFLINE):
                 raise UserError(f"mode must be online or offline, got {value!r}")
-        self.failed = False
+        self.failed = self._started = False
         self._defined: set[str] = set()
         with ExitStack() as stack:
             stack.callback(_tear_down, _prepare(info.folder / "wandb", mode in OFFLINE))
@@ -220,29 +221,25 @@ class WandB(Tracker):
                     "or use mode=offline"
                 )
             tags = map(str, [*info.tags, *logger["tags"]])
-            try:
-                import wandb
-
-                self.wandb = wandb
-                settings = wandb.Settings(
-                    project=logger["project"],
-                    entity=logger["entity"],
-                    run_group=_short(logger["group"] or info.group, 128),
-                    run_job_type=_short(info.job_type, 64),
-                    run_name=_short(info.name, 128),
-                    run_tags=tuple({_short(tag, 64): None for tag in tags if tag}),
-                    root_dir=str(info.folder),
-                    mode=mode,
-                    silent=True,
-                    console="off",
-                    disable_git=True,
-                )
-                self._thread = ThreadPoolExecutor(1, "wandb")
-                stack.callback(self._thread.shutdown)
-                start = partial(wandb.init, config=dict(info.config), settings=settings)
-                self._run = self._thread.submit(start)
-                if mode in ONLINE:
-                    self._run.result()
+            self._settings: dict[str, Any] = {
+                "project": logger["project"],
+                "entity": logger["entity"],
+                "run_group": _short(logger["group"] or info.group, 128),
+                "run_job_type": _short(info.job_type, 64),
+                "run_name": _short(info.name, 128),
+                "run_tags": tuple({_short(tag, 64): None for tag in tags if tag}),
+                "root_dir": str(info.folder),
+                "mode": mode,
+                "silent": True,
+                "console": "off",
+                "disable_git": True,
+            }
+            self._config = dict(info.config)
+            self._thread = ThreadPoolExecutor(1, "wandb")
+            stack.callback(self._thread.shutdown)
+            try:  # W&B itself says what is wrong with a project's name
+                if mode in ONLINE or not re.fullmatch(r"[\w.-]{1,128}", str(logger["project"])):
+                    self._thread.submit(lambda: self.run).result()
             except Exception as error:
                 raise UserError(
                     f"W&B did not start ({type(error).__name__}: {first_line(error)}); log in with "
@@ -250,10 +247,15 @@ class WandB(Tracker):
                 ) from None
             self._end = stack.pop_all()
 
-    @property
+    @cached_property
     def run(self) -> Any:
-        """The W&B run, once it has started. Raises what W&B raises where it did not."""
-        return self._run.result()
+        """The W&B run, which starts here. Raises what W&B raises where it does not."""
+        import wandb
+
+        self.wandb = wandb
+        run = wandb.init(config=self._config, settings=wandb.Settings(**self._settings))
+        run.summary.update(dict(self.numbers))
+        return run
 
     def finish(self, exit_code: int) -> None:
         """End the W&B run, and W&B's process.
@@ -262,6 +264,8 @@ class WandB(Tracker):
         """
         self._thread.shutdown()
         with self._end:
+            if "run" not in vars(self) and (self.failed or (exit_code and not self.numbers)):
+                return  # it has nothing to tell
             try:  # also after a failure: what is left is done at the interpreter's exit, in traces
                 with redirect_stderr(io.StringIO()):
                     self.run.finish(exit_code=exit_code)
@@ -272,6 +276,7 @@ class WandB(Tracker):
 
     def _try(self, action: Callable[[], object]) -> None:
         """Do something after all that came before."""
+        self._started = True
         self._thread.submit(self._now, action)
 
     def _now(self, action: Callable[[], object]) -> None:
@@ -306,7 +311,8 @@ class WandB(Tracker):
         """Values in the run's summary, none of which makes a chart."""
         super().summary(values)
         numbers = {key: self.numbers[key] for key in values}
-        self._try(lambda: self.run.summary.update(numbers))
+        if self._started:
+            self._try(lambda: self.run.summary.update(numbers))
 
     def table(self, name: str, table: pl.DataFrame) -> None:
         """A W&B table of the first rows, up to CELLS cells; the run's CSV file has all."""
@@ -316,8 +322,13 @@ class WandB(Tracker):
 
     def media(self, name: str, file: Path) -> None:
         """A W&B image, or a panel with the page in it."""
-        kind = self.wandb.Image if file.suffix == ".png" else partial(self.wandb.Html, inject=False)
-        self._try(lambda: self.run.log({name: kind(str(file))}))
+
+        def send() -> None:
+            run, path = self.run, str(file)
+            html = file.suffix != ".png"
+            run.log({name: self.wandb.Html(path, inject=False) if html else self.wandb.Image(path)})
+
+        self._try(send)
 
     def artifact(self, name: str, kind: str, files: Sequence[Path]) -> None:
         def send() -> None:

@@ -16,9 +16,12 @@ from PIL import Image
 
 from netkin.analysis.statistics import trend
 from netkin.errors import UserError
+from netkin.report import style
+from netkin.report.beside import painters
+from netkin.report.beside import save as beside
 from netkin.report.heatmap import colour_range, heatmap_figure, inks
 from netkin.report.plots import Line, lines_figure, scatter_figure
-from netkin.report.style import BASES, COLOURS, base_colours, figure_settings, save
+from netkin.report.style import BASES, COLOURS, Saved, base_colours, figure_settings
 from netkin.report.text import latex
 
 
@@ -63,6 +66,10 @@ def test_figures_have_the_width_and_text_of_7_to_9_points(
     assert few == any("need more width" in text.get_text() for text in written(figures[0]))
 
 
+def save(figure: Figure, stem: Path) -> Saved:
+    return style.save(style.job(figure, stem))
+
+
 @pytest.mark.slow
 def test_the_same_figure_gives_the_same_bytes(tmp_path: Path) -> None:
     s, names = random_scores(13), [f"net_{i}" for i in range(13)]
@@ -74,6 +81,43 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path: Path) -> None:
     assert [path.name for path in first] == [f"digits.v1.{s}" for s in ("png", "pdf", "svg")]
     assert [p.read_bytes() for p in again] == [p.read_bytes() for p in first]
     assert b"/CIDFontType2" in first[1].read_bytes() and b"/Type3" not in first[1].read_bytes()
+
+
+def test_another_process_draws_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it cannot start, and where a figure cannot be sent to it."""
+    x, names = np.arange(4.0), list("abcd")
+
+    def drawn(folder: str) -> list[Saved]:
+        (tmp_path / folder).mkdir()
+        figures = [heatmap_figure(random_scores(4), names, names), scatter_figure(x, x, "", "")]
+        figures.append(scatter_figure(x, x**2, "x", "y", names))
+        figures[1].axes[0].xaxis.set_major_formatter(lambda value, _: f"{value:.1f}")
+        waiting = [beside(f, tmp_path / folder / f"{i}")[1] for i, f in enumerate(figures)]
+        return [wait() for wait in waiting]
+
+    def contents(saved: list[Saved]) -> list[Any]:
+        files = [path.read_bytes() for each in saved for path in each.paths]
+        return [files, [each[1:] for each in saved]]
+
+    here = drawn("here")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    with painters(soon=True):
+        there = drawn("there")
+    with monkeypatch.context() as patch, painters():
+        patch.setattr("sys.executable", "/bin/false")
+        dead = drawn("dead")
+    assert contents(here) == contents(there) == contents(dead)
+
+
+def test_a_figure_that_cannot_be_written_is_an_error_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = scatter_figure([0, 1], [0, 1], "x", "y")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    with painters(), pytest.raises(FileNotFoundError, match="gone"):
+        beside(figure, tmp_path / "gone" / "a")[1]()
 
 
 def test_heatmap_marks_holes_and_writes_the_other_cells() -> None:

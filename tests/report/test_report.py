@@ -17,7 +17,7 @@ from PIL import Image
 from netkin.analysis.groups import Draws
 from netkin.comparison import Example, Result, difference, examples_note, relate
 from netkin.report.study import TEX_ROWS, Outputs, Picture, Section, render
-from netkin.report.style import Saved, figure_settings
+from netkin.report.style import Job, Saved, figure_settings, job
 from netkin.report.text import fact, minus
 from netkin.similarity import Outcomes
 from tests.conftest import coarse_figures
@@ -61,11 +61,10 @@ def page(folder: Path, c: Result, *others: Section, text: str = "") -> str:
     return path.read_text()
 
 
-def fake_save(figure: Figure, stem: Path) -> Saved:
+def fake_save(job: Job) -> Saved:
     """Files without drawing."""
-    png = stem.with_name(f"{stem.name}.png")
-    Image.new("RGB", (4, 4)).save(png)
-    return Saved([png], {"cells": (0.0, 0.0, 1.0, 1.0)})
+    Image.new("RGB", (4, 4)).save(job.paths[0])
+    return Saved(job.paths[:1], {"cells": (0.0, 0.0, 1.0, 1.0)}, b"", (2, 2))
 
 
 @pytest.fixture
@@ -84,7 +83,7 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, str, Path]:
 
 def picture(c: Result, folder: Path) -> Picture:
     """The heatmap of a page, not drawn again."""
-    return Picture(fake_save(Figure(), folder / "again"), "", c.lookup())
+    return Picture(lambda: fake_save(job(Figure(), folder / "again")), "", c.lookup())
 
 
 def data(html: str) -> dict[str, Any]:

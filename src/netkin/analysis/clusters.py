@@ -181,19 +181,25 @@ def spectral(
 
     Raises UserError when k is out of range, and for a matrix without clusters.
     """
+    return numbered(partition(scores, k, seed, restarts), scores)
+
+
+def partition(
+    scores: NDArray[np.float64], k: int, seed: int = 0, restarts: int = 1000
+) -> NDArray[np.intp]:
+    """`spectral` with clusters under any numbers, which takes a fifth less time."""
     check_k(k, len(scores))
     if k == len(scores):
-        return numbered(np.arange(k), scores)
-    points = features(scores, k)  # of rank k, so there are k points or more, as K-means needs
-    labels = _best_of(points, k, seed, restarts) if len(points) <= BATCHED else None
-    if labels is None:
-        from sklearn.cluster import KMeans
+        return np.arange(k)
+    with threadpool_limits(1):  # with so few points, waiting for other threads costs more
+        points = features(scores, k)  # of rank k, so there are k points or more, as K-means needs
+        labels = _best_of(points, k, seed, restarts) if len(points) <= BATCHED else None
+        if labels is None:
+            from sklearn.cluster import KMeans
 
-        means = KMeans(k, n_init=restarts, random_state=seed)  # pyright: ignore[reportArgumentType]
-        with threadpool_limits(1):  # with so few points, waiting for other threads costs more
+            means: Any = KMeans(k, n_init=restarts, random_state=seed)  # pyright: ignore[reportArgumentType]
             labels = means.fit(points).labels_
-    assert labels is not None
-    return numbered(labels, scores)
+    return labels
 
 
 BATCHED = 300
@@ -315,8 +321,8 @@ def resolved(
     """How well draws of images reproduce k clusters: the mean adjusted Rand index between those of
     `scores` [N, N] and of each of the `draws`, of `restarts` K-means runs; too few make it too
     low."""
-    labels = spectral(scores, k, seed)
-    return float(np.mean([rand_index(labels, spectral(d, k, seed, restarts)) for d in draws]))
+    labels = partition(scores, k, seed)
+    return float(np.mean([rand_index(labels, partition(d, k, seed, restarts)) for d in draws]))
 
 
 def cohesion(labels: NDArray[np.intp], clusterings: NDArray) -> NDArray[np.float64]:

@@ -5,6 +5,7 @@ build others. Draw these in `netkin.report.style.style()`.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -170,7 +171,7 @@ def scatter(
         legend_above(figure, handles, labels)
     if names is not None and sum(map(bool, names)) <= NAMES_UP_TO:
         line = None if trend is None else np.column_stack([trend.x, trend.y])
-        before_saving(figure, lambda: _write_names(ax, np.column_stack([x, y]), names, line))
+        before_saving(figure, partial(_write_names, ax, np.column_stack([x, y]), names, line))
 
 
 class Line(NamedTuple):
@@ -352,7 +353,7 @@ def map_figure(
     ax.grid(False)
     legend_above(figure, list(handles.values()), list(handles))
     if len(names) <= NAMES_UP_TO:
-        before_saving(figure, lambda: _write_names(ax, points, names))
+        before_saving(figure, partial(_write_names, ax, points, names))
     return figure
 
 

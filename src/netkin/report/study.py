@@ -5,7 +5,6 @@ content security policy forbids any load from a network.
 """
 
 import base64
-import io
 import math
 import platform
 import re
@@ -22,7 +21,6 @@ import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
-from PIL import Image
 
 from netkin.data.tables import guarded
 from netkin.errors import OutputsError
@@ -37,8 +35,6 @@ if TYPE_CHECKING:  # a page without figures needs no matplotlib
     from netkin.report.style import Saved
 
 PACKAGES = ("netkin", "torch", "timm", "pytorch-lightning", "numpy", "hydra-core", "wandb")
-SHARP = 200
-"""Dots an inch of figures within a page, which shows 120 pixels an inch."""
 ROWS = 200
 """Rows of a table on the page; the CSV file has them all."""
 TEX_ROWS = 500
@@ -86,10 +82,9 @@ PAIRS = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A saved figure: its files (the CSV has the same base name), caption, and where its labelled
-    axes lie; see `netkin.report.style.Saved`."""
+    """A figure: what waits for its files (the CSV has the same base name), and its caption."""
 
-    saved: "Saved"
+    saved: "Callable[[], Saved]"
     caption: str
     lookup: Lookup | None = None
 
@@ -113,8 +108,7 @@ class Section:
 
 
 class Outputs:
-    """A run's own folder. What is written there is also logged to the tracker, if there is one,
-    once the page is written: no failure of a tracker leaves files unwritten.
+    """A run's own folder. What is written there is also logged to the tracker, if there is one.
 
     Args:
         folder: made if it does not exist.
@@ -128,9 +122,10 @@ class Outputs:
         tracker: Tracker | None = None,
         links: Mapping[str, str] | None = None,
     ):
-        self.folder, self.tracker, self.links = folder, tracker, links or {}
+        self.folder, self.tracker, self.links = folder, tracker or Tracker(), links or {}
         self.files: list[str] = []
-        self._unlogged: list[Callable[[Tracker], object]] = []
+        self._figures: dict[str, Callable[[], Saved]] = {}
+        self._tables: dict[str, pl.DataFrame] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def table(self, name: str, table: pl.DataFrame) -> pl.DataFrame:
@@ -144,7 +139,7 @@ class Outputs:
             self.files.append(tex.name)
         else:
             tex.unlink(missing_ok=True)  # of an earlier run of fewer rows
-        self._unlogged.append(lambda tracker: tracker.table(name, table))
+        self._tables[name] = table
         return table
 
     def figure(
@@ -160,13 +155,13 @@ class Outputs:
 
         `lookup` is of the pairs of a `netkin.report.heatmap.heatmap_figure`.
         """
-        from netkin.report.style import save
+        from netkin.report import beside
 
         if f"{name}.csv" not in self.files:
             self.table(name, table)
-        saved = save(figure, self.folder / name)
-        self._unlogged.append(lambda tracker: tracker.media(f"figures/{name}", saved.paths[0]))
-        self.files += [path.name for path in saved.paths]
+        paths, saved = beside.save(figure, self.folder / name)
+        self._figures[name] = saved
+        self.files += [path.name for path in paths]
         return Picture(saved, caption, lookup)
 
     def report(
@@ -187,12 +182,16 @@ class Outputs:
             sections: the evidence.
             config: the resolved config as YAML.
         """
+        for name, table in self._tables.items():
+            self.tracker.table(name, table)
+        for drawn in reversed(self._figures.values()):  # the last first: nobody draws it yet
+            drawn()
         html = render(title, question, answer, sections, config, self.files, self.links)
         path = self.folder / "report.html"
         write(path, lambda f: f.write_text(html, encoding="utf-8"), OutputsError, "folder")
-        self._unlogged.append(lambda tracker: tracker.media("report", path))
-        while self.tracker is not None and self._unlogged:
-            self._unlogged.pop(0)(self.tracker)
+        for name, drawn in self._figures.items():
+            self.tracker.media(f"figures/{name}", drawn().paths[0])
+        self.tracker.media("report", path)
         return path
 
 
@@ -268,35 +267,21 @@ def versions() -> dict[str, str]:
 
 
 def _picture(picture: Picture, links: Mapping[str, str]) -> dict[str, Any]:
-    png, *others = picture.saved.paths
-    with Image.open(png) as image:
-        dpi = image.info.get("dpi", (300, 300))[0]
-        width = round(image.width / dpi * 120)  # 120 CSS pixels an inch: 9 pt text reads as 15 px
-        # The page needs no 300 dpi, and figures have few colours: a third of the bytes.
-        size = (round(image.width * SHARP / dpi), round(image.height * SHARP / dpi))
-        out = io.BytesIO()
-        small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-        # Maximum coverage keeps colours that few pixels have, such as those of a legend. Of
-        # photographs it takes 4 s with all 8 bits a channel: they have 450,000 colours.
-        bits = 6 if small.resize((256, 256), Image.Resampling.NEAREST).getcolors(1 << 12) else 5
-        steps = [value >> 8 - bits << 8 - bits | value >> bits for value in range(256)]
-        coarse = small.point(steps * 3)
-        few = coarse.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-        few.save(out, format="WEBP", lossless=True, method=6)  # two thirds of a PNG
-    data = base64.b64encode(out.getvalue()).decode()
+    saved = picture.saved()
+    png, *others = saved.paths
     tables = [png.with_name(f"{png.stem}.{suffix}") for suffix in ("csv", "tex")]
     kinds = {"tex": "LaTeX"}
     return {
-        "url": f"data:image/webp;base64,{data}",
-        "width": width,
-        "height": round(width * size[1] / size[0]),
+        "url": f"data:image/webp;base64,{base64.b64encode(saved.webp).decode()}",
+        "width": saved.size[0],
+        "height": saved.size[1],
         "caption": picture.caption,
         "files": {
             kinds.get(file.suffix[1:], file.suffix[1:].upper()): file.name
             for file in [*others, *tables]
             if file in others or file.is_file()
         },
-        "lookup": None if picture.lookup is None else _lookup(picture.lookup, picture.saved, links),
+        "lookup": None if picture.lookup is None else _lookup(picture.lookup, saved, links),
         "names": [] if picture.lookup is None else picture.lookup.names,
     }
 
