@@ -18,8 +18,6 @@ from queue import Empty, SimpleQueue
 from subprocess import DEVNULL, Popen
 from typing import TYPE_CHECKING
 
-from netkin.jobs.signals import OTHERS, blocked
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -103,8 +101,10 @@ class Painters:
     def _started(self) -> Connection:
         ours, theirs = Pipe()
         command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno())]
-        with blocked(OTHERS), theirs:
-            process = Popen(command, stdin=DEVNULL, stdout=DEVNULL, pass_fds=[theirs.fileno()])
+        with theirs:  # in a group of its own: a terminal's signals are for the run
+            process = Popen(
+                command, stdin=DEVNULL, stdout=DEVNULL, pass_fds=[theirs.fileno()], process_group=0
+            )
         self._all.append((process, ours))
         return ours
 
