@@ -75,12 +75,12 @@ def run_study(config: DictConfig, script: str) -> Any:
                     pool.serve()  # imports what workers need while this process imports its own
                     atexit.register(pool.end_server)
                 from netkin.jobs.progress import Bars
-                from netkin.report.beside import painters
+                from netkin.report import beside
 
-                study = config.experiment.study
-                soon = study.startswith("experiments.studies.") and not passes
-                stack.enter_context(painters(soon))
-                module = importlib.import_module(study)
+                stack.enter_context(beside.painters())
+                if config.experiment.study.startswith("experiments.studies.") and not passes:
+                    beside.prepare()
+                module = importlib.import_module(config.experiment.study)
             Bars.quiet = config.quiet
             if config.figure != OmegaConf.structured(Figure):  # matplotlib is slow to import
                 from netkin.report.style import figure_settings

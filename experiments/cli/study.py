@@ -163,9 +163,11 @@ def measured(
     """
     from experiments.cli.measured import describe, measure
     from experiments.cli.setting import opened
+    from netkin.report import beside
 
     with opened(config, members, attack, stops=True) as o:
         found = measure(o, partial)
+        beside.prepare()
         outcomes, evaluation = found.outcomes, found.evaluation
         yield Study(
             config,

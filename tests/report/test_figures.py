@@ -17,7 +17,7 @@ from PIL import Image
 from netkin.analysis.statistics import trend
 from netkin.errors import UserError
 from netkin.report import style
-from netkin.report.beside import painters
+from netkin.report.beside import painters, prepare
 from netkin.report.beside import save as beside
 from netkin.report.heatmap import colour_range, heatmap_figure, inks
 from netkin.report.plots import Line, lines_figure, scatter_figure
@@ -103,7 +103,8 @@ def test_another_process_draws_the_same_bytes(
 
     here = drawn("here")
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
-    with painters(soon=True):
+    with painters():
+        prepare()
         there = drawn("there")
     with monkeypatch.context() as patch, painters():
         patch.setattr("sys.executable", "/bin/false")

@@ -13,6 +13,7 @@ logs and reports.
 """
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import pickle
@@ -100,7 +101,7 @@ def serve(preload: Sequence[str] = PASSES) -> ForkServerContext:
     if default not in (None, "fork", "forkserver", "spawn"):
         # joblib's processes have a start method that ours do not know.
         multiprocessing.set_start_method("forkserver", force=True)
-    processes.set_forkserver_preload(list(preload))
+    processes.set_forkserver_preload(["netkin.jobs.preloading", *preload])
     # A terminal's signals reach all of its processes, also those that still import torch and
     # have no handler yet. The tracker first: its start ends with SIGINT not blocked.
     for start in (resource_tracker.ensure_running, forkserver.ensure_running):
@@ -344,6 +345,8 @@ def _start(context: bytes, threads: int, events: Any, devices: Any) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices.get()
     signal.signal(signal.SIGTERM, _give_up)
     quiet_stops()
+    gc.freeze()
+    gc.enable()
     threading.Thread(target=_die_with_parent, daemon=True).start()
     _set_up(threads)
 

@@ -45,17 +45,14 @@ def save(figure: "Figure", stem: Path) -> "tuple[list[Path], Callable[[], Saved]
 
 
 @contextmanager
-def painters(soon: bool = False) -> Iterator[None]:
+def painters() -> Iterator[None]:
     """Have figures of this block drawn by other processes, on the cores but this process's own. At
-    its end they are drawn; after an error they need not be. Figures that come `soon` find the first
-    process started."""
+    its end they are drawn; after an error they need not be."""
     number = min(len(os.sched_getaffinity(0)) - 1, MOST)
     if number == 0:
         yield
         return
     beside = Painters(number)
-    if soon:
-        beside.threads.submit(beside.start)
     token = _painters.set(beside)
     try:
         yield
@@ -63,6 +60,12 @@ def painters(soon: bool = False) -> Iterator[None]:
     finally:
         _painters.reset(token)
         beside.end()
+
+
+def prepare() -> None:
+    """Start a process, which takes a second, before there is anything to draw."""
+    if beside := _painters.get():
+        beside.threads.submit(beside.start)
 
 
 class Painters:
@@ -88,9 +91,10 @@ class Painters:
         return saved or style.save(pickle.loads(job))
 
     def start(self) -> None:
-        """Start a process, which takes a second, before there is anything to draw."""
-        with suppress(OSError):
-            self._idle.put(self._started())
+        """Start the first process."""
+        if not self._all:
+            with suppress(OSError):
+                self._idle.put(self._started())
 
     def _free(self) -> Connection:
         try:
