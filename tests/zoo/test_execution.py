@@ -22,6 +22,7 @@ from netkin.zoo.execution import MEMORY_FORMATS, Execution, Prepared, check_exec
 from netkin.zoo.fold import (
     STANDARDISING,
     fold_batch_norm,
+    patchify_cheaply,
     squeeze_cheaply,
     standardise_once,
 )
@@ -136,6 +137,42 @@ def test_squeeze_and_excitation_has_the_same_gradient_to_the_bit(
         found.append((out, *torch.autograd.grad(out.square().sum(), x)))
     for a, b in zip(*found, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("patch", "size", "more", "fits"),
+    [
+        ((4, 4), (9, 13), {}, True),
+        ((8, 4), (16, 12), {"bias": False}, True),
+        ((2, 2), (8, 8), {}, False),
+        ((4, 4), (8, 8), {"padding": 1}, False),
+        ((5, 5), (8, 8), {"padding": "same", "stride": 1}, False),
+        ((4, 4), (12, 12), {"stride": 2}, False),
+        ((4, 4), (12, 12), {"dilation": 2}, False),
+    ],
+)
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_patches_have_the_same_products_and_gradient(
+    patch: tuple[int, int],
+    size: tuple[int, int],
+    more: dict,
+    fits: bool,
+    dtype: torch.dtype | None,
+) -> None:
+    """Also where rows and columns of the image are in no patch."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 8, patch, **{"stride": patch, **more})
+    cheap = copy.deepcopy(conv)
+    assert patchify_cheaply(cheap) == fits
+    found = []
+    for layer in (conv, cheap):
+        x = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            out = layer(x)
+        found.append((out, *torch.autograd.grad(out.float().square().sum(), x)))
+    for a, b in zip(*found, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        assert torch.allclose(a, b, atol=1e-5 if dtype is None else 0.02)
 
 
 class ReadsItsNorm(nn.Module):

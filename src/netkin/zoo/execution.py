@@ -45,7 +45,7 @@ class Execution:
             inputs and outputs in float32; "tf32" rounds a GPU's float32 products to 10 bits of
             mantissa, which "32-true" forbids.
         fuse: batch normalisation folded into convolutions, weights standardised once, and
-            squeeze-and-excitation with a cheaper gradient (`netkin.zoo.fold`).
+            squeeze-and-excitation and patches with a cheaper gradient (`netkin.zoo.fold`).
         memory_format: one of MEMORY_FORMATS. On a CPU channels_last was the faster, or as fast, for
             all of 12 small and 5 full-size architectures (experiments/results/speed.md).
         compile: by torch.compile, for batches of one size (others are padded to it).
@@ -94,12 +94,19 @@ class Prepared(Classifier):
         self.dtype = PRECISIONS[execution.precision]
         net: Any = copy.deepcopy(classifier.net).eval()
         if execution.fuse:
-            from netkin.zoo.fold import fold_batch_norm, squeeze_cheaply, standardise_once
+            from netkin.zoo.fold import (
+                fold_batch_norm,
+                patchify_cheaply,
+                squeeze_cheaply,
+                standardise_once,
+            )
 
             standardise_once(net)
             net, self.folded = fold_batch_norm(net, self.normalise(images[:2]), self.name)
             squeeze_cheaply(net)
         self.format = laid_out(net, execution.memory_format)
+        if execution.fuse and self.format is torch.channels_last and images.device.type == "cpu":
+            patchify_cheaply(net)
         if self.dtype is not None and images.device.type == "cpu":
             _without_fused_attention(net)
             _strided_depthwise_in_float32(net)

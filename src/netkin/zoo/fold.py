@@ -14,6 +14,9 @@ The gradient of a mean over pixels, as in squeeze-and-excitation, is one number 
 expands it before it divides, into another memory order than the features' own, and the sum of the
 two then takes ten times as long as one with the number that is not expanded. Without that, which
 changes no bit, a step of efficientnet_b0 and b2 in bfloat16 takes 1.15 times as long.
+
+A CPU takes 7 times as long for the gradient of a convolution of patches to an image's three
+channels as for the same product of matrices: a fifth of a step of a small ViT.
 """
 
 import copy
@@ -33,7 +36,7 @@ from timm.layers import (
 from timm.layers.squeeze_excite import EffectiveSEModule, SEModule
 from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
-from torch.nn.functional import batch_norm
+from torch.nn.functional import batch_norm, linear
 
 from netkin.errors import first_line
 
@@ -243,4 +246,33 @@ def squeeze_cheaply(model: nn.Module) -> int:
     ]
     for name, module in found:
         model.set_submodule(name, Excite(module))
+    return len(found)
+
+
+class Patchify(nn.Conv2d):
+    """A convolution of patches that do not overlap, as a product of matrices."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, D, H / patch, W / patch], channels-last."""
+        (high, wide), (batch, channels, height, width) = self.kernel_size, x.shape
+        rows, columns = height // high, width // wide
+        x = x[..., : rows * high, : columns * wide]
+        x = x.reshape(batch, channels, rows, high, columns, wide).permute(0, 2, 4, 1, 3, 5)
+        return linear(x.flatten(3), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+def patchify_cheaply(model: nn.Module) -> int:
+    """Let convolutions of patches of an image be `Patchify`, in place; returns how many."""
+    found = [
+        layer
+        for layer in model.modules()
+        if type(layer) is nn.Conv2d
+        and layer.in_channels <= 4
+        and layer.stride == layer.kernel_size
+        and min(layer.stride) >= 4
+        and (layer.padding, layer.dilation, layer.groups) == ((0, 0), (1, 1), 1)
+        and is_plain(layer)
+    ]
+    for layer in found:
+        layer.__class__ = Patchify
     return len(found)
