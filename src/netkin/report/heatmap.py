@@ -7,10 +7,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.collections import LineCollection
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import Colormap, Normalize, to_rgba, to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -35,6 +36,8 @@ VALUES_UP_TO = 16  # models; beyond it a cell is too small for its number
 NAME_STEP = 0.1  # inches from one name to the next
 LARGE = 150
 """Models above which a matrix is a picture: a pixel or less a pair, and no names."""
+SQUARE = np.array([[0, 0], [0, 1], [1, 1], [1, 0], [0, 0]])
+CODES = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY]
 SHADES = ("#9aa3ad", "#4a525c")
 """Of clusters beside a matrix, in turn: colours are of base architectures."""
 
@@ -214,15 +217,16 @@ def _draw_cells(
         picture[np.isnan(ordered)] = to_rgba(NO_SCORE)
         ax.imshow(picture, extent=(0, n, n, 0), aspect="auto", interpolation="antialiased")
         return
+    # The cells of a colour are one path: a PDF takes a third of the time for 256 paths.
+    kinds, of = np.unique(colours.to_rgba(ordered).reshape(-1, 4), axis=0, return_inverse=True)
+    corners = np.indices((n, n)).reshape(2, -1).T[:, None, ::-1] + SQUARE  # [n * n, 5, 2]
+    drawn = [corners[of.ravel() == k].reshape(-1, 2) for k in range(len(kinds))]
+    paths = [Path(each, np.tile(CODES, len(each) // 5)) for each in drawn]
     gap = cell > 9
-    ax.pcolormesh(
-        np.ma.masked_invalid(ordered),
-        cmap=colours.cmap,
-        norm=Normalize(*colours.get_clim()),
-        # Edges of the cell's own colour close the hairlines that viewers of PDFs show.
-        edgecolors="white" if gap else "face",
-        linewidth=0.8 if gap else 0.1,
-    )
+    # Edges of the cell's own colour close the hairlines that viewers of PDFs show.
+    edges, width = ("white", 0.8) if gap else (kinds, 0.1)
+    cells = PathCollection(paths, facecolors=kinds, edgecolors=edges, linewidths=width)
+    ax.add_collection(cells, autolim=False)
     for row, column in np.argwhere(np.isnan(ordered)):
         ax.add_patch(
             Rectangle((column, row), 1, 1, fc="#e6e6e6", ec="#8c8c8c", hatch="////", lw=0.3)

@@ -272,6 +272,6 @@ def _picture(file: Path) -> tuple[bytes, tuple[int, int]]:
     steps = [value >> 8 - bits << 8 - bits | value >> bits for value in range(256)]
     coarse, out = small.point(steps * 3), io.BytesIO()
     few = coarse.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    few.save(out, format="WEBP", lossless=True, method=6)  # two thirds of a PNG
+    few.save(out, format="WEBP", lossless=True, method=2)  # two thirds of a PNG
     shown = round(image.width * 120 / DPI)  # 9 pt text reads as 15 pixels
     return out.getvalue(), (shown, round(shown * height / width))
