@@ -130,15 +130,13 @@ def main(connection: Connection) -> None:
     from netkin.report import style
 
     gc.enable()
-    while True:
-        try:
-            job = connection.recv_bytes()
-        except EOFError:
-            os._exit(0)
-        saved = None
-        with suppress(Exception):  # the run tries again, and says what is wrong
-            saved = style.save(pickle.loads(job))
-        connection.send(saved)
+    with suppress(EOFError, OSError):
+        while True:
+            job, saved = connection.recv_bytes(), None
+            with suppress(Exception):  # the run tries again, and says what is wrong
+                saved = style.save(pickle.loads(job))
+            connection.send(saved)
+    os._exit(0)  # at once: nothing is open
 
 
 if __name__ == "__main__":
