@@ -143,7 +143,7 @@ def test_benchmarks_take_their_arguments(command: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("command", sorted(RUN))
 def test_commands_run(command: str, tmp_path: Path) -> None:
     words = shlex.split(command)
-    done = run_here(*words[2:], "recipe.epochs=1", "attack.steps=2", cwd=tmp_path)
+    done = run_here(*words[2:], "recipe.epochs=2", "attack.steps=2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
