@@ -296,7 +296,8 @@ def _close_logs() -> None:
     root = logging.getLogger()
     for handler in [h for h in root.handlers if type(h) is logging.FileHandler]:
         root.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # on a full disk
+            handler.close()
 
 
 def _end_children() -> None:
