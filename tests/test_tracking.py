@@ -331,3 +331,17 @@ def test_any_name_and_a_home_that_cannot_be_written(
         assert Path(entry.local_path).is_relative_to(tmp_path)
     (run,) = (record.run for record in found if record.HasField("run"))
     assert [len(tag) for tag in run.tags] == [64, 1, 1] and run.tags[-1] == "3"
+
+
+@pytest.mark.parametrize("project", ["netkin", "my project"])
+def test_the_summary_is_told_whenever_wandb_starts(
+    project: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B starts at once for a name that only it can judge, as it does online."""
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with track({**LOGGER, "project": project}, info(tmp_path)) as tracker:
+        tracker.summary({"first": 1.0})
+        tracker.curve([{"a": 1.0, "epoch": 1}], step="epoch")
+        tracker.summary({"second": 2.0})
+    told = inspected(tmp_path)["summary"]
+    assert (told["first"], told["second"]) == (1.0, 2.0)

@@ -239,6 +239,7 @@ class WandB(Tracker):
             stack.callback(self._thread.shutdown)
             try:  # W&B itself says what is wrong with a project's name
                 if mode in ONLINE or not re.fullmatch(r"[\w.-]{1,128}", str(logger["project"])):
+                    self._started = True
                     self._thread.submit(lambda: self.run).result()
             except Exception as error:
                 raise UserError(
