@@ -1,4 +1,5 @@
-"""Figures drawn by processes of their own, beside the analysis: they are half of an answer's time.
+"""Figures drawn by processes of their own, beside the analysis: saving them took up to half of an
+answer's time.
 
 `python -P -m netkin.report.beside FD` is such a process. It imports matplotlib and little else.
 """
